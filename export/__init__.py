@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: ONNX graphs, their quantised edges, and their proof."""

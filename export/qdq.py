@@ -1,0 +1,154 @@
+"""Writing quantisation into a graph as QuantizeLinear and DequantizeLinear nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from resdeploy.bundle import Encoding
+from resdeploy.calibration.ranges import Range
+from resdeploy.calibration.scales import (
+    Affine,
+    asymmetric,
+    quantize_bias,
+    quantize_weight,
+    symmetric,
+)
+from resdeploy.export.placement import WEIGHTED, QuantizedEdge
+
+
+def insert_qdq(
+    model: ir.Model,
+    edges: Sequence[QuantizedEdge],
+    ranges: Mapping[str, Range],
+    encoding: Encoding,
+) -> None:
+    """Quantise `edges`, and the weights of every convolution and classifier that reads one.
+
+    TensorRT: activations and weights int8, symmetric, scales that a float16 holds exactly; biases
+    float, for its parser refuses integers there. CPU: activations uint8 with a zero point,
+    weights int8, biases int32. Weights are stored as integers.
+
+    Args:
+        model: An FP32 graph; it is changed in place.
+        edges: From `placement.place`, for the same encoding.
+        ranges: For every `range_of` in `edges`.
+        encoding: TENSORRT or CPU.
+    """
+    graph = model.graph
+    nodes = {node.name: node for node in graph}
+    values = {value.name: value for node in graph for value in node.outputs}
+    on_cpu = encoding is Encoding.CPU
+    affine_of: dict[str, Affine] = {}  # by node that reads the quantised tensor first
+    for edge in edges:
+        chosen = ranges[edge.range_of]
+        affine = asymmetric(chosen) if on_cpu else symmetric(chosen, half=True)
+        dequantized = _quantize_activation(graph, values[edge.tensor], affine, on_cpu=on_cpu)
+        for reader, index in edge.readers:
+            nodes[reader].replace_input_with(index, dequantized)
+            if index == 0:
+                affine_of[reader] = affine
+    for name, affine in affine_of.items():
+        if nodes[name].op_type in WEIGHTED:
+            _quantize_weights(graph, nodes[name], affine, on_cpu=on_cpu)
+
+
+def count_int8_convs(graph: ir.Graph) -> tuple[int, int]:
+    """Convolutions, and those of them whose input and weight are both quantised."""
+    convs = [node for node in graph if node.op_type == "Conv"]
+    quantised = [
+        node
+        for node in convs
+        if all(
+            value is not None
+            and (producer := value.producer()) is not None
+            and producer.op_type == "DequantizeLinear"
+            for value in node.inputs[:2]
+        )
+    ]
+    return len(convs), len(quantised)
+
+
+def _quantize_activation(
+    graph: ir.Graph, value: ir.Value, affine: Affine, *, on_cpu: bool
+) -> ir.Value:
+    name = value.name
+    grid = np.uint8 if on_cpu else np.int8
+    scale = _constant(graph, f"{name}.scale", np.array(affine.scale, dtype=np.float32))
+    zero = _constant(graph, f"{name}.zero_point", np.array(affine.zero_point, dtype=grid))
+    quantize = ir.node(
+        "QuantizeLinear", [value, scale, zero], name=f"{name}.quantize", num_outputs=1
+    )
+    quantize.outputs[0].name = f"{name}.quantized"
+    quantize.outputs[0].type = zero.type
+    quantize.outputs[0].shape = value.shape
+    dequantize = _dequantize(quantize.outputs[0], scale, zero, name=str(name))
+    producer = value.producer()
+    assert producer is not None  # the graph's own input is never quantised: it is uint8
+    graph.insert_after(producer, [quantize, dequantize])
+    return dequantize.outputs[0]
+
+
+def _quantize_weights(graph: ir.Graph, node: ir.Node, affine: Affine, *, on_cpu: bool) -> None:
+    weight = node.inputs[1]
+    assert weight is not None
+    integers, scales = quantize_weight(_take(graph, weight), half=not on_cpu)
+    dequantized = [_dequantized_constant(graph, str(weight.name), integers, scales)]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if on_cpu and bias is not None:
+        bias_integers, bias_scales = quantize_bias(_take(graph, bias), affine.scale, scales)
+        dequantized.append(
+            _dequantized_constant(graph, str(bias.name), bias_integers, bias_scales)
+        )
+    for index, dequantize in enumerate(dequantized, start=1):
+        graph.insert_before(node, dequantize)
+        node.replace_input_with(index, dequantize.outputs[0])
+
+
+def _dequantized_constant(
+    graph: ir.Graph,
+    name: str,
+    integers: npt.NDArray[np.integer],
+    scales: npt.NDArray[np.float32],
+) -> ir.Node:
+    """A node that turns stored integers back to floats, one scale per index of axis 0."""
+    stored = _constant(graph, f"{name}.quantized", integers)
+    scale = _constant(graph, f"{name}.scale", scales)
+    zero = _constant(graph, f"{name}.zero_point", np.zeros(len(scales), dtype=integers.dtype))
+    return _dequantize(stored, scale, zero, name=name, axis=0)
+
+
+def _dequantize(
+    value: ir.Value, scale: ir.Value, zero: ir.Value, *, name: str, axis: int | None = None
+) -> ir.Node:
+    attributes = {} if axis is None else {"axis": axis}
+    node = ir.node(
+        "DequantizeLinear", [value, scale, zero], attributes, name=f"{name}.dequantize"
+    )
+    node.outputs[0].name = f"{name}.dequantized"
+    node.outputs[0].type = scale.type
+    node.outputs[0].shape = value.shape
+    return node
+
+
+def _constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        const_value=ir.tensor(array, name=name),
+    )
+    graph.initializers.add(value)
+    return value
+
+
+def _take(graph: ir.Graph, value: ir.Value) -> npt.NDArray[np.float32]:
+    """An initialiser's numbers; the initialiser itself leaves the graph."""
+    assert value.name is not None
+    assert value.const_value is not None
+    array = value.const_value.numpy()
+    graph.initializers.pop(value.name)
+    return array.astype(np.float32)

@@ -1,0 +1,329 @@
+"""The bundle: one folder with the graphs, their labels, their proof and where they came from.
+
+Nothing in a bundle is trusted before its size and sha256 match the manifest; the manifest itself
+is limited in size and checked field by field. Shape letters: N images, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from resdeploy.errors import BundleError
+from resdeploy.preprocessing import Preprocessing, UInt8Array
+from resdeploy.storage import sha256
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+LABELS = "labels.txt"
+GOLDEN = "golden.npz"
+CALIBRATION = "calibration.json"
+REPORT = "report.html"
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_GOLDEN_BYTES = 1 << 30
+INPUT_NAME = "images"
+OUTPUT_NAME = "logits"
+
+Float32Array = npt.NDArray[np.float32]
+
+
+class Precision(str, Enum):
+    """The arithmetic of the convolutions."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Encoding(str, Enum):
+    """For which kind of engine the quantised edges were placed."""
+
+    FLOAT = "float"  # nothing is quantised
+    TENSORRT = "tensorrt"  # symmetric Q/DQ on what convolutions read; FP16 elsewhere
+    CPU = "cpu"  # asymmetric uint8 on every edge; int32 biases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """How an artifact's logits compare with PyTorch's FP32 logits on the golden images."""
+
+    images: int
+    max_error: float
+    """Largest absolute difference of a logit."""
+    agreement: float
+    """Images with the same most likely class, in percent."""
+    sqnr_db: float
+    """Median over images of the signal to quantisation noise ratio of the logits, in dB."""
+    sqnr_db_p5: float
+    """The same for the worst twentieth of the images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """One ONNX file of the bundle."""
+
+    precision: Precision
+    encoding: Encoding
+    file: str
+    bytes: int
+    sha256: str
+    opset: int
+    convs: int
+    int8_convs: int
+    parity: Parity
+
+    @property
+    def name(self) -> str:
+        """`fp32`, `fp16`, `int8`, `int8-cpu`: the file's name without its ending."""
+        return Path(self.file).stem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """Another file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What `manifest.json` says."""
+
+    model: dict[str, Any]
+    """Architecture, and the file that the weights came from."""
+    preprocessing: Preprocessing
+    artifacts: tuple[Artifact, ...]
+    files: dict[str, FileRecord]
+    calibration: dict[str, Any] | None
+    """Method, number of images, scales file; None without INT8."""
+    golden: dict[str, Any]
+    """Where the golden images came from."""
+    provenance: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `manifest.json` holds."""
+        size = self.preprocessing.image_size
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "input": {
+                "name": INPUT_NAME, "dtype": "uint8", "shape": ["batch", size, size, 3],
+                "layout": "NHWC", "colour": "RGB",
+            },
+            "output": {
+                "name": OUTPUT_NAME, "dtype": "float32", "shape": ["batch", self.classes],
+            },
+            "preprocessing": self.preprocessing.to_json(),
+            "artifacts": [asdict(artifact) for artifact in self.artifacts],
+            "files": {name: asdict(record) for name, record in self.files.items()},
+            "calibration": self.calibration,
+            "golden": self.golden,
+            "provenance": self.provenance,
+        }  # fmt: skip
+
+    @property
+    def classes(self) -> int:
+        """Length of a row of logits."""
+        return int(self.model["classes"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """Images with the logits that PyTorch gave for them in FP32."""
+
+    images: UInt8Array
+    """Shape (N, H, W, 3)."""
+    logits: Float32Array
+    """Shape (N, K)."""
+
+    def to_bytes(self) -> bytes:
+        """The content of `golden.npz`."""
+        stream = io.BytesIO()
+        np.savez_compressed(stream, images=self.images, logits=self.logits)
+        return stream.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle; files are read, and checked, when asked for."""
+
+    path: Path
+    manifest: Manifest
+
+    def read(self, name: str) -> bytes:
+        """The content of one file, after its size and sha256 were found as the manifest says.
+
+        Raises:
+            BundleError: the file is missing, was changed, or is not listed.
+        """
+        record = self._record(name)
+        data = _read(self.path / name, record.bytes)
+        if len(data) != record.bytes or sha256(data) != record.sha256:
+            raise BundleError(
+                f"{self.path / name} is not the file that {MANIFEST} describes (its sha256 differs)",
+                "copy the bundle again, or export it again",
+            )
+        return data
+
+    def artifact(self, name: str) -> Artifact:
+        """The artifact called `name`.
+
+        Raises:
+            BundleError: there is none; the message lists those that are there.
+        """
+        for artifact in self.manifest.artifacts:
+            if artifact.name == name:
+                return artifact
+        there = ", ".join(artifact.name for artifact in self.manifest.artifacts)
+        option = "--int8" if name.startswith("int8") else f"--{name}"
+        raise BundleError(
+            f"{self.path} holds no {name} graph, only {there}", f"export it with {option}"
+        )
+
+    def labels(self) -> tuple[str, ...]:
+        """One name per class.
+
+        Raises:
+            BundleError: `labels.txt` is damaged or has another number of lines.
+        """
+        labels = tuple(self.read(LABELS).decode("utf-8", errors="replace").splitlines())
+        if len(labels) != self.manifest.classes:
+            raise BundleError(
+                f"{LABELS} has {len(labels)} lines for {self.manifest.classes} classes",
+                "export the bundle again",
+            )
+        return labels
+
+    def golden(self) -> Golden:
+        """The golden images and logits.
+
+        Raises:
+            BundleError: `golden.npz` is damaged or does not fit the model.
+        """
+        data = self.read(GOLDEN)
+        size, classes = self.manifest.preprocessing.image_size, self.manifest.classes
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > MAX_GOLDEN_BYTES:
+                    raise ValueError("it is too large")
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                images, logits = arrays["images"], arrays["logits"]
+            count = len(images)
+            if images.dtype != np.uint8 or images.shape != (count, size, size, 3) or not count:
+                raise ValueError(f"its images are {images.dtype} {images.shape}")
+            if logits.dtype != np.float32 or logits.shape != (count, classes):
+                raise ValueError(f"its logits are {logits.dtype} {logits.shape}")
+        except (ValueError, KeyError, zipfile.BadZipFile, EOFError, OSError) as error:
+            raise BundleError(
+                f"{self.path / GOLDEN} cannot be used: {error}", "export the bundle again"
+            ) from error
+        return Golden(images=images, logits=logits)
+
+    def _record(self, name: str) -> FileRecord:
+        if name in self.manifest.files:
+            return self.manifest.files[name]
+        for artifact in self.manifest.artifacts:
+            if artifact.file == name:
+                return FileRecord(bytes=artifact.bytes, sha256=artifact.sha256)
+        raise BundleError(f"{self.path} lists no file {name}", "export the bundle again")
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read and check a bundle's manifest.
+
+    Raises:
+        BundleError: not a bundle, damaged, or of a schema that this version does not know.
+    """
+    if not (path / MANIFEST).is_file():
+        raise BundleError(
+            f"{path} is not a bundle: it has no {MANIFEST}", "make one with resdeploy export"
+        )
+    data = _read(path / MANIFEST, MAX_MANIFEST_BYTES)
+    try:
+        document = json.loads(data)
+        schema = document["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    if schema != SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema!r}; this version of resdeploy reads schema {SCHEMA}",
+            "export it again, or install the version that made it",
+        )
+    try:
+        return Bundle(path, _parse(document))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Add `manifest.json` to a bundle's folder that is being written."""
+    text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _parse(document: dict[str, Any]) -> Manifest:
+    artifacts = tuple(_parse_artifact(entry) for entry in document["artifacts"])
+    if not artifacts:
+        raise ValueError("it lists no artifacts")
+    manifest = Manifest(
+        model=dict(document["model"]),
+        preprocessing=Preprocessing.from_json(document["preprocessing"]),
+        artifacts=artifacts,
+        files={
+            _file_name(name): FileRecord(bytes=int(entry["bytes"]), sha256=str(entry["sha256"]))
+            for name, entry in document["files"].items()
+        },
+        calibration=document["calibration"],
+        golden=dict(document["golden"]),
+        provenance=dict(document["provenance"]),
+    )
+    if manifest.classes < 1:
+        raise ValueError("it has no classes")
+    return manifest
+
+
+def _parse_artifact(entry: dict[str, Any]) -> Artifact:
+    return Artifact(
+        precision=Precision(entry["precision"]),
+        encoding=Encoding(entry["encoding"]),
+        file=_file_name(entry["file"]),
+        bytes=int(entry["bytes"]),
+        sha256=str(entry["sha256"]),
+        opset=int(entry["opset"]),
+        convs=int(entry["convs"]),
+        int8_convs=int(entry["int8_convs"]),
+        parity=Parity(**entry["parity"]),
+    )
+
+
+def _file_name(name: str) -> str:
+    # A plain name: a manifest must not be able to point outside its folder.
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ValueError(f"{name!r} is not a plain file name")
+    return name
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read: {error.strerror or error}", "copy the bundle again"
+        ) from error
+    return data
+
+
+def _damaged(path: Path, error: Exception) -> BundleError:
+    detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return BundleError(f"{path / MANIFEST} is damaged: {detail}", "copy or export the bundle again")

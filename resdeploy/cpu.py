@@ -1,0 +1,62 @@
+"""What the processor can do, as far as it decides how a network should run on it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+# Names as the Linux kernel prints them: x86 `flags`, Arm `Features`.
+RELEVANT_FEATURES = (
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimddp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cpu:
+    """One processor, as /proc/cpuinfo shows it."""
+
+    architecture: str
+    model: str | None
+    features: frozenset[str]
+
+    @property
+    def is_x86(self) -> bool:
+        return self.architecture in ("x86_64", "AMD64")
+
+    @property
+    def multiplies_int8_exactly(self) -> bool:
+        """Whether u8 x s8 products are summed without saturating at 16 bits.
+
+        x86 before VNNI has only VPMADDUBSW, which saturates; Arm has no such instruction.
+        """
+        return not self.is_x86 or bool({"avx_vnni", "avx512_vnni"} & self.features)
+
+    @property
+    def has_fast_bf16(self) -> bool:
+        """Whether bfloat16 products run at more than float32 speed."""
+        return bool({"avx512_bf16", "amx_bf16"} & self.features)
+
+
+def parse_cpuinfo(text: str, architecture: str) -> Cpu:
+    """The first processor of a /proc/cpuinfo text; what it does not say is unknown."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    listed = set((fields.get("flags") or fields.get("features") or "").split())
+    return Cpu(
+        architecture=architecture,
+        model=fields.get("model name"),
+        features=frozenset(listed.intersection(RELEVANT_FEATURES)),
+    )
+
+
+def read_cpu() -> Cpu:
+    """This machine's processor; without a readable /proc/cpuinfo, no features."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    return parse_cpuinfo(text, platform.machine())

@@ -1,0 +1,86 @@
+"""Everything that can go wrong for a reason a user can mend.
+
+    ResdeployError
+    |-- BackendError            an inference backend refused or failed
+    |-- BundleError             a bundle is missing, damaged or of an unknown schema
+    |-- CalibrationError        the calibration images cannot give scales
+    |-- CheckpointError         weights are missing, damaged or of another network
+    |-- DataError               a folder of images is missing, empty or badly labelled
+    |-- ExportError             the network could not be written as ONNX, or does not agree
+    |-- ImageError              one image cannot be decoded
+    |-- MissingDependencyError  an optional package is not installed
+    |-- OutputError             a result cannot be written
+    `-- TrainingError           training cannot start or go on
+
+A mistake in a Python call stays a ValueError or TypeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class ResdeployError(Exception):
+    """One sentence with the cause; `hint` is the remedy."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class BackendError(ResdeployError):
+    """An inference backend refused or failed."""
+
+
+class BundleError(ResdeployError):
+    """A bundle is missing, damaged or of an unknown schema."""
+
+
+class CalibrationError(ResdeployError):
+    """The calibration images cannot give scales."""
+
+
+class CheckpointError(ResdeployError):
+    """Weights are missing, damaged or of another network."""
+
+
+class DataError(ResdeployError):
+    """A folder of images is missing, empty or badly labelled."""
+
+
+class ExportError(ResdeployError):
+    """The network could not be written as ONNX, or the result does not agree with it."""
+
+
+class ImageError(ResdeployError):
+    """One image cannot be decoded."""
+
+
+class MissingDependencyError(ResdeployError):
+    """An optional package is not installed."""
+
+
+class OutputError(ResdeployError):
+    """A result cannot be written."""
+
+
+class TrainingError(ResdeployError):
+    """Training cannot start or go on."""
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Wrap the import of an optional package, to name the extra that brings it.
+
+    Raises:
+        MissingDependencyError: the import failed because the package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "a package").split(".")[0]
+        raise MissingDependencyError(
+            f"this needs {package}, which is not installed",
+            f"pip install 'resdeploy[{extra}]'",
+        ) from error

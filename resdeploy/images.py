@@ -1,0 +1,86 @@
+"""Decoding pictures that come from outside: any colour mode, limits first, plain RGB out."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resdeploy.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+MAX_FILE_BYTES = 64 << 20
+MAX_PIXELS = 100_000_000  # 300 MB once decoded; the largest phone cameras take 50 to 200 Mpixel
+
+
+def read_rgb(source: Path | bytes) -> Image:
+    """Decode one image file to RGB, upright according to its EXIF orientation.
+
+    Grey, palette, CMYK and 16-bit images are converted; what is transparent becomes white.
+
+    Args:
+        source: A file's path, or a file's content.
+
+    Raises:
+        ImageError: not a file, not one of `FORMATS`, over the limits, or damaged.
+    """
+    from PIL import Image, ImageOps
+
+    name = "the image" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else _read_limited(source)
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own warnings about size or odd metadata: the limits here decide instead.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                pixels = image.width * image.height
+                if pixels > MAX_PIXELS:
+                    raise ImageError(
+                        f"{name} has {pixels:,} pixels, over the limit of {MAX_PIXELS:,}",
+                        "scale it down first",
+                    )
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        reason = str(error).split("<")[0].strip().rstrip(".") or type(error).__name__
+        raise ImageError(
+            f"{name} cannot be decoded: {reason}",
+            f"use a complete {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file",
+        ) from error
+
+
+def _read_limited(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ImageError(
+            f"{path} cannot be read: {error.strerror or error}", "check the path"
+        ) from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(
+            f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB", "use a smaller image file"
+        )
+    return data
+
+
+def _to_rgb(image: Image) -> Image:
+    from PIL import Image as images
+
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255 instead of scaling.
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    elif image.mode == "I":
+        image = image.point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = images.new("RGBA", image.size, "white")
+        image = images.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")

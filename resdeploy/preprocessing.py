@@ -1,0 +1,116 @@
+"""From a picture to the network's input: one definition for every stage.
+
+Resize and crop are data (they travel in the manifest) and run here; the normalisation is part
+of the network's graph, which therefore takes plain uint8 pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from resdeploy.images import read_rgb
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+UInt8Array = npt.NDArray[np.uint8]
+
+# Mean and deviation of ImageNet's training images, the usual constants for RGB in 0..1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_IMAGE_SIZE = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How a picture becomes `image_size` x `image_size` RGB pixels, and how those are scaled."""
+
+    image_size: int
+    """Side of the square that the network sees, in pixels."""
+    resize: int
+    """The shorter side is scaled to this, in pixels, before the central square is cut out."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted in the graph, per channel, from pixels scaled to 0..1."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Divided by in the graph, per channel."""
+    interpolation: str = "bilinear"
+    """With the filter widened when shrinking, as Pillow does."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image size is {self.image_size}; it takes 1 to {MAX_IMAGE_SIZE}")
+        if not self.image_size <= self.resize <= 2 * MAX_IMAGE_SIZE:
+            raise ValueError(f"resize is {self.resize}; it takes at least {self.image_size}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
+            raise ValueError("mean and std take three numbers each, std above zero")
+        if self.interpolation != "bilinear":
+            raise ValueError(f"interpolation is {self.interpolation!r}; only 'bilinear' is known")
+
+    @classmethod
+    def standard(cls, image_size: int) -> Preprocessing:
+        """What ImageNet models expect (224 of 256), and no margin for thumbnails."""
+        margin = 256 / 224 if image_size >= 128 else 1.0
+        return cls(image_size=image_size, resize=round(image_size * margin))
+
+    def to_json(self) -> dict[str, Any]:
+        """The form that `model.json` and the manifest hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Preprocessing:
+        """Inverse of `to_json`.
+
+        Raises:
+            KeyError, ValueError, TypeError: `data` does not describe a pre-processing.
+        """
+        red, green, blue = (float(value) for value in data["mean"])
+        std_red, std_green, std_blue = (float(value) for value in data["std"])
+        return cls(
+            image_size=int(data["image_size"]),
+            resize=int(data["resize"]),
+            mean=(red, green, blue),
+            std=(std_red, std_green, std_blue),
+            interpolation=str(data["interpolation"]),
+        )
+
+
+def crop_and_resize(image: Image, box: tuple[float, float, float, float], size: int) -> UInt8Array:
+    """The part `box` (left, upper, right, lower) of an RGB image as uint8 (size, size, 3)."""
+    from PIL import Image as images
+
+    if box == (0, 0, size, size) and image.size == (size, size):
+        return np.array(image)
+    return np.array(image.resize((size, size), images.Resampling.BILINEAR, box=box))
+
+
+def prepare(image: Image, preprocessing: Preprocessing) -> UInt8Array:
+    """Shorter side to `resize`, then the central square: uint8 (image_size, image_size, 3).
+
+    The square is cut out of the source, so that an extremely long picture costs no memory; the
+    pixels are those of scaling the whole picture first and cutting afterwards.
+    """
+    width, height = image.size
+    resize, size = preprocessing.resize, preprocessing.image_size
+    # Integer sizes and offsets as torchvision's Resize and CenterCrop compute them.
+    if width <= height:
+        scaled_width, scaled_height = resize, int(resize * height / width)
+    else:
+        scaled_width, scaled_height = int(resize * width / height), resize
+    left, upper = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
+    across, down = width / scaled_width, height / scaled_height
+    box = (left * across, upper * down, (left + size) * across, (upper + size) * down)
+    return crop_and_resize(image, box, size)
+
+
+def load_image(source: Path | bytes, preprocessing: Preprocessing) -> UInt8Array:
+    """Decode and prepare one image file: uint8 (image_size, image_size, 3).
+
+    Raises:
+        ImageError: the file cannot be decoded.
+    """
+    return prepare(read_rgb(source), preprocessing)

@@ -1,0 +1,115 @@
+"""Results appear whole or not at all: write to a temporary name, flush, then rename."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from resdeploy.errors import OutputError
+
+
+def sha256(data: bytes | memoryview) -> str:
+    """Digest of `data`, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Digest of a file of any size, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`, so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        OutputError: the file cannot be written; the old one is untouched.
+    """
+    with _output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Check before long work what `new_directory` will check at its end.
+
+    Raises:
+        OutputError: `path` exists and `force` is not set.
+    """
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already", "choose another name, or add --force")
+
+
+@contextmanager
+def new_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block ends without an error.
+
+    With `force` an existing `path` is replaced; it stays until the new one is complete.
+
+    Raises:
+        OutputError: `path` exists and `force` is not set, or it cannot be written.
+    """
+    refuse_existing(path, force=force)
+    with _output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+        try:
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            _flush(temporary)
+            if path.exists():
+                refuse_existing(path, force=force)  # it may have appeared meanwhile
+                retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
+                os.replace(path, retired / "old")
+                os.replace(temporary, path)
+                shutil.rmtree(retired)
+            else:
+                os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _umask() -> int:
+    # mkstemp and mkdtemp make private files; results get the permissions of ordinary ones.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"cannot write {path}: {reason}", "free some space, or choose another folder with -o"
+        ) from error

@@ -1,0 +1,61 @@
+"""The check that needs no data set: the bundle's own images against PyTorch's own logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from resdeploy.bundle import Artifact, Float32Array, Golden, Precision
+from resdeploy.runtime.backend import Backend
+from resdeploy.statistics import agreement_percent, sqnr_db
+
+# What engines may differ by: other orders of summation reach 100 dB and more in FP32; tensor
+# cores round FP32 inputs to TF32's 10 bits (about 65 dB) and may sum FP16 in FP16 (about 50 dB).
+FLOAT_FLOOR_DB = {Precision.FP32: 60.0, Precision.FP16: 40.0}
+# INT8 is held against what export measured for the very same file; engines differ in how they
+# round at the edges, which moves a few values by one step.
+INT8_MARGIN_DB = 3.0
+BATCH = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenCheck:
+    """What came of it."""
+
+    images: int
+    agreement: float
+    sqnr_db: float
+    floor_db: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the logits are as close to PyTorch's as this artifact's can be."""
+        return self.sqnr_db >= self.floor_db  # false for NaN
+
+
+def floor_db(artifact: Artifact) -> float:
+    """The least median SQNR with which `artifact` counts as giving the same answers."""
+    if artifact.precision is Precision.INT8:
+        return artifact.parity.sqnr_db - INT8_MARGIN_DB
+    return FLOAT_FLOOR_DB[artifact.precision]
+
+
+def run_batches(backend: Backend, images: np.ndarray, batch: int = BATCH) -> Float32Array:
+    """Logits (N, K) of any number of images (N, H, W, 3), a few at a time."""
+    parts = [backend.run(images[start : start + batch]) for start in range(0, len(images), batch)]
+    return np.concatenate(parts)
+
+
+def check_golden(
+    backend: Backend, artifact: Artifact, golden: Golden, *, images: int | None = None
+) -> GoldenCheck:
+    """Run the first `images` golden images (all for None) and compare the logits."""
+    reference = golden.logits[:images]
+    logits = run_batches(backend, golden.images[:images])
+    return GoldenCheck(
+        images=len(reference),
+        agreement=agreement_percent(reference, logits),
+        sqnr_db=float(np.median(sqnr_db(reference, logits))),
+        floor_db=floor_db(artifact),
+    )

@@ -1,0 +1,94 @@
+"""ONNX Runtime's CPU provider as a backend."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resdeploy.bundle import INPUT_NAME, OUTPUT_NAME, Artifact, Bundle, Encoding, Float32Array
+from resdeploy.cpu import Cpu, read_cpu
+from resdeploy.errors import BackendError, needs
+from resdeploy.preprocessing import UInt8Array
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+NAME = "onnxruntime-cpu"
+# This step turns a float bias behind Q/DQ into an int32 one whose float16 scale underflows, which
+# spoils the logits of the TensorRT encoding (seen in 1.32.0; a test shows that it matters).
+HARMFUL_OPTIMIZER = "WeightBiasQuantization"
+ERRORS_ONLY = 3
+
+
+def is_installed() -> bool:
+    """Whether `onnxruntime` can be imported, found without importing it."""
+    return find_spec("onnxruntime") is not None
+
+
+def session_options(artifact: Artifact, cpu: Cpu, threads: int | None) -> onnxruntime.SessionOptions:
+    """How a session for `artifact` must be set up on `cpu` to give the right answers."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if artifact.encoding is Encoding.CPU and not cpu.multiplies_int8_exactly:
+        # Without VNNI the fast kernels saturate sums of products at 16 bits.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+class OnnxRuntimeCpu:
+    """A session on the CPU provider."""
+
+    name = NAME
+
+    def __init__(self, bundle: Bundle, artifact: Artifact, threads: int | None = None) -> None:
+        """Load `artifact`.
+
+        Args:
+            bundle: Where the artifact lies.
+            artifact: Any of the bundle's graphs.
+            threads: Threads for one inference; None for one per core.
+
+        Raises:
+            BackendError: ONNX Runtime refuses the graph.
+            BundleError: the file is not the one that the manifest describes.
+            MissingDependencyError: ONNX Runtime is not installed.
+        """
+        with needs("cpu"):
+            import onnxruntime
+        graph = bundle.read(artifact.file)
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                graph,
+                session_options(artifact, read_cpu(), threads),
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=[HARMFUL_OPTIMIZER],
+            )
+        except Exception as error:  # pybind raises classes of its own, without a common base
+            raise BackendError(
+                f"ONNX Runtime refuses {artifact.file}: {_first_line(error)}",
+                "resdeploy doctor shows the versions; 1.23.2 is the oldest that is supported",
+            ) from error
+
+    def run(self, images: UInt8Array) -> Float32Array:
+        """See `Backend.run`."""
+        try:
+            (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime failed: {_first_line(error)}", "try a smaller batch"
+            ) from error
+        return np.asarray(logits, dtype=np.float32)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._session = None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
