@@ -113,3 +113,9 @@ def _output_errors(path: Path) -> Iterator[None]:
         raise OutputError(
             f"cannot write {path}: {reason}", "free some space, or choose another folder with -o"
         ) from error
+
+
+def cache_folder() -> Path:
+    """Where resdeploy keeps what it can make again: `$XDG_CACHE_HOME/resdeploy`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "resdeploy"

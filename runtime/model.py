@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -103,6 +104,26 @@ class Model:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilePredictions:
+    """What `resdeploy predict` says of one file."""
+
+    image: Path
+    predictions: tuple[Prediction, ...]
+
+
+def predict_files(model: Model, paths: Sequence[Path], top: int = 5) -> list[FilePredictions]:
+    """Classify files one after the other.
+
+    Raises:
+        ImageError: a file cannot be decoded.
+        BackendError: the engine failed.
+    """
+    return [
+        FilePredictions(image=path, predictions=tuple(model.predict(path, top))) for path in paths
+    ]
 
 
 def load(

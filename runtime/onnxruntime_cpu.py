@@ -27,15 +27,24 @@ def is_installed() -> bool:
     return find_spec("onnxruntime") is not None
 
 
-def session_options(artifact: Artifact, cpu: Cpu, threads: int | None) -> onnxruntime.SessionOptions:
-    """How a session for `artifact` must be set up on `cpu` to give the right answers."""
+def open_artifact(bundle: Bundle, artifact: Artifact, threads: int | None) -> OnnxRuntimeCpu:
+    """Load one of a bundle's graphs, after checking its sha256.
+
+    Raises:
+        BackendError, BundleError, MissingDependencyError: it cannot be loaded.
+    """
+    return OnnxRuntimeCpu(bundle.read(artifact.file), artifact.encoding, threads)
+
+
+def session_options(encoding: Encoding, cpu: Cpu, threads: int | None) -> onnxruntime.SessionOptions:
+    """How a session must be set up on `cpu` to give the right answers."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
-    if artifact.encoding is Encoding.CPU and not cpu.multiplies_int8_exactly:
+    if encoding is Encoding.CPU and not cpu.multiplies_int8_exactly:
         # Without VNNI the fast kernels saturate sums of products at 16 bits.
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
@@ -46,32 +55,30 @@ class OnnxRuntimeCpu:
 
     name = NAME
 
-    def __init__(self, bundle: Bundle, artifact: Artifact, threads: int | None = None) -> None:
-        """Load `artifact`.
+    def __init__(self, graph: bytes, encoding: Encoding, threads: int | None = None) -> None:
+        """Load a graph.
 
         Args:
-            bundle: Where the artifact lies.
-            artifact: Any of the bundle's graphs.
+            graph: The content of a bundle's ONNX file.
+            encoding: How it is quantised.
             threads: Threads for one inference; None for one per core.
 
         Raises:
             BackendError: ONNX Runtime refuses the graph.
-            BundleError: the file is not the one that the manifest describes.
             MissingDependencyError: ONNX Runtime is not installed.
         """
         with needs("cpu"):
             import onnxruntime
-        graph = bundle.read(artifact.file)
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 graph,
-                session_options(artifact, read_cpu(), threads),
+                session_options(encoding, read_cpu(), threads),
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=[HARMFUL_OPTIMIZER],
             )
         except Exception as error:  # pybind raises classes of its own, without a common base
             raise BackendError(
-                f"ONNX Runtime refuses {artifact.file}: {_first_line(error)}",
+                f"ONNX Runtime refuses the graph: {_first_line(error)}",
                 "resdeploy doctor shows the versions; 1.23.2 is the oldest that is supported",
             ) from error
 

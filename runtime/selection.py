@@ -31,7 +31,7 @@ class Engine:
 ENGINES = (
     Engine(
         name=onnxruntime_cpu.NAME,
-        open=onnxruntime_cpu.OnnxRuntimeCpu,
+        open=onnxruntime_cpu.open_artifact,
         is_installed=onnxruntime_cpu.is_installed,
         artifacts=("int8-cpu", "fp32", "fp16", "int8"),
         extra="cpu",

@@ -1,0 +1,237 @@
+"""`resdeploy export`: checkpoint in, bundle out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from resdeploy.bundle import (
+    CALIBRATION,
+    GOLDEN,
+    LABELS,
+    REPORT,
+    Artifact,
+    Encoding,
+    FileRecord,
+    Golden,
+    Manifest,
+    Parity,
+    Precision,
+    write_manifest,
+)
+from resdeploy.calibration.ledger import image_digest
+from resdeploy.errors import ExportError
+from resdeploy.export.calibrate import Calibration, calibrate
+from resdeploy.export.half import to_half
+from resdeploy.export.placement import place
+from resdeploy.export.proof import choose_golden, make_golden, measure_parity
+from resdeploy.export.qdq import count_int8_convs, insert_qdq
+from resdeploy.export.report import render_report
+from resdeploy.export.source import Source, read_source
+from resdeploy.export.to_onnx import OPSET, to_bytes, to_onnx
+from resdeploy.progress import Progress, silent
+from resdeploy.provenance import collect_provenance
+from resdeploy.runtime.golden import FLOAT_FLOOR_DB, run_batches
+from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.storage import new_directory, refuse_existing, sha256
+from resdeploy.train.model import Classifier
+from resdeploy.train.run import LATEST
+
+logger = logging.getLogger(__name__)
+
+# An odd number of images at once against one at a time: a frozen batch axis would fail here.
+ODD_BATCH = 7
+FILE_NAMES = {
+    (Precision.FP32, Encoding.FLOAT): "fp32.onnx",
+    (Precision.FP16, Encoding.FLOAT): "fp16.onnx",
+    (Precision.INT8, Encoding.TENSORRT): "int8.onnx",
+    (Precision.INT8, Encoding.CPU): "int8-cpu.onnx",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """What to export, and how; `source.read_source` explains the first four and the last but one."""
+
+    source: Path = LATEST
+    image_size: int | None = None
+    labels: Path | None = None
+    calibration_data: Path | None = None
+    output: Path | None = None
+    """The bundle; None: NAME.bundle in the working folder, after the source."""
+    fp16: bool = False
+    int8: bool = False
+    calibration_images: int = 512
+    calibrator: str = "max"
+    seed: int = 0
+    """Decides which images calibrate and which are golden."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """What `resdeploy export` reports."""
+
+    bundle: Path
+    artifacts: tuple[Artifact, ...]
+    calibration: dict[str, Any] | None
+    parity: dict[str, Parity]
+    """By the artifact's name."""
+    seconds: float
+
+
+def export(
+    config: ExportConfig, *, force: bool = False, progress: Progress = silent
+) -> ExportResult:
+    """Write a bundle; when anything fails, no bundle is left.
+
+    Raises:
+        CheckpointError: the source cannot be used.
+        DataError, CalibrationError: the images cannot be used.
+        ExportError: the labels do not fit, or a graph does not agree with PyTorch.
+        OutputError: the bundle exists already, or cannot be written.
+    """
+    start = time.perf_counter()
+    if config.output is not None:
+        refuse_existing(config.output, force=force)
+    source = read_source(
+        config.source,
+        image_size=config.image_size,
+        labels=config.labels,
+        calibration_data=config.calibration_data,
+    )
+    output = config.output or Path(f"{source.checkpoint.path.stem}.bundle")
+    refuse_existing(output, force=force)
+
+    preprocessing = source.preprocessing
+    classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
+    golden = make_golden(classifier, choose_golden(source.pools, preprocessing, config.seed))
+    logger.info(
+        "exporting %s at %d pixels", source.checkpoint.architecture.name, preprocessing.image_size
+    )
+    model = to_onnx(classifier, preprocessing.image_size)
+    calibration = None
+    if config.int8:
+        calibration = calibrate(
+            model,
+            source,
+            calibrator=config.calibrator,
+            images=config.calibration_images,
+            seed=config.seed,
+            golden_digests={image_digest(image) for image in golden.images},
+            progress=progress,
+        )
+    artifacts: list[Artifact] = []
+    with new_directory(output, force=force) as folder:
+        for precision, encoding, graph in _graphs(model, config, calibration):
+            artifacts.append(_write_artifact(folder, precision, encoding, graph, golden))
+        manifest = _write_rest(folder, source, artifacts, golden, calibration)
+    return ExportResult(
+        bundle=output,
+        artifacts=manifest.artifacts,
+        calibration=calibration.summary() if calibration else None,
+        parity={artifact.name: artifact.parity for artifact in artifacts},
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _graphs(
+    model: ir.Model, config: ExportConfig, calibration: Calibration | None
+) -> Iterator[tuple[Precision, Encoding, ir.Model]]:
+    yield Precision.FP32, Encoding.FLOAT, model
+    if config.fp16:
+        half = model.clone()
+        to_half(half)
+        yield Precision.FP16, Encoding.FLOAT, half
+    if calibration is not None:
+        for encoding in (Encoding.TENSORRT, Encoding.CPU):
+            quantised = model.clone()
+            edges = place(quantised.graph, encoding)
+            insert_qdq(quantised, edges, calibration.ranges, encoding)
+            if encoding is Encoding.TENSORRT:
+                to_half(quantised)  # FP32 islands between INT8 layers are slower than all FP16
+            yield Precision.INT8, encoding, quantised
+
+
+def _write_artifact(
+    folder: Path, precision: Precision, encoding: Encoding, model: ir.Model, golden: Golden
+) -> Artifact:
+    graph = to_bytes(model)
+    file = FILE_NAMES[precision, encoding]
+    (folder / file).write_bytes(graph)
+    backend = OnnxRuntimeCpu(graph, encoding)
+    logits = run_batches(backend, golden.images)
+    parity = measure_parity(golden, logits)
+    apart = run_batches(backend, golden.images[:ODD_BATCH], batch=1)
+    together = run_batches(backend, golden.images[:ODD_BATCH], batch=ODD_BATCH)
+    backend.close()
+    floor = FLOAT_FLOOR_DB.get(precision, 0.0)
+    # Sums in another order: what FP32 may differ by, at any precision, in units of the logits.
+    slack = 1e-3 * float(np.abs(golden.logits).max())
+    if not parity.sqnr_db >= floor or not float(np.abs(apart - together).max()) <= slack:
+        raise ExportError(
+            f"{file} does not give PyTorch's answers: {parity.sqnr_db:.1f} dB, at least "
+            f"{floor:.0f} expected, and {np.abs(apart - together).max():.2g} between batch sizes",
+            "install the versions in constraints.txt; if it persists, please report it",
+        )
+    convs, int8_convs = count_int8_convs(model.graph)
+    return Artifact(
+        precision=precision,
+        encoding=encoding,
+        file=file,
+        bytes=len(graph),
+        sha256=sha256(graph),
+        opset=OPSET,
+        convs=convs,
+        int8_convs=int8_convs,
+        parity=parity,
+    )
+
+
+def _write_rest(
+    folder: Path,
+    source: Source,
+    artifacts: list[Artifact],
+    golden: Golden,
+    calibration: Calibration | None,
+) -> Manifest:
+    provenance = collect_provenance()
+    model = {
+        **source.checkpoint.architecture.to_json(),
+        "source": str(source.checkpoint.path.resolve()),
+        "source_sha256": source.checkpoint.sha256,
+    }
+    contents = {
+        LABELS: "".join(f"{label}\n" for label in source.labels).encode(),
+        GOLDEN: golden.to_bytes(),
+        REPORT: render_report(model, source.preprocessing, artifacts, calibration, provenance),
+    }
+    recorded: dict[str, Any] | None = None
+    if calibration is not None:
+        contents[CALIBRATION] = calibration.to_bytes()
+        recorded = {**calibration.summary(), "image_sha256": list(calibration.digests)}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    manifest = Manifest(
+        model=model,
+        preprocessing=source.preprocessing,
+        artifacts=tuple(artifacts),
+        files={
+            name: FileRecord(bytes=len(content), sha256=sha256(content))
+            for name, content in contents.items()
+        },
+        calibration=recorded,
+        golden={
+            "images": len(golden.images),
+            "from": "data" if source.pools.golden else "synthetic",
+        },
+        provenance=provenance,
+    )
+    write_manifest(folder, manifest)
+    return manifest

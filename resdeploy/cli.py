@@ -1,0 +1,174 @@
+"""The command line: parse, call one function, show its result. Nothing is decided here.
+
+Heavy packages are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from resdeploy import __version__
+from resdeploy.console import Exit, Outcome, command
+from resdeploy.train.config import Shortcut, TrainingConfig
+
+DEFAULTS = TrainingConfig()
+EXISTING = click.Path(path_type=Path)  # existence is checked by us, with a hint
+FORCE = click.option("--force", is_flag=True, help="Replace an existing output.")
+BACKEND = click.option("--backend", default="auto", show_default=True, help="Engine to use.")
+PRECISION = click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "fp16", "int8"]), default="auto", show_default=True
+)
+THREADS = click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Threads of one inference.  [default: all cores]"
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="resdeploy")
+def main() -> None:
+    """Train a ResNet, export it once, run it on GPUs, Jetsons and CPUs, and prove the answers."""
+
+
+@main.command()
+@FORCE
+@command
+def demo(force: bool) -> Outcome:
+    """Everything once, on handwritten digits: minutes on a laptop, nothing is downloaded."""
+    from resdeploy.demo import run_demo
+    from resdeploy.progress import progress_bar
+    from resdeploy.render import demo_text
+
+    result = run_demo(force=force, progress=progress_bar)
+    return Outcome(result, demo_text(result), exit_code(result.verdict))
+
+
+@main.command()
+@click.argument("data", default=DEFAULTS.data)
+@click.option("-o", "--output", "run", type=EXISTING, help="Run folder.  [default: runs/DATA-TIME]")
+@click.option("--epochs", type=click.IntRange(1), default=DEFAULTS.epochs, show_default=True)
+@click.option("--image-size", type=click.IntRange(8, 1024), default=DEFAULTS.image_size, show_default=True)
+@click.option("--batch-size", type=click.IntRange(2), default=DEFAULTS.batch_size, show_default=True)
+@click.option("--lr", type=float, default=DEFAULTS.lr, show_default=True, help="For a batch of 256.")
+@click.option("--shortcut", type=click.Choice([option.value for option in Shortcut]), default=DEFAULTS.shortcut.value, show_default=True,
+              help="The paper's options; plain has no shortcuts.")
+@click.option("--flip/--no-flip", default=None, help="Mirror images.  [default: not for digits]")
+@click.option("--init", help="Weights to start from.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(0), help="Processes that decode images.")
+@click.option("--resume", type=EXISTING, help="Go on with this run folder, with its own settings.")
+@FORCE
+@command
+def train(data: str, run: Path | None, resume: Path | None, force: bool, **settings: Any) -> Outcome:
+    """Train a ResNet-34 on DATA: a folder with train/ and val/, or `digits` (default)."""
+    from resdeploy.progress import progress_bar
+    from resdeploy.render import training_text
+    from resdeploy.train import loop
+
+    if resume is not None:
+        result = loop.resume(resume, progress=progress_bar)
+    else:
+        config = TrainingConfig.from_json({"data": data, **settings})
+        folder = run or loop.default_folder(data)
+        result = loop.train(config, folder, force=force, progress=progress_bar)
+    return Outcome(result, training_text(result))
+
+
+@main.command()
+@click.argument("source", type=EXISTING, default="runs/latest")
+@click.option("-o", "--output", type=EXISTING, help="Bundle.  [default: NAME.bundle]")
+@click.option("--fp16", is_flag=True, help="Also write fp16.onnx.")
+@click.option("--int8", is_flag=True, help="Also write int8.onnx (TensorRT) and int8-cpu.onnx.")
+@click.option("--calibration-data", type=EXISTING, help="Folder of images.  [default: the run's own]")
+@click.option("--calibration-images", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--calibrator", type=click.Choice(["max"]), default="max", show_default=True)
+@click.option("--image-size", type=click.IntRange(8, 1024), help="[default: the run's own, or 224]")
+@click.option("--labels", type=EXISTING, help="Text file, one class name a line.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@FORCE
+@command
+def export(force: bool, **settings: Any) -> Outcome:
+    """Write SOURCE (a run, a .safetensors or a .pth file) as a bundle of ONNX graphs with proof."""
+    from resdeploy.export.pipeline import ExportConfig
+    from resdeploy.export.pipeline import export as run_export
+    from resdeploy.progress import progress_bar
+    from resdeploy.render import export_text
+
+    result = run_export(ExportConfig(**settings), force=force, progress=progress_bar)
+    return Outcome(result, export_text(result))
+
+
+@main.command()
+@click.argument("bundle", type=EXISTING)
+@click.option("--data", type=EXISTING, help="Labelled folder, for accuracy and a verdict.")
+@click.option("--max-drop", type=float, default=1.0, show_default=True, help="Points of accuracy.")
+@BACKEND
+@PRECISION
+@THREADS
+@command
+def verify(bundle: Path, **settings: Any) -> Outcome:
+    """Check that BUNDLE gives PyTorch's answers on this machine. Exit 1: no, 3: undecided."""
+    from resdeploy.bundle import open_bundle
+    from resdeploy.progress import progress_bar
+    from resdeploy.render import verification_text
+    from resdeploy.runtime.verify import verify as run_verify
+
+    result = run_verify(open_bundle(bundle), progress=progress_bar, **settings)
+    return Outcome(result, verification_text(result), exit_code(result.verdict))
+
+
+@main.command()
+@click.argument("bundle", type=EXISTING)
+@click.option("--baseline", type=EXISTING, help="PyTorch weights.  [default: those of the bundle]")
+@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
+@THREADS
+@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="For each contender.")
+@command
+def bench(bundle: Path, baseline: Path | None, batch: int, threads: int | None, seconds: float) -> Outcome:
+    """Time every backend here against PyTorch eager, in turns, one process each."""
+    from resdeploy.bundle import open_bundle
+    from resdeploy.progress import progress_bar
+    from resdeploy.render import benchmark_text
+    from resdeploy.runtime.bench import run_benchmark
+
+    result = run_benchmark(
+        open_bundle(bundle), checkpoint=baseline, batch=batch, threads=threads, seconds=seconds,
+        progress=progress_bar,
+    )  # fmt: skip
+    return Outcome(result, benchmark_text(result))
+
+
+@main.command()
+@click.argument("bundle", type=EXISTING)
+@click.argument("images", type=EXISTING, nargs=-1, required=True)
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True)
+@BACKEND
+@PRECISION
+@THREADS
+@command
+def predict(bundle: Path, images: tuple[Path, ...], top: int, **settings: Any) -> Outcome:
+    """Name what IMAGES show."""
+    from resdeploy.render import predictions_text
+    from resdeploy.runtime.model import load, predict_files
+
+    with load(bundle, **settings) as model:
+        result = predict_files(model, images, top)
+    return Outcome(result, predictions_text(result))
+
+
+@main.command()
+@command
+def doctor() -> Outcome:
+    """What this machine is, what it can run, and what to install. Exit 1: nothing can run."""
+    from resdeploy.render import diagnosis_text
+    from resdeploy.runtime.doctor import diagnose
+
+    result = diagnose()
+    return Outcome(result, diagnosis_text(result), Exit.OK if result.healthy else Exit.FAILED)
+
+
+def exit_code(verdict: Any) -> Exit:
+    """0 for pass, 1 for fail, 3 for inconclusive."""
+    return {"pass": Exit.OK, "fail": Exit.FAILED}.get(verdict.value, Exit.INCONCLUSIVE)

@@ -1,0 +1,114 @@
+"""What the terminal sees: JSON or a table on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, IntEnum
+from pathlib import Path
+from typing import Any
+
+import click
+
+from resdeploy.errors import ResdeployError
+
+
+class Exit(IntEnum):
+    """Exit codes of every command; 2 is click's own for wrong usage."""
+
+    OK = 0
+    FAILED = 1
+    INCONCLUSIVE = 3
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--json` and `--debug`, and turn errors into one line and a hint.
+
+    The command returns its result, a dataclass; with `--json` the result is printed as JSON,
+    otherwise what the command's own `render` argument is called with is up to the command.
+    """
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+    @click.option("--debug", is_flag=True, help="Show details and tracebacks.")
+    @functools.wraps(function)
+    def wrapped(*, as_json: bool, debug: bool, **arguments: Any) -> None:
+        _log_to_stderr(debug=debug)
+        try:
+            outcome: Outcome = function(**arguments)
+        except (ResdeployError, ValueError) as error:
+            if debug:
+                raise
+            _print_error(error)
+            sys.exit(Exit.FAILED)
+        except BrokenPipeError:
+            sys.exit(Exit.FAILED)
+        if as_json:
+            click.echo(json.dumps(jsonable(outcome.result), indent=2, ensure_ascii=False))
+        else:
+            click.echo(outcome.text)
+        sys.exit(outcome.exit)
+
+    return wrapped
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command gives back: for programs, for people, for shells."""
+
+    result: Any
+    text: str
+    exit: Exit = Exit.OK
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses, enums and paths as what JSON has; floats stay exact."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(entry) for entry in value]
+    if isinstance(value, Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as needed: the first to the left, the others to the right."""
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    rule = ["-" * width for width in widths]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in [lines[0], rule, *lines[1:]]
+    )
+
+
+def _print_error(error: Exception) -> None:
+    message = " ".join(str(error).split())
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    if isinstance(error, ResdeployError) and error.hint:
+        click.echo(f"{click.style('hint:', bold=True)} {error.hint}", err=True)
+
+
+def _log_to_stderr(*, debug: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter())
+    logger = logging.getLogger("resdeploy")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return prefix + record.getMessage()

@@ -1,0 +1,184 @@
+"""Results as text for people: pure functions from a result to a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from resdeploy.console import table
+
+if TYPE_CHECKING:
+    from resdeploy.bundle import Encoding, Precision
+    from resdeploy.demo import DemoResult
+    from resdeploy.export.pipeline import ExportResult
+    from resdeploy.runtime.bench import Benchmark
+    from resdeploy.runtime.doctor import Diagnosis
+    from resdeploy.runtime.model import FilePredictions
+    from resdeploy.runtime.verify import Verification
+    from resdeploy.train.loop import TrainingResult
+
+NONE = "-"
+
+
+def training_text(result: TrainingResult) -> str:
+    """Two lines: where the run is, and how good."""
+    return (
+        f"{result.run}: {result.accuracy:.2f} % right after {result.epochs} epochs "
+        f"({result.images_per_second:.0f} images/s)\n"
+        "next: resdeploy export --fp16 --int8"
+    )
+
+
+def export_text(result: ExportResult) -> str:
+    """A row per graph."""
+    rows = [
+        [
+            artifact.file,
+            f"{artifact.bytes / 1e6:.1f} MB",
+            f"{artifact.int8_convs}/{artifact.convs}",
+            f"{artifact.parity.agreement:.1f} %",
+            f"{artifact.parity.sqnr_db:.1f} dB",
+            f"{artifact.parity.max_error:.1g}",
+        ]
+        for artifact in result.artifacts
+    ]
+    head = ["graph", "size", "int8 convs", "same class", "SQNR", "max error"]
+    images = result.artifacts[0].parity.images
+    return (
+        f"{table(head, rows)}\n"
+        f"{result.bundle} in {result.seconds:.0f} s, compared with PyTorch on {images} images"
+    )
+
+
+def verification_text(result: Verification) -> str:
+    """A row per artifact, and the verdict."""
+    with_data = result.max_drop is not None
+    head = ["backend", "graph", "same class", "SQNR"]
+    rows = [
+        [
+            line.backend,
+            graph_name(line.precision, line.encoding),
+            f"{line.agreement:.2f} %",
+            f"{line.sqnr_db:.1f} dB",
+            *(
+                [f"{line.top1:.2f} %", f"{line.drop:+.2f}", f"{line.drop_upper95:+.2f}"]
+                if with_data
+                else []
+            ),
+            line.verdict.value,
+        ]
+        for line in result.results
+    ]
+    accuracy = ["top-1", "drop", "at most (95 %)"] if with_data else []
+    lines = [table([*head, *accuracy, "verdict"], rows)]
+    if result.unreadable:
+        lines.append(f"{result.unreadable} images could not be decoded and were left out")
+    allowed = f", a drop of {result.max_drop:g} points allowed" if with_data else ""
+    lines.append(f"verdict: {result.verdict.value} on {result.images} images{allowed}")
+    return "\n".join(lines)
+
+
+def benchmark_text(result: Benchmark) -> str:
+    """A row per contender."""
+    rows = [
+        [
+            line.contender,
+            graph_name(line.precision, line.encoding),
+            f"{line.p50_ms:.2f} ms",
+            f"{line.p99_ms:.2f} ms",
+            f"{line.images_per_second:.1f}",
+            NONE if line.speedup is None else f"{line.speedup:.2f}x",
+            NONE if line.speedup is None else f"{line.speedup_low:.2f}-{line.speedup_high:.2f}",
+        ]
+        for line in result.results
+    ]
+    head = ["contender", "graph", "p50", "p99", "images/s", "speed-up", "95 % interval"]
+    first, environment = result.results[0], result.environment
+    device = environment["device"]
+    return (
+        f"{table(head, rows)}\n"
+        f"{environment['model']} at {environment['image_size']} pixels, batch {first.batch}, "
+        f"{first.threads} threads, {device['cpu'] or device['architecture']}"
+    )
+
+
+def predictions_text(files: Sequence[FilePredictions]) -> str:
+    """For each image its labels, with bars."""
+    blocks = []
+    for file in files:
+        width = max(len(line.label) for line in file.predictions)
+        bars = [
+            f"  {line.label.ljust(width)}  {100 * line.probability:5.1f} %  "
+            f"{'#' * round(30 * line.probability)}".rstrip()
+            for line in file.predictions
+        ]
+        blocks.append("\n".join([str(file.image), *bars]))
+    return "\n".join(blocks)
+
+
+def demo_text(result: DemoResult) -> str:
+    """The one table of the demo: for each graph its accuracy, agreement and speed."""
+    timings = {
+        graph_name(line.precision, line.encoding): line
+        for line in result.benchmark.results
+        if line.contender != result.benchmark.results[0].contender
+    }
+    baseline = result.benchmark.results[0]
+    rows = [
+        ["PyTorch eager", f"{result.accuracy:.2f} %", NONE, NONE, f"{baseline.p50_ms:.2f} ms",
+         f"{baseline.speedup or 1:.2f}x", NONE]
+    ]  # fmt: skip
+    for line in result.verification.results:
+        name = graph_name(line.precision, line.encoding)
+        timing = timings.get(name)
+        rows.append(
+            [
+                f"{name}.onnx",
+                f"{line.top1:.2f} %",
+                f"{line.agreement:.2f} %",
+                f"{line.sqnr_db:.1f} dB",
+                f"{timing.p50_ms:.2f} ms" if timing else NONE,
+                f"{timing.speedup:.2f}x" if timing and timing.speedup else NONE,
+                line.verdict.value,
+            ]
+        )
+    head = ["graph", "accuracy", "same class", "SQNR", "latency", "speed-up", "verdict"]
+    environment = result.benchmark.environment
+    return "\n".join(
+        [
+            table(head, rows),
+            f"{result.verification.images} held-out digits; batch 1, {baseline.threads} threads, "
+            f"{environment['image_size']} pixels, {environment['device']['cpu']}; int8.onnx is for "
+            "TensorRT and not timed on a CPU",
+            "",
+            predictions_text([result.prediction]),
+            "",
+            f"{result.bundle} in {result.seconds:.0f} s: open {result.bundle}/report.html, or try",
+            f"  resdeploy predict {result.bundle} {result.prediction.image}",
+            "  resdeploy export --int8",
+        ]
+    )
+
+
+def diagnosis_text(result: Diagnosis) -> str:
+    """One screen about this machine."""
+    platform = result.platform
+    memory = platform["memory_bytes"]
+    lines = [
+        f"machine   {platform['jetson'] or platform['cpu'] or 'unknown'} "
+        f"({platform['architecture']}, {platform['cores']} cores, "
+        f"{f'{memory / 2**30:.0f} GiB' if memory else 'memory unknown'})",
+        f"features  {', '.join(platform['cpu_features']) or 'none that matter'}",
+        f"gpu       {', '.join(result.gpu) or 'none'}",
+    ]
+    for backend in result.backends:
+        state = f"ready, {backend.version}" if backend.available else f"missing: {backend.install}"
+        lines.append(f"backend   {backend.name}: {state}")
+    lines += [f"advice    {line}" for line in result.advice]
+    lines.append(f"python    {', '.join(f'{k} {v}' for k, v in result.versions.items())}")
+    return "\n".join(lines)
+
+
+def graph_name(precision: Precision, encoding: Encoding) -> str:
+    """The artifact's name: `fp32`, `int8`, `int8-cpu`."""
+    return f"{precision.value}-cpu" if encoding.value == "cpu" else precision.value

@@ -1,0 +1,207 @@
+"""How much faster than PyTorch? Every backend here against it, in turns, in one run.
+
+A noisy machine slows whole rounds, not contenders: each round runs every contender once, in random
+order, and the speed-up is taken within rounds.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from resdeploy.bundle import Bundle, Encoding, Precision
+from resdeploy.contender import Contender
+from resdeploy.errors import BackendError, ResdeployError
+from resdeploy.progress import Progress, silent
+from resdeploy.provenance import collect_provenance
+from resdeploy.runtime.device import available_cores, read_device
+from resdeploy.runtime.selection import candidates
+from resdeploy.statistics import ratio_interval
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = 15
+WARM_UP_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A contender before it is started."""
+
+    name: str
+    precision: Precision
+    encoding: Encoding
+    module: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """What one contender took; the speed-ups are None where there is no baseline."""
+
+    contender: str
+    precision: Precision
+    encoding: Encoding
+    batch: int
+    threads: int
+    runs: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_second: float
+    speedup: float | None
+    """Against the first contender: median over rounds of its time divided by this one's."""
+    speedup_low: float | None
+    """Lower end of the 95 % bootstrap interval."""
+    speedup_high: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """What `resdeploy bench` measured."""
+
+    environment: dict[str, Any]
+    results: tuple[Timing, ...]
+
+
+def backend_entries(bundle: Bundle, batch: int, threads: int) -> list[Entry]:
+    """The best artifact of each precision on every backend that is installed here."""
+    entries: dict[tuple[str, Precision], Entry] = {}
+    for candidate in candidates(bundle):
+        artifact, name = candidate.artifact, candidate.engine.name
+        entries.setdefault(
+            (name, artifact.precision),
+            Entry(
+                name=name,
+                precision=artifact.precision,
+                encoding=artifact.encoding,
+                module="resdeploy.runtime.contender",
+                arguments=(str(bundle.path), name, artifact.name, str(batch), str(threads)),
+            ),
+        )
+    return sorted(entries.values(), key=lambda entry: (entry.name, list(Precision).index(entry.precision)))
+
+
+def baseline_entry(bundle: Bundle, checkpoint: Path | None, batch: int, threads: int) -> Entry:
+    """PyTorch eager in FP32. Named as text: the runtime never imports what needs torch."""
+    return Entry(
+        name="pytorch-eager",
+        precision=Precision.FP32,
+        encoding=Encoding.FLOAT,
+        module="resdeploy.train.contender",
+        arguments=(str(bundle.path), str(checkpoint or ""), str(batch), str(threads)),
+    )
+
+
+def run_benchmark(
+    bundle: Bundle,
+    *,
+    checkpoint: Path | None = None,
+    batch: int = 1,
+    threads: int | None = None,
+    seconds: float = 3.0,
+    progress: Progress = silent,
+) -> Benchmark:
+    """Time PyTorch eager, and every backend here, on golden images that are already in memory.
+
+    Args:
+        bundle: The bundle.
+        checkpoint: Weights for PyTorch; None for those that the bundle was exported from.
+            Where PyTorch is not installed, there are no speed-ups.
+        batch: Images in one run.
+        threads: Threads of every contender; None for one per core.
+        seconds: Time for each contender, warm-up not counted.
+        progress: Told of each round.
+
+    Raises:
+        BackendError: not one contender could start.
+    """
+    threads = threads or available_cores()
+    baseline = baseline_entry(bundle, checkpoint, batch, threads)
+    entries = [baseline, *backend_entries(bundle, batch, threads)]
+    contenders: list[tuple[Entry, Contender]] = []
+    try:
+        for entry in entries:
+            try:
+                started = Contender.start(entry.name, entry.module, list(entry.arguments), threads)
+                contenders.append((entry, started))
+            except ResdeployError as error:
+                logger.warning("%s is left out: %s (%s)", entry.name, error, error.hint)
+        if not contenders:
+            raise BackendError("not one contender could start", "see the warnings above")
+        times = _interleave([contender for _, contender in contenders], seconds, progress)
+    finally:
+        for _, contender in contenders:
+            contender.stop()
+    has_baseline = contenders[0][0] is baseline
+    return Benchmark(
+        environment={
+            **collect_provenance(),
+            "device": read_device().to_json(),
+            "rounds": ROUNDS,
+            "seconds": seconds,
+            "image_size": bundle.manifest.preprocessing.image_size,
+            "model": bundle.manifest.model["name"],
+            "baseline": contenders[0][1].facts if has_baseline else None,
+        },
+        results=tuple(
+            _summarise(entry, measured, times[0] if has_baseline else None, batch, threads)
+            for (entry, _), measured in zip(contenders, times)
+        ),
+    )
+
+
+Rounds = list[npt.NDArray[np.float64]]
+"""Times of single runs in milliseconds, one array a round."""
+
+
+def _interleave(contenders: Sequence[Contender], seconds: float, progress: Progress) -> list[Rounds]:
+    times: list[Rounds] = [[] for _ in contenders]
+    order = list(range(len(contenders)))
+    generator = random.Random(0)
+    with progress("benchmarking", ROUNDS + 1) as advance:
+        for contender in contenders:
+            contender.run_for(WARM_UP_SECONDS)
+        advance(1)
+        for _ in range(ROUNDS):
+            generator.shuffle(order)
+            for index in order:
+                times[index].append(contenders[index].run_for(seconds / ROUNDS))
+            advance(1)
+    return times
+
+
+def _summarise(
+    entry: Entry, rounds: Rounds, baseline: Rounds | None, batch: int, threads: int
+) -> Timing:
+    pooled = np.concatenate(rounds)
+    p50, p90, p99 = np.percentile(pooled, [50, 90, 99])
+    speedup = low = high = None
+    if baseline is not None:
+        speedup, low, high = ratio_interval(_medians(baseline), _medians(rounds))
+    return Timing(
+        contender=entry.name,
+        precision=entry.precision,
+        encoding=entry.encoding,
+        batch=batch,
+        threads=threads,
+        runs=len(pooled),
+        p50_ms=float(p50),
+        p90_ms=float(p90),
+        p99_ms=float(p99),
+        images_per_second=float(1000 * batch * len(pooled) / pooled.sum()),
+        speedup=speedup,
+        speedup_low=low,
+        speedup_high=high,
+    )
+
+
+def _medians(rounds: Rounds) -> npt.NDArray[np.float64]:
+    return np.array([np.median(times) for times in rounds])

@@ -1,0 +1,214 @@
+"""Does this machine still give PyTorch's answers? Golden images always, a labelled folder on request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from resdeploy.bundle import Bundle, Encoding, Float32Array, Precision
+from resdeploy.errors import DataError
+from resdeploy.imagefolder import (
+    LabelledImages,
+    match_labels,
+    read_batches,
+    read_image_folder,
+    split_folder,
+)
+from resdeploy.progress import Progress, silent
+from resdeploy.runtime.backend import Backend
+from resdeploy.runtime.golden import check_golden, run_batches
+from resdeploy.runtime.selection import AUTO, Candidate, candidates
+from resdeploy.statistics import Verdict, agreement_percent, compare_accuracy, sqnr_db
+
+logger = logging.getLogger(__name__)
+
+BATCH = 32
+DEFAULT_MAX_DROP = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactResult:
+    """One artifact on one backend; the accuracies are None without labelled images."""
+
+    backend: str
+    precision: Precision
+    encoding: Encoding
+    verdict: Verdict
+    top1: float | None
+    """In percent."""
+    baseline_top1: float | None
+    """Of the bundle's FP32 graph on the same images, in percent."""
+    drop: float | None
+    """In percentage points."""
+    drop_upper95: float | None
+    """One-sided upper 95 % bound of the true drop, in percentage points."""
+    agreement: float
+    """With FP32, in percent of the images."""
+    sqnr_db: float
+    """Median over the images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What `resdeploy verify` found."""
+
+    verdict: Verdict
+    images: int
+    unreadable: int
+    max_drop: float | None
+    """The drop that was allowed, in percentage points; None without labelled images."""
+    results: tuple[ArtifactResult, ...]
+
+
+def verify(
+    bundle: Bundle,
+    *,
+    data: Path | None = None,
+    backend: str = AUTO,
+    precision: str = AUTO,
+    max_drop: float = DEFAULT_MAX_DROP,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Verification:
+    """Check every artifact that was asked for on every backend that can run it here.
+
+    Args:
+        bundle: The bundle.
+        data: A labelled folder (or one with a `val` folder in it) for accuracies; None for the
+            golden images alone.
+        backend: An engine's name, or `auto` for all.
+        precision: `fp32`, `fp16`, `int8`, or `auto` for all.
+        max_drop: Percentage points of accuracy that may be lost against FP32.
+        threads: Threads for one inference on a CPU.
+        progress: Told of each batch.
+
+    Raises:
+        BackendError: nothing that was asked for can run here.
+        BundleError: the bundle is damaged.
+        DataError: the folder cannot be used with this model.
+    """
+    chosen = candidates(bundle, backend, precision)
+    if data is None:
+        return _verify_golden(bundle, chosen, threads)
+    images = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
+    return _verify_data(bundle, chosen, images, max_drop, threads, progress)
+
+
+def _verify_golden(
+    bundle: Bundle, chosen: Iterable[Candidate], threads: int | None
+) -> Verification:
+    golden = bundle.golden()
+    results = []
+    for candidate in chosen:
+        opened = candidate.open(bundle, threads)
+        check = check_golden(opened, candidate.artifact, golden)
+        opened.close()
+        results.append(
+            ArtifactResult(
+                backend=candidate.engine.name,
+                precision=candidate.artifact.precision,
+                encoding=candidate.artifact.encoding,
+                verdict=Verdict.PASS if check.passed else Verdict.FAIL,
+                top1=None,
+                baseline_top1=None,
+                drop=None,
+                drop_upper95=None,
+                agreement=check.agreement,
+                sqnr_db=check.sqnr_db,
+            )
+        )
+    return Verification(
+        verdict=_worst(results),
+        images=len(golden.images),
+        unreadable=0,
+        max_drop=None,
+        results=tuple(results),
+    )
+
+
+def _verify_data(
+    bundle: Bundle,
+    chosen: list[Candidate],
+    images: LabelledImages,
+    max_drop: float,
+    threads: int | None,
+    progress: Progress,
+) -> Verification:
+    # The yardstick is the bundle's own FP32 graph, which export held against PyTorch.
+    baseline = candidates(bundle, precision=Precision.FP32.value)[0]
+    contenders = [baseline, *(c for c in chosen if c != baseline)]
+    with ExitStack() as stack:
+        opened = [candidate.open(bundle, threads) for candidate in contenders]
+        for backend in opened:
+            stack.callback(backend.close)
+        logits, labels = _run_all(bundle, opened, images, progress)
+    reference = logits[0]
+    results = [
+        _judge(candidate, reference, candidate_logits, labels, max_drop)
+        for candidate, candidate_logits in zip(contenders, logits)
+        if candidate in chosen
+    ]
+    return Verification(
+        verdict=_worst(results),
+        images=len(labels),
+        unreadable=len(images.paths) - len(labels),
+        max_drop=max_drop,
+        results=tuple(results),
+    )
+
+
+def _run_all(
+    bundle: Bundle, opened: list[Backend], images: LabelledImages, progress: Progress
+) -> tuple[list[Float32Array], np.ndarray]:
+    """Each image is decoded once and shown to every backend."""
+    parts: list[list[Float32Array]] = [[] for _ in opened]
+    positions: list[int] = []
+    with progress("verifying", len(images.paths)) as advance:
+        preprocessing = bundle.manifest.preprocessing
+        for batch in read_batches(images.paths, preprocessing, BATCH):
+            for backend, part in zip(opened, parts):
+                part.append(run_batches(backend, batch.images, BATCH))
+            positions.extend(batch.positions)
+            advance(len(batch.positions))
+    if not positions:
+        raise DataError(
+            "not one image of the folder can be decoded", "name a folder with intact images"
+        )
+    labels = np.asarray(images.labels)[positions]
+    return [np.concatenate(part) for part in parts], labels
+
+
+def _judge(
+    candidate: Candidate,
+    reference: Float32Array,
+    logits: Float32Array,
+    labels: np.ndarray,
+    max_drop: float,
+) -> ArtifactResult:
+    paired = compare_accuracy(reference, logits, labels)
+    return ArtifactResult(
+        backend=candidate.engine.name,
+        precision=candidate.artifact.precision,
+        encoding=candidate.artifact.encoding,
+        # Against itself there is nothing to prove, however few the images.
+        verdict=Verdict.PASS if logits is reference else paired.verdict(max_drop),
+        top1=100 * paired.candidate_right / paired.images,
+        baseline_top1=100 * paired.baseline_right / paired.images,
+        drop=paired.drop,
+        drop_upper95=0.0 if logits is reference else paired.drop_bound(),
+        agreement=agreement_percent(reference, logits),
+        sqnr_db=float(np.median(sqnr_db(reference, logits))),
+    )
+
+
+def _worst(results: list[ArtifactResult]) -> Verdict:
+    verdicts = {result.verdict for result in results}
+    for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
+        if verdict in verdicts:
+            return verdict
+    return Verdict.PASS

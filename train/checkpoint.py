@@ -1,0 +1,242 @@
+"""Weights from outside: a run's folder, a .safetensors file or a torchvision .pth file.
+
+Nothing of a file is executed: safetensors has no code, and .pth files are read with
+`weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from resdeploy.errors import CheckpointError
+from resdeploy.preprocessing import Preprocessing
+from resdeploy.storage import sha256_file
+from resdeploy.train.architecture import Architecture, Shortcut
+from resdeploy.train.model import WIDTHS, ResNet
+
+MODEL_FILE = "model.safetensors"
+MODEL_JSON = "model.json"
+MAX_FILE_BYTES = 4 << 30
+# Where other trainers put the weights in a .pth file, and what they put before the names.
+NESTED = ("state_dict", "model", "model_state_dict")
+PREFIXES = ("module.", "_orig_mod.")
+SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Weights, and what is known about them."""
+
+    path: Path
+    sha256: str
+    architecture: Architecture
+    state: dict[str, Tensor]
+    labels: tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
+    data: str | None = None
+    """What the network was trained on: a folder, or `digits`."""
+
+    def network(self) -> ResNet:
+        """The network with these weights, in evaluation mode."""
+        network = ResNet(self.architecture)
+        network.load_state_dict(self.state, strict=True)
+        return network.eval()
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a run's folder or a file of weights, and check that they fit the network.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not a state dict, or of another network.
+    """
+    if path.is_dir():
+        return _load_run(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no checkpoint at {path}", "name a run's folder, a .safetensors or a .pth file"
+        )
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(
+            f"{path} is not a checkpoint: its ending is {path.suffix or 'missing'}",
+            f"name a run's folder or a file ending in {', '.join(SUFFIXES)}",
+        )
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise CheckpointError(f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB", "is it the right file?")
+    state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state = _clean(path, state)
+    architecture = _infer_architecture(path, state, metadata)
+    _check_fit(path, architecture, state)
+    return Checkpoint(
+        path=path,
+        sha256=sha256_file(path),
+        architecture=architecture,
+        state=state,
+        labels=_labels(path, architecture, metadata),
+    )
+
+
+def _load_run(folder: Path) -> Checkpoint:
+    description = folder / MODEL_JSON
+    if not description.is_file():
+        unfinished = (folder / "state.safetensors").exists()
+        raise CheckpointError(
+            f"{folder} is {'an unfinished run' if unfinished else 'not a run'}: "
+            f"it has no {MODEL_JSON}",
+            f"finish it with resdeploy train --resume {folder}"
+            if unfinished
+            else "make one with resdeploy train",
+        )
+    try:
+        model = json.loads(description.read_bytes())
+        architecture = Architecture.from_json(model["architecture"])
+        preprocessing = Preprocessing.from_json(model["preprocessing"])
+        labels = tuple(str(label) for label in model["labels"])
+        data = str(model["data"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{description} is damaged: {error!r}", "train again, or name the weights themselves"
+        ) from error
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {MODEL_FILE}", "train again")
+    state, _ = _read_safetensors(path)
+    state = _clean(path, state)
+    _check_fit(path, architecture, state)
+    if len(labels) != architecture.classes:
+        raise CheckpointError(
+            f"{description} has {len(labels)} labels for {architecture.classes} classes",
+            "train again",
+        )
+    return Checkpoint(
+        path=folder,
+        sha256=sha256_file(path),
+        architecture=architecture,
+        state=state,
+        labels=labels,
+        preprocessing=preprocessing,
+        data=data,
+    )
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not an intact safetensors file: {error}", "copy or download it again"
+        ) from error
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is not a file of weights alone, so nothing in it was executed",
+            "save model.state_dict() with torch.save, or copy the file again if it is damaged",
+        ) from error
+    for key in NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, not a state dict",
+            "save model.state_dict() with torch.save",
+        )
+    return dict(content), {}
+
+
+def _clean(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Float32 tensors under torchvision's names, all finite."""
+    cleaned: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = str(key)
+        for prefix in PREFIXES:
+            name = name.removeprefix(prefix)
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path} holds a {type(value).__name__} under {name!r}, where a tensor belongs",
+                "save model.state_dict() with torch.save",
+            )
+        if value.is_floating_point():
+            value = value.float()
+            if not bool(value.isfinite().all()):
+                raise CheckpointError(f"{name} in {path} is NaN or infinite", "use an earlier checkpoint")
+        cleaned[name] = value
+    return cleaned
+
+
+def _infer_architecture(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Architecture:
+    blocks = []
+    for stage in range(1, len(WIDTHS) + 1):
+        pattern = re.compile(rf"layer{stage}\.(\d+)\.conv1\.weight")
+        blocks.append(sum(bool(pattern.fullmatch(name)) for name in state))
+    if "layer1.0.conv3.weight" in state or not all(blocks) or "fc.weight" not in state:
+        raise CheckpointError(
+            f"{path} is not a residual network of basic blocks such as ResNet-34",
+            "use the weights of ResNet-18 or ResNet-34, or of one that resdeploy trained",
+        )
+    projections = sum(name.endswith("downsample.0.weight") for name in state)
+    if "shortcut" in metadata and metadata["shortcut"] in [option.value for option in Shortcut]:
+        shortcut = Shortcut(metadata["shortcut"])
+    elif projections == 0:
+        raise CheckpointError(
+            f"{path} has no projections, so it may have identity shortcuts or none",
+            "name the run's folder, whose model.json says which",
+        )
+    else:
+        shortcut = Shortcut.C if projections == sum(blocks) else Shortcut.B
+    return Architecture(
+        classes=len(state["fc.weight"]), blocks=tuple(blocks), shortcut=shortcut
+    )
+
+
+def _check_fit(path: Path, architecture: Architecture, state: Mapping[str, Tensor]) -> None:
+    with torch.device("meta"):
+        expected = ResNet(architecture).state_dict()
+    # Older files lack the counters of batch norm, which inference does not need.
+    missing = [
+        name for name in expected if name not in state and not name.endswith("num_batches_tracked")
+    ]
+    surplus = [name for name in state if name not in expected]
+    wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    for names, what in ((missing, "lacks"), (surplus, "has the unknown"), (wrong, "has the wrong shape for")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(
+                f"{path} {what} {names[0]}{more}, so it is not a {architecture.name} "
+                f"of {architecture.classes} classes",
+                "check that it is the right file",
+            )
+
+
+def _labels(
+    path: Path, architecture: Architecture, metadata: Mapping[str, str]
+) -> tuple[str, ...] | None:
+    try:
+        named = json.loads(metadata["labels"]) if "labels" in metadata else None
+    except ValueError:
+        named = None
+    if named is None and "classes" in metadata:
+        named = metadata["classes"].split()
+    if not isinstance(named, list):
+        return None
+    if len(named) != architecture.classes:
+        raise CheckpointError(
+            f"{path} names {len(named)} classes and has weights for {architecture.classes}",
+            "give the names with --labels",
+        )
+    return tuple(str(name) for name in named)

@@ -1,0 +1,45 @@
+"""`curves.png`: how loss and accuracy went."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from resdeploy.errors import needs
+from resdeploy.storage import write_file
+from resdeploy.train.run import EpochMetrics
+
+# Okabe and Ito's colours, which stay apart for colour-blind eyes.
+BLUE, ORANGE = "#0072B2", "#D55E00"
+
+
+def draw_curves(metrics: Sequence[EpochMetrics], path: Path) -> None:
+    """Plot loss (training, validation) and accuracy over the epochs.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    with needs("train"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+    epochs = [line.epoch for line in metrics]
+    # Without pyplot: no global state, no window system.
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [line.loss for line in metrics], ".-", color=BLUE, label="training")
+    left.plot(epochs, [line.val_loss for line in metrics], ".-", color=ORANGE, label="validation")
+    left.set(xlabel="epoch", ylabel="loss")
+    left.set_ylim(bottom=0)
+    left.legend(frameon=False)
+    right.plot(epochs, [line.accuracy for line in metrics], ".-", color=ORANGE)
+    right.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=120, format="png")
+    write_file(path, stream.getvalue())

@@ -1,0 +1,178 @@
+"""Training images: decode, a random crop and flip, batches of uint8.
+
+All randomness comes from (seed, epoch, position), so that a resumed run, or one with another
+number of workers, sees the very same pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from resdeploy.errors import DataError, ImageError
+from resdeploy.imagefolder import LabelledImages, match_labels, read_image_folder
+from resdeploy.images import read_rgb
+from resdeploy.preprocessing import Preprocessing, UInt8Array, crop_and_resize, prepare
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_STRETCH = 4 / 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """How a training image may differ from the file.
+
+    Source: Szegedy et al., "Going deeper with convolutions" (2014), arXiv:1409.4842, section 6:
+    a random part of the image, 3/4 to 4/3 as wide as high, and a mirrored copy.
+    """
+
+    flip: bool
+    """Mirror half of the images; wrong for digits and text."""
+    min_area: float
+    """Smallest share of the image's area that a crop may keep, above 0 and up to 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_area <= 1:
+            raise ValueError(f"min_area is {self.min_area}; it takes a share above 0, up to 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSplits:
+    """Labelled images to train on, and others to measure accuracy with."""
+
+    train: LabelledImages
+    val: LabelledImages
+
+
+def read_splits(data: Path) -> DataSplits:
+    """`data/train` and `data/val`, with the same classes.
+
+    Raises:
+        DataError: a folder is missing, empty or unlabelled, or the classes do not fit.
+    """
+    for split in ("train", "val"):
+        if not (data / split).is_dir():
+            raise DataError(
+                f"{data} has no folder {split!r}",
+                "sort the images as train/CLASS/*.jpg and val/CLASS/*.jpg",
+            )
+    train, val = read_image_folder(data / "train"), read_image_folder(data / "val")
+    if len(train.classes) < 2:
+        raise DataError(
+            f"{data / 'train'} has one class only, {train.classes[0]!r}",
+            "a classifier needs at least two class folders",
+        )
+    if unknown := sorted(set(val.classes) - set(train.classes)):
+        raise DataError(
+            f"{data / 'val'} has the class {unknown[0]!r}, which {data / 'train'} lacks",
+            "use the same class folders in both",
+        )
+    return DataSplits(train=train, val=match_labels(val, train.classes))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a step of training sees."""
+
+    images: Tensor
+    """uint8 (N, H, W, 3); N may be 0 when no file could be decoded."""
+    labels: Tensor
+    """int64 (N,)."""
+    unreadable: tuple[int, ...]
+    """Positions of files that could not be decoded."""
+
+
+Sample = tuple[UInt8Array | None, int, int]
+
+
+class EpochImages(Dataset[Sample]):
+    """The images of one epoch, augmented; without an augmentation, as they are deployed."""
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation | None = None,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+    ) -> None:
+        self.images = images
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.images.paths)
+
+    def __getitem__(self, position: int) -> Sample:
+        label = self.images.labels[position]
+        try:
+            picture = read_rgb(self.images.paths[position])
+        except ImageError:
+            return None, label, position
+        if self.augmentation is None:
+            return prepare(picture, self.preprocessing), label, position
+        generator = np.random.default_rng([self.seed, self.epoch, position])
+        size = self.preprocessing.image_size
+        return augment(picture, size, self.augmentation, generator), label, position
+
+
+def epoch_batches(
+    dataset: EpochImages, batch_size: int, *, shuffle: bool, workers: int = 0
+) -> Iterator[Batch]:
+    """One walk over `dataset`; shuffled walks leave out a last batch that is not full."""
+    if shuffle:
+        order = np.random.default_rng([dataset.seed, dataset.epoch]).permutation(len(dataset))
+        whole = len(order) // batch_size * batch_size
+        order = order[: whole or len(order)]
+    else:
+        order = np.arange(len(dataset))
+    batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+    yield from DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=_collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def augment(
+    picture: Image, size: int, augmentation: Augmentation, generator: np.random.Generator
+) -> UInt8Array:
+    """A random part of an RGB picture, perhaps mirrored: uint8 (size, size, 3)."""
+    width, height = picture.size
+    area = generator.uniform(augmentation.min_area, 1.0) * width * height
+    # Close to the whole image the shape cannot vary much; log-uniform so that both ways are equal.
+    limit = math.log(min(MAX_STRETCH, 1 / augmentation.min_area))
+    ratio = math.exp(generator.uniform(-limit, limit))
+    crop_width = min(width, math.sqrt(area * ratio))
+    crop_height = min(height, math.sqrt(area / ratio))
+    left = generator.uniform(0, width - crop_width)
+    upper = generator.uniform(0, height - crop_height)
+    box = (left, upper, left + crop_width, upper + crop_height)
+    pixels = crop_and_resize(picture, box, size)
+    mirrored = augmentation.flip and generator.random() < 0.5
+    return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+
+
+def _collate(samples: list[Sample]) -> Batch:
+    good = [(pixels, label) for pixels, label, _ in samples if pixels is not None]
+    images = [torch.from_numpy(pixels) for pixels, _ in good]
+    return Batch(
+        torch.stack(images) if images else torch.empty((0, 0, 0, 3), dtype=torch.uint8),
+        torch.tensor([label for _, label in good], dtype=torch.int64),
+        tuple(position for pixels, _, position in samples if pixels is None),
+    )

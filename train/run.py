@@ -1,0 +1,198 @@
+"""The run folder: what training leaves behind, and what it needs to go on after an interruption.
+
+`state.safetensors` is replaced whole after every epoch and carries its own epoch number, so the
+newest one on disk is always consistent; `model.json` appears last and marks a finished run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from resdeploy.errors import OutputError, TrainingError
+from resdeploy.preprocessing import Preprocessing
+from resdeploy.provenance import collect_provenance
+from resdeploy.storage import write_file
+from resdeploy.train.checkpoint import MODEL_FILE, MODEL_JSON
+from resdeploy.train.model import ResNet
+
+STATE_FILE = "state.safetensors"
+STATE_JSON = "state.json"
+METRICS = "metrics.jsonl"
+CURVES = "curves.png"
+RUNS = Path("runs")
+LATEST = RUNS / "latest"
+MODEL_PREFIX = "model."
+MOMENTUM_PREFIX = "momentum."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochMetrics:
+    """One line of `metrics.jsonl`."""
+
+    epoch: int
+    loss: float
+    """Mean over the training images, with label smoothing."""
+    val_loss: float
+    """Mean over the validation images, without."""
+    accuracy: float
+    """On the validation images, in percent."""
+    lr: float
+    images_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingState:
+    """Everything that the next epoch depends on; randomness is a function of seed and epoch."""
+
+    epochs_done: int
+    model: dict[str, Tensor]
+    momentum: dict[str, Tensor]
+    """Momentum buffers of the optimiser, by parameter."""
+
+
+def save_state(folder: Path, state: TrainingState) -> None:
+    """Replace the state on disk.
+
+    Raises:
+        OutputError: it cannot be written; the former state is still there.
+    """
+    tensors = {f"{MODEL_PREFIX}{name}": tensor for name, tensor in state.model.items()}
+    tensors |= {f"{MOMENTUM_PREFIX}{name}": tensor for name, tensor in state.momentum.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_file(folder / STATE_FILE, save(contiguous, {"epochs_done": str(state.epochs_done)}))
+
+
+def load_state(folder: Path) -> TrainingState:
+    """The newest state of an interrupted run.
+
+    Raises:
+        TrainingError: there is none, or it is damaged.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise TrainingError(f"{folder} has no {STATE_FILE} to resume from", "start a new run")
+    try:
+        with safe_open(path, framework="pt") as file:
+            epochs_done = int((file.metadata() or {})["epochs_done"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
+    return TrainingState(
+        epochs_done=epochs_done,
+        model=_without_prefix(tensors, MODEL_PREFIX),
+        momentum=_without_prefix(tensors, MOMENTUM_PREFIX),
+    )
+
+
+def save_metrics(folder: Path, metrics: Sequence[EpochMetrics]) -> None:
+    """Write one JSON line per epoch."""
+    lines = "".join(json.dumps(asdict(line)) + "\n" for line in metrics)
+    write_file(folder / METRICS, lines.encode())
+
+
+def load_metrics(folder: Path) -> list[EpochMetrics]:
+    """The epochs so far; none where there is no file.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    try:
+        return [EpochMetrics(**json.loads(line)) for line in path.read_text().splitlines()]
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"{path} is damaged: {error}", "remove it and resume again") from error
+
+
+def save_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write down the settings of a run that begins."""
+    write_file(folder / STATE_JSON, _json(config))
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """The settings of a run that was begun.
+
+    Raises:
+        TrainingError: they are missing or damaged.
+    """
+    try:
+        config = json.loads((folder / STATE_JSON).read_bytes())
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"{folder} cannot be resumed: its {STATE_JSON} is missing or damaged", "start a new run"
+        ) from error
+    return dict(config)
+
+
+def save_model(
+    folder: Path,
+    network: ResNet,
+    *,
+    labels: Sequence[str],
+    preprocessing: Preprocessing,
+    data: str,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, float],
+) -> None:
+    """Write the finished network; `model.json` comes last, as a run without it is unfinished."""
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
+    architecture = network.architecture
+    metadata = {
+        "arch": architecture.name,
+        "shortcut": architecture.shortcut.value,
+        "labels": json.dumps(list(labels)),
+    }
+    write_file(folder / MODEL_FILE, save(weights, metadata))
+    document = {
+        "architecture": architecture.to_json(),
+        "labels": list(labels),
+        "preprocessing": preprocessing.to_json(),
+        "data": data,
+        "metrics": dict(metrics),
+        "training": dict(config),
+        "provenance": collect_provenance(),
+    }
+    write_file(folder / MODEL_JSON, _json(document))
+
+
+def point_latest_to(folder: Path) -> None:
+    """Let `runs/latest` in the working folder name the newest finished run.
+
+    Raises:
+        OutputError: `runs/latest` is something else, or cannot be written.
+    """
+    if LATEST.exists() and not LATEST.is_symlink():
+        raise OutputError(f"{LATEST} is not a link", "rename it; resdeploy keeps a link there")
+    try:
+        RUNS.mkdir(exist_ok=True)
+        temporary = RUNS / f".latest.tmp-{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(folder.resolve(), RUNS.resolve()))
+        temporary.replace(LATEST)
+    except OSError as error:
+        raise OutputError(f"cannot write {LATEST}: {error.strerror}", "check the folder") from error
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
