@@ -80,13 +80,13 @@ class Ledger:
                 "not one calibration image can be used", "name a folder of other images"
             )
         if refused := self.refused:
-            logger.warning(
+            logger.info(
                 "calibration passed over %d images: %s",
                 sum(refused.values()),
                 ", ".join(f"{count} {reason}" for reason, count in refused.items()),
             )
         if len(self.digests) < self.wanted:
-            logger.warning(
+            logger.info(
                 "calibrating on %d images, fewer than the %d asked for",
                 len(self.digests), self.wanted,
             )  # fmt: skip

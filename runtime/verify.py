@@ -92,7 +92,7 @@ def verify(
         BundleError: the bundle is damaged.
         DataError: the folder cannot be used with this model.
     """
-    chosen = candidates(bundle, backend, precision)
+    chosen = sorted(candidates(bundle, backend, precision), key=_by_precision)
     if data is None:
         return _verify_golden(bundle, chosen, threads)
     images = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
@@ -204,6 +204,10 @@ def _judge(
         agreement=agreement_percent(reference, logits),
         sqnr_db=float(np.median(sqnr_db(reference, logits))),
     )
+
+
+def _by_precision(candidate: Candidate) -> int:
+    return list(Precision).index(candidate.artifact.precision)
 
 
 def _worst(results: list[ArtifactResult]) -> Verdict:
