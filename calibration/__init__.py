@@ -1,1 +1,1 @@
-"""From the activations of calibration images to quantisation ranges. numpy and ONNX Runtime only."""
+"""From activations of calibration images to quantisation ranges: numpy and ONNX Runtime only."""

@@ -72,7 +72,9 @@ def calibrate(
             "INT8 needs images to calibrate on, and none are known for this checkpoint",
             "name a folder of typical images with --calibration-data",
         )
-    edges = [edge for kind in (Encoding.TENSORRT, Encoding.CPU) for edge in place(model.graph, kind)]
+    edges = [
+        edge for kind in (Encoding.TENSORRT, Encoding.CPU) for edge in place(model.graph, kind)
+    ]
     tensors = list(dict.fromkeys(edge.range_of for edge in edges))
     ledger = Ledger(source.preprocessing, wanted=images, excluded=golden_digests)
     paths = draw(source.pools.calibration, seed)

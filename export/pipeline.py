@@ -58,7 +58,7 @@ FILE_NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
-    """What to export, and how; `source.read_source` explains the first four and the last but one."""
+    """What to export, and how; `source.read_source` explains the first four."""
 
     source: Path = LATEST
     image_size: int | None = None

@@ -15,9 +15,9 @@ import onnx_ir as ir
 from resdeploy.bundle import Encoding
 
 WEIGHTED = ("Conv", "Gemm")
-# They only choose or move values: what they give is on the grid of what they read.
-SAME_GRID = ("MaxPool", "Flatten")
-INTEGER_ON_CPU = (*WEIGHTED, *SAME_GRID, "Add", "Relu", "GlobalAveragePool")
+# They only choose or move values: what they give is on the grid of what they read. Slice, and the
+# Pad or Concat that adds zeros, are what option A's shortcut is made of; zero is on every grid.
+SAME_GRID = ("MaxPool", "Flatten", "Slice", "Pad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +69,23 @@ def _place_for_tensorrt(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
 def _place_for_cpu(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
     """Every edge behind the normalisation, except between a node and the ReLU that follows it."""
     quantised: set[tuple[str, int]] = set()
-    inside: set[str] = set()
+    behind: set[str] = set()  # nodes that a convolution's output reaches
     for node in graph:
-        begins = node.op_type in WEIGHTED
-        if begins or any(v is not None and v.name in inside for v in node.inputs):
-            if node.op_type not in INTEGER_ON_CPU and node.op_type not in SHAPE_OPS:
-                continue
-            inside.update(_value_name(value) for value in node.outputs)
-            for index, value in enumerate(node.inputs):
-                if value is None or value.is_initializer():
-                    continue
-                fuses = node.op_type == "Relu" and len(value.uses()) == 1
-                if not fuses:
-                    quantised.add((_name(node), index))
+        activations = [
+            (index, value)
+            for index, value in enumerate(node.inputs)
+            if value is not None and not value.is_initializer() and value.producer() is not None
+        ]
+        if node.op_type not in WEIGHTED and not any(
+            _producer_name(value) in behind for _, value in activations
+        ):
+            continue
+        behind.add(_name(node))
+        for index, value in activations:
+            fuses = node.op_type == "Relu" and len(value.uses()) == 1
+            if not fuses:
+                quantised.add((_name(node), index))
     return _edges(graph, quantised)
-
-
-SHAPE_OPS = ("Slice", "Pad", "Concat")
 
 
 def _edges(graph: ir.Graph, quantised: set[tuple[str, int]]) -> tuple[QuantizedEdge, ...]:

@@ -100,9 +100,7 @@ def _quantize_weights(graph: ir.Graph, node: ir.Node, affine: Affine, *, on_cpu:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if on_cpu and bias is not None:
         bias_integers, bias_scales = quantize_bias(_take(graph, bias), affine.scale, scales)
-        dequantized.append(
-            _dequantized_constant(graph, str(bias.name), bias_integers, bias_scales)
-        )
+        dequantized.append(_dequantized_constant(graph, str(bias.name), bias_integers, bias_scales))
     for index, dequantize in enumerate(dequantized, start=1):
         graph.insert_before(node, dequantize)
         node.replace_input_with(index, dequantize.outputs[0])
@@ -125,9 +123,7 @@ def _dequantize(
     value: ir.Value, scale: ir.Value, zero: ir.Value, *, name: str, axis: int | None = None
 ) -> ir.Node:
     attributes = {} if axis is None else {"axis": axis}
-    node = ir.node(
-        "DequantizeLinear", [value, scale, zero], attributes, name=f"{name}.dequantize"
-    )
+    node = ir.node("DequantizeLinear", [value, scale, zero], attributes, name=f"{name}.dequantize")
     node.outputs[0].name = f"{name}.dequantized"
     node.outputs[0].type = scale.type
     node.outputs[0].shape = value.shape

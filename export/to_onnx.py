@@ -11,7 +11,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
 
 import onnx
 import onnx_ir as ir
@@ -66,7 +67,7 @@ def to_onnx(classifier: Classifier, image_size: int) -> ir.Model:
                 "install the versions in constraints.txt",
             ) from error
     assert program is not None  # dynamo=True without a file name returns the program
-    model = cast("ir.Model", program.model)
+    model = program.model
     passes.RemoveUnusedNodesPass()(model)
     passes.ShapeInferencePass()(model)
     name_after_modules(model.graph)
@@ -82,7 +83,7 @@ def fold_batch_norm(classifier: Classifier) -> Classifier:
     folded = copy.deepcopy(classifier).float().cpu().eval()
     for parent in list(folded.modules()):
         children = list(parent.named_children())
-        for (name, module), (norm_name, norm) in zip(children, children[1:]):
+        for (name, module), (norm_name, norm) in pairwise(children):
             if isinstance(module, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
                 setattr(parent, name, fuse_conv_bn_eval(module, norm))
                 setattr(parent, norm_name, torch.nn.Identity())
@@ -123,7 +124,7 @@ def name_after_modules(graph: ir.Graph) -> None:
     """Give nodes, their outputs and the weights the names of the network's modules."""
     taken: set[str] = set()
     for node in graph:
-        # Scopes look like ['', 'network', 'network.layer1', ..., 'network.layer1.0.conv1', 'conv2d_1'].
+        # Such as ['', 'network', 'network.layer1', ..., 'network.layer1.0.conv1', 'conv2d_1'].
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']")
         module = scopes.strip("[]").replace("'", "").split(", ")[-2]
         module = module.removeprefix("network").removeprefix(".")
@@ -144,9 +145,10 @@ def name_after_modules(graph: ir.Graph) -> None:
         graph.initializers[weight.name] = weight
 
 
-def _global_average_pool(x: ir.Value, dim: Sequence[int], keepdim: bool = False) -> ir.Value:
+def _global_average_pool(x: Any, dim: Sequence[int], keepdim: bool = False) -> Any:
     # The network averages over H and W only; as a pool, integer engines can run it.
-    return op.Flatten(op.GlobalAveragePool(x), axis=1)
+    pooled: Any = op.GlobalAveragePool(x)
+    return op.Flatten(pooled, axis=1)
 
 
 def _drop_metadata(model: ir.Model) -> None:

@@ -1,7 +1,8 @@
 """The bundle: one folder with the graphs, their labels, their proof and where they came from.
 
 Nothing in a bundle is trusted before its size and sha256 match the manifest; the manifest itself
-is limited in size and checked field by field. Shape letters: N images, H rows, W columns, K classes.
+is limited in size and checked field by field. Shape letters: N images, H rows, W columns,
+K classes.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ class Bundle:
         data = _read(self.path / name, record.bytes)
         if len(data) != record.bytes or sha256(data) != record.sha256:
             raise BundleError(
-                f"{self.path / name} is not the file that {MANIFEST} describes (its sha256 differs)",
+                f"{self.path / name} was changed: it has not the sha256 in {MANIFEST}",
                 "copy the bundle again, or export it again",
             )
         return data

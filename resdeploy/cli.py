@@ -12,17 +12,23 @@ import click
 
 from resdeploy import __version__
 from resdeploy.console import Exit, Outcome, command
-from resdeploy.train.config import Shortcut, TrainingConfig
+from resdeploy.train.architecture import Shortcut
+from resdeploy.train.config import TrainingConfig
 
 DEFAULTS = TrainingConfig()
 EXISTING = click.Path(path_type=Path)  # existence is checked by us, with a hint
 FORCE = click.option("--force", is_flag=True, help="Replace an existing output.")
 BACKEND = click.option("--backend", default="auto", show_default=True, help="Engine to use.")
 PRECISION = click.option(
-    "--precision", type=click.Choice(["auto", "fp32", "fp16", "int8"]), default="auto", show_default=True
+    "--precision",
+    type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+    default="auto",
+    show_default=True,
 )
 THREADS = click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Threads of one inference.  [default: all cores]"
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Threads of one inference.  [default: all cores]",
 )
 
 
@@ -49,11 +55,22 @@ def demo(force: bool) -> Outcome:
 @click.argument("data", default=DEFAULTS.data)
 @click.option("-o", "--output", "run", type=EXISTING, help="Run folder.  [default: runs/DATA-TIME]")
 @click.option("--epochs", type=click.IntRange(1), default=DEFAULTS.epochs, show_default=True)
-@click.option("--image-size", type=click.IntRange(8, 1024), default=DEFAULTS.image_size, show_default=True)
-@click.option("--batch-size", type=click.IntRange(2), default=DEFAULTS.batch_size, show_default=True)
-@click.option("--lr", type=float, default=DEFAULTS.lr, show_default=True, help="For a batch of 256.")
-@click.option("--shortcut", type=click.Choice([option.value for option in Shortcut]), default=DEFAULTS.shortcut.value, show_default=True,
-              help="The paper's options; plain has no shortcuts.")
+@click.option(
+    "--image-size", type=click.IntRange(8, 1024), default=DEFAULTS.image_size, show_default=True
+)
+@click.option(
+    "--batch-size", type=click.IntRange(2), default=DEFAULTS.batch_size, show_default=True
+)
+@click.option(
+    "--lr", type=float, default=DEFAULTS.lr, show_default=True, help="For a batch of 256."
+)
+@click.option(
+    "--shortcut",
+    type=click.Choice([option.value for option in Shortcut]),
+    default=DEFAULTS.shortcut.value,
+    show_default=True,
+    help="The paper's options; plain has no shortcuts.",
+)
 @click.option("--flip/--no-flip", default=None, help="Mirror images.  [default: not for digits]")
 @click.option("--init", help="Weights to start from.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -61,7 +78,9 @@ def demo(force: bool) -> Outcome:
 @click.option("--resume", type=EXISTING, help="Go on with this run folder, with its own settings.")
 @FORCE
 @command
-def train(data: str, run: Path | None, resume: Path | None, force: bool, **settings: Any) -> Outcome:
+def train(
+    data: str, run: Path | None, resume: Path | None, force: bool, **settings: Any
+) -> Outcome:
     """Train a ResNet-34 on DATA: a folder with train/ and val/, or `digits` (default)."""
     from resdeploy.progress import progress_bar
     from resdeploy.render import training_text
@@ -81,7 +100,9 @@ def train(data: str, run: Path | None, resume: Path | None, force: bool, **setti
 @click.option("-o", "--output", type=EXISTING, help="Bundle.  [default: NAME.bundle]")
 @click.option("--fp16", is_flag=True, help="Also write fp16.onnx.")
 @click.option("--int8", is_flag=True, help="Also write int8.onnx (TensorRT) and int8-cpu.onnx.")
-@click.option("--calibration-data", type=EXISTING, help="Folder of images.  [default: the run's own]")
+@click.option(
+    "--calibration-data", type=EXISTING, help="Folder of images.  [default: the run's own]"
+)
 @click.option("--calibration-images", type=click.IntRange(1), default=512, show_default=True)
 @click.option("--calibrator", type=click.Choice(["max"]), default="max", show_default=True)
 @click.option("--image-size", type=click.IntRange(8, 1024), help="[default: the run's own, or 224]")
@@ -124,9 +145,17 @@ def verify(bundle: Path, **settings: Any) -> Outcome:
 @click.option("--baseline", type=EXISTING, help="PyTorch weights.  [default: those of the bundle]")
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
 @THREADS
-@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="For each contender.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1),
+    default=3.0,
+    show_default=True,
+    help="For each contender.",
+)
 @command
-def bench(bundle: Path, baseline: Path | None, batch: int, threads: int | None, seconds: float) -> Outcome:
+def bench(
+    bundle: Path, baseline: Path | None, batch: int, threads: int | None, seconds: float
+) -> Outcome:
     """Time every backend here against PyTorch eager, in turns, one process each."""
     from resdeploy.bundle import open_bundle
     from resdeploy.progress import progress_bar

@@ -19,6 +19,8 @@ class Backend(Protocol):
         Raises:
             BackendError: the engine failed.
         """
+        ...
 
     def close(self) -> None:
         """Free the engine; the backend cannot be used afterwards."""
+        ...

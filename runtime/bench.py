@@ -86,7 +86,9 @@ def backend_entries(bundle: Bundle, batch: int, threads: int) -> list[Entry]:
                 arguments=(str(bundle.path), name, artifact.name, str(batch), str(threads)),
             ),
         )
-    return sorted(entries.values(), key=lambda entry: (entry.name, list(Precision).index(entry.precision)))
+    return sorted(
+        entries.values(), key=lambda entry: (entry.name, list(Precision).index(entry.precision))
+    )
 
 
 def baseline_entry(bundle: Bundle, checkpoint: Path | None, batch: int, threads: int) -> Entry:
@@ -162,7 +164,9 @@ Rounds = list[npt.NDArray[np.float64]]
 """Times of single runs in milliseconds, one array a round."""
 
 
-def _interleave(contenders: Sequence[Contender], seconds: float, progress: Progress) -> list[Rounds]:
+def _interleave(
+    contenders: Sequence[Contender], seconds: float, progress: Progress
+) -> list[Rounds]:
     times: list[Rounds] = [[] for _ in contenders]
     order = list(range(len(contenders)))
     generator = random.Random(0)

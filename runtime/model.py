@@ -62,7 +62,9 @@ class Model:
             )
         return self.backend.run(np.ascontiguousarray(images))
 
-    def predict(self, image: str | os.PathLike[str] | bytes | Image, top: int = 5) -> list[Prediction]:
+    def predict(
+        self, image: str | os.PathLike[str] | bytes | Image, top: int = 5
+    ) -> list[Prediction]:
         """The `top` most likely classes of one picture, the most likely first.
 
         Args:

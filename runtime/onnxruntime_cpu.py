@@ -36,7 +36,9 @@ def open_artifact(bundle: Bundle, artifact: Artifact, threads: int | None) -> On
     return OnnxRuntimeCpu(bundle.read(artifact.file), artifact.encoding, threads)
 
 
-def session_options(encoding: Encoding, cpu: Cpu, threads: int | None) -> onnxruntime.SessionOptions:
+def session_options(
+    encoding: Encoding, cpu: Cpu, threads: int | None
+) -> onnxruntime.SessionOptions:
     """How a session must be set up on `cpu` to give the right answers."""
     import onnxruntime
 

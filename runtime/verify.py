@@ -1,4 +1,4 @@
-"""Does this machine still give PyTorch's answers? Golden images always, a labelled folder on request."""
+"""Does this machine still give PyTorch's answers? On golden images, or on a labelled folder."""
 
 from __future__ import annotations
 

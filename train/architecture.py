@@ -1,6 +1,6 @@
 """What must be known, besides the weights, to rebuild a network. Needs no torch.
 
-Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015), arXiv:1512.03385:
+Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", arXiv:1512.03385:
 table 1 (layers), section 3.3 (plain network, shortcut options), section 4.1 (options A, B, C).
 """
 

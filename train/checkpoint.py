@@ -63,7 +63,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return _load_run(path)
     if not path.is_file():
         raise CheckpointError(
-            f"there is no checkpoint at {path}", "name a run's folder, a .safetensors or a .pth file"
+            f"there is no checkpoint at {path}",
+            "name a run's folder, a .safetensors or a .pth file",
         )
     if path.suffix not in SUFFIXES:
         raise CheckpointError(
@@ -71,8 +72,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"name a run's folder or a file ending in {', '.join(SUFFIXES)}",
         )
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise CheckpointError(f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB", "is it the right file?")
-    state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        raise CheckpointError(
+            f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB", "is it the right file?"
+        )
+    state, metadata = (
+        _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    )
     state = _clean(path, state)
     architecture = _infer_architecture(path, state, metadata)
     _check_fit(path, architecture, state)
@@ -131,7 +136,8 @@ def _load_run(folder: Path) -> Checkpoint:
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not an intact safetensors file: {error}", "copy or download it again"
@@ -172,7 +178,9 @@ def _clean(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
         if value.is_floating_point():
             value = value.float()
             if not bool(value.isfinite().all()):
-                raise CheckpointError(f"{name} in {path} is NaN or infinite", "use an earlier checkpoint")
+                raise CheckpointError(
+                    f"{name} in {path} is NaN or infinite", "use an earlier checkpoint"
+                )
         cleaned[name] = value
     return cleaned
 
@@ -199,9 +207,7 @@ def _infer_architecture(
         )
     else:
         shortcut = Shortcut.C if projections == sum(blocks) else Shortcut.B
-    return Architecture(
-        classes=len(state["fc.weight"]), blocks=tuple(blocks), shortcut=shortcut
-    )
+    return Architecture(classes=len(state["fc.weight"]), blocks=tuple(blocks), shortcut=shortcut)
 
 
 def _check_fit(path: Path, architecture: Architecture, state: Mapping[str, Tensor]) -> None:
@@ -212,8 +218,14 @@ def _check_fit(path: Path, architecture: Architecture, state: Mapping[str, Tenso
         name for name in expected if name not in state and not name.endswith("num_batches_tracked")
     ]
     surplus = [name for name in state if name not in expected]
-    wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]
-    for names, what in ((missing, "lacks"), (surplus, "has the unknown"), (wrong, "has the wrong shape for")):
+    wrong = [
+        name for name in expected if name in state and state[name].shape != expected[name].shape
+    ]
+    for names, what in (
+        (missing, "lacks"),
+        (surplus, "has the unknown"),
+        (wrong, "has the wrong shape for"),
+    ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise CheckpointError(

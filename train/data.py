@@ -67,9 +67,9 @@ def read_splits(data: Path) -> DataSplits:
                 "sort the images as train/CLASS/*.jpg and val/CLASS/*.jpg",
             )
     train, val = read_image_folder(data / "train"), read_image_folder(data / "val")
-    if len(train.classes) < 2:
+    if len(train.classes) == 1:
         raise DataError(
-            f"{data / 'train'} has one class only, {train.classes[0]!r}",
+            f"{data / 'train'} has one class only, {next(iter(train.classes))!r}",
             "a classifier needs at least two class folders",
         )
     if unknown := sorted(set(val.classes) - set(train.classes)):

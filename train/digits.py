@@ -19,6 +19,7 @@ from resdeploy.train.config import DIGITS
 logger = logging.getLogger(__name__)
 
 LARGEST_VALUE = 16
+SIDE = 8
 VAL_SHARE = 1 / 3
 SPLIT_SEED = 0
 
@@ -47,12 +48,12 @@ def _write_digits(folder: Path) -> None:
         from PIL import Image
         from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / LARGEST_VALUE)).astype(np.uint8)
+    values, labels = load_digits(return_X_y=True)
+    pixels = np.rint(values * (255 / LARGEST_VALUE)).astype(np.uint8).reshape(-1, SIDE, SIDE)
     generator = np.random.default_rng(SPLIT_SEED)
     with new_directory(folder) as temporary:
         for label in range(10):
-            members = generator.permutation(np.flatnonzero(digits.target == label))
+            members = generator.permutation(np.flatnonzero(labels == label))
             held_out = round(len(members) * VAL_SHARE)
             for split, chosen in (("val", members[:held_out]), ("train", members[held_out:])):
                 target = temporary / split / str(label)

@@ -115,8 +115,10 @@ class _Trainer:
         self.network = _initial_network(config, self.splits)
         # channels_last is the layout that convolution libraries compute in.
         self.classifier = Classifier(
-            self.network, self.preprocessing.mean, self.preprocessing.std
-        ).to(self.device, memory_format=torch.channels_last)
+            self.network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+            self.preprocessing.mean,
+            self.preprocessing.std,
+        ).to(self.device)
         self.optimizer = _optimizer(self.network, config)
         self.epochs_done = 0
         self.metrics: list[runs.EpochMetrics] = []
@@ -175,7 +177,9 @@ class _Trainer:
         start = time.perf_counter()
         self.classifier.train()
         with self.progress(f"epoch {epoch + 1}", len(images)) as advance:
-            batches = epoch_batches(images, config.batch_size, shuffle=True, workers=self._workers())
+            batches = epoch_batches(
+                images, config.batch_size, shuffle=True, workers=self._workers()
+            )
             for step, batch in enumerate(batches):
                 self._note_unreadable(batch.unreadable)
                 if len(batch.labels) < 2:  # batch norm needs two
@@ -224,7 +228,9 @@ class _Trainer:
         self.classifier.eval()
         loss, right, seen = 0.0, 0, 0
         images = EpochImages(self.splits.val, self.preprocessing)
-        for batch in epoch_batches(images, EVALUATION_BATCH, shuffle=False, workers=self._workers()):
+        for batch in epoch_batches(
+            images, EVALUATION_BATCH, shuffle=False, workers=self._workers()
+        ):
             if len(batch.labels):
                 labels = batch.labels.to(self.device)
                 logits = self.classifier(batch.images.to(self.device))

@@ -1,6 +1,6 @@
 """Residual networks of basic blocks, and their plain twins, with torchvision's key names.
 
-Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015), arXiv:1512.03385:
+Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", arXiv:1512.03385:
 table 1 (layers), section 3.3 (plain network, shortcut options), section 4.1 (options A, B, C).
 Shape letters: N images, C channels, H rows, W columns, K classes.
 """
@@ -40,11 +40,12 @@ class BasicBlock(nn.Module):
             self.downsample = ZeroPadShortcut(stride, outputs - inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu1(self.bn1(self.conv1(x)))
+        out: Tensor = self.relu1(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.residual:
             out = out + (x if self.downsample is None else self.downsample(x))
-        return self.relu2(out)
+        activated: Tensor = self.relu2(out)
+        return activated
 
 
 class ZeroPadShortcut(nn.Module):

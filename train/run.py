@@ -84,7 +84,8 @@ def load_state(folder: Path) -> TrainingState:
     try:
         with safe_open(path, framework="pt") as file:
             epochs_done = int((file.metadata() or {})["epochs_done"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
     return TrainingState(
