@@ -15,9 +15,8 @@ import onnx_ir as ir
 from resdeploy.bundle import Encoding
 
 WEIGHTED = ("Conv", "Gemm")
-# They only choose or move values: what they give is on the grid of what they read. Slice, and the
-# Pad or Concat that adds zeros, are what option A's shortcut is made of; zero is on every grid.
-SAME_GRID = ("MaxPool", "Flatten", "Slice", "Pad")
+# They only choose or move values, or add zeros: what they give is on the grid of what they read.
+SAME_GRID = ("MaxPool", "Flatten", "Pad")
 
 
 @dataclass(frozen=True, slots=True)

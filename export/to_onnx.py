@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -68,6 +69,8 @@ def to_onnx(classifier: Classifier, image_size: int) -> ir.Model:
             ) from error
     assert program is not None  # dynamo=True without a file name returns the program
     model = program.model
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.IdentityEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     passes.ShapeInferencePass()(model)
     name_after_modules(model.graph)
@@ -122,7 +125,7 @@ def with_outputs(model: ir.Model, tensors: Sequence[str]) -> bytes:
 
 def name_after_modules(graph: ir.Graph) -> None:
     """Give nodes, their outputs and the weights the names of the network's modules."""
-    taken: set[str] = set()
+    seen: Counter[str] = Counter()
     for node in graph:
         # Such as ['', 'network', 'network.layer1', ..., 'network.layer1.0.conv1', 'conv2d_1'].
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']")
@@ -130,19 +133,19 @@ def name_after_modules(graph: ir.Graph) -> None:
         module = module.removeprefix("network").removeprefix(".")
         single = node.op_type in SINGLE_NODE and module
         name = module if single else f"{module}.{node.op_type.lower()}".lstrip(".")
-        if name in taken or len(node.outputs) != 1:
-            raise ExportError(
-                f"the exporter gave {name} twice or split it", "install the pinned versions"
-            )
-        taken.add(name)
-        node.name = name
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
         if not node.outputs[0].is_graph_output():
-            node.outputs[0].name = name
-    for weight in list(graph.initializers.values()):
-        assert weight.name is not None
-        graph.initializers.pop(weight.name)
-        weight.name = weight.name.removeprefix("network.")
-        graph.initializers[weight.name] = weight
+            node.outputs[0].name = node.name
+    for value in list(graph.initializers.values()):
+        assert value.name is not None
+        graph.initializers.pop(value.name)
+        if "." in value.name:
+            value.name = value.name.removeprefix("network.")
+        else:  # a constant of the exporter's, such as the bounds of a slice
+            use = value.uses()[0]
+            value.name = f"{use.node.name}.input{use.idx}"
+        graph.initializers[value.name] = value
 
 
 def _global_average_pool(x: Any, dim: Sequence[int], keepdim: bool = False) -> Any:
