@@ -12,7 +12,7 @@ import numpy as np
 
 from resdeploy.bundle import INPUT_NAME, Float32Array
 from resdeploy.calibration.ranges import TensorStatistics
-from resdeploy.errors import CalibrationError, needs
+from resdeploy.errors import CalibrationError, needs_extra
 from resdeploy.preprocessing import UInt8Array
 
 
@@ -30,7 +30,7 @@ def observe(
         CalibrationError: there were no images, or an activation is NaN or infinite.
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    with needs("cpu"):
+    with needs_extra():
         import onnxruntime
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])

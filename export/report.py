@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 from resdeploy.bundle import Artifact
-from resdeploy.errors import needs
+from resdeploy.errors import needs_extra
 from resdeploy.export.calibrate import Calibration
 from resdeploy.preprocessing import Preprocessing
 
@@ -26,7 +26,7 @@ def render_report(
     Raises:
         MissingDependencyError: Jinja2 is not installed.
     """
-    with needs("export"):
+    with needs_extra():
         import jinja2
 
     text = resources.files("resdeploy.export").joinpath(TEMPLATE).read_text(encoding="utf-8")

@@ -77,7 +77,8 @@ def read_source(
 def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
     classes = checkpoint.architecture.classes
     if path is None:
-        return checkpoint.labels or tuple(f"class {index}" for index in range(classes))
+        named = checkpoint.labels or [f"class {index}" for index in range(classes)]
+        return tuple(" ".join(label.split()) for label in named)  # labels.txt has one a line
     try:
         if path.stat().st_size > MAX_LABELS_BYTES:
             raise ExportError(f"{path} is too large for a list of labels", "is it the right file?")

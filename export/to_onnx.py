@@ -143,7 +143,7 @@ def name_after_modules(graph: ir.Graph) -> None:
         if "." in value.name:
             value.name = value.name.removeprefix("network.")
         else:  # a constant of the exporter's, such as the bounds of a slice
-            use = value.uses()[0]
+            use = next(iter(value.uses()))
             value.name = f"{use.node.name}.input{use.idx}"
         graph.initializers[value.name] = value
 

@@ -197,7 +197,9 @@ class Bundle:
         Raises:
             BundleError: `labels.txt` is damaged or has another number of lines.
         """
-        labels = tuple(self.read(LABELS).decode("utf-8", errors="replace").splitlines())
+        labels = tuple(
+            self.read(LABELS).decode("utf-8", errors="replace").removesuffix("\n").split("\n")
+        )
         if len(labels) != self.manifest.classes:
             raise BundleError(
                 f"{LABELS} has {len(labels)} lines for {self.manifest.classes} classes",

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from resdeploy.errors import ResdeployError
+from resdeploy.errors import ResdeployError, missing_dependency
 
 
 class Exit(IntEnum):
@@ -39,7 +39,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         _log_to_stderr(debug=debug)
         try:
             outcome: Outcome = function(**arguments)
-        except (ResdeployError, ValueError) as error:
+        except (ResdeployError, ValueError, ModuleNotFoundError) as error:
             if debug:
                 raise
             _print_error(error)
@@ -94,6 +94,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _print_error(error: Exception) -> None:
+    if isinstance(error, ModuleNotFoundError):
+        error = missing_dependency(error)
     message = " ".join(str(error).split())
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
     if isinstance(error, ResdeployError) and error.hint:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +89,9 @@ class Contender:
     def run_for(self, seconds: float) -> npt.NDArray[np.float64]:
         """Let the child run for at least `seconds`: the time of each run, in milliseconds."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{seconds}\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # then it has ended, which listening explains better
+            self.process.stdin.write(f"{seconds}\n")
+            self.process.stdin.flush()
         return np.asarray(self._listen()["times_ns"], dtype=np.float64) / 1e6
 
     def stop(self) -> None:

@@ -69,18 +69,37 @@ class TrainingError(ResdeployError):
     """Training cannot start or go on."""
 
 
+# Which extra brings which optional package, by the name it is imported under.
+EXTRAS = {
+    "onnxruntime": "cpu",
+    "torch": "train",
+    "safetensors": "train",
+    "sklearn": "train",
+    "matplotlib": "train",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "jinja2": "export",
+}
+
+
+def missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError:
+    """The same error with the command that mends it."""
+    package = (error.name or "").split(".")[0]
+    return MissingDependencyError(
+        f"this needs {package}, which is not installed",
+        f"pip install 'resdeploy[{EXTRAS.get(package, 'all')}]'",
+    )
+
+
 @contextmanager
-def needs(extra: str) -> Iterator[None]:
+def needs_extra() -> Iterator[None]:
     """Wrap the import of an optional package, to name the extra that brings it.
 
     Raises:
-        MissingDependencyError: the import failed because the package is not installed.
+        MissingDependencyError: the package is not installed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        package = (error.name or "a package").split(".")[0]
-        raise MissingDependencyError(
-            f"this needs {package}, which is not installed",
-            f"pip install 'resdeploy[{extra}]'",
-        ) from error
+        raise missing_dependency(error) from error

@@ -42,15 +42,14 @@ class Device:
 
 def read_device(root: Path = Path("/")) -> Device:
     """This machine; `root` stands for the folder that the paths of the kernel are below."""
+    l4t = parse_l4t(_read(root / "etc/nv_tegra_release"))
     return Device(
         cpu=read_cpu(),
         cores=available_cores(),
         memory_bytes=parse_memory(_read(root / "proc/meminfo")),
         gpus=_gpus(root / "proc/driver/nvidia/gpus"),
-        jetson=_read(root / "proc/device-tree/model").rstrip("\0 \n") or None
-        if _read(root / "etc/nv_tegra_release")
-        else None,
-        l4t=parse_l4t(_read(root / "etc/nv_tegra_release")),
+        jetson=(_read(root / "proc/device-tree/model").rstrip("\0 \n") or None) if l4t else None,
+        l4t=l4t,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from resdeploy.bundle import INPUT_NAME, OUTPUT_NAME, Artifact, Bundle, Encoding, Float32Array
 from resdeploy.cpu import Cpu, read_cpu
-from resdeploy.errors import BackendError, needs
+from resdeploy.errors import BackendError, needs_extra
 from resdeploy.preprocessing import UInt8Array
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class OnnxRuntimeCpu:
             BackendError: ONNX Runtime refuses the graph.
             MissingDependencyError: ONNX Runtime is not installed.
         """
-        with needs("cpu"):
+        with needs_extra():
             import onnxruntime
         try:
             self._session: Any = onnxruntime.InferenceSession(

@@ -11,7 +11,7 @@ import numpy as np
 
 from resdeploy.bundle import open_bundle
 from resdeploy.contender import answer
-from resdeploy.errors import CheckpointError, needs
+from resdeploy.errors import CheckpointError, needs_extra
 
 
 def prepare(
@@ -26,7 +26,7 @@ def prepare(
         batch: Images in one run.
         threads: Threads for one run.
     """
-    with needs("train"):
+    with needs_extra():
         import torch
 
     from resdeploy.train.architecture import Architecture

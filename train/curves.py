@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from resdeploy.errors import needs
+from resdeploy.errors import needs_extra
 from resdeploy.storage import write_file
 from resdeploy.train.run import EpochMetrics
 
@@ -20,7 +20,7 @@ def draw_curves(metrics: Sequence[EpochMetrics], path: Path) -> None:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    with needs("train"):
+    with needs_extra():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 

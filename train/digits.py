@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resdeploy.errors import OutputError, needs
+from resdeploy.errors import OutputError, needs_extra
 from resdeploy.storage import cache_folder, new_directory
 from resdeploy.train.config import DIGITS
 
@@ -44,7 +44,7 @@ def digits_folder() -> Path:
 
 
 def _write_digits(folder: Path) -> None:
-    with needs("train"):
+    with needs_extra():
         from PIL import Image
         from sklearn.datasets import load_digits
 
