@@ -52,6 +52,19 @@ class Calibration:
         }
 
 
+def require_images(source: Source) -> None:
+    """Check before the long work that there will be something to calibrate on.
+
+    Raises:
+        CalibrationError: no images are known.
+    """
+    if not source.pools.calibration:
+        raise CalibrationError(
+            "INT8 needs images to calibrate on, and none are known for this checkpoint",
+            "name a folder of typical images with --calibration-data",
+        )
+
+
 def calibrate(
     model: ir.Model,
     source: Source,
@@ -67,11 +80,7 @@ def calibrate(
     Raises:
         CalibrationError: there are no pictures, or none that can be used.
     """
-    if not source.pools.calibration:
-        raise CalibrationError(
-            "INT8 needs images to calibrate on, and none are known for this checkpoint",
-            "name a folder of typical images with --calibration-data",
-        )
+    require_images(source)
     edges = [
         edge for kind in (Encoding.TENSORRT, Encoding.CPU) for edge in place(model.graph, kind)
     ]

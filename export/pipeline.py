@@ -28,7 +28,7 @@ from resdeploy.bundle import (
 )
 from resdeploy.calibration.ledger import image_digest
 from resdeploy.errors import ExportError
-from resdeploy.export.calibrate import Calibration, calibrate
+from resdeploy.export.calibrate import Calibration, calibrate, require_images
 from resdeploy.export.half import to_half
 from resdeploy.export.placement import place
 from resdeploy.export.proof import choose_golden, make_golden, measure_parity
@@ -108,6 +108,8 @@ def export(
     )
     output = config.output or Path(f"{source.checkpoint.path.stem}.bundle")
     refuse_existing(output, force=force)
+    if config.int8:
+        require_images(source)
 
     preprocessing = source.preprocessing
     classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)

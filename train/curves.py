@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from resdeploy.errors import needs_extra
 from resdeploy.storage import write_file
 from resdeploy.train.run import EpochMetrics
@@ -32,7 +34,9 @@ def draw_curves(metrics: Sequence[EpochMetrics], path: Path) -> None:
     left.plot(epochs, [line.loss for line in metrics], ".-", color=BLUE, label="training")
     left.plot(epochs, [line.val_loss for line in metrics], ".-", color=ORANGE, label="validation")
     left.set(xlabel="epoch", ylabel="loss")
-    left.set_ylim(bottom=0)
+    # While the norms' running statistics settle, the validation loss can be huge: let it leave.
+    usual = np.percentile([line.val_loss for line in metrics], 75)
+    left.set_ylim(0, 1.15 * max(usual, *(line.loss for line in metrics)))
     left.legend(frameon=False)
     right.plot(epochs, [line.accuracy for line in metrics], ".-", color=ORANGE)
     right.set(xlabel="epoch", ylabel="validation accuracy (%)")
