@@ -29,7 +29,7 @@ from resdeploy.train.model import Classifier
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The newest that TensorRT 10.3 (JetPack 6.1) reads; float16 scales need 19 or later.
+# Float16 scales need operator set 19 or later, and JetPack 6 has TensorRT 10.3: newer is no gain.
 OPSET = 20
 IR_VERSION = 9
 # Modules that become one node each; the node takes the module's name alone.

@@ -31,13 +31,21 @@ def answer(prepare: Callable[[], tuple[Callable[[], object], dict[str, Any]]]) -
     Args:
         prepare: Loads everything and returns the function to time, with facts about it.
     """
+    # What libraries print must not come between the lines of the conversation.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def say(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
     try:
         run, facts = prepare()
         run()
     except ResdeployError as error:
-        _say({"error": str(error), "hint": error.hint})
+        say({"error": str(error), "hint": error.hint})
         return
-    _say({"ready": facts})
+    say({"ready": facts})
     for line in sys.stdin:
         run()  # the others have emptied the caches meanwhile
         deadline = time.perf_counter_ns() + int(float(line) * 1e9)
@@ -46,12 +54,7 @@ def answer(prepare: Callable[[], tuple[Callable[[], object], dict[str, Any]]]) -
             start = time.perf_counter_ns()
             run()
             times.append(time.perf_counter_ns() - start)
-        _say({"times_ns": times})
-
-
-def _say(message: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+        say({"times_ns": times})
 
 
 @dataclass(slots=True)
