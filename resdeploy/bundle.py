@@ -226,7 +226,7 @@ class Bundle:
                 raise ValueError(f"its images are {images.dtype} {images.shape}")
             if logits.dtype != np.float32 or logits.shape != (count, classes):
                 raise ValueError(f"its logits are {logits.dtype} {logits.shape}")
-        except (ValueError, KeyError, zipfile.BadZipFile, EOFError, OSError) as error:
+        except (ValueError, TypeError, KeyError, zipfile.BadZipFile, EOFError, OSError) as error:
             raise BundleError(
                 f"{self.path / GOLDEN} cannot be used: {error}", "export the bundle again"
             ) from error
@@ -253,9 +253,11 @@ def open_bundle(path: Path) -> Bundle:
         )
     data = _read(path / MANIFEST, MAX_MANIFEST_BYTES)
     try:
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
         document = json.loads(data)
         schema = document["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error
     if schema != SCHEMA:
         raise BundleError(

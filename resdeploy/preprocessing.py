@@ -6,6 +6,7 @@ of the network's graph, which therefore takes plain uint8 pixels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,9 @@ class Preprocessing:
             raise ValueError(f"image size is {self.image_size}; it takes 1 to {MAX_IMAGE_SIZE}")
         if not self.image_size <= self.resize <= 2 * MAX_IMAGE_SIZE:
             raise ValueError(f"resize is {self.resize}; it takes at least {self.image_size}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
-            raise ValueError("mean and std take three numbers each, std above zero")
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
+            raise ValueError("mean and std take three finite numbers each, std above zero")
         if self.interpolation != "bilinear":
             raise ValueError(f"interpolation is {self.interpolation!r}; only 'bilinear' is known")
 

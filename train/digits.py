@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 LARGEST_VALUE = 16
 SIDE = 8
-VAL_SHARE = 1 / 3
+VAL_SHARE = 1 / 4
 SPLIT_SEED = 0
 
 
 def digits_folder() -> Path:
     """`train/` and `val/` with a folder of PNG files per digit, made on first use.
 
-    A third of each digit's images is held out as `val`, the same third every time.
+    A quarter of each digit's images is held out as `val`, the same quarter every time.
 
     Raises:
         MissingDependencyError: scikit-learn or Pillow is not installed.

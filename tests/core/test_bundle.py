@@ -1,0 +1,290 @@
+"""Nothing in a bundle is believed before it was checked."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from resdeploy import bundle as bundles
+from resdeploy.bundle import (
+    GOLDEN,
+    LABELS,
+    MANIFEST,
+    SCHEMA,
+    Bundle,
+    Encoding,
+    Golden,
+    Precision,
+    open_bundle,
+)
+from resdeploy.errors import BundleError
+from resdeploy.storage import sha256
+
+
+@pytest.fixture
+def copy(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    """A bundle that a test may damage."""
+    return shutil.copytree(tiny_bundle.path, tmp_path / "copy.bundle")
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads((folder / MANIFEST).read_text())
+    change(document)
+    (folder / MANIFEST).write_text(json.dumps(document))
+
+
+def replace(folder: Path, name: str, data: bytes) -> None:
+    """Put another file in, and make the manifest vouch for it, as an attacker would."""
+    (folder / name).write_bytes(data)
+    record = {"bytes": len(data), "sha256": sha256(data)}
+    edit_manifest(folder, lambda document: document["files"][name].update(record))
+
+
+# What an intact bundle says
+
+
+def test_contract_of_the_manifest(tiny_bundle: Bundle) -> None:
+    document = json.loads((tiny_bundle.path / MANIFEST).read_text())
+    assert document["schema"] == SCHEMA
+    assert set(document) == {
+        "schema", "model", "input", "output", "preprocessing", "artifacts", "files",
+        "calibration", "golden", "provenance",
+    }  # fmt: skip
+    assert document["input"] == {
+        "name": "images", "dtype": "uint8", "shape": ["batch", 32, 32, 3], "layout": "NHWC",
+        "colour": "RGB",
+    }  # fmt: skip
+    assert {"precision", "encoding", "file", "bytes", "sha256", "opset", "convs", "int8_convs"} < (
+        set(document["artifacts"][0])
+    )
+    assert {"versions", "command", "git_commit", "date"} <= set(document["provenance"])
+
+
+def test_the_files_are_those_of_the_contract(tiny_bundle: Bundle) -> None:
+    assert {path.name for path in tiny_bundle.path.iterdir()} == {
+        "manifest.json", "fp32.onnx", "fp16.onnx", "int8.onnx", "int8-cpu.onnx", "labels.txt",
+        "golden.npz", "report.html", "calibration.json",
+    }  # fmt: skip
+
+
+def test_artifacts_are_found_by_name(tiny_bundle: Bundle) -> None:
+    found = {artifact.name: artifact for artifact in tiny_bundle.manifest.artifacts}
+    assert list(found) == ["fp32", "fp16", "int8", "int8-cpu"]
+    assert found["int8"].encoding is Encoding.TENSORRT
+    assert found["int8-cpu"].encoding is Encoding.CPU
+    assert found["fp16"].precision is Precision.FP16
+    assert tiny_bundle.artifact("int8-cpu") == found["int8-cpu"]
+
+
+def test_manifest_survives_a_round_trip(tiny_bundle: Bundle) -> None:
+    document = json.loads((tiny_bundle.path / MANIFEST).read_text())
+    assert json.loads(json.dumps(tiny_bundle.manifest.to_json())) == document
+
+
+def test_labels_and_golden(tiny_bundle: Bundle) -> None:
+    assert tiny_bundle.labels() == ("blue", "green", "red")
+    golden = tiny_bundle.golden()
+    assert (golden.images.shape, golden.images.dtype) == ((24, 32, 32, 3), np.uint8)
+    assert (golden.logits.shape, golden.logits.dtype) == ((24, 3), np.float32)
+
+
+def test_every_file_can_be_read(tiny_bundle: Bundle) -> None:
+    for path in tiny_bundle.path.iterdir():
+        if path.name != MANIFEST:
+            assert tiny_bundle.read(path.name) == path.read_bytes()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", ["fp32.onnx", "int8-cpu.onnx", LABELS, GOLDEN, "report.html"])
+def test_a_changed_byte_is_found(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(BundleError, match="was changed") as caught:
+        open_bundle(copy).read(name)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x"])
+def test_another_length_is_found(copy: Path, change: Callable[[bytes], bytes]) -> None:
+    path = copy / "fp32.onnx"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(BundleError, match="was changed"):
+        open_bundle(copy).read("fp32.onnx")
+
+
+def test_a_missing_file_is_named(copy: Path) -> None:
+    (copy / "fp16.onnx").unlink()
+    with pytest.raises(BundleError, match=r"fp16\.onnx cannot be read"):
+        open_bundle(copy).read("fp16.onnx")
+
+
+def test_an_unlisted_file_is_not_read(copy: Path) -> None:
+    (copy / "extra.onnx").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"no file extra\.onnx"):
+        open_bundle(copy).read("extra.onnx")
+
+
+def test_a_missing_artifact_says_how_to_make_it(copy: Path) -> None:
+    def keep_fp32(document: dict[str, Any]) -> None:
+        document["artifacts"] = document["artifacts"][:1]
+
+    edit_manifest(copy, keep_fp32)
+    with pytest.raises(BundleError, match="holds no int8-cpu graph, only fp32") as caught:
+        open_bundle(copy).artifact("int8-cpu")
+    assert "--int8" in str(caught.value.hint)
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(BundleError, match="is not a bundle"):
+            open_bundle(path)
+
+
+@pytest.mark.parametrize("schema", [0, 2, 99, "1", None, [1]])
+def test_an_unknown_schema_is_refused(copy: Path, schema: object) -> None:
+    edit_manifest(copy, lambda document: document.update(schema=schema))
+    with pytest.raises(BundleError, match="schema") as caught:
+        open_bundle(copy)
+    assert "export it again" in str(caught.value.hint)
+
+
+def test_a_huge_manifest_is_not_parsed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundles, "MAX_MANIFEST_BYTES", 1000)
+    with pytest.raises(BundleError, match="larger than"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "7", '"schema"', '{"schema": 1}', "\x00", "[" * 100_000]
+)
+def test_a_manifest_that_is_no_manifest_is_damaged(copy: Path, text: str) -> None:
+    (copy / MANIFEST).write_text(text)
+    with pytest.raises(BundleError, match="is damaged"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/etc/passwd", "a/b", "", ".", "..", ".hidden", "a\nb", "fp32.onnx\n"]
+)
+def test_a_manifest_cannot_point_outside_its_folder(copy: Path, name: str) -> None:
+    edit_manifest(copy, lambda document: document["artifacts"][0].update(file=name))
+    with pytest.raises(BundleError, match="not a plain file name"):
+        open_bundle(copy)
+
+
+def test_a_link_out_of_the_bundle_still_needs_the_right_hash(copy: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (copy / LABELS).unlink()
+    (copy / LABELS).symlink_to(secret)
+    with pytest.raises(BundleError, match="was changed"):
+        open_bundle(copy).labels()
+
+
+def paths_of(document: Any, prefix: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Where every value of a JSON document is."""
+    found = [prefix] if prefix else []
+    items = (
+        document.items()
+        if isinstance(document, dict)
+        else enumerate(document)
+        if isinstance(document, list)
+        else ()
+    )
+    for key, value in items:
+        found += paths_of(value, (*prefix, key))
+    return found
+
+
+@given(data=st.data())
+@settings(
+    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+def test_any_damaged_manifest_is_a_bundle_error_or_harmless(
+    tiny_bundle: Bundle, tmp_path: Path, data: st.DataObject
+) -> None:
+    document = json.loads((tiny_bundle.path / MANIFEST).read_text())
+    where = data.draw(st.sampled_from(paths_of(document)))
+    target = document
+    for key in where[:-1]:
+        target = target[key]
+    if data.draw(st.booleans()):
+        del target[where[-1]]
+    else:
+        scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
+        target[where[-1]] = data.draw(scalars | st.just([]) | st.just({}) | st.floats())
+    (tmp_path / MANIFEST).write_text(json.dumps(document))
+    try:
+        opened = open_bundle(tmp_path)
+        assert opened.manifest.classes >= 1
+    except BundleError as error:
+        assert "\n" not in str(error)
+
+
+def test_labels_must_fit_the_classes(copy: Path) -> None:
+    replace(copy, LABELS, b"one\ntwo\n")
+    with pytest.raises(BundleError, match="2 lines for 3 classes"):
+        open_bundle(copy).labels()
+
+
+def npz(**arrays: Any) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+IMAGES, LOGITS = np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not a zip",
+        npz(images=IMAGES),
+        npz(images=IMAGES[:0], logits=LOGITS[:0]),
+        npz(images=IMAGES, logits=LOGITS[:1]),
+        npz(images=IMAGES, logits=LOGITS.astype(np.float64)),
+        npz(images=IMAGES.astype(np.int16), logits=LOGITS),
+        npz(images=IMAGES[:, :8], logits=LOGITS),
+        npz(images=np.uint8(3), logits=LOGITS),
+        npz(images=np.array([{"a": 1}], dtype=object), logits=LOGITS),  # a pickle
+        npz(images=IMAGES, logits=LOGITS)[:-30],
+    ],
+)
+def test_golden_images_of_another_form_are_refused(copy: Path, data: bytes) -> None:
+    replace(copy, GOLDEN, data)
+    with pytest.raises(BundleError, match="cannot be used"):
+        open_bundle(copy).golden()
+
+
+def test_a_zip_bomb_is_not_unpacked(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundles, "MAX_GOLDEN_BYTES", 1 << 20)
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", bytes(1 << 21))
+    assert len(stream.getvalue()) < 1 << 14
+    replace(copy, GOLDEN, stream.getvalue())
+    with pytest.raises(BundleError, match="too large"):
+        open_bundle(copy).golden()
+
+
+def test_golden_round_trip(copy: Path) -> None:
+    golden = Golden(images=IMAGES + 7, logits=LOGITS + 1)
+    replace(copy, GOLDEN, golden.to_bytes())
+    read = open_bundle(copy).golden()
+    np.testing.assert_array_equal(read.images, golden.images)
+    np.testing.assert_array_equal(read.logits, golden.logits)

@@ -1,0 +1,97 @@
+"""A benchmark's child process and its owner."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from resdeploy.contender import MIN_RUNS, Contender
+from resdeploy.errors import BackendError
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose modules `python -m` finds."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def write(folder: Path, body: str) -> None:
+    head = "import os, sys, time\nfrom resdeploy.contender import answer\n"
+    (folder / "racer.py").write_text(head + textwrap.dedent(body))
+
+
+def test_a_contender_is_ready_runs_and_stops(child: Path) -> None:
+    write(child, "answer(lambda: (lambda: time.sleep(0.002), {'argument': sys.argv[1]}))")
+    contender = Contender.start("sleeper", "racer", ["hello"], threads=1)
+    assert contender.facts == {"argument": "hello"}
+    times = contender.run_for(0.02)
+    assert len(times) >= MIN_RUNS
+    assert (times >= 2.0).all()  # milliseconds, and sleep never ends early
+    contender.stop()
+    contender.stop()
+    assert contender.process.poll() is not None
+
+
+def test_even_no_time_gives_a_few_runs(child: Path) -> None:
+    write(child, "answer(lambda: (lambda: None, {}))")
+    contender = Contender.start("fast", "racer", [], threads=1)
+    assert len(contender.run_for(0.0)) == MIN_RUNS
+    contender.stop()
+
+
+def test_what_libraries_print_does_not_disturb(child: Path) -> None:
+    write(child, "answer(lambda: (lambda: print('noise'), {}))")
+    contender = Contender.start("noisy", "racer", [], threads=1)
+    assert len(contender.run_for(0.0)) == MIN_RUNS
+    contender.stop()
+
+
+def test_threads_are_limited(child: Path) -> None:
+    write(child, "answer(lambda: (lambda: None, {'omp': os.environ['OMP_NUM_THREADS']}))")
+    contender = Contender.start("limited", "racer", [], threads=3)
+    assert contender.facts == {"omp": "3"}
+    contender.stop()
+
+
+def test_a_contenders_own_error_arrives(child: Path) -> None:
+    body = """
+    from resdeploy.errors import BundleError
+    def prepare():
+        raise BundleError("no graph", "export it")
+    answer(prepare)
+    """
+    write(child, body)
+    with pytest.raises(BackendError, match="no graph") as caught:
+        Contender.start("broken", "racer", [], threads=1)
+    assert caught.value.hint == "export it"
+
+
+def test_an_early_end_is_explained(child: Path) -> None:
+    write(child, "sys.exit(7)")
+    with pytest.raises(BackendError, match="ended early with exit code 7"):
+        Contender.start("gone", "racer", [], threads=1)
+
+
+def test_a_crash_while_running_is_explained(child: Path) -> None:
+    write(
+        child,
+        "runs = []\nanswer(lambda: (lambda: runs.append(1) or len(runs) > 2 and os._exit(9), {}))",
+    )
+    contender = Contender.start("fragile", "racer", [], threads=1)
+    with pytest.raises(BackendError, match="exit code 9"):
+        contender.run_for(0.1)
+    contender.stop()
+
+
+def test_a_child_ends_when_its_owner_is_gone(child: Path) -> None:
+    write(child, "answer(lambda: (lambda: None, {}))")
+    process = subprocess.run(
+        [sys.executable, "-m", "racer"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert process.returncode == 0

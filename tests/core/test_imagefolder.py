@@ -1,0 +1,125 @@
+"""Pictures in folders, and the labels that the folders give them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resdeploy.errors import DataError
+from resdeploy.imagefolder import (
+    LabelledImages,
+    list_images,
+    match_labels,
+    read_batches,
+    read_image_folder,
+    split_folder,
+)
+from resdeploy.preprocessing import Preprocessing
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def images_of(classes: tuple[str, ...], labels: tuple[int, ...]) -> LabelledImages:
+    paths = tuple(Path(f"{index}.png") for index in range(len(labels)))
+    return LabelledImages(classes=classes, paths=paths, labels=labels)
+
+
+def test_images_are_found_sorted_whatever_their_case(tmp_path: Path) -> None:
+    touch(tmp_path, "b.JPG", "a.png", "sub/deep/c.webp", "d.bmp", "e.jpeg")
+    touch(tmp_path, "notes.txt", ".hidden.png", ".cache/f.png")
+    found = [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)]
+    assert found == ["a.png", "b.JPG", "d.bmp", "e.jpeg", "sub/deep/c.webp"]
+
+
+def test_a_missing_folder_a_file_and_an_empty_folder_are_data_errors(tmp_path: Path) -> None:
+    touch(tmp_path, "file.png")
+    (tmp_path / "empty").mkdir()
+    for name, message in (("nothing", "not a folder"), ("file.png", "not a folder")):
+        with pytest.raises(DataError, match=message):
+            list_images(tmp_path / name)
+    with pytest.raises(DataError, match="holds no images") as caught:
+        list_images(tmp_path / "empty")
+    assert ".jpg" in str(caught.value.hint)
+
+
+def test_labels_are_the_sorted_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "dog/1.png", "cat/2.png", "cat/deep/3.png", ".git/4.png")
+    found = read_image_folder(tmp_path)
+    assert found.classes == ("cat", "dog")
+    assert found.labels == (0, 0, 1)
+    assert [path.name for path in found.paths] == ["2.png", "3.png", "1.png"]
+
+
+def test_images_without_a_folder_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "dog/1.png", "cover.png")
+    assert [path.name for path in read_image_folder(tmp_path).paths] == ["1.png"]
+
+
+def test_unlabelled_images_are_a_data_error(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png", "2.png")
+    with pytest.raises(DataError, match="no labels"):
+        read_image_folder(tmp_path)
+
+
+def test_an_empty_class_folder_is_a_data_error(tmp_path: Path) -> None:
+    touch(tmp_path, "dog/1.png")
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(DataError, match="cat holds no images"):
+        read_image_folder(tmp_path)
+
+
+def test_split_folder_is_used_where_it_exists(tmp_path: Path) -> None:
+    assert split_folder(tmp_path, "val") == tmp_path
+    (tmp_path / "val").mkdir()
+    assert split_folder(tmp_path, "val") == tmp_path / "val"
+
+
+def test_labels_are_matched_by_name() -> None:
+    matched = match_labels(images_of(("cat", "dog"), (0, 1, 1)), ("dog", "emu", "cat"))
+    assert matched.labels == (2, 0, 0)
+    assert matched.classes == ("dog", "emu", "cat")
+
+
+def test_other_names_are_matched_by_order_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "resdeploy"):
+        matched = match_labels(images_of(("n01", "n02"), (1, 0)), ("tench", "goldfish"))
+    assert matched.labels == (1, 0)
+    assert "n01" in caplog.text
+
+
+def test_other_names_and_another_number_are_a_data_error() -> None:
+    with pytest.raises(DataError, match="'n01' is not one of the model's 3 labels"):
+        match_labels(images_of(("n01", "n02"), (1, 0)), ("a", "b", "c"))
+
+
+def test_batches_keep_positions_and_name_what_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = []
+    for index in range(5):
+        paths.append(tmp_path / f"{index}.png")
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(paths[-1])
+    paths[2].write_bytes(paths[2].read_bytes()[:40])
+    with caplog.at_level(logging.WARNING, "resdeploy"):
+        batches = list(read_batches(paths, Preprocessing.standard(8), batch=2))
+    assert [batch.positions for batch in batches] == [(0, 1), (3, 4)]
+    assert [int(image[0, 0, 0]) for batch in batches for image in batch.images] == [0, 1, 3, 4]
+    assert "2.png" in caplog.text
+    assert np.concatenate([batch.images for batch in batches]).shape == (4, 8, 8, 3)
+
+
+def test_a_last_batch_may_be_smaller(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    batches = list(read_batches([tmp_path / "a.png"] * 3, Preprocessing.standard(8), batch=2))
+    assert [len(batch.images) for batch in batches] == [2, 1]

@@ -1,0 +1,232 @@
+"""The statistics against SciPy, against published numbers, and by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from resdeploy.statistics import (
+    PairedAccuracy,
+    Verdict,
+    agreement_percent,
+    compare_accuracy,
+    ratio_interval,
+    sqnr_db,
+    upper_bound_of_difference,
+)
+
+
+def paired(lost: int, gained: int, images: int) -> PairedAccuracy:
+    return PairedAccuracy(
+        images=images, baseline_right=lost, candidate_right=gained, lost=lost, gained=gained
+    )
+
+
+# Signal to noise
+
+
+def test_sqnr_of_a_known_error() -> None:
+    reference = np.array([[3.0, 4.0]], dtype=np.float32)  # power 25
+    logits = np.array([[3.0, 4.5]], dtype=np.float32)  # noise 0.25
+    assert sqnr_db(reference, logits)[0] == pytest.approx(20.0)
+
+
+def test_sqnr_is_taken_per_image() -> None:
+    reference = np.array([[1.0, 0.0], [100.0, 0.0]])
+    logits = np.array([[1.1, 0.0], [100.1, 0.0]])
+    assert sqnr_db(reference, logits) == pytest.approx([20.0, 60.0])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_sqnr_is_capped_where_nothing_differs(scale: float) -> None:
+    logits = np.full((2, 3), scale, dtype=np.float32)
+    assert sqnr_db(logits, logits) == pytest.approx([200.0, 200.0])
+
+
+def test_sqnr_of_zeros_is_finite() -> None:
+    zeros = np.zeros((1, 3), dtype=np.float32)
+    assert np.isfinite(sqnr_db(zeros, zeros)).all()
+    assert np.isfinite(sqnr_db(zeros, zeros + 1)).all()
+
+
+def test_sqnr_of_nan_is_nan() -> None:
+    assert math.isnan(sqnr_db(np.ones((1, 2)), np.array([[1.0, math.nan]]))[0])
+
+
+@given(st.floats(-60, 60), st.integers(0, 2**31))
+def test_sqnr_follows_the_size_of_the_noise(decibel: float, seed: int) -> None:
+    reference = np.random.default_rng(seed).normal(size=(1, 10))
+    logits = reference * (1 + 10 ** (-decibel / 20))
+    # Float64 holds the sum to about 1e-16, so noise at -60 dB is exact to 1e-10.
+    assert sqnr_db(reference, logits)[0] == pytest.approx(decibel, abs=1e-6)
+
+
+def test_agreement_counts_the_most_likely_class() -> None:
+    reference = np.array([[1.0, 2.0], [2.0, 1.0], [0.0, 1.0], [5.0, 4.0]])
+    logits = np.array([[0.0, 9.0], [1.0, 2.0], [0.0, 0.1], [1.0, 0.0]])
+    assert agreement_percent(reference, logits) == 75.0
+
+
+# Paired accuracy
+
+
+def test_answers_are_paired() -> None:
+    labels = np.array([0, 1, 0, 1])
+    right = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    other = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    result = compare_accuracy(right, other, labels)
+    assert (result.baseline_right, result.candidate_right) == (4, 2)
+    assert (result.lost, result.gained, result.drop) == (2, 0, 50.0)
+    assert compare_accuracy(other, right, labels).drop == -50.0
+
+
+def tango_by_likelihood(lost: int, gained: int, images: int, confidence: float) -> float:
+    """The same bound from the likelihood itself, maximised by SciPy: no formula is shared."""
+    z = stats.norm.ppf(confidence)
+    same = images - lost - gained
+
+    def score(difference: float) -> float:
+        # Under p(lost) = p(gained) + difference, find the p(gained) of greatest likelihood.
+        def negative(share: float) -> float:
+            p_lost = share + difference
+            return -float(
+                stats.multinomial.logpmf(
+                    [lost, gained, same], images, [p_lost, share, 1 - p_lost - share]
+                )
+            )
+
+        low, high = max(0.0, -difference), (1 - difference) / 2
+        share = optimize.minimize_scalar(
+            negative, bounds=(low, high), method="bounded", options={"xatol": 1e-12}
+        ).x
+        variance = images * (2 * share + difference - difference**2)
+        return float((lost - gained - images * difference) / math.sqrt(variance))
+
+    start = (lost - gained) / images + 1e-9
+    return float(optimize.brentq(lambda d: score(d) + z, start, 0.999))
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "images"),
+    [(7, 3, 100), (3, 7, 100), (12, 9, 44), (25, 5, 600), (1, 1, 50), (60, 40, 5000)],
+)
+def test_bound_is_where_the_score_test_stops_rejecting(lost: int, gained: int, images: int) -> None:
+    ours = upper_bound_of_difference(lost, gained, images, 0.95)
+    assert ours == pytest.approx(tango_by_likelihood(lost, gained, images, 0.95), abs=1e-5)
+
+
+def test_bound_with_nothing_lost_is_the_binomial_score_bound() -> None:
+    # Without discordant pairs Tango's bound becomes Wilson's for 0 of n: z^2 / (n + z^2).
+    z = stats.norm.ppf(0.95)
+    wilson = stats.binomtest(0, 200).proportion_ci(0.90, method="wilson").high
+    ours = upper_bound_of_difference(0, 0, 200, 0.95)
+    assert ours == pytest.approx(z**2 / (200 + z**2), abs=1e-9)
+    assert ours == pytest.approx(wilson, abs=1e-9)
+
+
+def test_bound_agrees_with_the_normal_one_for_many_images() -> None:
+    lost, gained, images = 5200, 4800, 1_000_000
+    p = (lost - gained) / images
+    wald = p + stats.norm.ppf(0.95) * math.sqrt(((lost + gained) / images - p * p) / images)
+    # The two differ by terms of order z^2 / n.
+    assert upper_bound_of_difference(lost, gained, images, 0.95) == pytest.approx(wald, abs=5e-6)
+
+
+counts = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 2000))
+
+
+@given(counts, st.floats(0.6, 0.999))
+def test_bound_lies_above_the_estimate_and_within_reason(
+    count: tuple[int, int, int], confidence: float
+) -> None:
+    lost, gained, same = count
+    assume(lost + gained + same > 0)
+    images = lost + gained + same
+    bound = upper_bound_of_difference(lost, gained, images, confidence)
+    assert (lost - gained) / images - 1e-12 <= bound <= 1
+
+
+@given(counts)
+def test_bound_grows_with_what_is_lost_and_with_confidence(count: tuple[int, int, int]) -> None:
+    lost, gained, same = count
+    images = lost + gained + same + 1
+    bound = upper_bound_of_difference(lost, gained, images, 0.95)
+    assert upper_bound_of_difference(lost + 1, gained, images, 0.95) > bound
+    assert upper_bound_of_difference(lost, gained, images, 0.99) >= bound
+
+
+def test_bound_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    p_lost, p_gained, images, trials = 0.03, 0.02, 500, 2000
+    draws = generator.multinomial(images, [p_lost, p_gained, 1 - p_lost - p_gained], size=trials)
+    covered = np.mean(
+        [
+            upper_bound_of_difference(int(lost), int(gained), images, 0.95) >= p_lost - p_gained
+            for lost, gained, _ in draws
+        ]
+    )
+    # Three standard errors of 2000 trials are 1.5 points; the score bound itself is close to 95 %.
+    assert 0.935 <= covered <= 0.97
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "images", "verdict"),
+    [
+        (0, 0, 5000, Verdict.PASS),
+        (20, 18, 5000, Verdict.PASS),
+        (200, 20, 5000, Verdict.FAIL),
+        (0, 0, 100, Verdict.INCONCLUSIVE),
+        (60, 20, 5000, Verdict.INCONCLUSIVE),
+        (0, 300, 5000, Verdict.PASS),
+    ],
+)
+def test_verdicts_about_a_drop_of_one_point(
+    lost: int, gained: int, images: int, verdict: Verdict
+) -> None:
+    assert paired(lost, gained, images).verdict(1.0) is verdict
+
+
+@given(counts, st.floats(0, 5))
+def test_a_verdict_fits_the_bounds(count: tuple[int, int, int], allowed: float) -> None:
+    lost, gained, same = count
+    result = paired(lost, gained, lost + gained + same)
+    verdict = result.verdict(allowed)
+    assert (verdict is Verdict.PASS) == (result.drop_bound() <= allowed)
+    if verdict is Verdict.FAIL:
+        assert result.drop > allowed
+
+
+# Ratios of times
+
+
+def test_ratio_of_rounds_that_are_slowed_together_is_exact() -> None:
+    slow_down = np.random.default_rng(1).uniform(1, 5, 20)
+    ratio, low, high = ratio_interval(4 * slow_down, slow_down)
+    assert (ratio, low, high) == pytest.approx((4.0, 4.0, 4.0))
+
+
+def test_ratio_interval_is_reproducible_and_holds_the_median() -> None:
+    generator = np.random.default_rng(2)
+    baseline, contender = generator.lognormal(1, 0.2, 30), generator.lognormal(0, 0.2, 30)
+    first = ratio_interval(baseline, contender)
+    assert first == ratio_interval(baseline, contender)
+    assert first[1] <= first[0] <= first[2]
+
+
+def test_ratio_interval_is_close_to_scipys_bootstrap() -> None:
+    generator = np.random.default_rng(3)
+    baseline, contender = generator.lognormal(1, 0.1, 40), generator.lognormal(0, 0.1, 40)
+    peer = stats.bootstrap(
+        (baseline / contender,), np.median, confidence_level=0.95, n_resamples=5000,
+        method="percentile", rng=generator,
+    ).confidence_interval  # fmt: skip
+    _, low, high = ratio_interval(baseline, contender)
+    # Two bootstraps of a few thousand draws differ by little beside the interval's own width.
+    slack = 0.15 * (peer.high - peer.low)
+    assert low == pytest.approx(peer.low, abs=slack)
+    assert high == pytest.approx(peer.high, abs=slack)

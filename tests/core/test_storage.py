@@ -1,0 +1,181 @@
+"""Results appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resdeploy import storage
+from resdeploy.errors import OutputError
+from resdeploy.storage import (
+    cache_folder,
+    new_directory,
+    refuse_existing,
+    sha256,
+    sha256_file,
+    write_file,
+)
+
+
+@pytest.fixture
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full at the moment when the data must reach it."""
+
+    def fail(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+
+@given(st.binary(max_size=5000))
+def test_digest_is_hashlibs(data: bytes) -> None:
+    assert sha256(data) == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_digest_of_a_file_is_that_of_its_content(tmp_path: Path, size: int) -> None:
+    data = b"x" * size
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_is_replaced_and_its_folder_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    write_file(path, b"old")
+    write_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_a_file_has_the_permissions_of_an_ordinary_one(tmp_path: Path) -> None:
+    write_file(tmp_path / "ours", b"")
+    (tmp_path / "ordinary").touch()
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "ordinary")]
+    assert modes[0] == modes[1]
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(OutputError, match="No space left") as caught:
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+    assert caught.value.hint
+
+
+def test_a_limit_on_the_files_size_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(OutputError):  # Python ignores SIGXFSZ, so that writing fails instead
+            write_file(path, bytes(1 << 17))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_where_a_file_should_go_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OutputError, match="taken"):
+        write_file(tmp_path / "taken", b"")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file/below"):
+        write_file(tmp_path / "file" / "below", b"")
+
+
+def test_a_directory_appears_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "result"
+    with new_directory(target) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").write_text("x")
+        assert not target.exists()
+    assert (target / "sub" / "file").read_text() == "x"
+    assert os.listdir(target.parent) == ["result"]
+
+
+def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), new_directory(tmp_path / "result") as folder:  # noqa: PT012
+        (folder / "file").write_text("x")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupted_block_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "result"):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_existing_directory_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "result").mkdir()
+    with pytest.raises(OutputError, match="exists already") as caught:
+        refuse_existing(tmp_path / "result", force=False)
+    assert "--force" in str(caught.value.hint)
+    with pytest.raises(OutputError), new_directory(tmp_path / "result"):
+        pytest.fail("the block must not run")
+
+
+def test_force_replaces_the_whole_directory(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    target.mkdir()
+    (target / "stale").touch()
+    with new_directory(target, force=True) as folder:
+        (folder / "fresh").touch()
+        assert (target / "stale").exists()
+    assert os.listdir(target) == ["fresh"]
+    assert os.listdir(tmp_path) == ["result"]
+
+
+def test_force_keeps_the_old_directory_when_the_block_fails(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    target.mkdir()
+    (target / "precious").touch()
+    with pytest.raises(RuntimeError), new_directory(target, force=True):
+        raise RuntimeError
+    assert os.listdir(target) == ["precious"]
+
+
+def test_a_directory_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    with pytest.raises(OutputError, match="exists already"), new_directory(target):
+        target.mkdir()
+        (target / "of another process").touch()
+    assert os.listdir(tmp_path) == ["result"]
+    assert os.listdir(target) == ["of another process"]
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_a_full_disk_leaves_no_directory(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match="No space left"),
+        new_directory(tmp_path / "result") as folder,
+    ):
+        (folder / "file").write_text("x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_errors_of_our_own_pass_through_unchanged(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="mine"), new_directory(tmp_path / "result"):
+        raise OutputError("mine", "hint")
+
+
+def test_cache_folder_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "resdeploy"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert storage.cache_folder() == Path.home() / ".cache" / "resdeploy"

@@ -1,0 +1,52 @@
+"""Small networks and small pictures that many tests use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from resdeploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from resdeploy.train.architecture import Architecture
+from resdeploy.train.model import Classifier, ResNet
+
+SIZE = 32
+CLASSES = ("blue", "green", "red")
+COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
+TINY = Architecture(classes=len(CLASSES), blocks=(1, 1, 1, 1))
+
+
+def randomised(network: ResNet, seed: int = 0) -> ResNet:
+    """The network with batch-norm statistics unlike those of a fresh one, in evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.2, 0.2),
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 1.5),
+            ):
+                assert tensor is not None
+                tensor.data.uniform_(low, high, generator=generator)
+    return network.eval()
+
+
+def make_classifier(architecture: Architecture = TINY, seed: int = 0) -> Classifier:
+    """A network with random weights, as it is deployed."""
+    torch.manual_seed(seed)
+    network = randomised(ResNet(architecture), seed)
+    return Classifier(network, IMAGENET_MEAN, IMAGENET_STD).eval()
+
+
+def write_images(folder: Path, per_class: int, *, seed: int, size: int = SIZE) -> None:
+    """`folder/CLASS/*.png`: noisy pictures of one colour each, which a network learns at once."""
+    generator = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(per_class):
+            noise = generator.normal(0, 40, (size, size, 3))
+            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index:03d}.png")
