@@ -7,7 +7,6 @@ Nothing of a file is executed: safetensors has no code, and .pth files are read 
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -79,14 +78,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     state, metadata = (
         _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     )
-    state = _clean(path, state)
-    architecture = _infer_architecture(path, state, metadata)
-    _check_fit(path, architecture, state)
+    named = _name_tensors(path, state)
+    architecture = _infer_architecture(path, named, metadata)
     return Checkpoint(
         path=path,
         sha256=sha256_file(path),
         architecture=architecture,
-        state=state,
+        state=_fit(path, architecture, named),
         labels=_labels(path, architecture, metadata),
     )
 
@@ -115,9 +113,7 @@ def _load_run(folder: Path) -> Checkpoint:
     path = folder / MODEL_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {MODEL_FILE}", "train again")
-    state, _ = _read_safetensors(path)
-    state = _clean(path, state)
-    _check_fit(path, architecture, state)
+    state = _name_tensors(path, _read_safetensors(path)[0])
     if len(labels) != architecture.classes:
         raise CheckpointError(
             f"{description} has {len(labels)} labels for {architecture.classes} classes",
@@ -127,7 +123,7 @@ def _load_run(folder: Path) -> Checkpoint:
         path=folder,
         sha256=sha256_file(path),
         architecture=architecture,
-        state=state,
+        state=_fit(path, architecture, state),
         labels=labels,
         preprocessing=preprocessing,
         data=data,
@@ -150,7 +146,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about how the pickle was written
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(
             f"{path} is not a file of weights alone, so nothing in it was executed",
             "save model.state_dict() with torch.save, or copy the file again if it is damaged",
@@ -166,26 +162,21 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return dict(content), {}
 
 
-def _clean(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Float32 tensors under torchvision's names, all finite."""
-    cleaned: dict[str, Tensor] = {}
+def _name_tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors under torchvision's names; nothing is copied yet."""
+    tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         name = str(key)
         for prefix in PREFIXES:
             name = name.removeprefix(prefix)
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise CheckpointError(
-                f"{path} holds a {type(value).__name__} under {name!r}, where a tensor belongs",
+                f"{path} holds a {type(value).__name__} under {name!r}, where a plain tensor "
+                "belongs",
                 "save model.state_dict() with torch.save",
             )
-        if value.is_floating_point():
-            value = value.float()
-            if not bool(value.isfinite().all()):
-                raise CheckpointError(
-                    f"{name} in {path} is NaN or infinite", "use an earlier checkpoint"
-                )
-        cleaned[name] = value
-    return cleaned
+        tensors[name] = value
+    return tensors
 
 
 def _infer_architecture(
@@ -213,7 +204,8 @@ def _infer_architecture(
     return Architecture(classes=len(state["fc.weight"]), blocks=tuple(blocks), shortcut=shortcut)
 
 
-def _check_fit(path: Path, architecture: Architecture, state: Mapping[str, Tensor]) -> None:
+def _fit(path: Path, architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 copies, after all names and shapes were found right and all numbers finite."""
     with torch.device("meta"):
         expected = ResNet(architecture).state_dict()
     # Older files lack the counters of batch norm, which inference does not need.
@@ -236,6 +228,12 @@ def _check_fit(path: Path, architecture: Architecture, state: Mapping[str, Tenso
                 f"of {architecture.classes} classes",
                 "check that it is the right file",
             )
+    for name, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"{name} in {path} is NaN or infinite", "use an earlier checkpoint"
+            )
+    return {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
 
 
 def _labels(

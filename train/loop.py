@@ -109,7 +109,7 @@ class _Trainer:
         # A digit fills its picture: cropped hard or mirrored, it becomes another one or none.
         self.augmentation = Augmentation(
             flip=not is_digits if config.flip is None else config.flip,
-            min_area=config.min_area or (0.8 if is_digits else 0.35),
+            min_area=config.min_area or (0.85 if is_digits else 0.35),
         )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = _initial_network(config, self.splits)

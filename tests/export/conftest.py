@@ -1,0 +1,85 @@
+"""One real ResNet-34 for all tests of the export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from resdeploy.bundle import Encoding
+from resdeploy.calibration.observer import observe
+from resdeploy.calibration.ranges import CALIBRATORS, Range
+from resdeploy.export.half import to_half
+from resdeploy.export.placement import place
+from resdeploy.export.proof import synthetic_images
+from resdeploy.export.qdq import insert_qdq
+from resdeploy.export.to_onnx import to_bytes, to_onnx, with_outputs
+from resdeploy.preprocessing import UInt8Array
+from resdeploy.train.architecture import Architecture
+from resdeploy.train.model import Classifier
+from tests.samples import make_classifier
+
+SIZE = 64
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network, its FP32 graph, images, and the ranges of its tensors."""
+
+    classifier: Classifier
+    model: ir.Model
+    images: UInt8Array
+    ranges: dict[str, Range]
+
+    def pytorch(self, images: UInt8Array) -> np.ndarray:
+        with torch.inference_mode():
+            logits: np.ndarray = self.classifier(torch.from_numpy(images)).numpy()
+        return logits
+
+    def quantised(self, encoding: Encoding) -> ir.Model:
+        """The graph of `int8.onnx` or `int8-cpu.onnx`."""
+        model = self.model.clone()
+        insert_qdq(model, place(model.graph, encoding), self.ranges, encoding)
+        if encoding is Encoding.TENSORRT:
+            to_half(model)
+        return model
+
+    def half(self) -> ir.Model:
+        model = self.model.clone()
+        to_half(model)
+        return model
+
+
+def export_network(architecture: Architecture) -> Exported:
+    classifier = make_classifier(architecture)
+    images = synthetic_images(SIZE, 64, seed=0)
+    # Scaled so that the logits are within +-10, as those of trained networks are: tolerances on
+    # logits would mean nothing otherwise.
+    with torch.inference_mode():
+        largest = classifier(torch.from_numpy(images)).abs().max()
+        for parameter in classifier.network.fc.parameters():
+            parameter.mul_(10 / largest)
+    model = to_onnx(classifier, SIZE)
+    tensors = sorted(
+        {
+            edge.range_of
+            for kind in (Encoding.TENSORRT, Encoding.CPU)
+            for edge in place(model.graph, kind)
+        }
+    )
+    seen = observe(
+        with_outputs(model, tensors), tensors, [images[i : i + 16] for i in range(0, 64, 16)]
+    )
+    ranges = {tensor: CALIBRATORS["max"](statistics) for tensor, statistics in seen.items()}
+    to_bytes(model)
+    return Exported(classifier, model, images, ranges)
+
+
+@pytest.fixture(scope="session")
+def resnet34() -> Exported:
+    """Do not change it; `quantised` and `half` give copies."""
+    return export_network(Architecture(classes=CLASSES))

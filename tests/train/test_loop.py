@@ -1,0 +1,169 @@
+"""The training loop on a small network: it learns, it can be interrupted, it says what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from resdeploy.errors import DataError, OutputError, TrainingError
+from resdeploy.progress import Advance
+from resdeploy.train import run as runs
+from resdeploy.train.architecture import Architecture
+from resdeploy.train.checkpoint import load_checkpoint
+from resdeploy.train.config import TrainingConfig
+from resdeploy.train.loop import adopt, default_folder, resume, train
+from tests.samples import CLASSES, SIZE, TINY
+
+
+@pytest.fixture
+def config(image_data: Path, tiny_checkpoint: Path) -> TrainingConfig:
+    """Three short epochs of the small network."""
+    return TrainingConfig(
+        data=str(image_data), init=str(tiny_checkpoint), image_size=SIZE, epochs=3, batch_size=8
+    )
+
+
+class Interruption(Exception):
+    pass
+
+
+@contextmanager
+def interrupted_in_epoch_2(what: str, total: int) -> Iterator[Advance]:
+    def advance(done: int) -> None:
+        if what == "epoch 2":
+            raise Interruption
+
+    yield advance
+
+
+def test_it_learns_and_leaves_a_run(config: TrainingConfig) -> None:
+    result = train(config, Path("runs/one"))
+    # Three colours: chance is 33 %, and a network that learns at all tells them apart.
+    assert result.accuracy > 90
+    assert result.images_per_second > 0
+    assert sorted(path.name for path in result.run.iterdir()) == [
+        "curves.png", "metrics.jsonl", "model.json", "model.safetensors", "state.json",
+        "state.safetensors",
+    ]  # fmt: skip
+    assert runs.LATEST.resolve() == result.run.resolve()
+    description = json.loads((result.run / "model.json").read_text())
+    assert description["labels"] == list(CLASSES)
+    assert description["training"]["seed"] == 0
+    assert description["metrics"]["accuracy"] == result.accuracy
+    assert description["provenance"]["versions"]["torch"]
+    lines = runs.load_metrics(result.run)
+    assert [line.epoch for line in lines] == [1, 2, 3]
+    assert lines[-1].loss < lines[0].loss
+    assert load_checkpoint(runs.LATEST).architecture == TINY
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(config: TrainingConfig) -> None:
+    train(config, Path("whole"))
+    with pytest.raises(Interruption):
+        train(config, Path("broken"), progress=interrupted_in_epoch_2)
+    assert not Path("broken/model.json").exists()
+    resume(Path("broken"))
+    whole, broken = (load_file(f"{name}/model.safetensors") for name in ("whole", "broken"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(tensor, broken[name], rtol=0, atol=0)
+    assert len(runs.load_metrics(Path("broken"))) == 3
+
+
+def test_a_run_interrupted_in_its_first_epoch_starts_again(config: TrainingConfig) -> None:
+    runs.save_config(Path("begun"), config.to_json())
+    assert resume(Path("begun")).epochs == 3
+
+
+def test_resuming_a_finished_run_changes_no_weights(config: TrainingConfig) -> None:
+    train(dataclasses.replace(config, epochs=1), Path("one"))
+    before = load_file("one/model.safetensors")
+    resume(Path("one"))
+    for name, tensor in load_file("one/model.safetensors").items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_the_same_seed_gives_the_same_network_and_another_one_another(
+    config: TrainingConfig,
+) -> None:
+    short = dataclasses.replace(config, epochs=1)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(dataclasses.replace(short, seed=seed), Path(name))
+    a, b, c = (load_file(f"{name}/model.safetensors")["fc.weight"] for name in "abc")
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_no_weights_to_start_from_gives_a_resnet34(config: TrainingConfig) -> None:
+    fresh = dataclasses.replace(config, init=None, epochs=1, batch_size=30)
+    train(fresh, Path("fresh"))
+    assert load_checkpoint(Path("fresh")).architecture == Architecture(classes=3)
+
+
+def test_a_wild_learning_rate_is_an_error_with_a_hint(config: TrainingConfig) -> None:
+    wild = dataclasses.replace(config, lr=1e30)
+    with pytest.raises(TrainingError, match="the loss is (nan|inf)") as caught:
+        train(wild, Path("wild"))
+    assert "--lr" in str(caught.value.hint)
+    assert not Path("wild/model.json").exists()
+    assert not runs.LATEST.exists()
+
+
+def test_an_existing_run_needs_force(config: TrainingConfig) -> None:
+    short = dataclasses.replace(config, epochs=1)
+    train(short, Path("one"))
+    with pytest.raises(OutputError, match="exists already"):
+        train(short, Path("one"))
+    train(short, Path("one"), force=True)
+
+
+def test_a_damaged_picture_is_skipped_with_a_count(
+    config: TrainingConfig, tmp_path: Path, image_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = shutil.copytree(image_data, tmp_path / "data")
+    victim = data / "train" / "red" / "000.png"
+    victim.write_bytes(victim.read_bytes()[:100])
+    with caplog.at_level(logging.WARNING, "resdeploy"):
+        train(dataclasses.replace(config, data=str(data), epochs=2, batch_size=2), Path("one"))
+    assert caplog.text.count("red/000.png cannot be decoded") == 1
+    description = json.loads(Path("one/model.json").read_text())
+    assert description["metrics"]["unreadable_images"] == 1
+
+
+def test_only_damaged_pictures_are_an_error(
+    config: TrainingConfig, tmp_path: Path, image_data: Path
+) -> None:
+    data = shutil.copytree(image_data, tmp_path / "data")
+    for picture in data.rglob("train/**/*.png"):
+        picture.write_bytes(b"")
+    with pytest.raises(DataError, match="not one batch"):
+        train(dataclasses.replace(config, data=str(data)), Path("one"))
+
+
+def test_damaged_settings_are_an_error(tmp_path: Path) -> None:
+    for content in ('{"epochs": 3}', '{"shortcut": "Z"}', '{"shortcut": "B", "colour": 1}'):
+        (tmp_path / "state.json").write_text(content)
+        with pytest.raises(TrainingError, match="is damaged"):
+            resume(tmp_path)
+
+
+def test_a_new_head_for_another_number_of_classes(tiny_checkpoint: Path) -> None:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    network = adopt(checkpoint, 7)
+    assert network.architecture.classes == network.fc.out_features == 7
+    assert network.architecture.blocks == TINY.blocks
+    assert torch.equal(network.conv1.weight, checkpoint.state["conv1.weight"])
+    assert torch.equal(adopt(checkpoint, 3).fc.weight, checkpoint.state["fc.weight"])
+
+
+def test_default_folders_are_named_after_the_data() -> None:
+    assert default_folder("some/where/flowers/").name.startswith("flowers-")
+    assert default_folder("digits").parent == runs.RUNS

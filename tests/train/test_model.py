@@ -1,0 +1,247 @@
+"""The network of the paper, layer by layer, and against an independent one."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resdeploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from resdeploy.train.architecture import Architecture, Shortcut
+from resdeploy.train.model import Normalize, ResNet
+from tests.samples import make_classifier, randomised
+
+RESNET34 = Architecture(classes=1000)
+
+
+def on_meta(architecture: Architecture) -> ResNet:
+    """The network without memory for its weights."""
+    with torch.device("meta"):
+        return ResNet(architecture)
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def weighted_layers(network: nn.Module) -> int:
+    """As the paper counts: convolutions on the main path, and the classifier."""
+    return sum(
+        isinstance(module, (nn.Conv2d, nn.Linear)) and "downsample" not in name
+        for name, module in network.named_modules()
+    )
+
+
+def shapes(network: ResNet, size: int) -> dict[str, tuple[int, ...]]:
+    """What each child of the network gives, without the batch."""
+    seen: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str) -> Any:
+        return lambda module, inputs, output: seen.update({name: tuple(output.shape[1:])})
+
+    for name, child in network.named_children():
+        child.register_forward_hook(note(name))
+    network(torch.empty((2, 3, size, size), device="meta"))
+    return seen
+
+
+# Table 1 of the paper
+
+
+def test_resnet34_has_21797672_parameters() -> None:
+    assert parameters(on_meta(RESNET34)) == 21_797_672
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "expected"),
+    [
+        # Without the three projections: 64*128 + 128*256 + 256*512 weights and two numbers of
+        # batch norm for each of 128 + 256 + 512 channels.
+        (Shortcut.A, 21_797_672 - 172_032 - 1_792),
+        (Shortcut.PLAIN, 21_797_672 - 172_032 - 1_792),
+        # And with one in each of the other 13 blocks: 3, 3, 5, 2 of widths 64 to 512.
+        (
+            Shortcut.C,
+            21_797_672
+            + sum(n * (w * w + 2 * w) for n, w in ((3, 64), (3, 128), (5, 256), (2, 512))),
+        ),
+    ],
+)
+def test_parameters_of_the_variants(shortcut: Shortcut, expected: int) -> None:
+    assert parameters(on_meta(Architecture(classes=1000, shortcut=shortcut))) == expected
+
+
+@pytest.mark.parametrize("shortcut", list(Shortcut))
+def test_thirty_four_weighted_layers(shortcut: Shortcut) -> None:
+    architecture = Architecture(classes=10, shortcut=shortcut)
+    assert architecture.layers == 34
+    assert weighted_layers(on_meta(architecture)) == 34
+
+
+def test_sixteen_blocks_of_3x3_convolutions() -> None:
+    kernels = [m.kernel_size for m in on_meta(RESNET34).modules() if isinstance(m, nn.Conv2d)]
+    assert kernels.count((3, 3)) == 32
+    assert kernels.count((1, 1)) == 3
+    assert kernels[0] == (7, 7)
+    assert len(kernels) == 36
+
+
+@pytest.mark.parametrize("shortcut", list(Shortcut))
+def test_shape_walk_at_224_pixels(shortcut: Shortcut) -> None:
+    walked = shapes(on_meta(Architecture(classes=1000, shortcut=shortcut)), 224)
+    assert walked == {
+        "conv1": (64, 112, 112), "bn1": (64, 112, 112), "relu": (64, 112, 112),
+        "maxpool": (64, 56, 56), "layer1": (64, 56, 56), "layer2": (128, 28, 28),
+        "layer3": (256, 14, 14), "layer4": (512, 7, 7), "avgpool": (512,), "fc": (1000,),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [8, 31, 32, 33, 100, 225])
+def test_any_size_of_image(size: int) -> None:
+    assert shapes(on_meta(RESNET34), size)["fc"] == (1000,)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "shortcut", "name"),
+    [
+        ((3, 4, 6, 3), Shortcut.B, "resnet34"),
+        ((2, 2, 2, 2), Shortcut.B, "resnet18"),
+        ((3, 4, 6, 3), Shortcut.A, "resnet34-A"),
+        ((3, 4, 6, 3), Shortcut.PLAIN, "plain34"),
+    ],
+)
+def test_names_are_the_papers(blocks: tuple[int, ...], shortcut: Shortcut, name: str) -> None:
+    architecture = Architecture(classes=5, blocks=blocks, shortcut=shortcut)
+    assert architecture.name == name
+    assert Architecture.from_json(architecture.to_json()) == architecture
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"classes": 0}, {"blocks": (3, 4, 6)}, {"blocks": (0, 1, 1, 1)}, {"blocks": (1, 1, 1, 9999)}],
+)
+def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        Architecture(**({"classes": 10} | wrong))
+
+
+# Against a network written down independently
+
+
+def test_keys_are_torchvisions() -> None:
+    expected = OrderedDict[str, None]()
+
+    def norm(name: str) -> None:
+        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            expected[f"{name}.{part}"] = None
+
+    expected["conv1.weight"] = None
+    norm("bn1")
+    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
+        for block in range(blocks):
+            prefix = f"layer{stage}.{block}"
+            for index in (1, 2):
+                expected[f"{prefix}.conv{index}.weight"] = None
+                norm(f"{prefix}.bn{index}")
+            if stage > 1 and block == 0:
+                expected[f"{prefix}.downsample.0.weight"] = None
+                norm(f"{prefix}.downsample.1")
+    expected["fc.weight"] = expected["fc.bias"] = None
+    assert list(on_meta(RESNET34).state_dict()) == list(expected)
+
+
+def functional_resnet(state: dict[str, Tensor], x: Tensor, blocks: tuple[int, ...]) -> Tensor:
+    """Option B from the paper's table 1, as functions of a state dict alone."""
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+        scale = state[f"{name}.weight"] / (var + 1e-5).sqrt()
+        shift = state[f"{name}.bias"] - mean * scale
+        return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+
+    x = F.conv2d(x, state["conv1.weight"], stride=2, padding=3)
+    x = F.max_pool2d(norm("bn1", x).clamp(min=0), 3, 2, 1)
+    for stage, count in enumerate(blocks, start=1):
+        for block in range(count):
+            prefix = f"layer{stage}.{block}"
+            stride = 2 if stage > 1 and block == 0 else 1
+            y = F.conv2d(x, state[f"{prefix}.conv1.weight"], stride=stride, padding=1)
+            y = norm(f"{prefix}.bn1", y).clamp(min=0)
+            y = norm(f"{prefix}.bn2", F.conv2d(y, state[f"{prefix}.conv2.weight"], padding=1))
+            if f"{prefix}.downsample.0.weight" in state:
+                x = F.conv2d(x, state[f"{prefix}.downsample.0.weight"], stride=stride)
+                x = norm(f"{prefix}.downsample.1", x)
+            x = (x + y).clamp(min=0)
+    return x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+
+
+@torch.inference_mode()
+def test_the_network_computes_what_the_paper_says() -> None:
+    torch.manual_seed(0)
+    network = randomised(ResNet(Architecture(classes=10)))
+    images = torch.randn(2, 3, 64, 64)
+    expected = functional_resnet(network.state_dict(), images, (3, 4, 6, 3))
+    # The same sums in another order, in float32: a relative error of some 1e-5 after 34 layers.
+    torch.testing.assert_close(
+        network(images), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item()
+    )
+
+
+# Shortcuts
+
+
+@pytest.mark.parametrize("shortcut", list(Shortcut))
+def test_what_each_option_puts_into_the_blocks(shortcut: Shortcut) -> None:
+    network = on_meta(Architecture(classes=10, shortcut=shortcut))
+    blocks = [block for stage in network.stages for block in stage.children()]
+    projected = sum(isinstance(block.downsample, nn.Sequential) for block in blocks)
+    assert projected == {Shortcut.A: 0, Shortcut.B: 3, Shortcut.C: 16, Shortcut.PLAIN: 0}[shortcut]
+    assert all(block.residual is (shortcut is not Shortcut.PLAIN) for block in blocks)
+
+
+@torch.inference_mode()
+def test_option_a_keeps_every_second_pixel_and_adds_zeros() -> None:
+    network = ResNet(Architecture(classes=2, blocks=(1, 1, 1, 1), shortcut=Shortcut.A))
+    downsample = network.stages[1][0].downsample  # type: ignore[index]
+    x = torch.randn(1, 64, 5, 6)
+    y = downsample(x)
+    assert y.shape == (1, 128, 3, 3)
+    torch.testing.assert_close(y[:, :64], x[:, :, ::2, ::2], rtol=0, atol=0)
+    assert not y[:, 64:].any()
+
+
+@torch.inference_mode()
+def test_an_identity_shortcut_passes_through_a_block_of_zeros() -> None:
+    for shortcut in (Shortcut.A, Shortcut.B, Shortcut.PLAIN):
+        network = ResNet(Architecture(classes=2, blocks=(1, 1, 1, 1), shortcut=shortcut)).eval()
+        block = network.stages[0][0]  # type: ignore[index]
+        nn.init.zeros_(block.conv2.weight)
+        x = torch.rand(1, 64, 4, 4)
+        expected = torch.zeros_like(x) if shortcut is Shortcut.PLAIN else x
+        torch.testing.assert_close(block(x), expected, rtol=0, atol=0)
+
+
+# Normalisation
+
+
+def test_normalisation_is_torchvisions_to_float32() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
+    mean, std = (
+        torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    exact = (images.permute(0, 3, 1, 2).double() / 255 - mean) / std
+    ours = Normalize(IMAGENET_MEAN, IMAGENET_STD)(images)
+    # Two roundings of numbers below 3: a few times 2^-24.
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-6)
+    assert ours.dtype == torch.float32
+    assert ours.is_contiguous()
+
+
+@torch.inference_mode()
+def test_the_classifier_takes_pixels() -> None:
+    classifier = make_classifier()
+    assert classifier(torch.zeros((2, 32, 32, 3), dtype=torch.uint8)).shape == (2, 3)
