@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from resdeploy.train.loop import TrainingResult
 
 NONE = "-"
+NOTHING_DIFFERS_DB = 199.9  # where statistics.sqnr_db stops
 
 
 def training_text(result: TrainingResult) -> str:
@@ -59,7 +60,7 @@ def verification_text(result: Verification) -> str:
             line.backend,
             graph_name(line.precision, line.encoding),
             f"{line.agreement:.2f} %",
-            f"{line.sqnr_db:.1f} dB",
+            decibel(line.sqnr_db),
             *(
                 [f"{line.top1:.2f} %", f"{line.drop:+.2f}", f"{line.drop_upper95:+.2f}"]
                 if with_data
@@ -136,7 +137,7 @@ def demo_text(result: DemoResult) -> str:
                 f"{name}.onnx",
                 f"{line.top1:.2f} %",
                 f"{line.agreement:.2f} %",
-                f"{line.sqnr_db:.1f} dB",
+                decibel(line.sqnr_db),
                 f"{timing.p50_ms:.2f} ms" if timing else NONE,
                 f"{timing.speedup:.2f}x" if timing and timing.speedup else NONE,
                 line.verdict.value,
@@ -177,6 +178,11 @@ def diagnosis_text(result: Diagnosis) -> str:
     lines += [f"advice    {line}" for line in result.advice]
     lines.append(f"python    {', '.join(f'{k} {v}' for k, v in result.versions.items())}")
     return "\n".join(lines)
+
+
+def decibel(ratio: float) -> str:
+    """`31.4 dB`, and `exact` where nothing differs."""
+    return "exact" if ratio >= NOTHING_DIFFERS_DB else f"{ratio:.1f} dB"
 
 
 def graph_name(precision: Precision, encoding: Encoding) -> str:

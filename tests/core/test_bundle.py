@@ -94,8 +94,10 @@ def test_manifest_survives_a_round_trip(tiny_bundle: Bundle) -> None:
 def test_labels_and_golden(tiny_bundle: Bundle) -> None:
     assert tiny_bundle.labels() == ("blue", "green", "red")
     golden = tiny_bundle.golden()
-    assert (golden.images.shape, golden.images.dtype) == ((24, 32, 32, 3), np.uint8)
-    assert (golden.logits.shape, golden.logits.dtype) == ((24, 3), np.float32)
+    assert golden.images.shape == (24, 32, 32, 3)
+    assert golden.images.dtype == np.uint8
+    assert golden.logits.shape == (24, 3)
+    assert golden.logits.dtype == np.float32
 
 
 def test_every_file_can_be_read(tiny_bundle: Bundle) -> None:

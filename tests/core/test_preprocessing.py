@@ -45,7 +45,8 @@ def test_same_pixels_as_scaling_first_and_cutting_afterwards(
     preprocessing = Preprocessing(image_size=size, resize=size + extra)
     image = picture(width, height)
     ours = prepare(image, preprocessing)
-    assert (ours.shape, ours.dtype) == ((size, size, 3), np.uint8)
+    assert ours.shape == (size, size, 3)
+    assert ours.dtype == np.uint8
     # Pillow rounds to whole numbers after each of two passes and holds a box in float32; where
     # a sum lies half-way, each pass may round the other way: one step, and rarely two.
     difference = np.abs(ours.astype(int) - resize_then_crop(image, preprocessing))

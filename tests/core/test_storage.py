@@ -107,7 +107,7 @@ def test_a_directory_appears_at_the_end(tmp_path: Path) -> None:
 
 
 def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), new_directory(tmp_path / "result") as folder:  # noqa: PT012
+    with pytest.raises(RuntimeError), new_directory(tmp_path / "result") as folder:
         (folder / "file").write_text("x")
         raise RuntimeError
     assert os.listdir(tmp_path) == []

@@ -16,7 +16,7 @@ from resdeploy.export.half import to_half
 from resdeploy.export.placement import place
 from resdeploy.export.proof import synthetic_images
 from resdeploy.export.qdq import insert_qdq
-from resdeploy.export.to_onnx import to_bytes, to_onnx, with_outputs
+from resdeploy.export.to_onnx import to_onnx, with_outputs
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.train.architecture import Architecture
 from resdeploy.train.model import Classifier
@@ -54,8 +54,7 @@ class Exported:
         return model
 
 
-def export_network(architecture: Architecture) -> Exported:
-    classifier = make_classifier(architecture)
+def export_network(classifier: Classifier) -> Exported:
     images = synthetic_images(SIZE, 64, seed=0)
     # Scaled so that the logits are within +-10, as those of trained networks are: tolerances on
     # logits would mean nothing otherwise.
@@ -75,11 +74,10 @@ def export_network(architecture: Architecture) -> Exported:
         with_outputs(model, tensors), tensors, [images[i : i + 16] for i in range(0, 64, 16)]
     )
     ranges = {tensor: CALIBRATORS["max"](statistics) for tensor, statistics in seen.items()}
-    to_bytes(model)
     return Exported(classifier, model, images, ranges)
 
 
 @pytest.fixture(scope="session")
 def resnet34() -> Exported:
     """Do not change it; `quantised` and `half` give copies."""
-    return export_network(Architecture(classes=CLASSES))
+    return export_network(make_classifier(Architecture(classes=CLASSES)))

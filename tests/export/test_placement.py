@@ -16,7 +16,7 @@ from tests.samples import make_classifier
 
 
 def readers_by_kind(graph: ir.Graph, edges: tuple[QuantizedEdge, ...]) -> Counter[str]:
-    """How many inputs of each kind of node are quantised; additions by whether they are residual."""
+    """How many inputs of each kind of node are quantised."""
     nodes = {node.name: node for node in graph}
     return Counter(nodes[name].op_type for edge in edges for name, _ in edge.readers)
 

@@ -83,7 +83,9 @@ def test_onnxs_own_evaluator_agrees() -> None:
     (logits,) = ReferenceEvaluator(graph).run(None, {"images": images})
     with torch.inference_mode():
         expected = classifier(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        np.asarray(logits), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 # The file

@@ -156,7 +156,8 @@ def test_crops_stay_inside_the_picture(
     result = augment(
         image, 16, Augmentation(flip=flip, min_area=min_area), np.random.default_rng(seed)
     )
-    assert (result.shape, result.dtype) == ((16, 16, 3), np.uint8)
+    assert result.shape == (16, 16, 3)
+    assert result.dtype == np.uint8
     assert (result == (9, 99, 199)).all()  # nothing from outside has come in
     assert result.flags.c_contiguous
 

@@ -110,7 +110,7 @@ def test_no_weights_to_start_from_gives_a_resnet34(config: TrainingConfig) -> No
 
 def test_a_wild_learning_rate_is_an_error_with_a_hint(config: TrainingConfig) -> None:
     wild = dataclasses.replace(config, lr=1e30)
-    with pytest.raises(TrainingError, match="the loss is (nan|inf)") as caught:
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf)") as caught:
         train(wild, Path("wild"))
     assert "--lr" in str(caught.value.hint)
     assert not Path("wild/model.json").exists()

@@ -200,7 +200,7 @@ def test_what_each_option_puts_into_the_blocks(shortcut: Shortcut) -> None:
     blocks = [block for stage in network.stages for block in stage.children()]
     projected = sum(isinstance(block.downsample, nn.Sequential) for block in blocks)
     assert projected == {Shortcut.A: 0, Shortcut.B: 3, Shortcut.C: 16, Shortcut.PLAIN: 0}[shortcut]
-    assert all(block.residual is (shortcut is not Shortcut.PLAIN) for block in blocks)
+    assert {block.residual for block in blocks} == {shortcut is not Shortcut.PLAIN}
 
 
 @torch.inference_mode()

@@ -1,0 +1,106 @@
+"""What ONNX Runtime makes of the INT8 graphs: integer convolutions, and an optimiser that harms."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from resdeploy.bundle import Encoding
+from resdeploy.cpu import Cpu
+from resdeploy.export.to_onnx import to_bytes
+from resdeploy.runtime.onnxruntime_cpu import HARMFUL_OPTIMIZER, OnnxRuntimeCpu, session_options
+from resdeploy.statistics import sqnr_db
+from resdeploy.train.architecture import Architecture, Shortcut
+from tests.export.conftest import Exported, export_network
+from tests.samples import make_classifier
+
+VNNI = Cpu(architecture="x86_64", model=None, features=frozenset({"avx512_vnni"}))
+NO_VNNI = Cpu(architecture="x86_64", model=None, features=frozenset({"avx2"}))
+
+
+def optimised_kinds(graph: bytes, folder: Path, cpu: Cpu = VNNI) -> Counter[str]:
+    """Operators of the graph that ONNX Runtime runs."""
+    options = session_options(Encoding.CPU, cpu, threads=1)
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    onnxruntime.InferenceSession(
+        graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=[HARMFUL_OPTIMIZER]
+    )
+    model = onnx.load(folder / "optimised.onnx")
+    return Counter(node.op_type for node in model.graph.node)
+
+
+@pytest.mark.parametrize("cpu", [VNNI, NO_VNNI], ids=["vnni", "no-vnni"])
+def test_36_of_36_convolutions_run_in_integers(
+    resnet34: Exported, tmp_path: Path, cpu: Cpu
+) -> None:
+    kinds = optimised_kinds(to_bytes(resnet34.quantised(Encoding.CPU)), tmp_path, cpu)
+    assert kinds["QLinearConv"] == 36
+    assert kinds["QLinearAdd"] == 16
+    assert kinds["QGemm"] == 1
+    assert not {"Conv", "FusedConv", "Gemm", "Relu"} & set(kinds)
+
+
+def test_between_the_convolutions_nothing_is_float(resnet34: Exported, tmp_path: Path) -> None:
+    kinds = optimised_kinds(to_bytes(resnet34.quantised(Encoding.CPU)), tmp_path)
+    assert kinds["QuantizeLinear"] == 1  # behind the normalisation
+    assert kinds["DequantizeLinear"] <= 1  # before the logits
+
+
+@pytest.mark.parametrize("shortcut", [Shortcut.A, Shortcut.C, Shortcut.PLAIN])
+def test_the_papers_variants_run_in_integers(shortcut: Shortcut, tmp_path: Path) -> None:
+    architecture = Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut)
+    exported = export_network(make_classifier(architecture))
+    kinds = optimised_kinds(to_bytes(exported.quantised(Encoding.CPU)), tmp_path)
+    assert kinds["QLinearConv"] == 13 if shortcut is Shortcut.C else 9
+    assert not {"Conv", "FusedConv"} & set(kinds)
+
+
+def logits_with(graph: bytes, images: np.ndarray, disabled: Sequence[str]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(
+        graph, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled)
+    )
+    (logits,) = session.run(None, {"images": images})
+    return np.asarray(logits)
+
+
+def test_the_optimiser_that_is_switched_off_does_harm() -> None:
+    """When this fails, ONNX Runtime was mended: HARMFUL_OPTIMIZER can go."""
+    # Small weights and larger biases, as training with weight decay gives: a bias's scale, that of
+    # the input times that of the weight, is then below float16's smallest number.
+    classifier = make_classifier()
+    for module in classifier.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.mul_(0.02)
+    exported = export_network(classifier)
+    graph = to_bytes(exported.quantised(Encoding.TENSORRT))
+    expected = exported.pytorch(exported.images)
+    good = logits_with(graph, exported.images, [HARMFUL_OPTIMIZER])
+    bad = logits_with(graph, exported.images, [])
+    good_db, bad_db = (np.median(sqnr_db(expected, logits)) for logits in (good, bad))
+    assert good_db > 20
+    assert bad_db < good_db - 6
+    np.testing.assert_array_equal(
+        OnnxRuntimeCpu(graph, Encoding.TENSORRT).run(exported.images), good
+    )
+
+
+def test_exact_products_are_asked_for_without_vnni() -> None:
+    def asked(encoding: Encoding, cpu: Cpu) -> bool:
+        options = session_options(encoding, cpu, threads=None)
+        try:
+            return bool(options.get_session_config_entry("session.x64quantprecision") == "1")
+        except RuntimeError:  # never set
+            return False
+
+    assert asked(Encoding.CPU, NO_VNNI)
+    assert not asked(Encoding.CPU, VNNI)
+    assert not asked(Encoding.FLOAT, NO_VNNI)
+    arm = Cpu(architecture="aarch64", model=None, features=frozenset())
+    assert not asked(Encoding.CPU, arm)

@@ -1,0 +1,227 @@
+"""The whole of `resdeploy export`: a complete bundle, or none."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import html
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from resdeploy.bundle import CALIBRATION, Bundle, Encoding, open_bundle
+from resdeploy.calibration.ledger import image_digest
+from resdeploy.calibration.ranges import Range
+from resdeploy.errors import CalibrationError, ExportError, OutputError
+from resdeploy.export import pipeline
+from resdeploy.export.half import to_half
+from resdeploy.export.pipeline import ExportConfig, export
+from resdeploy.export.placement import place
+from resdeploy.export.qdq import insert_qdq
+from resdeploy.export.report import render_report
+from resdeploy.export.to_onnx import to_bytes, to_onnx
+from tests.samples import SIZE, make_classifier
+
+
+@pytest.fixture
+def config(tiny_checkpoint: Path) -> ExportConfig:
+    """The quickest export: FP32 only, synthetic golden images."""
+    return ExportConfig(source=tiny_checkpoint, output=Path("x.bundle"), image_size=SIZE)
+
+
+def test_fp32_alone_needs_no_images(config: ExportConfig) -> None:
+    result = export(config)
+    assert [artifact.file for artifact in result.artifacts] == ["fp32.onnx"]
+    assert result.calibration is None
+    bundle = open_bundle(result.bundle)
+    assert bundle.manifest.golden == {"images": 32, "from": "synthetic"}
+    assert bundle.manifest.calibration is None
+    assert sorted(os.listdir(result.bundle)) == [
+        "fp32.onnx", "golden.npz", "labels.txt", "manifest.json", "report.html",
+    ]  # fmt: skip
+
+
+def test_the_bundle_is_named_after_the_source(config: ExportConfig) -> None:
+    assert export(dataclasses.replace(config, output=None)).bundle == Path("tiny.bundle")
+
+
+def test_what_is_reported(tiny_bundle: Bundle) -> None:
+    artifacts = {artifact.name: artifact for artifact in tiny_bundle.manifest.artifacts}
+    assert {name: (a.convs, a.int8_convs) for name, a in artifacts.items()} == {
+        "fp32": (12, 0), "fp16": (12, 0), "int8": (12, 12), "int8-cpu": (12, 12),
+    }  # fmt: skip
+    assert all(a.bytes == (tiny_bundle.path / a.file).stat().st_size for a in artifacts.values())
+    # Half the bits are half the bytes, a quarter is a quarter, and a little for names and biases.
+    for name, share in (("fp16", 0.5), ("int8", 0.25), ("int8-cpu", 0.25)):
+        assert artifacts[name].bytes / artifacts["fp32"].bytes == pytest.approx(share, rel=0.05)
+    assert artifacts["fp32"].parity.sqnr_db > 90
+    assert artifacts["fp16"].parity.sqnr_db > 40
+    assert artifacts["int8"].parity.sqnr_db > 10
+
+
+def test_provenance(tiny_bundle: Bundle, tiny_checkpoint: Path) -> None:
+    manifest = tiny_bundle.manifest
+    assert manifest.model["source"] == str(tiny_checkpoint)
+    assert len(manifest.model["source_sha256"]) == 64
+    assert manifest.calibration is not None
+    assert manifest.calibration["images"] == len(manifest.calibration["image_sha256"]) == 32
+    assert manifest.calibration["method"] == "max"
+
+
+def test_no_image_both_calibrates_and_verifies(tiny_bundle: Bundle, image_data: Path) -> None:
+    calibration = tiny_bundle.manifest.calibration
+    assert calibration is not None
+    golden = {image_digest(image) for image in tiny_bundle.golden().images}
+    assert not golden & set(calibration["image_sha256"])
+
+
+def test_calibration_json_rebuilds_both_int8_graphs_bit_for_bit(
+    tiny_bundle: Bundle,
+) -> None:
+    document = json.loads(tiny_bundle.read(CALIBRATION))
+    ranges = {tensor: Range(**chosen) for tensor, chosen in document["ranges"].items()}
+    for name, encoding in (("int8.onnx", Encoding.TENSORRT), ("int8-cpu.onnx", Encoding.CPU)):
+        model = ir.from_proto(onnx.load_from_string(tiny_bundle.read("fp32.onnx")))
+        insert_qdq(model, place(model.graph, encoding), ranges, encoding)
+        if encoding is Encoding.TENSORRT:
+            to_half(model)
+        assert to_bytes(model) == tiny_bundle.read(name)
+
+
+def test_the_same_export_twice_gives_the_same_graphs(
+    tiny_bundle: Bundle, tiny_checkpoint: Path, image_data: Path
+) -> None:
+    config = ExportConfig(
+        source=tiny_checkpoint, output=Path("again.bundle"), image_size=SIZE, fp16=True, int8=True,
+        calibration_data=image_data, calibration_images=32,
+    )  # fmt: skip
+    again = open_bundle(export(config).bundle).manifest.artifacts
+    assert [a.sha256 for a in again] == [a.sha256 for a in tiny_bundle.manifest.artifacts]
+
+
+# Failures
+
+
+def nothing_is_left() -> bool:
+    return os.listdir() == []
+
+
+def test_int8_needs_images(config: ExportConfig) -> None:
+    with pytest.raises(CalibrationError, match="none are known") as caught:
+        export(dataclasses.replace(config, int8=True))
+    assert "--calibration-data" in str(caught.value.hint)
+    assert nothing_is_left()
+
+
+def test_a_truncated_calibration_image_is_named_and_counted(
+    config: ExportConfig, image_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = shutil.copytree(image_data / "train" / "red", tmp_path / "photos")
+    victim = data / "000.png"
+    victim.write_bytes(victim.read_bytes()[:100])
+    with caplog.at_level(logging.INFO, "resdeploy"):
+        result = export(dataclasses.replace(config, int8=True, calibration_data=data))
+    assert "000.png" in caplog.text
+    assert result.calibration is not None
+    assert result.calibration["refused"]["unreadable"] == 1
+    # Twenty files: five are golden, one is damaged.
+    assert result.calibration["images"] == 14
+
+
+def test_an_existing_bundle_is_refused_before_the_work(
+    config: ExportConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("x.bundle").mkdir()
+    monkeypatch.setattr(pipeline, "read_source", lambda *a, **k: pytest.fail("too late"))
+    with pytest.raises(OutputError, match="exists already"):
+        export(config)
+
+
+def test_force_replaces_a_bundle(config: ExportConfig) -> None:
+    Path("x.bundle").mkdir()
+    Path("x.bundle/stale").touch()
+    export(config, force=True)
+    assert "stale" not in os.listdir("x.bundle")
+
+
+def test_a_graph_that_does_not_agree_is_not_written(
+    config: ExportConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = to_onnx(make_classifier(seed=1), SIZE)
+    monkeypatch.setattr(pipeline, "to_onnx", lambda *arguments: wrong)
+    with pytest.raises(ExportError, match=r"fp32\.onnx does not give PyTorch's answers"):
+        export(config)
+    assert nothing_is_left()
+
+
+def test_a_full_disk_leaves_nothing(config: ExportConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        export(config)
+    assert nothing_is_left()
+
+
+def test_an_interruption_leaves_nothing(
+    config: ExportConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "_write_rest", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export(config)
+    assert nothing_is_left()
+
+
+def test_weights_beyond_half_leave_nothing(config: ExportConfig, tmp_path: Path) -> None:
+    classifier = make_classifier()
+    classifier.network.fc.weight.data[0, 0] = 1e6
+    checkpoint = tmp_path.parent / "large.pth"
+    torch.save(classifier.network.state_dict(), checkpoint)
+    with pytest.raises(ExportError, match="float16 cannot"):
+        export(dataclasses.replace(config, source=checkpoint, fp16=True))
+    assert nothing_is_left()
+
+
+# The report
+
+
+def test_the_report_shows_every_graph_and_needs_no_network(tiny_bundle: Bundle) -> None:
+    page = tiny_bundle.read("report.html").decode()
+    for artifact in tiny_bundle.manifest.artifacts:
+        assert artifact.file in page
+        assert f"{artifact.parity.sqnr_db:.1f} dB" in page
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "<script" not in page
+
+
+def test_the_report_escapes_what_comes_from_outside(tiny_bundle: Bundle) -> None:
+    evil = "<script>alert(1)</script>"
+    manifest = tiny_bundle.manifest
+    page = render_report(
+        {**manifest.model, "source": evil, "name": evil}, manifest.preprocessing,
+        manifest.artifacts, None, {**manifest.provenance, "command": evil},
+    ).decode()  # fmt: skip
+    assert "<script" not in page
+    assert page.count(html.escape(evil)) >= 3
+
+
+def test_golden_logits_in_the_bundle_are_pytorchs(tiny_bundle: Bundle) -> None:
+    golden = tiny_bundle.golden()
+    with torch.inference_mode():
+        expected = make_classifier()(torch.from_numpy(golden.images)).numpy()
+    # The same kernels on other batches: sums in another order.
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(golden.logits, expected, rtol=0, atol=1e-5 * scale)

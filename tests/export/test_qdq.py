@@ -1,0 +1,139 @@
+"""Q/DQ in the graph: the types each engine asks for, and integers that give back the weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from resdeploy.bundle import Encoding
+from resdeploy.calibration.ranges import Range
+from resdeploy.export.placement import place
+from resdeploy.export.qdq import count_int8_convs, insert_qdq
+from resdeploy.export.to_onnx import to_bytes, to_onnx
+from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.statistics import sqnr_db
+from tests.export.conftest import Exported
+from tests.samples import make_classifier
+
+BOTH = (Encoding.TENSORRT, Encoding.CPU)
+
+
+@pytest.fixture(scope="module", params=BOTH)
+def quantised(resnet34: Exported, request: pytest.FixtureRequest) -> tuple[Encoding, ir.Model]:
+    return request.param, resnet34.quantised(request.param)
+
+
+def array(value: ir.Value | None) -> np.ndarray:
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def test_36_of_36_convolutions(quantised: tuple[Encoding, ir.Model], resnet34: Exported) -> None:
+    assert count_int8_convs(quantised[1].graph) == (36, 36)
+    assert count_int8_convs(resnet34.model.graph) == (36, 0)
+
+
+def test_the_graph_is_valid_and_its_names_are_unique(quantised: tuple[Encoding, ir.Model]) -> None:
+    proto = onnx.load_from_string(to_bytes(quantised[1]))
+    names = [node.name for node in proto.graph.node]
+    assert len(names) == len(set(names))
+
+
+def test_types_of_activations_weights_and_biases(quantised: tuple[Encoding, ir.Model]) -> None:
+    encoding, model = quantised
+    on_cpu = encoding is Encoding.CPU
+    for node in model.graph:
+        if node.op_type == "QuantizeLinear":
+            assert array(node.inputs[2]).dtype == (np.uint8 if on_cpu else np.int8)
+            assert array(node.inputs[1]).dtype == (np.float32 if on_cpu else np.float16)
+            assert array(node.inputs[1]).shape == ()
+            if not on_cpu:
+                assert array(node.inputs[2]) == 0
+        if node.op_type in ("Conv", "Gemm"):
+            weight = node.inputs[1].producer()  # type: ignore[union-attr]
+            assert weight is not None
+            assert array(weight.inputs[0]).dtype == np.int8
+            assert not array(weight.inputs[2]).any()
+            assert weight.attributes["axis"].as_int() == 0
+            bias = node.inputs[2]
+            assert bias is not None
+            if on_cpu:
+                assert array(bias.producer().inputs[0]).dtype == np.int32  # type: ignore[union-attr]
+            else:
+                assert array(bias).dtype == np.float16
+
+
+def test_integers_and_scales_give_back_the_weights(
+    quantised: tuple[Encoding, ir.Model], resnet34: Exported
+) -> None:
+    original = resnet34.model.graph.initializers
+    for node in quantised[1].graph:
+        if node.op_type == "Conv":
+            dequantize = node.inputs[1].producer()  # type: ignore[union-attr]
+            assert dequantize is not None
+            integers, scales = array(dequantize.inputs[0]), array(dequantize.inputs[1])
+            steps = scales.astype(np.float64)[:, None, None, None]
+            error = np.abs(integers * steps - array(original[f"{node.name}.weight"]))
+            # Half a step, and float32's rounding of the scale, 127 steps away from zero.
+            assert (error <= steps * (0.5 + 127 * 2**-23)).all()
+            assert np.abs(integers.astype(int)).max() <= 127
+
+
+def test_cpu_biases_are_on_the_accumulators_grid(resnet34: Exported) -> None:
+    for node in resnet34.quantised(Encoding.CPU).graph:
+        if node.op_type in ("Conv", "Gemm"):
+            x, weight, bias = (value.producer() for value in node.inputs)  # type: ignore[union-attr]
+            assert x is not None
+            assert weight is not None
+            assert bias is not None
+            expected = array(x.inputs[1]) * array(weight.inputs[1])
+            np.testing.assert_array_equal(array(bias.inputs[1]), expected)
+
+
+def test_no_float_weights_are_left_behind(quantised: tuple[Encoding, ir.Model]) -> None:
+    weights = [
+        name
+        for name, value in quantised[1].graph.initializers.items()
+        if name.endswith(".weight") and value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+    ]
+    assert weights == []
+    assert all(value.uses() for value in quantised[1].graph.initializers.values())
+
+
+def test_logits_stay_close(quantised: tuple[Encoding, ir.Model], resnet34: Exported) -> None:
+    encoding, model = quantised
+    logits = OnnxRuntimeCpu(to_bytes(model), encoding).run(resnet34.images)
+    ratios = sqnr_db(resnet34.pytorch(resnet34.images), logits)
+    # INT8 through 34 layers of random weights; a wrong scale or zero point gives 5 dB and less.
+    assert np.median(ratios) > 15
+
+
+@pytest.mark.parametrize("encoding", BOTH)
+def test_onnxs_own_evaluator_agrees(encoding: Encoding) -> None:
+    model = to_onnx(make_classifier(), 32)
+    edges = place(model.graph, encoding)
+    insert_qdq(model, edges, {edge.range_of: Range(low=-2.5, high=7.3) for edge in edges}, encoding)
+    graph = to_bytes(model)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    (expected,) = ReferenceEvaluator(onnx.load_from_string(graph)).run(None, {"images": images})
+    logits = OnnxRuntimeCpu(graph, encoding).run(images)
+    # Where a sum lies half-way between two integers, two float32 implementations may part by a
+    # step, which the layers behind spread: far below the noise of INT8 itself, which is 20 dB.
+    assert np.median(sqnr_db(np.asarray(expected), logits)) > 35
+
+
+def test_a_missing_range_is_not_overlooked(resnet34: Exported) -> None:
+    model = resnet34.model.clone()
+    with pytest.raises(KeyError):
+        insert_qdq(model, place(model.graph, Encoding.CPU), {}, Encoding.CPU)
+
+
+def test_one_input_that_is_not_quantised_makes_a_float_convolution(resnet34: Exported) -> None:
+    model = resnet34.model.clone()
+    edges = [edge for edge in place(model.graph, Encoding.TENSORRT) if edge.tensor != "maxpool"]
+    insert_qdq(model, edges, resnet34.ranges, Encoding.TENSORRT)
+    assert count_int8_convs(model.graph) == (36, 35)

@@ -1,0 +1,180 @@
+"""What an export starts from, and which images it may look at."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resdeploy.bundle import Golden
+from resdeploy.calibration.ledger import image_digest
+from resdeploy.errors import CheckpointError, DataError, ExportError
+from resdeploy.export.proof import (
+    GOLDEN_IMAGES,
+    choose_golden,
+    make_golden,
+    measure_parity,
+    synthetic_images,
+)
+from resdeploy.export.source import ImagePools, read_source
+from resdeploy.preprocessing import Preprocessing
+from resdeploy.train.run import save_model
+from tests.samples import CLASSES, SIZE, make_classifier
+
+
+@pytest.fixture
+def run(tmp_path: Path, image_data: Path) -> Path:
+    """A finished run on `image_data`."""
+    folder = tmp_path / "runs" / "one"
+    save_model(
+        folder, make_classifier().network, labels=CLASSES,
+        preprocessing=Preprocessing.standard(SIZE), data=str(image_data), config={}, metrics={},
+    )  # fmt: skip
+    return folder
+
+
+# What is settled
+
+
+def test_a_run_knows_everything(run: Path, image_data: Path) -> None:
+    source = read_source(run)
+    assert source.labels == CLASSES
+    assert source.preprocessing == Preprocessing.standard(SIZE)
+    assert len(source.pools.calibration) == 60
+    assert all(path.is_relative_to(image_data / "train") for path in source.pools.calibration)
+    assert all(path.is_relative_to(image_data / "val") for path in source.pools.golden)
+
+
+def test_another_size_gets_the_standard_preprocessing(run: Path) -> None:
+    assert read_source(run, image_size=64).preprocessing == Preprocessing.standard(64)
+    assert read_source(run, image_size=SIZE).preprocessing == Preprocessing.standard(SIZE)
+
+
+def test_a_run_whose_data_moved_away_has_no_images(run: Path) -> None:
+    model = run / "model.json"
+    model.write_text(model.read_text().replace("images", "elsewhere"))
+    assert read_source(run).pools == ImagePools()
+
+
+def test_a_bare_checkpoint_gets_usual_values(tiny_checkpoint: Path) -> None:
+    source = read_source(tiny_checkpoint)
+    assert source.labels == ("class 0", "class 1", "class 2")
+    assert source.preprocessing.image_size == 224
+    assert source.pools == ImagePools()
+
+
+def test_calibration_data_may_be_a_flat_folder(tiny_checkpoint: Path, image_data: Path) -> None:
+    pools = read_source(tiny_checkpoint, calibration_data=image_data / "train" / "red").pools
+    assert pools.calibration == pools.golden
+    assert len(pools.calibration) == 20
+
+
+def test_the_default_is_the_latest_run_under_its_own_name(run: Path) -> None:
+    Path("runs/latest").symlink_to("one")
+    assert read_source(Path("runs/latest")).checkpoint.path == run
+
+
+def test_no_run_yet_is_explained() -> None:
+    with pytest.raises(CheckpointError, match="no finished run here") as caught:
+        read_source(Path("runs/latest"))
+    assert "resdeploy train" in str(caught.value.hint)
+
+
+def test_missing_calibration_data_is_a_data_error(tiny_checkpoint: Path) -> None:
+    with pytest.raises(DataError, match="not a folder"):
+        read_source(tiny_checkpoint, calibration_data=Path("nowhere"))
+
+
+# Labels
+
+
+@pytest.mark.parametrize("text", ["a\nb\nc", "a\r\nb\r\nc\r\n", "\n a \n\nb\nc\n"])
+def test_labels_are_the_lines_of_a_file(tiny_checkpoint: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.txt").write_text(text)
+    assert read_source(tiny_checkpoint, labels=tmp_path / "labels.txt").labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"a\nb", "2 labels and the network 3 classes"), (b"\xff\xfe\x00", "cannot be read as text")],
+)
+def test_wrong_labels_are_refused(
+    tiny_checkpoint: Path, tmp_path: Path, data: bytes, message: str
+) -> None:
+    (tmp_path / "labels.txt").write_bytes(data)
+    with pytest.raises(ExportError, match=message):
+        read_source(tiny_checkpoint, labels=tmp_path / "labels.txt")
+    with pytest.raises(ExportError, match="cannot be read"):
+        read_source(tiny_checkpoint, labels=tmp_path / "nothing.txt")
+
+
+# Golden images
+
+
+def test_golden_images_are_different_pictures_of_the_pool(image_data: Path) -> None:
+    pools = ImagePools(golden=tuple(sorted((image_data / "val").rglob("*.png"))))
+    images = choose_golden(pools, Preprocessing.standard(SIZE), seed=0)
+    assert images.shape == (24, SIZE, SIZE, 3)
+    assert len({image_digest(image) for image in images}) == 24
+    np.testing.assert_array_equal(images, choose_golden(pools, Preprocessing.standard(SIZE), 0))
+    assert (images != choose_golden(pools, Preprocessing.standard(SIZE), 1)).any()
+
+
+def test_shared_pools_keep_three_quarters_for_calibration(image_data: Path) -> None:
+    paths = tuple(sorted((image_data / "train").rglob("*.png")))
+    images = choose_golden(
+        ImagePools(calibration=paths, golden=paths), Preprocessing.standard(SIZE), seed=0
+    )
+    assert len(images) == 15
+
+
+def test_duplicates_and_damaged_files_are_not_golden(
+    tmp_path: Path, image_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = image_data / "val" / "red" / "000.png"
+    for name in ("a.png", "b.png"):
+        shutil.copy(one, tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"")
+    pools = ImagePools(golden=tuple(sorted(tmp_path.glob("*.png"))))
+    with caplog.at_level(logging.WARNING, "resdeploy"):
+        assert len(choose_golden(pools, Preprocessing.standard(SIZE), seed=0)) == 1
+    assert "c.png" in caplog.text
+
+
+def test_without_pictures_golden_images_are_synthetic(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    for pools in (ImagePools(), ImagePools(golden=(tmp_path / "bad.png",))):
+        images = choose_golden(pools, Preprocessing.standard(SIZE), seed=0)
+        assert images.shape == (GOLDEN_IMAGES, SIZE, SIZE, 3)
+
+
+def test_synthetic_images_are_neither_flat_nor_alike() -> None:
+    images = synthetic_images(64, 8, seed=0)
+    assert (images.dtype, images.shape) == (np.dtype(np.uint8), (8, 64, 64, 3))
+    assert images.std(axis=(1, 2, 3)).min() > 10
+    assert len({image.tobytes() for image in images}) == 8
+    assert Image.fromarray(images[0]).size == (64, 64)
+
+
+def test_golden_logits_are_pytorchs() -> None:
+    classifier = make_classifier()
+    images = synthetic_images(SIZE, 3, seed=0)
+    golden = make_golden(classifier, images)
+    with torch.inference_mode():
+        expected = classifier(torch.from_numpy(images[1:2])).numpy()
+    np.testing.assert_array_equal(golden.logits[1:2], expected)
+
+
+def test_parity_is_what_its_fields_say() -> None:
+    logits = np.array([[3.0, 4.0], [4.0, 3.0]], np.float32)
+    golden = Golden(images=np.zeros((2, 1, 1, 3), np.uint8), logits=logits)
+    parity = measure_parity(golden, logits + np.array([[0.0, 0.5], [0.0, 1.5]], np.float32))
+    assert (parity.images, parity.max_error, parity.agreement) == (2, 1.5, 50.0)
+    # 25 / 0.25 is 20 dB and 25 / 2.25 is 10.46 dB: their median lies half-way.
+    assert parity.sqnr_db == pytest.approx((20 + 10.458) / 2, abs=1e-3)
+    assert parity.sqnr_db_p5 == pytest.approx(10.458 + 0.05 * (20 - 10.458), abs=1e-3)

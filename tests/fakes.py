@@ -1,0 +1,59 @@
+"""Stand-ins whose behaviour a test decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from resdeploy.bundle import Artifact, Bundle, Float32Array, Golden
+from resdeploy.errors import BackendError
+from resdeploy.preprocessing import UInt8Array
+from resdeploy.runtime.selection import Engine
+
+
+class GoldenBackend:
+    """Knows the golden logits by heart, times `factor`, and nothing else."""
+
+    name = "fake"
+
+    def __init__(self, golden: Golden, factor: float = 1.0) -> None:
+        self.factor = factor
+        self.closed = False
+        self._logits = {
+            image.tobytes(): logits for image, logits in zip(golden.images, golden.logits)
+        }
+
+    def run(self, images: UInt8Array) -> Float32Array:
+        logits = np.stack([self._logits[image.tobytes()] for image in images])
+        return np.asarray(self.factor * logits, dtype=np.float32)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def make_engine(
+    name: str = "fake",
+    artifacts: tuple[str, ...] = ("fp32",),
+    *,
+    factor: float = 1.0,
+    installed: bool = True,
+    fails: bool = False,
+    opened: Callable[[GoldenBackend], object] = lambda backend: None,
+) -> Engine:
+    """An engine of `GoldenBackend`s; each one that is opened is handed to `opened`."""
+
+    def open_artifact(bundle: Bundle, artifact: Artifact, threads: int | None) -> GoldenBackend:
+        if fails:
+            raise BackendError("it does not want to", "ask again")
+        backend = GoldenBackend(bundle.golden(), factor)
+        opened(backend)
+        return backend
+
+    return Engine(
+        name=name,
+        open=open_artifact,
+        is_installed=lambda: installed,
+        artifacts=artifacts,
+        extra="cpu",
+    )

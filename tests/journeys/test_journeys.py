@@ -1,0 +1,183 @@
+"""Whole ways through the command line, in processes of their own, as users walk them."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.samples import CLASSES
+
+
+def resdeploy(
+    *arguments: object, code: int = 0, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    answer = subprocess.run(
+        [sys.executable, "-m", "resdeploy", *map(str, arguments)],
+        capture_output=True, text=True, check=False, timeout=600, **options,
+    )  # fmt: skip
+    assert answer.returncode == code, answer.stderr
+    assert "Traceback" not in answer.stderr
+    return answer
+
+
+def document(*arguments: object, code: int = 0) -> Any:
+    return json.loads(resdeploy(*arguments, "--json", code=code).stdout)
+
+
+@pytest.mark.slow
+def test_from_pictures_to_predictions(
+    image_data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    trained = document(
+        "train", image_data, "--init", tiny_checkpoint, "--epochs", 2, "--batch-size", 16,
+        "-o", "runs/colours",
+    )  # fmt: skip
+    assert {"run", "accuracy", "images_per_second"} <= set(trained)
+    assert trained["accuracy"] > 90
+
+    # With no other argument: the latest run, calibrated on its own training images.
+    exported = document("export", "--int8")
+    assert {"bundle", "artifacts", "calibration", "parity", "seconds"} <= set(exported)
+    assert exported["bundle"] == "colours.bundle"
+    assert [artifact["file"] for artifact in exported["artifacts"]] == [
+        "fp32.onnx", "int8.onnx", "int8-cpu.onnx",
+    ]  # fmt: skip
+    assert exported["calibration"]["images"] == 60
+
+    # A bundle works wherever it is copied, without the run that it came from.
+    shutil.copytree("colours.bundle", tmp_path / "board" / "c.bundle")
+    shutil.rmtree("runs")
+    bundle = tmp_path / "board" / "c.bundle"
+    assert document("verify", bundle)["verdict"] == "pass"
+    verified = document("verify", bundle, "--data", image_data, "--max-drop", 20)
+    assert verified["images"] == 24
+    assert verified["results"][0]["top1"] == pytest.approx(trained["accuracy"])
+
+    measured = document("bench", bundle, "--seconds", 0.2, "--threads", 1)
+    assert {"contender", "p50_ms", "images_per_second", "speedup", "speedup_low"} <= set(
+        measured["results"][1]
+    )
+    assert measured["environment"]["baseline"] == {"weights": "random"}
+
+    pictures = [image_data / "val" / name / "000.png" for name in CLASSES]
+    predicted = document("predict", bundle, *pictures)
+    assert [entry["predictions"][0]["label"] for entry in predicted] == list(CLASSES)
+
+
+def test_a_folder_of_odd_photographs(tiny_bundle: Any, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    noise = Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[274] = 6
+    noise.convert("L").save("grey.jpg")
+    noise.convert("CMYK").save("cmyk.jpg")
+    noise.quantize(16).save("palette.png")
+    noise.convert("RGBA").save("alpha.png")
+    noise.convert("LA").save("grey alpha.png")
+    noise.convert("1").save("bits.png")
+    noise.save("turned.jpg", exif=exif)
+    noise.save("progressive.jpg", progressive=True)
+    noise.save("UPPER.PNG")
+    noise.resize((2000, 3)).save("long.png")
+    Image.new("RGB", (1, 1)).save("one pixel.bmp")
+    Image.fromarray(generator.integers(0, 65535, (9, 9), dtype=np.uint16)).save("deep.png")
+    pictures = sorted(path.name for path in Path().iterdir())
+    answer = document("predict", tiny_bundle.path, *pictures)
+    assert [entry["image"] for entry in answer] == pictures
+    for entry in answer:
+        assert sum(line["probability"] for line in entry["predictions"]) == pytest.approx(1)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tiny_checkpoint: Path, image_data: Path) -> None:
+    def limit() -> None:  # files of at most 1 MiB, as a quota would have it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    for arguments in (
+        ["export", tiny_checkpoint, "--image-size", 32, "-o", "x.bundle"],
+        ["train", image_data, "--init", tiny_checkpoint, "--epochs", 1, "-o", "run"],
+    ):
+        answer = resdeploy(*arguments, code=1, preexec_fn=limit)
+        assert "error: cannot write" in answer.stderr
+        assert "hint: free some space" in answer.stderr
+    # Training may leave its settings and metrics, which are whole; never a part of anything.
+    assert not [path for path in Path().rglob("*") if path.name.startswith(".")]
+    assert not Path("x.bundle").exists()
+    assert not Path("run/model.json").exists()
+
+
+def test_an_interrupted_export_leaves_no_half_bundle(
+    tiny_checkpoint: Path, image_data: Path
+) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "resdeploy", "export", str(tiny_checkpoint), "--image-size", "64",
+            "--int8", "--calibration-data", str(image_data), "-o", "x.bundle",
+        ],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(Path().glob(".x.bundle.tmp-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "Traceback" not in errors
+    assert os.listdir() == []
+
+
+def test_progress_and_logs_never_reach_stdout(tiny_checkpoint: Path) -> None:
+    answer = resdeploy("export", tiny_checkpoint, "--image-size", 32, "--json")
+    assert json.loads(answer.stdout)["bundle"] == "tiny.bundle"
+    assert "exporting resnet10 at 32 pixels" in answer.stderr
+
+
+# With the development data
+
+
+@pytest.fixture(scope="module")
+def cifar(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CIFAR-10: `val/`, and 1,000 of its training images, which is plenty to calibrate on."""
+    folder = tmp_path_factory.mktemp("cifar")
+    wanted: dict[str, int] = {}
+    with tarfile.open(shared_data / "cifar10.tar.gz") as archive:
+        for member in archive:
+            split, label = (member.name.split("/")[-3:-1] + ["", ""])[:2]
+            if member.isfile() and (split == "val" or wanted.get(label, 0) < 100):
+                if split == "train":
+                    wanted[label] = wanted.get(label, 0) + 1
+                archive.extract(member, folder, filter="data")
+    (val,) = folder.rglob("val")
+    return val.parent
+
+
+@pytest.mark.slow
+def test_cifar10_keeps_its_accuracy(cifar: Path, shared_data: Path) -> None:
+    exported = document(
+        "export", shared_data / "cifar10-resnet34.safetensors", "--image-size", 32, "--fp16",
+        "--int8", "--calibration-data", cifar, "-o", "cifar.bundle",
+    )  # fmt: skip
+    parity = exported["parity"]
+    assert parity["fp32"]["max_error"] < 1e-4
+    assert {a["file"]: a["int8_convs"] for a in exported["artifacts"]} == {
+        "fp32.onnx": 0, "fp16.onnx": 0, "int8.onnx": 36, "int8-cpu.onnx": 36,
+    }  # fmt: skip
+    result = document("verify", "cifar.bundle", "--data", cifar)
+    assert (result["verdict"], result["images"]) == ("pass", 5000)
+    top1 = {(r["precision"], r["encoding"]): r["top1"] for r in result["results"]}
+    assert top1["fp32", "float"] == pytest.approx(79.88, abs=0.05)
+    assert top1["fp16", "float"] == pytest.approx(top1["fp32", "float"], abs=0.05)
+    for encoding in ("tensorrt", "cpu"):
+        assert top1["int8", encoding] > top1["fp32", "float"] - 1.0

@@ -1,0 +1,64 @@
+"""Which engine serves, and what is said when none can."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from resdeploy.bundle import Bundle
+from resdeploy.errors import BackendError
+from resdeploy.runtime import selection
+from resdeploy.runtime.selection import candidates
+from tests.fakes import make_engine
+
+
+def names(bundle: Bundle, **asked: str) -> list[str]:
+    return [candidate.artifact.name for candidate in candidates(bundle, **asked)]
+
+
+def test_the_fastest_comes_first(tiny_bundle: Bundle) -> None:
+    assert names(tiny_bundle) == ["int8-cpu", "fp32", "fp16", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("fp32", ["fp32"]), ("fp16", ["fp16"]), ("int8", ["int8-cpu", "int8"])],
+)
+def test_a_precision_can_be_asked_for(
+    tiny_bundle: Bundle, precision: str, expected: list[str]
+) -> None:
+    assert names(tiny_bundle, precision=precision) == expected
+
+
+def test_an_unknown_backend_lists_the_known(tiny_bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match="no backend 'abacus'") as caught:
+        candidates(tiny_bundle, "abacus")
+    assert "onnxruntime-cpu" in str(caught.value.hint)
+
+
+def test_a_missing_precision_says_how_to_export_it(tiny_bundle: Bundle) -> None:
+    first = tiny_bundle.manifest.artifacts[:1]
+    bundle = Bundle(tiny_bundle.path, dataclasses.replace(tiny_bundle.manifest, artifacts=first))
+    with pytest.raises(BackendError, match="holds no int8 graph, only fp32") as caught:
+        candidates(bundle, precision="int8")
+    assert "--int8" in str(caught.value.hint)
+
+
+def test_no_engine_says_what_to_install(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "ENGINES", (make_engine(installed=False),))
+    with pytest.raises(BackendError, match="no backend is installed") as caught:
+        candidates(tiny_bundle)
+    assert "resdeploy[cpu]" in str(caught.value.hint)
+
+
+def test_engines_are_asked_in_their_order(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = (make_engine("fast", ("int8", "fp16")), make_engine("slow", ("fp32",)))
+    monkeypatch.setattr(selection, "ENGINES", engines)
+    found = [(c.engine.name, c.artifact.name) for c in candidates(tiny_bundle)]
+    assert found == [("fast", "int8"), ("fast", "fp16"), ("slow", "fp32")]
+    assert [c.engine.name for c in candidates(tiny_bundle, "slow")] == ["slow"]

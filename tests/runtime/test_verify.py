@@ -1,0 +1,145 @@
+"""Verification: golden images, labelled folders, verdicts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resdeploy.bundle import Bundle, Encoding, Precision
+from resdeploy.errors import BackendError, DataError
+from resdeploy.imagefolder import read_batches, read_image_folder
+from resdeploy.runtime import selection
+from resdeploy.runtime.golden import INT8_MARGIN_DB, check_golden, floor_db, run_batches
+from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.runtime.verify import Verification, verify
+from resdeploy.statistics import Verdict
+from tests.fakes import GoldenBackend, make_engine
+
+
+def by_encoding(result: Verification) -> dict[tuple[str, str], Verdict]:
+    return {(r.precision.value, r.encoding.value): r.verdict for r in result.results}
+
+
+# Golden images
+
+
+def test_every_artifact_passes_on_golden_images(tiny_bundle: Bundle) -> None:
+    result = verify(tiny_bundle)
+    assert result.verdict is Verdict.PASS
+    assert result.images == 24
+    assert result.max_drop is None
+    assert by_encoding(result) == {
+        ("fp32", "float"): Verdict.PASS,
+        ("fp16", "float"): Verdict.PASS,
+        ("int8", "tensorrt"): Verdict.PASS,
+        ("int8", "cpu"): Verdict.PASS,
+    }
+
+
+def test_one_precision_alone(tiny_bundle: Bundle) -> None:
+    assert set(by_encoding(verify(tiny_bundle, precision="fp16"))) == {("fp16", "float")}
+
+
+def test_an_engine_that_computes_nonsense_fails(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = (make_engine(), make_engine("broken", factor=0.9))
+    monkeypatch.setattr(selection, "ENGINES", engines)
+    result = verify(tiny_bundle)
+    assert [r.verdict for r in result.results] == [Verdict.PASS, Verdict.FAIL]
+    assert result.verdict is Verdict.FAIL
+
+
+def test_floors_follow_what_export_measured(tiny_bundle: Bundle) -> None:
+    int8 = tiny_bundle.artifact("int8-cpu")
+    assert floor_db(int8) == int8.parity.sqnr_db - INT8_MARGIN_DB
+    assert floor_db(tiny_bundle.artifact("fp32")) > floor_db(tiny_bundle.artifact("fp16"))
+
+
+def test_a_check_of_nan_does_not_pass(tiny_bundle: Bundle) -> None:
+    golden = tiny_bundle.golden()
+    backend = GoldenBackend(golden, factor=float("nan"))
+    assert not check_golden(backend, tiny_bundle.artifact("fp32"), golden).passed
+
+
+def test_batches_of_any_size_are_put_together(tiny_bundle: Bundle) -> None:
+    golden = tiny_bundle.golden()
+    for batch in (1, 5, 24, 100):
+        np.testing.assert_array_equal(
+            run_batches(GoldenBackend(golden), golden.images, batch), golden.logits
+        )
+
+
+# Labelled folders
+
+
+def test_accuracy_is_that_of_the_logits(tiny_bundle: Bundle, image_data: Path) -> None:
+    images = read_image_folder(image_data / "val")
+    (batch,) = read_batches(images.paths, tiny_bundle.manifest.preprocessing, 100)
+    backend = OnnxRuntimeCpu(tiny_bundle.read("fp32.onnx"), Encoding.FLOAT)
+    right = backend.run(batch.images).argmax(1) == images.labels
+    result = verify(tiny_bundle, data=image_data, precision="fp32")
+    assert result.images == 24
+    assert result.results[0].top1 == pytest.approx(100 * right.mean())
+    assert result.results[0].baseline_top1 == result.results[0].top1
+    assert result.verdict is Verdict.PASS
+
+
+def test_a_val_folder_is_used_where_there_is_one(tiny_bundle: Bundle, image_data: Path) -> None:
+    whole = verify(tiny_bundle, data=image_data, precision="fp16", max_drop=100)
+    direct = verify(tiny_bundle, data=image_data / "val", precision="fp16", max_drop=100)
+    assert whole == direct
+
+
+def test_drop_and_bound_belong_together(tiny_bundle: Bundle, image_data: Path) -> None:
+    for line in verify(tiny_bundle, data=image_data, max_drop=100).results:
+        assert line.top1 is not None
+        assert line.baseline_top1 is not None
+        assert line.drop == pytest.approx(line.baseline_top1 - line.top1)
+        assert line.drop is not None
+        assert line.drop_upper95 is not None
+        assert line.drop_upper95 >= line.drop
+
+
+def test_few_images_decide_nothing_about_a_small_drop(
+    tiny_bundle: Bundle, image_data: Path
+) -> None:
+    result = verify(tiny_bundle, data=image_data, max_drop=0.5)
+    verdicts = by_encoding(result)
+    assert verdicts["fp32", "float"] is Verdict.PASS  # against itself
+    assert verdicts["fp16", "float"] is Verdict.INCONCLUSIVE
+    assert result.verdict is Verdict.INCONCLUSIVE
+
+
+def test_an_unreadable_image_is_counted_and_left_out(
+    tiny_bundle: Bundle, image_data: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(image_data / "val", tmp_path / "val")
+    (data / "blue" / "000.png").write_bytes(b"")
+    result = verify(tiny_bundle, data=data, precision="fp32")
+    assert (result.images, result.unreadable) == (23, 1)
+    for picture in data.rglob("*.png"):
+        picture.write_bytes(b"")
+    with pytest.raises(DataError, match="not one image"):
+        verify(tiny_bundle, data=data)
+
+
+def test_folders_that_are_no_labels_are_an_error(
+    tiny_bundle: Bundle, image_data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_data / "val" / "red", tmp_path / "data" / "crimson")
+    with pytest.raises(DataError, match="'crimson' is not one of the model's 3 labels"):
+        verify(tiny_bundle, data=tmp_path / "data")
+
+
+def test_an_unknown_backend_is_an_error(tiny_bundle: Bundle) -> None:
+    with pytest.raises(BackendError):
+        verify(tiny_bundle, backend="abacus")
+
+
+def test_precisions_are_listed_in_order(tiny_bundle: Bundle) -> None:
+    order = [r.precision for r in verify(tiny_bundle).results]
+    assert order == sorted(order, key=list(Precision).index)
