@@ -108,7 +108,8 @@ def tango_by_likelihood(lost: int, gained: int, images: int, confidence: float) 
         return float((lost - gained - images * difference) / math.sqrt(variance))
 
     start = (lost - gained) / images + 1e-9
-    return float(optimize.brentq(lambda d: score(d) + z, start, 0.999))
+    root: float = optimize.brentq(lambda d: score(d) + z, start, 0.999)  # pyright: ignore
+    return root
 
 
 @pytest.mark.parametrize(

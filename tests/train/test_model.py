@@ -120,13 +120,15 @@ def test_names_are_the_papers(blocks: tuple[int, ...], shortcut: Shortcut, name:
     assert Architecture.from_json(architecture.to_json()) == architecture
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"classes": 0}, {"blocks": (3, 4, 6)}, {"blocks": (0, 1, 1, 1)}, {"blocks": (1, 1, 1, 9999)}],
-)
-def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize("blocks", [(3, 4, 6), (0, 1, 1, 1), (1, 1, 1, 9999)])
+def test_blocks_that_make_no_network_are_refused(blocks: tuple[int, ...]) -> None:
     with pytest.raises(ValueError):
-        Architecture(**({"classes": 10} | wrong))
+        Architecture(classes=10, blocks=blocks)
+
+
+def test_no_classes_are_refused() -> None:
+    with pytest.raises(ValueError):
+        Architecture(classes=0)
 
 
 # Against a network written down independently
