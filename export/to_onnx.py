@@ -46,6 +46,11 @@ def to_onnx(classifier: Classifier, image_size: int) -> ir.Model:
         ExportError: PyTorch's exporter refused, or its graph is not the one expected.
     """
     folded = fold_batch_norm(classifier)
+    # A factor per column, not only per channel: where ONNX Runtime turns the graph to NHWC, it
+    # works in runs of the last two axes, and runs of three numbers took 6 % of the INT8 latency.
+    for name, factor in list(folded.normalize.named_buffers()):
+        row = factor.expand(-1, -1, -1, image_size).contiguous()
+        folded.normalize.register_buffer(name, row)
     # Two images: with one, the exporter would take the batch for a constant.
     example = torch.zeros((2, image_size, image_size, 3), dtype=torch.uint8)
     with _quiet_exporter():
