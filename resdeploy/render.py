@@ -99,7 +99,7 @@ def benchmark_text(result: Benchmark) -> str:
     return (
         f"{table(head, rows)}\n"
         f"{environment['model']} at {environment['image_size']} pixels, batch {first.batch}, "
-        f"{first.threads} threads, {device['cpu'] or device['architecture']}"
+        f"{plural(first.threads, 'thread')}, {device['cpu'] or device['architecture']}"
     )
 
 
@@ -148,7 +148,8 @@ def demo_text(result: DemoResult) -> str:
     return "\n".join(
         [
             table(head, rows),
-            f"{result.verification.images} held-out digits; batch 1, {baseline.threads} threads, "
+            f"{result.verification.images} held-out digits; batch 1, "
+            f"{plural(baseline.threads, 'thread')}, "
             f"{environment['image_size']} pixels, {environment['device']['cpu']}; int8.onnx is for "
             "TensorRT and not timed on a CPU",
             "",
@@ -178,6 +179,11 @@ def diagnosis_text(result: Diagnosis) -> str:
     lines += [f"advice    {line}" for line in result.advice]
     lines.append(f"python    {', '.join(f'{k} {v}' for k, v in result.versions.items())}")
     return "\n".join(lines)
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def decibel(ratio: float) -> str:
