@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 from resdeploy.provenance import installed_versions
@@ -44,11 +43,12 @@ def diagnose(device: Device | None = None) -> Diagnosis:
     backends = tuple(
         BackendStatus(
             name=engine.name,
-            available=engine.is_installed(),
-            version=_version("onnxruntime", "onnxruntime-gpu"),
-            install=None if engine.is_installed() else f"pip install 'resdeploy[{engine.extra}]'",
+            available=version is not None,
+            version=version,
+            install=None if version else f"pip install 'resdeploy[{engine.extra}]'",
         )
         for engine in ENGINES
+        for version in [engine.version()]
     )
     return Diagnosis(
         platform=device.to_json(),
@@ -73,12 +73,3 @@ def _advice(device: Device, backends: tuple[BackendStatus, ...]) -> list[str]:
     if device.gpus or device.jetson:
         advice.append("this version runs on the CPU only; the GPU found here is not used yet")
     return advice
-
-
-def _version(*packages: str) -> str | None:
-    for package in packages:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,38 @@ if TYPE_CHECKING:
     import onnxruntime
 
 NAME = "onnxruntime-cpu"
+ARTIFACTS = ("int8-cpu", "fp32", "fp16", "int8")
 # This step turns a float bias behind Q/DQ into an int32 one whose float16 scale underflows, which
 # spoils the logits of the TensorRT encoding (seen in 1.32.0; a test shows that it matters).
 HARMFUL_OPTIMIZER = "WeightBiasQuantization"
 ERRORS_ONLY = 3
 
 
-def is_installed() -> bool:
-    """Whether `onnxruntime` can be imported, found without importing it."""
-    return find_spec("onnxruntime") is not None
+def version() -> str | None:
+    """The version of ONNX Runtime; None where it is not installed."""
+    if find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def artifacts(version: str) -> tuple[str, ...]:
+    """What this version computes rightly, the fastest first.
+
+    On a CPU, float16 is emulated and TensorRT's encoding leaves float convolutions between
+    conversions: both are right, and slow.
+    """
+    return ARTIFACTS if rounds_float16(version) else ARTIFACTS[:-1]
+
+
+def rounds_float16(version: str) -> bool:
+    """Whether quantising a float16 rounds, as ONNX asks, or cuts off (20 dB worse).
+
+    Source: github.com/microsoft/onnxruntime/pull/32452, which came with 1.30.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and tuple(map(int, numbers.groups())) >= (1, 30)
 
 
 def open_artifact(bundle: Bundle, artifact: Artifact, threads: int | None) -> OnnxRuntimeCpu:
@@ -71,6 +95,12 @@ class OnnxRuntimeCpu:
         """
         with needs_extra():
             import onnxruntime
+        if encoding is Encoding.TENSORRT and not rounds_float16(onnxruntime.__version__):
+            raise BackendError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot run TensorRT's encoding: it cuts "
+                "float16 off where it should round",
+                "install onnxruntime 1.30 or newer; to serve on a CPU, use int8-cpu",
+            )
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 graph,

@@ -19,21 +19,21 @@ class Engine:
 
     name: str
     open: Callable[[Bundle, Artifact, int | None], Backend]
-    is_installed: Callable[[], bool]
-    artifacts: tuple[str, ...]
-    """Names of the artifacts it can run, the fastest first."""
+    version: Callable[[], str | None]
+    """None where it is not installed."""
+    artifacts: Callable[[str], tuple[str, ...]]
+    """Names of the artifacts that a version can run, the fastest first."""
     extra: str
     """What to install for it."""
 
 
-# From the fastest to the slowest. On a CPU, float16 is emulated and TensorRT's encoding leaves
-# float convolutions between conversions: both are right there, and slow.
+# From the fastest to the slowest.
 ENGINES = (
     Engine(
         name=onnxruntime_cpu.NAME,
         open=onnxruntime_cpu.open_artifact,
-        is_installed=onnxruntime_cpu.is_installed,
-        artifacts=("int8-cpu", "fp32", "fp16", "int8"),
+        version=onnxruntime_cpu.version,
+        artifacts=onnxruntime_cpu.artifacts,
         extra="cpu",
     ),
 )
@@ -66,7 +66,7 @@ def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> li
     if backend not in (AUTO, *names):
         raise BackendError(f"there is no backend {backend!r}", f"choose from {', '.join(names)}")
     engines = [engine for engine in ENGINES if backend in (AUTO, engine.name)]
-    installed = [engine for engine in engines if engine.is_installed()]
+    installed = [(engine, version) for engine in engines if (version := engine.version())]
     if not installed:
         raise BackendError(
             f"no backend is installed for {backend if backend != AUTO else 'this machine'}",
@@ -75,8 +75,8 @@ def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> li
     by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
     found = [
         Candidate(engine=engine, artifact=by_name[name])
-        for engine in installed
-        for name in engine.artifacts
+        for engine, version in installed
+        for name in engine.artifacts(version)
         if name in by_name and precision in (AUTO, by_name[name].precision.value)
     ]
     if not found:

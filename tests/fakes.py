@@ -53,7 +53,7 @@ def make_engine(
     return Engine(
         name=name,
         open=open_artifact,
-        is_installed=lambda: installed,
-        artifacts=artifacts,
+        version=lambda: "1.0" if installed else None,
+        artifacts=lambda version: artifacts,
         extra="cpu",
     )

@@ -1,0 +1,53 @@
+"""What differs from version to version of ONNX Runtime."""
+
+from __future__ import annotations
+
+import onnxruntime
+import pytest
+
+from resdeploy.bundle import Bundle, Encoding
+from resdeploy.errors import BackendError
+from resdeploy.runtime.onnxruntime_cpu import (
+    OnnxRuntimeCpu,
+    artifacts,
+    open_artifact,
+    rounds_float16,
+    version,
+)
+
+
+@pytest.mark.parametrize(
+    ("version", "rounds"),
+    [
+        ("1.23.2", False),
+        ("1.29.0", False),
+        ("1.30.0", True),
+        ("1.32.0", True),
+        ("2.0.0.dev1", True),
+        ("1.9", False),
+        ("unknown", False),
+    ],
+)
+def test_float16_is_rounded_since_1_30(version: str, rounds: bool) -> None:
+    assert rounds_float16(version) is rounds
+    assert ("int8" in artifacts(version)) is rounds
+    assert artifacts(version)[0] == "int8-cpu"
+
+
+def test_the_installed_version_is_told() -> None:
+    assert version() == onnxruntime.__version__
+
+
+def test_an_old_version_does_not_run_what_it_would_get_wrong(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
+    with pytest.raises(BackendError, match=r"1\.23\.2 cannot run TensorRT's encoding"):
+        open_artifact(tiny_bundle, tiny_bundle.artifact("int8"), 1)
+    open_artifact(tiny_bundle, tiny_bundle.artifact("int8-cpu"), 1).close()
+
+
+def test_a_graph_that_is_none_is_a_backend_error() -> None:
+    with pytest.raises(BackendError, match="refuses the graph") as caught:
+        OnnxRuntimeCpu(b"not a graph", Encoding.FLOAT)
+    assert "\n" not in str(caught.value)
