@@ -61,7 +61,7 @@ class Ledger:
                 self.duplicates += 1
             elif digest in self.excluded:
                 self.overlapping += 1
-            elif image.min() == image.max():
+            elif (image == image[0, 0]).all():
                 self.constant += 1
             else:
                 seen.add(digest)

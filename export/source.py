@@ -35,6 +35,12 @@ class Source:
     preprocessing: Preprocessing
     pools: ImagePools
 
+    @property
+    def name(self) -> str:
+        """That of the run's folder, or of the file without its ending."""
+        path = self.checkpoint.path.resolve()
+        return path.name if path.is_dir() else path.stem
+
 
 def read_source(
     path: Path,
@@ -82,7 +88,7 @@ def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
     try:
         if path.stat().st_size > MAX_LABELS_BYTES:
             raise ExportError(f"{path} is too large for a list of labels", "is it the right file?")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(
             f"{path} cannot be read as text: {error}", "write one class name a line, in UTF-8"

@@ -31,6 +31,8 @@ CALIBRATION = "calibration.json"
 REPORT = "report.html"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_GOLDEN_BYTES = 1 << 30
+MAX_FILE_BYTES = 2 << 30  # what an ONNX file can be at most
+PARITY_FIGURES = ("max_error", "agreement", "sqnr_db", "sqnr_db_p5")
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 
@@ -226,7 +228,7 @@ class Bundle:
                 raise ValueError(f"its images are {images.dtype} {images.shape}")
             if logits.dtype != np.float32 or logits.shape != (count, classes):
                 raise ValueError(f"its logits are {logits.dtype} {logits.shape}")
-        except (ValueError, TypeError, KeyError, zipfile.BadZipFile, EOFError, OSError) as error:
+        except Exception as error:  # damaged archives and arrays raise nearly anything
             raise BundleError(
                 f"{self.path / GOLDEN} cannot be used: {error}", "export the bundle again"
             ) from error
@@ -266,7 +268,7 @@ def open_bundle(path: Path) -> Bundle:
         )
     try:
         return Bundle(path, _parse(document))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise _damaged(path, error) from error
 
 
@@ -284,10 +286,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         model=dict(document["model"]),
         preprocessing=Preprocessing.from_json(document["preprocessing"]),
         artifacts=artifacts,
-        files={
-            _file_name(name): FileRecord(bytes=int(entry["bytes"]), sha256=str(entry["sha256"]))
-            for name, entry in document["files"].items()
-        },
+        files={_file_name(name): _parse_record(entry) for name, entry in document["files"].items()},
         calibration=document["calibration"],
         golden=dict(document["golden"]),
         provenance=dict(document["provenance"]),
@@ -302,13 +301,22 @@ def _parse_artifact(entry: dict[str, Any]) -> Artifact:
         precision=Precision(entry["precision"]),
         encoding=Encoding(entry["encoding"]),
         file=_file_name(entry["file"]),
-        bytes=int(entry["bytes"]),
-        sha256=str(entry["sha256"]),
+        **asdict(_parse_record(entry)),
         opset=int(entry["opset"]),
         convs=int(entry["convs"]),
         int8_convs=int(entry["int8_convs"]),
-        parity=Parity(**entry["parity"]),
+        parity=Parity(
+            images=int(entry["parity"]["images"]),
+            **{name: float(entry["parity"][name]) for name in PARITY_FIGURES},
+        ),
     )
+
+
+def _parse_record(entry: dict[str, Any]) -> FileRecord:
+    size = int(entry["bytes"])
+    if not 0 <= size <= MAX_FILE_BYTES:
+        raise ValueError(f"a file of {size} bytes")
+    return FileRecord(bytes=size, sha256=str(entry["sha256"]))
 
 
 def _file_name(name: str) -> str:

@@ -5,10 +5,12 @@ Heavy packages are imported inside the commands, so that `--help` answers at onc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from resdeploy import __version__
 from resdeploy.console import Exit, Outcome, command
@@ -67,9 +69,7 @@ def demo(force: bool) -> Outcome:
 @click.option(
     "--shortcut",
     type=click.Choice([option.value for option in Shortcut]),
-    default=DEFAULTS.shortcut.value,
-    show_default=True,
-    help="The paper's options; plain has no shortcuts.",
+    help="The paper's options; plain has no shortcuts.  [default: B, or that of --init]",
 )
 @click.option("--flip/--no-flip", default=None, help="Mirror images.  [default: not for digits]")
 @click.option("--init", help="Weights to start from.")
@@ -87,6 +87,9 @@ def train(
     from resdeploy.train import loop
 
     if resume is not None:
+        refuse_given(
+            {"data": data, "run": run, **settings}, "--resume takes the run's own settings"
+        )
         result = loop.resume(resume, progress=progress_bar)
     else:
         config = TrainingConfig.from_json({"data": data, **settings})
@@ -196,6 +199,15 @@ def doctor() -> Outcome:
 
     result = diagnose()
     return Outcome(result, diagnosis_text(result), Exit.OK if result.healthy else Exit.FAILED)
+
+
+def refuse_given(names: Iterable[str], reason: str) -> None:
+    """Wrong usage if one of the parameters `names` stands on the command line."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        if given and parameter.name in names:
+            raise click.UsageError(f"{reason}: leave {parameter.opts[0]} out")
 
 
 def exit_code(verdict: Any) -> Exit:

@@ -39,12 +39,12 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         _log_to_stderr(debug=debug)
         try:
             outcome: Outcome = function(**arguments)
-        except (ResdeployError, ValueError, ModuleNotFoundError) as error:
+        except click.ClickException:
+            raise
+        except Exception as error:
             if debug:
                 raise
             _print_error(error)
-            sys.exit(Exit.FAILED)
-        except BrokenPipeError:
             sys.exit(Exit.FAILED)
         if as_json:
             click.echo(json.dumps(jsonable(outcome.result), indent=2, ensure_ascii=False))
@@ -96,10 +96,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _print_error(error: Exception) -> None:
     if isinstance(error, ModuleNotFoundError):
         error = missing_dependency(error)
-    message = " ".join(str(error).split())
+    message, hint = " ".join(str(error).split()), getattr(error, "hint", None)
+    if not isinstance(error, (ResdeployError, ValueError)):  # nobody foresaw it
+        message = f"{type(error).__name__}: {message}"
+        hint = "run the command again with --debug and report what it shows"
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
-    if isinstance(error, ResdeployError) and error.hint:
-        click.echo(f"{click.style('hint:', bold=True)} {error.hint}", err=True)
+    if hint:
+        click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
 
 
 def _log_to_stderr(*, debug: bool) -> None:

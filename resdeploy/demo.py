@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy.bundle import open_bundle
+from resdeploy.bundle import MANIFEST, open_bundle
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime import load
@@ -19,7 +19,7 @@ from resdeploy.storage import refuse_existing
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.digits import digits_folder
 from resdeploy.train.loop import train
-from resdeploy.train.run import RUNS
+from resdeploy.train.run import RUNS, STATE_JSON
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     """
     start = time.perf_counter()
     run, output = RUNS / "demo", RUNS / "demo.bundle"
-    refuse_existing(run, force=force)
-    refuse_existing(output, force=force)
+    refuse_existing(run, force=force, sign=STATE_JSON)
+    refuse_existing(output, force=force, sign=MANIFEST)
     logger.info("1/5 train a ResNet-34 on handwritten digits")
     trained = train(TrainingConfig(), run, force=force, progress=progress)
     logger.info("2/5 export FP32, FP16, INT8 for TensorRT and INT8 for CPUs")

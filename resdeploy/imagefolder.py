@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,17 +34,28 @@ def list_images(folder: Path) -> tuple[Path, ...]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", "name a folder of images")
-    paths = tuple(
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    paths = tuple(sorted(_walk(folder)))
     if not paths:
         raise DataError(
             f"{folder} holds no images", f"put files ending in {', '.join(sorted(SUFFIXES))} there"
         )
     return paths
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Image files, also behind links; hidden ones, and links in circles, are passed over."""
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(root, name)
+            if path.suffix.lower() in SUFFIXES and not name.startswith("."):
+                yield path
 
 
 def read_image_folder(folder: Path) -> LabelledImages:
@@ -88,16 +100,16 @@ def split_folder(data: Path, split: str) -> Path:
 def match_labels(images: LabelledImages, labels: Sequence[str]) -> LabelledImages:
     """The same images, with the model's class indices instead of the folder's.
 
-    Folders are matched by name; folders with other names (WordNet ids, say) are matched by their
-    order when there is one for every class.
+    Folders are matched by name. Where not one name is a label (WordNet ids, say) and there is a
+    folder for every class, they are matched by their order.
 
     Raises:
-        DataError: a folder's name is not a label and the counts differ.
+        DataError: a folder's name is not a label.
     """
     unknown = [name for name in images.classes if name not in labels]
     if not unknown:
         table = [list(labels).index(name) for name in images.classes]
-    elif len(images.classes) == len(labels):
+    elif len(unknown) == len(images.classes) == len(labels):
         logger.warning(
             "folder names such as %r are not labels: matching %d folders by their order",
             unknown[0], len(labels),

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from resdeploy.train.loop import TrainingResult
 
 NONE = "-"
-NOTHING_DIFFERS_DB = 199.9  # where statistics.sqnr_db stops
 
 
 def training_text(result: TrainingResult) -> str:
@@ -26,7 +25,8 @@ def training_text(result: TrainingResult) -> str:
     return (
         f"{result.run}: {result.accuracy:.2f} % right after {result.epochs} epochs "
         f"({result.images_per_second:.0f} images/s)\n"
-        "next: resdeploy export --fp16 --int8"
+        + (f"{result.unreadable} images could not be decoded\n" if result.unreadable else "")
+        + "next: resdeploy export --fp16 --int8"
     )
 
 
@@ -60,7 +60,7 @@ def verification_text(result: Verification) -> str:
             line.backend,
             graph_name(line.precision, line.encoding),
             f"{line.agreement:.2f} %",
-            decibel(line.sqnr_db),
+            f"{line.sqnr_db:.1f} dB",
             *(
                 [f"{line.top1:.2f} %", f"{line.drop:+.2f}", f"{line.drop_upper95:+.2f}"]
                 if with_data
@@ -137,7 +137,7 @@ def demo_text(result: DemoResult) -> str:
                 f"{name}.onnx",
                 f"{line.top1:.2f} %",
                 f"{line.agreement:.2f} %",
-                decibel(line.sqnr_db),
+                f"{line.sqnr_db:.1f} dB",
                 f"{timing.p50_ms:.2f} ms" if timing else NONE,
                 f"{timing.speedup:.2f}x" if timing and timing.speedup else NONE,
                 line.verdict.value,
@@ -184,11 +184,6 @@ def diagnosis_text(result: Diagnosis) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 thread`, `2 threads`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def decibel(ratio: float) -> str:
-    """`31.4 dB`, and `exact` where nothing differs."""
-    return "exact" if ratio >= NOTHING_DIFFERS_DB else f"{ratio:.1f} dB"
 
 
 def graph_name(precision: Precision, encoding: Encoding) -> str:

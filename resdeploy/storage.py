@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -48,26 +49,39 @@ def write_file(path: Path, data: bytes) -> None:
             raise
 
 
-def refuse_existing(path: Path, *, force: bool) -> None:
+def refuse_existing(path: Path, *, force: bool, sign: str) -> None:
     """Check before long work what `new_directory` will check at its end.
 
+    Args:
+        path: The folder to be written.
+        force: Whether an older result may be replaced.
+        sign: A file that is in every result of this kind; what lacks it is somebody's own.
+
     Raises:
-        OutputError: `path` exists and `force` is not set.
+        OutputError: `path` exists and `force` is not set, or it is no older result.
     """
-    if path.exists() and not force:
+    if not path.exists():
+        return
+    if not force:
         raise OutputError(f"{path} exists already", "choose another name, or add --force")
+    if not (path / sign).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise OutputError(
+            f"{path} exists and was not written by resdeploy: it has no {sign}",
+            "choose another name, or remove it yourself",
+        )
 
 
 @contextmanager
-def new_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
+def new_directory(path: Path, *, force: bool = False, sign: str = "") -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends without an error.
 
-    With `force` an existing `path` is replaced; it stays until the new one is complete.
+    With `force` an older result is replaced, see `refuse_existing`; it stays until the new one is
+    complete.
 
     Raises:
-        OutputError: `path` exists and `force` is not set, or it cannot be written.
+        OutputError: `path` exists and must not be replaced, or it cannot be written.
     """
-    refuse_existing(path, force=force)
+    refuse_existing(path, force=force, sign=sign)
     with _output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
@@ -76,11 +90,16 @@ def new_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
             yield temporary
             _flush(temporary)
             if path.exists():
-                refuse_existing(path, force=force)  # it may have appeared meanwhile
+                refuse_existing(path, force=force, sign=sign)  # it may have appeared meanwhile
                 retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
                 os.replace(path, retired / "old")
-                os.replace(temporary, path)
-                shutil.rmtree(retired)
+                try:
+                    os.replace(temporary, path)
+                except BaseException:
+                    os.replace(retired / "old", path)
+                    raise
+                finally:
+                    shutil.rmtree(retired)
             else:
                 os.replace(temporary, path)
         except BaseException:
@@ -109,9 +128,10 @@ def _output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise OutputError(
-            f"cannot write {path}: {reason}", "free some space, or choose another folder with -o"
+            f"cannot write {path}: {error.strerror or error}",
+            f"{'free some space' if full else 'check the permissions'}, or choose another folder",
         ) from error
 
 

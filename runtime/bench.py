@@ -123,7 +123,7 @@ def run_benchmark(
         progress: Told of each round.
 
     Raises:
-        BackendError: not one contender could start.
+        BackendError: not one contender could start, or not with `checkpoint`.
     """
     threads = threads or available_cores()
     baseline = baseline_entry(bundle, checkpoint, batch, threads)
@@ -135,6 +135,8 @@ def run_benchmark(
                 started = Contender.start(entry.name, entry.module, list(entry.arguments), threads)
                 contenders.append((entry, started))
             except ResdeployError as error:
+                if entry is baseline and checkpoint is not None:
+                    raise  # it was asked for
                 logger.warning("%s is left out: %s (%s)", entry.name, error, error.hint)
         if not contenders:
             raise BackendError("not one contender could start", "see the warnings above")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Enough to notice an engine that computes nonsense, few enough not to be felt at start-up.
-GOLDEN_IMAGES_AT_LOAD = 4
+GOLDEN_IMAGES_AT_LOAD = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +134,7 @@ def load(
     precision: str = AUTO,
     threads: int | None = None,
 ) -> Model:
-    """Open a bundle with the fastest engine and precision that verify on this machine.
+    """Open a bundle with the usually fastest engine and precision that verify on this machine.
 
     Args:
         path: The bundle's folder.

@@ -29,7 +29,7 @@ MODEL_JSON = "model.json"
 MAX_FILE_BYTES = 4 << 30
 # Where other trainers put the weights in a .pth file, and what they put before the names.
 NESTED = ("state_dict", "model", "model_state_dict")
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
@@ -166,10 +166,8 @@ def _name_tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors under torchvision's names; nothing is copied yet."""
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
-        name = str(key)
-        for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
-        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        name = PREFIXES.sub("", str(key))
+        if not isinstance(value, Tensor) or not _is_plain(value):
             raise CheckpointError(
                 f"{path} holds a {type(value).__name__} under {name!r}, where a plain tensor "
                 "belongs",
@@ -179,6 +177,13 @@ def _name_tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether every number of it is stored, so that a small file cannot claim a huge tensor."""
+    if tensor.layout is not torch.strided:
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
 def _infer_architecture(
     path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Architecture:
@@ -186,7 +191,8 @@ def _infer_architecture(
     for stage in range(1, len(WIDTHS) + 1):
         pattern = re.compile(rf"layer{stage}\.(\d+)\.conv1\.weight")
         blocks.append(sum(bool(pattern.fullmatch(name)) for name in state))
-    if "layer1.0.conv3.weight" in state or not all(blocks) or "fc.weight" not in state:
+    head = state.get("fc.weight")
+    if "layer1.0.conv3.weight" in state or not all(blocks) or head is None or head.ndim != 2:
         raise CheckpointError(
             f"{path} is not a residual network of basic blocks such as ResNet-34",
             "use the weights of ResNet-18 or ResNet-34, or of one that resdeploy trained",
@@ -201,7 +207,7 @@ def _infer_architecture(
         )
     else:
         shortcut = Shortcut.C if projections == sum(blocks) else Shortcut.B
-    return Architecture(classes=len(state["fc.weight"]), blocks=tuple(blocks), shortcut=shortcut)
+    return Architecture(classes=len(head), blocks=tuple(blocks), shortcut=shortcut)
 
 
 def _fit(path: Path, architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -34,7 +34,8 @@ class TrainingConfig:
     """Mirror images; None: yes, except for digits."""
     min_area: float | None = None
     """Smallest share of an image that a random crop keeps; None: 0.85 for digits, else 0.35."""
-    shortcut: Shortcut = Shortcut.B
+    shortcut: Shortcut | None = None
+    """None: that of `init`, or B."""
     init: str | None = None
     """Weights to start from; the classifier is new where the number of classes differs."""
     seed: int = 0
@@ -50,7 +51,7 @@ class TrainingConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The form that `state.json` holds."""
-        return asdict(self) | {"shortcut": self.shortcut.value}
+        return asdict(self) | {"shortcut": self.shortcut and self.shortcut.value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainingConfig:
@@ -59,7 +60,8 @@ class TrainingConfig:
         Raises:
             KeyError, TypeError, ValueError: `data` is not a set of settings.
         """
-        return cls(**{**data, "shortcut": Shortcut(data["shortcut"])})
+        shortcut = data["shortcut"]
+        return cls(**{**data, "shortcut": None if shortcut is None else Shortcut(shortcut)})
 
 
 def learning_rate(config: TrainingConfig, epochs_done: float) -> float:

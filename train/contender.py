@@ -35,21 +35,24 @@ def prepare(
 
     bundle = open_bundle(Path(path))
     preprocessing = bundle.manifest.preprocessing
-    source = checkpoint or str(bundle.manifest.model.get("source"))
-    architecture = Architecture.from_json(bundle.manifest.model)
+    model = bundle.manifest.model
+    architecture = Architecture.from_json(model)
+    weights = checkpoint or str(model.get("source"))
     try:
-        network = load_checkpoint(Path(source)).network()
-        weights = source
+        loaded = load_checkpoint(Path(weights))
+        if loaded.architecture != architecture:
+            raise CheckpointError(
+                f"{weights} is a {loaded.architecture.name} of {loaded.architecture.classes} "
+                f"classes, the bundle holds a {architecture.name} of {architecture.classes}",
+                "name the checkpoint that the bundle was exported from with --baseline",
+            )
+        if not checkpoint and loaded.sha256 != model.get("source_sha256"):
+            raise CheckpointError(f"{weights} is not what the bundle was exported from")
+        network = loaded.network()
     except CheckpointError:
         if checkpoint:
             raise
         network, weights = ResNet(architecture).eval(), "random"
-    if network.architecture != architecture:
-        raise CheckpointError(
-            f"{source} is a {network.architecture.name} of {network.architecture.classes} classes, "
-            f"the bundle holds a {architecture.name} of {architecture.classes}",
-            "name the checkpoint that the bundle was exported from with --baseline",
-        )
     torch.set_num_threads(threads)
     classifier = Classifier(network, preprocessing.mean, preprocessing.std).eval()
     golden = bundle.golden().images

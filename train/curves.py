@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def draw_curves(metrics: Sequence[EpochMetrics], path: Path) -> None:
     left.plot(epochs, [line.val_loss for line in metrics], ".-", color=ORANGE, label="validation")
     left.set(xlabel="epoch", ylabel="loss")
     # While the norms' running statistics settle, the validation loss can be huge: let it leave.
-    usual = np.percentile([line.val_loss for line in metrics], 75)
-    left.set_ylim(0, 1.15 * max(usual, *(line.loss for line in metrics)))
+    finite = [line.val_loss for line in metrics if math.isfinite(line.val_loss)] or [1.0]
+    left.set_ylim(0, 1.15 * max(np.percentile(finite, 75), *(line.loss for line in metrics)))
     left.legend(frameon=False)
     right.plot(epochs, [line.accuracy for line in metrics], ".-", color=ORANGE)
     right.set(xlabel="epoch", ylabel="validation accuracy (%)")

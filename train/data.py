@@ -145,7 +145,6 @@ def epoch_batches(
         batch_sampler=batches,
         collate_fn=_collate,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
     )
 
 

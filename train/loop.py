@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 from resdeploy.cpu import read_cpu
 from resdeploy.errors import DataError, TrainingError
+from resdeploy.imagefolder import LabelledImages
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.progress import Progress, silent
 from resdeploy.storage import refuse_existing
 from resdeploy.train import run as runs
-from resdeploy.train.architecture import Architecture
+from resdeploy.train.architecture import Architecture, Shortcut
 from resdeploy.train.checkpoint import MODEL_JSON, Checkpoint, load_checkpoint
 from resdeploy.train.config import DIGITS, TrainingConfig, learning_rate
 from resdeploy.train.curves import draw_curves
@@ -53,6 +54,8 @@ class TrainingResult:
     images_per_second: float
     """Median over the epochs, training only."""
     epochs: int
+    unreadable: int
+    """Images that could not be decoded and were left out."""
     seconds: float
 
 
@@ -66,7 +69,7 @@ def train(
         DataError, CheckpointError: the data or the initial weights cannot be used.
         TrainingError: the loss is no longer a number.
     """
-    refuse_existing(folder, force=force)
+    refuse_existing(folder, force=force, sign=runs.STATE_JSON)
     trainer = _Trainer(config, folder, progress)
     for leftover in (MODEL_JSON, runs.STATE_FILE, runs.METRICS):
         (folder / leftover).unlink(missing_ok=True)
@@ -152,9 +155,9 @@ class _Trainer:
             accuracy=self.metrics[-1].accuracy,
             images_per_second=rates[len(rates) // 2],
             epochs=config.epochs,
+            unreadable=len(self.unreadable),
             seconds=time.perf_counter() - start,
         )
-        draw_curves(self.metrics, self.folder / runs.CURVES)
         runs.save_model(
             self.folder,
             self.network,
@@ -165,6 +168,7 @@ class _Trainer:
             metrics={"accuracy": result.accuracy, "unreadable_images": len(self.unreadable)},
         )
         runs.point_latest_to(self.folder)
+        draw_curves(self.metrics, self.folder / runs.CURVES)
         return result
 
     def _epoch(self, epoch: int) -> runs.EpochMetrics:
@@ -181,7 +185,7 @@ class _Trainer:
                 images, config.batch_size, shuffle=True, workers=self._workers()
             )
             for step, batch in enumerate(batches):
-                self._note_unreadable(batch.unreadable)
+                self._note_unreadable(self.splits.train, batch.unreadable)
                 if len(batch.labels) < 2:  # batch norm needs two
                     continue
                 lr = learning_rate(config, epoch + step / steps)
@@ -189,8 +193,7 @@ class _Trainer:
                 if not math.isfinite(loss):
                     raise TrainingError(
                         f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}",
-                        f"lower --lr (it was {config.lr:g}); "
-                        f"{self.folder / runs.STATE_FILE} holds the last whole epoch",
+                        f"start again with a lower --lr; it was {config.lr:g}",
                     )
                 total_loss += loss * len(batch.labels)
                 seen += len(batch.labels)
@@ -213,7 +216,7 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self._autocast():
-            logits = self.classifier(images.to(self.device, non_blocking=True))
+            logits = self.classifier(images.to(self.device))
         loss = F.cross_entropy(
             logits.float(), labels.to(self.device), label_smoothing=self.config.label_smoothing
         )
@@ -231,6 +234,7 @@ class _Trainer:
         for batch in epoch_batches(
             images, EVALUATION_BATCH, shuffle=False, workers=self._workers()
         ):
+            self._note_unreadable(self.splits.val, batch.unreadable)
             if len(batch.labels):
                 labels = batch.labels.to(self.device)
                 logits = self.classifier(batch.images.to(self.device))
@@ -253,8 +257,8 @@ class _Trainer:
         )
         runs.save_state(self.folder, state)
 
-    def _note_unreadable(self, positions: tuple[int, ...]) -> None:
-        for path in {self.splits.train.paths[position] for position in positions} - self.unreadable:
+    def _note_unreadable(self, images: LabelledImages, positions: tuple[int, ...]) -> None:
+        for path in {images.paths[position] for position in positions} - self.unreadable:
             logger.warning("skipped: %s cannot be decoded", path)
             self.unreadable.add(path)
 
@@ -276,8 +280,14 @@ def _initial_network(config: TrainingConfig, splits: DataSplits) -> ResNet:
     torch.manual_seed(config.seed)
     classes = len(splits.train.classes)
     if config.init is None:
-        return ResNet(Architecture(classes=classes, shortcut=config.shortcut))
-    return adopt(load_checkpoint(Path(config.init)), classes)
+        return ResNet(Architecture(classes=classes, shortcut=config.shortcut or Shortcut.B))
+    checkpoint = load_checkpoint(Path(config.init))
+    if config.shortcut not in (None, checkpoint.architecture.shortcut):
+        raise TrainingError(
+            f"{config.init} is a {checkpoint.architecture.name}",
+            "leave --shortcut out, or start without --init",
+        )
+    return adopt(checkpoint, classes)
 
 
 def adopt(checkpoint: Checkpoint, classes: int) -> ResNet:

@@ -113,7 +113,7 @@ def load_metrics(folder: Path) -> list[EpochMetrics]:
     try:
         return [EpochMetrics(**json.loads(line)) for line in path.read_text().splitlines()]
     except (ValueError, TypeError) as error:
-        raise TrainingError(f"{path} is damaged: {error}", "remove it and resume again") from error
+        raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
 
 
 def save_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ def test_what_cannot_be_used_is_counted_by_reason(
     pictures: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "damaged.png").write_bytes(pictures[0].read_bytes()[:50])
-    Image.new("RGB", (8, 8), (5, 5, 5)).save(tmp_path / "flat.png")
+    Image.new("RGB", (8, 8), (250, 5, 5)).save(tmp_path / "flat.png")
     golden = image_digest(np.array(Image.open(pictures[1])))
     paths = [pictures[0], *tmp_path.glob("[df]*.png"), save(tmp_path / "again.png", 0), *pictures]
     ledger = Ledger(PREPROCESSING, wanted=100, excluded={golden})

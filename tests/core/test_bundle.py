@@ -236,6 +236,20 @@ def test_any_damaged_manifest_is_a_bundle_error_or_harmless(
         assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("size", [-1, 10**30, float("inf"), 3 << 30, "many"])
+def test_impossible_sizes_are_damage(copy: Path, size: object) -> None:
+    edit_manifest(copy, lambda document: document["artifacts"][0].update(bytes=size))
+    with pytest.raises(BundleError, match="is damaged"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("figure", ["images", "sqnr_db", "agreement"])
+def test_figures_are_numbers(copy: Path, figure: str) -> None:
+    edit_manifest(copy, lambda document: document["artifacts"][0]["parity"].update({figure: "x"}))
+    with pytest.raises(BundleError, match="is damaged"):
+        open_bundle(copy)
+
+
 def test_labels_must_fit_the_classes(copy: Path) -> None:
     replace(copy, LABELS, b"one\ntwo\n")
     with pytest.raises(BundleError, match="2 lines for 3 classes"):
@@ -265,6 +279,7 @@ IMAGES, LOGITS = np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 3), np.float32
         npz(images=np.uint8(3), logits=LOGITS),
         npz(images=np.array([{"a": 1}], dtype=object), logits=LOGITS),  # a pickle
         npz(images=IMAGES, logits=LOGITS)[:-30],
+        npz(images=IMAGES, logits=LOGITS).replace(b"(2, 32, 32, 3), ", b"(2, 99999, 9999)"),
     ],
 )
 def test_golden_images_of_another_form_are_refused(copy: Path, data: bytes) -> None:

@@ -61,6 +61,9 @@ def test_help_names_every_command_and_the_version() -> None:
         ["predict", "x.bundle"],
         ["bench", "x.bundle", "--batch", "0"],
         ["verify", "x.bundle", "--precision", "int4"],
+        ["train", "--resume", "runs/x", "--epochs", "50"],
+        ["train", "digits", "--resume", "runs/x"],
+        ["train", "--resume", "runs/x", "-o", "y"],
     ],
 )
 def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
@@ -91,9 +94,23 @@ def test_errors_are_one_line_and_a_hint(arguments: list[str], cause: str) -> Non
     assert os.listdir() == []
 
 
+def test_force_never_deletes_a_users_folder(tiny_checkpoint: Path) -> None:
+    Path("photos").mkdir()
+    Path("photos/cat.jpg").touch()
+    for arguments in (
+        ["train", "digits", "-o", "photos", "--force"],
+        ["export", tiny_checkpoint, "-o", "photos", "--force"],
+    ):
+        answer = invoke(*arguments)
+        assert answer.exit_code == 1
+        assert "was not written by resdeploy" in answer.stderr
+    assert os.listdir("photos") == ["cat.jpg"]
+
+
 def test_an_existing_run_or_bundle_is_refused(tiny_checkpoint: Path) -> None:
     for name in ("taken", "taken.bundle"):
         Path(name).mkdir()
+        Path(name, "something").touch()
     for arguments in (
         ["train", "digits", "-o", "taken"],
         ["export", tiny_checkpoint, "-o", "taken.bundle"],

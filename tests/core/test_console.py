@@ -78,9 +78,15 @@ def test_debug_keeps_the_traceback() -> None:
     assert isinstance(answer.exception, DataError)  # type: ignore[attr-defined]
 
 
-def test_a_mistake_of_ours_is_not_hidden() -> None:
-    answer = raising(ZeroDivisionError())
-    assert isinstance(answer.exception, ZeroDivisionError)  # type: ignore[attr-defined]
+def test_what_nobody_foresaw_is_one_line_too() -> None:
+    answer = raising(ZeroDivisionError("by zero"))
+    assert answer.exit_code == 1  # type: ignore[attr-defined]
+    assert answer.stderr.startswith("error: ZeroDivisionError: by zero\nhint:")  # type: ignore[attr-defined]
+    assert "--debug" in answer.stderr  # type: ignore[attr-defined]
+
+
+def test_wrong_usage_stays_wrong_usage() -> None:
+    assert raising(click.UsageError("no")).exit_code == 2  # type: ignore[attr-defined]
 
 
 def test_json_has_only_what_json_knows() -> None:

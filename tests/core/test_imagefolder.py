@@ -98,6 +98,26 @@ def test_other_names_are_matched_by_order_with_a_warning(
     assert "n01" in caplog.text
 
 
+def test_some_names_that_fit_are_never_overruled_by_order() -> None:
+    with pytest.raises(DataError, match="'plane' is not one of"):
+        match_labels(images_of(("cat", "dog", "plane"), (0, 1, 2)), ("airplane", "cat", "dog"))
+
+
+def test_linked_folders_and_files_are_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/1.png", "data/dog/2.png", "elsewhere2.png")
+    (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "dog" / "3.png").symlink_to(tmp_path / "elsewhere2.png")
+    found = read_image_folder(tmp_path / "data")
+    assert [path.name for path in found.paths] == ["1.png", "2.png", "3.png"]
+    assert found.labels == (0, 1, 1)
+
+
+def test_links_in_circles_end(tmp_path: Path) -> None:
+    touch(tmp_path, "dog/1.png")
+    (tmp_path / "dog" / "again").symlink_to(tmp_path)
+    assert [path.name for path in list_images(tmp_path)] == ["1.png"]
+
+
 def test_other_names_and_another_number_are_a_data_error() -> None:
     with pytest.raises(DataError, match="'n01' is not one of the model's 3 labels"):
         match_labels(images_of(("n01", "n02"), (1, 0)), ("a", "b", "c"))

@@ -122,7 +122,7 @@ def test_an_interrupted_block_leaves_nothing(tmp_path: Path) -> None:
 def test_an_existing_directory_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "result").mkdir()
     with pytest.raises(OutputError, match="exists already") as caught:
-        refuse_existing(tmp_path / "result", force=False)
+        refuse_existing(tmp_path / "result", force=False, sign="manifest.json")
     assert "--force" in str(caught.value.hint)
     with pytest.raises(OutputError), new_directory(tmp_path / "result"):
         pytest.fail("the block must not run")
@@ -131,8 +131,9 @@ def test_an_existing_directory_is_refused_before_the_work(tmp_path: Path) -> Non
 def test_force_replaces_the_whole_directory(tmp_path: Path) -> None:
     target = tmp_path / "result"
     target.mkdir()
+    (target / "sign").touch()
     (target / "stale").touch()
-    with new_directory(target, force=True) as folder:
+    with new_directory(target, force=True, sign="sign") as folder:
         (folder / "fresh").touch()
         assert (target / "stale").exists()
     assert os.listdir(target) == ["fresh"]
@@ -143,9 +144,52 @@ def test_force_keeps_the_old_directory_when_the_block_fails(tmp_path: Path) -> N
     target = tmp_path / "result"
     target.mkdir()
     (target / "precious").touch()
-    with pytest.raises(RuntimeError), new_directory(target, force=True):
+    with pytest.raises(RuntimeError), new_directory(target, force=True, sign="precious"):
         raise RuntimeError
     assert os.listdir(target) == ["precious"]
+
+
+def test_force_does_not_replace_what_is_somebodys_own(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    (tmp_path / "file").touch()
+    for name in ("photos", "file"):
+        with pytest.raises(OutputError, match="was not written by resdeploy"):
+            refuse_existing(tmp_path / name, force=True, sign="manifest.json")
+    (tmp_path / "empty").mkdir()
+    refuse_existing(tmp_path / "empty", force=True, sign="manifest.json")
+
+
+def test_the_old_directory_comes_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "result"
+    target.mkdir()
+    (target / "sign").touch()
+    replace = os.replace
+
+    def fail(source: Path, goal: Path) -> None:
+        if ".tmp-" in str(source):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, goal)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OutputError), new_directory(target, force=True, sign="sign"):
+        pass
+    assert os.listdir(tmp_path) == ["result"]
+    assert os.listdir(target) == ["sign"]
+
+
+def test_hints_fit_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for code, hint in ((errno.ENOSPC, "free some space"), (errno.EACCES, "check the permissions")):
+
+        def fail(handle: int, code: int = code) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(OutputError) as caught:
+            write_file(tmp_path / "file", b"")
+        assert hint in str(caught.value.hint)
 
 
 def test_a_directory_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:

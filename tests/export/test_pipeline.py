@@ -22,12 +22,14 @@ from resdeploy.calibration.ledger import image_digest
 from resdeploy.calibration.ranges import Range
 from resdeploy.errors import CalibrationError, ExportError, OutputError
 from resdeploy.export import pipeline
+from resdeploy.export.calibrate import Calibration, calibrate
 from resdeploy.export.half import to_half
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.placement import place
 from resdeploy.export.qdq import insert_qdq
 from resdeploy.export.report import render_report
 from resdeploy.export.to_onnx import to_bytes, to_onnx
+from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 from tests.samples import SIZE, make_classifier
 
 
@@ -147,6 +149,7 @@ def test_an_existing_bundle_is_refused_before_the_work(
 
 def test_force_replaces_a_bundle(config: ExportConfig) -> None:
     Path("x.bundle").mkdir()
+    Path("x.bundle/manifest.json").touch()
     Path("x.bundle/stale").touch()
     export(config, force=True)
     assert "stale" not in os.listdir("x.bundle")
@@ -160,6 +163,51 @@ def test_a_graph_that_does_not_agree_is_not_written(
     with pytest.raises(ExportError, match=r"fp32\.onnx does not give PyTorch's answers"):
         export(config)
     assert nothing_is_left()
+
+
+def test_ranges_far_from_the_data_are_not_written(
+    config: ExportConfig, monkeypatch: pytest.MonkeyPatch, image_data: Path
+) -> None:
+    """What calibration on images of another kind does: nearly everything is clipped."""
+
+    def narrow(*arguments: object, **options: object) -> Calibration:
+        calibration = calibrate(*arguments, **options)  # type: ignore[arg-type]
+        ranges = {
+            tensor: Range(low=chosen.low / 20, high=chosen.high / 20)
+            for tensor, chosen in calibration.ranges.items()
+        }
+        return dataclasses.replace(calibration, ranges=ranges)
+
+    monkeypatch.setattr(pipeline, "calibrate", narrow)
+    with pytest.raises(ExportError, match=r"int8\.onnx does not give PyTorch's answers") as caught:
+        export(dataclasses.replace(config, int8=True, calibration_data=image_data))
+    assert "--calibration-data" in str(caught.value.hint)
+    assert nothing_is_left()
+
+
+def test_a_graph_that_mixes_up_its_batch_is_not_written(
+    config: ExportConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = OnnxRuntimeCpu.run
+
+    def shuffled(self: OnnxRuntimeCpu, images: np.ndarray) -> np.ndarray:
+        logits = honest(self, images)
+        return logits[::-1] if len(images) == pipeline.ODD_BATCH else logits
+
+    monkeypatch.setattr(OnnxRuntimeCpu, "run", shuffled)
+    with pytest.raises(ExportError, match=r"fp32\.onnx answers differently in a batch of 7"):
+        export(config)
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_any_golden_images_will_do(tiny_checkpoint: Path, image_data: Path, seed: int) -> None:
+    """INT8 may differ by a step between batch sizes; that once failed every few seeds."""
+    export(
+        ExportConfig(
+            source=tiny_checkpoint, output=Path("x.bundle"), image_size=SIZE, int8=True,
+            calibration_data=image_data, calibration_images=32, seed=seed,
+        )
+    )  # fmt: skip
 
 
 def test_a_full_disk_leaves_nothing(config: ExportConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -79,6 +80,18 @@ def test_the_default_is_the_latest_run_under_its_own_name(run: Path) -> None:
     assert read_source(Path("runs/latest")).checkpoint.path == run
 
 
+@pytest.mark.parametrize("name", ["v1.2", "imagenet.v2-2026"])
+def test_a_dot_in_a_runs_name_is_no_ending(run: Path, name: str, tmp_path: Path) -> None:
+    renamed = run.rename(tmp_path / name)
+    assert read_source(renamed).name == name
+    os.chdir(renamed)
+    assert read_source(Path()).name == name
+
+
+def test_a_files_ending_is_not_part_of_its_name(tiny_checkpoint: Path) -> None:
+    assert read_source(tiny_checkpoint).name == "tiny"
+
+
 def test_no_run_yet_is_explained() -> None:
     with pytest.raises(CheckpointError, match="no finished run here") as caught:
         read_source(Path("runs/latest"))
@@ -93,7 +106,7 @@ def test_missing_calibration_data_is_a_data_error(tiny_checkpoint: Path) -> None
 # Labels
 
 
-@pytest.mark.parametrize("text", ["a\nb\nc", "a\r\nb\r\nc\r\n", "\n a \n\nb\nc\n"])
+@pytest.mark.parametrize("text", ["\ufeffa\nb\nc", "a\nb\nc", "a\r\nb\r\nc\r\n", "\n a \n\nb\nc\n"])
 def test_labels_are_the_lines_of_a_file(tiny_checkpoint: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.txt").write_text(text)
     assert read_source(tiny_checkpoint, labels=tmp_path / "labels.txt").labels == ("a", "b", "c")

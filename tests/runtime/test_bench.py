@@ -96,6 +96,24 @@ def test_without_its_weights_the_baseline_has_random_ones(tiny_bundle: Bundle) -
     assert logits.shape == (40, 3)  # more than there are golden images: they repeat
 
 
+def test_other_weights_under_the_same_name_are_no_baseline(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    retrained = tmp_path / "retrained.pth"
+    torch.save(make_classifier(seed=1).network.state_dict(), retrained)
+    manifest = dataclasses.replace(
+        tiny_bundle.manifest, model={**tiny_bundle.manifest.model, "source": str(retrained)}
+    )
+    folder = tmp_path / "x.bundle"
+    folder.mkdir()
+    (folder / "golden.npz").write_bytes((tiny_bundle.path / "golden.npz").read_bytes())
+    write_manifest(folder, manifest)
+    assert prepare(str(folder), "", batch=1, threads=1)[1] == {"weights": "random"}
+    assert prepare(str(folder), str(retrained), batch=1, threads=1)[1] == {
+        "weights": str(retrained)
+    }
+
+
 def test_the_baseline_gives_the_golden_logits(tiny_bundle: Bundle) -> None:
     golden = tiny_bundle.golden()
     run, _ = prepare(str(tiny_bundle.path), "", batch=24, threads=1)
@@ -106,17 +124,26 @@ def test_the_baseline_gives_the_golden_logits(tiny_bundle: Bundle) -> None:
     np.testing.assert_allclose(logits.numpy(), golden.logits, rtol=0, atol=1e-5 * scale)
 
 
-def test_another_networks_weights_are_no_baseline(
-    tiny_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_networks_weights_are_no_baseline(tiny_bundle: Bundle, tmp_path: Path) -> None:
     other = dataclasses.replace(make_classifier().network.architecture, classes=5)
     torch.save(make_classifier(other).network.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(BackendError, match="of 5 classes, the bundle holds"):
+        run_benchmark(tiny_bundle, checkpoint=tmp_path / "other.pth", threads=1, seconds=0.01)
+
+
+def test_without_pytorch_there_are_no_speed_ups(
+    tiny_bundle: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        bench,
+        "baseline_entry",
+        lambda *arguments: dataclasses.replace(
+            baseline_entry(*arguments), arguments=("", "", "1", "1")
+        ),
+    )
     with caplog.at_level(logging.WARNING, "resdeploy"):
-        result = run_benchmark(
-            tiny_bundle, checkpoint=tmp_path / "other.pth", threads=1, seconds=0.01
-        )
+        result = run_benchmark(tiny_bundle, threads=1, seconds=0.01)
     assert "pytorch-eager is left out" in caplog.text
-    assert "of 5 classes, the bundle holds" in caplog.text
     assert all(line.speedup is None for line in result.results)
     assert "-" in benchmark_text(result)
     assert result.environment["baseline"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,13 +11,22 @@ import pytest
 
 from resdeploy.bundle import Bundle, Encoding, Precision
 from resdeploy.errors import BackendError, DataError
+from resdeploy.export.to_onnx import to_bytes, to_onnx
 from resdeploy.imagefolder import read_batches, read_image_folder
 from resdeploy.runtime import selection
-from resdeploy.runtime.golden import INT8_MARGIN_DB, check_golden, floor_db, run_batches
+from resdeploy.runtime.golden import (
+    INT8_FLOOR_DB,
+    INT8_MARGIN_DB,
+    check_golden,
+    floor_db,
+    run_batches,
+)
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verify import Verification, verify
 from resdeploy.statistics import Verdict
+from resdeploy.storage import sha256
 from tests.fakes import GoldenBackend, make_engine
+from tests.samples import make_classifier
 
 
 def by_encoding(result: Verification) -> dict[tuple[str, str], Verdict]:
@@ -56,6 +66,8 @@ def test_an_engine_that_computes_nonsense_fails(
 def test_floors_follow_what_export_measured(tiny_bundle: Bundle) -> None:
     int8 = tiny_bundle.artifact("int8-cpu")
     assert floor_db(int8) == int8.parity.sqnr_db - INT8_MARGIN_DB
+    ruined = dataclasses.replace(int8, parity=dataclasses.replace(int8.parity, sqnr_db=9.0))
+    assert floor_db(ruined) == INT8_FLOOR_DB
     assert floor_db(tiny_bundle.artifact("fp32")) > floor_db(tiny_bundle.artifact("fp16"))
 
 
@@ -86,6 +98,20 @@ def test_accuracy_is_that_of_the_logits(tiny_bundle: Bundle, image_data: Path) -
     assert result.results[0].top1 == pytest.approx(100 * right.mean())
     assert result.results[0].baseline_top1 == result.results[0].top1
     assert result.verdict is Verdict.PASS
+
+
+def test_the_yardstick_itself_must_give_pytorchs_answers(
+    tiny_bundle: Bundle, image_data: Path, tmp_path: Path
+) -> None:
+    # Another network's graph under a manifest that vouches for it.
+    copy = shutil.copytree(tiny_bundle.path, tmp_path / "copy.bundle")
+    graph = to_bytes(to_onnx(make_classifier(seed=1), 32))
+    (copy / "fp32.onnx").write_bytes(graph)
+    fp32 = dataclasses.replace(tiny_bundle.artifact("fp32"), bytes=len(graph), sha256=sha256(graph))
+    bundle = Bundle(copy, dataclasses.replace(tiny_bundle.manifest, artifacts=(fp32,)))
+    result = verify(bundle, data=image_data, precision="fp32", max_drop=100)
+    assert result.verdict is Verdict.FAIL
+    assert result.results[0].sqnr_db < 20
 
 
 def test_a_val_folder_is_used_where_there_is_one(tiny_bundle: Bundle, image_data: Path) -> None:

@@ -66,7 +66,9 @@ def test_other_trainers_nest_the_weights(tmp_path: Path, state: State, key: str)
     assert load_checkpoint(save(tmp_path / "a.pth", {key: state, "epoch": 3})).architecture == TINY
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
 def test_wrappers_leave_prefixes(tmp_path: Path, state: State, prefix: str) -> None:
     wrapped = {prefix + name: tensor for name, tensor in state.items()}
     assert set(load_checkpoint(save(tmp_path / "a.pth", wrapped)).state) == set(state)
@@ -172,6 +174,7 @@ def test_what_is_no_state_dict(tmp_path: Path, content: object) -> None:
         (lambda s: s["bn1.running_var"].fill_(torch.inf), "NaN or infinite"),
         (lambda s: s.update({"fc.bias": "text"}), "holds a str under 'fc.bias'"),
         (lambda s: s.update({"fc.bias": torch.zeros(3).to_sparse()}), "plain tensor"),
+        (lambda s: s.update({"fc.weight": torch.tensor(1.0)}), "not a residual network"),
         (lambda s: s.update({"layer1.0.conv3.weight": torch.zeros(1)}), "not a residual network"),
     ],
 )
@@ -185,7 +188,7 @@ def test_weights_of_another_network(
 def test_a_shape_that_claims_terabytes_is_not_copied(tmp_path: Path, state: State) -> None:
     # One number, stretched by strides of zero: the file is small, a copy would not be.
     state["conv1.weight"] = torch.zeros(1).half().expand(1 << 20, 1 << 20)
-    refused(save(tmp_path / "a.pth", state), r"wrong shape for conv1\.weight")
+    refused(save(tmp_path / "a.pth", state), "plain tensor")
 
 
 def test_no_projections_may_mean_identity_or_none(tmp_path: Path) -> None:

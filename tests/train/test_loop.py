@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from resdeploy.errors import DataError, OutputError, TrainingError
 from resdeploy.progress import Advance
+from resdeploy.render import training_text
 from resdeploy.train import run as runs
-from resdeploy.train.architecture import Architecture
+from resdeploy.train.architecture import Architecture, Shortcut
 from resdeploy.train.checkpoint import load_checkpoint
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.loop import adopt, default_folder, resume, train
@@ -146,6 +147,24 @@ def test_only_damaged_pictures_are_an_error(
         picture.write_bytes(b"")
     with pytest.raises(DataError, match="not one batch"):
         train(dataclasses.replace(config, data=str(data)), Path("one"))
+
+
+def test_a_damaged_validation_picture_is_named_and_counted(
+    config: TrainingConfig, tmp_path: Path, image_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = shutil.copytree(image_data, tmp_path / "data")
+    (data / "val" / "red" / "000.png").write_bytes(b"")
+    with caplog.at_level(logging.WARNING, "resdeploy"):
+        result = train(dataclasses.replace(config, data=str(data), epochs=1), Path("one"))
+    assert "red/000.png cannot be decoded" in caplog.text
+    assert result.unreadable == 1
+    assert "1 images could not be decoded" in training_text(result)
+
+
+def test_the_shortcut_is_that_of_the_weights_to_start_from(config: TrainingConfig) -> None:
+    with pytest.raises(TrainingError, match="is a resnet10"):
+        train(dataclasses.replace(config, shortcut=Shortcut.A), Path("one"))
+    assert train(dataclasses.replace(config, shortcut=Shortcut.B, epochs=1), Path("two")).epochs
 
 
 def test_damaged_settings_are_an_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -96,8 +97,11 @@ def test_latest_never_replaces_a_folder() -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 5])
-def test_curves_are_a_picture(tmp_path: Path, epochs: int) -> None:
-    draw_curves([metrics(epoch) for epoch in range(1, epochs + 1)], tmp_path / "curves.png")
+@pytest.mark.parametrize("odd", [1.0, float("nan"), float("inf")])
+def test_curves_are_a_picture(tmp_path: Path, epochs: int, odd: float) -> None:
+    lines = [metrics(epoch) for epoch in range(1, epochs + 1)]
+    lines[0] = dataclasses.replace(lines[0], val_loss=odd)
+    draw_curves(lines, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as image:
         assert image.format == "PNG"
         assert len(image.convert("L").getcolors(256) or []) > 2  # not one flat colour
