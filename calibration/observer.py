@@ -1,7 +1,7 @@
-"""One streaming pass of the calibration images through the FP32 graph.
+"""One streaming pass of the calibration images through the FP32 graph feeds every calibrator.
 
-Memory does not depend on the number of images: a batch of activations is reduced to a few
-numbers before the next batch is run.
+Activations are reduced to a histogram and two numbers per image before the next batch is run, so
+that memory hardly depends on the number of images, and the result not at all on their order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from resdeploy.bundle import INPUT_NAME, Float32Array
+from resdeploy.calibration.histogram import Histogram
 from resdeploy.calibration.ranges import TensorStatistics
 from resdeploy.errors import CalibrationError, needs_extra
 from resdeploy.preprocessing import UInt8Array
@@ -19,7 +20,7 @@ from resdeploy.preprocessing import UInt8Array
 def observe(
     graph: bytes, tensors: Sequence[str], batches: Iterable[UInt8Array]
 ) -> dict[str, TensorStatistics]:
-    """Run every batch and keep, for each tensor, the extremes of each image.
+    """Run every batch; keep, for each tensor, the extremes of each image and a histogram of all.
 
     Args:
         graph: An ONNX model in which every name in `tensors` is an output.
@@ -36,6 +37,7 @@ def observe(
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     lows: dict[str, list[Float32Array]] = {tensor: [] for tensor in tensors}
     highs: dict[str, list[Float32Array]] = {tensor: [] for tensor in tensors}
+    histograms = {tensor: Histogram() for tensor in tensors}
     for images in batches:
         outputs = session.run(list(tensors), {INPUT_NAME: images})
         for tensor, output in zip(tensors, outputs):
@@ -48,11 +50,14 @@ def observe(
                 )
             lows[tensor].append(low)
             highs[tensor].append(high)
+            histograms[tensor].add(activation)
     if not tensors or not lows[tensors[0]]:
         raise CalibrationError("no calibration image could be used", "name a folder of images")
     return {
         tensor: TensorStatistics(
-            lows=np.concatenate(lows[tensor]), highs=np.concatenate(highs[tensor])
+            lows=np.concatenate(lows[tensor]),
+            highs=np.concatenate(highs[tensor]),
+            histogram=histograms[tensor],
         )
         for tensor in tensors
     }

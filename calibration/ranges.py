@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from resdeploy.calibration.histogram import Histogram
 from resdeploy.errors import CalibrationError
 
 
@@ -29,25 +29,16 @@ class Range:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorStatistics:
-    """What one pass over the calibration images leaves of a tensor: two numbers an image."""
+    """What one pass over the calibration images leaves of a tensor, whatever their number."""
 
     lows: npt.NDArray[np.float32]
     """Smallest value in each image, shape (images,)."""
     highs: npt.NDArray[np.float32]
     """Largest value in each image, shape (images,)."""
+    histogram: Histogram
+    """All values of all images."""
 
-
-Calibrator = Callable[[TensorStatistics], Range]
-"""A calibrator looks at a tensor's statistics and decides its range."""
-
-
-def max_range(statistics: TensorStatistics) -> Range:
-    """Everything that was seen: nothing of the calibration images is clipped.
-
-    Source: Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference: A
-    whitepaper" (2018), arXiv:1806.08342, section 2.
-    """
-    return Range(low=float(statistics.lows.min()), high=float(statistics.highs.max()))
-
-
-CALIBRATORS: dict[str, Calibrator] = {"max": max_range}
+    @property
+    def extremes(self) -> Range:
+        """Everything that was seen."""
+        return Range(low=float(self.lows.min()), high=float(self.highs.max()))

@@ -72,7 +72,8 @@ class ExportConfig:
     fp16: bool = False
     int8: bool = False
     calibration_images: int = 512
-    calibrator: str = "max"
+    calibrator: str = "auto"
+    """See `calibrate.calibrate`."""
     seed: int = 0
     """Decides which images calibrate and which are golden."""
 
@@ -158,7 +159,7 @@ def _graphs(
         for encoding in (Encoding.TENSORRT, Encoding.CPU):
             quantised = model.clone()
             edges = place(quantised.graph, encoding)
-            insert_qdq(quantised, edges, calibration.ranges, encoding)
+            insert_qdq(quantised, edges, calibration.ranges[encoding], encoding)
             if encoding is Encoding.TENSORRT:
                 to_half(quantised)  # FP32 islands between INT8 layers are slower than all FP16
             yield Precision.INT8, encoding, quantised

@@ -107,7 +107,13 @@ def train(
     "--calibration-data", type=EXISTING, help="Folder of images.  [default: the run's own]"
 )
 @click.option("--calibration-images", type=click.IntRange(1), default=512, show_default=True)
-@click.option("--calibrator", type=click.Choice(["max"]), default="max", show_default=True)
+@click.option(
+    "--calibrator",
+    type=click.Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
+    default="auto",
+    show_default=True,
+    help="How ranges are chosen; auto tries all on images held out.",
+)
 @click.option("--image-size", type=click.IntRange(8, 1024), help="[default: the run's own, or 224]")
 @click.option("--labels", type=EXISTING, help="Text file, one class name a line.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

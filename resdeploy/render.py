@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from resdeploy.console import table
 
@@ -46,9 +46,19 @@ def export_text(result: ExportResult) -> str:
     head = ["graph", "size", "int8 convs", "same class", "SQNR", "max error"]
     images = result.artifacts[0].parity.images
     return (
-        f"{table(head, rows)}\n"
+        f"{table(head, rows)}\n{calibration_text(result.calibration)}"
         f"{result.bundle} in {result.seconds:.0f} s, compared with PyTorch on {images} images"
     )
+
+
+def calibration_text(calibration: Mapping[str, Any] | None) -> str:
+    """One line: on what, by which calibrator, and how it was chosen."""
+    if calibration is None:
+        return ""
+    chosen = ", ".join(f"{name} for {kind}" for kind, name in calibration["method"].items())
+    tried = len({score["calibrator"] for score in calibration["scores"]})
+    how = f", the best of {tried} on {calibration['scoring_images']} others" if tried else ""
+    return f"calibrated on {calibration['images']} images: {chosen}{how}\n"
 
 
 def verification_text(result: Verification) -> str:
@@ -76,6 +86,9 @@ def verification_text(result: Verification) -> str:
         lines.append(f"{result.unreadable} images could not be decoded and were left out")
     allowed = f", a drop of {result.max_drop:g} points allowed" if with_data else ""
     lines.append(f"verdict: {result.verdict.value} on {result.images} images{allowed}")
+    needed = [line.images_to_decide for line in result.results if line.images_to_decide]
+    if needed:
+        lines.append(f"about {max(needed):,} images would decide, if answers differ as often")
     return "\n".join(lines)
 
 

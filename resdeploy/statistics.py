@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
+MOST_IMAGES = 10_000_000
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
 
@@ -64,14 +66,47 @@ class PairedAccuracy:
         """One-sided upper bound of the true drop, in percentage points."""
         return 100 * upper_bound_of_difference(self.lost, self.gained, self.images, confidence)
 
+    @property
+    def mcnemar_p(self) -> float:
+        """Two-sided p-value that both are equally good, from the answers that differ alone.
+
+        Source: McNemar, "Note on the sampling error of the difference between correlated
+        proportions or percentages", Psychometrika 12 (1947) 153-157; exact, by the binomial.
+        """
+        differing = self.lost + self.gained
+        tail = sum(math.comb(differing, k) for k in range(min(self.lost, self.gained) + 1))
+        return min(1.0, 2 * float(Fraction(tail, 2**differing)))
+
+    def images_to_decide(self, max_drop: float) -> int | None:
+        """How many images would decide if answers went on to differ as often as so far.
+
+        Returns:
+            A number rounded up to two digits; None where even `MOST_IMAGES` would not do.
+        """
+
+        def decides(images: int) -> bool:
+            lost, gained = (images / self.images * count for count in (self.lost, self.gained))
+            return _verdict(lost, gained, images, max_drop) is not Verdict.INCONCLUSIVE
+
+        images = self.images
+        while not decides(images):
+            images = math.ceil(1.05 * images)
+            if images > MOST_IMAGES:
+                return None
+        digits = int(10 ** max(len(str(images)) - 2, 0))
+        return math.ceil(images / digits) * digits
+
     def verdict(self, max_drop: float) -> Verdict:
         """Whether the drop is at most `max_drop` points, at 95 % confidence either way."""
-        if self.drop_bound() <= max_drop:
-            return Verdict.PASS
-        gain_bound = upper_bound_of_difference(self.gained, self.lost, self.images, 0.95)
-        if -100 * gain_bound > max_drop:
-            return Verdict.FAIL
-        return Verdict.INCONCLUSIVE
+        return _verdict(self.lost, self.gained, self.images, max_drop)
+
+
+def _verdict(lost: float, gained: float, images: int, max_drop: float) -> Verdict:
+    if 100 * upper_bound_of_difference(lost, gained, images, 0.95) <= max_drop:
+        return Verdict.PASS
+    if -100 * upper_bound_of_difference(gained, lost, images, 0.95) > max_drop:
+        return Verdict.FAIL
+    return Verdict.INCONCLUSIVE
 
 
 def compare_accuracy(
@@ -89,7 +124,7 @@ def compare_accuracy(
     )
 
 
-def upper_bound_of_difference(lost: int, gained: int, images: int, confidence: float) -> float:
+def upper_bound_of_difference(lost: float, gained: float, images: int, confidence: float) -> float:
     """Upper confidence bound of p(lost) - p(gained) for paired answers, as a share of 1.
 
     The score bound: the largest difference that the score test does not reject. Unlike the

@@ -47,6 +47,10 @@ class ArtifactResult:
     """In percentage points."""
     drop_upper95: float | None
     """One-sided upper 95 % bound of the true drop, in percentage points."""
+    mcnemar_p: float | None
+    """That both are equally good, from the answers that differ alone; two-sided, exact."""
+    images_to_decide: int | None
+    """Where the verdict is inconclusive: about how many images would decide, if any number."""
     agreement: float
     """Images with the class that FP32 gives, in percent: the bundle's FP32 graph, or PyTorch for
     that graph itself and where there are golden images only."""
@@ -121,6 +125,8 @@ def _verify_golden(
                 baseline_top1=None,
                 drop=None,
                 drop_upper95=None,
+                mcnemar_p=None,
+                images_to_decide=None,
                 agreement=check.agreement,
                 sqnr_db=check.sqnr_db,
             )
@@ -208,6 +214,10 @@ def _judge(
         baseline_top1=100 * paired.baseline_right / paired.images,
         drop=paired.drop,
         drop_upper95=0.0 if is_reference else paired.drop_bound(),
+        mcnemar_p=paired.mcnemar_p,
+        images_to_decide=paired.images_to_decide(max_drop)
+        if verdict is Verdict.INCONCLUSIVE
+        else None,
         agreement=check.agreement if is_reference else agreement_percent(reference, logits),
         sqnr_db=check.sqnr_db if is_reference else float(np.median(sqnr_db(reference, logits))),
     )

@@ -143,7 +143,7 @@ def test_verify_with_data_has_the_keys_of_the_contract(
     assert (result["verdict"], answer.exit_code) == ("pass", 0)
     assert {
         "backend", "precision", "encoding", "top1", "baseline_top1", "drop", "drop_upper95",
-        "agreement", "sqnr_db",
+        "agreement", "sqnr_db", "mcnemar_p", "images_to_decide",
     } <= set(result["results"][0])  # fmt: skip
 
 
@@ -151,6 +151,7 @@ def test_too_few_images_are_exit_3(tiny_bundle: Bundle, image_data: Path) -> Non
     answer = invoke("verify", tiny_bundle.path, "--data", image_data, "--max-drop", 0.1)
     assert answer.exit_code == 3
     assert "verdict: inconclusive on 24 images" in answer.stdout
+    assert "images would decide" in answer.stdout
 
 
 def test_predict_has_the_keys_of_the_contract(tiny_bundle: Bundle, image_data: Path) -> None:

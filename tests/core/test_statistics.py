@@ -202,6 +202,35 @@ def test_a_verdict_fits_the_bounds(count: tuple[int, int, int], allowed: float) 
         assert result.drop > allowed
 
 
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_mcnemar_is_scipys_binomial_test(lost: int, gained: int) -> None:
+    expected = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
+    assert paired(lost, gained, 1000).mcnemar_p == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "images"), [(0, 0, 24), (3, 1, 250), (60, 20, 5000), (9, 1, 100)]
+)
+@pytest.mark.parametrize("allowed", [0.5, 1.0, 2.0])
+def test_the_images_that_would_decide_do(
+    lost: int, gained: int, images: int, allowed: float
+) -> None:
+    def verdict(number: int) -> Verdict:
+        factor = number / images
+        return paired(round(factor * lost), round(factor * gained), number).verdict(allowed)
+
+    needed = paired(lost, gained, images).images_to_decide(allowed)
+    assert needed is not None
+    # Whole answers only: a half more or less of one, where few differ, moves the bound by much.
+    assert verdict(2 * needed) is not Verdict.INCONCLUSIVE
+    if verdict(images) is Verdict.INCONCLUSIVE and needed // 2 >= images:
+        assert verdict(needed // 2) is Verdict.INCONCLUSIVE
+
+
+def test_a_drop_that_is_just_the_allowed_one_is_never_decided() -> None:
+    assert paired(10, 0, 1000).images_to_decide(1.0) is None
+
+
 # Ratios of times
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from resdeploy.bundle import Encoding
+from resdeploy.calibration.calibrators import max_range
 from resdeploy.calibration.observer import observe
-from resdeploy.calibration.ranges import CALIBRATORS, Range
+from resdeploy.calibration.ranges import Range
 from resdeploy.export.half import to_half
 from resdeploy.export.placement import place
 from resdeploy.export.proof import synthetic_images
@@ -73,7 +74,7 @@ def export_network(classifier: Classifier) -> Exported:
     seen = observe(
         with_outputs(model, tensors), tensors, [images[i : i + 16] for i in range(0, 64, 16)]
     )
-    ranges = {tensor: CALIBRATORS["max"](statistics) for tensor, statistics in seen.items()}
+    ranges = {tensor: max_range(statistics, symmetric=True) for tensor, statistics in seen.items()}
     return Exported(classifier, model, images, ranges)
 
 

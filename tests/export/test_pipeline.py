@@ -75,7 +75,7 @@ def test_provenance(tiny_bundle: Bundle, tiny_checkpoint: Path) -> None:
     assert len(manifest.model["source_sha256"]) == 64
     assert manifest.calibration is not None
     assert manifest.calibration["images"] == len(manifest.calibration["image_sha256"]) == 32
-    assert manifest.calibration["method"] == "max"
+    assert set(manifest.calibration["method"]) == {"tensorrt", "cpu"}
 
 
 def test_no_image_both_calibrates_and_verifies(tiny_bundle: Bundle, image_data: Path) -> None:
@@ -89,8 +89,8 @@ def test_calibration_json_rebuilds_both_int8_graphs_bit_for_bit(
     tiny_bundle: Bundle,
 ) -> None:
     document = json.loads(tiny_bundle.read(CALIBRATION))
-    ranges = {tensor: Range(**chosen) for tensor, chosen in document["ranges"].items()}
     for name, encoding in (("int8.onnx", Encoding.TENSORRT), ("int8-cpu.onnx", Encoding.CPU)):
+        ranges = {t: Range(**chosen) for t, chosen in document[encoding.value]["ranges"].items()}
         model = ir.from_proto(onnx.load_from_string(tiny_bundle.read("fp32.onnx")))
         insert_qdq(model, place(model.graph, encoding), ranges, encoding)
         if encoding is Encoding.TENSORRT:
@@ -134,8 +134,9 @@ def test_a_truncated_calibration_image_is_named_and_counted(
     assert "000.png" in caplog.text
     assert result.calibration is not None
     assert result.calibration["refused"]["unreadable"] == 1
-    # Twenty files: five are golden, one is damaged.
-    assert result.calibration["images"] == 14
+    # Twenty files: five are golden, one is damaged, and five score the calibrators.
+    assert result.calibration["images"] == 9
+    assert result.calibration["scoring_images"] == 5
 
 
 def test_an_existing_bundle_is_refused_before_the_work(
@@ -173,8 +174,8 @@ def test_ranges_far_from_the_data_are_not_written(
     def narrow(*arguments: object, **options: object) -> Calibration:
         calibration = calibrate(*arguments, **options)  # type: ignore[arg-type]
         ranges = {
-            tensor: Range(low=chosen.low / 20, high=chosen.high / 20)
-            for tensor, chosen in calibration.ranges.items()
+            encoding: {t: Range(low=r.low / 20, high=r.high / 20) for t, r in chosen.items()}
+            for encoding, chosen in calibration.ranges.items()
         }
         return dataclasses.replace(calibration, ranges=ranges)
 

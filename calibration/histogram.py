@@ -1,0 +1,53 @@
+"""A histogram that widens: bounded memory, and the same result for any order of the values.
+
+Bins are 2^k wide and aligned to zero. When a value does not fit, k grows and neighbours are
+merged: floor(floor(x / w) / 2) = floor(x / 2w), so merging later is binning coarsely at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+BINS = 4096  # on each side of zero; the larger side uses between half of them and all
+SMALLEST_EXPONENT = -40  # of a bin's width: finer than float16 can hold
+
+IntArray = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts of float32 values in bins `i` = floor(value / width), for i from -BINS to BINS - 1."""
+
+    exponent: int = SMALLEST_EXPONENT
+    """log2 of a bin's width."""
+    counts: IntArray = field(default_factory=lambda: np.zeros(2 * BINS, dtype=np.int64))
+
+    @property
+    def width(self) -> float:
+        """Of one bin."""
+        return math.ldexp(1.0, self.exponent)
+
+    @property
+    def centers(self) -> Float64Array:
+        """The middle of every bin, (2 * BINS,)."""
+        return (np.arange(-BINS, BINS, dtype=np.float64) + 0.5) * self.width
+
+    def add(self, values: npt.NDArray[np.float32]) -> None:
+        """Count finite values of any shape."""
+        largest = float(np.abs(values).max(initial=0.0))
+        while largest >= BINS * self.width:
+            self._widen()
+        # A product with a power of two is exact.
+        indices = np.floor(values.ravel() * np.float32(1 / self.width)).astype(np.int64)
+        self.counts += np.bincount(indices + BINS, minlength=2 * BINS)
+
+    def _widen(self) -> None:
+        merged = self.counts.reshape(-1, 2).sum(axis=1)
+        self.counts = np.zeros_like(self.counts)
+        self.counts[BINS // 2 : BINS // 2 + BINS] = merged
+        self.exponent += 1

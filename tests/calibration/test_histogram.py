@@ -1,0 +1,64 @@
+"""A histogram whose result depends on the values alone, not on their order or batches."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from resdeploy.calibration.histogram import BINS, SMALLEST_EXPONENT, Histogram
+
+values = hnp.arrays(
+    np.float32, st.integers(0, 60), elements=st.floats(-(2.0**20), 2.0**20, width=32)
+)
+
+
+def histogram_of(*batches: npt.NDArray[np.float32]) -> Histogram:
+    histogram = Histogram()
+    for batch in batches:
+        histogram.add(batch)
+    return histogram
+
+
+@given(values, st.randoms())
+def test_order_and_batches_do_not_matter(array: npt.NDArray[np.float32], random: object) -> None:
+    whole = histogram_of(array)
+    shuffled = array.copy()
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    parts = histogram_of(*np.array_split(shuffled, 3))
+    assert whole.exponent == parts.exponent
+    np.testing.assert_array_equal(whole.counts, parts.counts)
+
+
+@given(values)
+def test_every_value_is_in_its_bin(array: npt.NDArray[np.float32]) -> None:
+    histogram = histogram_of(array)
+    exact = np.floor(array.astype(np.float64) / histogram.width).astype(np.int64)
+    expected = np.bincount(exact + BINS, minlength=2 * BINS)
+    np.testing.assert_array_equal(histogram.counts, expected)
+
+
+@given(st.floats(2.0**-20, 2.0**20, width=32))
+def test_the_larger_side_uses_at_least_half_of_its_bins(largest: float) -> None:
+    histogram = histogram_of(np.array([largest], np.float32))
+    assert BINS / 2 <= largest / histogram.width < BINS
+
+
+def test_memory_is_the_same_for_any_number_of_values() -> None:
+    small = histogram_of(np.ones(3, np.float32))
+    large = histogram_of(
+        *(np.random.default_rng(i).normal(size=10_000).astype(np.float32) for i in range(9))
+    )
+    assert small.counts.nbytes == large.counts.nbytes
+    assert large.counts.sum() == 90_000
+
+
+def test_zeros_alone_need_no_room() -> None:
+    histogram = histogram_of(np.zeros(5, np.float32))
+    assert histogram.exponent == SMALLEST_EXPONENT
+    assert histogram.counts[BINS] == 5
+    assert math.isclose(histogram.centers[BINS], histogram.width / 2)

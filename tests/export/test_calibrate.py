@@ -1,0 +1,94 @@
+"""Choosing calibrators on images that were not calibrated on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resdeploy.calibration.calibrators import CALIBRATORS
+from resdeploy.calibration.ledger import image_digest
+from resdeploy.export.calibrate import ENCODINGS, Calibration, calibrate, family
+from resdeploy.export.source import ImagePools, Source, read_source
+from resdeploy.export.to_onnx import to_onnx
+from resdeploy.preprocessing import load_image
+from resdeploy.progress import silent
+from tests.samples import SIZE, make_classifier
+
+
+@pytest.fixture
+def source(tiny_checkpoint: Path, image_data: Path) -> Source:
+    return read_source(tiny_checkpoint, image_size=SIZE, calibration_data=image_data)
+
+
+def run(source: Source, calibrator: str, images: int = 40, seed: int = 0) -> Calibration:
+    return calibrate(
+        to_onnx(make_classifier(), SIZE), source, calibrator=calibrator, images=images, seed=seed,
+        golden_digests=(), progress=silent,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ("max", ["max"]),
+        ("entropy", ["entropy"]),
+        ("percentile", ["percentile-99.9", "percentile-99.99", "percentile-99.999"]),
+        ("image", ["image-95", "image-97", "image-99"]),
+        ("image-97", ["image-97"]),
+        ("auto", list(CALIBRATORS)),
+    ],
+)
+def test_families(asked: str, names: list[str]) -> None:
+    assert family(asked) == names
+
+
+def test_one_calibrator_needs_no_scoring(source: Source) -> None:
+    calibration = run(source, "max")
+    assert calibration.scores == ()
+    assert calibration.scoring_images == 0
+    assert len(calibration.digests) == 40
+    assert set(calibration.method.values()) == {"max"}
+
+
+def test_auto_scores_every_calibrator_for_each_encoding_and_takes_the_best(source: Source) -> None:
+    calibration = run(source, "auto")
+    assert len(calibration.scores) == 2 * len(CALIBRATORS)
+    assert calibration.scoring_images == 15
+    for encoding in ENCODINGS:
+        own = {s.calibrator: s.merit for s in calibration.scores if s.encoding is encoding}
+        assert set(own) == set(CALIBRATORS)
+        assert own[calibration.method[encoding]] == max(own.values())
+
+
+def test_scoring_images_do_not_calibrate(source: Source) -> None:
+    calibration = run(source, "auto", images=1000)
+    everything = {
+        image_digest(load_image(path, source.preprocessing)) for path in source.pools.calibration
+    }
+    assert set(calibration.digests) < everything
+    assert len(calibration.digests) == 60 - calibration.scoring_images
+
+
+def test_the_same_images_give_the_same_ranges(source: Source) -> None:
+    paths = source.pools.calibration
+    shuffled = tuple(paths[index] for index in np.random.default_rng(0).permutation(len(paths)))
+    other = dataclasses.replace(source, pools=ImagePools(calibration=shuffled))
+    assert run(source, "auto").to_bytes() == run(other, "auto").to_bytes()
+
+
+def test_ranges_do_not_depend_on_the_order_of_the_calibration_images(source: Source) -> None:
+    # All images calibrate; another seed shows them in another order.
+    first, second = (run(source, "entropy", images=60, seed=seed) for seed in (0, 1))
+    assert first.digests != second.digests
+    assert sorted(first.digests) == sorted(second.digests)
+    assert first.to_bytes() == second.to_bytes()
+
+
+def test_each_encoding_has_its_own_ranges(source: Source) -> None:
+    calibration = run(source, "mse")
+    symmetric, asymmetric = (calibration.ranges[encoding] for encoding in ENCODINGS)
+    assert set(symmetric) == set(asymmetric)
+    assert symmetric != asymmetric
