@@ -72,6 +72,7 @@ def make_bundle(folder: Path, image_size: int) -> Bundle:
         int8=True,
         calibration_data=images,
         calibration_images=CALIBRATION_IMAGES,
+        calibrator="max",  # which one does not change the time
     )
     return open_bundle(export(config, progress=progress_bar).bundle)
 

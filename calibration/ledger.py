@@ -87,7 +87,7 @@ class Ledger:
             )
         if len(self.digests) < self.wanted:
             logger.info(
-                "calibrating on %d images, fewer than the %d asked for",
+                "only %d calibration images can be used, of %d wanted",
                 len(self.digests), self.wanted,
             )  # fmt: skip
 

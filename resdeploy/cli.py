@@ -197,6 +197,32 @@ def predict(bundle: Path, images: tuple[Path, ...], top: int, **settings: Any) -
 
 
 @main.command()
+@click.argument("bundle", type=EXISTING)
+@click.option(
+    "--encoding",
+    type=click.Choice(["tensorrt", "cpu"]),
+    default="tensorrt",
+    show_default=True,
+    help="int8.onnx or int8-cpu.onnx.",
+)
+@click.option(
+    "--images", type=click.IntRange(1), default=16, show_default=True, help="Golden images to use."
+)
+@command
+def explain(bundle: Path, encoding: str, images: int) -> Outcome:
+    """What each quantised tensor of BUNDLE costs, the worst first."""
+    from resdeploy.bundle import Encoding, open_bundle
+    from resdeploy.export.sensitivity import explain as run_explain
+    from resdeploy.progress import progress_bar
+    from resdeploy.render import explanation_text
+
+    result = run_explain(
+        open_bundle(bundle), encoding=Encoding(encoding), images=images, progress=progress_bar
+    )
+    return Outcome(result, explanation_text(result))
+
+
+@main.command()
 @command
 def doctor() -> Outcome:
     """What this machine is, what it can run, and what to install. Exit 1: nothing can run."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from resdeploy.bundle import Encoding, Precision
     from resdeploy.demo import DemoResult
     from resdeploy.export.pipeline import ExportResult
+    from resdeploy.export.sensitivity import Explanation
     from resdeploy.runtime.bench import Benchmark
     from resdeploy.runtime.doctor import Diagnosis
     from resdeploy.runtime.model import FilePredictions
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from resdeploy.train.loop import TrainingResult
 
 NONE = "-"
+WORST = 15
 
 
 def training_text(result: TrainingResult) -> str:
@@ -173,6 +175,30 @@ def demo_text(result: DemoResult) -> str:
             "  resdeploy export --int8",
         ]
     )
+
+
+def explanation_text(result: Explanation) -> str:
+    """The tensors that cost most."""
+    rows = [
+        [
+            layer.tensor,
+            layer.kind,
+            NONE if layer.low is None else f"{layer.low:.3g} to {layer.high:.3g}",
+            f"{layer.sqnr_alone_db:.1f} dB",
+            f"{layer.gain_db:+.2f} dB",
+        ]
+        for layer in result.layers[:WORST]
+    ]
+    head = ["tensor", "kind", "range", "alone", "gain without"]
+    lines = [table(head, rows)]
+    if len(result.layers) > WORST:
+        least = result.layers[WORST].sqnr_alone_db
+        lines.append(f"{len(result.layers) - WORST} more at {least:.1f} dB and above: see --json")
+    lines.append(
+        f"all {len(result.layers)} quantised ({result.encoding.value}, {result.calibrator}): "
+        f"{result.sqnr_db:.1f} dB at the logits, on {plural(result.images, 'golden image')}"
+    )
+    return "\n".join(lines)
 
 
 def diagnosis_text(result: Diagnosis) -> str:

@@ -18,7 +18,7 @@ from resdeploy.cli import exit_code, main
 from resdeploy.console import Exit
 from resdeploy.statistics import Verdict
 
-COMMANDS = ("demo", "train", "export", "verify", "bench", "predict", "doctor")
+COMMANDS = ("demo", "train", "export", "verify", "bench", "predict", "explain", "doctor")
 
 
 def invoke(*arguments: object) -> Result:
@@ -81,6 +81,7 @@ def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
         (["export", "weights.pth"], "there is no checkpoint at weights.pth"),
         (["verify", "none.bundle"], "none.bundle is not a bundle"),
         (["bench", "none.bundle"], "none.bundle is not a bundle"),
+        (["explain", "none.bundle"], "none.bundle is not a bundle"),
         (["predict", "none.bundle", "a.png"], "none.bundle is not a bundle"),
     ],
 )
@@ -167,6 +168,13 @@ def test_predict_names_a_damaged_picture(tiny_bundle: Bundle, tmp_path: Path) ->
     answer = invoke("predict", tiny_bundle.path, tmp_path / "half.jpg")
     assert answer.exit_code == 1
     assert "half.jpg cannot be decoded" in answer.stderr
+
+
+@pytest.mark.parametrize("encoding", ["tensorrt", "cpu"])
+def test_explain_has_the_keys_of_the_contract(tiny_bundle: Bundle, encoding: str) -> None:
+    result = document("explain", tiny_bundle.path, "--encoding", encoding, "--images", 2)
+    assert {"tensor", "kind", "sqnr_alone_db", "gain_db"} <= set(result["layers"][0])
+    assert result["encoding"] == encoding
 
 
 def test_doctor_has_the_keys_of_the_contract() -> None:

@@ -1,0 +1,159 @@
+"""What each quantised tensor costs, against graphs in which that tensor alone is quantised."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from resdeploy.bundle import Bundle, Encoding, FileRecord
+from resdeploy.errors import BundleError
+from resdeploy.export.placement import place
+from resdeploy.export.qdq import insert_qdq
+from resdeploy.export.sensitivity import explain, read_calibration, with_switches
+from resdeploy.export.to_onnx import to_bytes
+from resdeploy.render import explanation_text
+from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.statistics import sqnr_db
+from resdeploy.storage import sha256
+
+BOTH = (Encoding.TENSORRT, Encoding.CPU)
+
+
+@pytest.fixture(params=BOTH, ids=lambda encoding: encoding.value)
+def encoding(request: pytest.FixtureRequest) -> Encoding:
+    chosen: Encoding = request.param
+    return chosen
+
+
+def fp32(bundle: Bundle) -> ir.Model:
+    return ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
+
+
+def run(graph: bytes, images: np.ndarray, switches: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["logits"], {"images": images, "switches": switches})[0])
+
+
+def test_all_switches_off_is_fp32_and_all_on_is_int8(
+    tiny_bundle: Bundle, encoding: Encoding
+) -> None:
+    images = tiny_bundle.golden().images
+    _, ranges = read_calibration(tiny_bundle, encoding)
+    graph, tensors = with_switches(fp32(tiny_bundle), ranges, encoding)
+    float_logits = OnnxRuntimeCpu(tiny_bundle.read("fp32.onnx"), Encoding.FLOAT).run(images)
+    off = run(graph, images, np.zeros(len(tensors), bool))
+    # CPU biases stay on their integer grid, which is finer than anything else by far.
+    assert np.median(sqnr_db(float_logits, off)) > 70
+    quantised = fp32(tiny_bundle)
+    insert_qdq(quantised, place(quantised.graph, encoding), ranges, encoding)
+    int8_logits = OnnxRuntimeCpu(to_bytes(quantised), encoding).run(images)
+    on = run(graph, images, np.ones(len(tensors), bool))
+    # Sums in another order may carry a value over to the next step.
+    assert np.median(sqnr_db(int8_logits, on)) > 35
+
+
+def test_one_switch_is_one_quantised_tensor(tiny_bundle: Bundle) -> None:
+    encoding, tensor = Encoding.TENSORRT, "layer2.0.relu1"
+    images = tiny_bundle.golden().images
+    _, ranges = read_calibration(tiny_bundle, encoding)
+    graph, tensors = with_switches(fp32(tiny_bundle), ranges, encoding)
+    alone = run(graph, images, np.array([name == tensor for name in tensors]))
+    # The same by hand: NumPy quantises the activation, and the rest of the graph goes on.
+    model = fp32(tiny_bundle)
+    nodes = {node.name: node for node in model.graph}
+    scale = np.float32(np.float16(ranges[tensor].high / 127))
+    if scale < ranges[tensor].high / 127:
+        scale = np.float32(np.nextafter(np.float16(scale), np.float16(np.inf)))
+    parameters = [
+        ir.Value(
+            name=f"p{index}", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]),
+            const_value=ir.tensor(np.array(number, np.float32)),
+        )
+        for index, number in enumerate((scale, -127.0, 127.0))
+    ]  # fmt: skip
+    for parameter in parameters:
+        model.graph.initializers.add(parameter)
+    step, low, high = parameters
+    value = nodes[tensor].outputs[0]
+    divide = ir.node("Div", [value, step])
+    rounded = ir.node("Round", divide.outputs)
+    clipped = ir.node("Clip", [rounded.outputs[0], low, high])
+    restored = ir.node("Mul", [clipped.outputs[0], step])
+    for use in list(value.uses()):
+        if use.node is not divide:
+            use.node.replace_input_with(use.idx, restored.outputs[0])
+    model.graph.insert_after(nodes[tensor], [divide, rounded, clipped, restored])
+    by_hand = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(images)
+    reference = run(graph, images, np.zeros(len(tensors), bool))
+    # Far closer to each other than either is to FP32: the same quantisation.
+    assert np.median(sqnr_db(by_hand, alone)) > np.median(sqnr_db(reference, alone)) + 15
+
+
+def test_every_quantised_tensor_is_explained_once(tiny_bundle: Bundle, encoding: Encoding) -> None:
+    result = explain(tiny_bundle, encoding=encoding, images=4)
+    names = [layer.tensor for layer in result.layers]
+    assert len(names) == len(set(names))
+    weights = [layer for layer in result.layers if layer.kind == "weight"]
+    assert len(weights) == 13  # 12 convolutions and the classifier
+    model = fp32(tiny_bundle)
+    expected = {edge.range_of for edge in place(model.graph, encoding)}
+    assert {layer.tensor for layer in result.layers if layer.kind == "activation"} == expected
+
+
+def test_the_worst_comes_first_and_none_is_better_than_nothing_quantised(
+    tiny_bundle: Bundle,
+) -> None:
+    result = explain(tiny_bundle, images=4)
+    alone = [layer.sqnr_alone_db for layer in result.layers]
+    assert alone == sorted(alone)
+    assert alone[-1] > result.sqnr_db
+    assert result.images == 4
+    assert all(np.isfinite(layer.gain_db) for layer in result.layers)
+
+
+def test_a_range_that_clips_everything_is_found(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    victim = "layer3.0.relu1"
+    copy = shutil.copytree(tiny_bundle.path, tmp_path / "copy.bundle")
+    document = json.loads((copy / "calibration.json").read_text())
+    document["tensorrt"]["ranges"][victim]["high"] /= 50
+    data = json.dumps(document).encode()
+    (copy / "calibration.json").write_bytes(data)
+    files = {
+        **tiny_bundle.manifest.files,
+        "calibration.json": FileRecord(bytes=len(data), sha256=sha256(data)),
+    }
+    bundle = Bundle(copy, dataclasses.replace(tiny_bundle.manifest, files=files))
+    result = explain(bundle, images=8)
+    assert result.layers[0].tensor == victim
+    assert result.layers[0].gain_db > 3
+    assert victim in explanation_text(result).splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"tensorrt": {"calibrator": "max", "ranges": 3}}']
+)
+def test_damaged_calibration_is_a_bundle_error(
+    tiny_bundle: Bundle, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "calibration.json").write_text(text)
+    record = FileRecord(bytes=len(text), sha256=sha256(text.encode()))
+    manifest = dataclasses.replace(
+        tiny_bundle.manifest, files={**tiny_bundle.manifest.files, "calibration.json": record}
+    )
+    with pytest.raises(BundleError, match="cannot be used"):
+        read_calibration(Bundle(tmp_path, manifest), Encoding.TENSORRT)
+
+
+def test_a_bundle_without_int8_says_how_to_get_it(tiny_bundle: Bundle) -> None:
+    first = tiny_bundle.manifest.artifacts[:1]
+    bundle = Bundle(tiny_bundle.path, dataclasses.replace(tiny_bundle.manifest, artifacts=first))
+    with pytest.raises(BundleError, match="holds no int8 graph"):
+        explain(bundle)
