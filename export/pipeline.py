@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from resdeploy.bundle import (
     CALIBRATION,
+    CALIBRATION_CACHE,
     GOLDEN,
     LABELS,
     MANIFEST,
@@ -28,6 +29,7 @@ from resdeploy.bundle import (
     write_manifest,
 )
 from resdeploy.calibration.ledger import image_digest
+from resdeploy.calibration.tensorrt_cache import write_cache
 from resdeploy.errors import ExportError
 from resdeploy.export.calibrate import Calibration, calibrate, require_images
 from resdeploy.export.half import to_half
@@ -229,6 +231,7 @@ def _write_rest(
     recorded: dict[str, Any] | None = None
     if calibration is not None:
         contents[CALIBRATION] = calibration.to_bytes()
+        contents[CALIBRATION_CACHE] = write_cache(calibration.ranges[Encoding.TENSORRT])
         recorded = {**calibration.summary(), "image_sha256": list(calibration.digests)}
     for name, content in contents.items():
         (folder / name).write_bytes(content)

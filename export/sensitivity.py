@@ -7,7 +7,7 @@ session, at FP32's speed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -209,10 +209,11 @@ def _session(graph: bytes, images: UInt8Array) -> Run:
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
     def run(switches: Switches) -> Float32Array:
-        parts: Sequence[Float32Array] = [
-            session.run([OUTPUT_NAME], {INPUT_NAME: images[i : i + BATCH], SWITCHES: switches})[0]
-            for i in range(0, len(images), BATCH)
-        ]
+        feeds = (
+            {INPUT_NAME: images[start : start + BATCH], SWITCHES: switches}
+            for start in range(0, len(images), BATCH)
+        )
+        parts = [np.asarray(session.run([OUTPUT_NAME], feed)[0]) for feed in feeds]
         return np.concatenate(parts)
 
     return run

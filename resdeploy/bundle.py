@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 LABELS = "labels.txt"
 GOLDEN = "golden.npz"
 CALIBRATION = "calibration.json"
+CALIBRATION_CACHE = "calibration.cache"
 REPORT = "report.html"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_GOLDEN_BYTES = 1 << 30

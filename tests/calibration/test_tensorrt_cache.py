@@ -1,0 +1,54 @@
+"""TensorRT's calibration cache: ours is read back, and so is one that TensorRT wrote."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resdeploy.bundle import CALIBRATION_CACHE, Bundle, Encoding
+from resdeploy.calibration.ranges import Range
+from resdeploy.calibration.tensorrt_cache import read_cache, write_cache
+from resdeploy.errors import CalibrationError
+from resdeploy.export.sensitivity import read_calibration
+
+names = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1)
+
+
+@given(st.dictionaries(names, st.floats(1e-3, 1e4)))
+def test_scales_are_read_back(highs: dict[str, float]) -> None:
+    ranges = {tensor: Range(low=-high / 2, high=high) for tensor, high in highs.items()}
+    scales = read_cache(write_cache(ranges))
+    assert set(scales) == set(ranges)
+    for tensor, high in highs.items():
+        assert scales[tensor] == pytest.approx(high / 127, rel=2**-23)  # a float32
+
+
+def test_a_cache_of_tensorrts_own() -> None:
+    # Lines of a cache that TensorRT 8.2.5 wrote for inputs from -0.5 to 0.5.
+    scales = read_cache(
+        b"TRT-8205-EntropyCalibration2\ninput: 3b810a13\nonnx::Conv_329: 3c96d93c\n"
+    )
+    assert scales["input"] * 127 == pytest.approx(0.5, rel=1e-3)
+    assert scales["onnx::Conv_329"] == pytest.approx(0.018414, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"input: 3b810a13\n", b"TRT-1\ninput\n", b"TRT-1\na: xyz\n", b"TRT-1\na: 3b\n", b"\xff"],
+)
+def test_what_is_no_cache_is_refused(data: bytes) -> None:
+    with pytest.raises(CalibrationError, match="no calibration cache"):
+        read_cache(data)
+
+
+def test_the_bundles_cache_holds_the_scales_of_its_graph(tiny_bundle: Bundle) -> None:
+    scales = read_cache(tiny_bundle.read(CALIBRATION_CACHE))
+    _, ranges = read_calibration(tiny_bundle, Encoding.TENSORRT)
+    assert set(scales) == set(ranges)
+    for tensor, chosen in ranges.items():
+        assert math.isclose(
+            scales[tensor] * 127, max(-chosen.low, chosen.high, 127 * 2**-20), rel_tol=1e-6
+        )
