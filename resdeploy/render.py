@@ -86,7 +86,7 @@ def verification_text(result: Verification) -> str:
     lines = [table([*head, *accuracy, "verdict"], rows)]
     if result.unreadable:
         lines.append(f"{result.unreadable} images could not be decoded and were left out")
-    allowed = f", a drop of {result.max_drop:g} points allowed" if with_data else ""
+    allowed = f", a drop of {plural(result.max_drop, 'point')} allowed" if with_data else ""
     lines.append(f"verdict: {result.verdict.value} on {result.images} images{allowed}")
     needed = [line.images_to_decide for line in result.results if line.images_to_decide]
     if needed:
@@ -220,9 +220,9 @@ def diagnosis_text(result: Diagnosis) -> str:
     return "\n".join(lines)
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: float, noun: str) -> str:
     """`1 thread`, `2 threads`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count:g} {noun}" if count == 1 else f"{count:g} {noun}s"
 
 
 def graph_name(precision: Precision, encoding: Encoding) -> str:
