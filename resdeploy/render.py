@@ -86,7 +86,9 @@ def verification_text(result: Verification) -> str:
     lines = [table([*head, *accuracy, "verdict"], rows)]
     if result.unreadable:
         lines.append(f"{result.unreadable} images could not be decoded and were left out")
-    allowed = f", a drop of {plural(result.max_drop, 'point')} allowed" if with_data else ""
+    allowed = (
+        "" if result.max_drop is None else f", a drop of {plural(result.max_drop, 'point')} allowed"
+    )
     lines.append(f"verdict: {result.verdict.value} on {result.images} images{allowed}")
     needed = [line.images_to_decide for line in result.results if line.images_to_decide]
     if needed:
