@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from resdeploy.errors import CalibrationError, ImageError
-from resdeploy.preprocessing import Preprocessing, UInt8Array, load_image
-from resdeploy.storage import sha256
+from resdeploy.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +30,11 @@ class Ledger:
     preprocessing: Preprocessing
     wanted: int
     excluded: Collection[str] = ()
-    """Digests of images that must not calibrate, because they verify."""
+    """Digests of images that must not be used, because they verify."""
     digests: list[str] = field(default_factory=list)
     """sha256 of the pixels of every image admitted, in order."""
+    paths: list[Path] = field(default_factory=list)
+    """Where each of them came from."""
     unreadable: int = 0
     duplicates: int = 0
     constant: int = 0
@@ -66,6 +67,7 @@ class Ledger:
             else:
                 seen.add(digest)
                 self.digests.append(digest)
+                self.paths.append(path)
                 pixels.append(image)
             if len(pixels) == batch:
                 yield np.stack(pixels)
@@ -101,8 +103,3 @@ class Ledger:
             "also used to verify": self.overlapping,
         }
         return {reason: count for reason, count in reasons.items() if count}
-
-
-def image_digest(image: UInt8Array) -> str:
-    """sha256 of an image's pixels as the network sees them."""
-    return sha256(np.ascontiguousarray(image).data)

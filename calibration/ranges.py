@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,10 @@ class Range:
             )
 
 
+Ranges = Mapping[str, Range]
+"""By the tensor's name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorStatistics:
     """What one pass over the calibration images leaves of a tensor, whatever their number."""
@@ -42,3 +47,15 @@ class TensorStatistics:
     def extremes(self) -> Range:
         """Everything that was seen."""
         return Range(low=float(self.lows.min()), high=float(self.highs.max()))
+
+    @property
+    def growth(self) -> float:
+        """Share by which the largest magnitude grows from half of the images to all of them.
+
+        Expected over all halves, so it does not depend on the order: the k-th largest of many
+        images is the largest of a random half with probability 2^-k.
+        """
+        magnitudes = np.sort(np.maximum(self.highs, -self.lows).astype(np.float64))[::-1]
+        chances = 0.5 ** np.arange(1, len(magnitudes) + 1)
+        of_half = float(magnitudes @ chances / chances.sum())
+        return float(magnitudes[0]) / of_half - 1 if of_half > 0 else 0.0

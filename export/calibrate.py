@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from resdeploy.bundle import CALIBRATION, Encoding, Float32Array
-from resdeploy.calibration.calibrators import CALIBRATORS, Calibrator
+from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.calibration.ledger import Ledger, draw
 from resdeploy.calibration.observer import observe
-from resdeploy.calibration.ranges import Range, TensorStatistics
+from resdeploy.calibration.ranges import TensorStatistics
 from resdeploy.errors import CalibrationError
+from resdeploy.export.handback import Handback
 from resdeploy.export.placement import place
-from resdeploy.export.qdq import insert_qdq
+from resdeploy.export.recipe import Recipe
 from resdeploy.export.source import Source
 from resdeploy.export.to_onnx import to_bytes, with_outputs
 from resdeploy.preprocessing import UInt8Array
@@ -29,9 +30,6 @@ from resdeploy.statistics import agreement_percent, sqnr_db
 OBSERVATION_BATCH = 16
 SCORING_IMAGES = 128
 ENCODINGS = (Encoding.TENSORRT, Encoding.CPU)
-
-Ranges = Mapping[str, Range]
-"""By the tensor's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,38 +55,48 @@ class Score:
 class Calibration:
     """Ranges for every quantised tensor of both encodings, and how they came about."""
 
-    method: Mapping[Encoding, str]
-    """The calibrator that was chosen."""
-    ranges: Mapping[Encoding, Ranges]
+    recipes: Mapping[Encoding, Recipe]
     scores: tuple[Score, ...]
     """Of every calibrator that was tried; empty where there was nothing to choose."""
     digests: tuple[str, ...]
     """sha256 of the pixels of the images that were calibrated on."""
+    selection_digests: tuple[str, ...]
+    """The same of the images on which calibrators were scored and layers handed back."""
     scoring_images: int
     refused: Mapping[str, int]
     """Images that were passed over, by reason."""
-
-    def to_bytes(self) -> bytes:
-        """The content of `calibration.json`: all that is needed to quantise the graph again."""
-        document = {
-            encoding.value: {
-                "calibrator": self.method[encoding],
-                "ranges": {tensor: asdict(chosen) for tensor, chosen in ranges.items()},
-            }
-            for encoding, ranges in self.ranges.items()
-        }
-        return (json.dumps(document, indent=2) + "\n").encode()
+    balance: ClassBalance | None
+    """None where the classes of the images are not known."""
+    growth_percent: float
+    """By how much the largest value grew as the images doubled: of the tensors, the median."""
+    statistics: Mapping[str, TensorStatistics]
+    handbacks: tuple[Handback, ...] = ()
+    """What was given up to hold a gate."""
 
     def summary(self) -> dict[str, Any]:
-        """What the command prints."""
+        """What the command prints, and the manifest records."""
         return {
-            "method": {encoding.value: name for encoding, name in self.method.items()},
+            "method": {kind.value: recipe.calibrator for kind, recipe in self.recipes.items()},
             "images": len(self.digests),
+            "classes": asdict(self.balance) if self.balance else None,
+            "growth_percent": self.growth_percent,
             "scoring_images": self.scoring_images,
             "scores": [asdict(score) for score in self.scores],
             "refused": dict(self.refused),
+            "handed_back": [asdict(handback) for handback in self.handbacks],
             "scales_file": CALIBRATION,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassBalance:
+    """How the calibration images spread over the classes."""
+
+    seen: int
+    of: int
+    fewest: int
+    """Images of the class that has fewest, 0 included."""
+    most: int
 
 
 def require_images(source: Source) -> None:
@@ -152,17 +160,19 @@ def calibrate(
 
     statistics = observe(with_outputs(model, tensors), tensors, batches())
     scores = _score(model, statistics, chosen, np.concatenate(scoring), progress) if spared else ()
-    method = {encoding: _best(scores, encoding, chosen) for encoding in ENCODINGS}
     return Calibration(
-        method=method,
-        ranges={
-            encoding: choose_ranges(statistics, CALIBRATORS[name], encoding)
-            for encoding, name in method.items()
+        recipes={
+            encoding: choose_ranges(statistics, _best(scores, encoding, chosen), encoding)
+            for encoding in ENCODINGS
         },
         scores=scores,
         digests=tuple(ledger.digests[spared:]),
+        selection_digests=tuple(ledger.digests[:spared]),
         scoring_images=sum(map(len, scoring)),
         refused=ledger.refused,
+        balance=_balance(source, ledger.paths[spared:]),
+        growth_percent=100 * float(np.median([seen.growth for seen in statistics.values()])),
+        statistics=statistics,
     )
 
 
@@ -174,11 +184,26 @@ def family(calibrator: str) -> list[str]:
 
 
 def choose_ranges(
-    statistics: Mapping[str, TensorStatistics], calibrator: Calibrator, encoding: Encoding
-) -> Ranges:
-    """The range of every tensor."""
+    statistics: Mapping[str, TensorStatistics], calibrator: str, encoding: Encoding
+) -> Recipe:
+    """Everything quantised, with the ranges that the calibrator of that name gives."""
     symmetric = encoding is Encoding.TENSORRT
-    return {tensor: calibrator(seen, symmetric=symmetric) for tensor, seen in statistics.items()}
+    rule = CALIBRATORS[calibrator]
+    ranges = {tensor: rule(seen, symmetric=symmetric) for tensor, seen in statistics.items()}
+    return Recipe(encoding=encoding, calibrator=calibrator, ranges=ranges)
+
+
+def _balance(source: Source, paths: Sequence[Path]) -> ClassBalance | None:
+    classes = source.classes_of(paths)
+    if not classes:
+        return None
+    counts = np.bincount(classes, minlength=len(source.labels))
+    return ClassBalance(
+        seen=int(np.count_nonzero(counts)),
+        of=len(source.labels),
+        fewest=int(counts.min()),
+        most=int(counts.max()),
+    )
 
 
 def _score(
@@ -193,12 +218,8 @@ def _score(
     with progress("scoring", len(calibrators) * len(ENCODINGS)) as advance:
         for name in calibrators:
             for encoding in ENCODINGS:
-                quantised = model.clone()
-                ranges = choose_ranges(statistics, CALIBRATORS[name], encoding)
-                # Float32 between the integers, which is faster on a CPU than float16 and differs
-                # from it by far less than INT8 does.
-                insert_qdq(quantised, place(quantised.graph, encoding), ranges, encoding)
-                logits = _logits(quantised, encoding, images)
+                recipe = choose_ranges(statistics, name, encoding)
+                logits = _logits(recipe.apply(model, half=False), encoding, images)
                 ratios = sqnr_db(reference, logits)
                 scores.append(
                     Score(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,19 @@ from resdeploy.bundle import (
     Precision,
     write_manifest,
 )
-from resdeploy.calibration.ledger import image_digest
 from resdeploy.calibration.tensorrt_cache import write_cache
 from resdeploy.errors import ExportError
 from resdeploy.export.calibrate import Calibration, calibrate, require_images
 from resdeploy.export.half import to_half
-from resdeploy.export.placement import place
+from resdeploy.export.mixed import Gate, mix
 from resdeploy.export.proof import choose_golden, make_golden, measure_parity
-from resdeploy.export.qdq import count_int8_convs, insert_qdq
+from resdeploy.export.qdq import count_int8_convs
+from resdeploy.export.recipe import write_recipes
 from resdeploy.export.report import render_report
+from resdeploy.export.sensitivity import costs_alone
 from resdeploy.export.source import Source, read_source
 from resdeploy.export.to_onnx import OPSET, to_bytes, to_onnx
+from resdeploy.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.provenance import collect_provenance
 from resdeploy.runtime.golden import FLOAT_FLOOR_DB, INT8_FLOOR_DB, run_batches
@@ -52,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 # An odd number of images at once against one at a time: a frozen batch axis would fail here.
 ODD_BATCH = 7
+REPORT_IMAGES = 8  # a quarter of the golden ones: the order of the tensors needs no more
 VERSIONS_HINT = "install the versions in constraints.txt; if it persists, please report it"
 FILE_NAMES = {
     (Precision.FP32, Encoding.FLOAT): "fp32.onnx",
@@ -76,6 +79,10 @@ class ExportConfig:
     calibration_images: int = 512
     calibrator: str = "auto"
     """See `calibrate.calibrate`."""
+    min_agreement: float | None = None
+    """Percent; with `max_drop`, what layers are handed back to float for: see `mixed.Gate`."""
+    max_drop: float | None = None
+    search_seconds: float = 600.0
     seed: int = 0
     """Decides which images calibrate and which are golden."""
 
@@ -126,20 +133,32 @@ def export(
     model = to_onnx(classifier, preprocessing.image_size)
     calibration = None
     if config.int8:
+        golden_digests = {image_digest(image) for image in golden.images}
         calibration = calibrate(
             model,
             source,
             calibrator=config.calibrator,
             images=config.calibration_images,
             seed=config.seed,
-            golden_digests={image_digest(image) for image in golden.images},
+            golden_digests=golden_digests,
             progress=progress,
         )
+        gate = Gate(
+            min_agreement=config.min_agreement,
+            max_drop=config.max_drop,
+            seconds=config.search_seconds,
+        )
+        if not gate.open:
+            calibration = mix(
+                model, source, calibration, gate, seed=config.seed,
+                golden_digests=golden_digests, progress=progress,
+            )  # fmt: skip
     artifacts: list[Artifact] = []
     with new_directory(output, force=force, sign=MANIFEST) as folder:
         for precision, encoding, graph in _graphs(model, config, calibration):
             artifacts.append(_write_artifact(folder, precision, encoding, graph, golden))
-        manifest = _write_rest(folder, source, artifacts, golden, calibration)
+        costs = _costs(model, calibration, golden, progress)
+        manifest = _write_rest(folder, source, artifacts, golden, calibration, costs)
     return ExportResult(
         bundle=output,
         artifacts=manifest.artifacts,
@@ -158,13 +177,8 @@ def _graphs(
         to_half(half)
         yield Precision.FP16, Encoding.FLOAT, half
     if calibration is not None:
-        for encoding in (Encoding.TENSORRT, Encoding.CPU):
-            quantised = model.clone()
-            edges = place(quantised.graph, encoding)
-            insert_qdq(quantised, edges, calibration.ranges[encoding], encoding)
-            if encoding is Encoding.TENSORRT:
-                to_half(quantised)  # FP32 islands between INT8 layers are slower than all FP16
-            yield Precision.INT8, encoding, quantised
+        for encoding, recipe in calibration.recipes.items():
+            yield Precision.INT8, encoding, recipe.apply(model)
 
 
 def _write_artifact(
@@ -210,12 +224,23 @@ def _write_artifact(
     )
 
 
+def _costs(
+    model: ir.Model, calibration: Calibration | None, golden: Golden, progress: Progress
+) -> Mapping[str, float]:
+    """For the report's plots: of the TensorRT encoding, which is the coarser one."""
+    if calibration is None:
+        return {}
+    images = golden.images[:REPORT_IMAGES]
+    return costs_alone(model, calibration.recipes[Encoding.TENSORRT], images, progress)
+
+
 def _write_rest(
     folder: Path,
     source: Source,
     artifacts: list[Artifact],
     golden: Golden,
     calibration: Calibration | None,
+    costs: Mapping[str, float],
 ) -> Manifest:
     provenance = collect_provenance()
     model = {
@@ -226,13 +251,19 @@ def _write_rest(
     contents = {
         LABELS: "".join(f"{label}\n" for label in source.labels).encode(),
         GOLDEN: golden.to_bytes(),
-        REPORT: render_report(model, source.preprocessing, artifacts, calibration, provenance),
+        REPORT: render_report(
+            model, source.preprocessing, artifacts, calibration, costs, provenance
+        ),
     }
     recorded: dict[str, Any] | None = None
     if calibration is not None:
-        contents[CALIBRATION] = calibration.to_bytes()
-        contents[CALIBRATION_CACHE] = write_cache(calibration.ranges[Encoding.TENSORRT])
-        recorded = {**calibration.summary(), "image_sha256": list(calibration.digests)}
+        contents[CALIBRATION] = write_recipes(calibration.recipes)
+        contents[CALIBRATION_CACHE] = write_cache(calibration.recipes[Encoding.TENSORRT].ranges)
+        recorded = {
+            **calibration.summary(),
+            "image_sha256": list(calibration.digests),
+            "selection_sha256": list(calibration.selection_digests),
+        }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     manifest = Manifest(

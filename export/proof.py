@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from resdeploy.bundle import Float32Array, Golden, Parity
-from resdeploy.calibration.ledger import draw, image_digest
+from resdeploy.calibration.ledger import draw
 from resdeploy.errors import ImageError
 from resdeploy.export.source import ImagePools
-from resdeploy.preprocessing import Preprocessing, UInt8Array, load_image
+from resdeploy.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
 from resdeploy.statistics import agreement_percent, sqnr_db
 from resdeploy.train.model import Classifier
 

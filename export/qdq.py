@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ def insert_qdq(
     edges: Sequence[QuantizedEdge],
     ranges: Mapping[str, Range],
     encoding: Encoding,
+    *,
+    in_float: Collection[str] = (),
 ) -> None:
     """Quantise `edges`, and the weights of every convolution and classifier that reads one.
 
@@ -37,6 +39,7 @@ def insert_qdq(
         edges: From `placement.place`, for the same encoding.
         ranges: For every `range_of` in `edges`.
         encoding: TENSORRT or CPU.
+        in_float: Names of nodes whose weights stay float though they read an edge.
     """
     graph = model.graph
     nodes = {node.name: node for node in graph}
@@ -52,7 +55,7 @@ def insert_qdq(
             if index == 0:
                 affine_of[reader] = affine
     for name, affine in affine_of.items():
-        if nodes[name].op_type in WEIGHTED:
+        if nodes[name].op_type in WEIGHTED and name not in in_float:
             _quantize_weights(graph, nodes[name], affine, on_cpu=on_cpu)
 
 

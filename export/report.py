@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from resdeploy.bundle import Artifact
+from resdeploy.bundle import Artifact, Encoding
 from resdeploy.errors import needs_extra
 from resdeploy.export.calibrate import Calibration
+from resdeploy.export.plots import cost_bars, worst_histograms
 from resdeploy.preprocessing import Preprocessing
 
 TEMPLATE = "report.html.j2"
@@ -19,9 +20,12 @@ def render_report(
     preprocessing: Preprocessing,
     artifacts: Sequence[Artifact],
     calibration: Calibration | None,
+    costs: Mapping[str, float],
     provenance: Mapping[str, Any],
 ) -> bytes:
     """The page, UTF-8; everything that comes from outside is escaped.
+
+    `costs` are those of `sensitivity.costs_alone`; empty without an INT8 graph.
 
     Raises:
         MissingDependencyError: Jinja2 is not installed.
@@ -38,6 +42,12 @@ def render_report(
         preprocessing=preprocessing,
         artifacts=artifacts,
         calibration=calibration.summary() if calibration else None,
+        bars=cost_bars(costs),
+        histograms=worst_histograms(
+            costs, calibration.recipes[Encoding.TENSORRT], calibration.statistics
+        )
+        if calibration
+        else (),
         provenance=provenance,
     )
     return page.encode()

@@ -1,36 +1,21 @@
-"""What each quantised tensor costs: alone, and among all the others.
-
-One graph holds a switch for every quantised tensor, so that hundreds of combinations run in one
-session, at FP32's speed.
-"""
+"""What each quantised tensor costs: alone, and among all the others."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from resdeploy.bundle import CALIBRATION, INPUT_NAME, OUTPUT_NAME, Bundle, Encoding, Float32Array
-from resdeploy.calibration.ranges import Range
-from resdeploy.errors import BundleError, needs_extra
-from resdeploy.export.placement import place
-from resdeploy.export.qdq import insert_qdq
-from resdeploy.export.to_onnx import to_bytes
+from resdeploy.bundle import Bundle, Encoding
+from resdeploy.export.recipe import Recipe, read_recipe
+from resdeploy.export.switches import SwitchedGraph
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.progress import Progress, silent
 from resdeploy.statistics import sqnr_db
 
-SWITCHES = "switches"
 DEFAULT_IMAGES = 16
-BATCH = 16
-
-Switches = npt.NDArray[np.bool_]
-Run = Callable[[Switches], Float32Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +48,23 @@ class Explanation:
     """The worst first."""
 
 
+def costs_alone(
+    model: ir.Model, recipe: Recipe, images: UInt8Array, progress: Progress
+) -> dict[str, float]:
+    """Median SQNR at the logits, in dB, with one tensor quantised; the worst tensor first."""
+    with SwitchedGraph(model, recipe) as graph:
+        tensors = list(dict.fromkeys(site.tensor for site in graph.sites))
+        reference = graph.run(images, lambda _: False)
+        costs = {}
+        with progress("explaining", len(tensors)) as advance:
+            for tensor in tensors:
+                its = {site for site in graph.sites if site.tensor == tensor}
+                alone = graph.run(images, its.__contains__)
+                costs[tensor] = float(np.median(sqnr_db(reference, alone)))
+                advance(1)
+    return dict(sorted(costs.items(), key=lambda cost: cost[1]))
+
+
 def explain(
     bundle: Bundle,
     *,
@@ -83,137 +85,37 @@ def explain(
         MissingDependencyError: ONNX Runtime is not installed.
     """
     bundle.artifact("int8" if encoding is Encoding.TENSORRT else "int8-cpu")
-    calibrator, ranges = read_calibration(bundle, encoding)
+    recipe = read_recipe(bundle, encoding)
+    ranges = recipe.ranges
     model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
-    graph, tensors = with_switches(model, ranges, encoding)
-    run = _session(graph, bundle.golden().images[:images])
-    count = len(tensors)
-    none, everything, single = (
-        np.zeros(count, bool),
-        np.ones(count, bool),
-        np.eye(count, dtype=bool),
-    )
-    with progress("explaining", 2 * count) as advance:
-        reference = run(none)
-        total = sqnr_db(reference, run(everything))
-
-        def ratios(switches: Switches) -> npt.NDArray[np.float64]:
-            advance(1)
-            return sqnr_db(reference, run(switches))
-
-        layers = [
-            TensorSensitivity(
-                tensor=tensor,
-                kind="activation" if tensor in ranges else "weight",
-                low=ranges[tensor].low if tensor in ranges else None,
-                high=ranges[tensor].high if tensor in ranges else None,
-                sqnr_alone_db=float(np.median(ratios(single[index]))),
-                gain_db=float(np.median(ratios(~single[index]) - total)),
-            )
-            for index, tensor in enumerate(tensors)
-        ]
+    pixels = bundle.golden().images[:images]
+    with SwitchedGraph(model, recipe) as graph:
+        tensors = list(dict.fromkeys(site.tensor for site in graph.sites))
+        reference = graph.run(pixels, lambda _: False)
+        total = sqnr_db(reference, graph.run(pixels, lambda _: True))
+        layers = []
+        with progress("explaining", 2 * len(tensors)) as advance:
+            for tensor in tensors:
+                its = {site for site in graph.sites if site.tensor == tensor}
+                alone = graph.run(pixels, its.__contains__)
+                advance(1)
+                without = graph.run(pixels, (set(graph.sites) - its).__contains__)
+                advance(1)
+                layers.append(
+                    TensorSensitivity(
+                        tensor=tensor,
+                        kind="activation" if tensor in ranges else "weight",
+                        low=ranges[tensor].low if tensor in ranges else None,
+                        high=ranges[tensor].high if tensor in ranges else None,
+                        sqnr_alone_db=float(np.median(sqnr_db(reference, alone))),
+                        gain_db=float(np.median(sqnr_db(reference, without) - total)),
+                    )
+                )
     return Explanation(
         bundle=str(bundle.path),
         encoding=encoding,
-        calibrator=calibrator,
-        images=min(images, len(bundle.golden().images)),
+        calibrator=recipe.calibrator,
+        images=len(pixels),
         sqnr_db=float(np.median(total)),
         layers=tuple(sorted(layers, key=lambda layer: layer.sqnr_alone_db)),
     )
-
-
-def read_calibration(bundle: Bundle, encoding: Encoding) -> tuple[str, dict[str, Range]]:
-    """The calibrator and the ranges that `calibration.json` holds for `encoding`.
-
-    Raises:
-        BundleError: the file is damaged.
-    """
-    try:
-        document = json.loads(bundle.read(CALIBRATION))[encoding.value]
-        ranges = {
-            str(tensor): Range(low=float(ends["low"]), high=float(ends["high"]))
-            for tensor, ends in document["ranges"].items()
-        }
-        return str(document["calibrator"]), ranges
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(
-            f"{bundle.path / CALIBRATION} cannot be used: {error!r}", "export the bundle again"
-        ) from error
-
-
-def with_switches(
-    model: ir.Model, ranges: Mapping[str, Range], encoding: Encoding
-) -> tuple[bytes, list[str]]:
-    """The FP32 graph with every quantised tensor beside its float original.
-
-    Returns:
-        A graph with another input, `switches`, bool (T,), and the T tensors they stand for. True
-        quantises. Tensors that share a range share a switch. Biases are quantised in any case.
-    """
-    quantised = model.clone()
-    graph = quantised.graph
-    edges = place(graph, encoding)
-    insert_qdq(quantised, edges, ranges, encoding)
-    range_of = {edge.tensor: edge.range_of for edge in edges}
-    tensors: list[str] = []
-    switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL))
-    graph.inputs.append(switches)
-    for node in [node for node in graph if node.op_type == "DequantizeLinear"]:
-        name = str(node.name).removesuffix(".dequantize")
-        producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if producer is not None:
-            original = producer.inputs[0]
-            tensor = range_of[name]
-        elif name.endswith(".weight"):
-            source = model.graph.initializers[name]
-            original = ir.Value(
-                name=f"{name}.float", type=source.type, shape=source.shape,
-                const_value=source.const_value,
-            )  # fmt: skip
-            graph.initializers.add(original)
-            tensor = name
-        else:
-            continue
-        if tensor not in tensors:
-            tensors.append(tensor)
-        _insert_switch(graph, node, original, switches, tensors.index(tensor))
-    switches.shape = ir.Shape([len(tensors)])
-    return to_bytes(quantised), tensors
-
-
-def _insert_switch(
-    graph: ir.Graph, dequantize: ir.Node, original: ir.Value | None, switches: ir.Value, index: int
-) -> None:
-    name = str(dequantize.name).removesuffix(".dequantize")
-    where = ir.Value(
-        name=f"{name}.switch_index", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]),
-        const_value=ir.tensor(np.array(index, dtype=np.int64)),
-    )  # fmt: skip
-    graph.initializers.add(where)
-    uses = list(dequantize.outputs[0].uses())
-    flag = ir.node("Gather", [switches, where], {"axis": 0}, name=f"{name}.flag")
-    flag.outputs[0].name = f"{name}.flag"
-    choose = ir.node(
-        "Where", [flag.outputs[0], dequantize.outputs[0], original], name=f"{name}.choose"
-    )
-    choose.outputs[0].name = f"{name}.chosen"
-    graph.insert_after(dequantize, [flag, choose])
-    for use in uses:
-        use.node.replace_input_with(use.idx, choose.outputs[0])
-
-
-def _session(graph: bytes, images: UInt8Array) -> Run:
-    with needs_extra():
-        import onnxruntime
-
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-
-    def run(switches: Switches) -> Float32Array:
-        feeds = (
-            {INPUT_NAME: images[start : start + BATCH], SWITCHES: switches}
-            for start in range(0, len(images), BATCH)
-        )
-        parts = [np.asarray(session.run([OUTPUT_NAME], feed)[0]) for feed in feeds]
-        return np.concatenate(parts)
-
-    return run

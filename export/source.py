@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,13 @@ class Source:
         """That of the run's folder, or of the file without its ending."""
         path = self.checkpoint.path.resolve()
         return path.name if path.is_dir() else path.stem
+
+    def classes_of(self, paths: Sequence[Path]) -> list[int] | None:
+        """The class of each image, after the folder that it lies in; None if those say nothing."""
+        index = {label: position for position, label in enumerate(self.labels)}
+        classes = [index.get(path.parent.name) for path in paths]
+        known = [label for label in classes if label is not None]
+        return known if len(known) == len(paths) else None
 
 
 def read_source(

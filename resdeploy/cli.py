@@ -114,6 +114,23 @@ def train(
     show_default=True,
     help="How ranges are chosen; auto tries all on images held out.",
 )
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 100),
+    help="Percent of images that keep FP32's class: layers go back to float until they do.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    help="The same for points of accuracy lost.",
+)
+@click.option(
+    "--search-seconds",
+    type=click.FloatRange(1),
+    default=600.0,
+    show_default=True,
+    help="Longest search for those layers.",
+)
 @click.option("--image-size", type=click.IntRange(8, 1024), help="[default: the run's own, or 224]")
 @click.option("--labels", type=EXISTING, help="Text file, one class name a line.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

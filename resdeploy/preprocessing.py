@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resdeploy.images import read_rgb
+from resdeploy.storage import sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -116,3 +117,8 @@ def load_image(source: Path | bytes, preprocessing: Preprocessing) -> UInt8Array
         ImageError: the file cannot be decoded.
     """
     return prepare(read_rgb(source), preprocessing)
+
+
+def image_digest(image: UInt8Array) -> str:
+    """sha256 of an image's pixels as the network sees them."""
+    return sha256(np.ascontiguousarray(image).data)

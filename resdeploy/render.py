@@ -60,7 +60,24 @@ def calibration_text(calibration: Mapping[str, Any] | None) -> str:
     chosen = ", ".join(f"{name} for {kind}" for kind, name in calibration["method"].items())
     tried = len({score["calibrator"] for score in calibration["scores"]})
     how = f", the best of {tried} on {calibration['scoring_images']} others" if tried else ""
-    return f"calibrated on {calibration['images']} images: {chosen}{how}\n"
+    lines = [f"calibrated on {calibration['images']} images: {chosen}{how}"]
+    lines += [handback_text(handback) for handback in calibration["handed_back"]]
+    return "\n".join(lines) + "\n"
+
+
+def handback_text(handback: Mapping[str, Any]) -> str:
+    """One line: what was given up for the gate, and what that bought."""
+    names, convolutions = handback["layers"], handback["convolutions"]
+    kept = f"{handback['agreement']:.2f} % of {handback['images']} images keep their class"
+    if not names:
+        return f"nothing handed back for {handback['encoding'].value}: {kept}"
+    share = f"{plural(convolutions, 'convolution')} ({handback['conv_share_percent']:.0f} %)"
+    first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return (
+        f"back to float for {handback['encoding'].value}: {plural(len(names), 'layer')} ({first}), "
+        f"{share} among them: {kept}, instead of {handback['agreement_before']:.2f} %"
+        + ("; out of time, fewer might do" if handback["out_of_time"] else "")
+    )
 
 
 def verification_text(result: Verification) -> str:
@@ -86,6 +103,10 @@ def verification_text(result: Verification) -> str:
     lines = [table([*head, *accuracy, "verdict"], rows)]
     if result.unreadable:
         lines.append(f"{result.unreadable} images could not be decoded and were left out")
+    if result.used_before:
+        lines.append(
+            f"{result.used_before} of the images chose INT8's ranges or layers: others are fairer"
+        )
     allowed = (
         "" if result.max_drop is None else f", a drop of {plural(result.max_drop, 'point')} allowed"
     )

@@ -19,6 +19,7 @@ from resdeploy.imagefolder import (
     read_image_folder,
     split_folder,
 )
+from resdeploy.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backend import Backend
 from resdeploy.runtime.golden import GoldenCheck, check_golden, run_batches
@@ -65,6 +66,8 @@ class Verification:
     verdict: Verdict
     images: int
     unreadable: int
+    used_before: int
+    """Images that chose the ranges or layers of the INT8 graphs, which flatters those."""
     max_drop: float | None
     """The drop that was allowed, in percentage points; None without labelled images."""
     results: tuple[ArtifactResult, ...]
@@ -135,6 +138,7 @@ def _verify_golden(
         verdict=_worst(results),
         images=len(golden.images),
         unreadable=0,
+        used_before=0,
         max_drop=None,
         results=tuple(results),
     )
@@ -157,7 +161,7 @@ def _verify_data(
             stack.callback(backend.close)
         golden = bundle.golden()
         checks = [check_golden(b, c.artifact, golden) for b, c in zip(opened, contenders)]
-        logits, labels = _run_all(bundle, opened, images, progress)
+        logits, labels, used = _run_all(bundle, opened, images, progress)
     results = [
         _judge(candidate, check, logits[0], candidate_logits, labels, max_drop)
         for candidate, check, candidate_logits in zip(contenders, checks, logits)
@@ -167,6 +171,7 @@ def _verify_data(
         verdict=_worst(results),
         images=len(labels),
         unreadable=len(images.paths) - len(labels),
+        used_before=used,
         max_drop=max_drop,
         results=tuple(results),
     )
@@ -174,8 +179,11 @@ def _verify_data(
 
 def _run_all(
     bundle: Bundle, opened: list[Backend], images: LabelledImages, progress: Progress
-) -> tuple[list[Float32Array], np.ndarray]:
-    """Each image is decoded once and shown to every backend."""
+) -> tuple[list[Float32Array], np.ndarray, int]:
+    """Each image is decoded once and shown to every backend; also how many were used before."""
+    calibration = bundle.manifest.calibration or {}
+    known = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}
+    used = 0
     parts: list[list[Float32Array]] = [[] for _ in opened]
     positions: list[int] = []
     with progress("verifying", len(images.paths)) as advance:
@@ -184,13 +192,14 @@ def _run_all(
             for backend, part in zip(opened, parts):
                 part.append(run_batches(backend, batch.images, BATCH))
             positions.extend(batch.positions)
+            used += sum(image_digest(image) in known for image in batch.images)
             advance(len(batch.positions))
     if not positions:
         raise DataError(
             "not one image of the folder can be decoded", "name a folder with intact images"
         )
     labels = np.asarray(images.labels)[positions]
-    return [np.concatenate(part) for part in parts], labels
+    return [np.concatenate(part) for part in parts], labels, used
 
 
 def _judge(

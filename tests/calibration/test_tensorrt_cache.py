@@ -12,7 +12,7 @@ from resdeploy.bundle import CALIBRATION_CACHE, Bundle, Encoding
 from resdeploy.calibration.ranges import Range
 from resdeploy.calibration.tensorrt_cache import read_cache, write_cache
 from resdeploy.errors import CalibrationError
-from resdeploy.export.sensitivity import read_calibration
+from resdeploy.export.recipe import read_recipe
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1)
 
@@ -46,7 +46,7 @@ def test_what_is_no_cache_is_refused(data: bytes) -> None:
 
 def test_the_bundles_cache_holds_the_scales_of_its_graph(tiny_bundle: Bundle) -> None:
     scales = read_cache(tiny_bundle.read(CALIBRATION_CACHE))
-    _, ranges = read_calibration(tiny_bundle, Encoding.TENSORRT)
+    ranges = read_recipe(tiny_bundle, Encoding.TENSORRT).ranges
     assert set(scales) == set(ranges)
     for tensor, chosen in ranges.items():
         assert math.isclose(

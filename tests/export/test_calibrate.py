@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from resdeploy.calibration.calibrators import CALIBRATORS
-from resdeploy.calibration.ledger import image_digest
 from resdeploy.export.calibrate import ENCODINGS, Calibration, calibrate, family
+from resdeploy.export.recipe import write_recipes
 from resdeploy.export.source import ImagePools, Source, read_source
 from resdeploy.export.to_onnx import to_onnx
-from resdeploy.preprocessing import load_image
+from resdeploy.preprocessing import image_digest, load_image
 from resdeploy.progress import silent
-from tests.samples import SIZE, make_classifier
+from tests.samples import CLASSES, SIZE, make_classifier
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_one_calibrator_needs_no_scoring(source: Source) -> None:
     assert calibration.scores == ()
     assert calibration.scoring_images == 0
     assert len(calibration.digests) == 40
-    assert set(calibration.method.values()) == {"max"}
+    assert {recipe.calibrator for recipe in calibration.recipes.values()} == {"max"}
 
 
 def test_auto_scores_every_calibrator_for_each_encoding_and_takes_the_best(source: Source) -> None:
@@ -60,7 +60,7 @@ def test_auto_scores_every_calibrator_for_each_encoding_and_takes_the_best(sourc
     for encoding in ENCODINGS:
         own = {s.calibrator: s.merit for s in calibration.scores if s.encoding is encoding}
         assert set(own) == set(CALIBRATORS)
-        assert own[calibration.method[encoding]] == max(own.values())
+        assert own[calibration.recipes[encoding].calibrator] == max(own.values())
 
 
 def test_scoring_images_do_not_calibrate(source: Source) -> None:
@@ -76,7 +76,7 @@ def test_the_same_images_give_the_same_ranges(source: Source) -> None:
     paths = source.pools.calibration
     shuffled = tuple(paths[index] for index in np.random.default_rng(0).permutation(len(paths)))
     other = dataclasses.replace(source, pools=ImagePools(calibration=shuffled))
-    assert run(source, "auto").to_bytes() == run(other, "auto").to_bytes()
+    assert run(source, "auto").recipes == run(other, "auto").recipes
 
 
 def test_ranges_do_not_depend_on_the_order_of_the_calibration_images(source: Source) -> None:
@@ -84,11 +84,22 @@ def test_ranges_do_not_depend_on_the_order_of_the_calibration_images(source: Sou
     first, second = (run(source, "entropy", images=60, seed=seed) for seed in (0, 1))
     assert first.digests != second.digests
     assert sorted(first.digests) == sorted(second.digests)
-    assert first.to_bytes() == second.to_bytes()
+    assert write_recipes(first.recipes) == write_recipes(second.recipes)
 
 
 def test_each_encoding_has_its_own_ranges(source: Source) -> None:
     calibration = run(source, "mse")
-    symmetric, asymmetric = (calibration.ranges[encoding] for encoding in ENCODINGS)
+    symmetric, asymmetric = (calibration.recipes[encoding].ranges for encoding in ENCODINGS)
     assert set(symmetric) == set(asymmetric)
     assert symmetric != asymmetric
+
+
+def test_classes_are_counted_where_the_folders_are_the_labels(source: Source) -> None:
+    assert run(source, "max").balance is None  # the labels are numbers here
+    named = dataclasses.replace(source, labels=CLASSES)
+    balance = run(named, "max", images=60).balance
+    assert balance is not None
+    assert (balance.seen, balance.of, balance.fewest, balance.most) == (3, 3, 20, 20)
+    few = run(dataclasses.replace(source, labels=(*CLASSES, "other")), "max", images=1).balance
+    assert few is not None
+    assert (few.seen, few.of, few.fewest, few.most) == (1, 4, 0, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import html
-import json
 import logging
 import os
 import shutil
@@ -17,18 +16,16 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from resdeploy.bundle import CALIBRATION, Bundle, Encoding, open_bundle
-from resdeploy.calibration.ledger import image_digest
+from resdeploy.bundle import Bundle, Encoding, open_bundle
 from resdeploy.calibration.ranges import Range
 from resdeploy.errors import CalibrationError, ExportError, OutputError
 from resdeploy.export import pipeline
 from resdeploy.export.calibrate import Calibration, calibrate
-from resdeploy.export.half import to_half
 from resdeploy.export.pipeline import ExportConfig, export
-from resdeploy.export.placement import place
-from resdeploy.export.qdq import insert_qdq
+from resdeploy.export.recipe import read_recipe
 from resdeploy.export.report import render_report
 from resdeploy.export.to_onnx import to_bytes, to_onnx
+from resdeploy.preprocessing import image_digest
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 from tests.samples import SIZE, make_classifier
 
@@ -88,14 +85,10 @@ def test_no_image_both_calibrates_and_verifies(tiny_bundle: Bundle, image_data: 
 def test_calibration_json_rebuilds_both_int8_graphs_bit_for_bit(
     tiny_bundle: Bundle,
 ) -> None:
-    document = json.loads(tiny_bundle.read(CALIBRATION))
     for name, encoding in (("int8.onnx", Encoding.TENSORRT), ("int8-cpu.onnx", Encoding.CPU)):
-        ranges = {t: Range(**chosen) for t, chosen in document[encoding.value]["ranges"].items()}
         model = ir.from_proto(onnx.load_from_string(tiny_bundle.read("fp32.onnx")))
-        insert_qdq(model, place(model.graph, encoding), ranges, encoding)
-        if encoding is Encoding.TENSORRT:
-            to_half(model)
-        assert to_bytes(model) == tiny_bundle.read(name)
+        recipe = read_recipe(tiny_bundle, encoding)
+        assert to_bytes(recipe.apply(model)) == tiny_bundle.read(name)
 
 
 def test_the_same_export_twice_gives_the_same_graphs(
@@ -173,11 +166,16 @@ def test_ranges_far_from_the_data_are_not_written(
 
     def narrow(*arguments: object, **options: object) -> Calibration:
         calibration = calibrate(*arguments, **options)  # type: ignore[arg-type]
-        ranges = {
-            encoding: {t: Range(low=r.low / 20, high=r.high / 20) for t, r in chosen.items()}
-            for encoding, chosen in calibration.ranges.items()
+        recipes = {
+            encoding: dataclasses.replace(
+                recipe,
+                ranges={
+                    t: Range(low=r.low / 20, high=r.high / 20) for t, r in recipe.ranges.items()
+                },
+            )
+            for encoding, recipe in calibration.recipes.items()
         }
-        return dataclasses.replace(calibration, ranges=ranges)
+        return dataclasses.replace(calibration, recipes=recipes)
 
     monkeypatch.setattr(pipeline, "calibrate", narrow)
     with pytest.raises(ExportError, match=r"int8\.onnx does not give PyTorch's answers") as caught:
@@ -254,6 +252,10 @@ def test_the_report_shows_every_graph_and_needs_no_network(tiny_bundle: Bundle) 
     assert "http:" not in page
     assert "https:" not in page
     assert "<script" not in page
+    # What costs most, and how it is clipped.
+    assert page.count('class="bar"') == 12
+    assert page.count("<svg") == 4
+    assert page.count("<rect") == 4 * 64
 
 
 def test_the_report_escapes_what_comes_from_outside(tiny_bundle: Bundle) -> None:
@@ -261,7 +263,7 @@ def test_the_report_escapes_what_comes_from_outside(tiny_bundle: Bundle) -> None
     manifest = tiny_bundle.manifest
     page = render_report(
         {**manifest.model, "source": evil, "name": evil}, manifest.preprocessing,
-        manifest.artifacts, None, {**manifest.provenance, "command": evil},
+        manifest.artifacts, None, {}, {**manifest.provenance, "command": evil},
     ).decode()  # fmt: skip
     assert "<script" not in page
     assert page.count(html.escape(evil)) >= 3

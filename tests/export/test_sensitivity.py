@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 
 from resdeploy.bundle import Bundle, Encoding, FileRecord
 from resdeploy.errors import BundleError
 from resdeploy.export.placement import place
-from resdeploy.export.qdq import insert_qdq
-from resdeploy.export.sensitivity import explain, read_calibration, with_switches
+from resdeploy.export.recipe import read_recipe
+from resdeploy.export.sensitivity import explain
+from resdeploy.export.switches import SwitchedGraph
 from resdeploy.export.to_onnx import to_bytes
 from resdeploy.render import explanation_text
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
@@ -37,35 +37,30 @@ def fp32(bundle: Bundle) -> ir.Model:
     return ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
 
 
-def run(graph: bytes, images: np.ndarray, switches: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(["logits"], {"images": images, "switches": switches})[0])
-
-
 def test_all_switches_off_is_fp32_and_all_on_is_int8(
     tiny_bundle: Bundle, encoding: Encoding
 ) -> None:
     images = tiny_bundle.golden().images
-    _, ranges = read_calibration(tiny_bundle, encoding)
-    graph, tensors = with_switches(fp32(tiny_bundle), ranges, encoding)
+    recipe = read_recipe(tiny_bundle, encoding)
+    graph = SwitchedGraph(fp32(tiny_bundle), recipe)
     float_logits = OnnxRuntimeCpu(tiny_bundle.read("fp32.onnx"), Encoding.FLOAT).run(images)
-    off = run(graph, images, np.zeros(len(tensors), bool))
+    off = graph.run(images, lambda _: False)
     # CPU biases stay on their integer grid, which is finer than anything else by far.
     assert np.median(sqnr_db(float_logits, off)) > 70
-    quantised = fp32(tiny_bundle)
-    insert_qdq(quantised, place(quantised.graph, encoding), ranges, encoding)
-    int8_logits = OnnxRuntimeCpu(to_bytes(quantised), encoding).run(images)
-    on = run(graph, images, np.ones(len(tensors), bool))
+    quantised = to_bytes(recipe.apply(fp32(tiny_bundle), half=False))
+    int8_logits = OnnxRuntimeCpu(quantised, encoding).run(images)
+    on = graph.run(images, lambda _: True)
     # Sums in another order may carry a value over to the next step.
     assert np.median(sqnr_db(int8_logits, on)) > 35
 
 
 def test_one_switch_is_one_quantised_tensor(tiny_bundle: Bundle) -> None:
-    encoding, tensor = Encoding.TENSORRT, "layer2.0.relu1"
+    tensor = "layer2.0.relu1"
     images = tiny_bundle.golden().images
-    _, ranges = read_calibration(tiny_bundle, encoding)
-    graph, tensors = with_switches(fp32(tiny_bundle), ranges, encoding)
-    alone = run(graph, images, np.array([name == tensor for name in tensors]))
+    recipe = read_recipe(tiny_bundle, Encoding.TENSORRT)
+    ranges = recipe.ranges
+    graph = SwitchedGraph(fp32(tiny_bundle), recipe)
+    alone = graph.run(images, lambda site: site.tensor == tensor)
     # The same by hand: NumPy quantises the activation, and the rest of the graph goes on.
     model = fp32(tiny_bundle)
     nodes = {node.name: node for node in model.graph}
@@ -92,7 +87,7 @@ def test_one_switch_is_one_quantised_tensor(tiny_bundle: Bundle) -> None:
             use.node.replace_input_with(use.idx, restored.outputs[0])
     model.graph.insert_after(nodes[tensor], [divide, rounded, clipped, restored])
     by_hand = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(images)
-    reference = run(graph, images, np.zeros(len(tensors), bool))
+    reference = graph.run(images, lambda _: False)
     # Far closer to each other than either is to FP32: the same quantisation.
     assert np.median(sqnr_db(by_hand, alone)) > np.median(sqnr_db(reference, alone)) + 15
 
@@ -149,7 +144,7 @@ def test_damaged_calibration_is_a_bundle_error(
         tiny_bundle.manifest, files={**tiny_bundle.manifest.files, "calibration.json": record}
     )
     with pytest.raises(BundleError, match="cannot be used"):
-        read_calibration(Bundle(tmp_path, manifest), Encoding.TENSORRT)
+        read_recipe(Bundle(tmp_path, manifest), Encoding.TENSORRT)
 
 
 def test_a_bundle_without_int8_says_how_to_get_it(tiny_bundle: Bundle) -> None:

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from resdeploy.bundle import Golden
-from resdeploy.calibration.ledger import image_digest
 from resdeploy.errors import CheckpointError, DataError, ExportError
 from resdeploy.export.proof import (
     GOLDEN_IMAGES,
@@ -23,7 +22,7 @@ from resdeploy.export.proof import (
     synthetic_images,
 )
 from resdeploy.export.source import ImagePools, read_source
-from resdeploy.preprocessing import Preprocessing
+from resdeploy.preprocessing import Preprocessing, image_digest
 from resdeploy.train.run import save_model
 from tests.samples import CLASSES, SIZE, make_classifier
 

@@ -1,0 +1,200 @@
+"""Handing layers back until a gate holds, in the time that was given."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from resdeploy.bundle import Bundle, Encoding, open_bundle
+from resdeploy.calibration.ranges import Range
+from resdeploy.errors import CalibrationError
+from resdeploy.export.mixed import Gate, GateImages, gate_images, search
+from resdeploy.export.pipeline import ExportConfig, export
+from resdeploy.export.recipe import Recipe, read_recipe
+from resdeploy.export.source import ImagePools, Source, read_source
+from resdeploy.export.to_onnx import to_bytes
+from resdeploy.preprocessing import image_digest
+from resdeploy.progress import silent
+from resdeploy.render import export_text
+from resdeploy.runtime.onnxruntime_cpu import HARMFUL_OPTIMIZER, OnnxRuntimeCpu
+from resdeploy.statistics import agreement_percent, sqnr_db
+from tests.samples import CLASSES, SIZE
+
+BOTH = (Encoding.TENSORRT, Encoding.CPU)
+
+
+@pytest.fixture
+def model(tiny_bundle: Bundle, held_out: GateImages) -> ir.Model:
+    """The small network, balanced: a random one gives nearly every picture the same class."""
+    model = ir.from_proto(onnx.load_from_string(tiny_bundle.read("fp32.onnx")))
+    logits = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(held_out.images)
+    bias = model.graph.initializers["fc.bias"]
+    assert bias.const_value is not None
+    bias.const_value = ir.tensor(bias.const_value.numpy() - logits.mean(axis=0), name="fc.bias")
+    return model
+
+
+@pytest.fixture(params=BOTH, ids=lambda encoding: encoding.value)
+def recipe(request: pytest.FixtureRequest, tiny_bundle: Bundle) -> Recipe:
+    """One tensor's range is so narrow that classes change."""
+    good = read_recipe(tiny_bundle, request.param)
+    narrow = good.ranges["layer3.0.relu2"]
+    ranges = {**good.ranges, "layer3.0.relu2": Range(low=0.0, high=narrow.high / 200)}
+    return dataclasses.replace(good, ranges=ranges)
+
+
+@pytest.fixture(scope="module")
+def held_out() -> GateImages:
+    # A random colour each: many lie between two classes.
+    generator = np.random.default_rng(5)
+    noise = generator.normal(0, 20, (64, SIZE, SIZE, 3))
+    colours = generator.uniform(0, 256, (64, 1, 1, 3))
+    images = np.clip(colours + noise, 0, 255).astype(np.uint8)
+    return GateImages(images=images, classes=None, digests=())
+
+
+def run(model: ir.Model, recipe: Recipe, images: np.ndarray) -> np.ndarray:
+    return OnnxRuntimeCpu(to_bytes(recipe.apply(model, half=False)), recipe.encoding).run(images)
+
+
+def test_layers_are_handed_back_until_the_gate_holds(
+    model: ir.Model, recipe: Recipe, held_out: GateImages
+) -> None:
+    gate = Gate(min_agreement=95.0)
+    mixed, result = search(model, recipe, gate, held_out, seconds=600, progress=silent)
+    assert result.agreement_before < 95 <= result.agreement
+    assert not result.out_of_time
+    assert result.layers
+    # In another graph, without switches, the same holds.
+    reference = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(held_out.images)
+    logits = run(model, mixed, held_out.images)
+    assert agreement_percent(reference, logits) >= 95 - 100 / len(held_out.images)
+    assert np.median(sqnr_db(reference, logits)) > np.median(
+        sqnr_db(reference, run(model, recipe, held_out.images))
+    )
+
+
+def test_a_gate_that_holds_costs_nothing(
+    model: ir.Model, tiny_bundle: Bundle, held_out: GateImages
+) -> None:
+    good = read_recipe(tiny_bundle, Encoding.CPU)
+    mixed, result = search(
+        model, good, Gate(min_agreement=10.0), held_out, seconds=600, progress=silent
+    )
+    assert mixed == good
+    assert (result.layers, result.convolutions, result.evaluations) == ((), 0, 1)
+
+
+def test_the_drop_is_counted_with_classes_and_bounded_without(
+    model: ir.Model, recipe: Recipe, held_out: GateImages
+) -> None:
+    gate = Gate(max_drop=100.0)  # holds at once
+    _, unknown = search(model, recipe, gate, held_out, seconds=600, progress=silent)
+    assert unknown.drop == pytest.approx(100 - unknown.agreement)
+    reference = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(held_out.images)
+    classes = reference.argmax(axis=1)
+    right = dataclasses.replace(held_out, classes=classes)
+    _, known = search(model, recipe, gate, right, seconds=600, progress=silent)
+    assert known.drop == pytest.approx(100 - known.agreement)  # FP32 is right on all of them
+    wrong = dataclasses.replace(held_out, classes=(classes + 1) % 3)
+    _, gained = search(model, recipe, gate, wrong, seconds=600, progress=silent)
+    assert gained.drop <= 0  # FP32 is right on none
+
+
+def test_no_evaluation_begins_that_would_end_too_late(
+    model: ir.Model, recipe: Recipe, held_out: GateImages
+) -> None:
+    # Every look at the clock is a second later, and there are two for each batch.
+    gate = Gate(min_agreement=100.0)
+    for seconds in (20, 30, 40):
+        ticks = count()
+        _, result = search(
+            model, recipe, gate, held_out, seconds=seconds, progress=silent,
+            clock=map(float, ticks).__next__,
+        )  # fmt: skip
+        assert next(ticks) <= seconds + 5  # the looks that find that no time is left
+        assert result.out_of_time
+        assert result.agreement >= 100  # the shortest list that is known to hold, were it all
+
+
+def test_too_little_time_is_one_sentence(
+    model: ir.Model, recipe: Recipe, held_out: GateImages
+) -> None:
+    ticks = count()
+    with pytest.raises(CalibrationError, match="too few to try") as caught:
+        search(
+            model, recipe, Gate(max_drop=0.0), held_out, seconds=5, progress=silent,
+            clock=map(float, ticks).__next__,
+        )  # fmt: skip
+    assert "--search-seconds" in str(caught.value.hint)
+
+
+@pytest.fixture
+def source(tiny_checkpoint: Path, image_data: Path) -> Source:
+    source = read_source(tiny_checkpoint, image_size=SIZE, calibration_data=image_data)
+    return dataclasses.replace(source, labels=CLASSES)
+
+
+def test_gate_images_are_validation_images_that_nothing_else_used(source: Source) -> None:
+    only = dataclasses.replace(source, pools=ImagePools(golden=source.pools.golden))
+    everything = gate_images(only, 0, ())
+    assert len(everything.images) == 24  # all of val/
+    assert everything.classes is not None
+    assert np.bincount(everything.classes).tolist() == [8, 8, 8]
+    assert gate_images(source, 0, ()).digests[:24] == everything.digests
+    half = gate_images(only, 0, set(everything.digests[:12]))
+    assert sorted(half.digests) == sorted(everything.digests[12:])
+    assert [image_digest(image) for image in half.images] == list(half.digests)
+
+
+def test_no_image_left_for_the_gate_is_one_sentence(source: Source) -> None:
+    empty = dataclasses.replace(source, pools=ImagePools())
+    with pytest.raises(CalibrationError, match="no image is left to hold") as caught:
+        gate_images(empty, 0, ())
+    assert "val/" in str(caught.value.hint)
+
+
+def test_an_export_to_a_gate_says_what_it_gave_up(
+    tiny_checkpoint: Path, tmp_path: Path, image_data: Path
+) -> None:
+    config = ExportConfig(
+        source=tiny_checkpoint, output=tmp_path / "x.bundle", image_size=SIZE, int8=True,
+        calibration_data=image_data, calibration_images=20, calibrator="max", min_agreement=100.0,
+    )  # fmt: skip
+    result = export(config)
+    bundle = open_bundle(result.bundle)
+    assert bundle.manifest.calibration is not None
+    given = {line["encoding"]: line for line in bundle.manifest.calibration["handed_back"]}
+    assert set(given) == {"tensorrt", "cpu"}
+    for artifact in result.artifacts[1:]:
+        line = given[artifact.encoding.value]
+        assert artifact.int8_convs == artifact.convs - line["convolutions"]
+        recipe = read_recipe(bundle, artifact.encoding)
+        model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
+        assert to_bytes(recipe.apply(model)) == bundle.read(artifact.file)
+    assert "handed back" in export_text(result)
+
+
+def test_cpu_convolutions_that_stay_are_integer_kernels(
+    model: ir.Model, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(
+        read_recipe(tiny_bundle, Encoding.CPU),
+        in_float=frozenset(["conv1", "layer2.0.conv2", "layer3.0.add"]),
+    )
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(
+        to_bytes(recipe.apply(model)), options, providers=["CPUExecutionProvider"],
+        disabled_optimizers=[HARMFUL_OPTIMIZER],  # it would quantise the weights after all
+    )  # fmt: skip
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert kinds.count("QLinearConv") == 12 - 2
+    assert sum(kind in ("Conv", "FusedConv") for kind in kinds) == 2
