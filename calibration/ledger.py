@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +11,22 @@ import numpy as np
 
 from resdeploy.errors import CalibrationError, ImageError
 from resdeploy.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
+from resdeploy.storage import sha256
 
 logger = logging.getLogger(__name__)
 
 
 def draw(paths: Sequence[Path], seed: int) -> list[Path]:
-    """All `paths` in a random order that depends on `seed` and the set of paths only."""
-    shuffled = sorted(paths)
-    random.Random(seed).shuffle(shuffled)
-    return shuffled
+    """All `paths` in a random order that depends on `seed` and on the name of each.
+
+    An image that comes or goes leaves the others in their order, so that a damaged one does not
+    change which others are used.
+    """
+
+    def place(path: Path) -> tuple[str, Path]:
+        return sha256(f"{seed}/{path.parent.name}/{path.name}".encode()), path
+
+    return sorted(paths, key=place)
 
 
 @dataclass(slots=True)

@@ -111,6 +111,13 @@ def export(
         OutputError: the bundle exists already, or cannot be written.
     """
     start = time.perf_counter()
+    gate = Gate(
+        min_agreement=config.min_agreement,
+        max_drop=config.max_drop,
+        seconds=config.search_seconds,
+    )
+    if not (config.int8 or gate.open):
+        raise ExportError("--min-agreement and --max-drop concern INT8 graphs", "add --int8")
     if config.output is not None:
         refuse_existing(config.output, force=force, sign=MANIFEST)
     source = read_source(
@@ -142,11 +149,6 @@ def export(
             seed=config.seed,
             golden_digests=golden_digests,
             progress=progress,
-        )
-        gate = Gate(
-            min_agreement=config.min_agreement,
-            max_drop=config.max_drop,
-            seconds=config.search_seconds,
         )
         if not gate.open:
             calibration = mix(

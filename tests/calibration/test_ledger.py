@@ -41,6 +41,20 @@ def test_a_draw_is_a_shuffle_that_depends_on_the_set_only(names: list[str], seed
     assert draw(paths[::-1], seed) == drawn
 
 
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=4), unique=True, min_size=2), st.integers(0, 99)
+)
+def test_an_image_more_leaves_the_others_in_their_order(names: list[str], seed: int) -> None:
+    one, *others = [Path("folder") / name for name in names]
+    assert [path for path in draw([one, *others], seed) if path != one] == draw(others, seed)
+
+
+def test_the_order_does_not_depend_on_where_the_data_lies() -> None:
+    names = [f"{index}.png" for index in range(20)]
+    here, there = (draw([Path(root, "red", name) for name in names], 3) for root in ("a", "b/c"))
+    assert [path.name for path in here] == [path.name for path in there]
+
+
 def test_seeds_draw_differently() -> None:
     paths = [Path(str(index)) for index in range(50)]
     assert draw(paths, 0) != draw(paths, 1)

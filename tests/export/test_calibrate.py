@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.export.calibrate import ENCODINGS, Calibration, calibrate, family
 from resdeploy.export.recipe import write_recipes
 from resdeploy.export.source import ImagePools, Source, read_source
 from resdeploy.export.to_onnx import to_onnx
+from resdeploy.imagefolder import list_images
 from resdeploy.preprocessing import image_digest, load_image
 from resdeploy.progress import silent
 from tests.samples import CLASSES, SIZE, make_classifier
@@ -83,6 +86,20 @@ def test_ranges_do_not_depend_on_the_order_of_the_calibration_images(source: Sou
     # All images calibrate; another seed shows them in another order.
     first, second = (run(source, "entropy", images=60, seed=seed) for seed in (0, 1))
     assert first.digests != second.digests
+    assert sorted(first.digests) == sorted(second.digests)
+    assert write_recipes(first.recipes) == write_recipes(second.recipes)
+
+
+def test_images_that_cannot_be_used_change_nothing_but_the_count(
+    source: Source, image_data: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(image_data, tmp_path / "data")
+    (data / "train" / "red" / "damaged.png").write_bytes(b"\x89PNG")
+    Image.new("RGB", (SIZE, SIZE), (9, 9, 9)).save(data / "train" / "red" / "flat.png")
+    shutil.copy(data / "train" / "red" / "003.png", data / "train" / "red" / "copy.png")
+    worse = dataclasses.replace(source, pools=ImagePools(calibration=list_images(data / "train")))
+    first, second = run(source, "auto", images=60), run(worse, "auto", images=60)
+    assert second.refused == {"unreadable": 1, "duplicate": 1, "constant": 1}
     assert sorted(first.digests) == sorted(second.digests)
     assert write_recipes(first.recipes) == write_recipes(second.recipes)
 

@@ -14,7 +14,7 @@ import pytest
 
 from resdeploy.bundle import Bundle, Encoding, open_bundle
 from resdeploy.calibration.ranges import Range
-from resdeploy.errors import CalibrationError
+from resdeploy.errors import CalibrationError, ExportError
 from resdeploy.export.mixed import Gate, GateImages, gate_images, search
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.recipe import Recipe, read_recipe
@@ -180,6 +180,11 @@ def test_an_export_to_a_gate_says_what_it_gave_up(
         model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
         assert to_bytes(recipe.apply(model)) == bundle.read(artifact.file)
     assert "handed back" in export_text(result)
+
+
+def test_a_gate_without_int8_is_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ExportError, match="concern INT8 graphs"):
+        export(ExportConfig(source=tiny_checkpoint, max_drop=0.5))
 
 
 def test_cpu_convolutions_that_stay_are_integer_kernels(

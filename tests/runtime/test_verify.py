@@ -13,6 +13,7 @@ from resdeploy.bundle import Bundle, Encoding, Precision
 from resdeploy.errors import BackendError, DataError
 from resdeploy.export.to_onnx import to_bytes, to_onnx
 from resdeploy.imagefolder import read_batches, read_image_folder
+from resdeploy.render import verification_text
 from resdeploy.runtime import selection
 from resdeploy.runtime.golden import (
     INT8_FLOOR_DB,
@@ -138,6 +139,18 @@ def test_few_images_decide_nothing_about_a_small_drop(
     assert verdicts["fp32", "float"] is Verdict.PASS  # against itself
     assert verdicts["fp16", "float"] is Verdict.INCONCLUSIVE
     assert result.verdict is Verdict.INCONCLUSIVE
+
+
+def test_images_that_made_int8_what_it_is_are_counted(
+    tiny_bundle: Bundle, image_data: Path
+) -> None:
+    calibration = tiny_bundle.manifest.calibration
+    assert calibration is not None
+    used = [*calibration["image_sha256"], *calibration["selection_sha256"]]
+    result = verify(tiny_bundle, data=image_data / "train", precision="fp32")
+    assert result.used_before == len(used) == 32 + calibration["scoring_images"]
+    assert f"{len(used)} of the images chose" in verification_text(result)
+    assert verify(tiny_bundle, data=image_data / "val", precision="fp32").used_before == 0
 
 
 def test_an_unreadable_image_is_counted_and_left_out(

@@ -1,0 +1,109 @@
+"""One quantiser on one graph, in the environment that `quantization.py` made for it.
+
+    python quantization_peer.py nncf core.onnx images.npy int8.onnx
+
+Images are normalised, float32 (N, 3, H, W). Prints seconds and peak memory as JSON. It imports
+nothing of resdeploy, so that each tool has its own versions of everything.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+INPUT = "pixels"
+BATCH = 16
+
+
+def onnxruntime_static(method: str, graph: str, images: Any, output: str) -> None:
+    """ONNX Runtime's `quantize_static`: QDQ, symmetric int8, weights per channel."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(range(0, len(images), BATCH))
+
+        def get_next(self) -> dict[str, Any] | None:
+            start = next(self.batches, None)
+            return None if start is None else {INPUT: images[start : start + BATCH]}
+
+    quantize_static(
+        graph,
+        output,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod[method],
+        extra_options={"ActivationSymmetric": True},
+    )
+
+
+def nncf(preset: str, graph: str, images: Any, output: str) -> None:
+    """NNCF's post-training quantisation, with its fast bias correction."""
+    import nncf
+    import onnx
+
+    dataset = nncf.Dataset([{INPUT: images[index : index + 1]} for index in range(len(images))])
+    quantised = nncf.quantize(
+        onnx.load(graph),
+        dataset,
+        preset=nncf.QuantizationPreset[preset],
+        subset_size=len(images),
+    )
+    onnx.save(quantised, output)
+
+
+def modelopt(method: str, graph: str, images: Any, output: str) -> None:
+    """NVIDIA ModelOpt's ONNX quantisation, placed for TensorRT."""
+    from modelopt.onnx.quantization import quantize
+
+    quantize(
+        graph,
+        quantize_mode="int8",
+        calibration_data=images,
+        calibration_method=method,
+        calibration_eps=["cpu"],
+        high_precision_dtype="fp32",
+        output_path=output,
+        log_level="ERROR",
+    )
+
+
+CONTENDERS: dict[str, tuple[Callable[[str, str, Any, str], None], str]] = {
+    "onnxruntime MinMax": (onnxruntime_static, "MinMax"),
+    "onnxruntime Entropy": (onnxruntime_static, "Entropy"),
+    "onnxruntime Percentile": (onnxruntime_static, "Percentile"),
+    "nncf performance": (nncf, "PERFORMANCE"),
+    "nncf mixed": (nncf, "MIXED"),
+    "modelopt max": (modelopt, "max"),
+    "modelopt entropy": (modelopt, "entropy"),
+}
+
+
+def main(contender: str, graph: str, images: str, output: str) -> None:
+    """Quantise, and say what it took."""
+    quantise, setting = CONTENDERS[contender]
+    pixels = np.load(images)
+    start = time.perf_counter()
+    quantise(setting, graph, pixels, output)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "peak_mb": peak}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
