@@ -33,7 +33,6 @@ from resdeploy.calibration.ledger import Ledger, draw
 from resdeploy.console import table
 from resdeploy.cpu import read_cpu
 from resdeploy.export.calibrate import SCORING_IMAGES
-from resdeploy.export.qdq import count_int8_convs
 from resdeploy.export.source import Source, read_source
 from resdeploy.export.to_onnx import to_bytes, to_onnx
 from resdeploy.imagefolder import match_labels, read_batches, read_image_folder
@@ -264,9 +263,16 @@ def _peer_logits(graph: Path, normalised: Float32Array) -> Float32Array:
 
 
 def _int8_convs(graph: bytes) -> int:
-    import onnx_ir as ir
-
-    return count_int8_convs(ir.from_proto(onnx.load_from_string(graph)).graph)[1]
+    """Convolutions whose input and weight are both dequantised: TensorRT runs those in INT8."""
+    model = onnx.load_from_string(graph)
+    dequantised = {
+        name
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        for name in node.output
+    }
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    return sum(set(node.input[:2]) <= dequantised for node in convs)
 
 
 def _text(rows: Sequence[Row]) -> str:

@@ -31,10 +31,10 @@ from resdeploy.bundle import (
 from resdeploy.calibration.tensorrt_cache import write_cache
 from resdeploy.errors import ExportError
 from resdeploy.export.calibrate import Calibration, calibrate, require_images
+from resdeploy.export.coverage import coverage
 from resdeploy.export.half import to_half
 from resdeploy.export.mixed import Gate, mix
 from resdeploy.export.proof import choose_golden, make_golden, measure_parity
-from resdeploy.export.qdq import count_int8_convs
 from resdeploy.export.recipe import write_recipes
 from resdeploy.export.report import render_report
 from resdeploy.export.sensitivity import costs_alone
@@ -212,7 +212,7 @@ def _write_artifact(
             f"{file} answers differently in a batch of {ODD_BATCH}: {between_batches:.1f} dB",
             VERSIONS_HINT,
         )
-    convs, int8_convs = count_int8_convs(model.graph)
+    covered = coverage(model.graph, encoding)
     return Artifact(
         precision=precision,
         encoding=encoding,
@@ -220,8 +220,8 @@ def _write_artifact(
         bytes=len(graph),
         sha256=sha256(graph),
         opset=OPSET,
-        convs=convs,
-        int8_convs=int8_convs,
+        convs=covered.convs,
+        int8_convs=covered.int8_convs,
         parity=parity,
     )
 

@@ -59,22 +59,6 @@ def insert_qdq(
             _quantize_weights(graph, nodes[name], affine, on_cpu=on_cpu)
 
 
-def count_int8_convs(graph: ir.Graph) -> tuple[int, int]:
-    """Convolutions, and those of them whose input and weight are both quantised."""
-    convs = [node for node in graph if node.op_type == "Conv"]
-    quantised = [
-        node
-        for node in convs
-        if all(
-            value is not None
-            and (producer := value.producer()) is not None
-            and producer.op_type == "DequantizeLinear"
-            for value in node.inputs[:2]
-        )
-    ]
-    return len(convs), len(quantised)
-
-
 def _quantize_activation(
     graph: ir.Graph, value: ir.Value, affine: Affine, *, on_cpu: bool
 ) -> ir.Value:

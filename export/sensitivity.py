@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from resdeploy.bundle import Bundle, Encoding
+from resdeploy.export.coverage import Coverage, coverage
 from resdeploy.export.recipe import Recipe, read_recipe
 from resdeploy.export.switches import SwitchedGraph
 from resdeploy.preprocessing import UInt8Array
@@ -44,6 +45,8 @@ class Explanation:
     images: int
     sqnr_db: float
     """With every tensor quantised."""
+    coverage: Coverage
+    """What runs in integers at all, told from the graph."""
     layers: tuple[TensorSensitivity, ...]
     """The worst first."""
 
@@ -84,7 +87,8 @@ def explain(
         BundleError: the bundle is damaged, or has no INT8 graph.
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    bundle.artifact("int8" if encoding is Encoding.TENSORRT else "int8-cpu")
+    artifact = bundle.artifact("int8" if encoding is Encoding.TENSORRT else "int8-cpu")
+    quantised = ir.from_proto(onnx.load_from_string(bundle.read(artifact.file)))
     recipe = read_recipe(bundle, encoding)
     ranges = recipe.ranges
     model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
@@ -117,5 +121,6 @@ def explain(
         calibrator=recipe.calibrator,
         images=len(pixels),
         sqnr_db=float(np.median(total)),
+        coverage=coverage(quantised.graph, encoding),
         layers=tuple(sorted(layers, key=lambda layer: layer.sqnr_alone_db)),
     )

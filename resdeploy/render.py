@@ -10,6 +10,7 @@ from resdeploy.console import table
 if TYPE_CHECKING:
     from resdeploy.bundle import Encoding, Precision
     from resdeploy.demo import DemoResult
+    from resdeploy.export.coverage import Coverage
     from resdeploy.export.pipeline import ExportResult
     from resdeploy.export.sensitivity import Explanation
     from resdeploy.runtime.bench import Benchmark
@@ -221,7 +222,22 @@ def explanation_text(result: Explanation) -> str:
         f"all {len(result.layers)} quantised ({result.encoding.value}, {result.calibrator}): "
         f"{result.sqnr_db:.1f} dB at the logits, on {plural(result.images, 'golden image')}"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, coverage_text(result.coverage)])
+
+
+def coverage_text(coverage: Coverage) -> str:
+    """Two lines: what runs in integers, and what stays float."""
+    islands = [
+        f"{island.nodes[0]}"
+        + (f" to {island.nodes[-1]} ({len(island.nodes)} nodes)" if len(island.nodes) > 1 else "")
+        + f" in {island.dtype}"
+        for island in coverage.islands
+    ]
+    return (
+        f"{coverage.int8_convs} of {coverage.convs} convolutions and {coverage.fused_additions} of "
+        f"{coverage.additions} residual additions run in INT8\n"
+        f"float: {'; '.join(islands) or 'nothing'}"
+    )
 
 
 def diagnosis_text(result: Diagnosis) -> str:

@@ -10,8 +10,9 @@ from onnx.reference import ReferenceEvaluator
 
 from resdeploy.bundle import Encoding
 from resdeploy.calibration.ranges import Range
+from resdeploy.export.coverage import coverage
 from resdeploy.export.placement import place
-from resdeploy.export.qdq import count_int8_convs, insert_qdq
+from resdeploy.export.qdq import insert_qdq
 from resdeploy.export.to_onnx import to_bytes, to_onnx
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
@@ -33,8 +34,8 @@ def array(value: ir.Value | None) -> np.ndarray:
 
 
 def test_36_of_36_convolutions(quantised: tuple[Encoding, ir.Model], resnet34: Exported) -> None:
-    assert count_int8_convs(quantised[1].graph) == (36, 36)
-    assert count_int8_convs(resnet34.model.graph) == (36, 0)
+    assert coverage(quantised[1].graph, quantised[0]).int8_convs == 36
+    assert coverage(resnet34.model.graph, quantised[0]).int8_convs == 0
 
 
 def test_the_graph_is_valid_and_its_names_are_unique(quantised: tuple[Encoding, ir.Model]) -> None:
@@ -136,4 +137,4 @@ def test_one_input_that_is_not_quantised_makes_a_float_convolution(resnet34: Exp
     model = resnet34.model.clone()
     edges = [edge for edge in place(model.graph, Encoding.TENSORRT) if edge.tensor != "maxpool"]
     insert_qdq(model, edges, resnet34.ranges, Encoding.TENSORRT)
-    assert count_int8_convs(model.graph) == (36, 35)
+    assert coverage(model.graph, Encoding.TENSORRT).int8_convs == 35
