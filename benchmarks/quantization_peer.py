@@ -35,7 +35,9 @@ def onnxruntime_static(method: str, graph: str, images: Any, output: str) -> Non
         def __init__(self) -> None:
             self.batches = iter(range(0, len(images), BATCH))
 
-        def get_next(self) -> dict[str, Any] | None:
+        def get_next(  # pyright: ignore[reportIncompatibleMethodOverride]
+            self,
+        ) -> dict[str, Any] | None:
             start = next(self.batches, None)
             return None if start is None else {INPUT: images[start : start + BATCH]}
 
@@ -54,7 +56,7 @@ def onnxruntime_static(method: str, graph: str, images: Any, output: str) -> Non
 
 def nncf(preset: str, graph: str, images: Any, output: str) -> None:
     """NNCF's post-training quantisation, with its fast bias correction."""
-    import nncf
+    import nncf  # pyright: ignore[reportMissingImports]
     import onnx
 
     dataset = nncf.Dataset([{INPUT: images[index : index + 1]} for index in range(len(images))])
@@ -69,7 +71,9 @@ def nncf(preset: str, graph: str, images: Any, output: str) -> None:
 
 def modelopt(method: str, graph: str, images: Any, output: str) -> None:
     """NVIDIA ModelOpt's ONNX quantisation, placed for TensorRT."""
-    from modelopt.onnx.quantization import quantize
+    from modelopt.onnx.quantization import (  # pyright: ignore[reportMissingImports]
+        quantize,
+    )
 
     quantize(
         graph,
