@@ -44,6 +44,7 @@ from resdeploy.storage import write_file
 from resdeploy.train.model import Classifier
 
 HERE = Path(__file__).parent
+OUR_MODULE = "benchmarks.quantization_ours"
 NORMALISED = "normalize.add"
 PEER_INPUT = "pixels"
 REQUIREMENTS = {
@@ -114,6 +115,9 @@ class Judge:
 @click.option("--images", type=int, default=512, show_default=True, help="To calibrate on.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
 @click.option(
+    "--peer", "peers", type=click.Choice(PEERS), multiple=True, default=PEERS, help="[default: all]"
+)
+@click.option(
     "--environments",
     type=click.Path(path_type=Path),
     default=Path("~/.cache/resdeploy/quantizers"),
@@ -127,14 +131,17 @@ def main(
     image_size: int,
     images: int,
     seeds: tuple[int, ...],
+    peers: tuple[str, ...],
     environments: Path,
     output: Path | None,
 ) -> None:
     """Quantise with every tool and every draw, judge, print, and write down."""
-    pythons = {tool: _environment(environments.expanduser() / tool, tool) for tool in REQUIREMENTS}
+    folder = environments.expanduser()
+    pythons = {peer: _environment(folder / peer.split()[0], peer.split()[0]) for peer in peers}
     source = read_source(checkpoint, image_size=image_size, calibration_data=data)
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
+    checkpoint, data = checkpoint.resolve(), data.resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
         judge = _prepare(source, data, work)
         rows: list[Row] = []
         for seed in seeds:
@@ -216,9 +223,7 @@ def _draw(
 ) -> Iterator[Row]:
     """Every contender on one draw of the calibration images."""
     size = str(source.preprocessing.image_size)
-    took = _run(
-        [sys.executable, HERE / "quantization_ours.py", checkpoint, size, data, images, seed, work]
-    )
+    took = _run([sys.executable, "-m", OUR_MODULE, checkpoint, size, data, images, seed, work])
     for encoding, name in OURS.items():
         graph = (work / f"{encoding.value}.onnx").read_bytes()
         logits = run_batches(OnnxRuntimeCpu(graph, encoding), judge.images, 50)
@@ -227,12 +232,12 @@ def _draw(
     ledger = Ledger(source.preprocessing, wanted=images + SCORING_IMAGES)
     admitted = np.concatenate(list(ledger.admit(draw(source.pools.calibration, seed), 64)))
     np.save(work / "calibration.npy", _normalise(work, admitted[SCORING_IMAGES:]))
-    for peer in PEERS:
+    for peer, python in pythons.items():
         output = work / "peer.onnx"
         output.unlink(missing_ok=True)
         took = _run(
             [
-                pythons[peer.split()[0]], HERE / "quantization_peer.py", peer,
+                python, HERE / "quantization_peer.py", peer,
                 work / "core.onnx", work / "calibration.npy", output,
             ]
         )  # fmt: skip
@@ -243,7 +248,11 @@ def _draw(
 def _run(command: Sequence[object]) -> Any:
     """What the process printed last, as JSON."""
     done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=HERE.parent,
     )
     if done.returncode:
         raise click.ClickException(f"{command[1]} failed: {done.stderr[-2000:]}")

@@ -1,6 +1,6 @@
 """resdeploy's own part of `quantization.py`, in a process of its own.
 
-    python quantization_ours.py CHECKPOINT IMAGE_SIZE DATA IMAGES SEED FOLDER
+    python -m benchmarks.quantization_ours CHECKPOINT IMAGE_SIZE DATA IMAGES SEED FOLDER
 
 Writes both INT8 graphs to FOLDER; prints seconds, peak memory and calibrators as JSON.
 """
@@ -8,11 +8,11 @@ Writes both INT8 graphs to FOLDER; prints seconds, peak memory and calibrators a
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
+from benchmarks.quantization_peer import peak_megabytes
 from resdeploy.export.calibrate import calibrate
 from resdeploy.export.source import read_source
 from resdeploy.export.to_onnx import to_bytes, to_onnx
@@ -34,9 +34,8 @@ def main(checkpoint: str, image_size: str, data: str, images: str, seed: str, fo
     for encoding, recipe in calibration.recipes.items():
         Path(folder, f"{encoding.value}.onnx").write_bytes(to_bytes(recipe.apply(model)))
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     method = {kind.value: recipe.calibrator for kind, recipe in calibration.recipes.items()}
-    print(json.dumps({"seconds": seconds, "peak_mb": peak, "calibrators": method}))
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_megabytes(), "calibrators": method}))
 
 
 if __name__ == "__main__":

@@ -89,13 +89,13 @@ class Ledger:
             )
         if refused := self.refused:
             logger.info(
-                "calibration passed over %d images: %s",
+                "passed over %d images: %s",
                 sum(refused.values()),
                 ", ".join(f"{count} {reason}" for reason, count in refused.items()),
             )
         if len(self.digests) < self.wanted:
             logger.info(
-                "only %d calibration images can be used, of %d wanted",
+                "only %d images can be used, of %d wanted",
                 len(self.digests), self.wanted,
             )  # fmt: skip
 

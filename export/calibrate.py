@@ -18,16 +18,18 @@ from resdeploy.calibration.ranges import TensorStatistics
 from resdeploy.errors import CalibrationError
 from resdeploy.export.handback import Handback
 from resdeploy.export.placement import place
+from resdeploy.export.qdq import integer_weights
 from resdeploy.export.recipe import Recipe
 from resdeploy.export.source import Source
-from resdeploy.export.to_onnx import to_bytes, with_outputs
+from resdeploy.export.to_onnx import with_outputs
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.progress import Progress
 from resdeploy.runtime.golden import run_batches
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 from resdeploy.statistics import agreement_percent, sqnr_db
 
-OBSERVATION_BATCH = 16
+# At once; all activations of a batch are in memory: 2 GB at 224 pixels.
+PIXELS_AT_ONCE, MOST_AT_ONCE = 16 * 224 * 224, 64
 SCORING_IMAGES = 128
 ENCODINGS = (Encoding.TENSORRT, Encoding.CPU)
 
@@ -145,7 +147,7 @@ def calibrate(
     chosen = family(calibrator)
     spared = min(SCORING_IMAGES, len(paths) // 4) if len(chosen) > 1 else 0
     ledger = Ledger(source.preprocessing, wanted=images + spared, excluded=golden_digests)
-    admitted = ledger.admit(paths, OBSERVATION_BATCH)
+    admitted = ledger.admit(paths, batch_size(source.preprocessing.image_size))
     scoring: list[UInt8Array] = []
 
     def batches() -> Iterator[UInt8Array]:
@@ -159,11 +161,15 @@ def calibrate(
                 missing -= len(scoring[-1])
 
     statistics = observe(with_outputs(model, tensors), tensors, batches())
-    scores = _score(model, statistics, chosen, np.concatenate(scoring), progress) if spared else ()
+    tried = {
+        (name, encoding): choose_ranges(statistics, name, encoding)
+        for name in chosen
+        for encoding in ENCODINGS
+    }
+    scores = _score(model, tried.values(), np.concatenate(scoring), progress) if spared else ()
     return Calibration(
         recipes={
-            encoding: choose_ranges(statistics, _best(scores, encoding, chosen), encoding)
-            for encoding in ENCODINGS
+            encoding: tried[_best(scores, encoding, chosen), encoding] for encoding in ENCODINGS
         },
         scores=scores,
         digests=tuple(ledger.digests[spared:]),
@@ -174,6 +180,11 @@ def calibrate(
         growth_percent=100 * float(np.median([seen.growth for seen in statistics.values()])),
         statistics=statistics,
     )
+
+
+def batch_size(image_size: int) -> int:
+    """Images to run at once: more of small ones."""
+    return int(np.clip(PIXELS_AT_ONCE // image_size**2, 1, MOST_AT_ONCE))
 
 
 def family(calibrator: str) -> list[str]:
@@ -207,36 +218,33 @@ def _balance(source: Source, paths: Sequence[Path]) -> ClassBalance | None:
 
 
 def _score(
-    model: ir.Model,
-    statistics: Mapping[str, TensorStatistics],
-    calibrators: Sequence[str],
-    images: UInt8Array,
-    progress: Progress,
+    model: ir.Model, recipes: Collection[Recipe], images: UInt8Array, progress: Progress
 ) -> tuple[Score, ...]:
     reference = _logits(model, Encoding.FLOAT, images)
+    weights = {encoding: integer_weights(model, encoding) for encoding in ENCODINGS}
     scores = []
-    with progress("scoring", len(calibrators) * len(ENCODINGS)) as advance:
-        for name in calibrators:
-            for encoding in ENCODINGS:
-                recipe = choose_ranges(statistics, name, encoding)
-                logits = _logits(recipe.apply(model, half=False), encoding, images)
-                ratios = sqnr_db(reference, logits)
-                scores.append(
-                    Score(
-                        calibrator=name,
-                        encoding=encoding,
-                        agreement=agreement_percent(reference, logits),
-                        sqnr_db=float(np.median(ratios)),
-                        sqnr_db_p5=float(np.percentile(ratios, 5)),
-                    )
+    with progress("scoring", len(recipes)) as advance:
+        for recipe in recipes:
+            quantised = recipe.apply(model, half=False, weights=weights[recipe.encoding])
+            logits = _logits(quantised, recipe.encoding, images)
+            ratios = sqnr_db(reference, logits)
+            scores.append(
+                Score(
+                    calibrator=recipe.calibrator,
+                    encoding=recipe.encoding,
+                    agreement=agreement_percent(reference, logits),
+                    sqnr_db=float(np.median(ratios)),
+                    sqnr_db_p5=float(np.percentile(ratios, 5)),
                 )
-                advance(1)
+            )
+            advance(1)
     return tuple(scores)
 
 
 def _logits(model: ir.Model, encoding: Encoding, images: UInt8Array) -> Float32Array:
-    backend = OnnxRuntimeCpu(to_bytes(model), encoding)
-    logits = run_batches(backend, images, OBSERVATION_BATCH)
+    # No graph but the chosen one is checked: the checker takes as long as the images.
+    backend = OnnxRuntimeCpu(ir.to_proto(model).SerializeToString(), encoding)
+    logits = run_batches(backend, images, batch_size(images.shape[1]))
     backend.close()
     return logits
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from resdeploy.bundle import Encoding
+from resdeploy.bundle import Encoding, Float32Array
 from resdeploy.calibration.ranges import Range
 from resdeploy.calibration.scales import (
     Affine,
@@ -19,6 +19,21 @@ from resdeploy.calibration.scales import (
 )
 from resdeploy.export.placement import WEIGHTED, QuantizedEdge
 
+Weights = Mapping[str, tuple[npt.NDArray[np.int8], Float32Array]]
+"""Integers and their scales, by the weight's name."""
+
+
+def integer_weights(model: ir.Model, encoding: Encoding) -> Weights:
+    """The weights of all convolutions and classifiers as `encoding` holds them."""
+    weights = {}
+    for node in model.graph:
+        if node.op_type in WEIGHTED and (weight := node.inputs[1]) is not None:
+            assert weight.name is not None
+            assert weight.const_value is not None
+            exact = weight.const_value.numpy().astype(np.float32)
+            weights[weight.name] = quantize_weight(exact, half=encoding is not Encoding.CPU)
+    return weights
+
 
 def insert_qdq(
     model: ir.Model,
@@ -27,6 +42,7 @@ def insert_qdq(
     encoding: Encoding,
     *,
     in_float: Collection[str] = (),
+    weights: Weights | None = None,
 ) -> None:
     """Quantise `edges`, and the weights of every convolution and classifier that reads one.
 
@@ -40,6 +56,7 @@ def insert_qdq(
         ranges: For every `range_of` in `edges`.
         encoding: TENSORRT or CPU.
         in_float: Names of nodes whose weights stay float though they read an edge.
+        weights: From `integer_weights`, where many graphs are made of one network.
     """
     graph = model.graph
     nodes = {node.name: node for node in graph}
@@ -56,7 +73,7 @@ def insert_qdq(
                 affine_of[reader] = affine
     for name, affine in affine_of.items():
         if nodes[name].op_type in WEIGHTED and name not in in_float:
-            _quantize_weights(graph, nodes[name], affine, on_cpu=on_cpu)
+            _quantize_weights(graph, nodes[name], affine, weights or {}, on_cpu=on_cpu)
 
 
 def _quantize_activation(
@@ -79,10 +96,14 @@ def _quantize_activation(
     return dequantize.outputs[0]
 
 
-def _quantize_weights(graph: ir.Graph, node: ir.Node, affine: Affine, *, on_cpu: bool) -> None:
+def _quantize_weights(
+    graph: ir.Graph, node: ir.Node, affine: Affine, weights: Weights, *, on_cpu: bool
+) -> None:
     weight = node.inputs[1]
     assert weight is not None
-    integers, scales = quantize_weight(_take(graph, weight), half=not on_cpu)
+    assert weight.name is not None
+    exact = _take(graph, weight)
+    integers, scales = weights.get(weight.name) or quantize_weight(exact, half=not on_cpu)
     dequantized = [_dequantized_constant(graph, str(weight.name), integers, scales)]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if on_cpu and bias is not None:

@@ -15,7 +15,7 @@ from resdeploy.errors import BundleError
 from resdeploy.export.half import to_half
 from resdeploy.export.handback import hand_back
 from resdeploy.export.placement import QuantizedEdge, place
-from resdeploy.export.qdq import insert_qdq
+from resdeploy.export.qdq import Weights, insert_qdq
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,9 @@ class Recipe:
         """The edges of the FP32 graph that are quantised."""
         return hand_back(model, place(model.graph, self.encoding), self.in_float, self.encoding)
 
-    def apply(self, model: ir.Model, *, half: bool = True) -> ir.Model:
+    def apply(
+        self, model: ir.Model, *, half: bool = True, weights: Weights | None = None
+    ) -> ir.Model:
         """A quantised copy of the FP32 graph.
 
         Args:
@@ -40,10 +42,13 @@ class Recipe:
             half: For TensorRT, float16 between the integers: float32 islands are slower than a
                 graph that is float16 throughout. Without, the copy runs faster on CPUs, and
                 differs by far less than INT8 does.
+            weights: See `insert_qdq`.
         """
         quantised = model.clone()
         edges = self.edges(model)
-        insert_qdq(quantised, edges, self.ranges, self.encoding, in_float=self.in_float)
+        insert_qdq(
+            quantised, edges, self.ranges, self.encoding, in_float=self.in_float, weights=weights
+        )
         if half and self.encoding is Encoding.TENSORRT:
             to_half(quantised)
         return quantised

@@ -88,7 +88,7 @@ def test_what_cannot_be_used_is_counted_by_reason(
         "unreadable": 1, "duplicate": 2, "constant": 1, "also used to verify": 1,
     }  # fmt: skip
     assert "damaged.png" in caplog.text
-    assert "only 5 calibration images can be used, of 100 wanted" in caplog.text
+    assert "only 5 images can be used, of 100 wanted" in caplog.text
 
 
 def test_not_one_usable_image_is_an_error(tmp_path: Path) -> None:

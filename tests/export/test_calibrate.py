@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from resdeploy.calibration.calibrators import CALIBRATORS
-from resdeploy.export.calibrate import ENCODINGS, Calibration, calibrate, family
+from resdeploy.export.calibrate import ENCODINGS, Calibration, batch_size, calibrate, family
 from resdeploy.export.recipe import write_recipes
 from resdeploy.export.source import ImagePools, Source, read_source
 from resdeploy.export.to_onnx import to_onnx
@@ -46,6 +46,11 @@ def run(source: Source, calibrator: str, images: int = 40, seed: int = 0) -> Cal
 )
 def test_families(asked: str, names: list[str]) -> None:
     assert family(asked) == names
+
+
+@pytest.mark.parametrize(("size", "batch"), [(8, 64), (32, 64), (224, 16), (1024, 1)])
+def test_large_images_run_few_at_once(size: int, batch: int) -> None:
+    assert batch_size(size) == batch
 
 
 def test_one_calibrator_needs_no_scoring(source: Source) -> None:
