@@ -42,9 +42,11 @@ class Histogram:
         largest = float(np.abs(values).max(initial=0.0))
         while largest >= BINS * self.width:
             self._widen()
-        # A product with a power of two is exact.
-        indices = np.floor(values.ravel() * np.float32(1 / self.width)).astype(np.int64)
-        self.counts += np.bincount(indices + BINS, minlength=2 * BINS)
+        flat = values.ravel()
+        # A product with a power of two is exact, except that the smallest numbers vanish in it.
+        bins = np.floor(flat * np.float32(1 / self.width))
+        bins -= (bins == 0) & (flat < 0)
+        self.counts += np.bincount(bins.astype(np.int64) + BINS, minlength=2 * BINS)
 
     def _widen(self) -> None:
         merged = self.counts.reshape(-1, 2).sum(axis=1)

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from resdeploy.bundle import Bundle, open_bundle
 from resdeploy.export.pipeline import ExportConfig, export
 from tests.samples import CLASSES, SIZE, make_classifier, write_images
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# `make test` is the same everywhere, however slow the machine; HYPOTHESIS_PROFILE=search looks
+# for new counterexamples, which then become an @example.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(autouse=True)

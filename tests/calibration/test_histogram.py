@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -35,6 +35,7 @@ def test_order_and_batches_do_not_matter(array: npt.NDArray[np.float32], random:
 
 
 @given(values)
+@example(np.array([4096, -1e-45], np.float32))  # the product with 1 / width is -0.0
 def test_every_value_is_in_its_bin(array: npt.NDArray[np.float32]) -> None:
     histogram = histogram_of(array)
     exact = np.floor(array.astype(np.float64) / histogram.width).astype(np.int64)
