@@ -38,7 +38,8 @@ from resdeploy.export.to_onnx import to_bytes, to_onnx
 from resdeploy.imagefolder import match_labels, read_batches, read_image_folder
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.runtime.golden import run_batches
-from resdeploy.runtime.onnxruntime_cpu import HARMFUL_OPTIMIZER, OnnxRuntimeCpu
+from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.runtime.onnxruntime_session import HARMFUL_OPTIMIZER
 from resdeploy.statistics import agreement_percent, compare_accuracy, sqnr_db
 from resdeploy.storage import write_file
 from resdeploy.train.model import Classifier

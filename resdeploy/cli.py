@@ -148,6 +148,55 @@ def export(force: bool, **settings: Any) -> Outcome:
 
 
 @main.command()
+@click.argument("bundle", type=EXISTING, required=False)
+@PRECISION
+@click.option(
+    "--flavour",
+    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    help="[default: tensorrt where it is installed]",
+)
+@click.option(
+    "--batch",
+    metavar="MIN,OPT,MAX",
+    callback=lambda context, parameter, text: read_batches(text),
+    default="1,8,32",
+    show_default=True,
+    help="Images at once: fewest, usual, most; one number for all.",
+)
+@click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Memory for kernels.")
+@click.option("--version-compatible", is_flag=True, help="Later releases may load it.")
+@click.option("--hardware-compatible", is_flag=True, help="Other GPUs from Ampere on may run it.")
+@click.option("--dla", type=int, metavar="CORE", help="For a Jetson's accelerator, not its GPU.")
+@click.option("--prune", is_flag=True, help="Only remove engines, the longest unused first.")
+@click.option(
+    "--keep",
+    type=click.FloatRange(0),
+    metavar="GIB",
+    default=4.0,
+    show_default=True,
+    help="What --prune leaves.",
+)
+@click.option("--force", is_flag=True, help="Build anew what is there already.")
+@command
+def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> Outcome:
+    """Build a TensorRT engine of BUNDLE for this machine, into the cache."""
+    from resdeploy.bundle import open_bundle
+    from resdeploy.progress import progress_bar
+    from resdeploy.render import build_text, prune_text
+    from resdeploy.runtime.tensorrt.build import build_asked_for
+    from resdeploy.runtime.tensorrt.engine_cache import prune_engines
+
+    if prune:
+        refuse_given({"bundle": bundle, **settings}, "--prune builds nothing")
+        pruned = prune_engines(int(keep * 2**30))
+        return Outcome(pruned, prune_text(pruned))
+    if bundle is None:
+        raise click.UsageError("name a BUNDLE to build, or add --prune")
+    result = build_asked_for(open_bundle(bundle), progress=progress_bar, **settings)
+    return Outcome(result, build_text(result))
+
+
+@main.command()
 @click.argument("bundle", type=EXISTING)
 @click.option("--data", type=EXISTING, help="Labelled folder, for accuracy and a verdict.")
 @click.option("--max-drop", type=float, default=1.0, show_default=True, help="Points of accuracy.")
@@ -205,10 +254,11 @@ def bench(
 @command
 def predict(bundle: Path, images: tuple[Path, ...], top: int, **settings: Any) -> Outcome:
     """Name what IMAGES show."""
+    from resdeploy.progress import progress_bar
     from resdeploy.render import predictions_text
     from resdeploy.runtime.model import load, predict_files
 
-    with load(bundle, **settings) as model:
+    with load(bundle, progress=progress_bar, **settings) as model:
         result = predict_files(model, images, top)
     return Outcome(result, predictions_text(result))
 
@@ -248,6 +298,18 @@ def doctor() -> Outcome:
 
     result = diagnose()
     return Outcome(result, diagnosis_text(result), Exit.OK if result.healthy else Exit.FAILED)
+
+
+def read_batches(text: str) -> Any:
+    """The value of --batch."""
+    from resdeploy.runtime.backend import Batches
+
+    try:
+        return Batches.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} is not MIN,OPT,MAX, in ascending order from 1"
+        ) from error
 
 
 def refuse_given(names: Iterable[str], reason: str) -> None:

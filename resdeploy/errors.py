@@ -72,6 +72,7 @@ class TrainingError(ResdeployError):
 # Which extra brings which optional package, by the name it is imported under.
 EXTRAS = {
     "onnxruntime": "cpu",
+    "cuda": "gpu",
     "torch": "train",
     "safetensors": "train",
     "sklearn": "train",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from resdeploy.runtime.bench import Benchmark
     from resdeploy.runtime.doctor import Diagnosis
     from resdeploy.runtime.model import FilePredictions
+    from resdeploy.runtime.tensorrt.build import BuildReport
+    from resdeploy.runtime.tensorrt.engine_cache import PruneReport
     from resdeploy.runtime.verify import Verification
     from resdeploy.train.loop import TrainingResult
 
@@ -252,11 +254,35 @@ def diagnosis_text(result: Diagnosis) -> str:
         f"gpu       {', '.join(result.gpu) or 'none'}",
     ]
     for backend in result.backends:
-        state = f"ready, {backend.version}" if backend.available else f"missing: {backend.install}"
+        state = f"ready, {backend.version}" if backend.available else f"no: {backend.obstacle}"
         lines.append(f"backend   {backend.name}: {state}")
     lines += [f"advice    {line}" for line in result.advice]
     lines.append(f"python    {', '.join(f'{k} {v}' for k, v in result.versions.items())}")
     return "\n".join(lines)
+
+
+def build_text(result: BuildReport) -> str:
+    """Where the engine is, what it is, and whether it is in integers as expected."""
+    how = "was there" if result.cached else f"built in {result.seconds:.1f} s"
+    lines = [
+        str(result.engine),
+        f"{result.artifact} for batches of {result.batches} by {result.flavour.value} "
+        f"{result.version}: {result.bytes / 1e6:.1f} MB, {how}",
+    ]
+    if result.convs is not None:
+        lines.append(
+            f"{result.int8_convs} of {result.convs} convolutions in INT8, "
+            f"{result.int8_convs_expected} expected"
+        )
+    return "\n".join(lines)
+
+
+def prune_text(result: PruneReport) -> str:
+    """What went, and what stayed."""
+    return (
+        f"{plural(result.removed, 'engine')} removed ({result.freed_bytes / 1e6:.1f} MB), "
+        f"{result.kept} kept ({result.bytes / 1e6:.1f} MB) in {result.folder}"
+    )
 
 
 def plural(count: float, noun: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from resdeploy.bundle import open_bundle
 from resdeploy.contender import answer
+from resdeploy.runtime.backend import Batches, Opening
 from resdeploy.runtime.selection import candidates
 
 
@@ -20,7 +21,7 @@ def prepare(
     """Load one artifact and return what runs it on a batch of golden images."""
     bundle = open_bundle(Path(path))
     (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
-    opened = candidate.open(bundle, threads)
+    opened = candidate.open(bundle, Opening(threads=threads, batches=Batches(batch, batch, batch)))
     images = bundle.golden().images
     images = images[np.arange(batch) % len(images)]
     return lambda: opened.run(images), {}

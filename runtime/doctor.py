@@ -17,8 +17,9 @@ class BackendStatus:
     name: str
     available: bool
     version: str | None
-    install: str | None
-    """The command that brings it, where it is missing."""
+    obstacle: str | None
+    """Why it cannot run here."""
+    remedy: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +44,13 @@ def diagnose(device: Device | None = None) -> Diagnosis:
     backends = tuple(
         BackendStatus(
             name=engine.name,
-            available=version is not None,
-            version=version,
-            install=None if version else f"pip install 'resdeploy[{engine.extra}]'",
+            available=obstacle is None,
+            version=engine.version(),
+            obstacle=obstacle.reason if obstacle else None,
+            remedy=obstacle.remedy if obstacle else None,
         )
         for engine in ENGINES
-        for version in [engine.version()]
+        for obstacle in [engine.obstacle()]
     )
     return Diagnosis(
         platform=device.to_json(),
@@ -61,15 +63,13 @@ def diagnose(device: Device | None = None) -> Diagnosis:
 
 def _advice(device: Device, backends: tuple[BackendStatus, ...]) -> list[str]:
     advice = [
-        f"{backend.name} is not installed: {backend.install}"
+        f"{backend.name}: {backend.obstacle}; {backend.remedy}"
         for backend in backends
-        if not backend.available
+        if not backend.available and (device.gpus or device.l4t or "cpu" in backend.name)
     ]
     if not device.cpu.multiplies_int8_exactly:
         advice.append(
             "this processor has no VNNI: int8 runs with exact but slower kernels; "
             "compare with resdeploy bench"
         )
-    if device.gpus or device.jetson:
-        advice.append("this version runs on the CPU only; the GPU found here is not used yet")
     return advice

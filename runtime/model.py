@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resdeploy.bundle import Artifact, Bundle, Float32Array, open_bundle
-from resdeploy.errors import BackendError
+from resdeploy.errors import BackendError, OutputError
 from resdeploy.preprocessing import UInt8Array, load_image, prepare
-from resdeploy.runtime.backend import Backend
+from resdeploy.progress import Progress, silent
+from resdeploy.runtime.backend import Backend, Opening
 from resdeploy.runtime.golden import check_golden
 from resdeploy.runtime.selection import AUTO, candidates
 
@@ -133,6 +134,7 @@ def load(
     backend: str = AUTO,
     precision: str = AUTO,
     threads: int | None = None,
+    progress: Progress = silent,
 ) -> Model:
     """Open a bundle with the usually fastest engine and precision that verify on this machine.
 
@@ -141,6 +143,7 @@ def load(
         backend: An engine's name, or `auto`.
         precision: `fp32`, `fp16`, `int8`, or `auto`.
         threads: Threads for one inference on a CPU; None for one per core.
+        progress: Told how far a TensorRT engine is that has to be built first.
 
     Raises:
         BackendError: nothing that was asked for can run here, or nothing gave PyTorch's answers.
@@ -150,11 +153,14 @@ def load(
     golden = bundle.golden()
     for candidate in candidates(bundle, backend, precision):
         engine, artifact = candidate.engine.name, candidate.artifact
+        opened: Backend | None = None
         try:
-            opened = candidate.open(bundle, threads)
+            opened = candidate.open(bundle, Opening(threads=threads, progress=progress))
             check = check_golden(opened, artifact, golden, images=GOLDEN_IMAGES_AT_LOAD)
-        except BackendError as error:
+        except (BackendError, OutputError) as error:
             logger.warning("%s cannot run %s: %s", engine, artifact.name, error)
+            if opened is not None:
+                opened.close()
             continue
         if check.passed:
             return Model(bundle, artifact, opened)

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from resdeploy.bundle import INPUT_NAME, OUTPUT_NAME, Artifact, Bundle, Encoding, Float32Array
+from resdeploy.bundle import Artifact, Bundle, Encoding, Float32Array
 from resdeploy.cpu import Cpu, read_cpu
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.preprocessing import UInt8Array
+from resdeploy.runtime.backend import Obstacle, Opening
+from resdeploy.runtime.onnxruntime_session import (
+    ERRORS_ONLY,
+    create_session,
+    installed_version,
+    run_session,
+)
 
 if TYPE_CHECKING:
     import onnxruntime
 
 NAME = "onnxruntime-cpu"
 ARTIFACTS = ("int8-cpu", "fp32", "fp16", "int8")
-# This step turns a float bias behind Q/DQ into an int32 one whose float16 scale underflows, which
-# spoils the logits of the TensorRT encoding (seen in 1.32.0; a test shows that it matters).
-HARMFUL_OPTIMIZER = "WeightBiasQuantization"
-ERRORS_ONLY = 3
+PROVIDER = "CPUExecutionProvider"
 
 
-def version() -> str | None:
-    """The version of ONNX Runtime; None where it is not installed."""
-    if find_spec("onnxruntime") is None:
-        return None
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
+def obstacle() -> Obstacle | None:
+    """Why it cannot run here."""
+    if installed_version() is None:
+        return Obstacle("onnxruntime is not installed", "pip install 'resdeploy[cpu]'")
+    return None
 
 
 def artifacts(version: str) -> tuple[str, ...]:
@@ -51,13 +50,13 @@ def rounds_float16(version: str) -> bool:
     return numbers is not None and tuple(map(int, numbers.groups())) >= (1, 30)
 
 
-def open_artifact(bundle: Bundle, artifact: Artifact, threads: int | None) -> OnnxRuntimeCpu:
+def open_artifact(bundle: Bundle, artifact: Artifact, opening: Opening) -> OnnxRuntimeCpu:
     """Load one of a bundle's graphs, after checking its sha256.
 
     Raises:
         BackendError, BundleError, MissingDependencyError: it cannot be loaded.
     """
-    return OnnxRuntimeCpu(bundle.read(artifact.file), artifact.encoding, threads)
+    return OnnxRuntimeCpu(bundle.read(artifact.file), artifact.encoding, opening.threads)
 
 
 def session_options(
@@ -101,33 +100,13 @@ class OnnxRuntimeCpu:
                 "float16 off where it should round",
                 "install onnxruntime 1.30 or newer; to serve on a CPU, use int8-cpu",
             )
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                graph,
-                session_options(encoding, read_cpu(), threads),
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=[HARMFUL_OPTIMIZER],
-            )
-        except Exception as error:  # pybind raises classes of its own, without a common base
-            raise BackendError(
-                f"ONNX Runtime refuses the graph: {_first_line(error)}",
-                "resdeploy doctor shows the versions; 1.23.2 is the oldest that is supported",
-            ) from error
+        options = session_options(encoding, read_cpu(), threads)
+        self._session: Any = create_session(graph, options, [(PROVIDER, {})])
 
     def run(self, images: UInt8Array) -> Float32Array:
         """See `Backend.run`."""
-        try:
-            (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
-        except Exception as error:
-            raise BackendError(
-                f"ONNX Runtime failed: {_first_line(error)}", "try a smaller batch"
-            ) from error
-        return np.asarray(logits, dtype=np.float32)
+        return run_session(self._session, images)
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._session = None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

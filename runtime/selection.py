@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from resdeploy.bundle import Artifact, Bundle
 from resdeploy.errors import BackendError
-from resdeploy.runtime import onnxruntime_cpu
-from resdeploy.runtime.backend import Backend
+from resdeploy.runtime import onnxruntime_cpu, onnxruntime_gpu, onnxruntime_session
+from resdeploy.runtime.backend import DEFAULT_OPENING, Backend, Obstacle, Opening
+from resdeploy.runtime.tensorrt import build, flavour, opening
+from resdeploy.runtime.tensorrt.flavour import Flavour
 
 AUTO = "auto"
 
@@ -18,23 +21,51 @@ class Engine:
     """A kind of backend."""
 
     name: str
-    open: Callable[[Bundle, Artifact, int | None], Backend]
+    open: Callable[[Bundle, Artifact, Opening], Backend]
+    obstacle: Callable[[], Obstacle | None]
+    """Why it cannot run here; None where it can. Quick, and without loading the engine."""
     version: Callable[[], str | None]
     """None where it is not installed."""
     artifacts: Callable[[str], tuple[str, ...]]
     """Names of the artifacts that a version can run, the fastest first."""
-    extra: str
-    """What to install for it."""
+    automatic: bool = True
+    """Whether `auto` may choose it."""
+
+
+def _tensorrt(kind: Flavour) -> Engine:
+    return Engine(
+        name=kind.value,
+        open=opening.opener(kind),
+        obstacle=partial(flavour.obstacle, kind),
+        version=partial(flavour.installed_version, kind),
+        artifacts=lambda version: build.ARTIFACTS,
+    )
+
+
+def _onnxruntime_gpu(name: str, *, automatic: bool) -> Engine:
+    return Engine(
+        name=name,
+        open=onnxruntime_gpu.opener(name),
+        obstacle=partial(onnxruntime_gpu.obstacle, name),
+        version=onnxruntime_session.installed_version,
+        artifacts=lambda version: onnxruntime_gpu.ARTIFACTS[name],
+        automatic=automatic,
+    )
 
 
 # From the fastest to the slowest.
 ENGINES = (
+    _tensorrt(Flavour.TENSORRT),
+    _tensorrt(Flavour.RTX),
+    # It builds its engine anew, for minutes, whenever it is opened: only where it is asked for.
+    _onnxruntime_gpu(onnxruntime_gpu.TENSORRT, automatic=False),
+    _onnxruntime_gpu(onnxruntime_gpu.CUDA, automatic=True),
     Engine(
         name=onnxruntime_cpu.NAME,
         open=onnxruntime_cpu.open_artifact,
-        version=onnxruntime_cpu.version,
+        obstacle=onnxruntime_cpu.obstacle,
+        version=onnxruntime_session.installed_version,
         artifacts=onnxruntime_cpu.artifacts,
-        extra="cpu",
     ),
 )
 
@@ -46,9 +77,9 @@ class Candidate:
     engine: Engine
     artifact: Artifact
 
-    def open(self, bundle: Bundle, threads: int | None = None) -> Backend:
+    def open(self, bundle: Bundle, opening: Opening = DEFAULT_OPENING) -> Backend:
         """Load the artifact into the engine; see the engine's class for what it raises."""
-        return self.engine.open(bundle, self.artifact, threads)
+        return self.engine.open(bundle, self.artifact, opening)
 
 
 def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> list[Candidate]:
@@ -56,7 +87,7 @@ def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> li
 
     Args:
         bundle: The bundle.
-        backend: An engine's name, or `auto` for all.
+        backend: An engine's name, or `auto` for all that need not be asked for.
         precision: `fp32`, `fp16`, `int8`, or `auto` for all.
 
     Raises:
@@ -65,20 +96,27 @@ def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> li
     names = [engine.name for engine in ENGINES]
     if backend not in (AUTO, *names):
         raise BackendError(f"there is no backend {backend!r}", f"choose from {', '.join(names)}")
-    engines = [engine for engine in ENGINES if backend in (AUTO, engine.name)]
-    installed = [(engine, version) for engine in engines if (version := engine.version())]
-    if not installed:
-        raise BackendError(
-            f"no backend is installed for {backend if backend != AUTO else 'this machine'}",
-            f"pip install 'resdeploy[{engines[-1].extra}]'",
-        )
-    by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
-    found = [
-        Candidate(engine=engine, artifact=by_name[name])
-        for engine, version in installed
-        for name in engine.artifacts(version)
-        if name in by_name and precision in (AUTO, by_name[name].precision.value)
+    asked = [
+        engine
+        for engine in ENGINES
+        if engine.name == backend or (backend == AUTO and engine.automatic)
     ]
+    found = []
+    by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
+    obstacles: list[Obstacle] = []
+    for engine in asked:
+        if obstacle := engine.obstacle():
+            obstacles.append(obstacle)
+            continue
+        found += [
+            Candidate(engine=engine, artifact=by_name[name])
+            for name in engine.artifacts(engine.version() or "")
+            if name in by_name and precision in (AUTO, by_name[name].precision.value)
+        ]
+    if len(obstacles) == len(asked):
+        last = obstacles[-1]
+        what = f"{backend} cannot run here" if backend != AUTO else "no backend can run here"
+        raise BackendError(f"{what}: {last.reason}", last.remedy)
     if not found:
         there = ", ".join(by_name)
         raise BackendError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from resdeploy.imagefolder import (
 )
 from resdeploy.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
-from resdeploy.runtime.backend import Backend
+from resdeploy.runtime.backend import Backend, Opening
 from resdeploy.runtime.golden import GoldenCheck, check_golden, run_batches
 from resdeploy.runtime.selection import AUTO, Candidate, candidates
 from resdeploy.statistics import Verdict, agreement_percent, compare_accuracy, sqnr_db
@@ -103,21 +103,19 @@ def verify(
         DataError: the folder cannot be used with this model.
     """
     chosen = sorted(candidates(bundle, backend, precision), key=_by_precision)
+    opening = Opening(threads=threads, progress=progress)
     if data is None:
-        return _verify_golden(bundle, chosen, threads)
+        return _verify_golden(bundle, chosen, opening)
     images = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
-    return _verify_data(bundle, chosen, images, max_drop, threads, progress)
+    return _verify_data(bundle, chosen, images, max_drop, opening, progress)
 
 
-def _verify_golden(
-    bundle: Bundle, chosen: Iterable[Candidate], threads: int | None
-) -> Verification:
+def _verify_golden(bundle: Bundle, chosen: Iterable[Candidate], opening: Opening) -> Verification:
     golden = bundle.golden()
     results = []
     for candidate in chosen:
-        opened = candidate.open(bundle, threads)
-        check = check_golden(opened, candidate.artifact, golden)
-        opened.close()
+        with closing(candidate.open(bundle, opening)) as opened:
+            check = check_golden(opened, candidate.artifact, golden)
         results.append(
             ArtifactResult(
                 backend=candidate.engine.name,
@@ -149,16 +147,17 @@ def _verify_data(
     chosen: list[Candidate],
     images: LabelledImages,
     max_drop: float,
-    threads: int | None,
+    opening: Opening,
     progress: Progress,
 ) -> Verification:
     # The yardstick is the bundle's own FP32 graph, which export held against PyTorch.
     baseline = candidates(bundle, precision=Precision.FP32.value)[0]
     contenders = [baseline, *(c for c in chosen if c != baseline)]
     with ExitStack() as stack:
-        opened = [candidate.open(bundle, threads) for candidate in contenders]
-        for backend in opened:
-            stack.callback(backend.close)
+        opened = [
+            stack.enter_context(closing(candidate.open(bundle, opening)))
+            for candidate in contenders
+        ]
         golden = bundle.golden()
         checks = [check_golden(b, c.artifact, golden) for b, c in zip(opened, contenders)]
         logits, labels, used = _run_all(bundle, opened, images, progress)

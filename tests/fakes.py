@@ -9,6 +9,7 @@ import numpy as np
 from resdeploy.bundle import Artifact, Bundle, Float32Array, Golden
 from resdeploy.errors import BackendError
 from resdeploy.preprocessing import UInt8Array
+from resdeploy.runtime.backend import Obstacle, Opening
 from resdeploy.runtime.selection import Engine
 
 
@@ -43,7 +44,7 @@ def make_engine(
 ) -> Engine:
     """An engine of `GoldenBackend`s; each one that is opened is handed to `opened`."""
 
-    def open_artifact(bundle: Bundle, artifact: Artifact, threads: int | None) -> GoldenBackend:
+    def open_artifact(bundle: Bundle, artifact: Artifact, opening: Opening) -> GoldenBackend:
         if fails:
             raise BackendError("it does not want to", "ask again")
         backend = GoldenBackend(bundle.golden(), factor)
@@ -53,7 +54,7 @@ def make_engine(
     return Engine(
         name=name,
         open=open_artifact,
+        obstacle=lambda: None if installed else Obstacle(f"{name} is not installed", "get it"),
         version=lambda: "1.0" if installed else None,
         artifacts=lambda version: artifacts,
-        extra="cpu",
     )

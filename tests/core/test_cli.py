@@ -18,7 +18,9 @@ from resdeploy.cli import exit_code, main
 from resdeploy.console import Exit
 from resdeploy.statistics import Verdict
 
-COMMANDS = ("demo", "train", "export", "verify", "bench", "predict", "explain", "doctor")
+COMMANDS = (
+    "demo", "train", "export", "build", "verify", "bench", "predict", "explain", "doctor",
+)  # fmt: skip
 
 
 def invoke(*arguments: object) -> Result:
@@ -60,6 +62,10 @@ def test_help_names_every_command_and_the_version() -> None:
         ["verify"],
         ["predict", "x.bundle"],
         ["bench", "x.bundle", "--batch", "0"],
+        ["build"],
+        ["build", "x.bundle", "--batch", "8,1,32"],
+        ["build", "x.bundle", "--batch", "many"],
+        ["build", "x.bundle", "--prune"],
         ["verify", "x.bundle", "--precision", "int4"],
         ["train", "--resume", "runs/x", "--epochs", "50"],
         ["train", "digits", "--resume", "runs/x"],
@@ -81,6 +87,7 @@ def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
         (["export", "weights.pth"], "there is no checkpoint at weights.pth"),
         (["verify", "none.bundle"], "none.bundle is not a bundle"),
         (["bench", "none.bundle"], "none.bundle is not a bundle"),
+        (["build", "none.bundle"], "none.bundle is not a bundle"),
         (["explain", "none.bundle"], "none.bundle is not a bundle"),
         (["predict", "none.bundle", "a.png"], "none.bundle is not a bundle"),
     ],

@@ -23,7 +23,8 @@ from resdeploy.export.to_onnx import to_bytes
 from resdeploy.preprocessing import image_digest
 from resdeploy.progress import silent
 from resdeploy.render import export_text
-from resdeploy.runtime.onnxruntime_cpu import HARMFUL_OPTIMIZER, OnnxRuntimeCpu
+from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.runtime.onnxruntime_session import HARMFUL_OPTIMIZER
 from resdeploy.statistics import agreement_percent, sqnr_db
 from tests.samples import CLASSES, SIZE
 

@@ -15,7 +15,8 @@ import torch
 from resdeploy.bundle import Encoding
 from resdeploy.cpu import Cpu
 from resdeploy.export.to_onnx import to_bytes
-from resdeploy.runtime.onnxruntime_cpu import HARMFUL_OPTIMIZER, OnnxRuntimeCpu, session_options
+from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu, session_options
+from resdeploy.runtime.onnxruntime_session import HARMFUL_OPTIMIZER
 from resdeploy.statistics import sqnr_db
 from resdeploy.train.architecture import Architecture, Shortcut
 from tests.export.conftest import Exported, export_network

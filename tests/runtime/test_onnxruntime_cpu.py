@@ -7,13 +7,14 @@ import pytest
 
 from resdeploy.bundle import Bundle, Encoding
 from resdeploy.errors import BackendError
+from resdeploy.runtime.backend import Opening
 from resdeploy.runtime.onnxruntime_cpu import (
     OnnxRuntimeCpu,
     artifacts,
     open_artifact,
     rounds_float16,
-    version,
 )
+from resdeploy.runtime.onnxruntime_session import installed_version
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_float16_is_rounded_since_1_30(version: str, rounds: bool) -> None:
 
 
 def test_the_installed_version_is_told() -> None:
-    assert version() == onnxruntime.__version__
+    assert installed_version() == onnxruntime.__version__
 
 
 def test_an_old_version_does_not_run_what_it_would_get_wrong(
@@ -43,8 +44,8 @@ def test_an_old_version_does_not_run_what_it_would_get_wrong(
 ) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
     with pytest.raises(BackendError, match=r"1\.23\.2 cannot run TensorRT's encoding"):
-        open_artifact(tiny_bundle, tiny_bundle.artifact("int8"), 1)
-    open_artifact(tiny_bundle, tiny_bundle.artifact("int8-cpu"), 1).close()
+        open_artifact(tiny_bundle, tiny_bundle.artifact("int8"), Opening())
+    open_artifact(tiny_bundle, tiny_bundle.artifact("int8-cpu"), Opening()).close()
 
 
 def test_a_graph_that_is_none_is_a_backend_error() -> None:

@@ -49,9 +49,27 @@ def test_no_engine_says_what_to_install(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "ENGINES", (make_engine(installed=False),))
-    with pytest.raises(BackendError, match="no backend is installed") as caught:
+    with pytest.raises(BackendError, match="no backend can run here: fake is not") as caught:
         candidates(tiny_bundle)
-    assert "resdeploy[cpu]" in str(caught.value.hint)
+    assert caught.value.hint == "get it"
+
+
+def test_a_backend_that_was_asked_for_says_why_it_cannot_run(tiny_bundle: Bundle) -> None:
+    engine = next(engine for engine in selection.ENGINES if engine.name == "tensorrt")
+    if engine.obstacle() is None:
+        pytest.skip("TensorRT runs on this machine")
+    with pytest.raises(BackendError, match="tensorrt cannot run here: ") as caught:
+        candidates(tiny_bundle, "tensorrt")
+    assert caught.value.hint
+
+
+def test_what_takes_minutes_to_open_must_be_asked_for(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = dataclasses.replace(make_engine("slow"), automatic=False)
+    monkeypatch.setattr(selection, "ENGINES", (slow, make_engine("quick")))
+    assert [c.engine.name for c in candidates(tiny_bundle)] == ["quick"]
+    assert [c.engine.name for c in candidates(tiny_bundle, "slow")] == ["slow"]
 
 
 def test_engines_are_asked_in_their_order(

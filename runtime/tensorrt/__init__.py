@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: building engines on the machine that runs them, and running them."""

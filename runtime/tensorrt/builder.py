@@ -1,0 +1,191 @@
+"""From an ONNX graph to a serialised engine; neither files nor bundles are known here.
+
+Sources: NVIDIA, "TensorRT Developer Guide", chapters "Strongly Typed Networks", "Working with
+Dynamic Shapes", "Timing Cache" and "Progress Monitor".
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from resdeploy.bundle import INPUT_NAME
+from resdeploy.errors import BackendError
+from resdeploy.progress import Progress, silent
+from resdeploy.runtime.tensorrt.flavour import Flavour, TensorRt, sizes
+from resdeploy.runtime.tensorrt.inspector import EngineLayer, parse_lines
+from resdeploy.runtime.tensorrt.options import BuildOptions
+from resdeploy.runtime.tensorrt.phases import Phases, make_monitor
+from resdeploy.runtime.tensorrt.refusals import Refusal, explain_refusal
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+PARTS = 1000  # of the progress bar
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltEngine:
+    """What a build gives."""
+
+    engine: bytes
+    timings: bytes | None
+    """What was measured while building, for the next build; None where nothing is."""
+    layers: tuple[EngineLayer, ...]
+    """As far as the builder told of them."""
+
+
+def build_engine(
+    tensorrt: TensorRt,
+    graph: bytes,
+    options: BuildOptions,
+    *,
+    name: str = "the graph",
+    timings: bytes | None = None,
+    progress: Progress = silent,
+) -> BuiltEngine:
+    """Build an engine, strongly typed: every precision is that of the graph.
+
+    Args:
+        tensorrt: The flavour.
+        graph: An ONNX file of a bundle; its input is uint8 (N, H, W, 3).
+        options: See there.
+        name: What messages call the graph.
+        timings: From an earlier build here. TensorRT-RTX measures nothing while building.
+        progress: Told of thousandths.
+
+    Raises:
+        BackendError: the parser or the builder refuses.
+        KeyboardInterrupt: the user stopped it; nothing is left behind.
+    """
+    api = tensorrt.api
+    tensorrt.errors.clear()
+    tensorrt.layers.clear()
+    builder: trt.Builder | None = api.Builder(tensorrt.log)
+    if builder is None:
+        raise _failure(tensorrt, name)
+    network: trt.INetworkDefinition = builder.create_network(
+        1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    )
+    _parse(tensorrt, network, graph, name)
+    config: trt.IBuilderConfig = builder.create_builder_config()
+    config.add_optimization_profile(_profile(tensorrt, builder, network, options))
+    _configure(tensorrt, config, options)
+    cache = _use_timings(tensorrt, config, timings)
+
+    phases = Phases()
+    config.progress_monitor = make_monitor(api, phases)
+    serialized = _interruptible(
+        lambda: builder.build_serialized_network(network, config), phases, progress
+    )
+    if serialized is None:
+        raise _failure(tensorrt, name)
+    return BuiltEngine(
+        engine=bytes(memoryview(serialized)),
+        timings=bytes(memoryview(cache.serialize())) if cache is not None else None,
+        layers=tuple(parse_lines("\n".join(tensorrt.layers))),
+    )
+
+
+def merge_timings(tensorrt: TensorRt, ours: bytes, theirs: bytes) -> bytes:
+    """Both together, when another process built at the same time; `ours` where that fails."""
+    config: trt.IBuilderConfig = tensorrt.api.Builder(tensorrt.log).create_builder_config()
+    merged = config.create_timing_cache(ours)
+    merged.combine(config.create_timing_cache(theirs), False)
+    return bytes(memoryview(merged.serialize()))
+
+
+def _parse(tensorrt: TensorRt, network: trt.INetworkDefinition, graph: bytes, name: str) -> None:
+    parser: trt.OnnxParser = tensorrt.api.OnnxParser(network, tensorrt.log)
+    if not parser.parse(graph):
+        if not parser.num_errors:
+            raise _failure(tensorrt, name)
+        error = parser.get_error(0)
+        refusal = Refusal(
+            code=error.code().name,
+            description=error.desc(),
+            node=error.node_name(),
+            operator=error.node_operator(),
+        )
+        raise explain_refusal(refusal, f"{tensorrt.flavour.value} {tensorrt.version}", name)
+    inputs = [network.get_input(index).name for index in range(network.num_inputs)]
+    if inputs != [INPUT_NAME]:
+        raise BackendError(
+            f"{name} reads {', '.join(inputs) or 'nothing'}; a graph of resdeploy reads images",
+            "export it with resdeploy export",
+        )
+
+
+def _profile(
+    tensorrt: TensorRt,
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    options: BuildOptions,
+) -> trt.IOptimizationProfile:
+    image = sizes(network.get_input(0).shape)[1:]
+    smallest, usual, largest = (
+        tensorrt.dims(batch, *image)
+        for batch in (options.batches.smallest, options.batches.usual, options.batches.largest)
+    )
+    profile = builder.create_optimization_profile()
+    profile.set_shape(INPUT_NAME, smallest, usual, largest)
+    return profile
+
+
+def _configure(tensorrt: TensorRt, config: trt.IBuilderConfig, options: BuildOptions) -> None:
+    api = tensorrt.api
+    # Without it the inspector knows only names.
+    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.version_compatible:
+        config.set_flag(api.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = api.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.dla_core is not None:
+        config.default_device_type = api.DeviceType.DLA
+        config.DLA_core = options.dla_core
+        config.set_flag(api.BuilderFlag.GPU_FALLBACK)
+
+
+def _use_timings(
+    tensorrt: TensorRt, config: trt.IBuilderConfig, timings: bytes | None
+) -> trt.ITimingCache | None:
+    if tensorrt.flavour is Flavour.RTX:
+        return None  # it takes no effect there, and asks for a GPU that building does not need
+    cache = config.create_timing_cache(timings or b"")
+    config.set_timing_cache(cache, False)
+    return cache
+
+
+def _interruptible(
+    build: Callable[[], trt.IHostMemory | None], phases: Phases, progress: Progress
+) -> trt.IHostMemory | None:
+    """Build beside the main thread, which alone hears of CTRL-C and draws the bar."""
+    result: list[trt.IHostMemory | None] = []
+    worker = threading.Thread(target=lambda: result.append(build()), name="tensorrt-build")
+    shown = 0
+    with progress("building", PARTS) as advance:
+        worker.start()
+        try:
+            while worker.is_alive():
+                worker.join(POLL_SECONDS)
+                done = int(PARTS * phases.fraction())
+                advance(done - shown)
+                shown = done
+        except BaseException:
+            phases.cancel()
+            worker.join()
+            raise
+        advance(PARTS - shown)
+    return result[0] if result else None
+
+
+def _failure(tensorrt: TensorRt, name: str) -> BackendError:
+    return BackendError(
+        f"{tensorrt.flavour.value} {tensorrt.version} cannot build {name}: {tensorrt.last_error()}",
+        "try a smaller --batch or --workspace; resdeploy doctor shows the GPU and its driver",
+    )

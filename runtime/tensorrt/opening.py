@@ -1,0 +1,123 @@
+"""From a bundle's graph to a backend: look in the cache, build what is missing, load it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from resdeploy.bundle import Artifact, Bundle
+from resdeploy.errors import BackendError
+from resdeploy.runtime.backend import Opening
+from resdeploy.runtime.cuda import CudaRuntime, Gpu
+from resdeploy.runtime.device import read_device
+from resdeploy.runtime.tensorrt.build import build_into, deserialize, identity, key_parts
+from resdeploy.runtime.tensorrt.engine_backend import EngineBackend
+from resdeploy.runtime.tensorrt.engine_cache import EngineCache, Record
+from resdeploy.runtime.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
+from resdeploy.runtime.tensorrt.options import BuildOptions, check_rules
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+logger = logging.getLogger(__name__)
+
+
+def opener(flavour: Flavour) -> Callable[[Bundle, Artifact, Opening], EngineBackend]:
+    """What `selection.Engine.open` is for this flavour."""
+
+    def open_artifact(bundle: Bundle, artifact: Artifact, opening: Opening) -> EngineBackend:
+        """Load an artifact's engine, and build it where there is none that fits.
+
+        Raises:
+            BackendError, BundleError, OutputError: there is no GPU, or see `build.build`.
+        """
+        tensorrt = load_tensorrt(flavour)
+        graph = bundle.read(artifact.file)
+        cuda = CudaRuntime()
+        gpu = cuda.gpu()
+        engine, record = find_or_build(EngineCache(), tensorrt, graph, artifact, gpu, opening)
+        create_context, save = _contexts(tensorrt, engine, record, gpu)
+        return EngineBackend(
+            tensorrt,
+            engine,
+            create_context,
+            cuda,
+            name=flavour.value,
+            zero_copy=gpu.integrated,
+            capture=flavour is Flavour.TENSORRT,
+            on_close=save,
+        )
+
+    return open_artifact
+
+
+def find_or_build(
+    cache: EngineCache,
+    tensorrt: TensorRt,
+    graph: bytes,
+    artifact: Artifact,
+    gpu: Gpu,
+    opening: Opening,
+) -> tuple[trt.ICudaEngine, Record]:
+    """An engine that loads here; one that does not is removed, with a warning, and built again.
+
+    Raises:
+        BackendError, OutputError: see `build.build`.
+    """
+    if opening.batches is None:  # what was built last is what its builder wants to run
+        options, wanted = BuildOptions(), identity(tensorrt, artifact, gpu)
+    else:
+        options = BuildOptions(batches=opening.batches)
+        wanted = key_parts(tensorrt, artifact, gpu, options)
+    record = cache.find(wanted)
+    data = cache.load(record) if record else None
+    if record is not None and data is not None:
+        try:
+            return deserialize(tensorrt, data, record.parts["options"]), record
+        except BackendError as error:
+            logger.warning("%s; it is built again", error)
+            cache.remove(record)
+    check_rules(options, tensorrt.flavour, tensorrt.version, read_device())
+    logger.info("building an engine of %s (once; resdeploy build does it ahead)", artifact.file)
+    record = build_into(cache, tensorrt, graph, artifact, gpu, options, opening.progress)
+    data = cache.load(record)
+    if data is None:
+        raise BackendError(
+            f"{cache.data_path(record.key)} vanished while it was built",
+            "another process may have pruned the cache: try again",
+        )
+    return deserialize(tensorrt, data, record.parts["options"]), record
+
+
+def _contexts(
+    tensorrt: TensorRt, engine: trt.ICudaEngine, record: Record, gpu: Gpu
+) -> tuple[Callable[[], trt.IExecutionContext], Callable[[], None]]:
+    """How contexts are made, and what to do before they go.
+
+    TensorRT-RTX compiles kernels when they are first needed, and records CUDA graphs itself:
+    NVIDIA, "Working with Runtime Cache" and "Working with RTX CUDA Graphs" of TensorRT-RTX.
+    """
+    if tensorrt.flavour is Flavour.TENSORRT:
+        return engine.create_execution_context, lambda: None
+    api = tensorrt.api
+    cache = EngineCache("kernels")
+    compiled_on = {"engine": record.sha256, "gpu": asdict(gpu), "version": tensorrt.version}
+    config: Any = engine.create_runtime_config()  # RTX's has more members than the stubs know
+    kernels = config.create_runtime_cache()
+    before = cache.load_newest(compiled_on)
+    if before is not None:
+        kernels.deserialize(before)
+    config.set_runtime_cache(kernels)
+    config.cuda_graph_strategy = api.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    config.dynamic_shapes_kernel_specialization_strategy = (
+        api.DynamicShapesKernelSpecializationStrategy.EAGER
+    )
+
+    def save() -> None:
+        now = bytes(memoryview(kernels.serialize()))
+        if now != before:
+            cache.store(compiled_on, now)
+
+    return lambda: engine.create_execution_context(config), save
