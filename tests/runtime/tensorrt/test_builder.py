@@ -1,0 +1,188 @@
+"""Engines of all precisions, by NVIDIA's own parser and builder; TensorRT-RTX needs no GPU."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from resdeploy.bundle import Bundle
+from resdeploy.errors import BackendError
+from resdeploy.runtime.backend import Batches
+from resdeploy.runtime.tensorrt import builder
+from resdeploy.runtime.tensorrt.builder import build_engine
+from resdeploy.runtime.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
+from resdeploy.runtime.tensorrt.inspector import EngineCoverage, coverage_of
+from resdeploy.runtime.tensorrt.options import BuildOptions
+from resdeploy.runtime.tensorrt.phases import Phases
+
+pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this machine")
+
+
+@pytest.fixture(scope="module")
+def rtx() -> TensorRt:
+    return load_tensorrt(Flavour.RTX)
+
+
+def convolutions(bundle: Bundle) -> int:
+    return bundle.artifact("fp32").convs
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8"])
+def test_every_precision_builds(rtx: TensorRt, tiny_bundle: Bundle, name: str) -> None:
+    artifact = tiny_bundle.artifact(name)
+    built = build_engine(rtx, tiny_bundle.read(artifact.file), BuildOptions())
+    assert len(built.engine) > 1 << 16
+    # What the builder itself says it made: the prediction from the graph holds.
+    assert coverage_of(built.layers) == EngineCoverage(artifact.convs, artifact.int8_convs)
+
+
+@pytest.mark.parametrize("batches", [Batches(1, 1, 1), Batches(2, 4, 9)])
+def test_batches_are_those_asked_for(rtx: TensorRt, tiny_bundle: Bundle, batches: Batches) -> None:
+    options = BuildOptions(batches=batches, workspace_mib=64)
+    assert build_engine(rtx, tiny_bundle.read("fp16.onnx"), options).engine
+
+
+def test_nothing_is_measured_without_a_gpu(rtx: TensorRt, tiny_bundle: Bundle) -> None:
+    built = build_engine(rtx, tiny_bundle.read("fp32.onnx"), BuildOptions(), timings=b"x")
+    assert built.timings is None
+
+
+def test_progress_goes_from_nothing_to_all(rtx: TensorRt, tiny_bundle: Bundle) -> None:
+    steps: list[int] = []
+
+    @contextmanager
+    def record(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        assert (what, total) == ("building", 1000)
+        yield steps.append
+
+    build_engine(rtx, tiny_bundle.read("int8.onnx"), BuildOptions(), progress=record)
+    assert sum(steps) == 1000
+    assert min(steps) >= 0
+
+
+def test_ctrl_c_stops_the_build_and_is_passed_on() -> None:
+    """The builder sees that it shall stop; until it does, nobody goes on."""
+    phases = Phases()
+    stopped = threading.Event()
+
+    def build() -> None:
+        phases.start("building", None, 1000)
+        while phases.step("building"):
+            time.sleep(0.001)
+        stopped.set()
+
+    @contextmanager
+    def interrupted(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        def advance(done: int) -> None:
+            raise KeyboardInterrupt
+
+        yield advance
+
+    with pytest.raises(KeyboardInterrupt):
+        builder._interruptible(build, phases, interrupted)
+    assert stopped.is_set()
+
+
+# What TensorRT refuses
+
+
+def graph(
+    nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], name: str = "images"
+) -> bytes:
+    """A graph from uint8 images to logits that reads them as `x`."""
+    cast = helper.make_node("Cast", [name], ["x"], name="cast", to=TensorProto.FLOAT)
+    body = helper.make_graph(
+        [cast, *nodes],
+        "graph",
+        [helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", 8, 8, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+        initializer=[numpy_helper.from_array(array, key) for key, array in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    model = helper.make_model(body, opset_imports=opsets, ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def quantised(zero_point: np.generic) -> bytes:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="quantize"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["logits"], name="dequantize"),
+    ]
+    return graph(nodes, {"s": np.array(0.1, np.float32), "z": np.array(zero_point)})
+
+
+INTEGER_BIAS = graph(
+    [
+        helper.make_node("DequantizeLinear", ["b", "s", "z"], ["bias"], name="bias.dequantize"),
+        helper.make_node("Add", ["x", "bias"], ["logits"], name="add"),
+    ],
+    {
+        "b": np.ones(3, np.int32),
+        "s": np.array(0.1, np.float32),
+        "z": np.array(0, np.int32),
+    },
+)
+UNKNOWN = graph([helper.make_node("Frobnicate", ["x"], ["logits"], name="odd")], {})
+UNSUPPORTED = graph([helper.make_node("Unique", ["x"], ["logits"], name="unique")], {})
+OTHER_INPUT = graph([helper.make_node("Relu", ["x"], ["logits"], name="relu")], {}, name="input_1")
+
+
+@pytest.mark.parametrize(
+    ("refused", "sentence", "remedy"),
+    [
+        (
+            INTEGER_BIAS,
+            "odd.onnx at node bias.dequantize (DequantizeLinear): input has type Int32 but must "
+            "have type FP8, FP4, Int4, Int8, or UInt8",
+            "wants the bias of a convolution as a float",
+        ),
+        (
+            quantised(np.int8(3)),
+            "odd.onnx at node quantize (QuantizeLinear): Non-zero zero point is not supported",
+            "resdeploy export --int8",
+        ),
+        (
+            quantised(np.uint8(128)),
+            "odd.onnx at node quantize (QuantizeLinear): Non-zero zero point is not supported",
+            "zero point 0",
+        ),
+        (
+            UNKNOWN,
+            "odd.onnx at node odd (Frobnicate): it does not know this operator",
+            "--backend onnxruntime-cuda",
+        ),
+        (
+            UNSUPPORTED,
+            "odd.onnx at node unique (Unique): it does not know this operator",
+            "--backend onnxruntime-cuda",
+        ),
+        (b"no graph" * 50, "odd.onnx: Failed to parse the ONNX model", "damaged"),
+        (b"", "odd.onnx reads nothing; a graph of resdeploy reads images", "export"),
+        (OTHER_INPUT, "odd.onnx reads input_1; a graph of resdeploy reads images", "export"),
+    ],
+    ids=["int32 bias", "int8 zero point", "uint8", "unknown", "unsupported", "garbage", "empty",
+         "other input"],
+)  # fmt: skip
+def test_a_refusal_is_one_sentence_with_a_remedy(
+    rtx: TensorRt, refused: bytes, sentence: str, remedy: str
+) -> None:
+    with pytest.raises(BackendError) as caught:
+        build_engine(rtx, refused, BuildOptions(), name="odd.onnx")
+    assert str(caught.value).endswith(sentence)
+    assert "\n" not in str(caught.value)
+    assert remedy in str(caught.value.hint)
+
+
+def test_the_cpus_graph_is_refused_with_the_right_one_named(
+    rtx: TensorRt, tiny_bundle: Bundle
+) -> None:
+    with pytest.raises(BackendError, match="zero point") as caught:
+        build_engine(rtx, tiny_bundle.read("int8-cpu.onnx"), BuildOptions())
+    assert "use the int8.onnx" in str(caught.value.hint)

@@ -1,0 +1,275 @@
+"""The backend's logic on a fake device: buffers, splitting, graphs, errors.
+
+The fakes do their work only when a stream is synchronised; a result that is read too early, or a
+buffer that is overwritten too soon, shows. What a real GPU does is not shown here.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resdeploy.errors import BackendError
+from resdeploy.runtime.backend import Batches
+from resdeploy.runtime.tensorrt.engine_backend import MOST_GRAPHS, EngineBackend, split
+from tests.fake_gpu import FakeCuda, FakeEngine, fake_tensorrt
+
+
+def open_backend(engine: Any, cuda: FakeCuda, **options: Any) -> EngineBackend:
+    create_context = engine.create_execution_context
+    return EngineBackend(fake_tensorrt(), engine, create_context, cuda, name="tensorrt", **options)
+
+
+def pictures(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+
+
+def expected(images: np.ndarray) -> np.ndarray:
+    """Sum and first value, as the fake computes them."""
+    flat = images.reshape(len(images), -1)
+    return np.stack([flat.sum(axis=1), flat[:, 0]], axis=1).astype(np.float32)
+
+
+def test_the_engine_tells_its_batches() -> None:
+    cuda = FakeCuda()
+    backend = open_backend(FakeEngine(cuda, (1, 3, 6)), cuda)
+    assert backend.batches == Batches(1, 3, 6)
+    assert backend.name == "tensorrt"
+
+
+@pytest.mark.parametrize("zero_copy", [False, True])
+@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9, 16, 17])
+def test_every_image_gets_its_own_logits(count: int, capture: bool, zero_copy: bool) -> None:
+    cuda = FakeCuda()
+    backend = open_backend(FakeEngine(cuda), cuda, zero_copy=zero_copy, capture=capture)
+    for seed in range(4):  # the third time runs what the second captured
+        images = pictures(count, seed)
+        logits = backend.run(images)
+        assert logits.dtype == np.float32
+        np.testing.assert_array_equal(logits[:, :2], expected(images))
+    backend.close()
+
+
+@given(st.integers(1, 1000), st.integers(1, 64))
+def test_parts_are_whole_ordered_and_alike(count: int, largest: int) -> None:
+    parts = split(count, largest)
+    assert [index for part in parts for index in range(count)[part]] == list(range(count))
+    lengths = [part.stop - part.start for part in parts]
+    assert max(lengths) <= largest
+    assert len(parts) == -(-count // largest)
+    assert len(set(lengths[:-1])) <= 1
+    assert lengths[-1] <= lengths[0]
+
+
+def test_large_batches_are_split_evenly_and_take_turns_on_two_contexts() -> None:
+    cuda = FakeCuda()
+    engine = FakeEngine(cuda)
+    backend = open_backend(engine, cuda)
+    assert len(engine.contexts) == 1  # the second one's memory is taken when it is needed
+    backend.run(pictures(9))
+    assert [context.shapes for context in engine.contexts] == [[3], [3]]
+    # Two batches were under way before the first was waited for.
+    order = [call for call in cuda.calls if call in ("copy_to_device", "synchronize")]
+    assert order[:3] == ["copy_to_device", "copy_to_device", "synchronize"]
+
+
+def test_fewer_images_than_the_smallest_batch_are_filled_up() -> None:
+    cuda = FakeCuda()
+    engine = FakeEngine(cuda, (3, 3, 4))
+    backend = open_backend(engine, cuda)
+    first, second = pictures(4, 1), pictures(1, 2)
+    backend.run(first)
+    logits = backend.run(second)
+    np.testing.assert_array_equal(logits[:, :2], expected(second))
+    assert logits[0, 2] == 3
+    assert engine.contexts[0].shapes == [4, 3]
+
+
+def test_the_shape_is_set_when_it_changes() -> None:
+    cuda = FakeCuda()
+    engine = FakeEngine(cuda)
+    backend = open_backend(engine, cuda, capture=False)
+    for count in (1, 1, 2, 2, 1):
+        backend.run(pictures(count))
+    assert engine.contexts[0].shapes == [1, 2, 1]
+
+
+# CUDA graphs
+
+
+def test_a_size_is_captured_after_it_ran_once() -> None:
+    cuda = FakeCuda()
+    backend = open_backend(FakeEngine(cuda), cuda)
+    backend.run(pictures(2))
+    assert backend.captured == frozenset()
+    assert "begin_capture" not in cuda.calls
+    backend.run(pictures(2))
+    assert backend.captured == {2}
+    before = cuda.calls.count("copy_to_device")
+    backend.run(pictures(2))
+    assert cuda.calls.count("launch") == 2
+    assert cuda.calls.count("copy_to_device") == before  # it is in the graph
+    assert cuda.calls.count("begin_capture") == 1
+
+
+def test_a_graph_takes_the_place_of_the_contexts_shape() -> None:
+    """After a graph of another size the context still has the shape it was told of."""
+    cuda = FakeCuda()
+    backend = open_backend(FakeEngine(cuda), cuda)
+    for count, seed in ((1, 0), (1, 1), (2, 2), (1, 3), (2, 4), (2, 5)):
+        images = pictures(count, seed)
+        np.testing.assert_array_equal(backend.run(images)[:, :2], expected(images))
+    assert backend.captured == {1, 2}
+
+
+def test_graphs_are_limited() -> None:
+    cuda = FakeCuda()
+    sizes = range(1, MOST_GRAPHS + 4)
+    backend = open_backend(FakeEngine(cuda, (1, 1, len(sizes))), cuda)
+    for count in sizes:
+        for seed in range(3):
+            images = pictures(count, seed)
+            np.testing.assert_array_equal(backend.run(images)[:, :2], expected(images))
+    assert len(backend.captured) == MOST_GRAPHS
+
+
+@pytest.mark.parametrize("failing", ["begin_capture", "end_capture"])
+def test_where_nothing_can_be_captured_it_runs_without(failing: str) -> None:
+    cuda = FakeCuda(failing)
+    if failing == "end_capture":  # the recording is over, whatever it says
+        honest = cuda.end_capture
+
+        def broken(stream: int) -> Any:
+            cuda._recording.pop(stream, None)
+            return honest(stream)
+
+        cuda.end_capture = broken  # type: ignore[method-assign]
+    backend = open_backend(FakeEngine(cuda), cuda)
+    for seed in range(3):
+        images = pictures(2, seed)
+        np.testing.assert_array_equal(backend.run(images)[:, :2], expected(images))
+    assert backend.captured == frozenset()
+    assert cuda.calls.count(failing) == 1  # and is not tried again
+
+
+# Zero copy
+
+
+def test_shared_memory_is_not_copied() -> None:
+    cuda = FakeCuda()
+    backend = open_backend(FakeEngine(cuda), cuda, zero_copy=True)
+    backend.run(pictures(3))
+    assert "malloc_mapped" in cuda.calls
+    assert not {"malloc", "copy_to_device", "copy_to_host"} & set(cuda.calls)
+
+
+# Errors, and the end
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 2, 2, 3), np.float32),
+        np.zeros((1, 3, 2, 2), np.uint8),
+        np.zeros((2, 2, 3), np.uint8),
+        np.zeros((0, 2, 2, 3), np.uint8),
+    ],
+    ids=["float", "NCHW", "no batch", "empty"],
+)
+def test_other_arrays_are_refused_and_do_no_harm(images: np.ndarray) -> None:
+    cuda = FakeCuda()
+    backend = open_backend(FakeEngine(cuda), cuda)
+    with pytest.raises(BackendError, match="takes uint8"):
+        backend.run(images)
+    assert backend.run(pictures(1)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("fails", ["set_input_shape", "execute_async_v3"])
+def test_when_tensorrt_fails_its_reason_is_told(fails: str) -> None:
+    cuda = FakeCuda()
+    backend = open_backend(FakeEngine(cuda, fails=fails), cuda)
+    with pytest.raises(BackendError, match="out of patience"):
+        backend.run(pictures(1))
+
+
+def test_after_a_failure_nothing_is_answered_any_more() -> None:
+    cuda = FakeCuda("synchronize", from_call=2)
+    backend = open_backend(FakeEngine(cuda), cuda)
+    backend.run(pictures(1))
+    with pytest.raises(BackendError, match="CUDA failed in synchronize"):
+        backend.run(pictures(1))
+    cuda.failing = ""
+    with pytest.raises(BackendError, match="failed before: CUDA failed in synchronize"):
+        backend.run(pictures(1))
+    backend.close()
+    assert cuda.memory == {}
+
+
+@pytest.mark.parametrize("failing", ["create_stream", "malloc_host", "malloc"])
+@pytest.mark.parametrize("from_call", [1, 2])
+def test_what_was_taken_is_given_back_when_opening_fails(failing: str, from_call: int) -> None:
+    cuda = FakeCuda(failing, from_call=from_call)
+    engine = FakeEngine(cuda)
+    if failing == "create_stream" and from_call == 2:
+        backend = open_backend(engine, cuda)
+        with pytest.raises(BackendError, match="create_stream"):
+            backend.run(pictures(9))  # the second context
+        backend.close()
+    else:
+        with pytest.raises(BackendError, match=failing):
+            open_backend(engine, cuda)
+    assert cuda.memory == {}
+    assert cuda.streams == {}
+
+
+def test_an_engine_that_cannot_run_is_an_error() -> None:
+    cuda = FakeCuda()
+    with pytest.raises(BackendError, match="cannot run the engine: out of patience") as caught:
+        open_backend(FakeEngine(cuda, fails="create_execution_context"), cuda)
+    assert "--batch" in str(caught.value.hint)
+
+
+def test_another_kind_of_engine_is_refused() -> None:
+    cuda = FakeCuda()
+    with pytest.raises(BackendError, match="other inputs and outputs"):
+        open_backend(FakeEngine(cuda, output="boxes"), cuda)
+
+
+def test_closing_gives_everything_back_once() -> None:
+    cuda = FakeCuda()
+    closed: list[str] = []
+    backend = open_backend(FakeEngine(cuda), cuda, on_close=lambda: closed.append("saved"))
+    for seed in range(3):
+        backend.run(pictures(9, seed))
+    assert cuda.graphs
+    backend.close()
+    backend.close()
+    assert closed == ["saved"]
+    assert (cuda.memory, cuda.streams, cuda.graphs) == ({}, {}, [])
+    with pytest.raises(BackendError, match="was closed"):
+        backend.run(pictures(1))
+
+
+def test_threads_take_turns() -> None:
+    cuda = FakeCuda()
+    backend = open_backend(FakeEngine(cuda), cuda)
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        for number in range(20):
+            images = pictures(1 + (seed + number) % 7, seed * 100 + number)
+            if not np.array_equal(backend.run(images)[:, :2], expected(images)):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

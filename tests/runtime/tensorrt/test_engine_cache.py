@@ -1,0 +1,204 @@
+"""Nothing half, foreign or changed comes out of the cache, and it stays small."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resdeploy import storage
+from resdeploy.errors import OutputError
+from resdeploy.runtime.tensorrt import engine_cache
+from resdeploy.runtime.tensorrt.engine_cache import EngineCache, key_of, prune_engines
+
+PARTS = {"onnx_sha256": "a" * 64, "version": "10.3.0", "options": {"batches": "1,8,32"}}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return EngineCache()
+
+
+def age(cache: EngineCache, key: str, seconds: float) -> None:
+    past = time.time() - seconds
+    os.utime(cache.data_path(key), (past, past))
+
+
+def test_what_was_stored_is_found_and_loaded(cache: EngineCache) -> None:
+    stored = cache.store(PARTS, b"engine", notes={"convs": 36})
+    assert cache.find(PARTS) == stored
+    assert cache.load(stored) == b"engine"
+    assert stored.notes == {"convs": 36}
+    assert stored.key == key_of(PARTS)
+
+
+def test_nothing_is_there_before_the_first(cache: EngineCache) -> None:
+    assert cache.find(PARTS) is None
+    assert cache.records() == []
+    assert cache.prune() == []
+    assert not cache.folder.exists()
+
+
+json_parts = st.dictionaries(
+    st.text(max_size=5),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=5,
+    ),
+    max_size=4,
+)
+
+
+@given(json_parts, json_parts)
+def test_keys_differ_with_their_parts(ours: dict[str, object], theirs: dict[str, object]) -> None:
+    # 1 and True are equal in Python and differ in JSON: the text decides.
+    same = json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True)
+    assert (key_of(ours) == key_of(theirs)) is same
+    assert key_of(dict(reversed(list(ours.items())))) == key_of(ours)
+
+
+@pytest.mark.parametrize("change", [{"version": "10.4.0"}, {"options": {"batches": "1,1,1"}}])
+def test_every_part_counts(cache: EngineCache, change: dict[str, object]) -> None:
+    cache.store(PARTS, b"engine")
+    assert cache.find({**PARTS, **change}) is None
+
+
+def test_with_fewer_parts_the_newest_that_fits_is_found(cache: EngineCache) -> None:
+    fit = {"onnx_sha256": PARTS["onnx_sha256"], "version": "10.3.0"}
+    cache.store(PARTS, b"first")
+    latest = cache.store({**PARTS, "options": {"batches": "1,1,1"}}, b"second")
+    cache.store({**PARTS, "version": "11.0.0"}, b"of another version")
+    assert cache.find(fit) == latest
+
+
+def test_storing_again_replaces(cache: EngineCache) -> None:
+    cache.store(PARTS, b"old")
+    again = cache.store(PARTS, b"new")
+    assert cache.load(again) == b"new"
+    assert len(cache.records()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"engin", b"Engine", b"engine and more"])
+def test_a_changed_engine_is_never_given_out(
+    cache: EngineCache, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = cache.store(PARTS, b"engine")
+    cache.data_path(record.key).write_bytes(content)
+    assert cache.load(record) is None
+    assert "is damaged and is built again" in caplog.text
+    assert cache.find(PARTS) is None
+
+
+def test_a_missing_engine_is_no_error(cache: EngineCache) -> None:
+    record = cache.store(PARTS, b"engine")
+    cache.data_path(record.key).unlink()
+    assert cache.load(record) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"{}", b"null", b'{"parts": 3}', b"\xff", b" " * (1 << 17)],
+    ids=["empty", "half", "list", "no fields", "null", "wrong type", "no text", "huge"],
+)
+def test_a_damaged_record_is_passed_over(cache: EngineCache, content: bytes) -> None:
+    record = cache.store(PARTS, b"engine")
+    (cache.folder / f"{record.key}.json").write_bytes(content)
+    assert cache.records() == []
+
+
+def test_a_record_of_other_parts_than_its_name_is_passed_over(cache: EngineCache) -> None:
+    record = cache.store(PARTS, b"engine")
+    path = cache.folder / f"{record.key}.json"
+    document = json.loads(path.read_text())
+    document["parts"]["version"] = "11.0.0"
+    path.write_text(json.dumps(document))
+    assert cache.records() == []
+
+
+def test_a_killed_store_leaves_nothing_that_is_found(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.store(PARTS, b"old")
+    honest = storage.write_file
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        honest(path, data)
+
+    monkeypatch.setattr(engine_cache, "write_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cache.store(PARTS, b"new")
+    assert cache.find(PARTS) is None
+
+
+def test_the_folder_is_private(cache: EngineCache) -> None:
+    cache.store(PARTS, b"engine")
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_others_write_to_is_not_used(cache: EngineCache) -> None:
+    cache.store(PARTS, b"engine")
+    cache.folder.chmod(0o777)
+    assert cache.records() == []
+    with pytest.raises(OutputError, match="others may write") as caught:
+        cache.store(PARTS, b"engine")
+    assert "chmod 700" in str(caught.value.hint)
+
+
+def test_a_cache_that_cannot_be_made_is_an_error(cache: EngineCache, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(OutputError, match="cannot write"):
+        cache.store(PARTS, b"engine")
+
+
+# Pruning
+
+
+def test_the_longest_unused_goes_first(cache: EngineCache) -> None:
+    keys = []
+    for number in range(4):
+        keys.append(cache.store({"number": number}, bytes(100)).key)
+        age(cache, keys[-1], 100 - number)
+    first = cache.find({"number": 0})
+    assert first is not None
+    cache.load(first)  # it was just used
+    removed = cache.prune(250)
+    assert [record.key for record in removed] == [keys[1], keys[2]]
+    assert {record.key for record in cache.records()} == {keys[0], keys[3]}
+
+
+def test_what_was_just_built_stays_however_large(cache: EngineCache) -> None:
+    cache.store({"number": 0}, bytes(100))
+    kept = cache.store({"number": 1}, bytes(1000))
+    age(cache, kept.key, 1000)
+    cache.prune(10, keep=kept.key)
+    assert [record.key for record in cache.records()] == [kept.key]
+
+
+def test_remains_are_removed_when_they_are_old(cache: EngineCache) -> None:
+    record = cache.store(PARTS, b"engine")
+    old, fresh = cache.folder / "old.data", cache.folder / ".fresh.data.tmp-1"
+    old.write_bytes(b"half")
+    fresh.write_bytes(b"under way")
+    os.utime(old, (0, 0))
+    os.utime(cache.data_path(record.key), (0, 0))
+    cache.prune()
+    assert not old.exists()
+    assert fresh.exists()
+    assert cache.load(record) == b"engine"
+
+
+def test_a_report_tells_what_went(cache: EngineCache) -> None:
+    for number in range(3):
+        age(cache, cache.store({"number": number}, bytes(100)).key, 100 - number)
+    report = prune_engines(150)
+    assert (report.removed, report.freed_bytes, report.kept, report.bytes) == (2, 200, 1, 100)
+    assert report.folder == cache.folder

@@ -1,0 +1,140 @@
+"""Finding TensorRT under its names, and not taking anything else for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from resdeploy.errors import BackendError
+from resdeploy.runtime.backend import Obstacle
+from resdeploy.runtime.tensorrt import flavour
+from resdeploy.runtime.tensorrt.flavour import (
+    KEPT_MESSAGES,
+    Flavour,
+    installed_version,
+    load_tensorrt,
+    obstacle,
+    sizes,
+)
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    load_tensorrt.cache_clear()
+    yield
+    load_tensorrt.cache_clear()
+
+
+class Severity:
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class Logger:
+    Severity = Severity
+
+
+def fake_module(version: str = "10.3.0.26") -> Any:
+    return SimpleNamespace(__name__="tensorrt", __version__=version, ILogger=Logger)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **modules: Any) -> None:
+    """Let only `modules` be there; None for a folder without code."""
+
+    def find(name: str) -> Any:
+        if name not in modules:
+            return None
+        return SimpleNamespace(origin=None if modules[name] is None else f"{name}.py")
+
+    def load(name: str) -> Any:
+        if isinstance(modules[name], Exception):
+            raise modules[name]
+        return modules[name]
+
+    monkeypatch.setattr(flavour, "find_spec", find)
+    monkeypatch.setattr(flavour, "import_module", load)
+
+
+def test_each_flavour_has_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tensorrt=fake_module(), tensorrt_rtx=fake_module("1.7.1.116"))
+    assert load_tensorrt(Flavour.TENSORRT).version == "10.3.0.26"
+    assert load_tensorrt(Flavour.RTX).version == "1.7.1.116"
+
+
+def test_on_aarch64_rtx_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tensorrt_rtx_bindings=fake_module("1.7.1.116"))
+    assert installed_version(Flavour.RTX) == "1.7.1.116"
+
+
+def test_a_folder_of_stubs_is_no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tensorrt=None)
+    with pytest.raises(BackendError, match="tensorrt is not installed") as caught:
+        load_tensorrt(Flavour.TENSORRT)
+    assert "--system-site-packages" in str(caught.value.hint)
+
+
+def test_nor_is_the_one_that_is_here() -> None:
+    spec = find_spec("tensorrt")
+    if spec is None or spec.origin is not None:
+        pytest.skip("there are no stubs here, or there is a TensorRT")
+    assert installed_version(Flavour.TENSORRT) is None
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("libcudart.so.12: cannot open\nmore"), OSError("libnvinfer.so.10: gone")]
+)
+def test_one_that_does_not_load_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    install(monkeypatch, tensorrt=error)
+    with pytest.raises(BackendError, match=r"does not load: lib\w+\.so\.\d+: \w+") as caught:
+        load_tensorrt(Flavour.TENSORRT)
+    assert "\n" not in str(caught.value)
+    assert installed_version(Flavour.TENSORRT) is None
+    monkeypatch.setattr(flavour, "gpu_obstacle", lambda: None)
+    found = obstacle(Flavour.TENSORRT)
+    assert found is not None
+    assert "does not load" in found.reason
+
+
+def test_a_gpu_is_looked_for_before_tensorrt_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tensorrt=RuntimeError("it must not be loaded"))
+    monkeypatch.setattr(flavour, "gpu_obstacle", lambda: Obstacle("no GPU", "buy one"))
+    assert obstacle(Flavour.TENSORRT) == Obstacle("no GPU", "buy one")
+
+
+def test_what_it_says_is_kept_in_part(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(monkeypatch, tensorrt=fake_module())
+    tensorrt = load_tensorrt(Flavour.TENSORRT)
+    assert tensorrt.last_error() == "it gave no reason"
+    log: Any = tensorrt.log
+    with caplog.at_level(logging.DEBUG, "resdeploy"):
+        for number in range(2 * KEPT_MESSAGES):
+            message = f"error\n   {number}"
+            log.log(Severity.ERROR, message)
+        log.log(Severity.WARNING, "a warning")
+        log.log(Severity.VERBOSE, "chatter")
+        log.log(Severity.VERBOSE, "Name: conv1, LayerType: correlation, Inputs: [")
+    assert tensorrt.last_error() == f"error {2 * KEPT_MESSAGES - 1}"
+    assert len(tensorrt.errors) == KEPT_MESSAGES
+    assert "a warning" in caplog.text
+    assert "chatter" not in caplog.text
+    assert list(tensorrt.layers) == ["Name: conv1, LayerType: correlation, Inputs: ["]
+
+
+def test_shapes_are_read_without_being_iterable() -> None:
+    class Dims:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> int:
+            return (3, 4)[index]
+
+    dims: Any = Dims()
+    assert sizes(dims) == (3, 4)

@@ -1,0 +1,96 @@
+"""Layers of an engine, in the spellings of TensorRT 10, TensorRT 11 and TensorRT-RTX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from resdeploy.runtime.tensorrt.inspector import (
+    EngineCoverage,
+    EngineLayer,
+    coverage_of,
+    parse_document,
+    parse_lines,
+)
+
+
+def layer_of_10(kind: str, *types: str) -> dict[str, Any]:
+    inputs = [{"Name": "x", "Location": "Device", "Format/Datatype": text} for text in types]
+    return {"Name": f"a {kind}", "LayerType": kind, "Inputs": inputs, "Outputs": []}
+
+
+def layer_of_11(kind: str, *types: str) -> dict[str, Any]:
+    inputs = [
+        {"Name": "x", "DataType": text, "Format": "Channel major format where channel % 32 == 0"}
+        for text in types
+    ]
+    return {"Name": f"a {kind}", "LayerType": kind, "Inputs": inputs, "Outputs": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Int8", "int8"),
+        ("Thirty-two wide channel vectorized row major Int8 format", "int8"),
+        ("Channel major INT8 format where channel % 16 == 0", "int8"),
+        ("UInt8", "uint8"),
+        ("Half", "fp16"),
+        ("Row major linear FP16 format", "fp16"),
+        ("Channel major FP16 format where channel % 8 == 0", "fp16"),
+        ("Float", "fp32"),
+        ("Row major linear FP32 format (kLINEAR)", "fp32"),
+        ("FP8", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_types_are_known_in_every_spelling(text: str, expected: str) -> None:
+    for make in (layer_of_10, layer_of_11):
+        (layer,) = parse_document({"Layers": [make("CaskConvolution", text)]})
+        assert layer.input_types == (expected,)
+
+
+@pytest.mark.parametrize("make", [layer_of_10, layer_of_11])
+def test_convolutions_are_counted(make: Any) -> None:
+    document = {
+        "Layers": [
+            make("Reformat", "UInt8"),
+            make("CaskConvolution", "Int8", "Half"),
+            make("CaskConvolution", "Half", "Int8"),  # integers are added to a float convolution
+            make("CaskPooling", "Int8"),
+            make("CaskGemmConvolution", "Int8"),
+        ],
+        "Bindings": ["images", "logits"],
+    }
+    assert coverage_of(parse_document(document)) == EngineCoverage(convs=3, int8_convs=2)
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"Layers": []}, {"Layers": ["conv1 + relu", "fc"]}], ids=str
+)
+def test_names_alone_tell_nothing(document: dict[str, Any]) -> None:
+    assert coverage_of(parse_document(document)) is None
+
+
+@pytest.mark.parametrize(
+    "layer", [{}, {"Inputs": [3]}, {"LayerType": None, "Inputs": [{"DataType": None}]}], ids=str
+)
+def test_odd_layers_are_unknown(layer: dict[str, Any]) -> None:
+    (found,) = parse_document({"Layers": [layer]})
+    assert not found.in_int8
+    assert not found.is_convolution
+
+
+def test_lines_of_the_log_of_rtx() -> None:
+    text = (
+        "Name: conv1_U120_myl0_2, LayerType: correlation, Inputs: [ { Name: x.1_19, "
+        "Dimensions: [-1,4,32,32], Strides: [4096,1,128,4], StrideOrder: [3,0,2,1], "
+        "Datatype: Int8, Format: (NHWC) Channel major format }], Constants: [ { Name: w, "
+        "Datatype: Float }], Outputs: []\n"
+        "Name: __mye3627_0_myl0_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: []\n"
+        "something else\n"
+    )
+    assert parse_lines(text) == [
+        EngineLayer(name="conv1_U120_myl0_2", kind="correlation", input_types=("int8",)),
+        EngineLayer(name="__mye3627_0_myl0_0", kind="shape_call", input_types=()),
+    ]

@@ -1,0 +1,200 @@
+"""An engine is found, or built; one that does not load is built again. The loading is a fake."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from resdeploy.bundle import Bundle
+from resdeploy.errors import BackendError
+from resdeploy.progress import silent
+from resdeploy.runtime.backend import Batches, Opening
+from resdeploy.runtime.cuda import Gpu
+from resdeploy.runtime.tensorrt import build as building
+from resdeploy.runtime.tensorrt import opening
+from resdeploy.runtime.tensorrt.build import build, choose_artifact, key_parts
+from resdeploy.runtime.tensorrt.builder import BuiltEngine
+from resdeploy.runtime.tensorrt.engine_cache import EngineCache
+from resdeploy.runtime.tensorrt.flavour import Flavour, installed_version
+from resdeploy.runtime.tensorrt.inspector import EngineLayer
+from resdeploy.runtime.tensorrt.opening import find_or_build
+from resdeploy.runtime.tensorrt.options import BuildOptions
+from tests.fake_gpu import fake_tensorrt
+
+GPU = Gpu(
+    name="Orin", compute_capability="8.7", multiprocessors=16, memory_bytes=8 << 30,
+    integrated=True, driver_cuda="12.6", runtime_cuda="12.6",
+)  # fmt: skip
+CONV = EngineLayer(name="conv1", kind="CaskConvolution", input_types=("int8",))
+
+
+class Builds:
+    """Stands for the builder and the loader; counts, and refuses to load what it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.timings: list[bytes | None] = []
+        self.refused: set[bytes] = set()
+        monkeypatch.setattr(building, "build_engine", self.build)
+        for module in (building, opening):
+            monkeypatch.setattr(module, "deserialize", self.load)
+
+    def build(
+        self, tensorrt: Any, graph: bytes, options: BuildOptions, *, timings: bytes | None,
+        **more: Any,
+    ) -> BuiltEngine:  # fmt: skip
+        self.asked.append(str(options.batches))
+        self.timings.append(timings)
+        engine = f"engine {len(self.asked)}".encode()
+        return BuiltEngine(engine=engine, timings=b"timings of " + engine, layers=(CONV,))
+
+    def load(self, tensorrt: Any, data: bytes, options: Any) -> bytes:
+        if data in self.refused:
+            raise BackendError("tensorrt 10.3.0 does not load the engine: another GPU", "")
+        return data
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    return Builds(monkeypatch)
+
+
+def find(bundle: Bundle, batches: Batches | None = None, gpu: Gpu = GPU) -> Any:
+    artifact = bundle.artifact("int8")
+    engine, _ = find_or_build(
+        EngineCache(), fake_tensorrt(), b"graph", artifact, gpu, Opening(batches=batches)
+    )
+    return engine
+
+
+def test_what_was_built_is_found_again(builds: Builds, tiny_bundle: Bundle) -> None:
+    assert find(tiny_bundle) == find(tiny_bundle) == b"engine 1"
+    assert builds.asked == ["1,8,32"]
+
+
+def test_the_engine_built_last_is_the_one_that_runs(builds: Builds, tiny_bundle: Bundle) -> None:
+    find(tiny_bundle)
+    assert find(tiny_bundle, Batches(1, 1, 1)) == b"engine 2"
+    assert find(tiny_bundle) == b"engine 2"
+    assert find(tiny_bundle, Batches()) == b"engine 1"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "Thor"}, {"compute_capability": "11.0"}, {"multiprocessors": 8},
+     {"driver_cuda": "13.0"}],
+)  # fmt: skip
+def test_another_gpu_or_driver_gets_an_engine_of_its_own(
+    builds: Builds, tiny_bundle: Bundle, change: dict[str, Any]
+) -> None:
+    find(tiny_bundle)
+    assert find(tiny_bundle, gpu=dataclasses.replace(GPU, **change)) == b"engine 2"
+
+
+def test_an_engine_that_does_not_load_is_built_again(
+    builds: Builds, tiny_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    find(tiny_bundle)
+    builds.refused = {b"engine 1"}
+    assert find(tiny_bundle) == b"engine 2"
+    assert "does not load the engine: another GPU; it is built again" in caplog.text
+    assert find(tiny_bundle) == b"engine 2"
+    assert len(EngineCache().records()) == 1
+
+
+def test_when_the_new_one_does_not_load_either_it_is_an_error(
+    builds: Builds, tiny_bundle: Bundle
+) -> None:
+    builds.refused = {b"engine 1"}
+    with pytest.raises(BackendError, match="does not load the engine"):
+        find(tiny_bundle)
+    assert builds.asked == ["1,8,32"]
+
+
+def test_what_one_build_measured_is_there_for_the_next(builds: Builds, tiny_bundle: Bundle) -> None:
+    find(tiny_bundle)
+    find(tiny_bundle, Batches(1, 1, 1))
+    assert builds.timings == [None, b"timings of engine 1"]
+
+
+def test_what_two_builds_measured_at_once_is_merged(
+    builds: Builds, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        building, "merge_timings", lambda tensorrt, ours, theirs: ours + b" and " + theirs
+    )
+    alone = builds.build
+
+    def beside_another(*arguments: Any, **more: Any) -> BuiltEngine:
+        measured_on = {"version": "10.3.0", "gpu": dataclasses.asdict(GPU)}
+        EngineCache("timings").store(measured_on, b"those of another")
+        return alone(*arguments, **more)
+
+    monkeypatch.setattr(building, "build_engine", beside_another)
+    find(tiny_bundle)
+    monkeypatch.setattr(building, "build_engine", alone)
+    find(tiny_bundle, Batches(1, 1, 1))
+    assert builds.timings[1] == b"timings of engine 1 and those of another"
+
+
+def test_the_key_is_made_of_all_that_decides(tiny_bundle: Bundle) -> None:
+    artifact = tiny_bundle.artifact("int8")
+    parts = key_parts(fake_tensorrt(), artifact, GPU, BuildOptions())
+    assert list(parts) == ["onnx_sha256", "flavour", "version", "revision", "gpu", "options"]
+    assert set(parts["gpu"]) == {
+        "name", "compute_capability", "multiprocessors", "memory_bytes", "integrated",
+        "driver_cuda", "runtime_cuda",
+    }  # fmt: skip
+    assert set(parts["options"]) == {field.name for field in dataclasses.fields(BuildOptions)}
+
+
+def test_an_engine_of_rtx_fits_every_gpu(tiny_bundle: Bundle) -> None:
+    tensorrt = fake_tensorrt(Flavour.RTX)
+    artifact = tiny_bundle.artifact("int8")
+    here, elsewhere = (key_parts(tensorrt, artifact, gpu, BuildOptions()) for gpu in (GPU, None))
+    assert here == elsewhere
+
+
+# Really built, by TensorRT-RTX
+
+needs_rtx = pytest.mark.skipif(
+    installed_version(Flavour.RTX) is None, reason="tensorrt-rtx has no wheel for this machine"
+)
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8"])
+def test_a_real_engine_is_kept(
+    tiny_bundle: Bundle, name: str, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    artifact = tiny_bundle.artifact(name)
+    first = build(tiny_bundle, artifact, Flavour.RTX, BuildOptions())
+    second = build(tiny_bundle, artifact, Flavour.RTX, BuildOptions())
+    third = build(tiny_bundle, artifact, Flavour.RTX, BuildOptions(), force=True)
+    assert [report.cached for report in (first, second, third)] == [False, True, False]
+    assert first.key == second.key == third.key
+    assert first.engine.stat().st_size == third.bytes
+    assert (first.convs, first.int8_convs) == (artifact.convs, artifact.int8_convs)
+
+
+@needs_rtx
+def test_a_damaged_engine_is_built_again(
+    tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    artifact = tiny_bundle.artifact("int8")
+    first = build(tiny_bundle, artifact, Flavour.RTX, BuildOptions())
+    first.engine.write_bytes(first.engine.read_bytes()[:-1] + b"x")
+    assert not build(tiny_bundle, artifact, Flavour.RTX, BuildOptions(), progress=silent).cached
+
+
+def test_the_fastest_graph_is_built_unless_one_is_named(tiny_bundle: Bundle) -> None:
+    assert choose_artifact(tiny_bundle, None).name == "int8"
+    assert [choose_artifact(tiny_bundle, p.precision).name for p in tiny_bundle.manifest.artifacts][
+        :2
+    ] == ["fp32", "fp16"]
