@@ -269,7 +269,7 @@ def build_text(result: BuildReport) -> str:
         f"{result.artifact} for batches of {result.batches} by {result.flavour.value} "
         f"{result.version}: {result.bytes / 1e6:.1f} MB, {how}",
     ]
-    if result.convs is not None:
+    if result.convs is not None and result.int8_convs_expected:
         lines.append(
             f"{result.int8_convs} of {result.convs} convolutions in INT8, "
             f"{result.int8_convs_expected} expected"

@@ -6,10 +6,10 @@ Dynamic Shapes", "Timing Cache" and "Progress Monitor".
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resdeploy.bundle import INPUT_NAME
 from resdeploy.errors import BackendError
@@ -64,12 +64,8 @@ def build_engine(
     api = tensorrt.api
     tensorrt.errors.clear()
     tensorrt.layers.clear()
-    builder: trt.Builder | None = api.Builder(tensorrt.log)
-    if builder is None:
-        raise _failure(tensorrt, name)
-    network: trt.INetworkDefinition = builder.create_network(
-        1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    )
+    builder = _make_builder(tensorrt, name)
+    network = builder.create_network(_network_flags(api))
     _parse(tensorrt, network, graph, name)
     config: trt.IBuilderConfig = builder.create_builder_config()
     config.add_optimization_profile(_profile(tensorrt, builder, network, options))
@@ -96,6 +92,20 @@ def merge_timings(tensorrt: TensorRt, ours: bytes, theirs: bytes) -> bytes:
     merged = config.create_timing_cache(ours)
     merged.combine(config.create_timing_cache(theirs), False)
     return bytes(memoryview(merged.serialize()))
+
+
+def _make_builder(tensorrt: TensorRt, name: str) -> trt.Builder:
+    try:
+        builder: trt.Builder = tensorrt.api.Builder(tensorrt.log)
+    except (TypeError, RuntimeError) as error:  # so the bindings report that there is none
+        raise _failure(tensorrt, name) from error
+    return builder
+
+
+def _network_flags(api: Any) -> int:
+    """Strongly typed: in 11 all networks are, and the flag may go."""
+    flag = getattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
 
 
 def _parse(tensorrt: TensorRt, network: trt.INetworkDefinition, graph: bytes, name: str) -> None:
@@ -165,23 +175,20 @@ def _interruptible(
     build: Callable[[], trt.IHostMemory | None], phases: Phases, progress: Progress
 ) -> trt.IHostMemory | None:
     """Build beside the main thread, which alone hears of CTRL-C and draws the bar."""
-    result: list[trt.IHostMemory | None] = []
-    worker = threading.Thread(target=lambda: result.append(build()), name="tensorrt-build")
     shown = 0
-    with progress("building", PARTS) as advance:
-        worker.start()
+    with ThreadPoolExecutor(1, "tensorrt-build") as pool, progress("building", PARTS) as advance:
+        building = pool.submit(build)
         try:
-            while worker.is_alive():
-                worker.join(POLL_SECONDS)
+            while not building.done():
+                wait([building], POLL_SECONDS)
                 done = int(PARTS * phases.fraction())
                 advance(done - shown)
                 shown = done
         except BaseException:
-            phases.cancel()
-            worker.join()
+            phases.cancel()  # the pool waits until TensorRT heeds it
             raise
         advance(PARTS - shown)
-    return result[0] if result else None
+    return building.result()
 
 
 def _failure(tensorrt: TensorRt, name: str) -> BackendError:

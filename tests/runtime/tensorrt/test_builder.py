@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.bundle import Bundle
 from resdeploy.errors import BackendError
+from resdeploy.progress import silent
 from resdeploy.runtime.backend import Batches
 from resdeploy.runtime.tensorrt import builder
 from resdeploy.runtime.tensorrt.builder import build_engine
@@ -88,6 +89,14 @@ def test_ctrl_c_stops_the_build_and_is_passed_on() -> None:
     with pytest.raises(KeyboardInterrupt):
         builder._interruptible(build, phases, interrupted)
     assert stopped.is_set()
+
+
+def test_an_error_in_the_build_is_not_lost() -> None:
+    def build() -> None:
+        raise MemoryError("of the host")
+
+    with pytest.raises(MemoryError, match="of the host"):
+        builder._interruptible(build, Phases(), silent)
 
 
 # What TensorRT refuses
