@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 from resdeploy.bundle import Bundle, Encoding, open_bundle
 from resdeploy.calibration.ranges import Range
 from resdeploy.errors import CalibrationError, ExportError
+from resdeploy.export import mixed
+from resdeploy.export.handback import Layer
 from resdeploy.export.mixed import Gate, GateImages, gate_images, search
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.recipe import Recipe, read_recipe
@@ -69,27 +72,45 @@ def test_layers_are_handed_back_until_the_gate_holds(
     model: ir.Model, recipe: Recipe, held_out: GateImages
 ) -> None:
     gate = Gate(min_agreement=95.0)
-    mixed, result = search(model, recipe, gate, held_out, seconds=600, progress=silent)
+    given, result = search(model, recipe, gate, held_out, seconds=600, progress=silent)
     assert result.agreement_before < 95 <= result.agreement
     assert not result.out_of_time
     assert result.layers
     # In another graph, without switches, the same holds.
     reference = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(held_out.images)
-    logits = run(model, mixed, held_out.images)
+    logits = run(model, given, held_out.images)
     assert agreement_percent(reference, logits) >= 95 - 100 / len(held_out.images)
     assert np.median(sqnr_db(reference, logits)) > np.median(
         sqnr_db(reference, run(model, recipe, held_out.images))
     )
 
 
+def test_what_the_gate_does_not_need_is_taken_back(
+    model: ir.Model, recipe: Recipe, held_out: GateImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever stands before them in the ranking, two layers that decide are all that remain."""
+    needed = {"layer4.0.conv2", "layer1.0.conv1"}
+
+    def evaluate(self: object, layers: Sequence[Layer]) -> mixed._Outcome:
+        holds = needed <= {layer.name for layer in layers}
+        return mixed._Outcome(agreement=99.0 + holds, drop=0.0, holds=holds)
+
+    monkeypatch.setattr(mixed._Laboratory, "evaluate", evaluate)
+    gate = Gate(min_agreement=100.0)
+    _, result = search(model, recipe, gate, held_out, seconds=600, progress=silent)
+    assert set(result.layers) == needed
+    assert result.convolutions == 2
+    assert not result.out_of_time
+
+
 def test_a_gate_that_holds_costs_nothing(
     model: ir.Model, tiny_bundle: Bundle, held_out: GateImages
 ) -> None:
     good = read_recipe(tiny_bundle, Encoding.CPU)
-    mixed, result = search(
+    given, result = search(
         model, good, Gate(min_agreement=10.0), held_out, seconds=600, progress=silent
     )
-    assert mixed == good
+    assert given == good
     assert (result.layers, result.convolutions, result.evaluations) == ((), 0, 1)
 
 
