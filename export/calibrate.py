@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,16 @@ class ClassBalance:
     fewest: int
     """Images of the class that has fewest, 0 included."""
     most: int
+
+
+def with_dla(calibration: Calibration) -> Calibration:
+    """With the same ranges for a graph that is quantised wherever the CPU's is.
+
+    Layers that were handed back are quantised there: their gate was held by other graphs.
+    """
+    everywhere = calibration.recipes[Encoding.CPU]
+    recipe = replace(everywhere, encoding=Encoding.DLA, in_float=frozenset())
+    return replace(calibration, recipes={**calibration.recipes, Encoding.DLA: recipe})
 
 
 def require_images(source: Source) -> None:

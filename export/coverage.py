@@ -37,7 +37,7 @@ class Coverage:
     additions: int
     """Residual ones."""
     fused_additions: int
-    """TensorRT: part of an INT8 convolution's kernel. CPU: integer kernels of their own."""
+    """TensorRT: part of an INT8 convolution's kernel. Elsewhere: integer kernels of their own."""
     islands: tuple[Island, ...]
 
 
@@ -68,7 +68,7 @@ def coverage(graph: ir.Graph, encoding: Encoding) -> Coverage:
 def _is_integer(node: ir.Node, encoding: Encoding) -> bool:
     if node.op_type in WEIGHTED:
         reads = _reads_int8(node, 0) and _reads_int8(node, 1)
-    elif encoding is Encoding.CPU and (
+    elif encoding is not Encoding.TENSORRT and (
         is_residual_add(node) or node.op_type == "GlobalAveragePool"
     ):
         reads = all(_reads_int8(node, index) for index in range(len(node.inputs)))

@@ -26,11 +26,12 @@ from resdeploy.bundle import (
     Manifest,
     Parity,
     Precision,
+    open_bundle,
     write_manifest,
 )
 from resdeploy.calibration.tensorrt_cache import write_cache
 from resdeploy.errors import ExportError
-from resdeploy.export.calibrate import Calibration, calibrate, require_images
+from resdeploy.export.calibrate import Calibration, calibrate, require_images, with_dla
 from resdeploy.export.coverage import coverage
 from resdeploy.export.half import to_half
 from resdeploy.export.mixed import Gate, mix
@@ -45,6 +46,10 @@ from resdeploy.progress import Progress, silent
 from resdeploy.provenance import collect_provenance
 from resdeploy.runtime.golden import FLOAT_FLOOR_DB, INT8_FLOOR_DB, run_batches
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.runtime.tensorrt.build import ARTIFACTS as TENSORRT_ARTIFACTS
+from resdeploy.runtime.tensorrt.build import BuildReport, build, choose_flavour
+from resdeploy.runtime.tensorrt.flavour import load_tensorrt
+from resdeploy.runtime.tensorrt.options import BuildOptions
 from resdeploy.statistics import sqnr_db
 from resdeploy.storage import new_directory, refuse_existing, sha256
 from resdeploy.train.model import Classifier
@@ -61,6 +66,7 @@ FILE_NAMES = {
     (Precision.FP16, Encoding.FLOAT): "fp16.onnx",
     (Precision.INT8, Encoding.TENSORRT): "int8.onnx",
     (Precision.INT8, Encoding.CPU): "int8-cpu.onnx",
+    (Precision.INT8, Encoding.DLA): "int8-dla.onnx",
 }
 
 
@@ -76,6 +82,8 @@ class ExportConfig:
     """The bundle; None: NAME.bundle in the working folder, after the source."""
     fp16: bool = False
     int8: bool = False
+    dla: bool = False
+    """Also a graph for NVIDIA's deep-learning accelerator; with `int8`."""
     calibration_images: int = 512
     calibrator: str = "auto"
     """See `calibrate.calibrate`."""
@@ -85,6 +93,8 @@ class ExportConfig:
     search_seconds: float = 600.0
     seed: int = 0
     """Decides which images calibrate and which are golden."""
+    engine: bool = False
+    """Whether to build TensorRT engines of the graphs, too, for this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,15 +106,17 @@ class ExportResult:
     calibration: dict[str, Any] | None
     parity: dict[str, Parity]
     """By the artifact's name."""
+    engines: tuple[BuildReport, ...]
     seconds: float
 
 
 def export(
     config: ExportConfig, *, force: bool = False, progress: Progress = silent
 ) -> ExportResult:
-    """Write a bundle; when anything fails, no bundle is left.
+    """Write a bundle; when anything fails before it is whole, no bundle is left.
 
     Raises:
+        BackendError: engines were asked for, and cannot be built here.
         CheckpointError: the source cannot be used.
         DataError, CalibrationError: the images cannot be used.
         ExportError: the labels do not fit, or a graph does not agree with PyTorch.
@@ -118,6 +130,10 @@ def export(
     )
     if not (config.int8 or gate.open):
         raise ExportError("--min-agreement and --max-drop concern INT8 graphs", "add --int8")
+    if config.dla and not config.int8:
+        raise ExportError("--dla concerns an INT8 graph", "add --int8")
+    if config.engine:
+        load_tensorrt(choose_flavour())  # before the work, rather than at its end
     if config.output is not None:
         refuse_existing(config.output, force=force, sign=MANIFEST)
     source = read_source(
@@ -155,17 +171,21 @@ def export(
                 model, source, calibration, gate, seed=config.seed,
                 golden_digests=golden_digests, progress=progress,
             )  # fmt: skip
+        if config.dla:
+            calibration = with_dla(calibration)
     artifacts: list[Artifact] = []
     with new_directory(output, force=force, sign=MANIFEST) as folder:
         for precision, encoding, graph in _graphs(model, config, calibration):
             artifacts.append(_write_artifact(folder, precision, encoding, graph, golden))
         costs = _costs(model, calibration, golden, progress)
         manifest = _write_rest(folder, source, artifacts, golden, calibration, costs)
+    engines = _build_engines(output, progress) if config.engine else ()
     return ExportResult(
         bundle=output,
         artifacts=manifest.artifacts,
         calibration=calibration.summary() if calibration else None,
         parity={artifact.name: artifact.parity for artifact in artifacts},
+        engines=engines,
         seconds=time.perf_counter() - start,
     )
 
@@ -223,6 +243,15 @@ def _write_artifact(
         convs=covered.convs,
         int8_convs=covered.int8_convs,
         parity=parity,
+    )
+
+
+def _build_engines(path: Path, progress: Progress) -> tuple[BuildReport, ...]:
+    bundle = open_bundle(path)
+    return tuple(
+        build(bundle, artifact, choose_flavour(), BuildOptions(), progress=progress)
+        for artifact in bundle.manifest.artifacts
+        if artifact.name in TENSORRT_ARTIFACTS
     )
 
 

@@ -1,7 +1,8 @@
-"""Which edges of the graph are quantised, for TensorRT and for CPUs: a pure look at the graph.
+"""Which edges of the graph are quantised, for which engine: a pure look at the graph.
 
 Sources: NVIDIA, "TensorRT Developer Guide", section "Explicit Quantization" (Q/DQ placement
-recommendations, propagation through pooling, residual additions); ONNX Runtime, "Quantize ONNX
+recommendations, propagation through pooling, residual additions) and "Working with DLA" (every
+layer's boundary); ONNX Runtime, "Quantize ONNX
 Models", section "Quantization on CPU" and its QDQ selectors: a convolution runs in integers when
 both what it reads and what it gives are quantised.
 """
@@ -36,8 +37,8 @@ def place(graph: ir.Graph, encoding: Encoding) -> tuple[QuantizedEdge, ...]:
     """The edges that `encoding` quantises, in the order of the graph."""
     if encoding is Encoding.TENSORRT:
         return _place_for_tensorrt(graph)
-    if encoding is Encoding.CPU:
-        return _place_for_cpu(graph)
+    if encoding in (Encoding.CPU, Encoding.DLA):
+        return _place_everywhere(graph)
     return ()
 
 
@@ -65,7 +66,7 @@ def _place_for_tensorrt(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
     return _edges(graph, quantised)
 
 
-def _place_for_cpu(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
+def _place_everywhere(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
     """Every edge behind the normalisation, except between a node and the ReLU that follows it."""
     quantised: set[tuple[str, int]] = set()
     behind: set[str] = set()  # nodes that a convolution's output reaches

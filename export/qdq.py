@@ -46,15 +46,15 @@ def insert_qdq(
 ) -> None:
     """Quantise `edges`, and the weights of every convolution and classifier that reads one.
 
-    TensorRT: activations and weights int8, symmetric, scales that a float16 holds exactly; biases
-    float, for its parser refuses integers there. CPU: activations uint8 with a zero point,
+    TensorRT, DLA: activations and weights int8, symmetric, scales that a float16 holds exactly;
+    biases float, for its parser refuses integers there. CPU: activations uint8 with a zero point,
     weights int8, biases int32. Weights are stored as integers.
 
     Args:
         model: An FP32 graph; it is changed in place.
         edges: From `placement.place`, for the same encoding.
         ranges: For every `range_of` in `edges`.
-        encoding: TENSORRT or CPU.
+        encoding: TENSORRT, CPU or DLA.
         in_float: Names of nodes whose weights stay float though they read an edge.
         weights: From `integer_weights`, where many graphs are made of one network.
     """

@@ -39,8 +39,8 @@ class Recipe:
 
         Args:
             model: The FP32 graph.
-            half: For TensorRT, float16 between the integers: float32 islands are slower than a
-                graph that is float16 throughout. Without, the copy runs faster on CPUs, and
+            half: For TensorRT and DLA, float16 between the integers: float32 islands are slower
+                than a graph that is float16 throughout. Without, the copy runs faster on CPUs, and
                 differs by far less than INT8 does.
             weights: See `insert_qdq`.
         """
@@ -49,7 +49,7 @@ class Recipe:
         insert_qdq(
             quantised, edges, self.ranges, self.encoding, in_float=self.in_float, weights=weights
         )
-        if half and self.encoding is Encoding.TENSORRT:
+        if half and self.encoding is not Encoding.CPU:
             to_half(quantised)
         return quantised
 

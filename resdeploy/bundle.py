@@ -54,6 +54,7 @@ class Encoding(str, Enum):
     FLOAT = "float"  # nothing is quantised
     TENSORRT = "tensorrt"  # symmetric Q/DQ on what convolutions read; FP16 elsewhere
     CPU = "cpu"  # asymmetric uint8 on every edge; int32 biases
+    DLA = "dla"  # symmetric int8 on every edge; FP16 elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """`fp32`, `fp16`, `int8`, `int8-cpu`: the file's name without its ending."""
+        """`fp32`, `fp16`, `int8`, `int8-cpu`, `int8-dla`: the file's name without its ending."""
         return Path(self.file).stem
 
 
@@ -189,7 +190,7 @@ class Bundle:
             if artifact.name == name:
                 return artifact
         there = ", ".join(artifact.name for artifact in self.manifest.artifacts)
-        option = "--int8" if name.startswith("int8") else f"--{name}"
+        option = "--int8 --dla" if name == "int8-dla" else f"--{name.split('-')[0]}"
         raise BundleError(
             f"{self.path} holds no {name} graph, only {there}", f"export it with {option}"
         )

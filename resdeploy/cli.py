@@ -103,6 +103,7 @@ def train(
 @click.option("-o", "--output", type=EXISTING, help="Bundle.  [default: NAME.bundle]")
 @click.option("--fp16", is_flag=True, help="Also write fp16.onnx.")
 @click.option("--int8", is_flag=True, help="Also write int8.onnx (TensorRT) and int8-cpu.onnx.")
+@click.option("--dla", is_flag=True, help="Also write int8-dla.onnx, for a Jetson's accelerator.")
 @click.option(
     "--calibration-data", type=EXISTING, help="Folder of images.  [default: the run's own]"
 )
@@ -131,6 +132,7 @@ def train(
     show_default=True,
     help="Longest search for those layers.",
 )
+@click.option("--engine", is_flag=True, help="Also build TensorRT engines, for this machine.")
 @click.option("--image-size", type=click.IntRange(8, 1024), help="[default: the run's own, or 224]")
 @click.option("--labels", type=EXISTING, help="Text file, one class name a line.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

@@ -52,7 +52,8 @@ def export_text(result: ExportResult) -> str:
     images = result.artifacts[0].parity.images
     return (
         f"{table(head, rows)}\n{calibration_text(result.calibration)}"
-        f"{result.bundle} in {result.seconds:.0f} s, compared with PyTorch on {images} images"
+        + "".join(f"{build_text(report)}\n" for report in result.engines)
+        + f"{result.bundle} in {result.seconds:.0f} s, compared with PyTorch on {images} images"
     )
 
 
@@ -291,5 +292,6 @@ def plural(count: float, noun: str) -> str:
 
 
 def graph_name(precision: Precision, encoding: Encoding) -> str:
-    """The artifact's name: `fp32`, `int8`, `int8-cpu`."""
-    return f"{precision.value}-cpu" if encoding.value == "cpu" else precision.value
+    """The artifact's name: `fp32`, `int8`, `int8-cpu`, `int8-dla`."""
+    where = encoding.value
+    return f"{precision.value}-{where}" if where in ("cpu", "dla") else precision.value

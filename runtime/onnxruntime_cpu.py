@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import onnxruntime
 
 NAME = "onnxruntime-cpu"
-ARTIFACTS = ("int8-cpu", "fp32", "fp16", "int8")
+ARTIFACTS = ("int8-cpu", "fp32", "fp16", "int8", "int8-dla")
+# Their activations are quantised from float16.
+HALF = (Encoding.TENSORRT, Encoding.DLA)
 PROVIDER = "CPUExecutionProvider"
 
 
@@ -35,10 +37,10 @@ def obstacle() -> Obstacle | None:
 def artifacts(version: str) -> tuple[str, ...]:
     """What this version computes rightly, the fastest first.
 
-    On a CPU, float16 is emulated and TensorRT's encoding leaves float convolutions between
-    conversions: both are right, and slow.
+    On a CPU, float16 is emulated and the encodings for TensorRT and DLA leave float convolutions
+    between conversions: all are right, and slow.
     """
-    return ARTIFACTS if rounds_float16(version) else ARTIFACTS[:-1]
+    return ARTIFACTS if rounds_float16(version) else ARTIFACTS[:-2]
 
 
 def rounds_float16(version: str) -> bool:
@@ -94,10 +96,10 @@ class OnnxRuntimeCpu:
         """
         with needs_extra():
             import onnxruntime
-        if encoding is Encoding.TENSORRT and not rounds_float16(onnxruntime.__version__):
+        if encoding in HALF and not rounds_float16(onnxruntime.__version__):
             raise BackendError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot run TensorRT's encoding: it cuts "
-                "float16 off where it should round",
+                f"ONNX Runtime {onnxruntime.__version__} cannot run the {encoding.value} encoding: "
+                "it cuts float16 off where it should round",
                 "install onnxruntime 1.30 or newer; to serve on a CPU, use int8-cpu",
             )
         options = session_options(encoding, read_cpu(), threads)

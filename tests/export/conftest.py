@@ -42,10 +42,10 @@ class Exported:
         return logits
 
     def quantised(self, encoding: Encoding) -> ir.Model:
-        """The graph of `int8.onnx` or `int8-cpu.onnx`."""
+        """The graph of `int8.onnx`, `int8-cpu.onnx` or `int8-dla.onnx`."""
         model = self.model.clone()
         insert_qdq(model, place(model.graph, encoding), self.ranges, encoding)
-        if encoding is Encoding.TENSORRT:
+        if encoding is not Encoding.CPU:
             to_half(model)
         return model
 

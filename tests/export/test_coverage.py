@@ -38,7 +38,7 @@ def quantised(model: ir.Model, encoding: Encoding, *layers: str) -> Coverage:
     return coverage(recipe.apply(model).graph, encoding)
 
 
-@pytest.mark.parametrize("encoding", BOTH)
+@pytest.mark.parametrize("encoding", [*BOTH, Encoding.DLA])
 def test_all_of_resnet34_runs_in_integers(resnet34: ir.Model, encoding: Encoding) -> None:
     found = quantised(resnet34, encoding)
     assert (found.int8_convs, found.convs) == (36, 36)

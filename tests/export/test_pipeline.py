@@ -16,9 +16,15 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from resdeploy.bundle import Bundle, Encoding, open_bundle
+from resdeploy.bundle import Bundle, Encoding, Precision, open_bundle
 from resdeploy.calibration.ranges import Range
-from resdeploy.errors import CalibrationError, ExportError, OutputError
+from resdeploy.errors import (
+    BackendError,
+    BundleError,
+    CalibrationError,
+    ExportError,
+    OutputError,
+)  # fmt: skip
 from resdeploy.export import pipeline
 from resdeploy.export.calibrate import Calibration, calibrate
 from resdeploy.export.pipeline import ExportConfig, export
@@ -26,7 +32,11 @@ from resdeploy.export.recipe import read_recipe
 from resdeploy.export.report import render_report
 from resdeploy.export.to_onnx import to_bytes, to_onnx
 from resdeploy.preprocessing import image_digest
+from resdeploy.render import export_text
+from resdeploy.runtime.golden import INT8_FLOOR_DB
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.runtime.tensorrt.build import choose_artifact
+from resdeploy.runtime.tensorrt.flavour import Flavour, installed_version
 from tests.samples import SIZE, make_classifier
 
 
@@ -89,6 +99,56 @@ def test_calibration_json_rebuilds_both_int8_graphs_bit_for_bit(
         model = ir.from_proto(onnx.load_from_string(tiny_bundle.read("fp32.onnx")))
         recipe = read_recipe(tiny_bundle, encoding)
         assert to_bytes(recipe.apply(model)) == tiny_bundle.read(name)
+
+
+def test_a_graph_for_the_dla_comes_from_the_same_calibration(
+    tiny_bundle: Bundle, tiny_checkpoint: Path, image_data: Path
+) -> None:
+    config = ExportConfig(
+        source=tiny_checkpoint, output=Path("dla.bundle"), image_size=SIZE, int8=True, dla=True,
+        calibration_data=image_data, calibration_images=32, min_agreement=100.0,
+    )  # fmt: skip
+    bundle = open_bundle(export(config).bundle)
+    assert [a.name for a in bundle.manifest.artifacts] == ["fp32", "int8", "int8-cpu", "int8-dla"]
+    dla = bundle.artifact("int8-dla")
+    assert dla.encoding is Encoding.DLA
+    assert dla.int8_convs == dla.convs  # whatever was handed back elsewhere
+    assert dla.parity.sqnr_db > INT8_FLOOR_DB
+    recipe, everywhere = (read_recipe(bundle, kind) for kind in (Encoding.DLA, Encoding.CPU))
+    assert recipe.ranges == everywhere.ranges
+    model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
+    assert to_bytes(recipe.apply(model)) == bundle.read("int8-dla.onnx")
+    assert choose_artifact(bundle, Precision.INT8, dla=True) == dla
+    with pytest.raises(BundleError, match="no int8-dla graph") as caught:
+        choose_artifact(tiny_bundle, Precision.INT8, dla=True)
+    assert "--int8 --dla" in str(caught.value.hint)
+
+
+def test_a_dla_without_int8_is_refused(config: ExportConfig) -> None:
+    with pytest.raises(ExportError, match="--dla concerns an INT8 graph"):
+        export(dataclasses.replace(config, dla=True))
+
+
+@pytest.mark.skipif(
+    installed_version(Flavour.RTX) is None, reason="tensorrt-rtx has no wheel for this machine"
+)
+def test_engines_are_built_on_request(config: ExportConfig) -> None:
+    result = export(dataclasses.replace(config, fp16=True, engine=True))
+    assert [report.artifact for report in result.engines] == ["fp32", "fp16"]
+    assert all(report.engine.is_file() for report in result.engines)
+    assert all(str(report.engine) in export_text(result) for report in result.engines)
+
+
+def test_engines_that_cannot_be_built_are_said_before_the_work(
+    config: ExportConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(flavour: Flavour) -> None:
+        raise BackendError("tensorrt is not installed", "install it")
+
+    monkeypatch.setattr(pipeline, "load_tensorrt", missing)
+    monkeypatch.setattr(pipeline, "read_source", lambda *a, **k: pytest.fail("work was begun"))
+    with pytest.raises(BackendError, match="not installed"):
+        export(dataclasses.replace(config, engine=True))
 
 
 def test_the_same_export_twice_gives_the_same_graphs(

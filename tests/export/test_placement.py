@@ -99,7 +99,7 @@ def test_the_graphs_input_and_the_normalisation_are_never_quantised(
         assert all(not name.startswith("normalize") for edge in edges for name, _ in edge.readers)
 
 
-@pytest.mark.parametrize("encoding", [Encoding.TENSORRT, Encoding.CPU])
+@pytest.mark.parametrize("encoding", [Encoding.TENSORRT, Encoding.CPU, Encoding.DLA])
 @pytest.mark.parametrize("shortcut", [Shortcut.A, Shortcut.C, Shortcut.PLAIN])
 def test_every_convolution_of_the_variants_is_quantised(
     shortcut: Shortcut, encoding: Encoding
@@ -113,3 +113,9 @@ def test_every_convolution_of_the_variants_is_quantised(
     adds = sum(map(is_residual_add, graph))
     assert adds == (0 if shortcut is Shortcut.PLAIN else 4)
     assert found["Add"] == adds * (1 if encoding is Encoding.TENSORRT else 2)
+
+
+def test_a_dla_gets_every_boundary_as_a_cpu_does(
+    resnet34: Exported, cpu: tuple[QuantizedEdge, ...]
+) -> None:
+    assert place(resnet34.model.graph, Encoding.DLA) == cpu

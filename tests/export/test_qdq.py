@@ -19,10 +19,10 @@ from resdeploy.statistics import sqnr_db
 from tests.export.conftest import Exported
 from tests.samples import make_classifier
 
-BOTH = (Encoding.TENSORRT, Encoding.CPU)
+ALL = (Encoding.TENSORRT, Encoding.CPU, Encoding.DLA)
 
 
-@pytest.fixture(scope="module", params=BOTH)
+@pytest.fixture(scope="module", params=ALL)
 def quantised(resnet34: Exported, request: pytest.FixtureRequest) -> tuple[Encoding, ir.Model]:
     return request.param, resnet34.quantised(request.param)
 
@@ -113,7 +113,7 @@ def test_logits_stay_close(quantised: tuple[Encoding, ir.Model], resnet34: Expor
     assert np.median(ratios) > 15
 
 
-@pytest.mark.parametrize("encoding", BOTH)
+@pytest.mark.parametrize("encoding", ALL)
 def test_onnxs_own_evaluator_agrees(encoding: Encoding) -> None:
     model = to_onnx(make_classifier(), 32)
     edges = place(model.graph, encoding)

@@ -55,10 +55,12 @@ def build(graph: bytes) -> int:
 def graph_of(exported: Exported, name: str) -> bytes:
     if name == "fp32":
         return to_bytes(exported.model)
-    return to_bytes(exported.half() if name == "fp16" else exported.quantised(Encoding.TENSORRT))
+    if name == "fp16":
+        return to_bytes(exported.half())
+    return to_bytes(exported.quantised(Encoding.DLA if "dla" in name else Encoding.TENSORRT))
 
 
-@pytest.mark.parametrize("name", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int8-dla"])
 def test_resnet34_builds(resnet34: Exported, name: str) -> None:
     assert build(graph_of(resnet34, name)) > 1 << 20
 

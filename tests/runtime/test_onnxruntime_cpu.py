@@ -43,7 +43,7 @@ def test_an_old_version_does_not_run_what_it_would_get_wrong(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
-    with pytest.raises(BackendError, match=r"1\.23\.2 cannot run TensorRT's encoding"):
+    with pytest.raises(BackendError, match=r"1\.23\.2 cannot run the tensorrt encoding"):
         open_artifact(tiny_bundle, tiny_bundle.artifact("int8"), Opening())
     open_artifact(tiny_bundle, tiny_bundle.artifact("int8-cpu"), Opening()).close()
 
