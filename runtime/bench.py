@@ -22,7 +22,7 @@ from resdeploy.errors import BackendError, ResdeployError
 from resdeploy.progress import Progress, silent
 from resdeploy.provenance import collect_provenance
 from resdeploy.runtime.device import available_cores, read_device
-from resdeploy.runtime.selection import candidates
+from resdeploy.runtime.selection import AUTO, Candidate, candidates
 from resdeploy.statistics import ratio_interval
 
 logger = logging.getLogger(__name__)
@@ -71,24 +71,34 @@ class Benchmark:
     results: tuple[Timing, ...]
 
 
+def best_candidates(bundle: Bundle, backend: str = AUTO) -> list[Candidate]:
+    """The best artifact of each precision on every backend that is installed here.
+
+    Raises:
+        BackendError: see `selection.candidates`.
+    """
+    best: dict[tuple[str, Precision], Candidate] = {}
+    for candidate in candidates(bundle, backend):
+        best.setdefault((candidate.engine.name, candidate.artifact.precision), candidate)
+    order = list(Precision)
+    return sorted(best.values(), key=lambda c: (c.engine.name, order.index(c.artifact.precision)))
+
+
 def backend_entries(bundle: Bundle, batch: int, threads: int) -> list[Entry]:
-    """The best artifact of each precision on every backend that is installed here."""
-    entries: dict[tuple[str, Precision], Entry] = {}
-    for candidate in candidates(bundle):
-        artifact, name = candidate.artifact, candidate.engine.name
-        entries.setdefault(
-            (name, artifact.precision),
-            Entry(
-                name=name,
-                precision=artifact.precision,
-                encoding=artifact.encoding,
-                module="resdeploy.runtime.contender",
-                arguments=(str(bundle.path), name, artifact.name, str(batch), str(threads)),
+    """The contenders that the runtime itself brings."""
+    return [
+        Entry(
+            name=candidate.engine.name,
+            precision=candidate.artifact.precision,
+            encoding=candidate.artifact.encoding,
+            module="resdeploy.runtime.contender",
+            arguments=(
+                str(bundle.path), candidate.engine.name, candidate.artifact.name,
+                str(batch), str(threads),
             ),
         )
-    return sorted(
-        entries.values(), key=lambda entry: (entry.name, list(Precision).index(entry.precision))
-    )
+        for candidate in best_candidates(bundle)
+    ]  # fmt: skip
 
 
 def baseline_entry(bundle: Bundle, checkpoint: Path | None, batch: int, threads: int) -> Entry:
@@ -140,7 +150,7 @@ def run_benchmark(
                 logger.warning("%s is left out: %s (%s)", entry.name, error, error.hint)
         if not contenders:
             raise BackendError("not one contender could start", "see the warnings above")
-        times = _interleave([contender for _, contender in contenders], seconds, progress)
+        times = interleave([contender for _, contender in contenders], seconds, progress)
     finally:
         for _, contender in contenders:
             contender.stop()
@@ -166,9 +176,12 @@ Rounds = list[npt.NDArray[np.float64]]
 """Times of single runs in milliseconds, one array a round."""
 
 
-def _interleave(
-    contenders: Sequence[Contender], seconds: float, progress: Progress
-) -> list[Rounds]:
+def interleave(contenders: Sequence[Contender], seconds: float, progress: Progress) -> list[Rounds]:
+    """Let contenders run in turns, each for `seconds` in all, warm-up not counted.
+
+    Raises:
+        BackendError: one of them ended early.
+    """
     times: list[Rounds] = [[] for _ in contenders]
     order = list(range(len(contenders)))
     generator = random.Random(0)
@@ -191,7 +204,7 @@ def _summarise(
     p50, p90, p99 = np.percentile(pooled, [50, 90, 99])
     speedup = low = high = None
     if baseline is not None:
-        speedup, low, high = ratio_interval(_medians(baseline), _medians(rounds))
+        speedup, low, high = ratio_interval(medians(baseline), medians(rounds))
     return Timing(
         contender=entry.name,
         precision=entry.precision,
@@ -209,5 +222,6 @@ def _summarise(
     )
 
 
-def _medians(rounds: Rounds) -> npt.NDArray[np.float64]:
+def medians(rounds: Rounds) -> npt.NDArray[np.float64]:
+    """Of each round, in milliseconds: what `ratio_interval` takes."""
     return np.array([np.median(times) for times in rounds])

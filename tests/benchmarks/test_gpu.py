@@ -1,0 +1,300 @@
+"""The command without a GPU, and with children and a GPU that are made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from benchmarks import gpu, gpu_backend, gpu_engine, gpu_pytorch, gpu_turns
+from benchmarks.gpu_turns import Entry, Notes, time_in_turns
+from resdeploy.bundle import Bundle
+from resdeploy.errors import BackendError, CalibrationError
+from resdeploy.runtime import bench
+from resdeploy.runtime.backend import Obstacle
+from resdeploy.runtime.cuda import Gpu
+from resdeploy.runtime.tensorrt import flavour
+from tests.fakes import GoldenBackend
+
+CPU = "onnxruntime-cpu"  # it runs wherever tests do: here it stands for a GPU's backend
+A_GPU = Gpu(
+    name="a GPU", compute_capability="9.0", multiprocessors=1, memory_bytes=1, integrated=False,
+    driver_cuda="13.0", runtime_cuda="13.0",
+)  # fmt: skip
+CEILINGS = {
+    "operations_per_second": {"tf32": 1e12}, "bytes_per_second": 1e12, "matrix": 1,
+    "copy_bytes": 1, "missing": [{"what": "ceiling of int8", "why": "no such product"}],
+}  # fmt: skip
+REPORT = {
+    "flavour": "tensorrt", "artifact": "int8", "batch": 1, "cached": False, "seconds": 1.0,
+    "bytes": 1, "convs": None, "int8_convs": None, "int8_convs_expected": 12,
+}  # fmt: skip
+
+
+class FakeContender:
+    """A child that takes a millisecond, and does what its class was told."""
+
+    started: list[FakeContender]
+    refusing: str
+    """Part of the label of those that do not start."""
+    dying: str
+    """Part of the label of those that end when they are to run."""
+
+    def __init__(self, name: str, module: str, arguments: list[str]) -> None:
+        self.name = name
+        self.module = module
+        self.arguments = arguments
+        self.facts: dict[str, Any] = {"cuda_graphs": "no", "answers": None}
+        if module.endswith("gpu_ceilings"):
+            self.facts = CEILINGS
+        elif module.endswith("gpu_engine"):
+            self.facts = {**REPORT, "artifact": arguments[2], "batch": int(arguments[3])}
+        self.ended = False
+        self.stopped = False
+        self.process = SimpleNamespace(poll=lambda: 1 if self.ended else None)
+
+    @classmethod
+    def start(cls, name: str, module: str, arguments: list[str], threads: int) -> FakeContender:
+        if cls.refusing and cls.refusing in name:
+            raise BackendError("it does not\nwant to", "ask again")
+        cls.started.append(cls(name, module, arguments))
+        return cls.started[-1]
+
+    def run_for(self, seconds: float) -> np.ndarray:
+        if self.dying and self.dying in self.name:
+            self.ended = True
+            raise BackendError(f"the benchmark of {self.name} ended early", "see above")
+        return np.array([1.0, 1.0, 2.0])
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeContender]]:
+    FakeContender.started, FakeContender.refusing, FakeContender.dying = [], "", ""
+    monkeypatch.setattr(gpu_turns, "Contender", FakeContender)
+    yield FakeContender
+    assert all(child.stopped for child in FakeContender.started)
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose GPU runs PyTorch and one backend; TensorRT is not installed."""
+    for name in ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "to be given back")
+    monkeypatch.setattr(gpu, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(gpu, "CudaRuntime", lambda: SimpleNamespace(gpu=lambda: A_GPU))
+    monkeypatch.setattr(gpu_pytorch, "obstacle", lambda: None)
+    monkeypatch.setattr(gpu_turns, "BACKENDS", (CPU, "tensorrt"))
+    monkeypatch.setattr(
+        flavour, "obstacle", lambda kind: Obstacle(f"{kind.value} is not installed", "")
+    )
+    monkeypatch.setattr(bench, "ROUNDS", 3)
+
+
+def measure(bundle: Bundle, checkpoint: str, *options: str) -> Result:
+    arguments = [checkpoint, "--bundle", str(bundle.path), "--output", "out/gpu.json", *options]
+    return CliRunner().invoke(gpu.main, arguments)
+
+
+def test_without_a_gpu_it_says_so_and_writes_nothing(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "gpu_obstacle", lambda: Obstacle("no GPU is visible", "look for it"))
+    result = measure(tiny_bundle, "random")
+    assert result.exit_code == 1
+    assert result.output == "Error: there is no GPU to measure: no GPU is visible; look for it\n"
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_all_that_runs_is_written_and_all_that_does_not(
+    tiny_bundle: Bundle, tiny_checkpoint: Path, children: type[FakeContender]
+) -> None:
+    children.refusing = "eager fp16 at batch 2"
+    result = measure(tiny_bundle, str(tiny_checkpoint), "--batch", "1", "--batch", "2")
+    assert result.exit_code == 0, result.output
+    written = json.loads(Path("out/gpu.json").read_text())
+    assert [(row["contender"], row["precision"], row["batch"]) for row in written["rows"]] == [
+        (CPU, "fp32", 1), (CPU, "fp16", 1), (CPU, "int8", 1),
+        ("pytorch-eager", "fp32", 1), ("pytorch-eager", "fp16", 1), ("pytorch-compile", "fp16", 1),
+        (CPU, "fp32", 2), (CPU, "fp16", 2), (CPU, "int8", 2),
+        ("pytorch-eager", "fp32", 2), ("pytorch-compile", "fp16", 2),
+    ]  # fmt: skip
+    assert written["missing"] == [
+        {"what": "labelled images", "why": "no --data"},
+        {"what": "ceiling of int8", "why": "no such product"},
+        {"what": "tensorrt", "why": "tensorrt is not installed"},
+        {"what": "tensorrt-rtx", "why": "tensorrt-rtx is not installed"},
+        {"what": "pytorch-eager fp16 at batch 2", "why": "it does not want to"},
+    ]
+    assert "left out: tensorrt: tensorrt is not installed\n" in result.output
+    assert "batch 1\n" in result.output
+    assert "the transfers are inside for all" in result.output
+    assert written["gpu"]["name"] == "a GPU"
+    assert written["network"]["name"] == "resnet10"
+    assert written["rows"][0]["roofline_share"] > 0
+    assert written["rows"][2]["roofline_share"] is None
+    assert not written["settings"]["cache_kept"]
+
+
+@pytest.mark.usefixtures("with_gpu", "children")
+def test_a_file_that_was_cut_short_says_so(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(entries: Any, batch: int, *rest: Any) -> Any:
+        if batch == 2:
+            raise KeyboardInterrupt
+        return time_in_turns(entries, batch, *rest)
+
+    monkeypatch.setattr(gpu, "time_in_turns", interrupted)
+    assert measure(tiny_bundle, "random", "--batch", "1", "--batch", "2").exit_code == 1
+    written = json.loads(Path("out/gpu.json").read_text())
+    assert {row["batch"] for row in written["rows"]} == {1}
+    assert written["missing"][-1] == {"what": "batch 2", "why": "the run ended before it"}
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_what_is_not_wanted_is_left_out_and_said(
+    tiny_bundle: Bundle, children: type[FakeContender]
+) -> None:
+    options = ("--batch", "1", "--without", "pytorch-compile", "--without", "tensorrt", "--bf16")
+    assert measure(tiny_bundle, "random", *options).exit_code == 0
+    written = json.loads(Path("out/gpu.json").read_text())
+    assert [row["precision"] for row in written["rows"]] == ["fp32", "fp16", "int8", "fp32",
+                                                             "fp16", "bf16"]  # fmt: skip
+    assert written["missing"][:2] == [
+        {"what": "pytorch-compile", "why": "--without"}, {"what": "tensorrt", "why": "--without"},
+    ]  # fmt: skip
+    assert written["rows"][0]["to_compile_fp16"] is None
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_where_nothing_starts_nothing_is_written(
+    tiny_bundle: Bundle, children: type[FakeContender]
+) -> None:
+    children.refusing = "at batch"
+    result = measure(tiny_bundle, "random", "--batch", "1")
+    assert result.exit_code == 1
+    assert "not one contender" in result.output
+    assert not Path("out").exists()
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_an_unusable_checkpoint_is_one_line(children: type[FakeContender]) -> None:
+    result = CliRunner().invoke(gpu.main, ["nowhere.pth"])
+    assert result.exit_code == 1
+    assert "Error: there is no checkpoint at nowhere.pth (" in result.output
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_every_engine_is_built_for_exactly_each_batch(
+    tiny_bundle: Bundle, children: type[FakeContender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flavour, "obstacle", lambda kind: None)
+    children.refusing = "tensorrt-rtx fp32"
+    notes = Notes()
+    engines = gpu_turns.build_engines(tiny_bundle, (1, 8), (), notes)
+    assert [child.arguments[1:] for child in children.started] == [
+        [kind, artifact, batch]
+        for kind in ("tensorrt", "tensorrt-rtx")
+        for artifact in ("int8", "fp16", "fp32")
+        for batch in ("1", "8")
+        if (kind, artifact) != ("tensorrt-rtx", "fp32")
+    ]
+    assert len(engines) == 10
+    assert [entry.what for entry in notes.entries] == [
+        "engine of tensorrt-rtx fp32 for batch 1", "engine of tensorrt-rtx fp32 for batch 8",
+    ]  # fmt: skip
+
+
+def test_who_ends_early_is_left_out_and_the_others_run_again(
+    children: type[FakeContender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "ROUNDS", 3)
+    children.dying = "weak"
+    entries = [
+        Entry(name=name, precision="fp16", module="none", arguments=())
+        for name in ("strong", "weak", "steady")
+    ]
+    notes = Notes()
+    timed = time_in_turns(entries, 4, 0.1, notes)
+    assert [one.name for one in timed] == ["strong", "steady"]
+    assert all(len(one.rounds) == 3 for one in timed)
+    (missing,) = notes.entries
+    assert missing.what == "weak fp16 at batch 4"
+    assert "ended early" in missing.why
+    children.dying = "s"
+    assert time_in_turns([entries[0], entries[2]], 4, 0.1, notes) == []
+
+
+def test_the_same_is_noted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    notes = Notes()
+    notes.add("tensorrt", "not\n there")
+    notes.add("tensorrt", "not there")
+    assert len(notes.entries) == 1
+    assert capsys.readouterr().err == "left out: tensorrt: not there\n"
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_int8_is_calibrated_on_what_is_known_or_left_out(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_data: bool
+) -> None:
+    asked: list[tuple[Path | None, bool]] = []
+
+    def export(
+        source: Path, folder: Path, size: int | None, images: Path | None, *, int8: bool
+    ) -> Bundle:
+        asked.append((images, int8))
+        if int8 and images is None:
+            raise CalibrationError("no images are known", "name some")
+        return tiny_bundle
+
+    monkeypatch.setattr(gpu, "_export", export)
+    data = tmp_path if with_data else None
+    notes = Notes()
+    opened, weights = gpu._open_or_export("weights.pth", None, data, None, tmp_path, notes)
+    assert opened is tiny_bundle
+    assert Path(weights).is_absolute()
+    assert asked == [(None, True), (tmp_path, True) if with_data else (None, False)]
+    assert [entry.what for entry in notes.entries] == ([] if with_data else ["int8"])
+
+
+def test_a_backend_shows_its_answers_before_it_runs(tiny_bundle: Bundle) -> None:
+    run, facts = gpu_backend.prepare(str(tiny_bundle.path), CPU, "int8-cpu", 3, "")
+    assert facts["artifact"] == "int8-cpu"
+    assert facts["cuda_graphs"] == "no"
+    assert facts["answers"]["golden"]["passed"] is True
+    logits = run()
+    assert isinstance(logits, np.ndarray)
+    assert logits.shape == (3, 3)
+
+
+def test_cuda_graphs_are_told_by_who_records_them(tiny_bundle: Bundle) -> None:
+    class Capturing(GoldenBackend):
+        name = "tensorrt"
+        captured = frozenset({8})
+
+    backend = Capturing(tiny_bundle.golden())
+    assert gpu_backend.cuda_graphs(backend, 8) == "yes"
+    assert gpu_backend.cuda_graphs(backend, 1) == "no"
+    backend.name = "tensorrt-rtx"
+    assert gpu_backend.cuda_graphs(backend, 8) == "its own"
+
+
+def test_an_engine_is_built_for_exactly_one_batch(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(bundle: Bundle, artifact: Any, kind: Any, options: Any) -> dict[str, Any]:
+        return {"engine": "somewhere", "batches": str(options.batches), "flavour": kind.value}
+
+    monkeypatch.setattr(gpu_engine, "build", build)
+    _, facts = gpu_engine.prepare(str(tiny_bundle.path), "tensorrt", "int8", 8)
+    assert facts == {"batches": "8,8,8", "flavour": "tensorrt", "batch": 8}

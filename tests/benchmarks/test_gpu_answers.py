@@ -1,0 +1,111 @@
+"""The check that goes before every timing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu_answers import (
+    CLASSES,
+    IMAGES,
+    REFERENCE,
+    Exactly,
+    float_floor_db,
+    read_answers,
+    write_labelled,
+)
+from resdeploy.bundle import Bundle, Float32Array
+from resdeploy.errors import DataError
+from resdeploy.preprocessing import UInt8Array, image_digest
+from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from tests.fakes import GoldenBackend
+
+
+class Counting:
+    """Gives the first pixel of every image, and notes how many there were."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.closed = False
+
+    def run(self, images: UInt8Array) -> Float32Array:
+        self.batches.append(len(images))
+        return images[:, 0, 0, :1].astype(np.float32)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(("count", "batch", "runs"), [(5, 2, 3), (4, 4, 1), (3, 8, 1), (3, 1, 3)])
+def test_a_backend_is_shown_whole_batches_only(count: int, batch: int, runs: int) -> None:
+    inner = Counting()
+    images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1).repeat(3, axis=3)
+    exactly = Exactly(inner, batch)
+    assert exactly.run(images)[:, 0].tolist() == list(range(count))
+    assert inner.batches == [batch] * runs
+    exactly.close()
+    assert inner.closed
+
+
+def test_right_and_wrong_answers_are_told_apart(tiny_bundle: Bundle) -> None:
+    golden = tiny_bundle.golden()
+    right = read_answers(GoldenBackend(golden), 3, tiny_bundle, "fp32", "fp32", "")
+    assert right["golden"]["passed"] is True
+    assert right["golden"]["agreement"] == 100.0
+    assert right["labelled"] is None
+    wrong = read_answers(GoldenBackend(golden, -1.0), 3, tiny_bundle, "fp32", "fp32", "")
+    assert wrong["golden"]["passed"] is False
+    assert json.loads(json.dumps([right, wrong])) == [right, wrong]
+
+
+def test_pytorch_is_held_to_its_own_precision(tiny_bundle: Bundle) -> None:
+    backend = GoldenBackend(tiny_bundle.golden())
+    for precision in ("fp32", "fp16", "bf16"):
+        answers = read_answers(backend, 3, tiny_bundle, precision, "", "")
+        assert answers["golden"]["floor_db"] == float_floor_db(precision)
+    assert float_floor_db("bf16") < float_floor_db("fp16") < float_floor_db("fp32")
+
+
+def test_labelled_images_are_decoded_once_with_the_answers_of_fp32(
+    tiny_bundle: Bundle, image_data: Path, tmp_path: Path
+) -> None:
+    assert write_labelled(tiny_bundle, image_data, 10, tmp_path) == 10
+    images, classes, reference = (np.load(tmp_path / n) for n in (IMAGES, CLASSES, REFERENCE))
+    assert images.shape == (10, 32, 32, 3)
+    # Each class has a colour of its own, in which the class's channel is the brightest.
+    assert images.mean(axis=(1, 2)).argmax(axis=1).tolist() == [2 - label for label in classes]
+
+    artifact = tiny_bundle.artifact("fp32")
+    backend = OnnxRuntimeCpu(tiny_bundle.read(artifact.file), artifact.encoding, 1)
+    labelled = read_answers(backend, 4, tiny_bundle, "fp32", "fp32", str(tmp_path))["labelled"]
+    assert labelled["images"] == 10
+    assert labelled["agreement"] == 100.0
+    assert labelled["drop"] == 0.0
+    assert labelled["top1"] == labelled["fp32_top1"]
+    assert labelled["top1"] == 100 * np.mean(reference.argmax(axis=1) == classes)
+
+
+def test_images_that_calibrated_do_not_judge(
+    tiny_bundle: Bundle, image_data: Path, tmp_path: Path
+) -> None:
+    calibration = tiny_bundle.manifest.calibration
+    assert calibration is not None
+    used = {*calibration["image_sha256"], *calibration["selection_sha256"]}
+    count = write_labelled(tiny_bundle, image_data / "train", 1000, tmp_path)
+    assert 0 < count == 60 - len(used)
+    assert not used & {image_digest(image) for image in np.load(tmp_path / IMAGES)}
+
+
+def test_a_folder_that_cannot_judge_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no images"):
+        write_labelled(tiny_bundle, tmp_path, 10, tmp_path)
+    for label in tiny_bundle.labels():
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "damaged.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="can be decoded that did not choose"):
+        write_labelled(tiny_bundle, tmp_path, 10, tmp_path)

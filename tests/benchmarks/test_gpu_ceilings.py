@@ -1,0 +1,42 @@
+"""Ceilings, as far as a CPU shows: what is measured, and what is told where it cannot be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.gpu_ceilings import LEAST_SAMPLES, TOGETHER, ceilings_of, fastest_run, measure
+from resdeploy.errors import BackendError
+
+
+def test_every_product_and_the_copy_are_measured() -> None:
+    measured = measure("cpu", matrix=32, copy_bytes=4096, seconds=0.0)
+    assert set(measured["operations_per_second"]) == {"fp32", "tf32", "fp16", "bf16", "int8"}
+    assert measured["bytes_per_second"] > 0
+    assert measured["missing"] == []
+    assert torch.get_float32_matmul_precision() == "highest"  # as it was
+
+
+def test_what_cannot_run_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object) -> None:
+        raise RuntimeError("not on this GPU\nat some line")
+
+    monkeypatch.setattr(torch.ops.aten, "_int_mm", fails)
+    measured = measure("cpu", matrix=32, copy_bytes=4096, seconds=0.0)
+    assert measured["missing"] == [{"what": "ceiling of int8", "why": "not on this GPU"}]
+    assert "int8" not in ceilings_of(measured).operations_per_second
+    assert measured["operations_per_second"]["fp16"] > 0
+
+
+def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="sees no GPU"):
+        measure()
+
+
+def test_a_sample_is_several_runs_and_one_wait() -> None:
+    calls: list[str] = []
+    fastest = fastest_run(lambda: calls.append("run"), lambda: calls.append("wait"), 0.0)
+    assert calls.count("run") == 1 + LEAST_SAMPLES * TOGETHER
+    assert calls.count("wait") == 1 + LEAST_SAMPLES
+    assert fastest > 0
