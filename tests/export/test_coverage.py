@@ -18,6 +18,7 @@ from resdeploy.train.architecture import Architecture, Shortcut
 from tests.samples import SIZE, make_classifier
 
 BOTH = (Encoding.TENSORRT, Encoding.CPU)
+ALL = (*BOTH, Encoding.DLA)
 FILES = {Encoding.TENSORRT: "int8.onnx", Encoding.CPU: "int8-cpu.onnx"}
 NORMALISATION = ("normalize.cast", "normalize.transpose", "normalize.mul", "normalize.add")
 
@@ -38,7 +39,7 @@ def quantised(model: ir.Model, encoding: Encoding, *layers: str) -> Coverage:
     return coverage(recipe.apply(model).graph, encoding)
 
 
-@pytest.mark.parametrize("encoding", [*BOTH, Encoding.DLA])
+@pytest.mark.parametrize("encoding", ALL)
 def test_all_of_resnet34_runs_in_integers(resnet34: ir.Model, encoding: Encoding) -> None:
     found = quantised(resnet34, encoding)
     assert (found.int8_convs, found.convs) == (36, 36)
@@ -92,7 +93,7 @@ def test_a_cpu_convolution_with_a_float_output_is_no_integer_kernel(resnet34: ir
 
 
 @pytest.mark.parametrize("shortcut", list(Shortcut))
-@pytest.mark.parametrize("encoding", BOTH)
+@pytest.mark.parametrize("encoding", ALL)
 def test_every_kind_of_network_is_covered(shortcut: Shortcut, encoding: Encoding) -> None:
     model = to_onnx(
         make_classifier(Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut)), SIZE

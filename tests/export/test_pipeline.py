@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,10 +34,16 @@ from resdeploy.export.report import render_report
 from resdeploy.export.to_onnx import to_bytes, to_onnx
 from resdeploy.preprocessing import image_digest
 from resdeploy.render import export_text
+from resdeploy.runtime.bench import best_candidates
 from resdeploy.runtime.golden import INT8_FLOOR_DB
+from resdeploy.runtime.model import load
+from resdeploy.runtime.onnxruntime_cpu import NAME as CPU
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.runtime.selection import candidates
 from resdeploy.runtime.tensorrt.build import choose_artifact
 from resdeploy.runtime.tensorrt.flavour import Flavour, installed_version
+from resdeploy.runtime.verify import verify
+from resdeploy.statistics import Verdict
 from tests.samples import SIZE, make_classifier
 
 
@@ -101,32 +108,79 @@ def test_calibration_json_rebuilds_both_int8_graphs_bit_for_bit(
         assert to_bytes(recipe.apply(model)) == tiny_bundle.read(name)
 
 
-def test_a_graph_for_the_dla_comes_from_the_same_calibration(
-    tiny_bundle: Bundle, tiny_checkpoint: Path, image_data: Path
-) -> None:
+@pytest.fixture(scope="module")
+def dla_bundle(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, image_data: Path
+) -> Bundle:
+    """With `int8-dla.onnx`, and a gate for which the other two gave one convolution back."""
+
+    def give_back(*arguments: Any, **options: Any) -> Calibration:
+        calibration: Calibration = arguments[2]
+        recipes = {
+            encoding: dataclasses.replace(recipe, in_float=frozenset({"layer2.0.conv1"}))
+            for encoding, recipe in calibration.recipes.items()
+        }
+        return dataclasses.replace(calibration, recipes=recipes)
+
     config = ExportConfig(
-        source=tiny_checkpoint, output=Path("dla.bundle"), image_size=SIZE, int8=True, dla=True,
-        calibration_data=image_data, calibration_images=32, min_agreement=100.0,
+        source=tiny_checkpoint, output=tmp_path_factory.mktemp("dla") / "dla.bundle",
+        image_size=SIZE, int8=True, dla=True, calibration_data=image_data, calibration_images=32,
+        min_agreement=100.0,
     )  # fmt: skip
-    bundle = open_bundle(export(config).bundle)
-    assert [a.name for a in bundle.manifest.artifacts] == ["fp32", "int8", "int8-cpu", "int8-dla"]
-    dla = bundle.artifact("int8-dla")
-    assert dla.encoding is Encoding.DLA
-    assert dla.int8_convs == dla.convs  # whatever was handed back elsewhere
+    with pytest.MonkeyPatch.context() as patch:
+        # The small network holds every gate as it is: nothing would be handed back.
+        patch.setattr(pipeline, "mix", give_back)
+        return open_bundle(export(config).bundle)
+
+
+def test_a_graph_for_the_dla_comes_from_the_same_calibration(dla_bundle: Bundle) -> None:
+    assert [(a.name, a.int8_convs) for a in dla_bundle.manifest.artifacts] == [
+        ("fp32", 0), ("int8", 11), ("int8-cpu", 11), ("int8-dla", 12),
+    ]  # fmt: skip
+    dla = dla_bundle.artifact("int8-dla")
+    assert (dla.precision, dla.encoding) == (Precision.INT8, Encoding.DLA)
     assert dla.parity.sqnr_db > INT8_FLOOR_DB
-    recipe, everywhere = (read_recipe(bundle, kind) for kind in (Encoding.DLA, Encoding.CPU))
-    assert recipe.ranges == everywhere.ranges
-    model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
-    assert to_bytes(recipe.apply(model)) == bundle.read("int8-dla.onnx")
-    assert choose_artifact(bundle, Precision.INT8, dla=True) == dla
+    recipe, everywhere = (read_recipe(dla_bundle, kind) for kind in (Encoding.DLA, Encoding.CPU))
+    assert (recipe.ranges, recipe.calibrator) == (everywhere.ranges, everywhere.calibrator)
+    assert "int8-dla.onnx" in dla_bundle.read("report.html").decode()
+
+
+def test_calibration_json_rebuilds_the_dlas_graph_bit_for_bit(dla_bundle: Bundle) -> None:
+    model = ir.from_proto(onnx.load_from_string(dla_bundle.read("fp32.onnx")))
+    recipe = read_recipe(dla_bundle, Encoding.DLA)
+    assert to_bytes(recipe.apply(model)) == dla_bundle.read("int8-dla.onnx")
+
+
+def test_the_dlas_graph_is_int8_and_float16_behind_the_normalisation(dla_bundle: Bundle) -> None:
+    graph = ir.from_proto(onnx.load_from_string(dla_bundle.read("int8-dla.onnx"))).graph
+    normalisation = {"normalize.scale", "normalize.shift"}
+    types = {value.dtype for name, value in graph.initializers.items() if name not in normalisation}
+    assert types == {ir.DataType.INT8, ir.DataType.FLOAT16}
+
+
+def test_the_dlas_graph_is_verified_on_a_cpu_and_never_preferred(dla_bundle: Bundle) -> None:
+    result = verify(dla_bundle, backend=CPU)
+    assert result.verdict is Verdict.PASS
+    assert Encoding.DLA in {line.encoding for line in result.results}
+    assert candidates(dla_bundle, CPU)[-1].artifact.name == "int8-dla"
+    assert "int8-dla" not in {c.artifact.name for c in best_candidates(dla_bundle, CPU)}
+    with load(dla_bundle.path, backend=CPU) as model:
+        assert model.artifact.name == "int8-cpu"
+
+
+def test_a_build_for_the_dla_takes_its_graph(dla_bundle: Bundle, tiny_bundle: Bundle) -> None:
+    chosen = choose_artifact(dla_bundle, Precision.INT8, dla=True)
+    assert chosen == dla_bundle.artifact("int8-dla")
     with pytest.raises(BundleError, match="no int8-dla graph") as caught:
         choose_artifact(tiny_bundle, Precision.INT8, dla=True)
     assert "--int8 --dla" in str(caught.value.hint)
 
 
 def test_a_dla_without_int8_is_refused(config: ExportConfig) -> None:
-    with pytest.raises(ExportError, match="--dla concerns an INT8 graph"):
+    with pytest.raises(ExportError, match="--dla concerns an INT8 graph") as caught:
         export(dataclasses.replace(config, dla=True))
+    assert caught.value.hint == "add --int8"
+    assert nothing_is_left()
 
 
 @pytest.mark.skipif(

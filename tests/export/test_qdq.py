@@ -68,6 +68,19 @@ def test_types_of_activations_weights_and_biases(quantised: tuple[Encoding, ir.M
                 assert array(bias).dtype == np.float16
 
 
+@pytest.mark.parametrize("encoding", [Encoding.TENSORRT, Encoding.DLA])
+def test_no_activation_is_clipped_by_rounding_its_scale(
+    resnet34: Exported, encoding: Encoding
+) -> None:
+    constants = resnet34.quantised(encoding).graph.initializers
+    for edge in place(resnet34.model.graph, encoding):
+        chosen = resnet34.ranges[edge.range_of]
+        largest = max(abs(chosen.low), abs(chosen.high))
+        reach = 127 * float(array(constants[f"{edge.tensor}.scale"]))
+        # A float16 has ten bits behind the leading one: the scale is raised by less than a step.
+        assert largest <= reach < largest * (1 + 2**-10)
+
+
 def test_integers_and_scales_give_back_the_weights(
     quantised: tuple[Encoding, ir.Model], resnet34: Exported
 ) -> None:

@@ -66,10 +66,11 @@ def test_resnet34_builds(resnet34: Exported, name: str) -> None:
 
 
 @pytest.mark.parametrize("shortcut", [Shortcut.A, Shortcut.C, Shortcut.PLAIN])
-def test_the_papers_variants_build_in_int8(shortcut: Shortcut) -> None:
+@pytest.mark.parametrize("name", ["int8", "int8-dla"])
+def test_the_papers_variants_build_in_int8(shortcut: Shortcut, name: str) -> None:
     architecture = Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut)
     exported = export_network(make_classifier(architecture))
-    assert build(graph_of(exported, "int8")) > 1 << 20
+    assert build(graph_of(exported, name)) > 1 << 20
 
 
 def test_integer_biases_are_refused(resnet34: Exported) -> None:

@@ -31,8 +31,9 @@ from resdeploy.runtime.onnxruntime_session import installed_version
 )
 def test_float16_is_rounded_since_1_30(version: str, rounds: bool) -> None:
     assert rounds_float16(version) is rounds
-    assert ("int8" in artifacts(version)) is rounds
-    assert artifacts(version)[0] == "int8-cpu"
+    assert artifacts(version) == (
+        ("int8-cpu", "fp32", "fp16", "int8", "int8-dla") if rounds else ("int8-cpu", "fp32", "fp16")
+    )
 
 
 def test_the_installed_version_is_told() -> None:
@@ -45,6 +46,8 @@ def test_an_old_version_does_not_run_what_it_would_get_wrong(
     monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
     with pytest.raises(BackendError, match=r"1\.23\.2 cannot run the tensorrt encoding"):
         open_artifact(tiny_bundle, tiny_bundle.artifact("int8"), Opening())
+    with pytest.raises(BackendError, match=r"1\.23\.2 cannot run the dla encoding"):
+        OnnxRuntimeCpu(tiny_bundle.read("int8.onnx"), Encoding.DLA)
     open_artifact(tiny_bundle, tiny_bundle.artifact("int8-cpu"), Opening()).close()
 
 
