@@ -23,18 +23,16 @@ Graph = Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """The GPU in use, and the CUDA versions that drive it."""
+    """The GPU in use, and its driver: what an engine depends on."""
 
     name: str
     compute_capability: str
     """Such as 8.7."""
     multiprocessors: int
-    memory_bytes: int
     integrated: bool
     """Whether it shares the host's memory, as on a Jetson."""
     driver_cuda: str
     """The newest CUDA that the driver supports."""
-    runtime_cuda: str
 
 
 class Cuda(Protocol):
@@ -156,10 +154,9 @@ class CudaRuntime:
     def end_capture(self, stream: Stream) -> Graph:
         """See `Cuda.end_capture`."""
         recorded = self._call("cudaStreamEndCapture", stream)
-        try:
-            return self._call("cudaGraphInstantiate", recorded, 0)
-        finally:
-            self._call("cudaGraphDestroy", recorded)
+        graph = self._call("cudaGraphInstantiate", recorded, 0)
+        self._runtime.cudaGraphDestroy(recorded)  # whatever it says: the graph is made
+        return graph
 
     def launch(self, graph: Graph, stream: Stream) -> None:
         """See `Cuda.launch`."""
@@ -170,7 +167,7 @@ class CudaRuntime:
         self._call("cudaGraphExecDestroy", graph)
 
     def gpu(self) -> Gpu:
-        """The GPU that this process uses: the first that CUDA_VISIBLE_DEVICES leaves."""
+        """The GPU in use: the first that CUDA_VISIBLE_DEVICES leaves, unless a caller chose one."""
         attribute = self._runtime.cudaDeviceAttr
         number = int(self._call("cudaGetDevice"))
         properties = self._call("cudaGetDeviceProperties", number)
@@ -183,10 +180,8 @@ class CudaRuntime:
             compute_capability=f"{ask(attribute.cudaDevAttrComputeCapabilityMajor)}."
             f"{ask(attribute.cudaDevAttrComputeCapabilityMinor)}",
             multiprocessors=ask(attribute.cudaDevAttrMultiProcessorCount),
-            memory_bytes=int(properties.totalGlobalMem),
             integrated=bool(ask(attribute.cudaDevAttrIntegrated)),
             driver_cuda=cuda_version(int(self._call("cudaDriverGetVersion"))),
-            runtime_cuda=cuda_version(int(self._call("cudaRuntimeGetVersion"))),
         )
 
     def _call(self, name: str, *arguments: Any) -> Any:
@@ -205,6 +200,9 @@ def gpu_obstacle() -> Obstacle | None:
         return find_obstacle(_bindings())
     except MissingDependencyError as error:
         return Obstacle("the CUDA bindings are not installed", error.hint or "")
+    except (ImportError, OSError, RuntimeError) as error:  # 12.8 raises where there is no driver
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return Obstacle(f"CUDA does not load: {reason}", "install the driver of an NVIDIA GPU")
 
 
 def _bindings() -> Any:
@@ -229,9 +227,12 @@ def find_obstacle(runtime: Any) -> Obstacle | None:
     )
     if driver == "0.0":
         return Obstacle("there is no NVIDIA driver", "install the driver of an NVIDIA GPU")
+    majors = [version.split(".")[0] for version in (driver, bindings)]
+    # From 12.9 on the bindings bring a CUDA runtime of their own; 12.8 takes the driver's.
+    older = f"{majors[0]}.*" if majors[0] != majors[1] else "12.8.*"
     return Obstacle(
         f"the NVIDIA driver is for CUDA {driver}, the CUDA bindings are for {bindings}",
-        f"pip install 'cuda-bindings=={driver.split('.')[0]}.*', or install a newer driver",
+        f"pip install 'cuda-bindings=={older}', or install a newer driver",
     )
 
 

@@ -22,7 +22,8 @@ from resdeploy.runtime.onnxruntime_session import (
     installed_version,
     run_session,
 )
-from resdeploy.storage import cache_folder
+from resdeploy.runtime.tensorrt.flavour import Flavour
+from resdeploy.runtime.tensorrt.flavour import installed_version as tensorrt_version
 
 CUDA = "onnxruntime-cuda"
 TENSORRT = "onnxruntime-tensorrt"
@@ -96,10 +97,9 @@ def choose_providers(
             "trt_profile_min_shapes": shapes(batches.smallest),
             "trt_profile_opt_shapes": shapes(batches.usual),
             "trt_profile_max_shapes": shapes(batches.largest),
-            # Its engine cache loads files without knowing who wrote them; timings are harmless.
+            # Its caches load files without knowing who wrote them.
             "trt_engine_cache_enable": "False",
-            "trt_timing_cache_enable": "True",
-            "trt_timing_cache_path": str(cache_folder() / "timings"),
+            "trt_timing_cache_enable": "False",
         },
     )
     return [tensorrt, cuda]
@@ -127,6 +127,7 @@ class OnnxRuntimeGpu:
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         asked = providers[0][0]
+        _load_libraries(asked)
         if asked not in onnxruntime.get_available_providers():
             raise BackendError(
                 f"the onnxruntime that is installed has no {asked}",
@@ -147,3 +148,12 @@ class OnnxRuntimeGpu:
     def close(self) -> None:
         """See `Backend.close`."""
         self._session = None
+
+
+def _load_libraries(provider: str) -> None:
+    """Load what the provider links to from where pip put it; the loader would not look there."""
+    import onnxruntime
+
+    if provider == PROVIDERS[TENSORRT]:
+        tensorrt_version(Flavour.TENSORRT)  # importing it loads libnvinfer
+    onnxruntime.preload_dlls()

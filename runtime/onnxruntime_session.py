@@ -64,6 +64,8 @@ def run_session(session: Any, images: UInt8Array) -> Float32Array:
     Raises:
         BackendError: ONNX Runtime failed.
     """
+    if session is None:
+        raise BackendError("the session was closed", "load the bundle again")
     try:
         (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images})
     except Exception as error:

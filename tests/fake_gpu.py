@@ -23,6 +23,7 @@ Work = Callable[[], None]
 FAKE_API = SimpleNamespace(
     TensorIOMode=SimpleNamespace(INPUT="input", OUTPUT="output"),
     DataType=SimpleNamespace(UINT8="uint8", FLOAT="float"),
+    ProfilingVerbosity=SimpleNamespace(NONE="none"),
     Dims=tuple,
 )
 
@@ -98,8 +99,8 @@ class FakeCuda:
         self._recording[stream] = []
 
     def end_capture(self, stream: int) -> list[Work]:
+        graph = self._recording.pop(stream)  # the recording is over, whatever comes of it
         self._note("end_capture")
-        graph = self._recording.pop(stream)
         self.graphs.append(graph)
         return graph
 
@@ -110,6 +111,10 @@ class FakeCuda:
     def destroy_graph(self, graph: list[Work]) -> None:
         self._note("destroy_graph")
         self.graphs.remove(graph)
+
+    @property
+    def capturing(self) -> bool:
+        return bool(self._recording)
 
     def queue(self, stream: int, work: Work) -> None:
         self._recording.get(stream, self.streams[stream]).append(work)
@@ -139,21 +144,40 @@ class FakeContext:
         self.addresses: dict[str, int] = {}
         self.batch = 0
         self.shapes: list[int] = []
+        self.state = 0  # changes with the shape; what was captured before is then worthless
+        self.told_since_run = True
+        self.nvtx_verbosity = ""
+        self.memory: tuple[int, int] | None = None
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
         return self.fails != "set_tensor_address"
 
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.memory = (address, size)
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert not self.cuda.capturing, "a shape was set during a capture"
         assert name == "images"
         assert shape[1:] == self.image
         self.batch = shape[0]
         self.shapes.append(self.batch)
+        self.state += 1
+        self.told_since_run = True
         return self.fails != "set_input_shape"
 
     def execute_async_v3(self, stream: int) -> bool:
-        batch = self.batch
-        self.cuda.queue(stream, lambda: self._compute(batch))
+        assert self.nvtx_verbosity == "none"
+        if self.cuda.capturing:
+            assert not self.told_since_run, "captured before it ran once with this shape"
+        self.told_since_run = False
+        batch, state = self.batch, self.state
+
+        def compute() -> None:
+            assert self.state == state, "a graph outlived the shape that it was captured with"
+            self._compute(batch)
+
+        self.cuda.queue(stream, compute)
         return self.fails != "execute_async_v3"
 
     def _compute(self, batch: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,19 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resdeploy.bundle import Artifact, Bundle, Precision
-from resdeploy.errors import BackendError
+from resdeploy.errors import BackendError, OutputError
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backend import Batches
 from resdeploy.runtime.cuda import CudaRuntime, Gpu
 from resdeploy.runtime.device import read_device
 from resdeploy.runtime.tensorrt.builder import build_engine, merge_timings
-from resdeploy.runtime.tensorrt.engine_cache import EngineCache, Record
+from resdeploy.runtime.tensorrt.engine_cache import (
+    SIDE_KINDS,
+    SIDE_LIMIT_BYTES,
+    EngineCache,
+    Record,
+)
 from resdeploy.runtime.tensorrt.flavour import Flavour, TensorRt, installed_version, load_tensorrt
 from resdeploy.runtime.tensorrt.inspector import EngineCoverage, coverage_of, parse_document
 from resdeploy.runtime.tensorrt.options import BuildOptions, check_rules
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+logger = logging.getLogger(__name__)
 
 # Changes when `build_engine` would make another engine of the same parts.
 REVISION = 1
@@ -69,8 +77,10 @@ def choose_artifact(bundle: Bundle, precision: Precision | None, *, dla: bool = 
     return bundle.artifact(next((name for name in wanted if name in names), wanted[0]))
 
 
-def identity(tensorrt: TensorRt, artifact: Artifact, gpu: Gpu | None) -> dict[str, Any]:
-    """What an engine must have been built from and for, however it was built."""
+def key_parts(
+    tensorrt: TensorRt, artifact: Artifact, gpu: Gpu | None, options: BuildOptions
+) -> dict[str, Any]:
+    """All that decides which engine it is."""
     return {
         "onnx_sha256": artifact.sha256,
         "flavour": tensorrt.flavour.value,
@@ -78,14 +88,34 @@ def identity(tensorrt: TensorRt, artifact: Artifact, gpu: Gpu | None) -> dict[st
         "revision": REVISION,
         # TensorRT-RTX compiles for the GPU when the engine is loaded.
         "gpu": None if tensorrt.flavour is Flavour.RTX or gpu is None else asdict(gpu),
+        "options": options.to_json(),
     }
 
 
-def key_parts(
-    tensorrt: TensorRt, artifact: Artifact, gpu: Gpu | None, options: BuildOptions
-) -> dict[str, Any]:
-    """All that decides which engine it is."""
-    return {**identity(tensorrt, artifact, gpu), "options": options.to_json()}
+def find_fitting(
+    cache: EngineCache, tensorrt: TensorRt, artifact: Artifact, gpu: Gpu
+) -> Record | None:
+    """The engine of a graph that runs here, however it was built; what was built last comes first.
+
+    Those that were built for other versions or GPUs, too, come after all others: they are slower.
+    """
+    here = key_parts(tensorrt, artifact, gpu, BuildOptions())
+    found = [record for record in cache.records() if _fits(record.parts, here, tensorrt)]
+    return max(found, key=lambda record: (not _is_compatible(record), record.built), default=None)
+
+
+def _fits(parts: Mapping[str, Any], here: Mapping[str, Any], tensorrt: TensorRt) -> bool:
+    if any(parts[name] != here[name] for name in ("onnx_sha256", "flavour", "revision")):
+        return False
+    options = parts["options"]
+    same_major = parts["version"].split(".")[0] == tensorrt.version.split(".")[0]
+    version = parts["version"] == tensorrt.version or (options["version_compatible"] and same_major)
+    return bool(version and (parts["gpu"] == here["gpu"] or options["hardware_compatible"]))
+
+
+def _is_compatible(record: Record) -> bool:
+    options = record.parts["options"]
+    return bool(options["version_compatible"] or options["hardware_compatible"])
 
 
 def build_asked_for(
@@ -145,11 +175,12 @@ def build(
     gpu = None if flavour is Flavour.RTX else CudaRuntime().gpu()
     graph = bundle.read(artifact.file)
     cache = EngineCache()
-    record = cache.find(key_parts(tensorrt, artifact, gpu, options))
-    cached = record is not None and not force and cache.load(record) is not None
-    if record is None or not cached:
-        record = build_into(cache, tensorrt, graph, artifact, gpu, options, progress)
-    covered: Mapping[str, int] = record.notes
+    parts = key_parts(tensorrt, artifact, gpu, options)
+    with cache.only_one(parts):
+        record = cache.find(parts)
+        cached = record is not None and not force and cache.load(record) is not None
+        if record is None or not cached:
+            record, _ = build_into(cache, tensorrt, graph, artifact, gpu, options, progress)
     return BuildReport(
         engine=cache.data_path(record.key),
         key=record.key,
@@ -161,8 +192,8 @@ def build(
         bytes=record.bytes,
         cached=cached,
         int8_convs_expected=artifact.int8_convs,
-        convs=covered.get("convs"),
-        int8_convs=covered.get("int8_convs"),
+        convs=record.notes.get("convs"),
+        int8_convs=record.notes.get("int8_convs"),
     )
 
 
@@ -174,19 +205,18 @@ def build_into(
     gpu: Gpu | None,
     options: BuildOptions,
     progress: Progress,
-) -> Record:
-    """Build an engine and store it, with what the builder measured on the way."""
+) -> tuple[Record, bytes]:
+    """Build an engine, store it, and give it; hold `cache.only_one` meanwhile.
+
+    What the builder measured is kept as well, and what it made of the graph; the engine does not
+    depend on that.
+    """
     timings = EngineCache("timings")
     measured_on = {"version": tensorrt.version, "gpu": asdict(gpu) if gpu else None}
     before = timings.load_newest(measured_on)
     built = build_engine(
         tensorrt, graph, options, name=artifact.file, timings=before, progress=progress
     )
-    if built.timings is not None:
-        now, merged = timings.load_newest(measured_on), built.timings
-        if now is not None and now != before:  # another process built meanwhile
-            merged = merge_timings(tensorrt, merged, now)
-        timings.store(measured_on, merged)
     covered = coverage_of(built.layers)
     if covered is None and gpu is not None:
         covered = _inspect(tensorrt, built.engine, options)
@@ -195,8 +225,18 @@ def build_into(
         built.engine,
         notes=asdict(covered) if covered else {},
     )
+    if built.timings is not None:
+        try:
+            now, merged = timings.load_newest(measured_on), built.timings
+            if now is not None and now != before:  # another process built meanwhile
+                merged = merge_timings(tensorrt, merged, now)
+            timings.store(measured_on, merged)
+        except OutputError as error:
+            logger.warning("what was measured is not kept: %s", error)
     cache.prune(keep=record.key)
-    return record
+    for kind in SIDE_KINDS:
+        EngineCache(kind).prune(SIDE_LIMIT_BYTES)
+    return record, built.engine
 
 
 def deserialize(tensorrt: TensorRt, data: bytes, options: Mapping[str, Any]) -> trt.ICudaEngine:
@@ -220,7 +260,11 @@ def deserialize(tensorrt: TensorRt, data: bytes, options: Mapping[str, Any]) -> 
 
 
 def _inspect(tensorrt: TensorRt, data: bytes, options: BuildOptions) -> EngineCoverage | None:
-    engine = deserialize(tensorrt, data, options.to_json())
-    inspector: trt.EngineInspector = engine.create_engine_inspector()
-    text = inspector.get_engine_information(tensorrt.api.LayerInformationFormat.JSON)
-    return coverage_of(parse_document(json.loads(text)))
+    try:
+        engine = deserialize(tensorrt, data, options.to_json())
+        inspector: trt.EngineInspector = engine.create_engine_inspector()
+        text = inspector.get_engine_information(tensorrt.api.LayerInformationFormat.JSON)
+        return coverage_of(parse_document(json.loads(text)))
+    except (BackendError, ValueError, TypeError, AttributeError) as error:
+        logger.debug("the inspector tells nothing: %s", error)
+        return None

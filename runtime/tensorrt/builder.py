@@ -82,7 +82,10 @@ def build_engine(
     return BuiltEngine(
         engine=bytes(memoryview(serialized)),
         timings=bytes(memoryview(cache.serialize())) if cache is not None else None,
-        layers=tuple(parse_lines("\n".join(tensorrt.layers))),
+        # TensorRT logs its layers in other words, and has an inspector for them.
+        layers=tuple(parse_lines("\n".join(tensorrt.layers)))
+        if tensorrt.flavour is Flavour.RTX
+        else (),
     )
 
 
@@ -90,7 +93,9 @@ def merge_timings(tensorrt: TensorRt, ours: bytes, theirs: bytes) -> bytes:
     """Both together, when another process built at the same time; `ours` where that fails."""
     config: trt.IBuilderConfig = tensorrt.api.Builder(tensorrt.log).create_builder_config()
     merged = config.create_timing_cache(ours)
-    merged.combine(config.create_timing_cache(theirs), False)
+    others = config.create_timing_cache(theirs)
+    if merged is None or others is None or not merged.combine(others, False):
+        return ours
     return bytes(memoryview(merged.serialize()))
 
 

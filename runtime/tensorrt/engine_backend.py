@@ -1,7 +1,8 @@
-"""A built engine as a backend: pinned buffers, two contexts that overlap, CUDA graphs.
+"""A built engine as a backend: pinned buffers, two batches that overlap, CUDA graphs.
 
 Sources: NVIDIA, "TensorRT Developer Guide", chapters "Performing Inference" (tensor names),
-"CUDA Graphs" (one run before the capture) and "Within-Inference Multi-Streaming"; NVIDIA, "CUDA
+"CUDA Graphs" (one run before the capture, one context for each graph) and "Cross-Inference
+Multi-Streaming"; NVIDIA, "CUDA
 for Tegra", chapter on pinned memory, for boards whose GPU shares the host's memory.
 """
 
@@ -11,7 +12,8 @@ import ctypes
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A graph holds memory of the device; more sizes of batches than this are run without one.
+# A context and its graph hold memory of the device; further sizes of batches run without.
 MOST_GRAPHS = 16
 
 
@@ -38,10 +40,11 @@ class EngineBackend:
         self,
         tensorrt: TensorRt,
         engine: trt.ICudaEngine,
-        create_context: Callable[[], trt.IExecutionContext],
+        create_context: Callable[[], trt.IExecutionContext | None],
         cuda: Cuda,
         *,
         name: str,
+        workspace: int | None = None,
         zero_copy: bool = False,
         capture: bool = True,
         on_close: Callable[[], None] = lambda: None,
@@ -54,6 +57,7 @@ class EngineBackend:
             create_context: Makes a context of the engine.
             cuda: The device.
             name: The backend's name.
+            workspace: Bytes that contexts compute in, which they share; None: each brings its own.
             zero_copy: The GPU reads and writes the host's memory, as it can on a Jetson.
             capture: Record CUDA graphs; not where the engine does so itself.
             on_close: Called when the contexts are still there.
@@ -62,22 +66,20 @@ class EngineBackend:
             BackendError: it is another kind of engine, or memory is short.
         """
         self.name = name
-        self._cuda = cuda
-        self._capture = capture
-        self._on_close = on_close
         self._lock = threading.Lock()
         self._closed_because: str | None = None
+        self._on_close: Callable[[], None] | None = on_close
         self.batches, self._image, self._classes = describe(tensorrt, engine)
-        self._new_slot: Callable[[], _Slot] = lambda: _Slot(
-            tensorrt, create_context(), cuda, self.batches.largest, self._image, self._classes,
-            zero_copy=zero_copy, capture=capture,
+        self._new_slot: Callable[[], _Slot] | None = lambda: _Slot(
+            tensorrt, create_context, cuda, self.batches.largest, self._image, self._classes,
+            workspace=workspace, zero_copy=zero_copy, capture=capture,
         )  # fmt: skip
         self._slots = [self._new_slot()]
 
     @property
     def captured(self) -> frozenset[int]:
         """Sizes of batches for which a CUDA graph is ready: they start fastest."""
-        return frozenset(self._slots[0].graphs) if self._slots else frozenset()
+        return self._slots[0].captured if self._slots else frozenset()
 
     def run(self, images: UInt8Array) -> Float32Array:
         """See `Backend.run`; more images than the engine takes at once are split."""
@@ -92,16 +94,21 @@ class EngineBackend:
                 raise BackendError(self._closed_because, "load the bundle again")
             try:
                 return self._run(images)
-            except BackendError as error:
-                # After an error of CUDA nothing on the device can be trusted.
-                self._closed_because = f"the engine failed before: {error}"
+            except BaseException as error:
+                # What was under way is in no known state, nor is the device after its own errors.
+                reason = str(error) or type(error).__name__
+                self._closed_because = f"the engine failed before: {reason}"
                 raise
 
     def _run(self, images: UInt8Array) -> Float32Array:
         logits = np.empty((len(images), self._classes), dtype=np.float32)
         parts = split(len(images), self.batches.largest)
-        if len(parts) > 1 and len(self._slots) == 1:
-            self._slots.append(self._new_slot())
+        if len(parts) > 1 and len(self._slots) == 1 and self._new_slot is not None:
+            try:
+                self._slots.append(self._new_slot())
+            except BackendError as error:  # slower, not wrong
+                logger.debug("no second batch at a time: %s", error)
+                self._new_slot = None
         # While one slot computes, the other one's images are copied.
         waiting: list[tuple[_Slot, slice]] = []
         for number, part in enumerate(parts):
@@ -121,12 +128,14 @@ class EngineBackend:
             if not self._slots:
                 return
             try:
-                self._on_close()
+                if self._on_close is not None:
+                    self._on_close()
             finally:
                 self._closed_because = "the engine was closed"
                 for slot in self._slots:
                     slot.close()
-                self._slots = []
+                # The engine goes with the last that refers to it.
+                self._slots, self._new_slot, self._on_close = [], None, None
 
 
 def split(count: int, largest: int) -> list[slice]:
@@ -169,37 +178,47 @@ def describe(
     return Batches(*(shape[0] for shape in shapes)), (height, width, channels), classes
 
 
+@dataclass(slots=True)
+class _Prepared:
+    """A context that was told of one size of batches, and what was captured with it."""
+
+    context: trt.IExecutionContext
+    ran: bool = False
+    graph: Graph | None = None
+
+
 class _Slot:
-    """A context with buffers and a stream of its own: one batch under way."""
+    """Buffers and a stream of its own: one batch under way.
+
+    A captured graph holds the state of the context that it was captured with, so each size of
+    batches has a context of its own; they share the memory in which they compute.
+    """
 
     def __init__(
         self,
         tensorrt: TensorRt,
-        context: trt.IExecutionContext | None,
+        create_context: Callable[[], trt.IExecutionContext | None],
         cuda: Cuda,
         largest: int,
         image: tuple[int, int, int],
         classes: int,
         *,
+        workspace: int | None,
         zero_copy: bool,
         capture: bool,
     ) -> None:
-        if context is None:
-            raise BackendError(
-                f"TensorRT cannot run the engine: {tensorrt.last_error()}",
-                "build for a smaller batch with --batch, or stop what else uses the GPU",
-            )
         self._tensorrt = tensorrt
-        self._context: trt.IExecutionContext | None = context
+        self._create_context = create_context
         self._cuda = cuda
         self._image = image
         self._classes = classes
+        self._workspace = workspace
         self._zero_copy = zero_copy
         self._capture = capture
-        self._shape = 0  # the batch that the context was last told of
-        self._seen: set[int] = set()
+        self._prepared: dict[int, _Prepared] = {}
+        self._flexible: trt.IExecutionContext | None = None
+        self._shape = 0  # the batch that the flexible context was last told of
         self._kept = 0
-        self.graphs: dict[int, Graph] = {}
         self._free: list[tuple[Callable[[Address], None], Address]] = []
         try:
             self._stream = cuda.create_stream()
@@ -209,11 +228,20 @@ class _Slot:
             self._host_out, self._device_out = self._buffers(4 * numbers)
             self._images = _view(self._host_in, pixels, ctypes.c_uint8).reshape(largest, *image)
             self._logits = _view(self._host_out, numbers, ctypes.c_float).reshape(largest, classes)
-            for name, address in ((INPUT_NAME, self._device_in), (OUTPUT_NAME, self._device_out)):
-                self._check(context.set_tensor_address(name, address))
-        except BackendError:
+            self._memory = 0
+            if workspace is not None:
+                self._memory = cuda.malloc(max(workspace, 1))
+                self._free.append((cuda.free, self._memory))
+            if not capture:
+                self._flexible = self._context()
+        except BaseException:
             self.close()
             raise
+
+    @property
+    def captured(self) -> frozenset[int]:
+        """Sizes of batches whose graph is ready."""
+        return frozenset(size for size, one in self._prepared.items() if one.graph is not None)
 
     def start(self, images: UInt8Array, smallest: int) -> None:
         """Queue a batch; fewer than `smallest` images are filled up with black ones."""
@@ -221,13 +249,18 @@ class _Slot:
         batch = max(self._kept, smallest)
         self._images[: self._kept] = images
         self._images[self._kept : batch] = 0
-        if batch in self._seen and batch not in self.graphs and self._capture:
-            self._record(batch)
-        if batch in self.graphs:
-            self._cuda.launch(self.graphs[batch], self._stream)
+        prepared = self._prepare(batch) if self._capture else None
+        if prepared is None:
+            self._run_flexible(batch)
+            return
+        # TensorRT must have run once with a shape before it can be captured.
+        if prepared.ran and prepared.graph is None and self._capture:
+            prepared.graph = self._record(prepared.context, batch)
+        if prepared.graph is not None:
+            self._cuda.launch(prepared.graph, self._stream)
         else:
-            self._enqueue(batch)
-            self._seen.add(batch)
+            self._enqueue(prepared.context, batch)
+            prepared.ran = True
 
     def finish(self) -> Float32Array:
         """Wait for the batch; its logits, which the next one overwrites."""
@@ -236,18 +269,76 @@ class _Slot:
 
     def close(self) -> None:
         """Give everything back, whatever state the device is in."""
-        for graph in self.graphs.values():
-            self._try(self._cuda.destroy_graph, graph)
-        self.graphs = {}
-        self._context = None
+        if self._free:
+            self._try(self._cuda.synchronize, self._stream)  # nothing may be under way
+        for prepared in self._prepared.values():
+            if prepared.graph is not None:
+                self._try(self._cuda.destroy_graph, prepared.graph)
+        self._prepared = {}
+        self._flexible = None
         while self._free:
             self._try(*self._free.pop())
 
-    def _try(self, release: Callable[[Address], None], what: Address) -> None:
+    def _prepare(self, batch: int) -> _Prepared | None:
+        """The context for a size; None where there are too many of them."""
+        if batch not in self._prepared:
+            if len(self._prepared) >= MOST_GRAPHS:
+                return None
+            context = self._context()
+            self._tell(context, batch)
+            self._prepared[batch] = _Prepared(context)
+        return self._prepared[batch]
+
+    def _run_flexible(self, batch: int) -> None:
+        if self._flexible is None:
+            self._flexible = self._context()
+        if batch != self._shape:
+            self._tell(self._flexible, batch)
+            self._shape = batch
+        self._enqueue(self._flexible, batch)
+
+    def _context(self) -> trt.IExecutionContext:
+        context = self._create_context()
+        if context is None:
+            raise BackendError(
+                f"TensorRT cannot run the engine: {self._tensorrt.last_error()}",
+                "build for a smaller batch with --batch, or stop what else uses the GPU",
+            )
+        # The engine tells its layers to the inspector; each run need not tell them to a profiler.
+        context.nvtx_verbosity = self._tensorrt.api.ProfilingVerbosity.NONE
+        if self._workspace is not None:
+            context.set_device_memory(self._memory, self._workspace)
+        for name, address in ((INPUT_NAME, self._device_in), (OUTPUT_NAME, self._device_out)):
+            self._check(context.set_tensor_address(name, address))
+        return context
+
+    def _tell(self, context: trt.IExecutionContext, batch: int) -> None:
+        shape = self._tensorrt.dims(batch, *self._image)
+        self._check(context.set_input_shape(INPUT_NAME, shape))
+
+    def _enqueue(self, context: trt.IExecutionContext, batch: int) -> None:
+        if not self._zero_copy:
+            size = batch * int(np.prod(self._image))
+            self._cuda.copy_to_device(self._device_in, self._host_in, size, self._stream)
+        self._check(context.execute_async_v3(self._stream))
+        if not self._zero_copy:
+            size = 4 * batch * self._classes
+            self._cuda.copy_to_host(self._host_out, self._device_out, size, self._stream)
+
+    def _record(self, context: trt.IExecutionContext, batch: int) -> Graph | None:
+        """Capture what a batch queues; None, and never again, where that is impossible."""
         try:
-            release(what)
+            self._cuda.begin_capture(self._stream)
+            try:
+                self._enqueue(context, batch)
+            except BaseException:
+                self._try(lambda stream: self._cuda.end_capture(stream), self._stream)
+                raise
+            return self._cuda.end_capture(self._stream)
         except BackendError as error:
-            logger.debug("%s", error)
+            logger.debug("no CUDA graph for a batch of %d: %s", batch, error)
+            self._capture = False
+            return None
 
     def _buffers(self, size: int) -> tuple[Address, Address]:
         host = self._cuda.malloc_host(size, mapped=self._zero_copy)
@@ -258,37 +349,11 @@ class _Slot:
         self._free.append((self._cuda.free, device))
         return host, device
 
-    def _enqueue(self, batch: int) -> None:
-        context = self._context
-        assert context is not None
-        if batch != self._shape:
-            self._check(
-                context.set_input_shape(INPUT_NAME, self._tensorrt.dims(batch, *self._image))
-            )
-            self._shape = batch
-        if not self._zero_copy:
-            size = batch * int(np.prod(self._image))
-            self._cuda.copy_to_device(self._device_in, self._host_in, size, self._stream)
-        self._check(context.execute_async_v3(self._stream))
-        if not self._zero_copy:
-            size = 4 * batch * self._classes
-            self._cuda.copy_to_host(self._host_out, self._device_out, size, self._stream)
-
-    def _record(self, batch: int) -> None:
-        """Capture what a batch queues; where that is impossible, go on without graphs."""
-        if len(self.graphs) >= MOST_GRAPHS:
-            return
+    def _try(self, release: Callable[[Any], object], what: Any) -> None:
         try:
-            self._cuda.begin_capture(self._stream)
-            try:
-                self._enqueue(batch)
-            except BackendError:
-                self._try(lambda _: self._cuda.end_capture(self._stream), 0)
-                raise
-            self.graphs[batch] = self._cuda.end_capture(self._stream)
+            release(what)
         except BackendError as error:
-            logger.debug("no CUDA graph for a batch of %d: %s", batch, error)
-            self._capture = False
+            logger.debug("%s", error)
 
     def _check(self, done: bool) -> None:
         if not done:

@@ -11,13 +11,15 @@ out, from a folder that nobody else can write to.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import stat
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ from resdeploy.storage import cache_folder, sha256, write_file
 logger = logging.getLogger(__name__)
 
 LIMIT_BYTES = 4 << 30
-LARGEST_DATA = 2 << 30
+SIDE_LIMIT_BYTES = 256 << 20
+SIDE_KINDS = ("timings", "kernels")
 LARGEST_RECORD = 1 << 16
 # What has no record is another process's work under way, until it is older than any write takes.
 ABANDONED_SECONDS = 3600.0
@@ -64,9 +67,14 @@ class PruneReport:
 
 
 def prune_engines(limit: int = LIMIT_BYTES) -> PruneReport:
-    """Remove the engines that were longest unused until `limit` bytes are left."""
+    """Remove the engines that were longest unused until `limit` bytes are left.
+
+    What was measured for them, and compiled of them, is held to the same limit.
+    """
     cache = EngineCache()
     removed = cache.prune(limit)
+    for kind in SIDE_KINDS:
+        EngineCache(kind).prune(limit)
     left = cache.records()
     return PruneReport(
         folder=cache.folder,
@@ -99,7 +107,7 @@ class EngineCache:
         Raises:
             OutputError: the folder cannot be used.
         """
-        self._make_folder()
+        self.prepare()
         record = Record(
             key=key_of(parts), parts=dict(parts), sha256=sha256(data), bytes=len(data),
             built=time.time(), notes=dict(notes or {}),
@@ -114,17 +122,27 @@ class EngineCache:
     def load(self, record: Record) -> bytes | None:
         """The content, if it is what was stored; otherwise None, and it is removed."""
         path = self.data_path(record.key)
-        try:
-            if path.stat().st_size == record.bytes <= LARGEST_DATA:
+        with suppress(OSError):
+            if path.stat().st_size == record.bytes:
                 data = path.read_bytes()
                 if sha256(data) == record.sha256:
-                    os.utime(path)  # least recently used goes first
+                    with suppress(OSError):  # the cache may be part of a read-only image
+                        os.utime(path)  # least recently used goes first
                     return data
-        except OSError:
-            pass
+        newer = self._read(self._record_path(record.key))
+        if newer is not None and newer.sha256 != record.sha256:  # stored by another process
+            return self.load(newer)
         logger.warning("%s is damaged and is built again", path)
         self.remove(record)
         return None
+
+    @contextmanager
+    def only_one(self, parts: Parts) -> Iterator[None]:
+        """Let one process at a time look for these parts and build them; the others wait."""
+        self.prepare()
+        with (self.folder / f".{key_of(parts)}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def find(self, parts: Parts) -> Record | None:
         """The newest record that agrees with `parts`, as far as they go."""
@@ -149,8 +167,9 @@ class EngineCache:
 
     def remove(self, record: Record) -> None:
         """Forget it."""
-        self._record_path(record.key).unlink(missing_ok=True)
-        self.data_path(record.key).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._record_path(record.key).unlink(missing_ok=True)
+            self.data_path(record.key).unlink(missing_ok=True)
 
     def prune(self, limit: int = LIMIT_BYTES, *, keep: str = "") -> list[Record]:
         """Remove what was longest unused until `limit` bytes are left, and what has no record.
@@ -180,7 +199,8 @@ class EngineCache:
         for path in self.folder.iterdir():
             try:
                 age = time.time() - path.stat().st_mtime
-                if path.stem not in known and age > ABANDONED_SECONDS and path.is_file():
+                known_here = path.stem in known or path.suffix == ".lock"
+                if not known_here and age > ABANDONED_SECONDS and path.is_file():
                     path.unlink()
             except OSError:
                 continue  # another process was faster
@@ -210,15 +230,22 @@ class EngineCache:
 
     def _is_ours(self) -> bool:
         try:
-            status = self.folder.stat()
+            ours, above = self.folder.stat(), self.folder.parent.stat()
         except OSError:
             return False
-        others = stat.S_IWGRP | stat.S_IWOTH
-        return status.st_uid == os.getuid() and not status.st_mode & others
+        # The folder above may belong to a group, such as the user's own one.
+        private = not ours.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return private and not above.st_mode & stat.S_IWOTH and ours.st_uid == os.getuid()
 
-    def _make_folder(self) -> None:
+    def prepare(self) -> None:
+        """Make the folder, before the work whose result is to go there.
+
+        Raises:
+            OutputError: it cannot be made, or is not the user's alone.
+        """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            self.folder.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise OutputError(
                 f"cannot write {self.folder}: {error.strerror or error}",
@@ -226,8 +253,8 @@ class EngineCache:
             ) from error
         if not self._is_ours():
             raise OutputError(
-                f"others may write to {self.folder}, and engines run what is in their files",
-                f"chmod 700 {self.folder}, or set XDG_CACHE_HOME to a folder of yours",
+                f"{self.folder} is not yours alone, and engines run what is in their files",
+                f"chmod -R go-w {self.folder.parent}, or set XDG_CACHE_HOME to a folder of yours",
             )
 
     def data_path(self, key: str) -> Path:

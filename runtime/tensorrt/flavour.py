@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backend import Obstacle
-from resdeploy.runtime.cuda import gpu_obstacle
+from resdeploy.runtime.cuda import CudaRuntime, Gpu, gpu_obstacle
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEPT_MESSAGES = 20
+# Engines that are built without naming a GPU are for Ampere and later; Turing would need its own.
+OLDEST_RTX = 8.0
 
 
 class Flavour(str, Enum):
@@ -125,10 +127,21 @@ def obstacle(flavour: Flavour) -> Obstacle | None:
     if none := gpu_obstacle():
         return none
     try:
-        load_tensorrt(flavour)
+        tensorrt = load_tensorrt(flavour)
+        return _unknown_gpu(tensorrt.api, CudaRuntime().gpu()) if flavour is Flavour.RTX else None
     except BackendError as error:
         return Obstacle(str(error), error.hint or "")
-    return None
+
+
+def _unknown_gpu(api: Any, gpu: Gpu) -> Obstacle | None:
+    """TensorRT-RTX is for Ampere and later RTX GPUs, as its enumeration of them tells."""
+    known = f"SM{gpu.compute_capability.replace('.', '')}"
+    if hasattr(api.ComputeCapability, known) and float(gpu.compute_capability) >= OLDEST_RTX:
+        return None
+    return Obstacle(
+        f"TensorRT-RTX is not for the {gpu.name} (compute capability {gpu.compute_capability})",
+        "use --backend tensorrt",
+    )
 
 
 def _module(flavour: Flavour) -> str | None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from resdeploy.bundle import Artifact, Bundle
-from resdeploy.errors import BackendError
-from resdeploy.runtime.backend import Opening
+from resdeploy.errors import BackendError, OutputError
+from resdeploy.runtime.backend import Batches, Opening
 from resdeploy.runtime.cuda import CudaRuntime, Gpu
 from resdeploy.runtime.device import read_device
-from resdeploy.runtime.tensorrt.build import build_into, deserialize, identity, key_parts
+from resdeploy.runtime.tensorrt.build import build_into, deserialize, find_fitting, key_parts
 from resdeploy.runtime.tensorrt.engine_backend import EngineBackend
 from resdeploy.runtime.tensorrt.engine_cache import EngineCache, Record
 from resdeploy.runtime.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
@@ -38,13 +39,14 @@ def opener(flavour: Flavour) -> Callable[[Bundle, Artifact, Opening], EngineBack
         cuda = CudaRuntime()
         gpu = cuda.gpu()
         engine, record = find_or_build(EngineCache(), tensorrt, graph, artifact, gpu, opening)
-        create_context, save = _contexts(tensorrt, engine, record, gpu)
+        create_context, workspace, save = _contexts(tensorrt, engine, record, gpu)
         return EngineBackend(
             tensorrt,
             engine,
             create_context,
             cuda,
             name=flavour.value,
+            workspace=workspace,
             zero_copy=gpu.integrated,
             capture=flavour is Flavour.TENSORRT,
             on_close=save,
@@ -66,42 +68,43 @@ def find_or_build(
     Raises:
         BackendError, OutputError: see `build.build`.
     """
-    if opening.batches is None:  # what was built last is what its builder wants to run
-        options, wanted = BuildOptions(), identity(tensorrt, artifact, gpu)
-    else:
-        options = BuildOptions(batches=opening.batches)
-        wanted = key_parts(tensorrt, artifact, gpu, options)
-    record = cache.find(wanted)
-    data = cache.load(record) if record else None
-    if record is not None and data is not None:
-        try:
-            return deserialize(tensorrt, data, record.parts["options"]), record
-        except BackendError as error:
-            logger.warning("%s; it is built again", error)
-            cache.remove(record)
-    check_rules(options, tensorrt.flavour, tensorrt.version, read_device())
-    logger.info("building an engine of %s (once; resdeploy build does it ahead)", artifact.file)
-    record = build_into(cache, tensorrt, graph, artifact, gpu, options, opening.progress)
-    data = cache.load(record)
-    if data is None:
-        raise BackendError(
-            f"{cache.data_path(record.key)} vanished while it was built",
-            "another process may have pruned the cache: try again",
-        )
-    return deserialize(tensorrt, data, record.parts["options"]), record
+    options = BuildOptions(batches=opening.batches or Batches())
+    parts = key_parts(tensorrt, artifact, gpu, options)
+    with cache.only_one(parts):
+        if opening.batches is None:  # what was built last is what its builder wants to run
+            record = find_fitting(cache, tensorrt, artifact, gpu)
+        else:
+            record = cache.find(parts)
+        data = cache.load(record) if record else None
+        if record is not None and data is not None:
+            try:
+                return deserialize(tensorrt, data, record.parts["options"]), record
+            except BackendError as error:
+                logger.warning("%s; it is built again", error)
+                cache.remove(record)
+        check_rules(options, tensorrt.flavour, tensorrt.version, read_device())
+        logger.info("building an engine of %s (once; resdeploy build does it ahead)", artifact.file)
+        record, data = build_into(cache, tensorrt, graph, artifact, gpu, options, opening.progress)
+    try:
+        return deserialize(tensorrt, data, record.parts["options"]), record
+    except BackendError:
+        cache.remove(record)
+        raise
 
 
 def _contexts(
     tensorrt: TensorRt, engine: trt.ICudaEngine, record: Record, gpu: Gpu
-) -> tuple[Callable[[], trt.IExecutionContext], Callable[[], None]]:
-    """How contexts are made, and what to do before they go.
+) -> tuple[Callable[[], trt.IExecutionContext | None], int | None, Callable[[], None]]:
+    """How contexts are made, how much memory they share, and what to do before they go.
 
     TensorRT-RTX compiles kernels when they are first needed, and records CUDA graphs itself:
     NVIDIA, "Working with Runtime Cache" and "Working with RTX CUDA Graphs" of TensorRT-RTX.
     """
-    if tensorrt.flavour is Flavour.TENSORRT:
-        return engine.create_execution_context, lambda: None
     api = tensorrt.api
+    if tensorrt.flavour is Flavour.TENSORRT:
+        shared = api.ExecutionContextAllocationStrategy.USER_MANAGED
+        create = partial(engine.create_execution_context, shared)
+        return create, engine.device_memory_size_v2, lambda: None
     cache = EngineCache("kernels")
     compiled_on = {"engine": record.sha256, "gpu": asdict(gpu), "version": tensorrt.version}
     config: Any = engine.create_runtime_config()  # RTX's has more members than the stubs know
@@ -116,8 +119,11 @@ def _contexts(
     )
 
     def save() -> None:
-        now = bytes(memoryview(kernels.serialize()))
-        if now != before:
-            cache.store(compiled_on, now)
+        try:
+            now = bytes(memoryview(kernels.serialize()))
+            if now != before:
+                cache.store(compiled_on, now)
+        except (OutputError, TypeError) as error:
+            logger.warning("compiled kernels are not kept: %s", error)
 
-    return lambda: engine.create_execution_context(config), save
+    return partial(engine.create_execution_context, config), None, save

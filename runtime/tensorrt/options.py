@@ -62,7 +62,7 @@ def check_rules(options: BuildOptions, flavour: Flavour, version: str, device: D
     if flavour is Flavour.RTX and (options.version_compatible or options.hardware_compatible):
         raise BackendError(
             "TensorRT-RTX knows neither version-compatible nor hardware-compatible engines",
-            "leave the option out: its engines run on every RTX GPU, and build within seconds",
+            "leave it out: its engines run on RTX GPUs from Ampere on, and build in seconds",
         )
     if options.hardware_compatible and device.l4t:
         raise BackendError(

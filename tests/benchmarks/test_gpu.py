@@ -24,8 +24,8 @@ from tests.fakes import GoldenBackend
 
 CPU = "onnxruntime-cpu"  # it runs wherever tests do: here it stands for a GPU's backend
 A_GPU = Gpu(
-    name="a GPU", compute_capability="9.0", multiprocessors=1, memory_bytes=1, integrated=False,
-    driver_cuda="13.0", runtime_cuda="13.0",
+    name="a GPU", compute_capability="9.0", multiprocessors=1, integrated=False,
+    driver_cuda="13.0",
 )  # fmt: skip
 CEILINGS = {
     "operations_per_second": {"tf32": 1e12}, "bytes_per_second": 1e12, "matrix": 1,

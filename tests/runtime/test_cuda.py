@@ -50,6 +50,11 @@ def fake_bindings(error: Error, *, driver: int = 0, devices: int = 0, **more: An
             "pip install 'cuda-bindings==12.*'",
         ),
         (
+            fake_bindings(Error.cudaErrorInsufficientDriver, driver=13000),
+            "the NVIDIA driver is for CUDA 13.0, the CUDA bindings are for 13.5",
+            "pip install 'cuda-bindings==12.8.*'",
+        ),
+        (
             fake_bindings(Error.cudaErrorIllegalAddress),
             "CUDA does not start: text of cudaErrorIllegalAddress",
             "nvidia-smi",
@@ -79,6 +84,28 @@ def test_without_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
         gpu_obstacle.cache_clear()
     assert obstacle is not None
     assert obstacle.remedy == "pip install 'resdeploy[gpu]'"
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Failed to dlopen libcuda.so.1\nmore"), OSError("libcuda.so.1: gone")]
+)
+def test_bindings_that_do_not_load_are_an_obstacle(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """As those of 12.8 are where there is no driver: the CPU must not be lost for that."""
+
+    def broken(name: str) -> Any:
+        raise error
+
+    monkeypatch.setattr(cuda, "import_module", broken)
+    gpu_obstacle.cache_clear()
+    try:
+        obstacle = gpu_obstacle()
+    finally:
+        gpu_obstacle.cache_clear()
+    assert obstacle is not None
+    assert obstacle.reason.startswith("CUDA does not load: ")
+    assert "\n" not in obstacle.reason
 
 
 def test_errors_name_the_call_and_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,9 @@ buffer that is overwritten too soon, shows. What a real GPU does is not shown he
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -71,7 +73,7 @@ def test_large_batches_are_split_evenly_and_take_turns_on_two_contexts() -> None
     cuda = FakeCuda()
     engine = FakeEngine(cuda)
     backend = open_backend(engine, cuda)
-    assert len(engine.contexts) == 1  # the second one's memory is taken when it is needed
+    assert cuda.calls.count("create_stream") == 1  # the second one's is taken when it is needed
     backend.run(pictures(9))
     assert [context.shapes for context in engine.contexts] == [[3], [3]]
     # Two batches were under way before the first was waited for.
@@ -88,16 +90,7 @@ def test_fewer_images_than_the_smallest_batch_are_filled_up() -> None:
     logits = backend.run(second)
     np.testing.assert_array_equal(logits[:, :2], expected(second))
     assert logits[0, 2] == 3
-    assert engine.contexts[0].shapes == [4, 3]
-
-
-def test_the_shape_is_set_when_it_changes() -> None:
-    cuda = FakeCuda()
-    engine = FakeEngine(cuda)
-    backend = open_backend(engine, cuda, capture=False)
-    for count in (1, 1, 2, 2, 1):
-        backend.run(pictures(count))
-    assert engine.contexts[0].shapes == [1, 2, 1]
+    assert [context.shapes for context in engine.contexts] == [[4], [3]]
 
 
 # CUDA graphs
@@ -118,40 +111,56 @@ def test_a_size_is_captured_after_it_ran_once() -> None:
     assert cuda.calls.count("begin_capture") == 1
 
 
-def test_a_graph_takes_the_place_of_the_contexts_shape() -> None:
-    """After a graph of another size the context still has the shape it was told of."""
+def test_every_captured_size_has_a_context_of_its_own() -> None:
+    """A graph holds its context's state: the fake refuses one whose context was told otherwise."""
     cuda = FakeCuda()
-    backend = open_backend(FakeEngine(cuda), cuda)
-    for count, seed in ((1, 0), (1, 1), (2, 2), (1, 3), (2, 4), (2, 5)):
+    engine = FakeEngine(cuda)
+    backend = open_backend(engine, cuda)
+    for count, seed in ((2, 0), (1, 1), (2, 2), (1, 3), (2, 4), (1, 5), (2, 6)):
         images = pictures(count, seed)
         np.testing.assert_array_equal(backend.run(images)[:, :2], expected(images))
     assert backend.captured == {1, 2}
+    assert [context.shapes for context in engine.contexts] == [[2], [1]]
+
+
+def test_contexts_of_one_slot_share_their_memory() -> None:
+    cuda = FakeCuda()
+    engine = FakeEngine(cuda)
+    backend = open_backend(engine, cuda, workspace=4096)
+    for count in (1, 2, 3, 9):
+        backend.run(pictures(count))
+    memories = {context.memory for context in engine.contexts}
+    assert len(memories) == 2  # one for each of the two slots
+    assert all(memory is not None and memory[1] == 4096 for memory in memories)
+
+
+def test_an_engine_that_records_graphs_itself_has_one_context() -> None:
+    cuda = FakeCuda()
+    engine = FakeEngine(cuda)
+    backend = open_backend(engine, cuda, capture=False)
+    for count in (1, 1, 2, 2, 1):
+        backend.run(pictures(count))
+    assert [context.shapes for context in engine.contexts] == [[1, 2, 1]]
+    assert engine.contexts[0].memory is None
 
 
 def test_graphs_are_limited() -> None:
     cuda = FakeCuda()
-    sizes = range(1, MOST_GRAPHS + 4)
-    backend = open_backend(FakeEngine(cuda, (1, 1, len(sizes))), cuda)
-    for count in sizes:
+    engine = FakeEngine(cuda, (1, 1, MOST_GRAPHS + 3))
+    backend = open_backend(engine, cuda)
+    for count in range(1, MOST_GRAPHS + 4):
         for seed in range(3):
             images = pictures(count, seed)
             np.testing.assert_array_equal(backend.run(images)[:, :2], expected(images))
     assert len(backend.captured) == MOST_GRAPHS
+    assert len(engine.contexts) == MOST_GRAPHS + 1  # all further sizes take turns on one
 
 
 @pytest.mark.parametrize("failing", ["begin_capture", "end_capture"])
 def test_where_nothing_can_be_captured_it_runs_without(failing: str) -> None:
     cuda = FakeCuda(failing)
-    if failing == "end_capture":  # the recording is over, whatever it says
-        honest = cuda.end_capture
-
-        def broken(stream: int) -> Any:
-            cuda._recording.pop(stream, None)
-            return honest(stream)
-
-        cuda.end_capture = broken  # type: ignore[method-assign]
     backend = open_backend(FakeEngine(cuda), cuda)
-    for seed in range(3):
+    for seed in range(4):
         images = pictures(2, seed)
         np.testing.assert_array_equal(backend.run(images)[:, :2], expected(images))
     assert backend.captured == frozenset()
@@ -218,8 +227,8 @@ def test_what_was_taken_is_given_back_when_opening_fails(failing: str, from_call
     engine = FakeEngine(cuda)
     if failing == "create_stream" and from_call == 2:
         backend = open_backend(engine, cuda)
-        with pytest.raises(BackendError, match="create_stream"):
-            backend.run(pictures(9))  # the second context
+        images = pictures(9)  # for want of a second stream, one batch after the other
+        np.testing.assert_array_equal(backend.run(images)[:, :2], expected(images))
         backend.close()
     else:
         with pytest.raises(BackendError, match=failing):
@@ -230,8 +239,9 @@ def test_what_was_taken_is_given_back_when_opening_fails(failing: str, from_call
 
 def test_an_engine_that_cannot_run_is_an_error() -> None:
     cuda = FakeCuda()
+    backend = open_backend(FakeEngine(cuda, fails="create_execution_context"), cuda)
     with pytest.raises(BackendError, match="cannot run the engine: out of patience") as caught:
-        open_backend(FakeEngine(cuda, fails="create_execution_context"), cuda)
+        backend.run(pictures(1))
     assert "--batch" in str(caught.value.hint)
 
 
@@ -254,6 +264,46 @@ def test_closing_gives_everything_back_once() -> None:
     assert (cuda.memory, cuda.streams, cuda.graphs) == ({}, {}, [])
     with pytest.raises(BackendError, match="was closed"):
         backend.run(pictures(1))
+
+
+def test_nothing_is_given_back_while_it_is_used() -> None:
+    cuda = FakeCuda("copy_to_host", from_call=3)
+    backend = open_backend(FakeEngine(cuda), cuda)
+    with pytest.raises(BackendError):
+        backend.run(pictures(16))  # fails in the third of four batches; the second is under way
+    cuda.failing = ""
+    backend.close()
+    releases = [index for index, call in enumerate(cuda.calls) if call.startswith(("free", "dest"))]
+    assert cuda.calls[releases[0] - 1] == "synchronize"
+
+
+def test_a_keyboard_interrupt_leaves_no_recording() -> None:
+    cuda = FakeCuda()
+    engine = FakeEngine(cuda)
+    backend = open_backend(engine, cuda)
+    backend.run(pictures(1))
+
+    def interrupted(stream: int) -> bool:
+        raise KeyboardInterrupt
+
+    engine.contexts[0].execute_async_v3 = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        backend.run(pictures(1))
+    assert not cuda.capturing
+    with pytest.raises(BackendError, match="failed before: KeyboardInterrupt"):
+        backend.run(pictures(1))
+
+
+def test_a_closed_backend_lets_the_engine_go() -> None:
+    cuda = FakeCuda()
+    engine = FakeEngine(cuda)
+    left = weakref.ref(engine)
+    backend = open_backend(engine, cuda)
+    backend.run(pictures(9))
+    backend.close()
+    del engine
+    gc.collect()
+    assert left() is None
 
 
 def test_threads_take_turns() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -148,9 +149,39 @@ def test_a_folder_that_others_write_to_is_not_used(cache: EngineCache) -> None:
     cache.store(PARTS, b"engine")
     cache.folder.chmod(0o777)
     assert cache.records() == []
-    with pytest.raises(OutputError, match="others may write") as caught:
+    with pytest.raises(OutputError, match="is not yours alone") as caught:
         cache.store(PARTS, b"engine")
-    assert "chmod 700" in str(caught.value.hint)
+    assert "chmod" in str(caught.value.hint)
+
+
+def test_nor_one_in_a_folder_that_all_may_write_to(cache: EngineCache) -> None:
+    cache.store(PARTS, b"engine")
+    cache.folder.parent.chmod(0o777)
+    assert cache.records() == []
+    cache.folder.parent.chmod(0o775)  # a group's, as many systems make folders
+    assert len(cache.records()) == 1
+
+
+def test_an_engine_in_a_read_only_image_is_loaded(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = cache.store(PARTS, b"engine")
+
+    def read_only(*arguments: object, **more: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", read_only)
+    assert cache.load(record) == b"engine"
+    cache.data_path(record.key).write_bytes(b"other")
+    monkeypatch.setattr(Path, "unlink", read_only)
+    assert cache.load(record) is None
+
+
+def test_a_record_from_before_another_store_gives_the_newer_engine(cache: EngineCache) -> None:
+    before = cache.store(PARTS, b"of one process")
+    cache.store(PARTS, b"of another")
+    assert cache.load(before) == b"of another"
+    assert cache.find(PARTS) is not None
 
 
 def test_a_cache_that_cannot_be_made_is_an_error(cache: EngineCache, tmp_path: Path) -> None:
@@ -199,6 +230,8 @@ def test_remains_are_removed_when_they_are_old(cache: EngineCache) -> None:
 def test_a_report_tells_what_went(cache: EngineCache) -> None:
     for number in range(3):
         age(cache, cache.store({"number": number}, bytes(100)).key, 100 - number)
+    EngineCache("kernels").store(PARTS, bytes(1000))
     report = prune_engines(150)
+    assert EngineCache("kernels").records() == []
     assert (report.removed, report.freed_bytes, report.kept, report.bytes) == (2, 200, 1, 100)
     assert report.folder == cache.folder

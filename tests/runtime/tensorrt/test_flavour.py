@@ -12,6 +12,7 @@ import pytest
 
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backend import Obstacle
+from resdeploy.runtime.cuda import Gpu
 from resdeploy.runtime.tensorrt import flavour
 from resdeploy.runtime.tensorrt.flavour import (
     KEPT_MESSAGES,
@@ -105,6 +106,21 @@ def test_a_gpu_is_looked_for_before_tensorrt_is_loaded(monkeypatch: pytest.Monke
     install(monkeypatch, tensorrt=RuntimeError("it must not be loaded"))
     monkeypatch.setattr(flavour, "gpu_obstacle", lambda: Obstacle("no GPU", "buy one"))
     assert obstacle(Flavour.TENSORRT) == Obstacle("no GPU", "buy one")
+
+
+@pytest.mark.parametrize(
+    ("capability", "known"), [("8.6", True), ("12.0", True), ("9.0", False), ("7.5", False)]
+)
+def test_rtx_is_for_rtx_gpus_from_ampere_on(capability: str, known: bool) -> None:
+    gpu = Gpu(
+        name="GPU", compute_capability=capability, multiprocessors=1, integrated=False,
+        driver_cuda="13.0",
+    )  # fmt: skip
+    api = SimpleNamespace(ComputeCapability=SimpleNamespace(SM75=0, SM86=1, SM120=2))
+    found = flavour._unknown_gpu(api, gpu)
+    assert (found is None) is known
+    if found is not None:
+        assert f"compute capability {capability}" in found.reason
 
 
 def test_what_it_says_is_kept_in_part(

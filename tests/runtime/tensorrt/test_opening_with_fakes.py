@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -24,8 +26,8 @@ from resdeploy.runtime.tensorrt.options import BuildOptions
 from tests.fake_gpu import fake_tensorrt
 
 GPU = Gpu(
-    name="Orin", compute_capability="8.7", multiprocessors=16, memory_bytes=8 << 30,
-    integrated=True, driver_cuda="12.6", runtime_cuda="12.6",
+    name="Orin", compute_capability="8.7", multiprocessors=16,
+    integrated=True, driver_cuda="12.6",
 )  # fmt: skip
 CONV = EngineLayer(name="conv1", kind="CaskConvolution", input_types=("int8",))
 
@@ -38,8 +40,7 @@ class Builds:
         self.timings: list[bytes | None] = []
         self.refused: set[bytes] = set()
         monkeypatch.setattr(building, "build_engine", self.build)
-        for module in (building, opening):
-            monkeypatch.setattr(module, "deserialize", self.load)
+        monkeypatch.setattr(opening, "deserialize", self.load)
 
     def build(
         self, tensorrt: Any, graph: bytes, options: BuildOptions, *, timings: bytes | None,
@@ -140,13 +141,73 @@ def test_what_two_builds_measured_at_once_is_merged(
     assert builds.timings[1] == b"timings of engine 1 and those of another"
 
 
+def keep(bundle: Bundle, version: str = "10.3.0", gpu: Gpu = GPU, **options: Any) -> None:
+    """Put an engine into the cache that was built elsewhere or otherwise."""
+    tensorrt = dataclasses.replace(fake_tensorrt(), version=version)
+    parts = key_parts(tensorrt, bundle.artifact("int8"), gpu, BuildOptions(**options))
+    EngineCache().store(parts, f"{version} {gpu.name}".encode())
+
+
+THOR = dataclasses.replace(GPU, name="Thor")
+
+
+@pytest.mark.parametrize(
+    ("version", "gpu", "options", "fits"),
+    [
+        ("10.1.0", GPU, {"version_compatible": True}, True),
+        ("11.0.0", GPU, {"version_compatible": True}, False),
+        ("10.1.0", GPU, {}, False),
+        ("10.3.0", THOR, {"hardware_compatible": True}, True),
+        ("10.3.0", THOR, {}, False),
+        ("10.1.0", THOR, {"version_compatible": True}, False),
+        ("10.1.0", THOR, {"version_compatible": True, "hardware_compatible": True}, True),
+    ],
+)
+def test_compatible_engines_are_found_where_they_fit(
+    builds: Builds, tiny_bundle: Bundle, version: str, gpu: Gpu, options: dict[str, Any], fits: bool
+) -> None:
+    keep(tiny_bundle, version, gpu, **options)
+    assert find(tiny_bundle) == (f"{version} {gpu.name}".encode() if fits else b"engine 1")
+
+
+def test_an_engine_for_here_alone_is_faster(builds: Builds, tiny_bundle: Bundle) -> None:
+    find(tiny_bundle)
+    keep(tiny_bundle, "10.3.0", GPU, hardware_compatible=True)
+    assert find(tiny_bundle) == b"engine 1"
+
+
+def test_what_cannot_be_kept_of_a_build_does_not_cost_the_engine(
+    builds: Builds, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find(tiny_bundle, Batches(1, 1, 1))
+    EngineCache("timings").folder.chmod(0o777)
+    assert find(tiny_bundle) == b"engine 1"
+    assert find(tiny_bundle, Batches(2, 2, 2)) == b"engine 2"
+    assert len(EngineCache().records()) == 2
+
+
+def test_several_that_start_at_once_build_once(
+    builds: Builds, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = builds.build
+
+    def slow(*arguments: Any, **more: Any) -> BuiltEngine:
+        time.sleep(0.2)  # long enough for all to have asked
+        return quick(*arguments, **more)
+
+    monkeypatch.setattr(building, "build_engine", slow)
+    with ThreadPoolExecutor(6) as pool:
+        engines = list(pool.map(lambda _: find(tiny_bundle), range(6)))
+    assert engines == [b"engine 1"] * 6
+    assert builds.asked == ["1,8,32"]
+
+
 def test_the_key_is_made_of_all_that_decides(tiny_bundle: Bundle) -> None:
     artifact = tiny_bundle.artifact("int8")
     parts = key_parts(fake_tensorrt(), artifact, GPU, BuildOptions())
     assert list(parts) == ["onnx_sha256", "flavour", "version", "revision", "gpu", "options"]
     assert set(parts["gpu"]) == {
-        "name", "compute_capability", "multiprocessors", "memory_bytes", "integrated",
-        "driver_cuda", "runtime_cuda",
+        "name", "compute_capability", "multiprocessors", "integrated", "driver_cuda",
     }  # fmt: skip
     assert set(parts["options"]) == {field.name for field in dataclasses.fields(BuildOptions)}
 
