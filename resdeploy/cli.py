@@ -15,9 +15,9 @@ from click.core import ParameterSource
 from resdeploy import __version__
 from resdeploy.console import Exit, Outcome, command
 from resdeploy.train.architecture import Shortcut
-from resdeploy.train.config import TrainingConfig
+from resdeploy.train.config import CROPS, DIGITS, SCHEDULES, TrainingConfig
+from resdeploy.train.recipes import RECIPES
 
-DEFAULTS = TrainingConfig()
 EXISTING = click.Path(path_type=Path)  # existence is checked by us, with a hint
 FORCE = click.option("--force", is_flag=True, help="Replace an existing output.")
 BACKEND = click.option("--backend", default="auto", show_default=True, help="Engine to use.")
@@ -54,18 +54,30 @@ def demo(force: bool) -> Outcome:
 
 
 @main.command()
-@click.argument("data", default=DEFAULTS.data)
+@click.argument("data", default=DIGITS)
 @click.option("-o", "--output", "run", type=EXISTING, help="Run folder.  [default: runs/DATA-TIME]")
-@click.option("--epochs", type=click.IntRange(1), default=DEFAULTS.epochs, show_default=True)
 @click.option(
-    "--image-size", type=click.IntRange(8, 1024), default=DEFAULTS.image_size, show_default=True
+    "--recipe",
+    type=click.Choice(list(RECIPES)),
+    help="Settings to start from.  [default: quick, or finetune with --init]",
 )
-@click.option(
-    "--batch-size", type=click.IntRange(2), default=DEFAULTS.batch_size, show_default=True
-)
-@click.option(
-    "--lr", type=float, default=DEFAULTS.lr, show_default=True, help="For a batch of 256."
-)
+@click.option("--epochs", type=click.IntRange(1), help="[default, as for all below: the recipe's]")
+@click.option("--image-size", type=click.IntRange(8, 1024), help="Pixels.")
+@click.option("--batch-size", type=click.IntRange(2))
+@click.option("--lr", type=float, help="For a batch of 256.")
+@click.option("--schedule", type=click.Choice(SCHEDULES))
+@click.option("--warmup-epochs", type=click.FloatRange(0))
+@click.option("--momentum", type=click.FloatRange(0, 1, max_open=True))
+@click.option("--weight-decay", type=click.FloatRange(0))
+@click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True))
+@click.option("--mixup", type=click.FloatRange(0), help="Of its Beta distribution; 0: off.")
+@click.option("--cutmix", type=click.FloatRange(0), help="The same.")
+@click.option("--randaugment", type=click.IntRange(0, 30), help="Magnitude; 0: off.")
+@click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Average of weights.")
+@click.option("--crop", type=click.Choice(CROPS))
+@click.option("--min-area", type=click.FloatRange(0, 1, min_open=True), help="Of an area crop.")
+@click.option("--freeze", is_flag=True, default=None, help="With --init: train the head alone.")
+@click.option("--class-weights", is_flag=True, default=None, help="Let rare classes count alike.")
 @click.option(
     "--shortcut",
     type=click.Choice([option.value for option in Shortcut]),
@@ -73,13 +85,18 @@ def demo(force: bool) -> Outcome:
 )
 @click.option("--flip/--no-flip", default=None, help="Mirror images.  [default: not for digits]")
 @click.option("--init", help="Weights to start from.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0))
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode images.")
 @click.option("--resume", type=EXISTING, help="Go on with this run folder, with its own settings.")
 @FORCE
 @command
 def train(
-    data: str, run: Path | None, resume: Path | None, force: bool, **settings: Any
+    data: str,
+    run: Path | None,
+    resume: Path | None,
+    force: bool,
+    recipe: str | None,
+    **settings: Any,
 ) -> Outcome:
     """Train a ResNet-34 on DATA: a folder with train/ and val/, or `digits` (default)."""
     from resdeploy.progress import progress_bar
@@ -88,11 +105,12 @@ def train(
 
     if resume is not None:
         refuse_given(
-            {"data": data, "run": run, **settings}, "--resume takes the run's own settings"
+            {"data": data, "run": run, "recipe": recipe, **settings},
+            "--resume takes the run's own settings",
         )
         result = loop.resume(resume, progress=progress_bar)
     else:
-        config = TrainingConfig.from_json({"data": data, **settings})
+        config = TrainingConfig.from_recipe(recipe, data=data, **settings)
         folder = run or loop.default_folder(data)
         result = loop.train(config, folder, force=force, progress=progress_bar)
     return Outcome(result, training_text(result))

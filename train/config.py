@@ -8,9 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from resdeploy.train.architecture import Shortcut
+from resdeploy.train.recipes import FINETUNE, QUICK, RECIPES
 
 DIGITS = "digits"
 REFERENCE_BATCH = 256  # the batch that `lr` is given for
+SCHEDULES = ("cosine", "step")
+CROPS = ("area", "scale")
+STEPS = (0.5, 0.75)  # shares of the epochs after which the rate falls to a tenth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,18 +30,38 @@ class TrainingConfig:
     lr: float = 0.05
     """Highest learning rate, for a batch of 256; it is scaled to the batch size."""
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
-    """On weights; not on biases and the norms' factors."""
+    """On weights; not on biases and the norms' factors, unless `decay_all`."""
+    decay_all: bool = False
+    schedule: str = "cosine"
+    """`cosine`, or `step`: a tenth after a half and again after three quarters of the epochs."""
     warmup_epochs: float = 1.0
     label_smoothing: float = 0.1
+    mixup: float = 0.0
+    """Parameter of mixup's Beta distribution; 0: off."""
+    cutmix: float = 0.0
+    """The same of CutMix."""
+    randaugment: int = 0
+    """Magnitude of random distortions, up to 30; 0: off."""
+    ema: float = 0.0
+    """Share of the average of the weights that a step keeps; 0: no average."""
     flip: bool | None = None
     """Mirror images; None: yes, except for digits."""
+    crop: str = "area"
+    """How a part of an image is drawn, see `augment.Augmentation`."""
     min_area: float | None = None
     """Smallest share of an image that a random crop keeps; None: 0.85 for digits, else 0.35."""
     shortcut: Shortcut | None = None
     """None: that of `init`, or B."""
     init: str | None = None
     """Weights to start from; the classifier is new where the number of classes differs."""
+    freeze: bool = False
+    """Train the classifier alone, on the features that `init` gives."""
+    class_weights: bool = False
+    """Count rare classes for more, so that all together count alike."""
+    recipe: str = QUICK
+    """Which of `recipes.RECIPES` the settings started from."""
     seed: int = 0
     workers: int | None = None
     """Processes that decode images; None: none on a CPU, whose cores are busy, 4 with a GPU."""
@@ -48,10 +72,44 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it takes at least {least}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}; it takes a number above 0")
+        for name, most in (
+            ("momentum", 1),
+            ("label_smoothing", 1),
+            ("ema", 1),
+            ("randaugment", 31),
+        ):
+            if not 0 <= getattr(self, name) < most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it takes 0 up to {most}")
+        for name, choices in (("schedule", SCHEDULES), ("crop", CROPS), ("recipe", RECIPES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)}; choose from {list(choices)}")
+        if self.mixup < 0 or self.cutmix < 0 or self.weight_decay < 0:
+            raise ValueError("mixup, cutmix and weight_decay take 0 or more")
+        if self.freeze and self.init is None:
+            raise ValueError("freeze keeps the features of init: name the weights to start from")
 
     def to_json(self) -> dict[str, Any]:
         """The form that `state.json` holds."""
         return asdict(self) | {"shortcut": self.shortcut and self.shortcut.value}
+
+    @classmethod
+    def from_recipe(cls, name: str | None = None, **chosen: Any) -> TrainingConfig:
+        """A recipe's settings, with those of `chosen` that are not None in their place.
+
+        Args:
+            name: Of a recipe; None: `finetune` with `init`, otherwise `quick`.
+            chosen: Fields of TrainingConfig.
+
+        Raises:
+            ValueError: there is no such recipe, or a setting is impossible.
+        """
+        given = {field: value for field, value in chosen.items() if value is not None}
+        name = name or (FINETUNE if "init" in given else QUICK)
+        if name not in RECIPES:
+            raise ValueError(f"there is no recipe {name!r}: choose from {', '.join(RECIPES)}")
+        if isinstance(given.get("shortcut"), str):
+            given["shortcut"] = Shortcut(given["shortcut"])
+        return cls(**{**RECIPES[name].settings, **given, "recipe": name})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainingConfig:
@@ -65,14 +123,17 @@ class TrainingConfig:
 
 
 def learning_rate(config: TrainingConfig, epochs_done: float) -> float:
-    """The rate after `epochs_done` epochs: a line up to the highest, then half a cosine to zero.
+    """The rate after `epochs_done` epochs: a line up to the highest, then down again.
 
     Sources: Goyal et al. 2017, arXiv:1706.02677, section 2 (warm-up, rate in proportion to the
-    batch); Loshchilov and Hutter 2016, arXiv:1608.03983, equation 5 (cosine).
+    batch); Loshchilov and Hutter 2016, arXiv:1608.03983, equation 5 (cosine); He et al. 2015,
+    arXiv:1512.03385, section 4.2 (steps at a half and three quarters).
     """
     highest = config.lr * config.batch_size / REFERENCE_BATCH
     warmup = min(config.warmup_epochs, config.epochs / 2)
     if epochs_done < warmup:
         return highest * epochs_done / warmup
+    if config.schedule == "step":
+        return highest * 0.1 ** sum(epochs_done >= share * config.epochs for share in STEPS)
     share = (epochs_done - warmup) / (config.epochs - warmup)
     return highest * (1 + math.cos(math.pi * min(share, 1.0))) / 2

@@ -1,4 +1,4 @@
-"""Training images: decode, a random crop and flip, batches of uint8.
+"""Training images: decode, augment, batches of uint8.
 
 All randomness comes from (seed, epoch, position), so that a resumed run, or one with another
 number of workers, sees the very same pixels.
@@ -6,11 +6,9 @@ number of workers, sees the very same pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,30 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from resdeploy.errors import DataError, ImageError
 from resdeploy.imagefolder import LabelledImages, match_labels, read_image_folder
 from resdeploy.images import read_rgb
-from resdeploy.preprocessing import Preprocessing, UInt8Array, crop_and_resize, prepare
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-MAX_STRETCH = 4 / 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Augmentation:
-    """How a training image may differ from the file.
-
-    Source: Szegedy et al., "Going deeper with convolutions" (2014), arXiv:1409.4842, section 6:
-    a random part of the image, 3/4 to 4/3 as wide as high, and a mirrored copy.
-    """
-
-    flip: bool
-    """Mirror half of the images; wrong for digits and text."""
-    min_area: float
-    """Smallest share of the image's area that a crop may keep, above 0 and up to 1."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_area <= 1:
-            raise ValueError(f"min_area is {self.min_area}; it takes a share above 0, up to 1")
+from resdeploy.preprocessing import Preprocessing, UInt8Array, prepare
+from resdeploy.train.augment import Augmentation, augment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,25 +122,6 @@ def epoch_batches(
         collate_fn=_collate,
         num_workers=workers,
     )
-
-
-def augment(
-    picture: Image, size: int, augmentation: Augmentation, generator: np.random.Generator
-) -> UInt8Array:
-    """A random part of an RGB picture, perhaps mirrored: uint8 (size, size, 3)."""
-    width, height = picture.size
-    area = generator.uniform(augmentation.min_area, 1.0) * width * height
-    # Close to the whole image the shape cannot vary much; log-uniform so that both ways are equal.
-    limit = math.log(min(MAX_STRETCH, 1 / augmentation.min_area))
-    ratio = math.exp(generator.uniform(-limit, limit))
-    crop_width = min(width, math.sqrt(area * ratio))
-    crop_height = min(height, math.sqrt(area / ratio))
-    left = generator.uniform(0, width - crop_width)
-    upper = generator.uniform(0, height - crop_height)
-    box = (left, upper, left + crop_width, upper + crop_height)
-    pixels = crop_and_resize(picture, box, size)
-    mirrored = augmentation.flip and generator.random() < 0.5
-    return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
 
 
 def _collate(samples: list[Sample]) -> Batch:

@@ -1,4 +1,4 @@
-"""The training loop: SGD with momentum, a linear warm-up, a cosine, label smoothing.
+"""The training loop: SGD with momentum, by the settings of `config.py`.
 
 Sources: He et al. 2015, arXiv:1512.03385, section 3.4 (SGD, momentum 0.9); Szegedy et al. 2015,
 arXiv:1512.00567, section 7 (label smoothing); the schedule's are in `config.py`.
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from resdeploy.cpu import read_cpu
@@ -25,23 +26,25 @@ from resdeploy.preprocessing import Preprocessing
 from resdeploy.progress import Progress, silent
 from resdeploy.storage import refuse_existing
 from resdeploy.train import run as runs
-from resdeploy.train.architecture import Architecture, Shortcut
-from resdeploy.train.checkpoint import MODEL_JSON, Checkpoint, load_checkpoint
+from resdeploy.train.augment import Augmentation
+from resdeploy.train.averaging import WeightAverage
+from resdeploy.train.checkpoint import MODEL_JSON
 from resdeploy.train.config import DIGITS, TrainingConfig, learning_rate
 from resdeploy.train.curves import draw_curves
 from resdeploy.train.data import (
-    Augmentation,
-    DataSplits,
     EpochImages,
     epoch_batches,
     read_splits,
 )
 from resdeploy.train.digits import digits_folder
-from resdeploy.train.model import Classifier, ResNet
+from resdeploy.train.mixing import mix
+from resdeploy.train.model import Classifier
+from resdeploy.train.start import balanced_weights, initial_network, make_optimizer
 
 logger = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 100
+MIXING = 1  # sets the randomness of mixing apart from that of the augmentation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,22 +116,30 @@ class _Trainer:
         self.augmentation = Augmentation(
             flip=not is_digits if config.flip is None else config.flip,
             min_area=config.min_area or (0.85 if is_digits else 0.35),
+            crop=config.crop,
+            randaugment=config.randaugment,
         )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = _initial_network(config, self.splits)
+        self.network = initial_network(config, len(self.splits.train.classes))
         # channels_last is the layout that convolution libraries compute in.
         self.classifier = Classifier(
             self.network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
             self.preprocessing.mean,
             self.preprocessing.std,
         ).to(self.device)
-        self.optimizer = _optimizer(self.network, config)
+        self.average = WeightAverage(self.classifier, config.ema) if config.ema else None
+        self.class_weights = (
+            balanced_weights(self.splits.train).to(self.device) if config.class_weights else None
+        )
+        self.optimizer = make_optimizer(self.network, config)
         self.epochs_done = 0
         self.metrics: list[runs.EpochMetrics] = []
         self.unreadable: set[Path] = set()
 
     def restore(self, state: runs.TrainingState, metrics: list[runs.EpochMetrics]) -> None:
         self.network.load_state_dict(state.model)
+        if self.average is not None:
+            self.average.restore(state.average)
         parameters = dict(self.network.named_parameters())
         for name, buffer in state.momentum.items():
             self.optimizer.state[parameters[name]]["momentum_buffer"] = buffer.to(self.device)
@@ -160,7 +171,7 @@ class _Trainer:
         )
         runs.save_model(
             self.folder,
-            self.network,
+            self._deployed.network,
             labels=self.splits.train.classes,
             preprocessing=self.preprocessing,
             data=config.data if config.data == DIGITS else str(Path(config.data).resolve()),
@@ -180,6 +191,8 @@ class _Trainer:
         total_loss, seen = 0.0, 0
         start = time.perf_counter()
         self.classifier.train()
+        if config.freeze:
+            self.network.eval()  # the norms' statistics belong to the features
         with self.progress(f"epoch {epoch + 1}", len(images)) as advance:
             batches = epoch_batches(
                 images, config.batch_size, shuffle=True, workers=self._workers()
@@ -189,7 +202,8 @@ class _Trainer:
                 if len(batch.labels) < 2:  # batch norm needs two
                     continue
                 lr = learning_rate(config, epoch + step / steps)
-                loss = self._step(batch.images, batch.labels, lr)
+                generator = np.random.default_rng([config.seed, epoch, step, MIXING])
+                loss = self._step(batch.images, batch.labels, lr, generator)
                 if not math.isfinite(loss):
                     raise TrainingError(
                         f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}",
@@ -212,23 +226,44 @@ class _Trainer:
             seconds=seconds,
         )
 
-    def _step(self, images: Tensor, labels: Tensor, lr: float) -> float:
+    def _step(
+        self, images: Tensor, labels: Tensor, lr: float, generator: np.random.Generator
+    ) -> float:
+        config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with self._autocast():
-            logits = self.classifier(images.to(self.device))
-        loss = F.cross_entropy(
-            logits.float(), labels.to(self.device), label_smoothing=self.config.label_smoothing
+        mixed = mix(
+            images.to(self.device), labels.to(self.device), config.mixup, config.cutmix, generator
         )
+        with self._autocast():
+            logits = self.classifier(mixed.images)
+        loss = mixed.share * self._loss(logits, mixed.labels)
+        if mixed.share < 1:
+            loss = loss + (1 - mixed.share) * self._loss(logits, mixed.others)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.classifier)
         return loss.item()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(
+            logits.float(),
+            labels,
+            weight=self.class_weights,
+            label_smoothing=self.config.label_smoothing,
+        )
+
+    @property
+    def _deployed(self) -> Classifier:
+        """What is measured and kept: the average where there is one."""
+        return self.classifier if self.average is None else self.average.classifier
 
     @torch.inference_mode()
     def _evaluate(self) -> tuple[float, float]:
         """Mean loss and accuracy in percent on `val`, in FP32."""
-        self.classifier.eval()
+        classifier = self._deployed.eval()
         loss, right, seen = 0.0, 0, 0
         images = EpochImages(self.splits.val, self.preprocessing)
         for batch in epoch_batches(
@@ -237,7 +272,7 @@ class _Trainer:
             self._note_unreadable(self.splits.val, batch.unreadable)
             if len(batch.labels):
                 labels = batch.labels.to(self.device)
-                logits = self.classifier(batch.images.to(self.device))
+                logits = classifier(batch.images.to(self.device))
                 loss += F.cross_entropy(logits, labels, reduction="sum").item()
                 right += int((logits.argmax(1) == labels).sum())
                 seen += len(labels)
@@ -253,7 +288,10 @@ class _Trainer:
         }
         runs.save_metrics(self.folder, self.metrics)
         state = runs.TrainingState(
-            epochs_done=self.epochs_done, model=self.network.state_dict(), momentum=momentum
+            epochs_done=self.epochs_done,
+            model=self.network.state_dict(),
+            momentum=momentum,
+            average=self._deployed.network.state_dict() if self.average is not None else {},
         )
         runs.save_state(self.folder, state)
 
@@ -274,37 +312,3 @@ class _Trainer:
             else read_cpu().has_fast_bf16
         )
         return torch.autocast(self.device.type, torch.bfloat16) if fast else nullcontext()
-
-
-def _initial_network(config: TrainingConfig, splits: DataSplits) -> ResNet:
-    torch.manual_seed(config.seed)
-    classes = len(splits.train.classes)
-    if config.init is None:
-        return ResNet(Architecture(classes=classes, shortcut=config.shortcut or Shortcut.B))
-    checkpoint = load_checkpoint(Path(config.init))
-    if config.shortcut not in (None, checkpoint.architecture.shortcut):
-        raise TrainingError(
-            f"{config.init} is a {checkpoint.architecture.name}",
-            "leave --shortcut out, or start without --init",
-        )
-    return adopt(checkpoint, classes)
-
-
-def adopt(checkpoint: Checkpoint, classes: int) -> ResNet:
-    """A network that starts from `checkpoint`; for another number of classes, with a new head."""
-    network = checkpoint.network().train()
-    if checkpoint.architecture.classes != classes:
-        network.fc = nn.Linear(network.fc.in_features, classes)
-        blocks, shortcut = checkpoint.architecture.blocks, checkpoint.architecture.shortcut
-        network.architecture = Architecture(classes=classes, blocks=blocks, shortcut=shortcut)
-    return network
-
-
-def _optimizer(network: ResNet, config: TrainingConfig) -> torch.optim.SGD:
-    weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)

@@ -32,6 +32,7 @@ RUNS = Path("runs")
 LATEST = RUNS / "latest"
 MODEL_PREFIX = "model."
 MOMENTUM_PREFIX = "momentum."
+AVERAGE_PREFIX = "average."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,8 @@ class TrainingState:
     model: dict[str, Tensor]
     momentum: dict[str, Tensor]
     """Momentum buffers of the optimiser, by parameter."""
+    average: dict[str, Tensor]
+    """The average of the weights; empty where there is none."""
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
@@ -67,6 +70,7 @@ def save_state(folder: Path, state: TrainingState) -> None:
         OutputError: it cannot be written; the former state is still there.
     """
     tensors = {f"{MODEL_PREFIX}{name}": tensor for name, tensor in state.model.items()}
+    tensors |= {f"{AVERAGE_PREFIX}{name}": tensor for name, tensor in state.average.items()}
     tensors |= {f"{MOMENTUM_PREFIX}{name}": tensor for name, tensor in state.momentum.items()}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_file(folder / STATE_FILE, save(contiguous, {"epochs_done": str(state.epochs_done)}))
@@ -92,6 +96,7 @@ def load_state(folder: Path) -> TrainingState:
         epochs_done=epochs_done,
         model=_without_prefix(tensors, MODEL_PREFIX),
         momentum=_without_prefix(tensors, MOMENTUM_PREFIX),
+        average=_without_prefix(tensors, AVERAGE_PREFIX),
     )
 
 

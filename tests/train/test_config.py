@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from resdeploy.train.architecture import Shortcut
 from resdeploy.train.config import TrainingConfig, learning_rate
+from resdeploy.train.recipes import RECIPES
 
 
 def test_json_round_trip() -> None:
@@ -27,11 +30,19 @@ def test_json_round_trip() -> None:
         {"lr": -1.0},
         {"lr": math.nan},
         {"lr": math.inf},
+        {"ema": 1.0},
+        {"momentum": -0.1},
+        {"randaugment": 31},
+        {"mixup": -1.0},
+        {"schedule": "steep"},
+        {"crop": "circle"},
+        {"recipe": "secret"},
+        {"freeze": True},
     ],
 )
-def test_nonsense_is_refused(wrong: dict[str, float]) -> None:
+def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
-        TrainingConfig(**wrong)  # type: ignore[arg-type]
+        TrainingConfig(**wrong)
 
 
 def test_the_rate_rises_to_its_highest_and_falls_to_zero() -> None:
@@ -41,6 +52,38 @@ def test_the_rate_rises_to_its_highest_and_falls_to_zero() -> None:
     assert learning_rate(config, 2) == pytest.approx(0.4)
     assert learning_rate(config, 6) == pytest.approx(0.2)  # half of the cosine
     assert learning_rate(config, 10) == pytest.approx(0)
+
+
+def test_steps_are_after_a_half_and_three_quarters() -> None:
+    config = TrainingConfig(epochs=8, lr=1.0, batch_size=256, warmup_epochs=0, schedule="step")
+    rates = [learning_rate(config, epoch) for epoch in (0, 3.9, 4, 5.9, 6, 7.9)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_is_possible_and_names_its_source(name: str) -> None:
+    config = TrainingConfig.from_recipe(name)
+    assert config.recipe == name
+    assert TrainingConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert RECIPES[name].source
+    assert RECIPES[name].purpose
+
+
+def test_anything_chosen_takes_the_recipes_place() -> None:
+    config = TrainingConfig.from_recipe("modern", epochs=3, mixup=0.0, flip=None, shortcut="A")
+    assert (config.epochs, config.mixup, config.shortcut) == (3, 0.0, Shortcut.A)
+    assert config.cutmix == RECIPES["modern"].settings["cutmix"]
+
+
+def test_the_recipe_depends_on_whether_there_are_weights() -> None:
+    assert TrainingConfig.from_recipe().recipe == "quick"
+    assert TrainingConfig.from_recipe(init="a.pth").recipe == "finetune"
+    assert TrainingConfig.from_recipe("paper", init="a.pth").lr == 0.1
+
+
+def test_an_unknown_recipe_lists_the_known() -> None:
+    with pytest.raises(ValueError, match="choose from quick, paper, modern, finetune"):
+        TrainingConfig.from_recipe("grandmother's")
 
 
 def test_the_rate_is_in_proportion_to_the_batch() -> None:
@@ -56,3 +99,27 @@ def test_the_rate_is_never_negative_nor_above_its_highest(
 ) -> None:
     config = TrainingConfig(epochs=epochs, warmup_epochs=warmup, batch_size=256)
     assert 0 <= learning_rate(config, done * epochs) <= config.lr * (1 + 1e-12)
+
+
+def test_the_documentation_shows_the_recipes_as_they_are() -> None:
+    lines = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text().splitlines()
+    cells = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    table = {row[0]: dict(zip(cells[0][1:], row[1:])) for row in cells[2:]}
+    for name in RECIPES:
+        config = TrainingConfig.from_recipe(name)
+        shown = {setting: values[name] for setting, values in table.items()}
+        assert shown["epochs"] == str(config.epochs)
+        assert shown["image size"] == str(config.image_size)
+        assert shown["batch size"] == str(config.batch_size)
+        assert float(shown["rate, for a batch of 256"]) == config.lr
+        assert shown["schedule"] == config.schedule
+        assert float(shown["warm-up, epochs"]) == config.warmup_epochs
+        assert float(shown["weight decay"].split(",")[0]) == config.weight_decay
+        assert ("everything" in shown["weight decay"]) is config.decay_all
+        assert float(shown["label smoothing"]) == config.label_smoothing
+        assert shown["crop"].split(",")[0] == config.crop
+        mixed = [config.randaugment, config.mixup, config.cutmix]
+        assert shown["RandAugment, mixup, CutMix"] == (
+            ", ".join(map(str, mixed)) if any(mixed) else ""
+        )
+        assert shown["average of the weights"] == (str(config.ema) if config.ema else "")

@@ -15,11 +15,10 @@ from resdeploy.errors import DataError
 from resdeploy.imagefolder import LabelledImages
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.storage import cache_folder
+from resdeploy.train.augment import Augmentation, augment
 from resdeploy.train.data import (
-    Augmentation,
     Batch,
     EpochImages,
-    augment,
     epoch_batches,
     read_splits,
 )

@@ -9,19 +9,24 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.utils.class_weight import compute_class_weight
 
 from resdeploy.errors import DataError, OutputError, TrainingError
+from resdeploy.imagefolder import LabelledImages
 from resdeploy.progress import Advance
 from resdeploy.render import training_text
 from resdeploy.train import run as runs
 from resdeploy.train.architecture import Architecture, Shortcut
 from resdeploy.train.checkpoint import load_checkpoint
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.loop import adopt, default_folder, resume, train
+from resdeploy.train.loop import default_folder, resume, train
+from resdeploy.train.start import adopt, balanced_weights, initial_network, make_optimizer
 from tests.samples import CLASSES, SIZE, TINY
 
 
@@ -67,7 +72,15 @@ def test_it_learns_and_leaves_a_run(config: TrainingConfig) -> None:
     assert load_checkpoint(runs.LATEST).architecture == TINY
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(config: TrainingConfig) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "randaugment": 9, "class_weights": True}],
+    ids=["plain", "everything"],
+)
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    config: TrainingConfig, settings: dict[str, Any]
+) -> None:
+    config = dataclasses.replace(config, **settings)
     train(config, Path("whole"))
     with pytest.raises(Interruption):
         train(config, Path("broken"), progress=interrupted_in_epoch_2)
@@ -186,3 +199,45 @@ def test_a_new_head_for_another_number_of_classes(tiny_checkpoint: Path) -> None
 def test_default_folders_are_named_after_the_data() -> None:
     assert default_folder("some/where/flowers/").name.startswith("flowers-")
     assert default_folder("digits").parent == runs.RUNS
+
+
+# Fine-tuning
+
+
+def test_a_frozen_network_trains_its_head_alone(config: TrainingConfig) -> None:
+    before = load_checkpoint(Path(str(config.init))).state
+    train(dataclasses.replace(config, freeze=True, epochs=1), Path("frozen"))
+    after = load_file("frozen/model.safetensors")
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}  # the norms' statistics stay, too
+
+
+def test_rare_classes_count_alike() -> None:
+    labels = (0,) * 10 + (1,) * 5 + (2,)
+    images = LabelledImages(
+        classes=("a", "b", "c"), paths=tuple(Path(f"{i}") for i in range(16)), labels=labels
+    )
+    independent = compute_class_weight("balanced", classes=np.arange(3), y=np.array(labels))
+    # A quotient of small integers in float32 and in float64: a rounding of 2^-24 apart.
+    np.testing.assert_allclose(balanced_weights(images).numpy(), independent, rtol=2**-23)
+
+
+def test_the_average_is_what_is_measured_and_kept(config: TrainingConfig) -> None:
+    """With nearly all of it kept at each step, the average stays at the first step's weights."""
+    train(dataclasses.replace(config, ema=0.999999, epochs=1), Path("averaged"))
+    train(dataclasses.replace(config, epochs=1), Path("last"))
+    start = load_checkpoint(Path(str(config.init))).state["fc.weight"]
+    kept, last = (
+        load_file(f"{name}/model.safetensors")["fc.weight"] for name in ("averaged", "last")
+    )
+    assert 0 <= (kept - start).norm() < 0.5 * (last - start).norm()
+
+
+def test_the_paper_decays_biases_and_norms_too() -> None:
+    config = TrainingConfig(weight_decay=0.1)
+    network = initial_network(config, 3)
+    for decay_all, expected in ((False, {0.1, 0.0}), (True, {0.1})):
+        optimizer = make_optimizer(network, dataclasses.replace(config, decay_all=decay_all))
+        assert {group["weight_decay"] for group in optimizer.param_groups} == expected
+        counted = sum(len(group["params"]) for group in optimizer.param_groups)
+        assert counted == len(list(network.parameters()))

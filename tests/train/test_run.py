@@ -37,12 +37,15 @@ def metrics(epoch: int) -> EpochMetrics:
 def test_state_round_trip(tmp_path: Path) -> None:
     # channels_last weights must come back with the same numbers in the same places.
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
-    state = TrainingState(epochs_done=3, model={"w": weight}, momentum={"w": weight + 1})
+    state = TrainingState(
+        epochs_done=3, model={"w": weight}, momentum={"w": weight + 1}, average={"w": weight / 2}
+    )
     save_state(tmp_path, state)
     loaded = load_state(tmp_path)
     assert loaded.epochs_done == 3
     torch.testing.assert_close(loaded.model["w"], weight, rtol=0, atol=0)
     torch.testing.assert_close(loaded.momentum["w"], weight + 1, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.average["w"], weight / 2, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"\x08\0\0\0\0\0\0\0{}      "])

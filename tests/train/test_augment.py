@@ -1,0 +1,162 @@
+"""Crops, distortions and mixtures of training images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from resdeploy.train.augment import SCALES, Augmentation, augment
+from resdeploy.train.averaging import WeightAverage
+from resdeploy.train.mixing import mix
+from resdeploy.train.randaugment import DISTORTION, distort
+from tests.samples import make_classifier
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def position_of_crop(picture: Image.Image, crop: str, seed: int) -> tuple[float, float]:
+    """How much of a picture's width and height a crop shows; each column knows its place."""
+    width, height = picture.size
+    columns = np.linspace(0, 255, width)[np.newaxis, :] * np.ones((height, 1))
+    rows = np.linspace(0, 255, height)[:, np.newaxis] * np.ones((1, width))
+    map_ = Image.fromarray(np.stack([columns, rows, columns], axis=2).astype(np.uint8))
+    settings = Augmentation(flip=False, min_area=0.1, crop=crop)
+    pixels = augment(map_, 64, settings, np.random.default_rng(seed)).astype(float)
+    across, down = (float(np.ptp(pixels[..., axis])) / 255 for axis in (0, 1))
+    return across, down
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_papers_crop_is_a_square_of_the_shorter_side(seed: int) -> None:
+    across, down = position_of_crop(Image.new("RGB", (600, 300)), "scale", seed)
+    # A part of the shorter side, the same number of pixels of the longer one; the ends of a crop
+    # are averages over a few columns.
+    assert 1 / SCALES[1] - 0.03 < down < 1 / SCALES[0] + 0.03
+    assert across == pytest.approx(down / 2, abs=0.03)
+
+
+@pytest.mark.parametrize("crop", ["area", "scale"])
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 2**32))
+def test_any_picture_gives_the_size_asked_for(
+    crop: str, width: int, height: int, seed: int
+) -> None:
+    settings = Augmentation(flip=True, min_area=0.08, crop=crop, randaugment=15)
+    pixels = augment(photograph(width, height), 24, settings, np.random.default_rng(seed))
+    assert pixels.shape == (24, 24, 3)
+    assert pixels.dtype == np.uint8
+
+
+# RandAugment
+
+
+def test_there_are_fourteen_distortions() -> None:
+    assert len(DISTORTION) == 14
+
+
+@pytest.mark.parametrize("name", sorted(set(DISTORTION) - {"autocontrast", "equalize"}))
+def test_without_strength_nothing_changes(name: str) -> None:
+    picture = photograph(20, 30)
+    for sign in (-1.0, 1.0):
+        np.testing.assert_array_equal(DISTORTION[name](picture, 0.0, sign), picture)
+
+
+@pytest.mark.parametrize("name", sorted(set(DISTORTION) - {"identity"}))
+def test_every_distortion_changes_and_keeps_the_size(name: str) -> None:
+    # Dull colours, so that contrast can be stretched and brightness raised.
+    dull = Image.fromarray(64 + np.asarray(photograph(20, 30)) // 2)
+    changed = DISTORTION[name](dull, 0.8, 1.0)
+    assert changed.size == dull.size
+    assert changed.mode == "RGB"
+    assert np.any(np.asarray(changed) != np.asarray(dull))
+
+
+def test_moving_moves_by_the_share_and_fills_with_grey() -> None:
+    picture = photograph(100, 10)
+    moved = np.asarray(DISTORTION["translate-x"](picture, 20 / 45, 1.0))  # a fifth of the width
+    np.testing.assert_array_equal(moved[:, :80], np.asarray(picture)[:, 20:])
+    assert (moved[:, 80:] == (124, 116, 104)).all()
+
+
+def test_shearing_leaves_the_middle_where_it_is() -> None:
+    picture = Image.new("RGB", (41, 41))
+    picture.putpixel((20, 20), (255, 255, 255))
+    for name in ("shear-x", "shear-y", "rotate"):
+        changed = np.asarray(DISTORTION[name](picture, 1.0, 1.0))[..., 0]
+        row, column = np.unravel_index(changed.argmax(), changed.shape)
+        assert max(abs(row - 20), abs(column - 20)) <= 1, name
+
+
+def test_distortions_depend_on_the_generator_alone() -> None:
+    pixels = np.asarray(photograph(16, 16))
+    for seed in range(20):
+        first, second = (distort(pixels, 20, np.random.default_rng(seed)) for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+
+
+# Mixup and CutMix
+
+
+def batch(count: int = 6, size: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of one grey each, which tells which they are."""
+    greys = torch.arange(count) * 40
+    images = greys.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, size, size, 3).contiguous()
+    return images, torch.arange(count)
+
+
+def test_without_either_nothing_is_mixed() -> None:
+    images, labels = batch()
+    mixed = mix(images, labels, 0.0, 0.0, np.random.default_rng(0))
+    assert mixed.share == 1
+    assert torch.equal(mixed.images, images)
+
+
+@given(st.sampled_from([(0.2, 0.0), (0.0, 1.0), (0.5, 0.5)]), st.integers(0, 2**32))
+def test_pixels_and_labels_are_mixed_in_the_same_share(
+    parameters: tuple[float, float], seed: int
+) -> None:
+    images, labels = batch()
+    before = images.clone()
+    mixed = mix(images, labels, *parameters, np.random.default_rng(seed))
+    assert 0 <= mixed.share <= 1
+    assert torch.equal(mixed.labels, labels)
+    assert sorted(mixed.others.tolist()) == labels.tolist()
+    expected = 40 * (mixed.share * labels + (1 - mixed.share) * mixed.others)
+    # Mixup rounds every pixel to a whole number; CutMix counts them exactly.
+    mean = mixed.images.float().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(mean, expected.float(), rtol=0, atol=0.5001)
+    assert torch.equal(images, before)  # the batch itself is as it was
+
+
+def test_cutmix_pastes_one_rectangle() -> None:
+    images, labels = batch(2, 32)
+    for seed in range(20):
+        mixed = mix(images, labels, 0.0, 1.0, np.random.default_rng(seed))
+        foreign = (mixed.images[0] != images[0]).all(dim=-1)
+        if foreign.any():
+            rows, columns = foreign.any(dim=1), foreign.any(dim=0)
+            assert int(foreign.sum()) == int(rows.sum()) * int(columns.sum())
+            assert set(np.unique(mixed.images[0].numpy())) <= {0, 40}
+
+
+# The average of the weights
+
+
+def test_the_average_is_that_of_the_formula() -> None:
+    classifier = make_classifier()
+    average = WeightAverage(classifier, 0.9)
+    weight = classifier.network.fc.weight
+    expected = None
+    for step in range(4):
+        with torch.no_grad():
+            weight.fill_(float(step))
+        average.update(classifier)
+        expected = float(step) if expected is None else 0.9 * expected + 0.1 * step
+    found = average.classifier.network.fc.weight
+    torch.testing.assert_close(found, torch.full_like(found, expected or 0.0))
