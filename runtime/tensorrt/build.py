@@ -181,6 +181,12 @@ def build(
         cached = record is not None and not force and cache.load(record) is not None
         if record is None or not cached:
             record, _ = build_into(cache, tensorrt, graph, artifact, gpu, options, progress)
+    convs = record.notes.get("int8_convs")
+    if convs is not None and convs < artifact.int8_convs:
+        logger.warning(
+            "the engine runs %d convolutions in INT8, where %s asks for %d: it is slower than it "
+            "could be", convs, artifact.file, artifact.int8_convs,
+        )  # fmt: skip
     return BuildReport(
         engine=cache.data_path(record.key),
         key=record.key,
@@ -193,7 +199,7 @@ def build(
         cached=cached,
         int8_convs_expected=artifact.int8_convs,
         convs=record.notes.get("convs"),
-        int8_convs=record.notes.get("int8_convs"),
+        int8_convs=convs,
     )
 
 

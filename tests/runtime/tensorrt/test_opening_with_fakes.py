@@ -244,6 +244,20 @@ def test_a_real_engine_is_kept(
 
 
 @needs_rtx
+def test_fewer_integer_convolutions_than_expected_are_said(
+    tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    float_graph = dataclasses.replace(
+        tiny_bundle.artifact("int8"), file="fp16.onnx", sha256=tiny_bundle.artifact("fp16").sha256
+    )
+    report = build(tiny_bundle, float_graph, Flavour.RTX, BuildOptions())
+    assert report.int8_convs == 0
+    assert "runs 0 convolutions in INT8, where fp16.onnx asks for" in caplog.text
+
+
+@needs_rtx
 def test_a_damaged_engine_is_built_again(
     tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
