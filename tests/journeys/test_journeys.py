@@ -43,7 +43,7 @@ def test_from_pictures_to_predictions(
     image_data: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     trained = document(
-        "train", image_data, "--init", tiny_checkpoint, "--epochs", 2, "--batch-size", 16,
+        "train", image_data, "--init", tiny_checkpoint, "--epochs", 4, "--batch-size", 16,
         "-o", "runs/colours",
     )  # fmt: skip
     assert {"run", "accuracy", "images_per_second"} <= set(trained)
