@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from resdeploy.bundle import Artifact, Encoding
-from resdeploy.errors import needs_extra
 from resdeploy.export.calibrate import Calibration
 from resdeploy.export.plots import cost_bars, worst_histograms
+from resdeploy.page import render_page
 from resdeploy.preprocessing import Preprocessing
 
-TEMPLATE = "report.html.j2"
+TEMPLATE = "export/report.html.j2"
 
 
 def render_report(
@@ -30,14 +29,8 @@ def render_report(
     Raises:
         MissingDependencyError: Jinja2 is not installed.
     """
-    with needs_extra():
-        import jinja2
-
-    text = resources.files("resdeploy.export").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(text).render(
+    return render_page(
+        TEMPLATE,
         model=model,
         preprocessing=preprocessing,
         artifacts=artifacts,
@@ -50,4 +43,3 @@ def render_report(
         else (),
         provenance=provenance,
     )
-    return page.encode()

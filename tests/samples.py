@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +41,13 @@ def make_classifier(architecture: Architecture = TINY, seed: int = 0) -> Classif
     torch.manual_seed(seed)
     network = randomised(ResNet(architecture), seed)
     return Classifier(network, IMAGENET_MEAN, IMAGENET_STD).eval()
+
+
+def encoded(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    """The content of an image file."""
+    stream = io.BytesIO()
+    picture.save(stream, format, **options)
+    return stream.getvalue()
 
 
 def write_images(folder: Path, per_class: int, *, seed: int, size: int = SIZE) -> None:

@@ -1,4 +1,4 @@
-"""How a training image differs from the file: a random part of it, mirrored, and distorted.
+"""How a training image differs from the file: a random part of it, and distorted.
 
 All randomness comes from the generator that is given.
 """
@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from resdeploy.images import read_rgb
 from resdeploy.preprocessing import UInt8Array, crop_and_resize
 from resdeploy.train.randaugment import distort
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MAX_STRETCH = 4 / 3
 # The shorter side of the paper's images, of which 224 pixels are cut out.
@@ -32,7 +31,7 @@ class Augmentation:
     """
 
     flip: bool
-    """Mirror half of the images; wrong for digits and text."""
+    """Mirror half of the images, see `data.Batch.to`; wrong for digits and text."""
     min_area: float
     """Smallest share of the image's area that a crop may keep, above 0 and up to 1."""
     crop: str = "area"
@@ -46,13 +45,25 @@ class Augmentation:
 
 
 def augment(
-    picture: Image, size: int, augmentation: Augmentation, generator: np.random.Generator
+    source: Path | bytes, size: int, augmentation: Augmentation, generator: np.random.Generator
 ) -> UInt8Array:
-    """A random part of an RGB picture, perhaps mirrored and distorted: uint8 (size, size, 3)."""
+    """A random part of an image file, perhaps distorted: uint8 (size, size, 3).
+
+    A JPEG file is decoded at the lowest resolution that the part needs.
+
+    Raises:
+        ImageError: the file cannot be decoded.
+    """
+    draws = generator.random(4)
     box = _area_box if augmentation.crop == "area" else _scale_box
-    pixels = crop_and_resize(picture, box(picture.size, augmentation, generator), size)
-    if augmentation.flip and generator.random() < 0.5:
-        pixels = np.ascontiguousarray(pixels[:, ::-1])
+
+    def shrink(width: int, height: int) -> float:
+        left, upper, right, lower = box((width, height), augmentation, draws)
+        return min(right - left, lower - upper) / size
+
+    picture = read_rgb(source, shrink)
+    # Where a box lies depends on the picture's shape and not on its resolution.
+    pixels = crop_and_resize(picture, box(picture.size, augmentation, draws), size)
     if augmentation.randaugment:
         pixels = distort(pixels, augmentation.randaugment, generator)
     return pixels
@@ -60,31 +71,28 @@ def augment(
 
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge in pixels of the picture."""
+Draws = npt.NDArray[np.float64]
+"""Four shares from 0 to 1: size, shape, and the place across and down."""
 
 
-def _area_box(
-    shape: tuple[int, int], augmentation: Augmentation, generator: np.random.Generator
-) -> Box:
+def _area_box(shape: tuple[int, int], augmentation: Augmentation, draws: Draws) -> Box:
     width, height = shape
-    area = generator.uniform(augmentation.min_area, 1.0) * width * height
+    least = augmentation.min_area
+    area = (least + draws[0] * (1 - least)) * width * height
     # Close to the whole image the shape cannot vary much; log-uniform so that both ways are equal.
-    limit = math.log(min(MAX_STRETCH, 1 / augmentation.min_area))
-    ratio = math.exp(generator.uniform(-limit, limit))
+    ratio = min(MAX_STRETCH, 1 / least) ** (2 * draws[1] - 1)
     crop_width = min(width, math.sqrt(area * ratio))
     crop_height = min(height, math.sqrt(area / ratio))
-    return _placed(shape, crop_width, crop_height, generator)
+    return _placed(shape, crop_width, crop_height, draws)
 
 
-def _scale_box(
-    shape: tuple[int, int], augmentation: Augmentation, generator: np.random.Generator
-) -> Box:
-    side = min(shape) / generator.uniform(*SCALES)
-    return _placed(shape, side, side, generator)
+def _scale_box(shape: tuple[int, int], augmentation: Augmentation, draws: Draws) -> Box:
+    smallest, largest = SCALES
+    side = min(shape) / (smallest + draws[0] * (largest - smallest))
+    return _placed(shape, side, side, draws)
 
 
-def _placed(
-    shape: tuple[int, int], width: float, height: float, generator: np.random.Generator
-) -> Box:
-    left = generator.uniform(0, shape[0] - width)
-    upper = generator.uniform(0, shape[1] - height)
+def _placed(shape: tuple[int, int], width: float, height: float, draws: Draws) -> Box:
+    left = draws[2] * (shape[0] - width)
+    upper = draws[3] * (shape[1] - height)
     return (left, upper, left + width, upper + height)

@@ -63,11 +63,24 @@ class TrainingConfig:
     recipe: str = QUICK
     """Which of `recipes.RECIPES` the settings started from."""
     seed: int = 0
+    accumulate: int = 1
+    """Parts that a process computes its share of a batch in; more need less memory."""
+    bf16: bool | None = None
+    """Compute in bfloat16; None: where that is faster."""
+    save_minutes: float = 10.0
+    """How often the state is saved within an epoch; it always is after one."""
+    tensorboard: bool = False
+    """Also write the metrics for TensorBoard."""
     workers: int | None = None
     """Processes that decode images; None: none on a CPU, whose cores are busy, 4 with a GPU."""
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 2),
+            ("accumulate", 1),
+            ("save_minutes", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it takes at least {least}")
         if not 0 < self.lr < math.inf:

@@ -7,7 +7,7 @@ number of workers, sees the very same pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +16,31 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from resdeploy.errors import DataError, ImageError
-from resdeploy.imagefolder import LabelledImages, match_labels, read_image_folder
-from resdeploy.images import read_rgb
-from resdeploy.preprocessing import Preprocessing, UInt8Array, prepare
+from resdeploy.imagefolder import read_image_folder
+from resdeploy.preprocessing import Preprocessing, UInt8Array, load_image
 from resdeploy.train.augment import Augmentation, augment
+from resdeploy.train.shards import Member, read_shards, shards_in
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingImages:
+    """Image files, in folders or in tar files, with the index of their class in `classes`."""
+
+    classes: tuple[str, ...]
+    sources: tuple[Path | Member, ...]
+    labels: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSplits:
     """Labelled images to train on, and others to measure accuracy with."""
 
-    train: LabelledImages
-    val: LabelledImages
+    train: TrainingImages
+    val: TrainingImages
 
 
 def read_splits(data: Path) -> DataSplits:
-    """`data/train` and `data/val`, with the same classes.
+    """`data/train` and `data/val`, with the same classes: class folders, or tar files.
 
     Raises:
         DataError: a folder is missing, empty or unlabelled, or the classes do not fit.
@@ -42,7 +51,7 @@ def read_splits(data: Path) -> DataSplits:
                 f"{data} has no folder {split!r}",
                 "sort the images as train/CLASS/*.jpg and val/CLASS/*.jpg",
             )
-    train, val = read_image_folder(data / "train"), read_image_folder(data / "val")
+    train, val = _read_images(data / "train"), _read_images(data / "val")
     if len(train.classes) == 1:
         raise DataError(
             f"{data / 'train'} has one class only, {next(iter(train.classes))!r}",
@@ -53,7 +62,17 @@ def read_splits(data: Path) -> DataSplits:
             f"{data / 'val'} has the class {unknown[0]!r}, which {data / 'train'} lacks",
             "use the same class folders in both",
         )
-    return DataSplits(train=train, val=match_labels(val, train.classes))
+    table = [train.classes.index(name) for name in val.classes]
+    labels = tuple(table[label] for label in val.labels)
+    return DataSplits(train=train, val=replace(val, classes=train.classes, labels=labels))
+
+
+def _read_images(folder: Path) -> TrainingImages:
+    if shards_in(folder):
+        shards = read_shards(folder)
+        return TrainingImages(classes=shards.classes, sources=shards.members, labels=shards.labels)
+    images = read_image_folder(folder)
+    return TrainingImages(classes=images.classes, sources=images.paths, labels=images.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +83,40 @@ class Batch:
     """uint8 (N, H, W, 3); N may be 0 when no file could be decoded."""
     labels: Tensor
     """int64 (N,)."""
+    mirrored: Tensor
+    """bool (N,): which images are to be mirrored, where that costs nothing."""
+    positions: tuple[int, ...]
+    """Of the N images in the data."""
     unreadable: tuple[int, ...]
     """Positions of files that could not be decoded."""
 
+    def to(self, device: torch.device) -> Batch:
+        """On a device, where the images are mirrored that have to be."""
+        images = self.images.to(device, non_blocking=True)
+        mirrored = self.mirrored.to(device, non_blocking=True)
+        if len(images) and bool(self.mirrored.any()):
+            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(2), images)
+        labels = self.labels.to(device, non_blocking=True)
+        return replace(self, images=images, labels=labels, mirrored=torch.zeros_like(mirrored))
 
-Sample = tuple[UInt8Array | None, int, int]
+    def pin_memory(self) -> Batch:
+        """In memory that a GPU reads by itself; the loader calls this."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            labels=self.labels.pin_memory(),
+            mirrored=self.mirrored.pin_memory(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image; the pixels are None where its file cannot be decoded."""
+
+    pixels: UInt8Array | None
+    label: int
+    position: int
+    mirrored: bool = False
 
 
 class EpochImages(Dataset[Sample]):
@@ -76,7 +124,7 @@ class EpochImages(Dataset[Sample]):
 
     def __init__(
         self,
-        images: LabelledImages,
+        images: TrainingImages,
         preprocessing: Preprocessing,
         augmentation: Augmentation | None = None,
         *,
@@ -90,45 +138,72 @@ class EpochImages(Dataset[Sample]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.images.paths)
+        return len(self.images.sources)
 
     def __getitem__(self, position: int) -> Sample:
         label = self.images.labels[position]
+        source = self.images.sources[position]
         try:
-            picture = read_rgb(self.images.paths[position])
+            content = source if isinstance(source, Path) else source.read()
+            if self.augmentation is None:
+                return Sample(load_image(content, self.preprocessing), label, position)
+            generator = np.random.default_rng([self.seed, self.epoch, position])
+            mirrored = self.augmentation.flip and generator.random() < 0.5
+            size = self.preprocessing.image_size
+            pixels = augment(content, size, self.augmentation, generator)
         except ImageError:
-            return None, label, position
-        if self.augmentation is None:
-            return prepare(picture, self.preprocessing), label, position
-        generator = np.random.default_rng([self.seed, self.epoch, position])
-        size = self.preprocessing.image_size
-        return augment(picture, size, self.augmentation, generator), label, position
+            return Sample(None, label, position)
+        return Sample(pixels, label, position, mirrored)
 
 
-def epoch_batches(
-    dataset: EpochImages, batch_size: int, *, shuffle: bool, workers: int = 0
-) -> Iterator[Batch]:
-    """One walk over `dataset`; shuffled walks leave out a last batch that is not full."""
-    if shuffle:
-        order = np.random.default_rng([dataset.seed, dataset.epoch]).permutation(len(dataset))
-        whole = len(order) // batch_size * batch_size
-        order = order[: whole or len(order)]
-    else:
-        order = np.arange(len(dataset))
-    batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walk:
+    """In which order an epoch goes through the data, and which part of it this process takes."""
+
+    batch_size: int
+    """Images of a step, of all processes together."""
+    shuffle: bool
+    """In an order of the epoch's own, without a last batch that is not full."""
+    start: int = 0
+    """Steps that are done already."""
+    rank: int = 0
+    processes: int = 1
+    workers: int = 0
+    """Processes that decode for this one; 0: it decodes itself."""
+    pin: bool = False
+    """Into memory that a GPU reads by itself."""
+
+    def batches(self, images: EpochImages) -> list[list[int]]:
+        """The positions that this process takes, step by step; together they miss none."""
+        count = len(images)
+        if self.shuffle:
+            order = np.random.default_rng([images.seed, images.epoch]).permutation(count)
+            order = order[: count // self.batch_size * self.batch_size or count]
+        else:
+            order = np.arange(count)
+        whole = range(self.start * self.batch_size, len(order), self.batch_size)
+        steps = [order[first : first + self.batch_size] for first in whole]
+        return [step[self.rank :: self.processes].tolist() for step in steps]
+
+
+def epoch_batches(images: EpochImages, walk: Walk) -> Iterator[Batch]:
+    """One walk over `images`."""
     yield from DataLoader(
-        dataset,
-        batch_sampler=batches,
+        images,
+        batch_sampler=walk.batches(images),
         collate_fn=_collate,
-        num_workers=workers,
+        num_workers=walk.workers,
+        pin_memory=walk.pin,
     )
 
 
 def _collate(samples: list[Sample]) -> Batch:
-    good = [(pixels, label) for pixels, label, _ in samples if pixels is not None]
-    images = [torch.from_numpy(pixels) for pixels, _ in good]
+    good = [sample for sample in samples if sample.pixels is not None]
+    images = [torch.from_numpy(sample.pixels) for sample in good]
     return Batch(
-        torch.stack(images) if images else torch.empty((0, 0, 0, 3), dtype=torch.uint8),
-        torch.tensor([label for _, label in good], dtype=torch.int64),
-        tuple(position for pixels, _, position in samples if pixels is None),
+        images=torch.stack(images) if images else torch.empty((0, 0, 0, 3), dtype=torch.uint8),
+        labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
+        mirrored=torch.tensor([sample.mirrored for sample in good], dtype=torch.bool),
+        positions=tuple(sample.position for sample in good),
+        unreadable=tuple(sample.position for sample in samples if sample.pixels is None),
     )

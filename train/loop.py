@@ -1,49 +1,38 @@
-"""The training loop: SGD with momentum, by the settings of `config.py`.
-
-Sources: He et al. 2015, arXiv:1512.03385, section 3.4 (SGD, momentum 0.9); Szegedy et al. 2015,
-arXiv:1512.00567, section 7 (label smoothing); the schedule's are in `config.py`.
-"""
+"""A training run, from its settings to its folder; a step is in `step.py`."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from resdeploy.cpu import read_cpu
 from resdeploy.errors import DataError, TrainingError
-from resdeploy.imagefolder import LabelledImages
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.progress import Progress, silent
 from resdeploy.storage import refuse_existing
 from resdeploy.train import run as runs
 from resdeploy.train.augment import Augmentation
-from resdeploy.train.averaging import WeightAverage
-from resdeploy.train.checkpoint import MODEL_JSON
 from resdeploy.train.config import DIGITS, TrainingConfig, learning_rate
 from resdeploy.train.curves import draw_curves
-from resdeploy.train.data import (
-    EpochImages,
-    epoch_batches,
-    read_splits,
-)
+from resdeploy.train.data import EpochImages, Walk, epoch_batches, read_splits
 from resdeploy.train.digits import digits_folder
-from resdeploy.train.mixing import mix
-from resdeploy.train.model import Classifier
-from resdeploy.train.start import balanced_weights, initial_network, make_optimizer
+from resdeploy.train.epochs import epoch_line, header_line
+from resdeploy.train.evaluation import Evaluation, evaluate
+from resdeploy.train.processes import Process, joined_processes
+from resdeploy.train.report import write_report
+from resdeploy.train.start import balanced_weights, initial_network
+from resdeploy.train.step import Learner
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_BATCH = 100
+GPU_STEPS = 20  # between looks at the loss, for which a GPU has to be waited for
 MIXING = 1  # sets the randomness of mixing apart from that of the augmentation
 
 
@@ -65,23 +54,26 @@ class TrainingResult:
 def train(
     config: TrainingConfig, folder: Path, *, force: bool = False, progress: Progress = silent
 ) -> TrainingResult:
-    """Train a network and write a run folder.
+    """Train a network and write a run folder; under `torchrun`, together with other processes.
 
     Raises:
         OutputError: `folder` exists already and `force` is not set, or cannot be written.
         DataError, CheckpointError: the data or the initial weights cannot be used.
-        TrainingError: the loss is no longer a number.
+        TrainingError: the loss is no longer a number, or processes and batch do not fit.
     """
-    refuse_existing(folder, force=force, sign=runs.STATE_JSON)
-    trainer = _Trainer(config, folder, progress)
-    for leftover in (MODEL_JSON, runs.STATE_FILE, runs.METRICS):
-        (folder / leftover).unlink(missing_ok=True)
-    runs.save_config(folder, config.to_json())
-    return trainer.train()
+    with joined_processes() as process:
+        if process.writes:
+            refuse_existing(folder, force=force, sign=runs.STATE_JSON)
+        trainer = _Trainer(config, folder, process, progress)
+        if process.writes:
+            runs.begin(folder, config.to_json())
+        return trainer.train()
 
 
 def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
-    """Go on with an interrupted run, with its own settings, after its last whole epoch.
+    """Go on with an interrupted run, with its own settings, from its newest state.
+
+    Where `torchrun` started several processes, all of them read the folder.
 
     Raises:
         TrainingError: the folder holds no run that can be resumed.
@@ -91,10 +83,14 @@ def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
         config = TrainingConfig.from_json(runs.load_config(folder))
     except (KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{folder / runs.STATE_JSON} is damaged", "start a new run") from error
-    trainer = _Trainer(config, folder, progress)
-    if (folder / runs.STATE_FILE).exists():
-        trainer.restore(runs.load_state(folder), runs.load_metrics(folder))
-    return trainer.train()
+    with joined_processes() as process:
+        trainer = _Trainer(config, folder, process, progress)
+        if (folder / runs.STATE_FILE).exists():
+            trainer.restore(runs.load_state(folder), runs.load_metrics(folder))
+        process.gather(torch.zeros(()))  # nobody writes before all have read
+        if process.writes:
+            runs.sweep(folder)
+        return trainer.train()
 
 
 def default_folder(data: str) -> Path:
@@ -105,10 +101,13 @@ def default_folder(data: str) -> Path:
 class _Trainer:
     """The parts of a run, put together."""
 
-    def __init__(self, config: TrainingConfig, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self, config: TrainingConfig, folder: Path, process: Process, progress: Progress
+    ) -> None:
         self.config = config
         self.folder = folder
-        self.progress = progress
+        self.process = process
+        self.progress = progress if process.writes else silent
         self.preprocessing = Preprocessing.standard(config.image_size)
         is_digits = config.data == DIGITS
         self.splits = read_splits(digits_folder() if is_digits else Path(config.data))
@@ -119,196 +118,195 @@ class _Trainer:
             crop=config.crop,
             randaugment=config.randaugment,
         )
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = initial_network(config, len(self.splits.train.classes))
-        # channels_last is the layout that convolution libraries compute in.
-        self.classifier = Classifier(
-            self.network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-            self.preprocessing.mean,
-            self.preprocessing.std,
-        ).to(self.device)
-        self.average = WeightAverage(self.classifier, config.ema) if config.ema else None
-        self.class_weights = (
-            balanced_weights(self.splits.train).to(self.device) if config.class_weights else None
+        self.learner = Learner(
+            config,
+            initial_network(config, len(self.splits.train.classes)),
+            self.preprocessing,
+            process,
+            balanced_weights(self.splits.train) if config.class_weights else None,
         )
-        self.optimizer = make_optimizer(self.network, config)
-        self.epochs_done = 0
+        self.place = runs.Place()
         self.metrics: list[runs.EpochMetrics] = []
-        self.unreadable: set[Path] = set()
+        self.unreadable: tuple[set[int], set[int]] = (set(), set())  # of train and of val
 
     def restore(self, state: runs.TrainingState, metrics: list[runs.EpochMetrics]) -> None:
-        self.network.load_state_dict(state.model)
-        if self.average is not None:
-            self.average.restore(state.average)
-        parameters = dict(self.network.named_parameters())
-        for name, buffer in state.momentum.items():
-            self.optimizer.state[parameters[name]]["momentum_buffer"] = buffer.to(self.device)
-        self.epochs_done = state.epochs_done
-        self.metrics = metrics[: state.epochs_done]
-        logger.info("resuming after epoch %d", self.epochs_done)
+        self.learner.restore(state.model, state.momentum, state.average)
+        self.place = state.place
+        self.metrics = metrics[: state.place.epochs_done]
+        self._say(
+            "resuming after %d epochs and %d steps", self.place.epochs_done, self.place.steps_done
+        )
 
     def train(self) -> TrainingResult:
         start = time.perf_counter()
         config = self.config
-        while self.epochs_done < config.epochs:
-            self.metrics.append(self._epoch(self.epochs_done))
-            self.epochs_done += 1
-            self._save_epoch()
-            latest = self.metrics[-1]
-            logger.info(
-                "epoch %d/%d  loss %.3f  accuracy %.2f %%  %.0f images/s",
-                self.epochs_done, config.epochs, latest.loss, latest.accuracy,
-                latest.images_per_second,
-            )  # fmt: skip
+        evaluation = None
+        self._say("%s", header_line())
+        while self.place.epochs_done < config.epochs:
+            self._train_epoch()
+            evaluation = self._evaluate()
+            self.metrics.append(self._epoch_metrics(evaluation))
+            self.place = runs.Place(epochs_done=self.place.epochs_done + 1)
+            if self.process.writes:
+                runs.save_metrics(self.folder, self.metrics)
+                self._save_state()
+            self._say("%s", epoch_line(self.metrics, config.epochs))
+        evaluation = evaluation or self._evaluate()  # of a run that had come to its end before
+        unreadable = self._unreadable_names()
+        if self.process.writes:
+            self._finish(evaluation, unreadable)
         rates = sorted(line.images_per_second for line in self.metrics)
-        result = TrainingResult(
+        return TrainingResult(
             run=self.folder,
-            accuracy=self.metrics[-1].accuracy,
+            accuracy=evaluation.accuracy,
             images_per_second=rates[len(rates) // 2],
             epochs=config.epochs,
-            unreadable=len(self.unreadable),
+            unreadable=len(unreadable),
             seconds=time.perf_counter() - start,
         )
+
+    def _finish(self, evaluation: Evaluation, unreadable: Sequence[str]) -> None:
+        """Write what a finished run holds; `model.json` and the link to it come last."""
+        config = self.config
+        draw_curves(self.metrics, self.folder / runs.CURVES)
+        if unreadable:
+            runs.save_unreadable(self.folder, unreadable)
+        write_report(
+            self.folder, config, self.metrics, evaluation, self.splits.val, self.preprocessing,
+            unreadable,
+        )  # fmt: skip
         runs.save_model(
             self.folder,
-            self._deployed.network,
+            self.learner.deployed.network,
             labels=self.splits.train.classes,
             preprocessing=self.preprocessing,
             data=config.data if config.data == DIGITS else str(Path(config.data).resolve()),
-            config=config.to_json(),
-            metrics={"accuracy": result.accuracy, "unreadable_images": len(self.unreadable)},
+            config=config.to_json() | {"processes": self.process.count},
+            metrics={"accuracy": evaluation.accuracy, "unreadable_images": len(unreadable)},
         )
         runs.point_latest_to(self.folder)
-        draw_curves(self.metrics, self.folder / runs.CURVES)
-        return result
 
-    def _epoch(self, epoch: int) -> runs.EpochMetrics:
-        config = self.config
+    def _train_epoch(self) -> None:
+        """Take the steps of an epoch that are not done yet."""
+        config, process, epoch = self.config, self.process, self.place.epochs_done
         images = EpochImages(
             self.splits.train, self.preprocessing, self.augmentation, seed=config.seed, epoch=epoch
         )
         steps = max(1, len(images) // config.batch_size)
-        total_loss, seen = 0.0, 0
-        start = time.perf_counter()
-        self.classifier.train()
-        if config.freeze:
-            self.network.eval()  # the norms' statistics belong to the features
+        walk = Walk(
+            batch_size=config.batch_size, shuffle=True, start=self.place.steps_done,
+            rank=process.rank, processes=process.count, workers=self._workers(),
+            pin=process.device.type == "cuda",
+        )  # fmt: skip
+        self.learner.train_mode()
+        saved = clock = time.perf_counter()
+        pending: list[Tensor] = []
+        waiting = 0.0
         with self.progress(f"epoch {epoch + 1}", len(images)) as advance:
-            batches = epoch_batches(
-                images, config.batch_size, shuffle=True, workers=self._workers()
-            )
-            for step, batch in enumerate(batches):
-                self._note_unreadable(self.splits.train, batch.unreadable)
-                if len(batch.labels) < 2:  # batch norm needs two
+            advance(self.place.steps_done * config.batch_size)
+            batches = epoch_batches(images, walk)
+            for step in range(self.place.steps_done, steps):
+                asked = time.perf_counter()
+                batch = next(batches)
+                waiting += time.perf_counter() - asked
+                self._note_unreadable(0, batch.unreadable)
+                seeds = [config.seed, epoch, step, process.rank, MIXING]
+                loss = self.learner.step(
+                    batch,
+                    learning_rate(config, epoch + step / steps),
+                    np.random.default_rng(seeds),
+                )
+                pending.append(loss)
+                if process.device.type == "cuda" and len(pending) < GPU_STEPS < steps - step:
                     continue
-                lr = learning_rate(config, epoch + step / steps)
-                generator = np.random.default_rng([config.seed, epoch, step, MIXING])
-                loss = self._step(batch.images, batch.labels, lr, generator)
-                if not math.isfinite(loss):
-                    raise TrainingError(
-                        f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}",
-                        f"start again with a lower --lr; it was {config.lr:g}",
-                    )
-                total_loss += loss * len(batch.labels)
-                seen += len(batch.labels)
-                advance(len(batch.labels))
-        if not seen:
+                now = time.perf_counter()
+                self._count(pending, now - clock, waiting)
+                advance(len(pending) * config.batch_size)
+                pending, waiting, clock = [], 0.0, now
+                if process.writes and now - saved >= 60 * config.save_minutes:
+                    self._save_state()
+                    saved = now
+        if not self.place.images:
             raise DataError("not one batch of training images can be used", "add intact images")
-        seconds = time.perf_counter() - start
-        val_loss, accuracy = self._evaluate()
+
+    def _count(self, steps: list[Tensor], seconds: float, waiting: float) -> None:
+        """Add steps to the epoch's account; all processes come here after the same steps."""
+        loss, images = self.place.loss, self.place.images
+        for index, (share, seen) in enumerate(self.process.total(torch.stack(steps)).tolist()):
+            if not math.isfinite(share):
+                self._fail(share, self.place.steps_done + index + 1)
+            loss += share * seen
+            images += int(seen)
+        self.place = replace(
+            self.place,
+            steps_done=self.place.steps_done + len(steps),
+            loss=loss,
+            images=images,
+            seconds=self.place.seconds + seconds,
+            waiting=self.place.waiting + waiting,
+        )
+
+    def _fail(self, loss: float, step: int) -> None:
+        path = self.folder / runs.STATE_FILE
+        good = runs.load_state(self.folder).place if path.exists() else None
+        raise TrainingError(
+            f"the loss is {loss} in epoch {self.place.epochs_done + 1}, step {step}"
+            + (
+                f"; the last good state is that after {good.epochs_done} epochs and "
+                f"{good.steps_done} steps, in {path}"
+                if good
+                else ", before the first state was saved"
+            ),
+            f"start again with a lower --lr; it was {self.config.lr:g}",
+        )
+
+    def _epoch_metrics(self, evaluation: Evaluation) -> runs.EpochMetrics:
+        place = self.place
         return runs.EpochMetrics(
-            epoch=epoch + 1,
-            loss=total_loss / seen,
-            val_loss=val_loss,
-            accuracy=accuracy,
-            lr=learning_rate(config, epoch + 1),
-            images_per_second=seen / seconds,
-            seconds=seconds,
+            epoch=place.epochs_done + 1,
+            loss=place.loss / place.images,
+            val_loss=evaluation.loss,
+            accuracy=evaluation.accuracy,
+            lr=learning_rate(self.config, place.epochs_done + 1),
+            images_per_second=place.images / place.seconds,
+            seconds=place.seconds,
+            waiting=place.waiting / place.seconds,
         )
 
-    def _step(
-        self, images: Tensor, labels: Tensor, lr: float, generator: np.random.Generator
-    ) -> float:
-        config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        mixed = mix(
-            images.to(self.device), labels.to(self.device), config.mixup, config.cutmix, generator
-        )
-        with self._autocast():
-            logits = self.classifier(mixed.images)
-        loss = mixed.share * self._loss(logits, mixed.labels)
-        if mixed.share < 1:
-            loss = loss + (1 - mixed.share) * self._loss(logits, mixed.others)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.classifier)
-        return loss.item()
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(
-            logits.float(),
-            labels,
-            weight=self.class_weights,
-            label_smoothing=self.config.label_smoothing,
-        )
-
-    @property
-    def _deployed(self) -> Classifier:
-        """What is measured and kept: the average where there is one."""
-        return self.classifier if self.average is None else self.average.classifier
-
-    @torch.inference_mode()
-    def _evaluate(self) -> tuple[float, float]:
-        """Mean loss and accuracy in percent on `val`, in FP32."""
-        classifier = self._deployed.eval()
-        loss, right, seen = 0.0, 0, 0
+    def _evaluate(self) -> Evaluation:
         images = EpochImages(self.splits.val, self.preprocessing)
-        for batch in epoch_batches(
-            images, EVALUATION_BATCH, shuffle=False, workers=self._workers()
-        ):
-            self._note_unreadable(self.splits.val, batch.unreadable)
-            if len(batch.labels):
-                labels = batch.labels.to(self.device)
-                logits = classifier(batch.images.to(self.device))
-                loss += F.cross_entropy(logits, labels, reduction="sum").item()
-                right += int((logits.argmax(1) == labels).sum())
-                seen += len(labels)
-        if not seen:
-            raise DataError("not one validation image can be decoded", "add intact images to val")
-        return loss / seen, 100 * right / seen
+        evaluation = evaluate(self.learner.deployed, images, self.process, self._workers())
+        self._note_unreadable(1, evaluation.unreadable)
+        return evaluation
 
-    def _save_epoch(self) -> None:
-        momentum = {
-            name: self.optimizer.state[parameter]["momentum_buffer"]
-            for name, parameter in self.network.named_parameters()
-            if self.optimizer.state[parameter].get("momentum_buffer") is not None
-        }
-        runs.save_metrics(self.folder, self.metrics)
-        state = runs.TrainingState(
-            epochs_done=self.epochs_done,
-            model=self.network.state_dict(),
-            momentum=momentum,
-            average=self._deployed.network.state_dict() if self.average is not None else {},
+    def _save_state(self) -> None:
+        model, momentum, average = self.learner.state()
+        runs.save_state(
+            self.folder,
+            runs.TrainingState(place=self.place, model=model, momentum=momentum, average=average),
         )
-        runs.save_state(self.folder, state)
 
-    def _note_unreadable(self, images: LabelledImages, positions: tuple[int, ...]) -> None:
-        for path in {images.paths[position] for position in positions} - self.unreadable:
-            logger.warning("skipped: %s cannot be decoded", path)
-            self.unreadable.add(path)
+    def _note_unreadable(self, split: int, positions: Sequence[int]) -> None:
+        sources = (self.splits.train, self.splits.val)[split].sources
+        for position in set(positions) - self.unreadable[split]:
+            logger.warning("skipped: %s cannot be decoded", sources[position])
+        self.unreadable[split].update(positions)
+
+    def _unreadable_names(self) -> list[str]:
+        """What all processes together could not decode."""
+        names = []
+        for images, positions in zip((self.splits.train, self.splits.val), self.unreadable):
+            mask = torch.zeros(len(images.sources))
+            mask[sorted(positions)] = 1
+            found = self.process.total(mask).nonzero().flatten().tolist()
+            names += [str(images.sources[position]) for position in found]
+        return names
+
+    def _say(self, text: str, *values: object) -> None:
+        if self.process.writes:
+            logger.info(text, *values)
 
     def _workers(self) -> int:
         if self.config.workers is not None:
             return self.config.workers
-        return 4 if self.device.type == "cuda" else 0
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        fast = (
-            torch.cuda.is_bf16_supported()
-            if self.device.type == "cuda"
-            else read_cpu().has_fast_bf16
-        )
-        return torch.autocast(self.device.type, torch.bfloat16) if fast else nullcontext()
+        return 4 if self.process.device.type == "cuda" else 0

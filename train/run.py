@@ -1,7 +1,8 @@
 """The run folder: what training leaves behind, and what it needs to go on after an interruption.
 
-`state.safetensors` is replaced whole after every epoch and carries its own epoch number, so the
-newest one on disk is always consistent; `model.json` appears last and marks a finished run.
+`state.safetensors` is replaced whole, after every epoch and every few minutes, and carries its own
+place in the run, so the newest one on disk is always consistent; `model.json` appears last and
+marks a finished run.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ STATE_FILE = "state.safetensors"
 STATE_JSON = "state.json"
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
+REPORT = "report.html"
+UNREADABLE = "unreadable.txt"
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
 MODEL_PREFIX = "model."
@@ -48,14 +51,33 @@ class EpochMetrics:
     """On the validation images, in percent."""
     lr: float
     images_per_second: float
+    """In training, all processes together."""
     seconds: float
+    """Of training."""
+    waiting: float
+    """Share of them, from 0 to 1, in which the network waited for images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """How far a run is, and what the epoch that it is in has added up so far."""
+
+    epochs_done: int = 0
+    steps_done: int = 0
+    """Of the epoch after them."""
+    loss: float = 0.0
+    """Sum over the images."""
+    images: int = 0
+    seconds: float = 0.0
+    waiting: float = 0.0
+    """Seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
-    """Everything that the next epoch depends on; randomness is a function of seed and epoch."""
+    """Everything that the next step depends on; randomness is a function of seed and place."""
 
-    epochs_done: int
+    place: Place
     model: dict[str, Tensor]
     momentum: dict[str, Tensor]
     """Momentum buffers of the optimiser, by parameter."""
@@ -73,7 +95,7 @@ def save_state(folder: Path, state: TrainingState) -> None:
     tensors |= {f"{AVERAGE_PREFIX}{name}": tensor for name, tensor in state.average.items()}
     tensors |= {f"{MOMENTUM_PREFIX}{name}": tensor for name, tensor in state.momentum.items()}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_file(folder / STATE_FILE, save(contiguous, {"epochs_done": str(state.epochs_done)}))
+    write_file(folder / STATE_FILE, save(contiguous, {"place": json.dumps(asdict(state.place))}))
 
 
 def load_state(folder: Path) -> TrainingState:
@@ -87,17 +109,35 @@ def load_state(folder: Path) -> TrainingState:
         raise TrainingError(f"{folder} has no {STATE_FILE} to resume from", "start a new run")
     try:
         with safe_open(path, framework="pt") as file:
-            epochs_done = int((file.metadata() or {})["epochs_done"])
+            place = Place(**json.loads((file.metadata() or {})["place"]))
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
     return TrainingState(
-        epochs_done=epochs_done,
+        place=place,
         model=_without_prefix(tensors, MODEL_PREFIX),
         momentum=_without_prefix(tensors, MOMENTUM_PREFIX),
         average=_without_prefix(tensors, AVERAGE_PREFIX),
     )
+
+
+def begin(folder: Path, config: Mapping[str, Any]) -> None:
+    """Make `folder` that of a new run: an older run's results go, the settings are written."""
+    for leftover in (MODEL_JSON, STATE_FILE, METRICS, REPORT, UNREADABLE):
+        (folder / leftover).unlink(missing_ok=True)
+    write_file(folder / STATE_JSON, _json(config))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left."""
+    for leftover in folder.glob(".*.tmp-*"):
+        leftover.unlink(missing_ok=True)
+
+
+def save_unreadable(folder: Path, names: Sequence[str]) -> None:
+    """List the image files that could not be decoded, one per line."""
+    write_file(folder / UNREADABLE, "".join(f"{name}\n" for name in names).encode())
 
 
 def save_metrics(folder: Path, metrics: Sequence[EpochMetrics]) -> None:
@@ -119,11 +159,6 @@ def load_metrics(folder: Path) -> list[EpochMetrics]:
         return [EpochMetrics(**json.loads(line)) for line in path.read_text().splitlines()]
     except (ValueError, TypeError) as error:
         raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
-
-
-def save_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write down the settings of a run that begins."""
-    write_file(folder / STATE_JSON, _json(config))
 
 
 def load_config(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from resdeploy.train.augment import SCALES, Augmentation, augment
 from resdeploy.train.averaging import WeightAverage
 from resdeploy.train.mixing import mix
 from resdeploy.train.randaugment import DISTORTION, distort
-from tests.samples import make_classifier
+from tests.samples import encoded, make_classifier
 
 
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -28,7 +28,7 @@ def position_of_crop(picture: Image.Image, crop: str, seed: int) -> tuple[float,
     rows = np.linspace(0, 255, height)[:, np.newaxis] * np.ones((1, width))
     map_ = Image.fromarray(np.stack([columns, rows, columns], axis=2).astype(np.uint8))
     settings = Augmentation(flip=False, min_area=0.1, crop=crop)
-    pixels = augment(map_, 64, settings, np.random.default_rng(seed)).astype(float)
+    pixels = augment(encoded(map_), 64, settings, np.random.default_rng(seed)).astype(float)
     across, down = (float(np.ptp(pixels[..., axis])) / 255 for axis in (0, 1))
     return across, down
 
@@ -48,9 +48,39 @@ def test_any_picture_gives_the_size_asked_for(
     crop: str, width: int, height: int, seed: int
 ) -> None:
     settings = Augmentation(flip=True, min_area=0.08, crop=crop, randaugment=15)
-    pixels = augment(photograph(width, height), 24, settings, np.random.default_rng(seed))
+    pixels = augment(encoded(photograph(width, height)), 24, settings, np.random.default_rng(seed))
     assert pixels.shape == (24, 24, 3)
     assert pixels.dtype == np.uint8
+
+
+@given(
+    st.integers(1, 60), st.integers(1, 60), st.floats(0.05, 1), st.integers(0, 2**31), st.booleans()
+)
+def test_crops_stay_inside_the_picture(
+    width: int, height: int, min_area: float, seed: int, flip: bool
+) -> None:
+    image = encoded(Image.new("RGB", (width, height), (9, 99, 199)))
+    result = augment(
+        image, 16, Augmentation(flip=flip, min_area=min_area), np.random.default_rng(seed)
+    )
+    assert result.shape == (16, 16, 3)
+    assert result.dtype == np.uint8
+    assert (result == (9, 99, 199)).all()  # nothing from outside has come in
+    assert result.flags.c_contiguous
+
+
+def test_the_whole_area_is_the_whole_picture() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    same = augment(
+        encoded(image), 16, Augmentation(flip=False, min_area=1.0), np.random.default_rng(0)
+    )
+    np.testing.assert_array_equal(same, np.array(image))
+
+
+@pytest.mark.parametrize("area", [0.0, -1.0, 1.5])
+def test_an_impossible_area_is_refused(area: float) -> None:
+    with pytest.raises(ValueError):
+        Augmentation(flip=True, min_area=area)
 
 
 # RandAugment

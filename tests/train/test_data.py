@@ -7,18 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from resdeploy.errors import DataError
-from resdeploy.imagefolder import LabelledImages
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.storage import cache_folder
-from resdeploy.train.augment import Augmentation, augment
+from resdeploy.train.augment import Augmentation
 from resdeploy.train.data import (
     Batch,
     EpochImages,
+    TrainingImages,
+    Walk,
     epoch_batches,
     read_splits,
 )
@@ -29,17 +28,21 @@ PREPROCESSING = Preprocessing.standard(SIZE)
 STRONG = Augmentation(flip=True, min_area=0.3)
 
 
-def walk(images: LabelledImages, *, epoch: int = 0, workers: int = 0, seed: int = 0) -> list[Batch]:
+def walk(images: TrainingImages, *, epoch: int = 0, workers: int = 0, seed: int = 0) -> list[Batch]:
     dataset = EpochImages(images, PREPROCESSING, STRONG, seed=seed, epoch=epoch)
-    return list(epoch_batches(dataset, 8, shuffle=True, workers=workers))
+    return list(epoch_batches(dataset, Walk(batch_size=8, shuffle=True, workers=workers)))
 
 
 def pixels(batches: list[Batch]) -> torch.Tensor:
     return torch.cat([batch.images for batch in batches])
 
 
+def paths(images: TrainingImages) -> list[Path]:
+    return [source for source in images.sources if isinstance(source, Path)]
+
+
 @pytest.fixture
-def train_images(image_data: Path) -> LabelledImages:
+def train_images(image_data: Path) -> TrainingImages:
     return read_splits(image_data).train
 
 
@@ -49,7 +52,7 @@ def train_images(image_data: Path) -> LabelledImages:
 def test_splits_have_the_same_classes(image_data: Path) -> None:
     splits = read_splits(image_data)
     assert splits.train.classes == splits.val.classes == CLASSES
-    assert (len(splits.train.paths), len(splits.val.paths)) == (60, 24)
+    assert (len(splits.train.sources), len(splits.val.sources)) == (60, 24)
 
 
 def picture(folder: Path, *names: str) -> None:
@@ -84,13 +87,13 @@ def test_a_class_without_validation_images_is_no_problem(tmp_path: Path) -> None
 # Randomness
 
 
-def test_the_same_seed_and_epoch_give_the_same_pixels(train_images: LabelledImages) -> None:
+def test_the_same_seed_and_epoch_give_the_same_pixels(train_images: TrainingImages) -> None:
     torch.testing.assert_close(
         pixels(walk(train_images)), pixels(walk(train_images)), rtol=0, atol=0
     )
 
 
-def test_workers_change_nothing(train_images: LabelledImages) -> None:
+def test_workers_change_nothing(train_images: TrainingImages) -> None:
     alone, together = walk(train_images), walk(train_images, workers=2)
     torch.testing.assert_close(pixels(alone), pixels(together), rtol=0, atol=0)
     assert [b.labels.tolist() for b in alone] == [b.labels.tolist() for b in together]
@@ -98,91 +101,52 @@ def test_workers_change_nothing(train_images: LabelledImages) -> None:
 
 @pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}])
 def test_other_epochs_and_seeds_give_others(
-    train_images: LabelledImages, other: dict[str, int]
+    train_images: TrainingImages, other: dict[str, int]
 ) -> None:
     assert not torch.equal(pixels(walk(train_images)), pixels(walk(train_images, **other)))
 
 
 def test_a_shuffled_epoch_has_whole_batches_of_different_images(
-    train_images: LabelledImages,
+    train_images: TrainingImages,
 ) -> None:
     batches = walk(train_images)
     assert [len(batch.labels) for batch in batches] == [8] * 7
     plain = EpochImages(train_images, PREPROCESSING)
-    everything = list(epoch_batches(plain, 8, shuffle=False))
+    everything = list(epoch_batches(plain, Walk(batch_size=8, shuffle=False)))
     assert [len(batch.labels) for batch in everything] == [8] * 7 + [4]
     assert torch.cat([batch.labels for batch in everything]).tolist() == list(train_images.labels)
 
 
-def test_fewer_images_than_a_batch_are_one_batch(train_images: LabelledImages) -> None:
+def test_fewer_images_than_a_batch_are_one_batch(train_images: TrainingImages) -> None:
     dataset = EpochImages(train_images, PREPROCESSING)
-    assert [len(b.labels) for b in epoch_batches(dataset, 100, shuffle=True)] == [60]
+    assert [len(b.labels) for b in epoch_batches(dataset, Walk(batch_size=100, shuffle=True))] == [
+        60
+    ]
 
 
-def test_validation_sees_the_deployed_pixels(train_images: LabelledImages) -> None:
-    (first, *_) = epoch_batches(EpochImages(train_images, PREPROCESSING), 1, shuffle=False)
-    with Image.open(train_images.paths[0]) as image:
+def test_validation_sees_the_deployed_pixels(train_images: TrainingImages) -> None:
+    (first, *_) = epoch_batches(
+        EpochImages(train_images, PREPROCESSING), Walk(batch_size=1, shuffle=False)
+    )
+    with Image.open(paths(train_images)[0]) as image:
         np.testing.assert_array_equal(first.images[0].numpy(), np.array(image))
 
 
-def test_a_damaged_file_is_left_out_and_named(tmp_path: Path, train_images: LabelledImages) -> None:
+def test_a_damaged_file_is_left_out_and_named(tmp_path: Path, train_images: TrainingImages) -> None:
     damaged = tmp_path / "damaged.png"
-    damaged.write_bytes(train_images.paths[0].read_bytes()[:80])
-    images = LabelledImages(
-        classes=CLASSES, paths=(damaged, *train_images.paths[:3]), labels=(2, 0, 0, 0)
+    damaged.write_bytes(paths(train_images)[0].read_bytes()[:80])
+    images = TrainingImages(
+        classes=CLASSES, sources=(damaged, *train_images.sources[:3]), labels=(2, 0, 0, 0)
     )
-    (batch,) = epoch_batches(EpochImages(images, PREPROCESSING), 8, shuffle=False)
+    (batch,) = epoch_batches(EpochImages(images, PREPROCESSING), Walk(batch_size=8, shuffle=False))
     assert batch.labels.tolist() == [0, 0, 0]
     assert batch.unreadable == (0,)
 
 
 def test_a_batch_of_damaged_files_is_empty(tmp_path: Path) -> None:
-    images = LabelledImages(classes=("a",), paths=(tmp_path / "none.png",) * 2, labels=(0, 0))
-    (batch,) = epoch_batches(EpochImages(images, PREPROCESSING), 8, shuffle=False)
+    images = TrainingImages(classes=("a",), sources=(tmp_path / "none.png",) * 2, labels=(0, 0))
+    (batch,) = epoch_batches(EpochImages(images, PREPROCESSING), Walk(batch_size=8, shuffle=False))
     assert (len(batch.images), len(batch.labels), batch.unreadable) == (0, 0, (0, 1))
-
-
-# Augmentation
-
-
-@given(
-    st.integers(1, 60), st.integers(1, 60), st.floats(0.05, 1), st.integers(0, 2**31), st.booleans()
-)
-def test_crops_stay_inside_the_picture(
-    width: int, height: int, min_area: float, seed: int, flip: bool
-) -> None:
-    image = Image.new("RGB", (width, height), (9, 99, 199))
-    result = augment(
-        image, 16, Augmentation(flip=flip, min_area=min_area), np.random.default_rng(seed)
-    )
-    assert result.shape == (16, 16, 3)
-    assert result.dtype == np.uint8
-    assert (result == (9, 99, 199)).all()  # nothing from outside has come in
-    assert result.flags.c_contiguous
-
-
-def test_the_whole_area_is_the_whole_picture() -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
-    same = augment(image, 16, Augmentation(flip=False, min_area=1.0), np.random.default_rng(0))
-    np.testing.assert_array_equal(same, np.array(image))
-
-
-def test_half_of_the_pictures_are_mirrored() -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8))
-    whole = Augmentation(flip=True, min_area=1.0)
-    straight = np.array(image)
-    mirrored = 0
-    for seed in range(200):
-        result = augment(image, 8, whole, np.random.default_rng(seed))
-        assert (result == straight).all() or (result == straight[:, ::-1]).all()
-        mirrored += not (result == straight).all()
-    assert 70 <= mirrored <= 130  # 100 +- four standard deviations of 200 fair coins
-
-
-@pytest.mark.parametrize("area", [0.0, -1.0, 1.5])
-def test_an_impossible_area_is_refused(area: float) -> None:
-    with pytest.raises(ValueError):
-        Augmentation(flip=True, min_area=area)
 
 
 # Digits
@@ -193,10 +157,10 @@ def test_digits_are_scikit_learns() -> None:
 
     splits = read_splits(digits_folder())
     assert splits.train.classes == tuple("0123456789")
-    assert len(splits.train.paths) + len(splits.val.paths) == 1797
+    assert len(splits.train.sources) + len(splits.val.sources) == 1797
     values, labels = load_digits(return_X_y=True)
     for images in (splits.train, splits.val):
-        for path, label in list(zip(images.paths, images.labels))[::100]:
+        for path, label in list(zip(paths(images), images.labels))[::100]:
             index = int(path.stem)
             with Image.open(path) as image:
                 stored = np.array(image)
@@ -206,7 +170,7 @@ def test_digits_are_scikit_learns() -> None:
 
 def test_no_digit_is_in_both_splits() -> None:
     splits = read_splits(digits_folder())
-    names = [{path.name for path in images.paths} for images in (splits.train, splits.val)]
+    names = [{path.name for path in paths(images)} for images in (splits.train, splits.val)]
     assert not names[0] & names[1]
 
 

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 
 from resdeploy.errors import DataError, OutputError, TrainingError
-from resdeploy.imagefolder import LabelledImages
 from resdeploy.progress import Advance
 from resdeploy.render import training_text
 from resdeploy.train import run as runs
 from resdeploy.train.architecture import Architecture, Shortcut
 from resdeploy.train.checkpoint import load_checkpoint
 from resdeploy.train.config import TrainingConfig
+from resdeploy.train.data import TrainingImages
 from resdeploy.train.loop import default_folder, resume, train
 from resdeploy.train.start import adopt, balanced_weights, initial_network, make_optimizer
 from tests.samples import CLASSES, SIZE, TINY
@@ -57,8 +57,8 @@ def test_it_learns_and_leaves_a_run(config: TrainingConfig) -> None:
     assert result.accuracy > 90
     assert result.images_per_second > 0
     assert sorted(path.name for path in result.run.iterdir()) == [
-        "curves.png", "metrics.jsonl", "model.json", "model.safetensors", "state.json",
-        "state.safetensors",
+        "curves.png", "metrics.jsonl", "model.json", "model.safetensors", "report.html",
+        "state.json", "state.safetensors",
     ]  # fmt: skip
     assert runs.LATEST.resolve() == result.run.resolve()
     description = json.loads((result.run / "model.json").read_text())
@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
 
 
 def test_a_run_interrupted_in_its_first_epoch_starts_again(config: TrainingConfig) -> None:
-    runs.save_config(Path("begun"), config.to_json())
+    runs.begin(Path("begun"), config.to_json())
     assert resume(Path("begun")).epochs == 3
 
 
@@ -214,8 +214,8 @@ def test_a_frozen_network_trains_its_head_alone(config: TrainingConfig) -> None:
 
 def test_rare_classes_count_alike() -> None:
     labels = (0,) * 10 + (1,) * 5 + (2,)
-    images = LabelledImages(
-        classes=("a", "b", "c"), paths=tuple(Path(f"{i}") for i in range(16)), labels=labels
+    images = TrainingImages(
+        classes=("a", "b", "c"), sources=tuple(Path(f"{i}") for i in range(16)), labels=labels
     )
     independent = compute_class_weight("balanced", classes=np.arange(3), y=np.array(labels))
     # A quotient of small integers in float32 and in float64: a rounding of 2^-24 apart.

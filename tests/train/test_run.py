@@ -16,12 +16,13 @@ from resdeploy.train.curves import draw_curves
 from resdeploy.train.run import (
     LATEST,
     EpochMetrics,
+    Place,
     TrainingState,
+    begin,
     load_config,
     load_metrics,
     load_state,
     point_latest_to,
-    save_config,
     save_metrics,
     save_state,
 )
@@ -30,19 +31,22 @@ from resdeploy.train.run import (
 def metrics(epoch: int) -> EpochMetrics:
     return EpochMetrics(
         epoch=epoch, loss=1 / epoch, val_loss=2 / epoch, accuracy=50.0, lr=0.1,
-        images_per_second=10.0, seconds=1.0,
+        images_per_second=10.0, seconds=1.0, waiting=0.1,
     )  # fmt: skip
+
+
+PLACE = Place(epochs_done=3, steps_done=7, loss=0.1 + 0.2, images=56, seconds=1 / 3, waiting=0.0)
 
 
 def test_state_round_trip(tmp_path: Path) -> None:
     # channels_last weights must come back with the same numbers in the same places.
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     state = TrainingState(
-        epochs_done=3, model={"w": weight}, momentum={"w": weight + 1}, average={"w": weight / 2}
+        place=PLACE, model={"w": weight}, momentum={"w": weight + 1}, average={"w": weight / 2}
     )
     save_state(tmp_path, state)
     loaded = load_state(tmp_path)
-    assert loaded.epochs_done == 3
+    assert loaded.place == PLACE
     torch.testing.assert_close(loaded.model["w"], weight, rtol=0, atol=0)
     torch.testing.assert_close(loaded.momentum["w"], weight + 1, rtol=0, atol=0)
     torch.testing.assert_close(loaded.average["w"], weight / 2, rtol=0, atol=0)
@@ -76,7 +80,7 @@ def test_damaged_metrics_are_a_training_error(tmp_path: Path, text: str) -> None
 
 
 def test_settings_round_trip(tmp_path: Path) -> None:
-    save_config(tmp_path, {"seed": 7})
+    begin(tmp_path, {"seed": 7})
     assert load_config(tmp_path) == {"seed": 7}
     for text in ("", "{"):
         (tmp_path / "state.json").write_text(text)
