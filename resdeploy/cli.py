@@ -73,6 +73,7 @@ def demo(force: bool) -> Outcome:
 @click.option("--mixup", type=click.FloatRange(0), help="Of its Beta distribution; 0: off.")
 @click.option("--cutmix", type=click.FloatRange(0), help="The same.")
 @click.option("--randaugment", type=click.IntRange(0, 30), help="Magnitude; 0: off.")
+@click.option("--accumulate", type=click.IntRange(1), help="Parts of a batch, to save memory.")
 @click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Average of weights.")
 @click.option("--crop", type=click.Choice(CROPS))
 @click.option("--min-area", type=click.FloatRange(0, 1, min_open=True), help="Of an area crop.")
@@ -84,9 +85,12 @@ def demo(force: bool) -> Outcome:
     help="The paper's options; plain has no shortcuts.  [default: B, or that of --init]",
 )
 @click.option("--flip/--no-flip", default=None, help="Mirror images.  [default: not for digits]")
-@click.option("--init", help="Weights to start from.")
+@click.option("--bf16/--no-bf16", default=None, help="[default: where it is faster]")
+@click.option("--init", help="Weights to start from: a run, a .pth or a .safetensors file.")
 @click.option("--seed", type=click.IntRange(0))
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode images.")
+@click.option("--save-minutes", type=click.FloatRange(0), help="State within an epoch.")
+@click.option("--tensorboard", is_flag=True, default=None, help="Also write its event file.")
 @click.option("--resume", type=EXISTING, help="Go on with this run folder, with its own settings.")
 @FORCE
 @command
@@ -98,7 +102,10 @@ def train(
     recipe: str | None,
     **settings: Any,
 ) -> Outcome:
-    """Train a ResNet-34 on DATA: a folder with train/ and val/, or `digits` (default)."""
+    """Train a ResNet-34 on DATA: a folder with train/ and val/, or `digits` (default).
+
+    Under torchrun, all its processes train one network together.
+    """
     from resdeploy.progress import progress_bar
     from resdeploy.render import training_text
     from resdeploy.train import loop

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, IntEnum
@@ -46,6 +47,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             _print_error(error)
             sys.exit(Exit.FAILED)
+        if os.environ.get("RANK", "0") != "0":  # torchrun started several: the first one answers
+            sys.exit(outcome.exit)
         if as_json:
             click.echo(json.dumps(jsonable(outcome.result), indent=2, ensure_ascii=False))
         else:

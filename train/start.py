@@ -58,7 +58,13 @@ def make_optimizer(network: ResNet, config: TrainingConfig) -> torch.optim.SGD:
             "weight_decay": config.weight_decay if config.decay_all else 0.0,
         },
     ]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    return torch.optim.SGD(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        fused=True,  # one walk over the weights instead of four
+    )
 
 
 def balanced_weights(images: TrainingImages) -> Tensor:

@@ -162,8 +162,9 @@ class Learner:
             self.average.restore(average)
         parameters = dict(self.network.named_parameters())
         for name, buffer in momentum.items():
-            moved = buffer.to(self.process.device)
-            self.optimizer.state[parameters[name]]["momentum_buffer"] = moved
+            # In the parameter's own layout: the fused optimiser walks over both as they lie.
+            like = torch.empty_like(parameters[name]).copy_(buffer)
+            self.optimizer.state[parameters[name]]["momentum_buffer"] = like
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(

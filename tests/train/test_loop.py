@@ -18,15 +18,18 @@ from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 
 from resdeploy.errors import DataError, OutputError, TrainingError
+from resdeploy.preprocessing import Preprocessing
 from resdeploy.progress import Advance
 from resdeploy.render import training_text
 from resdeploy.train import run as runs
 from resdeploy.train.architecture import Architecture, Shortcut
 from resdeploy.train.checkpoint import load_checkpoint
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data import TrainingImages
+from resdeploy.train.data import Batch, TrainingImages
 from resdeploy.train.loop import default_folder, resume, train
+from resdeploy.train.processes import Process
 from resdeploy.train.start import adopt, balanced_weights, initial_network, make_optimizer
+from resdeploy.train.step import Learner
 from tests.samples import CLASSES, SIZE, TINY
 
 
@@ -241,3 +244,66 @@ def test_the_paper_decays_biases_and_norms_too() -> None:
         assert {group["weight_decay"] for group in optimizer.param_groups} == expected
         counted = sum(len(group["params"]) for group in optimizer.param_groups)
         assert counted == len(list(network.parameters()))
+
+
+# Steps
+
+
+def batch_of(images: int, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(
+        images=torch.randint(
+            0, 256, (images, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator
+        ),
+        labels=torch.randint(0, len(CLASSES), (images,), generator=generator),
+        mirrored=torch.zeros(images, dtype=torch.bool),
+        positions=tuple(range(images)),
+        unreadable=(),
+    )
+
+
+def learner(config: TrainingConfig) -> Learner:
+    made = Learner(
+        config, initial_network(config, len(CLASSES)), Preprocessing.standard(SIZE),
+        Process(0, 1, torch.device("cpu")),
+    )  # fmt: skip
+    made.train_mode()
+    return made
+
+
+def test_the_fused_optimiser_is_the_plain_one(config: TrainingConfig) -> None:
+    """It walks over weights as they lie in memory, which is where it could go wrong."""
+    config = dataclasses.replace(config, bf16=False)
+    fused, plain = learner(config), learner(config)
+    for group in plain.optimizer.param_groups:
+        group["fused"], group["foreach"] = False, False
+    for step in range(3):
+        for each in (fused, plain):
+            each.step(batch_of(8, step), 0.05, np.random.default_rng(0))
+    for name, tensor in plain.network.state_dict().items():
+        # The same few products and sums in float32; a step magnifies their last bits a little.
+        torch.testing.assert_close(fused.network.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_parts_of_a_batch_add_up(config: TrainingConfig) -> None:
+    """With the norms frozen, which see a part only, the gradient is that of the whole batch."""
+    config = dataclasses.replace(config, bf16=False, class_weights=True)
+    results = []
+    for parts in (1, 3):
+        each = learner(dataclasses.replace(config, accumulate=parts))
+        each.network.eval()
+        loss, images = each.step(batch_of(8), 0.05, np.random.default_rng(0)).tolist()
+        assert images == 8
+        results.append((loss, each.network.fc.weight.detach()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)  # float32 sums of 8 losses
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_too_small_for_its_parts_is_refused_or_left_out(config: TrainingConfig) -> None:
+    with pytest.raises(TrainingError, match="cannot be divided") as caught:
+        learner(dataclasses.replace(config, batch_size=6, accumulate=4))
+    assert "--batch-size 8" in str(caught.value.hint)
+    each = learner(dataclasses.replace(config, accumulate=4))
+    before = each.network.fc.weight.detach().clone()
+    assert each.step(batch_of(7), 0.05, np.random.default_rng(0)).tolist() == [0, 0]
+    assert torch.equal(each.network.fc.weight, before)
