@@ -7,10 +7,11 @@ variances", equation 2.1. `torch.nn.SyncBatchNorm` does the same on GPUs, and on
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -22,11 +23,11 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         if self.running_mean is None or self.running_var is None or self.momentum is None:
             raise TypeError("only norms that keep running statistics are known here")
-        values = x.float()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 is too coarse
         variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
-        size = torch.full((1,), values.numel() // values.shape[1], device=x.device)
+        size = mean.new_full((1,), values.numel() // values.shape[1])
         # One exchange: (C means, C variances, how many values they are of) of each process.
-        parts = torch.stack(_exchange(torch.cat([mean, variance, size.float()])))
+        parts = _Exchange.apply(torch.cat([mean, variance, size]))  # type: ignore[no-untyped-call]
         channels = len(mean)
         means, variances = parts[:, :channels], parts[:, channels:-1]
         sizes = parts[:, -1:]
@@ -41,12 +42,24 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(unbiased, self.momentum)
         scale = self.weight * torch.rsqrt(joint_variance + self.eps)
         shift = self.bias - joint_mean * scale
-        normalised = values * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        normalised: Tensor = values * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
         return normalised.to(x.dtype)
 
 
-def _exchange(mine: Tensor) -> list[Tensor]:
-    return list(all_gather(mine))  # type: ignore[no-untyped-call]
+class _Exchange(torch.autograd.Function):
+    """The vectors (V,) of all processes, (count, V); each gradient goes back to its owner."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, mine)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
 
 
 def norms_over_processes(network: nn.Module) -> None:
@@ -64,7 +77,7 @@ def _joint(norm: nn.BatchNorm2d, *, on_gpu: bool) -> nn.Module:
             norm
         )
         return converted
-    joint = GlobalBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+    joint = GlobalBatchNorm2d(norm.num_features, norm.eps, norm.momentum).to(norm.weight)
     joint.load_state_dict(norm.state_dict())
     joint.requires_grad_(norm.weight.requires_grad)
     return joint.train(norm.training)

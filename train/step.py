@@ -75,7 +75,7 @@ class Learner:
             from resdeploy.train.global_norm import norms_over_processes  # Jetson's torch lacks it
 
             norms_over_processes(self.network)
-            self._model = DistributedDataParallel(self.classifier, broadcast_buffers=False)
+            self._model = DistributedDataParallel(self.classifier, forward_sync_buffers=False)
         self.average = WeightAverage(self.classifier, config.ema) if config.ema else None
         self.optimizer = make_optimizer(network, config)
         self._class_weights = class_weights

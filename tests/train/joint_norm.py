@@ -1,0 +1,48 @@
+"""Run by torchrun in `test_processes.py`: batch norm on this process's part of a batch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from resdeploy.train.global_norm import norms_over_processes
+
+PARTS = (3, 5)  # images of each process
+SHAPE = (4, 2, 3)
+
+
+def joint_batch() -> torch.Tensor:
+    """Far from zero, where a variance from sums of squares would lose digits."""
+    generator = torch.Generator().manual_seed(0)
+    return 1e4 + torch.randn(sum(PARTS), *SHAPE, generator=generator, dtype=torch.float64)
+
+
+def make_network() -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(SHAPE[0])).double().train()
+
+
+def loss_of(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    outputs: torch.Tensor = network(images)
+    return (outputs**3).sum()  # a power, so that every image's gradient differs
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    network = make_network()
+    norms_over_processes(network)
+    mine = torch.split(joint_batch(), list(PARTS))[dist.get_rank()].requires_grad_()
+    loss_of(network, mine).backward()  # type: ignore[no-untyped-call]
+    assert mine.grad is not None
+    torch.save(
+        {"input": mine.grad, "weight": network[0].weight.grad, "state": network.state_dict()},
+        Path(sys.argv[1]) / f"{dist.get_rank()}.pth",
+    )
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
