@@ -80,7 +80,8 @@ EXTRAS = {
     "onnx": "export",
     "onnx_ir": "export",
     "onnxscript": "export",
-    "jinja2": "export",
+    "jinja2": "report",
+    "tensorboard": "tensorboard",
 }
 
 

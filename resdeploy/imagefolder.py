@@ -45,7 +45,7 @@ def list_images(folder: Path) -> tuple[Path, ...]:
 def _walk(folder: Path) -> Iterator[Path]:
     """Image files, also behind links; hidden ones, and links in circles, are passed over."""
     seen: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(root)
         if real in seen:
             folders.clear()
@@ -56,6 +56,12 @@ def _walk(folder: Path) -> Iterator[Path]:
             path = Path(root, name)
             if path.suffix.lower() in SUFFIXES and not name.startswith("."):
                 yield path
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(
+        f"the folder {error.filename} cannot be read: {error.strerror}", "check its permissions"
+    ) from error
 
 
 def read_image_folder(folder: Path) -> LabelledImages:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """`BatchNorm2d` whose statistics are those of the joint batch, on any device."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Normalise this process's part (N, C, H, W) of the joint batch; N may differ."""
         if not self.training:
-            return super().forward(x)
+            return super().forward(input)
         if self.running_mean is None or self.running_var is None or self.momentum is None:
             raise TypeError("only norms that keep running statistics are known here")
-        values = x.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 is too coarse
+        values = input.to(torch.promote_types(input.dtype, torch.float32))  # bfloat16 is too coarse
         variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
         size = mean.new_full((1,), values.numel() // values.shape[1])
         # One exchange: (C means, C variances, how many values they are of) of each process.
@@ -43,7 +43,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         scale = self.weight * torch.rsqrt(joint_variance + self.eps)
         shift = self.bias - joint_mean * scale
         normalised: Tensor = values * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
-        return normalised.to(x.dtype)
+        return normalised.to(input.dtype)
 
 
 class _Exchange(torch.autograd.Function):

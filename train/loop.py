@@ -29,6 +29,7 @@ from resdeploy.train.processes import Process, joined_processes
 from resdeploy.train.report import write_report
 from resdeploy.train.start import balanced_weights, initial_network
 from resdeploy.train.step import Learner
+from resdeploy.train.tensorboard import event_writer
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,9 @@ class _Trainer:
         start = time.perf_counter()
         config = self.config
         evaluation = None
+        note = None
+        if config.tensorboard and self.process.writes:
+            note = event_writer(self.folder, self.place.epochs_done)
         self._say("%s", header_line())
         while self.place.epochs_done < config.epochs:
             self._train_epoch()
@@ -150,6 +154,8 @@ class _Trainer:
             if self.process.writes:
                 runs.save_metrics(self.folder, self.metrics)
                 self._save_state()
+            if note is not None:
+                note(self.metrics[-1])
             self._say("%s", epoch_line(self.metrics, config.epochs))
         evaluation = evaluation or self._evaluate()  # of a run that had come to its end before
         unreadable = self._unreadable_names()

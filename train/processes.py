@@ -67,7 +67,10 @@ def joined_processes() -> Iterator[Process]:
             "start all of them with torchrun",
         ) from error
     try:
-        yield Process(rank, count, device, dist.new_group(backend="gloo"))
+        host = dist.new_group(backend="gloo")
+        if not isinstance(host, dist.ProcessGroup):
+            raise TrainingError("the processes have no group", "start all of them with torchrun")
+        yield Process(rank, count, device, host)
     finally:
         dist.destroy_process_group()
 

@@ -22,7 +22,7 @@ from resdeploy.train.shards import Member
 
 TEMPLATE = "train/report.html.j2"
 LARGEST_MATRIX = 25  # classes; more do not fit on a page
-PAIRS = 15
+PAIRS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,8 @@ def confused_pairs(evaluation: Evaluation, labels: Sequence[str]) -> list[Confus
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
     pairs = []
-    for row, column in zip(*np.unravel_index(order, wrong.shape)):
+    for place in order:
+        row, column = divmod(int(place), len(labels))
         if count := int(wrong[row, column]):
             total = int(evaluation.confusion[row].sum())
             pairs.append(ConfusedPair(labels[row], labels[column], count, 100 * count / total))

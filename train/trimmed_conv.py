@@ -16,19 +16,19 @@ from torch.nn import functional as F
 class TrimmedConv2d(nn.Conv2d):
     """`nn.Conv2d`, faster in training on maps that are smaller than the kernel."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W'), as `nn.Conv2d`; what is exported is that."""
         if not self.training:
-            return super().forward(x)
+            return super().forward(input)
         taps, padding = [], []
-        for axis, size in enumerate(x.shape[2:]):
+        for axis, size in enumerate(input.shape[2:]):
             first, last, left = used_taps(
                 size, self.kernel_size[axis], self.stride[axis], int(self.padding[axis])
             )
             taps.append(slice(first, last))
             padding.append(left)
         weight = self.weight[:, :, taps[0], taps[1]]
-        return F.conv2d(x, weight, self.bias, self.stride, padding)
+        return F.conv2d(input, weight, self.bias, self.stride, padding)
 
 
 @cache

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,3 +146,21 @@ def test_a_last_batch_may_be_smaller(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     batches = list(read_batches([tmp_path / "a.png"] * 3, Preprocessing.standard(8), batch=2))
     assert [len(batch.images) for batch in batches] == [2, 1]
+
+
+def test_a_folder_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a fake, since tests may run as root, who may read everything."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "1.png").write_bytes(b"")
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match="closed cannot be read: Permission denied"):
+        list_images(tmp_path)

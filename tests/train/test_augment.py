@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from resdeploy.images import read_rgb
 from resdeploy.train.augment import SCALES, Augmentation, augment
 from resdeploy.train.averaging import WeightAverage
 from resdeploy.train.mixing import mix
@@ -81,6 +84,40 @@ def test_the_whole_area_is_the_whole_picture() -> None:
 def test_an_impossible_area_is_refused(area: float) -> None:
     with pytest.raises(ValueError):
         Augmentation(flip=True, min_area=area)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("crop", ["area", "scale"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(
+    crop: str, seed: int, orientation: int
+) -> None:
+    rows, columns = np.mgrid[0:600, 0:800]
+    smooth = np.stack([rows * 255 / 600, columns * 255 / 800, 0 * rows + 90], 2).astype(np.uint8)
+    image = Image.fromarray(smooth)
+    exif = Image.Exif()
+    exif[0x0112] = orientation  # 6: to be turned by a quarter
+    settings = Augmentation(flip=False, min_area=0.3, crop=crop)
+    small, whole = (
+        augment(
+            encoded(image, format, exif=exif, **options), 48, settings, np.random.default_rng(seed)
+        ).astype(int)
+        for format, options in (("JPEG", {"quality": 95, "subsampling": 0}), ("PNG", {}))
+    )
+    # JPEG's own rounding at this quality, and half a pixel of the smaller picture: 4 of 255.
+    assert np.abs(small - whole).max() <= 4
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.floats(0.5, 20))
+def test_a_smaller_picture_still_has_the_pixels_that_are_needed(
+    width: int, height: int, factor: float
+) -> None:
+    image = encoded(Image.new("RGB", (width, height)), "JPEG", quality=10)
+    decoded = read_rgb(image, lambda *_: factor)
+    assert decoded.width >= width / max(1, factor)
+    assert decoded.height >= height / max(1, factor)
+    if factor >= 8 and min(width, height) >= 64:
+        assert decoded.width <= math.ceil(width / 4)  # it has been of use
 
 
 # RandAugment

@@ -14,17 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resdeploy.errors import DataError, OutputError, TrainingError
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.progress import Advance
 from resdeploy.render import training_text
+from resdeploy.train import loop
 from resdeploy.train import run as runs
 from resdeploy.train.architecture import Architecture, Shortcut
 from resdeploy.train.checkpoint import load_checkpoint
-from resdeploy.train.config import TrainingConfig
+from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.data import Batch, TrainingImages
 from resdeploy.train.loop import default_folder, resume, train
 from resdeploy.train.processes import Process
@@ -134,6 +137,53 @@ def test_a_wild_learning_rate_is_an_error_with_a_hint(config: TrainingConfig) ->
     assert not runs.LATEST.exists()
 
 
+def test_a_loss_that_is_no_number_names_step_and_last_good_state(
+    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate = learning_rate
+    monkeypatch.setattr(
+        loop, "learning_rate", lambda config, done: 1e30 if done >= 1.4 else rate(config, done)
+    )
+    # Epochs have 7 steps; from the fourth of the second on, weights are infinite.
+    with pytest.raises(
+        TrainingError, match=r"in epoch 2, step [45]; .* after 1 epochs and 0 steps"
+    ):
+        train(config, Path("wild"))
+    assert runs.load_state(Path("wild")).place == runs.Place(epochs_done=1)
+
+
+def test_metrics_can_be_seen_in_tensorboard(config: TrainingConfig) -> None:
+    config = dataclasses.replace(config, tensorboard=True, epochs=2)
+    with pytest.raises(Interruption):
+        train(config, Path("one"), progress=interrupted_in_epoch_2)
+    resume(Path("one"))
+    events = EventAccumulator(str(Path("one/tensorboard"))).Reload()
+    for name in ("loss", "accuracy"):
+        found = {event.step: event.value for event in events.Scalars(name)}
+        expected = {line.epoch: getattr(line, name) for line in runs.load_metrics(Path("one"))}
+        assert found == pytest.approx(expected, rel=1e-6)  # event files hold float32
+
+
+def test_odd_photographs_can_be_trained_on(config: TrainingConfig, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    odd = {
+        "deep.png": Image.fromarray(generator.integers(0, 65535, (40, 30), dtype=np.uint16)),
+        "print.jpg": Image.new("CMYK", (300, 200), (200, 0, 0, 0)),
+        "palette.png": Image.new("P", (9, 70)),
+        "glass.webp": Image.new("RGBA", (33, 33), (1, 2, 3, 4)),
+        "point.bmp": Image.new("RGB", (1, 1)),
+        "line.jpg": Image.new("L", (500, 1)),
+    }
+    for split in ("train", "val"):
+        for label in CLASSES:
+            (tmp_path / split / label).mkdir(parents=True)
+            for name, picture in odd.items():
+                picture.save(tmp_path / split / label / name)
+    for crop in ("area", "scale"):
+        changed = dataclasses.replace(config, data=str(tmp_path), epochs=1, crop=crop)
+        assert train(changed, Path(crop)).unreadable == 0
+
+
 def test_an_existing_run_needs_force(config: TrainingConfig) -> None:
     short = dataclasses.replace(config, epochs=1)
     train(short, Path("one"))
@@ -153,6 +203,8 @@ def test_a_damaged_picture_is_skipped_with_a_count(
     assert caplog.text.count("red/000.png cannot be decoded") == 1
     description = json.loads(Path("one/model.json").read_text())
     assert description["metrics"]["unreadable_images"] == 1
+    assert Path("one/unreadable.txt").read_text() == f"{victim}\n"
+    assert "1 files that could not be decoded" in Path("one/report.html").read_text()
 
 
 def test_only_damaged_pictures_are_an_error(

@@ -1,0 +1,136 @@
+"""Accuracy, confusion and mistakes; and the page that shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
+
+from resdeploy.errors import DataError
+from resdeploy.preprocessing import Preprocessing
+from resdeploy.train.config import TrainingConfig
+from resdeploy.train.curves import draw_curves
+from resdeploy.train.data import EpochImages, TrainingImages, Walk, epoch_batches, read_splits
+from resdeploy.train.evaluation import WORST, Evaluation, Mistake, evaluate
+from resdeploy.train.processes import Process
+from resdeploy.train.report import confused_pairs, matrix, write_report
+from tests.samples import SIZE, make_classifier
+from tests.train.test_run import metrics
+
+ALONE = Process(0, 1, torch.device("cpu"))
+PREPROCESSING = Preprocessing.standard(SIZE)
+
+
+@pytest.fixture(scope="module")
+def images(image_data: Path) -> TrainingImages:
+    return read_splits(image_data).val
+
+
+@pytest.fixture(scope="module")
+def evaluation(images: TrainingImages) -> Evaluation:
+    return evaluate(make_classifier(), EpochImages(images, PREPROCESSING), ALONE)
+
+
+def test_it_is_what_scikit_learn_counts(evaluation: Evaluation, images: TrainingImages) -> None:
+    (batch,) = epoch_batches(
+        EpochImages(images, PREPROCESSING), Walk(batch_size=100, shuffle=False)
+    )
+    with torch.inference_mode():
+        likely = make_classifier()(batch.images).double().softmax(1).numpy()
+    truth, predicted = batch.labels.numpy(), likely.argmax(1)
+    np.testing.assert_array_equal(
+        evaluation.confusion, confusion_matrix(truth, predicted, labels=[0, 1, 2])
+    )
+    assert evaluation.accuracy == pytest.approx(100 * accuracy_score(truth, predicted))
+    # Logits of a batch of 24 and of the same batch: float32 throughout, sums in float64.
+    assert evaluation.loss == pytest.approx(log_loss(truth, likely, labels=[0, 1, 2]), rel=1e-6)
+    wrong = [int(n) for n in np.flatnonzero(truth != predicted)]
+    worst_first = sorted(wrong, key=lambda n: float(likely[n, truth[n]]))[:WORST]
+    assert [mistake.position for mistake in evaluation.worst] == worst_first
+    for mistake in evaluation.worst:
+        assert mistake.label == truth[mistake.position] != mistake.predicted
+        assert mistake.probability == pytest.approx(likely[mistake.position].max(), rel=1e-5)
+
+
+def test_images_that_cannot_be_decoded_are_not_counted(
+    images: TrainingImages, tmp_path: Path
+) -> None:
+    (tmp_path / "damaged.png").write_bytes(b"")
+    damaged = TrainingImages(
+        classes=images.classes,
+        sources=(*images.sources[:3], tmp_path / "damaged.png"),
+        labels=(*images.labels[:3], 0),
+    )
+    found = evaluate(make_classifier(), EpochImages(damaged, PREPROCESSING), ALONE)
+    assert (int(found.confusion.sum()), found.unreadable) == (3, (3,))
+    nothing = TrainingImages(
+        classes=images.classes, sources=(tmp_path / "damaged.png",), labels=(0,)
+    )
+    with pytest.raises(DataError, match="not one validation image"):
+        evaluate(make_classifier(), EpochImages(nothing, PREPROCESSING), ALONE)
+
+
+# The page
+
+CONFUSION = np.array([[8, 2, 0], [0, 5, 5], [0, 0, 0]])
+MADE = Evaluation(loss=1.0, confusion=CONFUSION, worst=(), unreadable=())
+
+
+def test_the_most_frequent_confusion_comes_first() -> None:
+    pairs = confused_pairs(MADE, ("ant", "bee", "cow"))
+    assert [(pair.shown, pair.taken_for, pair.count) for pair in pairs] == [
+        ("bee", "cow", 5), ("ant", "bee", 2),
+    ]  # fmt: skip
+    assert [pair.percent for pair in pairs] == [50, 20]
+    assert [row.right for row in matrix(MADE, ("ant", "bee", "cow"))] == [80, 50, 0]
+
+
+def page(folder: Path, evaluation: Evaluation, images: TrainingImages, name: str) -> str:
+    lines = [metrics(1), metrics(2)]
+    draw_curves(lines, folder / "curves.png")
+    write_report(
+        folder, TrainingConfig(data=name), lines, evaluation, images, PREPROCESSING, [name]
+    )
+    return (folder / "report.html").read_text()
+
+
+def test_the_page_shows_matrix_mistakes_and_settings(
+    tmp_path: Path, evaluation: Evaluation, images: TrainingImages
+) -> None:
+    text = page(tmp_path, evaluation, images, "data")
+    assert f"{evaluation.accuracy:.2f} % right" in text
+    assert text.count("data:image/png;base64,") == 1 + len(evaluation.worst)
+    assert '<table class="matrix">' in text
+    assert "label_smoothing" in text
+    assert "http" not in text.lower().replace("https://pytorch.org", "")
+
+
+def test_many_classes_are_shown_as_pairs_alone(tmp_path: Path, images: TrainingImages) -> None:
+    many = TrainingImages(
+        classes=tuple(f"class {n}" for n in range(40)), sources=images.sources, labels=images.labels
+    )
+    confusion = np.eye(40, dtype=np.int64)
+    confusion[3, 4] = 7
+    mistake = Mistake(position=0, label=3, predicted=4, probability=0.9)
+    text = page(
+        tmp_path,
+        Evaluation(loss=1.0, confusion=confusion, worst=(mistake,), unreadable=()),
+        many,
+        "data",
+    )
+    assert '<table class="matrix">' not in text
+    assert "<tr><td>class 3</td><td>class 4</td><td>7</td>" in text
+
+
+def test_names_from_outside_are_escaped(tmp_path: Path, images: TrainingImages) -> None:
+    odd = TrainingImages(
+        classes=("<script>alert(1)</script>", "b", "c"),
+        sources=images.sources,
+        labels=images.labels,
+    )
+    text = page(tmp_path, MADE, odd, '"><img src=x>')
+    assert "<script>" not in text
+    assert "<img src=x>" not in text

@@ -1,0 +1,99 @@
+"""Killed at any moment, a run goes on bit for bit; a full disk takes nothing that was saved."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from resdeploy.train import run as runs
+
+
+def start(*arguments: object, preexec: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+    """`resdeploy train` with one thread, so that sums are always added in the same order."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "resdeploy", "train", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=preexec,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def wait_for_a_new_state(process: subprocess.Popen[str], folder: Path) -> None:
+    """Until the state on disk is another one than now."""
+    path = folder / runs.STATE_FILE
+    before = path.stat().st_ino if path.exists() else None
+    deadline = time.monotonic() + 120
+    while not path.exists() or path.stat().st_ino == before:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_killed_three_times_it_ends_with_the_same_weights(
+    image_data: Path, tiny_checkpoint: Path
+) -> None:
+    settings = (
+        image_data, "--init", tiny_checkpoint, "--epochs", 3, "--batch-size", 8, "--ema", 0.9,
+        "--mixup", 0.2, "--randaugment", 5, "--save-minutes", 0,
+    )  # fmt: skip
+    finish(start(*settings, "-o", "whole"))
+    places = []
+    generator = random.Random(0)
+    for attempt in range(3):
+        process = start(*(("--resume", "broken") if attempt else (*settings, "-o", "broken")))
+        for _ in range(1 + generator.randrange(4)):
+            wait_for_a_new_state(process, Path("broken"))
+        # A step takes about 0.1 s, a good part of it to write the state: any moment may be hit.
+        time.sleep(generator.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL  # it had not come to its end
+        places.append(runs.load_state(Path("broken")).place)
+    steps = [7 * place.epochs_done + place.steps_done for place in places]  # 60 images by 8
+    assert 0 < steps[0] < steps[1] < steps[2] < 21
+    finish(start("--resume", "broken"))
+    whole, broken = (load_file(f"{name}/model.safetensors") for name in ("whole", "broken"))
+    assert whole.keys() == broken.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(tensor, broken[name], rtol=0, atol=0)
+    for expected, found in zip(*(runs.load_metrics(Path(name)) for name in ("whole", "broken"))):
+        assert (found.loss, found.val_loss) == (expected.loss, expected.val_loss)
+    assert not list(Path("broken").glob(".*"))  # what a kill left behind is swept away
+
+
+@pytest.mark.slow
+def test_the_last_good_state_survives_a_full_disk(image_data: Path, tiny_checkpoint: Path) -> None:
+    settings = (image_data, "--init", tiny_checkpoint, "--epochs", 1, "--batch-size", 30)
+    finish(start(*settings, "-o", "run"))
+    before = (Path("run") / runs.STATE_FILE).read_bytes()
+    document = Path("run") / runs.STATE_JSON
+    document.write_text(document.read_text().replace('"epochs": 1', '"epochs": 2'))
+
+    def limit() -> None:  # of a file's size, as a quota would have it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    process = start("--resume", "run", preexec=limit)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "error: cannot write run/state.safetensors" in errors
+    assert "free some space" in errors
+    assert (Path("run") / runs.STATE_FILE).read_bytes() == before
+    assert not list(Path("run").glob(".*"))
+    finish(start("--resume", "run"))  # there is space again
+    assert len(runs.load_metrics(Path("run"))) == 2
