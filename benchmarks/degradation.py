@@ -1,0 +1,174 @@
+"""Do deeper plain networks train worse, and residual ones not? As in He et al. 2015, figure 4.
+
+    python -m benchmarks.degradation DATA --epochs 20 --output docs/results/degradation.json
+
+Trains four networks on the same images in the same order from the same seed: plain and residual
+(option A, which adds no parameters, as in the paper's comparison), of 18 and of 34 layers. The
+figure next to the JSON file plots the error on the training images, not mixed, not smoothed, and on
+the validation images.
+
+The paper's effect is one of ImageNet at 224 pixels and 120 epochs; what small images and few epochs
+show is what they show.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from resdeploy.preprocessing import Preprocessing
+from resdeploy.provenance import collect_provenance
+from resdeploy.storage import write_file
+from resdeploy.train.architecture import Architecture, Shortcut
+from resdeploy.train.augment import Augmentation
+from resdeploy.train.config import TrainingConfig, learning_rate
+from resdeploy.train.data import (
+    DataSplits,
+    EpochImages,
+    TrainingImages,
+    Walk,
+    epoch_batches,
+    read_splits,
+)
+from resdeploy.train.evaluation import evaluate
+from resdeploy.train.model import ResNet
+from resdeploy.train.processes import Process
+from resdeploy.train.step import Learner
+
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+KINDS = {"plain": Shortcut.PLAIN, "residual": Shortcut.A}
+# Okabe and Ito's colours, which stay apart for colour-blind eyes; thick lines are deep networks.
+COLOURS = {18: "#0072B2", 34: "#D55E00"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One network's errors after each epoch."""
+
+    kind: str
+    layers: int
+    train_error: tuple[float, ...]
+    """In percent, of the training images that were looked at, as they are deployed."""
+    val_error: tuple[float, ...]
+    """In percent."""
+    seconds: float
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.option("--images", type=int, default=10_000, show_default=True, help="To train on.")
+@click.option("--epochs", type=int, default=20, show_default=True)
+@click.option("--image-size", type=int, default=32, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON file.")
+def main(data: Path, images: int, epochs: int, image_size: int, seed: int, output: Path) -> None:
+    """Train the four networks, print, plot, and write down."""
+    config = TrainingConfig(
+        data=data.name, epochs=epochs, image_size=image_size, batch_size=128, lr=0.1,
+        weight_decay=1e-4, decay_all=True, nesterov=False, label_smoothing=0.0, seed=seed,
+    )  # fmt: skip
+    splits = read_splits(data)
+    splits = DataSplits(train=first_of_each(splits.train, images), val=splits.val)
+    curves = []
+    for kind in KINDS:
+        for layers in DEPTHS:
+            curve = train(config, splits, kind, layers)
+            curves.append(curve)
+            click.echo(
+                f"{kind} {layers}: training error {curve.train_error[-1]:.2f} %, "
+                f"validation error {curve.val_error[-1]:.2f} %, {curve.seconds:.0f} s"
+            )
+    write_file(output.with_suffix(".png"), plot(curves))
+    document = {
+        "training_images": len(splits.train.sources),
+        "config": config.to_json(),
+        "provenance": collect_provenance(),
+        "curves": [asdict(curve) for curve in curves],
+    }
+    write_file(output, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def first_of_each(images: TrainingImages, count: int) -> TrainingImages:
+    """About `count` images, as many of each class as the others."""
+    each = max(1, count // len(images.classes))
+    chosen = np.concatenate(
+        [
+            np.flatnonzero(np.array(images.labels) == label)[:each]
+            for label in range(len(images.classes))
+        ]
+    )
+    return TrainingImages(
+        classes=images.classes,
+        sources=tuple(images.sources[index] for index in chosen),
+        labels=tuple(images.labels[index] for index in chosen),
+    )
+
+
+def train(config: TrainingConfig, splits: DataSplits, kind: str, layers: int) -> Curve:
+    """Train one of the networks, and look at both errors after each epoch."""
+    torch.manual_seed(config.seed)
+    architecture = Architecture(
+        classes=len(splits.train.classes), blocks=DEPTHS[layers], shortcut=KINDS[kind]
+    )
+    preprocessing = Preprocessing.standard(config.image_size)
+    process = Process(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    learner = Learner(config, ResNet(architecture), preprocessing, process)
+    steps = len(splits.train.sources) // config.batch_size
+    seen = first_of_each(splits.train, 2000)
+    errors: list[list[float]] = [[], []]
+    start = time.perf_counter()
+    with click.progressbar(range(config.epochs), label=f"{kind} {layers}") as epochs:
+        for epoch in epochs:
+            learner.train_mode()
+            images = EpochImages(
+                splits.train, preprocessing, Augmentation(flip=True, min_area=0.5),
+                seed=config.seed, epoch=epoch,
+            )  # fmt: skip
+            walk = Walk(batch_size=config.batch_size, shuffle=True)
+            for step, batch in enumerate(epoch_batches(images, walk)):
+                lr = learning_rate(config, epoch + step / steps)
+                learner.step(batch, lr, np.random.default_rng(0))
+            for errors_of, looked_at in zip(errors, (seen, splits.val)):
+                found = evaluate(learner.classifier, EpochImages(looked_at, preprocessing), process)
+                errors_of.append(100 - found.accuracy)
+    return Curve(
+        kind=kind,
+        layers=layers,
+        train_error=tuple(errors[0]),
+        val_error=tuple(errors[1]),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def plot(curves: Sequence[Curve]) -> bytes:
+    """A PNG: plain networks to the left, residual ones to the right; dashed is validation."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), KINDS):
+        for curve in (curve for curve in curves if curve.kind == kind):
+            epochs = range(1, len(curve.train_error) + 1)
+            style = {"color": COLOURS[curve.layers], "linewidth": 1 + curve.layers / 34}
+            axes.plot(epochs, curve.train_error, label=f"{curve.layers} layers, training", **style)
+            axes.plot(epochs, curve.val_error, "--", label="validation", alpha=0.6, **style)
+        axes.set(xlabel="epoch", title=kind)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=8)
+    figure.axes[0].set_ylabel("error (%)")
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=120, format="png")
+    return stream.getvalue()
+
+
+if __name__ == "__main__":
+    main()

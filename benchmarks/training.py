@@ -1,0 +1,140 @@
+"""Images per second of `resdeploy train`, against a plain loop, in turns on the same machine.
+
+    python -m benchmarks.training DATA --image-size 32 --output docs/results/training.json
+
+DATA holds `train/` and `val/`. Each loop runs in its own process; see `training_loops.py` for what
+they do. The share of the peak is that of the fastest matrix product, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from benchmarks.gpu_ceilings import measure
+from benchmarks.training_loops import LOOPS, device, operations_per_image
+from resdeploy.console import table
+from resdeploy.contender import Contender
+from resdeploy.cpu import read_cpu
+from resdeploy.imagefolder import read_image_folder
+from resdeploy.progress import progress_bar
+from resdeploy.provenance import collect_provenance
+from resdeploy.runtime.bench import interleave, medians
+from resdeploy.runtime.device import available_cores
+from resdeploy.statistics import ratio_interval
+from resdeploy.storage import write_file
+
+CPU_MATRIX = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopResult:
+    """How fast one loop trained."""
+
+    loop: str
+    precision: str
+    images_per_second: float
+    speedup: float
+    """Over the reference: the median over the rounds."""
+    speedup_low: float
+    speedup_high: float
+    waiting: float
+    """Share of the time, 0 to 1, in which the network waited for images."""
+    share_of_peak: float
+    """Of the fastest matrix product in this precision, 0 to 1."""
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.option("--image-size", type=int, default=32, show_default=True)
+@click.option("--batch-size", type=int, default=64, show_default=True)
+@click.option("--seconds", type=float, default=60.0, show_default=True, help="For each loop.")
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(data: Path, image_size: int, batch_size: int, seconds: float, output: Path | None) -> None:
+    """Measure, print, and write down."""
+    results = run(data, image_size, batch_size, seconds)
+    rows = [
+        [
+            result.loop, result.precision, f"{result.images_per_second:.0f}",
+            f"{result.speedup:.2f}x", f"{result.speedup_low:.2f}-{result.speedup_high:.2f}",
+            f"{result.waiting:.0%}", f"{result.share_of_peak:.0%}",
+        ]
+        for result in results
+    ]  # fmt: skip
+    head = ["loop", "precision", "images/s", "speed-up", "95 % interval", "waiting", "of peak"]
+    click.echo(table(head, rows))
+    if output is not None:
+        document = {
+            "image_size": image_size,
+            "batch_size": batch_size,
+            "machine": machine(),
+            "provenance": collect_provenance(),
+            "results": [asdict(result) for result in results],
+        }
+        write_file(output, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def run(data: Path, image_size: int, batch_size: int, seconds: float) -> list[LoopResult]:
+    """Let the loops take turns; the first one is the reference."""
+    on_gpu = device().type == "cuda"
+    ceilings = (
+        measure()["operations_per_second"]
+        if on_gpu
+        else measure("cpu", matrix=CPU_MATRIX, seconds=1.0)["operations_per_second"]
+    )
+    classes = len(read_image_folder(data / "train").classes)
+    operations = operations_per_image(image_size, classes)
+    arguments = [str(data), str(image_size), str(batch_size)]
+    running: list[Contender] = []
+    try:
+        for name in LOOPS:
+            given = [name, *arguments]
+            child = Contender.start(name, "benchmarks.training_loops", given, available_cores())
+            running.append(child)  # at once, so that it is stopped whatever happens
+        times = interleave(running, seconds, progress_bar)
+    finally:
+        for contender in running:
+            contender.stop()
+    results = []
+    for contender, rounds in zip(running, times):
+        pooled = np.concatenate(rounds)
+        rate = 1000 * contender.facts["images"] * len(pooled) / float(pooled.sum())
+        speedup, low, high = ratio_interval(medians(times[0]), medians(rounds))
+        precision = precision_of(contender.name)
+        results.append(
+            LoopResult(
+                loop=contender.name,
+                precision=precision,
+                images_per_second=rate,
+                speedup=speedup,
+                speedup_low=low,
+                speedup_high=high,
+                waiting=contender.facts["waiting"],
+                share_of_peak=rate * operations / ceilings[precision],
+            )
+        )
+    return results
+
+
+def precision_of(loop: str) -> str:
+    """What `resdeploy train` computes in here, unless the loop is one of FP32."""
+    if loop != LOOPS[-1]:
+        return "fp32"
+    fast = torch.cuda.is_bf16_supported() if device().type == "cuda" else read_cpu().has_fast_bf16
+    return "bf16" if fast else "fp32"
+
+
+def machine() -> str:
+    """The name of what computed."""
+    if device().type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{read_cpu().model}, {available_cores()} cores"
+
+
+if __name__ == "__main__":
+    main()
