@@ -13,7 +13,6 @@ show is what they show.
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -23,19 +22,18 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from resdeploy.imagefolder import LabelledImages
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.provenance import collect_provenance
 from resdeploy.storage import write_file
 from resdeploy.train.architecture import Architecture, Shortcut
 from resdeploy.train.augment import Augmentation
 from resdeploy.train.config import TrainingConfig, learning_rate
+from resdeploy.train.curves import BLUE, ORANGE, new_figure, png_of
 from resdeploy.train.data import (
     DataSplits,
     EpochImages,
-    TrainingImages,
     Walk,
     epoch_batches,
     read_splits,
@@ -43,12 +41,12 @@ from resdeploy.train.data import (
 from resdeploy.train.evaluation import evaluate
 from resdeploy.train.model import ResNet
 from resdeploy.train.processes import Process
+from resdeploy.train.shards import ImageFile
 from resdeploy.train.step import Learner
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 KINDS = {"plain": Shortcut.PLAIN, "residual": Shortcut.A}
-# Okabe and Ito's colours, which stay apart for colour-blind eyes; thick lines are deep networks.
-COLOURS = {18: "#0072B2", 34: "#D55E00"}
+COLOURS = {18: BLUE, 34: ORANGE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +88,7 @@ def main(data: Path, images: int, epochs: int, image_size: int, seed: int, outpu
             )
     write_file(output.with_suffix(".png"), plot(curves))
     document = {
-        "training_images": len(splits.train.sources),
+        "training_images": len(splits.train.files),
         "config": config.to_json(),
         "provenance": collect_provenance(),
         "curves": [asdict(curve) for curve in curves],
@@ -98,7 +96,7 @@ def main(data: Path, images: int, epochs: int, image_size: int, seed: int, outpu
     write_file(output, (json.dumps(document, indent=2) + "\n").encode())
 
 
-def first_of_each(images: TrainingImages, count: int) -> TrainingImages:
+def first_of_each(images: LabelledImages[ImageFile], count: int) -> LabelledImages[ImageFile]:
     """About `count` images, as many of each class as the others."""
     each = max(1, count // len(images.classes))
     chosen = np.concatenate(
@@ -107,9 +105,9 @@ def first_of_each(images: TrainingImages, count: int) -> TrainingImages:
             for label in range(len(images.classes))
         ]
     )
-    return TrainingImages(
+    return LabelledImages(
         classes=images.classes,
-        sources=tuple(images.sources[index] for index in chosen),
+        files=tuple(images.files[index] for index in chosen),
         labels=tuple(images.labels[index] for index in chosen),
     )
 
@@ -123,7 +121,7 @@ def train(config: TrainingConfig, splits: DataSplits, kind: str, layers: int) ->
     preprocessing = Preprocessing.standard(config.image_size)
     process = Process(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     learner = Learner(config, ResNet(architecture), preprocessing, process)
-    steps = len(splits.train.sources) // config.batch_size
+    steps = len(splits.train.files) // config.batch_size
     seen = first_of_each(splits.train, 2000)
     errors: list[list[float]] = [[], []]
     start = time.perf_counter()
@@ -152,8 +150,7 @@ def train(config: TrainingConfig, splits: DataSplits, kind: str, layers: int) ->
 
 def plot(curves: Sequence[Curve]) -> bytes:
     """A PNG: plain networks to the left, residual ones to the right; dashed is validation."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 3.4)
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), KINDS):
         for curve in (curve for curve in curves if curve.kind == kind):
             epochs = range(1, len(curve.train_error) + 1)
@@ -161,13 +158,9 @@ def plot(curves: Sequence[Curve]) -> bytes:
             axes.plot(epochs, curve.train_error, label=f"{curve.layers} layers, training", **style)
             axes.plot(epochs, curve.val_error, "--", label="validation", alpha=0.6, **style)
         axes.set(xlabel="epoch", title=kind)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8)
     figure.axes[0].set_ylabel("error (%)")
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=120, format="png")
-    return stream.getvalue()
+    return png_of(figure)
 
 
 if __name__ == "__main__":

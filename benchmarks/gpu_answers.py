@@ -81,14 +81,14 @@ def write_labelled(bundle: Bundle, data: Path, most: int, folder: Path) -> int:
     used = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}
     ledger = Ledger(bundle.manifest.preprocessing, wanted=most, excluded=used)
     try:
-        admitted = list(ledger.admit(draw(labelled.paths, seed=0), DECODED_AT_ONCE))
+        admitted = list(ledger.admit(draw(labelled.files, seed=0), DECODED_AT_ONCE))
     except CalibrationError as error:
         raise DataError(
             f"no image in {data} can be decoded that did not choose INT8's ranges",
             "name a folder of other images",
         ) from error
     images = np.concatenate(admitted)
-    class_of = dict(zip(labelled.paths, labelled.labels))
+    class_of = dict(zip(labelled.files, labelled.labels))
     fp32 = OnnxRuntimeCpu(bundle.read("fp32.onnx"), Encoding.FLOAT)
     np.save(folder / IMAGES, images)
     np.save(folder / CLASSES, np.array([class_of[path] for path in ledger.paths]))

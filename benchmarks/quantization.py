@@ -196,7 +196,7 @@ def _prepare(source: Source, data: Path, work: Path) -> Judge:
     )
     onnx.save(front, work / "front.onnx")
     labelled = match_labels(read_image_folder(data / "val"), source.labels)
-    batches = list(read_batches(labelled.paths, preprocessing, 500))
+    batches = list(read_batches(labelled.files, preprocessing, 500))
     images = np.concatenate([batch.images for batch in batches])
     positions = [position for batch in batches for position in batch.positions]
     return Judge(

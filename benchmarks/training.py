@@ -28,6 +28,7 @@ from resdeploy.runtime.bench import interleave, medians
 from resdeploy.runtime.device import available_cores
 from resdeploy.statistics import ratio_interval
 from resdeploy.storage import write_file
+from resdeploy.train.step import computes_bf16
 
 CPU_MATRIX = 2048
 
@@ -125,8 +126,7 @@ def precision_of(loop: str) -> str:
     """What `resdeploy train` computes in here, unless the loop is one of FP32."""
     if loop != LOOPS[-1]:
         return "fp32"
-    fast = torch.cuda.is_bf16_supported() if device().type == "cuda" else read_cpu().has_fast_bf16
-    return "bf16" if fast else "fp32"
+    return "bf16" if computes_bf16(device()) else "fp32"
 
 
 def machine() -> str:

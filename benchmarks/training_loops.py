@@ -27,7 +27,14 @@ from resdeploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from resdeploy.train.architecture import Architecture
 from resdeploy.train.augment import Augmentation
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data import Batch, EpochImages, Walk, epoch_batches, read_splits
+from resdeploy.train.data import (
+    Batch,
+    EpochImages,
+    Walk,
+    default_workers,
+    epoch_batches,
+    read_splits,
+)
 from resdeploy.train.model import ResNet
 from resdeploy.train.processes import Process
 from resdeploy.train.start import initial_network
@@ -47,11 +54,6 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def workers() -> int:
-    """For every loop alike: on a CPU, decoding in other processes takes the cores from the rest."""
-    return 4 if torch.cuda.is_available() else 0
-
-
 class ReferenceImages(Dataset[tuple[Tensor, int]]):
     """A random part of each image, mirrored or not, as a normalised float32 (3, H, W)."""
 
@@ -60,10 +62,10 @@ class ReferenceImages(Dataset[tuple[Tensor, int]]):
         self.size = size
 
     def __len__(self) -> int:
-        return len(self.images.paths)
+        return len(self.images.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        with Image.open(self.images.paths[index]) as file:
+        with Image.open(self.images.files[index]) as file:
             image = file.convert("RGB")
         width, height = image.size
         area = width * height * (MIN_AREA + (1 - MIN_AREA) * float(torch.rand(())))
@@ -86,7 +88,7 @@ def reference(data: Path, image_size: int, batch_size: int) -> Step:
     network = ResNet(Architecture(classes=len(images.images.classes))).to(device()).train()
     optimizer = torch.optim.SGD(network.parameters(), LR, momentum=0.9, weight_decay=1e-4)
     loader = DataLoader(
-        images, batch_size, shuffle=True, drop_last=True, num_workers=workers(),
+        images, batch_size, shuffle=True, drop_last=True, num_workers=default_workers(),
         pin_memory=device().type == "cuda",
     )  # fmt: skip
     batches = forever(lambda epoch: iter(loader))
@@ -115,7 +117,7 @@ def ours(data: Path, image_size: int, batch_size: int, *, bf16: bool | None) -> 
     network = initial_network(config, len(images.classes))
     learner = Learner(config, network, preprocessing, Process(0, 1, device()))
     learner.train_mode()
-    walk = Walk(batch_size=batch_size, shuffle=True, workers=workers(), pin=device().type == "cuda")
+    walk = Walk(batch_size=batch_size, shuffle=True, workers=default_workers())
     augmentation = Augmentation(flip=True, min_area=MIN_AREA)
 
     def epoch(number: int) -> Iterator[Batch]:

@@ -109,6 +109,7 @@ def train(
     from resdeploy.progress import progress_bar
     from resdeploy.render import training_text
     from resdeploy.train import loop
+    from resdeploy.train.processes import is_first
 
     if resume is not None:
         refuse_given(
@@ -120,7 +121,7 @@ def train(
         config = TrainingConfig.from_recipe(recipe, data=data, **settings)
         folder = run or loop.default_folder(data)
         result = loop.train(config, folder, force=force, progress=progress_bar)
-    return Outcome(result, training_text(result))
+    return Outcome(result, training_text(result), printed=is_first())
 
 
 @main.command()

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, IntEnum
@@ -47,7 +46,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             _print_error(error)
             sys.exit(Exit.FAILED)
-        if os.environ.get("RANK", "0") != "0":  # torchrun started several: the first one answers
+        if not outcome.printed:
             sys.exit(outcome.exit)
         if as_json:
             click.echo(json.dumps(jsonable(outcome.result), indent=2, ensure_ascii=False))
@@ -65,6 +64,8 @@ class Outcome:
     result: Any
     text: str
     exit: Exit = Exit.OK
+    printed: bool = True
+    """Not by all of several processes that did one thing together."""
 
 
 def jsonable(value: Any) -> Any:

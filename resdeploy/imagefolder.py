@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -16,13 +17,17 @@ from resdeploy.preprocessing import Preprocessing, UInt8Array, load_image
 
 logger = logging.getLogger(__name__)
 
+File_co = TypeVar("File_co", covariant=True)
+File = TypeVar("File")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledImages:
+class LabelledImages(Generic[File_co]):
     """Image files with the index of their class in `classes`."""
 
     classes: tuple[str, ...]
-    paths: tuple[Path, ...]
+    files: tuple[File_co, ...]
+    """Paths, or what else names a file."""
     labels: tuple[int, ...]
 
 
@@ -64,7 +69,7 @@ def _refuse(error: OSError) -> None:
     ) from error
 
 
-def read_image_folder(folder: Path) -> LabelledImages:
+def read_image_folder(folder: Path) -> LabelledImages[Path]:
     """The images of `folder`, labelled by the name of their sub-folder.
 
     Raises:
@@ -93,7 +98,7 @@ def read_image_folder(folder: Path) -> LabelledImages:
         )
     return LabelledImages(
         classes=classes,
-        paths=tuple(path for path, _ in labelled),
+        files=tuple(path for path, _ in labelled),
         labels=tuple(label for _, label in labelled),
     )
 
@@ -103,7 +108,7 @@ def split_folder(data: Path, split: str) -> Path:
     return data / split if (data / split).is_dir() else data
 
 
-def match_labels(images: LabelledImages, labels: Sequence[str]) -> LabelledImages:
+def match_labels(images: LabelledImages[File], labels: Sequence[str]) -> LabelledImages[File]:
     """The same images, with the model's class indices instead of the folder's.
 
     Folders are matched by name. Where not one name is a label (WordNet ids, say) and there is a
@@ -128,7 +133,7 @@ def match_labels(images: LabelledImages, labels: Sequence[str]) -> LabelledImage
         )
     return LabelledImages(
         classes=tuple(labels),
-        paths=images.paths,
+        files=images.files,
         labels=tuple(table[label] for label in images.labels),
     )
 

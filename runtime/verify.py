@@ -145,7 +145,7 @@ def _verify_golden(bundle: Bundle, chosen: Iterable[Candidate], opening: Opening
 def _verify_data(
     bundle: Bundle,
     chosen: list[Candidate],
-    images: LabelledImages,
+    images: LabelledImages[Path],
     max_drop: float,
     opening: Opening,
     progress: Progress,
@@ -169,7 +169,7 @@ def _verify_data(
     return Verification(
         verdict=_worst(results),
         images=len(labels),
-        unreadable=len(images.paths) - len(labels),
+        unreadable=len(images.files) - len(labels),
         used_before=used,
         max_drop=max_drop,
         results=tuple(results),
@@ -177,7 +177,7 @@ def _verify_data(
 
 
 def _run_all(
-    bundle: Bundle, opened: list[Backend], images: LabelledImages, progress: Progress
+    bundle: Bundle, opened: list[Backend], images: LabelledImages[Path], progress: Progress
 ) -> tuple[list[Float32Array], np.ndarray, int]:
     """Each image is decoded once and shown to every backend; also how many were used before."""
     calibration = bundle.manifest.calibration or {}
@@ -185,9 +185,9 @@ def _run_all(
     used = 0
     parts: list[list[Float32Array]] = [[] for _ in opened]
     positions: list[int] = []
-    with progress("verifying", len(images.paths)) as advance:
+    with progress("verifying", len(images.files)) as advance:
         preprocessing = bundle.manifest.preprocessing
-        for batch in read_batches(images.paths, preprocessing, BATCH):
+        for batch in read_batches(images.files, preprocessing, BATCH):
             for backend, part in zip(opened, parts):
                 part.append(run_batches(backend, batch.images, BATCH))
             positions.extend(batch.positions)

@@ -16,27 +16,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from resdeploy.errors import DataError, ImageError
-from resdeploy.imagefolder import read_image_folder
+from resdeploy.imagefolder import LabelledImages, match_labels, read_image_folder
 from resdeploy.preprocessing import Preprocessing, UInt8Array, load_image
 from resdeploy.train.augment import Augmentation, augment
-from resdeploy.train.shards import Member, read_shards, shards_in
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingImages:
-    """Image files, in folders or in tar files, with the index of their class in `classes`."""
-
-    classes: tuple[str, ...]
-    sources: tuple[Path | Member, ...]
-    labels: tuple[int, ...]
+from resdeploy.train.shards import ImageFile, content_of, read_shards, shards_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSplits:
     """Labelled images to train on, and others to measure accuracy with."""
 
-    train: TrainingImages
-    val: TrainingImages
+    train: LabelledImages[ImageFile]
+    val: LabelledImages[ImageFile]
 
 
 def read_splits(data: Path) -> DataSplits:
@@ -62,17 +53,11 @@ def read_splits(data: Path) -> DataSplits:
             f"{data / 'val'} has the class {unknown[0]!r}, which {data / 'train'} lacks",
             "use the same class folders in both",
         )
-    table = [train.classes.index(name) for name in val.classes]
-    labels = tuple(table[label] for label in val.labels)
-    return DataSplits(train=train, val=replace(val, classes=train.classes, labels=labels))
+    return DataSplits(train=train, val=match_labels(val, train.classes))
 
 
-def _read_images(folder: Path) -> TrainingImages:
-    if shards_in(folder):
-        shards = read_shards(folder)
-        return TrainingImages(classes=shards.classes, sources=shards.members, labels=shards.labels)
-    images = read_image_folder(folder)
-    return TrainingImages(classes=images.classes, sources=images.paths, labels=images.labels)
+def _read_images(folder: Path) -> LabelledImages[ImageFile]:
+    return read_shards(folder) if shards_in(folder) else read_image_folder(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +109,7 @@ class EpochImages(Dataset[Sample]):
 
     def __init__(
         self,
-        images: TrainingImages,
+        images: LabelledImages[ImageFile],
         preprocessing: Preprocessing,
         augmentation: Augmentation | None = None,
         *,
@@ -138,13 +123,12 @@ class EpochImages(Dataset[Sample]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.images.sources)
+        return len(self.images.files)
 
     def __getitem__(self, position: int) -> Sample:
         label = self.images.labels[position]
-        source = self.images.sources[position]
         try:
-            content = source if isinstance(source, Path) else source.read()
+            content = content_of(self.images.files[position])
             if self.augmentation is None:
                 return Sample(load_image(content, self.preprocessing), label, position)
             generator = np.random.default_rng([self.seed, self.epoch, position])
@@ -170,8 +154,6 @@ class Walk:
     processes: int = 1
     workers: int = 0
     """Processes that decode for this one; 0: it decodes itself."""
-    pin: bool = False
-    """Into memory that a GPU reads by itself."""
 
     def batches(self, images: EpochImages) -> list[list[int]]:
         """The positions that this process takes, step by step; together they miss none."""
@@ -186,6 +168,11 @@ class Walk:
         return [step[self.rank :: self.processes].tolist() for step in steps]
 
 
+def default_workers() -> int:
+    """On a CPU none: decoding in other processes would take the cores from the network."""
+    return 4 if torch.cuda.is_available() else 0
+
+
 def epoch_batches(images: EpochImages, walk: Walk) -> Iterator[Batch]:
     """One walk over `images`."""
     yield from DataLoader(
@@ -193,7 +180,7 @@ def epoch_batches(images: EpochImages, walk: Walk) -> Iterator[Batch]:
         batch_sampler=walk.batches(images),
         collate_fn=_collate,
         num_workers=walk.workers,
-        pin_memory=walk.pin,
+        pin_memory=torch.cuda.is_available(),  # where a GPU reads by itself
     )
 
 

@@ -63,11 +63,11 @@ def evaluate(
     classifier.eval()
     loss = torch.zeros((), dtype=torch.float64)
     confusion = torch.zeros(classes * classes, dtype=torch.float64)
-    mistakes: list[Tensor] = [torch.empty((0, 5), dtype=torch.float64)]
+    mistakes = torch.empty((0, 5), dtype=torch.float64)
     unreadable: list[int] = []
     walk = Walk(
         batch_size=BATCH * process.count, shuffle=False, rank=process.rank,
-        processes=process.count, workers=workers, pin=process.device.type == "cuda",
+        processes=process.count, workers=workers,
     )  # fmt: skip
     for batch in epoch_batches(images, walk):
         unreadable += batch.unreadable
@@ -81,11 +81,11 @@ def evaluate(
         confusion += torch.bincount(batch.labels * classes + predicted, minlength=classes * classes)
         rows = [right, torch.tensor(batch.positions), batch.labels, predicted, likely.exp()]
         table = torch.stack([row.double() for row in rows], 1)
-        mistakes = [_worst(torch.cat([*mistakes, table[predicted != batch.labels]]))]
+        mistakes = _worst(torch.cat([mistakes, table[predicted != batch.labels]]))
     confusion = process.total(confusion)
     if not confusion.sum():
         raise DataError("not one validation image can be decoded", "add intact images to val")
-    padded = F.pad(mistakes[0], (0, 0, 0, WORST - len(mistakes[0])), value=torch.inf)
+    padded = F.pad(mistakes, (0, 0, 0, WORST - len(mistakes)), value=torch.inf)
     worst = _worst(process.gather(padded).flatten(0, 1))
     return Evaluation(
         loss=float(process.total(loss) / confusion.sum()),

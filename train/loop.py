@@ -21,7 +21,13 @@ from resdeploy.train import run as runs
 from resdeploy.train.augment import Augmentation
 from resdeploy.train.config import DIGITS, TrainingConfig, learning_rate
 from resdeploy.train.curves import draw_curves
-from resdeploy.train.data import EpochImages, Walk, epoch_batches, read_splits
+from resdeploy.train.data import (
+    EpochImages,
+    Walk,
+    default_workers,
+    epoch_batches,
+    read_splits,
+)
 from resdeploy.train.digits import digits_folder
 from resdeploy.train.epochs import epoch_line, header_line
 from resdeploy.train.evaluation import Evaluation, evaluate
@@ -126,6 +132,7 @@ class _Trainer:
             process,
             balanced_weights(self.splits.train) if config.class_weights else None,
         )
+        self.workers = default_workers() if config.workers is None else config.workers
         self.place = runs.Place()
         self.metrics: list[runs.EpochMetrics] = []
         self.unreadable: tuple[set[int], set[int]] = (set(), set())  # of train and of val
@@ -201,8 +208,7 @@ class _Trainer:
         steps = max(1, len(images) // config.batch_size)
         walk = Walk(
             batch_size=config.batch_size, shuffle=True, start=self.place.steps_done,
-            rank=process.rank, processes=process.count, workers=self._workers(),
-            pin=process.device.type == "cuda",
+            rank=process.rank, processes=process.count, workers=self.workers,
         )  # fmt: skip
         self.learner.train_mode()
         saved = clock = time.perf_counter()
@@ -281,7 +287,7 @@ class _Trainer:
 
     def _evaluate(self) -> Evaluation:
         images = EpochImages(self.splits.val, self.preprocessing)
-        evaluation = evaluate(self.learner.deployed, images, self.process, self._workers())
+        evaluation = evaluate(self.learner.deployed, images, self.process, self.workers)
         self._note_unreadable(1, evaluation.unreadable)
         return evaluation
 
@@ -293,26 +299,21 @@ class _Trainer:
         )
 
     def _note_unreadable(self, split: int, positions: Sequence[int]) -> None:
-        sources = (self.splits.train, self.splits.val)[split].sources
+        files = (self.splits.train, self.splits.val)[split].files
         for position in set(positions) - self.unreadable[split]:
-            logger.warning("skipped: %s cannot be decoded", sources[position])
+            logger.warning("skipped: %s cannot be decoded", files[position])
         self.unreadable[split].update(positions)
 
     def _unreadable_names(self) -> list[str]:
         """What all processes together could not decode."""
         names = []
         for images, positions in zip((self.splits.train, self.splits.val), self.unreadable):
-            mask = torch.zeros(len(images.sources))
+            mask = torch.zeros(len(images.files))
             mask[sorted(positions)] = 1
             found = self.process.total(mask).nonzero().flatten().tolist()
-            names += [str(images.sources[position]) for position in found]
+            names += [str(images.files[position]) for position in found]
         return names
 
     def _say(self, text: str, *values: object) -> None:
         if self.process.writes:
             logger.info(text, *values)
-
-    def _workers(self) -> int:
-        if self.config.workers is not None:
-            return self.config.workers
-        return 4 if self.process.device.type == "cuda" else 0

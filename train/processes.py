@@ -46,6 +46,11 @@ class Process:
         return self.gather(numbers).sum(0)
 
 
+def is_first() -> bool:
+    """Whether this is the only process, or the one of several that answers for all."""
+    return _rank() == 0
+
+
 @contextmanager
 def joined_processes() -> Iterator[Process]:
     """This process with those that `torchrun` started beside it; alone where it started none.
@@ -53,7 +58,7 @@ def joined_processes() -> Iterator[Process]:
     Raises:
         TrainingError: the processes cannot find each other, or there are more than GPUs.
     """
-    count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    count, rank = int(os.environ.get("WORLD_SIZE", 1)), _rank()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = _device(local_rank)
     if count == 1:
@@ -73,6 +78,10 @@ def joined_processes() -> Iterator[Process]:
         yield Process(rank, count, device, host)
     finally:
         dist.destroy_process_group()
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
 
 
 def _device(local_rank: int) -> torch.device:

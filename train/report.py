@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from resdeploy.imagefolder import LabelledImages
 from resdeploy.page import render_page
 from resdeploy.preprocessing import Preprocessing, UInt8Array, load_image
 from resdeploy.provenance import collect_provenance
 from resdeploy.storage import write_file
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data import TrainingImages
 from resdeploy.train.evaluation import Evaluation, Mistake
 from resdeploy.train.run import CURVES, REPORT, EpochMetrics
-from resdeploy.train.shards import Member
+from resdeploy.train.shards import ImageFile, Member, content_of
 
 TEMPLATE = "train/report.html.j2"
 LARGEST_MATRIX = 25  # classes; more do not fit on a page
@@ -72,7 +72,7 @@ def write_report(
     config: TrainingConfig,
     metrics: Sequence[EpochMetrics],
     evaluation: Evaluation,
-    images: TrainingImages,
+    images: LabelledImages[ImageFile],
     preprocessing: Preprocessing,
     unreadable: Sequence[str],
 ) -> None:
@@ -133,13 +133,13 @@ def confused_pairs(evaluation: Evaluation, labels: Sequence[str]) -> list[Confus
     return pairs
 
 
-def _picture(mistake: Mistake, images: TrainingImages, preprocessing: Preprocessing) -> Picture:
-    source = images.sources[mistake.position]
-    content = source.read() if isinstance(source, Member) else source
-    file = source.name if isinstance(source, Member) else f"{source.parent.name}/{source.name}"
+def _picture(
+    mistake: Mistake, images: LabelledImages[ImageFile], preprocessing: Preprocessing
+) -> Picture:
+    file = images.files[mistake.position]
     return Picture(
-        file=file,
-        pixels=_data_uri(_png(load_image(content, preprocessing))),
+        file=file.name if isinstance(file, Member) else f"{file.parent.name}/{file.name}",
+        pixels=_data_uri(_png(load_image(content_of(file), preprocessing))),
         label=images.classes[mistake.label],
         predicted=images.classes[mistake.predicted],
         percent=100 * mistake.probability,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from resdeploy.errors import DataError, ImageError
+from resdeploy.imagefolder import LabelledImages
 from resdeploy.images import MAX_FILE_BYTES, SUFFIXES
 
 NAMES_FILE = "labels.txt"
@@ -53,13 +54,16 @@ class Member:
         return f"{self.shard}:{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Shards:
-    """Labelled members, sorted by tar file and place in it."""
+ImageFile = Path | Member
 
-    classes: tuple[str, ...]
-    members: tuple[Member, ...]
-    labels: tuple[int, ...]
+
+def content_of(file: ImageFile) -> Path | bytes:
+    """What `images.read_rgb` takes.
+
+    Raises:
+        ImageError: see `Member.read`.
+    """
+    return file if isinstance(file, Path) else file.read()
 
 
 def shards_in(folder: Path) -> list[Path]:
@@ -70,8 +74,8 @@ def shards_in(folder: Path) -> list[Path]:
     return sorted(entry for entry in entries if entry.suffix == ".tar")
 
 
-def read_shards(folder: Path) -> Shards:
-    """Index the tar files of `folder`.
+def read_shards(folder: Path) -> LabelledImages[Member]:
+    """Index the tar files of `folder`; members are sorted by tar file and place in it.
 
     A sample's class is the number in its `.cls` member, named by the lines of `labels.txt` in
     `folder` where there is one; without `.cls`, it is the folder inside of the tar file.
@@ -102,7 +106,7 @@ def read_shards(folder: Path) -> Shards:
         index = {name: position for position, name in enumerate(classes)}
         labels = [index[name] for _, name in named]
     members = tuple(member for member, _ in [*numbered, *named])
-    return Shards(classes, members, tuple(labels))
+    return LabelledImages(classes=classes, files=members, labels=tuple(labels))
 
 
 def _samples(shard: Path) -> Iterator[tuple[Member, int | None]]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from resdeploy.errors import TrainingError
+from resdeploy.imagefolder import LabelledImages
 from resdeploy.train.architecture import Architecture, Shortcut
 from resdeploy.train.checkpoint import Checkpoint, load_checkpoint
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data import TrainingImages
 from resdeploy.train.model import ResNet
 
 
@@ -67,7 +67,7 @@ def make_optimizer(network: ResNet, config: TrainingConfig) -> torch.optim.SGD:
     )
 
 
-def balanced_weights(images: TrainingImages) -> Tensor:
+def balanced_weights(images: LabelledImages[object]) -> Tensor:
     """A weight for each class, float32 (K,), with which all classes together count alike."""
     counts = torch.bincount(torch.tensor(images.labels), minlength=len(images.classes))
     return len(images.labels) / (len(images.classes) * counts).float()

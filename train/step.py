@@ -80,7 +80,7 @@ class Learner:
         self.optimizer = make_optimizer(network, config)
         self._class_weights = class_weights
         self._loss_weights = None if class_weights is None else class_weights.to(process.device)
-        self._bf16 = _computes_bf16(process.device) if config.bf16 is None else config.bf16
+        self._bf16 = computes_bf16(process.device) if config.bf16 is None else config.bf16
 
     @property
     def deployed(self) -> Classifier:
@@ -187,6 +187,6 @@ class Learner:
         return torch.autocast(self.process.device.type, torch.bfloat16)
 
 
-def _computes_bf16(device: torch.device) -> bool:
-    """Whether it is faster."""
+def computes_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster there than float32."""
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else read_cpu().has_fast_bf16

@@ -31,9 +31,9 @@ def touch(folder: Path, *names: str) -> None:
         path.touch()
 
 
-def images_of(classes: tuple[str, ...], labels: tuple[int, ...]) -> LabelledImages:
+def images_of(classes: tuple[str, ...], labels: tuple[int, ...]) -> LabelledImages[Path]:
     paths = tuple(Path(f"{index}.png") for index in range(len(labels)))
-    return LabelledImages(classes=classes, paths=paths, labels=labels)
+    return LabelledImages(classes=classes, files=paths, labels=labels)
 
 
 def test_images_are_found_sorted_whatever_their_case(tmp_path: Path) -> None:
@@ -59,12 +59,12 @@ def test_labels_are_the_sorted_folders(tmp_path: Path) -> None:
     found = read_image_folder(tmp_path)
     assert found.classes == ("cat", "dog")
     assert found.labels == (0, 0, 1)
-    assert [path.name for path in found.paths] == ["2.png", "3.png", "1.png"]
+    assert [path.name for path in found.files] == ["2.png", "3.png", "1.png"]
 
 
 def test_images_without_a_folder_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "dog/1.png", "cover.png")
-    assert [path.name for path in read_image_folder(tmp_path).paths] == ["1.png"]
+    assert [path.name for path in read_image_folder(tmp_path).files] == ["1.png"]
 
 
 def test_unlabelled_images_are_a_data_error(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_linked_folders_and_files_are_followed(tmp_path: Path) -> None:
     (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "dog" / "3.png").symlink_to(tmp_path / "elsewhere2.png")
     found = read_image_folder(tmp_path / "data")
-    assert [path.name for path in found.paths] == ["1.png", "2.png", "3.png"]
+    assert [path.name for path in found.files] == ["1.png", "2.png", "3.png"]
     assert found.labels == (0, 1, 1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -17,15 +16,10 @@ from PIL import Image
 from resdeploy import images
 from resdeploy.errors import ImageError
 from resdeploy.images import read_rgb
+from tests.samples import encoded
 
 RED = (200, 30, 40)
 JPEG_STEP = 12  # JPEG rounds colours; flat areas stay within a few steps
-
-
-def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, format, **options)
-    return stream.getvalue()
 
 
 def red(mode: str = "RGB") -> Image.Image:
@@ -43,49 +37,49 @@ def pixel(data: bytes) -> tuple[int, ...]:
     [("PNG", {}), ("JPEG", {"quality": 95}), ("WEBP", {"lossless": True}), ("BMP", {})],
 )
 def test_formats(format: str, options: dict[str, object]) -> None:
-    picture = read_rgb(encode(red(), format, **options))
+    picture = read_rgb(encoded(red(), format, **options))
     assert (picture.mode, picture.size) == ("RGB", (6, 4))
     assert np.abs(np.array(picture).astype(int) - RED).max() <= JPEG_STEP
 
 
 def test_grey_becomes_three_equal_channels() -> None:
-    assert pixel(encode(Image.new("L", (3, 3), 77))) == (77, 77, 77)
+    assert pixel(encoded(Image.new("L", (3, 3), 77))) == (77, 77, 77)
 
 
 def test_one_bit_becomes_black_and_white() -> None:
-    assert pixel(encode(Image.new("1", (3, 3), 1))) == (255, 255, 255)
+    assert pixel(encoded(Image.new("1", (3, 3), 1))) == (255, 255, 255)
 
 
 def test_palette() -> None:
-    assert pixel(encode(red().quantize(4))) == RED
+    assert pixel(encoded(red().quantize(4))) == RED
 
 
 def test_transparent_palette_becomes_white() -> None:
     image = Image.new("P", (3, 3), 0)
     image.putpalette([0, 0, 0, 255, 0, 0])
-    assert pixel(encode(image, transparency=0)) == (255, 255, 255)
+    assert pixel(encoded(image, transparency=0)) == (255, 255, 255)
 
 
 def test_alpha_is_laid_over_white() -> None:
-    assert pixel(encode(Image.new("RGBA", (3, 3), (200, 0, 0, 0)))) == (255, 255, 255)
-    assert pixel(encode(Image.new("RGBA", (3, 3), (200, 0, 0, 255)))) == (200, 0, 0)
-    half = pixel(encode(Image.new("RGBA", (3, 3), (0, 0, 0, 128))))
+    assert pixel(encoded(Image.new("RGBA", (3, 3), (200, 0, 0, 0)))) == (255, 255, 255)
+    assert pixel(encoded(Image.new("RGBA", (3, 3), (200, 0, 0, 255)))) == (200, 0, 0)
+    half = pixel(encoded(Image.new("RGBA", (3, 3), (0, 0, 0, 128))))
     assert half[0] == pytest.approx(127, abs=1)  # 255 * (1 - 128 / 255)
 
 
 def test_grey_with_alpha() -> None:
-    assert pixel(encode(Image.new("LA", (3, 3), (10, 0)))) == (255, 255, 255)
+    assert pixel(encoded(Image.new("LA", (3, 3), (10, 0)))) == (255, 255, 255)
 
 
 def test_cmyk_jpeg() -> None:
-    decoded = pixel(encode(red("CMYK"), "JPEG", quality=95))
+    decoded = pixel(encoded(red("CMYK"), "JPEG", quality=95))
     assert np.abs(np.array(decoded) - RED).max() <= JPEG_STEP
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0, 0), (256, 1), (32768, 128), (65535, 255)])
 def test_sixteen_bit_grey_is_scaled_not_clipped(value: int, expected: int) -> None:
     image = Image.fromarray(np.full((3, 3), value, dtype=np.uint16))
-    assert pixel(encode(image)) == (expected,) * 3
+    assert pixel(encoded(image)) == (expected,) * 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -106,12 +100,12 @@ def test_exif_orientation_is_undone(orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
     stored = Image.fromarray(np.ascontiguousarray(store(upright)))
-    decoded = np.array(read_rgb(encode(stored, "PNG", exif=exif.tobytes())))
+    decoded = np.array(read_rgb(encoded(stored, "PNG", exif=exif.tobytes())))
     np.testing.assert_array_equal(decoded, upright)
 
 
 def test_a_path_and_its_content_give_the_same(tmp_path: Path) -> None:
-    data = encode(red())
+    data = encoded(red())
     path = tmp_path / "a.png"
     path.write_bytes(data)
     np.testing.assert_array_equal(np.array(read_rgb(path)), np.array(read_rgb(data)))
@@ -120,7 +114,7 @@ def test_a_path_and_its_content_give_the_same(tmp_path: Path) -> None:
 def test_a_truncated_jpeg_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     path = tmp_path / "half.jpg"
-    path.write_bytes(encode(Image.fromarray(noise), "JPEG")[:-500])
+    path.write_bytes(encoded(Image.fromarray(noise), "JPEG")[:-500])
     with pytest.raises(ImageError, match=r"half\.jpg cannot be decoded") as caught:
         read_rgb(path)
     assert caught.value.hint
@@ -134,7 +128,7 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
 
 def test_other_formats_are_refused() -> None:
     with pytest.raises(ImageError):
-        read_rgb(encode(red(), "TIFF"))
+        read_rgb(encoded(red(), "TIFF"))
 
 
 def test_a_missing_file_and_a_folder_are_image_errors(tmp_path: Path) -> None:
@@ -173,7 +167,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(size: tuple[int, i
         read_rgb(png_claiming(*size))
 
 
-GOOD = {name: encode(red(), name) for name in ("PNG", "JPEG", "BMP", "WEBP")}
+GOOD = {name: encoded(red(), name) for name in ("PNG", "JPEG", "BMP", "WEBP")}
 
 
 @given(

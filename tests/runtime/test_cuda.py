@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from resdeploy.errors import BackendError
 from resdeploy.runtime import cuda
+from resdeploy.runtime.backend import Obstacle
 from resdeploy.runtime.cuda import CudaRuntime, cuda_version, find_obstacle, gpu_obstacle
 
 
@@ -72,16 +74,23 @@ def test_a_gpu_is_no_obstacle() -> None:
     assert find_obstacle(fake_bindings(Error.cudaSuccess, devices=1)) is None
 
 
+def obstacle_with(
+    import_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> Obstacle | None:
+    """What the machine's GPU lacks, by another way to import."""
+    monkeypatch.setattr(cuda, "import_module", import_module)
+    gpu_obstacle.cache_clear()
+    try:
+        return gpu_obstacle()
+    finally:
+        gpu_obstacle.cache_clear()
+
+
 def test_without_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(cuda, "import_module", missing)
-    gpu_obstacle.cache_clear()
-    try:
-        obstacle = gpu_obstacle()
-    finally:
-        gpu_obstacle.cache_clear()
+    obstacle = obstacle_with(missing, monkeypatch)
     assert obstacle is not None
     assert obstacle.remedy == "pip install 'resdeploy[gpu]'"
 
@@ -97,12 +106,7 @@ def test_bindings_that_do_not_load_are_an_obstacle(
     def broken(name: str) -> Any:
         raise error
 
-    monkeypatch.setattr(cuda, "import_module", broken)
-    gpu_obstacle.cache_clear()
-    try:
-        obstacle = gpu_obstacle()
-    finally:
-        gpu_obstacle.cache_clear()
+    obstacle = obstacle_with(broken, monkeypatch)
     assert obstacle is not None
     assert obstacle.reason.startswith("CUDA does not load: ")
     assert "\n" not in obstacle.reason

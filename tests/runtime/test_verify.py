@@ -91,7 +91,7 @@ def test_batches_of_any_size_are_put_together(tiny_bundle: Bundle) -> None:
 
 def test_accuracy_is_that_of_the_logits(tiny_bundle: Bundle, image_data: Path) -> None:
     images = read_image_folder(image_data / "val")
-    (batch,) = read_batches(images.paths, tiny_bundle.manifest.preprocessing, 100)
+    (batch,) = read_batches(images.files, tiny_bundle.manifest.preprocessing, 100)
     backend = OnnxRuntimeCpu(tiny_bundle.read("fp32.onnx"), Encoding.FLOAT)
     right = backend.run(batch.images).argmax(1) == images.labels
     result = verify(tiny_bundle, data=image_data, precision="fp32")

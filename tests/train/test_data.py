@@ -10,25 +10,28 @@ import torch
 from PIL import Image
 
 from resdeploy.errors import DataError
+from resdeploy.imagefolder import LabelledImages
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.storage import cache_folder
 from resdeploy.train.augment import Augmentation
 from resdeploy.train.data import (
     Batch,
     EpochImages,
-    TrainingImages,
     Walk,
     epoch_batches,
     read_splits,
 )
 from resdeploy.train.digits import digits_folder
+from resdeploy.train.shards import ImageFile
 from tests.samples import CLASSES, SIZE
 
 PREPROCESSING = Preprocessing.standard(SIZE)
 STRONG = Augmentation(flip=True, min_area=0.3)
 
 
-def walk(images: TrainingImages, *, epoch: int = 0, workers: int = 0, seed: int = 0) -> list[Batch]:
+def walk(
+    images: LabelledImages[ImageFile], *, epoch: int = 0, workers: int = 0, seed: int = 0
+) -> list[Batch]:
     dataset = EpochImages(images, PREPROCESSING, STRONG, seed=seed, epoch=epoch)
     return list(epoch_batches(dataset, Walk(batch_size=8, shuffle=True, workers=workers)))
 
@@ -37,12 +40,12 @@ def pixels(batches: list[Batch]) -> torch.Tensor:
     return torch.cat([batch.images for batch in batches])
 
 
-def paths(images: TrainingImages) -> list[Path]:
-    return [source for source in images.sources if isinstance(source, Path)]
+def paths(images: LabelledImages[ImageFile]) -> list[Path]:
+    return [source for source in images.files if isinstance(source, Path)]
 
 
 @pytest.fixture
-def train_images(image_data: Path) -> TrainingImages:
+def train_images(image_data: Path) -> LabelledImages[ImageFile]:
     return read_splits(image_data).train
 
 
@@ -52,7 +55,7 @@ def train_images(image_data: Path) -> TrainingImages:
 def test_splits_have_the_same_classes(image_data: Path) -> None:
     splits = read_splits(image_data)
     assert splits.train.classes == splits.val.classes == CLASSES
-    assert (len(splits.train.sources), len(splits.val.sources)) == (60, 24)
+    assert (len(splits.train.files), len(splits.val.files)) == (60, 24)
 
 
 def picture(folder: Path, *names: str) -> None:
@@ -87,13 +90,15 @@ def test_a_class_without_validation_images_is_no_problem(tmp_path: Path) -> None
 # Randomness
 
 
-def test_the_same_seed_and_epoch_give_the_same_pixels(train_images: TrainingImages) -> None:
+def test_the_same_seed_and_epoch_give_the_same_pixels(
+    train_images: LabelledImages[ImageFile],
+) -> None:
     torch.testing.assert_close(
         pixels(walk(train_images)), pixels(walk(train_images)), rtol=0, atol=0
     )
 
 
-def test_workers_change_nothing(train_images: TrainingImages) -> None:
+def test_workers_change_nothing(train_images: LabelledImages[ImageFile]) -> None:
     alone, together = walk(train_images), walk(train_images, workers=2)
     torch.testing.assert_close(pixels(alone), pixels(together), rtol=0, atol=0)
     assert [b.labels.tolist() for b in alone] == [b.labels.tolist() for b in together]
@@ -101,13 +106,13 @@ def test_workers_change_nothing(train_images: TrainingImages) -> None:
 
 @pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}])
 def test_other_epochs_and_seeds_give_others(
-    train_images: TrainingImages, other: dict[str, int]
+    train_images: LabelledImages[ImageFile], other: dict[str, int]
 ) -> None:
     assert not torch.equal(pixels(walk(train_images)), pixels(walk(train_images, **other)))
 
 
 def test_a_shuffled_epoch_has_whole_batches_of_different_images(
-    train_images: TrainingImages,
+    train_images: LabelledImages[ImageFile],
 ) -> None:
     batches = walk(train_images)
     assert [len(batch.labels) for batch in batches] == [8] * 7
@@ -117,14 +122,14 @@ def test_a_shuffled_epoch_has_whole_batches_of_different_images(
     assert torch.cat([batch.labels for batch in everything]).tolist() == list(train_images.labels)
 
 
-def test_fewer_images_than_a_batch_are_one_batch(train_images: TrainingImages) -> None:
+def test_fewer_images_than_a_batch_are_one_batch(train_images: LabelledImages[ImageFile]) -> None:
     dataset = EpochImages(train_images, PREPROCESSING)
     assert [len(b.labels) for b in epoch_batches(dataset, Walk(batch_size=100, shuffle=True))] == [
         60
     ]
 
 
-def test_validation_sees_the_deployed_pixels(train_images: TrainingImages) -> None:
+def test_validation_sees_the_deployed_pixels(train_images: LabelledImages[ImageFile]) -> None:
     (first, *_) = epoch_batches(
         EpochImages(train_images, PREPROCESSING), Walk(batch_size=1, shuffle=False)
     )
@@ -132,11 +137,13 @@ def test_validation_sees_the_deployed_pixels(train_images: TrainingImages) -> No
         np.testing.assert_array_equal(first.images[0].numpy(), np.array(image))
 
 
-def test_a_damaged_file_is_left_out_and_named(tmp_path: Path, train_images: TrainingImages) -> None:
+def test_a_damaged_file_is_left_out_and_named(
+    tmp_path: Path, train_images: LabelledImages[ImageFile]
+) -> None:
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(paths(train_images)[0].read_bytes()[:80])
-    images = TrainingImages(
-        classes=CLASSES, sources=(damaged, *train_images.sources[:3]), labels=(2, 0, 0, 0)
+    images = LabelledImages(
+        classes=CLASSES, files=(damaged, *train_images.files[:3]), labels=(2, 0, 0, 0)
     )
     (batch,) = epoch_batches(EpochImages(images, PREPROCESSING), Walk(batch_size=8, shuffle=False))
     assert batch.labels.tolist() == [0, 0, 0]
@@ -144,7 +151,7 @@ def test_a_damaged_file_is_left_out_and_named(tmp_path: Path, train_images: Trai
 
 
 def test_a_batch_of_damaged_files_is_empty(tmp_path: Path) -> None:
-    images = TrainingImages(classes=("a",), sources=(tmp_path / "none.png",) * 2, labels=(0, 0))
+    images = LabelledImages(classes=("a",), files=(tmp_path / "none.png",) * 2, labels=(0, 0))
     (batch,) = epoch_batches(EpochImages(images, PREPROCESSING), Walk(batch_size=8, shuffle=False))
     assert (len(batch.images), len(batch.labels), batch.unreadable) == (0, 0, (0, 1))
 
@@ -157,7 +164,7 @@ def test_digits_are_scikit_learns() -> None:
 
     splits = read_splits(digits_folder())
     assert splits.train.classes == tuple("0123456789")
-    assert len(splits.train.sources) + len(splits.val.sources) == 1797
+    assert len(splits.train.files) + len(splits.val.files) == 1797
     values, labels = load_digits(return_X_y=True)
     for images in (splits.train, splits.val):
         for path, label in list(zip(paths(images), images.labels))[::100]:

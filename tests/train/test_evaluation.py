@@ -10,13 +10,15 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
 from resdeploy.errors import DataError
+from resdeploy.imagefolder import LabelledImages
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.curves import draw_curves
-from resdeploy.train.data import EpochImages, TrainingImages, Walk, epoch_batches, read_splits
+from resdeploy.train.data import EpochImages, Walk, epoch_batches, read_splits
 from resdeploy.train.evaluation import WORST, Evaluation, Mistake, evaluate
 from resdeploy.train.processes import Process
 from resdeploy.train.report import confused_pairs, matrix, write_report
+from resdeploy.train.shards import ImageFile
 from tests.samples import SIZE, make_classifier
 from tests.train.test_run import metrics
 
@@ -25,16 +27,18 @@ PREPROCESSING = Preprocessing.standard(SIZE)
 
 
 @pytest.fixture(scope="module")
-def images(image_data: Path) -> TrainingImages:
+def images(image_data: Path) -> LabelledImages[ImageFile]:
     return read_splits(image_data).val
 
 
 @pytest.fixture(scope="module")
-def evaluation(images: TrainingImages) -> Evaluation:
+def evaluation(images: LabelledImages[ImageFile]) -> Evaluation:
     return evaluate(make_classifier(), EpochImages(images, PREPROCESSING), ALONE)
 
 
-def test_it_is_what_scikit_learn_counts(evaluation: Evaluation, images: TrainingImages) -> None:
+def test_it_is_what_scikit_learn_counts(
+    evaluation: Evaluation, images: LabelledImages[ImageFile]
+) -> None:
     (batch,) = epoch_batches(
         EpochImages(images, PREPROCESSING), Walk(batch_size=100, shuffle=False)
     )
@@ -56,19 +60,17 @@ def test_it_is_what_scikit_learn_counts(evaluation: Evaluation, images: Training
 
 
 def test_images_that_cannot_be_decoded_are_not_counted(
-    images: TrainingImages, tmp_path: Path
+    images: LabelledImages[ImageFile], tmp_path: Path
 ) -> None:
     (tmp_path / "damaged.png").write_bytes(b"")
-    damaged = TrainingImages(
+    damaged = LabelledImages(
         classes=images.classes,
-        sources=(*images.sources[:3], tmp_path / "damaged.png"),
+        files=(*images.files[:3], tmp_path / "damaged.png"),
         labels=(*images.labels[:3], 0),
     )
     found = evaluate(make_classifier(), EpochImages(damaged, PREPROCESSING), ALONE)
     assert (int(found.confusion.sum()), found.unreadable) == (3, (3,))
-    nothing = TrainingImages(
-        classes=images.classes, sources=(tmp_path / "damaged.png",), labels=(0,)
-    )
+    nothing = LabelledImages(classes=images.classes, files=(tmp_path / "damaged.png",), labels=(0,))
     with pytest.raises(DataError, match="not one validation image"):
         evaluate(make_classifier(), EpochImages(nothing, PREPROCESSING), ALONE)
 
@@ -88,7 +90,7 @@ def test_the_most_frequent_confusion_comes_first() -> None:
     assert [row.right for row in matrix(MADE, ("ant", "bee", "cow"))] == [80, 50, 0]
 
 
-def page(folder: Path, evaluation: Evaluation, images: TrainingImages, name: str) -> str:
+def page(folder: Path, evaluation: Evaluation, images: LabelledImages[ImageFile], name: str) -> str:
     lines = [metrics(1), metrics(2)]
     draw_curves(lines, folder / "curves.png")
     write_report(
@@ -98,7 +100,7 @@ def page(folder: Path, evaluation: Evaluation, images: TrainingImages, name: str
 
 
 def test_the_page_shows_matrix_mistakes_and_settings(
-    tmp_path: Path, evaluation: Evaluation, images: TrainingImages
+    tmp_path: Path, evaluation: Evaluation, images: LabelledImages[ImageFile]
 ) -> None:
     text = page(tmp_path, evaluation, images, "data")
     assert f"{evaluation.accuracy:.2f} % right" in text
@@ -108,9 +110,11 @@ def test_the_page_shows_matrix_mistakes_and_settings(
     assert "http" not in text.lower().replace("https://pytorch.org", "")
 
 
-def test_many_classes_are_shown_as_pairs_alone(tmp_path: Path, images: TrainingImages) -> None:
-    many = TrainingImages(
-        classes=tuple(f"class {n}" for n in range(40)), sources=images.sources, labels=images.labels
+def test_many_classes_are_shown_as_pairs_alone(
+    tmp_path: Path, images: LabelledImages[ImageFile]
+) -> None:
+    many = LabelledImages(
+        classes=tuple(f"class {n}" for n in range(40)), files=images.files, labels=images.labels
     )
     confusion = np.eye(40, dtype=np.int64)
     confusion[3, 4] = 7
@@ -125,10 +129,10 @@ def test_many_classes_are_shown_as_pairs_alone(tmp_path: Path, images: TrainingI
     assert "<tr><td>class 3</td><td>class 4</td><td>7</td>" in text
 
 
-def test_names_from_outside_are_escaped(tmp_path: Path, images: TrainingImages) -> None:
-    odd = TrainingImages(
+def test_names_from_outside_are_escaped(tmp_path: Path, images: LabelledImages[ImageFile]) -> None:
+    odd = LabelledImages(
         classes=("<script>alert(1)</script>", "b", "c"),
-        sources=images.sources,
+        files=images.files,
         labels=images.labels,
     )
     text = page(tmp_path, MADE, odd, '"><img src=x>')

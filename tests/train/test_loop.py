@@ -20,6 +20,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resdeploy.errors import DataError, OutputError, TrainingError
+from resdeploy.imagefolder import LabelledImages
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.progress import Advance
 from resdeploy.render import training_text
@@ -28,7 +29,7 @@ from resdeploy.train import run as runs
 from resdeploy.train.architecture import Architecture, Shortcut
 from resdeploy.train.checkpoint import load_checkpoint
 from resdeploy.train.config import TrainingConfig, learning_rate
-from resdeploy.train.data import Batch, TrainingImages
+from resdeploy.train.data import Batch
 from resdeploy.train.loop import default_folder, resume, train
 from resdeploy.train.processes import Process
 from resdeploy.train.start import adopt, balanced_weights, initial_network, make_optimizer
@@ -269,8 +270,8 @@ def test_a_frozen_network_trains_its_head_alone(config: TrainingConfig) -> None:
 
 def test_rare_classes_count_alike() -> None:
     labels = (0,) * 10 + (1,) * 5 + (2,)
-    images = TrainingImages(
-        classes=("a", "b", "c"), sources=tuple(Path(f"{i}") for i in range(16)), labels=labels
+    images = LabelledImages(
+        classes=("a", "b", "c"), files=tuple(Path(f"{i}") for i in range(16)), labels=labels
     )
     independent = compute_class_weight("balanced", classes=np.arange(3), y=np.array(labels))
     # A quotient of small integers in float32 and in float64: a rounding of 2^-24 apart.

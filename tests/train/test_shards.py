@@ -51,10 +51,10 @@ def test_a_samples_class_is_the_number_beside_it(numbered: Path) -> None:
     shards = read_shards(numbered)
     assert shards.classes == ("0", "1", "2")
     assert shards.labels == (1, 0, 2)
-    assert [str(member) for member in shards.members] == [
+    assert [str(member) for member in shards.files] == [
         f"{numbered}/a.tar:0.png", f"{numbered}/a.tar:1.png", f"{numbered}/b.tar:0.png",
     ]  # fmt: skip
-    assert [member.read() for member in shards.members] == [picture(n) for n in (10, 20, 30)]
+    assert [member.read() for member in shards.files] == [picture(n) for n in (10, 20, 30)]
 
 
 def test_classes_are_named_by_a_list(numbered: Path) -> None:
@@ -155,6 +155,6 @@ def test_a_damaged_tar_file_is_read_or_refused(place: int, value: int, cut: bool
         shards = read_shards(folder)
     except DataError:
         return
-    assert len(shards.members) == len(shards.labels)
-    for member in shards.members:
+    assert len(shards.files) == len(shards.labels)
+    for member in shards.files:
         assert len(member.read()) <= len(data)
