@@ -16,8 +16,8 @@ from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.calibration.equalization import channel_factors
 from resdeploy.calibration.ledger import Ledger, draw
 from resdeploy.calibration.observer import channel_peaks, observe
-from resdeploy.calibration.ranges import TensorStatistics
-from resdeploy.errors import CalibrationError
+from resdeploy.calibration.ranges import Range, TensorStatistics
+from resdeploy.errors import CalibrationError, CheckpointError
 from resdeploy.export.equalize import channel_groups, equalize
 from resdeploy.export.handback import Handback
 from resdeploy.export.placement import place
@@ -36,6 +36,7 @@ PIXELS_AT_ONCE, MOST_AT_ONCE = 16 * 224 * 224, 64
 SCORING_IMAGES = 128
 EQUALIZING_IMAGES = 128  # of those that calibrate: more change the factors little
 ENCODINGS = (Encoding.TENSORRT, Encoding.CPU)
+LEARNED = "learned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ class Calibration:
     """Ranges for every quantised tensor of both encodings, and how they came about."""
 
     model: ir.Model
-    """The FP32 graph that the ranges are for, its channels equalised."""
+    """The FP32 graph that the ranges are for, its channels equalised unless ranges were learned."""
     recipes: Mapping[Encoding, Recipe]
     scores: tuple[Score, ...]
     """Of every calibrator that was tried; empty where there was nothing to choose."""
@@ -142,8 +143,10 @@ def calibrate(
 ) -> Calibration:
     """Show `images` pictures to the FP32 graph and let calibrators choose the ranges.
 
+    Where the checkpoint was trained quantised, TensorRT's graph takes the ranges that it learned.
+
     Args:
-        model: The FP32 graph; its channels are equalised first.
+        model: The FP32 graph; its channels are equalised first, unless ranges were learned.
         source: Where the pictures come from.
         calibrator: A name in CALIBRATORS, the part of one before the hyphen for all of a family,
             or `auto` for all. Where there are several, each is scored on other pictures, and the
@@ -155,8 +158,10 @@ def calibrate(
 
     Raises:
         CalibrationError: there are no pictures, or none that can be used.
+        CheckpointError: the ranges that were learned are not this graph's.
     """
     require_images(source)
+    learned = _learned(model, source)
     paths = draw(source.pools.calibration, seed)
     chosen = family(calibrator)
     spared = min(SCORING_IMAGES, len(paths) // 4) if len(chosen) > 1 else 0
@@ -164,7 +169,7 @@ def calibrate(
     admitted = ledger.admit(paths, batch_size(source.preprocessing.image_size))
     scoring, admitted = _take(admitted, spared)
     first, rest = _take(admitted, EQUALIZING_IMAGES)
-    if first:
+    if first and not learned:
         model = _equalized(model, first)
     edges = [edge for encoding in ENCODINGS for edge in place(model.graph, encoding)]
     tensors = list(dict.fromkeys(edge.range_of for edge in edges))
@@ -180,12 +185,14 @@ def calibrate(
         (name, encoding): choose_ranges(statistics, name, encoding)
         for name in chosen
         for encoding in ENCODINGS
+        if encoding not in learned
     }
     scores = _score(model, tried.values(), np.concatenate(scoring), progress) if spared else ()
     return Calibration(
         model=model,
         recipes={
-            encoding: tried[_best(scores, encoding, chosen), encoding] for encoding in ENCODINGS
+            encoding: learned.get(encoding) or tried[_best(scores, encoding, chosen), encoding]
+            for encoding in ENCODINGS
         },
         scores=scores,
         digests=tuple(ledger.digests[spared:]),
@@ -196,6 +203,24 @@ def calibrate(
         growth_percent=100 * float(np.median([seen.growth for seen in statistics.values()])),
         statistics=statistics,
     )
+
+
+def _learned(model: ir.Model, source: Source) -> dict[Encoding, Recipe]:
+    """The recipe that training left; none where it was in float."""
+    largest = source.checkpoint.learned_ranges
+    if largest is None:
+        return {}
+    needed = {edge.range_of for edge in place(model.graph, Encoding.TENSORRT)}
+    if needed != set(largest):
+        odd = min(needed ^ set(largest))
+        raise CheckpointError(
+            f"{source.checkpoint.path} has no learned range for the network's {odd}, or one "
+            "for no tensor of it",
+            "train it again with --qat",
+        )
+    ranges = {tensor: Range(low=-largest[tensor], high=largest[tensor]) for tensor in largest}
+    recipe = Recipe(encoding=Encoding.TENSORRT, calibrator=LEARNED, ranges=ranges)
+    return {Encoding.TENSORRT: recipe}
 
 
 def _take(

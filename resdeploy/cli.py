@@ -59,7 +59,7 @@ def demo(force: bool) -> Outcome:
 @click.option(
     "--recipe",
     type=click.Choice(list(RECIPES)),
-    help="Settings to start from.  [default: quick, or finetune with --init]",
+    help="Settings to start from.  [default: quick; finetune with --init, qat with --qat]",
 )
 @click.option("--epochs", type=click.IntRange(1), help="[default, as for all below: the recipe's]")
 @click.option("--image-size", type=click.IntRange(8, 1024), help="Pixels.")
@@ -79,6 +79,12 @@ def demo(force: bool) -> Outcome:
 @click.option("--min-area", type=click.FloatRange(0, 1, min_open=True), help="Of an area crop.")
 @click.option("--freeze", is_flag=True, default=None, help="With --init: train the head alone.")
 @click.option("--class-weights", is_flag=True, default=None, help="Let rare classes count alike.")
+@click.option("--qat", is_flag=True, default=None, help="With --init: adapt it to INT8.")
+@click.option(
+    "--consistency",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="With --qat: how much INT8 is held to float, against the labels.",
+)
 @click.option(
     "--shortcut",
     type=click.Choice([option.value for option in Shortcut]),
@@ -120,7 +126,7 @@ def train(
     else:
         config = TrainingConfig.from_recipe(recipe, data=data, **settings)
         folder = run or loop.default_folder(data)
-        result = loop.train(config, folder, force=force, progress=progress_bar)
+        result = training_of(config)(config, folder, force=force, progress=progress_bar)
     return Outcome(result, training_text(result), printed=is_first())
 
 
@@ -326,6 +332,17 @@ def doctor() -> Outcome:
 
     result = diagnose()
     return Outcome(result, diagnosis_text(result), Exit.OK if result.healthy else Exit.FAILED)
+
+
+def training_of(config: TrainingConfig) -> Any:
+    """The function that trains as `config` says; what quantises it needs the export's packages."""
+    from resdeploy.train.loop import train
+
+    if config.qat:
+        from resdeploy.export.quantized_training import train_quantized
+
+        return train_quantized
+    return train
 
 
 def read_batches(text: str) -> Any:
