@@ -44,6 +44,7 @@ from resdeploy.export.to_onnx import OPSET, to_bytes, to_onnx
 from resdeploy.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.provenance import collect_provenance
+from resdeploy.runtime.device import read_device
 from resdeploy.runtime.golden import FLOAT_FLOOR_DB, INT8_FLOOR_DB, run_batches
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 from resdeploy.runtime.tensorrt.build import ARTIFACTS as TENSORRT_ARTIFACTS
@@ -273,7 +274,7 @@ def _write_rest(
     calibration: Calibration | None,
     costs: Mapping[str, float],
 ) -> Manifest:
-    provenance = collect_provenance()
+    provenance = {**collect_provenance(), "device": read_device().to_json()}
     model = {
         **source.checkpoint.architecture.to_json(),
         "source": str(source.checkpoint.path.resolve()),

@@ -318,13 +318,19 @@ def explain(bundle: Path, encoding: str, images: int) -> Outcome:
 
 
 @main.command()
+@click.argument("bundle", type=EXISTING, required=False)
 @command
-def doctor() -> Outcome:
-    """What this machine is, what it can run, and what to install. Exit 1: nothing can run."""
+def doctor(bundle: Path | None) -> Outcome:
+    """What this machine is, what it can run, and what to do about the rest.
+
+    With BUNDLE, also whether its golden images get their answers. Exit 1: they do not, or nothing
+    can run.
+    """
+    from resdeploy.progress import progress_bar
     from resdeploy.render import diagnosis_text
     from resdeploy.runtime.doctor import diagnose
 
-    result = diagnose()
+    result = diagnose(bundle, progress=progress_bar)
     return Outcome(result, diagnosis_text(result), Exit.OK if result.healthy else Exit.FAILED)
 
 
