@@ -101,12 +101,19 @@ def verification_text(result: Verification) -> str:
                 if with_data
                 else []
             ),
+            line.rule.value,
             line.verdict.value,
         ]
         for line in result.results
     ]
     accuracy = ["top-1", "drop", "at most (95 %)"] if with_data else []
-    lines = [table([*head, *accuracy, "verdict"], rows)]
+    lines = [table([*head, *accuracy, "rule", "verdict"], rows)]
+    lines += [
+        f"{graph_name(line.precision, line.encoding)} on {line.backend}: "
+        f"{plural(line.different, 'golden image')} with other logits than at the export"
+        for line in result.results
+        if line.different
+    ]
     if result.unreadable:
         lines.append(f"{result.unreadable} images could not be decoded and were left out")
     if result.used_before:
