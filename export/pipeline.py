@@ -32,11 +32,13 @@ from resdeploy.bundle import (
 )
 from resdeploy.calibration.tensorrt_cache import write_cache
 from resdeploy.errors import ExportError
+from resdeploy.export.additions import all_agree
 from resdeploy.export.calibrate import Calibration, calibrate, require_images, with_dla
 from resdeploy.export.coverage import coverage
 from resdeploy.export.half import to_half
 from resdeploy.export.mixed import Gate, mix
 from resdeploy.export.proof import choose_golden, make_golden, measure_parity
+from resdeploy.export.qdq import activation_scales
 from resdeploy.export.recipe import write_recipes
 from resdeploy.export.report import render_report
 from resdeploy.export.sensitivity import costs_alone
@@ -186,7 +188,7 @@ def export(
         for precision, encoding, graph in _graphs(model, config, calibration):
             artifact, logits = _write_artifact(folder, precision, encoding, graph, golden)
             artifacts.append(artifact)
-            if encoding is Encoding.CPU and logits is not None and _all_integer(calibration):
+            if logits is not None and _same_everywhere(model, calibration, encoding):
                 exact[artifact.name] = logits
         golden = replace(golden, exact=exact)
         costs = _costs(model, calibration, golden, progress)
@@ -215,9 +217,14 @@ def _graphs(
             yield Precision.INT8, encoding, recipe.apply(model)
 
 
-def _all_integer(calibration: Calibration | None) -> bool:
-    """Whether no layer of the CPU's graph went back to float, whose sums depend on their order."""
-    return calibration is not None and not calibration.recipes[Encoding.CPU].in_float
+def _same_everywhere(model: ir.Model, calibration: Calibration | None, encoding: Encoding) -> bool:
+    """Whether it is the CPU's graph, and leaves nothing to the order or rounding of a kernel."""
+    if calibration is None or encoding is not Encoding.CPU:
+        return False
+    recipe = calibration.recipes[encoding]
+    edges = recipe.edges(model)
+    scales = activation_scales(model.graph, edges, recipe.ranges, recipe.encoding)
+    return not recipe.in_float and all_agree(model.graph, edges, scales)
 
 
 def _write_artifact(

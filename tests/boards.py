@@ -11,14 +11,15 @@ from resdeploy.runtime.host import Host
 Files = Mapping[str, str]
 
 
-def cpuinfo(part: str, features: str = "") -> str:
-    """One processor of Arm's, as the kernel prints it."""
-    return (
-        "processor\t: 0\nBogoMIPS\t: 62.50\n"
+def cpuinfo(part: str, cores: int, features: str = "") -> str:
+    """Processors of Arm's, as the kernel prints them."""
+    return "".join(
+        f"processor\t: {number}\nBogoMIPS\t: 62.50\n"
         "Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid "
         f"asimdrdm lrcpc dcpop asimddp{features}\n"
         f"CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: {part}\n"
         "CPU revision\t: 1\n\n"
+        for number in range(cores)
     )
 
 
@@ -68,7 +69,7 @@ ORIN_NANO: Files = {
     "proc/device-tree/model": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0",
     "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0005-super\0nvidia,p3767-0005\0"
     "nvidia,tegra234\0",
-    "proc/cpuinfo": 6 * cpuinfo("0xd42"),
+    "proc/cpuinfo": cpuinfo("0xd42", 6),
     "proc/meminfo": "MemTotal:        7802636 kB\nMemFree: 1 kB\nMemAvailable:  5000000 kB\n"
     "SwapFree:     3901312 kB\n",
     "usr/lib/aarch64-linux-gnu/nvidia/libnvdla_compiler.so": "",
@@ -92,7 +93,7 @@ AGX_ORIN: Files = {
     "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
     "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0005\0nvidia,p3701-0005\0"
     "nvidia,tegra234\0",
-    "proc/cpuinfo": 12 * cpuinfo("0xd42"),
+    "proc/cpuinfo": cpuinfo("0xd42", 12),
     "proc/meminfo": "MemTotal:       64349328 kB\n",
     "usr/lib/aarch64-linux-gnu/nvidia/libnvdla_compiler.so": "",
     "etc/nvpmodel.conf": modes(**{"MAXN": 0, "15W": 1, "30W": 2, "50W": 3}),
@@ -108,7 +109,7 @@ AGX_THOR: Files = {
     "proc/device-tree/model": "NVIDIA Jetson AGX Thor Developer Kit\0",
     "proc/device-tree/compatible": "nvidia,p4071-0000+p3834-0008\0nvidia,p3834-0008\0"
     "nvidia,tegra264\0",
-    "proc/cpuinfo": 14 * cpuinfo("0xd83", " sve sve2 i8mm bf16"),
+    "proc/cpuinfo": cpuinfo("0xd83", 14, " sve sve2 i8mm bf16"),
     "proc/meminfo": "MemTotal:      128790528 kB\n",
     "etc/nvpmodel.conf": modes(**{"MAXN": 0, "120W": 1}),
 }  # fmt: skip

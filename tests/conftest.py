@@ -13,6 +13,7 @@ from hypothesis import settings
 from resdeploy.bundle import Bundle, open_bundle
 from resdeploy.export.pipeline import ExportConfig, export
 from tests.samples import CLASSES, SIZE, make_classifier, write_images
+from tests.wheel import build_wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,6 +73,12 @@ def tiny_bundle(
         calibration_images=32,
     )
     return open_bundle(export(config).bundle)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package's wheel, built from this checkout."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from resdeploy.errors import BundleError
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.render import verification_text
 from resdeploy.runtime import selection
+from resdeploy.runtime.backend import DEFAULT_OPENING
 from resdeploy.runtime.golden import Rule, check_golden, different_rows
 from resdeploy.runtime.model import load
 from resdeploy.runtime.onnxruntime_cpu import NAME, OnnxRuntimeCpu, open_artifact
@@ -90,7 +91,7 @@ def test_a_model_with_other_rounding_is_passed_over(
 def test_other_engines_need_not_round_alike(tiny_bundle: Bundle) -> None:
     engine: Engine = make_engine("gpu", ("int8-cpu",))
     artifact = tiny_bundle.artifact("int8-cpu")
-    backend = engine.open(tiny_bundle, artifact, selection.DEFAULT_OPENING)
+    backend = engine.open(tiny_bundle, artifact, DEFAULT_OPENING)
     check = check_golden(backend, artifact, tiny_bundle.golden())
     assert (check.rule, check.different, check.passed) == (Rule.CLOSE, 0, True)
 
