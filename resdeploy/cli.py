@@ -187,9 +187,8 @@ def export(force: bool, **settings: Any) -> Outcome:
     "--batch",
     metavar="MIN,OPT,MAX",
     callback=lambda context, parameter, text: read_batches(text),
-    default="1,8,32",
-    show_default=True,
-    help="Images at once: fewest, usual, most; one number for all.",
+    help="Images at once: fewest, usual, most; one number for all.  "
+    "[default: 1,8,32; 1,1,4 on a module with 4 GB]",
 )
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Memory for kernels.")
 @click.option("--version-compatible", is_flag=True, help="Later releases may load it.")
@@ -334,8 +333,10 @@ def doctor(bundle: Path | None) -> Outcome:
     return Outcome(result, diagnosis_text(result), Exit.OK if result.healthy else Exit.FAILED)
 
 
-def read_batches(text: str) -> Any:
+def read_batches(text: str | None) -> Any:
     """The value of --batch."""
+    if text is None:
+        return None
     from resdeploy.runtime.backend import Batches
 
     try:

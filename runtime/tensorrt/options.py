@@ -19,6 +19,8 @@ OLDEST = (10, 3)  # of JetPack 6.1
 LAST_IMPLICIT_DLA = (10, 7)
 FIRST_TYPED_DLA = (11, 4, 1)
 FIRST_TYPED_DLA_L4T = (39, 2, 2)  # of JetPack 7.2.2
+SMALL_MODULE_BYTES = 6 << 30  # an Orin Nano with 4 GB; those with 8 GB show 7.4 GiB
+SMALL_WORKSPACE_MIB = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,18 @@ class BuildOptions:
             "hardware_compatible": self.hardware_compatible,
             "dla_core": self.dla_core,
         }
+
+
+def default_options(device: Device) -> BuildOptions:
+    """What is built where nobody says otherwise: on a small module for few images at once.
+
+    There CPU and GPU share the memory, so that an engine for 32 images and kernels with gigabytes
+    of workspace would take it from the program that is to use them.
+    """
+    memory = device.memory_bytes
+    if device.jetson is None or memory is None or memory > SMALL_MODULE_BYTES:
+        return BuildOptions()
+    return BuildOptions(batches=Batches(1, 1, 4), workspace_mib=SMALL_WORKSPACE_MIB)
 
 
 def check_rules(options: BuildOptions, flavour: Flavour, version: str, device: Device) -> None:

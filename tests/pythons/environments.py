@@ -31,11 +31,9 @@ DEPENDENCIES: Mapping[str, Sequence[str]] = {
 def interpreter(version: str) -> Path | None:
     """A Python of this version: on the PATH, or one of pyenv's."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    found = [
-        shutil.which(f"python{version}"),
-        *sorted(pyenv.glob(f"versions/{version}.*/bin/python")),
-    ]
-    for candidate in filter(None, found):
+    on_path = shutil.which(f"python{version}")
+    found = sorted(pyenv.glob(f"versions/{version}.*/bin/python"))
+    for candidate in [*([Path(on_path)] if on_path else []), *found]:
         try:
             done = subprocess.run(
                 [candidate, "-c", "import sys, ensurepip; print('%d.%d' % sys.version_info[:2])"],
@@ -44,7 +42,7 @@ def interpreter(version: str) -> Path | None:
         except OSError:
             continue
         if done.stdout.strip() == version:  # pyenv's own stand-ins are there for all versions
-            return Path(candidate)
+            return candidate
     return None
 
 
