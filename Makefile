@@ -4,13 +4,17 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo environments test check format clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: .venv/demo ## Train, export, verify and benchmark on handwritten digits (about 2 minutes)
 	$(BIN)/resdeploy demo --force
+
+environments: .venv/dev ## Download what tests of other machines use: aarch64, Python 3.10 and 3.12
+	$(BIN)/python -m tests.aarch64.userland
+	$(BIN)/python -m tests.pythons.environments
 
 test: .venv/dev ## Run all tests
 	$(BIN)/python -m pytest

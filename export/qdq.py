@@ -17,6 +17,7 @@ from resdeploy.calibration.scales import (
     quantize_weight,
     symmetric,
 )
+from resdeploy.export.additions import agree
 from resdeploy.export.placement import WEIGHTED, QuantizedEdge
 
 Weights = Mapping[str, tuple[npt.NDArray[np.int8], Float32Array]]
@@ -63,9 +64,9 @@ def insert_qdq(
     values = {value.name: value for node in graph for value in node.outputs}
     on_cpu = encoding is Encoding.CPU
     affine_of: dict[str, Affine] = {}  # by node that reads the quantised tensor first
+    scales = activation_scales(graph, edges, ranges, encoding)
     for edge in edges:
-        chosen = ranges[edge.range_of]
-        affine = asymmetric(chosen) if on_cpu else symmetric(chosen, half=True)
+        affine = scales[edge.range_of]
         dequantized = _quantize_activation(graph, values[edge.tensor], affine, on_cpu=on_cpu)
         for reader, index in edge.readers:
             nodes[reader].replace_input_with(index, dequantized)
@@ -74,6 +75,19 @@ def insert_qdq(
     for name, affine in affine_of.items():
         if nodes[name].op_type in WEIGHTED and name not in in_float:
             _quantize_weights(graph, nodes[name], affine, weights or {}, on_cpu=on_cpu)
+
+
+def activation_scales(
+    graph: ir.Graph,
+    edges: Sequence[QuantizedEdge],
+    ranges: Mapping[str, Range],
+    encoding: Encoding,
+) -> dict[str, Affine]:
+    """Scales and zero points, by `range_of`; for CPUs such that additions round alike on all."""
+    chosen = {edge.range_of: ranges[edge.range_of] for edge in edges}
+    if encoding is not Encoding.CPU:
+        return {name: symmetric(ends, half=True) for name, ends in chosen.items()}
+    return agree(graph, edges, {name: asymmetric(ends) for name, ends in chosen.items()})
 
 
 def _quantize_activation(

@@ -11,7 +11,8 @@ import io
 import json
 import re
 import zipfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 MAX_GOLDEN_BYTES = 1 << 30
 MAX_FILE_BYTES = 2 << 30  # what an ONNX file can be at most
 PARITY_FIGURES = ("max_error", "agreement", "sqnr_db", "sqnr_db_p5")
+EXACT = "exact-"  # before an artifact's name, in golden.npz
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 
@@ -150,11 +152,14 @@ class Golden:
     """Shape (N, H, W, 3)."""
     logits: Float32Array
     """Shape (N, K)."""
+    exact: Mapping[str, Float32Array] = field(default_factory=dict)
+    """By artifact: the logits (N, K) that every CPU must give, to the last bit."""
 
     def to_bytes(self) -> bytes:
         """The content of `golden.npz`."""
         stream = io.BytesIO()
-        np.savez_compressed(stream, images=self.images, logits=self.logits)
+        exact: dict[str, Any] = {f"{EXACT}{name}": given for name, given in self.exact.items()}
+        np.savez_compressed(stream, images=self.images, logits=self.logits, **exact)
         return stream.getvalue()
 
 
@@ -225,16 +230,22 @@ class Bundle:
                     raise ValueError("it is too large")
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 images, logits = arrays["images"], arrays["logits"]
+                exact = {
+                    name.removeprefix(EXACT): arrays[name]
+                    for name in arrays.files
+                    if name.startswith(EXACT)
+                }
             count = len(images)
             if images.dtype != np.uint8 or images.shape != (count, size, size, 3) or not count:
                 raise ValueError(f"its images are {images.dtype} {images.shape}")
-            if logits.dtype != np.float32 or logits.shape != (count, classes):
-                raise ValueError(f"its logits are {logits.dtype} {logits.shape}")
+            for given in (logits, *exact.values()):
+                if given.dtype != np.float32 or given.shape != (count, classes):
+                    raise ValueError(f"its logits are {given.dtype} {given.shape}")
         except Exception as error:  # damaged archives and arrays raise nearly anything
             raise BundleError(
                 f"{self.path / GOLDEN} cannot be used: {error}", "export the bundle again"
             ) from error
-        return Golden(images=images, logits=logits)
+        return Golden(images=images, logits=logits, exact=exact)
 
     def _record(self, name: str) -> FileRecord:
         if name in self.manifest.files:

@@ -193,9 +193,8 @@ def export(force: bool, **settings: Any) -> Outcome:
     "--batch",
     metavar="MIN,OPT,MAX",
     callback=lambda context, parameter, text: read_batches(text),
-    default="1,8,32",
-    show_default=True,
-    help="Images at once: fewest, usual, most; one number for all.",
+    help="Images at once: fewest, usual, most; one number for all.  "
+    "[default: 1,8,32; 1,1,4 on a module with 4 GB]",
 )
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Memory for kernels.")
 @click.option("--version-compatible", is_flag=True, help="Later releases may load it.")
@@ -324,13 +323,19 @@ def explain(bundle: Path, encoding: str, images: int) -> Outcome:
 
 
 @main.command()
+@click.argument("bundle", type=EXISTING, required=False)
 @command
-def doctor() -> Outcome:
-    """What this machine is, what it can run, and what to install. Exit 1: nothing can run."""
+def doctor(bundle: Path | None) -> Outcome:
+    """What this machine is, what it can run, and what to do about the rest.
+
+    With BUNDLE, also whether its golden images get their answers. Exit 1: they do not, or nothing
+    can run.
+    """
+    from resdeploy.progress import progress_bar
     from resdeploy.render import diagnosis_text
     from resdeploy.runtime.doctor import diagnose
 
-    result = diagnose()
+    result = diagnose(bundle, progress=progress_bar)
     return Outcome(result, diagnosis_text(result), Exit.OK if result.healthy else Exit.FAILED)
 
 
@@ -345,8 +350,10 @@ def training_of(config: TrainingConfig) -> Any:
     return train
 
 
-def read_batches(text: str) -> Any:
+def read_batches(text: str | None) -> Any:
     """The value of --batch."""
+    if text is None:
+        return None
     from resdeploy.runtime.backend import Batches
 
     try:

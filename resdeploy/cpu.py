@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,20 @@ RELEVANT_FEATURES = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
+# Arm prints numbers instead of a name: implementer and part, of those in servers and on Jetsons.
+# Source: Linux v6.12, arch/arm64/include/asm/cputype.h.
+ARM_PARTS = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd42"): "Cortex-A78AE",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+    ("0x41", "0xd83"): "Neoverse-V3AE",
+    ("0x4e", "0x004"): "Carmel",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +63,13 @@ def parse_cpuinfo(text: str, architecture: str) -> Cpu:
     listed = set((fields.get("flags") or fields.get("features") or "").split())
     return Cpu(
         architecture=architecture,
-        model=fields.get("model name"),
+        model=fields.get("model name") or _arm_model(fields),
         features=frozenset(listed.intersection(RELEVANT_FEATURES)),
     )
+
+
+def _arm_model(fields: Mapping[str, str]) -> str | None:
+    return ARM_PARTS.get((fields.get("cpu implementer", ""), fields.get("cpu part", "")))
 
 
 def read_cpu() -> Cpu:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from resdeploy.export.sensitivity import Explanation
     from resdeploy.runtime.bench import Benchmark
     from resdeploy.runtime.doctor import Diagnosis
+    from resdeploy.runtime.energy.per_image import ImageEnergy
     from resdeploy.runtime.model import FilePredictions
+    from resdeploy.runtime.nvml import Gpu
     from resdeploy.runtime.tensorrt.build import BuildReport
     from resdeploy.runtime.tensorrt.engine_cache import PruneReport
     from resdeploy.runtime.verify import Verification
@@ -99,12 +101,19 @@ def verification_text(result: Verification) -> str:
                 if with_data
                 else []
             ),
+            line.rule.value,
             line.verdict.value,
         ]
         for line in result.results
     ]
     accuracy = ["top-1", "drop", "at most (95 %)"] if with_data else []
-    lines = [table([*head, *accuracy, "verdict"], rows)]
+    lines = [table([*head, *accuracy, "rule", "verdict"], rows)]
+    lines += [
+        f"{graph_name(line.precision, line.encoding)} on {line.backend}: "
+        f"{plural(line.different, 'golden image')} with other logits than at the export"
+        for line in result.results
+        if line.different
+    ]
     if result.unreadable:
         lines.append(f"{result.unreadable} images could not be decoded and were left out")
     if result.used_before:
@@ -122,7 +131,8 @@ def verification_text(result: Verification) -> str:
 
 
 def benchmark_text(result: Benchmark) -> str:
-    """A row per contender."""
+    """A row per contender; energy where it was measured."""
+    measured = any(line.energy for line in result.results)
     rows = [
         [
             line.contender,
@@ -132,17 +142,36 @@ def benchmark_text(result: Benchmark) -> str:
             f"{line.images_per_second:.1f}",
             NONE if line.speedup is None else f"{line.speedup:.2f}x",
             NONE if line.speedup is None else f"{line.speedup_low:.2f}-{line.speedup_high:.2f}",
+            *([energy_text(line.energy)] if measured else []),
         ]
         for line in result.results
     ]
     head = ["contender", "graph", "p50", "p99", "images/s", "speed-up", "95 % interval"]
     first, environment = result.results[0], result.environment
-    device = environment["device"]
-    return (
-        f"{table(head, rows)}\n"
+    lines = [
+        table([*head, "mJ/image"] if measured else head, rows),
         f"{environment['model']} at {environment['image_size']} pixels, batch {first.batch}, "
-        f"{plural(first.threads, 'thread')}, {device['cpu'] or device['architecture']}"
-    )
+        f"{plural(first.threads, 'thread')}, {machine_name(environment['device'])}",
+    ]
+    known = {energy.scope: energy for line in result.results if (energy := line.energy)}
+    lines += [
+        f"energy: {scope.value} by {energy.source}, {energy.idle_watts:.2f} W of idle subtracted"
+        for scope, energy in known.items()
+    ]
+    return "\n".join([*lines, *(f"notice: {notice}" for notice in result.notices)])
+
+
+def energy_text(energy: ImageEnergy | None) -> str:
+    """Millijoules with half the width of their interval."""
+    if energy is None:
+        return NONE
+    return f"{energy.mj_per_image:.1f} +- {energy.mj_high - energy.mj_per_image:.1f}"
+
+
+def machine_name(device: Mapping[str, Any]) -> str:
+    """The board, otherwise the processor, otherwise its kind."""
+    board = device["jetson"]["board"] if device["jetson"] else None
+    return str(board or device["cpu"] or device["architecture"])
 
 
 def predictions_text(files: Sequence[FilePredictions]) -> str:
@@ -248,18 +277,65 @@ def diagnosis_text(result: Diagnosis) -> str:
     platform = result.platform
     memory = platform["memory_bytes"]
     lines = [
-        f"machine   {platform['jetson'] or platform['cpu'] or 'unknown'} "
+        f"machine   {machine_name(platform)} "
         f"({platform['architecture']}, {platform['cores']} cores, "
         f"{f'{memory / 2**30:.0f} GiB' if memory else 'memory unknown'})",
+        *jetson_lines(platform),
         f"features  {', '.join(platform['cpu_features']) or 'none that matter'}",
-        f"gpu       {', '.join(result.gpu) or 'none'}",
+        *(f"gpu       {text}" for text in [gpu_text(gpu) for gpu in result.gpu] or ["none"]),
+        *conditions_lines(platform["conditions"]),
     ]
     for backend in result.backends:
         state = f"ready, {backend.version}" if backend.available else f"no: {backend.obstacle}"
         lines.append(f"backend   {backend.name}: {state}")
     lines += [f"advice    {line}" for line in result.advice]
     lines.append(f"python    {', '.join(f'{k} {v}' for k, v in result.versions.items())}")
+    if result.self_test:
+        lines += ["", verification_text(result.self_test)]
     return "\n".join(lines)
+
+
+def jetson_lines(platform: Mapping[str, Any]) -> list[str]:
+    """The module and its software, where it is a Jetson; the container, where it is one."""
+    jetson, lines = platform["jetson"], []
+    if jetson:
+        lines.append(
+            f"module    {jetson['module'] or 'unknown'}, JetPack {jetson['jetpack'] or 'unknown'} "
+            f"(L4T {jetson['l4t'] or 'unknown'}), CUDA {platform['cuda'] or 'unknown'}, "
+            f"TensorRT {platform['tensorrt'] or 'none'}"
+        )
+    if platform["container"]:
+        lines.append(f"inside    {platform['container']}")
+    return lines
+
+
+def gpu_text(gpu: Gpu) -> str:
+    """What is known of a GPU, in one line."""
+    known = {
+        "compute capability": gpu.compute_capability,
+        "driver": gpu.driver,
+        "GiB": None if gpu.memory_bytes is None else f"{gpu.memory_bytes / 2**30:.0f}",
+    }
+    facts = [
+        f"{value} {name}" if name == "GiB" else f"{name} {value}"
+        for name, value in known.items()
+        if value is not None
+    ]
+    return f"{gpu.name} ({', '.join(facts)})" if facts else gpu.name
+
+
+def conditions_lines(conditions: Mapping[str, Any]) -> list[str]:
+    """Power mode, clocks and heat, as far as they are known."""
+    mode, clock, hottest = (
+        conditions[name] for name in ("power_mode", "gpu_clock", "temperature_c")
+    )
+    facts = [
+        f"power mode {mode['name']} ({mode['number']})" if mode else None,
+        f"GPU at {clock['now']:.0f} of {clock['high']:.0f} MHz" if clock else None,
+        f"{hottest:.0f} C" if hottest is not None else None,
+    ]
+    text = ", ".join(fact for fact in facts if fact)
+    return [f"state     {text}"] if text else []
 
 
 def build_text(result: BuildReport) -> str:

@@ -21,7 +21,18 @@ from resdeploy.contender import Contender
 from resdeploy.errors import BackendError, ResdeployError
 from resdeploy.progress import Progress, silent
 from resdeploy.provenance import collect_provenance
+from resdeploy.runtime import onnxruntime_cpu
+from resdeploy.runtime.conditions import notices
 from resdeploy.runtime.device import available_cores, read_device
+from resdeploy.runtime.energy.meter import find_sources
+from resdeploy.runtime.energy.per_image import (
+    ImageEnergy,
+    energy_per_image,
+    idle_power,
+    run_rounds,
+)
+from resdeploy.runtime.energy.source import PowerSource, Scope
+from resdeploy.runtime.host import Host
 from resdeploy.runtime.selection import AUTO, Candidate, candidates
 from resdeploy.statistics import ratio_interval
 
@@ -40,6 +51,7 @@ class Entry:
     encoding: Encoding
     module: str
     arguments: tuple[str, ...]
+    runs_on: Scope = Scope.CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +73,8 @@ class Timing:
     speedup_low: float | None
     """Lower end of the 95 % bootstrap interval."""
     speedup_high: float | None
+    energy: ImageEnergy | None
+    """None where nothing that measures it can be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +83,8 @@ class Benchmark:
 
     environment: dict[str, Any]
     results: tuple[Timing, ...]
+    notices: tuple[str, ...]
+    """What made it slower than it could be, or may have."""
 
 
 def best_candidates(bundle: Bundle, backend: str = AUTO) -> list[Candidate]:
@@ -96,6 +112,7 @@ def backend_entries(bundle: Bundle, batch: int, threads: int) -> list[Entry]:
                 str(bundle.path), candidate.engine.name, candidate.artifact.name,
                 str(batch), str(threads),
             ),
+            runs_on=Scope.CPU if candidate.engine.name == onnxruntime_cpu.NAME else Scope.GPU,
         )
         for candidate in best_candidates(bundle)
     ]  # fmt: skip
@@ -120,6 +137,7 @@ def run_benchmark(
     threads: int | None = None,
     seconds: float = 3.0,
     progress: Progress = silent,
+    host: Host | None = None,
 ) -> Benchmark:
     """Time PyTorch eager, and every backend here, on golden images that are already in memory.
 
@@ -129,8 +147,9 @@ def run_benchmark(
             Where PyTorch is not installed, there are no speed-ups.
         batch: Images in one run.
         threads: Threads of every contender; None for one per core.
-        seconds: Time for each contender, warm-up not counted.
+        seconds: Time for each contender, warm-up not counted; energy takes its own time.
         progress: Told of each round.
+        host: Where the machine's sensors are; None for this one.
 
     Raises:
         BackendError: not one contender could start, or not with `checkpoint`.
@@ -139,6 +158,8 @@ def run_benchmark(
     baseline = baseline_entry(bundle, checkpoint, batch, threads)
     entries = [baseline, *backend_entries(bundle, batch, threads)]
     contenders: list[tuple[Entry, Contender]] = []
+    host = host or Host()
+    sources = find_sources(host)
     try:
         for entry in entries:
             try:
@@ -150,15 +171,22 @@ def run_benchmark(
                 logger.warning("%s is left out: %s (%s)", entry.name, error, error.hint)
         if not contenders:
             raise BackendError("not one contender could start", "see the warnings above")
-        times = interleave([contender for _, contender in contenders], seconds, progress)
+        running = [contender for _, contender in contenders]
+        before = read_device(host)
+        idle = [idle_power(source) for source in sources]
+        times = interleave(running, seconds, progress)
+        after = read_device(host)  # while it is still warm
+        energies = _energies(contenders, sources, idle, batch, progress)
     finally:
         for _, contender in contenders:
             contender.stop()
+        for source in sources:
+            source.close()
     has_baseline = contenders[0][0] is baseline
     return Benchmark(
         environment={
             **collect_provenance(),
-            "device": read_device().to_json(),
+            "device": before.to_json(),
             "rounds": ROUNDS,
             "seconds": seconds,
             "image_size": bundle.manifest.preprocessing.image_size,
@@ -166,10 +194,35 @@ def run_benchmark(
             "baseline": contenders[0][1].facts if has_baseline else None,
         },
         results=tuple(
-            _summarise(entry, measured, times[0] if has_baseline else None, batch, threads)
-            for (entry, _), measured in zip(contenders, times)
+            _summarise(entry, measured, times[0] if has_baseline else None, batch, threads, energy)
+            for (entry, _), measured, energy in zip(contenders, times, energies)
         ),
+        notices=notices(before.conditions, after.conditions, after.gpus),
     )
+
+
+def _energies(
+    contenders: Sequence[tuple[Entry, Contender]],
+    sources: Sequence[PowerSource],
+    idle: Sequence[list[float]],
+    batch: int,
+    progress: Progress,
+) -> list[ImageEnergy | None]:
+    """Of each contender, by the first source that sees what it does."""
+    if not sources:
+        return [None] * len(contenders)
+    rounds = run_rounds([contender for _, contender in contenders], sources, batch, progress)
+    return [
+        next(
+            (
+                energy_per_image(source, watts, seen[index])
+                for source, watts, seen in zip(sources, idle, rounds)
+                if source.scope.covers(entry.runs_on)
+            ),
+            None,
+        )
+        for index, (entry, _) in enumerate(contenders)
+    ]
 
 
 Rounds = list[npt.NDArray[np.float64]]
@@ -198,7 +251,12 @@ def interleave(contenders: Sequence[Contender], seconds: float, progress: Progre
 
 
 def _summarise(
-    entry: Entry, rounds: Rounds, baseline: Rounds | None, batch: int, threads: int
+    entry: Entry,
+    rounds: Rounds,
+    baseline: Rounds | None,
+    batch: int,
+    threads: int,
+    energy: ImageEnergy | None,
 ) -> Timing:
     pooled = np.concatenate(rounds)
     p50, p90, p99 = np.percentile(pooled, [50, 90, 99])
@@ -219,6 +277,7 @@ def _summarise(
         speedup=speedup,
         speedup_low=low,
         speedup_high=high,
+        energy=energy,
     )
 
 

@@ -2,54 +2,71 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from resdeploy.cpu import Cpu, read_cpu
+from resdeploy.cpu import Cpu, parse_cpuinfo
+from resdeploy.runtime.conditions import Conditions, read_conditions
+from resdeploy.runtime.host import Host
+from resdeploy.runtime.jetson import Jetson, read_jetson
+from resdeploy.runtime.nvml import Gpu, describe_gpus
+
+LIBRARIES = "usr/lib/*-linux-gnu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One machine, as far as its files in /proc, /etc and the device tree say."""
+    """One machine, as far as its files, commands and drivers say."""
 
     cpu: Cpu
     cores: int
     """Cores that this process may use."""
-    memory_bytes: int | None
-    gpus: tuple[str, ...]
-    """Names of the NVIDIA GPUs whose driver is loaded."""
-    jetson: str | None
-    """The board's name."""
-    l4t: str | None
-    """Version of Jetson Linux, such as 36.4.7."""
+    memory_bytes: int | None = None
+    gpus: tuple[Gpu, ...] = ()
+    """NVIDIA's, whose driver is loaded; that of a Jetson is among them."""
+    jetson: Jetson | None = None
+    container: str | None = None
+    """Such as `docker`; None where nothing says that this is one."""
+    cuda: str | None = None
+    """The toolkit in /usr/local/cuda."""
+    tensorrt: str | None = None
+    """The library that the system has, whether or not Python sees it."""
+    conditions: Conditions = field(default_factory=Conditions)
 
     def to_json(self) -> dict[str, Any]:
-        """The form that benchmarks and `resdeploy doctor --json` hold."""
+        """The form that bundles, benchmarks and `resdeploy doctor --json` hold."""
         return {
             "architecture": self.cpu.architecture,
             "cpu": self.cpu.model,
             "cpu_features": sorted(self.cpu.features),
             "cores": self.cores,
             "memory_bytes": self.memory_bytes,
-            "gpus": list(self.gpus),
-            "jetson": self.jetson,
-            "l4t": self.l4t,
+            "gpus": [asdict(gpu) for gpu in self.gpus],
+            "jetson": asdict(self.jetson) if self.jetson else None,
+            "container": self.container,
+            "cuda": self.cuda,
+            "tensorrt": self.tensorrt,
+            "conditions": asdict(self.conditions),
         }
 
 
-def read_device(root: Path = Path("/")) -> Device:
-    """This machine; `root` stands for the folder that the paths of the kernel are below."""
-    l4t = parse_l4t(_read(root / "etc/nv_tegra_release"))
+def read_device(host: Host | None = None) -> Device:
+    """This machine, or the one that `host` shows."""
+    host = host or Host()
+    jetson = read_jetson(host)
     return Device(
-        cpu=read_cpu(),
+        cpu=parse_cpuinfo(host.text("proc/cpuinfo"), host.architecture),
         cores=available_cores(),
-        memory_bytes=parse_memory(_read(root / "proc/meminfo")),
-        gpus=_gpus(root / "proc/driver/nvidia/gpus"),
-        jetson=(_read(root / "proc/device-tree/model").rstrip("\0 \n") or None) if l4t else None,
-        l4t=l4t,
+        memory_bytes=parse_memory(host.text("proc/meminfo")),
+        gpus=_gpus(host, jetson),
+        jetson=jetson,
+        container=_container(host),
+        cuda=_cuda(host),
+        tensorrt=_tensorrt(host),
+        conditions=read_conditions(host),
     )
 
 
@@ -60,28 +77,47 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def parse_memory(meminfo: str) -> int | None:
-    """Bytes of main memory, from the text of /proc/meminfo."""
-    found = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+def parse_memory(meminfo: str, *fields: str) -> int | None:
+    """Bytes of main memory, or the sum of other fields, from the text of /proc/meminfo."""
+    found = [
+        re.search(rf"^{field}:\s+(\d+) kB", meminfo, re.MULTILINE)
+        for field in fields or ("MemTotal",)
+    ]
+    sizes = [int(match[1]) * 1024 for match in found if match]
+    return sum(sizes) if sizes else None
 
 
-def parse_l4t(release: str) -> str | None:
-    """`36.4.7` of `# R36 (release), REVISION: 4.7, ...`, from /etc/nv_tegra_release."""
-    found = re.search(r"# R(\d+) \(release\), REVISION: ([\d.]+)", release)
-    return f"{found[1]}.{found[2]}" if found else None
-
-
-def _gpus(folder: Path) -> tuple[str, ...]:
+def _gpus(host: Host, jetson: Jetson | None) -> tuple[Gpu, ...]:
+    if jetson:  # NVML starts on one, too, and then knows next to nothing
+        return (Gpu(name=jetson.gpu, compute_capability=jetson.compute_capability),)
+    if known := describe_gpus(host.nvml()):
+        return known
     names = []
-    for information in sorted(folder.glob("*/information")):
-        found = re.search(r"^Model:\s+(.+)$", _read(information), re.MULTILINE)
+    for information in host.find("proc/driver/nvidia/gpus/*/information"):
+        found = re.search(r"^Model:\s+(.+)$", host.text(information), re.MULTILINE)
         names.append(found[1].strip() if found else "unknown")
-    return tuple(names)
+    return tuple(Gpu(name=name) for name in names)
 
 
-def _read(path: Path) -> str:
+def _container(host: Host) -> str | None:
+    if (host.root / ".dockerenv").exists():
+        return "docker"
+    if (host.root / "run/.containerenv").exists():
+        return "podman"
+    found = re.search(r"docker|kubepods|containerd|lxc", host.text("proc/1/cgroup"))
+    return found[0] if found else None
+
+
+def _cuda(host: Host) -> str | None:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+        return str(json.loads(host.text("usr/local/cuda/version.json"))["cuda"]["version"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _tensorrt(host: Host) -> str | None:
+    versions = [
+        path.name.partition(".so.")[2]
+        for path in host.find(f"{LIBRARIES}/libnvinfer.so.*.*")  # not the link to it
+    ]
+    return versions[-1] if versions else None

@@ -166,9 +166,8 @@ def load(
             return Model(bundle, artifact, opened)
         opened.close()
         logger.warning(
-            "%s gives other answers than PyTorch with %s (%.1f dB, at least %.1f expected)",
-            engine, artifact.name, check.sqnr_db, check.floor_db,
-        )  # fmt: skip
+            "%s gives other answers than PyTorch with %s (%s)", engine, artifact.name, check.figures
+        )
     raise BackendError(
         f"no backend gives PyTorch's answers for {path} on this machine",
         "run resdeploy verify for the figures and resdeploy doctor for the cause",

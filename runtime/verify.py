@@ -22,7 +22,7 @@ from resdeploy.imagefolder import (
 from resdeploy.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backend import Backend, Opening
-from resdeploy.runtime.golden import GoldenCheck, check_golden, run_batches
+from resdeploy.runtime.golden import GoldenCheck, Rule, check_golden, run_batches
 from resdeploy.runtime.selection import AUTO, Candidate, candidates
 from resdeploy.statistics import Verdict, agreement_percent, compare_accuracy, sqnr_db
 
@@ -57,6 +57,10 @@ class ArtifactResult:
     that graph itself and where there are golden images only."""
     sqnr_db: float
     """Median over the same images, against the same logits."""
+    rule: Rule
+    """What the golden check asked for."""
+    different: int
+    """Golden images with other logits than at the export, where they must be the same; else 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +134,8 @@ def _verify_golden(bundle: Bundle, chosen: Iterable[Candidate], opening: Opening
                 images_to_decide=None,
                 agreement=check.agreement,
                 sqnr_db=check.sqnr_db,
+                rule=check.rule,
+                different=check.different,
             )
         )
     return Verification(
@@ -228,6 +234,8 @@ def _judge(
         else None,
         agreement=check.agreement if is_reference else agreement_percent(reference, logits),
         sqnr_db=check.sqnr_db if is_reference else float(np.median(sqnr_db(reference, logits))),
+        rule=check.rule,
+        different=check.different,
     )
 
 

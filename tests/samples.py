@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from resdeploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from resdeploy.train.architecture import Architecture
-from resdeploy.train.model import Classifier, ResNet
+
+if TYPE_CHECKING:
+    from resdeploy.train.model import Classifier, ResNet
 
 SIZE = 32
 CLASSES = ("blue", "green", "red")
@@ -22,6 +23,8 @@ TINY = Architecture(classes=len(CLASSES), blocks=(1, 1, 1, 1))
 
 def randomised(network: ResNet, seed: int = 0) -> ResNet:
     """The network with batch-norm statistics unlike those of a fresh one, in evaluation mode."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -38,6 +41,10 @@ def randomised(network: ResNet, seed: int = 0) -> ResNet:
 
 def make_classifier(architecture: Architecture = TINY, seed: int = 0) -> Classifier:
     """A network with random weights, as it is deployed."""
+    import torch
+
+    from resdeploy.train.model import Classifier, ResNet
+
     torch.manual_seed(seed)
     network = randomised(ResNet(architecture), seed)
     return Classifier(network, IMAGENET_MEAN, IMAGENET_STD).eval()

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backend import Batches
 from resdeploy.runtime.cuda import CudaRuntime, Gpu
 from resdeploy.runtime.device import read_device
+from resdeploy.runtime.host import Host
+from resdeploy.runtime.memory import check_memory, memory_watch
 from resdeploy.runtime.tensorrt.builder import build_engine, merge_timings
 from resdeploy.runtime.tensorrt.engine_cache import (
     SIDE_KINDS,
@@ -25,7 +27,7 @@ from resdeploy.runtime.tensorrt.engine_cache import (
 )
 from resdeploy.runtime.tensorrt.flavour import Flavour, TensorRt, installed_version, load_tensorrt
 from resdeploy.runtime.tensorrt.inspector import EngineCoverage, coverage_of, parse_document
-from resdeploy.runtime.tensorrt.options import BuildOptions, check_rules
+from resdeploy.runtime.tensorrt.options import BuildOptions, check_rules, default_options
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -137,15 +139,18 @@ def build_asked_for(
         BackendError, BundleError, OutputError: see `build`.
     """
     chosen = Flavour(flavour) if flavour else choose_flavour()
-    options = BuildOptions(
-        batches=batch or Batches(),
-        workspace_mib=workspace,
+    device = read_device()
+    usual = default_options(device)
+    options = replace(
+        usual,
+        batches=batch or usual.batches,
+        workspace_mib=workspace or usual.workspace_mib,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
         dla_core=dla,
     )
     version = load_tensorrt(chosen).version
-    check_rules(options, chosen, version, read_device())  # before a missing graph is complained of
+    check_rules(options, chosen, version, device)  # before a missing graph is complained of
     artifact = choose_artifact(
         bundle, None if precision == "auto" else Precision(precision), dla=dla is not None
     )
@@ -220,9 +225,12 @@ def build_into(
     timings = EngineCache("timings")
     measured_on = {"version": tensorrt.version, "gpu": asdict(gpu) if gpu else None}
     before = timings.load_newest(measured_on)
+    host = Host()
+    check_memory(len(graph), artifact.file, host)
     built = build_engine(
-        tensorrt, graph, options, name=artifact.file, timings=before, progress=progress
-    )
+        tensorrt, graph, options, name=artifact.file, timings=before, progress=progress,
+        watch=memory_watch(host),
+    )  # fmt: skip
     covered = coverage_of(built.layers)
     if covered is None and gpu is not None:
         covered = _inspect(tensorrt, built.engine, options)

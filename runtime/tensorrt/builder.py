@@ -46,6 +46,7 @@ def build_engine(
     name: str = "the graph",
     timings: bytes | None = None,
     progress: Progress = silent,
+    watch: Callable[[], None] = lambda: None,
 ) -> BuiltEngine:
     """Build an engine, strongly typed: every precision is that of the graph.
 
@@ -56,6 +57,7 @@ def build_engine(
         name: What messages call the graph.
         timings: From an earlier build here. TensorRT-RTX measures nothing while building.
         progress: Told of thousandths.
+        watch: Called ten times a second; what it raises ends the build.
 
     Raises:
         BackendError: the parser or the builder refuses.
@@ -75,7 +77,7 @@ def build_engine(
     phases = Phases()
     config.progress_monitor = make_monitor(api, phases)
     serialized = _interruptible(
-        lambda: builder.build_serialized_network(network, config), phases, progress
+        lambda: builder.build_serialized_network(network, config), phases, progress, watch
     )
     if serialized is None:
         raise _failure(tensorrt, name)
@@ -177,7 +179,10 @@ def _use_timings(
 
 
 def _interruptible(
-    build: Callable[[], trt.IHostMemory | None], phases: Phases, progress: Progress
+    build: Callable[[], trt.IHostMemory | None],
+    phases: Phases,
+    progress: Progress,
+    watch: Callable[[], None] = lambda: None,
 ) -> trt.IHostMemory | None:
     """Build beside the main thread, which alone hears of CTRL-C and draws the bar."""
     shown = 0
@@ -186,6 +191,7 @@ def _interruptible(
         try:
             while not building.done():
                 wait([building], POLL_SECONDS)
+                watch()
                 done = int(PARTS * phases.fraction())
                 advance(done - shown)
                 shown = done

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from resdeploy.bundle import Artifact, Bundle
 from resdeploy.errors import BackendError, OutputError
-from resdeploy.runtime.backend import Batches, Opening
+from resdeploy.runtime.backend import Opening
 from resdeploy.runtime.cuda import CudaRuntime, Gpu
 from resdeploy.runtime.device import read_device
 from resdeploy.runtime.tensorrt.build import build_into, deserialize, find_fitting, key_parts
 from resdeploy.runtime.tensorrt.engine_backend import EngineBackend
 from resdeploy.runtime.tensorrt.engine_cache import EngineCache, Record
 from resdeploy.runtime.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
-from resdeploy.runtime.tensorrt.options import BuildOptions, check_rules
+from resdeploy.runtime.tensorrt.options import check_rules, default_options
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -68,7 +68,9 @@ def find_or_build(
     Raises:
         BackendError, OutputError: see `build.build`.
     """
-    options = BuildOptions(batches=opening.batches or Batches())
+    device = read_device()
+    usual = default_options(device)
+    options = replace(usual, batches=opening.batches or usual.batches)
     parts = key_parts(tensorrt, artifact, gpu, options)
     with cache.only_one(parts):
         if opening.batches is None:  # what was built last is what its builder wants to run
@@ -82,7 +84,7 @@ def find_or_build(
             except BackendError as error:
                 logger.warning("%s; it is built again", error)
                 cache.remove(record)
-        check_rules(options, tensorrt.flavour, tensorrt.version, read_device())
+        check_rules(options, tensorrt.flavour, tensorrt.version, device)
         logger.info("building an engine of %s (once; resdeploy build does it ahead)", artifact.file)
         record, data = build_into(cache, tensorrt, graph, artifact, gpu, options, opening.progress)
     try:

@@ -6,19 +6,21 @@ and "Version Compatibility"; NVIDIA, "TensorRT Support Matrix".
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backend import Batches
 from resdeploy.runtime.device import Device
+from resdeploy.runtime.jetson import Jetson, version_numbers
 from resdeploy.runtime.tensorrt.flavour import Flavour
 
 OLDEST = (10, 3)  # of JetPack 6.1
 LAST_IMPLICIT_DLA = (10, 7)
 FIRST_TYPED_DLA = (11, 4, 1)
 FIRST_TYPED_DLA_L4T = (39, 2, 2)  # of JetPack 7.2.2
+SMALL_MODULE_BYTES = 6 << 30  # an Orin Nano with 4 GB; those with 8 GB show 7.4 GiB
+SMALL_WORKSPACE_MIB = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +48,25 @@ class BuildOptions:
         }
 
 
+def default_options(device: Device) -> BuildOptions:
+    """What is built where nobody says otherwise: on a small module for few images at once.
+
+    There CPU and GPU share the memory, so that an engine for 32 images and kernels with gigabytes
+    of workspace would take it from the program that is to use them.
+    """
+    memory = device.memory_bytes
+    if device.jetson is None or memory is None or memory > SMALL_MODULE_BYTES:
+        return BuildOptions()
+    return BuildOptions(batches=Batches(1, 1, 4), workspace_mib=SMALL_WORKSPACE_MIB)
+
+
 def check_rules(options: BuildOptions, flavour: Flavour, version: str, device: Device) -> None:
     """Refuse what this TensorRT cannot build for this machine.
 
     Raises:
         BackendError: with what can be done instead.
     """
-    numbers = _numbers(version)
-    board = device.jetson or "this machine"
+    numbers = version_numbers(version)
     if flavour is Flavour.TENSORRT and numbers < OLDEST:
         raise BackendError(
             f"TensorRT {version} is too old: 10.3 is the oldest that builds these graphs",
@@ -64,23 +77,23 @@ def check_rules(options: BuildOptions, flavour: Flavour, version: str, device: D
             "TensorRT-RTX knows neither version-compatible nor hardware-compatible engines",
             "leave it out: its engines run on RTX GPUs from Ampere on, and build in seconds",
         )
-    if options.hardware_compatible and device.l4t:
+    if options.hardware_compatible and device.jetson:
         raise BackendError(
-            f"hardware-compatible engines do not exist for a Jetson ({board})",
+            f"hardware-compatible engines do not exist for a Jetson ({device.jetson.board})",
             "build on the board itself, without --hardware-compatible",
         )
     if options.dla_core is not None:
-        _check_dla(options.dla_core, flavour, version, device)
+        _check_dla(options.dla_core, flavour, version, device.jetson)
 
 
-def _check_dla(core: int, flavour: Flavour, version: str, device: Device) -> None:
-    numbers = _numbers(version)
+def _check_dla(core: int, flavour: Flavour, version: str, jetson: Jetson | None) -> None:
+    numbers = version_numbers(version)
     if flavour is Flavour.RTX:
         raise BackendError("TensorRT-RTX cannot build for a DLA", "use --flavour tensorrt")
-    if not device.l4t:
+    if jetson is None:
         raise BackendError("only a Jetson has a DLA", "leave --dla out to build for the GPU")
-    if "Orin" not in (device.jetson or "") or "Nano" in (device.jetson or ""):
-        raise BackendError(f"{device.jetson} has no DLA", "leave --dla out to build for the GPU")
+    if "Orin" not in jetson.board or "Nano" in jetson.board:
+        raise BackendError(f"{jetson.board} has no DLA", "leave --dla out to build for the GPU")
     if core not in (0, 1):
         raise BackendError(f"there is no DLA core {core}", "choose 0 or 1")
     if numbers[:2] <= LAST_IMPLICIT_DLA:
@@ -94,13 +107,9 @@ def _check_dla(core: int, flavour: Flavour, version: str, device: Device) -> Non
             f"TensorRT {version} has no DLA: 10.8 to 11.4.0 came without",
             "leave --dla out, or install JetPack 7.2.2 with TensorRT 11.4.1 on an AGX Orin",
         )
-    if "AGX Orin" not in (device.jetson or "") or _numbers(device.l4t) < FIRST_TYPED_DLA_L4T:
+    if "AGX Orin" not in jetson.board or version_numbers(jetson.l4t or "") < FIRST_TYPED_DLA_L4T:
         raise BackendError(
             f"TensorRT {version} drives the DLA of an AGX Orin with JetPack 7.2.2 (L4T 39.2.2) or "
-            f"newer; this is {device.jetson} with L4T {device.l4t}",
+            f"newer; this is {jetson.board} with L4T {jetson.l4t or 'unknown'}",
             "leave --dla out to build for the GPU",
         )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:4])

@@ -2,54 +2,129 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
-from resdeploy.cpu import parse_cpuinfo
-from resdeploy.render import diagnosis_text
-from resdeploy.runtime import doctor
-from resdeploy.runtime.device import Device, parse_l4t, parse_memory, read_device
-from resdeploy.runtime.doctor import diagnose
-from tests.fakes import make_engine
-
-ORIN = {
-    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.7, GCID: 42132812, BOARD: generic\n",
-    "proc/device-tree/model": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0",
-    "proc/meminfo": "MemTotal:        7802636 kB\nMemFree: 1 kB\n",
-}
+from resdeploy.runtime.conditions import Conditions, PowerMode, fastest_mode, parse_power_mode
+from resdeploy.runtime.device import parse_memory, read_device
+from resdeploy.runtime.host import Host, run_command
+from resdeploy.runtime.jetson import find_release, parse_l4t
+from resdeploy.runtime.nvml import Gpu
+from tests.boards import AGX_ORIN, AGX_THOR, BOARDS, ORIN_NANO, host_of, power_mode
+from tests.fake_nvml import FakeNvml
 
 
-def lay_out(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
-
-
-def test_a_jetson_is_recognised(tmp_path: Path) -> None:
-    device = read_device(lay_out(tmp_path, ORIN))
-    assert device.l4t == "36.4.7"
-    assert device.jetson == "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
+def test_an_orin_nano(tmp_path: Path) -> None:
+    device = read_device(host_of(tmp_path, ORIN_NANO, power_mode("25W", 1)))
+    assert device.jetson is not None
+    assert (
+        device.jetson.board == "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
+    )
+    assert device.jetson.module == "Orin Nano 8 GB"
+    assert (device.jetson.l4t, device.jetson.jetpack) == ("36.4.7", "6.1 or 6.2")
+    assert device.gpus == (Gpu(name="Orin", compute_capability="8.7"),)
     assert device.memory_bytes == 7802636 * 1024
+    assert device.cpu.model == "Cortex-A78AE"
+    assert device.cpu.features == {"asimddp"}
+    assert (device.cuda, device.tensorrt) == ("12.6.68", "10.3.0")
+    conditions = device.conditions
+    assert conditions.power_mode == PowerMode("25W", 1)
+    assert conditions.fastest_mode == PowerMode("MAXN_SUPER", 2)
+    assert conditions.clocks_fixed is False
+    assert conditions.temperature_c == 51.656
+    assert conditions.cooling == ()  # a fan costs no speed
+    assert conditions.limited == 15
 
 
-def test_a_server_with_gpus(tmp_path: Path) -> None:
+def test_an_agx_orin_with_jetson_clocks(tmp_path: Path) -> None:
+    device = read_device(host_of(tmp_path, AGX_ORIN))
+    assert device.jetson is not None
+    assert device.jetson.module == "AGX Orin"
+    assert device.conditions.clocks_fixed is True
+    assert device.conditions.fastest_mode == PowerMode("MAXN", 0)
+    assert device.conditions.power_mode is None  # nvpmodel refuses: unknown, not an error
+
+
+def test_a_thor(tmp_path: Path) -> None:
+    device = read_device(host_of(tmp_path, AGX_THOR))
+    assert device.jetson is not None
+    assert (device.jetson.soc, device.jetson.compute_capability) == ("tegra264", "11.0")
+    assert (device.jetson.jetpack, device.tensorrt) == ("7.0", "10.13.3")
+    assert device.cpu.model == "Neoverse-V3AE"
+    assert {"sve2", "i8mm"} <= device.cpu.features
+
+
+def test_a_container_on_a_board_shows_the_device_tree_alone(tmp_path: Path) -> None:
+    files = {name: text for name, text in ORIN_NANO.items() if name.startswith("proc/device")}
+    device = read_device(host_of(tmp_path, files | {".dockerenv": ""}))
+    assert device.container == "docker"
+    assert device.jetson is not None
+    assert (device.jetson.l4t, device.jetson.jetpack) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        ({"run/.containerenv": ""}, "podman"),
+        ({"proc/1/cgroup": "0::/kubepods/burstable/pod1\n"}, "kubepods"),
+        ({"proc/1/cgroup": "0::/init.scope\n"}, None),
+    ],
+)
+def test_containers(tmp_path: Path, files: dict[str, str], kind: str | None) -> None:
+    assert read_device(host_of(tmp_path, files)).container == kind
+
+
+def test_a_server_whose_driver_answers(tmp_path: Path) -> None:
+    nvml = FakeNvml(reasons=0x04 | 0x01)
+    (gpu,) = read_device(host_of(tmp_path, {}, nvml=lambda: nvml)).gpus
+    assert (gpu.name, gpu.compute_capability, gpu.driver) == ("NVIDIA H100", "9.0", "580.1")
+    assert (gpu.power_w, gpu.clock_mhz, gpu.max_clock_mhz) == (350.0, 1980, 1980)
+    assert gpu.throttled_by == ("power limit",)
+
+
+def test_what_nvml_does_not_support_is_unknown(tmp_path: Path) -> None:
+    nvml = FakeNvml(unsupported=True)
+    (gpu,) = read_device(host_of(tmp_path, {}, nvml=lambda: nvml)).gpus
+    assert gpu == Gpu(name="unknown")
+
+
+def test_a_server_with_the_kernels_list_alone(tmp_path: Path) -> None:
     folder = "proc/driver/nvidia/gpus"
     files = {
         f"{folder}/0000:01:00.0/information": "Model: \t\t NVIDIA H100 80GB HBM3\nIRQ: 1\n",
         f"{folder}/0000:02:00.0/information": "IRQ: 1\n",
     }
-    device = read_device(lay_out(tmp_path, files))
-    assert device.gpus == ("NVIDIA H100 80GB HBM3", "unknown")
+    device = read_device(host_of(tmp_path, files))
+    assert [gpu.name for gpu in device.gpus] == ["NVIDIA H100 80GB HBM3", "unknown"]
     assert device.jetson is None
 
 
 def test_an_empty_machine_is_unknown_not_an_error(tmp_path: Path) -> None:
-    device = read_device(tmp_path)
-    assert (device.memory_bytes, device.gpus, device.jetson, device.l4t) == (None, (), None, None)
+    device = read_device(host_of(tmp_path, {}))
+    assert (device.memory_bytes, device.gpus, device.jetson) == (None, (), None)
+    assert (device.container, device.cuda, device.tensorrt) == (None, None, None)
+    assert device.conditions == Conditions()
     assert device.cores >= 1
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_description_is_json(tmp_path: Path, name: str) -> None:
+    text = json.dumps(read_device(host_of(tmp_path, BOARDS[name])).to_json())
+    assert json.loads(text)["jetson"]["module"]
+
+
+def test_this_machine_can_be_described() -> None:
+    assert json.dumps(read_device().to_json())
+
+
+def test_files_that_hold_nonsense_are_unknown(tmp_path: Path) -> None:
+    files = dict.fromkeys([*ORIN_NANO, *AGX_THOR], "\udcff nonsense \n".encode("utf-8", "replace")
+                          .decode())  # fmt: skip
+    device = read_device(host_of(tmp_path, files, "nonsense"))
+    assert device.memory_bytes is None
+    assert device.conditions.power_mode is None
 
 
 @pytest.mark.parametrize(
@@ -60,47 +135,58 @@ def test_versions_of_jetson_linux(text: str, version: str | None) -> None:
     assert parse_l4t(text) == version
 
 
-def test_memory_that_is_not_told_is_unknown() -> None:
-    assert parse_memory("Nothing: 3 kB") is None
-
-
-# The doctor
-
-
-def machine(**change: object) -> Device:
-    cpu = parse_cpuinfo("flags : avx2\n", "x86_64")
-    device = Device(cpu=cpu, cores=2, memory_bytes=None, gpus=(), jetson=None, l4t=None)
-    return dataclasses.replace(device, **change)  # type: ignore[arg-type]
-
-
-def test_this_machine_can_run_something() -> None:
-    found = diagnose()
-    assert found.healthy
-    assert found.backends[-1].version
-    assert found.versions["resdeploy"]
-
-
-def test_a_missing_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "ENGINES", (make_engine("cpu", installed=False),))
-    found = diagnose(machine())
-    assert not found.healthy
-    assert found.backends[0].remedy == "get it"
-    assert found.advice[0] == "cpu: cpu is not installed; get it"
-
-
-def test_advice_fits_the_processor_and_the_gpu() -> None:
-    assert any("no VNNI" in line for line in diagnose(machine()).advice)
-    vnni = parse_cpuinfo("flags : avx512_vnni\n", "x86_64")
-    assert diagnose(machine(cpu=vnni)).advice == ()
-    on_gpu = diagnose(machine(cpu=vnni, gpus=("H100",)))
-    missing = [backend.name for backend in on_gpu.backends if not backend.available]
-    assert [line.split(":")[0] for line in on_gpu.advice] == missing
+@pytest.mark.parametrize(
+    ("l4t", "jetpack"),
+    [
+        ("35.5.0", "5"), ("36.3", "6.0"), ("36.4", "6.1 or 6.2"), ("36.5.2", "6.1 or 6.2"),
+        ("38.2.1", "7.0"), ("38.4", "7.1"), ("39.2", "7.2"), ("39.2.1", "7.2"),
+        ("39.2.2", "7.2.2 or later"), ("39.3", "7.2.2 or later"), ("40.1", None), ("36.2", None),
+    ],
+)  # fmt: skip
+def test_which_jetpack_a_jetson_linux_is_of(l4t: str, jetpack: str | None) -> None:
+    release = find_release(l4t)
+    assert (release.jetpack if release else None) == jetpack
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"memory_bytes": 8 << 30}, {"jetson": "Orin", "gpus": ("a",)}]
+    ("text", "mode"),
+    [
+        ("NV Power Mode: MAXN_SUPER\n2\n", PowerMode("MAXN_SUPER", 2)),
+        ("NV Fan Mode:quiet\nNV Power Mode: 15W\n0\n", PowerMode("15W", 0)),
+        ("NVPM ERROR: Error opening /sys/... \nNV Power Mode: MAXN\n", None),
+        ("", None),
+    ],
 )
-def test_the_diagnosis_fits_a_screen(change: dict[str, object]) -> None:
-    text = diagnosis_text(diagnose(machine(**change)))
-    assert text.startswith("machine")
-    assert "None" not in text
+def test_power_modes(text: str, mode: PowerMode | None) -> None:
+    assert parse_power_mode(text) == mode
+
+
+def test_a_board_without_maxn_has_no_fastest_mode() -> None:
+    assert fastest_mode("< POWER_MODEL ID=0 NAME=15W >\n") is None
+
+
+def test_memory_that_is_not_told_is_unknown() -> None:
+    assert parse_memory("Nothing: 3 kB") is None
+    assert parse_memory("A: 3 kB\nB: 4 kB\n", "A", "B", "C") == 7 * 1024
+
+
+def test_commands_that_are_missing_or_fail_say_nothing() -> None:
+    assert run_command(["no-such-command-anywhere"]) == ""
+    assert run_command(["sh", "-c", "echo said; exit 3"]) == "said\n"
+
+
+def test_what_may_not_be_read(tmp_path: Path) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(path)
+
+    host = Host(root=tmp_path, read_bytes=refuse)
+    assert host.refuses(tmp_path / "x")
+    assert host.text("x") == ""
+    assert not Host(root=tmp_path).refuses(tmp_path / "x")  # it is not there
+
+
+def test_the_fake_driver_has_the_names_of_the_real_one() -> None:
+    pynvml = pytest.importorskip("pynvml")
+    asked = [name for name in vars(FakeNvml) if name.startswith(("nvml", "NVML"))]
+    assert asked
+    assert [name for name in asked if not hasattr(pynvml, name)] == []

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import onnxruntime
 import pytest
 
 from resdeploy.bundle import Bundle
 from resdeploy.errors import BackendError
-from resdeploy.runtime import selection
+from resdeploy.runtime import onnxruntime_cpu, selection
 from resdeploy.runtime.selection import candidates
 from tests.fakes import make_engine
+
+# ONNX Runtime before 1.30, as on JetPack 6, does not run TensorRT's encoding.
+RUNS = onnxruntime_cpu.artifacts(onnxruntime.__version__)
 
 
 def names(bundle: Bundle, **asked: str) -> list[str]:
@@ -18,7 +22,7 @@ def names(bundle: Bundle, **asked: str) -> list[str]:
 
 
 def test_the_fastest_comes_first(tiny_bundle: Bundle) -> None:
-    assert names(tiny_bundle) == ["int8-cpu", "fp32", "fp16", "int8"]
+    assert names(tiny_bundle) == [n for n in ("int8-cpu", "fp32", "fp16", "int8") if n in RUNS]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +32,7 @@ def test_the_fastest_comes_first(tiny_bundle: Bundle) -> None:
 def test_a_precision_can_be_asked_for(
     tiny_bundle: Bundle, precision: str, expected: list[str]
 ) -> None:
-    assert names(tiny_bundle, precision=precision) == expected
+    assert names(tiny_bundle, precision=precision) == [n for n in expected if n in RUNS]
 
 
 def test_an_unknown_backend_lists_the_known(tiny_bundle: Bundle) -> None:

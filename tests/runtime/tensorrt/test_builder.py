@@ -91,6 +91,34 @@ def test_ctrl_c_stops_the_build_and_is_passed_on() -> None:
     assert stopped.is_set()
 
 
+def test_a_build_stops_before_the_memory_is_gone() -> None:
+    phases = Phases()
+    stopped = threading.Event()
+
+    def build() -> None:
+        phases.start("building", None, 1000)
+        while phases.step("building"):
+            time.sleep(0.001)
+        stopped.set()
+
+    def watch() -> None:
+        raise BackendError("nearly gone")
+
+    with pytest.raises(BackendError, match="nearly gone"):
+        builder._interruptible(build, phases, silent, watch)
+    assert stopped.is_set()
+
+
+def test_a_real_build_is_watched(rtx: TensorRt, tiny_bundle: Bundle) -> None:
+    calls = []
+
+    def watch() -> None:
+        calls.append(1)
+
+    build_engine(rtx, tiny_bundle.read("int8.onnx"), BuildOptions(), watch=watch)
+    assert calls
+
+
 def test_an_error_in_the_build_is_not_lost() -> None:
     def build() -> None:
         raise MemoryError("of the host")

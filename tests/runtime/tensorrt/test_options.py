@@ -10,6 +10,7 @@ from resdeploy.cpu import parse_cpuinfo
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backend import Batches
 from resdeploy.runtime.device import Device
+from resdeploy.runtime.jetson import Jetson
 from resdeploy.runtime.tensorrt.flavour import Flavour
 from resdeploy.runtime.tensorrt.options import BuildOptions, check_rules
 
@@ -21,10 +22,8 @@ SERVER = ""
 
 
 def machine(jetson: str, l4t: str | None) -> Device:
-    return Device(
-        cpu=parse_cpuinfo("", "aarch64"), cores=8, memory_bytes=None, gpus=(),
-        jetson=jetson or None, l4t=l4t,
-    )  # fmt: skip
+    board = Jetson(board=jetson, l4t=l4t) if jetson else None
+    return Device(cpu=parse_cpuinfo("", "aarch64"), cores=8, jetson=board)
 
 
 def check(

@@ -1,0 +1,1 @@
+"""What an image costs in energy: sources of power, their integral, millijoules."""

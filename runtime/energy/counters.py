@@ -1,0 +1,102 @@
+"""Energy of a discrete GPU (NVML) and of x86 processors (RAPL).
+
+Sources: NVIDIA, "NVML API Reference" (`nvmlDeviceGetTotalEnergyConsumption`,
+`nvmlDeviceGetPowerUsage`); Linux, "Power Capping Framework" (`energy_uj`, `max_energy_range_uj`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from resdeploy.runtime.energy.source import PowerSource, Reading, Scope
+from resdeploy.runtime.host import Host
+from resdeploy.runtime.nvml import ask
+
+PACKAGES = "sys/class/powercap/intel-rapl:[0-9]*"
+
+
+def find_nvml(nvml: Any, environment: Mapping[str, str] = os.environ) -> PowerSource | None:
+    """The GPU that CUDA uses; None without a driver, or where it measures nothing."""
+    if nvml is None:
+        return None
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    if visible and not visible.isdigit():
+        handle = ask(nvml, nvml.nvmlDeviceGetHandleByUUID, visible)
+    else:
+        handle = ask(nvml, nvml.nvmlDeviceGetHandleByIndex, int(visible or 0))
+    if handle is None:
+        return None
+
+    def joules() -> Reading:
+        millijoules = ask(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+        return None if millijoules is None else millijoules / 1000
+
+    def watts() -> Reading:
+        milliwatts = ask(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
+        return None if milliwatts is None else milliwatts / 1000
+
+    for counts, read in ((True, joules), (False, watts)):
+        if read() is not None:
+            return PowerSource(
+                name="nvml", scope=Scope.GPU, rails=("board",), read=read, counts=counts
+            )
+    return None
+
+
+def find_rapl(host: Host) -> PowerSource | None:
+    """Processor packages and the memory at them; None where it is missing or may not be read."""
+    zones = [_Zone(host, folder) for folder in _zones(host)]
+    if not zones or any(zone.joules() is None for zone in zones):
+        return None
+
+    def read() -> Reading:
+        values = [zone.joules() for zone in zones]
+        known = [value for value in values if value is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    return PowerSource(
+        name="rapl", scope=Scope.CPU, rails=tuple(zone.name for zone in zones), read=read,
+        counts=True,
+    )  # fmt: skip
+
+
+def refused_counters(host: Host) -> list[Path]:
+    """RAPL's files that only root may read, as is usual."""
+    files = [folder / "energy_uj" for folder in _zones(host)]
+    return [path for path in files if host.refuses(path)]
+
+
+def _zones(host: Host) -> list[Path]:
+    folders = host.find(PACKAGES)
+    packages = [folder for folder in folders if host.text(folder / "name").startswith("package")]
+    memories = [
+        folder
+        for folder in folders
+        if host.text(folder / "name") == "dram"
+        and any(folder.name.startswith(f"{package.name}:") for package in packages)
+    ]
+    return packages + memories
+
+
+class _Zone:
+    """A counter of microjoules that starts anew when it is full."""
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self.name = host.text(folder / "name")
+        self._host = host
+        self._file = folder / "energy_uj"
+        self._range = host.number(folder / "max_energy_range_uj") or 0
+        self._last: int | None = None
+        self._full = 0  # what earlier rounds of the counter held
+
+    def joules(self) -> Reading:
+        now = self._host.number(self._file)
+        if now is None:
+            return None
+        if self._last is not None and now < self._last:
+            self._full += self._range
+        self._last = now
+        return (self._full + now) / 1e6

@@ -1,0 +1,66 @@
+"""Sample a source beside a run, and find the sources there are."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+from resdeploy.runtime.energy.counters import find_nvml, find_rapl
+from resdeploy.runtime.energy.rails import find_rails
+from resdeploy.runtime.energy.source import PowerSource, Reading
+from resdeploy.runtime.energy.tegrastats import start_tegrastats
+from resdeploy.runtime.energy.trace import Trace
+from resdeploy.runtime.host import Host
+from resdeploy.runtime.jetson import read_jetson
+
+PERIOD_SECONDS = 0.02
+
+
+def find_sources(host: Host) -> list[PowerSource]:
+    """All that can be read here; close them when done."""
+    if read_jetson(host):
+        found = [find_rails(host) or start_tegrastats()]
+    else:
+        found = [find_nvml(host.nvml()), find_rapl(host)]
+    return [source for source in found if source is not None]
+
+
+class Meter:
+    """Samples a source from `with` to its end."""
+
+    def __init__(self, source: PowerSource, period: float = PERIOD_SECONDS) -> None:
+        """Prepare; nothing is read before `with`."""
+        self.source = source
+        self._period = period
+        self._samples: list[tuple[float, Reading]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="meter", daemon=True)
+
+    def trace(self) -> Trace:
+        """The energy so far."""
+        return Trace.of(self._samples.copy(), counts=self.source.counts)
+
+    def __enter__(self) -> Meter:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._read()  # so that the end of the last window is covered
+
+    def _sample(self) -> None:
+        while not self._stop.is_set():
+            self._read()
+            self._stop.wait(self._period)
+
+    def _read(self) -> None:
+        before = time.perf_counter()
+        value = self.source.read()
+        self._samples.append(((before + time.perf_counter()) / 2, value))

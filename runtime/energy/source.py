@@ -1,0 +1,37 @@
+"""What can be asked for power or energy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+Reading = float | None
+"""Watts, or joules since some beginning; None where the sensor failed."""
+
+
+class Scope(str, Enum):
+    """Whose energy a source measures."""
+
+    MODULE = "module"
+    """All of a Jetson: processors, GPU, memory."""
+    GPU = "gpu"
+    CPU = "cpu"
+
+    def covers(self, work: Scope) -> bool:
+        """Whether work on `work`, the CPU or the GPU, is measured by it."""
+        return self in (Scope.MODULE, work)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerSource:
+    """One way to measure."""
+
+    name: str
+    scope: Scope
+    rails: tuple[str, ...]
+    """What it adds up."""
+    read: Callable[[], Reading]
+    counts: bool = False
+    """Whether `read` gives joules since some beginning, instead of watts."""
+    close: Callable[[], None] = lambda: None

@@ -1,0 +1,80 @@
+"""What NVIDIA's driver tells of discrete GPUs.
+
+Source: NVIDIA, "NVML API Reference". Boards with an integrated GPU answer that nearly all of it is
+not supported, so what is not told is None, one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One GPU, now."""
+
+    name: str
+    compute_capability: str | None = None
+    memory_bytes: int | None = None
+    driver: str | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    clock_mhz: int | None = None
+    max_clock_mhz: int | None = None
+    throttled_by: tuple[str, ...] = ()
+    """What holds its clock down now, besides having nothing to do."""
+
+
+# nvmlClocksEventReasons: bits that mean less speed than was asked for.
+REASONS = {
+    0x04: "power limit",
+    0x08: "hardware slowdown",
+    0x20: "temperature",
+    0x40: "temperature (hardware)",
+    0x80: "power brake",
+}
+GRAPHICS_CLOCK = 0
+TEMPERATURE_GPU = 0
+
+
+def describe_gpus(nvml: Any) -> tuple[Gpu, ...]:
+    """Every GPU that the driver shows; none without a driver."""
+    if nvml is None:
+        return ()
+    count = ask(nvml, nvml.nvmlDeviceGetCount) or 0
+    return tuple(_describe(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(count))
+
+
+def ask(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer; None where the driver does not know."""
+    try:
+        return function(*arguments)
+    except nvml.NVMLError:
+        return None
+
+
+def _describe(nvml: Any, handle: Any) -> Gpu:
+    capability = ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
+    memory = ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    power = ask(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
+    limit = ask(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    reasons = ask(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
+    return Gpu(
+        name=_text(ask(nvml, nvml.nvmlDeviceGetName, handle)) or "unknown",
+        compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
+        memory_bytes=int(memory.total) if memory else None,
+        driver=_text(ask(nvml, nvml.nvmlSystemGetDriverVersion)),
+        temperature_c=ask(nvml, nvml.nvmlDeviceGetTemperature, handle, TEMPERATURE_GPU),
+        power_w=None if power is None else power / 1000,
+        power_limit_w=None if limit is None else limit / 1000,
+        clock_mhz=ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, GRAPHICS_CLOCK),
+        max_clock_mhz=ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, GRAPHICS_CLOCK),
+        throttled_by=tuple(name for bit, name in REASONS.items() if reasons & bit),
+    )
+
+
+def _text(answer: Any) -> str | None:
+    return answer.decode(errors="replace") if isinstance(answer, bytes) else answer

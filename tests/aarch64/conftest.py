@@ -1,0 +1,85 @@
+"""A real ResNet-34 with real pictures, and the wheel, for processors that are emulated."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import torch
+
+from resdeploy.bundle import Bundle, open_bundle, write_manifest
+from resdeploy.export.pipeline import ExportConfig, export
+from resdeploy.train.architecture import Architecture
+from resdeploy.train.digits import digits_folder
+from tests.aarch64 import userland
+from tests.boards import Files, lay_out
+from tests.samples import SIZE, make_classifier
+from tests.wheel import unpack_wheel
+
+
+@dataclass(frozen=True, slots=True)
+class Emulated:
+    """The userland with the wheel in it."""
+
+    root: Path
+    packages: Path
+    """Where resdeploy alone is."""
+    sites: Path
+    """The folders of its dependencies."""
+
+    def run(
+        self, *command: str, sites: Sequence[str] = ("runtime",), **environment: str
+    ) -> CompletedProcess[str]:
+        """Run Python with arguments; the first of `sites` wins."""
+        return userland.run(
+            command,
+            root=self.root,
+            sites=[self.packages, *(self.sites / name for name in sites)],
+            environment=environment,
+        )
+
+
+@pytest.fixture(scope="session")
+def emulated(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    """The userland; skips where it cannot be had."""
+    if reason := userland.obstacle():
+        pytest.skip(f"aarch64 is not tested: {reason}")
+    packages = tmp_path_factory.mktemp("aarch64") / "packages"
+    unpack_wheel(wheel, packages)
+    return Emulated(userland.folder() / "root", packages, userland.folder())
+
+
+@pytest.fixture
+def board(emulated: Emulated, tmp_path: Path) -> Callable[[Files], Emulated]:
+    """Makes a userland whose kernel shows the files of a board."""
+
+    def make(files: Files) -> Emulated:
+        root = tmp_path / "root"
+        shutil.copytree(emulated.root, root, copy_function=os.link, symlinks=True)
+        (root / "proc/cpuinfo").unlink()  # it is one file with the userland's own
+        return Emulated(lay_out(root, files), emulated.packages, emulated.sites)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A ResNet-34 with 32 handwritten digits as golden images, all integers on the CPU."""
+    folder = tmp_path_factory.mktemp("digits")
+    architecture = Architecture(classes=10, blocks=(3, 4, 6, 3))
+    torch.save(make_classifier(architecture).network.state_dict(), folder / "r34.pth")
+    config = ExportConfig(
+        source=folder / "r34.pth", output=folder / "r34.bundle", image_size=SIZE, int8=True,
+        calibration_data=digits_folder(), calibration_images=64, calibrator="max",
+    )  # fmt: skip
+    bundle = open_bundle(export(config).bundle)
+    assert len(bundle.golden().exact["int8-cpu"]) == 32
+    # The other graphs are for others, and take minutes where float16 is emulated twice.
+    alone = replace(bundle.manifest, artifacts=(bundle.artifact("int8-cpu"),))
+    write_manifest(bundle.path, alone)
+    return open_bundle(bundle.path)

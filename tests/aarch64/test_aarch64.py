@@ -1,0 +1,182 @@
+"""The wheel with the runtime's dependencies only, on an emulated Arm processor."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from PIL import Image
+
+from resdeploy.bundle import Bundle
+from resdeploy.export.additions import closest_fractions
+from resdeploy.runtime.model import load
+from tests.aarch64.conftest import Emulated
+from tests.boards import BOARDS, Files, power_mode
+
+OLDEST = ("onnxruntime-1.23.2", "runtime")
+VERSIONS = [pytest.param(("runtime",), id="newest"), pytest.param(OLDEST, id="1.23.2")]
+
+READ_POWER = """
+from resdeploy.runtime.energy.meter import find_sources
+from resdeploy.runtime.host import Host
+(source,) = find_sources(Host())
+print(",".join(source.rails), round(source.read(), 6))
+"""
+
+
+def document(emulated: Emulated, *command: str, **options: Any) -> Any:
+    """What a command of resdeploy prints with --json."""
+    done = emulated.run("-m", "resdeploy", *command, "--json", **options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_it_imports_without_torch_or_onnx(emulated: Emulated) -> None:
+    code = (
+        "import sys, platform, resdeploy.runtime; "
+        "print(platform.machine(), not {'torch', 'onnx'} & set(sys.modules))"
+    )
+    done = emulated.run("-c", code)
+    assert done.stdout == "aarch64 True\n", done.stderr
+
+
+def test_help(emulated: Emulated) -> None:
+    done = emulated.run("-m", "resdeploy", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "doctor" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "power"),
+    [
+        ("orin-nano", "Orin Nano 8 GB", "VDD_IN 10.5336"),
+        ("agx-orin", "AGX Orin", "VDD_GPU_SOC,VDD_CPU_CV,VIN_SYS_5V0 8.87"),
+        ("agx-thor", "AGX Thor", "VIN 19.78"),
+    ],
+)
+def test_the_doctor_knows_the_board(
+    board: Callable[[Files], Emulated], tmp_path: Path, name: str, module: str, power: str
+) -> None:
+    emulated = board(BOARDS[name])
+    # QEMU starts programs of the host's: PATH is not below the root of the board.
+    nvpmodel = tmp_path / "bin/nvpmodel"
+    nvpmodel.parent.mkdir()
+    nvpmodel.write_text(f"#!/bin/sh\nprintf '{power_mode('15W', 1)}'\n")
+    nvpmodel.chmod(0o755)
+    found = document(emulated, "doctor", PATH=f"{nvpmodel.parent}:/usr/bin:/bin")
+    platform = found["platform"]
+    assert platform["architecture"] == "aarch64"
+    assert platform["jetson"]["module"] == module
+    assert platform["conditions"]["power_mode"] == {"name": "15W", "number": 1}
+    assert any("sudo nvpmodel -m" in line for line in found["advice"])
+    assert any("TensorRT" in line for line in found["advice"])  # which this userland has not
+    assert emulated.run("-c", READ_POWER).stdout == f"{power}\n"
+
+
+@pytest.mark.parametrize("sites", VERSIONS)
+def test_int8_gives_the_bits_of_x86(
+    emulated: Emulated, digits_bundle: Bundle, sites: tuple[str, ...]
+) -> None:
+    found = document(emulated, "verify", str(digits_bundle.path), sites=sites)
+    (line,) = found["results"]
+    assert (line["rule"], line["different"], line["verdict"]) == ("bit for bit", 0, "pass")
+    assert found["images"] == 32
+
+
+@pytest.mark.parametrize("sites", VERSIONS)
+def test_a_photograph_is_named_alike(
+    emulated: Emulated, digits_bundle: Bundle, tmp_path: Path, sites: tuple[str, ...]
+) -> None:
+    picture = tmp_path / "three.jpg"
+    Image.fromarray(digits_bundle.golden().images[3]).resize((320, 240)).save(picture, quality=90)
+    with load(digits_bundle.path, precision="int8") as model:
+        expected = model.predict(picture)
+    (found,) = document(
+        emulated, "predict", str(digits_bundle.path), str(picture), "--precision", "int8",
+        sites=sites,
+    )  # fmt: skip
+    # Both decoders of JPEG follow the same integer arithmetic, and the graph is exact.
+    assert [(p["label"], p["probability"]) for p in found["predictions"]] == [
+        (p.label, p.probability) for p in expected
+    ]
+
+
+RUN_ADDITIONS = """
+import sys
+import numpy as np
+import onnxruntime
+graphs = np.load(sys.argv[1])
+first, second = (grid.astype(np.uint8).reshape(1, -1) for grid in np.mgrid[:256, :256])
+sums = []
+for name in graphs.files:
+    session = onnxruntime.InferenceSession(
+        graphs[name].tobytes(), providers=["CPUExecutionProvider"]
+    )
+    sums.append(session.run(None, {"a": first, "b": second})[0])
+np.save(sys.argv[2], np.concatenate(sums))
+"""
+
+
+def addition(ratios: Sequence[float], zero_points: Sequence[int]) -> bytes:
+    """A graph that adds uint8 (1, 65536) and (1, 65536) to uint8 of the scale 0.01."""
+    constants = {}
+    for name, ratio, zero in zip("abc", (*ratios, 1.0), zero_points):
+        constants[f"{name}_scale"] = np.array(0.01 * ratio, np.float32)
+        constants[f"{name}_zero"] = np.array(zero, np.uint8)
+    node = helper.make_node(
+        "QLinearAdd",
+        ["a", "a_scale", "a_zero", "b", "b_scale", "b_zero", "c_scale", "c_zero"],
+        ["c"],
+        domain="com.microsoft",
+    )
+    tensors = {n: helper.make_tensor_value_info(n, onnx.TensorProto.UINT8, [1, 65536])
+               for n in "abc"}  # fmt: skip
+    graph = helper.make_graph(
+        [node], "addition", [tensors["a"], tensors["b"]], [tensors["c"]],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    model: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    return model
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_additions_round_alike_if_their_scales_agree(
+    emulated: Emulated, tmp_path: Path, agreed: bool
+) -> None:
+    """All 65,536 pairs of operands, for 40 pairs of scales; others than ours do differ."""
+    generator = np.random.default_rng(0)
+    graphs = {}
+    for number in range(40):
+        ratios = list(np.exp(generator.uniform(np.log(0.03), np.log(3.9), 2)))
+        if agreed:
+            fractions = closest_fractions(ratios)
+            assert fractions is not None
+            ratios = fractions
+        zero_points = generator.integers(0, 256, 3) * generator.integers(0, 2, 3)
+        model = addition(ratios, zero_points.tolist())
+        graphs[f"{number:02d}"] = np.frombuffer(model, np.uint8)
+    np.savez(tmp_path / "graphs.npz", allow_pickle=False, **graphs)
+    given = [str(tmp_path / name) for name in ("graphs.npz", "arm.npy", "x86.npy")]
+    subprocess.run([sys.executable, "-c", RUN_ADDITIONS, given[0], given[2]], check=True)
+    done = emulated.run("-c", RUN_ADDITIONS, given[0], given[1])
+    assert done.returncode == 0, done.stderr
+    different = int((np.load(given[1]) != np.load(given[2])).sum())
+    assert different == 0 if agreed else different > 0
+
+
+def test_an_engine_is_built(emulated: Emulated, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    report = document(
+        emulated, "build", str(tiny_bundle.path), "--flavour", "tensorrt-rtx", "--batch", "1",
+        sites=("rtx", "runtime"), XDG_CACHE_HOME=str(tmp_path),
+    )  # fmt: skip
+    assert report["int8_convs"] == report["int8_convs_expected"] == report["convs"]
+    assert Path(report["engine"]).stat().st_size == report["bytes"]

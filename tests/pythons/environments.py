@@ -1,0 +1,104 @@
+"""Virtual environments of other Pythons with the runtime's oldest and newest dependencies.
+
+`python -m tests.pythons.environments` makes them once, in the user's cache; tests only use them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from resdeploy.storage import cache_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+# Before a test's own XDG_CACHE_HOME hides it.
+CACHE = cache_folder() / "tests"
+PYTHONS = ("3.10", "3.12")  # of JetPack 6 and 7
+TESTERS = ("pytest", "hypothesis")
+# The lower bounds of pyproject.toml, to the letter; a test compares them.
+DEPENDENCIES: Mapping[str, Sequence[str]] = {
+    "oldest": ("click==8.1", "numpy==2.2", "pillow==11", "onnxruntime==1.23.2"),
+    "newest": ("click", "numpy", "pillow", "onnxruntime"),
+}
+
+
+def interpreter(version: str) -> Path | None:
+    """A Python of this version: on the PATH, or one of pyenv's."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    on_path = shutil.which(f"python{version}")
+    found = sorted(pyenv.glob(f"versions/{version}.*/bin/python"))
+    for candidate in [*([Path(on_path)] if on_path else []), *found]:
+        try:
+            done = subprocess.run(
+                [candidate, "-c", "import sys, ensurepip; print('%d.%d' % sys.version_info[:2])"],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        except OSError:
+            continue
+        if done.stdout.strip() == version:  # pyenv's own stand-ins are there for all versions
+            return candidate
+    return None
+
+
+def folder(version: str, dependencies: str) -> Path:
+    """Where an environment is, or will be: another recipe has another place."""
+    recipe = json.dumps([DEPENDENCIES[dependencies], TESTERS, constraints()])
+    digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    return CACHE / f"python{version}-{dependencies}-{digest}"
+
+
+def constraints() -> str:
+    """The repository's pins of what the runtime needs; others are for newer Pythons."""
+    newest = DEPENDENCIES["newest"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return "".join(f"{line}\n" for line in lines if line.split("==")[0] in newest)
+
+
+def obstacle(version: str, dependencies: str) -> str | None:
+    """Why tests cannot run in it here."""
+    if folder(version, dependencies).is_dir():
+        return None
+    if interpreter(version) is None:
+        return f"there is no Python {version} here"
+    return "its environment is not there: make environments"
+
+
+def build(version: str, dependencies: str) -> str:
+    """Make an environment unless it is there; older recipes go. Returns what came of it."""
+    target, python = folder(version, dependencies), interpreter(version)
+    if target.is_dir():
+        return str(target)
+    if python is None:
+        return f"no Python {version} here: its tests will be skipped"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for older in CACHE.glob(f"python{version}-{dependencies}-*"):
+        shutil.rmtree(older)
+    with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
+        limits = Path(temporary) / "constraints.txt"
+        limits.write_text(constraints() if dependencies == "newest" else "")
+        try:
+            subprocess.run([python, "-m", "venv", target], check=True)
+            subprocess.run(
+                [
+                    target / "bin/python", "-m", "pip", "install", "--quiet",
+                    "--disable-pip-version-check", "-c", limits, *DEPENDENCIES[dependencies],
+                    *TESTERS,
+                ],
+                check=True,
+            )  # fmt: skip
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+    return str(target)
+
+
+if __name__ == "__main__":
+    for version in PYTHONS:
+        for dependencies in DEPENDENCIES:
+            print(build(version, dependencies))

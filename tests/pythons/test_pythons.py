@@ -1,0 +1,70 @@
+"""The wheel on JetPack's Pythons, with the oldest and the newest that it may stand on."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from resdeploy.bundle import Bundle
+from tests.pythons.environments import DEPENDENCIES, PYTHONS, ROOT, folder, obstacle
+
+# Of the core all but the whole command line, which has the stages with torch behind it.
+TESTS = (
+    "tests/runtime", "tests/contract", "tests/core", "--ignore=tests/core/test_cli.py",
+    "--ignore=tests/core/test_console.py",
+)  # fmt: skip
+
+
+def run(command: Sequence[str | Path], where: Path, **environment: str) -> str:
+    done = subprocess.run(
+        command, cwd=where, env={**os.environ, **environment}, capture_output=True, text=True,
+        check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dependencies", DEPENDENCIES)
+@pytest.mark.parametrize("version", PYTHONS)
+def test_the_wheel_installs_and_passes_the_runtimes_tests(
+    version: str, dependencies: str, wheel: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    if reason := obstacle(version, dependencies):
+        pytest.skip(f"Python {version} with the {dependencies} packages is not tested: {reason}")
+    environment = tmp_path / "venv"
+    # A venv of its own that sees the packages of the cached one: nothing is left in that.
+    made = folder(version, dependencies)
+    run([made / "bin/python", "-m", "venv", environment], tmp_path)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (cached,) = made.glob("lib/python*/site-packages")
+    (packages / "cached.pth").write_text(f"{cached}\n")
+    python = environment / "bin/python"
+    run([python, "-m", "pip", "install", "--quiet", "--no-index", wheel], tmp_path)
+    run([python, "-m", "pip", "check"], tmp_path)
+    # The tests without the sources beside them: what they import is the wheel.
+    shutil.copytree(ROOT / "tests", tmp_path / "run/tests")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path / "run")
+    where = run([python, "-c", "import resdeploy; print(resdeploy.__file__)"], tmp_path / "run")
+    assert where.startswith(str(environment))
+    summary = run(
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS], tmp_path / "run",
+        RESDEPLOY_TINY_BUNDLE=str(tiny_bundle.path),
+    ).splitlines()[-1]  # fmt: skip
+    verified = run([environment / "bin/resdeploy", "verify", tiny_bundle.path], tmp_path)
+    assert "bit for bit" in verified
+    passed = re.search(r"(\d+) passed", summary)
+    assert passed is not None, summary
+    assert int(passed[1]) > 600, summary
+
+
+def test_the_oldest_packages_are_the_lower_bounds() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    for pin in DEPENDENCIES["oldest"]:
+        assert f'"{pin.replace("==", ">=")}"' in text

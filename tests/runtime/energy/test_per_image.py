@@ -1,0 +1,127 @@
+"""From rounds to millijoules; and a whole measurement of a rail that a test drives."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from resdeploy.contender import Contender
+from resdeploy.runtime.energy import per_image
+from resdeploy.runtime.energy.per_image import (
+    T_975,
+    Round,
+    energy_per_image,
+    idle_power,
+    run_rounds,
+)
+from resdeploy.runtime.energy.source import PowerSource, Reading, Scope
+
+
+def source_of(read: Any) -> PowerSource:
+    return PowerSource(name="synthetic", scope=Scope.MODULE, rails=("VIN",), read=read)
+
+
+NONE = source_of(lambda: None)
+
+
+def test_idle_is_subtracted() -> None:
+    energy = energy_per_image(NONE, [4.0] * 8, [Round(10.0, 5.0)] * 5)
+    assert energy is not None
+    assert energy.mj_per_image == pytest.approx((10 - 4) * 5)
+    assert energy.total_mj_per_image == pytest.approx(10 * 5)
+    assert energy.mj_low == energy.mj_high == energy.mj_per_image  # nothing varied
+    assert (energy.watts, energy.idle_watts, energy.rounds) == (10.0, 4.0, 5)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        idle = generator.normal(4.0, 0.3, 8)
+        rounds = [Round(watts, 5.0) for watts in generator.normal(10.0, 0.5, 5)]
+        energy = energy_per_image(NONE, list(idle), rounds)
+        assert energy is not None
+        covered += energy.mj_low <= 30.0 <= energy.mj_high
+    assert 0.94 < covered / 2000 < 0.985  # 95 %, and a little more for the idle power's freedom
+
+
+def test_quantiles_are_students() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    exact = [stats.t.ppf(0.975, freedom) for freedom in range(1, len(T_975) + 1)]
+    assert pytest.approx(exact, abs=5e-4) == list(T_975)
+
+
+@pytest.mark.parametrize(("idle", "rounds"), [(0, 5), (1, 5), (8, 0), (8, 1)])
+def test_too_few_windows_give_nothing(idle: int, rounds: int) -> None:
+    assert energy_per_image(NONE, [4.0] * idle, [Round(10.0, 5.0)] * rounds) is None
+
+
+class Rail:
+    """A machine that takes 5 W, and 12 W while it runs; it counts its own energy."""
+
+    def __init__(self) -> None:
+        self.running = False
+        self.gone = False
+
+    def read(self) -> Reading:
+        return None if self.gone else 12.0 if self.running else 5.0
+
+
+class FakeContender:
+    """Takes 10 ms for a run of its batch."""
+
+    def __init__(self, rail: Rail) -> None:
+        self.rail = rail
+        self.calls = 0
+
+    def run_for(self, seconds: float) -> np.ndarray:
+        self.calls += 1
+        self.rail.running = True
+        time.sleep(seconds)
+        self.rail.running = False
+        return np.full(round(seconds * 100), 10.0)
+
+
+@pytest.fixture
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_image, "LEAD_SECONDS", 0.3)
+    monkeypatch.setattr(per_image, "WINDOW_SECONDS", 0.3)
+    monkeypatch.setattr(per_image, "IDLE_WINDOW_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("_short")
+def test_a_whole_measurement_is_right_within_1_percent() -> None:
+    rail = Rail()
+    source = source_of(rail.read)
+    idle = idle_power(source)
+    assert 2 <= len(idle) <= per_image.IDLE_WINDOWS
+    contender = cast(Contender, FakeContender(rail))
+    ((rounds,),) = run_rounds([contender], [source], batch=4)
+    assert 2 <= len(rounds) <= per_image.ROUNDS  # a busy machine may not sample all
+    energy = energy_per_image(source, idle, rounds)
+    assert energy is not None
+    assert energy.mj_per_image == pytest.approx((12 - 5) * 10 / 4, rel=0.01)
+    assert energy.total_mj_per_image == pytest.approx(12 * 10 / 4, rel=0.01)
+
+
+@pytest.mark.usefixtures("_short")
+def test_rounds_without_the_rail_are_left_out() -> None:
+    rail = Rail()
+
+    class Breaking(FakeContender):
+        def run_for(self, seconds: float) -> np.ndarray:
+            if self.calls == 3:
+                time.sleep(0.1)  # so that the end of the third round is seen
+                self.rail.gone = True
+            return super().run_for(seconds)
+
+    source = source_of(rail.read)
+    idle = idle_power(source)
+    ((rounds,),) = run_rounds([cast(Contender, Breaking(rail))], [source], batch=1)
+    assert 2 <= len(rounds) <= 3
+    energy = energy_per_image(source, idle, rounds)
+    assert energy is not None
+    assert energy.mj_per_image == pytest.approx((12 - 5) * 10, rel=0.01)

@@ -1,0 +1,256 @@
+"""Sensors of the three boards, tegrastats in all its forms, NVML and RAPL."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from resdeploy.runtime.energy import meter
+from resdeploy.runtime.energy.counters import find_nvml, find_rapl
+from resdeploy.runtime.energy.meter import find_sources
+from resdeploy.runtime.energy.rails import find_rails, module_power
+from resdeploy.runtime.energy.source import Scope
+from resdeploy.runtime.energy.tegrastats import Tegrastats, parse_rails, start_tegrastats
+from tests.boards import AGX_ORIN, AGX_THOR, ORIN_NANO, Files, host_of, lay_out
+from tests.fake_nvml import FakeNvml
+
+# Lines of tegrastats seen in public: with a date; with cores that are off; without swap and with
+# VIN; with two averages. Then sensors that are off, a rail that is not connected, a negative one.
+NANO = (
+    "11-15-2024 08:38:09 RAM 6185/7620MB (lfb 8x2MB) SWAP 851/3810MB (cached 1MB) CPU "
+    "[15%@729,11%@729,14%@729,13%@729,11%@729,8%@729] EMC_FREQ 43%@2133 GR3D_FREQ 63%@[621] "
+    "NVDEC off NVJPG off NVJPG1 off VIC off OFA off APE 200 cpu@53.968C soc2@52.437C soc0@50.75C "
+    "gpu@53.343C tj@53.968C soc1@51.656C VDD_IN 12479mW/12479mW VDD_CPU_GPU_CV 4667mW/4667mW "
+    "VDD_SOC 2817mW/2817mW"
+)
+ORIN = (
+    "05-09-2026 18:42:06 RAM 18207/62841MB (lfb 466x4MB) SWAP 86/31420MB (cached 0MB) CPU "
+    "[14%@2188,5%@2112,off,off] EMC_FREQ 3%@2133 GR3D_FREQ 0%@[0,0] NVENC 79%@166 NVDEC off "
+    "NVDLA0 off NVDLA1 off APE 174 cpu@52.562C tj@52.562C VDD_GPU_SOC 2412mW/2412mW VDD_CPU_CV "
+    "1607mW/1607mW VIN_SYS_5V0 4707mW/4707mW"
+)
+THOR = (
+    "04-21-2026 15:50:52 RAM 105265/125772MB (lfb 34x4MB) CPU [0%@972,0%@972] EMC_FREQ 0%@2750 "
+    "GR3D_FREQ @[314,314,314] VIC off APE 300 cpu@37.343C tj@38.875C gpu@38.875C VDD_GPU "
+    "1962mW/1962mW VDD_CPU_SOC_MSS 5887mW/5887mW VIN_SYS_5V0 5635mW/5635mW VIN 19780mW/19780mW"
+)
+AVERAGES = (
+    "10-01-2026 20:36:32 RAM 974/7546MB (lfb 6x4MB) SWAP 0/5821MB (cached 0MB) CPU "
+    "[0%@729,0%@883] GR3D_FREQ 12% cpu@49.843C/49.843C gpu@50.875C/50.875C tj@50.875C/50.875C "
+    "VDD_IN 4548mW/4548mW/4548mW VDD_CPU_GPU_CV 483mW/483mW/483mW VDD_SOC 1489mW/1489mW/1489mW"
+)
+ODD = (
+    "RAM 974/7546MB (lfb 6x4MB) CPU [0%@729,off] GR3D_FREQ 0% gpu@-256C VDD_IN 4548mW NC 0mW/0mW "
+    "VDD_CPU_GPU_CV -12mW/483mW VDD_SOC 1489mW/1489mW"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "rails", "total"),
+    [
+        (NANO, {"VDD_IN": 12479, "VDD_CPU_GPU_CV": 4667, "VDD_SOC": 2817}, 12479),
+        (ORIN, {"VDD_GPU_SOC": 2412, "VDD_CPU_CV": 1607, "VIN_SYS_5V0": 4707}, 8726),
+        (
+            THOR,
+            {"VDD_GPU": 1962, "VDD_CPU_SOC_MSS": 5887, "VIN_SYS_5V0": 5635, "VIN": 19780},
+            19780,
+        ),
+        (AVERAGES, {"VDD_IN": 4548, "VDD_CPU_GPU_CV": 483, "VDD_SOC": 1489}, 4548),
+        (ODD, {"VDD_IN": 4548, "VDD_CPU_GPU_CV": -12, "VDD_SOC": 1489}, 4548),
+        ("tegrastats: permission denied", {}, None),
+        ("", {}, None),
+    ],
+    ids=["nano", "orin", "thor", "averages", "odd", "message", "empty"],
+)
+def test_lines_of_tegrastats(line: str, rails: dict[str, float], total: float | None) -> None:
+    assert parse_rails(line) == rails
+    assert module_power(rails) == total
+
+
+@pytest.mark.parametrize(
+    ("files", "rails", "watts"),
+    [
+        (ORIN_NANO, ("VDD_IN",), 5.016 * 2.1),
+        (
+            AGX_ORIN,
+            ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+            19 * 0.15 + 19 * 0.08 + 5 * 0.9,
+        ),
+        (AGX_THOR, ("VIN",), 19.78),
+    ],
+    ids=["orin-nano", "agx-orin", "agx-thor"],
+)
+def test_sensors_of_the_boards(
+    tmp_path: Path, files: Files, rails: tuple[str, ...], watts: float
+) -> None:
+    (source,) = find_sources(host_of(tmp_path, files))
+    assert (source.name, source.scope, source.rails) == ("ina3221", Scope.MODULE, rails)
+    assert source.read() == pytest.approx(watts, rel=1e-12)
+
+
+def test_a_rail_that_disappears_makes_the_total_unknown_not_smaller(tmp_path: Path) -> None:
+    source = find_rails(host_of(tmp_path, AGX_ORIN))
+    assert source is not None
+    gone = tmp_path / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon4/curr2_input"
+    gone.unlink()
+    assert source.read() is None
+    gone.write_text("80\n")
+    assert source.read() == pytest.approx(19 * 0.15 + 19 * 0.08 + 5 * 0.9)
+
+
+def test_a_part_below_zero_keeps_its_sign(tmp_path: Path) -> None:
+    source = find_rails(host_of(tmp_path, AGX_ORIN))
+    assert source is not None
+    part = tmp_path / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon4/curr2_input"
+    part.write_text("-4\n")
+    assert source.read() == pytest.approx(19 * 0.15 - 19 * 0.004 + 5 * 0.9)
+
+
+def test_rails_of_an_unknown_board_are_not_added_up(tmp_path: Path) -> None:
+    files = {name: text.replace("VDD_IN", "VDD_NEW") for name, text in ORIN_NANO.items() if text}
+    assert find_rails(host_of(tmp_path, files)) is None
+
+
+def test_a_hwmon_that_is_no_ina238_is_no_rail(tmp_path: Path) -> None:
+    files = {**AGX_THOR, "sys/class/hwmon/hwmon6/name": "another\n"}
+    assert find_rails(host_of(tmp_path, files)) is None
+
+
+# tegrastats, running
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_a_running_tegrastats(tmp_path: Path) -> None:
+    command = script(tmp_path / "tegrastats", f"echo '{ORIN}'; exec sleep 60")
+    source = start_tegrastats([command])
+    assert source is not None
+    assert (source.name, source.scope) == ("tegrastats", Scope.MODULE)
+    assert source.read() == pytest.approx(8.726)
+    source.close()
+
+
+def test_a_tegrastats_that_falls_silent_tells_nothing(tmp_path: Path) -> None:
+    now = 10.0
+    command = script(tmp_path / "tegrastats", f"echo '{NANO}'; exec sleep 60")
+    running = Tegrastats([command], clock=lambda: now)
+    assert running.wait()["VDD_IN"] == 12479
+    now += 1.0
+    assert running.rails() == {}
+    running.close()
+
+
+@pytest.mark.parametrize("text", ["exit 1", "echo 'you must be root'"])
+def test_a_tegrastats_that_refuses_is_no_source(tmp_path: Path, text: str) -> None:
+    assert start_tegrastats([script(tmp_path / "tegrastats", text)]) is None
+
+
+def test_without_tegrastats_there_is_no_source() -> None:
+    assert start_tegrastats(["no-such-command-anywhere"]) is None
+
+
+def test_tegrastats_stands_in_where_sensors_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(tmp_path / "tegrastats", f"echo '{NANO}'; exec sleep 60")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def refuse(path: Path) -> bytes:
+        if "ina3221" in str(path):
+            raise PermissionError(path)
+        return path.read_bytes()
+
+    (source,) = find_sources(host_of(tmp_path / "root", ORIN_NANO, read_bytes=refuse))
+    assert source.name == "tegrastats"
+    source.close()
+
+
+# Discrete GPUs and x86
+
+
+def test_a_gpu_that_counts_its_energy() -> None:
+    source = find_nvml(FakeNvml(), {})
+    assert source is not None
+    assert (source.scope, source.counts) == (Scope.GPU, True)
+    first, second = source.read(), source.read()
+    assert first is not None
+    assert second == first + 0.5
+
+
+def test_a_gpu_that_knows_its_power_alone() -> None:
+    source = find_nvml(FakeNvml(counts_energy=False), {})
+    assert source is not None
+    assert (source.counts, source.read()) == (False, 350.0)
+
+
+def test_a_gpu_that_measures_nothing_is_no_source() -> None:
+    assert find_nvml(FakeNvml(unsupported=True), {}) is None
+    assert find_nvml(None, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"), [("", 0), ("0,1", 0), ("GPU-1234", "GPU-1234"), (" GPU-5 ,0", "GPU-5")]
+)
+def test_the_gpu_is_the_one_that_cuda_sees(visible: str, asked: object) -> None:
+    nvml = FakeNvml()
+    assert find_nvml(nvml, {"CUDA_VISIBLE_DEVICES": visible}) is not None
+    assert nvml.asked_for == asked
+
+
+def test_a_gpu_that_is_not_there_is_no_source() -> None:
+    assert find_nvml(FakeNvml(), {"CUDA_VISIBLE_DEVICES": "3"}) is None
+
+
+RAPL = {
+    "sys/class/powercap/intel-rapl:0/name": "package-0\n",
+    "sys/class/powercap/intel-rapl:0/energy_uj": "900000\n",
+    "sys/class/powercap/intel-rapl:0/max_energy_range_uj": "1000000\n",
+    "sys/class/powercap/intel-rapl:0:0/name": "core\n",  # inside the package
+    "sys/class/powercap/intel-rapl:0:0/energy_uj": "5\n",
+    "sys/class/powercap/intel-rapl:0:1/name": "dram\n",
+    "sys/class/powercap/intel-rapl:0:1/energy_uj": "200000\n",
+    "sys/class/powercap/intel-rapl:0:1/max_energy_range_uj": "1000000\n",
+    "sys/class/powercap/intel-rapl:1/name": "psys\n",  # counts the package again
+    "sys/class/powercap/intel-rapl:1/energy_uj": "7\n",
+}
+
+
+def test_rapl_counts_on_when_its_counter_starts_anew(tmp_path: Path) -> None:
+    source = find_rapl(host_of(tmp_path, RAPL))
+    assert source is not None
+    assert (source.rails, source.scope, source.counts) == (("package-0", "dram"), Scope.CPU, True)
+    assert source.read() == pytest.approx(1.1)
+    lay_out(tmp_path, {"sys/class/powercap/intel-rapl:0/energy_uj": "100000\n"})
+    assert source.read() == pytest.approx(1.3)
+    (tmp_path / "sys/class/powercap/intel-rapl:0/energy_uj").unlink()
+    assert source.read() is None
+
+
+def test_a_machine_that_measures_nothing_has_no_source(tmp_path: Path) -> None:
+    assert find_sources(host_of(tmp_path, {})) == []
+
+
+def test_a_server_has_one_source_for_each_processor(tmp_path: Path) -> None:
+    found = meter.find_sources(host_of(tmp_path, RAPL, nvml=FakeNvml))
+    assert [(source.name, source.scope) for source in found] == [
+        ("nvml", Scope.GPU), ("rapl", Scope.CPU),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scope", "work", "covered"),
+    [
+        (Scope.MODULE, Scope.CPU, True), (Scope.MODULE, Scope.GPU, True),
+        (Scope.GPU, Scope.CPU, False), (Scope.CPU, Scope.GPU, False), (Scope.GPU, Scope.GPU, True),
+    ],
+)  # fmt: skip
+def test_a_gpus_energy_is_not_that_of_work_on_the_cpu(
+    scope: Scope, work: Scope, covered: bool
+) -> None:
+    assert scope.covers(work) is covered

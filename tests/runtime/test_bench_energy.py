@@ -1,0 +1,49 @@
+"""Millijoules and notices in a benchmark; PyTorch may be missing here, as on a board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from resdeploy.bundle import Bundle
+from resdeploy.render import benchmark_text
+from resdeploy.runtime import bench
+from resdeploy.runtime.bench import run_benchmark
+from resdeploy.runtime.energy import per_image
+from tests.boards import ORIN_NANO, host_of, power_mode
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.setattr(bench, "WARM_UP_SECONDS", 0.01)
+
+
+def test_energy_is_absent_where_nothing_measures_it(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    result = run_benchmark(tiny_bundle, threads=1, seconds=0.01, host=host_of(tmp_path, {}))
+    assert all(line.energy is None for line in result.results)
+    assert "mJ" not in benchmark_text(result)
+
+
+def test_a_board_measures_energy_and_gives_notice(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LEAD_SECONDS", "WINDOW_SECONDS", "IDLE_WINDOW_SECONDS"):
+        monkeypatch.setattr(per_image, name, 0.05)
+    board = host_of(tmp_path, ORIN_NANO, power_mode("15W", 0))
+    result = run_benchmark(tiny_bundle, threads=1, seconds=0.01, host=board)
+    for line in result.results:
+        assert line.energy is not None
+        assert line.energy.watts == pytest.approx(5.016 * 2.1)
+        assert line.energy.mj_per_image == pytest.approx(0, abs=1e-9)  # the sensor never moves
+        assert line.energy.total_mj_per_image > 0
+    assert result.notices == (
+        "power mode 15W, not MAXN_SUPER",
+        "jetson_clocks is off: clocks follow the load",
+    )
+    text = benchmark_text(result)
+    assert "mJ/image" in text
+    assert "energy: module by ina3221, 10.53 W of idle subtracted" in text
+    assert "notice: power mode 15W, not MAXN_SUPER" in text
+    assert "NVIDIA Jetson Orin Nano" in text
