@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from resdeploy import __version__
 from resdeploy.console import Exit, Outcome, command
+from resdeploy.serve_options import serve_options
 from resdeploy.train.architecture import Shortcut
 from resdeploy.train.config import CROPS, DIGITS, SCHEDULES, TrainingConfig
 from resdeploy.train.recipes import RECIPES
@@ -293,64 +294,15 @@ def predict(bundle: Path, images: tuple[Path, ...], top: int, **settings: Any) -
 
 @main.command()
 @click.argument("bundles", metavar="BUNDLE...", type=EXISTING, nargs=-1, required=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every network.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
-@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Also gRPC.  [default: no]")
+@serve_options
 @BACKEND
 @PRECISION
-@click.option("--instances", type=click.IntRange(1, 64), default=1, show_default=True)
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    help="Of one instance.  [default: the cores, shared by the instances]",
-)
-@click.option("--max-batch", type=click.IntRange(1, 4096), default=32, show_default=True)
-@click.option(
-    "--max-delay-ms",
-    type=click.FloatRange(0),
-    default=2.0,
-    show_default=True,
-    help="How long an idle engine waits for requests that join.",
-)
-@click.option(
-    "--max-wait-ms",
-    type=click.FloatRange(0),
-    default=200.0,
-    show_default=True,
-    help="Requests that would wait longer are refused: 503.",
-)
-@click.option(
-    "--queue", type=click.IntRange(1), default=256, show_default=True, help="Images that may wait."
-)
-@click.option(
-    "--timeout-ms",
-    type=click.FloatRange(1),
-    default=10000.0,
-    show_default=True,
-    help="A request's deadline where it names none.",
-)
-@click.option(
-    "--max-body-mib", type=click.IntRange(1, 2047), default=64, show_default=True, help="Of one."
-)
-@click.option(
-    "--bodies-mib", type=click.IntRange(1), default=512, show_default=True, help="Of all at a time."
-)
-@click.option(
-    "--max-pixels", type=click.IntRange(1), default=50_000_000, show_default=True, help="A picture."
-)
-@click.option("--connections", type=click.IntRange(1), default=1024, show_default=True)
-@click.option("--token-file", type=EXISTING, help="Bearer token.  [default: RESDEPLOY_TOKEN]")
-@click.option("--tls-cert", type=EXISTING, help="PEM file; needs --tls-key.")
-@click.option("--tls-key", type=EXISTING)
-@click.option("--access-log/--no-access-log", default=True, show_default=True)
 @command
 def serve(bundles: tuple[Path, ...], **settings: Any) -> Outcome:
     """Answer over HTTP with BUNDLEs: tensors, pictures, a page. SIGHUP loads changed ones.
 
     Names are the folders' without `.bundle`. SIGTERM answers what was accepted, then exits.
     """
-    if (settings["tls_cert"] is None) != (settings["tls_key"] is None):
-        raise click.UsageError("--tls-cert and --tls-key belong together")
     from resdeploy.errors import needs_extra
     from resdeploy.progress import progress_bar
     from resdeploy.render import served_text

@@ -24,8 +24,11 @@ from resdeploy.runtime.serving.service_times import ServiceTimes
 
 logger = logging.getLogger(__name__)
 
-# How fast the memory of how many requests come together fades.
+# How fast the memory of how many requests come together fades: of the mean, and of the most.
 SMOOTHING = 0.1
+FADING = 0.02
+# Two clients that ask at the same time, again and again, meet 0.5 others on average.
+COMPANY = 0.4
 # With which engine a request fails can be chance; with two of them it is the request.
 ATTEMPTS = 2
 RECOVERY_SECONDS = 5.0
@@ -102,6 +105,7 @@ class _Run:
     """A batch under way."""
 
     instance: Instance
+    parts: int
     ends: float
     """When it is expected to."""
 
@@ -172,7 +176,8 @@ class Batcher:
         self._waiting: deque[_Part] = deque()
         self._ahead = 0  # images that wait or have a place, and have not started
         self._outstanding = 0  # requests that are not answered
-        self._company = 0.0  # other requests that a request usually meets
+        self._company = 0.0  # other requests that a request meets on average
+        self._together = 1.0  # requests at most at a time, lately
         self._timer: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._empty.set()
@@ -237,6 +242,8 @@ class Batcher:
         self.check(images, deadline)
         self._company += SMOOTHING * (self._outstanding - self._company)
         self._outstanding += 1
+        faded = self._together + FADING * (self._outstanding - self._together)
+        self._together = max(self._outstanding, faded)
         self._empty.clear()
         self._ahead += images
         return Place(self, images, deadline)
@@ -259,6 +266,11 @@ class Batcher:
     @property
     def _times(self) -> ServiceTimes:
         return self._instances[0].times
+
+    @property
+    def _running(self) -> int:
+        """Requests, or parts of large ones, that have started."""
+        return sum(run.parts for run in self._runs)
 
     @property
     def _turn(self) -> int:
@@ -323,8 +335,7 @@ class Batcher:
             if start := self._later():
                 self._timer = self._loop.call_at(start, self._dispatch)
                 return
-            share = math.ceil(sum(part.count for part in self._waiting) / len(self._idle))
-            if batch := self._take(min(share, self._times.best)):
+            if batch := self._take(self._times.best):
                 self._start(self._idle.pop(0), batch)
 
     def _later(self) -> float | None:
@@ -335,7 +346,8 @@ class Batcher:
         oldest = self._waiting[0].arrived + self.limits.max_delay
         if (
             len(self._idle) > 1
-            or len(self._waiting) >= 1 + round(self._company)
+            or self._company < COMPANY
+            or len(self._waiting) + self._running >= round(self._together)
             or sum(part.count for part in self._waiting) >= self._times.best
             or oldest <= self._loop.time()
         ):
@@ -361,15 +373,16 @@ class Batcher:
         return batch
 
     def _start(self, instance: Instance, batch: list[_Part]) -> None:
-        task = self._loop.create_task(self._run(instance, batch))
+        images = sum(part.count for part in batch)
+        ends = self._loop.time() + instance.times.expected(images)
+        run = _Run(instance, len(batch), ends)
+        self._runs.add(run)
+        task = self._loop.create_task(self._run(run, batch, images))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, instance: Instance, batch: list[_Part]) -> None:
-        images = sum(part.count for part in batch)
-        start = self._loop.time()
-        run = _Run(instance, start + instance.times.expected(images))
-        self._runs.add(run)
+    async def _run(self, run: _Run, batch: list[_Part], images: int) -> None:
+        instance, start = run.instance, self._loop.time()
         try:
             logits = await instance.run([part.images for part in batch])
         except Exception as error:  # whatever it is, this engine is not to be trusted any more
