@@ -1,6 +1,6 @@
 """Load on an HTTP server from a process of its own: an asyncio client with plain connections.
 
-    python benchmarks/serving_load.py PORT PATH BODY_FILE CONTENT_TYPE SECONDS MODE NUMBER [NAME: VALUE]
+    python benchmarks/serving_load.py PORT PATH BODY_FILE CONTENT_TYPE SECONDS MODE NUMBER [HEADER]
 
 Closed: NUMBER clients ask again as soon as they are answered. Open: requests come at random, NUMBER
 a second, whatever the server does; their latency counts from when they should have been sent, so
@@ -52,25 +52,23 @@ class Target:
 
     async def ask(self, tally: Tally, sent: float) -> None:
         """Send it once, on a connection that is kept."""
-        writer = None
+        connection = None
+        keep = False
         try:
-            reader, writer = (
-                self.idle.pop()
-                if self.idle
-                else await asyncio.open_connection("127.0.0.1", self.port)
-            )
-            status, keep = await asyncio.wait_for(self._exchange(reader, writer), PATIENCE_SECONDS)
+            connection = self.idle.pop() if self.idle else await self._connect()
+            status, keep = await asyncio.wait_for(self._exchange(*connection), PATIENCE_SECONDS)
         except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError) as error:
             tally.note(sent, 0)
             tally.reasons[type(error).__name__] += 1
-            keep = False
         else:
             tally.note(sent, status)
-        if writer is not None:
-            if keep:
-                self.idle.append((reader, writer))
-            else:
-                writer.close()
+        if connection is not None and keep:
+            self.idle.append(connection)
+        elif connection is not None:
+            connection[1].close()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
 
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -32,12 +32,17 @@ class Reply:
 class ServerProcess:
     """Use it as a context manager; `log` holds the lines of stderr."""
 
-    def __init__(self, *arguments: object, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        environment: Mapping[str, str] | None = None,
+        code: str = "from resdeploy.cli import main; main()",
+    ) -> None:
         self.log: list[dict[str, Any]] = []
         self._lines = threading.Condition()
         self.process = subprocess.Popen(
             [
-                sys.executable, "-m", "resdeploy", "serve", "--port", "0", "--json",
+                sys.executable, "-c", code, "serve", "--port", "0", "--json",
                 *map(str, arguments),
             ],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -139,9 +139,8 @@ def test_company_that_is_expected_is_waited_for_but_not_long() -> None:
         assert [size for _, size in instance.batches[:2]] == [1, 3]
         assert [size for _, size in instance.batches[-2:]] == [4, 4]
         # When all but one have gone, that one waits for nobody any more.
-        for _ in range(60):
-            last = await ask(batcher, pictures(1))
-        assert last.queue_seconds == 0
+        lonely = [await ask(batcher, pictures(1)) for _ in range(60)]
+        assert lonely[-1].queue_seconds == 0
 
     run(scenario())
 
@@ -151,9 +150,10 @@ def test_nobody_waits_when_all_who_are_expected_are_there() -> None:
         instance = FakeInstance()
         batcher = make_batcher(instance, max_delay=0.5)
         for _ in range(30):
-            answers = await asyncio.gather(*(ask(batcher, pictures(1)) for _ in range(3)))
-        assert answers[0].batch == 3
-        assert answers[0].queue_seconds < 0.001
+            await asyncio.gather(*(ask(batcher, pictures(1)) for _ in range(3)))
+        last = await asyncio.gather(*(ask(batcher, pictures(1)) for _ in range(3)))
+        assert last[0].batch == 3
+        assert last[0].queue_seconds < 0.001
 
     run(scenario())
 

@@ -222,7 +222,9 @@ def test_classes_in_words_are_sorted() -> None:
     (output,) = json.loads(text)["outputs"]
     assert output["datatype"] == "BYTES"
     assert output["shape"] == [2, 2]
-    assert output["data"] == ["3.500000:1:green", "2.000000:2:red", "9.000000:0:blue", "8.000000:1:green"]  # fmt: skip
+    first, second = output["data"][:2], output["data"][2:]
+    assert first == ["3.500000:1:green", "2.000000:2:red"]
+    assert second == ["9.000000:0:blue", "8.000000:1:green"]
 
 
 def test_words_as_bytes_have_their_length_in_front() -> None:
