@@ -6,6 +6,10 @@ Handlers raise `Refusal`; the gateway makes it an answer.
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import json
+import re
 from collections.abc import Callable, Coroutine, Mapping
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -26,12 +30,6 @@ from resdeploy.runtime.serving.uploads import Upload, read_uploads
 JSON_LENGTH = "inference-header-content-length"
 TIMEOUT = "x-timeout-ms"
 MOST_CLASSES = 1000
-# The page is one file that loads nothing and talks to nobody but this server.
-PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 # Forms are parsed in Python: beside the event loop from this size on.
 SMALL_FORM = 1 << 20
 
@@ -67,6 +65,23 @@ def make_app(service: Service) -> ASGIApp:
     return app
 
 
+def page_policy(page: bytes) -> str:
+    """What the page may do: run its own script and style, and talk to this server.
+
+    Source: Content Security Policy Level 3, https://www.w3.org/TR/2024/WD-CSP3-20241017/
+    """
+    sources = {}
+    for tag in (b"script", b"style"):
+        found = re.search(b"<%s>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
+        digest = hashlib.sha256(found[1] if found else b"").digest()
+        sources[tag.decode()] = f"'sha256-{base64.b64encode(digest).decode()}'"
+    return (
+        f"default-src 'none'; script-src {sources['script']}; style-src {sources['style']}; "
+        "img-src blob:; media-src blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
 class _Api:
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -74,7 +89,17 @@ class _Api:
         self._budget = Budget(service.config.bodies_mib << 20)
         folder = files("resdeploy.runtime.serving")
         self._page = folder.joinpath("page.html").read_bytes()
-        self._openapi = folder.joinpath("openapi.json").read_bytes()
+        self._page_headers = {
+            "content-security-policy": page_policy(self._page),
+            "permissions-policy": "camera=(self)",
+            "referrer-policy": "no-referrer",
+        }
+        document = json.loads(folder.joinpath("openapi.json").read_bytes())
+        for path in document["paths"].values():
+            for parameter in path.get("parameters", ()):
+                if parameter["name"] == "model":
+                    parameter["schema"]["enum"] = list(service.models)
+        self._openapi = document
 
     async def live(self, request: Request) -> Response:
         return JSONResponse({"live": True})
@@ -155,11 +180,10 @@ class _Api:
         return Response(self._service.metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def openapi(self, request: Request) -> Response:
-        return Response(self._openapi, media_type="application/json")
+        return JSONResponse(self._openapi)
 
     async def page(self, request: Request) -> Response:
-        headers = {"content-security-policy": PAGE_POLICY, "referrer-policy": "no-referrer"}
-        return Response(self._page, headers=headers, media_type="text/html")
+        return Response(self._page, headers=self._page_headers, media_type="text/html")
 
     async def _uploads(self, content_type: str, body: bytes) -> list[Upload]:
         most = self._config.max_files

@@ -11,8 +11,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from resdeploy.runtime.serving.refusals import Refusal, TooLarge, Unsupported
 
 FORM = b"multipart/form-data"
-# Programs that name no kind, or this one, send a file's content.
-RAW = (b"", b"application/octet-stream")
+# Programs that name no kind, or one of these, send a file's content; the last is curl's habit.
+RAW = (b"", b"application/octet-stream", b"application/x-www-form-urlencoded")
 LONGEST_NAME = 255
 # Fields of a form that are no files are read by nobody.
 MOST_FIELDS = 32

@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def fleet(monkeypatch: pytest.MonkeyPatch) -> Fleet:
 
 
 @pytest.fixture
-def copy(tiny_bundle: Bundle, tmp_path: Path) -> Iterator[Path]:
+def copy(tiny_bundle: Bundle, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_bundle.path, tmp_path / "tiny.bundle")
 
 

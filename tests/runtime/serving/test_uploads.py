@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 
 from resdeploy.runtime.serving.refusals import Refusal, TooLarge, Unsupported
 from resdeploy.runtime.serving.uploads import Upload, read_uploads
-import contextlib
 
 FORM = "multipart/form-data; boundary=line"
 
@@ -28,7 +28,13 @@ def file(name: str) -> str:
     return f'Content-Disposition: form-data; name="image"; filename="{name}"'
 
 
-@pytest.mark.parametrize("kind", ["", "image/jpeg", "image/png; q=1", "application/octet-stream"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "", "image/jpeg", "image/png; q=1", "application/octet-stream",
+        "application/x-www-form-urlencoded",
+    ],
+)  # fmt: skip
 def test_a_body_that_is_a_picture(kind: str) -> None:
     assert read_uploads(kind, b"pixels", 1) == [Upload(None, b"pixels")]
 
