@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from resdeploy import __version__
 from resdeploy.console import Exit, Outcome, command
+from resdeploy.serve_options import serve_options
 from resdeploy.train.architecture import Shortcut
 from resdeploy.train.config import CROPS, DIGITS, SCHEDULES, TrainingConfig
 from resdeploy.train.recipes import RECIPES
@@ -294,6 +295,29 @@ def predict(bundle: Path, images: tuple[Path, ...], top: int, **settings: Any) -
     with load(bundle, progress=progress_bar, **settings) as model:
         result = predict_files(model, images, top)
     return Outcome(result, predictions_text(result))
+
+
+@main.command()
+@click.argument("bundles", metavar="BUNDLE...", type=EXISTING, nargs=-1, required=True)
+@serve_options
+@BACKEND
+@PRECISION
+@command
+def serve(bundles: tuple[Path, ...], **settings: Any) -> Outcome:
+    """Answer over HTTP with BUNDLEs: tensors, pictures, a page. SIGHUP loads changed ones.
+
+    Names are the folders' without `.bundle`. SIGTERM answers what was accepted, then exits.
+    """
+    from resdeploy.errors import needs_extra
+    from resdeploy.progress import progress_bar
+    from resdeploy.render import served_text
+    from resdeploy.runtime.serving.config import ServeConfig
+
+    with needs_extra():
+        from resdeploy.runtime.serving.server import serve as run_serve
+
+    result = run_serve(bundles, ServeConfig(**settings), progress_bar)
+    return Outcome(result, served_text(result))
 
 
 @main.command()
