@@ -78,6 +78,7 @@ class TrainingError(ResdeployError):
 EXTRAS = {
     "onnxruntime": "cpu",
     "cuda": "gpu",
+    "cv2": "camera",
     "torch": "train",
     "safetensors": "train",
     "sklearn": "train",
