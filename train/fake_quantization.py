@@ -47,16 +47,17 @@ def quantize_activation(activation: Tensor, scale: Tensor) -> Tensor:
 
 class _Learned(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, activation: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, activation: Tensor, scale: Tensor) -> Tensor:
         step = half_up(scale)
         ratio = activation / step
         integer = ratio.round().clamp_(-INT8_MAX, INT8_MAX)
-        context.save_for_backward(ratio, integer)
+        ctx.save_for_backward(ratio, integer)
         return integer * step
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        ratio, integer = context.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        (gradient,) = grad_outputs
+        ratio, integer = ctx.saved_tensors
         inside = ratio.abs() <= INT8_MAX
         moves = torch.where(inside, integer - ratio, integer)
         damping = 1 / math.sqrt(ratio.numel() / len(ratio) * INT8_MAX)
