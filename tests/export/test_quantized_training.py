@@ -1,0 +1,141 @@
+"""Training quantised: what it computes is what the exported graph computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resdeploy.bundle import Encoding
+from resdeploy.errors import TrainingError
+from resdeploy.export.calibrate import LEARNED, calibrate
+from resdeploy.export.quantized_training import quantized_start, train_quantized
+from resdeploy.export.source import read_source
+from resdeploy.export.to_onnx import to_bytes, to_onnx
+from resdeploy.progress import silent
+from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.statistics import sqnr_db
+from resdeploy.train import loop
+from resdeploy.train.checkpoint import load_checkpoint
+from resdeploy.train.config import TrainingConfig
+from resdeploy.train.model import Classifier
+from resdeploy.train.quantized import QuantizedClassifier
+from tests.samples import SIZE
+
+
+def config_for(checkpoint: Path, data: Path, **chosen: object) -> TrainingConfig:
+    return TrainingConfig.from_recipe(
+        None, qat=True, init=str(checkpoint), data=str(data), image_size=SIZE, batch_size=16,
+        **chosen,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny_checkpoint: Path, image_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("qat") / "run"
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.chdir(folder.parent)
+    train_quantized(config_for(tiny_checkpoint, image_data, epochs=2), folder)
+    monkeypatch.undo()
+    return folder
+
+
+def test_the_export_takes_the_learned_ranges_and_gives_the_same_logits(
+    finished: Path, image_data: Path
+) -> None:
+    source = read_source(finished, calibration_data=image_data)
+    learned = source.checkpoint.learned_ranges
+    assert learned
+    pre = source.preprocessing
+    classifier = Classifier(source.checkpoint.network(), pre.mean, pre.std)
+    model = to_onnx(classifier, SIZE)
+    calibration = calibrate(
+        model, source, calibrator="max", images=40, seed=0, golden_digests=(), progress=silent
+    )
+    recipe = calibration.recipes[Encoding.TENSORRT]
+    assert recipe.calibrator == LEARNED
+    images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), dtype=np.uint8)
+    twin = QuantizedClassifier(
+        classifier, {tensor: largest / 127 for tensor, largest in learned.items()}
+    ).eval()
+    with torch.inference_mode():
+        ours = twin(torch.from_numpy(images)).numpy()
+    backend = OnnxRuntimeCpu(
+        to_bytes(recipe.apply(calibration.model, half=False)), Encoding.TENSORRT
+    )
+    theirs = backend.run(images)
+    backend.close()
+    # Sums in another order may carry a few values over to the next step of their grid; the median
+    # image has none (133 dB on the CIFAR-10 network), and INT8 itself is 30 dB from float.
+    assert np.median(sqnr_db(ours, theirs)) > 60
+
+
+def test_the_start_gives_the_answers_of_the_network_it_starts_from(
+    tiny_checkpoint: Path, image_data: Path
+) -> None:
+    start = quantized_start(config_for(tiny_checkpoint, image_data))
+    network = load_checkpoint(tiny_checkpoint).network()
+    images = torch.randn(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = network(images).numpy()
+        assert start.weights is not None
+        network.load_state_dict(dict(start.weights))
+        after = network(images).numpy()
+    # Norms folded and channels equalised: float32 rounds some weights anew, by 1e-7 of each.
+    assert np.median(sqnr_db(before, after)) > 100
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    finished: Path, tiny_checkpoint: Path, image_data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    evaluate = loop.evaluate
+    calls = []
+
+    def stop_at_second(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "evaluate", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        train_quantized(config_for(tiny_checkpoint, image_data, epochs=2), folder)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    loop.resume(folder)
+    resumed, whole = load_checkpoint(folder), load_checkpoint(finished)
+    for name, tensor in whole.state.items():
+        assert torch.equal(resumed.state[name], tensor), name
+    assert resumed.learned_ranges == whole.learned_ranges
+
+
+def test_another_number_of_classes_is_refused(
+    tiny_checkpoint: Path, image_data: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "two"
+    for split in ("train", "val"):
+        for name in ("blue", "red"):
+            (data / split).mkdir(parents=True, exist_ok=True)
+            (data / split / name).symlink_to(image_data / split / name)
+    with pytest.raises(TrainingError, match="knows 3 classes"):
+        train_quantized(config_for(tiny_checkpoint, data), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"qat": True}, "name it with init"),
+        ({"qat": True, "init": "x", "bf16": True}, "in float32"),
+        ({"qat": True, "init": "x", "ema": 0.9}, "without an average"),
+        ({"consistency": 0.5}, "add qat"),
+    ],
+)
+def test_impossible_settings(chosen: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**chosen)  # type: ignore[arg-type]
