@@ -20,6 +20,7 @@ from resdeploy.statistics import sqnr_db
 from resdeploy.train import loop
 from resdeploy.train.checkpoint import load_checkpoint
 from resdeploy.train.config import TrainingConfig
+from resdeploy.train.evaluation import evaluate
 from resdeploy.train.model import Classifier
 from resdeploy.train.quantized import QuantizedClassifier
 from tests.samples import SIZE
@@ -95,7 +96,6 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
-    evaluate = loop.evaluate
     calls = []
 
     def stop_at_second(*arguments: object, **options: object) -> object:

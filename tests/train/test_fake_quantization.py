@@ -35,7 +35,7 @@ def test_gradients_pass_inside_the_range_and_the_scale_learns() -> None:
     scale = torch.tensor(1.0, requires_grad=True)
     quantized = quantize_activation(activation, scale)
     assert quantized.tolist() == [[0, 1, 127]]
-    quantized.sum().backward()
+    quantized.sum().backward()  # type: ignore[no-untyped-call]
     assert activation.grad is not None
     assert scale.grad is not None
     assert activation.grad.tolist() == [[1, 1, 0]]
