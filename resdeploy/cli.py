@@ -273,18 +273,34 @@ def bench(
 
 @main.command()
 @click.argument("bundle", type=EXISTING)
-@click.argument("images", type=EXISTING, nargs=-1, required=True)
+@click.argument("images", type=EXISTING, nargs=-1)
+@click.option("--camera", metavar="SOURCE", help="Instead: a number, /dev/video0, a URL, a file.")
+@click.option("--frames", type=click.IntRange(1), help="Of the camera.  [default: until CTRL-C]")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="The same.")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True)
 @BACKEND
 @PRECISION
 @THREADS
 @command
-def predict(bundle: Path, images: tuple[Path, ...], top: int, **settings: Any) -> Outcome:
-    """Name what IMAGES show."""
+def predict(
+    bundle: Path, images: tuple[Path, ...], camera: str | None, frames: int | None,
+    seconds: float | None, top: int, **settings: Any,
+) -> Outcome:  # fmt: skip
+    """Name what IMAGES show, or a camera."""
     from resdeploy.progress import progress_bar
-    from resdeploy.render import predictions_text
+    from resdeploy.render import camera_text, predictions_text
     from resdeploy.runtime.model import load, predict_files
 
+    if bool(images) == bool(camera):
+        raise click.UsageError("name IMAGES or a --camera")
+    if camera is None:
+        refuse_given(("frames", "seconds"), "only a --camera has an end to choose")
+    else:
+        from resdeploy.runtime.camera import watch_camera
+
+        with load(bundle, progress=progress_bar, **settings) as model:
+            report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
+        return Outcome(report, camera_text(report))
     with load(bundle, progress=progress_bar, **settings) as model:
         result = predict_files(model, images, top)
     return Outcome(result, predictions_text(result))

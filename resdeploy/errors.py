@@ -73,6 +73,7 @@ class TrainingError(ResdeployError):
 EXTRAS = {
     "onnxruntime": "cpu",
     "cuda": "gpu",
+    "cv2": "camera",
     "torch": "train",
     "safetensors": "train",
     "sklearn": "train",

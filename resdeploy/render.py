@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from resdeploy.export.pipeline import ExportResult
     from resdeploy.export.sensitivity import Explanation
     from resdeploy.runtime.bench import Benchmark
+    from resdeploy.runtime.camera import CameraReport
     from resdeploy.runtime.doctor import Diagnosis
     from resdeploy.runtime.energy.per_image import ImageEnergy
     from resdeploy.runtime.model import FilePredictions
@@ -186,6 +187,25 @@ def predictions_text(files: Sequence[FilePredictions]) -> str:
         ]
         blocks.append("\n".join([str(file.image), *bars]))
     return "\n".join(blocks)
+
+
+def camera_text(report: CameraReport) -> str:
+    """What was seen, and the account of the frames."""
+    width = max(len(label) for label in report.labels)
+    lines = [
+        f"  {label.ljust(width)}  {plural(count, 'frame')}"
+        for label, count in list(report.labels.items())[:WORST]
+    ]
+    lost = "" if report.lost is None else f", {report.lost} lost before they came"
+    return "\n".join(
+        [
+            report.source,
+            *lines,
+            f"{report.captured} frames in {report.seconds:.1f} s: {report.classified} classified "
+            f"({report.frames_per_second:.1f} a second, {report.p50_ms:.1f} ms each), "
+            f"{report.dropped} dropped{lost}",
+        ]
+    )
 
 
 def demo_text(result: DemoResult) -> str:

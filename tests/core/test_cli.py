@@ -65,6 +65,8 @@ def test_help_names_every_command_and_the_version() -> None:
         ["build"],
         ["build", "x.bundle", "--batch", "8,1,32"],
         ["build", "x.bundle", "--batch", "many"],
+        ["predict", "x.bundle", "cat.jpg", "--camera", "0"],
+        ["predict", "x.bundle", "cat.jpg", "--frames", "3"],
         ["build", "x.bundle", "--prune"],
         ["verify", "x.bundle", "--precision", "int4"],
         ["train", "--resume", "runs/x", "--epochs", "50"],

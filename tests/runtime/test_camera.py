@@ -1,0 +1,226 @@
+"""Frames of a camera that does not wait, of a file that does, and the account of both."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from resdeploy.bundle import Bundle
+from resdeploy.errors import ImageError, MissingDependencyError
+from resdeploy.render import camera_text
+from resdeploy.runtime.camera import (
+    FRAMES_PER_SECOND,
+    TIME_MS,
+    CameraReport,
+    Capture,
+    classify_frames,
+    lost_frames,
+    open_capture,
+    to_picture,
+)
+from resdeploy.runtime.model import Model, Prediction, load
+
+RATE = 200.0
+
+
+class FakeCapture:
+    """Gives frames whose first value is their number, one each `period` seconds."""
+
+    def __init__(
+        self, frames: int, period: float = 0.0, *, skipped: int = 0, fails: bool = False
+    ) -> None:
+        self.frames = frames
+        self.period = period
+        self.skipped = skipped
+        self.fails = fails
+        self.number = 0
+        self.released = False
+
+    def read(self) -> tuple[bool, Any]:
+        assert not self.released
+        time.sleep(self.period)
+        if self.number == self.frames:
+            if self.fails:
+                raise RuntimeError("unplugged")
+            return False, None
+        self.number += 1
+        return True, np.full((4, 4, 3), self.number, np.uint8)
+
+    def get(self, propId: int) -> float:
+        if propId == FRAMES_PER_SECOND:
+            return RATE
+        assert propId == TIME_MS
+        return 1000 / RATE * (self.number + (self.skipped if self.number > 2 else 0))
+
+    def release(self) -> None:
+        self.released = True
+
+
+class SlowModel:
+    """Remembers which frames it saw, and takes its time."""
+
+    def __init__(self, seconds: float = 0.0, stop_at: int = 0) -> None:
+        self.seconds = seconds
+        self.stop_at = stop_at
+        self.seen: list[int] = []
+
+    def predict(self, picture: Any, top: int) -> list[Prediction]:
+        time.sleep(self.seconds)
+        self.seen.append(picture.getpixel((0, 0))[0])
+        if len(self.seen) == self.stop_at:
+            raise KeyboardInterrupt
+        return [Prediction(label="odd" if self.seen[-1] % 2 else "even", index=0, probability=1.0)]
+
+
+def watch(capture: FakeCapture, model: SlowModel, *, live: bool, **limits: Any) -> CameraReport:
+    report = classify_frames(
+        cast(Model, model), cast(Capture, capture), source="fake", live=live, **limits
+    )
+    assert capture.released
+    assert report.classified == report.captured - report.dropped == sum(report.labels.values())
+    return report
+
+
+def test_a_file_waits_and_loses_nothing() -> None:
+    model = SlowModel(0.002)
+    report = watch(FakeCapture(30), model, live=False)
+    assert model.seen == list(range(1, 31))
+    assert (report.captured, report.classified, report.dropped, report.lost) == (30, 30, 0, 0)
+    assert report.labels == {"odd": 15, "even": 15}
+    assert report.last[0].label == "even"
+
+
+def test_a_camera_goes_on_and_what_was_too_much_is_counted() -> None:
+    model = SlowModel(0.05)
+    report = watch(FakeCapture(60, 0.005), model, live=True)
+    assert report.captured == 60
+    assert report.dropped >= 30
+    assert model.seen == sorted(set(model.seen))  # the newest each time, none twice
+    assert model.seen[-1] > 50  # the engine is never behind
+    assert report.p50_ms >= 50
+
+
+def test_frames_that_never_came_are_counted_by_their_times() -> None:
+    report = watch(FakeCapture(10, skipped=3), SlowModel(), live=False)
+    assert (report.captured, report.lost) == (10, 3)
+    assert "3 lost before they came" in camera_text(report)
+
+
+@pytest.mark.parametrize(
+    ("times", "rate", "lost"),
+    [
+        ([0.0, 33.0, 67.0, 100.0], 30.0, 0),  # a camera trembles
+        ([0.0, 33.0, 133.0], 30.0, 2),
+        ([0.0, 33.0], 0.0, None),
+        ([0.0, 0.0, 0.0], 30.0, None),
+        ([5.0], 30.0, None),
+    ],
+)
+def test_lost_frames(times: list[float], rate: float, lost: int | None) -> None:
+    assert lost_frames(times, rate) == lost
+
+
+@pytest.mark.parametrize("limit", [{"frames": 4}, {"seconds": 0.1}])
+def test_limits(limit: dict[str, Any]) -> None:
+    report = watch(FakeCapture(10_000, 0.002), SlowModel(0.01), live=True, **limit)
+    assert report.classified <= 12
+    if "frames" in limit:
+        assert report.classified == 4
+
+
+def test_ctrl_c_ends_with_the_account() -> None:
+    report = watch(FakeCapture(10_000, 0.001), SlowModel(stop_at=3), live=True)
+    assert report.classified == 2
+    assert report.dropped >= 1  # the one that was under way
+
+
+def test_a_camera_that_is_unplugged_keeps_its_account(caplog: pytest.LogCaptureFixture) -> None:
+    report = watch(FakeCapture(5, fails=True), SlowModel(), live=False)
+    assert report.classified == 5
+    assert "fake failed after 5 frames: unplugged" in caplog.text
+
+
+@pytest.mark.parametrize(("fails", "reason"), [(False, "no picture"), (True, "picture: unplugged")])
+def test_a_camera_without_a_picture_is_an_error(fails: bool, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        watch(FakeCapture(0, fails=fails), SlowModel(), live=True)
+
+
+@pytest.mark.parametrize(
+    "frame", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4, 2))]
+)
+def test_other_kinds_of_frames_are_refused(frame: Any) -> None:
+    with pytest.raises(ImageError, match="a frame is"):
+        to_picture(frame)
+
+
+def test_blue_comes_first_in_opencv() -> None:
+    frame = np.zeros((1, 1, 3), np.uint8)
+    frame[..., 0] = 200
+    assert to_picture(frame).getpixel((0, 0)) == (0, 0, 200)
+
+
+# A real file
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty frames: first blue, then red."""
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path_factory.mktemp("video") / "colours.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
+    assert writer.isOpened()
+    for colour in 25 * [(220, 60, 30)] + 15 * [(40, 50, 220)]:
+        writer.write(np.full((48, 64, 3), colour, np.uint8))
+    writer.release()
+    return path
+
+
+def test_a_video_file(video: Path, tiny_bundle: Bundle) -> None:
+    capture, live = open_capture(str(video))
+    assert not live
+    with load(tiny_bundle.path) as model:
+        report = classify_frames(model, capture, source=str(video), live=live)
+        blue = to_picture(np.full((48, 64, 3), (220, 60, 30), np.uint8))
+        red = to_picture(np.full((48, 64, 3), (40, 50, 220), np.uint8))
+        first, second = (model.predict(picture)[0].label for picture in (blue, red))
+    assert (report.captured, report.classified, report.dropped, report.lost) == (40, 40, 0, 0)
+    expected = {first: 40} if first == second else {first: 25, second: 15}
+    assert report.labels == expected
+    assert len(camera_text(report).splitlines()) == 2 + len(expected)
+
+
+def test_the_command(video: Path, tiny_bundle: Bundle) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "resdeploy", "predict", tiny_bundle.path, "--camera", video,
+            "--frames", "7", "--json",
+        ],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["classified"] == 7
+    assert "frame 1: " in done.stderr
+
+
+def test_what_cannot_be_opened_is_an_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("cv2")
+    for source in (str(tmp_path / "none.avi"), "973"):
+        with pytest.raises(ImageError, match="cannot be opened") as caught:
+            open_capture(source)
+        assert "/dev/video0" in str(caught.value.hint)
+
+
+def test_without_opencv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(MissingDependencyError) as caught:
+        open_capture("0")
+    assert "resdeploy[camera]" in str(caught.value.hint)
