@@ -47,4 +47,5 @@ clean: ## Remove the environment, caches and demo results
 .venv/dev: .venv/demo
 	$(INSTALL) -e '.[all,dev]'
 	$(INSTALL) --no-deps tensorrt-stubs # it asks for TensorRT itself, which types do not need
+	$(INSTALL) --no-deps tritonclient # it asks for versions before those of constraints.txt
 	touch $@

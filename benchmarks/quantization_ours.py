@@ -32,7 +32,9 @@ def main(checkpoint: str, image_size: str, data: str, images: str, seed: str, fo
         progress=silent,
     )  # fmt: skip
     for encoding, recipe in calibration.recipes.items():
-        Path(folder, f"{encoding.value}.onnx").write_bytes(to_bytes(recipe.apply(model)))
+        Path(folder, f"{encoding.value}.onnx").write_bytes(
+            to_bytes(recipe.apply(calibration.model))
+        )
     seconds = time.perf_counter() - start
     method = {kind.value: recipe.calibrator for kind, recipe in calibration.recipes.items()}
     print(json.dumps({"seconds": seconds, "peak_mb": peak_megabytes(), "calibrators": method}))

@@ -6,7 +6,7 @@ that memory hardly depends on the number of images, and the result not at all on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -31,26 +31,20 @@ def observe(
         CalibrationError: there were no images, or an activation is NaN or infinite.
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    with needs_extra():
-        import onnxruntime
-
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     lows: dict[str, list[Float32Array]] = {tensor: [] for tensor in tensors}
     highs: dict[str, list[Float32Array]] = {tensor: [] for tensor in tensors}
     histograms = {tensor: Histogram() for tensor in tensors}
-    for images in batches:
-        outputs = session.run(list(tensors), {INPUT_NAME: images})
-        for tensor, output in zip(tensors, outputs):
-            activation = np.asarray(output).reshape(len(images), -1)
-            low, high = activation.min(axis=1), activation.max(axis=1)
-            if not (np.isfinite(low).all() and np.isfinite(high).all()):
-                raise CalibrationError(
-                    f"the activation {tensor} is NaN or infinite on a calibration image",
-                    "train again with a lower learning rate, or use another checkpoint",
-                )
-            lows[tensor].append(low)
-            highs[tensor].append(high)
-            histograms[tensor].add(activation)
+    for tensor, activation in _activations(graph, tensors, batches):
+        values = activation.reshape(len(activation), -1)
+        low, high = values.min(axis=1), values.max(axis=1)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise CalibrationError(
+                f"the activation {tensor} is NaN or infinite on a calibration image",
+                "train again with a lower learning rate, or use another checkpoint",
+            )
+        lows[tensor].append(low)
+        highs[tensor].append(high)
+        histograms[tensor].add(values)
     if not tensors or not lows[tensors[0]]:
         raise CalibrationError("no calibration image could be used", "name a folder of images")
     return {
@@ -61,3 +55,40 @@ def observe(
         )
         for tensor in tensors
     }
+
+
+def channel_peaks(
+    graph: bytes, tensors: Sequence[str], batches: Iterable[UInt8Array]
+) -> dict[str, Float32Array]:
+    """Run every batch; keep, for each tensor, the largest magnitude of each image and channel.
+
+    Args:
+        graph: As for `observe`.
+        tensors: Names of float32 activations (N, C, ...).
+        batches: uint8 images, each (N, H, W, 3), at least one; few, for a number is kept for
+            each of their channels.
+
+    Returns:
+        Arrays (images, C).
+
+    Raises:
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    peaks: dict[str, list[Float32Array]] = {tensor: [] for tensor in tensors}
+    for tensor, activation in _activations(graph, tensors, batches):
+        values = activation.reshape(*activation.shape[:2], -1)  # (N, C, H W)
+        peaks[tensor].append(np.maximum(values.max(axis=2), -values.min(axis=2)))
+    return {tensor: np.concatenate(parts) for tensor, parts in peaks.items()}
+
+
+def _activations(
+    graph: bytes, tensors: Sequence[str], batches: Iterable[UInt8Array]
+) -> Iterator[tuple[str, Float32Array]]:
+    """Batch by batch every tensor's name with its values."""
+    with needs_extra():
+        import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    for images in batches:
+        outputs = session.run(list(tensors), {INPUT_NAME: images})
+        yield from zip(tensors, map(np.asarray, outputs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import onnx_ir as ir
 
 from resdeploy.bundle import CALIBRATION, Encoding, Float32Array
 from resdeploy.calibration.calibrators import CALIBRATORS
+from resdeploy.calibration.equalization import channel_factors
 from resdeploy.calibration.ledger import Ledger, draw
-from resdeploy.calibration.observer import observe
-from resdeploy.calibration.ranges import TensorStatistics
-from resdeploy.errors import CalibrationError
+from resdeploy.calibration.observer import channel_peaks, observe
+from resdeploy.calibration.ranges import Range, TensorStatistics
+from resdeploy.errors import CalibrationError, CheckpointError
+from resdeploy.export.equalize import channel_groups, equalize
 from resdeploy.export.handback import Handback
 from resdeploy.export.placement import place
 from resdeploy.export.qdq import integer_weights
@@ -31,7 +34,9 @@ from resdeploy.statistics import agreement_percent, sqnr_db
 # At once; all activations of a batch are in memory: 2 GB at 224 pixels.
 PIXELS_AT_ONCE, MOST_AT_ONCE = 16 * 224 * 224, 64
 SCORING_IMAGES = 128
+EQUALIZING_IMAGES = 128  # of those that calibrate: more change the factors little
 ENCODINGS = (Encoding.TENSORRT, Encoding.CPU)
+LEARNED = "learned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,8 @@ class Score:
 class Calibration:
     """Ranges for every quantised tensor of both encodings, and how they came about."""
 
+    model: ir.Model
+    """The FP32 graph that the ranges are for, its channels equalised unless ranges were learned."""
     recipes: Mapping[Encoding, Recipe]
     scores: tuple[Score, ...]
     """Of every calibrator that was tried; empty where there was nothing to choose."""
@@ -136,8 +143,10 @@ def calibrate(
 ) -> Calibration:
     """Show `images` pictures to the FP32 graph and let calibrators choose the ranges.
 
+    Where the checkpoint was trained quantised, TensorRT's graph takes the ranges that it learned.
+
     Args:
-        model: The FP32 graph.
+        model: The FP32 graph; its channels are equalised first, unless ranges were learned.
         source: Where the pictures come from.
         calibrator: A name in CALIBRATORS, the part of one before the hyphen for all of a family,
             or `auto` for all. Where there are several, each is scored on other pictures, and the
@@ -149,37 +158,41 @@ def calibrate(
 
     Raises:
         CalibrationError: there are no pictures, or none that can be used.
+        CheckpointError: the ranges that were learned are not this graph's.
     """
     require_images(source)
-    edges = [edge for encoding in ENCODINGS for edge in place(model.graph, encoding)]
-    tensors = list(dict.fromkeys(edge.range_of for edge in edges))
+    learned = _learned(model, source)
     paths = draw(source.pools.calibration, seed)
     chosen = family(calibrator)
     spared = min(SCORING_IMAGES, len(paths) // 4) if len(chosen) > 1 else 0
     ledger = Ledger(source.preprocessing, wanted=images + spared, excluded=golden_digests)
     admitted = ledger.admit(paths, batch_size(source.preprocessing.image_size))
-    scoring: list[UInt8Array] = []
+    scoring, admitted = _take(admitted, spared)
+    first, rest = _take(admitted, EQUALIZING_IMAGES)
+    if first and not learned:
+        model = _equalized(model, first)
+    edges = [edge for encoding in ENCODINGS for edge in place(model.graph, encoding)]
+    tensors = list(dict.fromkeys(edge.range_of for edge in edges))
 
     def batches() -> Iterator[UInt8Array]:
-        missing = spared
         with progress("calibrating", min(images, len(paths) - spared)) as advance:
-            for batch in admitted:
-                scoring.append(batch[:missing])
-                if len(rest := batch[missing:]):
-                    yield rest
-                    advance(len(rest))
-                missing -= len(scoring[-1])
+            for batch in chain(first, rest):
+                yield batch
+                advance(len(batch))
 
     statistics = observe(with_outputs(model, tensors), tensors, batches())
     tried = {
         (name, encoding): choose_ranges(statistics, name, encoding)
         for name in chosen
         for encoding in ENCODINGS
+        if encoding not in learned
     }
     scores = _score(model, tried.values(), np.concatenate(scoring), progress) if spared else ()
     return Calibration(
+        model=model,
         recipes={
-            encoding: tried[_best(scores, encoding, chosen), encoding] for encoding in ENCODINGS
+            encoding: learned.get(encoding) or tried[_best(scores, encoding, chosen), encoding]
+            for encoding in ENCODINGS
         },
         scores=scores,
         digests=tuple(ledger.digests[spared:]),
@@ -190,6 +203,54 @@ def calibrate(
         growth_percent=100 * float(np.median([seen.growth for seen in statistics.values()])),
         statistics=statistics,
     )
+
+
+def _learned(model: ir.Model, source: Source) -> dict[Encoding, Recipe]:
+    """The recipe that training left; none where it was in float."""
+    largest = source.checkpoint.learned_ranges
+    if largest is None:
+        return {}
+    needed = {edge.range_of for edge in place(model.graph, Encoding.TENSORRT)}
+    if needed != set(largest):
+        odd = min(needed ^ set(largest))
+        raise CheckpointError(
+            f"{source.checkpoint.path} has no learned range for the network's {odd}, or one "
+            "for no tensor of it",
+            "train it again with --qat",
+        )
+    ranges = {tensor: Range(low=-largest[tensor], high=largest[tensor]) for tensor in largest}
+    recipe = Recipe(encoding=Encoding.TENSORRT, calibrator=LEARNED, ranges=ranges)
+    return {Encoding.TENSORRT: recipe}
+
+
+def _take(
+    batches: Iterator[UInt8Array], count: int
+) -> tuple[list[UInt8Array], Iterator[UInt8Array]]:
+    """The first `count` images or all that there are, and an iterator over the others."""
+    taken: list[UInt8Array] = []
+    while count > 0 and (batch := next(batches, None)) is not None:
+        taken.append(batch[:count])
+        count -= len(taken[-1])
+        if len(rest := batch[len(taken[-1]) :]):
+            batches = chain([rest], batches)
+    return taken, batches
+
+
+def _equalized(model: ir.Model, batches: Sequence[UInt8Array]) -> ir.Model:
+    """The same network, with channels that use the grids of their tensors alike."""
+    quantised = {edge.range_of for edge in place(model.graph, Encoding.TENSORRT)}
+    groups = {
+        group: [tensor for tensor in group.tensors if tensor in quantised]
+        for group in channel_groups(model.graph)
+    }
+    tensors = [tensor for members in groups.values() for tensor in members]
+    peaks = channel_peaks(with_outputs(model, tensors), tensors, batches)
+    factors = {
+        group: channel_factors([peaks[tensor] for tensor in members])
+        for group, members in groups.items()
+        if members
+    }
+    return equalize(model, factors)
 
 
 def batch_size(image_size: int) -> int:

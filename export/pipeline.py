@@ -175,6 +175,7 @@ def export(
             golden_digests=golden_digests,
             progress=progress,
         )
+        model = calibration.model
         if not gate.open:
             calibration = mix(
                 model, source, calibration, gate, seed=config.seed,

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from resdeploy import __version__
 from resdeploy.console import Exit, Outcome, command
+from resdeploy.serve_options import serve_options
 from resdeploy.train.architecture import Shortcut
 from resdeploy.train.config import CROPS, DIGITS, SCHEDULES, TrainingConfig
 from resdeploy.train.recipes import RECIPES
@@ -59,7 +60,7 @@ def demo(force: bool) -> Outcome:
 @click.option(
     "--recipe",
     type=click.Choice(list(RECIPES)),
-    help="Settings to start from.  [default: quick, or finetune with --init]",
+    help="Settings to start from.  [default: quick; finetune with --init, qat with --qat]",
 )
 @click.option("--epochs", type=click.IntRange(1), help="[default, as for all below: the recipe's]")
 @click.option("--image-size", type=click.IntRange(8, 1024), help="Pixels.")
@@ -79,6 +80,12 @@ def demo(force: bool) -> Outcome:
 @click.option("--min-area", type=click.FloatRange(0, 1, min_open=True), help="Of an area crop.")
 @click.option("--freeze", is_flag=True, default=None, help="With --init: train the head alone.")
 @click.option("--class-weights", is_flag=True, default=None, help="Let rare classes count alike.")
+@click.option("--qat", is_flag=True, default=None, help="With --init: adapt it to INT8.")
+@click.option(
+    "--consistency",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="With --qat: how much INT8 is held to float, against the labels.",
+)
 @click.option(
     "--shortcut",
     type=click.Choice([option.value for option in Shortcut]),
@@ -120,7 +127,7 @@ def train(
     else:
         config = TrainingConfig.from_recipe(recipe, data=data, **settings)
         folder = run or loop.default_folder(data)
-        result = loop.train(config, folder, force=force, progress=progress_bar)
+        result = training_of(config)(config, folder, force=force, progress=progress_bar)
     return Outcome(result, training_text(result), printed=is_first())
 
 
@@ -307,6 +314,29 @@ def predict(
 
 
 @main.command()
+@click.argument("bundles", metavar="BUNDLE...", type=EXISTING, nargs=-1, required=True)
+@serve_options
+@BACKEND
+@PRECISION
+@command
+def serve(bundles: tuple[Path, ...], **settings: Any) -> Outcome:
+    """Answer over HTTP with BUNDLEs: tensors, pictures, a page. SIGHUP loads changed ones.
+
+    Names are the folders' without `.bundle`. SIGTERM answers what was accepted, then exits.
+    """
+    from resdeploy.errors import needs_extra
+    from resdeploy.progress import progress_bar
+    from resdeploy.render import served_text
+    from resdeploy.runtime.serving.config import ServeConfig
+
+    with needs_extra():
+        from resdeploy.runtime.serving.server import serve as run_serve
+
+    result = run_serve(bundles, ServeConfig(**settings), progress_bar)
+    return Outcome(result, served_text(result))
+
+
+@main.command()
 @click.argument("bundle", type=EXISTING)
 @click.option(
     "--encoding",
@@ -347,6 +377,17 @@ def doctor(bundle: Path | None) -> Outcome:
 
     result = diagnose(bundle, progress=progress_bar)
     return Outcome(result, diagnosis_text(result), Exit.OK if result.healthy else Exit.FAILED)
+
+
+def training_of(config: TrainingConfig) -> Any:
+    """The function that trains as `config` says; what quantises it needs the export's packages."""
+    from resdeploy.train.loop import train
+
+    if config.qat:
+        from resdeploy.export.quantized_training import train_quantized
+
+        return train_quantized
+    return train
 
 
 def read_batches(text: str | None) -> Any:

@@ -10,6 +10,7 @@
     |-- ImageError              one image cannot be decoded
     |-- MissingDependencyError  an optional package is not installed
     |-- OutputError             a result cannot be written
+    |-- ServeError              the server cannot start
     `-- TrainingError           training cannot start or go on
 
 A mistake in a Python call stays a ValueError or TypeError.
@@ -65,6 +66,10 @@ class OutputError(ResdeployError):
     """A result cannot be written."""
 
 
+class ServeError(ResdeployError):
+    """The server cannot start."""
+
+
 class TrainingError(ResdeployError):
     """Training cannot start or go on."""
 
@@ -83,6 +88,12 @@ EXTRAS = {
     "onnxscript": "export",
     "jinja2": "report",
     "tensorboard": "tensorboard",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "httptools": "serve",
+    "prometheus_client": "serve",
+    "python_multipart": "serve",
+    "grpc": "serve",
 }
 
 

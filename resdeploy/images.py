@@ -26,7 +26,9 @@ Shrink = Callable[[int, int], float]
 """Of an upright picture's width and height: how many times smaller it may be decoded."""
 
 
-def read_rgb(source: Path | bytes, shrink: Shrink | None = None) -> Image:
+def read_rgb(
+    source: Path | bytes, shrink: Shrink | None = None, max_pixels: int = MAX_PIXELS
+) -> Image:
     """Decode one image file to RGB, upright according to its EXIF orientation.
 
     Grey, palette, CMYK and 16-bit images are converted; what is transparent becomes white.
@@ -35,6 +37,7 @@ def read_rgb(source: Path | bytes, shrink: Shrink | None = None) -> Image:
         source: A file's path, or a file's content.
         shrink: Lets a JPEG decoder leave out detail, by 2, 4 or 8 (in the cosine transform, which
             saves most of its work); other formats are decoded whole.
+        max_pixels: Larger pictures are refused before they are decoded.
 
     Raises:
         ImageError: not a file, not one of `FORMATS`, over the limits, or damaged.
@@ -49,9 +52,9 @@ def read_rgb(source: Path | bytes, shrink: Shrink | None = None) -> Image:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 pixels = image.width * image.height
-                if pixels > MAX_PIXELS:
+                if pixels > max_pixels:
                     raise ImageError(
-                        f"{name} has {pixels:,} pixels, over the limit of {MAX_PIXELS:,}",
+                        f"{name} has {pixels:,} pixels, over the limit of {max_pixels:,}",
                         "scale it down first",
                     )
                 if shrink is not None:

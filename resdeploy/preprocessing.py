@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from resdeploy.images import read_rgb
+from resdeploy.images import MAX_PIXELS, read_rgb
 from resdeploy.storage import sha256
 
 if TYPE_CHECKING:
@@ -110,13 +110,15 @@ def prepare(image: Image, preprocessing: Preprocessing) -> UInt8Array:
     return crop_and_resize(image, box, size)
 
 
-def load_image(source: Path | bytes, preprocessing: Preprocessing) -> UInt8Array:
+def load_image(
+    source: Path | bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS
+) -> UInt8Array:
     """Decode and prepare one image file: uint8 (image_size, image_size, 3).
 
     Raises:
-        ImageError: the file cannot be decoded.
+        ImageError: the file cannot be decoded, or has more than `max_pixels`.
     """
-    return prepare(read_rgb(source), preprocessing)
+    return prepare(read_rgb(source, max_pixels=max_pixels), preprocessing)
 
 
 def image_digest(image: UInt8Array) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from resdeploy.runtime.energy.per_image import ImageEnergy
     from resdeploy.runtime.model import FilePredictions
     from resdeploy.runtime.nvml import Gpu
+    from resdeploy.runtime.serving.server import Served
     from resdeploy.runtime.tensorrt.build import BuildReport
     from resdeploy.runtime.tensorrt.engine_cache import PruneReport
     from resdeploy.runtime.verify import Verification
@@ -391,3 +392,12 @@ def graph_name(precision: Precision, encoding: Encoding) -> str:
     """The artifact's name: `fp32`, `int8`, `int8-cpu`, `int8-dla`."""
     where = encoding.value
     return f"{precision.value}-{where}" if where in ("cpu", "dla") else precision.value
+
+
+def served_text(served: Served) -> str:
+    """One line: how much was done until the server was stopped."""
+    reloaded = f", {plural(served.reloads, 'reload')}" if served.reloads else ""
+    return (
+        f"{plural(served.requests, 'request')} and {plural(served.images, 'image')} in "
+        f"{served.seconds:.0f} s{reloaded}"
+    )

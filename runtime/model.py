@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resdeploy.bundle import Artifact, Bundle, Float32Array, open_bundle
-from resdeploy.errors import BackendError, OutputError
+from resdeploy.errors import BackendError
 from resdeploy.preprocessing import UInt8Array, load_image, prepare
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backend import Backend, Opening
-from resdeploy.runtime.golden import check_golden
-from resdeploy.runtime.selection import AUTO, candidates
+from resdeploy.runtime.selection import AUTO
+from resdeploy.runtime.verified import verified_backends
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-logger = logging.getLogger(__name__)
-
-# Enough to notice an engine that computes nonsense, few enough not to be felt at start-up.
-GOLDEN_IMAGES_AT_LOAD = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +77,7 @@ class Model:
             pixels = load_image(Path(image), preprocessing)
         else:
             pixels = prepare(image, preprocessing)
-        probabilities = softmax(self.run(pixels[np.newaxis])[0])
-        return [
-            Prediction(
-                label=self.labels[index],
-                index=int(index),
-                probability=float(probabilities[index]),
-            )
-            for index in np.argsort(-probabilities, kind="stable")[:top]
-        ]
+        return most_likely(self.run(pixels[np.newaxis])[0], self.labels, top)
 
     def close(self) -> None:
         """Free the engine."""
@@ -150,28 +136,22 @@ def load(
         BundleError: the bundle is missing or damaged.
     """
     bundle = open_bundle(Path(path))
-    golden = bundle.golden()
-    for candidate in candidates(bundle, backend, precision):
-        engine, artifact = candidate.engine.name, candidate.artifact
-        opened: Backend | None = None
-        try:
-            opened = candidate.open(bundle, Opening(threads=threads, progress=progress))
-            check = check_golden(opened, artifact, golden, images=GOLDEN_IMAGES_AT_LOAD)
-        except (BackendError, OutputError) as error:
-            logger.warning("%s cannot run %s: %s", engine, artifact.name, error)
-            if opened is not None:
-                opened.close()
-            continue
-        if check.passed:
-            return Model(bundle, artifact, opened)
-        opened.close()
-        logger.warning(
-            "%s gives other answers than PyTorch with %s (%s)", engine, artifact.name, check.figures
-        )
+    opening = Opening(threads=threads, progress=progress)
+    for candidate, opened in verified_backends(bundle, backend, precision, opening):
+        return Model(bundle, candidate.artifact, opened)
     raise BackendError(
         f"no backend gives PyTorch's answers for {path} on this machine",
         "run resdeploy verify for the figures and resdeploy doctor for the cause",
     )
+
+
+def most_likely(logits: Float32Array, labels: Sequence[str], top: int) -> list[Prediction]:
+    """The `top` most likely classes of logits (K,), the most likely first."""
+    probabilities = softmax(logits)
+    return [
+        Prediction(label=labels[index], index=index, probability=float(probabilities[index]))
+        for index in map(int, np.argsort(-probabilities, kind="stable")[:top])
+    ]
 
 
 def softmax(logits: Float32Array) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -21,13 +22,23 @@ class GoldenBackend:
     def __init__(self, golden: Golden, factor: float = 1.0) -> None:
         self.factor = factor
         self.closed = False
+        self.broken = False
+        self.hold = threading.Event()
+        """Runs wait while it is not set."""
+        self.hold.set()
         self._logits = {
             image.tobytes(): logits for image, logits in zip(golden.images, golden.logits)
         }
 
     def run(self, images: UInt8Array) -> Float32Array:
+        assert self.hold.wait(10)
+        if self.is_broken():
+            raise BackendError("it broke", "mend it")
         logits = np.stack([self._logits[image.tobytes()] for image in images])
         return np.asarray(self.factor * logits, dtype=np.float32)
+
+    def is_broken(self) -> bool:
+        return self.broken
 
     def close(self) -> None:
         self.closed = True

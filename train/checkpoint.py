@@ -7,6 +7,7 @@ Nothing of a file is executed: safetensors has no code, and .pth files are read 
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -45,6 +46,8 @@ class Checkpoint:
     preprocessing: Preprocessing | None = None
     data: str | None = None
     """What the network was trained on: a folder, or `digits`."""
+    learned_ranges: Mapping[str, float] | None = None
+    """Of a network that was trained quantised: the largest value of each tensor's int8 grid."""
 
     def network(self) -> ResNet:
         """The network with these weights, in evaluation mode."""
@@ -106,7 +109,12 @@ def _load_run(folder: Path) -> Checkpoint:
         preprocessing = Preprocessing.from_json(model["preprocessing"])
         labels = tuple(str(label) for label in model["labels"])
         data = str(model["data"])
-    except (ValueError, KeyError, TypeError) as error:
+        learned = model.get("learned_ranges")
+        if learned is not None:
+            learned = {str(tensor): float(largest) for tensor, largest in learned.items()}
+            if not all(0 < largest < math.inf for largest in learned.values()):
+                raise ValueError("learned_ranges are not all above 0")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{description} is damaged: {error!r}", "train again, or name the weights themselves"
         ) from error
@@ -127,6 +135,7 @@ def _load_run(folder: Path) -> Checkpoint:
         labels=labels,
         preprocessing=preprocessing,
         data=data,
+        learned_ranges=learned,
     )
 
 

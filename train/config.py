@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from resdeploy.train.architecture import Shortcut
-from resdeploy.train.recipes import FINETUNE, QUICK, RECIPES
+from resdeploy.train.recipes import FINETUNE, QAT, QUICK, RECIPES
 
 DIGITS = "digits"
 REFERENCE_BATCH = 256  # the batch that `lr` is given for
@@ -60,6 +60,10 @@ class TrainingConfig:
     """Train the classifier alone, on the features that `init` gives."""
     class_weights: bool = False
     """Count rare classes for more, so that all together count alike."""
+    qat: bool = False
+    """Quantise while training, as the INT8 graph for TensorRT will, so that `init` adapts to it."""
+    consistency: float = 0.0
+    """With `qat`: the loss's share that holds the quantised network to itself in float."""
     recipe: str = QUICK
     """Which of `recipes.RECIPES` the settings started from."""
     seed: int = 0
@@ -89,6 +93,7 @@ class TrainingConfig:
             ("momentum", 1),
             ("label_smoothing", 1),
             ("ema", 1),
+            ("consistency", 1),
             ("randaugment", 31),
         ):
             if not 0 <= getattr(self, name) < most:
@@ -100,6 +105,12 @@ class TrainingConfig:
             raise ValueError("mixup, cutmix and weight_decay take 0 or more")
         if self.freeze and self.init is None:
             raise ValueError("freeze keeps the features of init: name the weights to start from")
+        if self.qat and self.init is None:
+            raise ValueError("qat adapts a trained network: name it with init")
+        if self.qat and (self.freeze or self.ema or self.bf16):
+            raise ValueError("qat trains all weights, in float32 and without an average of them")
+        if self.consistency and not self.qat:
+            raise ValueError("consistency is between a network and its INT8 twin: add qat")
 
     def to_json(self) -> dict[str, Any]:
         """The form that `state.json` holds."""
@@ -110,14 +121,14 @@ class TrainingConfig:
         """A recipe's settings, with those of `chosen` that are not None in their place.
 
         Args:
-            name: Of a recipe; None: `finetune` with `init`, otherwise `quick`.
+            name: Of a recipe; None: `qat` with `qat`, `finetune` with `init`, otherwise `quick`.
             chosen: Fields of TrainingConfig.
 
         Raises:
             ValueError: there is no such recipe, or a setting is impossible.
         """
         given = {field: value for field, value in chosen.items() if value is not None}
-        name = name or (FINETUNE if "init" in given else QUICK)
+        name = name or (QAT if given.get("qat") else FINETUNE if "init" in given else QUICK)
         if name not in RECIPES:
             raise ValueError(f"there is no recipe {name!r}: choose from {', '.join(RECIPES)}")
         if isinstance(given.get("shortcut"), str):

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resdeploy.errors import DataError
 from resdeploy.train.data import EpochImages, Walk, epoch_batches
-from resdeploy.train.model import Classifier
 from resdeploy.train.processes import Process
 
 BATCH = 100
@@ -52,9 +51,9 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    classifier: Classifier, images: EpochImages, process: Process, workers: int = 0
+    classifier: nn.Module, images: EpochImages, process: Process, workers: int = 0
 ) -> Evaluation:
-    """Measure a network in FP32; every process takes its part of the images.
+    """Measure a network, images to logits; every process takes its part of the images.
 
     Raises:
         DataError: no image can be decoded.

@@ -32,6 +32,7 @@ from resdeploy.train.digits import digits_folder
 from resdeploy.train.epochs import epoch_line, header_line
 from resdeploy.train.evaluation import Evaluation, evaluate
 from resdeploy.train.processes import Process, joined_processes
+from resdeploy.train.quantized import QuantizedStart
 from resdeploy.train.report import write_report
 from resdeploy.train.start import balanced_weights, initial_network
 from resdeploy.train.step import Learner
@@ -59,9 +60,21 @@ class TrainingResult:
 
 
 def train(
-    config: TrainingConfig, folder: Path, *, force: bool = False, progress: Progress = silent
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    start: QuantizedStart | None = None,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> TrainingResult:
     """Train a network and write a run folder; under `torchrun`, together with other processes.
+
+    Args:
+        config: Settings.
+        folder: Where the run is written.
+        start: With `config.qat`, what it starts from; `export.quantized_training` makes it.
+        force: Replace a run that is there.
+        progress: Told of each step.
 
     Raises:
         OutputError: `folder` exists already and `force` is not set, or cannot be written.
@@ -71,7 +84,7 @@ def train(
     with joined_processes() as process:
         if process.writes:
             refuse_existing(folder, force=force, sign=runs.STATE_JSON)
-        trainer = _Trainer(config, folder, process, progress)
+        trainer = _Trainer(config, folder, process, progress, start)
         if process.writes:
             runs.begin(folder, config.to_json())
         return trainer.train()
@@ -91,9 +104,14 @@ def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
     except (KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{folder / runs.STATE_JSON} is damaged", "start a new run") from error
     with joined_processes() as process:
-        trainer = _Trainer(config, folder, process, progress)
-        if (folder / runs.STATE_FILE).exists():
-            trainer.restore(runs.load_state(folder), runs.load_metrics(folder))
+        # Without a state it begins again; but what INT8 started from stands in the state alone.
+        state = None
+        if config.qat or (folder / runs.STATE_FILE).exists():
+            state = runs.load_state(folder)
+        start = state.quantized_start() if config.qat and state else None
+        trainer = _Trainer(config, folder, process, progress, start)
+        if state is not None:
+            trainer.restore(state, runs.load_metrics(folder))
         process.gather(torch.zeros(()))  # nobody writes before all have read
         if process.writes:
             runs.sweep(folder)
@@ -109,7 +127,12 @@ class _Trainer:
     """The parts of a run, put together."""
 
     def __init__(
-        self, config: TrainingConfig, folder: Path, process: Process, progress: Progress
+        self,
+        config: TrainingConfig,
+        folder: Path,
+        process: Process,
+        progress: Progress,
+        start: QuantizedStart | None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -125,12 +148,16 @@ class _Trainer:
             crop=config.crop,
             randaugment=config.randaugment,
         )
+        network = initial_network(config, len(self.splits.train.classes))
+        if start is not None and start.weights is not None:
+            network.load_state_dict(dict(start.weights))
         self.learner = Learner(
             config,
-            initial_network(config, len(self.splits.train.classes)),
+            network,
             self.preprocessing,
             process,
             balanced_weights(self.splits.train) if config.class_weights else None,
+            start.scales if start is not None else None,
         )
         self.workers = default_workers() if config.workers is None else config.workers
         self.place = runs.Place()
@@ -152,6 +179,8 @@ class _Trainer:
         note = None
         if config.tensorboard and self.process.writes:
             note = event_writer(self.folder, self.place.epochs_done)
+        if config.qat and self.process.writes and self.place == runs.Place():
+            self._save_state()
         self._say("%s", header_line())
         while self.place.epochs_done < config.epochs:
             self._train_epoch()
@@ -190,12 +219,13 @@ class _Trainer:
         )  # fmt: skip
         runs.save_model(
             self.folder,
-            self.learner.deployed.network,
+            self.learner.kept,
             labels=self.splits.train.classes,
             preprocessing=self.preprocessing,
             data=config.data if config.data == DIGITS else str(Path(config.data).resolve()),
             config=config.to_json() | {"processes": self.process.count},
             metrics={"accuracy": evaluation.accuracy, "unreadable_images": len(unreadable)},
+            learned=self.learner.quantized.learned() if self.learner.quantized else None,
         )
         runs.point_latest_to(self.folder)
 
@@ -287,7 +317,7 @@ class _Trainer:
 
     def _evaluate(self) -> Evaluation:
         images = EpochImages(self.splits.val, self.preprocessing)
-        evaluation = evaluate(self.learner.deployed, images, self.process, self.workers)
+        evaluation = evaluate(self.learner.measured, images, self.process, self.workers)
         self._note_unreadable(1, evaluation.unreadable)
         return evaluation
 

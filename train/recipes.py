@@ -9,6 +9,7 @@ from typing import Any
 
 QUICK = "quick"
 FINETUNE = "finetune"
+QAT = "qat"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,21 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 "lr": 0.01,
                 "weight_decay": 1e-4,
                 "min_area": 0.35,
+            },
+        ),
+        QAT: Recipe(
+            purpose="a trained network that adapts to INT8",
+            source="Krishnamoorthi 2018, arXiv:1806.08342, section 3.2 (fine-tuning, norms held); "
+            "Esser et al. 2020, arXiv:1902.08153 (learned scales)",
+            settings={
+                "qat": True,
+                "epochs": 1,
+                "lr": 0.001,
+                "weight_decay": 0.0,
+                "warmup_epochs": 0.1,
+                "label_smoothing": 0.0,
+                "min_area": 0.6,
+                "consistency": 0.9,
             },
         ),
     }

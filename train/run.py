@@ -24,6 +24,7 @@ from resdeploy.provenance import collect_provenance
 from resdeploy.storage import write_file
 from resdeploy.train.checkpoint import MODEL_FILE, MODEL_JSON
 from resdeploy.train.model import ResNet
+from resdeploy.train.quantized import DOT, SCALES, QuantizedStart
 
 STATE_FILE = "state.safetensors"
 STATE_JSON = "state.json"
@@ -83,6 +84,17 @@ class TrainingState:
     """Momentum buffers of the optimiser, by parameter."""
     average: dict[str, Tensor]
     """The average of the weights; empty where there is none."""
+
+    def quantized_start(self) -> QuantizedStart:
+        """The tensors that the run quantises, with the scales that they have so far."""
+        return QuantizedStart(
+            weights=None,
+            scales={
+                name.removeprefix(SCALES).replace(DOT, "."): float(tensor)
+                for name, tensor in self.model.items()
+                if name.startswith(SCALES)
+            },
+        )
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
@@ -185,8 +197,12 @@ def save_model(
     data: str,
     config: Mapping[str, Any],
     metrics: Mapping[str, float],
+    learned: Mapping[str, float] | None = None,
 ) -> None:
-    """Write the finished network; `model.json` comes last, as a run without it is unfinished."""
+    """Write the finished network; `model.json` comes last, as a run without it is unfinished.
+
+    `learned` holds, for a network that was trained quantised, the largest value of each tensor.
+    """
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
     }
@@ -204,6 +220,7 @@ def save_model(
         "data": data,
         "metrics": dict(metrics),
         "training": dict(config),
+        "learned_ranges": None if learned is None else dict(learned),
         "provenance": collect_provenance(),
     }
     write_file(folder / MODEL_JSON, _json(document))

@@ -31,6 +31,12 @@ def initial_network(config: TrainingConfig, classes: int) -> ResNet:
             f"{config.init} is a {checkpoint.architecture.name}",
             "leave --shortcut out, or start without --init",
         )
+    if config.qat and checkpoint.architecture.classes != classes:
+        raise TrainingError(
+            f"{config.init} knows {checkpoint.architecture.classes} classes and {config.data} "
+            f"has {classes}",
+            "fine-tune it without --qat first",
+        )
     network = adopt(checkpoint, classes)
     if config.freeze:
         network.requires_grad_(False)
@@ -48,8 +54,11 @@ def adopt(checkpoint: Checkpoint, classes: int) -> ResNet:
     return network
 
 
-def make_optimizer(network: ResNet, config: TrainingConfig) -> torch.optim.SGD:
-    """SGD on what may be trained; biases and norms are not drawn to zero, unless `decay_all`."""
+def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
+    """SGD on what may be trained; biases, norms and scales are not drawn to zero.
+
+    With `decay_all` they are, as in the paper.
+    """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},

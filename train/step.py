@@ -2,7 +2,8 @@
 
 Sources: He et al. 2015, arXiv:1512.03385, section 3.4 (SGD, momentum 0.9); Szegedy et al. 2015,
 arXiv:1512.00567, section 7 (label smoothing); Goyal et al. 2017, arXiv:1706.02677, section 3 (the
-loss is a mean over the joint batch, whoever computes which part of it).
+loss is a mean over the joint batch, whoever computes which part of it); Hinton, Vinyals and Dean
+2015, arXiv:1503.02531, section 2 (one network's answers as another's labels).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from resdeploy.train.data import Batch
 from resdeploy.train.mixing import mix
 from resdeploy.train.model import Classifier, ResNet
 from resdeploy.train.processes import Process
+from resdeploy.train.quantized import QuantizedClassifier
 from resdeploy.train.start import make_optimizer
 
 LEAST_IMAGES = 2  # of a part: batch norm needs two
@@ -41,6 +43,7 @@ class Learner:
         preprocessing: Preprocessing,
         process: Process,
         class_weights: Tensor | None = None,
+        scales: Mapping[str, float] | None = None,
     ) -> None:
         """Take over `network`.
 
@@ -50,6 +53,7 @@ class Learner:
             preprocessing: Its mean and deviation.
             process: This process, with whose like the batches are shared.
             class_weights: float32 (K,); None: every image counts alike.
+            scales: Of the tensors that are quantised while training; None: it trains in float.
 
         Raises:
             TrainingError: the batch is too small for the number of processes and parts.
@@ -70,26 +74,37 @@ class Learner:
             preprocessing.mean,
             preprocessing.std,
         ).to(process.device)
-        self._model: nn.Module = self.classifier
+        self.quantized = None if scales is None else QuantizedClassifier(self.classifier, scales)
+        self._trained = self.network if self.quantized is None else self.quantized
+        self._model: nn.Module = self.quantized or self.classifier
         if process.count > 1:
             from resdeploy.train.global_norm import norms_over_processes  # Jetson's torch lacks it
 
             norms_over_processes(self.network)
-            self._model = DistributedDataParallel(self.classifier, forward_sync_buffers=False)
+            self._model = DistributedDataParallel(self._model, forward_sync_buffers=False)
         self.average = WeightAverage(self.classifier, config.ema) if config.ema else None
-        self.optimizer = make_optimizer(network, config)
+        self.optimizer = make_optimizer(self._trained, config)
         self._class_weights = class_weights
         self._loss_weights = None if class_weights is None else class_weights.to(process.device)
-        self._bf16 = computes_bf16(process.device) if config.bf16 is None else config.bf16
+        self._bf16 = config.bf16
+        if config.bf16 is None:  # its rounding would hide that to int8
+            self._bf16 = scales is None and computes_bf16(process.device)
 
     @property
-    def deployed(self) -> Classifier:
-        """What is measured and kept: the average where there is one."""
-        return self.classifier if self.average is None else self.average.classifier
+    def kept(self) -> ResNet:
+        """The network that is kept: the average where there is one."""
+        return self.network if self.average is None else self.average.classifier.network
+
+    @property
+    def measured(self) -> nn.Module:
+        """What is measured: images to logits, as it will be deployed."""
+        return self.quantized or (
+            self.classifier if self.average is None else self.average.classifier
+        )
 
     def train_mode(self) -> None:
         """Before the steps of an epoch."""
-        self.classifier.train()
+        self._model.train()
         if self.config.freeze:
             self.network.eval()  # the norms' statistics belong to the features
 
@@ -131,6 +146,8 @@ class Learner:
                 loss = mixed.share * self._loss(logits, labels)
                 if mixed.share < 1:
                     loss = loss + (1 - mixed.share) * self._loss(logits, others)
+                if config.consistency:
+                    loss = loss + config.consistency * (self._difference(logits, images) - loss)
                 loss = loss / joint_weight
                 # The exchange takes the mean of the processes' gradients; their sum is wanted.
                 (loss * self.process.count).backward()  # type: ignore[no-untyped-call]
@@ -144,11 +161,11 @@ class Learner:
         """Weights, momentum by parameter, and the average (empty where there is none)."""
         momentum = {
             name: self.optimizer.state[parameter]["momentum_buffer"]
-            for name, parameter in self.network.named_parameters()
+            for name, parameter in self._trained.named_parameters()
             if self.optimizer.state[parameter].get("momentum_buffer") is not None
         }
         average = {} if self.average is None else self.average.classifier.network.state_dict()
-        return self.network.state_dict(), momentum, average
+        return self._trained.state_dict(), momentum, average
 
     def restore(
         self,
@@ -157,10 +174,10 @@ class Learner:
         average: Mapping[str, Tensor],
     ) -> None:
         """Go on from what `state` gave."""
-        self.network.load_state_dict(dict(weights))
+        self._trained.load_state_dict(dict(weights))
         if self.average is not None:
             self.average.restore(average)
-        parameters = dict(self.network.named_parameters())
+        parameters = dict(self._trained.named_parameters())
         for name, buffer in momentum.items():
             # In the parameter's own layout: the fused optimiser walks over both as they lie.
             like = torch.empty_like(parameters[name]).copy_(buffer)
@@ -173,6 +190,14 @@ class Learner:
             weight=self._loss_weights,
             label_smoothing=self.config.label_smoothing,
             reduction="sum",
+        )
+
+    def _difference(self, logits: Tensor, images: Tensor) -> Tensor:
+        """How far the quantised network is from itself in float: a sum of KL divergences."""
+        with torch.no_grad():
+            exact = self.classifier(images)
+        return F.kl_div(
+            F.log_softmax(logits, 1), F.log_softmax(exact, 1), reduction="sum", log_target=True
         )
 
     def _exchange(self, *, last: bool) -> AbstractContextManager[Any]:

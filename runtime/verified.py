@@ -1,0 +1,62 @@
+"""What may serve: backends that were opened here and give PyTorch's answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from resdeploy.bundle import Bundle, Golden
+from resdeploy.errors import BackendError, OutputError
+from resdeploy.runtime.backend import Backend, Opening
+from resdeploy.runtime.golden import check_golden
+from resdeploy.runtime.selection import Candidate, candidates
+
+logger = logging.getLogger(__name__)
+
+# Enough to notice an engine that computes nonsense, few enough not to be felt at start-up.
+GOLDEN_IMAGES_AT_LOAD = 8
+
+
+def verified_backends(
+    bundle: Bundle, backend: str, precision: str, opening: Opening
+) -> Iterator[tuple[Candidate, Backend]]:
+    """Open what can run here and was asked for, the fastest first, each when it is its turn.
+
+    What fails, or gives other answers than PyTorch, is logged and left out. Whoever takes a backend
+    closes it.
+
+    Raises:
+        BackendError: nothing that was asked for can run here.
+        BundleError: the bundle is damaged.
+    """
+    golden = bundle.golden()
+    for candidate in candidates(bundle, backend, precision):
+        if opened := open_verified(bundle, candidate, golden, opening):
+            yield candidate, opened
+
+
+def open_verified(
+    bundle: Bundle, candidate: Candidate, golden: Golden, opening: Opening
+) -> Backend | None:
+    """Open one backend; None, and a warning, where it fails or gives other answers than PyTorch.
+
+    Raises:
+        BundleError: the bundle is damaged.
+    """
+    engine, artifact = candidate.engine.name, candidate.artifact
+    opened: Backend | None = None
+    try:
+        opened = candidate.open(bundle, opening)
+        check = check_golden(opened, artifact, golden, images=GOLDEN_IMAGES_AT_LOAD)
+    except (BackendError, OutputError) as error:
+        logger.warning("%s cannot run %s: %s", engine, artifact.name, error)
+        if opened is not None:
+            opened.close()
+        return None
+    if check.passed:
+        return opened
+    opened.close()
+    logger.warning(
+        "%s gives other answers than PyTorch with %s (%s)", engine, artifact.name, check.figures
+    )
+    return None

@@ -1,0 +1,126 @@
+"""Equalised graphs: the same answers, in channels that share their tensors' grids better."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from resdeploy.bundle import Encoding
+from resdeploy.calibration.equalization import channel_factors
+from resdeploy.calibration.observer import channel_peaks
+from resdeploy.export.equalize import channel_groups, equalize
+from resdeploy.export.to_onnx import to_bytes, to_onnx, with_outputs
+from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.statistics import sqnr_db
+from resdeploy.train.architecture import Architecture, Shortcut
+from tests.export.conftest import Exported
+from tests.samples import make_classifier
+
+
+def graph(text: str) -> ir.Graph:
+    return ir.from_proto(onnx.parser.parse_model(text)).graph
+
+
+def logits(model: ir.Model, images: np.ndarray) -> np.ndarray:
+    backend = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT)
+    answer = backend.run(images)
+    backend.close()
+    return answer
+
+
+def test_a_stage_is_one_group_and_the_inside_of_a_block_another(resnet34: Exported) -> None:
+    groups = channel_groups(resnet34.model.graph)
+    assert len(groups) == 4 + 16
+    stem = next(group for group in groups if "conv1" in group.writers)
+    assert set(stem.writers) == {"conv1", *(f"layer1.{i}.conv2" for i in range(3))}
+    assert set(stem.readers) == {
+        *(f"layer1.{i}.conv1" for i in range(3)), "layer2.0.conv1", "layer2.0.downsample.0",
+    }  # fmt: skip
+    last = next(group for group in groups if "fc" in group.readers)
+    assert set(last.writers) == {
+        "layer4.0.downsample.0", *(f"layer4.{i}.conv2" for i in range(3)),
+    }  # fmt: skip
+    inside = next(group for group in groups if group.writers == ("layer3.2.conv1",))
+    assert inside.readers == ("layer3.2.conv2",)
+    assert inside.tensors == ("layer3.2.conv1", "layer3.2.relu1")
+
+
+def test_a_shortcut_that_pads_channels_is_left_alone() -> None:
+    model = to_onnx(make_classifier(Architecture(classes=3, shortcut=Shortcut.A)), 32)
+    groups = channel_groups(model.graph)
+    streams = [group for group in groups if len(group.writers) > 1]
+    # Each pad joins two stages, so only what lies inside the blocks is left.
+    assert not streams
+    assert len(groups) == 16
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "moved = Sigmoid(wide)",
+        "moved = Add(wide, one)",
+        "moved = Conv<group = 2>(wide, halves)",
+        "moved = Flatten<axis = 1>(wide)",
+    ],
+    ids=["not homogeneous", "constant added", "grouped", "spatial axes flattened"],
+)
+def test_other_nodes_hold_their_channels(body: str) -> None:
+    text = f"""
+    <ir_version: 9, opset_import: ["" : 20]>
+    small (float[N,2,4,4] x) => (float[N,2,4,4] y)
+    <float[2,2,1,1] w = {{1.0, 1.0, 1.0, 1.0}}, float[2,1,1,1] halves = {{1.0, 1.0}}, float one = {{1.0}}>
+    {{
+       wide = Conv(x, w)
+       {body}
+       y = Identity(moved)
+    }}
+    """  # noqa: E501
+    assert channel_groups(graph(text)) == ()
+
+
+def test_the_answers_stay_the_same_and_the_channels_come_closer(resnet34: Exported) -> None:
+    model, images = resnet34.model, resnet34.images[:16]
+    groups = channel_groups(model.graph)
+    generator = np.random.default_rng(0)
+    # First make the channels unlike each other, as those of trained networks are.
+    apart = equalize(
+        model,
+        {
+            group: np.exp2(generator.uniform(-3, 0, 512)).astype(np.float32)[: width(model, group)]
+            for group in groups
+        },
+    )
+    tensors = [group.tensors[-1] for group in groups]
+    before = channel_peaks(with_outputs(apart, tensors), tensors, [images])
+    factors = {group: channel_factors([before[group.tensors[-1]]]) for group in groups}
+    together = equalize(apart, factors)
+    after = channel_peaks(with_outputs(together, tensors), tensors, [images])
+    # Rounding of products to float32 alone, some 1e-7 of each weight.
+    reference = logits(model, images)
+    assert np.median(sqnr_db(reference, logits(apart, images))) > 110
+    assert np.median(sqnr_db(reference, logits(together, images))) > 110
+    # Not all is made up: see STRENGTH, and what lies below SMALLEST_SHARE.
+    assert spread(after) < 0.9 * spread(before)
+
+
+def test_the_graph_itself_is_not_changed(resnet34: Exported) -> None:
+    before = to_bytes(resnet34.model)
+    group = channel_groups(resnet34.model.graph)[0]
+    half = np.full(width(resnet34.model, group), 0.5, np.float32)
+    assert to_bytes(equalize(resnet34.model, {group: half})) != before
+    assert to_bytes(resnet34.model) == before
+
+
+def width(model: ir.Model, group: object) -> int:
+    writer = next(node for node in model.graph if node.name == group.writers[0])  # type: ignore[attr-defined]
+    shape = writer.inputs[1].shape  # type: ignore[union-attr]
+    assert shape is not None
+    return int(shape[0])  # type: ignore[arg-type]
+
+
+def spread(peaks: dict[str, np.ndarray]) -> float:
+    """In octaves, of what the channels that are not silent reach; the mean over tensors."""
+    reaches = [peak.max(axis=0) for peak in peaks.values()]
+    return float(np.mean([np.log2(reach[reach > 0.01 * reach.max()]).std() for reach in reaches]))

@@ -1,0 +1,81 @@
+"""A server that many tests may ask, and one in this process with engines that tests decide on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp
+
+from resdeploy.bundle import Bundle
+from resdeploy.runtime.serving.config import ServeConfig
+from resdeploy.runtime.serving.decoding import Decoder
+from resdeploy.runtime.serving.gateway import Gateway
+from resdeploy.runtime.serving.http import make_app
+from resdeploy.runtime.serving.metrics import Metrics
+from resdeploy.runtime.serving.served_model import ServedModel
+from resdeploy.runtime.serving.service import Service
+from tests.asgi import Reply, ask
+from tests.serving_process import ServerProcess
+
+
+@pytest.fixture(scope="session")
+def server(tiny_bundle: Bundle) -> Iterator[ServerProcess]:
+    """A process with HTTP and gRPC that serves the tests' bundle; do not stop it."""
+    with ServerProcess(tiny_bundle.path, "--grpc-port", 0, "--threads", 1) as process:
+        yield process.until_ready()
+        assert process.stop()[0] == 0
+
+
+@dataclass
+class Local:
+    """The same without a process: the application, and what it stands on."""
+
+    app: ASGIApp
+    service: Service
+
+    @property
+    def model(self) -> ServedModel:
+        return self.service.model()
+
+    async def ask(self, path: str, *arguments: Any, **options: Any) -> Reply:
+        return await ask(self.app, path, *arguments, **options)
+
+    async def until_ready(self) -> None:
+        while not self.service.ready:
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def local_server(
+    bundle: Bundle, settings: Mapping[str, Any] | None = None, token: bytes | None = None
+) -> AsyncIterator[Local]:
+    """Serve `bundle` as `tiny`, with whatever engines `selection.ENGINES` has."""
+    config = ServeConfig(threads=1, **(settings or {}))
+    metrics = Metrics()
+    model = ServedModel(
+        "tiny",
+        bundle.path,
+        config,
+        observe=lambda record: metrics.batch("tiny", record),
+    )
+    decoder = Decoder(2, max_pixels=config.max_pixels, max_wait=config.max_wait_ms / 1000)
+    service = Service({"tiny": model}, decoder, metrics, config)
+    app = Gateway(
+        make_app(service),
+        metrics,
+        token=token,
+        access_log=True,
+        crowded=lambda: False,
+        closing=lambda: service.draining,
+    )
+    await model.load()
+    try:
+        yield Local(app, service)
+    finally:
+        await model.close()
+        decoder.close()

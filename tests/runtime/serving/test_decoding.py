@@ -1,0 +1,94 @@
+"""Decoding beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resdeploy.preprocessing import Preprocessing, load_image
+from resdeploy.runtime.serving import decoding
+from resdeploy.runtime.serving.decoding import Decoder
+from resdeploy.runtime.serving.refusals import Late, Overloaded, Refusal
+from tests.samples import encoded
+
+PREPROCESSING = Preprocessing.standard(32)
+PICTURES = [encoded(Image.new("RGB", (60, 40), (10 * i, 0, 200)), "JPEG") for i in range(5)]
+
+
+def run(work: Coroutine[Any, Any, Any]) -> None:
+    asyncio.run(asyncio.wait_for(work, 30))
+
+
+def test_pixels_are_those_of_every_other_stage_in_order() -> None:
+    async def scenario() -> None:
+        decoder = Decoder(3, max_pixels=10_000, max_wait=1.0)
+        pixels = await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        expected = np.stack([load_image(data, PREPROCESSING) for data in PICTURES])
+        np.testing.assert_array_equal(pixels, expected)
+        decoder.close()
+
+    run(scenario())
+
+
+def test_a_picture_over_the_limit_is_refused() -> None:
+    async def scenario() -> None:
+        decoder = Decoder(1, max_pixels=100, max_wait=1.0)
+        with pytest.raises(Refusal, match="2,400 pixels, over the limit of 100"):
+            await decoder.decode(PICTURES[:1], PREPROCESSING, math.inf)
+        decoder.close()
+
+    run(scenario())
+
+
+def test_what_is_late_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "load_image", lambda *_: pytest.fail("it was decoded"))
+
+    async def scenario() -> None:
+        decoder = Decoder(1, max_pixels=100, max_wait=1.0)
+        with pytest.raises(Late):
+            await decoder.decode(PICTURES, PREPROCESSING, asyncio.get_running_loop().time() - 1)
+        decoder.close()
+
+    run(scenario())
+
+
+def test_too_much_work_is_refused_and_who_leaves_takes_it_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hold = threading.Event()
+    decoded: list[bytes] = []
+
+    def slow(data: bytes, *_: Any) -> Any:
+        assert hold.wait(10)
+        decoded.append(data)
+        return np.zeros((32, 32, 3), np.uint8)
+
+    monkeypatch.setattr(decoding, "load_image", slow)
+
+    async def scenario() -> None:
+        decoder = Decoder(1, max_pixels=100, max_wait=0.5)
+        decoder._seconds = 0.3
+        first = asyncio.ensure_future(decoder.decode(PICTURES[:1], PREPROCESSING, math.inf))
+        await asyncio.sleep(0.01)
+        decoder.check()
+        second = asyncio.ensure_future(decoder.decode(PICTURES[1:], PREPROCESSING, math.inf))
+        await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded) as caught:
+            decoder.check()
+        assert caught.value.retry_after == pytest.approx(1.5)
+        second.cancel()
+        await asyncio.sleep(0.01)
+        decoder.check()
+        hold.set()
+        await first
+        assert decoded == PICTURES[:1]
+        decoder.close()
+
+    run(scenario())

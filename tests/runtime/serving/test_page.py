@@ -1,0 +1,171 @@
+"""The page in a real browser, headless."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from resdeploy.bundle import Bundle
+from tests.samples import CLASSES
+from tests.serving_process import ServerProcess
+
+PATIENCE = 20
+SWITCHES = (
+    "--headless=new",
+    "--window-size=1280,960",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("the page is not tested: there is no chromium, or no chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for switch in (*SWITCHES, *(("--no-sandbox",) if os.geteuid() == 0 else ())):
+        options.add_argument(switch)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+def element(browser: webdriver.Chrome, name: str) -> WebElement:
+    return browser.find_element(By.ID, name)
+
+
+def until(browser: webdriver.Chrome, condition: Any) -> None:
+    WebDriverWait(browser, PATIENCE, 0.05).until(lambda _: condition())
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, server: ServerProcess) -> webdriver.Chrome:
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    until(browser, lambda: element(browser, "state").text.startswith("ready"))
+    return browser
+
+
+def labels(page: webdriver.Chrome) -> list[str]:
+    return [found.text for found in page.find_elements(By.CSS_SELECTOR, "#classes .label")]
+
+
+def classify(page: webdriver.Chrome, path: Path) -> None:
+    element(page, "file").send_keys(str(path))
+    until(page, lambda: sorted(labels(page)) == sorted(CLASSES))
+
+
+def test_a_chosen_picture_is_classified(
+    page: webdriver.Chrome, server: ServerProcess, image_data: Path
+) -> None:
+    path = image_data / "val" / "red" / "000.png"
+    classify(page, path)
+    expected = server.ask("/v1/classify", path.read_bytes()).json
+    predictions = expected["results"][0]["predictions"]
+    assert labels(page) == [one["label"] for one in predictions]
+    shown = [found.text for found in page.find_elements(By.CSS_SELECTOR, "#classes .number")]
+    assert shown == [f"{100 * one['probability']:.1f} %" for one in predictions]
+    assert element(page, "engine").text == "onnxruntime-cpu, int8"
+    assert element(page, "time-title").text.startswith("Answered in ")
+    stages = [found.text for found in page.find_elements(By.CSS_SELECTOR, "#times dt")]
+    assert stages == ["Decoding", "Queue", "Inference", "The rest"]
+    assert element(page, "preview").is_displayed()
+    spoken = element(page, "spoken").get_attribute("textContent") or ""
+    assert spoken.startswith(f"{predictions[0]['label']}, ")
+
+
+def test_what_is_no_picture_is_explained(page: webdriver.Chrome, tmp_path: Path) -> None:
+    path = tmp_path / "cat.png"
+    path.write_text("no picture")
+    element(page, "file").send_keys(str(path))
+    until(page, lambda: element(page, "error").is_displayed())
+    assert "The image cannot be decoded" in element(page, "error").text
+    assert element(page, "error").get_attribute("role") == "alert"
+
+
+def test_a_frame_of_the_camera_is_classified(page: webdriver.Chrome) -> None:
+    element(page, "camera").click()
+    until(page, lambda: element(page, "shoot").is_displayed())
+    element(page, "shoot").click()
+    until(page, lambda: len(labels(page)) == 3)
+    element(page, "camera").click()
+    assert not element(page, "video").is_displayed()
+
+
+def test_it_lives_without_a_mouse(page: webdriver.Chrome) -> None:
+    reached = []
+    for _ in range(3):
+        webdriver.ActionChains(page).send_keys(Keys.TAB).perform()
+        reached.append(page.switch_to.active_element.get_attribute("id"))
+    assert reached[:2] == ["file", "camera"]
+    element(page, "camera").send_keys(Keys.ENTER)
+    until(page, lambda: element(page, "camera").get_attribute("aria-pressed") == "true")
+    element(page, "camera").send_keys(Keys.SPACE)
+    until(page, lambda: element(page, "camera").get_attribute("aria-pressed") == "false")
+
+
+def test_everything_that_can_be_used_has_a_name(page: webdriver.Chrome) -> None:
+    for found in page.find_elements(By.CSS_SELECTOR, "input, button, select, img, svg[role]"):
+        if found.is_displayed():
+            assert found.accessible_name, found.get_attribute("outerHTML")
+    assert page.execute_script("return document.documentElement.lang") == "en"
+
+
+def test_the_plots_move(page: webdriver.Chrome, image_data: Path) -> None:
+    classify(page, image_data / "val" / "red" / "000.png")
+    until(page, lambda: " / " in element(page, "latency").text)
+    assert float(element(page, "rate").text) > 0
+    line = page.find_element(By.CSS_SELECTOR, "#rates .first").get_attribute("d") or ""
+    until(page, lambda: line.startswith("M"))
+
+
+def test_nothing_leaves_the_machine_and_nothing_is_forbidden(
+    page: webdriver.Chrome, server: ServerProcess, image_data: Path
+) -> None:
+    classify(page, image_data / "val" / "blue" / "000.png")
+    script = "return performance.getEntriesByType('resource').map(one => one.name)"
+    requested = page.execute_script(script)
+    own = (f"http://127.0.0.1:{server.port}/", f"blob:http://127.0.0.1:{server.port}/")
+    assert requested
+    assert all(name.startswith(own) for name in requested)
+    messages = [entry["message"] for entry in page.get_log("browser")]
+    assert [text for text in messages if "Security Policy" in text or "Uncaught" in text] == []
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_it_fits_every_screen(page: webdriver.Chrome, image_data: Path, width: int) -> None:
+    classify(page, image_data / "val" / "red" / "000.png")
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        root = "document.documentElement"
+        assert page.execute_script(f"return {root}.scrollWidth") <= width
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_token_is_asked_for(
+    browser: webdriver.Chrome, tiny_bundle: Bundle, image_data: Path
+) -> None:
+    with ServerProcess(tiny_bundle.path, environment={"RESDEPLOY_TOKEN": "secret"}) as locked:
+        locked.until_ready()
+        browser.get(f"http://127.0.0.1:{locked.port}/")
+        until(browser, lambda: element(browser, "token").is_displayed())
+        element(browser, "token").send_keys("secret", Keys.ENTER)
+        until(browser, lambda: element(browser, "state").text.startswith("ready"))
+        classify(browser, image_data / "val" / "red" / "000.png")
+        browser.get("about:blank")

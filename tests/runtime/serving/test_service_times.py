@@ -1,0 +1,80 @@
+"""Measured times, what is between them, and what is learnt while serving."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from resdeploy.bundle import Float32Array
+from resdeploy.preprocessing import UInt8Array
+from resdeploy.runtime.serving.service_times import LARGEST_SLOWDOWN, ServiceTimes, measure
+
+IMAGES = np.zeros((3, 2, 2, 3), np.uint8)
+
+
+def test_between_measurements_times_are_interpolated() -> None:
+    times = ServiceTimes({1: 0.010, 4: 0.016, 8: 0.020})
+    assert times.undisturbed(1) == 0.010
+    assert times.undisturbed(2) == pytest.approx(0.012)
+    assert times.undisturbed(6) == pytest.approx(0.018)
+    assert times.undisturbed(16) == pytest.approx(0.040)
+    assert ServiceTimes({4: 0.4}).undisturbed(1) == 0.4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({1: 0.01, 2: 0.02, 4: 0.04}, 1),  # nothing is gained
+        ({1: 0.01, 2: 0.0199, 4: 0.0397}, 1),  # hardly anything is
+        ({1: 0.01, 2: 0.012, 4: 0.016, 8: 0.031}, 4),
+        ({1: 0.0001, 2: 0.0002, 4: 0.0004, 8: 0.0008}, 8),  # handing over costs more than running
+    ],
+)
+def test_the_best_batch_is_the_smallest_that_is_fast(seconds: dict[int, float], best: int) -> None:
+    assert ServiceTimes(seconds).best == best
+
+
+def test_a_slow_spell_is_learnt_and_forgotten() -> None:
+    times = ServiceTimes({1: 0.01})
+    for _ in range(40):
+        times.observe(1, 0.03)
+    assert times.expected(1) == pytest.approx(0.03, rel=0.01)
+    assert times.undisturbed(1) == 0.01
+    for _ in range(40):
+        times.observe(1, 0.01)
+    assert times.expected(1) == pytest.approx(0.01, rel=0.01)
+
+
+def test_a_stall_is_not_believed_to_last() -> None:
+    times = ServiceTimes({1: 0.01})
+    times.observe(1, 3600.0)
+    assert times.expected(1) < 0.01 * LARGEST_SLOWDOWN
+
+
+class Counting:
+    """Takes a time of its own for each image, and one for each run."""
+
+    name = "counting"
+
+    def __init__(self, run_seconds: float, image_seconds: float) -> None:
+        self.run_seconds, self.image_seconds = run_seconds, image_seconds
+        self.sizes: list[int] = []
+
+    def run(self, images: UInt8Array) -> Float32Array:
+        self.sizes.append(len(images))
+        time.sleep(self.run_seconds + self.image_seconds * len(images))
+        return np.zeros((len(images), 1), np.float32)
+
+    def close(self) -> None: ...
+
+
+def test_sizes_are_tried_while_they_pay() -> None:
+    gaining = Counting(0.02, 0.0)
+    assert measure(gaining, IMAGES, 6).best == 6
+    assert sorted(set(gaining.sizes)) == [1, 2, 4, 6]
+    flat = Counting(0.0, 0.01)
+    assert measure(flat, IMAGES, 64).best == 1
+    assert max(flat.sizes) == 4  # what is no better is not tried much further
+    assert measure(Counting(0.0, 0.001), IMAGES, 1).best == 1

@@ -1,0 +1,164 @@
+"""A server in a process of its own, as users start it, and a client that misbehaves on demand."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 30.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class ServerProcess:
+    """Use it as a context manager; `log` holds the lines of stderr."""
+
+    def __init__(
+        self,
+        *arguments: object,
+        environment: Mapping[str, str] | None = None,
+        code: str = "from resdeploy.cli import main; main()",
+    ) -> None:
+        self.log: list[dict[str, Any]] = []
+        self._lines = threading.Condition()
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-c", code, "serve", "--port", "0", "--json",
+                *map(str, arguments),
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = {"message": line.strip()}
+            with self._lines:
+                self.log.append(entry)
+                self._lines.notify_all()
+        with self._lines:
+            self._lines.notify_all()
+
+    def wait_for(self, what: str | Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first line with this message."""
+        matches = what if callable(what) else lambda line: line.get("message") == what
+        deadline = time.monotonic() + PATIENCE
+        with self._lines:
+            while True:
+                for line in self.log:
+                    if matches(line):
+                        return line
+                left = deadline - time.monotonic()
+                if left <= 0 or self.process.poll() is not None:
+                    raise AssertionError(f"no line {what}: {self.log}")
+                self._lines.wait(min(left, 0.2))
+
+    @property
+    def port(self) -> int:
+        return int(self.wait_for("listening")["port"])
+
+    @property
+    def grpc_port(self) -> int:
+        return int(self.wait_for("listening for gRPC")["port"])
+
+    def ask(
+        self,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        method: str | None = None,
+    ) -> Reply:
+        """One request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request(
+                method or ("GET" if body is None else "POST"), path, body, dict(headers or {})
+            )
+            answer = connection.getresponse()
+            named = {name.lower(): value for name, value in answer.getheaders()}
+            return Reply(answer.status, named, answer.read())
+        finally:
+            connection.close()
+
+    def until_ready(self) -> ServerProcess:
+        deadline = time.monotonic() + PATIENCE
+        while self.ask("/v2/health/ready").status != 200:
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.05)
+        return self
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> tuple[int, Any]:
+        """Exit code, and the document on stdout."""
+        if self.process.poll() is None:
+            self.send(signal.SIGTERM)
+        return self.result()
+
+    def result(self) -> tuple[int, Any]:
+        code = self.process.wait(PATIENCE)
+        self._reader.join()
+        assert self.process.stdout is not None
+        text = self.process.stdout.read()
+        return code, json.loads(text) if text else None
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def tensor_request(images: Any, **parameters: Any) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a binary request."""
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "images",
+                    "datatype": "UINT8",
+                    "shape": list(images.shape),
+                    "parameters": {"binary_data_size": images.nbytes},
+                }
+            ],
+            "parameters": parameters,
+        }
+    ).encode()
+    return head + images.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
+
+
+def picture(folder: Path) -> bytes:
+    """Some picture of a folder of labelled ones."""
+    return (folder / "val" / "red" / "000.png").read_bytes()
