@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import runpy
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -21,11 +22,13 @@ def test_the_installer_is_for_the_boards_python(tmp_path: Path, jetpack: str, py
     script.write_text(names["INSTALL"].format(python=python, jetpack=jetpack, extras="jetson"))
     subprocess.run(["sh", "-n", script], check=True)
     # There is no such Python on its PATH: one line says which board it is for.
+    (tmp_path / "dirname").symlink_to(str(shutil.which("dirname")))
     done = subprocess.run(
         ["/bin/sh", script, tmp_path / "target"], env={"PATH": str(tmp_path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
+    assert f"python{python} of JetPack {jetpack}, which is not here" in done.stderr
     assert names["PYTHONS"][jetpack] == python
     assert not (tmp_path / "target").exists()
 
