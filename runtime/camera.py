@@ -75,12 +75,11 @@ class CameraReport:
 
 @dataclass(slots=True)
 class Watch:
-    """The newest frame, and an account of all; filled by one thread, emptied by another."""
+    """The newest frame, and a count of all; filled by one thread, emptied by another."""
 
     capture: Capture
     live: bool
     captured: int = 0
-    dropped: int = 0
     times_ms: list[float] = field(default_factory=list)
     error: Exception | None = None
     _newest: Any = None
@@ -106,7 +105,6 @@ class Watch:
             if not there or self._ended:
                 return False
             self.captured += 1
-            self.dropped += self._newest is not None
             self.times_ms.append(self.capture.get(TIME_MS))
             self._newest = frame
             self._changed.notify_all()
@@ -121,11 +119,9 @@ class Watch:
             return frame
 
     def stop(self) -> None:
-        """Take no more; what waits is dropped."""
+        """Read no more."""
         with self._changed:
             self._ended = True
-            self.dropped += self._newest is not None
-            self._newest = None
             self._changed.notify_all()
 
 
@@ -238,7 +234,7 @@ def classify_frames(
         source=source,
         captured=watch.captured,
         classified=len(times),
-        dropped=watch.dropped,
+        dropped=watch.captured - len(times),
         lost=lost_frames(watch.times_ms, rate),
         seconds=elapsed,
         frames_per_second=len(times) / elapsed,

@@ -16,12 +16,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from resdeploy.storage import cache_folder
 from tests.boards import cpuinfo
+from tests.cache import CACHE, prune
 
 ROOT = Path(__file__).resolve().parents[2]
-# Before a test's own XDG_CACHE_HOME hides it.
-CACHE = cache_folder() / "tests"
 QEMU = "qemu-aarch64-static"
 QEMU_X86 = "qemu-x86_64-static"
 TOOLS = ("apt-get", "dpkg-deb")
@@ -48,8 +46,10 @@ CPU = ("cortex-a76", cpuinfo("0xd42", os.cpu_count() or 1))
 
 def folder() -> Path:
     """Where the userland is, or will be: another recipe has another place."""
-    constraints = (ROOT / "constraints.txt").read_text()
-    recipe = json.dumps([DEBIAN, PLATFORMS, dict(SITES), CPU, constraints])
+    named = {package for packages in SITES.values() for package in packages}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line.split("==")[0] in named]  # others change nothing here
+    recipe = json.dumps([DEBIAN, PLATFORMS, dict(SITES), CPU, pins])
     return CACHE / f"aarch64-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
@@ -78,9 +78,10 @@ def run(
 
 
 def build() -> None:
-    """Download and unpack it, unless it is there; older recipes go."""
+    """Download and unpack it, unless it is there; what is no longer used goes."""
     target = folder()
     if target.is_dir():
+        target.touch()
         return
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
@@ -91,9 +92,7 @@ def build() -> None:
         for name, packages in SITES.items():
             _install(work / name, packages)
         work.rename(target)
-    for older in CACHE.glob("aarch64-*"):
-        if older != target:
-            shutil.rmtree(older)
+    prune("aarch64-*")
 
 
 def _unpack_debian(root: Path, state: Path) -> None:

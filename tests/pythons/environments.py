@@ -14,11 +14,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from resdeploy.storage import cache_folder
+from tests.cache import CACHE, prune
 
 ROOT = Path(__file__).resolve().parents[2]
-# Before a test's own XDG_CACHE_HOME hides it.
-CACHE = cache_folder() / "tests"
 PYTHONS = ("3.10", "3.12")  # of JetPack 6 and 7
 TESTERS = ("pytest", "hypothesis")
 # The lower bounds of pyproject.toml, to the letter; a test compares them.
@@ -70,15 +68,15 @@ def obstacle(version: str, dependencies: str) -> str | None:
 
 
 def build(version: str, dependencies: str) -> str:
-    """Make an environment unless it is there; older recipes go. Returns what came of it."""
+    """Make an environment unless it is there; what is no longer used goes. Returns what came of it."""
     target, python = folder(version, dependencies), interpreter(version)
     if target.is_dir():
+        target.touch()
         return str(target)
     if python is None:
         return f"no Python {version} here: its tests will be skipped"
     CACHE.mkdir(parents=True, exist_ok=True)
-    for older in CACHE.glob(f"python{version}-{dependencies}-*"):
-        shutil.rmtree(older)
+    prune(f"python{version}-{dependencies}-*")
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
         limits = Path(temporary) / "constraints.txt"
         limits.write_text(constraints() if dependencies == "newest" else "")

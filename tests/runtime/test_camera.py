@@ -84,7 +84,7 @@ def watch(capture: FakeCapture, model: SlowModel, *, live: bool, **limits: Any) 
         cast(Model, model), cast(Capture, capture), source="fake", live=live, **limits
     )
     assert capture.released
-    assert report.captured == report.classified + report.dropped
+    assert report.classified == report.captured - report.dropped == sum(report.labels.values())
     return report
 
 
