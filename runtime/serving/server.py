@@ -128,15 +128,23 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ServeError: it cannot.
     """
+    listening = None
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        family, kind, protocol, _, address = found[0]
+        # asyncio switches Nagle's algorithm off only where the protocol is named.
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
     except OSError as error:
+        if listening is not None:
+            listening.close()
         raise ServeError(
             f"cannot listen on {host}, port {port}: {error.strerror or error}",
             "choose another --host or --port, or stop what has it",
         ) from error
+    return listening
 
 
 def notify_systemd(state: str) -> None:
