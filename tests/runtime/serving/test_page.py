@@ -142,7 +142,7 @@ def test_nothing_leaves_the_machine_and_nothing_is_forbidden(
     own = (f"http://127.0.0.1:{server.port}/", f"blob:http://127.0.0.1:{server.port}/")
     assert requested
     assert all(name.startswith(own) for name in requested)
-    messages = [entry["message"] for entry in page.get_log("browser")]
+    messages = [entry["message"] for entry in page.get_log("browser")]  # type: ignore[no-untyped-call]
     assert [text for text in messages if "Security Policy" in text or "Uncaught" in text] == []
 
 
