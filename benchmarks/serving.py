@@ -50,6 +50,8 @@ OURS = "resdeploy"
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
 """Offered loads, as parts of the capacity."""
 OVERLOAD = 10
+PATIENT = ("--max-wait-ms", 10_000)
+"""Where clients wait for their answer before they ask again, nobody is to be refused."""
 START_SECONDS = 120
 PICTURE = (500, 375)  # of most pictures in ImageNet
 
@@ -190,7 +192,7 @@ def measure_saturation(
     bare = Contender.start("bare", "resdeploy.runtime.contender", arguments, threads)
     rates: dict[str, list[float]] = {"bare": [], OURS: []}
     try:
-        with start_ours(bundle, "--max-batch", request.images) as server:
+        with start_ours(bundle, "--max-batch", request.images, *PATIENT) as server:
             for _ in range(rounds):
                 times = bare.run_for(seconds / rounds)
                 rates["bare"].append(1000 * request.images / float(np.mean(times)))
@@ -209,9 +211,8 @@ def measure_layouts(bundle: Bundle, request: Request, clients: int, seconds: flo
     for instances in sorted({1, 2, cores}):
         if cores % instances:
             continue
-        with start_ours(
-            bundle, "--instances", instances, "--threads", cores // instances
-        ) as server:
+        share = ("--instances", instances, "--threads", cores // instances)
+        with start_ours(bundle, *share, *PATIENT) as server:
             server.name = f"{instances} x {cores // instances}"
             rows += [
                 server.row(request, seconds, "closed", number)
@@ -278,7 +279,7 @@ def start(name: str, bundle: Bundle, python: Path) -> Iterator[Running]:
     """A contender's server."""
     kind, count = name.split()[0], ([*name.split(), "1"])[1]
     if kind == OURS:
-        with start_ours(bundle, "--instances", count) as server:
+        with start_ours(bundle, "--instances", count, *PATIENT) as server:
             server.name = name
             yield server
         return

@@ -3,13 +3,12 @@
 python benchmarks/serving_litserve.py GRAPH MANIFEST PORT WORKERS BATCH
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 
 import litserve  # pyright: ignore[reportMissingImports]
 import numpy as np
+from fastapi import Request  # pyright: ignore[reportMissingImports]
 
 from benchmarks.serving_peer import open_session, read_preprocessing, top_classes
 from resdeploy.preprocessing import UInt8Array, load_image
@@ -27,9 +26,10 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
         self.preprocessing = read_preprocessing(self.manifest)
         self.session = open_session(self.graph, self.workers)
 
-    def decode_request(self, request: Any) -> UInt8Array:
+    def decode_request(self, request: Request) -> UInt8Array:
         """An uploaded file's pixels."""
-        return load_image(request["image"].file.read(), self.preprocessing)
+        form: Any = request  # which LitServe has read already
+        return load_image(form["image"].file.read(), self.preprocessing)
 
     def batch(self, inputs: list[UInt8Array]) -> UInt8Array:
         """Pictures as one array."""
