@@ -19,7 +19,7 @@ from resdeploy.console import Exit
 from resdeploy.statistics import Verdict
 
 COMMANDS = (
-    "demo", "train", "export", "build", "verify", "bench", "predict", "explain", "doctor",
+    "demo", "train", "export", "build", "verify", "bench", "predict", "serve", "explain", "doctor",
 )  # fmt: skip
 
 
@@ -61,6 +61,10 @@ def test_help_names_every_command_and_the_version() -> None:
         ["export", "--calibrator", "magic"],
         ["verify"],
         ["predict", "x.bundle"],
+        ["serve"],
+        ["serve", "x.bundle", "--port", "99999"],
+        ["serve", "x.bundle", "--tls-cert", "x.pem"],
+        ["serve", "x.bundle", "--tls-key", "x.pem"],
         ["bench", "x.bundle", "--batch", "0"],
         ["build"],
         ["build", "x.bundle", "--batch", "8,1,32"],

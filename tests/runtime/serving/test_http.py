@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,19 @@ def test_more_images_than_the_queue_holds_are_413(server: ServerProcess) -> None
     reply = server.ask(INFER, body, headers)
     assert reply.status == 413
     assert reply.json["error"] == "300 images in one request; 256 are allowed"
+
+
+def test_a_kept_connection_is_answered_without_delay(server: ServerProcess) -> None:
+    # Nagle's algorithm holds the second packet back until the first is acknowledged: 40 ms.
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        connection.request("GET", "/healthz")
+        connection.getresponse().read()
+        seconds.append(time.perf_counter() - start)
+    connection.close()
+    assert min(seconds) < 0.03
 
 
 # Pictures

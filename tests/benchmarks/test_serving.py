@@ -1,0 +1,101 @@
+"""The benchmark of serving, in small: its loads count what happens, its figures add up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import serving, serving_load
+from benchmarks.serving import Row, middle, rows_text, saturation_text
+from benchmarks.serving_load import Tally, Target, closed_loop, open_loop, summarise
+
+ROOT = Path(serving.__file__).parent
+
+
+def row(rate: float) -> Row:
+    return Row(
+        contender="a", load="closed 1", offered_per_second=rate, answered_per_second=rate,
+        p50_ms=1.0, p95_ms=2.0, p99_ms=None, statuses={"200": 5, "503": 2}, unanswered={},
+    )  # fmt: skip
+
+
+def test_the_round_in_the_middle_counts() -> None:
+    assert middle([row(3), row(1), row(2)]).answered_per_second == 2
+
+
+def test_tables_show_what_was_refused() -> None:
+    assert rows_text([row(3)]).splitlines()[2].split()[-2:] == ["2", "0"]
+
+
+def test_the_share_of_the_bare_backend_is_told() -> None:
+    rates = {"bare": [100.0, 110.0, 120.0], "resdeploy": [95.0, 99.0, 110.0]}
+    text = saturation_text({"images_per_second": rates, "share": 0.93})
+    assert text == "99.0 images/s, 93 % of the bare backend's 110.0"
+
+
+def test_percentiles_are_of_the_answers_alone() -> None:
+    tally = Tally(0.0)
+    tally.latencies = {200: [float(number) for number in range(1, 101)], 503: [0.5], 0: [9999.0]}
+    found = summarise(tally, 10.0)
+    assert (found["p50_ms"], found["p99_ms"]) == (51.0, 100.0)
+    assert found["offered_per_second"] == 10.2
+    assert found["statuses"] == {"0": 1, "200": 100, "503": 1}
+
+
+async def load(kind: str) -> Tally:
+    """A server that refuses every third request and drops every seventh."""
+    asked = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        try:
+            while await reader.readexactly(len(request)):
+                asked += 1
+                if asked % 7 == 0:
+                    break
+                await asyncio.sleep(0.002)
+                status = b"503 Busy" if asked % 3 == 0 else b"200 OK"
+                writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\nok")
+        except asyncio.IncompleteReadError:
+            pass
+        writer.close()
+
+    request = b"POST / HTTP/1.1\r\n\r\n"
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    target = Target(server.sockets[0].getsockname()[1], request)
+    begins = time.perf_counter()
+    tally = Tally(begins)
+    if kind == "closed":
+        await closed_loop(target, tally, begins + 0.4, 4)
+    else:
+        await open_loop(target, tally, begins + 0.4, 300.0)
+    for _, writer in target.idle:
+        writer.close()
+    server.close()
+    await asyncio.sleep(0.1)  # for what was closed to be gone
+    await server.wait_closed()
+    assert sum(map(len, tally.latencies.values())) == asked
+    return tally
+
+
+@pytest.mark.parametrize("kind", ["closed", "open"])
+def test_a_load_counts_answers_refusals_and_silence(kind: str) -> None:
+    tally = asyncio.run(load(kind))
+    assert set(tally.latencies) == {0, 200, 503}
+    assert min(tally.latencies[200]) >= 2
+    assert tally.reasons["IncompleteReadError"] == len(tally.latencies[0])
+
+
+def test_the_loader_needs_nothing_but_the_standard_library() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import serving_load; "
+        "assert not {'numpy', 'click', 'resdeploy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-S", "-c", code], check=True)
+    assert json.dumps(serving_load.summarise(Tally(0.0), 1.0))
