@@ -68,7 +68,10 @@ def obstacle(version: str, dependencies: str) -> str | None:
 
 
 def build(version: str, dependencies: str) -> str:
-    """Make an environment unless it is there; what is no longer used goes. Returns what came of it."""
+    """Make an environment unless it is there; what is no longer used goes.
+
+    Returns what came of it.
+    """
     target, python = folder(version, dependencies), interpreter(version)
     if target.is_dir():
         target.touch()
