@@ -64,13 +64,3 @@ class ServeConfig:
     def max_body(self) -> int:
         """In bytes."""
         return self.max_body_mib * MIB
-
-    @property
-    def max_wait(self) -> float:
-        """In seconds."""
-        return self.max_wait_ms / 1000
-
-    @property
-    def timeout(self) -> float:
-        """In seconds."""
-        return self.timeout_ms / 1000
