@@ -267,9 +267,9 @@ def middle(rows: Sequence[Row]) -> Row:
 
 
 def contenders(cores: int) -> tuple[str, ...]:
-    """Ours with one instance and with one for each core, and the others."""
+    """Ours as it comes and with one instance on all cores, and the others."""
     return (
-        OURS, f"{OURS} {cores} instances", "litserve 1 worker", f"litserve {cores} workers",
+        OURS, f"{OURS} 1 instance", "litserve 1 worker", f"litserve {cores} workers",
         "fastapi",
     )  # fmt: skip
 
@@ -279,7 +279,8 @@ def start(name: str, bundle: Bundle, python: Path) -> Iterator[Running]:
     """A contender's server."""
     kind, count = name.split()[0], ([*name.split(), "1"])[1]
     if kind == OURS:
-        with start_ours(bundle, "--instances", count, *PATIENT) as server:
+        options = ("--instances", count) if name != OURS else ()
+        with start_ours(bundle, *options, *PATIENT) as server:
             server.name = name
             yield server
         return

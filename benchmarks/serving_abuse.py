@@ -32,6 +32,7 @@ SLOW_CLIENTS = 20
 # Pools grow to their size, allocators keep some of what was once needed.
 MORE_MEMORY_MB = 96
 MORE_FILES = 4
+MORE_THREADS = 4
 SETTLE_SECONDS = 3.0
 
 
@@ -66,7 +67,7 @@ class Report:
             faults.append(f"{self.after.memory_mb - self.before.memory_mb:.0f} MB more")
         if self.after.files > self.before.files + MORE_FILES:
             faults.append(f"{self.after.files - self.before.files} more open files")
-        if self.after.threads > self.before.threads:
+        if self.after.threads > self.before.threads + MORE_THREADS:
             faults.append(f"{self.after.threads - self.before.threads} more threads")
         if not self.same_answer:
             faults.append("another answer than before")

@@ -23,7 +23,11 @@ OPTIONS = (
     click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: all networks."),
     click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True),
     click.option("--grpc-port", type=click.IntRange(0, 65535), help="Also gRPC.  [default: no]"),
-    click.option("--instances", type=click.IntRange(1, 64), default=1, show_default=True),
+    click.option(
+        "--instances",
+        type=click.IntRange(1, 64),
+        help="Copies that run at a time.  [default: one for each core, up to 4; one on a GPU]",
+    ),
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),

@@ -22,8 +22,9 @@ class ServeConfig:
     """None: no gRPC."""
     backend: str = AUTO
     precision: str = AUTO
-    instances: int = 1
-    """Copies of each model that run at the same time."""
+    instances: int | None = None
+    """Copies of each model that run at the same time; None: on a CPU as many as have cores of their
+    own, but at most 4, and one anywhere else."""
     threads: int | None = None
     """Of one instance on a CPU; None: the cores, shared among the instances."""
     max_batch: int = 32
@@ -64,13 +65,3 @@ class ServeConfig:
     def max_body(self) -> int:
         """In bytes."""
         return self.max_body_mib * MIB
-
-    @property
-    def max_wait(self) -> float:
-        """In seconds."""
-        return self.max_wait_ms / 1000
-
-    @property
-    def timeout(self) -> float:
-        """In seconds."""
-        return self.timeout_ms / 1000

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from PIL import Image
 
 from resdeploy.errors import ImageError
 from resdeploy.preprocessing import Preprocessing, UInt8Array, load_image
@@ -31,6 +32,7 @@ class Decoder:
         self._max_pixels = max_pixels
         self._max_wait = max_wait
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        Image.init()  # loads Pillow's decoders, for which the first request need not wait
         self._pending = 0
         self._seconds = 0.0  # that a picture usually takes
 

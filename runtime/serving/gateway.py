@@ -113,7 +113,14 @@ class Gateway:
             if not record.status:
                 await send_error(send_on, 500, "the server failed")
         finally:
-            self._note(scope, record, time.monotonic() - record.arrived)
+            conclude(
+                record,
+                self._metrics,
+                access_log=self._access_log,
+                method=scope["method"],
+                path=scope["path"][:200],
+                status=record.status,
+            )
 
     async def _refuse(self, refusal: Refusal, record: Record, send: Send) -> None:
         record.outcome = refusal.outcome
@@ -130,21 +137,22 @@ class Gateway:
             headers.append((b"connection", b"close"))
         return headers
 
-    def _note(self, scope: Scope, record: Record, seconds: float) -> None:
-        answered = record.outcome == ANSWERED
-        images = record.images if answered else 0
-        self._metrics.request(record.model, record.endpoint, record.outcome, seconds, images)
-        if not answered or (self._access_log and record.model):
-            fields = {
-                "request_id": record.id,
-                "method": scope["method"],
-                "path": scope["path"][:200],
-                "status": record.status,
-                "outcome": record.outcome,
-                "ms": round(1000 * seconds, 2),
-                **({"model": record.model, "images": record.images} if record.images else {}),
-            }
-            logger.info("request", extra={"fields": fields})
+
+def conclude(record: Record, metrics: Metrics, *, access_log: bool, **known: object) -> None:
+    """Count a request, and log it with what else is known of it."""
+    seconds = time.monotonic() - record.arrived
+    answered = record.outcome == ANSWERED
+    images = record.images if answered else 0
+    metrics.request(record.model, record.endpoint, record.outcome, seconds, images)
+    if not answered or (access_log and record.model):
+        fields = {
+            "request_id": record.id,
+            **known,
+            "outcome": record.outcome,
+            "ms": round(1000 * seconds, 2),
+            **({"model": record.model, "images": record.images} if record.images else {}),
+        }
+        logger.info("request", extra={"fields": fields})
 
 
 def request_id(given: bytes | None) -> str:

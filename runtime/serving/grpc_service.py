@@ -15,7 +15,7 @@ from resdeploy.bundle import INPUT_NAME, OUTPUT_NAME
 from resdeploy.errors import ServeError
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.gateway import ANSWERED, Record, check_token, request_id
+from resdeploy.runtime.serving.gateway import Record, check_token, conclude, request_id
 from resdeploy.runtime.serving.grpc_messages import SERVICE, load_methods
 from resdeploy.runtime.serving.refusals import Refusal
 from resdeploy.runtime.serving.served_model import Generation
@@ -94,24 +94,10 @@ class GrpcService:
                 record.outcome = "failed"
                 await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
             finally:
-                self._note(record)
+                access_log = self._service.config.access_log
+                conclude(record, self._service.metrics, access_log=access_log, path=record.endpoint)
 
         return guarded
-
-    def _note(self, record: Record) -> None:
-        seconds = time.monotonic() - record.arrived
-        images = record.images if record.outcome == ANSWERED else 0
-        metrics, config = self._service.metrics, self._service.config
-        metrics.request(record.model, record.endpoint, record.outcome, seconds, images)
-        if record.outcome != ANSWERED or (config.access_log and record.model):
-            fields = {
-                "request_id": record.id,
-                "path": record.endpoint,
-                "outcome": record.outcome,
-                "ms": round(1000 * seconds, 2),
-                **({"model": record.model, "images": record.images} if record.images else {}),
-            }
-            logger.info("request", extra={"fields": fields})
 
     async def _server_live(self, request: Any, context: Any, record: Record) -> Any:
         return self._methods["ServerLive"].response(live=True)

@@ -13,6 +13,7 @@ from resdeploy.bundle import Bundle, Float32Array
 from resdeploy.errors import BackendError
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.progress import Progress
+from resdeploy.runtime import onnxruntime_cpu
 from resdeploy.runtime.backend import Backend, Opening
 from resdeploy.runtime.device import available_cores
 from resdeploy.runtime.selection import Candidate
@@ -21,6 +22,9 @@ from resdeploy.runtime.serving.service_times import ServiceTimes, measure
 from resdeploy.runtime.verified import open_verified, verified_backends
 
 logger = logging.getLogger(__name__)
+
+# Each holds the model's weights once more.
+MOST_INSTANCES = 4
 
 
 class EngineInstance:
@@ -102,7 +106,7 @@ class Opener:
         self._bundle = bundle
         self._config = config
         self._golden = bundle.golden()
-        threads = config.threads or max(1, available_cores() // config.instances)
+        self._on_cpu, threads = share_cores(available_cores(), config.instances, config.threads)
         self._opening = Opening(threads=threads, progress=progress)
         self._candidates = self._verified()
 
@@ -128,6 +132,8 @@ class Opener:
 
     def _multiply(self, candidate: Candidate, backend: Backend) -> list[EngineInstance]:
         """As many instances as are configured; fewer, or none, where memory is too short."""
+        on_cpu = candidate.engine.name == onnxruntime_cpu.NAME
+        wanted = self._config.instances or (self._on_cpu if on_cpu else 1)
         instances: list[EngineInstance] = []
         opened: Backend | None = backend
         while opened is not None:
@@ -138,10 +144,21 @@ class Opener:
             except BackendError as error:
                 logger.warning("%s cannot run %s: %s", *names(candidate), error)
                 break
-            if len(instances) == self._config.instances:
+            if len(instances) == wanted:
                 break
             opened = open_verified(self._bundle, candidate, self._golden, self._opening)
         return instances
+
+
+def share_cores(cores: int, instances: int | None, threads: int | None) -> tuple[int, int]:
+    """Instances on a CPU, and threads of each.
+
+    One thread for each of many instances answers most requests a second, and bears neighbours
+    best: threads of one inference wait for each other (benchmarks/serving.py).
+    """
+    if instances is None:
+        instances = max(1, min(MOST_INSTANCES, cores // (threads or 1)))
+    return instances, threads or max(1, cores // instances)
 
 
 def names(candidate: Candidate) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from resdeploy.runtime import selection
 from resdeploy.runtime.serving import served_model
 from resdeploy.runtime.serving.batching import Answer
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.instances import captured, run_parts
+from resdeploy.runtime.serving.instances import captured, run_parts, share_cores
 from resdeploy.runtime.serving.refusals import Refusal, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
 from tests.fakes import GoldenBackend, make_engine
@@ -327,3 +327,22 @@ def test_one_part_of_the_right_size_is_not_copied() -> None:
     images = np.zeros((2, 2, 2, 3), np.uint8)
     run_parts(backend, [images])
     assert backend.batches[0] is images
+
+
+@pytest.mark.parametrize(
+    ("cores", "instances", "threads", "expected"),
+    [
+        (2, None, None, (2, 1)),
+        (1, None, None, (1, 1)),
+        (16, None, None, (4, 4)),
+        (8, None, 4, (2, 4)),
+        (2, None, 4, (1, 4)),
+        (8, 1, None, (1, 8)),
+        (2, 4, None, (4, 1)),
+        (8, 3, 5, (3, 5)),
+    ],
+)
+def test_cores_are_shared(
+    cores: int, instances: int | None, threads: int | None, expected: tuple[int, int]
+) -> None:
+    assert share_cores(cores, instances, threads) == expected
