@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resdeploy.bundle import Encoding
 from resdeploy.calibration.scales import symmetric
@@ -24,7 +24,7 @@ from resdeploy.storage import refuse_existing
 from resdeploy.train import loop, run
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.digits import digits_folder
-from resdeploy.train.model import Classifier, ResNet
+from resdeploy.train.model import Classifier, ResNet, normed_convolutions
 from resdeploy.train.quantized import QuantizedStart
 
 CALIBRATION_IMAGES = 512
@@ -90,23 +90,12 @@ def unfolded(model: ir.Model, network: ResNet) -> dict[str, Tensor]:
         if value.const_value is not None
     }
     state = dict(network.state_dict())
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            norm_name = _norm_behind(name)
-            norm = network.get_submodule(norm_name)
-            assert isinstance(norm, nn.BatchNorm2d)
-            state[f"{name}.weight"] = torch.from_numpy(weights[f"{name}.weight"])
-            state[f"{norm_name}.bias"] = torch.from_numpy(weights[f"{name}.bias"])
-            ones = torch.ones(norm.num_features)
-            state[f"{norm_name}.weight"] = ones * (1 + norm.eps) ** 0.5
-            state[f"{norm_name}.running_mean"] = torch.zeros(norm.num_features)
-            state[f"{norm_name}.running_var"] = ones
+    for name, _, norm_name, norm in normed_convolutions(network):
+        ones = torch.ones(norm.num_features)
+        state[f"{name}.weight"] = torch.from_numpy(weights[f"{name}.weight"])
+        state[f"{norm_name}.bias"] = torch.from_numpy(weights[f"{name}.bias"])
+        state[f"{norm_name}.weight"] = ones * (1 + norm.eps) ** 0.5
+        state[f"{norm_name}.running_mean"] = torch.zeros(norm.num_features)
+        state[f"{norm_name}.running_var"] = ones
     state["fc.weight"] = torch.from_numpy(weights["fc.weight"])
     return state
-
-
-def _norm_behind(convolution: str) -> str:
-    """The name of the norm behind a convolution: `bn1` behind `conv1`, 1 behind 0."""
-    parent, _, name = convolution.rpartition(".")
-    norm = "1" if name == "0" else name.replace("conv", "bn")
-    return f"{parent}.{norm}".lstrip(".")

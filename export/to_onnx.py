@@ -12,7 +12,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import onnx
@@ -24,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from resdeploy.bundle import INPUT_NAME, OUTPUT_NAME
 from resdeploy.errors import ExportError
-from resdeploy.train.model import Classifier
+from resdeploy.train.model import Classifier, normed_convolutions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,12 +88,9 @@ def to_onnx(classifier: Classifier, image_size: int) -> ir.Model:
 def fold_batch_norm(classifier: Classifier) -> Classifier:
     """A copy for inference in which every convolution has absorbed the norm behind it, in FP32."""
     folded = copy.deepcopy(classifier).float().cpu().eval()
-    for parent in list(folded.modules()):
-        children = list(parent.named_children())
-        for (name, module), (norm_name, norm) in pairwise(children):
-            if isinstance(module, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(module, norm))
-                setattr(parent, norm_name, torch.nn.Identity())
+    for name, convolution, norm_name, norm in list(normed_convolutions(folded)):
+        folded.set_submodule(name, fuse_conv_bn_eval(convolution, norm))
+        folded.set_submodule(norm_name, torch.nn.Identity())
     return folded
 
 

@@ -7,7 +7,8 @@ Shape letters: N images, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,17 @@ class ResNet(nn.Module):
             x = stage(x)  # the last one: (N, 512, H/32, W/32)
         logits: Tensor = self.fc(self.avgpool(x))  # (N, K)
         return logits
+
+
+def normed_convolutions(
+    module: nn.Module,
+) -> Iterator[tuple[str, nn.Conv2d, str, nn.BatchNorm2d]]:
+    """Every convolution with the norm behind it, both with their names in `module`."""
+    for parent_name, parent in module.named_modules():
+        prefix = f"{parent_name}." if parent_name else ""
+        for (name, convolution), (norm_name, norm) in pairwise(parent.named_children()):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                yield prefix + name, convolution, prefix + norm_name, norm
 
 
 class Normalize(nn.Module):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from resdeploy.train.fake_quantization import (
     quantize_activation,
     quantize_weight,
 )
-from resdeploy.train.model import Classifier
+from resdeploy.train.model import Classifier, normed_convolutions
 
 DOT = "/"  # a parameter's name must not hold a dot
 SCALES = "scales."  # before the names of scales in the state
@@ -81,7 +80,7 @@ class QuantizedClassifier(nn.Module):
         """What the folded network computes with, by name."""
         for name, buffer in self.classifier.normalize.named_buffers():
             yield f"normalize.{name}", buffer
-        for name, convolution, norm in _convolutions(self.classifier):
+        for name, convolution, _, norm in normed_convolutions(self.classifier):
             # As `torch.nn.utils.fusion.fuse_conv_bn_weights` does, but with gradients.
             mean, variance = norm.running_mean, norm.running_var
             assert mean is not None
@@ -95,21 +94,11 @@ class QuantizedClassifier(nn.Module):
         yield "network.fc.bias", head.bias
 
 
-def _convolutions(classifier: Classifier) -> Iterator[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
-    """Every convolution, by name, with the norm behind it."""
-    for parent_name, parent in classifier.named_modules():
-        for (name, module), (_, norm) in pairwise(parent.named_children()):
-            if isinstance(module, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                yield f"{parent_name}.{name}".lstrip("."), module, norm
-
-
 def _without_norms(classifier: Classifier) -> Classifier:
     folded = copy.deepcopy(classifier).to("meta")
-    for parent in list(folded.modules()):
-        for (_, module), (norm_name, norm) in pairwise(list(parent.named_children())):
-            if isinstance(module, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                module.bias = nn.Parameter(torch.empty(module.out_channels, device="meta"))
-                setattr(parent, norm_name, nn.Identity())
+    for _, convolution, norm_name, _ in list(normed_convolutions(folded)):
+        convolution.bias = nn.Parameter(torch.empty(convolution.out_channels, device="meta"))
+        folded.set_submodule(norm_name, nn.Identity())
     return folded
 
 
