@@ -44,6 +44,7 @@ from resdeploy.export.report import render_report
 from resdeploy.export.sensitivity import costs_alone
 from resdeploy.export.source import Source, read_source
 from resdeploy.export.to_onnx import OPSET, to_bytes, to_onnx
+from resdeploy.export.triton import TritonRepository, refuse_repository, write_repository
 from resdeploy.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.provenance import collect_provenance
@@ -104,6 +105,8 @@ class ExportConfig:
     """Decides which images calibrate and which are golden."""
     engine: bool = False
     """Whether to build TensorRT engines of the graphs, too, for this machine."""
+    triton: Path | None = None
+    """Where to write a model repository of Triton, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,7 @@ class ExportResult:
     parity: dict[str, Parity]
     """By the artifact's name."""
     engines: tuple[BuildReport, ...]
+    triton: TritonRepository | None
     seconds: float
 
 
@@ -129,7 +133,7 @@ def export(
         CheckpointError: the source cannot be used.
         DataError, CalibrationError: the images cannot be used.
         ExportError: the labels do not fit, or a graph does not agree with PyTorch.
-        OutputError: the bundle exists already, or cannot be written.
+        OutputError: an output exists already, or cannot be written.
     """
     start = time.perf_counter()
     gate = Gate(
@@ -153,6 +157,8 @@ def export(
     )
     output = config.output or Path(f"{source.name}.bundle")
     refuse_existing(output, force=force, sign=MANIFEST)
+    if config.triton is not None:
+        refuse_repository(config.triton, force=force)
     if config.int8:
         require_images(source)
 
@@ -195,12 +201,16 @@ def export(
         costs = _costs(model, calibration, golden, progress)
         manifest = _write_rest(folder, source, artifacts, golden, calibration, costs)
     engines = _build_engines(output, progress) if config.engine else ()
+    triton = None
+    if config.triton is not None:
+        triton = write_repository(open_bundle(output), config.triton, force=force)
     return ExportResult(
         bundle=output,
         artifacts=manifest.artifacts,
         calibration=calibration.summary() if calibration else None,
         parity={artifact.name: artifact.parity for artifact in artifacts},
         engines=engines,
+        triton=triton,
         seconds=time.perf_counter() - start,
     )
 

@@ -125,18 +125,33 @@ def train(
     help="Longest search for those layers.",
 )
 @click.option("--engine", is_flag=True, help="Also build TensorRT engines, for this machine.")
+@click.option(
+    "--triton",
+    type=EXISTING,
+    metavar="DIR",
+    help="Also write a model repository of Triton; of a bundle as SOURCE, only that.",
+)
 @click.option("--image-size", type=click.IntRange(8, 1024), help="[default: the run's own, or 224]")
 @click.option("--labels", type=EXISTING, help="Text file, one class name a line.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @FORCE
 @command
-def export(force: bool, **settings: Any) -> Outcome:
+def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> Outcome:
     """Write SOURCE (a run, a .safetensors or a .pth file) as a bundle of ONNX graphs with proof."""
+    from resdeploy.bundle import MANIFEST, open_bundle
+    from resdeploy.progress import progress_bar
+    from resdeploy.render import export_text, repository_text
+
+    if triton is not None and (source / MANIFEST).is_file():
+        from resdeploy.export.triton import write_repository
+
+        refuse_given(settings, f"{source} is a bundle already")
+        written = write_repository(open_bundle(source), triton, force=force)
+        return Outcome(written, repository_text(written))
     from resdeploy.export.pipeline import ExportConfig
     from resdeploy.export.pipeline import export as run_export
-    from resdeploy.progress import progress_bar
-    from resdeploy.render import export_text
 
+    settings |= {"source": source, "triton": triton}
     result = run_export(ExportConfig(**settings), force=force, progress=progress_bar)
     return Outcome(result, export_text(result))
 

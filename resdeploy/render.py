@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from resdeploy.export.coverage import Coverage
     from resdeploy.export.pipeline import ExportResult
     from resdeploy.export.sensitivity import Explanation
+    from resdeploy.export.triton import TritonRepository
     from resdeploy.runtime.bench import Benchmark
     from resdeploy.runtime.camera import CameraReport
     from resdeploy.runtime.doctor import Diagnosis
@@ -58,7 +59,26 @@ def export_text(result: ExportResult) -> str:
         f"{table(head, rows)}\n{calibration_text(result.calibration)}"
         + "".join(f"{build_text(report)}\n" for report in result.engines)
         + f"{result.bundle} in {result.seconds:.0f} s, compared with PyTorch on {images} images"
+        + (f"\n{repository_text(result.triton)}" if result.triton else "")
     )
+
+
+def repository_text(result: TritonRepository) -> str:
+    """A row per model, and what is left to do."""
+    rows = [
+        [
+            model.name,
+            model.backend,
+            str(model.plan or model.graph),
+            "to build" if model.plan else "",
+        ]
+        for model in result.models
+    ]
+    lines = [table(["model of Triton", "backend", "file", ""], rows)]
+    if any(model.plan for model in result.models):
+        lines.append(f"on the target, in Triton's image: sh {result.repository}/build-plans.sh")
+    lines.append(f"{result.repository} from {result.bundle}")
+    return "\n".join(lines)
 
 
 def calibration_text(calibration: Mapping[str, Any] | None) -> str:
