@@ -1,4 +1,4 @@
-"""Requests become batches: who may wait, who runs with whom, who is dropped. No HTTP, no engine.
+"""Requests become batches: who is admitted, who runs with whom, and when. No HTTP, no engine.
 
 Everything happens in one event loop; only `Instance.run` is awaited. N images of a request or a
 batch, H W rows and columns, K classes; times are seconds of the event loop's clock.
@@ -7,60 +7,18 @@ batch, H W rows and columns, K classes; times are seconds of the event loop's cl
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
-
-import numpy as np
 
 from resdeploy.bundle import Float32Array
 from resdeploy.preprocessing import UInt8Array
+from resdeploy.runtime.serving.company import Company
+from resdeploy.runtime.serving.instance import Answer, BatchRecord, Instance, join
 from resdeploy.runtime.serving.refusals import Late, Overloaded, TooLarge, Unavailable
 from resdeploy.runtime.serving.service_times import ServiceTimes
-
-logger = logging.getLogger(__name__)
-
-# How fast the memory of how many requests come together fades: of the mean, and of the most.
-SMOOTHING = 0.1
-FADING = 0.02
-# Two clients that ask at the same time, again and again, meet 0.5 others on average.
-COMPANY = 0.4
-# With which engine a request fails can be chance; with two of them it is the request.
-ATTEMPTS = 2
-RECOVERY_SECONDS = 5.0
-
-
-class Instance(Protocol):
-    """An engine that runs one batch at a time."""
-
-    backend: str
-    artifact: str
-    times: ServiceTimes
-
-    async def run(self, parts: Sequence[UInt8Array]) -> Float32Array:
-        """Logits (N, K) of all images of all parts, in order."""
-        ...
-
-    async def close(self) -> None:
-        """Free the engine, once what it runs is done."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What became of a request's images."""
-
-    logits: Float32Array
-    backend: str
-    artifact: str
-    batch: int
-    """Images that ran together; of the last batch where the request had several."""
-    queue_seconds: float
-    inference_seconds: float
+from resdeploy.runtime.serving.waiting import RECOVERY_SECONDS, Line, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,33 +29,6 @@ class Limits:
     max_delay: float = 0.002
     max_wait: float = 0.2
     queue: int = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchRecord:
-    """For the metrics."""
-
-    images: int
-    queue_seconds: tuple[float, ...]
-    """Of each of its requests."""
-    inference_seconds: float
-
-
-@dataclass(slots=True, eq=False)
-class _Part:
-    """Images that are not separated, and who waits for their logits."""
-
-    images: UInt8Array
-    arrived: float
-    deadline: float
-    future: asyncio.Future[Answer]
-    attempts: int = 0
-    waiting: bool = False
-    expiry: asyncio.TimerHandle | None = None
-
-    @property
-    def count(self) -> int:
-        return len(self.images)
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +63,7 @@ class Place:
         return await self._batcher._enqueue(images, self._deadline)
 
     def _release(self) -> None:
-        self._batcher._ahead -= self._reserved
+        self._batcher._reserved -= self._reserved
         self._reserved = 0
 
     def __enter__(self) -> Place:
@@ -173,11 +104,10 @@ class Batcher:
         self._idle: list[Instance] = []
         self._runs: set[_Run] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: deque[_Part] = deque()
-        self._ahead = 0  # images that wait or have a place, and have not started
+        self._line = Line(self.expected_wait)
+        self._reserved = 0  # images that have a place, and do not wait yet
         self._outstanding = 0  # requests that are not answered
-        self._company = 0.0  # other requests that a request meets on average
-        self._together = 1.0  # requests at most at a time, lately
+        self._company = Company()
         self._timer: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._empty.set()
@@ -185,7 +115,7 @@ class Batcher:
     @property
     def depth(self) -> int:
         """Images that have not started."""
-        return self._ahead
+        return self._line.images + self._reserved
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -207,9 +137,7 @@ class Batcher:
 
     def give_up(self, message: str) -> None:
         """Refuse all that wait: no instance will come soon."""
-        for part in list(self._waiting):
-            self._withdraw(part)
-            self._fail(part, Unavailable(message, RECOVERY_SECONDS))
+        self._line.refuse(message)
 
     def check(self, images: int, deadline: float = math.inf) -> None:
         """Whether that many images would be admitted now.
@@ -223,11 +151,11 @@ class Batcher:
         if not self._instances:
             raise Unavailable("the model is not ready", RECOVERY_SECONDS)
         wait = self.expected_wait()
-        if self._ahead + images > self.limits.queue:
+        if self.depth + images > self.limits.queue:
             raise Overloaded("the queue is full", wait)
-        if not self._ahead:
+        if not self.depth:
             wait = 0.0  # the next turn is always to be had
-        elif self._ahead >= self._turn and wait > self.limits.max_wait:
+        elif self.depth >= self._turn and wait > self.limits.max_wait:
             raise Overloaded("the queue is too long", wait)
         fastest = self._times.undisturbed(min(images, self.limits.max_batch))
         if self._loop.time() + wait + fastest > deadline:
@@ -240,12 +168,10 @@ class Batcher:
             TooLarge, Unavailable, Overloaded, Late: see `check`.
         """
         self.check(images, deadline)
-        self._company += SMOOTHING * (self._outstanding - self._company)
+        self._company.meet(self._outstanding)
         self._outstanding += 1
-        faded = self._together + FADING * (self._outstanding - self._together)
-        self._together = max(self._outstanding, faded)
         self._empty.clear()
-        self._ahead += images
+        self._reserved += images
         return Place(self, images, deadline)
 
     def expected_wait(self) -> float:
@@ -257,7 +183,7 @@ class Batcher:
         if not self._idle:
             rest = max(0.0, min((run.ends for run in self._runs), default=now) - now)
         best = self._times.best
-        return rest + self._ahead * self._times.expected(best) / best / len(self._instances)
+        return rest + self.depth * self._times.expected(best) / best / len(self._instances)
 
     async def empty(self) -> None:
         """Wait until every request that was admitted is answered."""
@@ -286,56 +212,31 @@ class Batcher:
         now = self._loop.time()
         size = self.limits.max_batch
         parts = [
-            _Part(images[start : start + size], now, deadline, self._loop.create_future())
+            Part(images[start : start + size], now, deadline, self._loop.create_future())
             for start in range(0, len(images), size)
         ]
         for part in parts:
-            self._wait(part)
-            self._waiting.append(part)
+            self._line.join(part)
         self._dispatch()
         try:
             if len(parts) == 1:
                 return await parts[0].future
-            return _join(await asyncio.gather(*(part.future for part in parts)))
+            return join(await asyncio.gather(*(part.future for part in parts)))
         finally:
             for part in parts:
                 part.future.cancel()
-                self._withdraw(part)
-
-    def _wait(self, part: _Part) -> None:
-        part.waiting = True
-        self._ahead += part.count
-        if part.deadline < math.inf:
-            part.expiry = self._loop.call_at(part.deadline, self._expire, part)
-
-    def _expire(self, part: _Part) -> None:
-        self._withdraw(part)
-        self._fail(part, Late("the deadline passed", self.expected_wait()))
-
-    def _withdraw(self, part: _Part) -> None:
-        """Take a part out of the queue if it is there."""
-        if part.waiting:
-            part.waiting = False
-            self._waiting.remove(part)
-            self._ahead -= part.count
-        if part.expiry is not None:
-            part.expiry.cancel()
-            part.expiry = None
-
-    def _fail(self, part: _Part, error: Exception) -> None:
-        if not part.future.done():
-            part.future.set_exception(error)
+                self._line.leave(part)
 
     def _dispatch(self) -> None:
         """Start what can and should start now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._idle and self._waiting:
+        while self._idle and self._line:
             if start := self._later():
                 self._timer = self._loop.call_at(start, self._dispatch)
                 return
-            if batch := self._take(self._times.best):
+            if batch := self._line.take(self._times.best, self._times.undisturbed):
                 self._start(self._idle.pop(0), batch)
 
     def _later(self) -> float | None:
@@ -343,36 +244,17 @@ class Batcher:
 
         Waiting pays if the last idle engine may get company that is on its way.
         """
-        oldest = self._waiting[0].arrived + self.limits.max_delay
+        start = self._line.oldest + self.limits.max_delay
         if (
             len(self._idle) > 1
-            or self._company < COMPANY
-            or len(self._waiting) + self._running >= round(self._together)
-            or sum(part.count for part in self._waiting) >= self._times.best
-            or oldest <= self._loop.time()
+            or not self._company.expected(len(self._line) + self._running)
+            or self._line.images >= self._times.best
+            or start <= self._loop.time()
         ):
             return None
-        return oldest
+        return start
 
-    def _take(self, most: int) -> list[_Part]:
-        """The next parts of at most `most` images, and at least one; the late are dropped."""
-        now = self._loop.time()
-        batch: list[_Part] = []
-        images = 0
-        while self._waiting:
-            part = self._waiting[0]
-            count = part.count
-            if batch and images + count > most:
-                break
-            self._withdraw(part)
-            if now + self._times.undisturbed(count) > part.deadline:
-                self._fail(part, Late("the deadline cannot be met", self.expected_wait()))
-                continue
-            batch.append(part)
-            images += count
-        return batch
-
-    def _start(self, instance: Instance, batch: list[_Part]) -> None:
+    def _start(self, instance: Instance, batch: list[Part]) -> None:
         images = sum(part.count for part in batch)
         ends = self._loop.time() + instance.times.expected(images)
         run = _Run(instance, len(batch), ends)
@@ -381,13 +263,13 @@ class Batcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, run: _Run, batch: list[_Part], images: int) -> None:
+    async def _run(self, run: _Run, batch: list[Part], images: int) -> None:
         instance, start = run.instance, self._loop.time()
         try:
             logits = await instance.run([part.images for part in batch])
         except Exception as error:  # whatever it is, this engine is not to be trusted any more
             self._runs.discard(run)
-            self._again(batch)
+            self._line.put_back(batch)
             if instance in self._instances:
                 self.detach(instance)
                 self._on_failure(instance, error)
@@ -404,7 +286,7 @@ class Batcher:
     def _answer(
         self,
         instance: Instance,
-        batch: list[_Part],
+        batch: list[Part],
         logits: Float32Array,
         start: float,
         seconds: float,
@@ -431,27 +313,3 @@ class Batcher:
                 inference_seconds=seconds,
             )
         )
-
-    def _again(self, batch: list[_Part]) -> None:
-        """Put the parts of a batch that failed back to the front."""
-        for part in reversed(batch):
-            part.attempts += 1
-            if part.future.done():
-                continue
-            if part.attempts >= ATTEMPTS:
-                self._fail(part, Unavailable("the model failed", RECOVERY_SECONDS))
-                continue
-            self._wait(part)
-            self._waiting.appendleft(part)
-
-
-def _join(answers: Sequence[Answer]) -> Answer:
-    """The answer for a request that ran in several batches."""
-    return Answer(
-        logits=np.concatenate([answer.logits for answer in answers]),
-        backend=answers[-1].backend,
-        artifact=answers[-1].artifact,
-        batch=answers[-1].batch,
-        queue_seconds=answers[0].queue_seconds,
-        inference_seconds=sum(answer.inference_seconds for answer in answers),
-    )

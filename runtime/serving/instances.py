@@ -28,7 +28,7 @@ MOST_INSTANCES = 4
 
 
 class EngineInstance:
-    """One backend and the one thread that runs it; see `batching.Instance`."""
+    """One backend and the one thread that runs it; see `instance.Instance`."""
 
     def __init__(
         self, candidate: Candidate, backend: Backend, images: UInt8Array, max_batch: int
@@ -57,7 +57,7 @@ class EngineInstance:
             raise
 
     async def run(self, parts: Sequence[UInt8Array]) -> Float32Array:
-        """See `batching.Instance`.
+        """See `instance.Instance`.
 
         Raises:
             BackendError: the engine failed.

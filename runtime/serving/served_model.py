@@ -12,16 +12,12 @@ from typing import Any, NamedTuple
 from resdeploy.bundle import MANIFEST, Bundle, Precision, open_bundle
 from resdeploy.errors import BackendError, BundleError, ResdeployError
 from resdeploy.progress import Progress, silent
-from resdeploy.runtime.serving.batching import (
-    RECOVERY_SECONDS,
-    Batcher,
-    BatchRecord,
-    Instance,
-    Limits,
-)
+from resdeploy.runtime.serving.batching import Batcher, Limits
 from resdeploy.runtime.serving.config import ServeConfig
+from resdeploy.runtime.serving.instance import BatchRecord, Instance
 from resdeploy.runtime.serving.instances import EngineInstance, Opener
 from resdeploy.runtime.serving.refusals import Unavailable
+from resdeploy.runtime.serving.waiting import RECOVERY_SECONDS
 from resdeploy.storage import sha256
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
-import resource
 import signal
 import socket
 import threading
@@ -24,22 +22,22 @@ import uvicorn
 from resdeploy.errors import BackendError, ResdeployError, ServeError
 from resdeploy.progress import Advance, Progress
 from resdeploy.runtime.device import available_cores
-from resdeploy.runtime.serving.config import TOKEN_VARIABLE, ServeConfig
+from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.connection import limited_protocol
 from resdeploy.runtime.serving.decoding import Decoder
 from resdeploy.runtime.serving.gateway import Gateway
 from resdeploy.runtime.serving.http import make_app
+from resdeploy.runtime.serving.listening import HttpServer, listen
 from resdeploy.runtime.serving.logs import json_logs
 from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.served_model import ServedModel
 from resdeploy.runtime.serving.service import Service
+from resdeploy.runtime.serving.startup import allow_files, model_names, read_token
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 2048
 # Files beside connections: graphs, logs, libraries, the engines' own.
 OTHER_FILES = 256
-MODEL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,84 +67,6 @@ def serve(bundles: Sequence[Path], config: ServeConfig, progress: Progress) -> S
         return asyncio.run(_Process(names, config, token, progress).run())
 
 
-def model_names(bundles: Sequence[Path]) -> dict[str, Path]:
-    """What clients call each bundle: its folder's name without `.bundle`.
-
-    Raises:
-        ServeError: two have the same name, or one has a name that is none in a path.
-    """
-    names: dict[str, Path] = {}
-    for path in bundles:
-        name = path.resolve().name.removesuffix(".bundle")
-        if not MODEL_NAME.fullmatch(name):
-            raise ServeError(
-                f"{path} has a name that cannot stand in an address",
-                "rename the folder: letters, digits, and . _ - between them",
-            )
-        if name in names:
-            raise ServeError(f"two bundles are called {name}", "rename one of the folders")
-        names[name] = path
-    return names
-
-
-def read_token(config: ServeConfig) -> bytes | None:
-    """The bearer token, from the file or from the environment; None for an open server.
-
-    Raises:
-        ServeError: the file cannot be read, or the token is empty or has spaces.
-    """
-    if config.token_file is not None:
-        try:
-            text = config.token_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ServeError(
-                f"{config.token_file} cannot be read", "write the token into a file of its own"
-            ) from error
-    elif TOKEN_VARIABLE in os.environ:
-        text = os.environ[TOKEN_VARIABLE]
-    else:
-        return None
-    token = text.strip().encode()
-    if not token or len(token.split()) != 1:
-        raise ServeError(
-            "the token is empty or has spaces in it", "make one with: openssl rand -hex 32"
-        )
-    return token
-
-
-def allow_files(wanted: int) -> None:
-    """Raise this process's limit of open files where it is below `wanted` and may be raised."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on an address.
-
-    Raises:
-        ServeError: it cannot.
-    """
-    listening = None
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        # asyncio switches Nagle's algorithm off only where the protocol is named.
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(BACKLOG)
-    except OSError as error:
-        if listening is not None:
-            listening.close()
-        raise ServeError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}",
-            "choose another --host or --port, or stop what has it",
-        ) from error
-    return listening
-
-
 def notify_systemd(state: str) -> None:
     """Tell systemd, if it started this process: sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
@@ -159,38 +79,6 @@ def notify_systemd(state: str) -> None:
             connection.sendall(state.encode())
         except OSError as error:
             logger.warning("systemd cannot be told of %s: %s", state, error)
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signals, and without losing those who are just connecting."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        protocol: Any = self.config.http_protocol_class
-        factory = partial(
-            protocol,
-            config=self.config,
-            server_state=self.server_state,
-            app_state={},
-        )
-        for listening in sockets or ():
-            # Closing the socket would reset connections that the kernel has accepted already.
-            while (accepted := _accept(listening)) is not None:
-                await loop.connect_accepted_socket(factory, accepted, ssl=self.config.ssl)
-        await super().shutdown(sockets)
-
-
-def _accept(listening: socket.socket) -> socket.socket | None:
-    try:
-        accepted, _ = listening.accept()
-    except OSError:
-        return None
-    accepted.setblocking(False)
-    return accepted
 
 
 class _Process:
@@ -260,7 +148,7 @@ class _Process:
             reloads=self._reloads,
         )
 
-    def _http_server(self) -> _HttpServer:
+    def _http_server(self) -> HttpServer:
         config = self._config
         app = Gateway(
             make_app(self._service),
@@ -293,10 +181,10 @@ class _Process:
                 f"{error.strerror or error}",
                 "give --tls-cert and --tls-key the two PEM files that belong together",
             ) from error
-        server = _HttpServer(settings)
+        server = HttpServer(settings)
         return server
 
-    def _handle_signals(self, server: _HttpServer) -> None:
+    def _handle_signals(self, server: HttpServer) -> None:
         def stop() -> None:
             server.force_exit = self._stop.is_set()  # asked twice: do not wait for anybody
             self._stop.set()

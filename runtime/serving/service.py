@@ -10,9 +10,9 @@ from typing import Any
 from resdeploy import __version__
 from resdeploy.bundle import INPUT_NAME, OUTPUT_NAME
 from resdeploy.runtime.model import Prediction, most_likely
-from resdeploy.runtime.serving.batching import Answer
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoding import Decoder
+from resdeploy.runtime.serving.instance import Answer
 from resdeploy.runtime.serving.metrics import Metrics, ModelState
 from resdeploy.runtime.serving.refusals import Unavailable, Unknown
 from resdeploy.runtime.serving.served_model import Generation, ServedModel

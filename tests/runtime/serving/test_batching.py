@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from resdeploy.bundle import Float32Array
 from resdeploy.errors import BackendError
 from resdeploy.preprocessing import UInt8Array
-from resdeploy.runtime.serving.batching import Answer, Batcher, BatchRecord, Instance, Limits
+from resdeploy.runtime.serving.batching import Batcher, Limits
+from resdeploy.runtime.serving.instance import Answer, BatchRecord, Instance
 from resdeploy.runtime.serving.refusals import Late, Overloaded, Refusal, TooLarge, Unavailable
 from resdeploy.runtime.serving.service_times import ServiceTimes
 from tests.virtual_time import run

@@ -19,8 +19,8 @@ from resdeploy.errors import BackendError, BundleError
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.runtime import selection
 from resdeploy.runtime.serving import served_model
-from resdeploy.runtime.serving.batching import Answer
 from resdeploy.runtime.serving.config import ServeConfig
+from resdeploy.runtime.serving.instance import Answer
 from resdeploy.runtime.serving.instances import captured, run_parts, share_cores
 from resdeploy.runtime.serving.refusals import Refusal, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
