@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 MAX_FILE_BYTES = 64 << 20
 ORIENTATION = 0x0112  # in EXIF; 5 to 8 are turned by a quarter
+MIRRORED = frozenset({2, 3, 4, 6, 7, 8})  # the right or bottom edge of the file comes elsewhere
+REDUCTIONS = (1, 2, 4, 8)  # of a JPEG decoder, in the cosine transform
 MAX_PIXELS = 100_000_000  # 300 MB once decoded; the largest phone cameras take 50 to 200 Mpixel
 
 
@@ -73,10 +74,16 @@ def read_rgb(
 
 def _decode_smaller(image: ImageFile, shrink: Shrink) -> None:
     width, height = image.size
-    on_its_side = image.getexif().get(ORIENTATION, 1) >= 5
-    factor = shrink(height, width) if on_its_side else shrink(width, height)
-    if factor >= 2:
-        image.draft(None, (math.ceil(width / factor), math.ceil(height / factor)))
+    orientation = image.getexif().get(ORIENTATION, 1)
+    factor = shrink(height, width) if orientation >= 5 else shrink(width, height)
+    # The decoder fills the last column and row up. Where they do not stay the last ones, that would
+    # move the picture by a part of a pixel: then only by what divides its sides.
+    stay = orientation not in MIRRORED
+    by = max(
+        n for n in REDUCTIONS if n <= max(factor, 1) and (stay or not (width % n or height % n))
+    )
+    if by > 1:
+        image.draft(None, (max(width // by, 1), max(height // by, 1)))
 
 
 def _read_limited(path: Path) -> bytes:

@@ -14,18 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from resdeploy.images import MAX_PIXELS, read_rgb
+from resdeploy.images import MAX_PIXELS, REDUCTIONS, read_rgb
 from resdeploy.storage import sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 UInt8Array = npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+"""Left, upper, right and lower edge in pixels of the picture."""
 
 # Mean and deviation of ImageNet's training images, the usual constants for RGB in 0..1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_IMAGE_SIZE = 1024
+# Pillow's own choice for thumbnails; benchmarks/decoding.py measures what it changes.
+REDUCING_GAP = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,9 @@ class Preprocessing:
     """Divided by in the graph, per channel."""
     interpolation: str = "bilinear"
     """With the filter widened when shrinking, as Pillow does."""
+    reducing_gap: float | None = None
+    """A JPEG file is decoded at 1/2, 1/4 or 1/8 of its resolution where its shorter side then still
+    has at least this many times `resize` pixels; None: always whole."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
@@ -53,12 +60,15 @@ class Preprocessing:
             raise ValueError("mean and std take three finite numbers each, std above zero")
         if self.interpolation != "bilinear":
             raise ValueError(f"interpolation is {self.interpolation!r}; only 'bilinear' is known")
+        if self.reducing_gap is not None and not 1 <= self.reducing_gap < math.inf:
+            raise ValueError(f"reducing gap is {self.reducing_gap}; it takes at least 1")
 
     @classmethod
     def standard(cls, image_size: int) -> Preprocessing:
         """What ImageNet models expect (224 of 256), and no margin for thumbnails."""
         margin = 256 / 224 if image_size >= 128 else 1.0
-        return cls(image_size=image_size, resize=round(image_size * margin))
+        resize = round(image_size * margin)
+        return cls(image_size=image_size, resize=resize, reducing_gap=REDUCING_GAP)
 
     def to_json(self) -> dict[str, Any]:
         """The form that `model.json` and the manifest hold."""
@@ -73,17 +83,19 @@ class Preprocessing:
         """
         red, green, blue = (float(value) for value in data["mean"])
         std_red, std_green, std_blue = (float(value) for value in data["std"])
+        gap = data.get("reducing_gap")  # what was written before there was one decodes whole
         return cls(
             image_size=int(data["image_size"]),
             resize=int(data["resize"]),
             mean=(red, green, blue),
             std=(std_red, std_green, std_blue),
             interpolation=str(data["interpolation"]),
+            reducing_gap=None if gap is None else float(gap),
         )
 
 
-def crop_and_resize(image: Image, box: tuple[float, float, float, float], size: int) -> UInt8Array:
-    """The part `box` (left, upper, right, lower) of an RGB image as uint8 (size, size, 3)."""
+def crop_and_resize(image: Image, box: Box, size: int) -> UInt8Array:
+    """The part `box` of an RGB image as uint8 (size, size, 3)."""
     from PIL import Image as images
 
     if box == (0, 0, size, size) and image.size == (size, size):
@@ -91,13 +103,8 @@ def crop_and_resize(image: Image, box: tuple[float, float, float, float], size: 
     return np.array(image.resize((size, size), images.Resampling.BILINEAR, box=box))
 
 
-def prepare(image: Image, preprocessing: Preprocessing) -> UInt8Array:
-    """Shorter side to `resize`, then the central square: uint8 (image_size, image_size, 3).
-
-    The square is cut out of the source, so that an extremely long picture costs no memory; the
-    pixels are those of scaling the whole picture first and cutting afterwards.
-    """
-    width, height = image.size
+def central_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
+    """What of a picture the network sees, in pixels of the picture."""
     resize, size = preprocessing.resize, preprocessing.image_size
     # Integer sizes and offsets as torchvision's Resize and CenterCrop compute them.
     if width <= height:
@@ -106,8 +113,17 @@ def prepare(image: Image, preprocessing: Preprocessing) -> UInt8Array:
         scaled_width, scaled_height = int(resize * width / height), resize
     left, upper = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
     across, down = width / scaled_width, height / scaled_height
-    box = (left * across, upper * down, (left + size) * across, (upper + size) * down)
-    return crop_and_resize(image, box, size)
+    return left * across, upper * down, (left + size) * across, (upper + size) * down
+
+
+def prepare(image: Image, preprocessing: Preprocessing) -> UInt8Array:
+    """Shorter side to `resize`, then the central square: uint8 (image_size, image_size, 3).
+
+    The square is cut out of the source, so that an extremely long picture costs no memory; the
+    pixels are those of scaling the whole picture first and cutting afterwards.
+    """
+    box = central_box(*image.size, preprocessing)
+    return crop_and_resize(image, box, preprocessing.image_size)
 
 
 def load_image(
@@ -118,7 +134,25 @@ def load_image(
     Raises:
         ImageError: the file cannot be decoded, or has more than `max_pixels`.
     """
-    return prepare(read_rgb(source, max_pixels=max_pixels), preprocessing)
+    gap = preprocessing.reducing_gap
+    whole = (1, 1)
+
+    def shrink(width: int, height: int) -> float:
+        nonlocal whole
+        whole = width, height
+        return 1.0 if gap is None else min(width, height) / (preprocessing.resize * gap)
+
+    picture = read_rgb(source, shrink, max_pixels)
+    # The box is that of the whole picture: of the smaller one, sizes would be rounded differently.
+    left, upper, right, lower = central_box(*whole, preprocessing)
+    by = _reduction(whole, picture.size)
+    box = (left / by, upper / by, right / by, lower / by)
+    return crop_and_resize(picture, box, preprocessing.image_size)
+
+
+def _reduction(whole: tuple[int, int], decoded: tuple[int, int]) -> int:
+    """How many pixels of a picture became one: a JPEG decoder rounds sizes up."""
+    return next(by for by in REDUCTIONS if decoded == (-(-whole[0] // by), -(-whole[1] // by)))
 
 
 def image_digest(image: UInt8Array) -> str:

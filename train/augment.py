@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resdeploy.images import read_rgb
-from resdeploy.preprocessing import UInt8Array, crop_and_resize
+from resdeploy.preprocessing import Box, UInt8Array, crop_and_resize
 from resdeploy.train.randaugment import distort
 
 MAX_STRETCH = 4 / 3
@@ -69,8 +69,6 @@ def augment(
     return pixels
 
 
-Box = tuple[float, float, float, float]
-"""Left, upper, right and lower edge in pixels of the picture."""
 Draws = npt.NDArray[np.float64]
 """Four shares from 0 to 1: size, shape, and the place across and down."""
 

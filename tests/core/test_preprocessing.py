@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from resdeploy.images import ORIENTATION
 from resdeploy.preprocessing import Preprocessing, UInt8Array, crop_and_resize, load_image, prepare
+from tests.samples import encoded
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -91,6 +95,8 @@ def test_standard_margins(size: int, resize: int) -> None:
         {"std": (0.1, math.nan, 0.1)},
         {"mean": (math.inf, 0.5, 0.5)},
         {"interpolation": "bicubic"},
+        {"reducing_gap": 0.5},
+        {"reducing_gap": math.nan},
     ],
 )
 def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
@@ -99,8 +105,60 @@ def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
         Preprocessing(**(good | wrong))  # type: ignore[arg-type]
 
 
+def photograph(width: int, height: int) -> Image.Image:
+    """Smooth, with edges: as far from noise as what cameras see."""
+    x, y = np.meshgrid(np.linspace(0, 9, width), np.linspace(0, 7, height))
+    waves = [np.sin(x + phase) * np.cos(y * (1 + phase / 3)) for phase in range(3)]
+    pixels = 127 + 90 * np.stack(waves, axis=-1) + 30 * (x > y)[..., np.newaxis]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "MPO"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(1000, 667), (668, 1000), (1022, 258), (500, 333)])
+def test_decoding_less_of_a_jpeg_hardly_changes_what_the_network_sees(
+    size: tuple[int, int], orientation: int, format: str
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(photograph(*size), format, quality=95, exif=exif)
+    chosen = Preprocessing.standard(32)
+    reduced, whole = load_image(data, chosen), load_image(data, replace(chosen, reducing_gap=None))
+    assert (reduced != whole).any() or any(side % 2 for side in size)
+    # Half a pixel to the side would be 4 on average here; benchmarks/decoding.py has photographs.
+    assert np.abs(reduced.astype(int) - whole).mean() < 1
+
+
+@given(
+    width=st.integers(1, 70), height=st.integers(1, 70), size=st.integers(1, 9),
+    gap=st.floats(1, 4),
+)  # fmt: skip
+def test_any_size_of_jpeg_and_any_gap(width: int, height: int, size: int, gap: float) -> None:
+    chosen = Preprocessing(image_size=size, resize=size, reducing_gap=gap)
+    data = encoded(Image.new("RGB", (width, height), (90, 120, 150)), "JPEG")
+    assert np.abs(load_image(data, chosen).astype(int) - (90, 120, 150)).max() <= 2
+
+
+def test_other_formats_are_decoded_whole() -> None:
+    data = encoded(photograph(500, 333), "PNG")
+    chosen = Preprocessing.standard(32)
+    np.testing.assert_array_equal(load_image(data, chosen), prepare(photograph(500, 333), chosen))
+
+
+def test_what_was_written_before_there_was_a_gap_decodes_whole() -> None:
+    old = Preprocessing.standard(32).to_json()
+    del old["reducing_gap"]
+    chosen = Preprocessing.from_json(old)
+    assert chosen.reducing_gap is None
+    data = encoded(photograph(500, 333), "JPEG")
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(load_image(data, chosen), prepare(image, chosen))
+
+
 def test_json_round_trip() -> None:
-    chosen = Preprocessing(image_size=30, resize=35, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
+    chosen = Preprocessing(
+        image_size=30, resize=35, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), reducing_gap=1.5
+    )
     assert Preprocessing.from_json(chosen.to_json()) == chosen
 
 
