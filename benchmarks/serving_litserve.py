@@ -1,6 +1,6 @@
 """The same model behind LitServe, with its batches, in so many processes.
 
-python benchmarks/serving_litserve.py GRAPH MANIFEST PORT WORKERS BATCH
+python benchmarks/serving_litserve.py GRAPH MANIFEST PORT DECODING WORKERS BATCH
 """
 
 import sys
@@ -10,8 +10,8 @@ import litserve  # pyright: ignore[reportMissingImports]
 import numpy as np
 from fastapi import Request  # pyright: ignore[reportMissingImports]
 
-from benchmarks.serving_peer import open_session, read_preprocessing, top_classes
-from resdeploy.preprocessing import UInt8Array, load_image
+from benchmarks.serving_peer import make_decoder, open_session, top_classes
+from resdeploy.preprocessing import UInt8Array
 
 BATCH_TIMEOUT_SECONDS = 0.002
 
@@ -19,17 +19,17 @@ BATCH_TIMEOUT_SECONDS = 0.002
 class Classifier(litserve.LitAPI):  # type: ignore[misc]
     """LitServe makes a copy of it in each process."""
 
-    graph, manifest, workers = "", "", 1
+    graph, manifest, decoding, workers = "", "", "", 1
 
     def setup(self, device: str) -> None:
         """Load the model."""
-        self.preprocessing = read_preprocessing(self.manifest)
+        self.decode = make_decoder(self.manifest, self.decoding)
         self.session = open_session(self.graph, self.workers)
 
     def decode_request(self, request: Request) -> UInt8Array:
         """An uploaded file's pixels."""
         form: Any = request  # which LitServe has read already
-        return load_image(form["image"].file.read(), self.preprocessing)
+        return self.decode(form["image"].file.read())
 
     def batch(self, inputs: list[UInt8Array]) -> UInt8Array:
         """Pictures as one array."""
@@ -48,12 +48,12 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
         return top_classes(output)
 
 
-def main(graph: str, manifest: str, port: str, workers: str, batch: str) -> None:
+def main(graph: str, manifest: str, port: str, decoding: str, workers: str, batch: str) -> None:
     """Serve until killed."""
     api = Classifier(
         max_batch_size=int(batch), batch_timeout=BATCH_TIMEOUT_SECONDS, api_path="/classify"
     )
-    api.graph, api.manifest, api.workers = graph, manifest, int(workers)
+    api.graph, api.manifest, api.decoding, api.workers = graph, manifest, decoding, int(workers)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=api.workers)
     server.run(host="127.0.0.1", port=int(port), log_level="warning", generate_client_file=False)
 

@@ -1,26 +1,40 @@
-"""What the other servers have in common: ONNX Runtime as it is, and resdeploy's own decoding.
+"""What the other servers have in common: ONNX Runtime as it is, and how pictures are decoded.
 
-Pictures are decoded and resized by the same function, so that only the servers differ.
+By the same function as resdeploy's own, so that only the servers differ; or plainly, as
+torchvision's examples do it: what such a server costs whose author has not thought of that.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from PIL import Image
 
-from resdeploy.preprocessing import Preprocessing
+from resdeploy.preprocessing import Preprocessing, UInt8Array, load_image, prepare
 
 TOP = 5
 
 
-def read_preprocessing(manifest: str) -> Preprocessing:
-    """What a bundle's manifest says."""
-    return Preprocessing.from_json(json.loads(Path(manifest).read_bytes())["preprocessing"])
+def make_decoder(manifest: str, decoding: str) -> Callable[[bytes], UInt8Array]:
+    """From a file's content to what the network sees, as a bundle's manifest says.
+
+    Args:
+        manifest: The path.
+        decoding: `resdeploy` or `plain`.
+    """
+    document = json.loads(Path(manifest).read_bytes())["preprocessing"]
+    preprocessing = Preprocessing.from_json(document)
+    if decoding == "plain":
+        return lambda data: prepare(Image.open(io.BytesIO(data)).convert("RGB"), preprocessing)
+    return partial(load_image, preprocessing=preprocessing)
 
 
 def open_session(graph: str, processes: int = 1) -> Any:

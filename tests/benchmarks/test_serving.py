@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import serving, serving_load
-from benchmarks.serving import Row, middle, rows_text, saturation_text
+from benchmarks.serving import middle, rows_text, saturation_text
 from benchmarks.serving_load import Tally, Target, closed_loop, open_loop, summarise
+from benchmarks.serving_servers import Row
 
 ROOT = Path(serving.__file__).parent
 
