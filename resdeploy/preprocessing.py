@@ -143,16 +143,16 @@ def load_image(
         return 1.0 if gap is None else min(width, height) / (preprocessing.resize * gap)
 
     picture = read_rgb(source, shrink, max_pixels)
+    by = reduction(whole, picture.size)
     # The box is that of the whole picture: of the smaller one, sizes would be rounded differently.
-    left, upper, right, lower = central_box(*whole, preprocessing)
-    by = _reduction(whole, picture.size)
-    box = (left / by, upper / by, right / by, lower / by)
-    return crop_and_resize(picture, box, preprocessing.image_size)
+    box = central_box(*(whole if by > 1 else picture.size), preprocessing)
+    left, upper, right, lower = (edge / by for edge in box)
+    return crop_and_resize(picture, (left, upper, right, lower), preprocessing.image_size)
 
 
-def _reduction(whole: tuple[int, int], decoded: tuple[int, int]) -> int:
-    """How many pixels of a picture became one: a JPEG decoder rounds sizes up."""
-    return next(by for by in REDUCTIONS if decoded == (-(-whole[0] // by), -(-whole[1] // by)))
+def reduction(whole: tuple[int, int], decoded: tuple[int, int]) -> int:
+    """How many pixels in a row became one; sizes (width, height) are rounded up by decoders."""
+    return next((by for by in REDUCTIONS if decoded == (-(-whole[0] // by), -(-whole[1] // by))), 1)
 
 
 def image_digest(image: UInt8Array) -> str:

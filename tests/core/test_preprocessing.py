@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resdeploy.images import ORIENTATION
-from resdeploy.preprocessing import Preprocessing, UInt8Array, crop_and_resize, load_image, prepare
+from resdeploy.preprocessing import (
+    Preprocessing,
+    UInt8Array,
+    crop_and_resize,
+    load_image,
+    prepare,
+    reduction,
+)
 from tests.samples import encoded
 
 
@@ -137,6 +144,19 @@ def test_any_size_of_jpeg_and_any_gap(width: int, height: int, size: int, gap: f
     chosen = Preprocessing(image_size=size, resize=size, reducing_gap=gap)
     data = encoded(Image.new("RGB", (width, height), (90, 120, 150)), "JPEG")
     assert np.abs(load_image(data, chosen).astype(int) - (90, 120, 150)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("whole", "decoded", "by"),
+    [
+        ((500, 333), (500, 333), 1), ((500, 333), (250, 167), 2), ((500, 333), (63, 42), 8),
+        ((1, 1), (1, 1), 1), ((500, 333), (333, 500), 1),
+    ],
+)  # fmt: skip
+def test_by_how_much_a_picture_was_reduced(
+    whole: tuple[int, int], decoded: tuple[int, int], by: int
+) -> None:
+    assert reduction(whole, decoded) == by
 
 
 def test_other_formats_are_decoded_whole() -> None:
