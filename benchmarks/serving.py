@@ -16,8 +16,6 @@ import json
 import platform
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -40,6 +38,7 @@ from benchmarks.serving_servers import (
     Row,
     Server,
     ask,
+    make_environment,
     result,
     start,
     start_ours,
@@ -245,17 +244,6 @@ def contenders(cores: int, *, plain: bool) -> list[Server]:
     others.append(Server(kind=FASTAPI))
     plainly = [Server(kind=other.kind, workers=other.workers, plain=True) for other in others]
     return [Server(kind=OURS), Server(kind=OURS, workers=1), *others, *(plainly if plain else ())]
-
-
-def make_environment(folder: Path) -> Path:
-    """A Python that has the other servers; installed on first use."""
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        click.echo(f"installing LitServe and FastAPI into {folder}", err=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
-        (folder / "ready").touch()
-    return python
 
 
 def rows_text(rows: Sequence[Row]) -> str:
