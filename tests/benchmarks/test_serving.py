@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks import serving, serving_load
-from benchmarks.serving import middle, rows_text, saturation_text
+from benchmarks.serving import (
+    contenders,
+    load_text,
+    middle,
+    rows_text,
+    saturation_text,
+    write_part,
+)
 from benchmarks.serving_load import Tally, Target, closed_loop, open_loop, summarise
+from benchmarks.serving_requests import other_request, picture_request
 from benchmarks.serving_servers import Row
+from resdeploy.runtime.serving.uploads import read_uploads
 
 ROOT = Path(serving.__file__).parent
 
@@ -38,6 +50,49 @@ def test_the_share_of_the_bare_backend_is_told() -> None:
     rates = {"bare": [100.0, 110.0, 120.0], "resdeploy": [95.0, 99.0, 110.0]}
     text = saturation_text({"images_per_second": rates, "share": 0.93})
     assert text == "99.0 images/s, 93 % of the bare backend's 110.0"
+
+
+def test_servers_are_named_after_what_sets_them_apart() -> None:
+    names = [server.name for server in contenders(2, plain=True)]
+    assert names == [
+        "resdeploy", "resdeploy 1 instance", "litserve 1 worker", "litserve 2 workers", "fastapi",
+        "litserve 1 worker, plain decoding", "litserve 2 workers, plain decoding",
+        "fastapi, plain decoding",
+    ]  # fmt: skip
+
+
+def test_parts_stand_beside_each_other(tmp_path: Path) -> None:
+    output = tmp_path / "serving.json"
+    write_part(output, "tensors", {"share": 0.8})
+    write_part(output, "load", {"capacity": 9.0})
+    write_part(output, "tensors", {"share": 0.9})
+    document = json.loads(output.read_bytes())
+    assert (document["tensors"], document["load"]) == ({"share": 0.9}, {"capacity": 9.0})
+    assert document["machine"]["cores"] >= 1
+
+
+def test_overload_and_the_end_are_told() -> None:
+    fields = asdict(row(3))
+    found = {
+        "capacity": 90.0,
+        "open": [fields],
+        "overload": {
+            "row": fields | {"p99_ms": 50.0}, "p99_ratio": 1.25, "memory_mb_before": 100.0,
+            "memory_mb_after": 101.0, "healthy_after_1_s": True,
+        },
+        "stopped": {"statuses": {"200": 40}, "lost": 0, "exit_code": 0},
+    }  # fmt: skip
+    text = load_text(found)
+    assert "p99 50 ms, 1.25 times that at capacity; memory 100 to 101 MB" in text
+    assert text.endswith("stopped under load: statuses {'200': 40}, 0 lost, exit code 0")
+
+
+def test_an_upload_is_what_curl_would_send(tmp_path: Path) -> None:
+    request = picture_request(tmp_path, (50, 37))
+    (upload,) = read_uploads(request.content_type, request.file.read_bytes(), 1)
+    with Image.open(io.BytesIO(upload.data)) as image:
+        assert (image.format, image.size) == ("JPEG", (50, 37))
+    assert other_request(request).path == "/classify"
 
 
 def test_percentiles_are_of_the_answers_alone() -> None:
