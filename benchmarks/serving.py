@@ -18,7 +18,9 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -138,22 +140,45 @@ def write_part(output: Path, name: str, found: dict[str, Any]) -> None:
 def measure_saturation(
     bundle: Bundle, request: Request, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """Images a second of the bare backend and of the server, in turns, at the same batch size."""
-    threads = available_cores()
-    arguments = [str(bundle.path), "onnxruntime-cpu", "int8-cpu", str(request.images), str(threads)]
-    bare = Contender.start("bare", "resdeploy.runtime.contender", arguments, threads)
-    rates: dict[str, list[float]] = {"bare": [], OURS: []}
-    try:
-        with start_ours(bundle, "--max-batch", request.images, *PATIENT) as server:
-            for _ in range(rounds):
-                times = bare.run_for(seconds / rounds)
-                rates["bare"].append(1000 * request.images / float(np.mean(times)))
-                row = server.row(request, seconds / rounds, "closed", 3)
-                rates[OURS].append(row.answered_per_second)
-    finally:
-        bare.stop()
-    shares = [ours / alone for ours, alone in zip(rates[OURS], rates["bare"])]
+    """Images a second of the bare backend and of the server, in turns, at the same batch size.
+
+    The bare backend runs once on all cores, and once in a process for each core.
+    """
+    cores = available_cores()
+    layouts = {f"bare {count} x {cores // count}": count for count in sorted({1, cores})}
+    rates: dict[str, list[float]] = {name: [] for name in (*layouts, OURS)}
+    with ExitStack() as stack:
+        bare = {
+            name: [stack.enter_context(bare_backend(bundle, request.images, cores // count))
+                   for _ in range(count)]
+            for name, count in layouts.items()
+        }  # fmt: skip
+        server = stack.enter_context(start_ours(bundle, "--max-batch", request.images, *PATIENT))
+        for _ in range(rounds):
+            for name, contenders in bare.items():
+                rates[name].append(rate_of(contenders, request.images, seconds / rounds))
+            row = server.row(request, seconds / rounds, "closed", cores + 1)
+            rates[OURS].append(row.answered_per_second)
+    shares = [ours / max(alone) for *alone, ours in zip(*rates.values())]
     return {"images_per_second": rates, "share": statistics.median(shares), "shares": shares}
+
+
+@contextmanager
+def bare_backend(bundle: Bundle, batch: int, threads: int) -> Iterator[Contender]:
+    """The backend in a process of its own, without a server."""
+    arguments = [str(bundle.path), "onnxruntime-cpu", "int8-cpu", str(batch), str(threads)]
+    contender = Contender.start("bare", "resdeploy.runtime.contender", arguments, threads)
+    try:
+        yield contender
+    finally:
+        contender.stop()
+
+
+def rate_of(contenders: Sequence[Contender], batch: int, seconds: float) -> float:
+    """Images a second of contenders that run at the same time."""
+    with ThreadPoolExecutor(len(contenders)) as pool:
+        times = pool.map(lambda contender: contender.run_for(seconds), contenders)
+        return sum(1000 * batch / float(np.mean(own)) for own in times)
 
 
 def measure_layouts(bundle: Bundle, request: Request, clients: int, seconds: float) -> list[Row]:
@@ -275,10 +300,9 @@ def rows_text(rows: Sequence[Row]) -> str:
 def saturation_text(saturation: dict[str, Any]) -> str:
     """One line."""
     rates = {name: statistics.median(own) for name, own in saturation["images_per_second"].items()}
-    return (
-        f"{rates[OURS]:.1f} images/s, {100 * saturation['share']:.0f} % of the bare backend's "
-        f"{rates['bare']:.1f}"
-    )
+    ours = rates.pop(OURS)
+    bare = ", ".join(f"{name}: {rate:.1f}" for name, rate in rates.items())
+    return f"{ours:.1f} images/s, {100 * saturation['share']:.0f} % of the better ({bare})"
 
 
 def load_text(found: dict[str, Any]) -> str:

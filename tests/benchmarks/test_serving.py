@@ -47,9 +47,12 @@ def test_tables_show_what_was_refused() -> None:
 
 
 def test_the_share_of_the_bare_backend_is_told() -> None:
-    rates = {"bare": [100.0, 110.0, 120.0], "resdeploy": [95.0, 99.0, 110.0]}
+    rates = {
+        "bare 1 x 2": [100.0, 110.0, 120.0], "bare 2 x 1": [90.0, 95.0, 99.0],
+        "resdeploy": [95.0, 99.0, 110.0],
+    }  # fmt: skip
     text = saturation_text({"images_per_second": rates, "share": 0.93})
-    assert text == "99.0 images/s, 93 % of the bare backend's 110.0"
+    assert text == ("99.0 images/s, 93 % of the better (bare 1 x 2: 110.0, bare 2 x 1: 95.0)")
 
 
 def test_servers_are_named_after_what_sets_them_apart() -> None:
