@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from resdeploy.bundle import Bundle, open_bundle
+from resdeploy.bundle import Bundle, Precision, open_bundle
 from resdeploy.cli import main
 from resdeploy.errors import BundleError, OutputError
 from resdeploy.export.pipeline import ExportConfig, export
@@ -28,6 +28,7 @@ from resdeploy.runtime.golden import FLOAT_FLOOR_DB, INT8_FLOOR_DB
 from resdeploy.statistics import sqnr_db
 from tests.samples import CLASSES, SIZE
 
+SCHEMA: Any = model_config_pb2  # its classes are made when it is imported
 TYPES = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
 FAKE_TRTEXEC = """#!/bin/sh
 case " $* " in *" --help "*) echo '  --stronglyTyped   as the graph says'; exit;; esac
@@ -44,7 +45,7 @@ def repository(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
 
 def parse(text: str) -> Any:
     """A configuration as Triton reads it: an unknown field or value is an error."""
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
+    return text_format.Parse(text, SCHEMA.ModelConfig())
 
 
 def configurations(repository: TritonRepository) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def test_configurations_say_what_the_graphs_are(repository: TritonRepository) ->
             (session.get_outputs(), config.output),
         ):
             (tensor,), (entry,) = tensors, described
-            kind = model_config_pb2.DataType.Name(entry.data_type)
+            kind = SCHEMA.DataType.Name(entry.data_type)
             assert (entry.name, kind) == (tensor.name, TYPES[tensor.type])
             # The first dimension is the batch: a name in the graph, max_batch_size for Triton.
             assert isinstance(tensor.shape[0], str)
@@ -88,7 +89,7 @@ def test_configurations_say_what_the_graphs_are(repository: TritonRepository) ->
 
 
 def test_where_instances_run(repository: TritonRepository) -> None:
-    group = model_config_pb2.ModelInstanceGroup
+    group = SCHEMA.ModelInstanceGroup
     kinds = {
         artifact: group.Kind.Name(config.instance_group[0].kind)
         for artifact, config in configurations(repository).items()
@@ -143,7 +144,7 @@ def test_labels_are_those_of_the_bundle(repository: TritonRepository) -> None:
 
 @pytest.mark.parametrize(
     ("artifact", "floor"),
-    [("fp32", FLOAT_FLOOR_DB["fp32"]), ("int8-cpu", INT8_FLOOR_DB)],  # type: ignore[index]
+    [("fp32", FLOAT_FLOOR_DB[Precision.FP32]), ("int8-cpu", INT8_FLOOR_DB)],
 )
 def test_what_runs_on_a_cpu_is_right_with_tritons_session(
     repository: TritonRepository, tiny_bundle: Bundle, artifact: str, floor: float
@@ -155,7 +156,7 @@ def test_what_runs_on_a_cpu_is_right_with_tritons_session(
     )
     golden = tiny_bundle.golden()
     (logits,) = session.run(None, {"images": golden.images})
-    assert np.median(sqnr_db(golden.logits, logits)) >= floor
+    assert np.median(sqnr_db(golden.logits, np.asarray(logits))) >= floor
 
 
 def test_names_are_quoted() -> None:
