@@ -135,10 +135,7 @@ def train(
 )
 @click.option("--engine", is_flag=True, help="Also build TensorRT engines, for this machine.")
 @click.option(
-    "--triton",
-    type=EXISTING,
-    metavar="DIR",
-    help="Also write a model repository of Triton; of a bundle as SOURCE, only that.",
+    "--triton", type=EXISTING, help="Also a repository for Triton; of a bundle only that."
 )
 @click.option("--image-size", type=click.IntRange(8, 1024), help="[default: the run's own, or 224]")
 @click.option("--labels", type=EXISTING, help="Text file, one class name a line.")
