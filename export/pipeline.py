@@ -44,9 +44,11 @@ from resdeploy.export.report import render_report
 from resdeploy.export.sensitivity import costs_alone
 from resdeploy.export.source import Source, read_source
 from resdeploy.export.to_onnx import OPSET, to_bytes, to_onnx
+from resdeploy.export.work import work_of
 from resdeploy.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.provenance import collect_provenance
+from resdeploy.roofline import Work
 from resdeploy.runtime.device import read_device
 from resdeploy.runtime.golden import (
     FLOAT_FLOOR_DB,
@@ -193,7 +195,9 @@ def export(
                 exact[artifact.name] = logits
         golden = replace(golden, exact=exact)
         costs = _costs(model, calibration, golden, progress)
-        manifest = _write_rest(folder, source, artifacts, golden, calibration, costs)
+        manifest = _write_rest(
+            folder, source, artifacts, golden, calibration, costs, work_of(model)
+        )
     engines = _build_engines(output, progress) if config.engine else ()
     return ExportResult(
         bundle=output,
@@ -300,6 +304,7 @@ def _write_rest(
     golden: Golden,
     calibration: Calibration | None,
     costs: Mapping[str, float],
+    work: Work,
 ) -> Manifest:
     provenance = {**collect_provenance(), "device": read_device().to_json()}
     model = {
@@ -339,6 +344,7 @@ def _write_rest(
             "from": "data" if source.pools.golden else "synthetic",
         },
         provenance=provenance,
+        work=work,
     )
     write_manifest(folder, manifest)
     return manifest
