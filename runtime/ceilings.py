@@ -39,8 +39,9 @@ def _products(kind: str, threads: int) -> Iterator[Probe]:
     options.intra_op_num_threads = threads
     # Two sessions take turns: the threads of the one must not be in the way of the other's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    graph = resources.files("resdeploy.runtime").joinpath(PRODUCTS[kind]).read_bytes()
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        read_product(kind), options, providers=["CPUExecutionProvider"]
+    )
     generator = np.random.default_rng(0)
     for rows, depth, columns in SHAPES:
         sizes = (rows, depth), (depth, columns)
@@ -57,6 +58,11 @@ def _products(kind: str, threads: int) -> Iterator[Probe]:
             amount=2 * rows * depth * columns,
             run=partial(session.run, None, inputs),
         )
+
+
+def read_product(kind: str) -> bytes:
+    """A graph of one product: `left` (m, k) and `right` (k, n), of any size, give `result`."""
+    return resources.files("resdeploy.runtime").joinpath(PRODUCTS[kind]).read_bytes()
 
 
 def copy_probe(threads: int) -> Probe:
