@@ -7,7 +7,7 @@ microseconds, a node's with the types and shapes of what it reads and gives.
 from __future__ import annotations
 
 import json
-import math
+import re
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from resdeploy.runtime.onnxruntime_session import create_session, run_session
 
 SUFFIX = "_kernel_time"
 UNPROFILED = 3  # runs until caches and clocks are warm
-CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "QLinearConv")
+FUSED = re.compile(r"_token_\d+$")  # which ONNX Runtime adds where it replaces nodes
 
 Tensor = tuple[str, tuple[int, ...]]
 """Type and shape."""
@@ -39,21 +39,13 @@ class Kernel:
     """Median over runs."""
     reads: tuple[Tensor, ...]
     gives: tuple[Tensor, ...]
+    macs: int
+    """Products of one run; 0 where it is none of the layers whose work is known."""
 
     @property
     def is_float(self) -> bool:
         """Whether an activation is float where it comes in or where it goes out."""
         return any("float" in kind for kind, _ in (*self.reads[:1], *self.gives[:1]))
-
-    @property
-    def macs(self) -> int:
-        """Products of a convolution; 0 of anything else. Weights are the second tensor of rank 4,
-        (outputs, inputs, rows, columns).
-        """
-        weights = [shape for _, shape in self.reads if len(shape) == 4][1:2]
-        if self.op not in CONVOLUTIONS or not weights:
-            return 0
-        return math.prod(self.gives[0][1]) * math.prod(weights[0][1:])
 
 
 def profile(
@@ -73,11 +65,20 @@ def profile(
         for _ in range(UNPROFILED + runs):
             run_session(session, images)
         events = json.loads(Path(session.end_profiling()).read_bytes())
-    return parse_profile(events)
+    layers = bundle.manifest.work.layers if bundle.manifest.work else ()
+    return parse_profile(events, {layer.name: layer.macs * len(images) for layer in layers})
 
 
-def parse_profile(events: Sequence[Mapping[str, Any]]) -> tuple[Kernel, ...]:
-    """Kernels in the order in which they first ran; the first `UNPROFILED` runs do not count."""
+def parse_profile(
+    events: Sequence[Mapping[str, Any]], macs: Mapping[str, int]
+) -> tuple[Kernel, ...]:
+    """Kernels in the order in which they first ran; the first `UNPROFILED` runs do not count.
+
+    Args:
+        events: The profile.
+        macs: Products of one run, by the layer's name in the graph. Weights are laid out anew when
+            a session starts, so that a profile no longer shows their shapes.
+    """
     times: dict[str, list[float]] = {}
     facts: dict[str, Mapping[str, Any]] = {}
     for event in events:
@@ -92,6 +93,7 @@ def parse_profile(events: Sequence[Mapping[str, Any]]) -> tuple[Kernel, ...]:
             ms=statistics.median(durations[UNPROFILED:] or durations),
             reads=_tensors(facts[name]["input_type_shape"]),
             gives=_tensors(facts[name]["output_type_shape"]),
+            macs=macs.get(FUSED.sub("", name), 0),
         )
         for name, durations in times.items()
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from resdeploy.bundle import Encoding
-from resdeploy.runtime.profile import CONVOLUTIONS, Kernel
+from resdeploy.runtime.profile import Kernel
 
 WORTH_TELLING = 0.03
 """As a share of a run: what costs less is noise, or cannot be helped."""
@@ -82,13 +82,11 @@ def _float_islands(seen: Observations) -> list[Cause]:
         return []
     counted = Counter(kernel.op for kernel in islands)
     longest = max(islands, key=lambda kernel: kernel.ms)
-    convolutions = sum(kernel.op in CONVOLUTIONS for kernel in islands)
+    layers = sum(kernel.macs > 0 for kernel in islands)
     if seen.encoding is not Encoding.CPU:
         remedy = "this graph is made for TensorRT: on a CPU, use int8-cpu.onnx"
-    elif convolutions:
-        remedy = (
-            "layers were handed back to float: export with a wider --min-agreement or --max-drop"
-        )
+    elif layers:
+        remedy = "layers went back to float: export with a wider --min-agreement or --max-drop"
     else:
         remedy = "none: pixels come in and logits go out as numbers that are no INT8"
     kinds = ", ".join(f"{count} {op}" for op, count in counted.most_common(4))
@@ -111,8 +109,7 @@ def _unfused_additions(seen: Observations) -> list[Cause]:
             cause="unfused additions",
             cost_ms=_sum(additions),
             evidence=f"{len(additions)} residual additions run in float, as kernels of their own",
-            remedy="use the graph whose additions are quantised for this engine: int8-cpu.onnx on a "
-            "CPU, int8.onnx on TensorRT",
+            remedy="use the graph whose additions are quantised for this engine: int8-cpu.onnx",
         )
     ]
 
@@ -130,7 +127,7 @@ def _small_layers(seen: Observations) -> list[Cause]:
         Cause(
             cause="layers too small",
             cost_ms=sum(kernel.ms - kernel.macs / fastest for kernel in small),
-            evidence=f"{len(small)} of {len(layers)} convolutions do less than a third of the "
+            evidence=f"{len(small)} of {len(layers)} layers do less than a third of the "
             f"products a second of the fastest ({fastest / 1e6:.0f} G/s); {slowest.name} does "
             f"{slowest.macs / slowest.ms / 1e6:.0f}",
             remedy="give them more to do: a larger --batch, or larger images",
@@ -168,8 +165,8 @@ def _instructions(seen: Observations) -> list[Cause]:
             cause="slow INT8 arithmetic",
             cost_ms=_sum(integer) * (1 - ratio / INT8_PER_FP32),
             evidence=f"a large INT8 product is {ratio:.1f} times as fast as one in FP32, {why}",
-            remedy="a processor with VNNI (x86 from 2019 on) or dot products (Armv8.2), and an ONNX "
-            "Runtime that uses them",
+            remedy="a processor with VNNI (x86 from 2019 on) or dot products (Armv8.2), and an "
+            "ONNX Runtime that uses them",
         )
     ]
 
@@ -184,8 +181,8 @@ def _throttling(seen: Observations) -> list[Cause]:
             cause="throttling",
             cost_ms=max(seen.late_ms - seen.early_ms, 0.0),
             evidence=f"{drift}; {told}" if told else drift,
-            remedy="cool it, choose the fastest power mode (resdeploy doctor shows it), or look for "
-            "what else runs",
+            remedy="cool it, choose the fastest power mode (resdeploy doctor shows it), or look "
+            "for what else runs",
         )
     ]
 

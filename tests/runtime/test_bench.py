@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from resdeploy.bundle import Bundle, FileRecord, open_bundle, write_manifest
+from resdeploy.contender import Contender
 from resdeploy.cpu import Cpu, read_cpu
 from resdeploy.errors import BackendError
 from resdeploy.render_benchmark import benchmark_text
@@ -150,13 +151,13 @@ def test_a_contender_that_starts_slowly_is_started_once(
 ) -> None:
     monkeypatch.setattr(track, "RESTART_SECONDS", 0.0)
     starts: list[str] = []
-    start = track.Contender.start
+    start = Contender.start
 
-    def counted(name: str, *arguments: object) -> track.Contender:
+    def counted(name: str, *arguments: Any) -> Contender:
         starts.append(name)
-        return start(name, *arguments)  # type: ignore[arg-type]
+        return start(name, *arguments)
 
-    monkeypatch.setattr(track.Contender, "start", counted)
+    monkeypatch.setattr(Contender, "start", counted)
     run_benchmark(tiny_bundle, QUICK)
     assert len(starts) == 4
 
