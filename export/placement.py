@@ -49,6 +49,24 @@ def is_residual_add(node: ir.Node) -> bool:
     )
 
 
+def float_shortcuts(graph: ir.Graph) -> frozenset[str]:
+    """The residual additions whose shortcut should better not be rounded.
+
+    What a shortcut loses, every later block of its stage sees. Those behind a pooling are none of
+    them: in float they would keep the pooling in float, too, which moves the largest tensor of all.
+    """
+    return frozenset(
+        _name(node)
+        for node in graph
+        if is_residual_add(node)
+        and not any(
+            producer.op_type == "MaxPool"
+            for value in node.inputs
+            if value is not None and (producer := value.producer()) is not None
+        )
+    )
+
+
 def _place_for_tensorrt(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
     """What convolutions, the classifier and poolings read, and the skip side of additions.
 

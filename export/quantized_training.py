@@ -5,7 +5,9 @@ Training knows no graph, and the export decides what is quantised; so the two me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +18,7 @@ from resdeploy.bundle import Encoding
 from resdeploy.calibration.scales import symmetric
 from resdeploy.errors import TrainingError
 from resdeploy.export.calibrate import calibrate
+from resdeploy.export.placement import WEIGHTED
 from resdeploy.export.recipe import Recipe
 from resdeploy.export.source import read_source
 from resdeploy.export.to_onnx import to_onnx
@@ -31,7 +34,12 @@ CALIBRATION_IMAGES = 512
 
 
 def train_quantized(
-    config: TrainingConfig, folder: Path, *, force: bool = False, progress: Progress = silent
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    device: Mapping[str, Any] | None = None,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> loop.TrainingResult:
     """Adapt `config.init` to INT8 and write a run folder, whose ranges the export will use.
 
@@ -41,7 +49,7 @@ def train_quantized(
     """
     refuse_existing(folder, force=force, sign=run.STATE_JSON)
     start = quantized_start(config, progress)
-    return loop.train(config, folder, start=start, force=force, progress=progress)
+    return loop.train(config, folder, start=start, device=device, force=force, progress=progress)
 
 
 def quantized_start(config: TrainingConfig, progress: Progress = silent) -> QuantizedStart:
@@ -65,17 +73,28 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
         golden_digests=(), progress=progress,
     )  # fmt: skip
     recipe = calibration.recipes[Encoding.TENSORRT]
+    reads = grids_read(recipe, calibration.model)
     return QuantizedStart(
-        weights=unfolded(calibration.model, network), scales=scales_of(recipe, calibration.model)
+        weights=unfolded(calibration.model, network),
+        scales={
+            tensor: float(symmetric(recipe.ranges[tensor], half=True).scale)
+            for tensor in dict.fromkeys(reads.values())
+        },
+        reads=reads,
     )
 
 
-def scales_of(recipe: Recipe, model: ir.Model) -> dict[str, float]:
-    """The scale of every tensor that has one of its own; others are on the grid of these."""
+def grids_read(recipe: Recipe, model: ir.Model) -> dict[str, str]:
+    """The tensor whose grid a layer or the pooling reads, by the module's name.
+
+    Residual additions are no modules; one that reads a grid reads what the pooling gives.
+    """
+    layers = {str(node.name) for node in model.graph if node.op_type in (*WEIGHTED, "MaxPool")}
     return {
-        edge.tensor: float(symmetric(recipe.ranges[edge.tensor], half=True).scale)
+        reader: edge.range_of
         for edge in recipe.edges(model)
-        if edge.tensor == edge.range_of
+        for reader, _ in edge.readers
+        if reader in layers
     }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.progress import Progress, silent
+from resdeploy.provenance import collect_provenance
 from resdeploy.storage import refuse_existing
 from resdeploy.train import run as runs
 from resdeploy.train.augment import Augmentation
@@ -64,6 +66,7 @@ def train(
     folder: Path,
     *,
     start: QuantizedStart | None = None,
+    device: Mapping[str, Any] | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> TrainingResult:
@@ -73,6 +76,7 @@ def train(
         config: Settings.
         folder: Where the run is written.
         start: With `config.qat`, what it starts from; `export.quantized_training` makes it.
+        device: What this machine is, for the record; `runtime.device` describes it.
         force: Replace a run that is there.
         progress: Told of each step.
 
@@ -84,13 +88,15 @@ def train(
     with joined_processes() as process:
         if process.writes:
             refuse_existing(folder, force=force, sign=runs.STATE_JSON)
-        trainer = _Trainer(config, folder, process, progress, start)
+        trainer = _Trainer(config, folder, process, progress, start, device)
         if process.writes:
             runs.begin(folder, config.to_json())
         return trainer.train()
 
 
-def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
+def resume(
+    folder: Path, *, device: Mapping[str, Any] | None = None, progress: Progress = silent
+) -> TrainingResult:
     """Go on with an interrupted run, with its own settings, from its newest state.
 
     Where `torchrun` started several processes, all of them read the folder.
@@ -109,7 +115,7 @@ def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
         if config.qat or (folder / runs.STATE_FILE).exists():
             state = runs.load_state(folder)
         start = state.quantized_start() if config.qat and state else None
-        trainer = _Trainer(config, folder, process, progress, start)
+        trainer = _Trainer(config, folder, process, progress, start, device)
         if state is not None:
             trainer.restore(state, runs.load_metrics(folder))
         process.gather(torch.zeros(()))  # nobody writes before all have read
@@ -133,8 +139,10 @@ class _Trainer:
         process: Process,
         progress: Progress,
         start: QuantizedStart | None,
+        device: Mapping[str, Any] | None,
     ) -> None:
         self.config = config
+        self.device = device
         self.folder = folder
         self.process = process
         self.progress = progress if process.writes else silent
@@ -157,8 +165,9 @@ class _Trainer:
             self.preprocessing,
             process,
             balanced_weights(self.splits.train) if config.class_weights else None,
-            start.scales if start is not None else None,
+            start,
         )
+        self.reads = start.reads if start is not None else {}
         self.workers = default_workers() if config.workers is None else config.workers
         self.place = runs.Place()
         self.metrics: list[runs.EpochMetrics] = []
@@ -210,12 +219,13 @@ class _Trainer:
     def _finish(self, evaluation: Evaluation, unreadable: Sequence[str]) -> None:
         """Write what a finished run holds; `model.json` and the link to it come last."""
         config = self.config
+        provenance = {**collect_provenance(), "device": self.device}
         draw_curves(self.metrics, self.folder / runs.CURVES)
         if unreadable:
             runs.save_unreadable(self.folder, unreadable)
         write_report(
             self.folder, config, self.metrics, evaluation, self.splits.val, self.preprocessing,
-            unreadable,
+            unreadable, provenance,
         )  # fmt: skip
         runs.save_model(
             self.folder,
@@ -226,6 +236,7 @@ class _Trainer:
             config=config.to_json() | {"processes": self.process.count},
             metrics={"accuracy": evaluation.accuracy, "unreadable_images": len(unreadable)},
             learned=self.learner.quantized.learned() if self.learner.quantized else None,
+            provenance=provenance,
         )
         runs.point_latest_to(self.folder)
 
@@ -325,7 +336,13 @@ class _Trainer:
         model, momentum, average = self.learner.state()
         runs.save_state(
             self.folder,
-            runs.TrainingState(place=self.place, model=model, momentum=momentum, average=average),
+            runs.TrainingState(
+                place=self.place,
+                model=model,
+                momentum=momentum,
+                average=average,
+                reads=self.reads,
+            ),
         )
 
     def _note_unreadable(self, split: int, positions: Sequence[int]) -> None:
