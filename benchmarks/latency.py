@@ -62,7 +62,8 @@ def main(
             results.append(jsonable(result))
     if output is not None:
         for result in results:  # where the temporary bundle lay says nothing
-            result["environment"]["baseline"]["weights"] = "random"
+            if baseline := result["environment"]["baseline"]:
+                baseline["weights"] = "random"
         write_file(output, (json.dumps(results, indent=2) + "\n").encode())
 
 
