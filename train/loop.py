@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -38,6 +39,7 @@ from resdeploy.train.quantized import QuantizedStart
 from resdeploy.train.report import write_report
 from resdeploy.train.start import balanced_weights, initial_network
 from resdeploy.train.step import Learner
+from resdeploy.train.teacher import Teacher
 from resdeploy.train.tensorboard import event_writer
 
 logger = logging.getLogger(__name__)
@@ -157,6 +159,11 @@ class _Trainer:
             randaugment=config.randaugment,
         )
         network = initial_network(config, len(self.splits.train.classes))
+        teacher = None
+        if config.distillation:
+            teacher = Teacher(
+                copy.deepcopy(network), self.preprocessing, mirrors=self.augmentation.flip
+            )
         if start is not None and start.weights is not None:
             network.load_state_dict(dict(start.weights))
         self.learner = Learner(
@@ -166,6 +173,7 @@ class _Trainer:
             process,
             balanced_weights(self.splits.train) if config.class_weights else None,
             start,
+            teacher,
         )
         self.reads = start.reads if start is not None else {}
         self.workers = default_workers() if config.workers is None else config.workers
