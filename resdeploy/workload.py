@@ -38,7 +38,7 @@ class Mode(str, Enum):
     END_TO_END = "end-to-end"  # from the bytes of picture files to labels
 
 
-DEFAULT_BATCH = {Mode.STREAM: 1, Mode.OFFLINE: 16, Mode.END_TO_END: 1}
+DEFAULT_BATCH = {Mode.STREAM: 1, Mode.OFFLINE: 8, Mode.END_TO_END: 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
