@@ -45,9 +45,11 @@ from resdeploy.export.sensitivity import costs_alone
 from resdeploy.export.source import Source, read_source
 from resdeploy.export.to_onnx import OPSET, to_bytes, to_onnx
 from resdeploy.export.triton import TritonRepository, refuse_repository, write_repository
+from resdeploy.export.work import work_of
 from resdeploy.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.provenance import collect_provenance
+from resdeploy.roofline import Work
 from resdeploy.runtime.device import read_device
 from resdeploy.runtime.golden import (
     FLOAT_FLOOR_DB,
@@ -56,8 +58,8 @@ from resdeploy.runtime.golden import (
     run_batches,
 )
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
-from resdeploy.runtime.tensorrt.build import ARTIFACTS as TENSORRT_ARTIFACTS
 from resdeploy.runtime.tensorrt.build import BuildReport, build, choose_flavour
+from resdeploy.runtime.tensorrt.flavour import ARTIFACTS as TENSORRT_ARTIFACTS
 from resdeploy.runtime.tensorrt.flavour import load_tensorrt
 from resdeploy.runtime.tensorrt.options import BuildOptions
 from resdeploy.statistics import sqnr_db
@@ -202,7 +204,9 @@ def export(
                 exact[artifact.name] = logits
         golden = replace(golden, exact=exact)
         costs = _costs(model, calibration, golden, progress)
-        manifest = _write_rest(folder, source, artifacts, golden, calibration, costs)
+        manifest = _write_rest(
+            folder, source, artifacts, golden, calibration, costs, work_of(model)
+        )
     engines = _build_engines(output, progress) if config.engine else ()
     triton = None
     if config.triton is not None:
@@ -313,6 +317,7 @@ def _write_rest(
     golden: Golden,
     calibration: Calibration | None,
     costs: Mapping[str, float],
+    work: Work,
 ) -> Manifest:
     provenance = {**collect_provenance(), "device": read_device().to_json()}
     model = {
@@ -352,6 +357,7 @@ def _write_rest(
             "from": "data" if source.pools.golden else "synthetic",
         },
         provenance=provenance,
+        work=work,
     )
     write_manifest(folder, manifest)
     return manifest

@@ -13,7 +13,8 @@ import click
 from click.core import ParameterSource
 
 from resdeploy import __version__
-from resdeploy.console import Exit, Outcome, command
+from resdeploy.bench_options import bench_options
+from resdeploy.console import Exit, Outcome, command, write_document
 from resdeploy.serve_options import serve_options
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train_options import training_options
@@ -231,30 +232,24 @@ def verify(bundle: Path, **settings: Any) -> Outcome:
 
 @main.command()
 @click.argument("bundle", type=EXISTING)
-@click.option("--baseline", type=EXISTING, help="PyTorch weights.  [default: those of the bundle]")
-@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
-@THREADS
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0.1),
-    default=3.0,
-    show_default=True,
-    help="For each contender.",
-)
+@bench_options
+@FORCE
 @command
-def bench(
-    bundle: Path, baseline: Path | None, batch: int, threads: int | None, seconds: float
-) -> Outcome:
-    """Time every backend here against PyTorch eager, in turns, one process each."""
+def bench(bundle: Path, output: Path | None, force: bool, mode: str, **settings: Any) -> Outcome:
+    """Time BUNDLE on every backend here against PyTorch, in turns, one process each."""
     from resdeploy.bundle import open_bundle
     from resdeploy.progress import progress_bar
-    from resdeploy.render import benchmark_text
-    from resdeploy.runtime.bench import run_benchmark
+    from resdeploy.render_benchmark import benchmark_text
+    from resdeploy.runtime.bench import BenchmarkConfig, run_benchmark
+    from resdeploy.storage import refuse_existing_file
+    from resdeploy.workload import Mode
 
-    result = run_benchmark(
-        open_bundle(bundle), checkpoint=baseline, batch=batch, threads=threads, seconds=seconds,
-        progress=progress_bar,
-    )  # fmt: skip
+    if output is not None:
+        refuse_existing_file(output, force=force)
+    config = BenchmarkConfig(mode=Mode(mode), **settings)
+    result = run_benchmark(open_bundle(bundle), config, progress=progress_bar)
+    if output is not None:
+        write_document(output, result)
     return Outcome(result, benchmark_text(result))
 
 
@@ -321,23 +316,44 @@ def serve(bundles: tuple[Path, ...], **settings: Any) -> Outcome:
 @click.option(
     "--encoding",
     type=click.Choice(["tensorrt", "cpu"]),
-    default="tensorrt",
-    show_default=True,
-    help="int8.onnx or int8-cpu.onnx.",
+    help="int8.onnx or int8-cpu.onnx.  [default: tensorrt; cpu with --slow]",
 )
 @click.option(
     "--images", type=click.IntRange(1), default=16, show_default=True, help="Golden images to use."
 )
+@click.option("--slow", is_flag=True, help="Instead: why INT8 is not faster on this CPU.")
+@click.option(
+    "--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="With --slow."
+)
+@THREADS
 @command
-def explain(bundle: Path, encoding: str, images: int) -> Outcome:
+def explain(
+    bundle: Path, encoding: str | None, images: int, slow: bool, batch: int, threads: int | None
+) -> Outcome:
     """What each quantised tensor of BUNDLE costs, the worst first."""
     from resdeploy.bundle import Encoding, open_bundle
+
+    if slow:
+        from resdeploy.progress import progress_bar
+        from resdeploy.render_slowness import slowness_text
+        from resdeploy.runtime.slow import explain_slowness
+
+        refuse_given(("images",), "--slow needs no more than one batch")
+        slowness = explain_slowness(
+            open_bundle(bundle), encoding=Encoding(encoding or "cpu"), threads=threads,
+            batch=batch, progress=progress_bar,
+        )  # fmt: skip
+        return Outcome(slowness, slowness_text(slowness))
+    refuse_given(("batch", "threads"), "only --slow takes time")
     from resdeploy.export.sensitivity import explain as run_explain
     from resdeploy.progress import progress_bar
     from resdeploy.render import explanation_text
 
     result = run_explain(
-        open_bundle(bundle), encoding=Encoding(encoding), images=images, progress=progress_bar
+        open_bundle(bundle),
+        encoding=Encoding(encoding or "tensorrt"),
+        images=images,
+        progress=progress_bar,
     )
     return Outcome(result, explanation_text(result))
 
