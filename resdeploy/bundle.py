@@ -59,6 +59,12 @@ class Encoding(str, Enum):
     DLA = "dla"  # symmetric int8 on every edge; FP16 elsewhere
 
 
+def graph_name(precision: Precision, encoding: Encoding) -> str:
+    """The artifact's name: `fp32`, `fp16`, `int8`, `int8-cpu`, `int8-dla`."""
+    where = encoding.value
+    return f"{precision.value}-{where}" if where in ("cpu", "dla") else precision.value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
     """How an artifact's logits compare with PyTorch's FP32 logits on the golden images."""

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from resdeploy import __version__
+from resdeploy.compare_options import compare_options
 from resdeploy.console import Exit, Outcome, command
 from resdeploy.serve_options import serve_options
 from resdeploy.train.config import DIGITS, TrainingConfig
@@ -235,6 +236,23 @@ def bench(
         progress=progress_bar,
     )  # fmt: skip
     return Outcome(result, benchmark_text(result))
+
+
+@main.command()
+@compare_options
+@command
+def compare(first: str, second: str, **settings: Any) -> Outcome:
+    """Is SECOND as accurate and as fast as FIRST? Exit 1: no, 3: undecided.
+
+    Two bundles, which are run here, or two files of benchmarks. FILE@DATE is one date of several.
+    """
+    from resdeploy.progress import progress_bar
+    from resdeploy.report.comparison import comparison_text
+    from resdeploy.runtime.compare import CompareConfig
+    from resdeploy.runtime.compare import compare as run_compare
+
+    result = run_compare(first, second, CompareConfig(**settings), progress=progress_bar)
+    return Outcome(result, comparison_text(result), exit_code(result.verdict))
 
 
 @main.command()

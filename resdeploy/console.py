@@ -97,6 +97,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same for GitHub; cells are escaped."""
+    aligned = [":--", *(["--:"] * (len(head) - 1))]
+    escaped = [
+        [" ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;") for cell in row]
+        for row in [head, *rows]
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], aligned, *escaped[1:]])
+
+
 def _print_error(error: Exception) -> None:
     if isinstance(error, ModuleNotFoundError):
         error = missing_dependency(error)
