@@ -20,7 +20,7 @@ from resdeploy.calibration.ranges import Range, TensorStatistics
 from resdeploy.errors import CalibrationError, CheckpointError
 from resdeploy.export.equalize import channel_groups, equalize
 from resdeploy.export.handback import Handback
-from resdeploy.export.placement import place
+from resdeploy.export.placement import place, residual_additions
 from resdeploy.export.qdq import integer_weights
 from resdeploy.export.recipe import Recipe
 from resdeploy.export.source import Source
@@ -111,7 +111,7 @@ class ClassBalance:
 def with_dla(calibration: Calibration) -> Calibration:
     """With the same ranges for a graph that is quantised wherever the CPU's is.
 
-    Layers that were handed back are quantised there: their gate was held by other graphs.
+    Nothing is float there, neither shortcuts nor layers that a gate handed back.
     """
     everywhere = calibration.recipes[Encoding.CPU]
     recipe = replace(everywhere, encoding=Encoding.DLA, in_float=frozenset())
@@ -140,6 +140,7 @@ def calibrate(
     seed: int,
     golden_digests: Collection[str],
     progress: Progress,
+    int8_shortcuts: bool = False,
 ) -> Calibration:
     """Show `images` pictures to the FP32 graph and let calibrators choose the ranges.
 
@@ -155,13 +156,16 @@ def calibrate(
         seed: Decides which.
         golden_digests: Pictures that must not be used.
         progress: Told of each batch.
+        int8_shortcuts: Whether TensorRT's graph carries the shortcuts of its blocks in INT8, too.
 
     Raises:
         CalibrationError: there are no pictures, or none that can be used.
         CheckpointError: the ranges that were learned are not this graph's.
     """
     require_images(source)
-    learned = _learned(model, source)
+    # What a shortcut loses, every later block of its stage sees: more than half of all the noise.
+    in_float = frozenset() if int8_shortcuts else residual_additions(model.graph)
+    learned = _learned(model, source, in_float)
     paths = draw(source.pools.calibration, seed)
     chosen = family(calibrator)
     spared = min(SCORING_IMAGES, len(paths) // 4) if len(chosen) > 1 else 0
@@ -182,7 +186,9 @@ def calibrate(
 
     statistics = observe(with_outputs(model, tensors), tensors, batches())
     tried = {
-        (name, encoding): choose_ranges(statistics, name, encoding)
+        (name, encoding): choose_ranges(
+            statistics, name, encoding, in_float if encoding is Encoding.TENSORRT else frozenset()
+        )
         for name in chosen
         for encoding in ENCODINGS
         if encoding not in learned
@@ -205,21 +211,23 @@ def calibrate(
     )
 
 
-def _learned(model: ir.Model, source: Source) -> dict[Encoding, Recipe]:
+def _learned(model: ir.Model, source: Source, in_float: frozenset[str]) -> dict[Encoding, Recipe]:
     """The recipe that training left; none where it was in float."""
     largest = source.checkpoint.learned_ranges
     if largest is None:
         return {}
-    needed = {edge.range_of for edge in place(model.graph, Encoding.TENSORRT)}
+    ranges = {tensor: Range(low=-largest[tensor], high=largest[tensor]) for tensor in largest}
+    recipe = Recipe(
+        encoding=Encoding.TENSORRT, calibrator=LEARNED, ranges=ranges, in_float=in_float
+    )
+    needed = {edge.range_of for edge in recipe.edges(model)}
     if needed != set(largest):
         odd = min(needed ^ set(largest))
         raise CheckpointError(
             f"{source.checkpoint.path} has no learned range for the network's {odd}, or one "
             "for no tensor of it",
-            "train it again with --qat",
+            "train it again with --qat, and export it without --int8-shortcuts",
         )
-    ranges = {tensor: Range(low=-largest[tensor], high=largest[tensor]) for tensor in largest}
-    recipe = Recipe(encoding=Encoding.TENSORRT, calibrator=LEARNED, ranges=ranges)
     return {Encoding.TENSORRT: recipe}
 
 
@@ -266,13 +274,16 @@ def family(calibrator: str) -> list[str]:
 
 
 def choose_ranges(
-    statistics: Mapping[str, TensorStatistics], calibrator: str, encoding: Encoding
+    statistics: Mapping[str, TensorStatistics],
+    calibrator: str,
+    encoding: Encoding,
+    in_float: frozenset[str],
 ) -> Recipe:
-    """Everything quantised, with the ranges that the calibrator of that name gives."""
+    """Quantised but for `in_float`, with the ranges that the calibrator of that name gives."""
     symmetric = encoding is Encoding.TENSORRT
     rule = CALIBRATORS[calibrator]
     ranges = {tensor: rule(seen, symmetric=symmetric) for tensor, seen in statistics.items()}
-    return Recipe(encoding=encoding, calibrator=calibrator, ranges=ranges)
+    return Recipe(encoding=encoding, calibrator=calibrator, ranges=ranges, in_float=in_float)
 
 
 def _balance(source: Source, paths: Sequence[Path]) -> ClassBalance | None:

@@ -134,7 +134,7 @@ def search(
 
     Args:
         model: The FP32 graph.
-        recipe: Everything quantised.
+        recipe: What is quantised so far.
         gate: What must hold.
         held_out: What it must hold on.
         seconds: No evaluation is begun that would end later than this.
@@ -148,7 +148,9 @@ def search(
         CalibrationError: `seconds` are too few for the first evaluation.
     """
     start = clock()
-    layers = layers_of(model, recipe.encoding)
+    layers = [
+        layer for layer in layers_of(model, recipe.encoding) if not layer.nodes <= recipe.in_float
+    ]
     with SwitchedGraph(model, recipe) as graph, progress("searching", len(layers) + 8) as advance:
         lab = _Laboratory(model, recipe, graph, held_out, gate, start + seconds, clock, advance)
         before = lab.evaluate(())
@@ -184,7 +186,7 @@ def search(
                 given_back, chosen = fewer, outcome
     nodes = frozenset(node for layer in given_back for node in layer.nodes)
     count, share = conv_share(model, nodes)
-    return replace(recipe, in_float=nodes), Handback(
+    return replace(recipe, in_float=recipe.in_float | nodes), Handback(
         encoding=recipe.encoding,
         layers=tuple(layer.name for layer in given_back),
         convolutions=count,
@@ -259,7 +261,7 @@ class _Laboratory:
 
     def _quantised(self, layers: Sequence[Layer]) -> frozenset[Site]:
         """The sites that stay quantised when `layers` are float."""
-        nodes = frozenset(node for layer in layers for node in layer.nodes)
+        nodes = self.recipe.in_float.union(*(layer.nodes for layer in layers))
         kept = replace(self.recipe, in_float=nodes)
         readers = {reader for edge in kept.edges(self.model) for reader in edge.readers}
         return frozenset(

@@ -96,6 +96,8 @@ class ExportConfig:
     calibration_images: int = 512
     calibrator: str = "auto"
     """See `calibrate.calibrate`."""
+    int8_shortcuts: bool = False
+    """Whether TensorRT's INT8 graph carries shortcuts in INT8 rather than float16."""
     min_agreement: float | None = None
     """Percent; with `max_drop`, what layers are handed back to float for: see `mixed.Gate`."""
     max_drop: float | None = None
@@ -174,6 +176,7 @@ def export(
             seed=config.seed,
             golden_digests=golden_digests,
             progress=progress,
+            int8_shortcuts=config.int8_shortcuts,
         )
         model = calibration.model
         if not gate.open:

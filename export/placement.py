@@ -49,6 +49,11 @@ def is_residual_add(node: ir.Node) -> bool:
     )
 
 
+def residual_additions(graph: ir.Graph) -> frozenset[str]:
+    """The names of the nodes with which shortcuts end."""
+    return frozenset(_name(node) for node in graph if is_residual_add(node))
+
+
 def _place_for_tensorrt(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
     """What convolutions, the classifier and poolings read, and the skip side of additions.
 

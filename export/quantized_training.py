@@ -16,6 +16,7 @@ from resdeploy.bundle import Encoding
 from resdeploy.calibration.scales import symmetric
 from resdeploy.errors import TrainingError
 from resdeploy.export.calibrate import calibrate
+from resdeploy.export.placement import WEIGHTED
 from resdeploy.export.recipe import Recipe
 from resdeploy.export.source import read_source
 from resdeploy.export.to_onnx import to_onnx
@@ -65,17 +66,28 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
         golden_digests=(), progress=progress,
     )  # fmt: skip
     recipe = calibration.recipes[Encoding.TENSORRT]
+    reads = grids_read(recipe, calibration.model)
     return QuantizedStart(
-        weights=unfolded(calibration.model, network), scales=scales_of(recipe, calibration.model)
+        weights=unfolded(calibration.model, network),
+        scales={
+            tensor: float(symmetric(recipe.ranges[tensor], half=True).scale)
+            for tensor in dict.fromkeys(reads.values())
+        },
+        reads=reads,
     )
 
 
-def scales_of(recipe: Recipe, model: ir.Model) -> dict[str, float]:
-    """The scale of every tensor that has one of its own; others are on the grid of these."""
+def grids_read(recipe: Recipe, model: ir.Model) -> dict[str, str]:
+    """The tensor whose grid a layer reads, by the layer's name.
+
+    A pooling is no layer: it gives what it reads, and what it gives is quantised for the next.
+    """
+    layers = {str(node.name) for node in model.graph if node.op_type in WEIGHTED}
     return {
-        edge.tensor: float(symmetric(recipe.ranges[edge.tensor], half=True).scale)
+        reader: edge.range_of
         for edge in recipe.edges(model)
-        if edge.tensor == edge.range_of
+        for reader, _ in edge.readers
+        if reader in layers
     }
 
 

@@ -157,8 +157,9 @@ class _Trainer:
             self.preprocessing,
             process,
             balanced_weights(self.splits.train) if config.class_weights else None,
-            start.scales if start is not None else None,
+            start,
         )
+        self.reads = start.reads if start is not None else {}
         self.workers = default_workers() if config.workers is None else config.workers
         self.place = runs.Place()
         self.metrics: list[runs.EpochMetrics] = []
@@ -325,7 +326,13 @@ class _Trainer:
         model, momentum, average = self.learner.state()
         runs.save_state(
             self.folder,
-            runs.TrainingState(place=self.place, model=model, momentum=momentum, average=average),
+            runs.TrainingState(
+                place=self.place,
+                model=model,
+                momentum=momentum,
+                average=average,
+                reads=self.reads,
+            ),
         )
 
     def _note_unreadable(self, split: int, positions: Sequence[int]) -> None:

@@ -1,8 +1,8 @@
 """A network that computes as its exported INT8 graph does, and trains.
 
 The float network keeps the weights, under torchvision's names; at every step they are folded with
-their norms and put on their grids, and so are the activations that the exported graph quantises.
-Which those are is the export's decision: they come here as names of tensors.
+their norms and put on their grids, and so is what the exported graph quantises before a layer reads
+it. What that is, is the export's decision: it comes here as names.
 """
 
 from __future__ import annotations
@@ -34,14 +34,21 @@ class QuantizedStart:
     weights: Mapping[str, Tensor] | None
     """State of the float network; None where it comes with the run's state."""
     scales: Mapping[str, float]
-    """By the tensor that is quantised; its name begins with that of the module that gives it."""
+    """By the tensor that is quantised."""
+    reads: Mapping[str, str]
+    """The tensor whose grid a layer's input is put on, by the layer's name in the network."""
 
 
 class QuantizedClassifier(nn.Module):
     """The INT8 twin of a classifier: uint8 images (N, H, W, 3) -> float32 logits (N, K)."""
 
-    def __init__(self, classifier: Classifier, scales: Mapping[str, float]) -> None:
-        """Share `classifier`'s weights, whose norms keep their statistics from now on."""
+    def __init__(
+        self, classifier: Classifier, scales: Mapping[str, float], reads: Mapping[str, str]
+    ) -> None:
+        """Share `classifier`'s weights, whose norms keep their statistics from now on.
+
+        `scales` and `reads` are those of `QuantizedStart`.
+        """
         super().__init__()
         self.classifier = classifier
         self.scales = nn.ParameterDict(
@@ -49,10 +56,9 @@ class QuantizedClassifier(nn.Module):
         )
         # Structure without numbers, and not a part of this module: it has no weights of its own.
         self._folded = (_without_norms(classifier),)
-        modules = dict(self._folded[0].named_modules())
-        for tensor in scales:
-            module = modules[_module_of(tensor, modules)]
-            module.register_forward_hook(self._quantizer(tensor.replace(".", DOT)))
+        for layer, tensor in reads.items():
+            module = self._folded[0].network.get_submodule(layer)
+            module.register_forward_pre_hook(self._quantizer(tensor.replace(".", DOT)))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = functional_call(
@@ -73,8 +79,8 @@ class QuantizedClassifier(nn.Module):
             for name, scale in self.scales.items()
         }
 
-    def _quantizer(self, name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
-        return lambda _module, _inputs, output: quantize_activation(output, self.scales[name])
+    def _quantizer(self, name: str) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
+        return lambda _module, inputs: quantize_activation(inputs[0], self.scales[name])
 
     def _numbers(self) -> Iterator[tuple[str, Tensor]]:
         """What the folded network computes with, by name."""
@@ -100,14 +106,3 @@ def _without_norms(classifier: Classifier) -> Classifier:
         convolution.bias = nn.Parameter(torch.empty(convolution.out_channels, device="meta"))
         folded.set_submodule(norm_name, nn.Identity())
     return folded
-
-
-def _module_of(tensor: str, modules: Mapping[str, nn.Module]) -> str:
-    """The module whose output `tensor` is: `avgpool` for `avgpool.flatten`."""
-    parts = tensor.split(".")
-    for count in range(len(parts), 0, -1):
-        for prefix in ("network.", ""):
-            name = prefix + ".".join(parts[:count])
-            if name in modules:
-                return name
-    raise KeyError(tensor)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ class TrainingState:
     """Momentum buffers of the optimiser, by parameter."""
     average: dict[str, Tensor]
     """The average of the weights; empty where there is none."""
+    reads: Mapping[str, str] = field(default_factory=dict)
+    """See `QuantizedStart`; empty where the run is in float."""
 
     def quantized_start(self) -> QuantizedStart:
         """The tensors that the run quantises, with the scales that they have so far."""
@@ -94,6 +96,7 @@ class TrainingState:
                 for name, tensor in self.model.items()
                 if name.startswith(SCALES)
             },
+            reads=self.reads,
         )
 
 
@@ -107,7 +110,8 @@ def save_state(folder: Path, state: TrainingState) -> None:
     tensors |= {f"{AVERAGE_PREFIX}{name}": tensor for name, tensor in state.average.items()}
     tensors |= {f"{MOMENTUM_PREFIX}{name}": tensor for name, tensor in state.momentum.items()}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_file(folder / STATE_FILE, save(contiguous, {"place": json.dumps(asdict(state.place))}))
+    facts = {"place": json.dumps(asdict(state.place)), "reads": json.dumps(dict(state.reads))}
+    write_file(folder / STATE_FILE, save(contiguous, facts))
 
 
 def load_state(folder: Path) -> TrainingState:
@@ -121,16 +125,21 @@ def load_state(folder: Path) -> TrainingState:
         raise TrainingError(f"{folder} has no {STATE_FILE} to resume from", "start a new run")
     try:
         with safe_open(path, framework="pt") as file:
-            place = Place(**json.loads((file.metadata() or {})["place"]))
+            facts = file.metadata() or {}
+            place = Place(**json.loads(facts["place"]))
+            reads = {
+                str(layer): str(tensor) for layer, tensor in json.loads(facts["reads"]).items()
+            }
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, AttributeError, KeyError, ValueError, TypeError) as error:
         raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
     return TrainingState(
         place=place,
         model=_without_prefix(tensors, MODEL_PREFIX),
         momentum=_without_prefix(tensors, MOMENTUM_PREFIX),
         average=_without_prefix(tensors, AVERAGE_PREFIX),
+        reads=reads,
     )
 
 

@@ -27,7 +27,7 @@ from resdeploy.train.data import Batch
 from resdeploy.train.mixing import mix
 from resdeploy.train.model import Classifier, ResNet
 from resdeploy.train.processes import Process
-from resdeploy.train.quantized import QuantizedClassifier
+from resdeploy.train.quantized import QuantizedClassifier, QuantizedStart
 from resdeploy.train.start import make_optimizer
 
 LEAST_IMAGES = 2  # of a part: batch norm needs two
@@ -43,7 +43,7 @@ class Learner:
         preprocessing: Preprocessing,
         process: Process,
         class_weights: Tensor | None = None,
-        scales: Mapping[str, float] | None = None,
+        start: QuantizedStart | None = None,
     ) -> None:
         """Take over `network`.
 
@@ -53,7 +53,7 @@ class Learner:
             preprocessing: Its mean and deviation.
             process: This process, with whose like the batches are shared.
             class_weights: float32 (K,); None: every image counts alike.
-            scales: Of the tensors that are quantised while training; None: it trains in float.
+            start: What is quantised while training; None: it trains in float.
 
         Raises:
             TrainingError: the batch is too small for the number of processes and parts.
@@ -74,7 +74,9 @@ class Learner:
             preprocessing.mean,
             preprocessing.std,
         ).to(process.device)
-        self.quantized = None if scales is None else QuantizedClassifier(self.classifier, scales)
+        self.quantized = (
+            QuantizedClassifier(self.classifier, start.scales, start.reads) if start else None
+        )
         self._trained = self.network if self.quantized is None else self.quantized
         self._model: nn.Module = self.quantized or self.classifier
         if process.count > 1:
@@ -88,7 +90,7 @@ class Learner:
         self._loss_weights = None if class_weights is None else class_weights.to(process.device)
         self._bf16 = config.bf16
         if config.bf16 is None:  # its rounding would hide that to int8
-            self._bf16 = scales is None and computes_bf16(process.device)
+            self._bf16 = start is None and computes_bf16(process.device)
 
     @property
     def kept(self) -> ResNet:

@@ -11,7 +11,7 @@ import torch
 from resdeploy.bundle import Encoding
 from resdeploy.errors import TrainingError
 from resdeploy.export.calibrate import LEARNED, calibrate
-from resdeploy.export.quantized_training import quantized_start, train_quantized
+from resdeploy.export.quantized_training import grids_read, quantized_start, train_quantized
 from resdeploy.export.source import read_source
 from resdeploy.export.to_onnx import to_bytes, to_onnx
 from resdeploy.progress import silent
@@ -60,9 +60,8 @@ def test_the_export_takes_the_learned_ranges_and_gives_the_same_logits(
     recipe = calibration.recipes[Encoding.TENSORRT]
     assert recipe.calibrator == LEARNED
     images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), dtype=np.uint8)
-    twin = QuantizedClassifier(
-        classifier, {tensor: largest / 127 for tensor, largest in learned.items()}
-    ).eval()
+    scales = {tensor: largest / 127 for tensor, largest in learned.items()}
+    twin = QuantizedClassifier(classifier, scales, grids_read(recipe, model)).eval()
     with torch.inference_mode():
         ours = twin(torch.from_numpy(images)).numpy()
     backend = OnnxRuntimeCpu(
