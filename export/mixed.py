@@ -13,9 +13,10 @@ import onnx_ir as ir
 
 from resdeploy.bundle import Float32Array
 from resdeploy.calibration.ledger import Ledger, draw
+from resdeploy.calibration.record import Handback
 from resdeploy.errors import CalibrationError
 from resdeploy.export.calibrate import Calibration
-from resdeploy.export.handback import Handback, Layer, conv_share, layers_of
+from resdeploy.export.handback import Layer, conv_share, layers_of
 from resdeploy.export.recipe import Recipe
 from resdeploy.export.source import Source
 from resdeploy.export.switches import BATCH, Site, SwitchedGraph

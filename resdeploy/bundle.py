@@ -30,6 +30,7 @@ LABELS = "labels.txt"
 GOLDEN = "golden.npz"
 CALIBRATION = "calibration.json"
 CALIBRATION_CACHE = "calibration.cache"
+ANALYSIS = "analysis.json"
 REPORT = "report.html"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_GOLDEN_BYTES = 1 << 30
@@ -59,10 +60,10 @@ class Encoding(str, Enum):
     DLA = "dla"  # symmetric int8 on every edge; FP16 elsewhere
 
 
-def graph_name(precision: Precision, encoding: Encoding) -> str:
+def graph_name(precision: str, encoding: Encoding) -> str:
     """The artifact's name: `fp32`, `fp16`, `int8`, `int8-cpu`, `int8-dla`."""
-    where = encoding.value
-    return f"{precision.value}-{where}" if where in ("cpu", "dla") else precision.value
+    kind = str.__str__(precision)  # a Precision would name itself
+    return f"{kind}-{encoding.value}" if encoding in (Encoding.CPU, Encoding.DLA) else kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -261,6 +261,25 @@ def compare(first: str, second: str, **settings: Any) -> Outcome:
 
 
 @main.command()
+@click.argument("sources", nargs=-1, required=True)
+@click.option("-o", "--output", type=EXISTING, help="File.  [default: report.html]")
+@click.option("--markdown", is_flag=True, help="For a pull request; printed, unless -o is given.")
+@FORCE
+@command
+def report(sources: tuple[str, ...], output: Path | None, markdown: bool, force: bool) -> Outcome:
+    """One page about SOURCES: bundles, and JSON of verify, bench and compare.
+
+    It needs no network and no script.
+    """
+    from resdeploy.report.report import report as run_report
+
+    if output is None and not markdown:
+        output = Path("report.html")
+    result = run_report(sources, output=output, markdown=markdown, force=force)
+    return Outcome(result, result.markdown if output is None else str(output))
+
+
+@main.command()
 @click.argument("bundle", type=EXISTING)
 @click.argument("images", type=EXISTING, nargs=-1)
 @click.option("--camera", metavar="SOURCE", help="Instead: a number, /dev/video0, a URL, a file.")

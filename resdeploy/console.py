@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, IntEnum
@@ -98,13 +99,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same for GitHub; cells are escaped."""
-    aligned = [":--", *(["--:"] * (len(head) - 1))]
-    escaped = [
-        [" ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;") for cell in row]
-        for row in [head, *rows]
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], aligned, *escaped[1:]])
+    """The same for GitHub."""
+    aligned = [":--", *["--:"] * (len(head) - 1)]
+    lines = [[markdown_cell(cell) for cell in row] for row in [head, *rows]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [lines[0], aligned, *lines[1:]])
+
+
+def markdown_cell(words: str) -> str:
+    """Text that stays text in Markdown, on one line, and calls nobody on GitHub."""
+    escaped = re.sub(r"([\\|`*_\[\]<>&~])", r"\\\1", " ".join(words.split()))
+    return re.sub(r"([@#])(?=\w)", r"\1<!-- -->", escaped)
 
 
 def _print_error(error: Exception) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resdeploy.bundle import Encoding, Precision
+from resdeploy.bundle import Encoding, graph_name
 from resdeploy.runtime.energy.per_image import ImageEnergy
 from resdeploy.runtime.environment import Environment
 
@@ -37,7 +37,8 @@ class Timing:
     """What one contender took."""
 
     contender: str
-    precision: Precision
+    precision: str
+    """Of the convolutions: `fp32`, `fp16`, `bf16`, `int8`."""
     encoding: Encoding
     batch: int
     threads: int
@@ -61,6 +62,16 @@ class Timing:
     file_bytes: int | None = None
     limit_share: float | None = None
     bound: str | None = None
+
+    @property
+    def graph(self) -> str:
+        """The artifact's name, or the arithmetic of what has none."""
+        return graph_name(self.precision, self.encoding)
+
+    @property
+    def name(self) -> str:
+        """Which contender, with what."""
+        return f"{self.contender}, {self.graph}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resdeploy.bundle import graph_name
 from resdeploy.errors import DocumentError
 from resdeploy.runtime.benchmark import Benchmark, Timing
 from resdeploy.runtime.compare_latency import LatencyChange, percent_more
@@ -116,8 +115,7 @@ def _by_key(benchmarks: Sequence[Benchmark]) -> dict[Key, _Measured]:
     for benchmark in benchmarks:
         baseline = next((one for one in benchmark.results if one.contender == BASELINE), None)
         for timing in benchmark.results:
-            graph = graph_name(timing.precision, timing.encoding)
-            key = (timing.contender, graph, timing.batch, timing.threads)
+            key = (timing.contender, timing.graph, timing.batch, timing.threads)
             if key in found:
                 dates = ", ".join(sorted({one.environment.date for one in benchmarks}))
                 raise DocumentError(

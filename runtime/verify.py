@@ -57,6 +57,8 @@ class ArtifactResult:
     """In percentage points."""
     drop_upper95: float | None
     """One-sided upper 95 % bound of the true drop, in percentage points."""
+    drop_lower95: float | None
+    """The lower one."""
     mcnemar_p: float | None
     """That both are equally good, from the answers that differ alone; two-sided, exact."""
     images_to_decide: int | None
@@ -145,6 +147,7 @@ def _verify_golden(bundle: Bundle, chosen: Iterable[Candidate], opening: Opening
                 baseline_top1=None,
                 drop=None,
                 drop_upper95=None,
+                drop_lower95=None,
                 mcnemar_p=None,
                 images_to_decide=None,
                 agreement=check.agreement,
@@ -247,6 +250,7 @@ def _judge(
         baseline_top1=100 * paired.baseline_right / paired.images,
         drop=paired.drop,
         drop_upper95=0.0 if is_reference else paired.drop_bound(),
+        drop_lower95=0.0 if is_reference else paired.drop_least(),
         mcnemar_p=paired.mcnemar_p,
         images_to_decide=paired.images_to_decide(max_drop)
         if verdict is Verdict.INCONCLUSIVE
