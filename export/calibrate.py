@@ -17,9 +17,10 @@ from resdeploy.calibration.equalization import channel_factors
 from resdeploy.calibration.ledger import Ledger, draw
 from resdeploy.calibration.observer import channel_peaks, observe
 from resdeploy.calibration.ranges import Range, TensorStatistics
-from resdeploy.calibration.record import ClassBalance, Handback, Score
+from resdeploy.calibration.record import ClassBalance, Handback, Point, Score
 from resdeploy.errors import CalibrationError, CheckpointError
 from resdeploy.export.equalize import channel_groups, equalize
+from resdeploy.export.laboratory import Tried
 from resdeploy.export.placement import place, residual_additions
 from resdeploy.export.qdq import integer_weights
 from resdeploy.export.recipe import Recipe
@@ -61,7 +62,11 @@ class Calibration:
     """By how much the largest value grew as the images doubled: of the tensors, the median."""
     statistics: Mapping[str, TensorStatistics]
     handbacks: tuple[Handback, ...] = ()
-    """What was given up to hold a gate."""
+    """What was given up to hold a gate, or could be given up in the time that was allowed."""
+    tried: tuple[Tried, ...] = ()
+    """Mixtures of INT8 and float."""
+    points: tuple[Point, ...] = ()
+    """All of that, with times: see `tradeoff.trade_off`."""
 
     def summary(self) -> dict[str, Any]:
         """What the command prints, and the manifest records."""
@@ -74,6 +79,7 @@ class Calibration:
             "scores": [asdict(score) for score in self.scores],
             "refused": dict(self.refused),
             "handed_back": [asdict(handback) for handback in self.handbacks],
+            "points": [asdict(point) for point in self.points],
             "scales_file": CALIBRATION,
         }
 

@@ -39,7 +39,8 @@ from resdeploy.export.additions import all_agree
 from resdeploy.export.calibrate import Calibration, calibrate, require_images, with_dla
 from resdeploy.export.coverage import coverage
 from resdeploy.export.half import to_half
-from resdeploy.export.mixed import Gate, mix
+from resdeploy.export.laboratory import Gate
+from resdeploy.export.mixed import mix
 from resdeploy.export.plots import analyse
 from resdeploy.export.proof import choose_golden, make_golden, measure_parity
 from resdeploy.export.qdq import activation_scales
@@ -47,6 +48,7 @@ from resdeploy.export.recipe import write_recipes
 from resdeploy.export.sensitivity import costs_alone
 from resdeploy.export.source import Source, read_source
 from resdeploy.export.to_onnx import OPSET, to_bytes, to_onnx
+from resdeploy.export.tradeoff import fit_time, trade_off
 from resdeploy.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.provenance import collect_provenance
@@ -104,8 +106,10 @@ class ExportConfig:
     int8_shortcuts: bool = False
     """Whether TensorRT's INT8 graph carries shortcuts in INT8 rather than float16."""
     min_agreement: float | None = None
-    """Percent; with `max_drop`, what layers are handed back to float for: see `mixed.Gate`."""
+    """Percent; with `max_drop`, what layers are handed back to float for: see `Gate`."""
     max_drop: float | None = None
+    target_ms: float | None = None
+    """Instead: layers of the CPU's graph go back for as long as one image takes at most this."""
     search_seconds: float = 600.0
     seed: int = 0
     """Decides which images calibrate and which are golden."""
@@ -146,6 +150,11 @@ def export(
     )
     if not (config.int8 or gate.open):
         raise ExportError("--min-agreement and --max-drop concern INT8 graphs", "add --int8")
+    if config.target_ms is not None and not (config.int8 and gate.open):
+        raise ExportError(
+            "--target-ms chooses what --min-agreement and --max-drop choose, in INT8 graphs",
+            "leave those out, and add --int8",
+        )
     if config.dla and not config.int8:
         raise ExportError("--dla concerns an INT8 graph", "add --int8")
     if config.engine:
@@ -189,6 +198,13 @@ def export(
                 model, source, calibration, gate, seed=config.seed,
                 golden_digests=golden_digests, progress=progress,
             )  # fmt: skip
+        if config.target_ms is not None:
+            calibration = fit_time(
+                model, source, calibration, config.target_ms, seconds=config.search_seconds,
+                seed=config.seed, golden_digests=golden_digests, progress=progress,
+            )  # fmt: skip
+        points = trade_off(model, calibration, golden.images[:1], progress)
+        calibration = replace(calibration, points=points)
         if config.dla:
             calibration = with_dla(calibration)
     artifacts: list[Artifact] = []

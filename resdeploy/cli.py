@@ -124,6 +124,11 @@ def train(
     help="The same for points of accuracy lost.",
 )
 @click.option(
+    "--target-ms",
+    type=click.FloatRange(0, min_open=True),
+    help="Instead: layers go back while one image takes at most this, here on the CPU.",
+)
+@click.option(
     "--search-seconds",
     type=click.FloatRange(1),
     default=600.0,

@@ -27,6 +27,15 @@ class Table:
     """Rows that stand out."""
     aside: bool = False
 
+    @property
+    def wordy(self) -> frozenset[int]:
+        """Columns that hold words, not figures: they start on the left."""
+        return frozenset(
+            column
+            for column in range(len(self.head))
+            if all(row[column][:1].isalpha() for row in self.rows)
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
