@@ -27,10 +27,12 @@ from resdeploy.runtime.environment import here
 from resdeploy.runtime.onnxruntime_cpu import NAME
 from resdeploy.statistics import judge
 from resdeploy.storage import write_file
+from resdeploy.workload import Workload
 
 SCHEMA = "resdeploy.comparing/1"
 LIMIT = 1.05
 SECONDS = 60.0
+SLOWER = "slower"
 
 
 @click.command()
@@ -46,9 +48,10 @@ def main(
     output: Path | None,
 ) -> None:  # fmt: skip
     """Compare, print, and write down."""
-    arguments = (str(bundle), NAME, graph, "1", str(threads))
+    workload = Workload(bundle=bundle, batch=1, threads=threads)
+    arguments = (NAME, graph, *workload.to_arguments())
     itself = Program("resdeploy.runtime.contender", arguments)
-    planted = Program("benchmarks.comparing", (*arguments, str(share)))
+    planted = Program("benchmarks.comparing", (SLOWER, str(share), *arguments))
     results = []
     for name, second, times in (("itself", itself, same), ("planted", planted, slower)):
         for _ in range(times):
@@ -77,10 +80,10 @@ def main(
 
 
 def prepare_slower(
-    path: str, backend: str, artifact: str, batch: int, threads: int, share: float
+    share: float, workload: Workload, backend: str, artifact: str
 ) -> tuple[Callable[[], object], dict[str, Any]]:
     """The runtime's own contender, which then waits for `share` of the time that it took."""
-    run, facts = prepare(path, backend, artifact, batch, threads)
+    run, facts = prepare(workload, backend, artifact)
 
     def slower() -> None:
         start = time.perf_counter_ns()
@@ -93,10 +96,9 @@ def prepare_slower(
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and sys.argv[2:3] == [NAME]:  # as a contender
-        path, backend, artifact, batch, threads, share = sys.argv[1:]
-        answer(
-            lambda: prepare_slower(path, backend, artifact, int(batch), int(threads), float(share))
-        )
+    if SLOWER in sys.argv[1:2]:  # as a contender
+        share, backend, artifact, *rest = sys.argv[2:]
+        workload = Workload.from_arguments(rest)
+        answer(lambda: prepare_slower(float(share), workload, backend, artifact))
     else:
         main()

@@ -21,7 +21,7 @@ from resdeploy.console import jsonable
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.proof import synthetic_images
 from resdeploy.progress import progress_bar
-from resdeploy.render import benchmark_text
+from resdeploy.render_benchmark import benchmark_text
 from resdeploy.runtime.bench import run_benchmark
 from resdeploy.storage import write_file
 from resdeploy.train.architecture import Architecture

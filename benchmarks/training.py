@@ -24,8 +24,8 @@ from resdeploy.cpu import read_cpu
 from resdeploy.imagefolder import read_image_folder
 from resdeploy.progress import progress_bar
 from resdeploy.provenance import collect_provenance
-from resdeploy.runtime.bench import interleave, medians
 from resdeploy.runtime.device import available_cores
+from resdeploy.runtime.rounds import interleave, medians
 from resdeploy.statistics import ratio_interval
 from resdeploy.storage import write_file
 from resdeploy.train.step import computes_bf16

@@ -49,11 +49,13 @@ from resdeploy.export.sensitivity import costs_alone
 from resdeploy.export.source import Source, read_source
 from resdeploy.export.to_onnx import OPSET, to_bytes, to_onnx
 from resdeploy.export.tradeoff import fit_time, trade_off
+from resdeploy.export.work import work_of
 from resdeploy.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.provenance import collect_provenance
 from resdeploy.report.analysis import Analysis
 from resdeploy.report.report import bundle_page
+from resdeploy.roofline import Work
 from resdeploy.runtime.device import read_device
 from resdeploy.runtime.golden import (
     FLOAT_FLOOR_DB,
@@ -218,7 +220,7 @@ def export(
         golden = replace(golden, exact=exact)
         analysis = _analyse(model, calibration, golden, progress)
         manifest = _write_rest(
-            folder, output.name, source, artifacts, golden, calibration, analysis
+            folder, output.name, source, artifacts, golden, calibration, analysis, work_of(model)
         )
     engines = _build_engines(output, progress) if config.engine else ()
     return ExportResult(
@@ -328,6 +330,7 @@ def _write_rest(
     golden: Golden,
     calibration: Calibration | None,
     analysis: Analysis | None,
+    work: Work,
 ) -> Manifest:
     provenance = {**collect_provenance(), "device": read_device().to_json()}
     model = {
@@ -360,6 +363,7 @@ def _write_rest(
             "from": "data" if source.pools.golden else "synthetic",
         },
         provenance=provenance,
+        work=work,
     )
     contents[REPORT] = bundle_page(name, manifest, analysis)
     for file, content in contents.items():

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from resdeploy.errors import BundleError
 from resdeploy.preprocessing import Preprocessing, UInt8Array
+from resdeploy.roofline import Work
 from resdeploy.storage import sha256
 
 SCHEMA = 1
@@ -123,6 +124,8 @@ class Manifest:
     golden: dict[str, Any]
     """Where the golden images came from."""
     provenance: dict[str, Any]
+    work: Work | None = None
+    """Of the FP32 graph, by layer; None where an earlier version made the bundle."""
 
     def to_json(self) -> dict[str, Any]:
         """The document that `manifest.json` holds."""
@@ -143,6 +146,7 @@ class Manifest:
             "calibration": self.calibration,
             "golden": self.golden,
             "provenance": self.provenance,
+            **({"work": self.work.to_json()} if self.work else {}),
         }  # fmt: skip
 
     @property
@@ -310,6 +314,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         calibration=document["calibration"],
         golden=dict(document["golden"]),
         provenance=dict(document["provenance"]),
+        work=Work.from_json(document["work"]) if "work" in document else None,
     )
     if manifest.classes < 1:
         raise ValueError("it has no classes")

@@ -13,8 +13,9 @@ import click
 from click.core import ParameterSource
 
 from resdeploy import __version__
+from resdeploy.bench_options import bench_options
 from resdeploy.compare_options import compare_options
-from resdeploy.console import Exit, Outcome, command
+from resdeploy.console import Exit, Outcome, command, write_document
 from resdeploy.serve_options import serve_options
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train_options import training_options
@@ -221,30 +222,24 @@ def verify(bundle: Path, **settings: Any) -> Outcome:
 
 @main.command()
 @click.argument("bundle", type=EXISTING)
-@click.option("--baseline", type=EXISTING, help="PyTorch weights.  [default: those of the bundle]")
-@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
-@THREADS
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0.1),
-    default=3.0,
-    show_default=True,
-    help="For each contender.",
-)
+@bench_options
+@FORCE
 @command
-def bench(
-    bundle: Path, baseline: Path | None, batch: int, threads: int | None, seconds: float
-) -> Outcome:
-    """Time every backend here against PyTorch eager, in turns, one process each."""
+def bench(bundle: Path, output: Path | None, force: bool, mode: str, **settings: Any) -> Outcome:
+    """Time BUNDLE on every backend here against PyTorch, in turns, one process each."""
     from resdeploy.bundle import open_bundle
     from resdeploy.progress import progress_bar
-    from resdeploy.render import benchmark_text
-    from resdeploy.runtime.bench import run_benchmark
+    from resdeploy.render_benchmark import benchmark_text
+    from resdeploy.runtime.bench import BenchmarkConfig, run_benchmark
+    from resdeploy.storage import refuse_existing_file
+    from resdeploy.workload import Mode
 
-    result = run_benchmark(
-        open_bundle(bundle), checkpoint=baseline, batch=batch, threads=threads, seconds=seconds,
-        progress=progress_bar,
-    )  # fmt: skip
+    if output is not None:
+        refuse_existing_file(output, force=force)
+    config = BenchmarkConfig(mode=Mode(mode), **settings)
+    result = run_benchmark(open_bundle(bundle), config, progress=progress_bar)
+    if output is not None:
+        write_document(output, result)
     return Outcome(result, benchmark_text(result))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from resdeploy.errors import ResdeployError, missing_dependency
+from resdeploy.storage import write_file
 
 
 class Exit(IntEnum):
@@ -82,6 +83,15 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return str(value) if isinstance(value, Path) else value
+
+
+def write_document(path: Path, result: Any) -> None:
+    """What `--json` prints, as a file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_file(path, (json.dumps(jsonable(result), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

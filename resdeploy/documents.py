@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -73,7 +74,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         return _parse(kind, value, where)
     if origin is tuple:
         return _parse_tuple(parts, value, where)
-    if origin is dict:
+    if origin in (dict, Mapping):
         if not isinstance(value, dict):
             raise TypeError(f"{where} is not an object")
         return {key: _parse(parts[1], entry, f"{where}.{key}") for key, entry in value.items()}

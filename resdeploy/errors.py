@@ -84,6 +84,7 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "cuda": "gpu",
     "cv2": "camera",
+    "openvino": "openvino",
     "torch": "train",
     "safetensors": "train",
     "sklearn": "train",

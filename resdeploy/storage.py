@@ -72,14 +72,12 @@ def refuse_existing(path: Path, *, force: bool, sign: str) -> None:
 
 
 def refuse_existing_file(path: Path, *, force: bool) -> None:
-    """The same for a single file.
+    """The same for a single file, which `write_file` replaces.
 
     Raises:
-        OutputError: `path` exists and `force` is not set, or it is no file.
+        OutputError: `path` exists and `force` is not set, or it is a folder.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder", "name a file")
-    if path.exists() and not force:
+    if path.is_dir() or (path.exists() and not force):
         raise OutputError(f"{path} exists already", "choose another name, or add --force")
 
 

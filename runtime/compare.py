@@ -10,8 +10,8 @@ from pathlib import Path
 from resdeploy.bundle import CALIBRATION, Bundle, Encoding, Precision, open_bundle
 from resdeploy.errors import BundleError, DocumentError
 from resdeploy.progress import Progress, silent
-from resdeploy.runtime import benchmark
-from resdeploy.runtime.benchmark import Benchmark
+from resdeploy.runtime.bench import SCHEMA as BENCHMARK_SCHEMA
+from resdeploy.runtime.benchmark_document import BenchmarkDocument
 from resdeploy.runtime.compare_accuracy import AccuracyChange, compare_answers
 from resdeploy.runtime.compare_benchmarks import compare_benchmarks
 from resdeploy.runtime.compare_latency import LatencyChange, compare_latencies
@@ -90,7 +90,9 @@ def compare(
         )
     if config.data is not None:
         raise DocumentError("--data concerns bundles, not benchmarks", "leave it out")
-    benchmarks = [read_results(name, {benchmark.SCHEMA: Benchmark}) for name in (first, second)]
+    benchmarks = [
+        read_results(name, {BENCHMARK_SCHEMA: BenchmarkDocument}) for name in (first, second)
+    ]
     found = compare_benchmarks(benchmarks[0], benchmarks[1], config.max_slowdown)
     doubtful = [Verdict.INCONCLUSIVE] if found.missing or found.notices else []
     return Comparison(

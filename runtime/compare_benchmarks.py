@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from resdeploy.bundle import graph_name
 from resdeploy.errors import DocumentError
-from resdeploy.runtime.benchmark import Benchmark, Timing
+from resdeploy.runtime.benchmark_document import BASELINE, BenchmarkDocument
 from resdeploy.runtime.compare_latency import LatencyChange, percent_more
+from resdeploy.runtime.timing import Timing
 from resdeploy.statistics import FloatArray, judge, unpaired_ratio_interval
 
-BASELINE = "pytorch-eager"
 CONFIDENCE = 0.95
 Key = tuple[str, str, int, int]
 """Contender, graph, batch, threads."""
@@ -49,7 +50,7 @@ class _Measured:
 
 
 def compare_benchmarks(
-    first: Sequence[Benchmark], second: Sequence[Benchmark], max_slowdown: float
+    first: Sequence[BenchmarkDocument], second: Sequence[BenchmarkDocument], max_slowdown: float
 ) -> BenchmarkChanges:
     """Every contender that both have, by its name, graph, batch and threads.
 
@@ -110,12 +111,17 @@ def _change(key: Key, first: _Measured, second: _Measured, max_slowdown: float) 
     )
 
 
-def _by_key(benchmarks: Sequence[Benchmark]) -> dict[Key, _Measured]:
+def _by_key(benchmarks: Sequence[BenchmarkDocument]) -> dict[Key, _Measured]:
     found: dict[Key, _Measured] = {}
     for benchmark in benchmarks:
         baseline = next((one for one in benchmark.results if one.contender == BASELINE), None)
         for timing in benchmark.results:
-            key = (timing.contender, timing.graph, timing.batch, timing.threads)
+            key = (
+                timing.contender,
+                graph_name(timing.precision, timing.encoding),
+                timing.batch,
+                timing.threads,
+            )
             if key in found:
                 dates = ", ".join(sorted({one.environment.date for one in benchmarks}))
                 raise DocumentError(
@@ -128,7 +134,7 @@ def _by_key(benchmarks: Sequence[Benchmark]) -> dict[Key, _Measured]:
     return found
 
 
-def _subject(benchmarks: Sequence[Benchmark]) -> str:
+def _subject(benchmarks: Sequence[BenchmarkDocument]) -> str:
     """What was measured, of all of them."""
     subjects = {
         f"{one.model} at {one.image_size} pixels"
@@ -138,7 +144,7 @@ def _subject(benchmarks: Sequence[Benchmark]) -> str:
     return " and ".join(sorted(subjects))
 
 
-def _machine(benchmarks: Sequence[Benchmark]) -> str:
+def _machine(benchmarks: Sequence[BenchmarkDocument]) -> str:
     return " and ".join(sorted({one.environment.device.name for one in benchmarks}))
 
 

@@ -21,6 +21,7 @@ from resdeploy.progress import Progress, silent
 from resdeploy.runtime.device import available_cores
 from resdeploy.runtime.selection import Candidate
 from resdeploy.statistics import Verdict, judge, median_interval
+from resdeploy.workload import Workload
 
 # The interval is looked at so often; 99 % at each look is more than 95 % in all.
 LOOKS = (8, 12, 16, 24, 32)
@@ -64,6 +65,12 @@ class Program:
 
     module: str
     arguments: tuple[str, ...]
+
+
+def program(candidate: Candidate, workload: Workload) -> Program:
+    """What runs one artifact of a bundle."""
+    arguments = (candidate.engine.name, candidate.artifact.name, *workload.to_arguments())
+    return Program("resdeploy.runtime.contender", arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,11 +179,8 @@ def compare_latencies(
     changes = []
     for pair in pairs if seconds else ():
         programs = [
-            Program(
-                "resdeploy.runtime.contender",
-                (str(bundle.path), one.engine.name, one.artifact.name, str(batch), str(threads)),
-            )
-            for bundle, one in zip((first, second), pair)
+            program(candidate, Workload(bundle=bundle.path, batch=batch, threads=threads))
+            for bundle, candidate in zip((first, second), pair)
         ]
         found = compare_latency(
             programs[0], programs[1],

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 
 from resdeploy.bundle import Encoding, Precision
-from resdeploy.runtime.benchmark import SCHEMA, Benchmark, Ceilings, Timing, Work
+from resdeploy.roofline import Ceilings
+from resdeploy.runtime.bench import SCHEMA
+from resdeploy.runtime.benchmark_document import BenchmarkDocument, WorkTotals
 from resdeploy.runtime.environment import Environment, Machine
+from resdeploy.runtime.timing import Timing
 
 ROUNDS = 15
 
@@ -29,7 +32,7 @@ def timing(
     times = ms * np.exp(generator.gamma(2, 0.02, 1000))
     values: dict[str, Any] = {
         "contender": contender,
-        "precision": precision,
+        "precision": precision.value,
         "encoding": encoding,
         "batch": 1,
         "threads": 1,
@@ -38,6 +41,9 @@ def timing(
         "p90_ms": float(np.percentile(times, 90)),
         "p99_ms": float(np.percentile(times, 99)),
         "images_per_second": 1000 / float(times.mean()),
+        "energy": None,
+        "stages_ms": None,
+        "peak_gpu_bytes": None,
         "speedup": baseline_ms / ms,
         "speedup_low": 0.97 * baseline_ms / ms,
         "speedup_high": 1.03 * baseline_ms / ms,
@@ -59,9 +65,9 @@ def benchmark(
     cpu: str = "AMD EPYC",
     image_size: int = 224,
     versions: dict[str, str] | None = None,
-) -> Benchmark:
+) -> BenchmarkDocument:
     """PyTorch, and two graphs."""
-    return Benchmark(
+    return BenchmarkDocument(
         schema=SCHEMA,
         environment=Environment(
             date=date,
@@ -78,7 +84,7 @@ def benchmark(
             timing(ms=66.0, seed=seed),
             timing("onnxruntime-cpu", Precision.INT8, Encoding.CPU, ms=18.5, seed=seed),
         ),
-        work=Work(macs=3_670_000_000, weights=21_800_000, activations=7_000_000),
+        work=WorkTotals(macs=3_670_000_000, weights=21_800_000, activations=7_000_000),
         ceilings=Ceilings(
             operations_per_second={"fp32": 1.5e11, "bf16": 3e11, "int8": 6e11},
             bytes_per_second=1.2e10,

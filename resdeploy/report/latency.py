@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from resdeploy.bundle import graph_name
 from resdeploy.report.blocks import Block, Facts, Figure, Section, Table, Text
 from resdeploy.report.svg import Line, Point, bands, intervals, plane
-from resdeploy.runtime.benchmark import Benchmark, Ceilings, Timing, Work
+from resdeploy.roofline import Ceilings
+from resdeploy.runtime.benchmark_document import BenchmarkDocument, WorkTotals
+from resdeploy.runtime.timing import Timing
 
 NONE = "-"
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 """Of a number in each precision."""
 
 
-def benchmark_summary(result: Benchmark) -> str:
+def benchmark_summary(result: BenchmarkDocument) -> str:
     """One sentence: the fastest, and how much faster than PyTorch."""
     fastest = max(result.results, key=lambda line: line.images_per_second)
     gain = (
@@ -20,13 +23,14 @@ def benchmark_summary(result: Benchmark) -> str:
         if fastest.speedup is not None
         else ""
     )
+    graph = graph_name(fastest.precision, fastest.encoding)
     return (
-        f"{fastest.graph} on {fastest.contender} takes {fastest.p50_ms:.2f} ms{gain}; "
+        f"{graph} on {fastest.contender} takes {fastest.p50_ms:.2f} ms{gain}; "
         f"batch {fastest.batch}, {fastest.threads} thread{'' if fastest.threads == 1 else 's'}."
     )
 
 
-def benchmark_section(result: Benchmark) -> Section:
+def benchmark_section(result: BenchmarkDocument) -> Section:
     """Plots of times and speed-ups, every figure, the roofline, notices."""
     blocks: list[Block] = []
     if spread := [line for line in result.results if len(line.quantiles_ms) == 101]:
@@ -48,10 +52,10 @@ def benchmark_section(result: Benchmark) -> Section:
 
 
 def _spread(lines: list[Timing]) -> Figure:
-    rows = [(line.name, line.quantiles_ms, f"{line.p50_ms:.2f} ms") for line in lines]
+    rows = [(name_of(line), line.quantiles_ms, f"{line.p50_ms:.2f} ms") for line in lines]
     described = "; ".join(
-        f"{line.name}: half within {line.quantiles_ms[25]:.2f} to {line.quantiles_ms[75]:.2f} ms, "
-        f"98 % within {line.quantiles_ms[1]:.2f} to {line.quantiles_ms[99]:.2f} ms"
+        f"{name_of(line)}: half within {line.quantiles_ms[25]:.2f} to "
+        f"{line.quantiles_ms[75]:.2f} ms, 98 % within {line.quantiles_ms[1]:.2f} to {line.quantiles_ms[99]:.2f} ms"
         for line in lines
     )
     return Figure(
@@ -65,11 +69,11 @@ def _spread(lines: list[Timing]) -> Figure:
     )
 
 
-def _times(result: Benchmark) -> Table:
+def _times(result: BenchmarkDocument) -> Table:
     fastest = max(range(len(result.results)), key=lambda i: result.results[i].images_per_second)
     rows = tuple(
         (
-            line.name,
+            name_of(line),
             f"{line.p50_ms:.2f}",
             f"{line.p90_ms:.2f}",
             f"{line.p99_ms:.2f}",
@@ -91,7 +95,7 @@ def _times(result: Benchmark) -> Table:
 def _speedups(lines: list[Timing]) -> Figure:
     rows = [
         (
-            line.name,
+            name_of(line),
             line.speedup_low or 0.0,
             line.speedup or 0.0,
             line.speedup_high or 0.0,
@@ -114,14 +118,14 @@ def _speedups(lines: list[Timing]) -> Figure:
     )
 
 
-def _resources(result: Benchmark) -> Table:
+def _resources(result: BenchmarkDocument) -> Table:
     measured = any(line.energy for line in result.results)
     on_gpu = any(line.peak_gpu_bytes for line in result.results)
     head = ["contender", "cold start", "peak memory", "file", "of the limit", "bound by"]
     rows = []
     for line in result.results:
         row = [
-            line.name,
+            name_of(line),
             NONE if line.cold_start_s is None else f"{line.cold_start_s:.2f} s",
             _megabytes(line.peak_rss_bytes),
             _megabytes(line.file_bytes),
@@ -147,11 +151,11 @@ def _resources(result: Benchmark) -> Table:
     )
 
 
-def _stages(result: Benchmark) -> Table:
+def _stages(result: BenchmarkDocument) -> Table:
     names = list(dict.fromkeys(name for line in result.results for name in line.stages_ms or ()))
     rows = tuple(
         (
-            line.name,
+            name_of(line),
             *(f"{line.stages_ms[name]:.2f}" if name in line.stages_ms else NONE for name in names),
         )
         for line in result.results
@@ -161,7 +165,7 @@ def _stages(result: Benchmark) -> Table:
     return Table(caption=caption, head=("contender", *names), rows=rows)
 
 
-def _roofline(result: Benchmark, work: Work, ceilings: Ceilings) -> list[Block]:
+def _roofline(result: BenchmarkDocument, work: WorkTotals, ceilings: Ceilings) -> list[Block]:
     """Source: see `resdeploy.roofline`."""
     rates = {name: rate for name, rate in ceilings.operations_per_second.items() if rate > 0}
     memory = ceilings.bytes_per_second
@@ -174,7 +178,7 @@ def _roofline(result: Benchmark, work: Work, ceilings: Ceilings) -> list[Block]:
         rate = 2 * work.macs * line.images_per_second
         points.append(Point(intensity, rate, str(number), 2 if "torch" in line.contender else 0))
         share = NONE if line.limit_share is None else f"{100 * line.limit_share:.0f} %"
-        rows.append((f"{number}  {line.name}", f"{rate / 1e9:.0f}", f"{intensity:.0f}", share))
+        rows.append((f"{number}  {name_of(line)}", f"{rate / 1e9:.0f}", f"{intensity:.0f}", share))
     left = min(point.x for point in points) / 4
     right = max(max(point.x for point in points), max(rates.values()) / memory) * 4
     lines = [
@@ -211,6 +215,11 @@ def _roofline(result: Benchmark, work: Work, ceilings: Ceilings) -> list[Block]:
             ),
         ),
     ]
+
+
+def name_of(line: Timing) -> str:
+    """Which contender, with what."""
+    return f"{line.contender}, {graph_name(line.precision, line.encoding)}"
 
 
 def _megabytes(size: int | None) -> str:

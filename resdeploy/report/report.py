@@ -16,8 +16,8 @@ from resdeploy.report.contents import contents_sections, export_environment, exp
 from resdeploy.report.latency import benchmark_section, benchmark_summary
 from resdeploy.report.markdown import to_markdown
 from resdeploy.report.origin import commands_section, origin_section
-from resdeploy.runtime import benchmark, compare, verify
-from resdeploy.runtime.benchmark import Benchmark
+from resdeploy.runtime import bench, compare, verify
+from resdeploy.runtime.benchmark_document import BenchmarkDocument
 from resdeploy.runtime.compare import Comparison
 from resdeploy.runtime.results import read_results
 from resdeploy.runtime.verify import Verification
@@ -25,8 +25,8 @@ from resdeploy.statistics import Verdict, worst
 from resdeploy.storage import refuse_existing_file, write_file
 
 TEMPLATE = "report/report.html.j2"
-KINDS: dict[str, type[Benchmark] | type[Verification] | type[Comparison]] = {
-    benchmark.SCHEMA: Benchmark,
+KINDS: dict[str, type[BenchmarkDocument] | type[Verification] | type[Comparison]] = {
+    bench.SCHEMA: BenchmarkDocument,
     verify.SCHEMA: Verification,
     compare.SCHEMA: Comparison,
 }
@@ -47,7 +47,7 @@ class Material:
 
     bundles: list[Contents] = field(default_factory=list)
     verifications: list[Verification] = field(default_factory=list)
-    benchmarks: list[Benchmark] = field(default_factory=list)
+    benchmarks: list[BenchmarkDocument] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
     def add(self, name: str) -> None:
@@ -61,7 +61,7 @@ class Material:
             self.bundles.append(Contents(bundle.path.name, bundle.manifest, read_analysis(bundle)))
             return
         for result in read_results(name, KINDS):
-            if isinstance(result, Benchmark):
+            if isinstance(result, BenchmarkDocument):
                 self.benchmarks.append(result)
             elif isinstance(result, Verification):
                 self.verifications.append(result)

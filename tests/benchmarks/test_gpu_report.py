@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.roofline import Ceilings, Work
 
 from benchmarks.gpu_report import (
     RULES,
@@ -19,7 +20,6 @@ from benchmarks.gpu_report import (
     rows_of,
     times_text,
 )
-from benchmarks.roofline import Ceilings, Work
 
 WORK = Work(macs=1_000_000, weights=0, activations=1)
 CEILINGS = Ceilings(operations_per_second={"tf32": 2e9, "fp16": 4e9}, bytes_per_second=1e9)

@@ -12,7 +12,7 @@ import torch
 
 from resdeploy.bundle import Bundle, write_manifest
 from resdeploy.errors import BackendError
-from resdeploy.render import benchmark_text
+from resdeploy.render_benchmark import benchmark_text
 from resdeploy.runtime import bench
 from resdeploy.runtime.bench import (
     Benchmark,

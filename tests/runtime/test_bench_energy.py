@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from resdeploy.bundle import Bundle
-from resdeploy.render import benchmark_text
+from resdeploy.render_benchmark import benchmark_text
 from resdeploy.runtime import bench
 from resdeploy.runtime.bench import run_benchmark
 from resdeploy.runtime.energy import per_image

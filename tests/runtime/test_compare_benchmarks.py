@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from resdeploy.errors import DocumentError
-from resdeploy.runtime.benchmark import Benchmark
+from resdeploy.runtime.benchmark_document import BenchmarkDocument
 from resdeploy.runtime.compare_benchmarks import compare_benchmarks
 from resdeploy.statistics import Verdict
 from tests.results import benchmark, timing
 
 
-def scaled(document: Benchmark, contender: str, factor: float) -> Benchmark:
+def scaled(document: BenchmarkDocument, contender: str, factor: float) -> BenchmarkDocument:
     """The same with one contender's times multiplied."""
     results = tuple(
         replace(
@@ -30,7 +30,7 @@ def scaled(document: Benchmark, contender: str, factor: float) -> Benchmark:
     return replace(document, results=results)
 
 
-def other_day(**changes: Any) -> Benchmark:
+def other_day(**changes: Any) -> BenchmarkDocument:
     """The same network on the same machine, with noise of its own."""
     return benchmark(seed=1, date="2026-11-25T10:00:00+00:00", **changes)
 

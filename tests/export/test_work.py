@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
-
 from benchmarks.roofline import Ceilings, Roofline, Work, roofline, work_of, work_of_bundle
+
 from resdeploy.bundle import Bundle
 from resdeploy.export.to_onnx import to_onnx
 from resdeploy.train.architecture import Architecture
