@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from resdeploy.console import jsonable
+from resdeploy.documents import parse
 from resdeploy.roofline import Ceilings
+from resdeploy.runtime.bench import Benchmark
 from resdeploy.runtime.environment import Environment
 from resdeploy.runtime.timing import Timing
 
@@ -30,3 +33,8 @@ class BenchmarkDocument:
     ceilings: Ceilings | None
     notices: tuple[str, ...]
     results: tuple[Timing, ...]
+
+
+def as_document(benchmark: Benchmark) -> BenchmarkDocument:
+    """What was just measured, as if it had been written and read."""
+    return parse(BenchmarkDocument, jsonable(benchmark))

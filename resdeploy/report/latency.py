@@ -55,7 +55,8 @@ def _spread(lines: list[Timing]) -> Figure:
     rows = [(name_of(line), line.quantiles_ms, f"{line.p50_ms:.2f} ms") for line in lines]
     described = "; ".join(
         f"{name_of(line)}: half within {line.quantiles_ms[25]:.2f} to "
-        f"{line.quantiles_ms[75]:.2f} ms, 98 % within {line.quantiles_ms[1]:.2f} to {line.quantiles_ms[99]:.2f} ms"
+        f"{line.quantiles_ms[75]:.2f} ms, 98 % within {line.quantiles_ms[1]:.2f} to "
+        f"{line.quantiles_ms[99]:.2f} ms"
         for line in lines
     )
     return Figure(
