@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import json
 import logging
 import re
@@ -117,7 +118,8 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def markdown_cell(words: str) -> str:
     """Text that stays text in Markdown, on one line, and calls nobody on GitHub."""
-    escaped = re.sub(r"([\\|`*_\[\]<>&~])", r"\\\1", " ".join(words.split()))
+    one_line = html.escape(" ".join(words.split()), quote=False)
+    escaped = re.sub(r"([\\|`*_\[\]~])", r"\\\1", one_line)
     return re.sub(r"([@#])(?=\w)", r"\1<!-- -->", escaped)
 
 
