@@ -60,7 +60,7 @@ def ask(name: str, module: str, arguments: Sequence[str]) -> dict[str, Any]:
     """
     child = Contender.start(name, module, list(arguments), available_cores())
     child.stop()
-    return child.facts
+    return dict(child.facts)
 
 
 def build_engines(

@@ -11,7 +11,8 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from resdeploy.errors import BundleError
 from resdeploy.preprocessing import Preprocessing, UInt8Array
 from resdeploy.roofline import Work
-from resdeploy.storage import sha256
+from resdeploy.storage import sha256, sha256_file
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -190,11 +191,30 @@ class Bundle:
         record = self._record(name)
         data = _read(self.path / name, record.bytes)
         if len(data) != record.bytes or sha256(data) != record.sha256:
-            raise BundleError(
-                f"{self.path / name} was changed: it has not the sha256 in {MANIFEST}",
-                "copy the bundle again, or export it again",
-            )
+            raise self._changed(name)
         return data
+
+    @contextmanager
+    def verified(self, name: str) -> Iterator[Path]:
+        """One file under a path that is good for as long as this lasts, checked as by `read`.
+
+        For engines that read files themselves: the content is never in our memory as well. The
+        path is that of the open file, so that what takes its place in the folder is not read.
+
+        Raises:
+            BundleError: the file is missing, was changed, or is not listed.
+        """
+        record = self._record(name)
+        try:
+            stream = (self.path / name).open("rb")
+        except OSError as error:
+            raise _unreadable(self.path / name, error) from error
+        with stream:
+            opened = Path(f"/proc/self/fd/{stream.fileno()}")
+            path = opened if opened.exists() else self.path / name
+            if path.stat().st_size != record.bytes or sha256_file(path) != record.sha256:
+                raise self._changed(name)
+            yield path
 
     def artifact(self, name: str) -> Artifact:
         """The artifact called `name`.
@@ -257,6 +277,12 @@ class Bundle:
                 f"{self.path / GOLDEN} cannot be used: {error}", "export the bundle again"
             ) from error
         return Golden(images=images, logits=logits, exact=exact)
+
+    def _changed(self, name: str) -> BundleError:
+        return BundleError(
+            f"{self.path / name} was changed: it has not the sha256 in {MANIFEST}",
+            "copy the bundle again, or export it again",
+        )
 
     def _record(self, name: str) -> FileRecord:
         if name in self.manifest.files:
@@ -356,10 +382,12 @@ def _read(path: Path, limit: int) -> bytes:
         with path.open("rb") as stream:
             data = stream.read(limit + 1)
     except OSError as error:
-        raise BundleError(
-            f"{path} cannot be read: {error.strerror or error}", "copy the bundle again"
-        ) from error
+        raise _unreadable(path, error) from error
     return data
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"{path} cannot be read: {error.strerror or error}", "copy the bundle again")
 
 
 def _damaged(path: Path, error: Exception) -> BundleError:

@@ -342,23 +342,44 @@ def serve(bundles: tuple[Path, ...], **settings: Any) -> Outcome:
 @click.option(
     "--encoding",
     type=click.Choice(["tensorrt", "cpu"]),
-    default="tensorrt",
-    show_default=True,
-    help="int8.onnx or int8-cpu.onnx.",
+    help="int8.onnx or int8-cpu.onnx.  [default: tensorrt; cpu with --slow]",
 )
 @click.option(
     "--images", type=click.IntRange(1), default=16, show_default=True, help="Golden images to use."
 )
+@click.option("--slow", is_flag=True, help="Instead: why INT8 is not faster on this CPU.")
+@click.option(
+    "--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="With --slow."
+)
+@THREADS
 @command
-def explain(bundle: Path, encoding: str, images: int) -> Outcome:
+def explain(
+    bundle: Path, encoding: str | None, images: int, slow: bool, batch: int, threads: int | None
+) -> Outcome:
     """What each quantised tensor of BUNDLE costs, the worst first."""
     from resdeploy.bundle import Encoding, open_bundle
+
+    if slow:
+        from resdeploy.progress import progress_bar
+        from resdeploy.render_slowness import slowness_text
+        from resdeploy.runtime.slow import explain_slowness
+
+        refuse_given(("images",), "--slow needs no more than one batch")
+        slowness = explain_slowness(
+            open_bundle(bundle), encoding=Encoding(encoding or "cpu"), threads=threads,
+            batch=batch, progress=progress_bar,
+        )  # fmt: skip
+        return Outcome(slowness, slowness_text(slowness))
+    refuse_given(("batch", "threads"), "only --slow takes time")
     from resdeploy.export.sensitivity import explain as run_explain
     from resdeploy.progress import progress_bar
     from resdeploy.render import explanation_text
 
     result = run_explain(
-        open_bundle(bundle), encoding=Encoding(encoding), images=images, progress=progress_bar
+        open_bundle(bundle),
+        encoding=Encoding(encoding or "tensorrt"),
+        images=images,
+        progress=progress_bar,
     )
     return Outcome(result, explanation_text(result))
 

@@ -124,7 +124,12 @@ class Contender:
         )  # fmt: skip
         contender = cls(name, process)
         expired = threading.Event()
-        timer = threading.Timer(limit_s or 0, lambda: (expired.set(), process.kill()))
+
+        def expire() -> None:
+            expired.set()
+            process.kill()
+
+        timer = threading.Timer(limit_s or 0, expire)
         if limit_s is not None:
             timer.start()
         try:

@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 def benchmark_text(result: Benchmark) -> str:
     """A row per contender; energy and the share of the limit where they were measured."""
-    energy = any(line.energy for line in result.results)
+    measured = any(line.energy for line in result.results)
     limit = any(line.limit_share for line in result.results)
     rows = [
         [
             *_speed_cells(line),
             *([_limit_cell(line)] if limit else []),
             *_start_cells(line),
-            *([energy_text(line.energy)] if energy else []),
+            *([energy_text(line.energy)] if measured else []),
         ]
         for line in result.results
     ]
     head = [
         "contender", "graph", "p50", "p99", "images/s", "speed-up", "95 % interval",
-        *(["of limit"] if limit else []), "start", "memory", *(["mJ/image"] if energy else []),
+        *(["of limit"] if limit else []), "start", "memory", *(["mJ/image"] if measured else []),
     ]  # fmt: skip
     first, environment = result.results[0], result.environment
     lines = [

@@ -156,7 +156,7 @@ def _benchmark(
             "model": bundle.manifest.model["name"],
             "baseline": baseline and {key: baseline.facts[key] for key in ("weights", "device")},
         },
-        work=work and work.totals(),
+        work=work.totals() if work else None,
         ceilings=ceilings[Scope.GPU] or ceilings[Scope.CPU],
         notices=(
             *notices(before.conditions, after.conditions, after.gpus),

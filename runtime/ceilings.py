@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -29,7 +30,7 @@ def prepare(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
     return measure_beside([*products, copy_probe(threads)])
 
 
-def _products(kind: str, threads: int) -> Any:
+def _products(kind: str, threads: int) -> Iterator[Probe]:
     with needs_extra():
         import onnxruntime
 
@@ -38,24 +39,30 @@ def _products(kind: str, threads: int) -> Any:
     options.intra_op_num_threads = threads
     # Two sessions take turns: the threads of the one must not be in the way of the other's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    graph = resources.files("resdeploy.runtime").joinpath(PRODUCTS[kind]).read_bytes()
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        read_product(kind), options, providers=["CPUExecutionProvider"]
+    )
     generator = np.random.default_rng(0)
     for rows, depth, columns in SHAPES:
-        if kind == "int8":
-            left = generator.integers(0, 256, (rows, depth)).astype(np.uint8)
-            right = generator.integers(-127, 128, (depth, columns)).astype(np.int8)
-        else:
-            left, right = (
-                generator.standard_normal(shape, dtype=np.float32)
-                for shape in ((rows, depth), (depth, columns))
+        sizes = (rows, depth), (depth, columns)
+        inputs = {
+            name: generator.standard_normal(size, dtype=np.float32)
+            if kind == "fp32"
+            else generator.integers(*limits, size).astype(dtype)
+            for name, size, limits, dtype in zip(
+                ("left", "right"), sizes, ((0, 256), (-127, 128)), (np.uint8, np.int8)
             )
-        inputs = {"left": left, "right": right}
+        }
         yield Probe(
             kind=kind,
             amount=2 * rows * depth * columns,
-            run=lambda inputs=inputs: session.run(None, inputs),
+            run=partial(session.run, None, inputs),
         )
+
+
+def read_product(kind: str) -> bytes:
+    """A graph of one product: `left` (m, k) and `right` (k, n), of any size, give `result`."""
+    return resources.files("resdeploy.runtime").joinpath(PRODUCTS[kind]).read_bytes()
 
 
 def copy_probe(threads: int) -> Probe:

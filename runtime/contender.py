@@ -13,9 +13,8 @@ from resdeploy.bundle import Artifact, Bundle, open_bundle
 from resdeploy.contender import answer
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backend import Backend, Batches, Opening
-from resdeploy.runtime.golden import check_golden
 from resdeploy.runtime.selection import candidates
-from resdeploy.runtime.verified import GOLDEN_IMAGES_AT_LOAD
+from resdeploy.runtime.verified import check_at_load
 from resdeploy.workload import Workload
 
 
@@ -37,7 +36,7 @@ def require_golden(backend: Backend, artifact: Artifact, bundle: Bundle) -> None
     Raises:
         BackendError: they are not PyTorch's.
     """
-    check = check_golden(backend, artifact, bundle.golden(), images=GOLDEN_IMAGES_AT_LOAD)
+    check = check_at_load(backend, artifact, bundle.golden())
     if not check.passed:
         raise BackendError(
             f"{backend.name} gives other answers than PyTorch with {artifact.name} "

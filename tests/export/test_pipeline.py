@@ -32,8 +32,8 @@ from resdeploy.export.recipe import read_recipe
 from resdeploy.export.to_onnx import to_bytes, to_onnx
 from resdeploy.preprocessing import image_digest
 from resdeploy.render import export_text
-from resdeploy.runtime.bench import best_candidates
 from resdeploy.runtime.golden import INT8_FLOOR_DB
+from resdeploy.runtime.lineup import best_candidates
 from resdeploy.runtime.model import load
 from resdeploy.runtime.onnxruntime_cpu import NAME as CPU
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
