@@ -264,9 +264,12 @@ def compare(first: str, second: str, **settings: Any) -> Outcome:
 @click.argument("sources", nargs=-1, required=True)
 @click.option("-o", "--output", type=EXISTING, help="File.  [default: report.html]")
 @click.option("--markdown", is_flag=True, help="For a pull request; printed, unless -o is given.")
+@click.option("--time-layers", "with_times", is_flag=True, help="Of bundles, here on the CPU.")
 @FORCE
 @command
-def report(sources: tuple[str, ...], output: Path | None, markdown: bool, force: bool) -> Outcome:
+def report(
+    sources: tuple[str, ...], output: Path | None, markdown: bool, **settings: bool
+) -> Outcome:
     """One page about SOURCES: bundles, and JSON of verify, bench and compare.
 
     It needs no network and no script.
@@ -275,7 +278,7 @@ def report(sources: tuple[str, ...], output: Path | None, markdown: bool, force:
 
     if output is None and not markdown:
         output = Path("report.html")
-    result = run_report(sources, output=output, markdown=markdown, force=force)
+    result = run_report(sources, output=output, markdown=markdown, **settings)
     return Outcome(result, result.markdown if output is None else str(output))
 
 

@@ -81,7 +81,7 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     with load(output) as model:
         (prediction,) = predict_files(model, [picture], top=3)
     material = Material(verifications=[verification], benchmarks=[as_document(benchmark)])
-    material.add(str(output))
+    material.add(str(output), with_times=True)
     write_file(page, to_html(make_page(material)))
     speedups = [line.speedup for line in benchmark.results if line.speedup is not None]
     return DemoResult(

@@ -11,6 +11,7 @@ from resdeploy.errors import BundleError
 from resdeploy.report import svg
 from resdeploy.report.analysis import ActivationHistogram, Analysis, LayerCost
 from resdeploy.report.blocks import Block, Facts, Figure, Section, Table, Text
+from resdeploy.report.layer_times import LayerTimes
 from resdeploy.runtime.environment import Environment
 
 NONE = "-"
@@ -30,7 +31,9 @@ def export_summary(manifest: Manifest) -> str:
     )
 
 
-def contents_sections(manifest: Manifest, analysis: Analysis | None) -> tuple[Section, ...]:
+def contents_sections(
+    manifest: Manifest, analysis: Analysis | None, times: LayerTimes | None = None
+) -> tuple[Section, ...]:
     """Parity, input, calibration, trade-off, layers.
 
     Raises:
@@ -43,7 +46,7 @@ def contents_sections(manifest: Manifest, analysis: Analysis | None) -> tuple[Se
         if record.points:
             sections.append(Section(title="Accuracy or speed", blocks=_trade_off(record.points)))
     if analysis is not None:
-        sections.append(Section(title="Layers", blocks=_layers(analysis)))
+        sections.append(Section(title="Layers", blocks=_layers(analysis, times)))
     return tuple(sections)
 
 
@@ -249,7 +252,7 @@ def point_name(point: Point) -> str:
     return f"{point.calibrator}, {len(point.layers)} {layers} in float"
 
 
-def _layers(analysis: Analysis) -> tuple[Block, ...]:
+def _layers(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, ...]:
     noisiest = sorted(
         (layer for layer in analysis.layers if layer.worst_db is not None),
         key=lambda layer: layer.worst_db or 0.0,
@@ -259,8 +262,17 @@ def _layers(analysis: Analysis) -> tuple[Block, ...]:
     table = Table(
         caption="Every convolution and the classifier, in the order of the graph: its share of "
         "the products, and the SQNR at the logits when what it reads, or its weights, are all "
-        f"that is quantised for TensorRT. The {len(names)} noisiest stand out.",
-        head=("layer", "kind", "products", "input alone", "weights alone", "back in float"),
+        f"that is quantised for TensorRT. The {len(names)} noisiest stand out."
+        + (f" Milliseconds in {times.graph}, by ONNX Runtime's profile." if times else ""),
+        head=(
+            "layer",
+            "kind",
+            "products",
+            "input alone",
+            "weights alone",
+            "back in float",
+            *(["time"] if times else []),
+        ),
         rows=tuple(
             (
                 layer.name,
@@ -269,6 +281,7 @@ def _layers(analysis: Analysis) -> tuple[Block, ...]:
                 _decibels(layer.input_sqnr_db),
                 _decibels(layer.weight_sqnr_db),
                 ", ".join(layer.in_float) or NONE,
+                *([_time(times, layer.name)] if times else []),
             )
             for layer in analysis.layers
         ),
@@ -310,6 +323,10 @@ def _histogram(one: ActivationHistogram) -> Figure:
         caption=f"{one.tensor} over the calibration images: {clipped}. Counts are on a logarithmic "
         "scale; what lies outside of the dashed lines is clipped.",
     )
+
+
+def _time(times: LayerTimes, layer: str) -> str:
+    return f"{times.ms[layer]:.3f} ms" if layer in times.ms else NONE
 
 
 def _decibels(value: float | None) -> str:

@@ -14,6 +14,7 @@ from resdeploy.report.blocks import Page, Section
 from resdeploy.report.comparison import comparison_section, comparison_verdict
 from resdeploy.report.contents import contents_sections, export_environment, export_summary
 from resdeploy.report.latency import benchmark_section, benchmark_summary
+from resdeploy.report.layer_times import LayerTimes, time_layers
 from resdeploy.report.markdown import to_markdown
 from resdeploy.report.origin import commands_section, origin_section
 from resdeploy.runtime import bench, compare, verify
@@ -39,6 +40,7 @@ class Contents:
     name: str
     manifest: Manifest
     analysis: Analysis | None
+    times: LayerTimes | None = None
 
 
 @dataclass(slots=True)
@@ -50,15 +52,21 @@ class Material:
     benchmarks: list[BenchmarkDocument] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
-    def add(self, name: str) -> None:
+    def add(self, name: str, *, with_times: bool = False) -> None:
         """Read a bundle, or a file of results.
+
+        Args:
+            name: Of a folder or a file; see `read_results`.
+            with_times: Whether to time the layers of a bundle here and now.
 
         Raises:
             BundleError, DocumentError: it is damaged, or something else.
         """
         if Path(name).is_dir():
             bundle = open_bundle(Path(name))
-            self.bundles.append(Contents(bundle.path.name, bundle.manifest, read_analysis(bundle)))
+            times = time_layers(bundle) if with_times else None
+            analysis = read_analysis(bundle)
+            self.bundles.append(Contents(bundle.path.name, bundle.manifest, analysis, times))
             return
         for result in read_results(name, KINDS):
             if isinstance(result, BenchmarkDocument):
@@ -81,7 +89,12 @@ class Report:
 
 
 def report(
-    sources: Sequence[str], *, output: Path | None, markdown: bool, force: bool = False
+    sources: Sequence[str],
+    *,
+    output: Path | None,
+    markdown: bool,
+    with_times: bool = False,
+    force: bool = False,
 ) -> Report:
     """Read `sources` and write one page to `output`; Markdown may do without a file.
 
@@ -94,7 +107,7 @@ def report(
         refuse_existing_file(output, force=force)
     material = Material()
     for source in sources:
-        material.add(source)
+        material.add(source, with_times=with_times)
     page = make_page(material)
     text = to_markdown(page)
     if output is not None:
@@ -157,7 +170,7 @@ def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> byt
 def _contents(bundles: Sequence[Contents]) -> list[Section]:
     sections = []
     for one in bundles:
-        for section in contents_sections(one.manifest, one.analysis):
+        for section in contents_sections(one.manifest, one.analysis, one.times):
             title = f"{section.title} of {one.name}" if len(bundles) > 1 else section.title
             sections.append(Section(title=title, blocks=section.blocks))
     return sections
