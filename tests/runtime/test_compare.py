@@ -121,7 +121,9 @@ def test_a_bundle_is_as_good_as_itself_on_few_images(tiny_bundle: Bundle, tmp_pa
     assert result.verdict is Verdict.PASS
     assert {line.different for line in result.accuracy} == {0}
     assert len(result.accuracy) >= 3
-    assert not (result.latency or result.layers or result.missing)
+    assert not result.latency
+    assert not result.layers
+    assert not result.missing
 
 
 def test_few_images_cannot_decide_where_logits_differ(
