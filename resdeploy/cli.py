@@ -16,6 +16,7 @@ from resdeploy import __version__
 from resdeploy.bench_options import bench_options
 from resdeploy.compare_options import compare_options
 from resdeploy.console import Exit, Outcome, command, write_document
+from resdeploy.export_options import export_options
 from resdeploy.serve_options import serve_options
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train_options import training_options
@@ -93,53 +94,7 @@ def train(
 
 
 @main.command()
-@click.argument("source", type=EXISTING, default="runs/latest")
-@click.option("-o", "--output", type=EXISTING, help="Bundle.  [default: NAME.bundle]")
-@click.option("--fp16", is_flag=True, help="Also write fp16.onnx.")
-@click.option("--int8", is_flag=True, help="Also write int8.onnx (TensorRT) and int8-cpu.onnx.")
-@click.option("--dla", is_flag=True, help="Also write int8-dla.onnx, for a Jetson's accelerator.")
-@click.option(
-    "--calibration-data", type=EXISTING, help="Folder of images.  [default: the run's own]"
-)
-@click.option("--calibration-images", type=click.IntRange(1), default=512, show_default=True)
-@click.option(
-    "--calibrator",
-    type=click.Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
-    default="auto",
-    show_default=True,
-    help="How ranges are chosen; auto tries all on images held out.",
-)
-@click.option(
-    "--int8-shortcuts",
-    is_flag=True,
-    help="TensorRT: blocks' shortcuts in INT8, too; a little faster, less accurate.",
-)
-@click.option(
-    "--min-agreement",
-    type=click.FloatRange(0, 100),
-    help="Percent of images that keep FP32's class: layers go back to float until they do.",
-)
-@click.option(
-    "--max-drop",
-    type=click.FloatRange(0, 100),
-    help="The same for points of accuracy lost.",
-)
-@click.option(
-    "--target-ms",
-    type=click.FloatRange(0, min_open=True),
-    help="Instead: layers go back while one image takes at most this, here on the CPU.",
-)
-@click.option(
-    "--search-seconds",
-    type=click.FloatRange(1),
-    default=600.0,
-    show_default=True,
-    help="Longest search for those layers.",
-)
-@click.option("--engine", is_flag=True, help="Also build TensorRT engines, for this machine.")
-@click.option("--image-size", type=click.IntRange(8, 1024), help="[default: the run's own, or 224]")
-@click.option("--labels", type=EXISTING, help="Text file, one class name a line.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@export_options
 @FORCE
 @command
 def export(force: bool, **settings: Any) -> Outcome:
