@@ -94,9 +94,11 @@ def compare(
         read_results(name, {BENCHMARK_SCHEMA: BenchmarkDocument}) for name in (first, second)
     ]
     found = compare_benchmarks(benchmarks[0], benchmarks[1], config.max_slowdown)
-    doubtful = [Verdict.INCONCLUSIVE] if found.missing or found.notices else []
+    verdicts = [line.verdict for line in found.lines]
+    verdicts += [Verdict.INCONCLUSIVE] if found.missing else []
     return Comparison(
-        verdict=worst([*(line.verdict for line in found.lines), *doubtful]),
+        # Times of two machines say nothing of either version.
+        verdict=Verdict.INCONCLUSIVE if found.notices else worst(verdicts),
         first=first,
         second=second,
         max_drop=config.max_drop,

@@ -29,6 +29,7 @@ from resdeploy.preprocessing import UInt8Array
 from resdeploy.report.comparison import comparison_text
 from resdeploy.runtime import selection
 from resdeploy.runtime.backend import Opening
+from resdeploy.runtime.benchmark_document import BenchmarkDocument
 from resdeploy.runtime.compare import CompareConfig, Comparison, compare, compare_bundles
 from resdeploy.runtime.selection import Engine
 from resdeploy.statistics import Verdict
@@ -188,6 +189,17 @@ def test_both_are_timed(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) ->
     assert parse(Comparison, json.loads(json.dumps(jsonable(result)))) == result
 
 
+def replace_times(document: BenchmarkDocument, factor: float) -> BenchmarkDocument:
+    """All but PyTorch slower."""
+    results = tuple(
+        line
+        if line.contender == "pytorch-eager"
+        else dataclasses.replace(line, round_ms=tuple(factor * time for time in line.round_ms))
+        for line in document.results
+    )
+    return dataclasses.replace(document, results=results)
+
+
 def test_files_of_benchmarks(tmp_path: Path, tiny_bundle: Bundle) -> None:
     days = [benchmark(date=f"2026-11-{day}T10:00:00+00:00", seed=day) for day in (23, 24)]
     (tmp_path / "all.json").write_text(json.dumps([jsonable(day) for day in days]))
@@ -195,6 +207,10 @@ def test_files_of_benchmarks(tmp_path: Path, tiny_bundle: Bundle) -> None:
     result = compare(f"{name}@2026-11-23", f"{name}@2026-11-24", CompareConfig())
     assert result.verdict is Verdict.PASS
     assert "relative to pytorch-eager" not in comparison_text(result)
+    elsewhere = replace_times(benchmark(cpu="Other", seed=3), 2.0)
+    (tmp_path / "elsewhere.json").write_text(json.dumps(jsonable(elsewhere)))
+    apart = compare(f"{name}@2026-11-23", str(tmp_path / "elsewhere.json"), CompareConfig())
+    assert apart.verdict is Verdict.INCONCLUSIVE  # however much slower
     with pytest.raises(DocumentError, match="holds nothing of 2025"):
         compare(f"{name}@2025", name, CompareConfig())
     with pytest.raises(DocumentError, match="more than once"):
