@@ -35,6 +35,7 @@ CALIBRATION_IMAGES = 64
 @click.option("--batch", type=int, default=1, show_default=True)
 @click.option("--image-size", type=int, default=224, show_default=True)
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="For each contender.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="One that was made before.")
 @click.option("--also", multiple=True, default=("openvino",), show_default=True)
 @click.option("--without", multiple=True)
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
@@ -43,24 +44,26 @@ def main(
     batch: int,
     image_size: int,
     seconds: float,
+    bundle: Path | None,
     also: tuple[str, ...],
     without: tuple[str, ...],
     output: Path | None,
 ) -> None:
     """Export, benchmark, print, and write down."""
     with tempfile.TemporaryDirectory() as folder:
-        bundle = make_bundle(Path(folder), image_size)
+        opened = open_bundle(bundle) if bundle else make_bundle(Path(folder), image_size)
         results = []
         for count in threads:
             config = BenchmarkConfig(
                 batch=batch, threads=count, seconds=seconds, also=also, without=without
             )
-            result = run_benchmark(bundle, config, progress=progress_bar)
+            result = run_benchmark(opened, config, progress=progress_bar)
             click.echo(benchmark_text(result) + "\n")
             results.append(jsonable(result))
     if output is not None:
         for result in results:  # where the temporary bundle lay says nothing
-            result["environment"]["baseline"]["weights"] = "random"
+            if baseline := result["environment"]["baseline"]:
+                baseline["weights"] = "random"
         write_file(output, (json.dumps(results, indent=2) + "\n").encode())
 
 

@@ -21,7 +21,7 @@ from resdeploy.calibration.record import ClassBalance, Handback, Point, Score
 from resdeploy.errors import CalibrationError, CheckpointError
 from resdeploy.export.equalize import channel_groups, equalize
 from resdeploy.export.laboratory import Tried
-from resdeploy.export.placement import place, residual_additions
+from resdeploy.export.placement import float_shortcuts, place
 from resdeploy.export.qdq import integer_weights
 from resdeploy.export.recipe import Recipe
 from resdeploy.export.source import Source
@@ -139,8 +139,7 @@ def calibrate(
         CheckpointError: the ranges that were learned are not this graph's.
     """
     require_images(source)
-    # What a shortcut loses, every later block of its stage sees: more than half of all the noise.
-    in_float = frozenset() if int8_shortcuts else residual_additions(model.graph)
+    in_float = frozenset() if int8_shortcuts else float_shortcuts(model.graph)
     learned = _learned(model, source, in_float)
     paths = draw(source.pools.calibration, seed)
     chosen = family(calibrator)

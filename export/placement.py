@@ -49,9 +49,22 @@ def is_residual_add(node: ir.Node) -> bool:
     )
 
 
-def residual_additions(graph: ir.Graph) -> frozenset[str]:
-    """The names of the nodes with which shortcuts end."""
-    return frozenset(_name(node) for node in graph if is_residual_add(node))
+def float_shortcuts(graph: ir.Graph) -> frozenset[str]:
+    """The residual additions whose shortcut should better not be rounded.
+
+    What a shortcut loses, every later block of its stage sees. Those behind a pooling are none of
+    them: in float they would keep the pooling in float, too, which moves the largest tensor of all.
+    """
+    return frozenset(
+        _name(node)
+        for node in graph
+        if is_residual_add(node)
+        and not any(
+            producer.op_type == "MaxPool"
+            for value in node.inputs
+            if value is not None and (producer := value.producer()) is not None
+        )
+    )
 
 
 def _place_for_tensorrt(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:

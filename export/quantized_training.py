@@ -5,7 +5,9 @@ Training knows no graph, and the export decides what is quantised; so the two me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,7 +34,12 @@ CALIBRATION_IMAGES = 512
 
 
 def train_quantized(
-    config: TrainingConfig, folder: Path, *, force: bool = False, progress: Progress = silent
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    device: Mapping[str, Any] | None = None,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> loop.TrainingResult:
     """Adapt `config.init` to INT8 and write a run folder, whose ranges the export will use.
 
@@ -42,7 +49,7 @@ def train_quantized(
     """
     refuse_existing(folder, force=force, sign=run.STATE_JSON)
     start = quantized_start(config, progress)
-    return loop.train(config, folder, start=start, force=force, progress=progress)
+    return loop.train(config, folder, start=start, device=device, force=force, progress=progress)
 
 
 def quantized_start(config: TrainingConfig, progress: Progress = silent) -> QuantizedStart:
@@ -78,11 +85,11 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
 
 
 def grids_read(recipe: Recipe, model: ir.Model) -> dict[str, str]:
-    """The tensor whose grid a layer reads, by the layer's name.
+    """The tensor whose grid a layer or the pooling reads, by the module's name.
 
-    A pooling is no layer: it gives what it reads, and what it gives is quantised for the next.
+    Residual additions are no modules; one that reads a grid reads what the pooling gives.
     """
-    layers = {str(node.name) for node in model.graph if node.op_type in WEIGHTED}
+    layers = {str(node.name) for node in model.graph if node.op_type in (*WEIGHTED, "MaxPool")}
     return {
         reader: edge.range_of
         for edge in recipe.edges(model)

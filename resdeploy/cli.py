@@ -77,19 +77,23 @@ def train(
     """
     from resdeploy.progress import progress_bar
     from resdeploy.render import training_text
+    from resdeploy.runtime.device import read_device
     from resdeploy.train import loop
     from resdeploy.train.processes import is_first
 
+    device = read_device().to_json()
     if resume is not None:
         refuse_given(
             {"data": data, "run": run, "recipe": recipe, **settings},
             "--resume takes the run's own settings",
         )
-        result = loop.resume(resume, progress=progress_bar)
+        result = loop.resume(resume, device=device, progress=progress_bar)
     else:
         config = TrainingConfig.from_recipe(recipe, data=data, **settings)
         folder = run or loop.default_folder(data)
-        result = training_of(config)(config, folder, force=force, progress=progress_bar)
+        result = training_of(config)(
+            config, folder, device=device, force=force, progress=progress_bar
+        )
     return Outcome(result, training_text(result), printed=is_first())
 
 

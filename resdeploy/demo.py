@@ -14,6 +14,7 @@ from resdeploy.report.report import Material, make_page, to_html
 from resdeploy.runtime import load
 from resdeploy.runtime.bench import Benchmark, BenchmarkConfig, run_benchmark
 from resdeploy.runtime.benchmark_document import as_document
+from resdeploy.runtime.device import read_device
 from resdeploy.runtime.model import FilePredictions, predict_files
 from resdeploy.runtime.verify import Verification, verify
 from resdeploy.statistics import Verdict
@@ -64,7 +65,8 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     refuse_existing(output, force=force, sign=MANIFEST)
     refuse_existing_file(page, force=force)
     logger.info("1/5 train a ResNet-34 on handwritten digits")
-    trained = train(TrainingConfig(), run, force=force, progress=progress)
+    device = read_device().to_json()
+    trained = train(TrainingConfig(), run, device=device, force=force, progress=progress)
     logger.info("2/5 export FP32, FP16, INT8 for TensorRT and INT8 for CPUs")
     export(
         ExportConfig(source=run, output=output, fp16=True, int8=True),

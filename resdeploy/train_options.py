@@ -41,9 +41,9 @@ OPTIONS = (
     ),
     click.option("--qat", is_flag=True, default=None, help="With --init: adapt it to INT8."),
     click.option(
-        "--consistency",
-        type=click.FloatRange(0, 1, max_open=True),
-        help="With --qat: how much INT8 is held to float, against the labels.",
+        "--distillation",
+        type=click.FloatRange(0, 1),
+        help="With --qat: how far the answers of --init are learned, rather than labels.",
     ),
     click.option(
         "--shortcut",

@@ -41,9 +41,8 @@ class OpenVino:
             # Where a processor has bfloat16, OpenVINO would round to it, and be another precision.
             settings["INFERENCE_PRECISION_HINT"] = "f32"
         core = openvino.Core()
-        self._request = core.compile_model(
-            core.read_model(graph), "CPU", settings
-        ).create_infer_request()
+        compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+        self._request: Any = compiled.create_infer_request()
 
     def run(self, images: UInt8Array) -> Float32Array:
         """See `Backend.run`."""

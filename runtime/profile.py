@@ -23,6 +23,7 @@ from resdeploy.runtime.onnxruntime_session import create_session, run_session
 
 SUFFIX = "_kernel_time"
 UNPROFILED = 3  # runs until caches and clocks are warm
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 FUSED = re.compile(r"_token_\d+$")  # which ONNX Runtime adds where it replaces nodes
 
 Tensor = tuple[str, tuple[int, ...]]
@@ -44,8 +45,8 @@ class Kernel:
 
     @property
     def is_float(self) -> bool:
-        """Whether an activation is float where it comes in or where it goes out."""
-        return any("float" in kind for kind, _ in (*self.reads[:1], *self.gives[:1]))
+        """Whether it computes in float, or converts from it or to it."""
+        return self.op in CONVERSIONS or any("float" in kind for kind, _ in self.reads[:1])
 
 
 def profile(

@@ -22,7 +22,6 @@ SMALL_LAYER = 1 / 3
 # Architectures Software Developer's Manual", VPDPBUSD; Arm has SDOT.
 INT8_PER_FP32 = 4.0
 LEAST_INT8_PER_FP32 = 2.0
-CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,8 +62,8 @@ class TrainingConfig:
     """Count rare classes for more, so that all together count alike."""
     qat: bool = False
     """Quantise while training, as the INT8 graph for TensorRT will, so that `init` adapts to it."""
-    consistency: float = 0.0
-    """With `qat`: the loss's share that holds the quantised network to itself in float."""
+    distillation: float = 0.0
+    """With `qat`: how far it learns the answers of `init`, rather than labels, from 0 to 1."""
     recipe: str = QUICK
     """Which of `recipes.RECIPES` the settings started from."""
     seed: int = 0
@@ -93,7 +93,6 @@ class TrainingConfig:
             ("momentum", 1),
             ("label_smoothing", 1),
             ("ema", 1),
-            ("consistency", 1),
             ("randaugment", 31),
         ):
             if not 0 <= getattr(self, name) < most:
@@ -109,8 +108,10 @@ class TrainingConfig:
             raise ValueError("qat adapts a trained network: name it with init")
         if self.qat and (self.freeze or self.ema or self.bf16):
             raise ValueError("qat trains all weights, in float32 and without an average of them")
-        if self.consistency and not self.qat:
-            raise ValueError("consistency is between a network and its INT8 twin: add qat")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"distillation is {self.distillation}; it takes 0 to 1")
+        if self.distillation and not self.qat:
+            raise ValueError("distillation is from a network to its INT8 twin: add qat")
 
     def to_json(self) -> dict[str, Any]:
         """The form that `state.json` holds."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.progress import Progress, silent
+from resdeploy.provenance import collect_provenance
 from resdeploy.storage import refuse_existing
 from resdeploy.train import run as runs
 from resdeploy.train.augment import Augmentation
@@ -36,6 +39,7 @@ from resdeploy.train.quantized import QuantizedStart
 from resdeploy.train.report import write_report
 from resdeploy.train.start import balanced_weights, initial_network
 from resdeploy.train.step import Learner
+from resdeploy.train.teacher import Teacher
 from resdeploy.train.tensorboard import event_writer
 
 logger = logging.getLogger(__name__)
@@ -64,6 +68,7 @@ def train(
     folder: Path,
     *,
     start: QuantizedStart | None = None,
+    device: Mapping[str, Any] | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> TrainingResult:
@@ -73,6 +78,7 @@ def train(
         config: Settings.
         folder: Where the run is written.
         start: With `config.qat`, what it starts from; `export.quantized_training` makes it.
+        device: What this machine is, for the record; `runtime.device` describes it.
         force: Replace a run that is there.
         progress: Told of each step.
 
@@ -84,13 +90,15 @@ def train(
     with joined_processes() as process:
         if process.writes:
             refuse_existing(folder, force=force, sign=runs.STATE_JSON)
-        trainer = _Trainer(config, folder, process, progress, start)
+        trainer = _Trainer(config, folder, process, progress, start, device)
         if process.writes:
             runs.begin(folder, config.to_json())
         return trainer.train()
 
 
-def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
+def resume(
+    folder: Path, *, device: Mapping[str, Any] | None = None, progress: Progress = silent
+) -> TrainingResult:
     """Go on with an interrupted run, with its own settings, from its newest state.
 
     Where `torchrun` started several processes, all of them read the folder.
@@ -109,7 +117,7 @@ def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
         if config.qat or (folder / runs.STATE_FILE).exists():
             state = runs.load_state(folder)
         start = state.quantized_start() if config.qat and state else None
-        trainer = _Trainer(config, folder, process, progress, start)
+        trainer = _Trainer(config, folder, process, progress, start, device)
         if state is not None:
             trainer.restore(state, runs.load_metrics(folder))
         process.gather(torch.zeros(()))  # nobody writes before all have read
@@ -133,8 +141,10 @@ class _Trainer:
         process: Process,
         progress: Progress,
         start: QuantizedStart | None,
+        device: Mapping[str, Any] | None,
     ) -> None:
         self.config = config
+        self.device = device
         self.folder = folder
         self.process = process
         self.progress = progress if process.writes else silent
@@ -149,6 +159,11 @@ class _Trainer:
             randaugment=config.randaugment,
         )
         network = initial_network(config, len(self.splits.train.classes))
+        teacher = None
+        if config.distillation:
+            teacher = Teacher(
+                copy.deepcopy(network), self.preprocessing, mirrors=self.augmentation.flip
+            )
         if start is not None and start.weights is not None:
             network.load_state_dict(dict(start.weights))
         self.learner = Learner(
@@ -158,6 +173,7 @@ class _Trainer:
             process,
             balanced_weights(self.splits.train) if config.class_weights else None,
             start,
+            teacher,
         )
         self.reads = start.reads if start is not None else {}
         self.workers = default_workers() if config.workers is None else config.workers
@@ -211,12 +227,13 @@ class _Trainer:
     def _finish(self, evaluation: Evaluation, unreadable: Sequence[str]) -> None:
         """Write what a finished run holds; `model.json` and the link to it come last."""
         config = self.config
+        provenance = {**collect_provenance(), "device": self.device}
         draw_curves(self.metrics, self.folder / runs.CURVES)
         if unreadable:
             runs.save_unreadable(self.folder, unreadable)
         write_report(
             self.folder, config, self.metrics, evaluation, self.splits.val, self.preprocessing,
-            unreadable,
+            unreadable, provenance,
         )  # fmt: skip
         runs.save_model(
             self.folder,
@@ -227,6 +244,7 @@ class _Trainer:
             config=config.to_json() | {"processes": self.process.count},
             metrics={"accuracy": evaluation.accuracy, "unreadable_images": len(unreadable)},
             learned=self.learner.quantized.learned() if self.learner.quantized else None,
+            provenance=provenance,
         )
         runs.point_latest_to(self.folder)
 

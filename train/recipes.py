@@ -87,7 +87,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 "warmup_epochs": 0.1,
                 "label_smoothing": 0.0,
                 "min_area": 0.6,
-                "consistency": 0.9,
+                "distillation": 1.0,
             },
         ),
     }

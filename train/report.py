@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from resdeploy.imagefolder import LabelledImages
 from resdeploy.page import render_page
 from resdeploy.preprocessing import Preprocessing, UInt8Array, load_image
-from resdeploy.provenance import collect_provenance
 from resdeploy.storage import write_file
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.evaluation import Evaluation, Mistake
@@ -75,6 +75,7 @@ def write_report(
     images: LabelledImages[ImageFile],
     preprocessing: Preprocessing,
     unreadable: Sequence[str],
+    provenance: Mapping[str, Any],
 ) -> None:
     """Write `folder/report.html`, with `folder/curves.png` in it.
 
@@ -86,6 +87,7 @@ def write_report(
         images: Those that were evaluated.
         preprocessing: How they become pixels.
         unreadable: Names of files that could not be decoded.
+        provenance: Versions, command and machine.
 
     Raises:
         MissingDependencyError: Jinja2 is not installed.
@@ -104,7 +106,7 @@ def write_report(
         pictures=[_picture(mistake, images, preprocessing) for mistake in evaluation.worst],
         unreadable=unreadable,
         settings=config.to_json(),
-        provenance=collect_provenance(),
+        provenance=provenance,
     )
     write_file(folder / REPORT, page)
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from resdeploy.errors import OutputError, TrainingError
 from resdeploy.preprocessing import Preprocessing
-from resdeploy.provenance import collect_provenance
 from resdeploy.storage import write_file
 from resdeploy.train.checkpoint import MODEL_FILE, MODEL_JSON
 from resdeploy.train.model import ResNet
@@ -206,6 +205,7 @@ def save_model(
     data: str,
     config: Mapping[str, Any],
     metrics: Mapping[str, float],
+    provenance: Mapping[str, Any],
     learned: Mapping[str, float] | None = None,
 ) -> None:
     """Write the finished network; `model.json` comes last, as a run without it is unfinished.
@@ -230,7 +230,7 @@ def save_model(
         "metrics": dict(metrics),
         "training": dict(config),
         "learned_ranges": None if learned is None else dict(learned),
-        "provenance": collect_provenance(),
+        "provenance": dict(provenance),
     }
     write_file(folder / MODEL_JSON, _json(document))
 

@@ -29,6 +29,7 @@ from resdeploy.train.model import Classifier, ResNet
 from resdeploy.train.processes import Process
 from resdeploy.train.quantized import QuantizedClassifier, QuantizedStart
 from resdeploy.train.start import make_optimizer
+from resdeploy.train.teacher import Teacher
 
 LEAST_IMAGES = 2  # of a part: batch norm needs two
 
@@ -44,6 +45,7 @@ class Learner:
         process: Process,
         class_weights: Tensor | None = None,
         start: QuantizedStart | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         """Take over `network`.
 
@@ -54,6 +56,7 @@ class Learner:
             process: This process, with whose like the batches are shared.
             class_weights: float32 (K,); None: every image counts alike.
             start: What is quantised while training; None: it trains in float.
+            teacher: Whose answers count as `config.distillation` says.
 
         Raises:
             TrainingError: the batch is too small for the number of processes and parts.
@@ -68,6 +71,7 @@ class Learner:
         self.config = config
         self.process = process
         self.network = network
+        self._teacher = None if teacher is None else teacher.to(process.device)
         # channels_last is the layout that convolution libraries compute in.
         self.classifier = Classifier(
             network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
@@ -148,8 +152,9 @@ class Learner:
                 loss = mixed.share * self._loss(logits, labels)
                 if mixed.share < 1:
                     loss = loss + (1 - mixed.share) * self._loss(logits, others)
-                if config.consistency:
-                    loss = loss + config.consistency * (self._difference(logits, images) - loss)
+                if self._teacher is not None:
+                    taught = self._teacher.loss(logits, images)
+                    loss = loss + config.distillation * (taught - loss)
                 loss = loss / joint_weight
                 # The exchange takes the mean of the processes' gradients; their sum is wanted.
                 (loss * self.process.count).backward()  # type: ignore[no-untyped-call]
@@ -192,14 +197,6 @@ class Learner:
             weight=self._loss_weights,
             label_smoothing=self.config.label_smoothing,
             reduction="sum",
-        )
-
-    def _difference(self, logits: Tensor, images: Tensor) -> Tensor:
-        """How far the quantised network is from itself in float: a sum of KL divergences."""
-        with torch.no_grad():
-            exact = self.classifier(images)
-        return F.kl_div(
-            F.log_softmax(logits, 1), F.log_softmax(exact, 1), reduction="sum", log_target=True
         )
 
     def _exchange(self, *, last: bool) -> AbstractContextManager[Any]:

@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resdeploy.bundle import Encoding
 from resdeploy.calibration.calibrators import CALIBRATORS
-from resdeploy.export.calibrate import ENCODINGS, Calibration, batch_size, calibrate, family
+from resdeploy.export.calibrate import (
+    ENCODINGS,
+    Calibration,
+    batch_size,
+    calibrate,
+    family,
+    with_dla,
+)
+from resdeploy.export.coverage import coverage
 from resdeploy.export.recipe import write_recipes
 from resdeploy.export.source import ImagePools, Source, read_source
 from resdeploy.export.to_onnx import to_onnx
@@ -125,3 +134,20 @@ def test_classes_are_counted_where_the_folders_are_the_labels(source: Source) ->
     few = run(dataclasses.replace(source, labels=(*CLASSES, "other")), "max", images=1).balance
     assert few is not None
     assert (few.seen, few.of, few.fewest, few.most) == (1, 4, 0, 1)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_shortcuts_are_int8_for_tensorrt_when_asked_for(source: Source, asked: bool) -> None:
+    calibration = calibrate(
+        to_onnx(make_classifier(), SIZE), source, calibrator="max", images=40, seed=0,
+        golden_digests=(), progress=silent, int8_shortcuts=asked,
+    )  # fmt: skip
+    found = {
+        encoding: coverage(recipe.apply(calibration.model).graph, encoding)
+        for encoding, recipe in with_dla(calibration).recipes.items()
+    }
+    assert found[Encoding.TENSORRT].int8_convs == found[Encoding.TENSORRT].convs
+    additions = found[Encoding.CPU].additions
+    assert found[Encoding.TENSORRT].fused_additions == (additions if asked else 1)
+    assert found[Encoding.CPU].fused_additions == additions
+    assert found[Encoding.DLA].fused_additions == additions

@@ -132,7 +132,8 @@ def test_another_number_of_classes_is_refused(
         ({"qat": True}, "name it with init"),
         ({"qat": True, "init": "x", "bf16": True}, "in float32"),
         ({"qat": True, "init": "x", "ema": 0.9}, "without an average"),
-        ({"consistency": 0.5}, "add qat"),
+        ({"distillation": 0.5}, "add qat"),
+        ({"distillation": 1.5, "qat": True, "init": "x"}, "takes 0 to 1"),
     ],
 )
 def test_impossible_settings(chosen: dict[str, object], message: str) -> None:

@@ -14,7 +14,6 @@ import pytest
 
 from resdeploy.bundle import Bundle, Encoding, FileRecord
 from resdeploy.errors import BundleError
-from resdeploy.export.placement import place
 from resdeploy.export.recipe import read_recipe
 from resdeploy.export.sensitivity import explain
 from resdeploy.export.switches import SwitchedGraph
@@ -99,7 +98,7 @@ def test_every_quantised_tensor_is_explained_once(tiny_bundle: Bundle, encoding:
     weights = [layer for layer in result.layers if layer.kind == "weight"]
     assert len(weights) == 13  # 12 convolutions and the classifier
     model = fp32(tiny_bundle)
-    expected = {edge.range_of for edge in place(model.graph, encoding)}
+    expected = {edge.range_of for edge in read_recipe(tiny_bundle, encoding).edges(model)}
     assert {layer.tensor for layer in result.layers if layer.kind == "activation"} == expected
 
 

@@ -34,6 +34,7 @@ def run(tmp_path: Path, image_data: Path) -> Path:
     save_model(
         folder, make_classifier().network, labels=CLASSES,
         preprocessing=Preprocessing.standard(SIZE), data=str(image_data), config={}, metrics={},
+        provenance={},
     )  # fmt: skip
     return folder
 

@@ -10,6 +10,8 @@ import pytest
 from onnx import numpy_helper
 
 from resdeploy.bundle import Encoding
+from resdeploy.export.placement import float_shortcuts
+from resdeploy.export.recipe import Recipe
 from resdeploy.export.to_onnx import to_bytes
 from resdeploy.train.architecture import Architecture, Shortcut
 from tests.export.conftest import SIZE, Exported, export_network
@@ -57,16 +59,22 @@ def graph_of(exported: Exported, name: str) -> bytes:
         return to_bytes(exported.model)
     if name == "fp16":
         return to_bytes(exported.half())
+    if name == "int8":
+        ranges, in_float = exported.ranges, float_shortcuts(exported.model.graph)
+        recipe = Recipe(
+            encoding=Encoding.TENSORRT, calibrator="max", ranges=ranges, in_float=in_float
+        )
+        return to_bytes(recipe.apply(exported.model))
     return to_bytes(exported.quantised(Encoding.DLA if "dla" in name else Encoding.TENSORRT))
 
 
-@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int8-dla"])
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int8-shortcuts", "int8-dla"])
 def test_resnet34_builds(resnet34: Exported, name: str) -> None:
     assert build(graph_of(resnet34, name)) > 1 << 20
 
 
 @pytest.mark.parametrize("shortcut", [Shortcut.A, Shortcut.C, Shortcut.PLAIN])
-@pytest.mark.parametrize("name", ["int8", "int8-dla"])
+@pytest.mark.parametrize("name", ["int8", "int8-shortcuts", "int8-dla"])
 def test_the_papers_variants_build_in_int8(shortcut: Shortcut, name: str) -> None:
     architecture = Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut)
     exported = export_network(make_classifier(architecture))

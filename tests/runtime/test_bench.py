@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from resdeploy.bundle import Bundle, FileRecord, open_bundle, write_manifest
-from resdeploy.contender import Contender
 from resdeploy.cpu import Cpu, read_cpu
 from resdeploy.errors import BackendError
 from resdeploy.render_benchmark import benchmark_text
@@ -135,31 +134,6 @@ def test_offline_runs_batches(tiny_bundle: Bundle) -> None:
     config = dataclasses.replace(QUICK, mode=RunMode.OFFLINE)
     result = run_benchmark(tiny_bundle, config)
     assert {line.batch for line in result.results} == {16}
-
-
-def test_enough_is_known_when_the_last_heat_finds_it_so(
-    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rounds, "SLICE_SECONDS", 0.01)
-    config = dataclasses.replace(QUICK, seconds=0.3, within=1e9)
-    # 30 rounds would fit: two heats of 10, and one round of the last for each of three.
-    assert run_benchmark(tiny_bundle, config).environment["rounds"] == 21
-
-
-def test_a_contender_that_starts_slowly_is_started_once(
-    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(track, "RESTART_SECONDS", 0.0)
-    starts: list[str] = []
-    start = Contender.start
-
-    def counted(name: str, *arguments: Any) -> Contender:
-        starts.append(name)
-        return start(name, *arguments)
-
-    monkeypatch.setattr(Contender, "start", counted)
-    run_benchmark(tiny_bundle, QUICK)
-    assert len(starts) == 4
 
 
 def test_a_backend_with_other_answers_is_left_out(

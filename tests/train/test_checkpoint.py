@@ -91,7 +91,7 @@ def test_our_own_files_travel_alone(tmp_path: Path, shortcut: Shortcut) -> None:
     network = ResNet(Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut))
     save_model(
         tmp_path, network, labels=CLASSES, preprocessing=Preprocessing.standard(32), data="digits",
-        config={}, metrics={},
+        config={}, metrics={}, provenance={},
     )  # fmt: skip
     alone = load_checkpoint(tmp_path / "model.safetensors")
     assert alone.architecture == network.architecture
@@ -211,6 +211,7 @@ def run(tmp_path: Path) -> Path:
     save_model(
         folder, make_classifier().network, labels=CLASSES,
         preprocessing=Preprocessing.standard(32), data="digits", config={}, metrics={},
+        provenance={},
     )  # fmt: skip
     return folder
 

@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 from resdeploy.errors import DataError
 from resdeploy.imagefolder import LabelledImages
 from resdeploy.preprocessing import Preprocessing
+from resdeploy.provenance import collect_provenance
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.curves import draw_curves
 from resdeploy.train.data import EpochImages, Walk, epoch_batches, read_splits
@@ -24,6 +25,7 @@ from tests.train.test_run import metrics
 
 ALONE = Process(0, 1, torch.device("cpu"))
 PREPROCESSING = Preprocessing.standard(SIZE)
+DEVICE = {"cpu": "Processor <1>", "gpus": []}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,14 @@ def page(folder: Path, evaluation: Evaluation, images: LabelledImages[ImageFile]
     lines = [metrics(1), metrics(2)]
     draw_curves(lines, folder / "curves.png")
     write_report(
-        folder, TrainingConfig(data=name), lines, evaluation, images, PREPROCESSING, [name]
+        folder,
+        TrainingConfig(data=name),
+        lines,
+        evaluation,
+        images,
+        PREPROCESSING,
+        [name],
+        {**collect_provenance(), "device": DEVICE},
     )
     return (folder / "report.html").read_text()
 
@@ -107,6 +116,7 @@ def test_the_page_shows_matrix_mistakes_and_settings(
     assert text.count("data:image/png;base64,") == 1 + len(evaluation.worst)
     assert '<table class="matrix">' in text
     assert "label_smoothing" in text
+    assert "on Processor &lt;1&gt;" in text
     assert "http" not in text.lower().replace("https://pytorch.org", "")
 
 
