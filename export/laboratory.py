@@ -23,7 +23,7 @@ from resdeploy.statistics import agreement_percent
 
 RANKING_SHARE = 1 / 32  # of the gate's images; every layer is tried on them
 # The gate needs many images, each of which takes as long as it has pixels.
-MOST_GATE_IMAGES, FEWEST_GATE_IMAGES = 2048, 256
+MOST_GATE_IMAGES, FEWEST_GATE_IMAGES = 5120, 256
 PIXELS = MOST_GATE_IMAGES * 32 * 32
 
 
