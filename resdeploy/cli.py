@@ -226,19 +226,15 @@ def compare(first: str, second: str, **settings: Any) -> Outcome:
 @click.option("--time-layers", "with_times", is_flag=True, help="Of bundles, here on the CPU.")
 @FORCE
 @command
-def report(
-    sources: tuple[str, ...], output: Path | None, markdown: bool, **settings: bool
-) -> Outcome:
+def report(sources: tuple[str, ...], **settings: Any) -> Outcome:
     """One page about SOURCES: bundles, and JSON of verify, bench and compare.
 
     It needs no network and no script.
     """
     from resdeploy.report.report import report as run_report
 
-    if output is None and not markdown:
-        output = Path("report.html")
-    result = run_report(sources, output=output, markdown=markdown, **settings)
-    return Outcome(result, result.markdown if output is None else str(output))
+    result = run_report(sources, **settings)
+    return Outcome(result, str(result.report or result.markdown))
 
 
 @main.command()

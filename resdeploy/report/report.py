@@ -26,6 +26,7 @@ from resdeploy.statistics import Verdict, worst
 from resdeploy.storage import refuse_existing_file, write_file
 
 TEMPLATE = "report/report.html.j2"
+DEFAULT = Path("report.html")
 KINDS: dict[str, type[BenchmarkDocument] | type[Verification] | type[Comparison]] = {
     bench.SCHEMA: BenchmarkDocument,
     verify.SCHEMA: Verification,
@@ -96,13 +97,15 @@ def report(
     with_times: bool = False,
     force: bool = False,
 ) -> Report:
-    """Read `sources` and write one page to `output`; Markdown may do without a file.
+    """Read `sources` and write one page to `output`, or `report.html`; Markdown needs no file.
 
     Raises:
         BundleError, DocumentError: a source is damaged, or something else.
         MissingDependencyError: Jinja2 is not installed; Markdown does without.
         OutputError: the file exists already, or cannot be written.
     """
+    if output is None and not markdown:
+        output = DEFAULT
     if output is not None:
         refuse_existing_file(output, force=force)
     material = Material()
