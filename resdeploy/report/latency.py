@@ -122,7 +122,9 @@ def _speedups(lines: list[Timing]) -> Figure:
 def _resources(result: BenchmarkDocument) -> Table:
     measured = any(line.energy for line in result.results)
     on_gpu = any(line.peak_gpu_bytes for line in result.results)
-    head = ["contender", "cold start", "peak memory", "file", "of the limit", "bound by"]
+    limited = any(line.limit_share for line in result.results)
+    head = ["contender", "cold start", "peak memory", "file"]
+    head += ["of the limit", "bound by"] if limited else []
     rows = []
     for line in result.results:
         row = [
@@ -130,9 +132,10 @@ def _resources(result: BenchmarkDocument) -> Table:
             NONE if line.cold_start_s is None else f"{line.cold_start_s:.2f} s",
             _megabytes(line.peak_rss_bytes),
             _megabytes(line.file_bytes),
-            NONE if line.limit_share is None else f"{100 * line.limit_share:.0f} %",
-            line.bound or NONE,
         ]
+        if limited:
+            row.append(NONE if line.limit_share is None else f"{100 * line.limit_share:.0f} %")
+            row.append(line.bound or NONE)
         if on_gpu:
             row.append(_megabytes(line.peak_gpu_bytes))
         if measured:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH = 480
@@ -139,12 +139,14 @@ def plane(
     up: str,
     description: str,
     logarithmic: tuple[bool, bool],
+    most: float = math.inf,
 ) -> str:
-    """Points and lines over two axes, which are named `across` and `up`."""
+    """Points and lines over two axes, which are named `across` and `up`; none is above `most`."""
     xs = [p.x for p in points] + [x for line in lines for x, _ in line.points]
     ys = [p.y for p in points] + [y for line in lines for _, y in line.points]
     horizontal = scale(xs, GUTTER, RIGHT, logarithmic=logarithmic[0])
     vertical = scale(ys, PLOT_HEIGHT, 24, logarithmic=logarithmic[1])
+    vertical = replace(vertical, high=min(vertical.high, most))
     parts = [text(LEFT, 12, up, "start", "dim"), *_axis(horizontal, PLOT_HEIGHT, across)]
     for value in vertical.ticks():
         y = vertical(value)

@@ -17,8 +17,10 @@ def trade_off_blocks(points: Sequence[Point]) -> tuple[Block, ...]:
     blocks: list[Block] = []
     for timed in (True, False):
         some = [point for point in points if (point.p50_ms is not None) is timed]
-        if len(some) > 1:
-            blocks += [_trade_off_plot(some, timed=timed), _trade_off_table(some, timed=timed)]
+        if len({point.p50_ms if timed else point.float_share_percent for point in some}) > 1:
+            blocks.append(_trade_off_plot(some, timed=timed))
+        if some:
+            blocks.append(_trade_off_table(some, timed=timed))
     return tuple(blocks)
 
 
@@ -47,6 +49,7 @@ def _trade_off_plot(points: Sequence[Point], *, timed: bool) -> Figure:
             up="% of images with FP32's class",
             description=f"Agreement against {across}. {described}",
             logarithmic=(False, False),
+            most=100.0,
         ),
         caption=f"Every setting that was tried ({where}); those of the bundle are ringed.",
     )
@@ -55,10 +58,10 @@ def _trade_off_plot(points: Sequence[Point], *, timed: bool) -> Figure:
 def _trade_off_table(points: Sequence[Point], *, timed: bool) -> Table:
     ordered = sorted(points, key=lambda point: (point.encoding.value, -point.agreement))
     return Table(
-        caption="The same in figures."
+        caption="Every setting that was tried for CPUs; the bundle's stand out."
         if timed
-        else "The same in figures: nothing here runs this graph fast, so the cost is the share of "
-        "the convolutions' products that is in float.",
+        else "Every setting that was tried for TensorRT. Nothing here runs that graph fast, so the "
+        "cost is the share of the convolutions' products that is in float.",
         head=("setting", "for", "same class", "drop", "images", "latency" if timed else "in float"),
         rows=tuple(
             (

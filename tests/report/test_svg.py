@@ -80,6 +80,19 @@ def test_every_plot_is_well_formed_inside_its_box_and_described() -> None:
                 assert 0 <= float(part.get(name, 0)) <= height
 
 
+def test_no_axis_goes_beyond_what_can_be() -> None:
+    points = [Point(1, 100, "a"), Point(2, 100, "b")]
+    drawing = plane(
+        points, [], across="x", up="%", description="d", logarithmic=(False, False), most=100.0
+    )
+    ticks = [
+        float(part.text or "0")
+        for part in ET.fromstring(drawing)
+        if part.tag == "text" and (part.text or "").replace(".", "").isdigit()
+    ]
+    assert max(ticks) == 100
+
+
 def test_what_is_clipped_stands_out() -> None:
     drawing = histogram([1.0] * 4, 0.0, 4.0, (1.0, 3.0), "d")
     assert [part.get("class") for part in ET.fromstring(drawing) if part.tag == "rect"] == [
