@@ -21,8 +21,7 @@ from resdeploy.runtime.device import available_cores
 from resdeploy.runtime.lineup import best_candidates
 from resdeploy.runtime.selection import ENGINES
 from resdeploy.runtime.tensorrt import flavour
-from resdeploy.runtime.tensorrt.build import ARTIFACTS
-from resdeploy.runtime.tensorrt.flavour import Flavour
+from resdeploy.runtime.tensorrt.flavour import ARTIFACTS, Flavour
 
 BACKENDS = tuple(engine.name for engine in ENGINES if engine.name != onnxruntime_cpu.NAME)
 NAMES = (*BACKENDS, *dict.fromkeys(mode.name for mode in MODES.values()))

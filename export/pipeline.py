@@ -64,8 +64,8 @@ from resdeploy.runtime.golden import (
     run_batches,
 )
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
-from resdeploy.runtime.tensorrt.build import ARTIFACTS as TENSORRT_ARTIFACTS
 from resdeploy.runtime.tensorrt.build import BuildReport, build, choose_flavour
+from resdeploy.runtime.tensorrt.flavour import ARTIFACTS as TENSORRT_ARTIFACTS
 from resdeploy.runtime.tensorrt.flavour import load_tensorrt
 from resdeploy.runtime.tensorrt.options import BuildOptions
 from resdeploy.statistics import sqnr_db

@@ -46,7 +46,7 @@ OPTIONS = (
         help="PyTorch weights.  [default: those of the bundle]",
     ),
     click.option(
-        "--batch", type=click.IntRange(1, 4096), help="Images in one run.  [default: 1; offline 16]"
+        "--batch", type=click.IntRange(1, 4096), help="Images in one run.  [default: 1; offline 8]"
     ),
     click.option(
         "--threads",

@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,8 @@ SHAPES = ((512, 512, 512), (784, 1152, 128), (2048, 2048, 512))
 # More than a level-3 cache holds, so that the copy goes through the memory.
 COPY_BYTES = 128 << 20
 SAMPLES = 5
+UNIT = 10**9
+"""Operations, or bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,26 +52,29 @@ def best_of(probes: Sequence[Probe]) -> Probe:
     return max(probes, key=speed)
 
 
-def measure_beside(probes: Sequence[Probe]) -> tuple[Callable[[], StageTimes], dict[str, Any]]:
-    """What `contender.answer` takes: one call of each, timed apart."""
+def measure_beside(probes: Sequence[Probe]) -> Callable[[], StageTimes]:
+    """What `contender.answer` takes: one call of each, timed apart, as the time of `UNIT`.
+
+    Of a unit and not of the call, because the next process may find another shape the best.
+    """
 
     def run() -> StageTimes:
-        return StageTimes({probe.kind: round(1e9 * probe.seconds()) for probe in probes})
+        return StageTimes(
+            {probe.kind: round(1e9 * probe.seconds() * UNIT / probe.amount) for probe in probes}
+        )
 
-    return run, {"amounts": {probe.kind: probe.amount for probe in probes}}
+    return run
 
 
-def ceilings_of(
-    measured: Sequence[tuple[Mapping[str, int], Mapping[str, Rounds]]],
-) -> Ceilings | None:
-    """The best of all libraries, each with amounts and times by kind; None where there was none.
+def ceilings_of(measured: Sequence[Mapping[str, Rounds]]) -> Ceilings | None:
+    """The best of all libraries, each with the times of a `UNIT` by kind; None without any.
 
     Its times are taken as the contenders' are, so that noise is the same for both.
     """
     speeds: dict[str, float] = {}
-    for amounts, stages in measured:
+    for stages in measured:
         for kind, rounds in stages.items():
-            speed = 1000 * amounts[kind] / median_of_rounds(rounds)
+            speed = 1000 * UNIT / median_of_rounds(rounds)
             speeds[kind] = max(speed, speeds.get(kind, 0.0))
     copied = speeds.pop(COPY, None)
     return Ceilings(operations_per_second=speeds, bytes_per_second=copied) if speeds else None

@@ -38,7 +38,7 @@ class Mode(str, Enum):
     END_TO_END = "end-to-end"  # from the bytes of picture files to labels
 
 
-DEFAULT_BATCH = {Mode.STREAM: 1, Mode.OFFLINE: 16, Mode.END_TO_END: 1}
+DEFAULT_BATCH = {Mode.STREAM: 1, Mode.OFFLINE: 8, Mode.END_TO_END: 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,15 +71,19 @@ class Workload:
             pictures=Path(pictures) if pictures else None,
         )
 
-    def runner(self, bundle: Bundle, infer: Infer) -> Callable[[], object]:
+    def runner(self, bundle: Bundle, golden: UInt8Array, infer: Infer) -> Callable[[], object]:
         """What is timed: `infer` alone, or all from the bytes of pictures to labels.
+
+        Args:
+            bundle: What says how pictures are prepared, and the names of classes.
+            golden: Its golden images, whose reading takes as long as some runs.
+            infer: The network.
 
         Raises:
             DataError: there are no pictures.
         """
         if self.pictures is not None:
             return self._staged(bundle, infer, read_pictures(self.pictures))
-        golden = bundle.golden().images
         images = golden[np.arange(self.batch) % len(golden)]
         return lambda: infer(images)
 

@@ -132,13 +132,7 @@ def _benchmark(
 ) -> Benchmark:
     measuring = [track for track in tracks if track.entry.name == CEILINGS]
     ceilings = {
-        place: ceilings_of(
-            [
-                (track.facts["amounts"], track.stages)
-                for track in measuring
-                if track.entry.runs_on is place
-            ]
-        )
+        place: ceilings_of([track.stages for track in measuring if track.entry.runs_on is place])
         for place in (Scope.GPU, Scope.CPU)
     }
     baseline = baseline_of(tracks)
@@ -152,6 +146,7 @@ def _benchmark(
             "heats": HEATS,
             "seconds": config.seconds,
             "within": config.within,
+            "favoured": all(track.favoured for track in tracks),
             "image_size": bundle.manifest.preprocessing.image_size,
             "model": bundle.manifest.model["name"],
             "baseline": baseline and {key: baseline.facts[key] for key in ("weights", "device")},

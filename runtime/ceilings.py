@@ -27,7 +27,7 @@ def prepare(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
         MissingDependencyError: ONNX Runtime is not installed.
     """
     products = [best_of(list(_products(kind, threads))) for kind in PRODUCTS]
-    return measure_beside([*products, copy_probe(threads)])
+    return measure_beside([*products, copy_probe(threads)]), {}
 
 
 def _products(kind: str, threads: int) -> Iterator[Probe]:

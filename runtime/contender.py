@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from resdeploy.bundle import Artifact, Bundle, open_bundle
+from resdeploy.bundle import Artifact, Golden, open_bundle
 from resdeploy.contender import answer
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backend import Backend, Batches, Opening
@@ -26,17 +26,18 @@ def prepare(
     (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
     batches = Batches(workload.batch, workload.batch, workload.batch)
     opened = candidate.open(bundle, Opening(threads=workload.threads, batches=batches))
-    require_golden(opened, candidate.artifact, bundle)
-    return workload.runner(bundle, opened.run), {}
+    golden = bundle.golden()
+    require_golden(opened, candidate.artifact, golden)
+    return workload.runner(bundle, golden.images, opened.run), {}
 
 
-def require_golden(backend: Backend, artifact: Artifact, bundle: Bundle) -> None:
+def require_golden(backend: Backend, artifact: Artifact, golden: Golden) -> None:
     """Check a few answers.
 
     Raises:
         BackendError: they are not PyTorch's.
     """
-    check = check_at_load(backend, artifact, bundle.golden())
+    check = check_at_load(backend, artifact, golden)
     if not check.passed:
         raise BackendError(
             f"{backend.name} gives other answers than PyTorch with {artifact.name} "

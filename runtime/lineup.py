@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from resdeploy.bundle import Artifact, Bundle, Encoding, Precision
@@ -75,7 +76,7 @@ def pytorch_entries(workload: Workload, checkpoint: Path | None) -> list[Entry]:
             module="resdeploy.train.contender",
             arguments=(name, str(checkpoint or ""), *workload.to_arguments()),
         )
-        for name in PYTORCH
+        for name in (PYTORCH if find_spec("torch") else [BASELINE])  # one warning is enough
     ]
 
 
@@ -118,7 +119,8 @@ def ceiling_entries(threads: int) -> list[Entry]:
             module=f"resdeploy.{stage}.ceilings",
             arguments=(str(threads),),
         )
-        for stage, library in (("runtime", "onnxruntime"), ("train", "pytorch"))
+        for stage, library in (("runtime", "onnxruntime"), ("train", "torch"))
+        if find_spec(library)
     ]
 
 

@@ -59,8 +59,9 @@ def prepare(workload: Workload, name: str) -> tuple[Callable[[], object], dict[s
     bundle = open_bundle(workload.bundle)
     artifact = bundle.artifact(name)
     network = OpenVino(bundle.read(artifact.file), artifact.precision, workload.threads)
-    require_golden(network, artifact, bundle)
-    return workload.runner(bundle, network.run), {}
+    golden = bundle.golden()
+    require_golden(network, artifact, golden)
+    return workload.runner(bundle, golden.images, network.run), {}
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def int8_per_fp32(threads: int) -> float | None:
         contender.run_for(SECONDS)
     finally:
         contender.stop()
-    measured = ceilings_of([(contender.facts["amounts"], contender.stages)])
+    measured = ceilings_of([contender.stages])
     if measured is None:
         return None
     speeds = measured.operations_per_second

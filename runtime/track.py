@@ -42,6 +42,7 @@ class Track:
     peak_rss_bytes: int | None = None
     peak_gpu_bytes: int | None = None
     settled: bool = True
+    favoured: bool = True
 
     @property
     def running(self) -> Contender:
@@ -62,6 +63,7 @@ class Track:
             entry.name, entry.module, list(entry.arguments), threads, START_SECONDS
         )
         self.facts = self.contender.facts
+        self.favoured = self.favoured and self.contender.favoured
         self.ready_s.append(self.contender.ready_s)
         on_gpu = self.facts.get("device") == "cuda"
         self.entry = replace(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from resdeploy.bundle import Artifact, Bundle, Golden
 from resdeploy.errors import BackendError, OutputError
+from resdeploy.runtime import onnxruntime_cpu
 from resdeploy.runtime.backend import Backend, Opening
 from resdeploy.runtime.golden import GoldenCheck, check_golden
 from resdeploy.runtime.selection import Candidate, candidates
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 # Enough to notice an engine that computes nonsense, few enough not to be felt at start-up.
 GOLDEN_IMAGES_AT_LOAD = 8
+# Where every bit of every logit must be right, other kernels do not get past the first.
+EXACT_IMAGES_AT_LOAD = 2
 
 
 def verified_backends(
@@ -40,7 +43,9 @@ def check_at_load(backend: Backend, artifact: Artifact, golden: Golden) -> Golde
 
     One image at a time: who predicts one by one would else need the most memory for this.
     """
-    return check_golden(backend, artifact, golden, images=GOLDEN_IMAGES_AT_LOAD, batch=1)
+    exact = backend.name == onnxruntime_cpu.NAME and artifact.name in golden.exact
+    images = EXACT_IMAGES_AT_LOAD if exact else GOLDEN_IMAGES_AT_LOAD
+    return check_golden(backend, artifact, golden, images=images, batch=1)
 
 
 def open_verified(

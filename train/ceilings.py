@@ -44,8 +44,7 @@ def prepare(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
             chosen.append(best_of([product_probe(kind, device, shape) for shape in shapes]))
         except (RuntimeError, AttributeError, NotImplementedError) as error:
             logger.debug("no product in %s: %s", kind, error)
-    run, facts = measure_beside(chosen)
-    return run, {**facts, "device": device}
+    return measure_beside(chosen), {"device": device}
 
 
 def product_probe(kind: str, device: str, shape: Shape) -> Probe:
@@ -58,8 +57,10 @@ def product_probe(kind: str, device: str, shape: Shape) -> Probe:
 
     rows, depth, columns = shape
     generator = torch.Generator(device).manual_seed(0)
-    # Both rows and columns lie in a row of memory: integer tensor cores read nothing else.
-    sizes = ((rows, depth), (columns, depth))
+    on_gpu = device == "cuda"
+    # Integer tensor cores read only what lies in a row of memory on both sides; a CPU's kernels
+    # would have to turn the second matrix first.
+    sizes = ((rows, depth), (columns, depth) if on_gpu else (depth, columns))
     if kind == "int8":
         left, right = (
             torch.randint(-127, 128, size, dtype=torch.int8, generator=generator, device=device)
@@ -72,12 +73,12 @@ def product_probe(kind: str, device: str, shape: Shape) -> Probe:
             torch.randn(size, generator=generator, device=device).to(dtype) for size in sizes
         )
         result = torch.empty((rows, columns), dtype=dtype, device=device)
-    transposed = right.t()
+    second = right.t() if on_gpu else right
 
     def multiply() -> object:
         if result is None:
-            return torch.ops.aten._int_mm(left, transposed)  # the only one there is
-        return torch.matmul(left, transposed, out=result)
+            return torch.ops.aten._int_mm(left, second)  # the only one there is
+        return torch.matmul(left, second, out=result)
 
     def run() -> None:
         torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")

@@ -32,7 +32,7 @@ def test_a_process_is_told_all_of_it(pictures: Path | None) -> None:
 def test_from_memory_every_run_is_the_same_golden_images(tiny_bundle: Bundle) -> None:
     infer = Recorder()
     workload = Workload(bundle=tiny_bundle.path, batch=40, threads=1)
-    run = workload.runner(tiny_bundle, infer)
+    run = workload.runner(tiny_bundle, tiny_bundle.golden().images, infer)
     run()
     golden = tiny_bundle.golden().images
     np.testing.assert_array_equal(infer.seen[0], golden[np.arange(40) % len(golden)])
@@ -46,7 +46,7 @@ def test_from_files_runs_go_round_the_pictures_and_time_their_parts(
     assert len(read_pictures(tmp_path)) == count
     infer = Recorder()
     workload = Workload(bundle=tiny_bundle.path, batch=count - 1, threads=1, pictures=tmp_path)
-    run = workload.runner(tiny_bundle, infer)
+    run = workload.runner(tiny_bundle, tiny_bundle.golden().images, infer)
     times = run()
     assert isinstance(times, StageTimes)
     assert tuple(times) == STAGES

@@ -133,7 +133,7 @@ def test_end_to_end_begins_with_files_and_tells_its_stages(tiny_bundle: Bundle) 
 def test_offline_runs_batches(tiny_bundle: Bundle) -> None:
     config = dataclasses.replace(QUICK, mode=RunMode.OFFLINE)
     result = run_benchmark(tiny_bundle, config)
-    assert {line.batch for line in result.results} == {16}
+    assert {line.batch for line in result.results} == {8}
 
 
 def test_a_backend_with_other_answers_is_left_out(

@@ -29,6 +29,7 @@ class Pretender:
         type(self).started += 1
         self.facts = {"device": "cpu"}
         self.ready_s = 0.5
+        self.favoured = True
         self.stages: dict[str, Any] = {}
         self.peak_rss_bytes = 1000 * self.started
         self.process = SimpleNamespace(pid=1)
