@@ -31,8 +31,9 @@ from resdeploy.runtime import selection
 from resdeploy.runtime.backend import Opening
 from resdeploy.runtime.benchmark_document import BenchmarkDocument
 from resdeploy.runtime.compare import CompareConfig, Comparison, compare, compare_bundles
+from resdeploy.runtime.compare_accuracy import judge_drop
 from resdeploy.runtime.selection import Engine
-from resdeploy.statistics import Verdict
+from resdeploy.statistics import PairedAccuracy, Verdict
 from resdeploy.storage import sha256
 from tests.results import benchmark
 from tests.samples import CLASSES
@@ -114,6 +115,26 @@ def test_half_a_point_lost_of_5000_images_fails(
     assert line.drop_low > 0.2
     assert result.verdict is line.verdict is Verdict.FAIL
     assert compare_bundles(worse, tiny_bundle, config).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "verdict"),
+    [
+        (25, 0, Verdict.FAIL),
+        (87, 62, Verdict.FAIL),  # half a point among many answers that differ
+        (3, 3, Verdict.PASS),
+        (12, 4, Verdict.INCONCLUSIVE),  # a loss, and perhaps not too large
+        (300, 275, Verdict.INCONCLUSIVE),  # half a point, and perhaps none
+    ],
+)
+def test_a_certain_loss_that_looks_too_large_fails(
+    lost: int, gained: int, verdict: Verdict
+) -> None:
+    paired = PairedAccuracy(
+        images=5000, baseline_right=4000, candidate_right=4000 - lost + gained, lost=lost,
+        gained=gained,
+    )  # fmt: skip
+    assert judge_drop(paired, 0.2) is verdict
 
 
 def test_a_bundle_is_as_good_as_itself_on_few_images(tiny_bundle: Bundle, tmp_path: Path) -> None:
