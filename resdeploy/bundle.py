@@ -32,6 +32,7 @@ LABELS = "labels.txt"
 GOLDEN = "golden.npz"
 CALIBRATION = "calibration.json"
 CALIBRATION_CACHE = "calibration.cache"
+ANALYSIS = "analysis.json"
 REPORT = "report.html"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_GOLDEN_BYTES = 1 << 30
@@ -59,6 +60,12 @@ class Encoding(str, Enum):
     TENSORRT = "tensorrt"  # symmetric Q/DQ on what convolutions read; FP16 elsewhere
     CPU = "cpu"  # asymmetric uint8 on every edge; int32 biases
     DLA = "dla"  # symmetric int8 on every edge; FP16 elsewhere
+
+
+def graph_name(precision: str, encoding: Encoding) -> str:
+    """The artifact's name: `fp32`, `fp16`, `int8`, `int8-cpu`, `int8-dla`."""
+    kind = str.__str__(precision)  # a Precision would name itself
+    return f"{kind}-{encoding.value}" if encoding in (Encoding.CPU, Encoding.DLA) else kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,9 @@ from click.core import ParameterSource
 
 from resdeploy import __version__
 from resdeploy.bench_options import bench_options
+from resdeploy.compare_options import compare_options
 from resdeploy.console import Exit, Outcome, command, write_document
+from resdeploy.export_options import export_options
 from resdeploy.serve_options import serve_options
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train_options import training_options
@@ -96,51 +98,7 @@ def train(
 
 
 @main.command()
-@click.argument("source", type=EXISTING, default="runs/latest")
-@click.option("-o", "--output", type=EXISTING, help="Bundle.  [default: NAME.bundle]")
-@click.option("--fp16", is_flag=True, help="Also write fp16.onnx.")
-@click.option("--int8", is_flag=True, help="Also write int8.onnx (TensorRT) and int8-cpu.onnx.")
-@click.option("--dla", is_flag=True, help="Also write int8-dla.onnx, for a Jetson's accelerator.")
-@click.option(
-    "--calibration-data", type=EXISTING, help="Folder of images.  [default: the run's own]"
-)
-@click.option("--calibration-images", type=click.IntRange(1), default=512, show_default=True)
-@click.option(
-    "--calibrator",
-    type=click.Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
-    default="auto",
-    show_default=True,
-    help="How ranges are chosen; auto tries all on images held out.",
-)
-@click.option(
-    "--int8-shortcuts",
-    is_flag=True,
-    help="TensorRT: blocks' shortcuts in INT8, too; a little faster, less accurate.",
-)
-@click.option(
-    "--min-agreement",
-    type=click.FloatRange(0, 100),
-    help="Percent of images that keep FP32's class: layers go back to float until they do.",
-)
-@click.option(
-    "--max-drop",
-    type=click.FloatRange(0, 100),
-    help="The same for points of accuracy lost.",
-)
-@click.option(
-    "--search-seconds",
-    type=click.FloatRange(1),
-    default=600.0,
-    show_default=True,
-    help="Longest search for those layers.",
-)
-@click.option("--engine", is_flag=True, help="Also build TensorRT engines, for this machine.")
-@click.option(
-    "--triton", type=EXISTING, help="Also a repository for Triton; of a bundle only that."
-)
-@click.option("--image-size", type=click.IntRange(8, 1024), help="[default: the run's own, or 224]")
-@click.option("--labels", type=EXISTING, help="Text file, one class name a line.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@export_options
 @FORCE
 @command
 def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> Outcome:
@@ -251,6 +209,41 @@ def bench(bundle: Path, output: Path | None, force: bool, mode: str, **settings:
     if output is not None:
         write_document(output, result)
     return Outcome(result, benchmark_text(result))
+
+
+@main.command()
+@compare_options
+@command
+def compare(first: str, second: str, **settings: Any) -> Outcome:
+    """Is SECOND as accurate and as fast as FIRST? Exit 1: no, 3: undecided.
+
+    Two bundles, which are run here, or two files of benchmarks. FILE@DATE is one date of several.
+    """
+    from resdeploy.progress import progress_bar
+    from resdeploy.report.comparison import comparison_text
+    from resdeploy.runtime.compare import CompareConfig
+    from resdeploy.runtime.compare import compare as run_compare
+
+    result = run_compare(first, second, CompareConfig(**settings), progress=progress_bar)
+    return Outcome(result, comparison_text(result), exit_code(result.verdict))
+
+
+@main.command()
+@click.argument("sources", nargs=-1, required=True)
+@click.option("-o", "--output", type=EXISTING, help="File.  [default: report.html]")
+@click.option("--markdown", is_flag=True, help="For a pull request; printed, unless -o is given.")
+@click.option("--time-layers", "with_times", is_flag=True, help="Of bundles, here on the CPU.")
+@FORCE
+@command
+def report(sources: tuple[str, ...], **settings: Any) -> Outcome:
+    """One page about SOURCES: bundles, and JSON of verify, bench and compare.
+
+    It needs no network and no script.
+    """
+    from resdeploy.report.report import report as run_report
+
+    result = run_report(sources, **settings)
+    return Outcome(result, str(result.report or result.markdown))
 
 
 @main.command()

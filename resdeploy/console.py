@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, IntEnum
@@ -105,6 +107,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in [lines[0], rule, *lines[1:]]
     )
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same for GitHub."""
+    aligned = [":--", *["--:"] * (len(head) - 1)]
+    lines = [[markdown_cell(cell) for cell in row] for row in [head, *rows]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [lines[0], aligned, *lines[1:]])
+
+
+def markdown_cell(words: str) -> str:
+    """Text that stays text in Markdown, on one line, and calls nobody on GitHub."""
+    one_line = html.escape(" ".join(words.split()), quote=False)
+    escaped = re.sub(r"([\\|`*_\[\]~])", r"\\\1", one_line)
+    return re.sub(r"([@#])(?=\w)", r"\1<!-- -->", escaped)
 
 
 def _print_error(error: Exception) -> None:

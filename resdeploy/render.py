@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from resdeploy.bundle import graph_name
 from resdeploy.console import table
 from resdeploy.render_machine import conditions_lines, gpu_text, jetson_lines, machine_name
 
 if TYPE_CHECKING:
-    from resdeploy.bundle import Encoding
     from resdeploy.demo import DemoResult
     from resdeploy.export.coverage import Coverage
     from resdeploy.export.pipeline import ExportResult
@@ -221,7 +221,7 @@ def demo_text(result: DemoResult) -> str:
             "",
             predictions_text([result.prediction]),
             "",
-            f"{result.bundle} in {result.seconds:.0f} s: open {result.bundle}/report.html, or try",
+            f"{result.bundle} in {result.seconds:.0f} s: open {result.report}, or try",
             f"  resdeploy predict {result.bundle} {result.prediction.image}",
             "  resdeploy export --int8",
         ]
@@ -317,12 +317,6 @@ def prune_text(result: PruneReport) -> str:
 def plural(count: float, noun: str) -> str:
     """`1 thread`, `2 threads`."""
     return f"{count:g} {noun}" if count == 1 else f"{count:g} {noun}s"
-
-
-def graph_name(precision: str, encoding: Encoding) -> str:
-    """The artifact's name: `fp32`, `int8`, `int8-cpu`, `int8-dla`."""
-    where = encoding.value
-    return f"{precision}-{where}" if where in ("cpu", "dla") else precision
 
 
 def served_text(served: Served) -> str:

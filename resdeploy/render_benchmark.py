@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from resdeploy.bundle import graph_name
 from resdeploy.console import table
-from resdeploy.render import NONE, graph_name, plural
+from resdeploy.render import NONE, plural
 from resdeploy.render_machine import machine_name
 
 if TYPE_CHECKING:

@@ -74,6 +74,7 @@ def test_the_files_are_those_of_the_contract(tiny_bundle: Bundle) -> None:
     assert {path.name for path in tiny_bundle.path.iterdir()} == {
         "manifest.json", "fp32.onnx", "fp16.onnx", "int8.onnx", "int8-cpu.onnx", "labels.txt",
         "golden.npz", "report.html", "calibration.json", "calibration.cache",
+        "analysis.json",
     }  # fmt: skip
 
 
