@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,7 +21,7 @@ COPY = "copy"
 SHAPES = ((512, 512, 512), (784, 1152, 128), (2048, 2048, 512))
 # More than a level-3 cache holds, so that the copy goes through the memory.
 COPY_BYTES = 128 << 20
-SAMPLES = 5
+CALLS = 3
 UNIT = 10**9
 """Operations, or bytes."""
 
@@ -36,24 +37,21 @@ class Probe:
     run: Callable[[], object]
 
     def seconds(self) -> float:
-        """Of one call, now."""
-        start = time.perf_counter()
-        self.run()
-        return time.perf_counter() - start
+        """Of the fastest of `CALLS` in a row: the first finds caches that others have filled."""
+        marks = [time.perf_counter()]
+        for _ in range(CALLS):
+            self.run()
+            marks.append(time.perf_counter())
+        return min(end - start for start, end in pairwise(marks))
 
 
 def best_of(probes: Sequence[Probe]) -> Probe:
-    """The one that does most a second, in the fastest of a few calls."""
-
-    def speed(probe: Probe) -> float:
-        probe.run()
-        return probe.amount / min(probe.seconds() for _ in range(SAMPLES))
-
-    return max(probes, key=speed)
+    """The one that does most a second."""
+    return max(probes, key=lambda probe: probe.amount / min(probe.seconds(), probe.seconds()))
 
 
 def measure_beside(probes: Sequence[Probe]) -> Callable[[], StageTimes]:
-    """What `contender.answer` takes: one call of each, timed apart, as the time of `UNIT`.
+    """What `contender.answer` takes: a call of each, timed apart, as the time of `UNIT`.
 
     Of a unit and not of the call, because the next process may find another shape the best.
     """

@@ -1,7 +1,8 @@
 """How much faster than PyTorch? Every backend here against it, in turns, in one run.
 
 The run is made of a few heats, each with processes of its own: where its memory lies makes one
-process a little faster than the next, and an interval must know of that. Every start is timed, too.
+process a little faster than the next, and minutes differ: an interval must know of that. Every
+start is timed, too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from resdeploy.runtime.energy.source import PowerSource, Scope
 from resdeploy.runtime.host import Host
 from resdeploy.runtime.lineup import BASELINE, CEILINGS, ceiling_entries, lineup
 from resdeploy.runtime.timing import Timing, summarise
-from resdeploy.runtime.track import HEATS, Track, baseline_of, race, racing, start_all, stop_all
+from resdeploy.runtime.track import Track, baseline_of, race, racing, start_all, stop_all
 from resdeploy.workload import DEFAULT_BATCH, Mode, Workload, write_pictures
 
 SCHEMA = "resdeploy.benchmark/1"
@@ -143,7 +144,7 @@ def _benchmark(
             "device": before.to_json(),
             "mode": config.mode.value,
             "rounds": len(tracks[0].times),
-            "heats": HEATS,
+            "heats": [len(heat) for heat in tracks[0].heats],
             "seconds": config.seconds,
             "within": config.within,
             "favoured": all(track.favoured for track in tracks),

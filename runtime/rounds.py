@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from resdeploy.contender import Contender, Rounds
 from resdeploy.progress import Progress
-from resdeploy.statistics import ratio_interval
+from resdeploy.statistics import repeated_ratio_interval
 
 ROUNDS = 15
-"""At least: a bootstrap of fewer is too narrow."""
+"""At least, over all heats."""
 SLICE_SECONDS = 0.2
 """A turn is no longer where more rounds fit: noise comes and goes within seconds."""
 WARM_UP_SECONDS = 0.2
@@ -29,16 +29,16 @@ SETTLED = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Speedup:
-    """How many times faster than the baseline: the median over rounds, and its 95 % interval."""
+    """How many times faster than the baseline, and its 95 % interval."""
 
-    median: float
+    centre: float
     low: float
     high: float
 
     @property
     def width(self) -> float:
-        """Of the interval, as a share of the median."""
-        return (self.high - self.low) / self.median
+        """Of the interval, as a share of its centre."""
+        return (self.high - self.low) / self.centre
 
 
 def turns(seconds: float) -> tuple[int, float]:
@@ -97,13 +97,17 @@ def medians(rounds: Rounds) -> npt.NDArray[np.float64]:
     return np.array([np.median(times) for times in rounds])
 
 
-def speedup(baseline: Rounds, rounds: Rounds) -> Speedup:
-    """Of one contender, from rounds that both took part in."""
-    return Speedup(*ratio_interval(medians(baseline), medians(rounds)))
-
-
-def narrow_enough(baseline: Rounds, others: Sequence[Rounds], within: float) -> bool:
-    """Whether every speed-up is known to `within` of itself, after enough rounds to say so."""
-    return len(baseline) >= ROUNDS and all(
-        speedup(baseline, rounds).width <= within for rounds in others
+def speedup(baseline: Sequence[Rounds], heats: Sequence[Rounds]) -> Speedup:
+    """Of one contender, from heats that both took part in."""
+    return Speedup(
+        *repeated_ratio_interval(
+            [medians(rounds) for rounds in baseline], [medians(rounds) for rounds in heats]
+        )
     )
+
+
+def narrow_enough(
+    baseline: Sequence[Rounds], others: Sequence[Sequence[Rounds]], within: float
+) -> bool:
+    """Whether every speed-up is known to `within` of itself."""
+    return all(speedup(baseline, heats).width <= within for heats in others)

@@ -33,9 +33,9 @@ class Timing:
     p99_ms: float
     images_per_second: float
     speedup: float | None
-    """Against PyTorch eager: median over rounds of its time divided by this one's."""
+    """Against PyTorch eager: mean over heats of the median over rounds of the ratio of times."""
     speedup_low: float | None
-    """Lower end of the 95 % bootstrap interval."""
+    """Lower end of the 95 % interval over heats."""
     speedup_high: float | None
     energy: ImageEnergy | None
     round_ms: tuple[float, ...]
@@ -67,7 +67,7 @@ def summarise(
     entry, batch = track.entry, workload.batch
     pooled = np.concatenate(track.times)
     p50, p90, p99 = np.percentile(pooled, [50, 90, 99])
-    faster = None if baseline is None else speedup(baseline.times, track.times)
+    faster = None if baseline is None else speedup(baseline.heats, track.heats)
     stages = {name: median_of_rounds(rounds) for name, rounds in track.stages.items()} or None
     arithmetic = GPU_ARITHMETIC if entry.runs_on is Scope.GPU else CPU_ARITHMETIC
     limit = roofline(work, ceilings, arithmetic[entry.precision], batch)
@@ -83,7 +83,7 @@ def summarise(
         p90_ms=float(p90),
         p99_ms=float(p99),
         images_per_second=float(1000 * batch * len(pooled) / pooled.sum()),
-        speedup=faster.median if faster else None,
+        speedup=faster.centre if faster else None,
         speedup_low=faster.low if faster else None,
         speedup_high=faster.high if faster else None,
         energy=energy,

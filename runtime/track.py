@@ -23,7 +23,7 @@ from resdeploy.runtime.rounds import ROUNDS, narrow_enough, play_round, turns, w
 
 logger = logging.getLogger(__name__)
 
-HEATS = 3
+HEATS = 5
 # Who takes longer to be ready runs on in the next heat: compilers, above all.
 RESTART_SECONDS = 5.0
 START_SECONDS = 180.0
@@ -36,13 +36,18 @@ class Track:
     entry: Entry
     contender: Contender | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    times: Rounds = field(default_factory=list)
+    heats: list[Rounds] = field(default_factory=list)
     stages: dict[str, Rounds] = field(default_factory=dict)
     ready_s: list[float] = field(default_factory=list)
     peak_rss_bytes: int | None = None
     peak_gpu_bytes: int | None = None
     settled: bool = True
     favoured: bool = True
+
+    @property
+    def times(self) -> Rounds:
+        """Of all heats."""
+        return [rounds for heat in self.heats for rounds in heat]
 
     @property
     def running(self) -> Contender:
@@ -168,16 +173,17 @@ def race(
             for track in tracks:
                 track.start(threads)
                 track.warm_up()
+                track.heats.append([])
             left = seconds * len(tracks) / HEATS
-            for number in range(heat * rounds // HEATS, (heat + 1) * rounds // HEATS):
-                if number >= (heat + 1) * ROUNDS // HEATS and (
+            for number in range((heat + 1) * rounds // HEATS - heat * rounds // HEATS):
+                if number >= max(ROUNDS // HEATS, 1) and (
                     left < 0 or (heat == HEATS - 1 and _known(tracks, within))
                 ):
                     break
                 start = time.perf_counter()
                 laps = play_round([track.running for track in tracks], turn, generator)
                 for track, lap in zip(tracks, laps):
-                    track.times.append(lap)
+                    track.heats[-1].append(lap)
                 left -= time.perf_counter() - start
                 advance(1)
             for track in tracks:
@@ -188,8 +194,8 @@ def race(
 
 def _known(tracks: Sequence[Track], within: float) -> bool:
     baseline = baseline_of(tracks)
-    others = [track.times for track in racing(tracks) if track is not baseline]
-    return baseline is not None and narrow_enough(baseline.times, others, within)
+    others = [track.heats for track in racing(tracks) if track is not baseline]
+    return baseline is not None and narrow_enough(baseline.heats, others, within)
 
 
 def _larger(first: int | None, second: int | None) -> int | None:

@@ -14,6 +14,7 @@ from resdeploy.contender import Contender
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.energy.meter import Meter
 from resdeploy.runtime.energy.source import PowerSource, Scope
+from resdeploy.statistics import student_975
 
 ROUNDS = 5
 LEAD_SECONDS = 0.5
@@ -21,8 +22,6 @@ LEAD_SECONDS = 0.5
 WINDOW_SECONDS = 1.0
 IDLE_WINDOWS = 8
 IDLE_WINDOW_SECONDS = 0.25
-# Student's t for 97.5 %, by degrees of freedom from 1 on.
-T_975 = (12.706, 4.303, 3.182, 2.776)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def energy_per_image(
     variance = np.var(costs, ddof=1) / len(costs)
     variance += milliseconds**2 * np.var(idle, ddof=1) / len(idle)
     cost = float(np.mean(costs))
-    margin = T_975[min(len(costs) - 1, len(T_975)) - 1] * float(np.sqrt(variance))
+    margin = student_975(len(costs) - 1) * float(np.sqrt(variance))
     return ImageEnergy(
         source=source.name,
         scope=source.scope,

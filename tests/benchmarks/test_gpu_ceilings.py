@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_ceilings import LEAST_SAMPLES, ceilings_of, fastest_run, measure
-from resdeploy.ceilings import Probe
+from resdeploy.ceilings import CALLS, Probe
 from resdeploy.errors import BackendError
 
 
@@ -39,4 +39,4 @@ def test_even_no_time_gives_a_few_samples() -> None:
     calls: list[str] = []
     probe = Probe(kind="fp32", amount=1, run=lambda: calls.append("run"))
     assert fastest_run(probe, 0.0) > 0
-    assert len(calls) == 1 + LEAST_SAMPLES
+    assert len(calls) == 1 + LEAST_SAMPLES * CALLS

@@ -19,7 +19,9 @@ from resdeploy.statistics import (
     median_interval,
     pair_answers,
     ratio_interval,
+    repeated_ratio_interval,
     sqnr_db,
+    student_975,
     unpaired_ratio_interval,
     upper_bound_of_difference,
     wilson_interval,
@@ -330,3 +332,22 @@ def test_a_ratio_of_times_measured_apart() -> None:
     ratio, low, high = unpaired_ratio_interval(first, second)
     assert low < ratio < high
     assert 1.05 < low < 1.1 < high < 1.15
+
+
+def test_repetitions_that_differ_widen_the_interval_of_a_ratio() -> None:
+    ratios = np.array([4.8, 5.0, 5.2, 5.1, 4.9])
+    steady = [np.full(3, 10.0)] * 5
+    centre, low, high = repeated_ratio_interval([np.full(3, 10 * r) for r in ratios], steady)
+    expected = stats.t.interval(0.95, 4, loc=np.log(ratios).mean(), scale=stats.sem(np.log(ratios)))
+    assert (low, high) == pytest.approx(np.exp(expected), rel=1e-4)  # three digits of t
+    assert centre == pytest.approx(stats.gmean(ratios))
+
+
+def test_one_repetition_has_the_interval_of_its_rounds() -> None:
+    ours, theirs = np.array([40.0, 44.0, 42.0]), np.array([10.0, 10.0, 11.0])
+    assert repeated_ratio_interval([ours], [theirs]) == ratio_interval(ours, theirs)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4])
+def test_students_t(freedom: int) -> None:
+    assert student_975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=5e-4)

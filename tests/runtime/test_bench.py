@@ -39,6 +39,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 def shorten(patch: pytest.MonkeyPatch) -> None:
     for module in (rounds, track):
         patch.setattr(module, "ROUNDS", 3)
+    patch.setattr(track, "HEATS", 2)
     patch.setattr(rounds, "WARM_UP_SECONDS", 0.01)
 
 

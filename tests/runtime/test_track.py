@@ -96,7 +96,7 @@ def test_who_starts_slowly_is_started_once(
 
 def test_the_last_heat_ends_when_the_speed_up_is_known(tracks: list[Track]) -> None:
     planned = 300  # rounds of 0.2 s
-    assert rounds_of(tracks, seconds=PATIENCE, within=0.05) == 2 * planned // 3
+    assert rounds_of(tracks, seconds=PATIENCE, within=0.05) == 4 * planned // 5 + 3
     noisy = make("0.9", "0.0")
     assert rounds_of(noisy, seconds=PATIENCE, within=0.001) == planned
 
