@@ -42,14 +42,14 @@ from benchmarks.gpu_turns import (
     pytorch_entries,
     time_in_turns,
 )
-from benchmarks.roofline import Work, work_of_bundle
 from resdeploy.bundle import Bundle, open_bundle
 from resdeploy.errors import CalibrationError, ResdeployError, needs_extra
 from resdeploy.progress import progress_bar
 from resdeploy.provenance import collect_provenance
-from resdeploy.runtime import bench
+from resdeploy.roofline import Work
 from resdeploy.runtime.cuda import CudaRuntime, gpu_obstacle
 from resdeploy.runtime.device import read_device
+from resdeploy.runtime.rounds import turns
 from resdeploy.storage import write_file
 
 DEFAULT_IMAGE_SIZE = 224
@@ -169,7 +169,7 @@ def measure(subject: Subject, plan: Plan, output: Path | None, notes: Notes) -> 
             settings={
                 "batches": list(plan.batches),
                 "seconds": plan.seconds,
-                "rounds": bench.ROUNDS,
+                "rounds": turns(plan.seconds)[0],
                 "cache_kept": plan.cache_kept,
             },
             ceilings=ceilings,
@@ -254,6 +254,9 @@ def _decode(bundle: Bundle, data: Path | None, most: int, folder: Path, notes: N
 
 def _work(bundle: Bundle, notes: Notes) -> Work | None:
     try:
+        with needs_extra():
+            from resdeploy.export.work import work_of_bundle
+
         return work_of_bundle(bundle)
     except ResdeployError as error:
         notes.add("roofline", str(error))

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_backend BUNDLE BACKEND ARTIFACT BATCH LABELLED
 
-The runtime's own contender is for every user's `resdeploy bench`, which need not prove anything.
+The runtime's own contender checks a few golden images; this one tells of all, and of labelled ones.
 """
 
 from __future__ import annotations

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.roofline import (
+from resdeploy.console import jsonable, table
+from resdeploy.contender import Rounds
+from resdeploy.roofline import (
     BYTES_RULE,
     FLOPS_RULE,
+    GPU_ARITHMETIC,
     ROOFLINE_RULE,
     Ceilings,
     Work,
     roofline,
 )
-from resdeploy.console import jsonable, table
-from resdeploy.runtime.bench import Rounds, medians
+from resdeploy.runtime.rounds import medians
 from resdeploy.statistics import ratio_interval
 
 EAGER = ("pytorch-eager", "fp32")
@@ -111,7 +113,7 @@ def rows_of(
     for one in timed:
         pooled = np.concatenate(one.rounds)
         p50, p99 = np.percentile(pooled, [50, 99])
-        bound = roofline(work, ceilings, one.precision, batch)
+        bound = roofline(work, ceilings, GPU_ARITHMETIC[one.precision], batch)
         rows.append(
             Row(
                 contender=one.name,
@@ -157,7 +159,7 @@ def document(
     """
     return {
         **machine,
-        "network": {**network, "work_of_one_image": None if work is None else asdict(work)},
+        "network": {**network, "work_of_one_image": None if work is None else work.totals()},
         "settings": dict(settings),
         "rules": RULES,
         "ceilings": ceilings,

@@ -16,12 +16,12 @@ from resdeploy.bundle import Bundle
 from resdeploy.contender import Contender
 from resdeploy.errors import BackendError, ResdeployError
 from resdeploy.progress import progress_bar
-from resdeploy.runtime import bench, onnxruntime_cpu
+from resdeploy.runtime import onnxruntime_cpu, rounds
 from resdeploy.runtime.device import available_cores
+from resdeploy.runtime.lineup import best_candidates
 from resdeploy.runtime.selection import ENGINES
 from resdeploy.runtime.tensorrt import flavour
-from resdeploy.runtime.tensorrt.build import ARTIFACTS
-from resdeploy.runtime.tensorrt.flavour import Flavour
+from resdeploy.runtime.tensorrt.flavour import ARTIFACTS, Flavour
 
 BACKENDS = tuple(engine.name for engine in ENGINES if engine.name != onnxruntime_cpu.NAME)
 NAMES = (*BACKENDS, *dict.fromkeys(mode.name for mode in MODES.values()))
@@ -59,7 +59,7 @@ def ask(name: str, module: str, arguments: Sequence[str]) -> dict[str, Any]:
     """
     child = Contender.start(name, module, list(arguments), available_cores())
     child.stop()
-    return child.facts
+    return dict(child.facts)
 
 
 def build_engines(
@@ -94,7 +94,7 @@ def backend_entries(
         if backend in without:
             continue
         try:
-            found = bench.best_candidates(bundle, backend)
+            found = best_candidates(bundle, backend)
         except BackendError as error:
             notes.add(backend, str(error).removeprefix(f"{backend} cannot run here: "))
             continue
@@ -145,7 +145,7 @@ def time_in_turns(
         while running:
             contenders = [contender for _, contender in running]
             try:
-                times = bench.interleave(contenders, seconds, progress_bar)
+                times = rounds.interleave(contenders, seconds, progress_bar)
             except BackendError as error:
                 alive = [pair for pair in running if pair[1].process.poll() is None]
                 if len(alive) == len(running):

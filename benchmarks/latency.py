@@ -21,8 +21,8 @@ from resdeploy.console import jsonable
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.proof import synthetic_images
 from resdeploy.progress import progress_bar
-from resdeploy.render import benchmark_text
-from resdeploy.runtime.bench import run_benchmark
+from resdeploy.render_benchmark import benchmark_text
+from resdeploy.runtime.bench import BenchmarkConfig, run_benchmark
 from resdeploy.storage import write_file
 from resdeploy.train.architecture import Architecture
 from resdeploy.train.model import ResNet
@@ -35,23 +35,35 @@ CALIBRATION_IMAGES = 64
 @click.option("--batch", type=int, default=1, show_default=True)
 @click.option("--image-size", type=int, default=224, show_default=True)
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="For each contender.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="One that was made before.")
+@click.option("--also", multiple=True, default=("openvino",), show_default=True)
+@click.option("--without", multiple=True)
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
-    threads: tuple[int, ...], batch: int, image_size: int, seconds: float, output: Path | None
+    threads: tuple[int, ...],
+    batch: int,
+    image_size: int,
+    seconds: float,
+    bundle: Path | None,
+    also: tuple[str, ...],
+    without: tuple[str, ...],
+    output: Path | None,
 ) -> None:
     """Export, benchmark, print, and write down."""
     with tempfile.TemporaryDirectory() as folder:
-        bundle = make_bundle(Path(folder), image_size)
+        opened = open_bundle(bundle) if bundle else make_bundle(Path(folder), image_size)
         results = []
         for count in threads:
-            result = run_benchmark(
-                bundle, batch=batch, threads=count, seconds=seconds, progress=progress_bar
+            config = BenchmarkConfig(
+                batch=batch, threads=count, seconds=seconds, also=also, without=without
             )
+            result = run_benchmark(opened, config, progress=progress_bar)
             click.echo(benchmark_text(result) + "\n")
             results.append(jsonable(result))
     if output is not None:
         for result in results:  # where the temporary bundle lay says nothing
-            result["environment"]["baseline"] = {"weights": "random"}
+            if baseline := result["environment"]["baseline"]:
+                baseline["weights"] = "random"
         write_file(output, (json.dumps(results, indent=2) + "\n").encode())
 
 

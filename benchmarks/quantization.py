@@ -10,15 +10,12 @@ normalisation, with float32 input, as they expect it. Every graph runs in ONNX R
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import venv
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import date
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +25,20 @@ import onnx
 import onnx.utils
 import onnxruntime
 
+from benchmarks.results import Quantization, QuantizedRow
 from resdeploy.bundle import INPUT_NAME, OUTPUT_NAME, Encoding, Float32Array
 from resdeploy.calibration.ledger import Ledger, draw
-from resdeploy.console import table
-from resdeploy.cpu import read_cpu
+from resdeploy.console import table, write_document
 from resdeploy.export.calibrate import SCORING_IMAGES
 from resdeploy.export.source import Source, read_source
 from resdeploy.export.to_onnx import to_bytes, to_onnx
 from resdeploy.imagefolder import match_labels, read_batches, read_image_folder
 from resdeploy.preprocessing import UInt8Array
+from resdeploy.runtime.environment import here
 from resdeploy.runtime.golden import run_batches
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 from resdeploy.runtime.onnxruntime_session import HARMFUL_OPTIMIZER
 from resdeploy.statistics import agreement_percent, compare_accuracy, sqnr_db
-from resdeploy.storage import write_file
 from resdeploy.train.model import Classifier
 
 HERE = Path(__file__).parent
@@ -66,23 +63,6 @@ OURS = {Encoding.TENSORRT: "resdeploy int8.onnx", Encoding.CPU: "resdeploy int8-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One quantised graph, on all validation images."""
-
-    contender: str
-    seed: int
-    top1: float
-    drop: float
-    agreement: float
-    sqnr_db: float
-    sqnr_db_p5: float
-    int8_convs: int
-    seconds: float
-    """To calibrate and quantise, without importing and without exporting from PyTorch."""
-    peak_mb: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Judge:
     """The validation images, and what FP32 says of them."""
 
@@ -91,11 +71,13 @@ class Judge:
     classes: np.ndarray
     reference: Float32Array
 
-    def row(self, name: str, seed: int, logits: Float32Array, convs: int, took: Any) -> Row:
+    def row(
+        self, name: str, seed: int, logits: Float32Array, convs: int, took: Any
+    ) -> QuantizedRow:
         """How far `logits` are from FP32's."""
         ratios = sqnr_db(self.reference, logits)
         paired = compare_accuracy(self.reference, logits, self.classes)
-        return Row(
+        return QuantizedRow(
             contender=name,
             seed=seed,
             top1=100 * paired.candidate_right / paired.images,
@@ -144,25 +126,22 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         judge = _prepare(source, data, work)
-        rows: list[Row] = []
+        rows: list[QuantizedRow] = []
         for seed in seeds:
             for row in _draw(source, checkpoint, data, images, seed, work, judge, pythons):
                 rows.append(row)
                 click.echo(f"seed {seed}  {row.contender}: {row.agreement:.2f} %", err=True)
     click.echo(_text(rows))
     if output is not None:
-        document = {
-            "date": date.today().isoformat(),
-            "machine": {"cpu": read_cpu().model, "cores": os.cpu_count()},
-            "python": platform.python_version(),
-            "onnxruntime": onnxruntime.__version__,
-            "peers": REQUIREMENTS,
-            "calibration_images": images,
-            "validation_images": len(judge.images),
-            "fp32_top1": 100 * float(np.mean(judge.reference.argmax(axis=1) == judge.classes)),
-            "rows": [asdict(row) for row in rows],
-        }
-        write_file(output, (json.dumps(document, indent=2) + "\n").encode())
+        document = Quantization(
+            environment=here(model=source.checkpoint.architecture.name, image_size=image_size),
+            peers={tool: tuple(packages) for tool, packages in REQUIREMENTS.items()},
+            calibration_images=images,
+            validation_images=len(judge.images),
+            fp32_top1=100 * float(np.mean(judge.reference.argmax(axis=1) == judge.classes)),
+            rows=tuple(rows),
+        )
+        write_document(output, document)
 
 
 def _environment(folder: Path, tool: str) -> Path:
@@ -221,7 +200,7 @@ def _draw(
     work: Path,
     judge: Judge,
     pythons: dict[str, Path],
-) -> Iterator[Row]:
+) -> Iterator[QuantizedRow]:
     """Every contender on one draw of the calibration images."""
     size = str(source.preprocessing.image_size)
     took = _run([sys.executable, "-m", OUR_MODULE, checkpoint, size, data, images, seed, work])
@@ -285,13 +264,13 @@ def _int8_convs(graph: bytes) -> int:
     return sum(set(node.input[:2]) <= dequantised for node in convs)
 
 
-def _text(rows: Sequence[Row]) -> str:
+def _text(rows: Sequence[QuantizedRow]) -> str:
     """A line per contender: means over the draws, with the worst and the best agreement."""
     lines = []
     for name in dict.fromkeys(row.contender for row in rows):
         own = [row for row in rows if row.contender == name]
 
-        def mean(field: str, own: Sequence[Row] = own) -> float:
+        def mean(field: str, own: Sequence[QuantizedRow] = own) -> float:
             return float(np.mean([getattr(row, field) for row in own]))
 
         agreements = [row.agreement for row in own]

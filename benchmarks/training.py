@@ -8,46 +8,25 @@ they do. The share of the peak is that of the fastest matrix product, measured i
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 import numpy as np
-import torch
 
 from benchmarks.gpu_ceilings import measure
+from benchmarks.results import LoopResult, Training
 from benchmarks.training_loops import LOOPS, device, operations_per_image
-from resdeploy.console import table
+from resdeploy.console import table, write_document
 from resdeploy.contender import Contender
-from resdeploy.cpu import read_cpu
 from resdeploy.imagefolder import read_image_folder
 from resdeploy.progress import progress_bar
-from resdeploy.provenance import collect_provenance
-from resdeploy.runtime.bench import interleave, medians
 from resdeploy.runtime.device import available_cores
+from resdeploy.runtime.environment import here
+from resdeploy.runtime.rounds import interleave, medians
 from resdeploy.statistics import ratio_interval
-from resdeploy.storage import write_file
 from resdeploy.train.step import computes_bf16
 
 CPU_MATRIX = 2048
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopResult:
-    """How fast one loop trained."""
-
-    loop: str
-    precision: str
-    images_per_second: float
-    speedup: float
-    """Over the reference: the median over the rounds."""
-    speedup_low: float
-    speedup_high: float
-    waiting: float
-    """Share of the time, 0 to 1, in which the network waited for images."""
-    share_of_peak: float
-    """Of the fastest matrix product in this precision, 0 to 1."""
 
 
 @click.command()
@@ -70,14 +49,13 @@ def main(data: Path, image_size: int, batch_size: int, seconds: float, output: P
     head = ["loop", "precision", "images/s", "speed-up", "95 % interval", "waiting", "of peak"]
     click.echo(table(head, rows))
     if output is not None:
-        document = {
-            "image_size": image_size,
-            "batch_size": batch_size,
-            "machine": machine(),
-            "provenance": collect_provenance(),
-            "results": [asdict(result) for result in results],
-        }
-        write_file(output, (json.dumps(document, indent=2) + "\n").encode())
+        document = Training(
+            environment=here(image_size=image_size),
+            image_size=image_size,
+            batch_size=batch_size,
+            results=tuple(results),
+        )
+        write_document(output, document)
 
 
 def run(data: Path, image_size: int, batch_size: int, seconds: float) -> list[LoopResult]:
@@ -127,13 +105,6 @@ def precision_of(loop: str) -> str:
     if loop != LOOPS[-1]:
         return "fp32"
     return "bf16" if computes_bf16(device()) else "fp32"
-
-
-def machine() -> str:
-    """The name of what computed."""
-    if device().type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{read_cpu().model}, {available_cores()} cores"
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from resdeploy.calibration.equalization import channel_factors
 from resdeploy.calibration.ledger import Ledger, draw
 from resdeploy.calibration.observer import channel_peaks, observe
 from resdeploy.calibration.ranges import Range, TensorStatistics
+from resdeploy.calibration.record import ClassBalance, Handback, Point, Score
 from resdeploy.errors import CalibrationError, CheckpointError
 from resdeploy.export.equalize import channel_groups, equalize
-from resdeploy.export.handback import Handback
+from resdeploy.export.laboratory import Tried
 from resdeploy.export.placement import float_shortcuts, place
 from resdeploy.export.qdq import integer_weights
 from resdeploy.export.recipe import Recipe
@@ -37,25 +38,6 @@ SCORING_IMAGES = 128
 EQUALIZING_IMAGES = 128  # of those that calibrate: more change the factors little
 ENCODINGS = (Encoding.TENSORRT, Encoding.CPU)
 LEARNED = "learned"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """How a calibrator's ranges do on images that were not calibrated on, against FP32."""
-
-    calibrator: str
-    encoding: Encoding
-    agreement: float
-    """Images with the same most likely class, in percent."""
-    sqnr_db: float
-    """Median over the images."""
-    sqnr_db_p5: float
-    """The worst twentieth of the images."""
-
-    @property
-    def merit(self) -> tuple[float, float]:
-        """What decides: usual and odd images count alike; then the answers themselves."""
-        return self.sqnr_db + self.sqnr_db_p5, self.agreement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +62,11 @@ class Calibration:
     """By how much the largest value grew as the images doubled: of the tensors, the median."""
     statistics: Mapping[str, TensorStatistics]
     handbacks: tuple[Handback, ...] = ()
-    """What was given up to hold a gate."""
+    """What was given up to hold a gate, or could be given up in the time that was allowed."""
+    tried: tuple[Tried, ...] = ()
+    """Mixtures of INT8 and float."""
+    points: tuple[Point, ...] = ()
+    """All of that, with times: see `tradeoff.trade_off`."""
 
     def summary(self) -> dict[str, Any]:
         """What the command prints, and the manifest records."""
@@ -93,19 +79,9 @@ class Calibration:
             "scores": [asdict(score) for score in self.scores],
             "refused": dict(self.refused),
             "handed_back": [asdict(handback) for handback in self.handbacks],
+            "points": [asdict(point) for point in self.points],
             "scales_file": CALIBRATION,
         }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassBalance:
-    """How the calibration images spread over the classes."""
-
-    seen: int
-    of: int
-    fewest: int
-    """Images of the class that has fewest, 0 included."""
-    most: int
 
 
 def with_dla(calibration: Calibration) -> Calibration:

@@ -31,27 +31,6 @@ class Layer:
     """Products (MACs) of one image that are no longer in INT8, or what takes as long."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Handback:
-    """What one encoding gave up to hold the gate."""
-
-    encoding: Encoding
-    layers: tuple[str, ...]
-    """The layers that are float again; what buys most per cost comes first."""
-    convolutions: int
-    conv_share_percent: float
-    """Their share of the products of all convolutions."""
-    agreement: float
-    """On the gate's images, as are the next two."""
-    drop: float
-    agreement_before: float
-    images: int
-    evaluations: int
-    seconds: float
-    out_of_time: bool
-    """The search ended early: fewer layers might do."""
-
-
 def layers_of(model: ir.Model, encoding: Encoding) -> tuple[Layer, ...]:
     """Every layer that can be handed back, in the order of the graph.
 

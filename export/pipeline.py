@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from resdeploy.bundle import (
+    ANALYSIS,
     CALIBRATION,
     CALIBRATION_CACHE,
     GOLDEN,
@@ -31,23 +33,30 @@ from resdeploy.bundle import (
     write_manifest,
 )
 from resdeploy.calibration.tensorrt_cache import write_cache
+from resdeploy.console import jsonable
 from resdeploy.errors import ExportError
 from resdeploy.export.additions import all_agree
 from resdeploy.export.calibrate import Calibration, calibrate, require_images, with_dla
 from resdeploy.export.coverage import coverage
 from resdeploy.export.half import to_half
-from resdeploy.export.mixed import Gate, mix
+from resdeploy.export.laboratory import Gate
+from resdeploy.export.mixed import mix
+from resdeploy.export.plots import analyse
 from resdeploy.export.proof import choose_golden, make_golden, measure_parity
 from resdeploy.export.qdq import activation_scales
 from resdeploy.export.recipe import write_recipes
-from resdeploy.export.report import render_report
 from resdeploy.export.sensitivity import costs_alone
 from resdeploy.export.source import Source, read_source
 from resdeploy.export.to_onnx import OPSET, to_bytes, to_onnx
+from resdeploy.export.tradeoff import fit_time, trade_off
 from resdeploy.export.triton import TritonRepository, refuse_repository, write_repository
+from resdeploy.export.work import work_of
 from resdeploy.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.provenance import collect_provenance
+from resdeploy.report.analysis import Analysis
+from resdeploy.report.report import bundle_page
+from resdeploy.roofline import Work
 from resdeploy.runtime.device import read_device
 from resdeploy.runtime.golden import (
     FLOAT_FLOOR_DB,
@@ -56,8 +65,8 @@ from resdeploy.runtime.golden import (
     run_batches,
 )
 from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
-from resdeploy.runtime.tensorrt.build import ARTIFACTS as TENSORRT_ARTIFACTS
 from resdeploy.runtime.tensorrt.build import BuildReport, build, choose_flavour
+from resdeploy.runtime.tensorrt.flavour import ARTIFACTS as TENSORRT_ARTIFACTS
 from resdeploy.runtime.tensorrt.flavour import load_tensorrt
 from resdeploy.runtime.tensorrt.options import BuildOptions
 from resdeploy.statistics import sqnr_db
@@ -100,8 +109,10 @@ class ExportConfig:
     int8_shortcuts: bool = False
     """Whether TensorRT's INT8 graph carries shortcuts in INT8 rather than float16."""
     min_agreement: float | None = None
-    """Percent; with `max_drop`, what layers are handed back to float for: see `mixed.Gate`."""
+    """Percent; with `max_drop`, what layers are handed back to float for: see `Gate`."""
     max_drop: float | None = None
+    target_ms: float | None = None
+    """Instead: layers of the CPU's graph go back for as long as one image takes at most this."""
     search_seconds: float = 600.0
     seed: int = 0
     """Decides which images calibrate and which are golden."""
@@ -145,6 +156,11 @@ def export(
     )
     if not (config.int8 or gate.open):
         raise ExportError("--min-agreement and --max-drop concern INT8 graphs", "add --int8")
+    if config.target_ms is not None and not (config.int8 and gate.open):
+        raise ExportError(
+            "--target-ms chooses what --min-agreement and --max-drop choose, in INT8 graphs",
+            "leave those out, and add --int8",
+        )
     if config.dla and not config.int8:
         raise ExportError("--dla concerns an INT8 graph", "add --int8")
     if config.engine:
@@ -190,6 +206,13 @@ def export(
                 model, source, calibration, gate, seed=config.seed,
                 golden_digests=golden_digests, progress=progress,
             )  # fmt: skip
+        if config.target_ms is not None:
+            calibration = fit_time(
+                model, source, calibration, config.target_ms, seconds=config.search_seconds,
+                seed=config.seed, golden_digests=golden_digests, progress=progress,
+            )  # fmt: skip
+        points = trade_off(model, calibration, golden.images[:1], progress)
+        calibration = replace(calibration, points=points)
         if config.dla:
             calibration = with_dla(calibration)
     artifacts: list[Artifact] = []
@@ -201,8 +224,10 @@ def export(
             if logits is not None and _same_everywhere(model, calibration, encoding):
                 exact[artifact.name] = logits
         golden = replace(golden, exact=exact)
-        costs = _costs(model, calibration, golden, progress)
-        manifest = _write_rest(folder, source, artifacts, golden, calibration, costs)
+        analysis = _analyse(model, calibration, golden, progress)
+        manifest = _write_rest(
+            folder, output.name, source, artifacts, golden, calibration, analysis, work_of(model)
+        )
     engines = _build_engines(output, progress) if config.engine else ()
     triton = None
     if config.triton is not None:
@@ -296,23 +321,26 @@ def _build_engines(path: Path, progress: Progress) -> tuple[BuildReport, ...]:
     )
 
 
-def _costs(
+def _analyse(
     model: ir.Model, calibration: Calibration | None, golden: Golden, progress: Progress
-) -> Mapping[str, float]:
-    """For the report's plots: of the TensorRT encoding, which is the coarser one."""
+) -> Analysis | None:
+    """For the report: of the TensorRT encoding, which is the coarser one."""
     if calibration is None:
-        return {}
+        return None
     images = golden.images[:REPORT_IMAGES]
-    return costs_alone(model, calibration.recipes[Encoding.TENSORRT], images, progress)
+    costs = costs_alone(model, calibration.recipes[Encoding.TENSORRT], images, progress)
+    return analyse(model, calibration, costs)
 
 
 def _write_rest(
     folder: Path,
+    name: str,
     source: Source,
     artifacts: list[Artifact],
     golden: Golden,
     calibration: Calibration | None,
-    costs: Mapping[str, float],
+    analysis: Analysis | None,
+    work: Work,
 ) -> Manifest:
     provenance = {**collect_provenance(), "device": read_device().to_json()}
     model = {
@@ -323,12 +351,10 @@ def _write_rest(
     contents = {
         LABELS: "".join(f"{label}\n" for label in source.labels).encode(),
         GOLDEN: golden.to_bytes(),
-        REPORT: render_report(
-            model, source.preprocessing, artifacts, calibration, costs, provenance
-        ),
     }
     recorded: dict[str, Any] | None = None
-    if calibration is not None:
+    if calibration is not None and analysis is not None:
+        contents[ANALYSIS] = (json.dumps(jsonable(analysis)) + "\n").encode()
         contents[CALIBRATION] = write_recipes(calibration.recipes)
         contents[CALIBRATION_CACHE] = write_cache(calibration.recipes[Encoding.TENSORRT].ranges)
         recorded = {
@@ -336,22 +362,26 @@ def _write_rest(
             "image_sha256": list(calibration.digests),
             "selection_sha256": list(calibration.selection_digests),
         }
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
     manifest = Manifest(
         model=model,
         preprocessing=source.preprocessing,
         artifacts=tuple(artifacts),
-        files={
-            name: FileRecord(bytes=len(content), sha256=sha256(content))
-            for name, content in contents.items()
-        },
+        files={},
         calibration=recorded,
         golden={
             "images": len(golden.images),
             "from": "data" if source.pools.golden else "synthetic",
         },
         provenance=provenance,
+        work=work,
     )
+    contents[REPORT] = bundle_page(name, manifest, analysis)
+    for file, content in contents.items():
+        (folder / file).write_bytes(content)
+    records = {
+        file: FileRecord(bytes=len(content), sha256=sha256(content))
+        for file, content in contents.items()
+    }
+    manifest = replace(manifest, files=records)
     write_manifest(folder, manifest)
     return manifest

@@ -1,88 +1,80 @@
-"""What the report plots: which tensors cost most, and how their values and ranges lie."""
+"""What a report shows of the INT8 graph for TensorRT: what each layer costs, and how values lie."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
+from resdeploy.bundle import Encoding
 from resdeploy.calibration.histogram import BINS, Histogram
 from resdeploy.calibration.ranges import Range, TensorStatistics
-from resdeploy.export.recipe import Recipe
+from resdeploy.export.calibrate import Calibration
+from resdeploy.export.handback import products
+from resdeploy.export.placement import WEIGHTED
+from resdeploy.report.analysis import ActivationHistogram, Analysis, LayerCost
 
-SHOWN = 12
 PLOTTED = 4
 BARS = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostBar:
-    """A quantised tensor with the SQNR it leaves alone, and the length of its bar."""
-
-    tensor: str
-    sqnr_db: float
-    share: float
-    """Of the noise of the worst tensor, 0 to 1, in amplitude."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistogramPlot:
-    """A tensor's values over all calibration images."""
-
-    tensor: str
-    heights: tuple[float, ...]
-    """Of equally wide bars, 0 to 1, by the logarithm of the count."""
-    low: float
-    """Where the first bar begins."""
-    high: float
-    """Where the last bar ends."""
-    clip_low: float
-    """Where the range begins, as a share of the way from `low` to `high`."""
-    clip_high: float
-    chosen: Range
-    """The range itself."""
-
-
-def cost_bars(costs: Mapping[str, float]) -> tuple[CostBar, ...]:
-    """The worst tensors of `sensitivity.costs_alone`."""
-    worst = list(costs.items())[:SHOWN]
-    return tuple(
-        CostBar(tensor=tensor, sqnr_db=ratio, share=10 ** ((worst[0][1] - ratio) / 20))
-        for tensor, ratio in worst
+def analyse(model: ir.Model, calibration: Calibration, costs: Mapping[str, float]) -> Analysis:
+    """Layers of the FP32 graph with `sensitivity.costs_alone`, and the worst histograms."""
+    recipe = calibration.recipes[Encoding.TENSORRT]
+    worst = [tensor for tensor in costs if tensor in calibration.statistics][:PLOTTED]
+    return Analysis(
+        layers=layer_costs(model, calibration, costs),
+        histograms=tuple(
+            histogram_of(tensor, calibration.statistics[tensor], recipe.ranges[tensor])
+            for tensor in worst
+        ),
     )
 
 
-def worst_histograms(
-    costs: Mapping[str, float], recipe: Recipe, statistics: Mapping[str, TensorStatistics]
-) -> tuple[HistogramPlot, ...]:
-    """The activations that cost most."""
-    worst = [tensor for tensor in costs if tensor in statistics][:PLOTTED]
-    return tuple(
-        histogram_plot(tensor, statistics[tensor], recipe.ranges[tensor]) for tensor in worst
-    )
+def layer_costs(
+    model: ir.Model, calibration: Calibration, costs: Mapping[str, float]
+) -> tuple[LayerCost, ...]:
+    """Every convolution, and the classifier, in the order of the graph."""
+    edges = calibration.recipes[Encoding.TENSORRT].edges(model)
+    read = {reader: edge.range_of for edge in edges for reader in edge.readers}
+    layers = []
+    for node in model.graph:
+        if node.op_type not in WEIGHTED:
+            continue
+        name, weight = str(node.name), node.inputs[1]
+        assert weight is not None
+        layers.append(
+            LayerCost(
+                name=name,
+                kind=node.op_type,
+                macs=products(node),
+                input_sqnr_db=costs.get(read.get((name, 0), "")),
+                weight_sqnr_db=costs.get(str(weight.name)),
+                in_float=tuple(
+                    encoding.value
+                    for encoding, recipe in calibration.recipes.items()
+                    if name in recipe.in_float
+                ),
+            )
+        )
+    return tuple(layers)
 
 
-def histogram_plot(tensor: str, statistics: TensorStatistics, chosen: Range) -> HistogramPlot:
+def histogram_of(tensor: str, statistics: TensorStatistics, chosen: Range) -> ActivationHistogram:
     """Counts in `BARS` bars from the smallest value that was seen, or zero, to the largest."""
     seen = statistics.extremes
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
-    span = (high - low) or 1.0
-    counts = _rebin(statistics.histogram, low, span)
-    logarithms = np.log1p(counts)
+    high = high if high > low else low + 1.0
+    logarithms = np.log1p(_rebin(statistics.histogram, low, high - low))
     heights = logarithms / max(float(logarithms.max()), 1e-12)
-
-    def position(value: float) -> float:
-        return float(np.clip((value - low) / span, 0, 1))
-
-    return HistogramPlot(
+    return ActivationHistogram(
         tensor=tensor,
-        heights=tuple(float(height) for height in heights),
+        heights=tuple(round(float(height), 4) for height in heights),
         low=low,
         high=high,
-        clip_low=position(min(chosen.low, 0.0)),
-        clip_high=position(chosen.high),
-        chosen=chosen,
+        range_low=chosen.low,
+        range_high=chosen.high,
     )
 
 

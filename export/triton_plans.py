@@ -13,9 +13,8 @@ PLANS = "build-plans.sh"
 # TensorRT 11 types strongly always, and may not know the option any more.
 SCRIPT = """#!/bin/sh
 # Builds the TensorRT plans of this repository. A plan fits one GPU and one version of TensorRT:
-# run this where Triton will run, in Triton's own image:
-#   docker run --rm --gpus all -v "$PWD:/models" nvcr.io/nvidia/tritonserver:YY.MM-py3 \\
-#     sh /models/build-plans.sh
+# run this where Triton will run, in Triton's own image (IMAGE, NVIDIA's tritonserver:YY.MM-py3):
+#   docker run --rm --gpus all -v "$PWD:/models" "$IMAGE" sh /models/build-plans.sh
 set -eu
 cd "$(dirname "$0")"
 trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)

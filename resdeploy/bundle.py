@@ -11,7 +11,8 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -22,7 +23,8 @@ import numpy.typing as npt
 
 from resdeploy.errors import BundleError
 from resdeploy.preprocessing import Preprocessing, UInt8Array
-from resdeploy.storage import sha256
+from resdeploy.roofline import Work
+from resdeploy.storage import sha256, sha256_file
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -30,6 +32,7 @@ LABELS = "labels.txt"
 GOLDEN = "golden.npz"
 CALIBRATION = "calibration.json"
 CALIBRATION_CACHE = "calibration.cache"
+ANALYSIS = "analysis.json"
 REPORT = "report.html"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_GOLDEN_BYTES = 1 << 30
@@ -57,6 +60,12 @@ class Encoding(str, Enum):
     TENSORRT = "tensorrt"  # symmetric Q/DQ on what convolutions read; FP16 elsewhere
     CPU = "cpu"  # asymmetric uint8 on every edge; int32 biases
     DLA = "dla"  # symmetric int8 on every edge; FP16 elsewhere
+
+
+def graph_name(precision: str, encoding: Encoding) -> str:
+    """The artifact's name: `fp32`, `fp16`, `int8`, `int8-cpu`, `int8-dla`."""
+    kind = str.__str__(precision)  # a Precision would name itself
+    return f"{kind}-{encoding.value}" if encoding in (Encoding.CPU, Encoding.DLA) else kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +125,8 @@ class Manifest:
     golden: dict[str, Any]
     """Where the golden images came from."""
     provenance: dict[str, Any]
+    work: Work | None = None
+    """Of the FP32 graph, by layer; None where an earlier version made the bundle."""
 
     def to_json(self) -> dict[str, Any]:
         """The document that `manifest.json` holds."""
@@ -136,6 +147,7 @@ class Manifest:
             "calibration": self.calibration,
             "golden": self.golden,
             "provenance": self.provenance,
+            **({"work": self.work.to_json()} if self.work else {}),
         }  # fmt: skip
 
     @property
@@ -179,11 +191,30 @@ class Bundle:
         record = self._record(name)
         data = _read(self.path / name, record.bytes)
         if len(data) != record.bytes or sha256(data) != record.sha256:
-            raise BundleError(
-                f"{self.path / name} was changed: it has not the sha256 in {MANIFEST}",
-                "copy the bundle again, or export it again",
-            )
+            raise self._changed(name)
         return data
+
+    @contextmanager
+    def verified(self, name: str) -> Iterator[Path]:
+        """One file under a path that is good for as long as this lasts, checked as by `read`.
+
+        For engines that read files themselves: the content is never in our memory as well. The
+        path is that of the open file, so that what takes its place in the folder is not read.
+
+        Raises:
+            BundleError: the file is missing, was changed, or is not listed.
+        """
+        record = self._record(name)
+        try:
+            stream = (self.path / name).open("rb")
+        except OSError as error:
+            raise _unreadable(self.path / name, error) from error
+        with stream:
+            opened = Path(f"/proc/self/fd/{stream.fileno()}")
+            path = opened if opened.exists() else self.path / name
+            if path.stat().st_size != record.bytes or sha256_file(path) != record.sha256:
+                raise self._changed(name)
+            yield path
 
     def artifact(self, name: str) -> Artifact:
         """The artifact called `name`.
@@ -247,6 +278,12 @@ class Bundle:
             ) from error
         return Golden(images=images, logits=logits, exact=exact)
 
+    def _changed(self, name: str) -> BundleError:
+        return BundleError(
+            f"{self.path / name} was changed: it has not the sha256 in {MANIFEST}",
+            "copy the bundle again, or export it again",
+        )
+
     def _record(self, name: str) -> FileRecord:
         if name in self.manifest.files:
             return self.manifest.files[name]
@@ -303,6 +340,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         calibration=document["calibration"],
         golden=dict(document["golden"]),
         provenance=dict(document["provenance"]),
+        work=Work.from_json(document["work"]) if "work" in document else None,
     )
     if manifest.classes < 1:
         raise ValueError("it has no classes")
@@ -344,10 +382,12 @@ def _read(path: Path, limit: int) -> bytes:
         with path.open("rb") as stream:
             data = stream.read(limit + 1)
     except OSError as error:
-        raise BundleError(
-            f"{path} cannot be read: {error.strerror or error}", "copy the bundle again"
-        ) from error
+        raise _unreadable(path, error) from error
     return data
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"{path} cannot be read: {error.strerror or error}", "copy the bundle again")
 
 
 def _damaged(path: Path, error: Exception) -> BundleError:

@@ -5,15 +5,16 @@ Heavy packages are imported inside the commands, so that `--help` answers at onc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from resdeploy import __version__
-from resdeploy.console import Exit, Outcome, command
+from resdeploy.bench_options import bench_options
+from resdeploy.compare_options import compare_options
+from resdeploy.console import Exit, Outcome, command, exit_code, refuse_given, write_document
+from resdeploy.export_options import export_options
 from resdeploy.serve_options import serve_options
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train_options import training_options
@@ -95,51 +96,7 @@ def train(
 
 
 @main.command()
-@click.argument("source", type=EXISTING, default="runs/latest")
-@click.option("-o", "--output", type=EXISTING, help="Bundle.  [default: NAME.bundle]")
-@click.option("--fp16", is_flag=True, help="Also write fp16.onnx.")
-@click.option("--int8", is_flag=True, help="Also write int8.onnx (TensorRT) and int8-cpu.onnx.")
-@click.option("--dla", is_flag=True, help="Also write int8-dla.onnx, for a Jetson's accelerator.")
-@click.option(
-    "--calibration-data", type=EXISTING, help="Folder of images.  [default: the run's own]"
-)
-@click.option("--calibration-images", type=click.IntRange(1), default=512, show_default=True)
-@click.option(
-    "--calibrator",
-    type=click.Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
-    default="auto",
-    show_default=True,
-    help="How ranges are chosen; auto tries all on images held out.",
-)
-@click.option(
-    "--int8-shortcuts",
-    is_flag=True,
-    help="TensorRT: blocks' shortcuts in INT8, too; a little faster, less accurate.",
-)
-@click.option(
-    "--min-agreement",
-    type=click.FloatRange(0, 100),
-    help="Percent of images that keep FP32's class: layers go back to float until they do.",
-)
-@click.option(
-    "--max-drop",
-    type=click.FloatRange(0, 100),
-    help="The same for points of accuracy lost.",
-)
-@click.option(
-    "--search-seconds",
-    type=click.FloatRange(1),
-    default=600.0,
-    show_default=True,
-    help="Longest search for those layers.",
-)
-@click.option("--engine", is_flag=True, help="Also build TensorRT engines, for this machine.")
-@click.option(
-    "--triton", type=EXISTING, help="Also a repository for Triton; of a bundle only that."
-)
-@click.option("--image-size", type=click.IntRange(8, 1024), help="[default: the run's own, or 224]")
-@click.option("--labels", type=EXISTING, help="Text file, one class name a line.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@export_options
 @FORCE
 @command
 def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> Outcome:
@@ -231,31 +188,60 @@ def verify(bundle: Path, **settings: Any) -> Outcome:
 
 @main.command()
 @click.argument("bundle", type=EXISTING)
-@click.option("--baseline", type=EXISTING, help="PyTorch weights.  [default: those of the bundle]")
-@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
-@THREADS
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0.1),
-    default=3.0,
-    show_default=True,
-    help="For each contender.",
-)
+@bench_options
+@FORCE
 @command
-def bench(
-    bundle: Path, baseline: Path | None, batch: int, threads: int | None, seconds: float
-) -> Outcome:
-    """Time every backend here against PyTorch eager, in turns, one process each."""
+def bench(bundle: Path, output: Path | None, force: bool, mode: str, **settings: Any) -> Outcome:
+    """Time BUNDLE on every backend here against PyTorch, in turns, one process each."""
     from resdeploy.bundle import open_bundle
     from resdeploy.progress import progress_bar
-    from resdeploy.render import benchmark_text
-    from resdeploy.runtime.bench import run_benchmark
+    from resdeploy.render_benchmark import benchmark_text
+    from resdeploy.runtime.bench import BenchmarkConfig, run_benchmark
+    from resdeploy.storage import refuse_existing_file
+    from resdeploy.workload import Mode
 
-    result = run_benchmark(
-        open_bundle(bundle), checkpoint=baseline, batch=batch, threads=threads, seconds=seconds,
-        progress=progress_bar,
-    )  # fmt: skip
+    if output is not None:
+        refuse_existing_file(output, force=force)
+    config = BenchmarkConfig(mode=Mode(mode), **settings)
+    result = run_benchmark(open_bundle(bundle), config, progress=progress_bar)
+    if output is not None:
+        write_document(output, result)
     return Outcome(result, benchmark_text(result))
+
+
+@main.command()
+@compare_options
+@command
+def compare(first: str, second: str, **settings: Any) -> Outcome:
+    """Is SECOND as accurate and as fast as FIRST? Exit 1: no, 3: undecided.
+
+    Two bundles, which are run here, or two files of benchmarks. FILE@DATE is one date of several.
+    """
+    from resdeploy.progress import progress_bar
+    from resdeploy.report.comparison import comparison_text
+    from resdeploy.runtime.compare import CompareConfig
+    from resdeploy.runtime.compare import compare as run_compare
+
+    result = run_compare(first, second, CompareConfig(**settings), progress=progress_bar)
+    return Outcome(result, comparison_text(result), exit_code(result.verdict))
+
+
+@main.command()
+@click.argument("sources", nargs=-1, required=True)
+@click.option("-o", "--output", type=EXISTING, help="File.  [default: report.html]")
+@click.option("--markdown", is_flag=True, help="For a pull request; printed, unless -o is given.")
+@click.option("--time-layers", "with_times", is_flag=True, help="Of bundles, here on the CPU.")
+@FORCE
+@command
+def report(sources: tuple[str, ...], **settings: Any) -> Outcome:
+    """One page about SOURCES: bundles, and JSON of verify, bench and compare.
+
+    It needs no network and no script.
+    """
+    from resdeploy.report.report import report as run_report
+
+    result = run_report(sources, **settings)
+    return Outcome(result, str(result.report or result.markdown))
 
 
 @main.command()
@@ -321,23 +307,44 @@ def serve(bundles: tuple[Path, ...], **settings: Any) -> Outcome:
 @click.option(
     "--encoding",
     type=click.Choice(["tensorrt", "cpu"]),
-    default="tensorrt",
-    show_default=True,
-    help="int8.onnx or int8-cpu.onnx.",
+    help="int8.onnx or int8-cpu.onnx.  [default: tensorrt; cpu with --slow]",
 )
 @click.option(
     "--images", type=click.IntRange(1), default=16, show_default=True, help="Golden images to use."
 )
+@click.option("--slow", is_flag=True, help="Instead: why INT8 is not faster on this CPU.")
+@click.option(
+    "--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="With --slow."
+)
+@THREADS
 @command
-def explain(bundle: Path, encoding: str, images: int) -> Outcome:
+def explain(
+    bundle: Path, encoding: str | None, images: int, slow: bool, batch: int, threads: int | None
+) -> Outcome:
     """What each quantised tensor of BUNDLE costs, the worst first."""
     from resdeploy.bundle import Encoding, open_bundle
+
+    if slow:
+        from resdeploy.progress import progress_bar
+        from resdeploy.render_slowness import slowness_text
+        from resdeploy.runtime.slow import explain_slowness
+
+        refuse_given(("images",), "--slow needs no more than one batch")
+        slowness = explain_slowness(
+            open_bundle(bundle), encoding=Encoding(encoding or "cpu"), threads=threads,
+            batch=batch, progress=progress_bar,
+        )  # fmt: skip
+        return Outcome(slowness, slowness_text(slowness))
+    refuse_given(("batch", "threads"), "only --slow takes time")
     from resdeploy.export.sensitivity import explain as run_explain
     from resdeploy.progress import progress_bar
     from resdeploy.render import explanation_text
 
     result = run_explain(
-        open_bundle(bundle), encoding=Encoding(encoding), images=images, progress=progress_bar
+        open_bundle(bundle),
+        encoding=Encoding(encoding or "tensorrt"),
+        images=images,
+        progress=progress_bar,
     )
     return Outcome(result, explanation_text(result))
 
@@ -382,17 +389,3 @@ def read_batches(text: str | None) -> Any:
         raise click.BadParameter(
             f"{text!r} is not MIN,OPT,MAX, in ascending order from 1"
         ) from error
-
-
-def refuse_given(names: Iterable[str], reason: str) -> None:
-    """Wrong usage if one of the parameters `names` stands on the command line."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        given = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
-        if given and parameter.name in names:
-            raise click.UsageError(f"{reason}: leave {parameter.opts[0]} out")
-
-
-def exit_code(verdict: Any) -> Exit:
-    """0 for pass, 1 for fail, 3 for inconclusive."""
-    return {"pass": Exit.OK, "fail": Exit.FAILED}.get(verdict.value, Exit.INCONCLUSIVE)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import json
 import logging
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from resdeploy.errors import ResdeployError, missing_dependency
+from resdeploy.storage import write_file
 
 
 class Exit(IntEnum):
@@ -23,6 +27,20 @@ class Exit(IntEnum):
     OK = 0
     FAILED = 1
     INCONCLUSIVE = 3
+
+
+def refuse_given(names: Iterable[str], reason: str) -> None:
+    """Wrong usage if one of the parameters `names` stands on the command line."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        if given and parameter.name in names:
+            raise click.UsageError(f"{reason}: leave {parameter.opts[0]} out")
+
+
+def exit_code(verdict: Any) -> Exit:
+    """0 for pass, 1 for fail, 3 for inconclusive."""
+    return {"pass": Exit.OK, "fail": Exit.FAILED}.get(verdict.value, Exit.INCONCLUSIVE)
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,6 +101,15 @@ def jsonable(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def write_document(path: Path, result: Any) -> None:
+    """What `--json` prints, as a file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_file(path, (json.dumps(jsonable(result), indent=2, ensure_ascii=False) + "\n").encode())
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as needed: the first to the left, the others to the right."""
     lines = [list(head), *(list(row) for row in rows)]
@@ -95,6 +122,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in [lines[0], rule, *lines[1:]]
     )
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same for GitHub."""
+    aligned = [":--", *["--:"] * (len(head) - 1)]
+    lines = [[markdown_cell(cell) for cell in row] for row in [head, *rows]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [lines[0], aligned, *lines[1:]])
+
+
+def markdown_cell(words: str) -> str:
+    """Text that stays text in Markdown, on one line, and calls nobody on GitHub."""
+    one_line = html.escape(" ".join(words.split()), quote=False)
+    escaped = re.sub(r"([\\|`*_\[\]~])", r"\\\1", one_line)
+    return re.sub(r"([@#])(?=\w)", r"\1<!-- -->", escaped)
 
 
 def _print_error(error: Exception) -> None:

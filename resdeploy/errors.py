@@ -6,6 +6,7 @@
     |-- CalibrationError        the calibration images cannot give scales
     |-- CheckpointError         weights are missing, damaged or of another network
     |-- DataError               a folder of images is missing, empty or badly labelled
+    |-- DocumentError           a benchmark or verification is damaged, or two do not fit together
     |-- ExportError             the network could not be written as ONNX, or does not agree
     |-- ImageError              one image cannot be decoded
     |-- MissingDependencyError  an optional package is not installed
@@ -50,6 +51,10 @@ class DataError(ResdeployError):
     """A folder of images is missing, empty or badly labelled."""
 
 
+class DocumentError(ResdeployError):
+    """A benchmark or verification is damaged, or two do not fit together."""
+
+
 class ExportError(ResdeployError):
     """The network could not be written as ONNX, or the result does not agree with it."""
 
@@ -79,6 +84,7 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "cuda": "gpu",
     "cv2": "camera",
+    "openvino": "openvino",
     "torch": "train",
     "safetensors": "train",
     "sklearn": "train",

@@ -14,8 +14,8 @@ from typing import Any
 import resdeploy
 
 PACKAGES = (
-    "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt",
-    "tensorrt-rtx-cu13", "numpy", "pillow", "click", "safetensors", "scikit-learn",
+    "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino",
+    "tensorrt", "tensorrt-rtx-cu13", "numpy", "pillow", "click", "safetensors", "scikit-learn",
 )  # fmt: skip
 
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from resdeploy.bundle import graph_name
 from resdeploy.console import table
 from resdeploy.render_machine import conditions_lines, gpu_text, jetson_lines, machine_name
 
 if TYPE_CHECKING:
-    from resdeploy.bundle import Encoding, Precision
     from resdeploy.demo import DemoResult
     from resdeploy.export.coverage import Coverage
     from resdeploy.export.pipeline import ExportResult
     from resdeploy.export.sensitivity import Explanation
     from resdeploy.export.triton import TritonRepository
-    from resdeploy.runtime.bench import Benchmark
     from resdeploy.runtime.camera import CameraReport
     from resdeploy.runtime.doctor import Diagnosis
-    from resdeploy.runtime.energy.per_image import ImageEnergy
     from resdeploy.runtime.model import FilePredictions
     from resdeploy.runtime.serving.server import Served
     from resdeploy.runtime.tensorrt.build import BuildReport
@@ -115,7 +113,7 @@ def verification_text(result: Verification) -> str:
     rows = [
         [
             line.backend,
-            graph_name(line.precision, line.encoding),
+            graph_name(line.precision.value, line.encoding),
             f"{line.agreement:.2f} %",
             f"{line.sqnr_db:.1f} dB",
             *(
@@ -131,7 +129,7 @@ def verification_text(result: Verification) -> str:
     accuracy = ["top-1", "drop", "at most (95 %)"] if with_data else []
     lines = [table([*head, *accuracy, "rule", "verdict"], rows)]
     lines += [
-        f"{graph_name(line.precision, line.encoding)} on {line.backend}: "
+        f"{graph_name(line.precision.value, line.encoding)} on {line.backend}: "
         f"{plural(line.different, 'golden image')} with other logits than at the export"
         for line in result.results
         if line.different
@@ -150,44 +148,6 @@ def verification_text(result: Verification) -> str:
     if needed:
         lines.append(f"about {max(needed):,} images would decide, if answers differ as often")
     return "\n".join(lines)
-
-
-def benchmark_text(result: Benchmark) -> str:
-    """A row per contender; energy where it was measured."""
-    measured = any(line.energy for line in result.results)
-    rows = [
-        [
-            line.contender,
-            graph_name(line.precision, line.encoding),
-            f"{line.p50_ms:.2f} ms",
-            f"{line.p99_ms:.2f} ms",
-            f"{line.images_per_second:.1f}",
-            NONE if line.speedup is None else f"{line.speedup:.2f}x",
-            NONE if line.speedup is None else f"{line.speedup_low:.2f}-{line.speedup_high:.2f}",
-            *([energy_text(line.energy)] if measured else []),
-        ]
-        for line in result.results
-    ]
-    head = ["contender", "graph", "p50", "p99", "images/s", "speed-up", "95 % interval"]
-    first, environment = result.results[0], result.environment
-    lines = [
-        table([*head, "mJ/image"] if measured else head, rows),
-        f"{environment['model']} at {environment['image_size']} pixels, batch {first.batch}, "
-        f"{plural(first.threads, 'thread')}, {machine_name(environment['device'])}",
-    ]
-    known = {energy.scope: energy for line in result.results if (energy := line.energy)}
-    lines += [
-        f"energy: {scope.value} by {energy.source}, {energy.idle_watts:.2f} W of idle subtracted"
-        for scope, energy in known.items()
-    ]
-    return "\n".join([*lines, *(f"notice: {notice}" for notice in result.notices)])
-
-
-def energy_text(energy: ImageEnergy | None) -> str:
-    """Millijoules with half the width of their interval."""
-    if energy is None:
-        return NONE
-    return f"{energy.mj_per_image:.1f} +- {energy.mj_high - energy.mj_per_image:.1f}"
 
 
 def predictions_text(files: Sequence[FilePredictions]) -> str:
@@ -236,7 +196,7 @@ def demo_text(result: DemoResult) -> str:
          f"{baseline.speedup or 1:.2f}x", NONE]
     ]  # fmt: skip
     for line in result.verification.results:
-        name = graph_name(line.precision, line.encoding)
+        name = graph_name(line.precision.value, line.encoding)
         timing = timings.get(name)
         rows.append(
             [
@@ -261,7 +221,7 @@ def demo_text(result: DemoResult) -> str:
             "",
             predictions_text([result.prediction]),
             "",
-            f"{result.bundle} in {result.seconds:.0f} s: open {result.bundle}/report.html, or try",
+            f"{result.bundle} in {result.seconds:.0f} s: open {result.report}, or try",
             f"  resdeploy predict {result.bundle} {result.prediction.image}",
             "  resdeploy export --int8",
         ]
@@ -357,12 +317,6 @@ def prune_text(result: PruneReport) -> str:
 def plural(count: float, noun: str) -> str:
     """`1 thread`, `2 threads`."""
     return f"{count:g} {noun}" if count == 1 else f"{count:g} {noun}s"
-
-
-def graph_name(precision: Precision, encoding: Encoding) -> str:
-    """The artifact's name: `fp32`, `int8`, `int8-cpu`, `int8-dla`."""
-    where = encoding.value
-    return f"{precision.value}-{where}" if where in ("cpu", "dla") else precision.value
 
 
 def served_text(served: Served) -> str:

@@ -6,6 +6,7 @@ Shape letters: N images, K classes, R rounds.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
@@ -17,6 +18,7 @@ import numpy.typing as npt
 MOST_IMAGES = 10_000_000
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
+BoolArray = npt.NDArray[np.bool_]
 
 
 class Verdict(str, Enum):
@@ -66,6 +68,10 @@ class PairedAccuracy:
         """One-sided upper bound of the true drop, in percentage points."""
         return 100 * upper_bound_of_difference(self.lost, self.gained, self.images, confidence)
 
+    def drop_least(self, confidence: float = 0.95) -> float:
+        """One-sided lower bound of the true drop, in percentage points."""
+        return -100 * upper_bound_of_difference(self.gained, self.lost, self.images, confidence)
+
     @property
     def mcnemar_p(self) -> float:
         """Two-sided p-value that both are equally good, from the answers that differ alone.
@@ -102,21 +108,48 @@ class PairedAccuracy:
 
 
 def _verdict(lost: float, gained: float, images: int, max_drop: float) -> Verdict:
-    if 100 * upper_bound_of_difference(lost, gained, images, 0.95) <= max_drop:
+    most = 100 * upper_bound_of_difference(lost, gained, images, 0.95)
+    least = -100 * upper_bound_of_difference(gained, lost, images, 0.95)
+    return judge(least, most, max_drop)
+
+
+def judge(low: float, high: float, limit: float) -> Verdict:
+    """Whether what lies between `low` and `high` is at most `limit`."""
+    if high <= limit:
         return Verdict.PASS
-    if -100 * upper_bound_of_difference(gained, lost, images, 0.95) > max_drop:
-        return Verdict.FAIL
-    return Verdict.INCONCLUSIVE
+    return Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """One that fails decides, then one that is open."""
+    found = set(verdicts)
+    return next((v for v in (Verdict.FAIL, Verdict.INCONCLUSIVE) if v in found), Verdict.PASS)
+
+
+def wilson_interval(right: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided interval of an accuracy, in percent, from `right` answers of `images`.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", Journal
+    of the American Statistical Association 22 (1927) 209-212.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, weight = right / images, z * z / images
+    middle = (share + weight / 2) / (1 + weight)
+    half = math.sqrt(share * (1 - share) * weight + weight * weight / 4) / (1 + weight)
+    return 100 * max(middle - half, 0.0), 100 * min(middle + half, 1.0)
 
 
 def compare_accuracy(
     baseline: FloatArray, candidate: FloatArray, labels: IntArray
 ) -> PairedAccuracy:
     """Pair the answers of two classifiers: logits (N, K), (N, K) and true classes (N,)."""
-    first = baseline.argmax(axis=1) == labels
-    second = candidate.argmax(axis=1) == labels
+    return pair_answers(baseline.argmax(axis=1) == labels, candidate.argmax(axis=1) == labels)
+
+
+def pair_answers(first: BoolArray, second: BoolArray) -> PairedAccuracy:
+    """Pair what is known to be right of the same images: (N,), (N,)."""
     return PairedAccuracy(
-        images=len(labels),
+        images=len(first),
         baseline_right=int(first.sum()),
         candidate_right=int(second.sum()),
         lost=int((first & ~second).sum()),
@@ -164,9 +197,52 @@ def ratio_interval(
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3.
     """
     ratios = np.asarray(baseline, dtype=np.float64) / np.asarray(contender, dtype=np.float64)
+    medians = _resampled_medians(ratios, resamples, np.random.default_rng(0))
+    return float(np.median(ratios)), *_percentiles(medians, confidence)
+
+
+def unpaired_ratio_interval(
+    first: FloatArray, second: FloatArray, *, confidence: float = 0.95, resamples: int = 2000
+) -> tuple[float, float, float]:
+    """Median of `second` over that of `first`, which were measured apart: rounds (R,) and (S,).
+
+    Returns:
+        The ratio, with the percentile bootstrap interval over the rounds of each.
+    """
     generator = np.random.default_rng(0)
-    draws = generator.integers(0, len(ratios), size=(resamples, len(ratios)))
-    medians = np.median(ratios[draws], axis=1)
+    below, above = (
+        _resampled_medians(np.asarray(times, dtype=np.float64), resamples, generator)
+        for times in (first, second)
+    )
+    ratio = float(np.median(second) / np.median(first))
+    return ratio, *_percentiles(above / below, confidence)
+
+
+def median_interval(values: FloatArray, confidence: float) -> tuple[float, float] | None:
+    """Two-sided interval of the true median, from values (N,) of any distribution.
+
+    Two order statistics, as far apart as the binomial asks; None where N is too small for any.
+
+    Source: Conover, "Practical Nonparametric Statistics" (1999), section 3.2.
+    """
+    count, tail, outside = len(values), 0, 0
+    while 2 * (outside + math.comb(count, tail)) <= (1 - confidence) * 2**count:
+        outside += math.comb(count, tail)
+        tail += 1
+    if not tail:
+        return None
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    return float(ordered[tail - 1]), float(ordered[count - tail])
+
+
+def _resampled_medians(
+    values: FloatArray, resamples: int, generator: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    draws = generator.integers(0, len(values), size=(resamples, len(values)))
+    return np.asarray(np.median(values[draws], axis=1), dtype=np.float64)
+
+
+def _percentiles(values: FloatArray, confidence: float) -> tuple[float, float]:
     tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(medians, [tail, 100 - tail])
-    return float(np.median(ratios)), float(low), float(high)
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(low), float(high)

@@ -71,6 +71,16 @@ def refuse_existing(path: Path, *, force: bool, sign: str) -> None:
         )
 
 
+def refuse_existing_file(path: Path, *, force: bool) -> None:
+    """The same for a single file, which `write_file` replaces.
+
+    Raises:
+        OutputError: `path` exists and `force` is not set, or it is a folder.
+    """
+    if path.is_dir() or (path.exists() and not force):
+        raise OutputError(f"{path} exists already", "choose another name, or add --force")
+
+
 @contextmanager
 def new_directory(path: Path, *, force: bool = False, sign: str = "") -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends without an error.

@@ -1,5 +1,6 @@
 """Run a bundle: `from resdeploy.runtime import load`. numpy, click, Pillow and one engine."""
 
-from resdeploy.runtime.model import Model, Prediction, load
+from resdeploy.predictions import Prediction
+from resdeploy.runtime.model import Model, load
 
 __all__ = ["Model", "Prediction", "load"]

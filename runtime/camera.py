@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from resdeploy.errors import ImageError, needs_extra
-from resdeploy.runtime.model import Model, Prediction
+from resdeploy.predictions import Prediction
+from resdeploy.runtime.model import Model
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,32 +1,51 @@
-"""A backend of the runtime as a benchmark's contender: `python -m resdeploy.runtime.contender`."""
+"""A backend of the runtime as a benchmark's contender: `python -m resdeploy.runtime.contender`.
+
+Its start is that of `load`: the answers are checked before one is given.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from resdeploy.bundle import open_bundle
+from resdeploy.bundle import Artifact, Golden, open_bundle
 from resdeploy.contender import answer
-from resdeploy.runtime.backend import Batches, Opening
+from resdeploy.errors import BackendError
+from resdeploy.runtime.backend import Backend, Batches, Opening
 from resdeploy.runtime.selection import candidates
+from resdeploy.runtime.verified import check_at_load
+from resdeploy.workload import Workload
 
 
 def prepare(
-    path: str, backend: str, artifact: str, batch: int, threads: int
+    workload: Workload, backend: str, artifact: str
 ) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Load one artifact and return what runs it on a batch of golden images."""
-    bundle = open_bundle(Path(path))
+    """Load one artifact and return what runs it."""
+    bundle = open_bundle(workload.bundle)
     (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
-    opened = candidate.open(bundle, Opening(threads=threads, batches=Batches(batch, batch, batch)))
-    images = bundle.golden().images
-    images = images[np.arange(batch) % len(images)]
-    return lambda: opened.run(images), {}
+    batches = Batches(workload.batch, workload.batch, workload.batch)
+    opened = candidate.open(bundle, Opening(threads=workload.threads, batches=batches))
+    golden = bundle.golden()
+    require_golden(opened, candidate.artifact, golden)
+    return workload.runner(bundle, golden.images, opened.run), {}
+
+
+def require_golden(backend: Backend, artifact: Artifact, golden: Golden) -> None:
+    """Check a few answers.
+
+    Raises:
+        BackendError: they are not PyTorch's.
+    """
+    check = check_at_load(backend, artifact, golden)
+    if not check.passed:
+        raise BackendError(
+            f"{backend.name} gives other answers than PyTorch with {artifact.name} "
+            f"({check.figures})",
+            "resdeploy verify shows the figures",
+        )
 
 
 if __name__ == "__main__":
-    path, backend, artifact, batch, threads = sys.argv[1:]
-    answer(lambda: prepare(path, backend, artifact, int(batch), int(threads)))
+    backend, artifact, *rest = sys.argv[1:]
+    answer(lambda: prepare(Workload.from_arguments(rest), backend, artifact))

@@ -74,16 +74,21 @@ def run_batches(backend: Backend, images: np.ndarray, batch: int = BATCH) -> Flo
 
 
 def check_golden(
-    backend: Backend, artifact: Artifact, golden: Golden, *, images: int | None = None
+    backend: Backend,
+    artifact: Artifact,
+    golden: Golden,
+    *,
+    images: int | None = None,
+    batch: int = BATCH,
 ) -> GoldenCheck:
-    """Run the first `images` golden images (all for None) and compare the logits.
+    """Run the first `images` golden images (all for None), `batch` at a time, and compare logits.
 
     Those of `int8-cpu` on a CPU must be the export's own, to the last bit, where the bundle holds
     them: other rounding means other kernels than those that were verified.
     """
     reference = golden.logits[:images]
     few = len(reference) < len(golden.logits)
-    logits = run_batches(backend, golden.images[:images])
+    logits = run_batches(backend, golden.images[:images], batch)
     exact = golden.exact.get(artifact.name) if backend.name == onnxruntime_cpu.NAME else None
     return GoldenCheck(
         images=len(reference),

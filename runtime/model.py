@@ -13,6 +13,7 @@ import numpy as np
 
 from resdeploy.bundle import Artifact, Bundle, Float32Array, open_bundle
 from resdeploy.errors import BackendError
+from resdeploy.predictions import Prediction, most_likely
 from resdeploy.preprocessing import UInt8Array, load_image, prepare
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backend import Backend, Opening
@@ -21,15 +22,6 @@ from resdeploy.runtime.verified import verified_backends
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """A class that a picture may show."""
-
-    label: str
-    index: int
-    probability: float
 
 
 class Model:
@@ -143,18 +135,3 @@ def load(
         f"no backend gives PyTorch's answers for {path} on this machine",
         "run resdeploy verify for the figures and resdeploy doctor for the cause",
     )
-
-
-def most_likely(logits: Float32Array, labels: Sequence[str], top: int) -> list[Prediction]:
-    """The `top` most likely classes of logits (K,), the most likely first."""
-    probabilities = softmax(logits)
-    return [
-        Prediction(label=labels[index], index=index, probability=float(probabilities[index]))
-        for index in map(int, np.argsort(-probabilities, kind="stable")[:top])
-    ]
-
-
-def softmax(logits: Float32Array) -> np.ndarray:
-    """Probabilities (K,) of logits (K,), in float64."""
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    return np.asarray(powers / powers.sum())

@@ -76,5 +76,26 @@ def _describe(nvml: Any, handle: Any) -> Gpu:
     )
 
 
+def process_memory(nvml: Any, pid: int) -> int | None:
+    """Bytes of all GPUs that a process holds now; None where the driver does not say.
+
+    In a container it often does not: there it knows processes by other numbers.
+    """
+    if nvml is None:
+        return None
+    held = [
+        process.usedGpuMemory
+        for index in range(ask(nvml, nvml.nvmlDeviceGetCount) or 0)
+        for process in ask(
+            nvml,
+            nvml.nvmlDeviceGetComputeRunningProcesses,
+            nvml.nvmlDeviceGetHandleByIndex(index),
+        )
+        or ()
+        if process.pid == pid and process.usedGpuMemory is not None
+    ]
+    return sum(held) if held else None
+
+
 def _text(answer: Any) -> str | None:
     return answer.decode(errors="replace") if isinstance(answer, bytes) else answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resdeploy.bundle import Artifact, Bundle, Encoding, Float32Array
@@ -58,7 +59,8 @@ def open_artifact(bundle: Bundle, artifact: Artifact, opening: Opening) -> OnnxR
     Raises:
         BackendError, BundleError, MissingDependencyError: it cannot be loaded.
     """
-    return OnnxRuntimeCpu(bundle.read(artifact.file), artifact.encoding, opening.threads)
+    with bundle.verified(artifact.file) as graph:
+        return OnnxRuntimeCpu(graph, artifact.encoding, opening.threads)
 
 
 def session_options(
@@ -82,11 +84,11 @@ class OnnxRuntimeCpu:
 
     name = NAME
 
-    def __init__(self, graph: bytes, encoding: Encoding, threads: int | None = None) -> None:
+    def __init__(self, graph: bytes | Path, encoding: Encoding, threads: int | None = None) -> None:
         """Load a graph.
 
         Args:
-            graph: The content of a bundle's ONNX file.
+            graph: The content of a bundle's ONNX file, or its path.
             encoding: How it is quantised.
             threads: Threads for one inference; None for one per core.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def installed_version() -> str | None:
 
 
 def create_session(
-    graph: bytes, options: onnxruntime.SessionOptions, providers: Sequence[Provider]
+    graph: bytes | Path, options: onnxruntime.SessionOptions, providers: Sequence[Provider]
 ) -> Any:
     """Load a graph for exactly these providers.
 
@@ -45,7 +46,7 @@ def create_session(
 
     try:
         return onnxruntime.InferenceSession(
-            graph,
+            str(graph) if isinstance(graph, Path) else graph,
             options,
             providers=list(providers),
             disabled_optimizers=[HARMFUL_OPTIMIZER],

@@ -10,7 +10,7 @@ from resdeploy.bundle import Artifact, Bundle
 from resdeploy.errors import BackendError
 from resdeploy.runtime import onnxruntime_cpu, onnxruntime_gpu, onnxruntime_session
 from resdeploy.runtime.backend import DEFAULT_OPENING, Backend, Obstacle, Opening
-from resdeploy.runtime.tensorrt import build, flavour, opening
+from resdeploy.runtime.tensorrt import flavour
 from resdeploy.runtime.tensorrt.flavour import Flavour
 
 AUTO = "auto"
@@ -33,12 +33,18 @@ class Engine:
 
 
 def _tensorrt(kind: Flavour) -> Engine:
+    def open_artifact(bundle: Bundle, artifact: Artifact, opening: Opening) -> Backend:
+        # What builds engines is a third of all that the runtime imports.
+        from resdeploy.runtime.tensorrt.opening import opener
+
+        return opener(kind)(bundle, artifact, opening)
+
     return Engine(
         name=kind.value,
-        open=opening.opener(kind),
+        open=open_artifact,
         obstacle=partial(flavour.obstacle, kind),
         version=partial(flavour.installed_version, kind),
-        artifacts=lambda version: build.ARTIFACTS,
+        artifacts=lambda version: flavour.ARTIFACTS,
     )
 
 

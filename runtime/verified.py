@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from resdeploy.bundle import Bundle, Golden
+from resdeploy.bundle import Artifact, Bundle, Golden
 from resdeploy.errors import BackendError, OutputError
+from resdeploy.runtime import onnxruntime_cpu
 from resdeploy.runtime.backend import Backend, Opening
-from resdeploy.runtime.golden import check_golden
+from resdeploy.runtime.golden import GoldenCheck, check_golden
 from resdeploy.runtime.selection import Candidate, candidates
 
 logger = logging.getLogger(__name__)
 
 # Enough to notice an engine that computes nonsense, few enough not to be felt at start-up.
 GOLDEN_IMAGES_AT_LOAD = 8
+# Where every bit of every logit must be right, other kernels do not get past the first.
+EXACT_IMAGES_AT_LOAD = 2
 
 
 def verified_backends(
@@ -35,6 +38,16 @@ def verified_backends(
             yield candidate, opened
 
 
+def check_at_load(backend: Backend, artifact: Artifact, golden: Golden) -> GoldenCheck:
+    """A quick one.
+
+    One image at a time: who predicts one by one would else need the most memory for this.
+    """
+    exact = backend.name == onnxruntime_cpu.NAME and artifact.name in golden.exact
+    images = EXACT_IMAGES_AT_LOAD if exact else GOLDEN_IMAGES_AT_LOAD
+    return check_golden(backend, artifact, golden, images=images, batch=1)
+
+
 def open_verified(
     bundle: Bundle, candidate: Candidate, golden: Golden, opening: Opening
 ) -> Backend | None:
@@ -47,7 +60,7 @@ def open_verified(
     opened: Backend | None = None
     try:
         opened = candidate.open(bundle, opening)
-        check = check_golden(opened, artifact, golden, images=GOLDEN_IMAGES_AT_LOAD)
+        check = check_at_load(opened, artifact, golden)
     except (BackendError, OutputError) as error:
         logger.warning("%s cannot run %s: %s", engine, artifact.name, error)
         if opened is not None:

@@ -22,12 +22,21 @@ from resdeploy.imagefolder import (
 from resdeploy.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backend import Backend, Opening
+from resdeploy.runtime.environment import Environment, here
 from resdeploy.runtime.golden import GoldenCheck, Rule, check_golden, run_batches
 from resdeploy.runtime.selection import AUTO, Candidate, candidates
-from resdeploy.statistics import Verdict, agreement_percent, compare_accuracy, sqnr_db
+from resdeploy.statistics import (
+    IntArray,
+    Verdict,
+    agreement_percent,
+    compare_accuracy,
+    sqnr_db,
+    worst,
+)
 
 logger = logging.getLogger(__name__)
 
+SCHEMA = "resdeploy.verification/1"
 BATCH = 32
 DEFAULT_MAX_DROP = 1.0
 
@@ -48,6 +57,8 @@ class ArtifactResult:
     """In percentage points."""
     drop_upper95: float | None
     """One-sided upper 95 % bound of the true drop, in percentage points."""
+    drop_lower95: float | None
+    """The lower one."""
     mcnemar_p: float | None
     """That both are equally good, from the answers that differ alone; two-sided, exact."""
     images_to_decide: int | None
@@ -61,6 +72,8 @@ class ArtifactResult:
     """What the golden check asked for."""
     different: int
     """Golden images with other logits than at the export, where they must be the same; else 0."""
+    confusion: tuple[tuple[int, int, int], ...] = ()
+    """With labelled images: class shown, class that it was taken for, how many; those above 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +88,10 @@ class Verification:
     max_drop: float | None
     """The drop that was allowed, in percentage points; None without labelled images."""
     results: tuple[ArtifactResult, ...]
+    labels: tuple[str, ...]
+    environment: Environment
+    """What was verified, by what, and where."""
+    schema: str = SCHEMA
 
 
 def verify(
@@ -130,6 +147,7 @@ def _verify_golden(bundle: Bundle, chosen: Iterable[Candidate], opening: Opening
                 baseline_top1=None,
                 drop=None,
                 drop_upper95=None,
+                drop_lower95=None,
                 mcnemar_p=None,
                 images_to_decide=None,
                 agreement=check.agreement,
@@ -139,12 +157,14 @@ def _verify_golden(bundle: Bundle, chosen: Iterable[Candidate], opening: Opening
             )
         )
     return Verification(
-        verdict=_worst(results),
+        verdict=worst(result.verdict for result in results),
         images=len(golden.images),
         unreadable=0,
         used_before=0,
         max_drop=None,
         results=tuple(results),
+        labels=bundle.labels(),
+        environment=_environment(bundle),
     )
 
 
@@ -173,12 +193,14 @@ def _verify_data(
         if candidate in chosen
     ]
     return Verification(
-        verdict=_worst(results),
+        verdict=worst(result.verdict for result in results),
         images=len(labels),
         unreadable=len(images.files) - len(labels),
         used_before=used,
         max_drop=max_drop,
         results=tuple(results),
+        labels=images.classes,
+        environment=_environment(bundle),
     )
 
 
@@ -228,6 +250,7 @@ def _judge(
         baseline_top1=100 * paired.baseline_right / paired.images,
         drop=paired.drop,
         drop_upper95=0.0 if is_reference else paired.drop_bound(),
+        drop_lower95=0.0 if is_reference else paired.drop_least(),
         mcnemar_p=paired.mcnemar_p,
         images_to_decide=paired.images_to_decide(max_drop)
         if verdict is Verdict.INCONCLUSIVE
@@ -236,16 +259,27 @@ def _judge(
         sqnr_db=check.sqnr_db if is_reference else float(np.median(sqnr_db(reference, logits))),
         rule=check.rule,
         different=check.different,
+        confusion=confusion_counts(labels, logits),
+    )
+
+
+def confusion_counts(labels: IntArray, logits: Float32Array) -> tuple[tuple[int, int, int], ...]:
+    """Class shown, class taken for, and how many: of true classes (N,) and logits (N, K)."""
+    pairs, counts = np.unique(
+        np.stack([labels, logits.argmax(axis=1)], axis=1), axis=0, return_counts=True
+    )
+    return tuple(
+        (int(shown), int(taken), int(count)) for (shown, taken), count in zip(pairs, counts)
+    )
+
+
+def _environment(bundle: Bundle) -> Environment:
+    return here(
+        bundle=str(bundle.path),
+        model=bundle.manifest.model["name"],
+        image_size=bundle.manifest.preprocessing.image_size,
     )
 
 
 def _by_precision(candidate: Candidate) -> int:
     return list(Precision).index(candidate.artifact.precision)
-
-
-def _worst(results: list[ArtifactResult]) -> Verdict:
-    verdicts = {result.verdict for result in results}
-    for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
-        if verdict in verdicts:
-            return verdict
-    return Verdict.PASS

@@ -1,39 +1,110 @@
-"""PyTorch eager as a benchmark's contender: `python -m resdeploy.train.contender`."""
+"""PyTorch as a benchmark's contender: `python -m resdeploy.train.contender`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from resdeploy.bundle import open_bundle
+from resdeploy.bundle import Bundle, Float32Array, open_bundle
 from resdeploy.contender import answer
-from resdeploy.errors import CheckpointError, needs_extra
+from resdeploy.cpu import read_cpu
+from resdeploy.errors import BackendError, CheckpointError, needs_extra
+from resdeploy.preprocessing import UInt8Array
+from resdeploy.workload import Infer, Workload
+
+if TYPE_CHECKING:
+    from resdeploy.train.model import Classifier
+
+
+class Mode(str, Enum):
+    """How PyTorch runs the network: on a GPU where it sees one, otherwise on the CPU."""
+
+    EAGER = "pytorch-eager"  # FP32, as it was trained
+    COMPILE = "pytorch-compile"  # FP32 through torch.compile, with constant weights
+    AUTOCAST = "pytorch-autocast"  # bfloat16 on a CPU, float16 on a GPU; channels last
 
 
 def prepare(
-    path: str, checkpoint: str, batch: int, threads: int
+    workload: Workload, mode: Mode, checkpoint: str
 ) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Build the bundle's network in PyTorch and return what runs it on golden images.
+    """Build the bundle's network in PyTorch and return what runs it.
 
     Args:
-        path: The bundle.
+        workload: What is run.
+        mode: How.
         checkpoint: Weights to use; empty for those that the bundle was exported from, and random
             ones where these are gone (their values do not change the time).
-        batch: Images in one run.
-        threads: Threads for one run.
+
+    Raises:
+        BackendError: this machine cannot do what the mode asks for.
+        CheckpointError: the weights that were asked for cannot be used.
+        MissingDependencyError: PyTorch is not installed.
     """
     with needs_extra():
         import torch
 
+    bundle = open_bundle(workload.bundle)
+    classifier, weights = _classifier(bundle, checkpoint)
+    torch.set_num_threads(workload.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    infer, precision = make_infer(classifier.to(device).eval(), mode, device)
+    run = workload.runner(bundle, bundle.golden().images, infer)
+    if mode is Mode.COMPILE:
+        try:
+            run()
+        except Exception as error:  # the compiler raises many types of its own
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise BackendError(
+                f"torch.compile cannot compile here: {why}", "install a C++ compiler, such as g++"
+            ) from error
+    size = Path(weights).stat().st_size if Path(weights).is_file() else None
+    facts = {"weights": weights, "device": device, "precision": precision, "file_bytes": size}
+    return run, facts
+
+
+def make_infer(classifier: Classifier, mode: Mode, device: str) -> tuple[Infer, str]:
+    """What runs `classifier` on `device`, and the precision in which it does.
+
+    Raises:
+        BackendError: the CPU has no bfloat16 arithmetic.
+    """
+    import torch
+
+    forward: Callable[[torch.Tensor], torch.Tensor] = classifier
+    narrow: Callable[[], Any] = nullcontext
+    precision = "fp32"
+    if mode is Mode.COMPILE:
+        import torch._inductor.config
+
+        torch._inductor.config.freezing = True  # weights are laid out for the kernels beforehand
+        forward = torch.compile(classifier, mode="reduce-overhead" if device == "cuda" else None)
+    elif mode is Mode.AUTOCAST:
+        on_gpu = device == "cuda"
+        if not on_gpu and not read_cpu().has_fast_bf16:
+            raise BackendError("this processor has no bfloat16 arithmetic", "leave it out")
+        dtype, precision = (torch.float16, "fp16") if on_gpu else (torch.bfloat16, "bf16")
+        torch.nn.utils.convert_conv2d_weight_memory_format(classifier, torch.channels_last)
+        narrow = lambda: torch.autocast(device, dtype)  # noqa: E731
+
+    @torch.no_grad()  # not inference mode, in which constant weights are not folded
+    def infer(images: UInt8Array) -> Float32Array:
+        with narrow():
+            logits = forward(torch.from_numpy(images).to(device))
+        return logits.float().cpu().numpy()
+
+    return infer, precision
+
+
+def _classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
+    """The network, and where its weights came from."""
     from resdeploy.train.architecture import Architecture
     from resdeploy.train.checkpoint import load_checkpoint
     from resdeploy.train.model import Classifier, ResNet
 
-    bundle = open_bundle(Path(path))
     preprocessing = bundle.manifest.preprocessing
     model = bundle.manifest.model
     architecture = Architecture.from_json(model)
@@ -53,18 +124,9 @@ def prepare(
         if checkpoint:
             raise
         network, weights = ResNet(architecture).eval(), "random"
-    torch.set_num_threads(threads)
-    classifier = Classifier(network, preprocessing.mean, preprocessing.std).eval()
-    golden = bundle.golden().images
-    images = torch.from_numpy(golden[np.arange(batch) % len(golden)])
-
-    @torch.inference_mode()
-    def run() -> object:
-        return classifier(images)
-
-    return run, {"weights": weights}
+    return Classifier(network, preprocessing.mean, preprocessing.std), weights
 
 
 if __name__ == "__main__":
-    path, checkpoint, batch, threads = sys.argv[1:]
-    answer(lambda: prepare(path, checkpoint, int(batch), int(threads)))
+    mode, checkpoint, *rest = sys.argv[1:]
+    answer(lambda: prepare(Workload.from_arguments(rest), Mode(mode), checkpoint))

@@ -95,7 +95,9 @@ class ResNet(nn.Module):
         self.avgpool = GlobalAveragePool()
         self.fc = nn.Linear(inputs, architecture.classes)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # He et al. 2015b, arXiv:1502.01852
+            # Drawing for a tensor without memory would load PyTorch's compiler, for seconds.
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
+                # He et al. 2015b, arXiv:1502.01852
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @property

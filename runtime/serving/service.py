@@ -9,7 +9,7 @@ from typing import Any
 
 from resdeploy import __version__
 from resdeploy.bundle import INPUT_NAME, OUTPUT_NAME
-from resdeploy.runtime.model import Prediction, most_likely
+from resdeploy.predictions import Prediction, most_likely
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoding import Decoder
 from resdeploy.runtime.serving.instance import Answer

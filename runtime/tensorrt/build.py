@@ -25,7 +25,13 @@ from resdeploy.runtime.tensorrt.engine_cache import (
     EngineCache,
     Record,
 )
-from resdeploy.runtime.tensorrt.flavour import Flavour, TensorRt, installed_version, load_tensorrt
+from resdeploy.runtime.tensorrt.flavour import (
+    ARTIFACTS,
+    Flavour,
+    TensorRt,
+    installed_version,
+    load_tensorrt,
+)
 from resdeploy.runtime.tensorrt.inspector import EngineCoverage, coverage_of, parse_document
 from resdeploy.runtime.tensorrt.options import BuildOptions, check_rules, default_options
 
@@ -36,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 # Changes when `build_engine` would make another engine of the same parts.
 REVISION = 1
-# The names of the artifacts that TensorRT reads, the fastest first.
-ARTIFACTS = ("int8", "fp16", "fp32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

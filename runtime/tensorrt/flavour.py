@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# The names of the artifacts that TensorRT reads, the fastest first.
+ARTIFACTS = ("int8", "fp16", "fp32")
+
 KEPT_MESSAGES = 20
 # Engines that are built without naming a GPU are for Ampere and later; Turing would need its own.
 OLDEST_RTX = 8.0

@@ -16,7 +16,7 @@ from benchmarks import gpu, gpu_backend, gpu_engine, gpu_pytorch, gpu_turns
 from benchmarks.gpu_turns import Entry, Notes, time_in_turns
 from resdeploy.bundle import Bundle
 from resdeploy.errors import BackendError, CalibrationError
-from resdeploy.runtime import bench
+from resdeploy.runtime import rounds
 from resdeploy.runtime.backend import Obstacle
 from resdeploy.runtime.cuda import Gpu
 from resdeploy.runtime.tensorrt import flavour
@@ -96,7 +96,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         flavour, "obstacle", lambda kind: Obstacle(f"{kind.value} is not installed", "")
     )
-    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.setattr(rounds, "ROUNDS", 3)
 
 
 def measure(bundle: Bundle, checkpoint: str, *options: str) -> Result:
@@ -218,7 +218,7 @@ def test_every_engine_is_built_for_exactly_each_batch(
 def test_who_ends_early_is_left_out_and_the_others_run_again(
     children: type[FakeContender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.setattr(rounds, "ROUNDS", 3)
     children.dying = "weak"
     entries = [
         Entry(name=name, precision="fp16", module="none", arguments=())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.gpu_ceilings import LEAST_SAMPLES, TOGETHER, ceilings_of, fastest_run, measure
+from benchmarks.gpu_ceilings import LEAST_SAMPLES, ceilings_of, fastest_run, measure
+from resdeploy.ceilings import Probe
 from resdeploy.errors import BackendError
 
 
@@ -34,9 +35,8 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> N
         measure()
 
 
-def test_a_sample_is_several_runs_and_one_wait() -> None:
+def test_even_no_time_gives_a_few_samples() -> None:
     calls: list[str] = []
-    fastest = fastest_run(lambda: calls.append("run"), lambda: calls.append("wait"), 0.0)
-    assert calls.count("run") == 1 + LEAST_SAMPLES * TOGETHER
-    assert calls.count("wait") == 1 + LEAST_SAMPLES
-    assert fastest > 0
+    probe = Probe(kind="fp32", amount=1, run=lambda: calls.append("run"))
+    assert fastest_run(probe, 0.0) > 0
+    assert len(calls) == 1 + LEAST_SAMPLES

@@ -58,7 +58,7 @@ def test_contract_of_the_manifest(tiny_bundle: Bundle) -> None:
     assert document["schema"] == SCHEMA
     assert set(document) == {
         "schema", "model", "input", "output", "preprocessing", "artifacts", "files",
-        "calibration", "golden", "provenance",
+        "calibration", "golden", "provenance", "work",
     }  # fmt: skip
     assert document["input"] == {
         "name": "images", "dtype": "uint8", "shape": ["batch", 32, 32, 3], "layout": "NHWC",
@@ -74,6 +74,7 @@ def test_the_files_are_those_of_the_contract(tiny_bundle: Bundle) -> None:
     assert {path.name for path in tiny_bundle.path.iterdir()} == {
         "manifest.json", "fp32.onnx", "fp16.onnx", "int8.onnx", "int8-cpu.onnx", "labels.txt",
         "golden.npz", "report.html", "calibration.json", "calibration.cache",
+        "analysis.json",
     }  # fmt: skip
 
 
@@ -117,6 +118,8 @@ def test_a_changed_byte_is_found(copy: Path, name: str) -> None:
     with pytest.raises(BundleError, match="was changed") as caught:
         open_bundle(copy).read(name)
     assert caught.value.hint
+    with pytest.raises(BundleError, match="was changed"), open_bundle(copy).verified(name):
+        pass
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x"])
@@ -125,6 +128,20 @@ def test_another_length_is_found(copy: Path, change: Callable[[bytes], bytes]) -
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(BundleError, match="was changed"):
         open_bundle(copy).read("fp32.onnx")
+    with pytest.raises(BundleError, match="was changed"), open_bundle(copy).verified("fp32.onnx"):
+        pass
+
+
+def test_a_verified_file_is_the_one_that_was_checked(copy: Path) -> None:
+    bundle = open_bundle(copy)
+    whole = bundle.read("fp32.onnx")
+    with bundle.verified("fp32.onnx") as path:
+        (copy / "other").write_bytes(b"another graph")
+        (copy / "other").replace(copy / "fp32.onnx")
+        assert path.read_bytes() == whole
+    (copy / "fp32.onnx").unlink()
+    with pytest.raises(BundleError, match="cannot be read"), bundle.verified("fp32.onnx"):
+        pass
 
 
 def test_a_missing_file_is_named(copy: Path) -> None:

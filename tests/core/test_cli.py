@@ -14,12 +14,13 @@ from click.testing import CliRunner, Result
 
 from resdeploy import __version__
 from resdeploy.bundle import Bundle
-from resdeploy.cli import exit_code, main
-from resdeploy.console import Exit
+from resdeploy.cli import main
+from resdeploy.console import Exit, exit_code
 from resdeploy.statistics import Verdict
 
 COMMANDS = (
-    "demo", "train", "export", "build", "verify", "bench", "predict", "serve", "explain", "doctor",
+    "demo", "train", "export", "build", "verify", "bench", "compare", "report", "predict", "serve",
+    "explain", "doctor",
 )  # fmt: skip
 
 
@@ -61,11 +62,19 @@ def test_help_names_every_command_and_the_version() -> None:
         ["export", "--calibrator", "magic"],
         ["verify"],
         ["predict", "x.bundle"],
+        ["compare", "one.bundle"],
+        ["compare", "one.bundle", "two.bundle", "--max-drop", "-1"],
+        ["report"],
         ["serve"],
         ["serve", "x.bundle", "--port", "99999"],
         ["serve", "x.bundle", "--tls-cert", "x.pem"],
         ["serve", "x.bundle", "--tls-key", "x.pem"],
         ["bench", "x.bundle", "--batch", "0"],
+        ["bench", "x.bundle", "--within", "narrow"],
+        ["bench", "x.bundle", "--images", "photos"],
+        ["bench", "x.bundle", "--also", "tflite"],
+        ["explain", "x.bundle", "--batch", "2"],
+        ["explain", "x.bundle", "--slow", "--images", "2"],
         ["build"],
         ["build", "x.bundle", "--batch", "8,1,32"],
         ["build", "x.bundle", "--batch", "many"],
@@ -95,6 +104,8 @@ def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
         (["bench", "none.bundle"], "none.bundle is not a bundle"),
         (["build", "none.bundle"], "none.bundle is not a bundle"),
         (["explain", "none.bundle"], "none.bundle is not a bundle"),
+        (["compare", "a.json", "b.json"], "a.json cannot be read: No such file"),
+        (["report", "a.json"], "a.json cannot be read: No such file"),
         (["predict", "none.bundle", "a.png"], "none.bundle is not a bundle"),
     ],
 )
@@ -166,6 +177,20 @@ def test_too_few_images_are_exit_3(tiny_bundle: Bundle, image_data: Path) -> Non
     assert answer.exit_code == 3
     assert "verdict: inconclusive on 24 images" in answer.stdout
     assert "images would decide" in answer.stdout
+
+
+def test_compare_and_report_have_the_keys_of_the_contract(tiny_bundle: Bundle) -> None:
+    path = tiny_bundle.path
+    compared = document("compare", path, path, "--seconds", 0)
+    assert compared["verdict"] == "pass"
+    assert {"accuracy", "latency", "layers", "missing", "notices", "environment"} <= set(compared)
+    Path("comparison.json").write_text(json.dumps(compared))
+    assert invoke("report", path, "comparison.json", "-o", "r.html").stdout == "r.html\n"
+    assert Path("r.html").read_text().startswith("<!doctype html>")
+    assert invoke("report", "comparison.json", "--markdown").stdout.startswith(
+        "## comparison: pass"
+    )
+    assert document("report", path, "--force")["report"] == "report.html"
 
 
 def test_predict_has_the_keys_of_the_contract(tiny_bundle: Bundle, image_data: Path) -> None:

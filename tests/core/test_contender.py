@@ -95,3 +95,36 @@ def test_a_child_ends_when_its_owner_is_gone(child: Path) -> None:
         check=False,
     )  # fmt: skip
     assert process.returncode == 0
+
+
+def test_who_is_not_ready_in_time_is_ended(child: Path) -> None:
+    write(child, "time.sleep(60)")
+    with pytest.raises(BackendError, match=r"compiler was not ready after 0.2 s") as caught:
+        Contender.start("compiler", "racer", [], threads=1, limit_s=0.2)
+    assert caught.value.hint == "leave it out: --without compiler"
+
+
+def test_a_start_is_timed_and_memory_is_the_childs_own(child: Path) -> None:
+    write(child, "time.sleep(0.2)\nanswer(lambda: (lambda: None, {}))")
+    ballast = bytearray(400 << 20)
+    ballast[:: 1 << 12] = b"1" * len(ballast[:: 1 << 12])  # every page is really there
+    contender = Contender.start("small", "racer", [], threads=1)
+    contender.run_for(0.0)
+    contender.stop()
+    assert contender.ready_s > 0.2
+    assert contender.peak_rss_bytes is not None
+    assert 5e6 < contender.peak_rss_bytes < 300e6
+
+
+def test_times_of_stages_arrive_turn_by_turn(child: Path) -> None:
+    body = """
+    from resdeploy.contender import StageTimes
+    answer(lambda: (lambda: StageTimes(decode=2_000_000, post=500_000), {}))
+    """
+    write(child, body)
+    contender = Contender.start("staged", "racer", [], threads=1)
+    contender.run_for(0.0)
+    contender.run_for(0.0)
+    contender.stop()
+    assert [list(times) for times in contender.stages["decode"]] == [[2.0] * MIN_RUNS] * 2
+    assert contender.stages["post"][1][0] == 0.5

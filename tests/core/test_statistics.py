@@ -15,9 +15,15 @@ from resdeploy.statistics import (
     Verdict,
     agreement_percent,
     compare_accuracy,
+    judge,
+    median_interval,
+    pair_answers,
     ratio_interval,
     sqnr_db,
+    unpaired_ratio_interval,
     upper_bound_of_difference,
+    wilson_interval,
+    worst,
 )
 
 
@@ -260,3 +266,67 @@ def test_ratio_interval_is_close_to_scipys_bootstrap() -> None:
     slack = 0.15 * (peer.high - peer.low)
     assert low == pytest.approx(peer.low, abs=slack)
     assert high == pytest.approx(peer.high, abs=slack)
+
+
+# Comparing two versions
+
+
+@pytest.mark.parametrize(("low", "high", "verdict"), [
+    (0.9, 1.05, Verdict.PASS), (1.051, 1.2, Verdict.FAIL), (1.0, 1.1, Verdict.INCONCLUSIVE),
+])  # fmt: skip
+def test_an_interval_beside_the_limit_decides(low: float, high: float, verdict: Verdict) -> None:
+    assert judge(low, high, 1.05) is verdict
+
+
+def test_the_worst_verdict_decides() -> None:
+    assert worst([]) is Verdict.PASS
+    assert worst([Verdict.PASS, Verdict.INCONCLUSIVE]) is Verdict.INCONCLUSIVE
+    assert worst([Verdict.INCONCLUSIVE, Verdict.FAIL, Verdict.PASS]) is Verdict.FAIL
+
+
+def test_half_a_point_lost_of_5000_images_is_more_than_a_fifth() -> None:
+    baseline = np.ones(5000, dtype=np.bool_)
+    candidate = np.arange(5000) % 200 != 0
+    paired = pair_answers(baseline, candidate)
+    assert paired.drop == pytest.approx(0.5)
+    assert paired.verdict(0.2) is Verdict.FAIL
+    assert 0.2 < paired.drop_least() < 0.5 < paired.drop_bound()
+
+
+@given(right=st.integers(0, 500), more=st.integers(0, 500))
+def test_wilsons_interval_is_scipys(right: int, more: int) -> None:
+    assume(right + more > 0)
+    ours = wilson_interval(right, right + more)
+    theirs = stats.binomtest(right, right + more).proportion_ci(method="wilson")
+    assert ours == pytest.approx((100 * theirs.low, 100 * theirs.high), abs=1e-6)
+
+
+@pytest.mark.parametrize(("count", "rank"), [(8, 1), (12, 2), (24, 6), (32, 9)])
+def test_the_interval_of_a_median_lies_between_order_statistics(count: int, rank: int) -> None:
+    # P(fewer than `rank` of `count` values lie below the median), twice, is at most 1 %.
+    assert 2 * stats.binom.cdf(rank - 1, count, 0.5) <= 0.01 < 2 * stats.binom.cdf(rank, count, 0.5)
+    values = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
+    assert median_interval(values, 0.99) == (rank, count + 1 - rank)
+
+
+def test_seven_values_are_too_few_for_99_percent() -> None:
+    assert median_interval(np.arange(7.0), 0.99) is None
+
+
+def test_the_interval_of_a_median_covers_it() -> None:
+    generator = np.random.default_rng(1)
+    inside = 0
+    for _ in range(1000):
+        interval = median_interval(generator.exponential(size=12), 0.95)
+        assert interval is not None
+        inside += interval[0] <= math.log(2) <= interval[1]
+    assert 950 <= inside <= 1000
+
+
+def test_a_ratio_of_times_measured_apart() -> None:
+    generator = np.random.default_rng(2)
+    first = 10 + generator.normal(0, 0.2, 15)
+    second = 11 + generator.normal(0, 0.2, 21)
+    ratio, low, high = unpaired_ratio_interval(first, second)
+    assert low < ratio < high
+    assert 1.05 < low < 1.1 < high < 1.15

@@ -16,10 +16,11 @@ import pytest
 from resdeploy.bundle import Bundle, Encoding, open_bundle
 from resdeploy.calibration.ranges import Range
 from resdeploy.errors import CalibrationError, ExportError
-from resdeploy.export import mixed, pipeline
+from resdeploy.export import pipeline
 from resdeploy.export.calibrate import Calibration, calibrate
 from resdeploy.export.handback import Layer
-from resdeploy.export.mixed import Gate, GateImages, gate_images, search
+from resdeploy.export.laboratory import Gate, GateImages, Laboratory, Tried, gate_images
+from resdeploy.export.mixed import search
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.recipe import Recipe, read_recipe
 from resdeploy.export.source import ImagePools, Source, read_source
@@ -73,7 +74,7 @@ def test_layers_are_handed_back_until_the_gate_holds(
     model: ir.Model, recipe: Recipe, held_out: GateImages
 ) -> None:
     gate = Gate(min_agreement=95.0)
-    given, result = search(model, recipe, gate, held_out, seconds=600, progress=silent)
+    given, result, _ = search(model, recipe, gate, held_out, seconds=600, progress=silent)
     assert result.agreement_before < 95 <= result.agreement
     assert not result.out_of_time
     assert result.layers
@@ -92,13 +93,22 @@ def test_what_the_gate_does_not_need_is_taken_back(
     """Whatever stands before them in the ranking, two layers that decide are all that remain."""
     needed = {"layer4.0.conv2", "layer1.0.conv1"}
 
-    def evaluate(self: object, layers: Sequence[Layer]) -> mixed._Outcome:
-        holds = needed <= {layer.name for layer in layers}
-        return mixed._Outcome(agreement=99.0 + holds, drop=0.0, holds=holds)
+    def evaluate(self: object, layers: Sequence[Layer]) -> Tried:
+        names = tuple(layer.name for layer in layers)
+        holds = needed <= set(names)
+        return Tried(
+            encoding=recipe.encoding,
+            layers=names,
+            nodes=frozenset(node for layer in layers for node in layer.nodes),
+            agreement=99.0 + holds,
+            drop=0.0,
+            images=64,
+            holds=holds,
+        )
 
-    monkeypatch.setattr(mixed._Laboratory, "evaluate", evaluate)
+    monkeypatch.setattr(Laboratory, "evaluate", evaluate)
     gate = Gate(min_agreement=100.0)
-    _, result = search(model, recipe, gate, held_out, seconds=600, progress=silent)
+    _, result, _ = search(model, recipe, gate, held_out, seconds=600, progress=silent)
     assert set(result.layers) == needed
     assert result.convolutions == 2
     assert not result.out_of_time
@@ -108,7 +118,7 @@ def test_a_gate_that_holds_costs_nothing(
     model: ir.Model, tiny_bundle: Bundle, held_out: GateImages
 ) -> None:
     good = read_recipe(tiny_bundle, Encoding.CPU)
-    given, result = search(
+    given, result, _ = search(
         model, good, Gate(min_agreement=10.0), held_out, seconds=600, progress=silent
     )
     assert given == good
@@ -119,15 +129,15 @@ def test_the_drop_is_counted_with_classes_and_bounded_without(
     model: ir.Model, recipe: Recipe, held_out: GateImages
 ) -> None:
     gate = Gate(max_drop=100.0)  # holds at once
-    _, unknown = search(model, recipe, gate, held_out, seconds=600, progress=silent)
+    _, unknown, _ = search(model, recipe, gate, held_out, seconds=600, progress=silent)
     assert unknown.drop == pytest.approx(100 - unknown.agreement)
     reference = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(held_out.images)
     classes = reference.argmax(axis=1)
     right = dataclasses.replace(held_out, classes=classes)
-    _, known = search(model, recipe, gate, right, seconds=600, progress=silent)
+    _, known, _ = search(model, recipe, gate, right, seconds=600, progress=silent)
     assert known.drop == pytest.approx(100 - known.agreement)  # FP32 is right on all of them
     wrong = dataclasses.replace(held_out, classes=(classes + 1) % 3)
-    _, gained = search(model, recipe, gate, wrong, seconds=600, progress=silent)
+    _, gained, _ = search(model, recipe, gate, wrong, seconds=600, progress=silent)
     assert gained.drop <= 0  # FP32 is right on none
 
 
@@ -138,7 +148,7 @@ def test_no_evaluation_begins_that_would_end_too_late(
     gate = Gate(min_agreement=100.0)
     for seconds in (20, 30, 40):
         ticks = count()
-        _, result = search(
+        _, result, _ = search(
             model, recipe, gate, held_out, seconds=seconds, progress=silent,
             clock=map(float, ticks).__next__,
         )  # fmt: skip
@@ -151,7 +161,7 @@ def test_too_little_time_is_one_sentence(
     model: ir.Model, recipe: Recipe, held_out: GateImages
 ) -> None:
     ticks = count()
-    with pytest.raises(CalibrationError, match="too few to try") as caught:
+    with pytest.raises(CalibrationError, match="too short to try") as caught:
         search(
             model, recipe, Gate(max_drop=0.0), held_out, seconds=5, progress=silent,
             clock=map(float, ticks).__next__,
@@ -179,7 +189,7 @@ def test_gate_images_are_validation_images_that_nothing_else_used(source: Source
 
 def test_no_image_left_for_the_gate_is_one_sentence(source: Source) -> None:
     empty = dataclasses.replace(source, pools=ImagePools())
-    with pytest.raises(CalibrationError, match="no image is left to hold") as caught:
+    with pytest.raises(CalibrationError, match="no image is left to judge") as caught:
         gate_images(empty, 0, ())
     assert "val/" in str(caught.value.hint)
 

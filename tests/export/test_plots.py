@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from resdeploy.bundle import Bundle
 from resdeploy.calibration.histogram import Histogram
 from resdeploy.calibration.ranges import Range, TensorStatistics
-from resdeploy.export.plots import BARS, cost_bars, histogram_plot
+from resdeploy.export.plots import BARS, histogram_of
+from resdeploy.export.sensitivity import explain
+from resdeploy.report.analysis import read_analysis
 
 
 def statistics(values: np.ndarray) -> TensorStatistics:
@@ -20,27 +23,33 @@ def statistics(values: np.ndarray) -> TensorStatistics:
     )
 
 
-def test_bars_are_as_long_as_the_noise_is_loud() -> None:
-    first, second = cost_bars({"worst": 30.0, "tenth of it": 50.0})
-    assert first.share == 1
-    assert second.share == pytest.approx(0.1)
+def test_layers_stand_in_the_order_of_the_graph_with_their_costs(tiny_bundle: Bundle) -> None:
+    analysis = read_analysis(tiny_bundle)
+    assert analysis is not None
+    names = [layer.name for layer in analysis.layers]
+    assert (names[0], names[1], names[-1]) == ("conv1", "layer1.0.conv1", "fc")
+    assert analysis.layers[1].macs == 64 * 64 * 9 * 8 * 8  # channels, taps, pixels
+    assert all(layer.weight_sqnr_db is not None for layer in analysis.layers)
+    assert all(layer.input_sqnr_db is not None for layer in analysis.layers)
+    costs = {one.tensor: one.sqnr_alone_db for one in explain(tiny_bundle, images=8).layers}
+    assert analysis.layers[1].weight_sqnr_db == pytest.approx(costs["layer1.0.conv1.weight"])
+    assert analysis.layers[1].input_sqnr_db == pytest.approx(costs["relu"], abs=0.2)
 
 
 def test_the_histogram_is_numpys() -> None:
     values = np.random.default_rng(0).normal(1, 2, 100_000).astype(np.float32)
-    plot = histogram_plot("x", statistics(values), Range(low=-3.0, high=4.0))
+    plot = histogram_of("x", statistics(values), Range(low=-3.0, high=4.0))
     counts, _ = np.histogram(values, bins=BARS, range=(plot.low, plot.high))
     expected = np.log1p(counts) / np.log1p(counts).max()
     # A fine bin that lies across the edge of a bar is counted whole to one side.
     assert np.corrcoef(plot.heights, expected)[0, 1] > 0.999
-    assert plot.low + plot.clip_high * (plot.high - plot.low) == pytest.approx(4.0)
-    assert plot.low + plot.clip_low * (plot.high - plot.low) == pytest.approx(-3.0)
+    assert (plot.range_low, plot.range_high) == (-3.0, 4.0)
 
 
 @pytest.mark.parametrize("constant", [0.0, 2.0, -3.0])
 def test_a_constant_tensor_has_a_histogram(constant: float) -> None:
     values = np.full(10, constant)
-    plot = histogram_plot(
+    plot = histogram_of(
         "x", statistics(values), Range(low=min(constant, 0.0), high=max(constant, 0.0))
     )
     assert len(plot.heights) == BARS

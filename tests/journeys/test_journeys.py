@@ -67,11 +67,16 @@ def test_from_pictures_to_predictions(
     assert verified["images"] == 24
     assert verified["results"][0]["top1"] == pytest.approx(trained["accuracy"])
 
-    measured = document("bench", bundle, "--seconds", 0.2, "--threads", 1)
+    measured = document(
+        "bench", bundle, "--seconds", 0.2, "--threads", 1, "--without", "pytorch-compile",
+        "--output", "measured.json",
+    )  # fmt: skip
     assert {"contender", "p50_ms", "images_per_second", "speedup", "speedup_low"} <= set(
         measured["results"][1]
     )
-    assert measured["environment"]["baseline"] == {"weights": "random"}
+    assert measured["environment"]["baseline"] == {"weights": "random", "device": "cpu"}
+    assert json.loads(Path("measured.json").read_text()) == measured
+    assert document("explain", bundle, "--slow", "--threads", 1)["artifact"] == "int8-cpu"
 
     pictures = [image_data / "val" / name / "000.png" for name in CLASSES]
     predicted = document("predict", bundle, *pictures)

@@ -7,21 +7,26 @@ from pathlib import Path
 import pytest
 
 from resdeploy.bundle import Bundle
-from resdeploy.render import benchmark_text
-from resdeploy.runtime import bench
-from resdeploy.runtime.bench import run_benchmark
+from resdeploy.render_benchmark import benchmark_text
+from resdeploy.runtime import rounds, track
+from resdeploy.runtime.bench import BenchmarkConfig, run_benchmark
 from resdeploy.runtime.energy import per_image
 from tests.boards import ORIN_NANO, host_of, power_mode
+
+QUICK = BenchmarkConfig(
+    threads=1, seconds=0.01, without=("pytorch-compile", "pytorch-autocast", "ceilings")
+)
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "ROUNDS", 3)
-    monkeypatch.setattr(bench, "WARM_UP_SECONDS", 0.01)
+    for module in (rounds, track):
+        monkeypatch.setattr(module, "ROUNDS", 3)
+    monkeypatch.setattr(rounds, "WARM_UP_SECONDS", 0.01)
 
 
 def test_energy_is_absent_where_nothing_measures_it(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    result = run_benchmark(tiny_bundle, threads=1, seconds=0.01, host=host_of(tmp_path, {}))
+    result = run_benchmark(tiny_bundle, QUICK, host=host_of(tmp_path, {}))
     assert all(line.energy is None for line in result.results)
     assert "mJ" not in benchmark_text(result)
 
@@ -32,7 +37,7 @@ def test_a_board_measures_energy_and_gives_notice(
     for name in ("LEAD_SECONDS", "WINDOW_SECONDS", "IDLE_WINDOW_SECONDS"):
         monkeypatch.setattr(per_image, name, 0.05)
     board = host_of(tmp_path, ORIN_NANO, power_mode("15W", 0))
-    result = run_benchmark(tiny_bundle, threads=1, seconds=0.01, host=board)
+    result = run_benchmark(tiny_bundle, QUICK, host=board)
     for line in result.results:
         assert line.energy is not None
         assert line.energy.watts == pytest.approx(5.016 * 2.1)

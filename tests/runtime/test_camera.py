@@ -14,6 +14,7 @@ import pytest
 
 from resdeploy.bundle import Bundle
 from resdeploy.errors import ImageError, MissingDependencyError
+from resdeploy.predictions import Prediction
 from resdeploy.render import camera_text
 from resdeploy.runtime.camera import (
     FRAMES_PER_SECOND,
@@ -25,7 +26,7 @@ from resdeploy.runtime.camera import (
     open_capture,
     to_picture,
 )
-from resdeploy.runtime.model import Model, Prediction, load
+from resdeploy.runtime.model import Model, load
 
 RATE = 200.0
 

@@ -1,18 +1,18 @@
-"""Work counted by hand, and the bound that follows from it."""
+"""Work counted by hand."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import onnx_ir as ir
 import pytest
 
-from benchmarks.roofline import Ceilings, Roofline, Work, roofline, work_of, work_of_bundle
-from resdeploy.bundle import Bundle
+from resdeploy.bundle import Bundle, open_bundle
 from resdeploy.export.to_onnx import to_onnx
+from resdeploy.export.work import work_of, work_of_bundle
+from resdeploy.roofline import Work
 from resdeploy.train.architecture import Architecture
 from tests.samples import make_classifier
-
-WORK = Work(macs=1000, weights=100, activations=50)
-CEILINGS = Ceilings(operations_per_second={"tf32": 1e6, "fp16": 4e6}, bytes_per_second=1e5)
 
 
 def value(name: str, *shape: int | str) -> ir.Value:
@@ -50,8 +50,19 @@ def test_resnet34_at_224_does_seven_gflop_an_image() -> None:
     assert 21.7e6 <= work.weights <= 21.8e6
 
 
-def test_a_bundle_is_counted_by_its_fp32_graph(tiny_bundle: Bundle) -> None:
-    assert work_of_bundle(tiny_bundle) == work_of(to_onnx(make_classifier(), 32))
+def test_a_bundle_says_what_work_its_fp32_graph_is(tiny_bundle: Bundle) -> None:
+    work = work_of(to_onnx(make_classifier(), 32))
+    assert open_bundle(tiny_bundle.path).manifest.work == work
+    older = dataclasses.replace(tiny_bundle.manifest, work=None)
+    assert "work" not in older.to_json()
+    assert work_of_bundle(dataclasses.replace(tiny_bundle, manifest=older)) == work
+
+
+def test_layers_are_named_as_in_the_graph() -> None:
+    names = [layer.name for layer in work_of(to_onnx(make_classifier(), 32)).layers]
+    assert names[0] == "conv1"
+    assert names[-1] == "fc"
+    assert Work.from_json(work_of(small_graph()).to_json()) == work_of(small_graph())
 
 
 def test_an_open_shape_is_not_counted_as_one() -> None:
@@ -59,28 +70,3 @@ def test_an_open_shape_is_not_counted_as_one() -> None:
     model.graph.inputs[0].shape = ir.Shape(("batch", 3, "height", 8))
     with pytest.raises(AssertionError, match="open shape"):
         work_of(model)
-
-
-@pytest.mark.parametrize(
-    ("precision", "size"), [("fp32", 4), ("fp16", 2), ("bf16", 2), ("int8", 1)]
-)
-def test_weights_move_once_a_batch_and_activations_once_an_image(precision: str, size: int) -> None:
-    assert WORK.bytes(1, precision) == size * 150
-    assert WORK.bytes(8, precision) == size * 500
-
-
-def test_the_slower_of_computing_and_moving_decides() -> None:
-    # At batch 1, 2000 operations take 2 ms and 600 bytes take 6 ms.
-    assert roofline(WORK, CEILINGS, "fp32", 1) == Roofline(ms=6.0, bound="memory")
-    # At batch 256, 512000 operations take 512 ms and 51600 bytes take 516 ms.
-    assert roofline(WORK, CEILINGS, "fp32", 256) == Roofline(ms=516.0, bound="memory")
-    faster = Ceilings(operations_per_second={"tf32": 1e6}, bytes_per_second=1e6)
-    assert roofline(WORK, faster, "fp32", 1) == Roofline(ms=2.0, bound="compute")
-
-
-def test_without_a_measured_ceiling_there_is_no_bound() -> None:
-    assert roofline(WORK, CEILINGS, "int8", 1) is None
-    assert roofline(WORK, None, "fp32", 1) is None
-    assert roofline(None, CEILINGS, "fp32", 1) is None
-    no_copy = Ceilings(operations_per_second={"tf32": 1e6}, bytes_per_second=None)
-    assert roofline(WORK, no_copy, "fp32", 1) is None

@@ -1,0 +1,265 @@
+"""Trying mixtures of INT8 and float on images that nothing else was chosen on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from resdeploy.bundle import Encoding, Float32Array
+from resdeploy.calibration.ledger import Ledger, draw
+from resdeploy.calibration.record import Handback
+from resdeploy.errors import CalibrationError
+from resdeploy.export.handback import Layer, conv_share
+from resdeploy.export.recipe import Recipe
+from resdeploy.export.source import Source
+from resdeploy.export.switches import BATCH, Site, SwitchedGraph
+from resdeploy.preprocessing import UInt8Array
+from resdeploy.statistics import agreement_percent
+
+# How many times its noise with everything quantised must an image's two best logits be apart, that
+# no other mixture is expected to swap them?
+REACH = 4.0
+RANKING_SHARE = 1 / 32  # of the gate's images; every layer is tried on them
+# The gate needs many images, each of which takes as long as it has pixels.
+MOST_GATE_IMAGES, FEWEST_GATE_IMAGES = 5120, 256
+PIXELS = MOST_GATE_IMAGES * 32 * 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """What an INT8 graph must hold to, and how long may be searched for it."""
+
+    min_agreement: float | None = None
+    """Percent of the images that keep FP32's class."""
+    max_drop: float | None = None
+    """Points of accuracy; where no labels are known, of images whose class changes."""
+    seconds: float = 600.0
+    """For both encodings together."""
+
+    @property
+    def open(self) -> bool:
+        """Whether nothing is asked for."""
+        return self.min_agreement is None and self.max_drop is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateImages:
+    """Images that decide, none of which calibrated, was scored on, or is golden."""
+
+    images: UInt8Array
+    classes: npt.NDArray[np.int64] | None
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """One mixture, and how it did on the gate's images."""
+
+    encoding: Encoding
+    layers: tuple[str, ...]
+    """Those that were handed back to float."""
+    nodes: frozenset[str]
+    """Theirs."""
+    agreement: float
+    drop: float
+    images: int
+    holds: bool
+    """Whether the gate does."""
+    p50_ms: float | None = None
+    """Of one image, where it was measured."""
+
+
+def gate_images(source: Source, seed: int, excluded: Collection[str]) -> GateImages:
+    """Draw validation images, and others only where they are too few: a net knows its own.
+
+    Raises:
+        CalibrationError: no image is left.
+    """
+    size = source.preprocessing.image_size
+    wanted = int(np.clip(PIXELS // size**2, FEWEST_GATE_IMAGES, MOST_GATE_IMAGES))
+    ledger = Ledger(source.preprocessing, wanted=wanted, excluded=excluded)
+    paths = [
+        path
+        for pool in (source.pools.golden, source.pools.calibration)
+        for path in draw(pool, seed)
+    ]
+    try:
+        images = np.concatenate(list(ledger.admit(paths, BATCH)))
+    except CalibrationError as error:
+        raise CalibrationError(
+            "no image is left to judge mixtures of INT8 and float on",
+            "add more images than calibrate, best a folder val/ beside train/",
+        ) from error
+    classes = source.classes_of(ledger.paths)
+    return GateImages(
+        images=images,
+        classes=None if classes is None else np.array(classes),
+        digests=tuple(ledger.digests),
+    )
+
+
+@dataclass(slots=True)
+class Laboratory:
+    """Tries mixtures, nothing twice, and watches the clock."""
+
+    model: ir.Model
+    recipe: Recipe
+    graph: SwitchedGraph
+    held_out: GateImages
+    gate: Gate
+    deadline: float
+    clock: Callable[[], float]
+    advance: Callable[[int], None]
+    tried: list[Tried] = field(default_factory=list)
+    """In the order of their evaluation."""
+    known: dict[frozenset[Site], Tried] = field(default_factory=dict)
+    reference: Float32Array | None = None
+    within_reach: npt.NDArray[np.intp] | None = None
+    """The images whose class another mixture could change: the others need not run again."""
+    slowest: float = 0.0
+    """Seconds that a batch took."""
+
+    def evaluate(self, layers: Sequence[Layer]) -> Tried | None:
+        """How the graph does with `layers` in float; None where there is no time to find out."""
+        sites = self._quantised(layers)
+        if sites not in self.known:
+            logits = self._logits(sites)
+            if logits is None:
+                return None
+            self.advance(1)
+            self.known[sites] = self._judge(layers, logits)
+            self.tried.append(self.known[sites])
+        return self.known[sites]
+
+    def evaluate_first(self) -> Tried:
+        """The same with nothing handed back.
+
+        Raises:
+            CalibrationError: there is no time even for that.
+        """
+        outcome = self.evaluate(())
+        if outcome is None:
+            raise CalibrationError(
+                f"the time is too short to try the INT8 graph on {len(self.held_out.images)} "
+                "images",
+                "allow more with --search-seconds",
+            )
+        return outcome
+
+    def handback(
+        self, before: Tried, chosen: Tried, *, seconds: float, out_of_time: bool
+    ) -> Handback:
+        """What is recorded of it."""
+        count, share = conv_share(self.model, chosen.nodes)
+        return Handback(
+            encoding=self.recipe.encoding,
+            layers=chosen.layers,
+            convolutions=count,
+            conv_share_percent=100 * share,
+            agreement=chosen.agreement,
+            drop=chosen.drop,
+            agreement_before=before.agreement,
+            images=chosen.images,
+            evaluations=len(self.tried),
+            seconds=seconds,
+            out_of_time=out_of_time,
+        )
+
+    def rank(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Layers by the noise they make alone, per cost; those not reached in time come last."""
+        images = self.held_out.images[: math.ceil(RANKING_SHARE * len(self.held_out.images))]
+        everything = self._quantised(())
+        merit: dict[str, float] = {}
+        reference = self._run(images, frozenset())
+        for layer in layers:
+            logits = self._run(images, everything - self._quantised([layer]))
+            if reference is None or logits is None:
+                break
+            noise = np.square(logits - reference).sum(axis=1)
+            signal = np.maximum(np.square(reference).sum(axis=1), 1e-30)
+            # The median: in a mean, an odd image or two would decide.
+            merit[layer.name] = float(np.median(noise / signal)) / layer.cost
+            self.advance(1)
+        return sorted(layers, key=lambda layer: -merit.get(layer.name, -1.0))
+
+    def _quantised(self, layers: Sequence[Layer]) -> frozenset[Site]:
+        """The sites that stay quantised when `layers` are float."""
+        nodes = self.recipe.in_float.union(*(layer.nodes for layer in layers))
+        kept = replace(self.recipe, in_float=nodes)
+        readers = {reader for edge in kept.edges(self.model) for reader in edge.readers}
+        return frozenset(
+            site
+            for site in self.graph.sites
+            if (site.reader[0] not in nodes if site.weight else site.reader in readers)
+        )
+
+    def _logits(self, sites: frozenset[Site]) -> Float32Array | None:
+        """Of all images; FP32's for those out of reach."""
+        images = self.held_out.images
+        if self.reference is None:
+            self.reference = self._run(images, frozenset())
+        if self.reference is None:
+            return None
+        if self.within_reach is None:
+            logits = self._run(images, sites)
+            if logits is not None:
+                self.within_reach = within_reach(self.reference, logits)
+            return logits
+        again = self._run(images[self.within_reach], sites)
+        if again is None:
+            return None
+        logits = self.reference.copy()
+        logits[self.within_reach] = again
+        return logits
+
+    def _run(self, images: UInt8Array, sites: frozenset[Site]) -> Float32Array | None:
+        logits = []
+        for start in range(0, len(images), BATCH):
+            began = self.clock()
+            if began + self.slowest > self.deadline:
+                return None
+            logits.append(self.graph.run(images[start : start + BATCH], sites.__contains__))
+            self.slowest = max(self.slowest, self.clock() - began)
+        return np.concatenate(logits)
+
+    def _judge(self, layers: Sequence[Layer], logits: Float32Array) -> Tried:
+        assert self.reference is not None
+        classes, gate = self.held_out.classes, self.gate
+        agreement = agreement_percent(self.reference, logits)
+        drop = 100 - agreement  # where the classes are not known: it cannot be more
+        if classes is not None:
+            both = (self.reference, logits)
+            right = [100 * float(np.mean(one.argmax(axis=1) == classes)) for one in both]
+            drop = right[0] - right[1]
+        return Tried(
+            encoding=self.recipe.encoding,
+            layers=tuple(layer.name for layer in layers),
+            nodes=frozenset(node for layer in layers for node in layer.nodes),
+            agreement=agreement,
+            drop=drop,
+            images=len(logits),
+            holds=(gate.min_agreement is None or agreement >= gate.min_agreement)
+            and (gate.max_drop is None or drop <= gate.max_drop),
+        )
+
+
+def within_reach(reference: Float32Array, noisy: Float32Array) -> npt.NDArray[np.intp]:
+    """Which images might change their class under noise like this: positions, at least one.
+
+    Two logits come closer by at most sqrt(2) times the length of the noise (Cauchy and Schwarz).
+
+    Args:
+        reference: Logits of FP32 (N, K), K > 1.
+        noisy: Logits with everything quantised (N, K).
+    """
+    best = np.sort(reference, axis=1)[:, -2:]
+    length = np.linalg.norm(noisy - reference, axis=1)
+    bridged = REACH * np.sqrt(2) * np.maximum(length, np.median(length))
+    apart = best[:, 1] - best[:, 0]
+    close = np.flatnonzero(apart <= bridged)
+    return close if len(close) else np.argmin(apart - bridged, keepdims=True)

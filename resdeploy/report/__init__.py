@@ -1,0 +1,1 @@
+"""What people read of results: one page, Markdown, tables. From bundles and JSON documents."""

@@ -1,0 +1,151 @@
+"""Who takes part in a benchmark: processes that are not started yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from resdeploy.bundle import Artifact, Bundle, Encoding, Precision
+from resdeploy.errors import BackendError
+from resdeploy.runtime import onnxruntime_cpu
+from resdeploy.runtime.energy.source import Scope
+from resdeploy.runtime.selection import AUTO, ENGINES, Candidate, candidates
+from resdeploy.workload import Workload
+
+# Named as text, as are their modules: the runtime never imports what needs PyTorch.
+BASELINE = "pytorch-eager"
+PYTORCH = (BASELINE, "pytorch-compile", "pytorch-autocast")
+OPENVINO = "openvino"
+CEILINGS = "ceilings"
+ALSO = (OPENVINO,)
+NAMES = (*PYTORCH, *(engine.name for engine in ENGINES), *ALSO, CEILINGS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A contender before it is started."""
+
+    name: str
+    precision: str
+    """fp32, fp16, bf16 or int8; what the contender says of itself comes before."""
+    encoding: Encoding
+    module: str
+    arguments: tuple[str, ...]
+    runs_on: Scope = Scope.CPU
+    file_bytes: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Of messages."""
+        return f"{self.name} {self.precision}"
+
+
+def lineup(
+    bundle: Bundle,
+    workload: Workload,
+    *,
+    checkpoint: Path | None,
+    also: Sequence[str],
+    without: Collection[str],
+) -> list[Entry]:
+    """PyTorch, the baseline first; then the runtime's backends; then what was asked for.
+
+    Raises:
+        BackendError: there is no contender of a name in `without`.
+    """
+    for name in without:
+        if name not in NAMES:
+            raise BackendError(f"there is no contender {name!r}", f"choose from {', '.join(NAMES)}")
+    entries = [
+        *pytorch_entries(workload, checkpoint),
+        *backend_entries(bundle, workload),
+        *(openvino_entries(bundle, workload) if OPENVINO in also else []),
+    ]
+    return [entry for entry in entries if entry.name not in without]
+
+
+def pytorch_entries(workload: Workload, checkpoint: Path | None) -> list[Entry]:
+    """The network as it was trained, compiled, and in the narrow arithmetic of the machine."""
+    return [
+        Entry(
+            name=name,
+            precision="bf16" if name == "pytorch-autocast" else "fp32",
+            encoding=Encoding.FLOAT,
+            module="resdeploy.train.contender",
+            arguments=(name, str(checkpoint or ""), *workload.to_arguments()),
+        )
+        for name in (PYTORCH if find_spec("torch") else [BASELINE])  # one warning is enough
+    ]
+
+
+def backend_entries(bundle: Bundle, workload: Workload) -> list[Entry]:
+    """The contenders that the runtime itself brings."""
+    return [
+        _entry(
+            candidate.engine.name,
+            candidate.artifact,
+            "resdeploy.runtime.contender",
+            (candidate.engine.name, candidate.artifact.name, *workload.to_arguments()),
+            Scope.CPU if candidate.engine.name == onnxruntime_cpu.NAME else Scope.GPU,
+        )
+        for candidate in best_candidates(bundle)
+    ]
+
+
+def openvino_entries(bundle: Bundle, workload: Workload) -> list[Entry]:
+    """The same files by another runtime."""
+    return [
+        _entry(
+            OPENVINO,
+            artifact,
+            "resdeploy.runtime.openvino_contender",
+            (artifact.name, *workload.to_arguments()),
+            Scope.CPU,
+        )
+        for artifact in bundle.manifest.artifacts
+        if artifact.name in ("fp32", "int8-cpu")
+    ]
+
+
+def ceiling_entries(threads: int) -> list[Entry]:
+    """Libraries whose products bound what a network can do here."""
+    return [
+        Entry(
+            name=CEILINGS,
+            precision=library,
+            encoding=Encoding.FLOAT,
+            module=f"resdeploy.{stage}.ceilings",
+            arguments=(str(threads),),
+        )
+        for stage, library in (("runtime", "onnxruntime"), ("train", "torch"))
+        if find_spec(library)
+    ]
+
+
+def best_candidates(bundle: Bundle, backend: str = AUTO) -> list[Candidate]:
+    """The best artifact of each precision on every backend that is installed here.
+
+    Raises:
+        BackendError: see `selection.candidates`.
+    """
+    best: dict[tuple[str, Precision], Candidate] = {}
+    for candidate in candidates(bundle, backend):
+        best.setdefault((candidate.engine.name, candidate.artifact.precision), candidate)
+    order = list(Precision)
+    return sorted(best.values(), key=lambda c: (c.engine.name, order.index(c.artifact.precision)))
+
+
+def _entry(
+    name: str, artifact: Artifact, module: str, arguments: tuple[str, ...], runs_on: Scope
+) -> Entry:
+    return Entry(
+        name=name,
+        precision=artifact.precision.value,
+        encoding=artifact.encoding,
+        module=module,
+        arguments=arguments,
+        runs_on=runs_on,
+        file_bytes=artifact.bytes,
+    )

@@ -1,0 +1,122 @@
+"""The diagnosis on observations that were made up, and one real run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from resdeploy.bundle import Bundle, Encoding
+from resdeploy.render_slowness import slowness_text
+from resdeploy.runtime import slow
+from resdeploy.runtime.profile import Kernel
+from resdeploy.runtime.slow import explain_slowness
+from resdeploy.runtime.slowness import Cause, Observations, causes
+
+ACTIVATION = (1, 56, 56, 64)
+
+
+def kernel(
+    name: str, ms: float, *, op: str = "QLinearConv", kind: str = "uint8", macs: int = 0
+) -> Kernel:
+    tensors = ((kind, ACTIVATION), (kind, ACTIVATION))
+    return Kernel(name=name, op=op, ms=ms, reads=tensors, gives=tensors[:1], macs=macs)
+
+
+FAST = kernel("layer1.0.conv1", 5.0, macs=1_000_000)
+HEALTHY = Observations(
+    encoding=Encoding.CPU,
+    threads=2,
+    ms=10.0,
+    kernels=(FAST, kernel("layer2.0.conv1", 5.0, macs=900_000)),
+    by_threads={1: 19.0, 2: 10.0},
+    early_ms=10.0,
+    late_ms=10.2,
+    cpu_share=0.99,
+    int8_per_fp32=3.8,
+    int8_instructions=True,
+)
+
+
+def only_cause(**changes: object) -> Cause:
+    (cause,) = causes(dataclasses.replace(HEALTHY, **changes))  # type: ignore[arg-type]
+    return cause
+
+
+def test_a_healthy_graph_has_nothing_to_mend() -> None:
+    assert causes(HEALTHY) == ()
+
+
+def test_float_islands_cost_what_their_kernels_take() -> None:
+    floats = (
+        kernel("layer3.0.conv1", 2.0, op="FusedConv", kind="float", macs=10),
+        kernel("x.quantize", 0.5, op="QuantizeLinear", kind="float"),
+    )
+    cause = only_cause(kernels=(*HEALTHY.kernels, *floats))
+    assert (cause.cause, cause.cost_ms) == ("float islands", 2.5)
+    assert "layer3.0.conv1 (2.00 ms)" in cause.evidence
+    assert "--max-drop" in cause.remedy
+    cause = only_cause(kernels=(*HEALTHY.kernels, *floats), encoding=Encoding.TENSORRT)
+    assert "int8-cpu.onnx" in cause.remedy
+
+
+def test_the_ends_of_a_graph_cannot_be_helped() -> None:
+    ends = (kernel("normalize.mul", 0.6, op="Mul", kind="float"),)
+    assert only_cause(kernels=(*HEALTHY.kernels, *ends)).remedy.startswith("none: ")
+
+
+def test_float_additions_are_told_apart() -> None:
+    added = (kernel("layer1.0.add", 1.0, op="Add", kind="float"),)
+    cause = only_cause(kernels=(*HEALTHY.kernels, *added))
+    assert (cause.cause, cause.cost_ms) == ("unfused additions", 1.0)
+
+
+def test_layers_too_small_cost_what_they_take_beyond_the_fastest_ones_speed() -> None:
+    small = kernel("conv1", 4.0, macs=200_000)  # 50,000 products a ms, of 200,000
+    cause = only_cause(kernels=(FAST, small))
+    assert (cause.cause, cause.cost_ms) == ("layers too small", 3.0)
+    assert "1 of 2 layers" in cause.evidence
+
+
+def test_other_threads_would_be_faster() -> None:
+    cause = only_cause(by_threads={1: 6.0, 2: 10.0})
+    assert (cause.cause, cause.cost_ms, cause.remedy) == ("wrong threads", 4.0, "--threads 1")
+
+
+def test_without_vnni_integers_are_no_faster() -> None:
+    cause = only_cause(int8_per_fp32=1.0, int8_instructions=False)
+    assert (cause.cause, cause.cost_ms) == ("slow INT8 arithmetic", 7.5)
+    assert "no VNNI" in cause.evidence
+    assert "although" in only_cause(int8_per_fp32=1.0).evidence
+
+
+def test_what_gets_slower_while_it_works_is_throttled() -> None:
+    cause = only_cause(late_ms=14.0, notices=("clocks are reduced against heat: cpu",))
+    assert (cause.cause, cause.cost_ms) == ("throttling", 4.0)
+    assert "14.00 ms after some seconds; clocks are reduced" in cause.evidence
+
+
+def test_time_that_others_took_is_told() -> None:
+    cause = only_cause(cpu_share=0.6)
+    assert cause.cause == "other processes"
+    assert cause.cost_ms == pytest.approx(4.0)
+
+
+def test_the_most_expensive_comes_first_and_noise_not_at_all() -> None:
+    found = causes(
+        dataclasses.replace(HEALTHY, late_ms=12.0, by_threads={1: 4.0, 2: 10.0}, cpu_share=0.98)
+    )
+    assert [cause.cause for cause in found] == ["wrong threads", "throttling"]
+
+
+def test_a_real_graph_for_tensorrt_has_float_islands_on_a_cpu(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SECONDS", "WORK_SECONDS"):
+        monkeypatch.setattr(slow, name, 0.05)
+    result = explain_slowness(tiny_bundle, encoding=Encoding.TENSORRT, threads=1)
+    assert result.artifact == "int8"
+    assert "float islands" in [cause.cause for cause in result.causes]
+    text = slowness_text(result)
+    assert f"int8.onnx takes {result.ms:.2f} ms" in text
+    assert "on a CPU, use int8-cpu.onnx" in text
