@@ -5,17 +5,15 @@ Heavy packages are imported inside the commands, so that `--help` answers at onc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from resdeploy import __version__
 from resdeploy.bench_options import bench_options
 from resdeploy.compare_options import compare_options
-from resdeploy.console import Exit, Outcome, command, write_document
+from resdeploy.console import Exit, Outcome, command, exit_code, refuse_given, write_document
 from resdeploy.export_options import export_options
 from resdeploy.serve_options import serve_options
 from resdeploy.train.config import DIGITS, TrainingConfig
@@ -391,17 +389,3 @@ def read_batches(text: str | None) -> Any:
         raise click.BadParameter(
             f"{text!r} is not MIN,OPT,MAX, in ascending order from 1"
         ) from error
-
-
-def refuse_given(names: Iterable[str], reason: str) -> None:
-    """Wrong usage if one of the parameters `names` stands on the command line."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        given = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
-        if given and parameter.name in names:
-            raise click.UsageError(f"{reason}: leave {parameter.opts[0]} out")
-
-
-def exit_code(verdict: Any) -> Exit:
-    """0 for pass, 1 for fail, 3 for inconclusive."""
-    return {"pass": Exit.OK, "fail": Exit.FAILED}.get(verdict.value, Exit.INCONCLUSIVE)

@@ -9,12 +9,13 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from resdeploy.errors import ResdeployError, missing_dependency
 from resdeploy.storage import write_file
@@ -26,6 +27,20 @@ class Exit(IntEnum):
     OK = 0
     FAILED = 1
     INCONCLUSIVE = 3
+
+
+def refuse_given(names: Iterable[str], reason: str) -> None:
+    """Wrong usage if one of the parameters `names` stands on the command line."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        if given and parameter.name in names:
+            raise click.UsageError(f"{reason}: leave {parameter.opts[0]} out")
+
+
+def exit_code(verdict: Any) -> Exit:
+    """0 for pass, 1 for fail, 3 for inconclusive."""
+    return {"pass": Exit.OK, "fail": Exit.FAILED}.get(verdict.value, Exit.INCONCLUSIVE)
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 
 from resdeploy import __version__
 from resdeploy.bundle import Bundle
-from resdeploy.cli import exit_code, main
-from resdeploy.console import Exit
+from resdeploy.cli import main
+from resdeploy.console import Exit, exit_code
 from resdeploy.statistics import Verdict
 
 COMMANDS = (

@@ -1,0 +1,42 @@
+"""Images that no mixture can move to another class are not run again; no other is left out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resdeploy.export.laboratory import REACH, within_reach
+
+
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(2, 50), scale=st.floats(1e-3, 10))
+def test_noise_of_up_to_four_times_the_length_changes_no_other_image(
+    seed: int, classes: int, scale: float
+) -> None:
+    generator = np.random.default_rng(seed)
+    reference = generator.normal(0, 3, (40, classes)).astype(np.float32)
+    noise = scale * generator.normal(0, 1, reference.shape).astype(np.float32)
+    close = within_reach(reference, reference + noise)
+    length = np.linalg.norm(noise, axis=1)
+    # The worst noise of a length: all of it between the two best classes.
+    order = np.argsort(reference, axis=1)
+    rows = np.arange(len(reference))
+    worst = reference.astype(np.float64)
+    reach = 0.999 * REACH * np.maximum(length, np.median(length)) / np.sqrt(2)
+    worst[rows, order[:, -1]] -= reach
+    worst[rows, order[:, -2]] += reach
+    changed = np.flatnonzero(worst.argmax(axis=1) != reference.argmax(axis=1))
+    assert set(changed) <= set(close)
+
+
+def test_clear_images_are_left_out() -> None:
+    reference = np.array([[0, 10], [0, 0.1], [10, 0], [3, 3]], dtype=np.float32)
+    noisy = reference + np.array([0.1, 0], dtype=np.float32)
+    assert within_reach(reference, noisy).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_one_image_is_left_at_least(classes: int) -> None:
+    reference = np.eye(classes, dtype=np.float32) * 100
+    assert len(within_reach(reference, reference)) == 1
