@@ -38,7 +38,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shorten(patch: pytest.MonkeyPatch) -> None:
     for module in (rounds, track):
-        patch.setattr(module, "ROUNDS", 3)
+        patch.setattr(module, "ROUNDS", 4)
     patch.setattr(track, "HEATS", 2)
     patch.setattr(rounds, "WARM_UP_SECONDS", 0.01)
 
@@ -157,8 +157,8 @@ def test_a_backend_with_other_answers_is_left_out(
 def test_figures_belong_together(result: Benchmark) -> None:
     for line in result.results:
         assert (line.batch, line.threads) == (2, 1)
-        assert line.runs >= 9  # three rounds of at least three
-        assert len(line.round_ms) == 3
+        assert line.runs >= 12  # four rounds of at least three
+        assert len(line.round_ms) == 4
         assert len(line.quantiles_ms) == 101
         assert line.quantiles_ms[50] == line.p50_ms
         assert 0 < line.p50_ms <= line.p90_ms <= line.p99_ms
@@ -178,7 +178,7 @@ def test_the_environment_says_what_was_measured_and_where(
     assert environment["device"]["cores"] >= 1
     assert environment["versions"]["torch"]
     assert environment["baseline"] == {"weights": str(tiny_checkpoint), "device": "cpu"}
-    assert (environment["mode"], environment["rounds"]) == ("stream", 3)
+    assert (environment["mode"], environment["rounds"]) == ("stream", 4)
 
 
 def test_the_table_has_a_row_per_contender(result: Benchmark) -> None:

@@ -21,7 +21,7 @@ QUICK = BenchmarkConfig(
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (rounds, track):
-        monkeypatch.setattr(module, "ROUNDS", 3)
+        monkeypatch.setattr(module, "ROUNDS", 4)
     monkeypatch.setattr(track, "HEATS", 2)
     monkeypatch.setattr(rounds, "WARM_UP_SECONDS", 0.01)
 
