@@ -16,7 +16,7 @@ def test_noise_of_up_to_four_times_the_length_changes_no_other_image(
 ) -> None:
     generator = np.random.default_rng(seed)
     reference = generator.normal(0, 3, (40, classes)).astype(np.float32)
-    noise = scale * generator.normal(0, 1, reference.shape).astype(np.float32)
+    noise = np.float32(scale) * generator.normal(0, 1, reference.shape).astype(np.float32)
     close = within_reach(reference, reference + noise)
     length = np.linalg.norm(noise, axis=1)
     # The worst noise of a length: all of it between the two best classes.
