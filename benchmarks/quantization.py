@@ -1,6 +1,6 @@
 """INT8 accuracy against other quantisers, in one run: same weights, same images, same evaluation.
 
-    python benchmarks/quantization.py CHECKPOINT DATA --output docs/results/quantization.json
+    python -m benchmarks.quantization CHECKPOINT DATA --output docs/results/quantization.json
 
 DATA has train/, from which calibration images are drawn, and val/, on which all are judged. The
 other tools get environments of their own, made on first use. They see the network behind the

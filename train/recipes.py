@@ -82,7 +82,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             settings={
                 "qat": True,
                 "epochs": 1,
-                "lr": 0.001,
+                "lr": 0.0003,
                 "weight_decay": 0.0,
                 "warmup_epochs": 0.1,
                 "label_smoothing": 0.0,

@@ -16,8 +16,9 @@ def test_noise_of_up_to_four_times_the_length_changes_no_other_image(
 ) -> None:
     generator = np.random.default_rng(seed)
     reference = generator.normal(0, 3, (40, classes)).astype(np.float32)
-    noise = np.float32(scale) * generator.normal(0, 1, reference.shape).astype(np.float32)
-    close = within_reach(reference, reference + noise)
+    noise = (scale * generator.normal(0, 1, reference.shape)).astype(np.float32)
+    noisy = (reference + noise).astype(np.float32)
+    close = within_reach(reference, noisy)
     length = np.linalg.norm(noise, axis=1)
     # The worst noise of a length: all of it between the two best classes.
     order = np.argsort(reference, axis=1)
@@ -32,7 +33,7 @@ def test_noise_of_up_to_four_times_the_length_changes_no_other_image(
 
 def test_clear_images_are_left_out() -> None:
     reference = np.array([[0, 10], [0, 0.1], [10, 0], [3, 3]], dtype=np.float32)
-    noisy = reference + np.array([0.1, 0], dtype=np.float32)
+    noisy = (reference + np.array([0.1, 0])).astype(np.float32)
     assert within_reach(reference, noisy).tolist() == [1, 3]
 
 
