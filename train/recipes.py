@@ -82,11 +82,12 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             settings={
                 "qat": True,
                 "epochs": 1,
-                "lr": 0.0003,
+                "lr": 0.0005,
                 "weight_decay": 0.0,
                 "warmup_epochs": 0.1,
                 "label_smoothing": 0.0,
-                "min_area": 0.6,
+                "flip": False,  # as it comes, a picture is what the teacher knows best
+                "min_area": 0.8,
                 "distillation": 1.0,
             },
         ),
