@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import onnxruntime
 import pytest
 
 from resdeploy.bundle import Bundle, Encoding
 from resdeploy.render_slowness import slowness_text
 from resdeploy.runtime import slow
+from resdeploy.runtime.onnxruntime_cpu import rounds_float16
 from resdeploy.runtime.profile import Kernel
 from resdeploy.runtime.slow import explain_slowness
 from resdeploy.runtime.slowness import Cause, Observations, causes
@@ -109,6 +111,9 @@ def test_the_most_expensive_comes_first_and_noise_not_at_all() -> None:
     assert [cause.cause for cause in found] == ["wrong threads", "throttling"]
 
 
+@pytest.mark.skipif(
+    not rounds_float16(onnxruntime.__version__), reason="ONNX Runtime before 1.30 does not run it"
+)
 def test_a_real_graph_for_tensorrt_has_float_islands_on_a_cpu(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
