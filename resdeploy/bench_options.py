@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)  # existence is checked by us, with a hint
+from resdeploy.console import PATH, parameters
 
 
 def _share(context: click.Context, parameter: click.Parameter, text: str) -> float:
@@ -30,7 +28,7 @@ def _with_pictures(
     return folder
 
 
-OPTIONS = (
+bench_options = parameters(
     click.option(
         "--mode",
         type=click.Choice(["stream", "offline", "end-to-end"]),
@@ -46,7 +44,9 @@ OPTIONS = (
         help="PyTorch weights.  [default: those of the bundle]",
     ),
     click.option(
-        "--batch", type=click.IntRange(1, 4096), help="Images in one run.  [default: 1; offline 8]"
+        "--batch",
+        type=click.IntRange(1, 4096),
+        help="Images in one run.  [default: 1; offline 8]",
     ),
     click.option(
         "--threads",
@@ -84,10 +84,3 @@ OPTIONS = (
     ),
     click.option("-o", "--output", type=PATH, help="Also write the JSON document there."),
 )
-
-
-def bench_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command all of them, in this order."""
-    for option in reversed(OPTIONS):
-        function = option(function)
-    return function

@@ -13,13 +13,12 @@ import click
 from resdeploy import __version__
 from resdeploy.bench_options import bench_options
 from resdeploy.compare_options import compare_options
-from resdeploy.console import Exit, Outcome, command, exit_code, refuse_given, write_document
+from resdeploy.console import PATH, Exit, Outcome, command, exit_code, refuse_given, write_document
 from resdeploy.export_options import export_options
 from resdeploy.serve_options import serve_options
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train_options import training_options
 
-EXISTING = click.Path(path_type=Path)  # existence is checked by us, with a hint
 FORCE = click.option("--force", is_flag=True, help="Replace an existing output.")
 BACKEND = click.option("--backend", default="auto", show_default=True, help="Engine to use.")
 PRECISION = click.option(
@@ -56,9 +55,9 @@ def demo(force: bool) -> Outcome:
 
 @main.command()
 @click.argument("data", default=DIGITS)
-@click.option("-o", "--output", "run", type=EXISTING, help="Run folder.  [default: runs/DATA-TIME]")
+@click.option("-o", "--output", "run", type=PATH, help="Run folder.  [default: runs/DATA-TIME]")
 @training_options
-@click.option("--resume", type=EXISTING, help="Go on with this run folder, with its own settings.")
+@click.option("--resume", type=PATH, help="Go on with this run folder, with its own settings.")
 @FORCE
 @command
 def train(
@@ -120,7 +119,7 @@ def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> O
 
 
 @main.command()
-@click.argument("bundle", type=EXISTING, required=False)
+@click.argument("bundle", type=PATH, required=False)
 @PRECISION
 @click.option(
     "--flavour",
@@ -168,8 +167,8 @@ def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> Out
 
 
 @main.command()
-@click.argument("bundle", type=EXISTING)
-@click.option("--data", type=EXISTING, help="Labelled folder, for accuracy and a verdict.")
+@click.argument("bundle", type=PATH)
+@click.option("--data", type=PATH, help="Labelled folder, for accuracy and a verdict.")
 @click.option("--max-drop", type=float, default=1.0, show_default=True, help="Points of accuracy.")
 @BACKEND
 @PRECISION
@@ -187,7 +186,7 @@ def verify(bundle: Path, **settings: Any) -> Outcome:
 
 
 @main.command()
-@click.argument("bundle", type=EXISTING)
+@click.argument("bundle", type=PATH)
 @bench_options
 @FORCE
 @command
@@ -228,7 +227,7 @@ def compare(first: str, second: str, **settings: Any) -> Outcome:
 
 @main.command()
 @click.argument("sources", nargs=-1, required=True)
-@click.option("-o", "--output", type=EXISTING, help="File.  [default: report.html]")
+@click.option("-o", "--output", type=PATH, help="File.  [default: report.html]")
 @click.option("--markdown", is_flag=True, help="For a pull request; printed, unless -o is given.")
 @click.option("--time-layers", "with_times", is_flag=True, help="Of bundles, here on the CPU.")
 @FORCE
@@ -245,8 +244,8 @@ def report(sources: tuple[str, ...], **settings: Any) -> Outcome:
 
 
 @main.command()
-@click.argument("bundle", type=EXISTING)
-@click.argument("images", type=EXISTING, nargs=-1)
+@click.argument("bundle", type=PATH)
+@click.argument("images", type=PATH, nargs=-1)
 @click.option("--camera", metavar="SOURCE", help="Instead: a number, /dev/video0, a URL, a file.")
 @click.option("--frames", type=click.IntRange(1), help="Of the camera.  [default: until CTRL-C]")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="The same.")
@@ -280,7 +279,7 @@ def predict(
 
 
 @main.command()
-@click.argument("bundles", metavar="BUNDLE...", type=EXISTING, nargs=-1, required=True)
+@click.argument("bundles", metavar="BUNDLE...", type=PATH, nargs=-1, required=True)
 @serve_options
 @BACKEND
 @PRECISION
@@ -303,7 +302,7 @@ def serve(bundles: tuple[Path, ...], **settings: Any) -> Outcome:
 
 
 @main.command()
-@click.argument("bundle", type=EXISTING)
+@click.argument("bundle", type=PATH)
 @click.option(
     "--encoding",
     type=click.Choice(["tensorrt", "cpu"]),
@@ -350,7 +349,7 @@ def explain(
 
 
 @main.command()
-@click.argument("bundle", type=EXISTING, required=False)
+@click.argument("bundle", type=PATH, required=False)
 @command
 def doctor(bundle: Path | None) -> Outcome:
     """What this machine is, what it can run, and what to do about the rest.

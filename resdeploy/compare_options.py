@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import click
 
-PARAMETERS = (
+from resdeploy.console import PATH, parameters
+
+compare_options = parameters(
     click.argument("first"),
     click.argument("second"),
     click.option(
         "--data",
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="Labelled folder.  [default: the golden images of FIRST]",
     ),
     click.option(
@@ -51,10 +49,3 @@ PARAMETERS = (
         help="Longest timing of each graph; 0: no timing.",
     ),
 )
-
-
-def compare_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command all of them, in this order."""
-    for parameter in reversed(PARAMETERS):
-        function = parameter(function)
-    return function

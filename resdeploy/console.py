@@ -20,6 +20,8 @@ from click.core import ParameterSource
 from resdeploy.errors import ResdeployError, missing_dependency
 from resdeploy.storage import write_file
 
+PATH = click.Path(path_type=Path)  # existence is checked by us, with a hint
+
 
 class Exit(IntEnum):
     """Exit codes of every command; 2 is click's own for wrong usage."""
@@ -41,6 +43,19 @@ def refuse_given(names: Iterable[str], reason: str) -> None:
 def exit_code(verdict: Any) -> Exit:
     """0 for pass, 1 for fail, 3 for inconclusive."""
     return {"pass": Exit.OK, "fail": Exit.FAILED}.get(verdict.value, Exit.INCONCLUSIVE)
+
+
+def parameters(
+    *chosen: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command all of them, arguments and options, in this order."""
+
+    def give(function: Callable[..., Any]) -> Callable[..., Any]:
+        for parameter in reversed(chosen):
+            function = parameter(function)
+        return function
+
+    return give
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import click
 
-PATH = click.Path(path_type=Path)  # existence is checked by us, with a hint
-PARAMETERS = (
+from resdeploy.console import PATH, parameters
+
+export_options = parameters(
     click.argument("source", type=PATH, default="runs/latest"),
     click.option("-o", "--output", type=PATH, help="Bundle.  [default: NAME.bundle]"),
     click.option("--fp16", is_flag=True, help="Also write fp16.onnx."),
@@ -65,10 +62,3 @@ PARAMETERS = (
     click.option("--labels", type=PATH, help="Text file, one class name a line."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
 )
-
-
-def export_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command all of them, in this order."""
-    for parameter in reversed(PARAMETERS):
-        function = parameter(function)
-    return function

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
-FILE = click.Path(path_type=Path)  # existence is checked by us, with a hint
+from resdeploy.console import PATH, parameters
 
 
 def _key_and_certificate(
@@ -19,7 +17,7 @@ def _key_and_certificate(
     return key
 
 
-OPTIONS = (
+serve_options = parameters(
     click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: all networks."),
     click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True),
     click.option("--grpc-port", type=click.IntRange(0, 65535), help="Also gRPC.  [default: no]"),
@@ -84,15 +82,8 @@ OPTIONS = (
         help="Of one picture.",
     ),
     click.option("--connections", type=click.IntRange(1), default=1024, show_default=True),
-    click.option("--token-file", type=FILE, help="Bearer token.  [default: RESDEPLOY_TOKEN]"),
-    click.option("--tls-cert", type=FILE, is_eager=True, help="PEM file; needs --tls-key."),
-    click.option("--tls-key", type=FILE, callback=_key_and_certificate),
+    click.option("--token-file", type=PATH, help="Bearer token.  [default: RESDEPLOY_TOKEN]"),
+    click.option("--tls-cert", type=PATH, is_eager=True, help="PEM file; needs --tls-key."),
+    click.option("--tls-key", type=PATH, callback=_key_and_certificate),
     click.option("--access-log/--no-access-log", default=True, show_default=True),
 )
-
-
-def serve_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command all of them, in this order."""
-    for option in reversed(OPTIONS):
-        function = option(function)
-    return function

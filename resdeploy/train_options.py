@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import click
 
+from resdeploy.console import parameters
 from resdeploy.train.architecture import Shortcut
 from resdeploy.train.config import CROPS, SCHEDULES
 from resdeploy.train.recipes import RECIPES
 
-OPTIONS = (
+training_options = parameters(
     click.option(
         "--recipe",
         type=click.Choice(list(RECIPES)),
@@ -60,10 +58,3 @@ OPTIONS = (
     click.option("--save-minutes", type=click.FloatRange(0), help="State within an epoch."),
     click.option("--tensorboard", is_flag=True, default=None, help="Also write its event file."),
 )
-
-
-def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command all of them, in this order."""
-    for option in reversed(OPTIONS):
-        function = option(function)
-    return function
