@@ -14,18 +14,24 @@ show is what they show.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 
+from benchmarks.training_loops import device
 from resdeploy.imagefolder import LabelledImages
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.provenance import collect_provenance
+from resdeploy.runtime.device import read_device
 from resdeploy.storage import write_file
 from resdeploy.train.architecture import Architecture, Shortcut
 from resdeploy.train.augment import Augmentation
@@ -35,10 +41,11 @@ from resdeploy.train.data import (
     DataSplits,
     EpochImages,
     Walk,
-    epoch_batches,
+    default_workers,
     read_splits,
+    run_batches,
 )
-from resdeploy.train.evaluation import evaluate
+from resdeploy.train.evaluation import evaluate, validation_walk
 from resdeploy.train.model import ResNet
 from resdeploy.train.processes import Process
 from resdeploy.train.shards import ImageFile
@@ -46,6 +53,7 @@ from resdeploy.train.step import Learner
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 KINDS = {"plain": Shortcut.PLAIN, "residual": Shortcut.A}
+LOOKED_AT = 2000  # of the training images, for their error
 COLOURS = {18: BLUE, 34: ORANGE}
 
 
@@ -74,23 +82,29 @@ def main(data: Path, images: int, epochs: int, image_size: int, seed: int, outpu
     config = TrainingConfig(
         data=data.name, epochs=epochs, image_size=image_size, batch_size=128, lr=0.1,
         weight_decay=1e-4, decay_all=True, nesterov=False, label_smoothing=0.0, seed=seed,
+        compile=False,
     )  # fmt: skip
     splits = read_splits(data)
     splits = DataSplits(train=first_of_each(splits.train, images), val=splits.val)
+    networks = [(kind, layers) for kind in KINDS for layers in DEPTHS]
+    # Small networks on small images leave most of a GPU idle: there all four train at once.
+    together = len(networks) if device().type == "cuda" else 1
     curves = []
-    for kind in KINDS:
-        for layers in DEPTHS:
-            curve = train(config, splits, kind, layers)
+    with ProcessPoolExecutor(together, get_context("spawn")) as pool:
+        jobs = [pool.submit(train, config, splits, *network, together) for network in networks]
+        for job in jobs:
+            curve = job.result()
             curves.append(curve)
             click.echo(
-                f"{kind} {layers}: training error {curve.train_error[-1]:.2f} %, "
+                f"{curve.kind} {curve.layers}: training error {curve.train_error[-1]:.2f} %, "
                 f"validation error {curve.val_error[-1]:.2f} %, {curve.seconds:.0f} s"
             )
     write_file(output.with_suffix(".png"), plot(curves))
     document = {
         "training_images": len(splits.train.files),
         "config": config.to_json(),
-        "provenance": collect_provenance(),
+        **collect_provenance(),
+        "device": read_device().to_json(),
         "curves": [asdict(curve) for curve in curves],
     }
     write_file(output, (json.dumps(document, indent=2) + "\n").encode())
@@ -112,33 +126,52 @@ def first_of_each(images: LabelledImages[ImageFile], count: int) -> LabelledImag
     )
 
 
-def train(config: TrainingConfig, splits: DataSplits, kind: str, layers: int) -> Curve:
-    """Train one of the networks, and look at both errors after each epoch."""
+def train(
+    config: TrainingConfig, splits: DataSplits, kind: str, layers: int, together: int = 1
+) -> Curve:
+    """Train one of the networks, and look at both errors after each epoch.
+
+    Args:
+        config: Settings of all of them.
+        splits: The images.
+        kind: A key of `KINDS`.
+        layers: A key of `DEPTHS`.
+        together: How many are trained at the same time, and share the cores.
+    """
     torch.manual_seed(config.seed)
     architecture = Architecture(
-        classes=len(splits.train.classes), blocks=DEPTHS[layers], shortcut=KINDS[kind]
+        blocks=DEPTHS[layers], shortcut=KINDS[kind], classes=len(splits.train.classes)
     )
     preprocessing = Preprocessing.standard(config.image_size)
-    process = Process(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    process = Process(0, 1, device())
     learner = Learner(config, ResNet(architecture), preprocessing, process)
+    workers = -(-default_workers() // together)
+    epochs = [
+        EpochImages(
+            splits.train, preprocessing, Augmentation(flip=True, min_area=0.5),
+            seed=config.seed, epoch=epoch,
+        )
+        for epoch in range(config.epochs)
+    ]  # fmt: skip
     steps = len(splits.train.files) // config.batch_size
-    seen = first_of_each(splits.train, 2000)
+    walk = Walk(batch_size=config.batch_size, shuffle=True, workers=workers)
+    batches = run_batches(epochs, walk)
+    look = validation_walk(process, min(workers, 1))
+    looked_at = [
+        (images, run_batches([EpochImages(images, preprocessing)] * config.epochs, look))
+        for images in (first_of_each(splits.train, LOOKED_AT), splits.val)
+    ]
     errors: list[list[float]] = [[], []]
     start = time.perf_counter()
-    with click.progressbar(range(config.epochs), label=f"{kind} {layers}") as epochs:
-        for epoch in epochs:
-            learner.train_mode()
-            images = EpochImages(
-                splits.train, preprocessing, Augmentation(flip=True, min_area=0.5),
-                seed=config.seed, epoch=epoch,
-            )  # fmt: skip
-            walk = Walk(batch_size=config.batch_size, shuffle=True)
-            for step, batch in enumerate(epoch_batches(images, walk)):
-                lr = learning_rate(config, epoch + step / steps)
-                learner.step(batch, lr, np.random.default_rng(0))
-            for errors_of, looked_at in zip(errors, (seen, splits.val)):
-                found = evaluate(learner.classifier, EpochImages(looked_at, preprocessing), process)
-                errors_of.append(100 - found.accuracy)
+    for epoch in range(config.epochs):
+        learner.train_mode()
+        for step in range(steps):
+            rate = learning_rate(config, epoch + step / steps)
+            learner.step(next(batches), rate, np.random.default_rng(0))
+        for errors_of, (images, walks) in zip(errors, looked_at):
+            once = islice(walks, math.ceil(len(images.files) / look.batch_size))
+            found = evaluate(learner.classifier, once, len(images.classes), process)
+            errors_of.append(100 - found.accuracy)
     return Curve(
         kind=kind,
         layers=layers,

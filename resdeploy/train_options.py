@@ -52,6 +52,9 @@ training_options = parameters(
         "--flip/--no-flip", default=None, help="Mirror images.  [default: not for digits]"
     ),
     click.option("--bf16/--no-bf16", default=None, help="[default: where it is faster]"),
+    click.option(
+        "--compile/--no-compile", default=None, help="By PyTorch.  [default: on a GPU, if it can]"
+    ),
     click.option("--init", help="Weights to start from: a run, a .pth or a .safetensors file."),
     click.option("--seed", type=click.IntRange(0)),
     click.option("--workers", type=click.IntRange(0), help="Processes that decode images."),

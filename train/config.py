@@ -71,12 +71,14 @@ class TrainingConfig:
     """Parts that a process computes its share of a batch in; more need less memory."""
     bf16: bool | None = None
     """Compute in bfloat16; None: where that is faster."""
+    compile: bool | None = None
+    """Let PyTorch's compiler join operations; None: on a GPU, where it can. Rounds differently."""
     save_minutes: float = 10.0
     """How often the state is saved within an epoch; it always is after one."""
     tensorboard: bool = False
     """Also write the metrics for TensorBoard."""
     workers: int | None = None
-    """Processes that decode images; None: none on a CPU, whose cores are busy, 4 with a GPU."""
+    """Processes that decode images; None: none on a CPU, else one for each core but one."""
 
     def __post_init__(self) -> None:
         for name, least in (

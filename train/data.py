@@ -6,7 +6,8 @@ number of workers, sees the very same pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from resdeploy.imagefolder import LabelledImages, match_labels, read_image_folde
 from resdeploy.preprocessing import Preprocessing, UInt8Array, load_image
 from resdeploy.train.augment import Augmentation, augment
 from resdeploy.train.shards import ImageFile, content_of, read_shards, shards_in
+
+MOST_WORKERS = 16  # of one process: batches come back to it one at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,18 +173,56 @@ class Walk:
 
 def default_workers() -> int:
     """On a CPU none: decoding in other processes would take the cores from the network."""
-    return 4 if torch.cuda.is_available() else 0
+    if not torch.cuda.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(MOST_WORKERS, max(1, cores - 1))
 
 
 def epoch_batches(images: EpochImages, walk: Walk) -> Iterator[Batch]:
     """One walk over `images`."""
+    return run_batches([images], walk)
+
+
+def run_batches(epochs: Sequence[EpochImages], walk: Walk) -> Iterator[Batch]:
+    """One epoch after the other, the first from where `walk` starts.
+
+    The processes that decode stay for all of them, and are ahead across the end of an epoch.
+    """
     yield from DataLoader(
-        images,
-        batch_sampler=walk.batches(images),
+        _Epochs(epochs),
+        batch_sampler=_Places(epochs, walk),
         collate_fn=_collate,
         num_workers=walk.workers,
         pin_memory=torch.cuda.is_available(),  # where a GPU reads by itself
     )
+
+
+Place = tuple[int, int]
+"""Which epoch, and which position in it."""
+
+
+class _Epochs(Dataset[Sample]):
+    def __init__(self, epochs: Sequence[EpochImages]) -> None:
+        self.epochs = epochs
+
+    def __getitem__(self, place: Place) -> Sample:
+        epoch, position = place
+        return self.epochs[epoch][position]
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Batches of places; an epoch's order is drawn when its turn comes."""
+
+    epochs: Sequence[EpochImages]
+    walk: Walk
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        for epoch, images in enumerate(self.epochs):
+            walk = self.walk if epoch == 0 else replace(self.walk, start=0)
+            for positions in walk.batches(images):
+                yield [(epoch, position) for position in positions]
 
 
 def _collate(samples: list[Sample]) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resdeploy.errors import DataError
-from resdeploy.train.data import EpochImages, Walk, epoch_batches
+from resdeploy.train.data import Batch, Walk
 from resdeploy.train.processes import Process
 
 BATCH = 100
@@ -49,26 +50,35 @@ class Evaluation:
         return 100 * float(self.confusion.trace() / self.confusion.sum())
 
 
+def validation_walk(process: Process, workers: int = 0) -> Walk:
+    """Each image once, in order; every process takes its part."""
+    return Walk(
+        batch_size=BATCH * process.count, shuffle=False, rank=process.rank,
+        processes=process.count, workers=workers,
+    )  # fmt: skip
+
+
 @torch.inference_mode()
 def evaluate(
-    classifier: nn.Module, images: EpochImages, process: Process, workers: int = 0
+    classifier: nn.Module, batches: Iterable[Batch], classes: int, process: Process
 ) -> Evaluation:
-    """Measure a network, images to logits; every process takes its part of the images.
+    """Measure a network.
+
+    Args:
+        classifier: Images to logits (N, `classes`).
+        batches: All that this process takes, as `validation_walk` says.
+        classes: How many there are.
+        process: This one.
 
     Raises:
         DataError: no image can be decoded.
     """
-    classes = len(images.images.classes)
     classifier.eval()
     loss = torch.zeros((), dtype=torch.float64)
     confusion = torch.zeros(classes * classes, dtype=torch.float64)
     mistakes = torch.empty((0, 5), dtype=torch.float64)
     unreadable: list[int] = []
-    walk = Walk(
-        batch_size=BATCH * process.count, shuffle=False, rank=process.rank,
-        processes=process.count, workers=workers,
-    )  # fmt: skip
-    for batch in epoch_batches(images, walk):
+    for batch in batches:
         unreadable += batch.unreadable
         if not len(batch.labels):
             continue

@@ -6,8 +6,9 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,16 @@ from resdeploy.train.augment import Augmentation
 from resdeploy.train.config import DIGITS, TrainingConfig, learning_rate
 from resdeploy.train.curves import draw_curves
 from resdeploy.train.data import (
+    Batch,
     EpochImages,
     Walk,
     default_workers,
-    epoch_batches,
     read_splits,
+    run_batches,
 )
 from resdeploy.train.digits import digits_folder
 from resdeploy.train.epochs import epoch_line, header_line
-from resdeploy.train.evaluation import Evaluation, evaluate
+from resdeploy.train.evaluation import Evaluation, evaluate, validation_walk
 from resdeploy.train.processes import Process, joined_processes
 from resdeploy.train.quantized import QuantizedStart
 from resdeploy.train.report import write_report
@@ -177,6 +179,7 @@ class _Trainer:
         )
         self.reads = start.reads if start is not None else {}
         self.workers = default_workers() if config.workers is None else config.workers
+        self.val_walk = validation_walk(process, self.workers)
         self.place = runs.Place()
         self.metrics: list[runs.EpochMetrics] = []
         self.unreadable: tuple[set[int], set[int]] = (set(), set())  # of train and of val
@@ -198,10 +201,11 @@ class _Trainer:
             note = event_writer(self.folder, self.place.epochs_done)
         if config.qat and self.process.writes and self.place == runs.Place():
             self._save_state()
+        train_batches, val_batches = self._batches()
         self._say("%s", header_line())
         while self.place.epochs_done < config.epochs:
-            self._train_epoch()
-            evaluation = self._evaluate()
+            self._train_epoch(train_batches)
+            evaluation = self._evaluate(val_batches)
             self.metrics.append(self._epoch_metrics(evaluation))
             self.place = runs.Place(epochs_done=self.place.epochs_done + 1)
             if self.process.writes:
@@ -210,7 +214,9 @@ class _Trainer:
             if note is not None:
                 note(self.metrics[-1])
             self._say("%s", epoch_line(self.metrics, config.epochs))
-        evaluation = evaluation or self._evaluate()  # of a run that had come to its end before
+        evaluation = evaluation or self._evaluate(
+            val_batches
+        )  # of a run that had come to its end before
         unreadable = self._unreadable_names()
         if self.process.writes:
             self._finish(evaluation, unreadable)
@@ -248,24 +254,35 @@ class _Trainer:
         )
         runs.point_latest_to(self.folder)
 
-    def _train_epoch(self) -> None:
-        """Take the steps of an epoch that are not done yet."""
-        config, process, epoch = self.config, self.process, self.place.epochs_done
-        images = EpochImages(
-            self.splits.train, self.preprocessing, self.augmentation, seed=config.seed, epoch=epoch
-        )
-        steps = max(1, len(images) // config.batch_size)
+    def _batches(self) -> tuple[Iterator[Batch], Iterator[Batch]]:
+        """What is left of the run to train on, and as many walks over the validation images."""
+        config, process, place = self.config, self.process, self.place
+        left = range(place.epochs_done, config.epochs)
+        train = [
+            EpochImages(
+                self.splits.train, self.preprocessing, self.augmentation,
+                seed=config.seed, epoch=epoch,
+            )
+            for epoch in left
+        ]  # fmt: skip
         walk = Walk(
-            batch_size=config.batch_size, shuffle=True, start=self.place.steps_done,
+            batch_size=config.batch_size, shuffle=True, start=place.steps_done,
             rank=process.rank, processes=process.count, workers=self.workers,
         )  # fmt: skip
+        val = [EpochImages(self.splits.val, self.preprocessing)] * max(1, len(left))
+        return run_batches(train, walk), run_batches(val, self.val_walk)
+
+    def _train_epoch(self, batches: Iterator[Batch]) -> None:
+        """Take the steps of an epoch that are not done yet."""
+        config, process, epoch = self.config, self.process, self.place.epochs_done
+        images = len(self.splits.train.files)
+        steps = max(1, images // config.batch_size)
         self.learner.train_mode()
         saved = clock = time.perf_counter()
         pending: list[Tensor] = []
         waiting = 0.0
-        with self.progress(f"epoch {epoch + 1}", len(images)) as advance:
+        with self.progress(f"epoch {epoch + 1}", images) as advance:
             advance(self.place.steps_done * config.batch_size)
-            batches = epoch_batches(images, walk)
             for step in range(self.place.steps_done, steps):
                 asked = time.perf_counter()
                 batch = next(batches)
@@ -334,9 +351,10 @@ class _Trainer:
             waiting=place.waiting / place.seconds,
         )
 
-    def _evaluate(self) -> Evaluation:
-        images = EpochImages(self.splits.val, self.preprocessing)
-        evaluation = evaluate(self.learner.measured, images, self.process, self.workers)
+    def _evaluate(self, batches: Iterator[Batch]) -> Evaluation:
+        images = self.splits.val
+        mine = islice(batches, math.ceil(len(images.files) / self.val_walk.batch_size))
+        evaluation = evaluate(self.learner.measured, mine, len(images.classes), self.process)
         self._note_unreadable(1, evaluation.unreadable)
         return evaluation
 

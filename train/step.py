@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from resdeploy.cpu import read_cpu
 from resdeploy.errors import TrainingError
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.train.averaging import WeightAverage
+from resdeploy.train.compiling import compiles
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data import Batch
 from resdeploy.train.mixing import mix
@@ -83,11 +84,15 @@ class Learner:
         )
         self._trained = self.network if self.quantized is None else self.quantized
         self._model: nn.Module = self.quantized or self.classifier
+        self._parallel: DistributedDataParallel | None = None
         if process.count > 1:
             from resdeploy.train.global_norm import norms_over_processes  # Jetson's torch lacks it
 
             norms_over_processes(self.network)
-            self._model = DistributedDataParallel(self._model, forward_sync_buffers=False)
+            self._parallel = DistributedDataParallel(self._model, forward_sync_buffers=False)
+            self._model = self._parallel
+        if start is None and compiles(config.compile, process.device):
+            self._model = cast("nn.Module", torch.compile(self._model))
         self.average = WeightAverage(self.classifier, config.ema) if config.ema else None
         self.optimizer = make_optimizer(self._trained, config)
         self._class_weights = class_weights
@@ -201,9 +206,9 @@ class Learner:
 
     def _exchange(self, *, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged with the last part only."""
-        if last or not isinstance(self._model, DistributedDataParallel):
+        if last or self._parallel is None:
             return nullcontext()
-        return self._model.no_sync()
+        return self._parallel.no_sync()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if not self._bf16:

@@ -20,6 +20,7 @@ from resdeploy.train.data import (
     Walk,
     epoch_batches,
     read_splits,
+    run_batches,
 )
 from resdeploy.train.digits import digits_folder
 from resdeploy.train.shards import ImageFile
@@ -102,6 +103,18 @@ def test_workers_change_nothing(train_images: LabelledImages[ImageFile]) -> None
     alone, together = walk(train_images), walk(train_images, workers=2)
     torch.testing.assert_close(pixels(alone), pixels(together), rtol=0, atol=0)
     assert [b.labels.tolist() for b in alone] == [b.labels.tolist() for b in together]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_is_one_epoch_after_the_other(
+    train_images: LabelledImages[ImageFile], workers: int
+) -> None:
+    epochs = [
+        EpochImages(train_images, PREPROCESSING, STRONG, seed=0, epoch=epoch) for epoch in range(3)
+    ]
+    run = list(run_batches(epochs, Walk(batch_size=8, shuffle=True, start=5, workers=workers)))
+    expected = walk(train_images)[5:] + walk(train_images, epoch=1) + walk(train_images, epoch=2)
+    torch.testing.assert_close(pixels(run), pixels(expected), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}])

@@ -16,7 +16,7 @@ from resdeploy.provenance import collect_provenance
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.curves import draw_curves
 from resdeploy.train.data import EpochImages, Walk, epoch_batches, read_splits
-from resdeploy.train.evaluation import WORST, Evaluation, Mistake, evaluate
+from resdeploy.train.evaluation import WORST, Evaluation, Mistake, evaluate, validation_walk
 from resdeploy.train.processes import Process
 from resdeploy.train.report import confused_pairs, matrix, write_report
 from resdeploy.train.shards import ImageFile
@@ -33,9 +33,14 @@ def images(image_data: Path) -> LabelledImages[ImageFile]:
     return read_splits(image_data).val
 
 
+def evaluated(images: LabelledImages[ImageFile]) -> Evaluation:
+    batches = epoch_batches(EpochImages(images, PREPROCESSING), validation_walk(ALONE))
+    return evaluate(make_classifier(), batches, len(images.classes), ALONE)
+
+
 @pytest.fixture(scope="module")
 def evaluation(images: LabelledImages[ImageFile]) -> Evaluation:
-    return evaluate(make_classifier(), EpochImages(images, PREPROCESSING), ALONE)
+    return evaluated(images)
 
 
 def test_it_is_what_scikit_learn_counts(
@@ -70,11 +75,11 @@ def test_images_that_cannot_be_decoded_are_not_counted(
         files=(*images.files[:3], tmp_path / "damaged.png"),
         labels=(*images.labels[:3], 0),
     )
-    found = evaluate(make_classifier(), EpochImages(damaged, PREPROCESSING), ALONE)
+    found = evaluated(damaged)
     assert (int(found.confusion.sum()), found.unreadable) == (3, (3,))
     nothing = LabelledImages(classes=images.classes, files=(tmp_path / "damaged.png",), labels=(0,))
     with pytest.raises(DataError, match="not one validation image"):
-        evaluate(make_classifier(), EpochImages(nothing, PREPROCESSING), ALONE)
+        evaluated(nothing)
 
 
 # The page
