@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,11 @@ from resdeploy.train.architecture import Architecture
 from resdeploy.train.augment import Augmentation
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data import (
-    Batch,
     EpochImages,
     Walk,
     default_workers,
-    epoch_batches,
     read_splits,
+    run_batches,
 )
 from resdeploy.train.model import ResNet
 from resdeploy.train.processes import Process
@@ -43,6 +43,7 @@ from resdeploy.train.step import Learner
 LOOPS = ("reference", "resdeploy-fp32", "resdeploy")
 MIN_AREA = 0.35
 LR = 0.01
+EPOCHS = 10_000  # more than anyone waits for
 WARM_UP_STEPS = 5
 MEASURED_STEPS = 15  # for the share of waiting
 
@@ -87,11 +88,12 @@ def reference(data: Path, image_size: int, batch_size: int) -> Step:
     images = ReferenceImages(data / "train", image_size)
     network = ResNet(Architecture(classes=len(images.images.classes))).to(device()).train()
     optimizer = torch.optim.SGD(network.parameters(), LR, momentum=0.9, weight_decay=1e-4)
+    workers = default_workers()
     loader = DataLoader(
-        images, batch_size, shuffle=True, drop_last=True, num_workers=default_workers(),
-        pin_memory=device().type == "cuda",
+        images, batch_size, shuffle=True, drop_last=True, num_workers=workers,
+        persistent_workers=workers > 0, pin_memory=device().type == "cuda",
     )  # fmt: skip
-    batches = forever(lambda epoch: iter(loader))
+    batches = chain.from_iterable(repeat(loader))
 
     def step() -> float:
         asked = time.perf_counter()
@@ -120,10 +122,10 @@ def ours(data: Path, image_size: int, batch_size: int, *, bf16: bool | None) -> 
     walk = Walk(batch_size=batch_size, shuffle=True, workers=default_workers())
     augmentation = Augmentation(flip=True, min_area=MIN_AREA)
 
-    def epoch(number: int) -> Iterator[Batch]:
-        return epoch_batches(EpochImages(images, preprocessing, augmentation, epoch=number), walk)
-
-    batches = forever(epoch)
+    epochs = [
+        EpochImages(images, preprocessing, augmentation, epoch=number) for number in range(EPOCHS)
+    ]
+    batches = run_batches(epochs, walk)
     generator = np.random.default_rng(0)
 
     def step() -> float:
@@ -136,14 +138,6 @@ def ours(data: Path, image_size: int, batch_size: int, *, bf16: bool | None) -> 
         return waited
 
     return step
-
-
-def forever(epoch: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
-    """One epoch after the other."""
-    number = 0
-    while True:
-        yield from epoch(number)
-        number += 1
 
 
 def operations_per_image(image_size: int, classes: int) -> int:
