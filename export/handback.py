@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -69,18 +69,24 @@ def hand_back(
 
     The neighbours keep what they fuse with: a CPU's convolution is integer only when all that it
     gives is quantised, so there an edge from a layer in integers stays. A pooling gives what it
-    reads, and follows those that read it.
+    reads, and follows those that read it, also behind a padding.
     """
     given_back = set(nodes)
     by_name = {_name(node): node for node in model.graph}
     producers = {value.name: value for node in model.graph for value in node.outputs}
     quantised = {reader for edge in edges for reader in edge.readers}
 
+    def readers_of(value: ir.Value) -> Iterator[tuple[str, int]]:
+        for node, index in value.uses():
+            if node.op_type in SAME_GRID and (_name(node), index) not in quantised:
+                yield from readers_of(node.outputs[0])
+            else:
+                yield _name(node), index
+
     def stays(edge: QuantizedEdge, reader: tuple[str, int]) -> bool:
         node = by_name[reader[0]]
         if node.op_type in SAME_GRID and reader[0] not in given_back:
-            uses = [(_name(use.node), use.idx) for use in node.outputs[0].uses()]
-            return all(use in kept or use not in quantised for use in uses)
+            return all(use in kept or use not in quantised for use in readers_of(node.outputs[0]))
         if reader[0] not in given_back:
             return True
         source = _unit(producers[edge.tensor])

@@ -50,21 +50,11 @@ def is_residual_add(node: ir.Node) -> bool:
 
 
 def float_shortcuts(graph: ir.Graph) -> frozenset[str]:
-    """The residual additions whose shortcut should better not be rounded.
+    """The residual additions: what a shortcut loses, every later block of its stage sees.
 
-    What a shortcut loses, every later block of its stage sees. Those behind a pooling are none of
-    them: in float they would keep the pooling in float, too, which moves the largest tensor of all.
+    In float, it is rounded nowhere, and a pooling that it comes from stays in float with it.
     """
-    return frozenset(
-        _name(node)
-        for node in graph
-        if is_residual_add(node)
-        and not any(
-            producer.op_type == "MaxPool"
-            for value in node.inputs
-            if value is not None and (producer := value.producer()) is not None
-        )
-    )
+    return frozenset(_name(node) for node in graph if is_residual_add(node))
 
 
 def _place_for_tensorrt(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:

@@ -148,6 +148,6 @@ def test_shortcuts_are_int8_for_tensorrt_when_asked_for(source: Source, asked: b
     }
     assert found[Encoding.TENSORRT].int8_convs == found[Encoding.TENSORRT].convs
     additions = found[Encoding.CPU].additions
-    assert found[Encoding.TENSORRT].fused_additions == (additions if asked else 1)
+    assert found[Encoding.TENSORRT].fused_additions == (additions if asked else 0)
     assert found[Encoding.CPU].fused_additions == additions
     assert found[Encoding.DLA].fused_additions == additions

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from resdeploy.bundle import Encoding
+from resdeploy.export.handback import hand_back
 from resdeploy.export.placement import QuantizedEdge, float_shortcuts, is_residual_add, place
 from resdeploy.export.to_onnx import to_onnx
 from resdeploy.train.architecture import Architecture, Shortcut
@@ -121,22 +122,16 @@ def test_a_dla_gets_every_boundary_as_a_cpu_does(
     assert place(resnet34.model.graph, Encoding.DLA) == cpu
 
 
-def test_shortcuts_that_carry_noise_far_stay_float(resnet34: Exported) -> None:
-    graph = resnet34.model.graph
-    additions = {str(node.name) for node in graph if is_residual_add(node)}
-    # The first reads the pooling, which would become float with it.
-    assert float_shortcuts(graph) == additions - {"layer1.0.add"}
-
-
 @pytest.mark.parametrize("shortcut", list(Shortcut))
-def test_no_float_shortcut_of_the_papers_variants_begins_at_a_pooling(shortcut: Shortcut) -> None:
+def test_shortcuts_stay_float_and_the_pooling_before_them(shortcut: Shortcut) -> None:
     architecture = Architecture(classes=3, blocks=(2, 1, 1, 1), shortcut=shortcut)
-    graph = to_onnx(make_classifier(architecture), 64).graph
-    expected = {
-        Shortcut.A: {"layer1.1.add", "layer2.0.add", "layer3.0.add", "layer4.0.add"},
-        Shortcut.B: {"layer1.1.add", "layer2.0.add", "layer3.0.add", "layer4.0.add"},
-        Shortcut.C: {"layer1.0.add", "layer1.1.add", "layer2.0.add", "layer3.0.add"}
-        | {"layer4.0.add"},
-        Shortcut.PLAIN: set(),
-    }
-    assert float_shortcuts(graph) == expected[shortcut]
+    model = to_onnx(make_classifier(architecture), 64)
+    additions = {"layer1.0.add", "layer1.1.add", "layer2.0.add", "layer3.0.add", "layer4.0.add"}
+    in_float = float_shortcuts(model.graph)
+    assert in_float == (set() if shortcut is Shortcut.PLAIN else additions)
+    edges = hand_back(model, place(model.graph, Encoding.TENSORRT), in_float, Encoding.TENSORRT)
+    found = readers_by_kind(model.graph, edges)
+    convolutions = sum(node.op_type == "Conv" for node in model.graph)
+    # A pooling that only convolutions read loses nothing in INT8.
+    pooling = {"MaxPool": 1} if shortcut in (Shortcut.C, Shortcut.PLAIN) else {}
+    assert found == {"Conv": convolutions, "Gemm": 1, **pooling}
