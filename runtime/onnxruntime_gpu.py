@@ -8,6 +8,7 @@ start is replaced by the CPU without an error: asked for a GPU, that is wrong he
 from __future__ import annotations
 
 from collections.abc import Callable
+from ctypes.util import find_library
 from typing import Any
 
 from resdeploy.bundle import Artifact, Bundle, Float32Array, Precision
@@ -45,7 +46,15 @@ def obstacle(name: str) -> Obstacle | None:
             "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu: only one "
             "of the two can be installed; on a Jetson use --backend tensorrt",
         )
-    return gpu_obstacle()
+    if none := gpu_obstacle():
+        return none
+    # The provider is in the package, and what it links to is not.
+    if name == TENSORRT and not (tensorrt_version(Flavour.TENSORRT) or find_library("nvinfer")):
+        return Obstacle(
+            f"{PROVIDERS[name]} needs TensorRT, which is not installed",
+            "pip install 'resdeploy[gpu]', or use --backend onnxruntime-cuda",
+        )
+    return None
 
 
 def opener(name: str) -> Callable[[Bundle, Artifact, Opening], OnnxRuntimeGpu]:

@@ -12,6 +12,7 @@ import pytest
 
 from resdeploy.bundle import Bundle, Precision
 from resdeploy.errors import BackendError, BundleError
+from resdeploy.runtime import onnxruntime_cpu
 from resdeploy.runtime.backend import Backend, Opening
 from resdeploy.runtime.golden import check_golden
 from resdeploy.runtime.selection import ENGINES, Engine
@@ -27,6 +28,9 @@ PAIRS = [
 # Batches are summed in another order: float32 differs in its last digits, float16 and the steps
 # of INT8 by what one rounding more or less is worth. In parts of the largest logit.
 BATCH_TOLERANCE = {Precision.FP32: 1e-5, Precision.FP16: 5e-3, Precision.INT8: 5e-2}
+# A GPU's convolutions round float32 to TF32, whose 10 bits are float16's, and the kernels for one
+# image and for many need not be the same: 6e-4 was seen on an H100.
+TF32_TOLERANCE = BATCH_TOLERANCE[Precision.FP16]
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0].name}/{pair[1]}")
@@ -85,6 +89,8 @@ def test_the_batch_does_not_matter(
     together = backend.run(images)
     apart = np.concatenate([backend.run(images[i : i + 1]) for i in range(len(images))])
     tolerance = BATCH_TOLERANCE[tiny_bundle.artifact(pair[1]).precision]
+    if pair[0].name != onnxruntime_cpu.NAME:
+        tolerance = max(tolerance, TF32_TOLERANCE)
     np.testing.assert_allclose(together, apart, rtol=0, atol=tolerance * np.abs(apart).max())
 
 

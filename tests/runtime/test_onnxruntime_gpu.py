@@ -91,6 +91,24 @@ def test_without_a_gpu_the_provider_is_not_tried(monkeypatch: pytest.MonkeyPatch
     assert obstacle(TENSORRT) == Obstacle("no GPU", "buy one")
 
 
+@pytest.mark.parametrize(
+    ("wheel", "library", "runs"),
+    [(None, None, False), ("10.13.0", None, True), (None, "libnvinfer.so.10", True)],
+)
+def test_a_provider_without_tensorrt_says_so(
+    monkeypatch: pytest.MonkeyPatch, wheel: str | None, library: str | None, runs: bool
+) -> None:
+    """The package brings the provider whether or not what it links to is there."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+    monkeypatch.setattr(onnxruntime_gpu, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(onnxruntime_gpu, "tensorrt_version", lambda flavour: wheel)
+    monkeypatch.setattr(onnxruntime_gpu, "find_library", lambda name: library)
+    found = obstacle(TENSORRT)
+    assert (found is None) == runs
+    assert found is None or "needs TensorRT" in found.reason
+    assert obstacle(CUDA) is None
+
+
 @pytest.mark.parametrize("precision", list(Precision))
 def test_every_option_is_given_as_text(precision: Precision) -> None:
     for name in (CUDA, TENSORRT):
