@@ -21,13 +21,14 @@ def test_the_best_shape_does_most_a_second() -> None:
 def test_each_kind_is_timed_apart() -> None:
     run = measure_beside(
         [
-            Probe(kind="int8", amount=UNIT // 10, run=lambda: time.sleep(0.002)),
+            Probe(kind="int8", amount=UNIT // 1000, run=lambda: time.sleep(0.002)),
             Probe(kind=COPY, amount=UNIT, run=lambda: None),
         ]
     )
     times = run()
-    assert times["int8"] >= 20e6  # ten of those would make a unit
-    assert times["copy"] < 2e6
+    assert times["int8"] >= 2e9  # a thousand of those would make a unit
+    # Of what takes no time; yet a machine that is busy may take it away for some milliseconds.
+    assert times["copy"] < times["int8"]
 
 
 def test_the_best_library_is_the_ceiling_by_the_median_of_its_rounds() -> None:

@@ -138,7 +138,7 @@ def test_an_interrupted_export_leaves_no_half_bundle(
     while not list(Path().glob(".x.bundle.tmp-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     assert "Traceback" not in errors
     assert os.listdir() == []

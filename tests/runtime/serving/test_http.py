@@ -245,7 +245,7 @@ def test_top_must_be_a_number(server: ServerProcess, top: str) -> None:
 def test_a_body_over_the_limit_is_refused_unread(server: ServerProcess) -> None:
     import socket
 
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nContent-Length: 999999999\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
 

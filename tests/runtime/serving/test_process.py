@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,19 @@ from tests.samples import SIZE
 from tests.serving_process import ServerProcess, picture, tensor_request
 
 INFER = "/v2/models/tiny/infer"
+
+
+# Longer than any test waits for what must come, however loaded the machine is.
+PATIENCE = 60.0
+# Sooner than the server's own limits of 10 s and more would have done it: a short one was at work.
+LATE = 9.0
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 class Load:
@@ -37,7 +50,7 @@ class Load:
 
     def _ask(self, keeps: bool) -> None:
         body, headers = tensor_request(np.zeros((2, SIZE, SIZE, 3), np.uint8))
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
         while not self._stop.is_set():
             try:
                 if connection.sock is None:
@@ -75,13 +88,12 @@ def test_stopped_under_load_it_answers_all_it_accepted(
     with ServerProcess(tiny_bundle.path, "--threads", 1) as server:
         server.until_ready()
         with Load(server) as load:
-            time.sleep(1)
+            until(lambda: load.statuses.count(200) > 50)
             server.send(number)
             code, document = server.result()
         assert code == 0
         assert load.lost == []
         assert set(load.statuses) <= {200, 503}
-        assert load.statuses.count(200) > 50
         assert document["images"] >= 2 * load.statuses.count(200)
         assert server.log[-1]["message"] == "stopped"
 
@@ -95,7 +107,7 @@ def test_a_changed_bundle_is_taken_without_losing_a_request(
         server.send(signal.SIGHUP)
         assert server.wait_for("unchanged")["model"] == "tiny"
         with Load(server, 4) as load:
-            time.sleep(0.3)
+            until(lambda: bool(load.statuses))
             manifest = copy / "manifest.json"
             text = manifest.read_text()
             manifest.write_text("{}")
@@ -103,11 +115,9 @@ def test_a_changed_bundle_is_taken_without_losing_a_request(
             server.wait_for(lambda line: "is not taken" in line["message"])
             manifest.write_text(text + "\n")
             server.send(signal.SIGHUP)
-            deadline = time.monotonic() + 20
-            while sum(line["message"] == "serving" for line in server.log) < 2:
-                assert time.monotonic() < deadline, server.log
-                time.sleep(0.02)
-            time.sleep(0.3)
+            until(lambda: sum(line["message"] == "serving" for line in server.log) == 2)
+            before = len(load.statuses)
+            until(lambda: len(load.statuses) > before + 8)
         assert load.lost == []
         assert set(load.statuses) == {200}
         code, document = server.stop()
@@ -169,7 +179,7 @@ def test_systemd_is_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(path))
-        listener.settimeout(20)
+        listener.settimeout(PATIENCE)
         environment = {"NOTIFY_SOCKET": str(path)}
         with ServerProcess(tiny_bundle.path, environment=environment) as server:
             assert listener.recv(100) == b"READY=1"
@@ -220,7 +230,7 @@ def test_over_tls(tiny_bundle: Bundle, tmp_path: Path) -> None:
 
 
 def connect(server: ServerProcess) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -259,7 +269,7 @@ def test_headers_that_do_not_end_are_cut_off(strict: ServerProcess) -> None:
                 break
         assert read_all(silent) == b""
         assert b"200" not in read_all(slow)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < LATE
 
 
 def test_a_kept_connection_is_cut_off_in_its_second_headers(strict: ServerProcess) -> None:
@@ -271,7 +281,7 @@ def test_a_kept_connection_is_cut_off_in_its_second_headers(strict: ServerProces
         connection.sendall(b"GET /hea")
         start = time.monotonic()
         assert read_all(connection) == b""
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < LATE
 
 
 def test_a_body_that_drips_is_408_and_then_cut_off(strict: ServerProcess) -> None:
@@ -279,7 +289,7 @@ def test_a_body_that_drips_is_408_and_then_cut_off(strict: ServerProcess) -> Non
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nContent-Length: 999\r\n\r\n")
         start = time.monotonic()
         data = b""
-        while time.monotonic() - start < 10:
+        while time.monotonic() - start < PATIENCE:
             try:
                 connection.sendall(b"x")
                 connection.settimeout(0.1)
@@ -292,7 +302,7 @@ def test_a_body_that_drips_is_408_and_then_cut_off(strict: ServerProcess) -> Non
             except OSError:
                 break
         assert data.startswith(b"HTTP/1.1 408 ")
-        assert time.monotonic() - start < 6
+        assert time.monotonic() - start < LATE
 
 
 def test_endless_headers_are_refused(strict: ServerProcess) -> None:
@@ -325,10 +335,7 @@ def test_garbage_is_400_and_requests_cut_in_the_middle_do_no_harm(strict: Server
 
 def until_answered(server: ServerProcess) -> None:
     """Until the connections of before are gone."""
-    deadline = time.monotonic() + 10
-    while server.ask("/v2").status == 503:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: server.ask("/v2").status != 503)
 
 
 def test_too_many_connections_leave_room_for_probes(strict: ServerProcess) -> None:
@@ -345,13 +352,13 @@ def test_too_many_connections_leave_room_for_probes(strict: ServerProcess) -> No
 
 def test_a_connection_without_requests_is_closed(strict: ServerProcess) -> None:
     with connect(strict) as connection:
+        start = time.monotonic()
         connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
         data = b""
         while not data.endswith(b"}"):
             data += connection.recv(4096)
-        start = time.monotonic()
         assert read_all(connection) == b""
-        assert 0.5 < time.monotonic() - start < 4
+        assert 0.9 < time.monotonic() - start < LATE
 
 
 def test_files_and_threads_are_given_back(strict: ServerProcess, image_data: Path) -> None:
@@ -363,7 +370,10 @@ def test_files_and_threads_are_given_back(strict: ServerProcess, image_data: Pat
     before = counts()
     for number in range(60):
         strict.ask("/v1/classify", picture(image_data)[: number * 7])
-    time.sleep(0.1)
-    after = counts()
-    assert after[0] <= before[0] + 1
-    assert after[1] <= before[1] + 2  # the pool that decodes grows to its size
+
+    def given_back() -> bool:
+        files, threads = counts()
+        # The pool that decodes grows to its size.
+        return files <= before[0] + 1 and threads <= before[1] + 2
+
+    until(given_back)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
 from resdeploy.bundle import Float32Array
 from resdeploy.preprocessing import UInt8Array
+from resdeploy.runtime.serving import service_times
 from resdeploy.runtime.serving.service_times import LARGEST_SLOWDOWN, ServiceTimes, measure
 
 IMAGES = np.zeros((3, 2, 2, 3), np.uint8)
@@ -54,27 +53,32 @@ def test_a_stall_is_not_believed_to_last() -> None:
 
 
 class Counting:
-    """Takes a time of its own for each image, and one for each run."""
+    """Takes a time of its own for each image, and one for each run, on a clock of its own."""
 
     name = "counting"
 
     def __init__(self, run_seconds: float, image_seconds: float) -> None:
         self.run_seconds, self.image_seconds = run_seconds, image_seconds
         self.sizes: list[int] = []
+        self.now = 0.0
 
     def run(self, images: UInt8Array) -> Float32Array:
         self.sizes.append(len(images))
-        time.sleep(self.run_seconds + self.image_seconds * len(images))
+        self.now += self.run_seconds + self.image_seconds * len(images)
         return np.zeros((len(images), 1), np.float32)
 
     def close(self) -> None: ...
 
 
-def test_sizes_are_tried_while_they_pay() -> None:
+def test_sizes_are_tried_while_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def best_of(engine: Counting, max_batch: int) -> int:
+        monkeypatch.setattr(service_times, "perf_counter", lambda: engine.now)
+        return measure(engine, IMAGES, max_batch).best
+
     gaining = Counting(0.02, 0.0)
-    assert measure(gaining, IMAGES, 6).best == 6
+    assert best_of(gaining, 6) == 6
     assert sorted(set(gaining.sizes)) == [1, 2, 4, 6]
     flat = Counting(0.0, 0.01)
-    assert measure(flat, IMAGES, 64).best == 1
+    assert best_of(flat, 64) == 1
     assert max(flat.sizes) == 4  # what is no better is not tried much further
-    assert measure(Counting(0.0, 0.001), IMAGES, 1).best == 1
+    assert best_of(Counting(0.0, 0.001), 1) == 1
