@@ -16,8 +16,8 @@ environments: .venv/dev ## Download what tests of other machines use: aarch64, P
 	$(BIN)/python -m tests.aarch64.userland
 	$(BIN)/python -m tests.pythons.environments
 
-test: .venv/dev ## Run all tests
-	$(BIN)/python -m pytest
+test: .venv/dev ## Run all tests, side by side
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup --no-loadscope-reorder
 
 check: .venv/dev ## Check format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -41,7 +41,6 @@ class Load:
     def __init__(self, server: ServerProcess, clients: int = 8) -> None:
         self.statuses: list[int] = []
         self.lost: list[str] = []
-        self.refused = 0
         self._port = server.port
         self._stop = threading.Event()
         self._threads = [
@@ -52,12 +51,12 @@ class Load:
         body, headers = tensor_request(np.zeros((2, SIZE, SIZE, 3), np.uint8))
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
         while not self._stop.is_set():
+            used = connection.sock is not None
             try:
-                if connection.sock is None:
+                if not used:
                     connection.connect()
             except ConnectionRefusedError:
-                self.refused += 1  # nobody listens any more: nothing was accepted
-                break
+                break  # nobody listens any more: nothing was accepted
             try:
                 connection.request("POST", INFER, body, headers)
                 answer = connection.getresponse()
@@ -66,7 +65,9 @@ class Load:
                 if not keeps or answer.will_close:
                     connection.close()
             except (OSError, http.client.HTTPException) as error:
-                self.lost.append(repr(error))
+                # A kept connection may be closed just before a request comes: RFC 9112, 9.3.1.
+                if not (used and isinstance(error, ConnectionError)):
+                    self.lost.append(repr(error))
                 break
         connection.close()
 
