@@ -1,0 +1,131 @@
+"""Where PyTorch's compiler is asked for, and that a compiled step is the plain one."""
+
+from __future__ import annotations
+
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from resdeploy.errors import TrainingError
+from resdeploy.preprocessing import Preprocessing
+from resdeploy.train import compiling
+from resdeploy.train.compiling import compile_obstacle, compiles
+from resdeploy.train.config import TrainingConfig
+from resdeploy.train.data import Batch
+from resdeploy.train.processes import Process
+from resdeploy.train.start import initial_network
+from resdeploy.train.step import Learner
+from tests.samples import CLASSES, SIZE
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine with all that the compiler needs, and an H100."""
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(compiling, "find_spec", lambda name: SimpleNamespace(name=name))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+@pytest.mark.usefixtures("complete")
+def test_a_gpu_compiles_unless_told_not_to_and_a_cpu_if_told_to() -> None:
+    assert compiles(None, GPU)
+    assert compiles(True, CPU)
+    assert not compiles(None, CPU)
+    assert not compiles(False, GPU)
+
+
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+
+
+def no_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": "nowhere"})
+
+
+def no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "find_spec", lambda name: None)
+
+
+def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+
+
+@pytest.mark.usefixtures("complete")
+@pytest.mark.parametrize(
+    ("lack", "reason", "on_a_cpu"),
+    [
+        (no_compiler, "no C compiler", True),
+        (no_headers, "the headers of Python", True),
+        (no_triton, "Triton is not installed", False),
+        (old_gpu, "older than Triton knows", False),
+    ],
+)
+def test_what_is_lacking_is_named_where_it_was_asked_for(
+    lack: Callable[[pytest.MonkeyPatch], None],
+    reason: str,
+    on_a_cpu: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lack(monkeypatch)
+    assert (compile_obstacle(CPU) is not None) == on_a_cpu
+    assert not compiles(None, GPU)
+    with pytest.raises(TrainingError, match=f"--compile cannot be done: .*{reason}"):
+        compiles(True, GPU)
+
+
+def step(config: TrainingConfig) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    learner = Learner(
+        config, initial_network(config, len(CLASSES)), Preprocessing.standard(SIZE),
+        Process(0, 1, CPU),
+    )  # fmt: skip
+    learner.train_mode()
+    generator = torch.Generator().manual_seed(0)
+    batch = Batch(
+        images=torch.randint(0, 256, (8, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator),
+        labels=torch.randint(0, len(CLASSES), (8,), generator=generator),
+        mirrored=torch.zeros(8, dtype=torch.bool),
+        positions=tuple(range(8)),
+        unreadable=(),
+    )
+    loss = learner.step(batch, 0.1, np.random.default_rng(0))
+    return loss, learner.state()[0]
+
+
+@pytest.mark.usefixtures("complete")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own tracing
+def test_a_compiled_step_is_the_plain_one(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as for a GPU; what generates kernels is left out, so that the bits are the same."""
+    traced: list[object] = []
+    compile_for_real: Any = torch.compile
+
+    def without_kernels(model: torch.nn.Module) -> Any:
+        traced.append(model)
+        return compile_for_real(model, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", without_kernels)
+    settings: dict[str, Any] = {
+        "data": "none", "init": str(tiny_checkpoint), "image_size": SIZE, "batch_size": 8,
+        "bf16": False, "ema": 0.9,
+    }  # fmt: skip
+    plain_loss, plain = step(TrainingConfig(**settings, compile=False))
+    assert not traced
+    loss, weights = step(TrainingConfig(**settings, compile=True))
+    assert len(traced) == 1
+    assert torch.equal(loss, plain_loss)
+    assert weights.keys() == plain.keys()  # a saved run does not know that it was compiled
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, plain[name]), name
