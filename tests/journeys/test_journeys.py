@@ -164,7 +164,7 @@ def cifar(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 continue
             split, label = Path(member.name).parts[-3:-1]
             taken[split, label] += 1
-            if split == "val" or taken[split, label] <= 100:
+            if taken[split, label] <= 100:
                 archive.extract(member, folder, filter="data")
     (val,) = folder.rglob("val")
     return val.parent
@@ -182,15 +182,16 @@ def test_cifar10_keeps_its_accuracy(cifar: Path, shared_data: Path) -> None:
         "fp32.onnx": 0, "fp16.onnx": 0, "int8.onnx": 36, "int8-cpu.onnx": 36,
     }  # fmt: skip
     result = document("verify", "cifar.bundle", "--data", cifar)
-    assert (result["verdict"], result["images"]) == ("pass", 5000)
+    assert (result["verdict"], result["images"]) == ("pass", 1000)
     top1 = {(r["precision"], r["encoding"]): r["top1"] for r in result["results"]}
-    assert top1["fp32", "float"] == pytest.approx(79.88, abs=0.05)
-    assert top1["fp16", "float"] == pytest.approx(top1["fp32", "float"], abs=0.05)
+    # 79.88 % of all 5,000; of a thousand, three standard deviations are 3.8 points.
+    assert top1["fp32", "float"] == pytest.approx(79.88, abs=3.8)
+    assert top1["fp16", "float"] == pytest.approx(top1["fp32", "float"], abs=0.2)
     for encoding in ("tensorrt", "cpu"):
         assert top1["int8", encoding] > top1["fp32", "float"] - 1.0
-    # Well below what was measured (98.5 and 99.1 % at 33 and 36 dB), well above every peer.
+    # Well below what was measured (99.2 and 99.1 % at 38 and 36 dB), well above every peer.
     close = {r["encoding"]: r for r in result["results"] if r["precision"] == "int8"}
-    assert close["tensorrt"]["agreement"] > 98.0
-    assert close["tensorrt"]["sqnr_db"] > 32
-    assert close["cpu"]["agreement"] > 98.7
+    assert close["tensorrt"]["agreement"] > 98.3
+    assert close["tensorrt"]["sqnr_db"] > 35
+    assert close["cpu"]["agreement"] > 98.3
     assert close["cpu"]["sqnr_db"] > 34
