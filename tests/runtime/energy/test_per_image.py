@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from resdeploy.contender import Contender
-from resdeploy.runtime.energy import per_image
+from resdeploy.runtime.energy import meter, per_image
+from resdeploy.runtime.energy.meter import PERIOD_SECONDS, Meter
 from resdeploy.runtime.energy.per_image import (
     Round,
     energy_per_image,
@@ -17,6 +18,7 @@ from resdeploy.runtime.energy.per_image import (
     run_rounds,
 )
 from resdeploy.runtime.energy.source import PowerSource, Reading, Scope
+from tests.virtual_time import Clock
 
 
 def source_of(read: Any) -> PowerSource:
@@ -66,55 +68,83 @@ class Rail:
 class FakeContender:
     """Takes 10 ms for a run of its batch."""
 
-    def __init__(self, rail: Rail) -> None:
-        self.rail = rail
+    def __init__(self, rail: Rail, clock: Clock) -> None:
+        self.rail, self.clock = rail, clock
         self.calls = 0
 
     def run_for(self, seconds: float) -> np.ndarray:
         self.calls += 1
         self.rail.running = True
-        time.sleep(seconds)
+        self.clock.sleep(seconds)
         self.rail.running = False
         return np.full(round(seconds * 100), 10.0)
 
 
 @pytest.fixture
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(per_image, "LEAD_SECONDS", 0.3)
-    monkeypatch.setattr(per_image, "WINDOW_SECONDS", 0.3)
-    monkeypatch.setattr(per_image, "IDLE_WINDOW_SECONDS", 0.1)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock by which meters sample, without a thread."""
+    clock = Clock(PERIOD_SECONDS)
+
+    class SteppedMeter(Meter):
+        def __enter__(self) -> Meter:
+            self._read()
+            clock.watchers.append(self._read)
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            clock.watchers.remove(self._read)
+            self._read()
+
+    monkeypatch.setattr(meter, "time", clock)
+    monkeypatch.setattr(per_image, "time", clock)
+    monkeypatch.setattr(per_image, "Meter", SteppedMeter)
+    return clock
 
 
-@pytest.mark.usefixtures("_short")
-def test_a_whole_measurement_is_right_within_1_percent() -> None:
+def test_a_whole_measurement_is_right_within_1_percent(clock: Clock) -> None:
     rail = Rail()
     source = source_of(rail.read)
     idle = idle_power(source)
-    assert 2 <= len(idle) <= per_image.IDLE_WINDOWS
-    contender = cast(Contender, FakeContender(rail))
+    assert idle == pytest.approx([5.0] * per_image.IDLE_WINDOWS)
+    contender = cast(Contender, FakeContender(rail, clock))
     ((rounds,),) = run_rounds([contender], [source], batch=4)
-    assert 2 <= len(rounds) <= per_image.ROUNDS  # a busy machine may not sample all
+    assert len(rounds) == per_image.ROUNDS
     energy = energy_per_image(source, idle, rounds)
     assert energy is not None
     assert energy.mj_per_image == pytest.approx((12 - 5) * 10 / 4, rel=0.01)
     assert energy.total_mj_per_image == pytest.approx(12 * 10 / 4, rel=0.01)
 
 
-@pytest.mark.usefixtures("_short")
-def test_rounds_without_the_rail_are_left_out() -> None:
+def test_rounds_without_the_rail_are_left_out(clock: Clock) -> None:
     rail = Rail()
 
     class Breaking(FakeContender):
         def run_for(self, seconds: float) -> np.ndarray:
             if self.calls == 3:
-                time.sleep(0.1)  # so that the end of the third round is seen
+                clock.sleep(PERIOD_SECONDS)  # so that the end of the third round is seen
                 self.rail.gone = True
             return super().run_for(seconds)
 
     source = source_of(rail.read)
     idle = idle_power(source)
-    ((rounds,),) = run_rounds([cast(Contender, Breaking(rail))], [source], batch=1)
-    assert 2 <= len(rounds) <= 3
+    ((rounds,),) = run_rounds([cast(Contender, Breaking(rail, clock))], [source], batch=1)
+    assert len(rounds) == 3
     energy = energy_per_image(source, idle, rounds)
     assert energy is not None
     assert energy.mj_per_image == pytest.approx((12 - 5) * 10, rel=0.01)
+
+
+def test_a_meter_samples_beside_what_runs() -> None:
+    # The only test with a real thread: however late it comes, it comes.
+    readings = threading.Semaphore(0)
+
+    def read() -> Reading:
+        readings.release()
+        return 5.0
+
+    with Meter(source_of(read), period=0.001) as meter:
+        assert all(readings.acquire(timeout=60) for _ in range(3))
+    trace = meter.trace()
+    assert len(trace.seconds) >= 4  # and one at its end
+    assert (np.diff(trace.seconds) > 0).all()
+    assert set(trace.readings) == {5.0}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
 from resdeploy.bundle import Float32Array
 from resdeploy.preprocessing import UInt8Array
+from resdeploy.runtime.serving import service_times
 from resdeploy.runtime.serving.service_times import LARGEST_SLOWDOWN, ServiceTimes, measure
+from tests.virtual_time import Clock
 
 IMAGES = np.zeros((3, 2, 2, 3), np.uint8)
 
@@ -58,23 +58,25 @@ class Counting:
 
     name = "counting"
 
-    def __init__(self, run_seconds: float, image_seconds: float) -> None:
-        self.run_seconds, self.image_seconds = run_seconds, image_seconds
+    def __init__(self, clock: Clock, run_seconds: float, image_seconds: float) -> None:
+        self.clock, self.run_seconds, self.image_seconds = clock, run_seconds, image_seconds
         self.sizes: list[int] = []
 
     def run(self, images: UInt8Array) -> Float32Array:
         self.sizes.append(len(images))
-        time.sleep(self.run_seconds + self.image_seconds * len(images))
+        self.clock.sleep(self.run_seconds + self.image_seconds * len(images))
         return np.zeros((len(images), 1), np.float32)
 
     def close(self) -> None: ...
 
 
-def test_sizes_are_tried_while_they_pay() -> None:
-    gaining = Counting(0.02, 0.0)
+def test_sizes_are_tried_while_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(service_times, "time", clock)
+    gaining = Counting(clock, 0.02, 0.0)
     assert measure(gaining, IMAGES, 6).best == 6
     assert sorted(set(gaining.sizes)) == [1, 2, 4, 6]
-    flat = Counting(0.0, 0.01)
+    flat = Counting(clock, 0.0, 0.01)
     assert measure(flat, IMAGES, 64).best == 1
     assert max(flat.sizes) == 4  # what is no better is not tried much further
-    assert measure(Counting(0.0, 0.001), IMAGES, 1).best == 1
+    assert measure(Counting(clock, 0.0, 0.001), IMAGES, 1).best == 1
