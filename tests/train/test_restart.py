@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,16 @@ def finish(process: subprocess.Popen[str]) -> None:
 def wait_for_a_new_state(process: subprocess.Popen[str], folder: Path) -> None:
     """Until the state on disk is another one than now."""
     path = folder / runs.STATE_FILE
-    before = path.stat().st_ino if path.exists() else None
-    deadline = time.monotonic() + 120
-    while not path.exists() or path.stat().st_ino == before:
+
+    def written() -> tuple[int, int] | None:
+        with suppress(FileNotFoundError):
+            found = path.stat()
+            return found.st_mtime_ns, found.st_ino  # the number of one that was replaced comes back
+        return None
+
+    before = written()
+    deadline = time.monotonic() + 600
+    while written() == before:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)

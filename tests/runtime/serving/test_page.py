@@ -16,9 +16,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from resdeploy.bundle import Bundle
 from tests.browser import open_browser
 from tests.samples import CLASSES
-from tests.serving_process import ServerProcess
-
-PATIENCE = 20
+from tests.serving_process import PATIENCE, ServerProcess
 
 
 @pytest.fixture(scope="module")
