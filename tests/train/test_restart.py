@@ -30,7 +30,7 @@ def start(*arguments: object, preexec: Callable[[], None] | None = None) -> subp
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors
 
 
@@ -97,7 +97,7 @@ def test_the_last_good_state_survives_a_full_disk(image_data: Path, tiny_checkpo
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
     process = start("--resume", "run", preexec=limit)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=1200)
     assert process.returncode == 1
     assert "error: cannot write run/state.safetensors" in errors
     assert "free some space" in errors
