@@ -51,7 +51,7 @@ class Tegrastats:
             return {}
         return last[1]
 
-    def wait(self, seconds: float = START_SECONDS) -> dict[str, float]:
+    def wait(self, seconds: float) -> dict[str, float]:
         """The same, after the first line has come or the time is over."""
         self._spoke.wait(seconds)
         return self.rails()
@@ -78,7 +78,7 @@ def start_tegrastats(command: Sequence[str] = COMMAND) -> PowerSource | None:
         running = Tegrastats(command)
     if running is None:
         return None
-    supplying = supplying_rails(running.wait())
+    supplying = supplying_rails(running.wait(START_SECONDS))
     if supplying is None:
         running.close()
         return None

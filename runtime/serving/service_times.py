@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from time import perf_counter
 
 import numpy as np
 
@@ -76,9 +76,9 @@ def measure(backend: Backend, images: UInt8Array, max_batch: int) -> ServiceTime
 def _fastest(backend: Backend, batch: UInt8Array) -> float:
     times: list[float] = []
     while len(times) < REPEATS and sum(times) < REPEAT_SECONDS:
-        start = perf_counter()
+        start = time.perf_counter()
         backend.run(batch)
-        times.append(perf_counter() - start)
+        times.append(time.perf_counter() - start)
     return min(times)
 
 
@@ -91,5 +91,5 @@ def _doubling(largest: int) -> Iterable[int]:
 
 
 def _smallest_worthwhile(sizes: list[int], seconds: list[float]) -> int:
-    rates = [size / (time + HANDOVER_SECONDS) for size, time in zip(sizes, seconds)]
+    rates = [size / (took + HANDOVER_SECONDS) for size, took in zip(sizes, seconds)]
     return next(size for size, rate in zip(sizes, rates) if rate * WORTH >= max(rates))

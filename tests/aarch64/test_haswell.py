@@ -28,7 +28,7 @@ def verify(bundle: Bundle, root: Path, cpuinfo: str) -> subprocess.CompletedProc
             "verify", str(bundle.path), "--precision", "int8", "--json",
         ],
         env={**os.environ, "OPENBLAS_CORETYPE": "Haswell"},
-        capture_output=True, text=True, check=False, timeout=900,
+        capture_output=True, text=True, check=False, timeout=1200,
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def run(
     return subprocess.run(
         [QEMU, "-L", str(root), "-cpu", CPU[0], str(root / f"usr/bin/python{PYTHON}"), *command],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sites)), **(environment or {})},
-        capture_output=True, text=True, check=False, timeout=900,
+        capture_output=True, text=True, check=False, timeout=1200,
     )  # fmt: skip
 
 

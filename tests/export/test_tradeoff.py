@@ -61,11 +61,11 @@ def stopwatch(model: ir.Model, encoding: Encoding, image: UInt8Array) -> float:
 
 
 def fitted(
-    model: ir.Model, source: Source, calibration: Calibration, target_ms: float, seconds: float = 60
+    model: ir.Model, source: Source, calibration: Calibration, target_ms: float
 ) -> Calibration:
     return fit_time(
         calibration.model, source, calibration, target_ms,
-        seconds=seconds, seed=0, golden_digests=(), progress=silent, stopwatch=stopwatch,
+        seconds=600, seed=0, golden_digests=(), progress=silent, stopwatch=stopwatch,
     )  # fmt: skip
 
 

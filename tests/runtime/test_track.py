@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +15,7 @@ from resdeploy.runtime import track
 from resdeploy.runtime.lineup import BASELINE, Entry
 from resdeploy.runtime.rounds import ROUNDS
 from resdeploy.runtime.track import HEATS, Track, race
+from tests.virtual_time import Clock
 
 PATIENCE = 60.0
 
@@ -25,7 +25,7 @@ class Pretender:
 
     started = 0
 
-    def __init__(self, ms: float, noise: float, sleep: float = 0.0) -> None:
+    def __init__(self, clock: Clock, ms: float, noise: float, sleep: float) -> None:
         type(self).started += 1
         self.facts = {"device": "cpu"}
         self.ready_s = 0.5
@@ -33,11 +33,11 @@ class Pretender:
         self.stages: dict[str, Any] = {}
         self.peak_rss_bytes = 1000 * self.started
         self.process = SimpleNamespace(pid=1)
-        self._ms, self._noise, self._sleep = ms, noise, sleep
+        self._clock, self._ms, self._noise, self._sleep = clock, ms, noise, sleep
         self._generator = np.random.default_rng(self.started)
 
     def run_for(self, seconds: float) -> Any:
-        time.sleep(self._sleep)
+        self._clock.sleep(self._sleep)
         factor = self._generator.uniform(1 - self._noise, 1 + self._noise)
         return np.full(3, self._ms * factor)
 
@@ -50,9 +50,11 @@ def tracks(monkeypatch: pytest.MonkeyPatch) -> list[Track]:
 
     def start(name: str, module: str, arguments: list[str], *rest: object) -> Any:
         noise, sleep = map(float, arguments)
-        return Pretender(40.0 if name == BASELINE else 10.0, noise, sleep)
+        return Pretender(clock, 40.0 if name == BASELINE else 10.0, noise, sleep)
 
+    clock = Clock()
     Pretender.started = 0
+    monkeypatch.setattr(track, "time", clock)
     monkeypatch.setattr(Contender, "start", start)
     return make("0.0", "0.0")
 

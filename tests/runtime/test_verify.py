@@ -123,8 +123,8 @@ def test_the_yardstick_itself_must_give_pytorchs_answers(
 def test_a_val_folder_is_used_where_there_is_one(tiny_bundle: Bundle, image_data: Path) -> None:
     whole = verify(tiny_bundle, data=image_data, precision="fp16", max_drop=100)
     direct = verify(tiny_bundle, data=image_data / "val", precision="fp16", max_drop=100)
-    then = dataclasses.replace(whole.environment, date=direct.environment.date)
-    assert dataclasses.replace(whole, environment=then) == direct
+    # They end at different seconds, on a machine that may have become warmer.
+    assert dataclasses.replace(whole, environment=direct.environment) == direct
 
 
 def test_drop_and_bound_belong_together(tiny_bundle: Bundle, image_data: Path) -> None:

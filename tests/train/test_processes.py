@@ -24,7 +24,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          "-m", *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False, timeout=300,
+        capture_output=True, text=True, check=False, timeout=1200,
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_two_processes_have_the_loss_curve_of_one(
     assert "Warning" not in together.stderr.replace("OMP_NUM_THREADS", "")
     alone = subprocess.run(
         [sys.executable, "-m", *map(str, arguments), str(tmp_path / "one")],
-        capture_output=True, text=True, check=False, timeout=300,
+        capture_output=True, text=True, check=False, timeout=1200,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert alone.returncode == 0, alone.stderr

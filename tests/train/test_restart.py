@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,16 +30,23 @@ def start(*arguments: object, preexec: Callable[[], None] | None = None) -> subp
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors
 
 
 def wait_for_a_new_state(process: subprocess.Popen[str], folder: Path) -> None:
     """Until the state on disk is another one than now."""
     path = folder / runs.STATE_FILE
-    before = path.stat().st_ino if path.exists() else None
-    deadline = time.monotonic() + 120
-    while not path.exists() or path.stat().st_ino == before:
+
+    def written() -> tuple[int, int] | None:
+        with suppress(FileNotFoundError):
+            found = path.stat()
+            return found.st_mtime_ns, found.st_ino  # the number of one that was replaced comes back
+        return None
+
+    before = written()
+    deadline = time.monotonic() + 600
+    while written() == before:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -89,7 +97,7 @@ def test_the_last_good_state_survives_a_full_disk(image_data: Path, tiny_checkpo
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
     process = start("--resume", "run", preexec=limit)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=1200)
     assert process.returncode == 1
     assert "error: cannot write run/state.safetensors" in errors
     assert "free some space" in errors

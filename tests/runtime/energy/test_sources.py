@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy.runtime.energy import meter
+from resdeploy.runtime.energy import meter, tegrastats
 from resdeploy.runtime.energy.counters import find_nvml, find_rapl
 from resdeploy.runtime.energy.meter import find_sources
 from resdeploy.runtime.energy.rails import find_rails, module_power
@@ -127,6 +127,14 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
+@pytest.fixture
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a script starts late, and is read late."""
+    monkeypatch.setattr(tegrastats, "START_SECONDS", 600.0)
+    monkeypatch.setattr(tegrastats, "STALE_SECONDS", 600.0)
+
+
+@pytest.mark.usefixtures("_patient")
 def test_a_running_tegrastats(tmp_path: Path) -> None:
     command = script(tmp_path / "tegrastats", f"echo '{ORIN}'; exec sleep 60")
     source = start_tegrastats([command])
@@ -140,7 +148,7 @@ def test_a_tegrastats_that_falls_silent_tells_nothing(tmp_path: Path) -> None:
     now = 10.0
     command = script(tmp_path / "tegrastats", f"echo '{NANO}'; exec sleep 60")
     running = Tegrastats([command], clock=lambda: now)
-    assert running.wait()["VDD_IN"] == 12479
+    assert running.wait(600)["VDD_IN"] == 12479
     now += 1.0
     assert running.rails() == {}
     running.close()
@@ -155,6 +163,7 @@ def test_without_tegrastats_there_is_no_source() -> None:
     assert start_tegrastats(["no-such-command-anywhere"]) is None
 
 
+@pytest.mark.usefixtures("_patient")
 def test_tegrastats_stands_in_where_sensors_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from resdeploy.preprocessing import Preprocessing, load_image
 from resdeploy.runtime.serving import decoding
 from resdeploy.runtime.serving.decoding import Decoder
 from resdeploy.runtime.serving.refusals import Late, Overloaded, Refusal
+from tests.fakes import PATIENCE
 from tests.samples import encoded
 
 PREPROCESSING = Preprocessing.standard(32)
@@ -23,7 +24,7 @@ PICTURES = [encoded(Image.new("RGB", (60, 40), (10 * i, 0, 200)), "JPEG") for i 
 
 
 def run(work: Coroutine[Any, Any, Any]) -> None:
-    asyncio.run(asyncio.wait_for(work, 30))
+    asyncio.run(asyncio.wait_for(work, PATIENCE))
 
 
 def test_pixels_are_those_of_every_other_stage_in_order() -> None:
@@ -62,11 +63,12 @@ def test_what_is_late_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_much_work_is_refused_and_who_leaves_takes_it_along(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hold = threading.Event()
+    begun, hold = threading.Event(), threading.Event()
     decoded: list[bytes] = []
 
     def slow(data: bytes, *_: Any) -> Any:
-        assert hold.wait(10)
+        begun.set()
+        assert hold.wait(PATIENCE)
         decoded.append(data)
         return np.zeros((32, 32, 3), np.uint8)
 
@@ -76,15 +78,15 @@ def test_too_much_work_is_refused_and_who_leaves_takes_it_along(
         decoder = Decoder(1, max_pixels=100, max_wait=0.5)
         decoder._seconds = 0.3
         first = asyncio.ensure_future(decoder.decode(PICTURES[:1], PREPROCESSING, math.inf))
-        await asyncio.sleep(0.01)
+        await asyncio.to_thread(begun.wait, PATIENCE)
         decoder.check()
         second = asyncio.ensure_future(decoder.decode(PICTURES[1:], PREPROCESSING, math.inf))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # it has asked its threads
         with pytest.raises(Overloaded) as caught:
             decoder.check()
         assert caught.value.retry_after == pytest.approx(1.5)
         second.cancel()
-        await asyncio.sleep(0.01)
+        await asyncio.wait([second])
         decoder.check()
         hold.set()
         await first

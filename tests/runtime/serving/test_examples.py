@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from resdeploy.bundle import Bundle
-from tests.serving_process import ServerProcess
+from tests.serving_process import PATIENCE, ServerProcess
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "serving.md"
 EXAMPLES = [
@@ -36,7 +36,7 @@ def test_an_example_with_curl(example: str, r34: ServerProcess) -> None:
     command = shlex.split(example.replace("localhost:8000", f"localhost:{r34.port}"))
     done = subprocess.run(
         [*command, "--silent", "--show-error", "--fail-with-body"],
-        capture_output=True, text=True, check=False, timeout=300,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout

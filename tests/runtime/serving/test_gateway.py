@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from resdeploy.runtime.serving.gateway import Gateway, check_token, request_id
 from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.refusals import Overloaded, Unauthorized
 from tests.asgi import ask as ask_app
-from tests.fakes import GoldenBackend, make_engine
+from tests.fakes import PATIENCE, GoldenBackend, make_engine
 from tests.runtime.serving.conftest import Local, local_server
 from tests.serving_process import picture, tensor_request
 
@@ -26,7 +26,7 @@ INFER = "/v2/models/tiny/infer"
 
 
 def run(work: Coroutine[Any, Any, Any]) -> None:
-    asyncio.run(asyncio.wait_for(work, 30))
+    asyncio.run(asyncio.wait_for(work, PATIENCE))
 
 
 @pytest.fixture
@@ -45,6 +45,14 @@ async def until(condition: Any) -> None:
 def golden(local: Local, count: int = 1) -> tuple[bytes, dict[str, str]]:
     images = local.model.generation().bundle.golden().images
     return tensor_request(np.resize(images, (count, *images.shape[1:])))
+
+
+class Leaving(asyncio.Event):
+    awaited = False
+
+    async def wait(self) -> Literal[True]:
+        self.awaited = True
+        return await super().wait()
 
 
 def counted(local: Local, outcome: str) -> bool:
@@ -102,7 +110,7 @@ def test_a_deadline_that_passes_is_503(
             first = asyncio.ensure_future(
                 local.ask(INFER, body, {**headers, "X-Timeout-Ms": "60000"})
             )
-            await asyncio.sleep(0.05)  # it runs, and is held
+            await until(lambda: backends[0].held)
             if how == "header":
                 headers = {**headers, "X-Timeout-Ms": "50"}
             elif how == "parameter":
@@ -126,7 +134,7 @@ def test_a_client_that_leaves_takes_its_work_along(
             backends[0].hold.clear()
             body, headers = golden(local)
             first = asyncio.ensure_future(local.ask(INFER, body, headers))
-            await asyncio.sleep(0.02)
+            await until(lambda: backends[0].held)
             leaves = asyncio.Event()
             second = asyncio.ensure_future(local.ask(INFER, body, headers, leaves=leaves))
             await until(lambda: local.model.depth == 1)
@@ -184,9 +192,9 @@ def test_all_bodies_together_have_a_limit(
     async def scenario() -> None:
         async with local_server(tiny_bundle, {"bodies_mib": 1}) as local:
             large = [bytes(900 << 10), b"last"]
-            leaves = asyncio.Event()
+            leaves = Leaving()
             stalled = asyncio.ensure_future(local.ask(INFER, large, stalls=True, leaves=leaves))
-            await asyncio.sleep(0.02)
+            await until(lambda: leaves.awaited)  # the first chunk is read
             reply = await local.ask(INFER, large)
             assert reply.status == 503
             assert "large requests" in reply.json["error"]

@@ -16,7 +16,7 @@ from PIL import Image
 from resdeploy.bundle import Bundle
 from resdeploy.runtime import load
 from tests.samples import CLASSES, SIZE, encoded
-from tests.serving_process import ServerProcess, picture, tensor_request
+from tests.serving_process import PATIENCE, ServerProcess, picture, tensor_request
 
 
 def form(*files: tuple[str, bytes]) -> tuple[bytes, dict[str, str]]:
@@ -139,14 +139,16 @@ def test_more_images_than_the_queue_holds_are_413(server: ServerProcess) -> None
 def test_a_kept_connection_is_answered_without_delay(server: ServerProcess) -> None:
     # Nagle's algorithm holds the second packet back until the first is acknowledged: 40 ms.
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
-    seconds = []
-    for _ in range(20):
+
+    def seconds() -> float:
         start = time.perf_counter()
         connection.request("GET", "/healthz")
         connection.getresponse().read()
-        seconds.append(time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    # It would hold all of them back; a busy machine delays many, but not one after the other.
+    assert any(seconds() < 0.03 for _ in range(500))
     connection.close()
-    assert min(seconds) < 0.03
 
 
 # Pictures
@@ -245,7 +247,7 @@ def test_top_must_be_a_number(server: ServerProcess, top: str) -> None:
 def test_a_body_over_the_limit_is_refused_unread(server: ServerProcess) -> None:
     import socket
 
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nContent-Length: 999999999\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
 

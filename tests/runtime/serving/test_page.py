@@ -16,9 +16,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from resdeploy.bundle import Bundle
 from tests.browser import open_browser
 from tests.samples import CLASSES
-from tests.serving_process import ServerProcess
-
-PATIENCE = 20
+from tests.serving_process import PATIENCE, ServerProcess
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +82,7 @@ def test_a_frame_of_the_camera_is_classified(page: webdriver.Chrome) -> None:
     element(page, "shoot").click()
     until(page, lambda: len(labels(page)) == 3)
     element(page, "camera").click()
-    assert not element(page, "video").is_displayed()
+    until(page, lambda: not element(page, "video").is_displayed())
 
 
 def test_it_lives_without_a_mouse(page: webdriver.Chrome) -> None:
@@ -110,8 +108,8 @@ def test_the_plots_move(page: webdriver.Chrome, image_data: Path) -> None:
     classify(page, image_data / "val" / "red" / "000.png")
     until(page, lambda: " / " in element(page, "latency").text)
     assert float(element(page, "rate").text) > 0
-    line = page.find_element(By.CSS_SELECTOR, "#rates .first").get_attribute("d") or ""
-    until(page, lambda: line.startswith("M"))
+    line = page.find_element(By.CSS_SELECTOR, "#rates .first")
+    until(page, lambda: (line.get_attribute("d") or "").startswith("M"))
 
 
 def test_nothing_leaves_the_machine_and_nothing_is_forbidden(

