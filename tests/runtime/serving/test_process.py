@@ -66,10 +66,10 @@ class Load:
                 break
         connection.close()
 
-    def until_answered(self, times: int) -> None:
-        """So often from now on, whether by yes or no."""
-        enough = len(self.statuses) + times
-        until(lambda: len(self.statuses) >= enough or bool(self.lost))
+    def until_served(self, times: int) -> None:
+        """So often from now on, however long it takes."""
+        enough = self.statuses.count(200) + times
+        until(lambda: self.statuses.count(200) >= enough or bool(self.lost))
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -89,13 +89,13 @@ def test_stopped_under_load_it_answers_all_it_accepted(
     with ServerProcess(tiny_bundle.path, "--threads", 1) as server:
         server.until_ready()
         with Load(server) as load:
-            load.until_answered(100)
+            load.until_served(50)
             server.send(number)
             code, document = server.result()
         assert code == 0
         assert load.lost == []
         assert set(load.statuses) <= {200, 503}
-        assert load.statuses.count(200) >= 1
+        assert load.statuses.count(200) >= 50
         assert document["images"] >= 2 * load.statuses.count(200)
         assert server.log[-1]["message"] == "stopped"
 
@@ -109,7 +109,7 @@ def test_a_changed_bundle_is_taken_without_losing_a_request(
         server.send(signal.SIGHUP)
         assert server.wait_for("unchanged")["model"] == "tiny"
         with Load(server, 4) as load:
-            load.until_answered(20)
+            load.until_served(20)
             manifest = copy / "manifest.json"
             text = manifest.read_text()
             manifest.write_text("{}")
@@ -118,7 +118,7 @@ def test_a_changed_bundle_is_taken_without_losing_a_request(
             manifest.write_text(text + "\n")
             server.send(signal.SIGHUP)
             until(lambda: sum(line["message"] == "serving" for line in server.log) == 2)
-            load.until_answered(20)
+            load.until_served(20)
         assert load.lost == []
         assert set(load.statuses) == {200}
         code, document = server.stop()
@@ -333,7 +333,7 @@ def status(server: ServerProcess, *request: Any) -> int | None:
     """None where it was cut off: on a busy machine a client may be too slow for its patience."""
     try:
         return server.ask(*request).status
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return None
 
 
