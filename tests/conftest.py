@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Workers side by side have a core each, before a library asks how many there are: their threads
 # would otherwise wait for each other, spinning.
@@ -34,8 +34,9 @@ collect_ignore = [path for path, package in YARDSTICKS.items() if find_spec(pack
 
 # `make test` is the same everywhere, however slow the machine; HYPOTHESIS_PROFILE=search looks
 # for new counterexamples, which then become an @example.
-settings.register_profile("same", derandomize=True, deadline=None)
-settings.register_profile("search", max_examples=2000, deadline=None)
+SLOW = [HealthCheck.too_slow]  # it says so of the machine
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=SLOW)
+settings.register_profile("search", max_examples=2000, deadline=None, suppress_health_check=SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
