@@ -17,7 +17,7 @@ environments: .venv/dev ## Download what tests of other machines use: aarch64, P
 	$(BIN)/python -m tests.pythons.environments
 
 test: .venv/dev ## Run all tests, side by side
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 check: .venv/dev ## Check format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shutil
@@ -44,13 +43,8 @@ def run(command: Sequence[str | Path], where: Path, **environment: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("version", "dependencies"),
-    [
-        pytest.param(*pair, marks=pytest.mark.xdist_group("-".join(pair)))
-        for pair in itertools.product(PYTHONS, DEPENDENCIES)
-    ],
-)
+@pytest.mark.parametrize("dependencies", DEPENDENCIES)
+@pytest.mark.parametrize("version", PYTHONS)
 def test_the_wheel_installs_and_passes_the_runtimes_tests(
     version: str, dependencies: str, wheel: Path, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
