@@ -9,7 +9,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: .venv/demo ## Train, export, verify and benchmark on handwritten digits (about 2 minutes)
+demo: .venv/demo ## Train, export, verify and benchmark on handwritten digits (2 to 4 minutes)
 	$(BIN)/resdeploy demo --force
 
 environments: .venv/dev ## Download what tests of other machines use: aarch64, Python 3.10 and 3.12
