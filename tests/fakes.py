@@ -12,9 +12,7 @@ from resdeploy.errors import BackendError
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.runtime.backend import Obstacle, Opening
 from resdeploy.runtime.selection import Engine
-
-PATIENCE = 120.0
-"""Seconds after which a test that waits has failed, on a busy machine as well."""
+from tests.serving_process import PATIENCE
 
 
 class GoldenBackend:

@@ -179,11 +179,6 @@ def default_workers() -> int:
     return min(MOST_WORKERS, max(1, cores - 1))
 
 
-def epoch_batches(images: EpochImages, walk: Walk) -> Iterator[Batch]:
-    """One walk over `images`."""
-    return run_batches([images], walk)
-
-
 def run_batches(epochs: Sequence[EpochImages], walk: Walk) -> Iterator[Batch]:
     """One epoch after the other, the first from where `walk` starts.
 

@@ -14,15 +14,11 @@ import pytest
 import torch
 
 from resdeploy.errors import TrainingError
-from resdeploy.preprocessing import Preprocessing
 from resdeploy.train import compiling
 from resdeploy.train.compiling import compile_obstacle, compiles
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data import Batch
-from resdeploy.train.processes import Process
-from resdeploy.train.start import initial_network
-from resdeploy.train.step import Learner
-from tests.samples import CLASSES, SIZE
+from tests.samples import SIZE
+from tests.train.learners import batch_of, learner
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -86,21 +82,9 @@ def test_what_is_lacking_is_named_where_it_was_asked_for(
 
 
 def step(config: TrainingConfig) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    learner = Learner(
-        config, initial_network(config, len(CLASSES)), Preprocessing.standard(SIZE),
-        Process(0, 1, CPU),
-    )  # fmt: skip
-    learner.train_mode()
-    generator = torch.Generator().manual_seed(0)
-    batch = Batch(
-        images=torch.randint(0, 256, (8, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator),
-        labels=torch.randint(0, len(CLASSES), (8,), generator=generator),
-        mirrored=torch.zeros(8, dtype=torch.bool),
-        positions=tuple(range(8)),
-        unreadable=(),
-    )
-    loss = learner.step(batch, 0.1, np.random.default_rng(0))
-    return loss, learner.state()[0]
+    made = learner(config)
+    loss = made.step(batch_of(8), 0.1, np.random.default_rng(0))
+    return loss, made.state()[0]
 
 
 @pytest.mark.usefixtures("complete")

@@ -18,7 +18,6 @@ from resdeploy.train.data import (
     Batch,
     EpochImages,
     Walk,
-    epoch_batches,
     read_splits,
     run_batches,
 )
@@ -34,7 +33,7 @@ def walk(
     images: LabelledImages[ImageFile], *, epoch: int = 0, workers: int = 0, seed: int = 0
 ) -> list[Batch]:
     dataset = EpochImages(images, PREPROCESSING, STRONG, seed=seed, epoch=epoch)
-    return list(epoch_batches(dataset, Walk(batch_size=8, shuffle=True, workers=workers)))
+    return list(run_batches([dataset], Walk(batch_size=8, shuffle=True, workers=workers)))
 
 
 def pixels(batches: list[Batch]) -> torch.Tensor:
@@ -130,21 +129,21 @@ def test_a_shuffled_epoch_has_whole_batches_of_different_images(
     batches = walk(train_images)
     assert [len(batch.labels) for batch in batches] == [8] * 7
     plain = EpochImages(train_images, PREPROCESSING)
-    everything = list(epoch_batches(plain, Walk(batch_size=8, shuffle=False)))
+    everything = list(run_batches([plain], Walk(batch_size=8, shuffle=False)))
     assert [len(batch.labels) for batch in everything] == [8] * 7 + [4]
     assert torch.cat([batch.labels for batch in everything]).tolist() == list(train_images.labels)
 
 
 def test_fewer_images_than_a_batch_are_one_batch(train_images: LabelledImages[ImageFile]) -> None:
     dataset = EpochImages(train_images, PREPROCESSING)
-    assert [len(b.labels) for b in epoch_batches(dataset, Walk(batch_size=100, shuffle=True))] == [
+    assert [len(b.labels) for b in run_batches([dataset], Walk(batch_size=100, shuffle=True))] == [
         60
     ]
 
 
 def test_validation_sees_the_deployed_pixels(train_images: LabelledImages[ImageFile]) -> None:
-    (first, *_) = epoch_batches(
-        EpochImages(train_images, PREPROCESSING), Walk(batch_size=1, shuffle=False)
+    (first, *_) = run_batches(
+        [EpochImages(train_images, PREPROCESSING)], Walk(batch_size=1, shuffle=False)
     )
     with Image.open(paths(train_images)[0]) as image:
         np.testing.assert_array_equal(first.images[0].numpy(), np.array(image))
@@ -158,14 +157,14 @@ def test_a_damaged_file_is_left_out_and_named(
     images = LabelledImages(
         classes=CLASSES, files=(damaged, *train_images.files[:3]), labels=(2, 0, 0, 0)
     )
-    (batch,) = epoch_batches(EpochImages(images, PREPROCESSING), Walk(batch_size=8, shuffle=False))
+    (batch,) = run_batches([EpochImages(images, PREPROCESSING)], Walk(batch_size=8, shuffle=False))
     assert batch.labels.tolist() == [0, 0, 0]
     assert batch.unreadable == (0,)
 
 
 def test_a_batch_of_damaged_files_is_empty(tmp_path: Path) -> None:
     images = LabelledImages(classes=("a",), files=(tmp_path / "none.png",) * 2, labels=(0, 0))
-    (batch,) = epoch_batches(EpochImages(images, PREPROCESSING), Walk(batch_size=8, shuffle=False))
+    (batch,) = run_batches([EpochImages(images, PREPROCESSING)], Walk(batch_size=8, shuffle=False))
     assert (len(batch.images), len(batch.labels), batch.unreadable) == (0, 0, (0, 1))
 
 

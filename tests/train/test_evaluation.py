@@ -15,7 +15,7 @@ from resdeploy.preprocessing import Preprocessing
 from resdeploy.provenance import collect_provenance
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.curves import draw_curves
-from resdeploy.train.data import EpochImages, Walk, epoch_batches, read_splits
+from resdeploy.train.data import EpochImages, Walk, read_splits, run_batches
 from resdeploy.train.evaluation import WORST, Evaluation, Mistake, evaluate, validation_walk
 from resdeploy.train.processes import Process
 from resdeploy.train.report import confused_pairs, matrix, write_report
@@ -34,7 +34,7 @@ def images(image_data: Path) -> LabelledImages[ImageFile]:
 
 
 def evaluated(images: LabelledImages[ImageFile]) -> Evaluation:
-    batches = epoch_batches(EpochImages(images, PREPROCESSING), validation_walk(ALONE))
+    batches = run_batches([EpochImages(images, PREPROCESSING)], validation_walk(ALONE))
     return evaluate(make_classifier(), batches, len(images.classes), ALONE)
 
 
@@ -46,8 +46,8 @@ def evaluation(images: LabelledImages[ImageFile]) -> Evaluation:
 def test_it_is_what_scikit_learn_counts(
     evaluation: Evaluation, images: LabelledImages[ImageFile]
 ) -> None:
-    (batch,) = epoch_batches(
-        EpochImages(images, PREPROCESSING), Walk(batch_size=100, shuffle=False)
+    (batch,) = run_batches(
+        [EpochImages(images, PREPROCESSING)], Walk(batch_size=100, shuffle=False)
     )
     with torch.inference_mode():
         likely = make_classifier()(batch.images).double().softmax(1).numpy()

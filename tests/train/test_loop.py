@@ -21,7 +21,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from resdeploy.errors import DataError, OutputError, TrainingError
 from resdeploy.imagefolder import LabelledImages
-from resdeploy.preprocessing import Preprocessing
 from resdeploy.progress import Advance
 from resdeploy.render import training_text
 from resdeploy.train import loop
@@ -29,12 +28,10 @@ from resdeploy.train import run as runs
 from resdeploy.train.architecture import Architecture, Shortcut
 from resdeploy.train.checkpoint import load_checkpoint
 from resdeploy.train.config import TrainingConfig, learning_rate
-from resdeploy.train.data import Batch
 from resdeploy.train.loop import default_folder, resume, train
-from resdeploy.train.processes import Process
 from resdeploy.train.start import adopt, balanced_weights, initial_network, make_optimizer
-from resdeploy.train.step import Learner
 from tests.samples import CLASSES, SIZE, TINY
+from tests.train.learners import batch_of, learner
 
 
 @pytest.fixture
@@ -300,28 +297,6 @@ def test_the_paper_decays_biases_and_norms_too() -> None:
 
 
 # Steps
-
-
-def batch_of(images: int, seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        images=torch.randint(
-            0, 256, (images, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator
-        ),
-        labels=torch.randint(0, len(CLASSES), (images,), generator=generator),
-        mirrored=torch.zeros(images, dtype=torch.bool),
-        positions=tuple(range(images)),
-        unreadable=(),
-    )
-
-
-def learner(config: TrainingConfig) -> Learner:
-    made = Learner(
-        config, initial_network(config, len(CLASSES)), Preprocessing.standard(SIZE),
-        Process(0, 1, torch.device("cpu")),
-    )  # fmt: skip
-    made.train_mode()
-    return made
 
 
 def test_the_fused_optimiser_is_the_plain_one(config: TrainingConfig) -> None:

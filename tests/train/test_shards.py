@@ -17,7 +17,7 @@ from PIL import Image
 from resdeploy.errors import DataError, ImageError
 from resdeploy.images import MAX_FILE_BYTES
 from resdeploy.preprocessing import Preprocessing
-from resdeploy.train.data import EpochImages, Walk, epoch_batches, read_splits
+from resdeploy.train.data import EpochImages, Walk, read_splits, run_batches
 from resdeploy.train.shards import Member, read_shards, shards_in
 from tests.samples import encoded
 
@@ -80,8 +80,8 @@ def test_training_sees_the_pixels_of_the_members(tmp_path: Path) -> None:
             {"0.png": picture(10), "0.cls": b"0", "1.png": b"damaged", "1.cls": b"1"},
         )
     images = read_splits(tmp_path).train
-    (batch,) = epoch_batches(
-        EpochImages(images, Preprocessing.standard(8)), Walk(batch_size=9, shuffle=False)
+    (batch,) = run_batches(
+        [EpochImages(images, Preprocessing.standard(8))], Walk(batch_size=9, shuffle=False)
     )
     np.testing.assert_array_equal(batch.images.numpy(), np.full((1, 8, 8, 3), 10, np.uint8))
     assert (batch.labels.tolist(), batch.unreadable) == ([0], (1,))

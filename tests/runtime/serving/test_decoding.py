@@ -16,8 +16,8 @@ from resdeploy.preprocessing import Preprocessing, load_image
 from resdeploy.runtime.serving import decoding
 from resdeploy.runtime.serving.decoding import Decoder
 from resdeploy.runtime.serving.refusals import Late, Overloaded, Refusal
-from tests.fakes import PATIENCE
 from tests.samples import encoded
+from tests.serving_process import PATIENCE
 
 PREPROCESSING = Preprocessing.standard(32)
 PICTURES = [encoded(Image.new("RGB", (60, 40), (10 * i, 0, 200)), "JPEG") for i in range(5)]

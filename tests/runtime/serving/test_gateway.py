@@ -18,9 +18,9 @@ from resdeploy.runtime.serving.gateway import Gateway, check_token, request_id
 from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.refusals import Overloaded, Unauthorized
 from tests.asgi import ask as ask_app
-from tests.fakes import PATIENCE, GoldenBackend, make_engine
+from tests.fakes import GoldenBackend, make_engine
 from tests.runtime.serving.conftest import Local, local_server
-from tests.serving_process import picture, tensor_request
+from tests.serving_process import PATIENCE, picture, tensor_request
 
 INFER = "/v2/models/tiny/infer"
 

@@ -24,7 +24,8 @@ from resdeploy.runtime.serving.instance import Answer
 from resdeploy.runtime.serving.instances import captured, run_parts, share_cores
 from resdeploy.runtime.serving.refusals import Refusal, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
-from tests.fakes import PATIENCE, GoldenBackend, make_engine
+from tests.fakes import GoldenBackend, make_engine
+from tests.serving_process import PATIENCE
 
 
 def run(work: Coroutine[Any, Any, Any]) -> None:
