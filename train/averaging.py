@@ -6,32 +6,44 @@ exponential average, Szegedy et al. 2015, arXiv:1512.00567, section 8.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
-from torch.optim import swa_utils
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resdeploy.train.model import Classifier
 
 
 class WeightAverage:
-    """Follows a classifier: after every step, `decay` of itself and the rest of the new weights."""
+    """Follows a classifier: after every step, `decay` of itself and the rest of the new weights.
+
+    Unlike `torch.optim.swa_utils.AveragedModel`, it counts its steps where the GPU need not be
+    waited for: after each of them the next one is already being launched.
+    """
 
     def __init__(self, classifier: Classifier, decay: float) -> None:
-        average: Any = swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self._model = swa_utils.AveragedModel(classifier, multi_avg_fn=average, use_buffers=True)
-
-    @property
-    def classifier(self) -> Classifier:
+        self.classifier = copy.deepcopy(classifier)
         """With the average as its weights; do not train it."""
-        return cast("Classifier", self._model.module)
+        self._average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._empty = True
 
     def update(self, classifier: Classifier) -> None:
-        """Take a step's weights in; the first ones are taken as they are."""
-        self._model.update_parameters(classifier)
+        """Take a step's weights and statistics in; the first ones are taken as they are."""
+        if self._empty:
+            self.restore(classifier.network.state_dict())
+        else:
+            self._average(_numbers(self.classifier), _numbers(classifier), None)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a network's state; the next step is averaged with it."""
         self.classifier.network.load_state_dict(dict(state))
-        self._model.n_averaged.fill_(1)
+        self._empty = False
+
+
+def _numbers(classifier: Classifier) -> list[Tensor]:
+    """All that changes and is no count."""
+    return [
+        tensor for tensor in classifier.network.state_dict().values() if tensor.is_floating_point()
+    ]

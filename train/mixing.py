@@ -40,7 +40,9 @@ def mix(
     """
     if not mixup and not cutmix:
         return Mixed(images, labels, labels, 1.0)
-    order = torch.from_numpy(generator.permutation(len(labels))).to(labels.device)
+    # Without a wait: a GPU is still at the step before, and has to be given work meanwhile.
+    order = torch.from_numpy(generator.permutation(len(labels)))
+    order = order.to(labels.device, non_blocking=True)
     use_cutmix = bool(cutmix) and (not mixup or generator.random() < 0.5)
     alpha = cutmix if use_cutmix else mixup
     share = float(generator.beta(alpha, alpha))
