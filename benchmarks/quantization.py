@@ -29,6 +29,7 @@ from benchmarks.results import Quantization, QuantizedRow
 from resdeploy.bundle import INPUT_NAME, OUTPUT_NAME, Encoding, Float32Array
 from resdeploy.calibration.ledger import Ledger, draw
 from resdeploy.console import table, write_document
+from resdeploy.cpu import read_cpu
 from resdeploy.export.calibrate import SCORING_IMAGES
 from resdeploy.export.source import Source, read_source
 from resdeploy.export.to_onnx import to_bytes, to_onnx
@@ -36,7 +37,7 @@ from resdeploy.imagefolder import match_labels, read_batches, read_image_folder
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.runtime.environment import here
 from resdeploy.runtime.golden import run_batches
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu, session_options
 from resdeploy.runtime.onnxruntime_session import HARMFUL_OPTIMIZER
 from resdeploy.statistics import agreement_percent, compare_accuracy, sqnr_db
 from resdeploy.train.model import Classifier
@@ -240,8 +241,9 @@ def _run(command: Sequence[object]) -> Any:
 
 
 def _peer_logits(graph: Path, normalised: Float32Array) -> Float32Array:
+    options = session_options(Encoding.TENSORRT, read_cpu(), None)  # as for int8.onnx
     session = onnxruntime.InferenceSession(
-        graph, providers=["CPUExecutionProvider"], disabled_optimizers=[HARMFUL_OPTIMIZER]
+        graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=[HARMFUL_OPTIMIZER]
     )
     return np.concatenate(
         [

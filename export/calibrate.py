@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from resdeploy.bundle import CALIBRATION, Encoding, Float32Array
+from resdeploy.bundle import CALIBRATION, Encoding
 from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.calibration.equalization import channel_factors
 from resdeploy.calibration.ledger import Ledger, draw
@@ -24,16 +24,13 @@ from resdeploy.export.laboratory import Tried
 from resdeploy.export.placement import float_shortcuts, place
 from resdeploy.export.qdq import integer_weights
 from resdeploy.export.recipe import Recipe
+from resdeploy.export.simulate import answers, batch_size
 from resdeploy.export.source import Source
 from resdeploy.export.to_onnx import with_outputs
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.progress import Progress
-from resdeploy.runtime.golden import run_batches
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 from resdeploy.statistics import agreement_percent, sqnr_db
 
-# At once; all activations of a batch are in memory: 2 GB at 224 pixels.
-PIXELS_AT_ONCE, MOST_AT_ONCE = 16 * 224 * 224, 64
 SCORING_IMAGES = 128
 EQUALIZING_IMAGES = 128  # of those that calibrate: more change the factors little
 ENCODINGS = (Encoding.TENSORRT, Encoding.CPU)
@@ -236,11 +233,6 @@ def _equalized(model: ir.Model, batches: Sequence[UInt8Array]) -> ir.Model:
     return equalize(model, factors)
 
 
-def batch_size(image_size: int) -> int:
-    """Images to run at once: more of small ones."""
-    return int(np.clip(PIXELS_AT_ONCE // image_size**2, 1, MOST_AT_ONCE))
-
-
 def family(calibrator: str) -> list[str]:
     """The names in CALIBRATORS that are meant by `auto`, a family's name, or a name."""
     if calibrator == "auto":
@@ -277,13 +269,13 @@ def _balance(source: Source, paths: Sequence[Path]) -> ClassBalance | None:
 def _score(
     model: ir.Model, recipes: Collection[Recipe], images: UInt8Array, progress: Progress
 ) -> tuple[Score, ...]:
-    reference = _logits(model, Encoding.FLOAT, images)
+    reference = answers(model, Encoding.FLOAT, images)
     weights = {encoding: integer_weights(model, encoding) for encoding in ENCODINGS}
     scores = []
     with progress("scoring", len(recipes)) as advance:
         for recipe in recipes:
             quantised = recipe.apply(model, half=False, weights=weights[recipe.encoding])
-            logits = _logits(quantised, recipe.encoding, images)
+            logits = answers(quantised, recipe.encoding, images)
             ratios = sqnr_db(reference, logits)
             scores.append(
                 Score(
@@ -296,14 +288,6 @@ def _score(
             )
             advance(1)
     return tuple(scores)
-
-
-def _logits(model: ir.Model, encoding: Encoding, images: UInt8Array) -> Float32Array:
-    # No graph but the chosen one is checked: the checker takes as long as the images.
-    backend = OnnxRuntimeCpu(ir.to_proto(model).SerializeToString(), encoding)
-    logits = run_batches(backend, images, batch_size(images.shape[1]))
-    backend.close()
-    return logits
 
 
 def _best(scores: Sequence[Score], encoding: Encoding, chosen: Sequence[str]) -> str:

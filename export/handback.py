@@ -11,11 +11,12 @@ import onnx_ir as ir
 from resdeploy.bundle import Encoding
 from resdeploy.export.placement import SAME_GRID, WEIGHTED, QuantizedEdge, is_residual_add
 
-# An element of a shortcut that stays float is moved about five bytes further (written and read in
-# float16, and quantised apart). A Jetson Orin moves those in the time of so many products: 204.8
-# GB/s, and 42.5 T products a second in INT8, half of them in FP16 (NVIDIA, Jetson AGX Orin
-# series data sheet). Only the ratio matters, and it need not be exact.
-PRODUCTS_PER_SHORTCUT_ELEMENT = 1000
+# How many products (MACs) take as long as an element of a shortcut that stays float. Only the ratio
+# matters, and it need not be exact. A Jetson Orin moves an element about five bytes further
+# (written and read in float16, and quantised apart), at 204.8 GB/s and 42.5 T products a second in
+# INT8, half of them in FP16 (NVIDIA, Jetson AGX Orin series data sheet). Of a CPU it was measured:
+# two cores of a Xeon with VNNI, at 32 pixels.
+PRODUCTS_PER_ELEMENT = {Encoding.TENSORRT: 1000, Encoding.CPU: 150}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ def layers_of(model: ir.Model, encoding: Encoding) -> tuple[Layer, ...]:
             nodes = frozenset([name, *_head(node)] if kind == "classifier" else [name])
             layers.append(Layer(name=name, kind=kind, nodes=nodes, cost=products(node)))
         elif is_residual_add(node):
-            cost = PRODUCTS_PER_SHORTCUT_ELEMENT * _elements(node.outputs[0])
+            cost = PRODUCTS_PER_ELEMENT[encoding] * _elements(node.outputs[0])
             layer = Layer(name=name, kind="shortcut", nodes=frozenset([name]), cost=cost)
             before = [_unit(value) for value in node.inputs]
             earlier = next((shortcuts[unit] for unit in before if unit in shortcuts), None)

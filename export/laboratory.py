@@ -15,9 +15,10 @@ from resdeploy.calibration.ledger import Ledger, draw
 from resdeploy.calibration.record import Handback
 from resdeploy.errors import CalibrationError
 from resdeploy.export.handback import Layer, conv_share
+from resdeploy.export.qdq import Weights, integer_weights
 from resdeploy.export.recipe import Recipe
+from resdeploy.export.simulate import batch_size, open_graph, rounded, sites_of
 from resdeploy.export.source import Source
-from resdeploy.export.switches import BATCH, Site, SwitchedGraph
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.statistics import agreement_percent
 
@@ -89,7 +90,7 @@ def gate_images(source: Source, seed: int, excluded: Collection[str]) -> GateIma
         for path in draw(pool, seed)
     ]
     try:
-        images = np.concatenate(list(ledger.admit(paths, BATCH)))
+        images = np.concatenate(list(ledger.admit(paths, batch_size(size))))
     except CalibrationError as error:
         raise CalibrationError(
             "no image is left to judge mixtures of INT8 and float on",
@@ -109,7 +110,6 @@ class Laboratory:
 
     model: ir.Model
     recipe: Recipe
-    graph: SwitchedGraph
     held_out: GateImages
     gate: Gate
     deadline: float
@@ -117,24 +117,29 @@ class Laboratory:
     advance: Callable[[int], None]
     tried: list[Tried] = field(default_factory=list)
     """In the order of their evaluation."""
-    known: dict[frozenset[Site], Tried] = field(default_factory=dict)
+    known: dict[frozenset[str], Tried] = field(default_factory=dict)
+    """By the nodes in float."""
     reference: Float32Array | None = None
     within_reach: npt.NDArray[np.intp] | None = None
     """The images whose class another mixture could change: the others need not run again."""
     slowest: float = 0.0
     """Seconds that a batch took."""
+    weights: Weights = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weights = integer_weights(self.model, self.recipe.encoding)
 
     def evaluate(self, layers: Sequence[Layer]) -> Tried | None:
         """How the graph does with `layers` in float; None where there is no time to find out."""
-        sites = self._quantised(layers)
-        if sites not in self.known:
-            logits = self._logits(sites)
+        nodes = frozenset[str]().union(*(layer.nodes for layer in layers))
+        if nodes not in self.known:
+            logits = self._logits(nodes)
             if logits is None:
                 return None
             self.advance(1)
-            self.known[sites] = self._judge(layers, logits)
-            self.tried.append(self.known[sites])
-        return self.known[sites]
+            self.known[nodes] = self._judge(layers, nodes, logits)
+            self.tried.append(self.known[nodes])
+        return self.known[nodes]
 
     def evaluate_first(self) -> Tried:
         """The same with nothing handed back.
@@ -173,11 +178,14 @@ class Laboratory:
     def rank(self, layers: Sequence[Layer]) -> list[Layer]:
         """Layers by the noise they make alone, per cost; those not reached in time come last."""
         images = self.held_out.images[: math.ceil(RANKING_SHARE * len(self.held_out.images))]
-        everything = self._quantised(())
+        everything = sites_of(self.model, self.recipe)
         merit: dict[str, float] = {}
-        reference = self._run(images, frozenset())
+        reference = self._run(images, self.model, Encoding.FLOAT)
         for layer in layers:
-            logits = self._run(images, everything - self._quantised([layer]))
+            without = replace(self.recipe, in_float=self.recipe.in_float | layer.nodes)
+            its = everything - sites_of(self.model, without)
+            alone = rounded(self.model, self.recipe, its, self.weights)
+            logits = self._run(images, alone, Encoding.FLOAT)
             if reference is None or logits is None:
                 break
             noise = np.square(logits - reference).sum(axis=1)
@@ -187,47 +195,42 @@ class Laboratory:
             self.advance(1)
         return sorted(layers, key=lambda layer: -merit.get(layer.name, -1.0))
 
-    def _quantised(self, layers: Sequence[Layer]) -> frozenset[Site]:
-        """The sites that stay quantised when `layers` are float."""
-        nodes = self.recipe.in_float.union(*(layer.nodes for layer in layers))
-        kept = replace(self.recipe, in_float=nodes)
-        readers = {reader for edge in kept.edges(self.model) for reader in edge.readers}
-        return frozenset(
-            site
-            for site in self.graph.sites
-            if (site.reader[0] not in nodes if site.weight else site.reader in readers)
-        )
-
-    def _logits(self, sites: frozenset[Site]) -> Float32Array | None:
-        """Of all images; FP32's for those out of reach."""
+    def _logits(self, nodes: frozenset[str]) -> Float32Array | None:
+        """Of all images, with `nodes` in float; FP32's for those out of reach."""
         images = self.held_out.images
         if self.reference is None:
-            self.reference = self._run(images, frozenset())
+            self.reference = self._run(images, self.model, Encoding.FLOAT)
         if self.reference is None:
             return None
+        mixture = replace(self.recipe, in_float=self.recipe.in_float | nodes)
+        graph = mixture.apply(self.model, weights=self.weights)
         if self.within_reach is None:
-            logits = self._run(images, sites)
+            logits = self._run(images, graph, self.recipe.encoding)
             if logits is not None:
                 self.within_reach = within_reach(self.reference, logits)
             return logits
-        again = self._run(images[self.within_reach], sites)
+        again = self._run(images[self.within_reach], graph, self.recipe.encoding)
         if again is None:
             return None
         logits = self.reference.copy()
         logits[self.within_reach] = again
         return logits
 
-    def _run(self, images: UInt8Array, sites: frozenset[Site]) -> Float32Array | None:
+    def _run(self, images: UInt8Array, graph: ir.Model, encoding: Encoding) -> Float32Array | None:
+        """Logits; None where there is no time for all of them."""
         logits = []
-        for start in range(0, len(images), BATCH):
+        size = batch_size(images.shape[1])
+        backend = open_graph(graph, encoding)
+        for start in range(0, len(images), size):
             began = self.clock()
             if began + self.slowest > self.deadline:
                 return None
-            logits.append(self.graph.run(images[start : start + BATCH], sites.__contains__))
+            logits.append(backend.run(images[start : start + size]))
             self.slowest = max(self.slowest, self.clock() - began)
+        backend.close()
         return np.concatenate(logits)
 
-    def _judge(self, layers: Sequence[Layer], logits: Float32Array) -> Tried:
+    def _judge(self, layers: Sequence[Layer], nodes: frozenset[str], logits: Float32Array) -> Tried:
         assert self.reference is not None
         classes, gate = self.held_out.classes, self.gate
         agreement = agreement_percent(self.reference, logits)
@@ -239,7 +242,7 @@ class Laboratory:
         return Tried(
             encoding=self.recipe.encoding,
             layers=tuple(layer.name for layer in layers),
-            nodes=frozenset(node for layer in layers for node in layer.nodes),
+            nodes=nodes,
             agreement=agreement,
             drop=drop,
             images=len(logits),

@@ -14,7 +14,6 @@ from resdeploy.export.handback import Layer, layers_of
 from resdeploy.export.laboratory import Gate, GateImages, Laboratory, Tried, gate_images
 from resdeploy.export.recipe import Recipe
 from resdeploy.export.source import Source
-from resdeploy.export.switches import SwitchedGraph
 from resdeploy.progress import Progress
 
 
@@ -87,25 +86,26 @@ def search(
     layers = [
         layer for layer in layers_of(model, recipe.encoding) if not layer.nodes <= recipe.in_float
     ]
-    with SwitchedGraph(model, recipe) as graph, progress("searching", len(layers) + 8) as advance:
-        lab = Laboratory(model, recipe, graph, held_out, gate, start + seconds, clock, advance)
-        before = lab.evaluate_first()
-        low, high = -1, 0
-        ranked: list[Layer] = []
+    with progress("searching", len(layers) + 8) as advance:
+        lab = Laboratory(model, recipe, held_out, gate, start + seconds, clock, advance)
+        before = chosen = lab.evaluate_first()
+        given_back: list[Layer] = []
+        out_of_time = False
         if not before.holds:
             ranked = lab.rank(layers)
-            low, high = 0, len(ranked)  # all in float holds any gate
-        chosen = before if high == 0 else _all_float(before, ranked)
-        while high - low > 1:
-            middle = (low + high) // 2
-            outcome = lab.evaluate(ranked[:middle])
-            if outcome is None:
-                break
-            if outcome.holds:
-                high, chosen = middle, outcome
-            else:
-                low = middle
-        given_back, out_of_time = ranked[:high], high - low > 1
+            chosen = _all_float(before, ranked)
+            fails, holds = 0, len(ranked)  # lengths of lists; all in float holds any gate
+            while holds - fails > 1 and not out_of_time:
+                # Mostly few are enough: the first lists are short, so that one is known early.
+                length = min(max(1, 2 * fails), (fails + holds) // 2)
+                outcome = lab.evaluate(ranked[:length])
+                if outcome is None:
+                    out_of_time = True
+                elif outcome.holds:
+                    holds, chosen = length, outcome
+                else:
+                    fails = length
+            given_back = ranked[:holds]
         for layer in sorted(given_back, key=lambda layer: -layer.cost):
             fewer = [other for other in given_back if other != layer]
             outcome = None if out_of_time else lab.evaluate(fewer)

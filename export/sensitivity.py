@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from resdeploy.bundle import Bundle, Encoding
+from resdeploy.bundle import Bundle, Encoding, Float32Array
 from resdeploy.export.coverage import Coverage, coverage
+from resdeploy.export.qdq import integer_weights
 from resdeploy.export.recipe import Recipe, read_recipe
-from resdeploy.export.switches import SwitchedGraph
+from resdeploy.export.simulate import Site, answers, rounded, sites_of
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.progress import Progress, silent
 from resdeploy.statistics import sqnr_db
@@ -55,16 +57,16 @@ def costs_alone(
     model: ir.Model, recipe: Recipe, images: UInt8Array, progress: Progress
 ) -> dict[str, float]:
     """Median SQNR at the logits, in dB, with one tensor quantised; the worst tensor first."""
-    with SwitchedGraph(model, recipe) as graph:
-        tensors = list(dict.fromkeys(site.tensor for site in graph.sites))
-        reference = graph.run(images, lambda _: False)
-        costs = {}
-        with progress("explaining", len(tensors)) as advance:
-            for tensor in tensors:
-                its = {site for site in graph.sites if site.tensor == tensor}
-                alone = graph.run(images, its.__contains__)
-                costs[tensor] = float(np.median(sqnr_db(reference, alone)))
-                advance(1)
+    run = _with_sites(model, recipe, images)
+    sites = sites_of(model, recipe)
+    tensors = _tensors(sites)
+    reference = run(())
+    costs = {}
+    with progress("explaining", len(tensors)) as advance:
+        for tensor in tensors:
+            alone = run({site for site in sites if site.tensor == tensor})
+            costs[tensor] = float(np.median(sqnr_db(reference, alone)))
+            advance(1)
     return dict(sorted(costs.items(), key=lambda cost: cost[1]))
 
 
@@ -93,28 +95,29 @@ def explain(
     ranges = recipe.ranges
     model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
     pixels = bundle.golden().images[:images]
-    with SwitchedGraph(model, recipe) as graph:
-        tensors = list(dict.fromkeys(site.tensor for site in graph.sites))
-        reference = graph.run(pixels, lambda _: False)
-        total = sqnr_db(reference, graph.run(pixels, lambda _: True))
-        layers = []
-        with progress("explaining", 2 * len(tensors)) as advance:
-            for tensor in tensors:
-                its = {site for site in graph.sites if site.tensor == tensor}
-                alone = graph.run(pixels, its.__contains__)
-                advance(1)
-                without = graph.run(pixels, (set(graph.sites) - its).__contains__)
-                advance(1)
-                layers.append(
-                    TensorSensitivity(
-                        tensor=tensor,
-                        kind="activation" if tensor in ranges else "weight",
-                        low=ranges[tensor].low if tensor in ranges else None,
-                        high=ranges[tensor].high if tensor in ranges else None,
-                        sqnr_alone_db=float(np.median(sqnr_db(reference, alone))),
-                        gain_db=float(np.median(sqnr_db(reference, without) - total)),
-                    )
+    run = _with_sites(model, recipe, pixels)
+    sites = sites_of(model, recipe)
+    tensors = _tensors(sites)
+    reference = run(())
+    total = sqnr_db(reference, run(sites))
+    layers = []
+    with progress("explaining", 2 * len(tensors)) as advance:
+        for tensor in tensors:
+            its = {site for site in sites if site.tensor == tensor}
+            alone = run(its)
+            advance(1)
+            without = run(sites - its)
+            advance(1)
+            layers.append(
+                TensorSensitivity(
+                    tensor=tensor,
+                    kind="activation" if tensor in ranges else "weight",
+                    low=ranges[tensor].low if tensor in ranges else None,
+                    high=ranges[tensor].high if tensor in ranges else None,
+                    sqnr_alone_db=float(np.median(sqnr_db(reference, alone))),
+                    gain_db=float(np.median(sqnr_db(reference, without) - total)),
                 )
+            )
     return Explanation(
         bundle=str(bundle.path),
         encoding=encoding,
@@ -124,3 +127,19 @@ def explain(
         coverage=coverage(quantised.graph, encoding),
         layers=tuple(sorted(layers, key=lambda layer: layer.sqnr_alone_db)),
     )
+
+
+def _with_sites(
+    model: ir.Model, recipe: Recipe, images: UInt8Array
+) -> Callable[[Collection[Site]], Float32Array]:
+    """Logits of `images` when some sites are rounded, and no others."""
+    weights = integer_weights(model, recipe.encoding)
+
+    def run(sites: Collection[Site]) -> Float32Array:
+        return answers(rounded(model, recipe, sites, weights), Encoding.FLOAT, images)
+
+    return run
+
+
+def _tensors(sites: Collection[Site]) -> list[str]:
+    return sorted({site.tensor for site in sites})

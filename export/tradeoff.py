@@ -15,11 +15,10 @@ from resdeploy.errors import ExportError
 from resdeploy.export.calibrate import Calibration
 from resdeploy.export.handback import conv_share, layers_of
 from resdeploy.export.laboratory import Gate, Laboratory, gate_images
+from resdeploy.export.simulate import open_graph
 from resdeploy.export.source import Source
-from resdeploy.export.switches import SwitchedGraph
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.progress import Progress
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 
 SECONDS, FEWEST_RUNS = 0.3, 5
 MOST_TIMED = 8  # mixtures, each of which takes about a second
@@ -30,7 +29,7 @@ Stopwatch = Callable[[ir.Model, Encoding, UInt8Array], float]
 
 def measure_ms(model: ir.Model, encoding: Encoding, image: UInt8Array) -> float:
     """Median time of `image`, (1, H, W, 3), on ONNX Runtime's CPU provider with all cores."""
-    backend = OnnxRuntimeCpu(ir.to_proto(model).SerializeToString(), encoding)
+    backend = open_graph(model, encoding)
     for _ in range(FEWEST_RUNS):
         backend.run(image)  # the first ones are slower
     times: list[float] = []
@@ -178,8 +177,8 @@ def fit_time(
             f"than --target-ms {target_ms:g}",
             "allow more, or take a smaller --image-size",
         )
-    with SwitchedGraph(model, recipe) as graph, progress("searching", len(layers) + 8) as advance:
-        lab = Laboratory(model, recipe, graph, held_out, Gate(), start + seconds, clock, advance)
+    with progress("searching", len(layers) + 8) as advance:
+        lab = Laboratory(model, recipe, held_out, Gate(), start + seconds, clock, advance)
         before = lab.evaluate_first()
         ranked = lab.rank(layers)
         low, high = 0, len(ranked) + 1  # the longest that fits, the shortest that does not

@@ -15,13 +15,13 @@ from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.export.calibrate import (
     ENCODINGS,
     Calibration,
-    batch_size,
     calibrate,
     family,
     with_dla,
 )
 from resdeploy.export.coverage import coverage
 from resdeploy.export.recipe import write_recipes
+from resdeploy.export.simulate import batch_size
 from resdeploy.export.source import ImagePools, Source, read_source
 from resdeploy.export.to_onnx import to_onnx
 from resdeploy.imagefolder import list_images

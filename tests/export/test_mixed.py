@@ -163,7 +163,7 @@ def test_too_little_time_is_one_sentence(
     ticks = count()
     with pytest.raises(CalibrationError, match="too short to try") as caught:
         search(
-            model, recipe, Gate(max_drop=0.0), held_out, seconds=5, progress=silent,
+            model, recipe, Gate(max_drop=0.0), held_out, seconds=2, progress=silent,
             clock=map(float, ticks).__next__,
         )  # fmt: skip
     assert "--search-seconds" in str(caught.value.hint)
