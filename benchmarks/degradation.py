@@ -103,8 +103,7 @@ def main(data: Path, images: int, epochs: int, image_size: int, seed: int, outpu
     document = {
         "training_images": len(splits.train.files),
         "config": config.to_json(),
-        **collect_provenance(),
-        "device": read_device().to_json(),
+        **collect_provenance(read_device().to_json()),
         "curves": [asdict(curve) for curve in curves],
     }
     write_file(output, (json.dumps(document, indent=2) + "\n").encode())

@@ -276,11 +276,7 @@ def _ceilings(notes: Notes) -> dict[str, Any] | None:
 
 
 def _machine() -> dict[str, Any]:
-    return {
-        **collect_provenance(),
-        "device": read_device().to_json(),
-        "gpu": asdict(CudaRuntime().gpu()),
-    }
+    return collect_provenance(read_device().to_json()) | {"gpu": asdict(CudaRuntime().gpu())}
 
 
 def _network(bundle: Bundle) -> dict[str, Any]:

@@ -342,7 +342,7 @@ def _write_rest(
     analysis: Analysis | None,
     work: Work,
 ) -> Manifest:
-    provenance = {**collect_provenance(), "device": read_device().to_json()}
+    provenance = collect_provenance(read_device().to_json())
     model = {
         **source.checkpoint.architecture.to_json(),
         "source": str(source.checkpoint.path.resolve()),

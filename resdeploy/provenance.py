@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -30,8 +31,8 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def collect_provenance() -> dict[str, Any]:
-    """What made a result, now: JSON-ready."""
+def collect_provenance(device: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What made a result, now: JSON-ready; `device` is the machine, as `runtime.device` tells."""
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -39,6 +40,7 @@ def collect_provenance() -> dict[str, Any]:
         "git_commit": _git_commit(),
         "versions": installed_versions(),
         "platform": platform.platform(),
+        "device": device,
     }
 
 

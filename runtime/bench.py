@@ -140,8 +140,7 @@ def _benchmark(
     work = bundle.manifest.work
     return Benchmark(
         environment={
-            **collect_provenance(),
-            "device": before.to_json(),
+            **collect_provenance(before.to_json()),
             "mode": config.mode.value,
             "rounds": len(tracks[0].times),
             "heats": [len(heat) for heat in tracks[0].heats],

@@ -59,4 +59,4 @@ class Environment:
 
 def here(**what: Any) -> Environment:
     """This machine, now; `what` fills the fields that it cannot tell."""
-    return parse(Environment, {**collect_provenance(), "device": read_device().to_json(), **what})
+    return parse(Environment, collect_provenance(read_device().to_json()) | what)

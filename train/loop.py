@@ -233,7 +233,7 @@ class _Trainer:
     def _finish(self, evaluation: Evaluation, unreadable: Sequence[str]) -> None:
         """Write what a finished run holds; `model.json` and the link to it come last."""
         config = self.config
-        provenance = {**collect_provenance(), "device": self.device}
+        provenance = collect_provenance(self.device)
         draw_curves(self.metrics, self.folder / runs.CURVES)
         if unreadable:
             runs.save_unreadable(self.folder, unreadable)

@@ -108,7 +108,7 @@ def page(folder: Path, evaluation: Evaluation, images: LabelledImages[ImageFile]
         images,
         PREPROCESSING,
         [name],
-        {**collect_provenance(), "device": DEVICE},
+        collect_provenance(DEVICE),
     )
     return (folder / "report.html").read_text()
 

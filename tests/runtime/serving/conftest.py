@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,11 @@ def server(tiny_bundle: Bundle) -> Iterator[ServerProcess]:
         assert process.stop()[0] == 0
 
 
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
 @dataclass
 class Local:
     """The same without a process: the application, and what it stands on."""
@@ -46,8 +51,7 @@ class Local:
         return await ask(self.app, path, *arguments, **options)
 
     async def until_ready(self) -> None:
-        while not self.service.ready:
-            await asyncio.sleep(0.01)
+        await until(lambda: self.service.ready)
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.refusals import Overloaded, Unauthorized
 from tests.asgi import ask as ask_app
 from tests.fakes import GoldenBackend, make_engine
-from tests.runtime.serving.conftest import Local, local_server
+from tests.runtime.serving.conftest import Local, local_server, until
 from tests.serving_process import PATIENCE, picture, tensor_request
 
 INFER = "/v2/models/tiny/infer"
@@ -35,11 +35,6 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> list[GoldenBackend]:
     opened: list[GoldenBackend] = []
     monkeypatch.setattr(selection, "ENGINES", (make_engine(opened=opened.append),))
     return opened
-
-
-async def until(condition: Any) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 def golden(local: Local, count: int = 1) -> tuple[bytes, dict[str, str]]:

@@ -25,6 +25,7 @@ from resdeploy.runtime.serving.instances import captured, run_parts, share_cores
 from resdeploy.runtime.serving.refusals import Refusal, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
 from tests.fakes import GoldenBackend, make_engine
+from tests.runtime.serving.conftest import until
 from tests.serving_process import PATIENCE
 
 
@@ -77,11 +78,6 @@ async def ask(model: ServedModel, count: int = 1, deadline: float = math.inf) ->
     expected = generation.bundle.golden().logits[:count]
     np.testing.assert_allclose(answer.logits, expected, rtol=1e-6)
     return answer
-
-
-async def until(condition: Any) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 def test_it_is_ready_only_when_an_engine_is_verified(fleet: Fleet, copy: Path) -> None:
