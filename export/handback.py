@@ -16,7 +16,7 @@ from resdeploy.export.placement import SAME_GRID, WEIGHTED, QuantizedEdge, is_re
 # (written and read in float16, and quantised apart), at 204.8 GB/s and 42.5 T products a second in
 # INT8, half of them in FP16 (NVIDIA, Jetson AGX Orin series data sheet). Of a CPU it was measured:
 # two cores of a Xeon with VNNI, at 32 pixels.
-PRODUCTS_PER_ELEMENT = {Encoding.TENSORRT: 1000, Encoding.CPU: 150}
+PRODUCTS_PER_ELEMENT = {Encoding.TENSORRT: 1000, Encoding.DLA: 1000, Encoding.CPU: 150}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,6 +114,31 @@ def test_what_the_gate_does_not_need_is_taken_back(
     assert not result.out_of_time
 
 
+def test_short_lists_are_tried_before_long_ones(
+    model: ir.Model, recipe: Recipe, held_out: GateImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should the time end, a short list that holds is more likely known."""
+    lengths: list[int] = []
+
+    def evaluate(self: object, layers: Sequence[Layer]) -> Tried:
+        lengths.append(len(layers))
+        return Tried(
+            encoding=recipe.encoding,
+            layers=tuple(layer.name for layer in layers),
+            nodes=frozenset(node for layer in layers for node in layer.nodes),
+            agreement=90.0 + len(layers),
+            drop=0.0,
+            images=64,
+            holds=len(layers) >= 3,
+        )
+
+    monkeypatch.setattr(Laboratory, "evaluate", evaluate)
+    gate = Gate(min_agreement=93.0)
+    _, result, _ = search(model, recipe, gate, held_out, seconds=600, progress=silent)
+    assert lengths[:5] == [0, 1, 2, 4, 3]
+    assert len(result.layers) == 3
+
+
 def test_a_gate_that_holds_costs_nothing(
     model: ir.Model, tiny_bundle: Bundle, held_out: GateImages
 ) -> None:

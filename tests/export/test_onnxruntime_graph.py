@@ -87,9 +87,9 @@ def test_the_optimiser_that_is_switched_off_does_harm() -> None:
     good_db, bad_db = (np.median(sqnr_db(expected, logits)) for logits in (good, bad))
     assert good_db > 20
     assert bad_db < good_db - 6
-    np.testing.assert_array_equal(
-        OnnxRuntimeCpu(graph, Encoding.TENSORRT).run(exported.images), good
-    )
+    used = OnnxRuntimeCpu(graph, Encoding.TENSORRT).run(exported.images)
+    # Its sums have another order, which moves few values to the next step.
+    assert np.median(sqnr_db(expected, used)) > good_db - 1
 
 
 def test_exact_products_are_asked_for_without_vnni() -> None:
