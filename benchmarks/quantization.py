@@ -37,8 +37,8 @@ from resdeploy.imagefolder import match_labels, read_batches, read_image_folder
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.runtime.environment import here
 from resdeploy.runtime.golden import run_batches
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu, session_options
-from resdeploy.runtime.onnxruntime_session import HARMFUL_OPTIMIZER
+from resdeploy.runtime.onnxruntime_cpu import PROVIDER, OnnxRuntimeCpu, session_options
+from resdeploy.runtime.onnxruntime_session import create_session
 from resdeploy.statistics import agreement_percent, compare_accuracy, sqnr_db
 from resdeploy.train.model import Classifier
 
@@ -242,9 +242,7 @@ def _run(command: Sequence[object]) -> Any:
 
 def _peer_logits(graph: Path, normalised: Float32Array) -> Float32Array:
     options = session_options(Encoding.TENSORRT, read_cpu(), None)  # as for int8.onnx
-    session = onnxruntime.InferenceSession(
-        graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=[HARMFUL_OPTIMIZER]
-    )
+    session = create_session(graph, options, [(PROVIDER, {})])
     return np.concatenate(
         [
             np.asarray(session.run(None, {PEER_INPUT: normalised[start : start + 50]})[0])

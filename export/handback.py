@@ -60,6 +60,11 @@ def layers_of(model: ir.Model, encoding: Encoding) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
+def nodes_of(layers: Collection[Layer]) -> frozenset[str]:
+    """All nodes of these layers."""
+    return frozenset(node for layer in layers for node in layer.nodes)
+
+
 def hand_back(
     model: ir.Model,
     edges: Sequence[QuantizedEdge],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from resdeploy.bundle import Encoding, Float32Array
 from resdeploy.calibration.ledger import Ledger, draw
 from resdeploy.calibration.record import Handback
 from resdeploy.errors import CalibrationError
-from resdeploy.export.handback import Layer, conv_share
+from resdeploy.export.handback import Layer, conv_share, nodes_of
 from resdeploy.export.qdq import Weights, integer_weights
 from resdeploy.export.recipe import Recipe
 from resdeploy.export.simulate import batch_size, open_graph, rounded, sites_of
@@ -131,13 +132,13 @@ class Laboratory:
 
     def evaluate(self, layers: Sequence[Layer]) -> Tried | None:
         """How the graph does with `layers` in float; None where there is no time to find out."""
-        nodes = frozenset[str]().union(*(layer.nodes for layer in layers))
+        nodes = nodes_of(layers)
         if nodes not in self.known:
             logits = self._logits(nodes)
             if logits is None:
                 return None
             self.advance(1)
-            self.known[nodes] = self._judge(layers, nodes, logits)
+            self.known[nodes] = self._judge(layers, logits)
             self.tried.append(self.known[nodes])
         return self.known[nodes]
 
@@ -180,7 +181,8 @@ class Laboratory:
         images = self.held_out.images[: math.ceil(RANKING_SHARE * len(self.held_out.images))]
         everything = sites_of(self.model, self.recipe)
         merit: dict[str, float] = {}
-        reference = self._run(images, self.model, Encoding.FLOAT)
+        everyone = self._float_logits()
+        reference = None if everyone is None else everyone[: len(images)]
         for layer in layers:
             without = replace(self.recipe, in_float=self.recipe.in_float | layer.nodes)
             its = everything - sites_of(self.model, without)
@@ -195,24 +197,29 @@ class Laboratory:
             self.advance(1)
         return sorted(layers, key=lambda layer: -merit.get(layer.name, -1.0))
 
+    def _float_logits(self) -> Float32Array | None:
+        """FP32's, of all images; None where there is no time for them."""
+        if self.reference is None:
+            self.reference = self._run(self.held_out.images, self.model, Encoding.FLOAT)
+        return self.reference
+
     def _logits(self, nodes: frozenset[str]) -> Float32Array | None:
         """Of all images, with `nodes` in float; FP32's for those out of reach."""
         images = self.held_out.images
-        if self.reference is None:
-            self.reference = self._run(images, self.model, Encoding.FLOAT)
-        if self.reference is None:
+        reference = self._float_logits()
+        if reference is None:
             return None
         mixture = replace(self.recipe, in_float=self.recipe.in_float | nodes)
         graph = mixture.apply(self.model, weights=self.weights)
         if self.within_reach is None:
             logits = self._run(images, graph, self.recipe.encoding)
             if logits is not None:
-                self.within_reach = within_reach(self.reference, logits)
+                self.within_reach = within_reach(reference, logits)
             return logits
         again = self._run(images[self.within_reach], graph, self.recipe.encoding)
         if again is None:
             return None
-        logits = self.reference.copy()
+        logits = reference.copy()
         logits[self.within_reach] = again
         return logits
 
@@ -220,17 +227,16 @@ class Laboratory:
         """Logits; None where there is no time for all of them."""
         logits = []
         size = batch_size(images.shape[1])
-        backend = open_graph(graph, encoding)
-        for start in range(0, len(images), size):
-            began = self.clock()
-            if began + self.slowest > self.deadline:
-                return None
-            logits.append(backend.run(images[start : start + size]))
-            self.slowest = max(self.slowest, self.clock() - began)
-        backend.close()
+        with closing(open_graph(graph, encoding)) as backend:
+            for start in range(0, len(images), size):
+                began = self.clock()
+                if began + self.slowest > self.deadline:
+                    return None
+                logits.append(backend.run(images[start : start + size]))
+                self.slowest = max(self.slowest, self.clock() - began)
         return np.concatenate(logits)
 
-    def _judge(self, layers: Sequence[Layer], nodes: frozenset[str], logits: Float32Array) -> Tried:
+    def _judge(self, layers: Sequence[Layer], logits: Float32Array) -> Tried:
         assert self.reference is not None
         classes, gate = self.held_out.classes, self.gate
         agreement = agreement_percent(self.reference, logits)
@@ -242,7 +248,7 @@ class Laboratory:
         return Tried(
             encoding=self.recipe.encoding,
             layers=tuple(layer.name for layer in layers),
-            nodes=nodes,
+            nodes=nodes_of(layers),
             agreement=agreement,
             drop=drop,
             images=len(logits),

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from resdeploy.calibration.record import Handback
 from resdeploy.export.calibrate import Calibration
-from resdeploy.export.handback import Layer, layers_of
+from resdeploy.export.handback import Layer, layers_of, nodes_of
 from resdeploy.export.laboratory import Gate, GateImages, Laboratory, Tried, gate_images
 from resdeploy.export.recipe import Recipe
 from resdeploy.export.source import Source
@@ -127,7 +127,7 @@ def _all_float(before: Tried, ranked: Sequence[Layer]) -> Tried:
     return replace(
         before,
         layers=tuple(layer.name for layer in ranked),
-        nodes=frozenset(node for layer in ranked for node in layer.nodes),
+        nodes=nodes_of(ranked),
         agreement=100.0,
         drop=0.0,
         holds=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,10 +102,8 @@ def open_graph(model: ir.Model, encoding: Encoding) -> OnnxRuntimeCpu:
 
 def answers(model: ir.Model, encoding: Encoding, images: UInt8Array) -> Float32Array:
     """Logits (N, K) of images (N, H, W, 3)."""
-    backend = open_graph(model, encoding)
-    logits = run_batches(backend, images, batch_size(images.shape[1]))
-    backend.close()
-    return logits
+    with closing(open_graph(model, encoding)) as backend:
+        return run_batches(backend, images, batch_size(images.shape[1]))
 
 
 def batch_size(image_size: int) -> int:

@@ -13,7 +13,7 @@ from resdeploy.bundle import Encoding
 from resdeploy.calibration.record import Point
 from resdeploy.errors import ExportError
 from resdeploy.export.calibrate import Calibration
-from resdeploy.export.handback import conv_share, layers_of
+from resdeploy.export.handback import conv_share, layers_of, nodes_of
 from resdeploy.export.laboratory import Gate, Laboratory, gate_images
 from resdeploy.export.simulate import open_graph
 from resdeploy.export.source import Source
@@ -185,7 +185,7 @@ def fit_time(
         out_of_time = False
         while high - low > 1 and not out_of_time:
             middle = (low + high) // 2
-            nodes = frozenset(node for layer in ranked[:middle] for node in layer.nodes)
+            nodes = nodes_of(ranked[:middle])
             times[nodes] = took(nodes)
             if times[nodes] > target_ms:
                 high = middle

@@ -19,13 +19,14 @@ from resdeploy.train.model import Classifier
 class WeightAverage:
     """Follows a classifier: after every step, `decay` of itself and the rest of the new weights.
 
-    Unlike `torch.optim.swa_utils.AveragedModel`, it counts its steps where the GPU need not be
-    waited for: after each of them the next one is already being launched.
+    Unlike `torch.optim.swa_utils.AveragedModel`, it takes no count of the steps to the GPU, which
+    would have to be waited for.
     """
 
     def __init__(self, classifier: Classifier, decay: float) -> None:
         self.classifier = copy.deepcopy(classifier)
         """With the average as its weights; do not train it."""
+        self._mine = _numbers(self.classifier)
         self._average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._empty = True
 
@@ -34,7 +35,7 @@ class WeightAverage:
         if self._empty:
             self.restore(classifier.network.state_dict())
         else:
-            self._average(_numbers(self.classifier), _numbers(classifier), None)
+            self._average(self._mine, _numbers(classifier), None)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a network's state; the next step is averaged with it."""

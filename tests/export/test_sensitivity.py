@@ -14,6 +14,7 @@ import pytest
 
 from resdeploy.bundle import Bundle, Encoding, FileRecord
 from resdeploy.errors import BundleError
+from resdeploy.export.placement import WEIGHTED
 from resdeploy.export.qdq import integer_weights
 from resdeploy.export.recipe import read_recipe
 from resdeploy.export.sensitivity import explain
@@ -37,6 +38,22 @@ def fp32(bundle: Bundle) -> ir.Model:
     return ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
 
 
+def with_float_biases(quantised: ir.Model, model: ir.Model) -> ir.Model:
+    """`quantised`, with the biases of `model` in place of those that are stored as integers."""
+    for node in quantised.graph:
+        bias = node.inputs[2] if node.op_type in WEIGHTED and len(node.inputs) > 2 else None
+        if bias is not None and (dequantize := bias.producer()) is not None:
+            name = str(dequantize.name).removesuffix(".dequantize")
+            original = model.graph.initializers[name]
+            value = ir.Value(
+                name=name, type=original.type, shape=original.shape,
+                const_value=original.const_value,
+            )  # fmt: skip
+            quantised.graph.initializers.add(value)
+            node.replace_input_with(2, value)
+    return quantised
+
+
 def test_no_site_rounded_is_fp32_and_all_of_them_are_int8(
     tiny_bundle: Bundle, encoding: Encoding
 ) -> None:
@@ -45,14 +62,12 @@ def test_no_site_rounded_is_fp32_and_all_of_them_are_int8(
     weights = integer_weights(model, encoding)
     nothing = answers(rounded(model, recipe, (), weights), Encoding.FLOAT, images)
     np.testing.assert_array_equal(nothing, answers(model, Encoding.FLOAT, images))
-    quantised = to_bytes(recipe.apply(fp32(tiny_bundle), half=False))
-    int8_logits = OnnxRuntimeCpu(quantised, Encoding.FLOAT).run(images)  # without integer kernels
+    quantised = with_float_biases(recipe.apply(fp32(tiny_bundle), half=False), model)
+    # Not as a CPU's integers, whose biases are rounded: in a network so small, that weighs much.
+    int8_logits = answers(quantised, Encoding.FLOAT, images)
     sites = sites_of(model, recipe)
     everything = answers(rounded(model, recipe, sites, weights), Encoding.FLOAT, images)
-    # A CPU's biases are rounded, too: here and there a value comes to its neighbour on the grid,
-    # which weighs much in a network so small.
-    least = {Encoding.TENSORRT: 100, Encoding.CPU: 25}[encoding]
-    assert np.median(sqnr_db(int8_logits, everything)) > least
+    assert np.median(sqnr_db(int8_logits, everything)) > 100  # sums in another order, if at all
     assert to_bytes(model) == tiny_bundle.read("fp32.onnx")  # what was given is as it was
 
 
