@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,16 +36,15 @@ def write_file(path: Path, data: bytes) -> None:
     """
     with _output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
+        temporary = _beside(path, "tmp")
         try:
-            with os.fdopen(handle, "wb") as stream:
+            with temporary.open("xb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
+            os.replace(temporary, path)
         except BaseException:
-            os.unlink(name)
+            temporary.unlink(missing_ok=True)
             raise
 
 
@@ -94,27 +93,28 @@ def new_directory(path: Path, *, force: bool = False, sign: str = "") -> Iterato
     refuse_existing(path, force=force, sign=sign)
     with _output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+        temporary, retired = _beside(path, "tmp"), _beside(path, "old")
         try:
-            temporary.chmod(0o777 & ~_umask())
+            temporary.mkdir()
             yield temporary
             _flush(temporary)
             if path.exists():
                 refuse_existing(path, force=force, sign=sign)  # it may have appeared meanwhile
-                retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
-                os.replace(path, retired / "old")
-                try:
-                    os.replace(temporary, path)
-                except BaseException:
-                    os.replace(retired / "old", path)
-                    raise
-                finally:
-                    shutil.rmtree(retired)
-            else:
-                os.replace(temporary, path)
+                os.replace(path, retired)
+            os.replace(temporary, path)
+            shutil.rmtree(retired, ignore_errors=True)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if retired.exists() and not path.exists():
+                os.replace(retired, path)
+            for folder in (temporary, retired):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def _beside(path: Path, kind: str) -> Path:
+    # The name is known before anything has it: an interrupt can come between any two steps, and
+    # what was made must be found again.
+    return path.parent / f".{path.name}.{kind}-{secrets.token_hex(8)}"
 
 
 def _flush(folder: Path) -> None:
@@ -124,13 +124,6 @@ def _flush(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _umask() -> int:
-    # mkstemp and mkdtemp make private files; results get the permissions of ordinary ones.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager
