@@ -16,6 +16,7 @@ from resdeploy.export.half import to_half
 from resdeploy.export.handback import hand_back
 from resdeploy.export.placement import QuantizedEdge, place
 from resdeploy.export.qdq import Weights, insert_qdq
+from resdeploy.export.stem import pack_stem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,9 @@ class Recipe:
         insert_qdq(
             quantised, edges, self.ranges, self.encoding, in_float=self.in_float, weights=weights
         )
-        if half and self.encoding is not Encoding.CPU:
+        if self.encoding is Encoding.CPU:
+            pack_stem(quantised)
+        elif half:
             to_half(quantised)
         return quantised
 

@@ -16,7 +16,7 @@ from resdeploy.calibration.ranges import Range
 from resdeploy.export.half import to_half
 from resdeploy.export.placement import place
 from resdeploy.export.proof import synthetic_images
-from resdeploy.export.qdq import insert_qdq
+from resdeploy.export.recipe import Recipe
 from resdeploy.export.to_onnx import to_onnx, with_outputs
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.train.architecture import Architecture
@@ -43,11 +43,8 @@ class Exported:
 
     def quantised(self, encoding: Encoding) -> ir.Model:
         """The graph of `int8.onnx`, `int8-cpu.onnx` or `int8-dla.onnx`."""
-        model = self.model.clone()
-        insert_qdq(model, place(model.graph, encoding), self.ranges, encoding)
-        if encoding is not Encoding.CPU:
-            to_half(model)
-        return model
+        recipe = Recipe(encoding=encoding, calibrator="max", ranges=self.ranges)
+        return recipe.apply(self.model)
 
     def half(self) -> ir.Model:
         model = self.model.clone()
