@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,12 +21,38 @@ from resdeploy.export.proof import synthetic_images
 from resdeploy.export.recipe import Recipe
 from resdeploy.export.to_onnx import to_onnx, with_outputs
 from resdeploy.preprocessing import UInt8Array
+from resdeploy.storage import sha256
 from resdeploy.train.architecture import Architecture
 from resdeploy.train.model import Classifier
 from tests.samples import make_classifier
 
 SIZE = 64
 CLASSES = 10
+TRACED: dict[str, ir.Model] = {}
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch needs longer to trace a network than many a test here for all else.
+
+    The same network at the same size gives the same graph: test_to_onnx.py, which is the one where
+    each is traced anew, says so.
+    """
+    if request.path.name == "test_to_onnx.py":
+        return
+    trace = torch.onnx.export
+
+    def remember(network: torch.nn.Module, example: Any, **options: Any) -> SimpleNamespace:
+        parts = [repr(network).encode(), repr(example[0].shape).encode()]
+        parts += [value.numpy().tobytes() for value in network.state_dict().values()]
+        key = sha256(b"".join(parts))
+        if key not in TRACED:
+            program = trace(network, example, **options)
+            assert program is not None
+            TRACED[key] = program.model
+        return SimpleNamespace(model=TRACED[key].clone())
+
+    monkeypatch.setattr(torch.onnx, "export", remember)
 
 
 @dataclass(frozen=True)
