@@ -66,7 +66,7 @@ def benchmark_part(documents: Sequence[BenchmarkDocument]) -> Part:
     head = ["threads", "contender", "graph", "median", "p99", "speed-up", "95 % interval"]
     first = documents[0].environment
     return Part(
-        title="Latency",
+        title=f"Latency on {first.device.cpu or first.device.architecture}",
         text=f"`benchmarks/latency.py`: {first.model} at {first.image_size} pixels, batch "
         f"{documents[0].results[0].batch}, every contender in its own process, in turns. On a "
         "CPU, float16 is computed in float32.",

@@ -1,12 +1,13 @@
 """The convolution that reads the picture, laid out as a CPU's integer kernels like it.
 
-ONNX Runtime gathers what each output pixel sees before it multiplies, and runs of three channels
-make that slow: the stem took as long as five other layers of equal work. Every two by two pixels
-become one of twelve channels, and the 7x7 kernel of stride 2, with a row and a column of zeros, a
-4x4 kernel of stride 1. The same products are summed: the integers stay the same to the last bit.
+ONNX Runtime convolves directly where the channels are a multiple of four. Of a picture's three it
+gathers, for each output pixel, all that the kernel sees, and multiplies then: the stem took as long
+as five layers of equal work. Every two by two pixels become one of twelve channels, and the 7x7
+kernel of stride 2, with a row and a column of zeros, a 4x4 kernel of stride 1. The same products
+are summed: the integers stay the same to the last bit.
 
-Sources: TensorFlow, tensorflow/compiler/mlir/tensorflow/g3doc/space_to_depth.md; ONNX, operator
-SpaceToDepth.
+Sources: ONNX Runtime, core/mlas/lib/convsym.cpp (MlasConvSymPackWSize); TensorFlow,
+tensorflow/compiler/mlir/tensorflow/g3doc/space_to_depth.md; ONNX, operator SpaceToDepth.
 """
 
 from __future__ import annotations
