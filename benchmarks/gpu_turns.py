@@ -16,14 +16,14 @@ from resdeploy.bundle import Bundle
 from resdeploy.contender import Contender
 from resdeploy.errors import BackendError, ResdeployError
 from resdeploy.progress import progress_bar
-from resdeploy.runtime import onnxruntime_cpu, rounds
+from resdeploy.runtime import rounds
 from resdeploy.runtime.device import available_cores
 from resdeploy.runtime.lineup import best_candidates
 from resdeploy.runtime.selection import ENGINES
 from resdeploy.runtime.tensorrt import flavour
 from resdeploy.runtime.tensorrt.flavour import ARTIFACTS, Flavour
 
-BACKENDS = tuple(engine.name for engine in ENGINES if engine.name != onnxruntime_cpu.NAME)
+BACKENDS = tuple(engine.name for engine in ENGINES if not engine.on_cpu)
 NAMES = (*BACKENDS, *dict.fromkeys(mode.name for mode in MODES.values()))
 
 

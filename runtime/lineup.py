@@ -9,7 +9,6 @@ from pathlib import Path
 
 from resdeploy.bundle import Artifact, Bundle, Encoding, Precision
 from resdeploy.errors import BackendError
-from resdeploy.runtime import onnxruntime_cpu
 from resdeploy.runtime.energy.source import Scope
 from resdeploy.runtime.selection import AUTO, ENGINES, Candidate, candidates
 from resdeploy.workload import Workload
@@ -17,10 +16,8 @@ from resdeploy.workload import Workload
 # Named as text, as are their modules: the runtime never imports what needs PyTorch.
 BASELINE = "pytorch-eager"
 PYTORCH = (BASELINE, "pytorch-compile", "pytorch-autocast")
-OPENVINO = "openvino"
 CEILINGS = "ceilings"
-ALSO = (OPENVINO,)
-NAMES = (*PYTORCH, *(engine.name for engine in ENGINES), *ALSO, CEILINGS)
+NAMES = (*PYTORCH, *(engine.name for engine in ENGINES), CEILINGS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +50,8 @@ def lineup(
     """PyTorch, the baseline first; then the runtime's backends; then what was asked for.
 
     Raises:
-        BackendError: there is no contender of a name in `without`.
+        BackendError: there is no contender of a name in `without`, or what was asked for cannot
+            run here.
     """
     for name in without:
         if name not in NAMES:
@@ -61,7 +59,7 @@ def lineup(
     entries = [
         *pytorch_entries(workload, checkpoint),
         *backend_entries(bundle, workload),
-        *(openvino_entries(bundle, workload) if OPENVINO in also else []),
+        *(entry for name in also for entry in backend_entries(bundle, workload, name)),
     ]
     return [entry for entry in entries if entry.name not in without]
 
@@ -80,32 +78,21 @@ def pytorch_entries(workload: Workload, checkpoint: Path | None) -> list[Entry]:
     ]
 
 
-def backend_entries(bundle: Bundle, workload: Workload) -> list[Entry]:
-    """The contenders that the runtime itself brings."""
+def backend_entries(bundle: Bundle, workload: Workload, backend: str = AUTO) -> list[Entry]:
+    """The contenders that the runtime itself brings.
+
+    Raises:
+        BackendError: none of them can run here.
+    """
     return [
         _entry(
             candidate.engine.name,
             candidate.artifact,
             "resdeploy.runtime.contender",
             (candidate.engine.name, candidate.artifact.name, *workload.to_arguments()),
-            Scope.CPU if candidate.engine.name == onnxruntime_cpu.NAME else Scope.GPU,
+            Scope.CPU if candidate.engine.on_cpu else Scope.GPU,
         )
-        for candidate in best_candidates(bundle)
-    ]
-
-
-def openvino_entries(bundle: Bundle, workload: Workload) -> list[Entry]:
-    """The same files by another runtime."""
-    return [
-        _entry(
-            OPENVINO,
-            artifact,
-            "resdeploy.runtime.openvino_contender",
-            (artifact.name, *workload.to_arguments()),
-            Scope.CPU,
-        )
-        for artifact in bundle.manifest.artifacts
-        if artifact.name in ("fp32", "int8-cpu")
+        for candidate in best_candidates(bundle, backend)
     ]
 
 

@@ -8,7 +8,12 @@ from functools import partial
 
 from resdeploy.bundle import Artifact, Bundle
 from resdeploy.errors import BackendError
-from resdeploy.runtime import onnxruntime_cpu, onnxruntime_gpu, onnxruntime_session
+from resdeploy.runtime import (
+    onnxruntime_cpu,
+    onnxruntime_gpu,
+    onnxruntime_session,
+    openvino_cpu,
+)
 from resdeploy.runtime.backend import DEFAULT_OPENING, Backend, Obstacle, Opening
 from resdeploy.runtime.tensorrt import flavour
 from resdeploy.runtime.tensorrt.flavour import Flavour
@@ -30,6 +35,7 @@ class Engine:
     """Names of the artifacts that a version can run, the fastest first."""
     automatic: bool = True
     """Whether `auto` may choose it."""
+    on_cpu: bool = False
 
 
 def _tensorrt(kind: Flavour) -> Engine:
@@ -66,12 +72,23 @@ ENGINES = (
     # It builds its engine anew, for minutes, whenever it is opened: only where it is asked for.
     _onnxruntime_gpu(onnxruntime_gpu.TENSORRT, automatic=False),
     _onnxruntime_gpu(onnxruntime_gpu.CUDA, automatic=True),
+    # The fastest on some processors; the bits that the export recorded come from the next one.
+    Engine(
+        name=openvino_cpu.NAME,
+        open=openvino_cpu.open_artifact,
+        obstacle=openvino_cpu.obstacle,
+        version=openvino_cpu.installed_version,
+        artifacts=lambda version: openvino_cpu.ARTIFACTS,
+        automatic=False,
+        on_cpu=True,
+    ),
     Engine(
         name=onnxruntime_cpu.NAME,
         open=onnxruntime_cpu.open_artifact,
         obstacle=onnxruntime_cpu.obstacle,
         version=onnxruntime_session.installed_version,
         artifacts=onnxruntime_cpu.artifacts,
+        on_cpu=True,
     ),
 )
 

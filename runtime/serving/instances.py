@@ -13,7 +13,6 @@ from resdeploy.bundle import Bundle, Float32Array
 from resdeploy.errors import BackendError
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.progress import Progress
-from resdeploy.runtime import onnxruntime_cpu
 from resdeploy.runtime.backend import Backend, Opening
 from resdeploy.runtime.device import available_cores
 from resdeploy.runtime.selection import Candidate
@@ -132,8 +131,7 @@ class Opener:
 
     def _multiply(self, candidate: Candidate, backend: Backend) -> list[EngineInstance]:
         """As many instances as are configured; fewer, or none, where memory is too short."""
-        on_cpu = candidate.engine.name == onnxruntime_cpu.NAME
-        wanted = self._config.instances or (self._on_cpu if on_cpu else 1)
+        wanted = self._config.instances or (self._on_cpu if candidate.engine.on_cpu else 1)
         instances: list[EngineInstance] = []
         opened: Backend | None = backend
         while opened is not None:

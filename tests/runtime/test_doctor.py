@@ -51,6 +51,18 @@ def test_a_board_at_its_best_needs_no_advice(tmp_path: Path) -> None:
     assert advise(situation(tmp_path, AGX_ORIN)) == []
 
 
+def test_a_processor_with_amx_is_told_of_openvino(tmp_path: Path) -> None:
+    for installed, how in (
+        ({}, "pip install 'resdeploy[openvino]', and use"),
+        ({"openvino": "1"}, "use"),
+    ):
+        seen = situation(tmp_path, AGX_ORIN, installed=installed)
+        cpu = dataclasses.replace(seen.device.cpu, features=frozenset({"avx512_vnni", "amx_int8"}))
+        device = dataclasses.replace(seen.device, cpu=cpu)
+        (advice,) = advise(dataclasses.replace(seen, device=device))
+        assert advice.endswith(f"runs INT8 faster; {how} --backend openvino")
+
+
 def test_a_slow_mode_and_moving_clocks_have_commands_with_the_boards_own_number(
     tmp_path: Path,
 ) -> None:
