@@ -13,6 +13,7 @@ from resdeploy.contender import Contender
 from resdeploy.errors import BackendError
 from resdeploy.runtime import compare_latency as module
 from resdeploy.runtime.compare_latency import LOOKS, Program, compare_latency
+from resdeploy.statistics import Verdict, judge
 
 SLEEPER = """
 import sys, time
@@ -71,6 +72,33 @@ def test_a_tenth_more_is_caught() -> None:
 def test_a_program_is_as_fast_as_itself() -> None:
     found = compare_latency(sleeper(0.01), sleeper(0.01), limit=1.05, threads=1, seconds=600)
     assert found.low <= 1 <= found.high <= 1.05
+
+
+class Crowded(Pretender):
+    """The same where neighbours slow whole rounds down, and now and then one turn alone."""
+
+    turns = 0
+    factor = 1.0
+
+    def run_for(self, seconds: float) -> Any:
+        if Crowded.turns % 2 == 0:  # both have a turn in each round
+            Crowded.factor = self._generator.uniform(1, 2)
+        Crowded.turns += 1
+        alone = 1.5 if self._generator.random() < 0.2 else 1.0
+        return super().run_for(seconds) * Crowded.factor * alone
+
+
+def test_neighbours_that_slow_both_do_not_part_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = random.Random(0)
+    monkeypatch.setattr(Contender, "start", lambda *_: Crowded(0.01, generator))
+    same = Program("crowded", ())
+    verdicts = [
+        judge(found.low, found.high, 1.05)
+        for found in (
+            compare_latency(same, same, limit=1.05, threads=1, seconds=600) for _ in range(20)
+        )
+    ]
+    assert verdicts == [Verdict.PASS] * 20
 
 
 def test_time_ends_but_not_before_there_is_an_interval() -> None:
