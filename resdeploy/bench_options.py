@@ -56,7 +56,7 @@ bench_options = parameters(
     click.option(
         "--seconds",
         type=click.FloatRange(0.1),
-        default=3.0,
+        default=15.0,
         show_default=True,
         help="At most, for each contender.",
     ),

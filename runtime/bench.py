@@ -47,7 +47,7 @@ class BenchmarkConfig:
     """Images in one run; None for the mode's usual number."""
     threads: int | None = None
     """Of every contender; None for one per core."""
-    seconds: float = 3.0
+    seconds: float = 15.0
     """At most, for each contender; starts, warm-up and energy take their own time."""
     within: float = 0.05
     """The run ends earlier where the interval of every speed-up is narrower than this share."""
