@@ -125,13 +125,12 @@ def test_an_interrupted_block_leaves_nothing(tmp_path: Path) -> None:
 
 
 def interrupted_at(step: int, work: Callable[[], None]) -> bool:
-    """Whether `work` was interrupted: as Ctrl-C does, before the `step`-th opcode of storage.py."""
+    """Whether `work` was interrupted: as Ctrl-C does, before the `step`-th line of storage.py."""
     left = step
 
     def local(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal left
-        frame.f_trace_opcodes = True
-        if event == "opcode":
+        if event == "line":
             left -= 1
             if left == 0:
                 sys.settrace(None)
@@ -171,7 +170,7 @@ def test_an_interrupt_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: P
         assert os.listdir(tmp_path) == ["result"], step
         assert os.listdir(target) == ["file"], step
         assert (target / "file").read_bytes() in (b"old", b"new"), step
-    assert step > 100  # it was interrupted at more moments than a few
+    assert step > 30  # it was interrupted at more moments than a few
     assert (target / "file").read_bytes() == b"new"
 
 
