@@ -40,15 +40,10 @@ settings.register_profile("search", max_examples=2000, deadline=None, suppress_h
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
-# They load OpenVINO, after which a process that forks, as PyTorch's loaders do, may crash. (The
-# product never has both in one process.)
-LAST = ("test_backend.py", "test_openvino_cpu.py")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests begin: a worker that ends with one would leave the others idle."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.name in LAST, item.path not in slow))
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
