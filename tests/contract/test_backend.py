@@ -5,7 +5,6 @@ A new engine joins by its entry in `runtime/selection.py`; one that cannot run h
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,19 +12,17 @@ import pytest
 
 from resdeploy.bundle import Bundle, Precision
 from resdeploy.errors import BackendError, BundleError
-from resdeploy.runtime import onnxruntime_cpu
+from resdeploy.runtime import onnxruntime_cpu, openvino_cpu
 from resdeploy.runtime.backend import Backend, Opening
 from resdeploy.runtime.golden import check_golden
 from resdeploy.runtime.selection import ENGINES, Engine
+from tests.alone import SHARED
 
 NAMES = ("fp32", "fp16", "int8", "int8-cpu")  # what the tests' bundle holds
-# OpenVINO crashes in processes that hold PyTorch and all else that is tested; the product never
-# has both in one. tests/runtime/test_openvino_cpu.py runs this file in a process of its own.
-SHARED = "PYTEST_XDIST_WORKER" in os.environ
 PAIRS = [
     (engine, name)
     for engine in ENGINES
-    if engine.obstacle() is None and not (engine.name == "openvino" and SHARED)
+    if engine.obstacle() is None and not (engine.name == openvino_cpu.NAME and SHARED)
     for name in engine.artifacts(engine.version() or "")
     if name in NAMES
 ]

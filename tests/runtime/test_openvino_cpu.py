@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -18,33 +13,18 @@ from resdeploy.runtime.golden import Rule, check_golden
 from resdeploy.runtime.openvino_cpu import OpenVinoCpu, open_artifact
 from resdeploy.runtime.selection import candidates
 from resdeploy.statistics import sqnr_db
+from tests.alone import SHARED
 
 pytest.importorskip("openvino")
-HERE = Path(__file__)
-SHARED = "PYTEST_XDIST_WORKER" in os.environ
-alone = pytest.mark.skipif(SHARED, reason="runs in a process of its own, see below")
+pytestmark = pytest.mark.skipif(SHARED, reason="runs in a process of its own, see tests/alone.py")
 
 
-@pytest.mark.skipif(not SHARED, reason="these tests have this process for themselves")
-def test_it_holds_in_a_process_of_its_own() -> None:
-    """OpenVINO crashes in processes that hold PyTorch and all else; the product has none."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    files = (HERE, HERE.parent.parent / "contract/test_backend.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
-        env=environment, cwd=HERE.parents[2], capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-
-
-@alone
 def test_it_is_chosen_only_where_it_is_asked_for(tiny_bundle: Bundle) -> None:
     assert openvino_cpu.NAME not in {one.engine.name for one in candidates(tiny_bundle)}
     asked = candidates(tiny_bundle, openvino_cpu.NAME)
     assert [one.artifact.name for one in asked] == ["int8-cpu", "fp32"]
 
 
-@alone
 def test_float32_stays_float32(tiny_bundle: Bundle) -> None:
     """On a processor with bfloat16, too, where 8 bits of mantissa would give about 45 dB."""
     golden = tiny_bundle.golden()
@@ -52,7 +32,6 @@ def test_float32_stays_float32(tiny_bundle: Bundle) -> None:
     assert np.median(sqnr_db(golden.logits, backend.run(golden.images))) > 100
 
 
-@alone
 def test_int8_is_held_to_its_sqnr_and_not_to_the_bits(tiny_bundle: Bundle) -> None:
     artifact = tiny_bundle.artifact("int8-cpu")
     golden = tiny_bundle.golden()
@@ -61,14 +40,12 @@ def test_int8_is_held_to_its_sqnr_and_not_to_the_bits(tiny_bundle: Bundle) -> No
     assert (check.passed, check.rule) == (True, Rule.CLOSE)
 
 
-@alone
 def test_a_graph_that_is_none_is_a_backend_error() -> None:
     with pytest.raises(BackendError, match="refuses the graph: Unable to read the") as caught:
         OpenVinoCpu(b"not a graph")
     assert "\n" not in str(caught.value)
 
 
-@alone
 def test_a_closed_one_says_so(tiny_bundle: Bundle) -> None:
     backend = open_artifact(tiny_bundle, tiny_bundle.artifact("fp32"), Opening(threads=1))
     backend.close()
@@ -76,7 +53,6 @@ def test_a_closed_one_says_so(tiny_bundle: Bundle) -> None:
         backend.run(tiny_bundle.golden().images)
 
 
-@alone
 def test_without_it_the_doctor_knows_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_cpu, "installed_version", lambda: None)
     obstacle = openvino_cpu.obstacle()
