@@ -26,16 +26,18 @@ class WeightAverage:
     def __init__(self, classifier: Classifier, decay: float) -> None:
         self.classifier = copy.deepcopy(classifier)
         """With the average as its weights; do not train it."""
-        self._mine = _numbers(self.classifier)
+        self._followed = classifier
+        # Collected once: walking over the network takes longer than the average itself.
+        self._mine, self._theirs = _numbers(self.classifier), _numbers(classifier)
         self._average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._empty = True
 
-    def update(self, classifier: Classifier) -> None:
+    def update(self) -> None:
         """Take a step's weights and statistics in; the first ones are taken as they are."""
         if self._empty:
-            self.restore(classifier.network.state_dict())
+            self.restore(self._followed.network.state_dict())
         else:
-            self._average(self._mine, _numbers(classifier), None)
+            self._average(self._mine, self._theirs, None)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a network's state; the next step is averaged with it."""

@@ -22,7 +22,7 @@ from resdeploy.cpu import read_cpu
 from resdeploy.errors import TrainingError
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.train.averaging import WeightAverage
-from resdeploy.train.compiling import compiles
+from resdeploy.train.compiling import compile_mode, compiles
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data import Batch
 from resdeploy.train.mixing import mix
@@ -92,7 +92,8 @@ class Learner:
             self._parallel = DistributedDataParallel(self._model, forward_sync_buffers=False)
             self._model = self._parallel
         if start is None and compiles(config.compile, process.device):
-            self._model = cast("nn.Module", torch.compile(self._model))
+            mode = compile_mode(process.device, shares)
+            self._model = cast("nn.Module", torch.compile(self._model, mode=mode))
         self.average = WeightAverage(self.classifier, config.ema) if config.ema else None
         self.optimizer = make_optimizer(self._trained, config)
         self._class_weights = class_weights
@@ -166,7 +167,7 @@ class Learner:
             total += loss.detach()
         self.optimizer.step()
         if self.average is not None:
-            self.average.update(self.classifier)
+            self.average.update()
         return torch.stack([total, torch.full_like(total, len(batch.labels))])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:

@@ -223,7 +223,7 @@ def test_the_average_is_that_of_the_formula() -> None:
     for step in range(4):
         with torch.no_grad():
             weight.fill_(float(step))
-        average.update(classifier)
+        average.update()
         expected = float(step) if expected is None else 0.9 * expected + 0.1 * step
     found = average.classifier.network.fc.weight
     torch.testing.assert_close(found, torch.full_like(found, expected or 0.0))

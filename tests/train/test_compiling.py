@@ -15,7 +15,7 @@ import torch
 
 from resdeploy.errors import TrainingError
 from resdeploy.train import compiling
-from resdeploy.train.compiling import compile_obstacle, compiles
+from resdeploy.train.compiling import compile_mode, compile_obstacle, compiles
 from resdeploy.train.config import TrainingConfig
 from tests.samples import SIZE
 from tests.train.learners import batch_of, learner
@@ -81,6 +81,12 @@ def test_what_is_lacking_is_named_where_it_was_asked_for(
         compiles(True, GPU)
 
 
+def test_a_gpu_replays_a_step_where_nobody_keeps_its_gradients() -> None:
+    assert compile_mode(GPU, shares=1) == "reduce-overhead"
+    assert compile_mode(GPU, shares=2) == "default"
+    assert compile_mode(CPU, shares=1) == "default"
+
+
 def step(config: TrainingConfig) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     made = learner(config)
     loss = made.step(batch_of(8), 0.1, np.random.default_rng(0))
@@ -96,7 +102,8 @@ def test_a_compiled_step_is_the_plain_one(
     traced: list[object] = []
     compile_for_real: Any = torch.compile
 
-    def without_kernels(model: torch.nn.Module) -> Any:
+    def without_kernels(model: torch.nn.Module, *, mode: str) -> Any:
+        assert mode == "default"  # on a CPU
         traced.append(model)
         return compile_for_real(model, backend="eager")
 
