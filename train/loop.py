@@ -203,20 +203,23 @@ class _Trainer:
             self._save_state()
         train_batches, val_batches = self._batches()
         self._say("%s", header_line())
-        while self.place.epochs_done < config.epochs:
-            self._train_epoch(train_batches)
-            evaluation = self._evaluate(val_batches)
-            self.metrics.append(self._epoch_metrics(evaluation))
-            self.place = runs.Place(epochs_done=self.place.epochs_done + 1)
-            if self.process.writes:
-                runs.save_metrics(self.folder, self.metrics)
-                self._save_state()
-            if note is not None:
-                note(self.metrics[-1])
-            self._say("%s", epoch_line(self.metrics, config.epochs))
-        evaluation = evaluation or self._evaluate(
-            val_batches
-        )  # of a run that had come to its end before
+        try:
+            while self.place.epochs_done < config.epochs:
+                self._train_epoch(train_batches)
+                evaluation = self._evaluate(val_batches)
+                self.metrics.append(self._epoch_metrics(evaluation))
+                self.place = runs.Place(epochs_done=self.place.epochs_done + 1)
+                if self.process.writes:
+                    runs.save_metrics(self.folder, self.metrics)
+                    self._save_state()
+                if note is not None:
+                    note(self.metrics[-1])
+                self._say("%s", epoch_line(self.metrics, config.epochs))
+        except KeyboardInterrupt:
+            self._say("interrupted; resdeploy train --resume %s goes on", self.folder)
+            raise
+        # Of a run that had come to its end before:
+        evaluation = evaluation or self._evaluate(val_batches)
         unreadable = self._unreadable_names()
         if self.process.writes:
             self._finish(evaluation, unreadable)

@@ -205,6 +205,20 @@ def test_a_damaged_picture_is_skipped_with_a_count(
     assert "1 files that could not be decoded" in Path("one/report.html").read_text()
 
 
+def test_ctrl_c_says_how_to_go_on(
+    config: TrainingConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    @contextmanager
+    def interrupted(what: str, total: int) -> Iterator[Advance]:
+        raise KeyboardInterrupt
+        yield
+
+    with caplog.at_level(logging.INFO, "resdeploy"), pytest.raises(KeyboardInterrupt):
+        train(config, Path("runs/one"), progress=interrupted)
+    assert "interrupted; resdeploy train --resume runs/one goes on" in caplog.text
+    assert resume(Path("runs/one")).epochs == config.epochs
+
+
 def test_only_damaged_pictures_are_an_error(
     config: TrainingConfig, tmp_path: Path, image_data: Path
 ) -> None:
