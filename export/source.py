@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy.errors import CheckpointError, ExportError
+from resdeploy.errors import CheckpointError, ExportError, ImageError
 from resdeploy.imagefolder import list_images, split_folder
+from resdeploy.images import read_rgb
 from resdeploy.preprocessing import Preprocessing
 from resdeploy.train.checkpoint import Checkpoint, load_checkpoint
 from resdeploy.train.config import DIGITS
 from resdeploy.train.digits import digits_folder
 from resdeploy.train.run import LATEST
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_IMAGE_SIZE = 224
+PICTURES_LOOKED_AT = 8
 MAX_LABELS_BYTES = 4 << 20
 
 
@@ -77,15 +83,32 @@ def read_source(
         )
     # `runs/latest` is resolved, so that the bundle is named after the run.
     checkpoint = load_checkpoint(path.resolve() if path.is_symlink() else path)
+    pools = _pools(checkpoint.data, calibration_data)
     preprocessing = checkpoint.preprocessing
+    if preprocessing is None and image_size is None:
+        _doubt_size(checkpoint.path, pools)
     if preprocessing is None or image_size not in (None, preprocessing.image_size):
         preprocessing = Preprocessing.standard(image_size or DEFAULT_IMAGE_SIZE)
     return Source(
         checkpoint=checkpoint,
         labels=_labels(checkpoint, labels),
         preprocessing=preprocessing,
-        pools=_pools(checkpoint.data, calibration_data),
+        pools=pools,
     )
+
+
+def _doubt_size(path: Path, pools: ImagePools) -> None:
+    """Say so where the size that is assumed does not fit the pictures."""
+    sides = []
+    for picture in pools.calibration[:PICTURES_LOOKED_AT]:
+        with suppress(ImageError):
+            sides.append(max(read_rgb(picture).size))
+    if sides and 2 * max(sides) <= DEFAULT_IMAGE_SIZE:
+        logger.warning(
+            "%s does not say for which image size it was trained, and %d is assumed, although "
+            "the pictures have %d pixels: name the right one with --image-size",
+            path, DEFAULT_IMAGE_SIZE, max(sides),
+        )  # fmt: skip
 
 
 def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:

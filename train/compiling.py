@@ -1,7 +1,7 @@
 """PyTorch's compiler, where it can work.
 
-Sources: PyTorch's documentation of `torch.compile` (its kernels are written in Triton for a GPU, and
-a C compiler builds what calls them) and of CUDAGraph Trees (what replays them).
+Sources: PyTorch's documentation of `torch.compile` (its kernels are written in Triton for a GPU,
+and a C compiler builds what calls them) and of CUDAGraph Trees (what replays them).
 """
 
 from __future__ import annotations

@@ -75,6 +75,25 @@ def test_calibration_data_may_be_a_flat_folder(tiny_checkpoint: Path, image_data
     assert len(pools.calibration) == 20
 
 
+@pytest.mark.parametrize(
+    ("pixels", "given", "doubted"), [(32, None, True), (32, 32, False), (200, None, False)]
+)
+def test_an_assumed_size_is_held_against_the_pictures(
+    pixels: int,
+    given: int | None,
+    doubted: bool,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Image.new("RGB", (pixels, pixels)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with caplog.at_level(logging.WARNING, "resdeploy"):
+        read_source(tiny_checkpoint, image_size=given, calibration_data=tmp_path)
+    said = f"the pictures have {pixels} pixels: name the right one with --image-size"
+    assert (said in caplog.text) == doubted
+
+
 def test_the_default_is_the_latest_run_under_its_own_name(run: Path) -> None:
     Path("runs/latest").symlink_to("one")
     assert read_source(Path("runs/latest")).checkpoint.path == run

@@ -7,9 +7,11 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from resdeploy.bundle import Bundle, write_manifest
@@ -204,6 +206,59 @@ def test_stages_have_a_table() -> None:
     (table,) = [b for b in section.blocks if isinstance(b, Table) and "JPEG" in b.caption]
     assert table.head == ("contender", "decode", "inference")
     assert table.rows[0][1:] == ("1.25", "18.00")
+
+
+class TablesOfAPage(HTMLParser):
+    """The tables as a reader of the page finds them: rows of cells, head first."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self._in_cell = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr" and self.tables:
+            self.tables[-1].append([])
+        elif tag in ("td", "th") and self.tables:
+            self.tables[-1][-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = self._in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._in_cell:
+            self.tables[-1][-1][-1] += data
+
+    def columns(self, *names: str) -> list[list[float]]:
+        """The numbers below these names, row by row, of the one table that has them all."""
+        (table,) = [rows for rows in self.tables if rows and set(names) <= set(rows[0])]
+        places = [table[0].index(name) for name in names]
+        number = re.compile(r"[-+]?[\d.]+")
+        return [[float(number.findall(row[i])[0]) for i in places] for row in table[1:]]
+
+
+def test_the_figures_of_a_page_are_those_of_the_json(verification: Verification) -> None:
+    measured = benchmark()
+    page = TablesOfAPage(
+        to_html(page_of(benchmarks=[measured], verifications=[verification])).decode()
+    )
+    times, answers = jsonable(measured)["results"], jsonable(verification)["results"]
+    shown = {
+        ("p50", "p90", "p99", "images/s", "speed-up"): (
+            times, ("p50_ms", "p90_ms", "p99_ms", "images_per_second", "speedup"),
+        ),
+        ("cold start",): (times, ("cold_start_s",)),
+        ("right", "drop", "at most"): (answers, ("top1", "drop", "drop_upper95")),
+        ("same class", "SQNR"): (answers, ("agreement", "sqnr_db")),
+    }  # fmt: skip
+    for names, (lines, keys) in shown.items():
+        exact = [[line[key] for key in keys] for line in lines]
+        # A page rounds to one or two places.
+        np.testing.assert_allclose(page.columns(*names), exact, atol=0.0501, rtol=0)
 
 
 def test_no_contender_is_above_its_roof() -> None:

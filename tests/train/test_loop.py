@@ -205,9 +205,7 @@ def test_a_damaged_picture_is_skipped_with_a_count(
     assert "1 files that could not be decoded" in Path("one/report.html").read_text()
 
 
-def test_ctrl_c_says_how_to_go_on(
-    config: TrainingConfig, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_ctrl_c_says_how_to_go_on(config: TrainingConfig, caplog: pytest.LogCaptureFixture) -> None:
     @contextmanager
     def interrupted(what: str, total: int) -> Iterator[Advance]:
         raise KeyboardInterrupt
