@@ -1,6 +1,6 @@
 """Latency of a ResNet-34 of 1000 classes at 224x224, against PyTorch eager, by number of threads.
 
-    python benchmarks/latency.py --threads 1 --threads 2 --output docs/results/latency.json
+    python -m benchmarks.latency --threads 1 --threads 2 --output docs/results/latency.json
 
 Weights are random: their values do not change the time. Each number of threads is one run of
 `resdeploy bench`, with every contender in it.

@@ -33,15 +33,23 @@ def installed_versions() -> dict[str, str]:
 
 def collect_provenance(device: Mapping[str, Any] | None) -> dict[str, Any]:
     """What made a result, now: JSON-ready; `device` is the machine, as `runtime.device` tells."""
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(command),
+        "command": command_line(),
         "git_commit": _git_commit(),
         "versions": installed_versions(),
         "platform": platform.platform(),
         "device": device,
     }
+
+
+def command_line() -> str:
+    """What was typed to start this process, without the places of Python and of a script."""
+    started = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    # Of `python -m`, `sys.argv` has the module's file.
+    is_module = started[-2:-1] == ["-m"]
+    name = ["python", *started[-2:]] if is_module else [Path(sys.argv[0]).name]
+    return shlex.join([*name, *sys.argv[1:]])
 
 
 def _git_commit() -> str | None:

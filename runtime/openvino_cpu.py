@@ -1,6 +1,6 @@
 """OpenVINO on a CPU as a backend.
 
-On a processor with AMX it runs `int8-cpu.onnx` more than twice as fast as ONNX Runtime. Its
+On a processor with AMX it runs `int8-cpu.onnx` about twice as fast as ONNX Runtime. Its
 kernels round at other places: other bits than the export's, so answers are held to their SQNR.
 
 Source: OpenVINO, "Optimizing for Latency" and "Precision Control" of its inference guide.

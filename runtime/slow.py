@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +92,7 @@ def explain_slowness(
             bundle, artifact.name, encoding, images, threads=threads, runs=PROFILED_RUNS
         )
         advance(1)
-        ratio = int8_per_fp32(threads)
+        products = large_products(threads)
         advance(1)
     after = read_device()
     early, *_, late = np.array_split(times, 4)
@@ -104,8 +105,9 @@ def explain_slowness(
         early_ms=float(np.median(early)),
         late_ms=float(np.median(late)),
         cpu_share=share,
-        int8_per_fp32=ratio,
+        products=products,
         int8_instructions=bool(DOT_PRODUCTS & read_cpu().features),
+        matrix_instructions="amx_int8" in read_cpu().features,
         notices=notices(before.conditions, after.conditions),
     )
     return Slowness(
@@ -120,23 +122,20 @@ def explain_slowness(
     )
 
 
-def int8_per_fp32(threads: int) -> float | None:
-    """How many times faster a large product is in INT8; None where that cannot be measured."""
+def large_products(threads: int) -> Mapping[str, float]:
+    """Operations a second by the name of the arithmetic; empty where they cannot be measured."""
     try:
         contender = Contender.start(
             "ceilings", "resdeploy.runtime.ceilings", [str(threads)], threads
         )
     except ResdeployError:
-        return None
+        return {}
     try:
         contender.run_for(SECONDS)
     finally:
         contender.stop()
     measured = ceilings_of([contender.stages])
-    if measured is None:
-        return None
-    speeds = measured.operations_per_second
-    return speeds["int8"] / speeds["fp32"]
+    return {} if measured is None else measured.operations_per_second
 
 
 def _times(

@@ -41,10 +41,12 @@ class Observations:
     """At its end."""
     cpu_share: float
     """Processor time that the threads got, of what they could have had."""
-    int8_per_fp32: float | None
-    """How many times faster a large INT8 product is than one in FP32, here."""
+    products: Mapping[str, float]
+    """Operations a second of large products, `int8` and `fp32`; empty where not measured."""
     int8_instructions: bool
     """Whether the processor has instructions for sums of INT8 products."""
+    matrix_instructions: bool = False
+    """Whether it has AMX: instructions for whole INT8 matrices."""
     notices: tuple[str, ...] = ()
     """Of the machine: power mode, heat."""
 
@@ -68,6 +70,7 @@ def causes(seen: Observations) -> tuple[Cause, ...]:
         *_small_layers(seen),
         *_threads(seen),
         *_instructions(seen),
+        *_matrices(seen),
         *_throttling(seen),
         *_neighbours(seen),
     ]
@@ -150,8 +153,10 @@ def _threads(seen: Observations) -> list[Cause]:
 
 
 def _instructions(seen: Observations) -> list[Cause]:
-    ratio = seen.int8_per_fp32
-    if ratio is None or ratio >= LEAST_INT8_PER_FP32:
+    if not seen.products:
+        return []
+    ratio = seen.products["int8"] / seen.products["fp32"]
+    if ratio >= LEAST_INT8_PER_FP32:
         return []
     integer = [kernel for kernel in seen.kernels if kernel.macs and not kernel.is_float]
     why = (
@@ -166,6 +171,25 @@ def _instructions(seen: Observations) -> list[Cause]:
             evidence=f"a large INT8 product is {ratio:.1f} times as fast as one in FP32, {why}",
             remedy="a processor with VNNI (x86 from 2019 on) or dot products (Armv8.2), and an "
             "ONNX Runtime that uses them",
+        )
+    ]
+
+
+def _matrices(seen: Observations) -> list[Cause]:
+    """ONNX Runtime's direct convolutions do without AMX (core/mlas/lib/convsym.cpp)."""
+    convolutions = [kernel for kernel in seen.kernels if kernel.op == "QLinearConv"]
+    if not (seen.matrix_instructions and seen.products and convolutions):
+        return []
+    products = sum(kernel.macs for kernel in convolutions)
+    possible, taken = 2000 * products / seen.products["int8"], _sum(convolutions)
+    return [
+        Cause(
+            cause="convolutions without AMX",
+            cost_ms=taken - possible,
+            evidence=f"{len(convolutions)} convolutions take {taken:.2f} ms, as many operations "
+            f"in a large product, which uses AMX, {possible:.2f} ms",
+            remedy="--backend openvino, whose convolutions use it "
+            "(pip install 'resdeploy[openvino]')",
         )
     ]
 

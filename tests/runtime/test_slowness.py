@@ -35,9 +35,11 @@ HEALTHY = Observations(
     early_ms=10.0,
     late_ms=10.2,
     cpu_share=0.99,
-    int8_per_fp32=3.8,
+    products={"int8": 3.8e9, "fp32": 1e9},
     int8_instructions=True,
 )
+
+EQUAL = {"int8": 1e9, "fp32": 1e9}
 
 
 def only_cause(**changes: object) -> Cause:
@@ -86,16 +88,27 @@ def test_other_threads_would_be_faster() -> None:
 
 
 def test_without_vnni_integers_are_no_faster() -> None:
-    cause = only_cause(int8_per_fp32=1.0, int8_instructions=False)
+    cause = only_cause(products=EQUAL, int8_instructions=False)
     assert (cause.cause, cause.cost_ms) == ("slow INT8 arithmetic", 7.5)
     assert "no VNNI" in cause.evidence
-    assert "although" in only_cause(int8_per_fp32=1.0).evidence
+    assert "although" in only_cause(products=EQUAL).evidence
 
 
 def test_what_gets_slower_while_it_works_is_throttled() -> None:
     cause = only_cause(late_ms=14.0, notices=("clocks are reduced against heat: cpu",))
     assert (cause.cause, cause.cost_ms) == ("throttling", 4.0)
     assert "14.00 ms after some seconds; clocks are reduced" in cause.evidence
+
+
+def test_convolutions_that_leave_amx_alone_are_told() -> None:
+    products = {"int8": 1e9, "fp32": 1e8}  # 1.9 million products: 3.8 ms of the 10
+    cause = only_cause(products=products, matrix_instructions=True)
+    assert cause.cause == "convolutions without AMX"
+    assert cause.cost_ms == pytest.approx(6.2)
+    assert "2 convolutions take 10.00 ms" in cause.evidence
+    assert "--backend openvino" in cause.remedy
+    unmeasured = dataclasses.replace(HEALTHY, products={}, matrix_instructions=True)
+    assert causes(unmeasured) == ()
 
 
 def test_time_that_others_took_is_told() -> None:
