@@ -1,11 +1,16 @@
-"""The HTTP socket, from the first connection to the last one in the kernel's backlog."""
+"""The HTTP socket, from the first connection to the last one in the kernel's backlog.
+
+Source: Linux, Documentation/networking/filter.rst (SO_ATTACH_FILTER, struct sock_fprog).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import socket
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -14,6 +19,8 @@ import uvicorn
 from resdeploy.errors import ServeError
 
 BACKLOG = 2048
+SO_ATTACH_FILTER = 26
+DROP_EVERYTHING = struct.pack("HBBI", 6, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 bytes of a packet
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -41,6 +48,19 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def turn_away(listening: socket.socket) -> None:
+    """Let nobody connect any more; who has, can still be accepted.
+
+    Between the last `accept` and `close` somebody may connect, and would be reset. The kernel drops
+    what comes now: who asks again, as TCP does after a second, is refused. Where a kernel has no
+    filters, the gap stays open.
+    """
+    instructions = ctypes.create_string_buffer(DROP_EVERYTHING, len(DROP_EVERYTHING))
+    program = struct.pack("HP", 1, ctypes.addressof(instructions))
+    with suppress(OSError):
+        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn without its signals, and without losing those who are just connecting."""
 
@@ -58,6 +78,7 @@ class HttpServer(uvicorn.Server):
             app_state={},
         )
         for listening in sockets or ():
+            turn_away(listening)
             # Closing the socket would reset connections that the kernel has accepted already.
             while (accepted := _accept(listening)) is not None:
                 await loop.connect_accepted_socket(factory, accepted, ssl=self.config.ssl)
