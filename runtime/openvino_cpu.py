@@ -8,7 +8,6 @@ Source: OpenVINO, "Optimizing for Latency" and "Precision Control" of its infere
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,9 @@ ARTIFACTS = ("int8-cpu", "fp32")
 
 def installed_version() -> str | None:
     """The version of OpenVINO; None where it is not installed."""
+    # Slow to import, and not asked for where OpenVINO is not.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("openvino")
     except PackageNotFoundError:
