@@ -48,17 +48,21 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def turn_away(listening: socket.socket) -> None:
+def turn_away(listening: socket.socket) -> bool:
     """Let nobody connect any more; who has, can still be accepted.
 
     Between the last `accept` and `close` somebody may connect, and would be reset. The kernel drops
-    what comes now: who asks again, as TCP does after a second, is refused. Where a kernel has no
-    filters, the gap stays open.
+    what comes now: who asks again, as TCP does after a second, is refused.
+
+    Returns:
+        Whether the kernel has filters; otherwise the gap stays open.
     """
     instructions = ctypes.create_string_buffer(DROP_EVERYTHING, len(DROP_EVERYTHING))
     program = struct.pack("HP", 1, ctypes.addressof(instructions))
     with suppress(OSError):
         listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+        return True
+    return False
 
 
 class HttpServer(uvicorn.Server):

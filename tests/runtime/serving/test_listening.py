@@ -17,7 +17,8 @@ def test_who_has_connected_is_served_and_nobody_else_connects() -> None:
         listening.setblocking(False)
         address = listening.getsockname()
         with socket.create_connection(address) as early:
-            turn_away(listening)
+            if not turn_away(listening):
+                pytest.skip("turning connections away is not tested: this kernel has no filters")
             late.settimeout(MOMENT)
             with pytest.raises(TimeoutError):
                 late.connect(address)
