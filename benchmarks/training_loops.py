@@ -173,7 +173,8 @@ def prepare() -> tuple[Callable[[], object], dict[str, Any]]:
     waited = sum(step() for _ in range(MEASURED_STEPS))
     wait()
     facts = {"waiting": waited / (time.perf_counter() - start), "torch": torch.__version__}
-    # Before each turn one run goes uncounted: it takes what was decoded while others had theirs.
+    # Before each turn one run goes uncounted: it takes what was decoded while others had theirs,
+    # which is two batches by each process that decodes (DataLoader's prefetch_factor).
     steps = max(1, 2 * default_workers())
 
     def run() -> None:

@@ -49,6 +49,11 @@ class Cpu:
         return not self.is_x86 or bool({"avx_vnni", "avx512_vnni"} & self.features)
 
     @property
+    def multiplies_int8_matrices(self) -> bool:
+        """Whether it has Intel's AMX for INT8."""
+        return "amx_int8" in self.features
+
+    @property
     def has_fast_bf16(self) -> bool:
         """Whether bfloat16 products run at more than float32 speed."""
         return bool({"avx512_bf16", "amx_bf16"} & self.features)

@@ -195,7 +195,7 @@ def no_vnni(situation: Situation) -> str | None:
 
 def matrix_instructions(situation: Situation) -> str | None:
     """ONNX Runtime's direct convolutions do without Intel's AMX (core/mlas/lib/convsym.cpp)."""
-    if "amx_int8" not in situation.device.cpu.features:
+    if not situation.device.cpu.multiplies_int8_matrices:
         return None
     how = "use --backend openvino"
     if "openvino" not in situation.installed:

@@ -23,7 +23,7 @@ ARTIFACTS = ("int8-cpu", "fp32")
 
 def installed_version() -> str | None:
     """The version of OpenVINO; None where it is not installed."""
-    # Slow to import, and not asked for where OpenVINO is not.
+    # Slow to import, and needed only where OpenVINO is asked for.
     from importlib.metadata import PackageNotFoundError, version
 
     try:

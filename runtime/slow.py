@@ -11,7 +11,6 @@ import numpy as np
 from resdeploy.bundle import Artifact, Bundle, Encoding
 from resdeploy.ceilings import ceilings_of
 from resdeploy.contender import Contender
-from resdeploy.cpu import read_cpu
 from resdeploy.errors import ResdeployError
 from resdeploy.preprocessing import UInt8Array
 from resdeploy.progress import Progress, silent
@@ -95,6 +94,7 @@ def explain_slowness(
         products = large_products(threads)
         advance(1)
     after = read_device()
+    cpu = after.cpu
     early, *_, late = np.array_split(times, 4)
     seen = Observations(
         encoding=encoding,
@@ -106,8 +106,8 @@ def explain_slowness(
         late_ms=float(np.median(late)),
         cpu_share=share,
         products=products,
-        int8_instructions=bool(DOT_PRODUCTS & read_cpu().features),
-        matrix_instructions="amx_int8" in read_cpu().features,
+        int8_instructions=bool(DOT_PRODUCTS & cpu.features),
+        matrix_instructions=cpu.multiplies_int8_matrices,
         notices=notices(before.conditions, after.conditions),
     )
     return Slowness(

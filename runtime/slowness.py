@@ -181,7 +181,8 @@ def _matrices(seen: Observations) -> list[Cause]:
     if not (seen.matrix_instructions and seen.products and convolutions):
         return []
     products = sum(kernel.macs for kernel in convolutions)
-    possible, taken = 2000 * products / seen.products["int8"], _sum(convolutions)
+    # A product and its addition are two operations; milliseconds.
+    possible, taken = 1000 * 2 * products / seen.products["int8"], _sum(convolutions)
     return [
         Cause(
             cause="convolutions without AMX",
