@@ -17,7 +17,7 @@ class BuildWithProtocol(build_py):
     def run(self) -> None:
         from grpc_tools import protoc  # pyright: ignore[reportMissingImports]  # of the build
 
-        folder = Path("resdeploy/runtime/serving")
+        folder = Path("resdeploy/runtime/serving/grpc")
         source = folder / "open_inference.proto"
         target = source.with_suffix(".binpb")
         if protoc.main(["protoc", f"-I{folder}", f"--descriptor_set_out={target}", str(source)]):

@@ -21,13 +21,13 @@ import click
 import numpy as np
 from PIL import Image
 
-from resdeploy.console import table
-from resdeploy.cpu import read_cpu
-from resdeploy.export.proof import synthetic_images
-from resdeploy.preprocessing import Preprocessing, UInt8Array, load_image
+from resdeploy.export.golden import synthetic_images
+from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
+from resdeploy.machine.cpu import read_cpu
 from resdeploy.runtime.model import load
 from resdeploy.statistics import sqnr_db
 from resdeploy.storage import write_file
+from resdeploy.tables import table
 
 SIZES = ((500, 375), (1600, 1200), (4032, 3024))
 NETWORKS = (32, 64, 112, 224)

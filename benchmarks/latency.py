@@ -16,16 +16,16 @@ import click
 import torch
 from PIL import Image
 
-from resdeploy.bundle import Bundle, open_bundle
-from resdeploy.console import jsonable
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.cli.bench import benchmark_text
+from resdeploy.documents import jsonable
+from resdeploy.export.golden import synthetic_images
 from resdeploy.export.pipeline import ExportConfig, export
-from resdeploy.export.proof import synthetic_images
 from resdeploy.progress import progress_bar
-from resdeploy.render_benchmark import benchmark_text
-from resdeploy.runtime.bench import BenchmarkConfig, run_benchmark
+from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
 from resdeploy.storage import write_file
-from resdeploy.train.architecture import Architecture
-from resdeploy.train.model import ResNet
+from resdeploy.train.model.architecture import Architecture
+from resdeploy.train.model.resnet import ResNet
 
 CALIBRATION_IMAGES = 64
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resdeploy.runtime.environment import Environment
+from resdeploy.results.provenance import Environment
 
 QUANTIZATION = "resdeploy.quantization/1"
 TRAINING = "resdeploy.training/1"

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from resdeploy.bundle import INPUT_NAME, Float32Array
+from resdeploy.bundle.golden import Float32Array
+from resdeploy.bundle.manifest import INPUT_NAME
 from resdeploy.calibration.histogram import Histogram
 from resdeploy.calibration.ranges import TensorStatistics
 from resdeploy.errors import CalibrationError, needs_extra
-from resdeploy.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import UInt8Array
 
 
 def observe(

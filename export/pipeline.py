@@ -13,66 +13,69 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from resdeploy.bundle import (
+from resdeploy.bundle.analysis import Analysis
+from resdeploy.bundle.bundle import (
     ANALYSIS,
     CALIBRATION,
     CALIBRATION_CACHE,
     GOLDEN,
     LABELS,
-    MANIFEST,
     REPORT,
+    open_bundle,
+)
+from resdeploy.bundle.golden import Float32Array, Golden
+from resdeploy.bundle.manifest import (
+    MANIFEST,
     Artifact,
     Encoding,
     FileRecord,
-    Float32Array,
-    Golden,
     Manifest,
     Parity,
     Precision,
-    open_bundle,
     write_manifest,
 )
+from resdeploy.bundle.work import Work
 from resdeploy.calibration.tensorrt_cache import write_cache
-from resdeploy.console import jsonable
+from resdeploy.documents import jsonable
 from resdeploy.errors import ExportError
-from resdeploy.export.additions import all_agree
-from resdeploy.export.calibrate import Calibration, calibrate, require_images, with_dla
-from resdeploy.export.coverage import coverage
-from resdeploy.export.half import to_half
-from resdeploy.export.laboratory import Gate
-from resdeploy.export.mixed import mix
-from resdeploy.export.plots import analyse
-from resdeploy.export.proof import choose_golden, make_golden, measure_parity
-from resdeploy.export.qdq import activation_scales
-from resdeploy.export.recipe import write_recipes
-from resdeploy.export.sensitivity import costs_alone
+from resdeploy.export.analysis import analyse
+from resdeploy.export.golden import choose_golden, make_golden, measure_parity
+from resdeploy.export.graph.coverage import coverage
+from resdeploy.export.graph.float16 import to_half
+from resdeploy.export.graph.qdq import activation_scales
+from resdeploy.export.graph.residual_scales import all_agree
+from resdeploy.export.graph.to_onnx import OPSET, to_bytes, to_onnx
+from resdeploy.export.graph.work import work_of
+from resdeploy.export.mixed_precision.accuracy_target import mix
+from resdeploy.export.mixed_precision.evaluator import Gate
+from resdeploy.export.mixed_precision.latency_target import fit_time
+from resdeploy.export.mixed_precision.tradeoff import trade_off
+from resdeploy.export.quantization.calibrate import calibrate, require_images
+from resdeploy.export.quantization.recipe import write_recipes
+from resdeploy.export.quantization.result import Calibration, with_dla
+from resdeploy.export.quantization.sensitivity import costs_alone
 from resdeploy.export.source import Source, read_source
-from resdeploy.export.to_onnx import OPSET, to_bytes, to_onnx
-from resdeploy.export.tradeoff import fit_time, trade_off
-from resdeploy.export.triton import TritonRepository, refuse_repository, write_repository
-from resdeploy.export.work import work_of
-from resdeploy.preprocessing import image_digest
+from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
+from resdeploy.images.preprocessing import image_digest
+from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
-from resdeploy.provenance import collect_provenance
-from resdeploy.report.analysis import Analysis
-from resdeploy.report.report import bundle_page
-from resdeploy.roofline import Work
-from resdeploy.runtime.device import read_device
-from resdeploy.runtime.golden import (
+from resdeploy.report.bundle_page import bundle_page
+from resdeploy.results.provenance import collect_provenance
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
+from resdeploy.runtime.backends.tensorrt.build import BuildReport, build, choose_flavour
+from resdeploy.runtime.backends.tensorrt.flavour import ARTIFACTS as TENSORRT_ARTIFACTS
+from resdeploy.runtime.backends.tensorrt.flavour import load_tensorrt
+from resdeploy.runtime.backends.tensorrt.options import BuildOptions
+from resdeploy.runtime.verification.golden_check import (
     FLOAT_FLOOR_DB,
     INT8_FLOOR_DB,
     different_rows,
     run_batches,
 )
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
-from resdeploy.runtime.tensorrt.build import BuildReport, build, choose_flavour
-from resdeploy.runtime.tensorrt.flavour import ARTIFACTS as TENSORRT_ARTIFACTS
-from resdeploy.runtime.tensorrt.flavour import load_tensorrt
-from resdeploy.runtime.tensorrt.options import BuildOptions
 from resdeploy.statistics import sqnr_db
 from resdeploy.storage import new_directory, refuse_existing, sha256
-from resdeploy.train.model import Classifier
-from resdeploy.train.run import LATEST
+from resdeploy.train.model.resnet import Classifier
+from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy.errors import CheckpointError, ExportError, ImageError
-from resdeploy.imagefolder import list_images, split_folder
-from resdeploy.images import read_rgb
-from resdeploy.preprocessing import Preprocessing
-from resdeploy.train.checkpoint import Checkpoint, load_checkpoint
+from resdeploy.images.decode import read_rgb
+from resdeploy.images.folder import list_images, split_folder
+from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.config import DIGITS
-from resdeploy.train.digits import digits_folder
-from resdeploy.train.run import LATEST
+from resdeploy.train.data.digits import digits_folder
+from resdeploy.train.model.checkpoint import Checkpoint, load_checkpoint
+from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)
 

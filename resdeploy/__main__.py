@@ -1,6 +1,6 @@
 """`python -m resdeploy`, which also works in a clone that was not installed."""
 
-from resdeploy.cli import main
+from resdeploy.cli.main import main
 
 if __name__ == "__main__":
     main()

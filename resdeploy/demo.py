@@ -7,22 +7,26 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy.bundle import MANIFEST, open_bundle
+from resdeploy.bundle.bundle import open_bundle
+from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.export.pipeline import ExportConfig, export
+from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
-from resdeploy.report.report import Material, make_page, to_html
+from resdeploy.report.bundle_page import to_html
+from resdeploy.report.report import Material, make_page
+from resdeploy.results.benchmark import Benchmark, as_document
+from resdeploy.results.verification import Verification
 from resdeploy.runtime import load
-from resdeploy.runtime.bench import Benchmark, BenchmarkConfig, run_benchmark
-from resdeploy.runtime.benchmark_document import as_document
-from resdeploy.runtime.device import read_device
+from resdeploy.runtime.backends.onnxruntime.profile import time_layers
+from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
 from resdeploy.runtime.model import FilePredictions, predict_files
-from resdeploy.runtime.verify import Verification, verify
+from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
 from resdeploy.storage import refuse_existing, refuse_existing_file, write_file
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.digits import digits_folder
-from resdeploy.train.loop import train
-from resdeploy.train.run import RUNS, STATE_JSON
+from resdeploy.train.data.digits import digits_folder
+from resdeploy.train.run.folder import RUNS, STATE_JSON
+from resdeploy.train.trainer import train
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +87,7 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     with load(output) as model:
         (prediction,) = predict_files(model, [picture], top=3)
     material = Material(verifications=[verification], benchmarks=[as_document(benchmark)])
-    material.add(str(output), with_times=True)
+    material.add(str(output), time_layers=time_layers)
     write_file(page, to_html(make_page(material)))
     speedups = [line.speedup for line in benchmark.results if line.speedup is not None]
     return DemoResult(

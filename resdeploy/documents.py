@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from resdeploy.errors import DocumentError
+from resdeploy.storage import write_file
 
 MAX_BYTES = 64 << 20
 HINT = "name a file that --json or --output of a resdeploy command wrote"
@@ -107,3 +109,27 @@ def _parse_plain(kind: Any, value: Any, where: str) -> Any:
     if kind is float and not math.isfinite(value):
         raise ValueError(f"{where} is not finite")
     return value
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses, enums and paths as what JSON has; floats stay exact."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(entry) for entry in value]
+    if isinstance(value, Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_document(path: Path, result: Any) -> None:
+    """What `--json` prints, as a file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_file(path, (json.dumps(jsonable(result), indent=2, ensure_ascii=False) + "\n").encode())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resdeploy.bundle import Float32Array
+from resdeploy.bundle.golden import Float32Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

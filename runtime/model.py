@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resdeploy.bundle import Artifact, Bundle, Float32Array, open_bundle
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.golden import Float32Array
+from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
+from resdeploy.images.preprocessing import UInt8Array, load_image, prepare
 from resdeploy.predictions import Prediction, most_likely
-from resdeploy.preprocessing import UInt8Array, load_image, prepare
 from resdeploy.progress import Progress, silent
-from resdeploy.runtime.backend import Backend, Opening
-from resdeploy.runtime.selection import AUTO
-from resdeploy.runtime.verified import verified_backends
+from resdeploy.runtime.backends.base import AUTO, Backend, Opening
+from resdeploy.runtime.verification.open_verified import verified_backends
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resdeploy.runtime.host import Host
+from resdeploy.machine.host import Host
 
 Files = Mapping[str, str]
 

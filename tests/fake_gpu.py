@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from resdeploy.errors import BackendError
-from resdeploy.runtime.tensorrt.flavour import Flavour, TensorRt
+from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt
 
 Work = Callable[[], None]
 

@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from resdeploy.bundle import Artifact, Bundle, Float32Array, Golden
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Float32Array, Golden
+from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
-from resdeploy.preprocessing import UInt8Array
-from resdeploy.runtime.backend import Obstacle, Opening
-from resdeploy.runtime.selection import Engine
+from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.runtime.backends.base import Obstacle, Opening
+from resdeploy.runtime.backends.registry import Engine
 from tests.serving_process import PATIENCE
 
 

@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from resdeploy.bundle import Encoding, Precision
-from resdeploy.roofline import Ceilings
-from resdeploy.runtime.bench import SCHEMA
-from resdeploy.runtime.benchmark_document import BenchmarkDocument, WorkTotals
-from resdeploy.runtime.environment import Environment, Machine
-from resdeploy.runtime.timing import Timing
+from resdeploy.bench.roofline import Ceilings
+from resdeploy.bundle.manifest import Encoding, Precision
+from resdeploy.results.benchmark import SCHEMA, BenchmarkDocument, Timing, WorkTotals
+from resdeploy.results.provenance import Environment, Machine
 
 ROUNDS = 15
 

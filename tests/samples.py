@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from resdeploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from resdeploy.train.architecture import Architecture
+from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from resdeploy.train.model.architecture import Architecture
 
 if TYPE_CHECKING:
-    from resdeploy.train.model import Classifier, ResNet
+    from resdeploy.train.model.resnet import Classifier, ResNet
 
 SIZE = 32
 CLASSES = ("blue", "green", "red")
@@ -43,7 +43,7 @@ def make_classifier(architecture: Architecture = TINY, seed: int = 0) -> Classif
     """A network with random weights, as it is deployed."""
     import torch
 
-    from resdeploy.train.model import Classifier, ResNet
+    from resdeploy.train.model.resnet import Classifier, ResNet
 
     torch.manual_seed(seed)
     network = randomised(ResNet(architecture), seed)

@@ -48,7 +48,7 @@ def test_module_imports_without(module: str, forbidden: tuple[str, ...]) -> None
 
 
 def test_runtime_serves_without_torch_or_onnx(tiny_bundle: object) -> None:
-    from resdeploy.bundle import Bundle
+    from resdeploy.bundle.bundle import Bundle
 
     assert isinstance(tiny_bundle, Bundle)
     code = FORBID.format(forbidden={"torch", "onnx", "onnx_ir"}) + (

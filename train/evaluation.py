@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resdeploy.errors import DataError
-from resdeploy.train.data import Batch, Walk
-from resdeploy.train.processes import Process
+from resdeploy.train.data.dataset import Batch, Walk
+from resdeploy.train.distributed import Process
 
 BATCH = 100
 WORST = 24

@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from resdeploy.cpu import read_cpu
 from resdeploy.errors import TrainingError
-from resdeploy.preprocessing import Preprocessing
-from resdeploy.train.averaging import WeightAverage
+from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.machine.cpu import read_cpu
 from resdeploy.train.compiling import compile_mode, compiles
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data import Batch
-from resdeploy.train.mixing import mix
-from resdeploy.train.model import Classifier, ResNet
-from resdeploy.train.processes import Process
-from resdeploy.train.quantized import QuantizedClassifier, QuantizedStart
-from resdeploy.train.start import make_optimizer
-from resdeploy.train.teacher import Teacher
+from resdeploy.train.data.dataset import Batch
+from resdeploy.train.data.mixing import mix
+from resdeploy.train.distributed import Process
+from resdeploy.train.ema import WeightAverage
+from resdeploy.train.initialization import make_optimizer
+from resdeploy.train.model.resnet import Classifier, ResNet
+from resdeploy.train.qat.distillation import Teacher
+from resdeploy.train.qat.network import QuantizedClassifier, QuantizedStart
 
 LEAST_IMAGES = 2  # of a part: batch norm needs two
 
@@ -86,7 +86,9 @@ class Learner:
         self._model: nn.Module = self.quantized or self.classifier
         self._parallel: DistributedDataParallel | None = None
         if process.count > 1:
-            from resdeploy.train.global_norm import norms_over_processes  # Jetson's torch lacks it
+            from resdeploy.train.model.sync_batch_norm import (
+                norms_over_processes,
+            )  # Jetson's torch lacks it
 
             norms_over_processes(self.network)
             self._parallel = DistributedDataParallel(self._model, forward_sync_buffers=False)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resdeploy.bundle import Encoding, graph_name
-from resdeploy.report.blocks import Block, Figure, Matrix, Section, Table, Text
-from resdeploy.report.svg import intervals
-from resdeploy.runtime.verify import ArtifactResult, Verification
+from resdeploy.bundle.manifest import Encoding, graph_name
+from resdeploy.pages.blocks import Block, Figure, Matrix, Section, Table, Text
+from resdeploy.pages.svg import intervals
+from resdeploy.results.verification import ArtifactResult, Verification
 from resdeploy.statistics import Verdict, wilson_interval
 
 LARGEST_MATRIX = 25  # classes; more do not fit on a page

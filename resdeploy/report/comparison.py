@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from resdeploy.console import table
-from resdeploy.report.blocks import Block, Section, Table, Text
-from resdeploy.runtime.compare import Comparison, LayerChange
+from resdeploy.pages.blocks import Block, Section, Table, Text
+from resdeploy.results.comparison import Comparison, LayerChange
+from resdeploy.tables import table
 
 SHOWN = 8
 

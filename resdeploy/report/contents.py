@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resdeploy.bundle import Manifest
-from resdeploy.calibration.record import CalibrationRecord, Handback
+from resdeploy.bundle.analysis import Analysis
+from resdeploy.bundle.calibration_record import CalibrationRecord, Handback
+from resdeploy.bundle.manifest import Manifest
 from resdeploy.documents import parse
 from resdeploy.errors import BundleError
-from resdeploy.report.analysis import Analysis
-from resdeploy.report.blocks import Block, Facts, Section, Table, Text
-from resdeploy.report.layer_times import LayerTimes
+from resdeploy.pages.blocks import Block, Facts, Section, Table, Text
 from resdeploy.report.layers import layer_blocks
 from resdeploy.report.trade_off import trade_off_blocks
-from resdeploy.runtime.environment import Environment
+from resdeploy.results.benchmark import LayerTimes
+from resdeploy.results.provenance import Environment
 
 NONE = "-"
 BUNDLE_HINT = "export the bundle again"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from resdeploy.bundle import graph_name
-from resdeploy.report.blocks import Block, Facts, Figure, Section, Table, Text
-from resdeploy.report.svg import Line, Point, bands, intervals, plane
-from resdeploy.roofline import Ceilings
-from resdeploy.runtime.benchmark_document import BenchmarkDocument, WorkTotals
-from resdeploy.runtime.timing import Timing
+from resdeploy.bench.roofline import Ceilings
+from resdeploy.bundle.manifest import graph_name
+from resdeploy.pages.blocks import Block, Facts, Figure, Section, Table, Text
+from resdeploy.pages.svg import Line, Point, bands, intervals, plane
+from resdeploy.results.benchmark import BenchmarkDocument, Timing, WorkTotals
 
 NONE = "-"
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resdeploy.report import svg
-from resdeploy.report.analysis import ActivationHistogram, Analysis, LayerCost
-from resdeploy.report.blocks import Block, Figure, Table
-from resdeploy.report.layer_times import LayerTimes
+from resdeploy.bundle.analysis import ActivationHistogram, Analysis, LayerCost
+from resdeploy.pages import svg
+from resdeploy.pages.blocks import Block, Figure, Table
+from resdeploy.results.benchmark import LayerTimes
 
 NONE = "-"
 WORST = 12  # layers, in the plot

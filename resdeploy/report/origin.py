@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resdeploy.report.blocks import Commands, Facts, Section
-from resdeploy.runtime.environment import Environment, Machine
+from resdeploy.pages.blocks import Commands, Facts, Section
+from resdeploy.results.provenance import Environment, Machine
 
 
 def origin_section(environments: Sequence[tuple[str, Environment]]) -> Section:

@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resdeploy.bundle import Manifest, open_bundle
-from resdeploy.page import render_page
+from resdeploy.bundle.analysis import read_analysis
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.pages.blocks import Page
+from resdeploy.pages.markdown import to_markdown
 from resdeploy.report.accuracy import verification_section, verification_summary
-from resdeploy.report.analysis import Analysis, read_analysis
-from resdeploy.report.blocks import Page, Section
+from resdeploy.report.bundle_page import Contents, bundle_sections, to_html
 from resdeploy.report.comparison import comparison_section, comparison_verdict
-from resdeploy.report.contents import contents_sections, export_environment, export_summary
+from resdeploy.report.contents import export_environment, export_summary
 from resdeploy.report.latency import benchmark_section, benchmark_summary
-from resdeploy.report.layer_times import LayerTimes, time_layers
-from resdeploy.report.markdown import to_markdown
 from resdeploy.report.origin import commands_section, origin_section
-from resdeploy.runtime import bench, compare, verify
-from resdeploy.runtime.benchmark_document import BenchmarkDocument
-from resdeploy.runtime.compare import Comparison
-from resdeploy.runtime.results import read_results
-from resdeploy.runtime.verify import Verification
+from resdeploy.results import benchmark, comparison, verification
+from resdeploy.results.benchmark import BenchmarkDocument, LayerTimes
+from resdeploy.results.comparison import Comparison
+from resdeploy.results.files import read_results
+from resdeploy.results.verification import Verification
 from resdeploy.statistics import Verdict, worst
 from resdeploy.storage import refuse_existing_file, write_file
 
-TEMPLATE = "report/report.html.j2"
+LayerTimer = Callable[[Bundle], LayerTimes]
 DEFAULT = Path("report.html")
 KINDS: dict[str, type[BenchmarkDocument] | type[Verification] | type[Comparison]] = {
-    bench.SCHEMA: BenchmarkDocument,
-    verify.SCHEMA: Verification,
-    compare.SCHEMA: Comparison,
+    benchmark.SCHEMA: BenchmarkDocument,
+    verification.SCHEMA: Verification,
+    comparison.SCHEMA: Comparison,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """A bundle's manifest, and what its export found out."""
-
-    name: str
-    manifest: Manifest
-    analysis: Analysis | None
-    times: LayerTimes | None = None
 
 
 @dataclass(slots=True)
@@ -53,19 +42,19 @@ class Material:
     benchmarks: list[BenchmarkDocument] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
-    def add(self, name: str, *, with_times: bool = False) -> None:
+    def add(self, name: str, *, time_layers: LayerTimer | None = None) -> None:
         """Read a bundle, or a file of results.
 
         Args:
             name: Of a folder or a file; see `read_results`.
-            with_times: Whether to time the layers of a bundle here and now.
+            time_layers: Measures the layers of a bundle on this machine; None leaves them out.
 
         Raises:
             BundleError, DocumentError: it is damaged, or something else.
         """
         if Path(name).is_dir():
             bundle = open_bundle(Path(name))
-            times = time_layers(bundle) if with_times else None
+            times = time_layers(bundle) if time_layers else None
             analysis = read_analysis(bundle)
             self.bundles.append(Contents(bundle.path.name, bundle.manifest, analysis, times))
             return
@@ -94,7 +83,7 @@ def report(
     *,
     output: Path | None,
     markdown: bool,
-    with_times: bool = False,
+    time_layers: LayerTimer | None = None,
     force: bool = False,
 ) -> Report:
     """Read `sources` and write one page to `output`, or `report.html`; Markdown needs no file.
@@ -110,7 +99,7 @@ def report(
         refuse_existing_file(output, force=force)
     material = Material()
     for source in sources:
-        material.add(source, with_times=with_times)
+        material.add(source, time_layers=time_layers)
     page = make_page(material)
     text = to_markdown(page)
     if output is not None:
@@ -145,38 +134,11 @@ def make_page(material: Material) -> Page:
             *(comparison_section(one) for one in material.comparisons),
             *(verification_section(one) for one in material.verifications),
             *(benchmark_section(one) for one in material.benchmarks),
-            *_contents(bundles),
+            *bundle_sections(bundles),
             origin_section(environments),
             commands_section([environment for _, environment in environments]),
         ),
     )
-
-
-def to_html(page: Page) -> bytes:
-    """One file that needs no network and no script.
-
-    Raises:
-        MissingDependencyError: Jinja2 is not installed.
-    """
-    return render_page(TEMPLATE, page=page)
-
-
-def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> bytes:
-    """The `report.html` that lies in a bundle.
-
-    Raises:
-        MissingDependencyError: Jinja2 is not installed.
-    """
-    return to_html(make_page(Material(bundles=[Contents(name, manifest, analysis)])))
-
-
-def _contents(bundles: Sequence[Contents]) -> list[Section]:
-    sections = []
-    for one in bundles:
-        for section in contents_sections(one.manifest, one.analysis, one.times):
-            title = f"{section.title} of {one.name}" if len(bundles) > 1 else section.title
-            sections.append(Section(title=title, blocks=section.blocks))
-    return sections
 
 
 def _title(material: Material) -> str:

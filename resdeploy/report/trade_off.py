@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resdeploy.bundle import Encoding
-from resdeploy.calibration.record import Point
-from resdeploy.report import svg
-from resdeploy.report.blocks import Block, Figure, Table
+from resdeploy.bundle.calibration_record import Point
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.pages import svg
+from resdeploy.pages.blocks import Block, Figure, Table
 
 NONE = "-"
 

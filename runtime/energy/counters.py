@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from resdeploy.runtime.energy.source import PowerSource, Reading, Scope
-from resdeploy.runtime.host import Host
-from resdeploy.runtime.nvml import ask
+from resdeploy.machine.device import Scope
+from resdeploy.machine.host import Host
+from resdeploy.machine.nvml import ask
+from resdeploy.runtime.energy.source import PowerSource, Reading
 
 PACKAGES = "sys/class/powercap/intel-rapl:[0-9]*"
 

@@ -6,13 +6,13 @@ import threading
 import time
 from types import TracebackType
 
+from resdeploy.machine.host import Host
+from resdeploy.machine.jetson import read_jetson
 from resdeploy.runtime.energy.counters import find_nvml, find_rapl
 from resdeploy.runtime.energy.rails import find_rails
 from resdeploy.runtime.energy.source import PowerSource, Reading
 from resdeploy.runtime.energy.tegrastats import start_tegrastats
 from resdeploy.runtime.energy.trace import Trace
-from resdeploy.runtime.host import Host
-from resdeploy.runtime.jetson import read_jetson
 
 PERIOD_SECONDS = 0.02
 

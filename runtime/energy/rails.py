@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from resdeploy.runtime.energy.source import PowerSource, Reading, Scope
-from resdeploy.runtime.host import Host
+from resdeploy.machine.device import Scope
+from resdeploy.machine.host import Host
+from resdeploy.runtime.energy.source import PowerSource, Reading
 
 INA3221 = "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label"
 INA238 = "sys/class/hwmon/hwmon*/power1_input"

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
+
+from resdeploy.machine.device import Scope
 
 Reading = float | None
 """Watts, or joules since some beginning; None where the sensor failed."""
-
-
-class Scope(str, Enum):
-    """Whose energy a source measures."""
-
-    MODULE = "module"
-    """All of a Jetson: processors, GPU, memory."""
-    GPU = "gpu"
-    CPU = "cpu"
-
-    def covers(self, work: Scope) -> bool:
-        """Whether work on `work`, the CPU or the GPU, is measured by it."""
-        return self in (Scope.MODULE, work)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from resdeploy.machine.device import Scope
 from resdeploy.runtime.energy.rails import module_power, supplying_rails
-from resdeploy.runtime.energy.source import PowerSource, Reading, Scope
+from resdeploy.runtime.energy.source import PowerSource, Reading
 
 COMMAND = ("tegrastats", "--interval", "100")
 STALE_SECONDS = 0.5

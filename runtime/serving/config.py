@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy.runtime.selection import AUTO
+from resdeploy.runtime.backends.base import AUTO
 
 MIB = 1 << 20
 TOKEN_VARIABLE = "RESDEPLOY_TOKEN"

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from resdeploy.errors import ImageError
-from resdeploy.preprocessing import Preprocessing, UInt8Array, load_image
-from resdeploy.runtime.serving.refusals import Late, Overloaded, Refusal
+from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
+from resdeploy.runtime.serving.request_errors import Late, Overloaded, Refusal
 
 SMOOTHING = 0.1
 

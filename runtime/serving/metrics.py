@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from resdeploy.runtime.serving.instance import BatchRecord
+from resdeploy.runtime.serving.batching.instance import BatchRecord
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (

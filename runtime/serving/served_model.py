@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resdeploy.bundle import MANIFEST, Bundle, Precision, open_bundle
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.manifest import MANIFEST, Precision
 from resdeploy.errors import BackendError, BundleError, ResdeployError
 from resdeploy.progress import Progress, silent
-from resdeploy.runtime.serving.batching import Batcher, Limits
+from resdeploy.runtime.serving.batching.batcher import Batcher, Limits
+from resdeploy.runtime.serving.batching.instance import BatchRecord, Instance
+from resdeploy.runtime.serving.batching.queue import RECOVERY_SECONDS
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.instance import BatchRecord, Instance
-from resdeploy.runtime.serving.instances import EngineInstance, Opener
-from resdeploy.runtime.serving.refusals import Unavailable
-from resdeploy.runtime.serving.waiting import RECOVERY_SECONDS
+from resdeploy.runtime.serving.engine_instances import EngineInstance, Opener
+from resdeploy.runtime.serving.request_errors import Unavailable
 from resdeploy.storage import sha256
 
 logger = logging.getLogger(__name__)

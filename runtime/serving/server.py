@@ -20,14 +20,14 @@ from typing import Any
 import uvicorn
 
 from resdeploy.errors import BackendError, ResdeployError, ServeError
+from resdeploy.machine.device import available_cores
 from resdeploy.progress import Advance, Progress
-from resdeploy.runtime.device import available_cores
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.connection import limited_protocol
 from resdeploy.runtime.serving.decoding import Decoder
-from resdeploy.runtime.serving.gateway import Gateway
-from resdeploy.runtime.serving.http import make_app
-from resdeploy.runtime.serving.listening import HttpServer, listen
+from resdeploy.runtime.serving.http.connection import limited_protocol
+from resdeploy.runtime.serving.http.listener import HttpServer, listen
+from resdeploy.runtime.serving.http.middleware import Gateway
+from resdeploy.runtime.serving.http.routes import make_app
 from resdeploy.runtime.serving.logs import json_logs
 from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.served_model import ServedModel
@@ -121,7 +121,7 @@ class _Process:
         try:
             _say("listening", host=self._config.host, port=listening.getsockname()[1])
             if self._config.grpc_port is not None:
-                from resdeploy.runtime.serving.grpc_service import start_grpc
+                from resdeploy.runtime.serving.grpc.service import start_grpc
 
                 rpc, port = await start_grpc(self._service, self._config, self._token)
                 _say("listening for gRPC", host=self._config.host, port=port)

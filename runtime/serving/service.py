@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from resdeploy import __version__
-from resdeploy.bundle import INPUT_NAME, OUTPUT_NAME
+from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.predictions import Prediction, most_likely
+from resdeploy.runtime.serving.batching.instance import Answer
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoding import Decoder
-from resdeploy.runtime.serving.instance import Answer
 from resdeploy.runtime.serving.metrics import Metrics, ModelState
-from resdeploy.runtime.serving.refusals import Unavailable, Unknown
+from resdeploy.runtime.serving.open_inference import INPUT_TYPE, OUTPUT_TYPE, InferenceRequest
+from resdeploy.runtime.serving.request_errors import Unavailable, Unknown
 from resdeploy.runtime.serving.served_model import Generation, ServedModel
-from resdeploy.runtime.serving.tensors import INPUT_TYPE, OUTPUT_TYPE, InferenceRequest
 
 EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
 VERSION = "1"

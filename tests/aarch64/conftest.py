@@ -12,10 +12,11 @@ from subprocess import CompletedProcess
 import pytest
 import torch
 
-from resdeploy.bundle import Bundle, open_bundle, write_manifest
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.manifest import write_manifest
 from resdeploy.export.pipeline import ExportConfig, export
-from resdeploy.train.architecture import Architecture
-from resdeploy.train.digits import digits_folder
+from resdeploy.train.data.digits import digits_folder
+from resdeploy.train.model.architecture import Architecture
 from tests.aarch64 import userland
 from tests.boards import Files, lay_out
 from tests.samples import SIZE, make_classifier

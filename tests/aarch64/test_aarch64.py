@@ -15,8 +15,8 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from resdeploy.bundle import Bundle
-from resdeploy.export.additions import closest_fractions
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.export.graph.residual_scales import closest_fractions
 from resdeploy.runtime.model import load
 from tests.aarch64.conftest import Emulated
 from tests.boards import BOARDS, Files, power_mode

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from tests.aarch64.userland import QEMU_X86
 
 HASWELL = "processor\t: 0\nmodel name\t: Haswell\nflags\t\t: fpu sse4_2 avx avx2 fma\n\n"

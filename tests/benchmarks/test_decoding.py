@@ -8,7 +8,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from benchmarks import decoding
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from tests.core.test_preprocessing import photograph
 
 

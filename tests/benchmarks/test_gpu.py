@@ -12,14 +12,28 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from benchmarks import gpu, gpu_backend, gpu_engine, gpu_pytorch, gpu_turns
-from benchmarks.gpu_turns import Entry, Notes, time_in_turns
-from resdeploy.bundle import Bundle
+from benchmarks.gpu import (
+    __main__ as gpu,
+)
+from benchmarks.gpu import (
+    backend_worker as gpu_backend,
+)
+from benchmarks.gpu import (
+    build_worker as gpu_engine,
+)
+from benchmarks.gpu import (
+    children as gpu_turns,
+)
+from benchmarks.gpu import (
+    pytorch_worker as gpu_pytorch,
+)
+from benchmarks.gpu.children import Entry, Notes, time_in_turns
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError, CalibrationError
-from resdeploy.runtime import rounds
-from resdeploy.runtime.backend import Obstacle
-from resdeploy.runtime.cuda import Gpu
-from resdeploy.runtime.tensorrt import flavour
+from resdeploy.runtime.backends.base import Obstacle
+from resdeploy.runtime.backends.cuda import Gpu
+from resdeploy.runtime.backends.tensorrt import flavour
+from resdeploy.runtime.bench import rounds
 from tests.fakes import GoldenBackend
 
 CPU = "onnxruntime-cpu"  # it runs wherever tests do: here it stands for a GPU's backend

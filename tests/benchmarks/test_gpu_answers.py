@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.gpu_answers import (
+from benchmarks.gpu.answers import (
     CLASSES,
     IMAGES,
     REFERENCE,
@@ -17,10 +17,11 @@ from benchmarks.gpu_answers import (
     read_answers,
     write_labelled,
 )
-from resdeploy.bundle import Bundle, Float32Array
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import DataError
-from resdeploy.preprocessing import UInt8Array, image_digest
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.images.preprocessing import UInt8Array, image_digest
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from tests.fakes import GoldenBackend
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.gpu_ceilings import LEAST_SAMPLES, ceilings_of, fastest_run, measure
-from resdeploy.ceilings import CALLS, Probe
+from benchmarks.gpu.ceilings import LEAST_SAMPLES, ceilings_of, fastest_run, measure
+from resdeploy.bench.ceilings import CALLS, Probe
 from resdeploy.errors import BackendError
 
 

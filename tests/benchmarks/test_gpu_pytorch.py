@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu_pytorch import MODES, RANDOM, PyTorchBackend, make_forward, obstacle, prepare
-from resdeploy.bundle import Bundle, Float32Array
+from benchmarks.gpu.pytorch_worker import (
+    MODES,
+    RANDOM,
+    PyTorchBackend,
+    make_forward,
+    obstacle,
+    prepare,
+)
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError, CheckpointError
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from tests.samples import SIZE, make_classifier
 
 # Of the largest logit: other kernels, sums in another order; float16 and bfloat16 keep 11 and 8

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.gpu_report import (
+from benchmarks.gpu.report import (
     RULES,
     Missing,
     Row,
@@ -19,7 +19,8 @@ from benchmarks.gpu_report import (
     rows_of,
     times_text,
 )
-from resdeploy.roofline import Ceilings, LayerWork, Work
+from resdeploy.bench.roofline import Ceilings
+from resdeploy.bundle.work import LayerWork, Work
 
 WORK = Work(layers=(LayerWork(name="conv", macs=1_000_000, weights=0, activations=1),))
 CEILINGS = Ceilings(operations_per_second={"tf32": 2e9, "fp16": 4e9}, bytes_per_second=1e9)

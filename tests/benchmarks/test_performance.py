@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.performance import PAGE, README, RESULTS, page, read_parts, with_tables
-from resdeploy.console import jsonable
+from benchmarks.generate_docs import PAGE, README, RESULTS, page, read_parts, with_tables
+from resdeploy.documents import jsonable
 from tests.results import benchmark
 
 

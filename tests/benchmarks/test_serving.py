@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import serving, serving_load
-from benchmarks.serving import (
+from benchmarks.serving import __main__ as serving
+from benchmarks.serving import load as serving_load
+from benchmarks.serving.__main__ import (
     contenders,
     load_text,
     middle,
@@ -24,10 +25,10 @@ from benchmarks.serving import (
     saturation_text,
     write_part,
 )
-from benchmarks.serving_load import Tally, Target, closed_loop, open_loop, summarise
-from benchmarks.serving_requests import other_request, picture_request
-from benchmarks.serving_servers import Row
-from resdeploy.runtime.serving.uploads import read_uploads
+from benchmarks.serving.load import Tally, Target, closed_loop, open_loop, summarise
+from benchmarks.serving.payloads import other_request, picture_request
+from benchmarks.serving.servers import Row
+from resdeploy.runtime.serving.http.uploads import read_uploads
 
 ROOT = Path(serving.__file__).parent
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import degradation, training_loops
-from benchmarks.degradation import first_of_each, plot
-from benchmarks.training_loops import operations_per_image
-from resdeploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from benchmarks.training import degradation
+from benchmarks.training import loops as training_loops
+from benchmarks.training.degradation import first_of_each, plot
+from benchmarks.training.loops import operations_per_image
+from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data import read_splits
+from resdeploy.train.data.dataset import read_splits
 from tests.samples import SIZE
 
 

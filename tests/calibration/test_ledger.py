@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resdeploy.calibration.ledger import Ledger, draw
+from resdeploy.calibration.image_set import Ledger, draw
 from resdeploy.errors import CalibrationError
-from resdeploy.preprocessing import Preprocessing, image_digest
+from resdeploy.images.preprocessing import Preprocessing, image_digest
 
 PREPROCESSING = Preprocessing.standard(8)
 

@@ -8,7 +8,7 @@ import pytest
 
 from resdeploy.calibration.observer import observe
 from resdeploy.errors import CalibrationError
-from resdeploy.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import UInt8Array
 
 # `centred` is pixels - 100, `inverse` is 1 / centred, which is infinite where a pixel is 100.
 GRAPH = onnx.parser.parse_model("""

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.bundle import CALIBRATION_CACHE, Bundle, Encoding
+from resdeploy.bundle.bundle import CALIBRATION_CACHE, Bundle
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range
 from resdeploy.calibration.tensorrt_cache import read_cache, write_cache
 from resdeploy.errors import CalibrationError
-from resdeploy.export.recipe import read_recipe
+from resdeploy.export.quantization.recipe import read_recipe
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1)
 

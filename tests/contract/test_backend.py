@@ -10,12 +10,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from resdeploy.bundle import Bundle, Precision
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import Precision
 from resdeploy.errors import BackendError, BundleError
-from resdeploy.runtime import onnxruntime_cpu, openvino_cpu
-from resdeploy.runtime.backend import Backend, Opening
-from resdeploy.runtime.golden import check_golden
-from resdeploy.runtime.selection import ENGINES, Engine
+from resdeploy.runtime.backends import openvino as openvino_cpu
+from resdeploy.runtime.backends.base import Backend, Opening
+from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
+from resdeploy.runtime.backends.registry import ENGINES, Engine
+from resdeploy.runtime.verification.golden_check import check_golden
 from tests.alone import SHARED
 
 NAMES = ("fp32", "fp16", "int8", "int8-cpu")  # what the tests' bundle holds

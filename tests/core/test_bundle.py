@@ -15,18 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resdeploy import bundle as bundles
-from resdeploy.bundle import (
-    GOLDEN,
-    LABELS,
-    MANIFEST,
-    SCHEMA,
-    Bundle,
-    Encoding,
-    Golden,
-    Precision,
-    open_bundle,
-)
+from resdeploy.bundle import bundle as bundles
+from resdeploy.bundle.bundle import GOLDEN, LABELS, Bundle, open_bundle
+from resdeploy.bundle.golden import Golden
+from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Encoding, Precision
 from resdeploy.errors import BundleError
 from resdeploy.storage import sha256
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resdeploy import ceilings
-from resdeploy.ceilings import COPY, UNIT, Probe, best_of, ceilings_of, measure_beside
-from resdeploy.contender import Contender
-from resdeploy.roofline import Ceilings
+from resdeploy.bench import ceilings
+from resdeploy.bench.ceilings import COPY, UNIT, Probe, best_of, ceilings_of, measure_beside
+from resdeploy.bench.process import Contender, Worker
+from resdeploy.bench.roofline import Ceilings
 from tests.virtual_time import Clock
 
 
@@ -50,7 +50,7 @@ def test_the_best_library_is_the_ceiling_by_the_median_of_its_rounds() -> None:
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
 def test_the_products_are_one_node_each(kind: str) -> None:
     onnx = pytest.importorskip("onnx")
-    from resdeploy.runtime.ceilings import read_product
+    from resdeploy.runtime.bench.ceilings import read_product
 
     types, node = {
         "fp32": (("float", "float", "float"), "MatMul"),
@@ -63,11 +63,11 @@ def test_the_products_are_one_node_each(kind: str) -> None:
     assert onnx.load_from_string(read_product(kind)) == onnx.parser.parse_model(text)
 
 
-@pytest.mark.parametrize("stage", ["runtime", "train"])
-def test_a_process_measures_every_kind(stage: str) -> None:
-    if stage == "train":
+@pytest.mark.parametrize("worker", [Worker.RUNTIME_CEILINGS, Worker.PYTORCH_CEILINGS])
+def test_a_process_measures_every_kind(worker: Worker) -> None:
+    if worker is Worker.PYTORCH_CEILINGS:
         pytest.importorskip("torch")
-    contender = Contender.start("ceilings", f"resdeploy.{stage}.ceilings", ["1"], threads=1)
+    contender = Contender.start("ceilings", worker, ["1"], threads=1)
     contender.run_for(0.0)
     contender.stop()
     found = ceilings_of([contender.stages])

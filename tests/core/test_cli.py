@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from resdeploy import __version__
-from resdeploy.bundle import Bundle
-from resdeploy.cli import main
-from resdeploy.console import Exit, exit_code
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.cli.console import Exit, exit_code
+from resdeploy.cli.main import main
 from resdeploy.statistics import Verdict
 
 COMMANDS = (

@@ -11,8 +11,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from resdeploy.console import Exit, Outcome, command, jsonable, table
+from resdeploy.cli.console import Exit, Outcome, command
+from resdeploy.documents import jsonable
 from resdeploy.errors import DataError
+from resdeploy.tables import table
 
 
 class Colour(str, Enum):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy.contender import MIN_RUNS, Contender
+from resdeploy.bench.process import Contender
+from resdeploy.bench.worker import MIN_RUNS
 from resdeploy.errors import BackendError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resdeploy.cpu import RELEVANT_FEATURES, parse_cpuinfo, read_cpu
+from resdeploy.machine.cpu import RELEVANT_FEATURES, parse_cpuinfo, read_cpu
 
 XEON = """processor\t: 0
 model name\t: Intel(R) Xeon(R) Platinum 8488C

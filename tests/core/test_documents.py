@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdeploy import documents
-from resdeploy.console import jsonable
-from resdeploy.documents import parse, read_json
+from resdeploy.documents import jsonable, parse, read_json
 from resdeploy.errors import DocumentError
 
 

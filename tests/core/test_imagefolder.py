@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from resdeploy.errors import DataError
-from resdeploy.imagefolder import (
+from resdeploy.images.folder import (
     LabelledImages,
     list_images,
     match_labels,
@@ -21,7 +21,7 @@ from resdeploy.imagefolder import (
     read_image_folder,
     split_folder,
 )
-from resdeploy.preprocessing import Preprocessing
+from resdeploy.images.preprocessing import Preprocessing
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resdeploy import images
 from resdeploy.errors import ImageError
-from resdeploy.images import read_rgb
+from resdeploy.images import decode as images
+from resdeploy.images.decode import read_rgb
 from tests.samples import encoded
 
 RED = (200, 30, 40)

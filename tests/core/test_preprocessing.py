@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resdeploy.images import ORIENTATION
-from resdeploy.preprocessing import (
+from resdeploy.images.decode import ORIENTATION
+from resdeploy.images.preprocessing import (
     Preprocessing,
     UInt8Array,
     crop_and_resize,

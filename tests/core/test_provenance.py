@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from resdeploy.provenance import command_line
+from resdeploy.results.provenance import command_line
 
 
 @pytest.mark.parametrize(

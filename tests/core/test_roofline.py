@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from resdeploy.roofline import Ceilings, LayerWork, Roofline, Work, roofline
+from resdeploy.bench.roofline import Ceilings, Roofline, roofline
+from resdeploy.bundle.work import LayerWork, Work
 
 WORK = Work(
     layers=(

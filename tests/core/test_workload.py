@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resdeploy.bundle import Bundle, Float32Array
-from resdeploy.contender import StageTimes
+from resdeploy.bench.worker import StageTimes
+from resdeploy.bench.workload import MOST_PICTURES, STAGES, Workload, read_pictures, write_pictures
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import DataError
-from resdeploy.preprocessing import UInt8Array, load_image
-from resdeploy.workload import MOST_PICTURES, STAGES, Workload, read_pictures, write_pictures
+from resdeploy.images.preprocessing import UInt8Array, load_image
 
 
 class Recorder:

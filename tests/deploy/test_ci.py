@@ -10,7 +10,7 @@ from typing import Any
 import click
 import pytest
 
-from resdeploy.cli import main
+from resdeploy.cli.main import main
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "deploy" / "ci" / "resdeploy.yml"
 

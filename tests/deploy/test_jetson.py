@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy.cli import serve
+from resdeploy.cli.serve import serve
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy/jetson"
 

@@ -11,19 +11,19 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from resdeploy.bundle import Encoding
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.calibrators import max_range
 from resdeploy.calibration.observer import observe
 from resdeploy.calibration.ranges import Range
-from resdeploy.export.half import to_half
-from resdeploy.export.placement import place
-from resdeploy.export.proof import synthetic_images
-from resdeploy.export.recipe import Recipe
-from resdeploy.export.to_onnx import to_onnx, with_outputs
-from resdeploy.preprocessing import UInt8Array
+from resdeploy.export.golden import synthetic_images
+from resdeploy.export.graph.float16 import to_half
+from resdeploy.export.graph.placement import place
+from resdeploy.export.graph.to_onnx import to_onnx, with_outputs
+from resdeploy.export.quantization.recipe import Recipe
+from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.storage import sha256
-from resdeploy.train.architecture import Architecture
-from resdeploy.train.model import Classifier
+from resdeploy.train.model.architecture import Architecture
+from resdeploy.train.model.resnet import Classifier
 from tests.samples import make_classifier
 
 SIZE = 64

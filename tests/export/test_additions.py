@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.bundle import Encoding
-from resdeploy.export.additions import all_agree, closest_fractions
-from resdeploy.export.placement import place
-from resdeploy.export.qdq import activation_scales
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.export.graph.placement import place
+from resdeploy.export.graph.qdq import activation_scales
+from resdeploy.export.graph.residual_scales import all_agree, closest_fractions
 from tests.export.conftest import Exported
 
 PAIRS = np.stack(np.meshgrid(np.arange(-255, 256), np.arange(-255, 256)), axis=-1).reshape(-1, 2)

@@ -10,22 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resdeploy.bundle import Encoding
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.calibrators import CALIBRATORS
-from resdeploy.export.calibrate import (
-    ENCODINGS,
-    Calibration,
-    calibrate,
-    family,
-    with_dla,
-)
-from resdeploy.export.coverage import coverage
-from resdeploy.export.recipe import write_recipes
-from resdeploy.export.simulate import batch_size
+from resdeploy.export.graph.coverage import coverage
+from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.export.quantization.calibrate import ENCODINGS, calibrate, family
+from resdeploy.export.quantization.recipe import write_recipes
+from resdeploy.export.quantization.result import Calibration, with_dla
+from resdeploy.export.quantization.simulate import batch_size
 from resdeploy.export.source import ImagePools, Source, read_source
-from resdeploy.export.to_onnx import to_onnx
-from resdeploy.imagefolder import list_images
-from resdeploy.preprocessing import image_digest, load_image
+from resdeploy.images.folder import list_images
+from resdeploy.images.preprocessing import image_digest, load_image
 from resdeploy.progress import silent
 from tests.samples import CLASSES, SIZE, make_classifier
 

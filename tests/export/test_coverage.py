@@ -6,15 +6,16 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from resdeploy.bundle import Bundle, Encoding
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range
-from resdeploy.export.coverage import Coverage, coverage
-from resdeploy.export.handback import layers_of
-from resdeploy.export.placement import place
-from resdeploy.export.recipe import Recipe
-from resdeploy.export.to_onnx import to_onnx
-from resdeploy.render import coverage_text
-from resdeploy.train.architecture import Architecture, Shortcut
+from resdeploy.cli.explain import coverage_text
+from resdeploy.export.graph.coverage import Coverage, coverage
+from resdeploy.export.graph.layers import layers_of
+from resdeploy.export.graph.placement import place
+from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.export.quantization.recipe import Recipe
+from resdeploy.train.model.architecture import Architecture, Shortcut
 from tests.samples import SIZE, make_classifier
 
 BOTH = (Encoding.TENSORRT, Encoding.CPU)

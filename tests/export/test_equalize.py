@@ -7,14 +7,14 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from resdeploy.bundle import Encoding
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.equalization import channel_factors
 from resdeploy.calibration.observer import channel_peaks
-from resdeploy.export.equalize import channel_groups, equalize
-from resdeploy.export.to_onnx import to_bytes, to_onnx, with_outputs
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.export.graph.equalization import channel_groups, equalize
+from resdeploy.export.graph.to_onnx import to_bytes, to_onnx, with_outputs
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
-from resdeploy.train.architecture import Architecture, Shortcut
+from resdeploy.train.model.architecture import Architecture, Shortcut
 from tests.export.conftest import Exported
 from tests.samples import make_classifier
 

@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from resdeploy.bundle import Encoding
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import ExportError
-from resdeploy.export.half import to_half
-from resdeploy.export.to_onnx import to_bytes, to_onnx
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.export.graph.float16 import to_half
+from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
 from tests.export.conftest import Exported
 from tests.samples import make_classifier

@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from resdeploy.bundle import Encoding
-from resdeploy.export.handback import conv_share, hand_back, layers_of, products
-from resdeploy.export.placement import QuantizedEdge, place
-from resdeploy.export.to_onnx import to_onnx
-from resdeploy.train.architecture import Architecture, Shortcut
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.export.graph.layers import conv_share, hand_back, layers_of, products
+from resdeploy.export.graph.placement import QuantizedEdge, place
+from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.train.model.architecture import Architecture, Shortcut
 from tests.samples import SIZE, make_classifier
 
 BOTH = (Encoding.TENSORRT, Encoding.CPU)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.export.laboratory import REACH, within_reach
+from resdeploy.export.mixed_precision.evaluator import REACH, within_reach
 
 
 @given(seed=st.integers(0, 2**32 - 1), classes=st.integers(2, 50), scale=st.floats(1e-3, 10))

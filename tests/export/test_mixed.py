@@ -13,23 +13,25 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from resdeploy.bundle import Bundle, Encoding, open_bundle
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range
+from resdeploy.cli.export import export_text
 from resdeploy.errors import CalibrationError, ExportError
 from resdeploy.export import pipeline
-from resdeploy.export.calibrate import Calibration, calibrate
-from resdeploy.export.handback import Layer
-from resdeploy.export.laboratory import Gate, GateImages, Laboratory, Tried, gate_images
-from resdeploy.export.mixed import search
+from resdeploy.export.graph.layers import Layer
+from resdeploy.export.graph.to_onnx import to_bytes
+from resdeploy.export.mixed_precision.accuracy_target import search
+from resdeploy.export.mixed_precision.evaluator import Gate, GateImages, Laboratory, gate_images
 from resdeploy.export.pipeline import ExportConfig, export
-from resdeploy.export.recipe import Recipe, read_recipe
+from resdeploy.export.quantization.calibrate import calibrate
+from resdeploy.export.quantization.recipe import Recipe, read_recipe
+from resdeploy.export.quantization.result import Calibration, Tried
 from resdeploy.export.source import ImagePools, Source, read_source
-from resdeploy.export.to_onnx import to_bytes
-from resdeploy.preprocessing import image_digest
+from resdeploy.images.preprocessing import image_digest
 from resdeploy.progress import silent
-from resdeploy.render import export_text
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
-from resdeploy.runtime.onnxruntime_session import HARMFUL_OPTIMIZER
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
+from resdeploy.runtime.backends.onnxruntime.session import HARMFUL_OPTIMIZER
 from resdeploy.statistics import agreement_percent, sqnr_db
 from tests.samples import CLASSES, SIZE
 

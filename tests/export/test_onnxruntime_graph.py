@@ -12,13 +12,13 @@ import onnxruntime
 import pytest
 import torch
 
-from resdeploy.bundle import Encoding
-from resdeploy.cpu import Cpu, read_cpu
-from resdeploy.export.to_onnx import to_bytes
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu, session_options
-from resdeploy.runtime.onnxruntime_session import HARMFUL_OPTIMIZER
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.export.graph.to_onnx import to_bytes
+from resdeploy.machine.cpu import Cpu, read_cpu
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu, session_options
+from resdeploy.runtime.backends.onnxruntime.session import HARMFUL_OPTIMIZER
 from resdeploy.statistics import sqnr_db
-from resdeploy.train.architecture import Architecture, Shortcut
+from resdeploy.train.model.architecture import Architecture, Shortcut
 from tests.export.conftest import Exported, export_network
 from tests.samples import make_classifier
 

@@ -16,8 +16,10 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from resdeploy.bundle import Bundle, Encoding, Precision, open_bundle
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.manifest import Encoding, Precision
 from resdeploy.calibration.ranges import Range
+from resdeploy.cli.export import export_text
 from resdeploy.errors import (
     BackendError,
     BundleError,
@@ -26,21 +28,21 @@ from resdeploy.errors import (
     OutputError,
 )  # fmt: skip
 from resdeploy.export import pipeline
-from resdeploy.export.calibrate import Calibration, calibrate
+from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.pipeline import ExportConfig, export
-from resdeploy.export.recipe import read_recipe
-from resdeploy.export.to_onnx import to_bytes, to_onnx
-from resdeploy.preprocessing import image_digest
-from resdeploy.render import export_text
-from resdeploy.runtime.golden import INT8_FLOOR_DB
-from resdeploy.runtime.lineup import best_candidates
+from resdeploy.export.quantization.calibrate import calibrate
+from resdeploy.export.quantization.recipe import read_recipe
+from resdeploy.export.quantization.result import Calibration
+from resdeploy.images.preprocessing import image_digest
+from resdeploy.runtime.backends.onnxruntime.cpu import NAME as CPU
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
+from resdeploy.runtime.backends.registry import candidates
+from resdeploy.runtime.backends.tensorrt.build import choose_artifact
+from resdeploy.runtime.backends.tensorrt.flavour import Flavour, installed_version
+from resdeploy.runtime.bench.contenders import best_candidates
 from resdeploy.runtime.model import load
-from resdeploy.runtime.onnxruntime_cpu import NAME as CPU
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
-from resdeploy.runtime.selection import candidates
-from resdeploy.runtime.tensorrt.build import choose_artifact
-from resdeploy.runtime.tensorrt.flavour import Flavour, installed_version
-from resdeploy.runtime.verify import verify
+from resdeploy.runtime.verification.golden_check import INT8_FLOOR_DB
+from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
 from tests.samples import SIZE, make_classifier
 

@@ -7,11 +7,11 @@ from collections import Counter
 import onnx_ir as ir
 import pytest
 
-from resdeploy.bundle import Encoding
-from resdeploy.export.handback import hand_back
-from resdeploy.export.placement import QuantizedEdge, float_shortcuts, is_residual_add, place
-from resdeploy.export.to_onnx import to_onnx
-from resdeploy.train.architecture import Architecture, Shortcut
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.export.graph.layers import hand_back
+from resdeploy.export.graph.placement import QuantizedEdge, float_shortcuts, is_residual_add, place
+from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.train.model.architecture import Architecture, Shortcut
 from tests.export.conftest import Exported
 from tests.samples import make_classifier
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.analysis import read_analysis
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.calibration.histogram import Histogram
 from resdeploy.calibration.ranges import Range, TensorStatistics
-from resdeploy.export.plots import BARS, histogram_of
-from resdeploy.export.sensitivity import explain
-from resdeploy.report.analysis import read_analysis
+from resdeploy.export.analysis import BARS, histogram_of
+from resdeploy.export.quantization.sensitivity import explain
 
 
 def statistics(values: np.ndarray) -> TensorStatistics:

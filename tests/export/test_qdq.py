@@ -8,14 +8,14 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from resdeploy.bundle import Encoding
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range
-from resdeploy.export.coverage import coverage
-from resdeploy.export.placement import place
-from resdeploy.export.qdq import insert_qdq
-from resdeploy.export.stem import Axis, pack_kernel
-from resdeploy.export.to_onnx import to_bytes, to_onnx
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.export.graph.coverage import coverage
+from resdeploy.export.graph.placement import place
+from resdeploy.export.graph.qdq import insert_qdq
+from resdeploy.export.graph.space_to_depth import Axis, pack_kernel
+from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
 from tests.export.conftest import Exported
 from tests.samples import make_classifier

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from resdeploy.bundle import Encoding
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import TrainingError
-from resdeploy.export.calibrate import LEARNED, calibrate
-from resdeploy.export.quantized_training import grids_read, quantized_start, train_quantized
+from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
+from resdeploy.export.quantization.calibrate import LEARNED, calibrate
+from resdeploy.export.quantization.qat_start import grids_read, quantized_start, train_quantized
 from resdeploy.export.source import read_source
-from resdeploy.export.to_onnx import to_bytes, to_onnx
 from resdeploy.progress import silent
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
-from resdeploy.train import loop
-from resdeploy.train.checkpoint import load_checkpoint
+from resdeploy.train import trainer as loop
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.evaluation import evaluate
-from resdeploy.train.model import Classifier
-from resdeploy.train.quantized import QuantizedClassifier
+from resdeploy.train.model.checkpoint import load_checkpoint
+from resdeploy.train.model.resnet import Classifier
+from resdeploy.train.qat.network import QuantizedClassifier
 from tests.samples import SIZE
 
 

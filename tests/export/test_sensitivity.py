@@ -12,16 +12,17 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from resdeploy.bundle import Bundle, Encoding, FileRecord
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import Encoding, FileRecord
+from resdeploy.cli.explain import explanation_text
 from resdeploy.errors import BundleError
-from resdeploy.export.placement import WEIGHTED
-from resdeploy.export.qdq import integer_weights
-from resdeploy.export.recipe import read_recipe
-from resdeploy.export.sensitivity import explain
-from resdeploy.export.simulate import answers, rounded, sites_of
-from resdeploy.export.to_onnx import to_bytes
-from resdeploy.render import explanation_text
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
+from resdeploy.export.graph.placement import WEIGHTED
+from resdeploy.export.graph.qdq import integer_weights
+from resdeploy.export.graph.to_onnx import to_bytes
+from resdeploy.export.quantization.recipe import read_recipe
+from resdeploy.export.quantization.sensitivity import explain
+from resdeploy.export.quantization.simulate import answers, rounded, sites_of
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
 from resdeploy.storage import sha256
 

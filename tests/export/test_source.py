@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from resdeploy.bundle import Golden
+from resdeploy.bundle.golden import Golden
 from resdeploy.errors import CheckpointError, DataError, ExportError
-from resdeploy.export.proof import (
+from resdeploy.export.golden import (
     GOLDEN_IMAGES,
     choose_golden,
     make_golden,
@@ -22,8 +22,8 @@ from resdeploy.export.proof import (
     synthetic_images,
 )
 from resdeploy.export.source import ImagePools, read_source
-from resdeploy.preprocessing import Preprocessing, image_digest
-from resdeploy.train.run import save_model
+from resdeploy.images.preprocessing import Preprocessing, image_digest
+from resdeploy.train.run.folder import save_model
 from tests.samples import CLASSES, SIZE, make_classifier
 
 

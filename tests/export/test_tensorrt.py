@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from resdeploy.bundle import Encoding
-from resdeploy.export.placement import float_shortcuts
-from resdeploy.export.recipe import Recipe
-from resdeploy.export.to_onnx import to_bytes
-from resdeploy.train.architecture import Architecture, Shortcut
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.export.graph.placement import float_shortcuts
+from resdeploy.export.graph.to_onnx import to_bytes
+from resdeploy.export.quantization.recipe import Recipe
+from resdeploy.train.model.architecture import Architecture, Shortcut
 from tests.export.conftest import SIZE, Exported, export_network
 from tests.samples import make_classifier
 

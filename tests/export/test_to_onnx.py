@@ -11,9 +11,9 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from resdeploy.bundle import Encoding
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import ExportError
-from resdeploy.export.to_onnx import (
+from resdeploy.export.graph.to_onnx import (
     IR_VERSION,
     OPSET,
     fold_batch_norm,
@@ -21,9 +21,9 @@ from resdeploy.export.to_onnx import (
     to_onnx,
     with_outputs,
 )
-from resdeploy.runtime.golden import run_batches
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
-from resdeploy.train.architecture import Architecture, Shortcut
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
+from resdeploy.runtime.verification.golden_check import run_batches
+from resdeploy.train.model.architecture import Architecture, Shortcut
 from tests.export.conftest import Exported
 from tests.samples import TINY, make_classifier
 

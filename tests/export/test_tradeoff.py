@@ -10,19 +10,22 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from resdeploy.bundle import Bundle, Encoding, open_bundle
-from resdeploy.calibration.record import Point
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.calibration_record import Point
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import ExportError
-from resdeploy.export import tradeoff
-from resdeploy.export.calibrate import Calibration, calibrate
+from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.export.mixed_precision import tradeoff
+from resdeploy.export.mixed_precision.latency_target import fit_time
+from resdeploy.export.mixed_precision.tradeoff import measure_ms, trade_off
 from resdeploy.export.pipeline import ExportConfig, export
+from resdeploy.export.quantization.calibrate import calibrate
+from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.source import Source, read_source
-from resdeploy.export.to_onnx import to_onnx
-from resdeploy.export.tradeoff import fit_time, measure_ms, trade_off
-from resdeploy.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import silent
 from resdeploy.report.contents import calibration_record
-from resdeploy.train.model import Classifier
+from resdeploy.train.model.resnet import Classifier
 from tests.samples import CLASSES, SIZE
 
 

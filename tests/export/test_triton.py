@@ -17,14 +17,21 @@ from click.testing import CliRunner
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from resdeploy.bundle import Bundle, Precision, open_bundle
-from resdeploy.cli import main
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.manifest import Precision
+from resdeploy.cli.export import export_text, repository_text
+from resdeploy.cli.main import main
 from resdeploy.errors import BundleError, OutputError
 from resdeploy.export.pipeline import ExportConfig, export
-from resdeploy.export.triton import CONFIG, SIGN, TritonRepository, config_text, write_repository
-from resdeploy.export.triton_plans import PLANS
-from resdeploy.render import export_text, repository_text
-from resdeploy.runtime.golden import FLOAT_FLOOR_DB, INT8_FLOOR_DB
+from resdeploy.export.triton.plans import PLANS
+from resdeploy.export.triton.repository import (
+    CONFIG,
+    SIGN,
+    TritonRepository,
+    config_text,
+    write_repository,
+)
+from resdeploy.runtime.verification.golden_check import FLOAT_FLOOR_DB, INT8_FLOOR_DB
 from resdeploy.statistics import sqnr_db
 from tests.samples import CLASSES, SIZE
 

@@ -7,11 +7,11 @@ import dataclasses
 import onnx_ir as ir
 import pytest
 
-from resdeploy.bundle import Bundle, open_bundle
-from resdeploy.export.to_onnx import to_onnx
-from resdeploy.export.work import work_of, work_of_bundle
-from resdeploy.roofline import Work
-from resdeploy.train.architecture import Architecture
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.work import Work
+from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.export.graph.work import work_of, work_of_bundle
+from resdeploy.train.model.architecture import Architecture
 from tests.samples import make_classifier
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from tests.pythons.environments import DEPENDENCIES, PYTHONS, ROOT, folder, obstacle
 
 # Of the core all but the whole command line, which has the stages with torch behind it.

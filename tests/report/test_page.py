@@ -11,10 +11,10 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from resdeploy.bundle import Bundle
-from resdeploy.console import jsonable
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.documents import jsonable
 from resdeploy.report.report import report
-from resdeploy.runtime.verify import verify
+from resdeploy.runtime.verification.verify import verify
 from tests.browser import open_browser
 from tests.results import benchmark
 

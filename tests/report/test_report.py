@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resdeploy.bundle import Bundle, write_manifest
-from resdeploy.console import jsonable, markdown_cell
-from resdeploy.documents import parse
+from resdeploy.bench.roofline import Ceilings
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import write_manifest
+from resdeploy.documents import jsonable, parse
 from resdeploy.errors import BundleError, DocumentError, OutputError
-from resdeploy.report.blocks import Figure, Page, Table
+from resdeploy.pages.blocks import Figure, Page, Table
+from resdeploy.report.bundle_page import Contents, to_html
 from resdeploy.report.latency import benchmark_section
-from resdeploy.report.report import Contents, Material, make_page, report, to_html
-from resdeploy.roofline import Ceilings
-from resdeploy.runtime.verify import Verification, verify
+from resdeploy.report.report import Material, make_page, report
+from resdeploy.results.verification import Verification
+from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
+from resdeploy.tables import markdown_cell
 from tests.results import benchmark, timing
 
 EVIL = "<script>alert('x')</script>"
@@ -119,7 +122,7 @@ def test_what_comes_from_outside_is_escaped(
 
 
 def report_markdown(page: Page) -> str:
-    from resdeploy.report.markdown import to_markdown
+    from resdeploy.pages.markdown import to_markdown
 
     return to_markdown(page)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.report.svg import (
+from resdeploy.pages.svg import (
     LEFT,
     RIGHT,
     WIDTH,

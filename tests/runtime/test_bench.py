@@ -13,19 +13,22 @@ import numpy as np
 import pytest
 import torch
 
-from resdeploy.bundle import Bundle, FileRecord, open_bundle, write_manifest
-from resdeploy.cpu import Cpu, read_cpu
+from resdeploy.bench.workload import Mode as RunMode
+from resdeploy.bench.workload import Workload
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.manifest import FileRecord, write_manifest
+from resdeploy.cli.bench import benchmark_text
 from resdeploy.errors import BackendError
-from resdeploy.render_benchmark import benchmark_text
-from resdeploy.runtime import lineup as lineup_module
-from resdeploy.runtime import rounds, track
-from resdeploy.runtime.bench import Benchmark, BenchmarkConfig, run_benchmark
-from resdeploy.runtime.lineup import Entry, backend_entries, lineup, pytorch_entries
-from resdeploy.runtime.track import START_SECONDS
+from resdeploy.machine.cpu import Cpu, read_cpu
+from resdeploy.results.benchmark import Benchmark
+from resdeploy.runtime.bench import contenders as lineup_module
+from resdeploy.runtime.bench import rounds
+from resdeploy.runtime.bench import runner as track
+from resdeploy.runtime.bench.contenders import Entry, backend_entries, lineup, pytorch_entries
+from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
+from resdeploy.runtime.bench.runner import START_SECONDS
 from resdeploy.storage import sha256
-from resdeploy.train.contender import Mode, prepare
-from resdeploy.workload import Mode as RunMode
-from resdeploy.workload import Workload
+from resdeploy.train.bench.worker import Mode, prepare
 from tests.samples import make_classifier
 
 QUICK = BenchmarkConfig(
@@ -263,7 +266,7 @@ def test_without_bfloat16_there_is_no_autocast(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = Cpu(architecture="x86_64", model=None, features=frozenset({"avx2"}))
-    monkeypatch.setattr("resdeploy.train.contender.read_cpu", lambda: old)
+    monkeypatch.setattr("resdeploy.train.bench.worker.read_cpu", lambda: old)
     with pytest.raises(BackendError, match="no bfloat16"):
         prepare(workload(tiny_bundle.path), Mode.AUTOCAST, "")
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy.bundle import Bundle
-from resdeploy.render_benchmark import benchmark_text
-from resdeploy.runtime import rounds, track
-from resdeploy.runtime.bench import BenchmarkConfig, run_benchmark
-from resdeploy.runtime.energy import per_image, trace
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.cli.bench import benchmark_text
+from resdeploy.runtime.bench import energy_per_image as per_image
+from resdeploy.runtime.bench import rounds
+from resdeploy.runtime.bench import runner as track
+from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
+from resdeploy.runtime.energy import trace
 from tests.boards import ORIN_NANO, host_of, power_mode
 
 QUICK = BenchmarkConfig(

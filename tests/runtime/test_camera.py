@@ -13,10 +13,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.cli.predict import camera_text
 from resdeploy.errors import ImageError, MissingDependencyError
 from resdeploy.predictions import Prediction
-from resdeploy.render import camera_text
 from resdeploy.runtime import camera
 from resdeploy.runtime.camera import (
     FRAMES_PER_SECOND,

@@ -13,26 +13,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resdeploy.bundle import (
-    CALIBRATION,
-    Artifact,
-    Bundle,
-    Encoding,
-    FileRecord,
-    Float32Array,
-    write_manifest,
-)
-from resdeploy.console import jsonable
-from resdeploy.documents import parse
+from resdeploy.bundle.bundle import CALIBRATION, Bundle
+from resdeploy.bundle.golden import Float32Array
+from resdeploy.bundle.manifest import Artifact, Encoding, FileRecord, write_manifest
+from resdeploy.documents import jsonable, parse
 from resdeploy.errors import BundleError, DocumentError
-from resdeploy.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.report.comparison import comparison_text
-from resdeploy.runtime import selection
-from resdeploy.runtime.backend import Opening
-from resdeploy.runtime.benchmark_document import BenchmarkDocument
-from resdeploy.runtime.compare import CompareConfig, Comparison, compare, compare_bundles
-from resdeploy.runtime.compare_accuracy import judge_drop
-from resdeploy.runtime.selection import Engine
+from resdeploy.results.benchmark import BenchmarkDocument
+from resdeploy.results.comparison import Comparison
+from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends.base import Opening
+from resdeploy.runtime.backends.registry import Engine
+from resdeploy.runtime.comparison.accuracy import judge_drop
+from resdeploy.runtime.comparison.compare import CompareConfig, compare, compare_bundles
 from resdeploy.statistics import PairedAccuracy, Verdict
 from resdeploy.storage import sha256
 from tests.results import benchmark
@@ -195,7 +189,7 @@ def test_golden_images_of_other_sizes_are_none(tiny_bundle: Bundle) -> None:
 
 
 def test_both_are_timed(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resdeploy.runtime import compare_latency
+    from resdeploy.runtime.comparison import latency as compare_latency
 
     monkeypatch.setattr(compare_latency, "LOOKS", (8,))
     monkeypatch.setattr(compare_latency, "ROUNDS", 1)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from resdeploy.errors import DocumentError
-from resdeploy.runtime.benchmark_document import BenchmarkDocument
-from resdeploy.runtime.compare_benchmarks import compare_benchmarks
+from resdeploy.results.benchmark import BenchmarkDocument
+from resdeploy.runtime.comparison.benchmarks import compare_benchmarks
 from resdeploy.statistics import Verdict
 from tests.results import benchmark, timing
 

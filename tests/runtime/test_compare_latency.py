@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resdeploy.contender import Contender
+from resdeploy.bench.process import Contender
 from resdeploy.errors import BackendError
-from resdeploy.runtime import compare_latency as module
-from resdeploy.runtime.compare_latency import LOOKS, Program, compare_latency
+from resdeploy.runtime.comparison import latency as module
+from resdeploy.runtime.comparison.latency import LOOKS, Program, compare_latency
 from resdeploy.statistics import Verdict, judge
 
 SLEEPER = """

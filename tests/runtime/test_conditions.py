@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from resdeploy.runtime.conditions import Clock, Conditions, PowerMode, notices
-from resdeploy.runtime.nvml import Gpu
+from resdeploy.machine.conditions import Clock, Conditions, PowerMode, notices
+from resdeploy.machine.nvml import Gpu
 
 BEST = Conditions(
     power_mode=PowerMode("MAXN", 0),

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from resdeploy.errors import BackendError
-from resdeploy.runtime import cuda
-from resdeploy.runtime.backend import Obstacle
-from resdeploy.runtime.cuda import CudaRuntime, cuda_version, find_obstacle, gpu_obstacle
+from resdeploy.runtime.backends import cuda
+from resdeploy.runtime.backends.base import Obstacle
+from resdeploy.runtime.backends.cuda import CudaRuntime, cuda_version, find_obstacle, gpu_obstacle
 
 
 class Error(IntEnum):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy.runtime.conditions import Conditions, PowerMode, fastest_mode, parse_power_mode
-from resdeploy.runtime.device import parse_memory, read_device
-from resdeploy.runtime.host import Host, run_command
-from resdeploy.runtime.jetson import find_release, parse_l4t
-from resdeploy.runtime.nvml import Gpu
+from resdeploy.machine.conditions import Conditions, PowerMode, fastest_mode, parse_power_mode
+from resdeploy.machine.device import parse_memory, read_device
+from resdeploy.machine.host import Host, run_command
+from resdeploy.machine.jetson import find_release, parse_l4t
+from resdeploy.machine.nvml import Gpu
 from tests.boards import AGX_ORIN, AGX_THOR, BOARDS, ORIN_NANO, host_of, power_mode
 from tests.fake_nvml import FakeNvml
 

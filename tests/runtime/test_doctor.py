@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from resdeploy.bundle import Bundle
-from resdeploy.render import diagnosis_text
-from resdeploy.runtime import doctor, selection
-from resdeploy.runtime.advice import Situation, advise
-from resdeploy.runtime.device import read_device
-from resdeploy.runtime.doctor import diagnose
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.cli.doctor import diagnosis_text
+from resdeploy.machine.device import read_device
+from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.diagnosis import doctor
+from resdeploy.runtime.diagnosis.advice import Situation, advise
+from resdeploy.runtime.diagnosis.doctor import diagnose
 from resdeploy.statistics import Verdict
 from tests.boards import (
     AGX_ORIN,

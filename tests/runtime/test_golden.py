@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resdeploy.bundle import Bundle, Encoding, Float32Array, Golden, Precision
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Float32Array, Golden
+from resdeploy.bundle.manifest import Encoding, Precision
+from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BundleError
-from resdeploy.preprocessing import UInt8Array
-from resdeploy.render import verification_text
-from resdeploy.runtime import selection
-from resdeploy.runtime.backend import DEFAULT_OPENING
-from resdeploy.runtime.golden import Rule, check_golden, different_rows
+from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.results.verification import Rule
+from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends.base import DEFAULT_OPENING
+from resdeploy.runtime.backends.onnxruntime.cpu import NAME, OnnxRuntimeCpu, open_artifact
+from resdeploy.runtime.backends.registry import Engine
 from resdeploy.runtime.model import load
-from resdeploy.runtime.onnxruntime_cpu import NAME, OnnxRuntimeCpu, open_artifact
-from resdeploy.runtime.selection import Engine
-from resdeploy.runtime.verify import verify
+from resdeploy.runtime.verification.golden_check import check_golden, different_rows
+from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
 from resdeploy.storage import sha256
 from tests.fakes import make_engine

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy.cpu import parse_cpuinfo
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backend import Batches
-from resdeploy.runtime.device import Device
-from resdeploy.runtime.jetson import Jetson
-from resdeploy.runtime.memory import RESERVE_BYTES, available_memory, check_memory, memory_watch
-from resdeploy.runtime.tensorrt.options import BuildOptions, default_options
+from resdeploy.machine.cpu import parse_cpuinfo
+from resdeploy.machine.device import Device
+from resdeploy.machine.jetson import Jetson
+from resdeploy.runtime.backends.base import Batches
+from resdeploy.runtime.backends.tensorrt.build_memory import (
+    RESERVE_BYTES,
+    available_memory,
+    check_memory,
+    memory_watch,
+)
+from resdeploy.runtime.backends.tensorrt.options import BuildOptions, default_options
 from tests.boards import host_of, lay_out
 
 GRAPH = 85 << 20  # a ResNet-34 in FP32

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError, BundleError, ImageError
 from resdeploy.predictions import softmax
-from resdeploy.runtime import load, selection
+from resdeploy.runtime import load
+from resdeploy.runtime.backends import registry as selection
 from resdeploy.runtime.model import predict_files
 from tests.fakes import GoldenBackend, make_engine
 from tests.samples import CLASSES, SIZE

@@ -5,16 +5,17 @@ from __future__ import annotations
 import onnxruntime
 import pytest
 
-from resdeploy.bundle import Bundle, Encoding
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backend import Opening
-from resdeploy.runtime.onnxruntime_cpu import (
+from resdeploy.runtime.backends.base import Opening
+from resdeploy.runtime.backends.onnxruntime.cpu import (
     OnnxRuntimeCpu,
     artifacts,
     open_artifact,
     rounds_float16,
 )
-from resdeploy.runtime.onnxruntime_session import installed_version
+from resdeploy.runtime.backends.onnxruntime.session import installed_version
 
 
 @pytest.mark.parametrize(

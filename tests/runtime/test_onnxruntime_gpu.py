@@ -7,11 +7,12 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from resdeploy.bundle import Bundle, Precision
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import Precision
 from resdeploy.errors import BackendError
-from resdeploy.runtime import onnxruntime_gpu
-from resdeploy.runtime.backend import Batches, Obstacle, Opening
-from resdeploy.runtime.onnxruntime_gpu import (
+from resdeploy.runtime.backends.base import Batches, Obstacle, Opening
+from resdeploy.runtime.backends.onnxruntime import gpu as onnxruntime_gpu
+from resdeploy.runtime.backends.onnxruntime.gpu import (
     CUDA,
     PROVIDERS,
     TENSORRT,

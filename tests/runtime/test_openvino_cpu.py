@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError
-from resdeploy.runtime import openvino_cpu
-from resdeploy.runtime.backend import Opening
-from resdeploy.runtime.golden import Rule, check_golden
-from resdeploy.runtime.openvino_cpu import OpenVinoCpu, open_artifact
-from resdeploy.runtime.selection import candidates
+from resdeploy.results.verification import Rule
+from resdeploy.runtime.backends import openvino as openvino_cpu
+from resdeploy.runtime.backends.base import Opening
+from resdeploy.runtime.backends.openvino import OpenVinoCpu, open_artifact
+from resdeploy.runtime.backends.registry import candidates
+from resdeploy.runtime.verification.golden_check import check_golden
 from resdeploy.statistics import sqnr_db
 from tests.alone import SHARED
 

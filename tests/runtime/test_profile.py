@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from resdeploy.bundle import Bundle, Encoding
-from resdeploy.runtime.profile import UNPROFILED, parse_profile, profile
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.runtime.backends.onnxruntime.profile import UNPROFILED, parse_profile, profile
 
 
 def event(name: str, dur: int, *, op: str = "QLinearConv", kind: str = "uint8") -> dict[str, Any]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from resdeploy.progress import silent
-from resdeploy.runtime import rounds
-from resdeploy.runtime.rounds import (
+from resdeploy.runtime.bench import rounds
+from resdeploy.runtime.bench.rounds import (
     MOST_WARM_UPS,
     ROUNDS,
     interleave,

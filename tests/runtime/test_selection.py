@@ -7,10 +7,11 @@ import dataclasses
 import onnxruntime
 import pytest
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError
-from resdeploy.runtime import onnxruntime_cpu, selection
-from resdeploy.runtime.selection import candidates
+from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
+from resdeploy.runtime.backends.registry import candidates
 from tests.fakes import make_engine
 
 # ONNX Runtime before 1.30, as on JetPack 6, does not run TensorRT's encoding.

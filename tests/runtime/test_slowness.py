@@ -7,13 +7,14 @@ import dataclasses
 import onnxruntime
 import pytest
 
-from resdeploy.bundle import Bundle, Encoding
-from resdeploy.render_slowness import slowness_text
-from resdeploy.runtime import slow
-from resdeploy.runtime.onnxruntime_cpu import rounds_float16
-from resdeploy.runtime.profile import Kernel
-from resdeploy.runtime.slow import explain_slowness
-from resdeploy.runtime.slowness import Cause, Observations, causes
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.cli.explain import slowness_text
+from resdeploy.runtime.backends.onnxruntime.cpu import rounds_float16
+from resdeploy.runtime.backends.onnxruntime.profile import Kernel
+from resdeploy.runtime.diagnosis import slowdown as slow
+from resdeploy.runtime.diagnosis.slowdown import explain_slowness
+from resdeploy.runtime.diagnosis.slowdown_causes import Cause, Observations, causes
 
 ACTIVATION = (1, 56, 56, 64)
 

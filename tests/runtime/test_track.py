@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resdeploy.bundle import Encoding
-from resdeploy.contender import Contender
+from resdeploy.bench.process import Contender
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.progress import silent
-from resdeploy.runtime import track
-from resdeploy.runtime.lineup import BASELINE, Entry
-from resdeploy.runtime.rounds import ROUNDS
-from resdeploy.runtime.track import HEATS, Track, race
+from resdeploy.runtime.bench import runner as track
+from resdeploy.runtime.bench.contenders import BASELINE, Entry
+from resdeploy.runtime.bench.rounds import ROUNDS
+from resdeploy.runtime.bench.runner import HEATS, Track, race
 from tests.virtual_time import Clock
 
 PATIENCE = 60.0

@@ -10,20 +10,23 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from resdeploy.bundle import Bundle, Encoding, Precision
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import Encoding, Precision
+from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BackendError, DataError
-from resdeploy.imagefolder import read_batches, read_image_folder
-from resdeploy.render import verification_text
-from resdeploy.runtime import onnxruntime_cpu, selection
-from resdeploy.runtime.golden import (
+from resdeploy.images.folder import read_batches, read_image_folder
+from resdeploy.results.verification import Verification
+from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
+from resdeploy.runtime.verification.golden_check import (
     INT8_FLOOR_DB,
     INT8_MARGIN_DB,
     check_golden,
     floor_db,
     run_batches,
 )
-from resdeploy.runtime.onnxruntime_cpu import OnnxRuntimeCpu
-from resdeploy.runtime.verify import Verification, verify
+from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
 from resdeploy.storage import sha256
 from tests.fakes import GoldenBackend, make_engine
@@ -107,7 +110,7 @@ def test_the_yardstick_itself_must_give_pytorchs_answers(
 ) -> None:
     # Another network's graph under a manifest that vouches for it.
     pytest.importorskip("torch")
-    from resdeploy.export.to_onnx import to_bytes, to_onnx
+    from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
     from tests.samples import make_classifier
 
     copy = shutil.copytree(tiny_bundle.path, tmp_path / "copy.bundle")

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from resdeploy.train.global_norm import norms_over_processes
+from resdeploy.train.model.sync_batch_norm import norms_over_processes
 
 PARTS = (3, 5)  # images of each process
 SHAPE = (4, 2, 3)

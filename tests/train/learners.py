@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from resdeploy.preprocessing import Preprocessing
+from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data import Batch
-from resdeploy.train.processes import Process
-from resdeploy.train.start import initial_network
+from resdeploy.train.data.dataset import Batch
+from resdeploy.train.distributed import Process
+from resdeploy.train.initialization import initial_network
 from resdeploy.train.step import Learner
 from tests.samples import CLASSES, SIZE
 

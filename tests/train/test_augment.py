@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resdeploy.images import read_rgb
-from resdeploy.train.augment import SCALES, Augmentation, augment
-from resdeploy.train.averaging import WeightAverage
-from resdeploy.train.mixing import mix
-from resdeploy.train.randaugment import DISTORTION, distort
+from resdeploy.images.decode import read_rgb
+from resdeploy.train.data.augment import SCALES, Augmentation, augment
+from resdeploy.train.data.mixing import mix
+from resdeploy.train.data.randaugment import DISTORTION, distort
+from resdeploy.train.ema import WeightAverage
 from tests.samples import encoded, make_classifier
 
 

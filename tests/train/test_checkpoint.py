@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from resdeploy.errors import CheckpointError
-from resdeploy.preprocessing import Preprocessing
-from resdeploy.train import checkpoint as checkpoints
-from resdeploy.train.architecture import Architecture, Shortcut
-from resdeploy.train.checkpoint import load_checkpoint
-from resdeploy.train.model import ResNet
-from resdeploy.train.run import save_model
+from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.train.model import checkpoint as checkpoints
+from resdeploy.train.model.architecture import Architecture, Shortcut
+from resdeploy.train.model.checkpoint import load_checkpoint
+from resdeploy.train.model.resnet import ResNet
+from resdeploy.train.run.folder import save_model
 from tests.samples import CLASSES, TINY, make_classifier
 
 State = dict[str, Tensor]

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.train.architecture import Shortcut
 from resdeploy.train.config import TrainingConfig, learning_rate
+from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.recipes import RECIPES
 
 

@@ -10,19 +10,13 @@ import torch
 from PIL import Image
 
 from resdeploy.errors import DataError
-from resdeploy.imagefolder import LabelledImages
-from resdeploy.preprocessing import Preprocessing
+from resdeploy.images.folder import LabelledImages
+from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.storage import cache_folder
-from resdeploy.train.augment import Augmentation
-from resdeploy.train.data import (
-    Batch,
-    EpochImages,
-    Walk,
-    read_splits,
-    run_batches,
-)
-from resdeploy.train.digits import digits_folder
-from resdeploy.train.shards import ImageFile
+from resdeploy.train.data.augment import Augmentation
+from resdeploy.train.data.dataset import Batch, EpochImages, Walk, read_splits, run_batches
+from resdeploy.train.data.digits import digits_folder
+from resdeploy.train.data.shards import ImageFile
 from tests.samples import CLASSES, SIZE
 
 PREPROCESSING = Preprocessing.standard(SIZE)

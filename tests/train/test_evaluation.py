@@ -10,16 +10,16 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
 from resdeploy.errors import DataError
-from resdeploy.imagefolder import LabelledImages
-from resdeploy.preprocessing import Preprocessing
-from resdeploy.provenance import collect_provenance
+from resdeploy.images.folder import LabelledImages
+from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.results.provenance import collect_provenance
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.curves import draw_curves
-from resdeploy.train.data import EpochImages, Walk, read_splits, run_batches
+from resdeploy.train.data.dataset import EpochImages, Walk, read_splits, run_batches
+from resdeploy.train.data.shards import ImageFile
+from resdeploy.train.distributed import Process
 from resdeploy.train.evaluation import WORST, Evaluation, Mistake, evaluate, validation_walk
-from resdeploy.train.processes import Process
-from resdeploy.train.report import confused_pairs, matrix, write_report
-from resdeploy.train.shards import ImageFile
+from resdeploy.train.run.curves import draw_curves
+from resdeploy.train.run.report import confused_pairs, matrix, write_report
 from tests.samples import SIZE, make_classifier
 from tests.train.test_run import metrics
 

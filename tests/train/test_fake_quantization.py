@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from resdeploy.calibration.ranges import Range
 from resdeploy.calibration.scales import quantize_weight as integers_of
 from resdeploy.calibration.scales import symmetric
-from resdeploy.train.fake_quantization import half_up, quantize_activation, quantize_weight
+from resdeploy.train.qat.fake_quantization import half_up, quantize_activation, quantize_weight
 
 
 @given(st.floats(2.0**-20, 1000.0, width=32))

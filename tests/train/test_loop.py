@@ -19,17 +19,17 @@ from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from resdeploy.cli.train import training_text
 from resdeploy.errors import DataError, OutputError, TrainingError
-from resdeploy.imagefolder import LabelledImages
+from resdeploy.images.folder import LabelledImages
 from resdeploy.progress import Advance
-from resdeploy.render import training_text
-from resdeploy.train import loop
-from resdeploy.train import run as runs
-from resdeploy.train.architecture import Architecture, Shortcut
-from resdeploy.train.checkpoint import load_checkpoint
+from resdeploy.train import trainer as loop
 from resdeploy.train.config import TrainingConfig, learning_rate
-from resdeploy.train.loop import default_folder, resume, train
-from resdeploy.train.start import adopt, balanced_weights, initial_network, make_optimizer
+from resdeploy.train.initialization import adopt, balanced_weights, initial_network, make_optimizer
+from resdeploy.train.model.architecture import Architecture, Shortcut
+from resdeploy.train.model.checkpoint import load_checkpoint
+from resdeploy.train.run import folder as runs
+from resdeploy.train.trainer import default_folder, resume, train
 from tests.samples import CLASSES, SIZE, TINY
 from tests.train.learners import batch_of, learner
 

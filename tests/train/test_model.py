@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resdeploy.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from resdeploy.train.architecture import Architecture, Shortcut
-from resdeploy.train.model import Normalize, ResNet
+from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from resdeploy.train.model.architecture import Architecture, Shortcut
+from resdeploy.train.model.resnet import Normalize, ResNet
 from tests.samples import make_classifier, randomised
 
 RESNET34 = Architecture(classes=1000)

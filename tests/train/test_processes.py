@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from resdeploy.errors import TrainingError
-from resdeploy.train import run as runs
-from resdeploy.train.processes import Process, joined_processes
+from resdeploy.train.distributed import Process, joined_processes
+from resdeploy.train.run import folder as runs
 from tests.train.joint_norm import PARTS, joint_batch, loss_of, make_network
 
 ROOT = Path(__file__).parents[2]

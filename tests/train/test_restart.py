@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from resdeploy.train import run as runs
+from resdeploy.train.run import folder as runs
 
 
 def start(*arguments: object, preexec: Callable[[], None] | None = None) -> subprocess.Popen[str]:

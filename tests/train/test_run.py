@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from resdeploy.errors import OutputError, TrainingError
-from resdeploy.train.curves import draw_curves
-from resdeploy.train.run import (
+from resdeploy.train.run.curves import draw_curves
+from resdeploy.train.run.folder import (
     LATEST,
     EpochMetrics,
     Place,

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resdeploy.errors import DataError, ImageError
-from resdeploy.images import MAX_FILE_BYTES
-from resdeploy.preprocessing import Preprocessing
-from resdeploy.train.data import EpochImages, Walk, read_splits, run_batches
-from resdeploy.train.shards import Member, read_shards, shards_in
+from resdeploy.images.decode import MAX_FILE_BYTES
+from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.train.data.dataset import EpochImages, Walk, read_splits, run_batches
+from resdeploy.train.data.shards import Member, read_shards, shards_in
 from tests.samples import encoded
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from resdeploy.preprocessing import Preprocessing
-from resdeploy.train.teacher import Teacher
+from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.train.qat.distillation import Teacher
 from tests.samples import SIZE, make_classifier
 
 PREPROCESSING = Preprocessing.standard(SIZE)

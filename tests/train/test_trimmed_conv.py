@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from resdeploy.train.trimmed_conv import TrimmedConv2d, used_taps
+from resdeploy.train.model.trimmed_conv import TrimmedConv2d, used_taps
 
 
 @given(

@@ -8,16 +8,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from resdeploy.contender import Contender
-from resdeploy.runtime.energy import meter, per_image
+from resdeploy.bench.process import Contender
+from resdeploy.machine.device import Scope
+from resdeploy.runtime.bench import energy_per_image as per_image
+from resdeploy.runtime.bench.energy_per_image import Round, energy_per_image, idle_power, run_rounds
+from resdeploy.runtime.energy import meter
 from resdeploy.runtime.energy.meter import PERIOD_SECONDS, Meter
-from resdeploy.runtime.energy.per_image import (
-    Round,
-    energy_per_image,
-    idle_power,
-    run_rounds,
-)
-from resdeploy.runtime.energy.source import PowerSource, Reading, Scope
+from resdeploy.runtime.energy.source import PowerSource, Reading
 from tests.virtual_time import Clock
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from resdeploy.machine.device import Scope
 from resdeploy.runtime.energy import meter, tegrastats
 from resdeploy.runtime.energy.counters import find_nvml, find_rapl
 from resdeploy.runtime.energy.meter import find_sources
 from resdeploy.runtime.energy.rails import find_rails, module_power
-from resdeploy.runtime.energy.source import Scope
 from resdeploy.runtime.energy.tegrastats import Tegrastats, parse_rails, start_tegrastats
 from tests.boards import AGX_ORIN, AGX_THOR, ORIN_NANO, Files, host_of, lay_out
 from tests.fake_nvml import FakeNvml

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoding import Decoder
-from resdeploy.runtime.serving.gateway import Gateway
-from resdeploy.runtime.serving.http import make_app
+from resdeploy.runtime.serving.http.middleware import Gateway
+from resdeploy.runtime.serving.http.routes import make_app
 from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.served_model import ServedModel
 from resdeploy.runtime.serving.service import Service

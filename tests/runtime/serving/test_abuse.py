@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving_abuse import Abuser, Footprint, Report, abuse
-from resdeploy.bundle import Bundle
+from benchmarks.serving.malformed import Abuser, Footprint, Report, abuse
+from resdeploy.bundle.bundle import Bundle
 from tests.serving_process import ServerProcess
 
 CHECKS = (

@@ -12,13 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.bundle import Float32Array
+from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError
-from resdeploy.preprocessing import UInt8Array
-from resdeploy.runtime.serving.batching import Batcher, Limits
-from resdeploy.runtime.serving.instance import Answer, BatchRecord, Instance
-from resdeploy.runtime.serving.refusals import Late, Overloaded, Refusal, TooLarge, Unavailable
-from resdeploy.runtime.serving.service_times import ServiceTimes
+from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.runtime.serving.batching.batcher import Batcher, Limits
+from resdeploy.runtime.serving.batching.instance import Answer, BatchRecord, Instance
+from resdeploy.runtime.serving.batching.service_times import ServiceTimes
+from resdeploy.runtime.serving.request_errors import (
+    Late,
+    Overloaded,
+    Refusal,
+    TooLarge,
+    Unavailable,
+)
 from tests.virtual_time import run
 
 # 10 ms and 1 ms an image, so that larger batches are always better.

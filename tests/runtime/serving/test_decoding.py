@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resdeploy.preprocessing import Preprocessing, load_image
+from resdeploy.images.preprocessing import Preprocessing, load_image
 from resdeploy.runtime.serving import decoding
 from resdeploy.runtime.serving.decoding import Decoder
-from resdeploy.runtime.serving.refusals import Late, Overloaded, Refusal
+from resdeploy.runtime.serving.request_errors import Late, Overloaded, Refusal
 from tests.samples import encoded
 from tests.serving_process import PATIENCE
 

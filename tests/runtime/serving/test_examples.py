@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from tests.serving_process import PATIENCE, ServerProcess
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "serving.md"

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from resdeploy.bundle import Bundle
-from resdeploy.runtime import selection
-from resdeploy.runtime.serving.bodies import Budget
-from resdeploy.runtime.serving.gateway import Gateway, check_token, request_id
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.serving.http.body import Budget
+from resdeploy.runtime.serving.http.middleware import Gateway
 from resdeploy.runtime.serving.metrics import Metrics
-from resdeploy.runtime.serving.refusals import Overloaded, Unauthorized
+from resdeploy.runtime.serving.request_errors import Overloaded, Unauthorized
+from resdeploy.runtime.serving.request_log import check_token, request_id
 from tests.asgi import ask as ask_app
 from tests.fakes import GoldenBackend, make_engine
 from tests.runtime.serving.conftest import Local, local_server, until

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime import load
 from tests.samples import CLASSES, SIZE, encoded
 from tests.serving_process import PATIENCE, ServerProcess, picture, tensor_request

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from resdeploy.runtime.serving.listening import listen, turn_away
+from resdeploy.runtime.serving.http.listener import listen, turn_away
 
 MOMENT = 0.2  # loopback connects in microseconds, where anybody answers
 

@@ -13,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from tests.browser import open_browser
 from tests.samples import CLASSES
 from tests.serving_process import PATIENCE, ServerProcess

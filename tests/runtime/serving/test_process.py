@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resdeploy.bundle import Bundle
-from resdeploy.runtime.serving.connection import LINGER_SECONDS
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.runtime.serving.http.connection import LINGER_SECONDS
 from tests.samples import SIZE
 from tests.serving_process import PATIENCE, ServerProcess, picture, tensor_request
 
@@ -219,7 +219,7 @@ def test_over_tls(tiny_bundle: Bundle, tmp_path: Path) -> None:
         connection.close()
         import grpc
 
-        from resdeploy.runtime.serving.grpc_messages import load_methods
+        from resdeploy.runtime.serving.grpc.messages import load_methods
 
         live = load_methods()["ServerLive"]
         trusted = grpc.ssl_channel_credentials(certificate.read_bytes())

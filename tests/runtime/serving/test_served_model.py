@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resdeploy.bundle import Bundle, Float32Array
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError, BundleError
-from resdeploy.preprocessing import UInt8Array
-from resdeploy.runtime import selection
+from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.runtime.backends import registry as selection
 from resdeploy.runtime.serving import served_model
+from resdeploy.runtime.serving.batching.instance import Answer
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.instance import Answer
-from resdeploy.runtime.serving.instances import captured, run_parts, share_cores
-from resdeploy.runtime.serving.refusals import Refusal, Unavailable
+from resdeploy.runtime.serving.engine_instances import captured, run_parts, share_cores
+from resdeploy.runtime.serving.request_errors import Refusal, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
 from tests.fakes import GoldenBackend, make_engine
 from tests.runtime.serving.conftest import until

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resdeploy.bundle import Float32Array
-from resdeploy.preprocessing import UInt8Array
-from resdeploy.runtime.serving import service_times
-from resdeploy.runtime.serving.service_times import LARGEST_SLOWDOWN, ServiceTimes, measure
+from resdeploy.bundle.golden import Float32Array
+from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.runtime.serving.batching import service_times
+from resdeploy.runtime.serving.batching.service_times import LARGEST_SLOWDOWN, ServiceTimes, measure
 from tests.virtual_time import Clock
 
 IMAGES = np.zeros((3, 2, 2, 3), np.uint8)

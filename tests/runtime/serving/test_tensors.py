@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from resdeploy.runtime.serving import tensors
-from resdeploy.runtime.serving.refusals import Refusal, TooLarge
-from resdeploy.runtime.serving.tensors import InferenceRequest, Wanted, encode_response
+from resdeploy.runtime.serving import open_inference as tensors
+from resdeploy.runtime.serving.open_inference import InferenceRequest, Wanted, encode_response
+from resdeploy.runtime.serving.request_errors import Refusal, TooLarge
 
 SIZE, CLASSES = 2, 3
 LABELS = ("blue", "green", "red")

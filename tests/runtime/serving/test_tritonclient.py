@@ -13,9 +13,9 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime import load
-from resdeploy.runtime.serving.grpc_messages import load_methods
+from resdeploy.runtime.serving.grpc.messages import load_methods
 from tests.samples import CLASSES, SIZE
 from tests.serving_process import PATIENCE, ServerProcess
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.runtime.serving.refusals import Refusal, TooLarge, Unsupported
-from resdeploy.runtime.serving.uploads import Upload, read_uploads
+from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
+from resdeploy.runtime.serving.request_errors import Refusal, TooLarge, Unsupported
 
 FORM = "multipart/form-data; boundary=line"
 

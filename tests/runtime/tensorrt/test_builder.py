@@ -12,16 +12,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError
 from resdeploy.progress import silent
-from resdeploy.runtime.backend import Batches
-from resdeploy.runtime.tensorrt import builder
-from resdeploy.runtime.tensorrt.builder import build_engine
-from resdeploy.runtime.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
-from resdeploy.runtime.tensorrt.inspector import EngineCoverage, coverage_of
-from resdeploy.runtime.tensorrt.options import BuildOptions
-from resdeploy.runtime.tensorrt.phases import Phases
+from resdeploy.runtime.backends.base import Batches
+from resdeploy.runtime.backends.tensorrt import builder
+from resdeploy.runtime.backends.tensorrt.build_progress import Phases
+from resdeploy.runtime.backends.tensorrt.builder import build_engine
+from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
+from resdeploy.runtime.backends.tensorrt.inspector import EngineCoverage, coverage_of
+from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this machine")
 

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backend import Batches
-from resdeploy.runtime.tensorrt.engine_backend import MOST_GRAPHS, EngineBackend, split
+from resdeploy.runtime.backends.base import Batches
+from resdeploy.runtime.backends.tensorrt.engine_backend import MOST_GRAPHS, EngineBackend, split
 from tests.fake_gpu import FakeCuda, FakeEngine, fake_tensorrt
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from resdeploy import storage
 from resdeploy.errors import OutputError
-from resdeploy.runtime.tensorrt import engine_cache
-from resdeploy.runtime.tensorrt.engine_cache import EngineCache, key_of, prune_engines
+from resdeploy.runtime.backends.tensorrt import engine_cache
+from resdeploy.runtime.backends.tensorrt.engine_cache import EngineCache, key_of, prune_engines
 
 PARTS = {"onnx_sha256": "a" * 64, "version": "10.3.0", "options": {"batches": "1,8,32"}}
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backend import Obstacle
-from resdeploy.runtime.cuda import Gpu
-from resdeploy.runtime.tensorrt import flavour
-from resdeploy.runtime.tensorrt.flavour import (
+from resdeploy.runtime.backends.base import Obstacle
+from resdeploy.runtime.backends.cuda import Gpu
+from resdeploy.runtime.backends.tensorrt import flavour
+from resdeploy.runtime.backends.tensorrt.flavour import (
     KEPT_MESSAGES,
     Flavour,
     installed_version,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from resdeploy.runtime.tensorrt.inspector import (
+from resdeploy.runtime.backends.tensorrt.inspector import (
     EngineCoverage,
     EngineLayer,
     coverage_of,

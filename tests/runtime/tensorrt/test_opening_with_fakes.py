@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 
-from resdeploy.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError
 from resdeploy.progress import silent
-from resdeploy.runtime.backend import Batches, Opening
-from resdeploy.runtime.cuda import Gpu
-from resdeploy.runtime.tensorrt import build as building
-from resdeploy.runtime.tensorrt import opening
-from resdeploy.runtime.tensorrt.build import build, choose_artifact, key_parts
-from resdeploy.runtime.tensorrt.builder import BuiltEngine
-from resdeploy.runtime.tensorrt.engine_cache import EngineCache
-from resdeploy.runtime.tensorrt.flavour import Flavour, installed_version
-from resdeploy.runtime.tensorrt.inspector import EngineLayer
-from resdeploy.runtime.tensorrt.opening import find_or_build
-from resdeploy.runtime.tensorrt.options import BuildOptions
+from resdeploy.runtime.backends.base import Batches, Opening
+from resdeploy.runtime.backends.cuda import Gpu
+from resdeploy.runtime.backends.tensorrt import build as building
+from resdeploy.runtime.backends.tensorrt import open_engine as opening
+from resdeploy.runtime.backends.tensorrt.build import build, choose_artifact
+from resdeploy.runtime.backends.tensorrt.builder import BuiltEngine
+from resdeploy.runtime.backends.tensorrt.engine_cache import EngineCache
+from resdeploy.runtime.backends.tensorrt.engine_key import key_parts
+from resdeploy.runtime.backends.tensorrt.flavour import Flavour, installed_version
+from resdeploy.runtime.backends.tensorrt.inspector import EngineLayer
+from resdeploy.runtime.backends.tensorrt.open_engine import find_or_build
+from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 from tests.fake_gpu import fake_tensorrt
 
 GPU = Gpu(

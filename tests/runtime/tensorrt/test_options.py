@@ -6,13 +6,13 @@ import re
 
 import pytest
 
-from resdeploy.cpu import parse_cpuinfo
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backend import Batches
-from resdeploy.runtime.device import Device
-from resdeploy.runtime.jetson import Jetson
-from resdeploy.runtime.tensorrt.flavour import Flavour
-from resdeploy.runtime.tensorrt.options import BuildOptions, check_rules
+from resdeploy.machine.cpu import parse_cpuinfo
+from resdeploy.machine.device import Device
+from resdeploy.machine.jetson import Jetson
+from resdeploy.runtime.backends.base import Batches
+from resdeploy.runtime.backends.tensorrt.flavour import Flavour
+from resdeploy.runtime.backends.tensorrt.options import BuildOptions, check_rules
 
 ORIN = "NVIDIA Jetson AGX Orin Developer Kit"
 ORIN_NX = "NVIDIA Jetson Orin NX Engineering Reference Developer Kit"

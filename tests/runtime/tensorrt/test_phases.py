@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.runtime.tensorrt.phases import Phases
+from resdeploy.runtime.backends.tensorrt.build_progress import Phases
 
 
 def test_children_fill_the_step_that_their_parent_is_at() -> None:

@@ -1,0 +1,96 @@
+"""What this GPU can do at most, by large products and a copy: `python -m benchmarks.gpu_ceilings`.
+
+A process of its own: what it allocates is gone before anything is timed against it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from resdeploy.bench.ceilings import COPY, Probe
+from resdeploy.bench.roofline import Ceilings
+from resdeploy.bench.worker import answer
+from resdeploy.errors import BackendError, needs_extra
+from resdeploy.train.bench.ceilings import GPU_COPY_BYTES, GPU_SHAPE, copy_probe, product_probe
+
+SECONDS = 2.0  # for each: clocks rise from idle within the first tenths
+LEAST_SAMPLES = 3
+KINDS = ("fp32", "tf32", "fp16", "bf16", "int8")
+
+
+def measure(
+    device: str = "cuda",
+    *,
+    matrix: int = GPU_SHAPE[0],
+    copy_bytes: int = GPU_COPY_BYTES,
+    seconds: float = SECONDS,
+) -> dict[str, Any]:
+    """The fastest of many samples of each; what cannot run is told with its reason.
+
+    Args:
+        device: PyTorch's name of it.
+        matrix: Rows and columns of the matrices.
+        copy_bytes: Size of what is copied; it is read once and written once.
+        seconds: Time for each measurement.
+
+    Raises:
+        BackendError: PyTorch sees no such device.
+        MissingDependencyError: PyTorch is not installed.
+    """
+    with needs_extra():
+        import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError("PyTorch sees no GPU", "install a build of PyTorch for CUDA")
+    shape = (matrix, matrix, matrix)
+    kinds: dict[str, Callable[[], Probe]] = {
+        **{kind: partial(product_probe, kind, device, shape) for kind in KINDS},
+        COPY: partial(copy_probe, device, copy_bytes),
+    }
+    fastest: dict[str, float] = {}
+    missing: list[dict[str, str]] = []
+    for kind, make in kinds.items():
+        try:
+            probe = make()
+            fastest[kind] = probe.amount / fastest_run(probe, seconds)
+        except (RuntimeError, AttributeError, NotImplementedError) as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            missing.append({"what": f"ceiling of {kind}", "why": why})
+    copied = fastest.pop(COPY, None)
+    return {
+        "operations_per_second": fastest,
+        "bytes_per_second": copied,
+        "matrix": matrix,
+        "copy_bytes": copy_bytes,
+        "missing": missing,
+    }
+
+
+def fastest_run(probe: Probe, seconds: float) -> float:
+    """Seconds of the fastest call within `seconds`."""
+    probe.run()
+    samples: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(samples) < LEAST_SAMPLES or time.perf_counter() < deadline:
+        samples.append(probe.seconds())
+    return min(samples)
+
+
+def ceilings_of(measured: dict[str, Any]) -> Ceilings:
+    """What `measure` gives, for `roofline`."""
+    return Ceilings(
+        operations_per_second=measured["operations_per_second"],
+        bytes_per_second=measured["bytes_per_second"],
+    )
+
+
+def prepare() -> tuple[Callable[[], object], dict[str, Any]]:
+    """All is measured before the process says that it is ready: then nothing is left to run."""
+    return lambda: None, measure()
+
+
+if __name__ == "__main__":
+    answer(prepare)

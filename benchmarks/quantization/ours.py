@@ -1,0 +1,44 @@
+"""resdeploy's own part of `quantization.py`, in a process of its own.
+
+    python -m benchmarks.quantization_ours CHECKPOINT IMAGE_SIZE DATA IMAGES SEED FOLDER
+
+Writes both INT8 graphs to FOLDER; prints seconds, peak memory and calibrators as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.quantization.peers import peak_megabytes
+from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
+from resdeploy.export.quantization.calibrate import calibrate
+from resdeploy.export.source import read_source
+from resdeploy.progress import silent
+from resdeploy.train.model.resnet import Classifier
+
+
+def main(checkpoint: str, image_size: str, data: str, images: str, seed: str, folder: str) -> None:
+    """Calibrate with `auto`, decoding of the images included, and write the graphs."""
+    source = read_source(Path(checkpoint), image_size=int(image_size), calibration_data=Path(data))
+    preprocessing = source.preprocessing
+    classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
+    model = to_onnx(classifier, preprocessing.image_size)
+    start = time.perf_counter()
+    calibration = calibrate(
+        model, source, calibrator="auto", images=int(images), seed=int(seed), golden_digests=(),
+        progress=silent,
+    )  # fmt: skip
+    for encoding, recipe in calibration.recipes.items():
+        Path(folder, f"{encoding.value}.onnx").write_bytes(
+            to_bytes(recipe.apply(calibration.model))
+        )
+    seconds = time.perf_counter() - start
+    method = {kind.value: recipe.calibrator for kind, recipe in calibration.recipes.items()}
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_megabytes(), "calibrators": method}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,326 @@
+"""The server under load, beside the bare backend, LitServe and a plain FastAPI application.
+
+    python -m benchmarks.serving tensors --bundle r34.bundle --output docs/results/serving.json
+
+A ResNet-34 of 1000 classes with random weights, in INT8, unless a bundle is named. Each part is a
+run of minutes, and takes its place in the output: `tensors` (the bare backend, instances and
+threads), `pictures` (every server, the same JPEG file), `load` (latency against offered load, ten
+times too much, then a signal to stop). Load comes from processes of their own (serving_load.py) on
+the same machine, which therefore share its cores with the server. The other servers get an
+environment of their own, made on first use.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.latency import make_bundle
+from benchmarks.serving.payloads import Request, other_request, picture_request, tensor_request
+from benchmarks.serving.servers import (
+    FASTAPI,
+    LITSERVE,
+    OURS,
+    PATIENT,
+    REQUIREMENTS,
+    Row,
+    Server,
+    ask,
+    make_environment,
+    result,
+    start,
+    start_ours,
+)
+from resdeploy.bench.process import Contender, Worker
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.machine.cpu import read_cpu
+from resdeploy.machine.device import available_cores
+from resdeploy.storage import write_file
+from resdeploy.tables import table
+
+SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
+"""Offered loads, as parts of the capacity."""
+OVERLOAD = 10
+DRAIN_SECONDS = 4.0
+
+
+@click.command()
+@click.argument("part", type=click.Choice(["tensors", "pictures", "load"]))
+@click.option("--bundle", "path", type=click.Path(path_type=Path), help="[default: a new one]")
+@click.option("--batch", type=int, default=8, show_default=True, help="Images of a tensor request.")
+@click.option(
+    "--picture",
+    default="500x375",  # of most pictures in ImageNet
+    show_default=True,
+    callback=lambda context, parameter, text: tuple(map(int, text.split("x"))),
+    help="Width and height in pixels.",
+)
+@click.option(
+    "--plain", is_flag=True, help="Also servers that decode as torchvision's examples do."
+)
+@click.option("--clients", type=int, default=16, show_default=True, help="Of closed loops.")
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="For each load.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Of what is compared.")
+@click.option("--overload-seconds", type=float, default=60.0, show_default=True)
+@click.option(
+    "--environment",
+    type=click.Path(path_type=Path),
+    default=Path("~/.cache/resdeploy/servers"),
+    show_default=True,
+    help="Where the other servers are installed.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write into.")
+def main(
+    part: str,
+    path: Path | None,
+    batch: int,
+    picture: tuple[int, int],
+    plain: bool,
+    clients: int,
+    seconds: float,
+    rounds: int,
+    overload_seconds: float,
+    environment: Path,
+    output: Path | None,
+) -> None:
+    """Measure one part, print, and write down."""
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        bundle = open_bundle(path) if path else make_bundle(work, 224)
+        upload = picture_request(work, picture)
+        name = part
+        if part == "tensors":
+            tensors = tensor_request(bundle, work, batch)
+            saturation = measure_saturation(bundle, tensors, rounds, seconds)
+            layouts = measure_layouts(bundle, tensors, clients, seconds)
+            click.echo(f"{batch} images in a request: {saturation_text(saturation)}\n")
+            click.echo(f"instances x threads\n{rows_text(layouts)}")
+            found = {"batch": batch, **saturation, "layouts": [asdict(row) for row in layouts]}
+        elif part == "pictures":
+            python = make_environment(environment.expanduser())
+            servers = contenders(available_cores(), plain=plain)
+            rows = measure_pictures(bundle, upload, servers, python, clients, rounds, seconds)
+            click.echo(rows_text(rows))
+            size = bundle.manifest.preprocessing.image_size
+            name = f"pictures of {picture[0]}x{picture[1]}, network of {size}"
+            found = {"clients": clients, "rows": [asdict(row) for row in rows]}
+        else:
+            found = measure_load(bundle, upload, clients, seconds, overload_seconds)
+            click.echo(load_text(found))
+    if output is not None:
+        write_part(output, name, {"date": date.today().isoformat(), "seconds": seconds, **found})
+
+
+def write_part(output: Path, name: str, found: dict[str, Any]) -> None:
+    """Put a part into the file, beside the others that were measured on this machine."""
+    document = json.loads(output.read_bytes()) if output.exists() else {}
+    document |= {
+        "machine": {"cpu": read_cpu().model, "cores": available_cores()},
+        "python": platform.python_version(),
+        "others": REQUIREMENTS,
+        name: found,
+    }
+    write_file(output, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def measure_saturation(
+    bundle: Bundle, request: Request, rounds: int, seconds: float
+) -> dict[str, Any]:
+    """Images a second of the bare backend and of the server, in turns, at the same batch size.
+
+    The bare backend runs once on all cores, and once in a process for each core.
+    """
+    cores = available_cores()
+    layouts = {f"bare {count} x {cores // count}": count for count in sorted({1, cores})}
+    rates: dict[str, list[float]] = {name: [] for name in (*layouts, OURS)}
+    with ExitStack() as stack:
+        bare = {
+            name: [stack.enter_context(bare_backend(bundle, request.images, cores // count))
+                   for _ in range(count)]
+            for name, count in layouts.items()
+        }  # fmt: skip
+        server = stack.enter_context(start_ours(bundle, "--max-batch", request.images, *PATIENT))
+        for _ in range(rounds):
+            for name, contenders in bare.items():
+                rates[name].append(rate_of(contenders, request.images, seconds / rounds))
+            row = server.row(request, seconds / rounds, "closed", cores + 1)
+            rates[OURS].append(row.answered_per_second)
+    shares = [ours / max(alone) for *alone, ours in zip(*rates.values())]
+    return {"images_per_second": rates, "share": statistics.median(shares), "shares": shares}
+
+
+@contextmanager
+def bare_backend(bundle: Bundle, batch: int, threads: int) -> Iterator[Contender]:
+    """The backend in a process of its own, without a server."""
+    arguments = [str(bundle.path), "onnxruntime-cpu", "int8-cpu", str(batch), str(threads)]
+    contender = Contender.start("bare", Worker.RUNTIME, arguments, threads)
+    try:
+        yield contender
+    finally:
+        contender.stop()
+
+
+def rate_of(contenders: Sequence[Contender], batch: int, seconds: float) -> float:
+    """Images a second of contenders that run at the same time."""
+    with ThreadPoolExecutor(len(contenders)) as pool:
+        times = pool.map(lambda contender: contender.run_for(seconds), contenders)
+        return sum(1000 * batch / float(np.mean(own)) for own in times)
+
+
+def measure_layouts(bundle: Bundle, request: Request, clients: int, seconds: float) -> list[Row]:
+    """How instances and threads share the cores."""
+    cores = available_cores()
+    rows = []
+    for instances in sorted({1, 2, cores}):
+        if cores % instances:
+            continue
+        share = ("--instances", instances, "--threads", cores // instances)
+        with start_ours(bundle, *share, *PATIENT) as server:
+            server.name = f"{instances} x {cores // instances}"
+            rows += [
+                server.row(request, seconds, "closed", number)
+                for number in (1, max(1, clients // request.images))
+            ]
+    return rows
+
+
+def measure_pictures(
+    bundle: Bundle,
+    request: Request,
+    servers: Sequence[Server],
+    python: Path,
+    clients: int,
+    rounds: int,
+    seconds: float,
+) -> list[Row]:
+    """Every server with the same clients that send a picture, in turns."""
+    rows: dict[Server, list[Row]] = {server: [] for server in servers}
+    for _ in range(rounds):
+        for server, own in rows.items():
+            with start(server, bundle, python) as running:
+                sent = request if server.kind == OURS else other_request(request)
+                own.append(running.row(sent, seconds / rounds, "closed", clients))
+    return [middle(own) for own in rows.values()]
+
+
+def measure_load(
+    bundle: Bundle, request: Request, clients: int, seconds: float, overload_seconds: float
+) -> dict[str, Any]:
+    """Latency against offered load, then far too much of it, then the end."""
+    with start_ours(bundle, *PATIENT) as server:
+        capacity = server.row(request, seconds, "closed", clients).answered_per_second
+    with start_ours(bundle) as server:
+        rows = [server.row(request, seconds, "open", share * capacity) for share in SHARES]
+        before = server.memory_mb()
+        overloaded = server.row(request, overload_seconds, "open", OVERLOAD * capacity)
+        time.sleep(1)
+        healthy = ask(server.port, "/v2/health/ready") == 200
+        after = server.row(request, 2, "closed", 1)
+        memory = server.memory_mb()
+        load = server.load(request, DRAIN_SECONDS, "closed", clients)
+        time.sleep(DRAIN_SECONDS - 0.5)
+        server.process.send_signal(signal.SIGTERM)
+        stopped = result(load)
+        code = server.process.wait()
+    at_capacity = rows[SHARES.index(1.0)]
+    ratio = None
+    if overloaded.p99_ms is not None and at_capacity.p99_ms is not None:
+        ratio = overloaded.p99_ms / at_capacity.p99_ms
+    # Who could not connect any more was not accepted.
+    lost = sum(count for why, count in stopped["unanswered"].items() if "Refused" not in why)
+    return {
+        "capacity": capacity,
+        "open": [asdict(row) for row in rows],
+        "overload": {
+            "row": asdict(overloaded),
+            "capacity_p99_ms": at_capacity.p99_ms,
+            "p99_ratio": ratio,
+            "memory_mb_before": before,
+            "memory_mb_after": memory,
+            "healthy_after_1_s": healthy,
+            "p50_ms_afterwards": after.p50_ms,
+        },
+        "stopped": {"statuses": stopped["statuses"], "lost": lost, "exit_code": code},
+    }
+
+
+def middle(rows: Sequence[Row]) -> Row:
+    """The round with the median rate."""
+    return sorted(rows, key=lambda row: row.answered_per_second)[len(rows) // 2]
+
+
+def contenders(cores: int, *, plain: bool) -> list[Server]:
+    """Ours as it comes and with one instance on all cores, and the others."""
+    others = [Server(kind=LITSERVE, workers=count) for count in sorted({1, cores})]
+    others.append(Server(kind=FASTAPI))
+    plainly = [Server(kind=other.kind, workers=other.workers, plain=True) for other in others]
+    return [Server(kind=OURS), Server(kind=OURS, workers=1), *others, *(plainly if plain else ())]
+
+
+def rows_text(rows: Sequence[Row]) -> str:
+    """A line per load."""
+
+    def ms(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f} ms"
+
+    lines = [
+        [
+            row.contender,
+            row.load,
+            f"{row.offered_per_second:.1f}",
+            f"{row.answered_per_second:.1f}",
+            ms(row.p50_ms),
+            ms(row.p95_ms),
+            ms(row.p99_ms),
+            f"{row.statuses.get('503', 0)}",
+            f"{row.statuses.get('0', 0)}",
+        ]
+        for row in rows
+    ]
+    head = [
+        "server", "load", "offered/s", "images/s", "p50", "p95", "p99", "refused", "unanswered",
+    ]  # fmt: skip
+    return table(head, lines)
+
+
+def saturation_text(saturation: dict[str, Any]) -> str:
+    """One line."""
+    rates = {name: statistics.median(own) for name, own in saturation["images_per_second"].items()}
+    ours = rates.pop(OURS)
+    bare = ", ".join(f"{name}: {rate:.1f}" for name, rate in rates.items())
+    return f"{ours:.1f} images/s, {100 * saturation['share']:.0f} % of the better ({bare})"
+
+
+def load_text(found: dict[str, Any]) -> str:
+    """A table, and a few lines."""
+    overload, stopped = found["overload"], found["stopped"]
+    row = overload["row"]
+    ratio = "-" if overload["p99_ratio"] is None else f"{overload['p99_ratio']:.2f}"
+    return (
+        f"{rows_text([Row(**fields) for fields in found['open']])}\n\n"
+        f"{OVERLOAD} times the capacity of {found['capacity']:.1f} images/s: statuses "
+        f"{row['statuses']}, unanswered {row['unanswered']}, p99 {row['p99_ms']:.0f} ms, {ratio} "
+        f"times that at capacity; memory {overload['memory_mb_before']:.0f} to "
+        f"{overload['memory_mb_after']:.0f} MB; healthy after 1 s: "
+        f"{overload['healthy_after_1_s']}\n"
+        f"stopped under load: statuses {stopped['statuses']}, {stopped['lost']} lost, exit code "
+        f"{stopped['exit_code']}"
+    )
+
+
+if __name__ == "__main__":
+    main()

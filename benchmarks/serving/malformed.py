@@ -1,0 +1,280 @@
+"""Malformed requests on a server, by the thousands: what does it answer, and what does it leak?
+
+    python -m benchmarks.serving_abuse BUNDLE --count 10000
+
+Mutated tensors, truncated and hostile pictures, damaged forms, bytes that are no HTTP, requests
+that are cut off, and clients that send a byte now and then, in turn, from a fixed seed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from PIL import Image
+
+from resdeploy.bundle.bundle import Bundle, open_bundle
+
+PATIENCE_SECONDS = 20.0
+SLOW_CLIENTS = 20
+# Pools grow to their size, allocators keep some of what was once needed.
+MORE_MEMORY_MB = 96
+MORE_FILES = 4
+MORE_THREADS = 4
+SETTLE_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a process holds."""
+
+    memory_mb: float
+    threads: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What became of the requests."""
+
+    statuses: dict[str, int]
+    """`cut` where the connection ended without an answer, as is right for what is no request."""
+    before: Footprint
+    after: Footprint
+    same_answer: bool
+    """A good request is answered as before."""
+
+    @property
+    def faults(self) -> list[str]:
+        """What should not be."""
+        found = [s for s in self.statuses if s.isdigit() and int(s) >= 500 and s != "503"]
+        faults = [f"{self.statuses[status]} answers of {status}" for status in found]
+        if "silence" in self.statuses:
+            faults.append(f"{self.statuses['silence']} requests without an answer")
+        if self.after.memory_mb > self.before.memory_mb + MORE_MEMORY_MB:
+            faults.append(f"{self.after.memory_mb - self.before.memory_mb:.0f} MB more")
+        if self.after.files > self.before.files + MORE_FILES:
+            faults.append(f"{self.after.files - self.before.files} more open files")
+        if self.after.threads > self.before.threads + MORE_THREADS:
+            faults.append(f"{self.after.threads - self.before.threads} more threads")
+        if not self.same_answer:
+            faults.append("another answer than before")
+        return faults
+
+
+class Abuser:
+    """Makes requests, from bad to worse."""
+
+    def __init__(self, bundle: Bundle, model: str, seed: int = 0) -> None:
+        """Take a model's true input as the seed of everything."""
+        self._random = random.Random(seed)
+        images = bundle.golden().images[:1]
+        entry = {
+            "name": "images",
+            "datatype": "UINT8",
+            "shape": list(images.shape),
+            "parameters": {"binary_data_size": images.nbytes},
+        }
+        head = json.dumps({"inputs": [entry]}).encode()
+        self._infer = f"/v2/models/{model}/infer"
+        self._length = len(head)
+        self._tensor = head + images.tobytes()
+        self._pictures = [
+            _encode(images[0], kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+        ]
+        self._bomb = _encode(np.zeros((9000, 9000), np.uint8), "PNG")
+        self.kinds: tuple[Callable[[], bytes], ...] = (
+            self.mutated_tensor, self.wrong_length, self.odd_document, self.damaged_picture,
+            self.hostile_picture, self.damaged_form, self.no_http, self.odd_path, self.cut_off,
+        )  # fmt: skip
+
+        self.unfinished = (self.no_http, self.cut_off)
+
+    def good(self) -> bytes:
+        """A request as it should be."""
+        return self._post(self._infer, self._tensor, self._announce(self._length))
+
+    def mutated_tensor(self) -> bytes:
+        body = self._mutate(self._tensor, self._length)
+        return self._post(self._infer, body, self._announce(self._length))
+
+    def wrong_length(self) -> bytes:
+        length = self._random.choice([0, 1, -1, 10**30, len(self._tensor), self._length - 1])
+        return self._post(self._infer, self._tensor, self._announce(length))
+
+    def odd_document(self) -> bytes:
+        odd: list[Any] = [
+            None, True, -1, 2**70, 1e308, "", "images", [], {}, [[]], [None] * 9, {"a": {}},
+            [[1, 2], [3]], "\x00", "\ud800",
+        ]  # fmt: skip
+        fields = ["name", "datatype", "shape", "data", "parameters"]
+        entry = {field: self._random.choice(odd) for field in self._random.sample(fields, 3)}
+        document: dict[str, Any] = {"inputs": self._random.choice([[entry], entry, odd])}
+        for field in ("outputs", "parameters", "id"):
+            if self._random.random() < 0.5:
+                document[field] = self._random.choice(odd)
+        nested = b"[" * self._random.choice([10, 100_000])
+        body = self._random.choice([json.dumps(document).encode(), nested, b"\xff\xfe{", b""])
+        return self._post(self._infer, body)
+
+    def damaged_picture(self) -> bytes:
+        data = self._mutate(self._random.choice(self._pictures))
+        return self._post("/v1/classify", data[: self._random.randrange(len(data) + 1)])
+
+    def hostile_picture(self) -> bytes:
+        data = self._random.choice([*self._pictures, self._bomb])
+        return self._post("/v1/classify", data[:-8] if self._random.random() < 0.5 else data)
+
+    def damaged_form(self) -> bytes:
+        part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n%b\r\n'
+        whole = part % self._random.choice(self._pictures) + b"--x--\r\n"
+        body = self._mutate(whole, 90)[: self._random.randrange(len(whole) + 1)]
+        return self._post("/v1/classify", body, "Content-Type: multipart/form-data; boundary=x")
+
+    def no_http(self) -> bytes:
+        return self._random.randbytes(self._random.randrange(1, 300)) + b"\r\n\r\n"
+
+    def odd_path(self) -> bytes:
+        path = self._random.choice(
+            ["/../../etc/passwd", "/%00", "/v2/models/%2e%2e/infer", "/v2/models//infer", "/\\",
+             "*", "/v2/models/x/versions/-1", "/v1/classify?top=%F0%9F", "/" + "a" * 9000]
+        )  # fmt: skip
+        method = self._random.choice(["GET", "POST", "DELETE", "BREW", "OPTIONS", "HEAD", "TRACE"])
+        return (
+            f"{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+
+    def cut_off(self) -> bytes:
+        whole = self.good()
+        return whole[: self._random.randrange(1, len(whole))]
+
+    def _announce(self, length: int) -> str:
+        return f"Inference-Header-Content-Length: {length}"
+
+    def _mutate(self, data: bytes, within: int | None = None) -> bytes:
+        changed = bytearray(data)
+        for _ in range(self._random.randrange(1, 6)):
+            changed[self._random.randrange(within or len(changed))] = self._random.randrange(256)
+        return bytes(changed)
+
+    def _post(self, path: str, body: bytes, *headers: str) -> bytes:
+        lines = [
+            f"POST {path} HTTP/1.1", f"Content-Length: {len(body)}", "Connection: close", *headers,
+        ]  # fmt: skip
+        return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def abuse(port: int, pid: int, abuser: Abuser, count: int) -> Report:
+    """Send `count` malformed requests, and a good one before and afterwards."""
+    for kind in 3 * abuser.kinds:
+        send(port, kind(), leaves=kind in abuser.unfinished)
+    good = send(port, abuser.good())
+    before = footprint(pid)
+    statuses: Counter[str] = Counter()
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(SLOW_CLIENTS)]
+    for number in range(count):
+        kind = abuser.kinds[number % len(abuser.kinds)]
+        answer = send(port, kind(), leaves=kind in abuser.unfinished)
+        statuses[status_of(answer)] += 1
+        try:
+            slow[number % SLOW_CLIENTS].send(b"G")
+        except OSError:
+            slow[number % SLOW_CLIENTS].close()
+            slow[number % SLOW_CLIENTS] = socket.create_connection(("127.0.0.1", port))
+    for connection in slow:
+        connection.close()
+    time.sleep(SETTLE_SECONDS)
+    again = send(port, abuser.good())
+    return Report(
+        statuses=dict(statuses),
+        before=before,
+        after=footprint(pid),
+        same_answer=good[:12] == b"HTTP/1.1 200" and good.split(b"\r\n\r\n")[1:] == again.split(
+            b"\r\n\r\n"
+        )[1:],
+    )  # fmt: skip
+
+
+def send(port: int, request: bytes, *, leaves: bool = False) -> bytes:
+    """All that comes back before the server ends the connection, or the client leaves."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
+        answer = b""
+        try:
+            connection.sendall(request)
+            if leaves:
+                connection.shutdown(socket.SHUT_WR)
+            while chunk := connection.recv(1 << 16):
+                answer += chunk
+        except TimeoutError:
+            return b"silence"
+        except OSError:  # it did not want to hear all of it
+            pass
+        return answer
+
+
+def status_of(answer: bytes) -> str:
+    """The status in an answer; `cut` or `silence` without one."""
+    if answer.startswith(b"HTTP/1.1 "):
+        return answer[9:12].decode()
+    return answer.decode() if answer == b"silence" else "cut"
+
+
+def footprint(pid: int) -> Footprint:
+    """What a process holds at the moment."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return Footprint(
+        memory_mb=int(fields["VmRSS"].split()[0]) / 1024,
+        threads=int(fields["Threads"]),
+        files=len(os.listdir(f"/proc/{pid}/fd")),
+    )
+
+
+def _encode(pixels: np.ndarray, kind: str) -> bytes:
+    from io import BytesIO
+
+    stream = BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+@click.command()
+@click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option("--count", type=int, default=10_000, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def main(path: Path, count: int, seed: int) -> None:
+    """Start a server, abuse it, and say what it did not bear; exit 1 if there is something."""
+    command = [sys.executable, "-m", "resdeploy", "serve", str(path), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        port = 0
+        for line in process.stderr:
+            entry = json.loads(line)
+            port = entry.get("port", port)
+            if entry["message"] == "serving":
+                break
+        # Its log goes on and on; nobody may make it wait.
+        drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
+        model = path.resolve().name.removesuffix(".bundle")
+        report = abuse(port, process.pid, Abuser(open_bundle(path), model, seed), count)
+        process.terminate()
+        process.wait()
+        drain.wait()
+    click.echo(json.dumps({**asdict(report), "faults": report.faults}, indent=2))
+    sys.exit(bool(report.faults or process.returncode))
+
+
+if __name__ == "__main__":
+    main()

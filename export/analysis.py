@@ -1,0 +1,85 @@
+"""What a report shows of the INT8 graph for TensorRT: what each layer costs, and how values lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from resdeploy.bundle.analysis import ActivationHistogram, Analysis, LayerCost
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.calibration.histogram import BINS, Histogram
+from resdeploy.calibration.ranges import Range, TensorStatistics
+from resdeploy.export.graph.layers import products
+from resdeploy.export.graph.placement import WEIGHTED
+from resdeploy.export.quantization.result import Calibration
+
+PLOTTED = 4
+BARS = 64
+
+
+def analyse(model: ir.Model, calibration: Calibration, costs: Mapping[str, float]) -> Analysis:
+    """Layers of the FP32 graph with `sensitivity.costs_alone`, and the worst histograms."""
+    recipe = calibration.recipes[Encoding.TENSORRT]
+    worst = [tensor for tensor in costs if tensor in calibration.statistics][:PLOTTED]
+    return Analysis(
+        layers=layer_costs(model, calibration, costs),
+        histograms=tuple(
+            histogram_of(tensor, calibration.statistics[tensor], recipe.ranges[tensor])
+            for tensor in worst
+        ),
+    )
+
+
+def layer_costs(
+    model: ir.Model, calibration: Calibration, costs: Mapping[str, float]
+) -> tuple[LayerCost, ...]:
+    """Every convolution, and the classifier, in the order of the graph."""
+    edges = calibration.recipes[Encoding.TENSORRT].edges(model)
+    read = {reader: edge.range_of for edge in edges for reader in edge.readers}
+    layers = []
+    for node in model.graph:
+        if node.op_type not in WEIGHTED:
+            continue
+        name, weight = str(node.name), node.inputs[1]
+        assert weight is not None
+        layers.append(
+            LayerCost(
+                name=name,
+                kind=node.op_type,
+                macs=products(node),
+                input_sqnr_db=costs.get(read.get((name, 0), "")),
+                weight_sqnr_db=costs.get(str(weight.name)),
+                in_float=tuple(
+                    encoding.value
+                    for encoding, recipe in calibration.recipes.items()
+                    if name in recipe.in_float
+                ),
+            )
+        )
+    return tuple(layers)
+
+
+def histogram_of(tensor: str, statistics: TensorStatistics, chosen: Range) -> ActivationHistogram:
+    """Counts in `BARS` bars from the smallest value that was seen, or zero, to the largest."""
+    seen = statistics.extremes
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    high = high if high > low else low + 1.0
+    logarithms = np.log1p(_rebin(statistics.histogram, low, high - low))
+    heights = logarithms / max(float(logarithms.max()), 1e-12)
+    return ActivationHistogram(
+        tensor=tensor,
+        heights=tuple(round(float(height), 4) for height in heights),
+        low=low,
+        high=high,
+        range_low=chosen.low,
+        range_high=chosen.high,
+    )
+
+
+def _rebin(histogram: Histogram, low: float, span: float) -> Sequence[float]:
+    centers = (np.arange(-BINS, BINS) + 0.5) * histogram.width
+    bars = np.clip(((centers - low) / span * BARS).astype(np.int64), 0, BARS - 1)
+    counts: list[float] = np.bincount(bars, weights=histogram.counts, minlength=BARS).tolist()
+    return counts

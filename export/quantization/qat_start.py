@@ -1,0 +1,121 @@
+"""What quantisation-aware training starts from: the placement and calibration of the export.
+
+Training knows no graph, and the export decides what is quantised; so the two meet here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.calibration.scales import symmetric
+from resdeploy.errors import TrainingError
+from resdeploy.export.graph.placement import WEIGHTED
+from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.export.quantization.calibrate import calibrate
+from resdeploy.export.quantization.recipe import Recipe
+from resdeploy.export.source import read_source
+from resdeploy.progress import Progress, silent
+from resdeploy.storage import refuse_existing
+from resdeploy.train import trainer as loop
+from resdeploy.train.config import DIGITS, TrainingConfig
+from resdeploy.train.data.digits import digits_folder
+from resdeploy.train.model.resnet import Classifier, ResNet, normed_convolutions
+from resdeploy.train.qat.network import QuantizedStart
+from resdeploy.train.run import folder as run
+
+CALIBRATION_IMAGES = 512
+
+
+def train_quantized(
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    device: Mapping[str, Any] | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> loop.TrainingResult:
+    """Adapt `config.init` to INT8 and write a run folder, whose ranges the export will use.
+
+    Raises:
+        CalibrationError: there are no images to calibrate on.
+        TrainingError: the network has another input than asked for; and as `loop.train`.
+    """
+    refuse_existing(folder, force=force, sign=run.STATE_JSON)
+    start = quantized_start(config, progress)
+    return loop.train(config, folder, start=start, device=device, force=force, progress=progress)
+
+
+def quantized_start(config: TrainingConfig, progress: Progress = silent) -> QuantizedStart:
+    """Equalise and calibrate `config.init` on images of `config.data`."""
+    assert config.init is not None
+    data = digits_folder() if config.data == DIGITS else Path(config.data)
+    source = read_source(Path(config.init), image_size=config.image_size, calibration_data=data)
+    known = source.checkpoint.preprocessing
+    if known is not None and known.image_size != config.image_size:
+        raise TrainingError(
+            f"{config.init} takes images of {known.image_size} pixels, not {config.image_size}",
+            f"add --image-size {known.image_size}",
+        )
+    network = source.checkpoint.network()
+    preprocessing = source.preprocessing
+    model = to_onnx(
+        Classifier(network, preprocessing.mean, preprocessing.std), preprocessing.image_size
+    )
+    calibration = calibrate(
+        model, source, calibrator="auto", images=CALIBRATION_IMAGES, seed=config.seed,
+        golden_digests=(), progress=progress,
+    )  # fmt: skip
+    recipe = calibration.recipes[Encoding.TENSORRT]
+    reads = grids_read(recipe, calibration.model)
+    return QuantizedStart(
+        weights=unfolded(calibration.model, network),
+        scales={
+            tensor: float(symmetric(recipe.ranges[tensor], half=True).scale)
+            for tensor in dict.fromkeys(reads.values())
+        },
+        reads=reads,
+    )
+
+
+def grids_read(recipe: Recipe, model: ir.Model) -> dict[str, str]:
+    """The tensor whose grid a layer or the pooling reads, by the module's name.
+
+    Residual additions are no modules; one that reads a grid reads what the pooling gives.
+    """
+    layers = {str(node.name) for node in model.graph if node.op_type in (*WEIGHTED, "MaxPool")}
+    return {
+        reader: edge.range_of
+        for edge in recipe.edges(model)
+        for reader, _ in edge.readers
+        if reader in layers
+    }
+
+
+def unfolded(model: ir.Model, network: ResNet) -> dict[str, Tensor]:
+    """A state of `network` with the weights of its graph, whose norms do nothing more.
+
+    The graph's channels are equalised, and its norms are part of its convolutions.
+    """
+    weights = {
+        name: np.array(value.const_value.numpy())
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+    state = dict(network.state_dict())
+    for name, _, norm_name, norm in normed_convolutions(network):
+        ones = torch.ones(norm.num_features)
+        state[f"{name}.weight"] = torch.from_numpy(weights[f"{name}.weight"])
+        state[f"{norm_name}.bias"] = torch.from_numpy(weights[f"{name}.bias"])
+        state[f"{norm_name}.weight"] = ones * (1 + norm.eps) ** 0.5
+        state[f"{norm_name}.running_mean"] = torch.zeros(norm.num_features)
+        state[f"{norm_name}.running_var"] = ones
+    state["fc.weight"] = torch.from_numpy(weights["fc.weight"])
+    return state

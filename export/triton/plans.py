@@ -1,0 +1,59 @@
+"""The script that builds TensorRT plans where Triton will run them, with Triton's own TensorRT."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from resdeploy.bundle.manifest import INPUT_NAME
+from resdeploy.runtime.backends.base import Batches
+
+PLANS = "build-plans.sh"
+# TensorRT 11 types strongly always, and may not know the option any more.
+SCRIPT = """#!/bin/sh
+# Builds the TensorRT plans of this repository. A plan fits one GPU and one version of TensorRT:
+# run this where Triton will run, in Triton's own image (IMAGE, NVIDIA's tritonserver:YY.MM-py3):
+#   docker run --rm --gpus all -v "$PWD:/models" "$IMAGE" sh /models/build-plans.sh
+set -eu
+cd "$(dirname "$0")"
+trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)
+if [ ! -x "$trtexec" ]; then
+  echo "there is no trtexec here: use Triton's or TensorRT's image" >&2
+  exit 1
+fi
+typed=
+if "$trtexec" --help 2>&1 | grep -q stronglyTyped; then typed=--stronglyTyped; fi
+{builds}
+"""
+BUILD = """
+"$trtexec" $typed --skipInference --onnx={graph} --saveEngine={partial} \\
+  --minShapes={smallest} --optShapes={usual} --maxShapes={largest}
+mv {partial} {plan}"""
+
+
+def plans_script(graphs: Mapping[Path, Path], size: int, batches: Batches) -> str:
+    """A shell script that builds a plan of each graph.
+
+    Args:
+        graphs: Graph and plan, both within the repository.
+        size: Side of the pictures in pixels.
+        batches: What the plans are built for.
+    """
+
+    def shape(batch: int) -> str:
+        return f"{INPUT_NAME}:{batch}x{size}x{size}x3"
+
+    return SCRIPT.format(
+        builds="\n".join(
+            BUILD.format(
+                graph=shlex.quote(str(graph)),
+                partial=shlex.quote(f"{plan}.partial"),
+                plan=shlex.quote(str(plan)),
+                smallest=shape(batches.smallest),
+                usual=shape(batches.usual),
+                largest=shape(batches.largest),
+            ).lstrip("\n")
+            for graph, plan in graphs.items()
+        )
+    )

@@ -1,0 +1,34 @@
+"""Pages that need no network: one look for every report."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from resdeploy.errors import needs_extra
+
+
+def render_page(template: str, **values: Any) -> bytes:
+    """Fill in a template, UTF-8; everything that comes from outside is escaped.
+
+    Args:
+        template: Path below the package; it extends `pages/page.html.j2`.
+        values: What the template names; all of them are needed.
+
+    Raises:
+        MissingDependencyError: Jinja2 is not installed.
+    """
+    with needs_extra():
+        import jinja2
+
+    def source(name: str) -> str:
+        return resources.files("resdeploy").joinpath(name).read_text(encoding="utf-8")
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(source),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values).encode()

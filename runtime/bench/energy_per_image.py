@@ -1,0 +1,108 @@
+"""Millijoules for an image: what a machine takes beyond being idle, with an interval."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from resdeploy.bench.process import Contender
+from resdeploy.progress import Progress, silent
+from resdeploy.results.benchmark import ImageEnergy
+from resdeploy.runtime.energy.meter import Meter
+from resdeploy.runtime.energy.source import PowerSource
+from resdeploy.statistics import student_975
+
+ROUNDS = 5
+LEAD_SECONDS = 0.5
+"""Sensors average over a while; what they saw before a run must have left them."""
+WINDOW_SECONDS = 1.0
+IDLE_WINDOWS = 8
+IDLE_WINDOW_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One contender running without a pause."""
+
+    watts: float
+    ms_per_image: float
+
+
+def idle_power(source: PowerSource) -> list[float]:
+    """Watts of the machine that does nothing, one figure for each window that was measured."""
+    with Meter(source) as meter:
+        time.sleep(LEAD_SECONDS)
+        start = time.perf_counter()
+        time.sleep(IDLE_WINDOWS * IDLE_WINDOW_SECONDS)
+    edges = [start + number * IDLE_WINDOW_SECONDS for number in range(IDLE_WINDOWS + 1)]
+    trace = meter.trace()
+    energies = [trace.energy(*window) for window in pairwise(edges)]
+    return [joules / IDLE_WINDOW_SECONDS for joules in energies if joules is not None]
+
+
+def run_rounds(
+    contenders: Sequence[Contender],
+    sources: Sequence[PowerSource],
+    batch: int,
+    progress: Progress = silent,
+) -> list[list[list[Round]]]:
+    """Let contenders run in turns: for each source and each contender the rounds it measured."""
+    windows: list[list[tuple[float, float, float]]] = [[] for _ in contenders]
+    with ExitStack() as stack, progress("measuring energy", ROUNDS) as advance:
+        meters = [stack.enter_context(Meter(source)) for source in sources]
+        for _ in range(ROUNDS):
+            for contender, seen in zip(contenders, windows):
+                start = time.perf_counter()
+                times = contender.run_for(LEAD_SECONDS + WINDOW_SECONDS)
+                end = time.perf_counter()
+                late = times[np.cumsum(times) > 1000 * LEAD_SECONDS]
+                seen.append((start + LEAD_SECONDS, end, float(late.mean()) / batch))
+            advance(1)
+    measured = []
+    for meter in meters:
+        trace = meter.trace()
+        measured.append(
+            [
+                [
+                    Round(joules / (end - start), ms)
+                    for start, end, ms in seen
+                    if (joules := trace.energy(start, end)) is not None
+                ]
+                for seen in windows
+            ]
+        )
+    return measured
+
+
+def energy_per_image(
+    source: PowerSource, idle: Sequence[float], rounds: Sequence[Round]
+) -> ImageEnergy | None:
+    """Subtract and summarise; None where fewer than two windows of either were measured.
+
+    The interval is Student's, from the spread of the rounds and that of the idle power.
+    """
+    if len(idle) < 2 or len(rounds) < 2:
+        return None
+    idle_watts = float(np.mean(idle))
+    milliseconds = float(np.mean([round.ms_per_image for round in rounds]))
+    costs = [(round.watts - idle_watts) * round.ms_per_image for round in rounds]
+    variance = np.var(costs, ddof=1) / len(costs)
+    variance += milliseconds**2 * np.var(idle, ddof=1) / len(idle)
+    cost = float(np.mean(costs))
+    margin = student_975(len(costs) - 1) * float(np.sqrt(variance))
+    return ImageEnergy(
+        source=source.name,
+        scope=source.scope,
+        mj_per_image=cost,
+        mj_low=cost - margin,
+        mj_high=cost + margin,
+        total_mj_per_image=float(np.mean([r.watts * r.ms_per_image for r in rounds])),
+        watts=float(np.mean([round.watts for round in rounds])),
+        idle_watts=idle_watts,
+        rounds=len(rounds),
+    )

@@ -1,0 +1,60 @@
+"""From the rounds of one contender to the figures that are shown: pure functions."""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+
+from resdeploy.bench.ceilings import median_of_rounds
+from resdeploy.bench.roofline import CPU_ARITHMETIC, GPU_ARITHMETIC, Ceilings, roofline
+from resdeploy.bench.workload import Workload
+from resdeploy.bundle.work import Work
+from resdeploy.machine.device import Scope
+from resdeploy.results.benchmark import ImageEnergy, Timing
+from resdeploy.runtime.bench.rounds import medians, speedup
+from resdeploy.runtime.bench.runner import Track
+
+
+def summarise(
+    track: Track,
+    baseline: Track | None,
+    work: Work | None,
+    ceilings: Ceilings | None,
+    workload: Workload,
+    energy: ImageEnergy | None,
+) -> Timing:
+    """Pool a contender's rounds; `ceilings` are those of what it ran on."""
+    entry, batch = track.entry, workload.batch
+    pooled = np.concatenate(track.times)
+    p50, p90, p99 = np.percentile(pooled, [50, 90, 99])
+    faster = None if baseline is None else speedup(baseline.heats, track.heats)
+    stages = {name: median_of_rounds(rounds) for name, rounds in track.stages.items()} or None
+    arithmetic = GPU_ARITHMETIC if entry.runs_on is Scope.GPU else CPU_ARITHMETIC
+    limit = roofline(work, ceilings, arithmetic[entry.precision], batch)
+    inference_ms = stages["inference"] if stages else median_of_rounds(track.times)
+    return Timing(
+        contender=entry.name,
+        precision=entry.precision,
+        encoding=entry.encoding,
+        batch=batch,
+        threads=workload.threads,
+        runs=len(pooled),
+        p50_ms=float(p50),
+        p90_ms=float(p90),
+        p99_ms=float(p99),
+        images_per_second=float(1000 * batch * len(pooled) / pooled.sum()),
+        speedup=faster.centre if faster else None,
+        speedup_low=faster.low if faster else None,
+        speedup_high=faster.high if faster else None,
+        energy=energy,
+        round_ms=tuple(medians(track.times).tolist()),
+        quantiles_ms=tuple(np.percentile(pooled, range(101)).tolist()),
+        stages_ms=stages,
+        cold_start_s=statistics.median(track.ready_s),
+        peak_rss_bytes=track.peak_rss_bytes,
+        peak_gpu_bytes=track.peak_gpu_bytes,
+        file_bytes=entry.file_bytes,
+        limit_share=limit.ms / inference_ms if limit else None,
+        bound=limit.bound if limit else None,
+    )

@@ -1,0 +1,53 @@
+"""A backend of the runtime as a benchmark's contender: `python -m resdeploy.runtime.contender`.
+
+Its start is that of `load`: the answers are checked before one is given.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from resdeploy.bench.worker import answer
+from resdeploy.bench.workload import Workload
+from resdeploy.bundle.bundle import open_bundle
+from resdeploy.bundle.golden import Golden
+from resdeploy.bundle.manifest import Artifact
+from resdeploy.errors import BackendError
+from resdeploy.runtime.backends.base import Backend, Batches, Opening
+from resdeploy.runtime.backends.registry import candidates
+from resdeploy.runtime.verification.open_verified import check_at_load
+
+
+def prepare(
+    workload: Workload, backend: str, artifact: str
+) -> tuple[Callable[[], object], dict[str, Any]]:
+    """Load one artifact and return what runs it."""
+    bundle = open_bundle(workload.bundle)
+    (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
+    batches = Batches(workload.batch, workload.batch, workload.batch)
+    opened = candidate.open(bundle, Opening(threads=workload.threads, batches=batches))
+    golden = bundle.golden()
+    require_golden(opened, candidate.artifact, golden)
+    return workload.runner(bundle, golden.images, opened.run), {}
+
+
+def require_golden(backend: Backend, artifact: Artifact, golden: Golden) -> None:
+    """Check a few answers.
+
+    Raises:
+        BackendError: they are not PyTorch's.
+    """
+    check = check_at_load(backend, artifact, golden)
+    if not check.passed:
+        raise BackendError(
+            f"{backend.name} gives other answers than PyTorch with {artifact.name} "
+            f"({check.figures})",
+            "resdeploy verify shows the figures",
+        )
+
+
+if __name__ == "__main__":
+    backend, artifact, *rest = sys.argv[1:]
+    answer(lambda: prepare(Workload.from_arguments(rest), backend, artifact))

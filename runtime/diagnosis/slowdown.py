@@ -1,0 +1,157 @@
+"""`resdeploy explain --slow`: look at an INT8 graph on this CPU from all sides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from resdeploy.bench.ceilings import ceilings_of
+from resdeploy.bench.process import Contender, Worker
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import Artifact, Encoding
+from resdeploy.errors import ResdeployError
+from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.machine.conditions import notices
+from resdeploy.machine.device import available_cores, read_device
+from resdeploy.progress import Progress, silent
+from resdeploy.runtime.backends.base import Opening
+from resdeploy.runtime.backends.onnxruntime.cpu import open_artifact
+from resdeploy.runtime.backends.onnxruntime.profile import Kernel, profile
+from resdeploy.runtime.diagnosis.slowdown_causes import Cause, Observations, causes
+
+SECONDS = 1.0
+WORK_SECONDS = 4.0
+PROFILED_RUNS = 30
+SLOWEST = 10
+DOT_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slowness:
+    """Where the time of an INT8 graph goes, and what of it need not."""
+
+    bundle: str
+    artifact: str
+    threads: int
+    batch: int
+    ms: float
+    """Of one run; the median."""
+    fp32_ms: float
+    causes: tuple[Cause, ...]
+    kernels: tuple[Kernel, ...]
+    """The slowest, from ONNX Runtime's profile."""
+
+    @property
+    def speedup(self) -> float:
+        """Against the FP32 graph in the same engine."""
+        return self.fp32_ms / self.ms
+
+
+def explain_slowness(
+    bundle: Bundle,
+    *,
+    encoding: Encoding = Encoding.CPU,
+    threads: int | None = None,
+    batch: int = 1,
+    progress: Progress = silent,
+) -> Slowness:
+    """Time an INT8 graph on the CPU: whole, kernel by kernel, with other threads, for seconds.
+
+    Args:
+        bundle: One with INT8 graphs.
+        encoding: CPU for `int8-cpu.onnx`, TENSORRT for `int8.onnx`.
+        threads: Of one inference; None for one per core.
+        batch: Images in one run.
+        progress: Told of each measurement.
+
+    Raises:
+        BackendError: ONNX Runtime cannot run it.
+        BundleError: the bundle is damaged, or has no INT8 graph.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    artifact = bundle.artifact("int8" if encoding is Encoding.TENSORRT else "int8-cpu")
+    cores = available_cores()
+    threads = threads or cores
+    golden = bundle.golden().images
+    images = golden[np.arange(batch) % len(golden)]
+    counts = sorted({threads, cores, *(2**power for power in range(cores.bit_length()))})
+    before = read_device()
+    with progress("measuring", len(counts) + 4) as advance:
+        float_ms = float(np.median(_times(bundle, bundle.artifact("fp32"), threads, images)[0]))
+        advance(1)
+        by_threads = {}
+        for count in counts:
+            by_threads[count] = float(np.median(_times(bundle, artifact, count, images)[0]))
+            advance(1)
+        times, share = _times(bundle, artifact, threads, images, WORK_SECONDS)
+        advance(1)
+        kernels = profile(
+            bundle, artifact.name, encoding, images, threads=threads, runs=PROFILED_RUNS
+        )
+        advance(1)
+        products = large_products(threads)
+        advance(1)
+    after = read_device()
+    cpu = after.cpu
+    early, *_, late = np.array_split(times, 4)
+    seen = Observations(
+        encoding=encoding,
+        threads=threads,
+        ms=float(np.median(times)),
+        kernels=kernels,
+        by_threads=by_threads,
+        early_ms=float(np.median(early)),
+        late_ms=float(np.median(late)),
+        cpu_share=share,
+        products=products,
+        int8_instructions=bool(DOT_PRODUCTS & cpu.features),
+        matrix_instructions=cpu.multiplies_int8_matrices,
+        notices=notices(before.conditions, after.conditions),
+    )
+    return Slowness(
+        bundle=str(bundle.path),
+        artifact=artifact.name,
+        threads=threads,
+        batch=batch,
+        ms=seen.ms,
+        fp32_ms=float_ms,
+        causes=causes(seen),
+        kernels=tuple(sorted(kernels, key=lambda kernel: -kernel.ms)[:SLOWEST]),
+    )
+
+
+def large_products(threads: int) -> Mapping[str, float]:
+    """Operations a second by the name of the arithmetic; empty where they cannot be measured."""
+    try:
+        contender = Contender.start("ceilings", Worker.RUNTIME_CEILINGS, [str(threads)], threads)
+    except ResdeployError:
+        return {}
+    try:
+        contender.run_for(SECONDS)
+    finally:
+        contender.stop()
+    measured = ceilings_of([contender.stages])
+    return {} if measured is None else measured.operations_per_second
+
+
+def _times(
+    bundle: Bundle, artifact: Artifact, threads: int, images: UInt8Array, seconds: float = SECONDS
+) -> tuple[np.ndarray, float]:
+    """Milliseconds of single runs, and the share of processor time that the threads got."""
+    backend = open_artifact(bundle, artifact, Opening(threads=threads))
+    times: list[int] = []
+    try:
+        backend.run(images)
+        start, used = time.perf_counter(), time.process_time()
+        while len(times) < 4 or time.perf_counter() - start < seconds:
+            begin = time.perf_counter_ns()
+            backend.run(images)
+            times.append(time.perf_counter_ns() - begin)
+        # Threads without work spin, so that undisturbed ones use all of their time.
+        share = (time.process_time() - used) / (time.perf_counter() - start) / threads
+    finally:
+        backend.close()
+    return np.array(times) / 1e6, min(share, 1.0)

@@ -1,0 +1,233 @@
+"""Does this machine still give PyTorch's answers? On golden images, or on a labelled folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import numpy as np
+
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Float32Array
+from resdeploy.bundle.manifest import Precision
+from resdeploy.errors import DataError
+from resdeploy.images.folder import (
+    LabelledImages,
+    match_labels,
+    read_batches,
+    read_image_folder,
+    split_folder,
+)
+from resdeploy.images.preprocessing import image_digest
+from resdeploy.progress import Progress, silent
+from resdeploy.results.provenance import Environment, here
+from resdeploy.results.verification import ArtifactResult, Verification
+from resdeploy.runtime.backends.base import AUTO, Backend, Opening
+from resdeploy.runtime.backends.registry import Candidate, candidates
+from resdeploy.runtime.verification.golden_check import GoldenCheck, check_golden, run_batches
+from resdeploy.statistics import (
+    IntArray,
+    Verdict,
+    agreement_percent,
+    compare_accuracy,
+    sqnr_db,
+    worst,
+)
+
+logger = logging.getLogger(__name__)
+
+BATCH = 32
+DEFAULT_MAX_DROP = 1.0
+
+
+def verify(
+    bundle: Bundle,
+    *,
+    data: Path | None = None,
+    backend: str = AUTO,
+    precision: str = AUTO,
+    max_drop: float = DEFAULT_MAX_DROP,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Verification:
+    """Check every artifact that was asked for on every backend that can run it here.
+
+    Every one must pass the golden check; with `data` its accuracy is compared as well.
+
+    Args:
+        bundle: The bundle.
+        data: A labelled folder (or one with a `val` folder in it) for accuracies; None for the
+            golden images alone.
+        backend: An engine's name, or `auto` for all.
+        precision: `fp32`, `fp16`, `int8`, or `auto` for all.
+        max_drop: Percentage points of accuracy that may be lost against FP32.
+        threads: Threads for one inference on a CPU.
+        progress: Told of each batch.
+
+    Raises:
+        BackendError: nothing that was asked for can run here.
+        BundleError: the bundle is damaged.
+        DataError: the folder cannot be used with this model.
+    """
+    chosen = sorted(candidates(bundle, backend, precision), key=_by_precision)
+    opening = Opening(threads=threads, progress=progress)
+    if data is None:
+        return _verify_golden(bundle, chosen, opening)
+    images = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
+    return _verify_data(bundle, chosen, images, max_drop, opening, progress)
+
+
+def _verify_golden(bundle: Bundle, chosen: Iterable[Candidate], opening: Opening) -> Verification:
+    golden = bundle.golden()
+    results = []
+    for candidate in chosen:
+        with closing(candidate.open(bundle, opening)) as opened:
+            check = check_golden(opened, candidate.artifact, golden)
+        results.append(
+            ArtifactResult(
+                backend=candidate.engine.name,
+                precision=candidate.artifact.precision,
+                encoding=candidate.artifact.encoding,
+                verdict=Verdict.PASS if check.passed else Verdict.FAIL,
+                top1=None,
+                baseline_top1=None,
+                drop=None,
+                drop_upper95=None,
+                drop_lower95=None,
+                mcnemar_p=None,
+                images_to_decide=None,
+                agreement=check.agreement,
+                sqnr_db=check.sqnr_db,
+                rule=check.rule,
+                different=check.different,
+            )
+        )
+    return Verification(
+        verdict=worst(result.verdict for result in results),
+        images=len(golden.images),
+        unreadable=0,
+        used_before=0,
+        max_drop=None,
+        results=tuple(results),
+        labels=bundle.labels(),
+        environment=_environment(bundle),
+    )
+
+
+def _verify_data(
+    bundle: Bundle,
+    chosen: list[Candidate],
+    images: LabelledImages[Path],
+    max_drop: float,
+    opening: Opening,
+    progress: Progress,
+) -> Verification:
+    # The yardstick is the bundle's own FP32 graph, which export held against PyTorch.
+    baseline = candidates(bundle, precision=Precision.FP32.value)[0]
+    contenders = [baseline, *(c for c in chosen if c != baseline)]
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(closing(candidate.open(bundle, opening)))
+            for candidate in contenders
+        ]
+        golden = bundle.golden()
+        checks = [check_golden(b, c.artifact, golden) for b, c in zip(opened, contenders)]
+        logits, labels, used = _run_all(bundle, opened, images, progress)
+    results = [
+        _judge(candidate, check, logits[0], candidate_logits, labels, max_drop)
+        for candidate, check, candidate_logits in zip(contenders, checks, logits)
+        if candidate in chosen
+    ]
+    return Verification(
+        verdict=worst(result.verdict for result in results),
+        images=len(labels),
+        unreadable=len(images.files) - len(labels),
+        used_before=used,
+        max_drop=max_drop,
+        results=tuple(results),
+        labels=images.classes,
+        environment=_environment(bundle),
+    )
+
+
+def _run_all(
+    bundle: Bundle, opened: list[Backend], images: LabelledImages[Path], progress: Progress
+) -> tuple[list[Float32Array], np.ndarray, int]:
+    """Each image is decoded once and shown to every backend; also how many were used before."""
+    calibration = bundle.manifest.calibration or {}
+    known = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}
+    used = 0
+    parts: list[list[Float32Array]] = [[] for _ in opened]
+    positions: list[int] = []
+    with progress("verifying", len(images.files)) as advance:
+        preprocessing = bundle.manifest.preprocessing
+        for batch in read_batches(images.files, preprocessing, BATCH):
+            for backend, part in zip(opened, parts):
+                part.append(run_batches(backend, batch.images, BATCH))
+            positions.extend(batch.positions)
+            used += sum(image_digest(image) in known for image in batch.images)
+            advance(len(batch.positions))
+    if not positions:
+        raise DataError(
+            "not one image of the folder can be decoded", "name a folder with intact images"
+        )
+    labels = np.asarray(images.labels)[positions]
+    return [np.concatenate(part) for part in parts], labels, used
+
+
+def _judge(
+    candidate: Candidate,
+    check: GoldenCheck,
+    reference: Float32Array,
+    logits: Float32Array,
+    labels: np.ndarray,
+    max_drop: float,
+) -> ArtifactResult:
+    paired = compare_accuracy(reference, logits, labels)
+    # The yardstick has nothing to prove against itself, but it does against PyTorch.
+    is_reference = logits is reference
+    verdict = Verdict.PASS if is_reference else paired.verdict(max_drop)
+    return ArtifactResult(
+        backend=candidate.engine.name,
+        precision=candidate.artifact.precision,
+        encoding=candidate.artifact.encoding,
+        verdict=verdict if check.passed else Verdict.FAIL,
+        top1=100 * paired.candidate_right / paired.images,
+        baseline_top1=100 * paired.baseline_right / paired.images,
+        drop=paired.drop,
+        drop_upper95=0.0 if is_reference else paired.drop_bound(),
+        drop_lower95=0.0 if is_reference else paired.drop_least(),
+        mcnemar_p=paired.mcnemar_p,
+        images_to_decide=paired.images_to_decide(max_drop)
+        if verdict is Verdict.INCONCLUSIVE
+        else None,
+        agreement=check.agreement if is_reference else agreement_percent(reference, logits),
+        sqnr_db=check.sqnr_db if is_reference else float(np.median(sqnr_db(reference, logits))),
+        rule=check.rule,
+        different=check.different,
+        confusion=confusion_counts(labels, logits),
+    )
+
+
+def confusion_counts(labels: IntArray, logits: Float32Array) -> tuple[tuple[int, int, int], ...]:
+    """Class shown, class taken for, and how many: of true classes (N,) and logits (N, K)."""
+    pairs, counts = np.unique(
+        np.stack([labels, logits.argmax(axis=1)], axis=1), axis=0, return_counts=True
+    )
+    return tuple(
+        (int(shown), int(taken), int(count)) for (shown, taken), count in zip(pairs, counts)
+    )
+
+
+def _environment(bundle: Bundle) -> Environment:
+    return here(
+        bundle=str(bundle.path),
+        model=bundle.manifest.model["name"],
+        image_size=bundle.manifest.preprocessing.image_size,
+    )
+
+
+def _by_precision(candidate: Candidate) -> int:
+    return list(Precision).index(candidate.artifact.precision)

@@ -1,0 +1,96 @@
+"""How a training image differs from the file: a random part of it, and distorted.
+
+All randomness comes from the generator that is given.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from resdeploy.images.decode import read_rgb
+from resdeploy.images.preprocessing import Box, UInt8Array, crop_and_resize
+from resdeploy.train.data.randaugment import distort
+
+MAX_STRETCH = 4 / 3
+# The shorter side of the paper's images, of which 224 pixels are cut out.
+SCALES = (256 / 224, 480 / 224)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """Sources of the two crops.
+
+    `area`: Szegedy et al., "Going deeper with convolutions" (2014), arXiv:1409.4842, section 6: a
+    random part of the image, 3/4 to 4/3 as wide as high. `scale`: He et al. 2015,
+    arXiv:1512.03385, section 3.4: a square out of the image at a random scale.
+    """
+
+    flip: bool
+    """Mirror half of the images, see `data.Batch.to`; wrong for digits and text."""
+    min_area: float
+    """Smallest share of the image's area that a crop may keep, above 0 and up to 1."""
+    crop: str = "area"
+    """`area` or `scale`."""
+    randaugment: int = 0
+    """Magnitude of two random distortions, 0 (none) to 30; see `randaugment.distort`."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_area <= 1:
+            raise ValueError(f"min_area is {self.min_area}; it takes a share above 0, up to 1")
+
+
+def augment(
+    source: Path | bytes, size: int, augmentation: Augmentation, generator: np.random.Generator
+) -> UInt8Array:
+    """A random part of an image file, perhaps distorted: uint8 (size, size, 3).
+
+    A JPEG file is decoded at the lowest resolution that the part needs.
+
+    Raises:
+        ImageError: the file cannot be decoded.
+    """
+    draws = generator.random(4)
+    box = _area_box if augmentation.crop == "area" else _scale_box
+
+    def shrink(width: int, height: int) -> float:
+        left, upper, right, lower = box((width, height), augmentation, draws)
+        return min(right - left, lower - upper) / size
+
+    picture = read_rgb(source, shrink)
+    # Where a box lies depends on the picture's shape and not on its resolution.
+    pixels = crop_and_resize(picture, box(picture.size, augmentation, draws), size)
+    if augmentation.randaugment:
+        pixels = distort(pixels, augmentation.randaugment, generator)
+    return pixels
+
+
+Draws = npt.NDArray[np.float64]
+"""Four shares from 0 to 1: size, shape, and the place across and down."""
+
+
+def _area_box(shape: tuple[int, int], augmentation: Augmentation, draws: Draws) -> Box:
+    width, height = shape
+    least = augmentation.min_area
+    area = (least + draws[0] * (1 - least)) * width * height
+    # Close to the whole image the shape cannot vary much; log-uniform so that both ways are equal.
+    ratio = min(MAX_STRETCH, 1 / least) ** (2 * draws[1] - 1)
+    crop_width = min(width, math.sqrt(area * ratio))
+    crop_height = min(height, math.sqrt(area / ratio))
+    return _placed(shape, crop_width, crop_height, draws)
+
+
+def _scale_box(shape: tuple[int, int], augmentation: Augmentation, draws: Draws) -> Box:
+    smallest, largest = SCALES
+    side = min(shape) / (smallest + draws[0] * (largest - smallest))
+    return _placed(shape, side, side, draws)
+
+
+def _placed(shape: tuple[int, int], width: float, height: float, draws: Draws) -> Box:
+    left = draws[2] * (shape[0] - width)
+    upper = draws[3] * (shape[1] - height)
+    return (left, upper, left + width, upper + height)

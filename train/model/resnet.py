@@ -1,0 +1,160 @@
+"""Residual networks of basic blocks, and their plain twins, with torchvision's key names.
+
+Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", arXiv:1512.03385:
+table 1 (layers), section 3.3 (plain network, shortcut options), section 4.1 (options A, B, C).
+Shape letters: N images, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resdeploy.train.model.architecture import Architecture, Shortcut
+from resdeploy.train.model.trimmed_conv import TrimmedConv2d
+
+WIDTHS = (64, 128, 256, 512)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = TrimmedConv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = TrimmedConv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        self.residual = shortcut is not Shortcut.PLAIN
+        reshapes = stride != 1 or inputs != outputs
+        if shortcut is Shortcut.C or (shortcut is Shortcut.B and reshapes):
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+        elif shortcut is Shortcut.A and reshapes:
+            self.downsample = ZeroPadShortcut(stride, outputs - inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.relu1(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.residual:
+            out = out + (x if self.downsample is None else self.downsample(x))
+        activated: Tensor = self.relu2(out)
+        return activated
+
+
+class ZeroPadShortcut(nn.Module):
+    """Option A: every `stride`-th pixel, and `extra` channels of zeros; no parameters."""
+
+    def __init__(self, stride: int, extra: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.extra = extra
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A pool of single pixels: the same as slicing, and every engine runs it in integers.
+        x = F.max_pool2d(x, kernel_size=1, stride=self.stride)
+        return F.pad(x, (0, 0, 0, 0, 0, self.extra))  # pairs from the last axis: W, H, C
+
+
+class GlobalAveragePool(nn.Module):
+    """The mean of each channel: (N, C, H, W) -> (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+class ResNet(nn.Module):
+    """The network on normalised images: float (N, 3, H, W) -> logits (N, K).
+
+    At 224x224 the shapes walk 112 (stem), 56x56x64, 28x28x128, 14x14x256, 7x7x512.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.conv1 = nn.Conv2d(3, WIDTHS[0], 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        inputs = WIDTHS[0]
+        for stage, (outputs, count) in enumerate(zip(WIDTHS, architecture.blocks), start=1):
+            blocks = []
+            for index in range(count):
+                stride = 2 if index == 0 and stage > 1 else 1
+                blocks.append(BasicBlock(inputs, outputs, stride, architecture.shortcut))
+                inputs = outputs
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.avgpool = GlobalAveragePool()
+        self.fc = nn.Linear(inputs, architecture.classes)
+        for module in self.modules():
+            # Drawing for a tensor without memory would load PyTorch's compiler, for seconds.
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
+                # He et al. 2015b, arXiv:1502.01852
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def stages(self) -> Sequence[nn.Module]:
+        """The four stages, in order."""
+        return [getattr(self, f"layer{stage}") for stage in range(1, len(WIDTHS) + 1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 64, H/4, W/4)
+        for stage in self.stages:
+            x = stage(x)  # the last one: (N, 512, H/32, W/32)
+        logits: Tensor = self.fc(self.avgpool(x))  # (N, K)
+        return logits
+
+
+def normed_convolutions(
+    module: nn.Module,
+) -> Iterator[tuple[str, nn.Conv2d, str, nn.BatchNorm2d]]:
+    """Every convolution with the norm behind it, both with their names in `module`."""
+    for parent_name, parent in module.named_modules():
+        prefix = f"{parent_name}." if parent_name else ""
+        for (name, convolution), (norm_name, norm) in pairwise(parent.named_children()):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                yield prefix + name, convolution, prefix + norm_name, norm
+
+
+class Normalize(nn.Module):
+    """uint8 pixels (N, H, W, 3) -> (pixels / 255 - mean) / std, float32 (N, 3, H, W)."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        exact_mean, exact_std = (torch.tensor(x, dtype=torch.float64) for x in (mean, std))
+        # One product and one sum, whose constants are rounded to float32 once.
+        scale, shift = 1 / (255 * exact_std), -exact_mean / exact_std
+        self.register_buffer("scale", scale.float().view(1, 3, 1, 1))
+        self.register_buffer("shift", shift.float().view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Contiguous: with permuted strides PyTorch would run convolutions 1.6 times slower on CPUs.
+        pixels = images.float().permute(0, 3, 1, 2).contiguous()
+        return pixels * self.scale + self.shift
+
+
+class Classifier(nn.Module):
+    """The network as it is deployed: uint8 images (N, H, W, 3), RGB -> float32 logits (N, K).
+
+    The normalisation is part of the model, so that training, export and serving cannot differ.
+    """
+
+    def __init__(self, network: ResNet, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.normalize(images))
+        return logits

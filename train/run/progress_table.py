@@ -1,0 +1,42 @@
+"""The table that grows by a line with every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from resdeploy.train.run.folder import EpochMetrics
+
+HEAD = ("epoch", "loss", "val loss", "top-1", "images/s", "waiting", "time left")
+WIDTHS = (9, 9, 9, 10, 10, 8, 10)
+
+
+def header_line() -> str:
+    """The names of the columns."""
+    return _row(HEAD)
+
+
+def epoch_line(metrics: Sequence[EpochMetrics], epochs: int) -> str:
+    """The last of the epochs so far; how long the rest takes is told from the mean of all."""
+    last = metrics[-1]
+    left = sum(line.seconds for line in metrics) / len(metrics) * (epochs - len(metrics))
+    return _row(
+        (
+            f"{last.epoch}/{epochs}",
+            f"{last.loss:.3f}",
+            f"{last.val_loss:.3f}",
+            f"{last.accuracy:.2f} %",
+            f"{last.images_per_second:.0f}",
+            f"{last.waiting:.0%}",
+            _duration(left),
+        )
+    )
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

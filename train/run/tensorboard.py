@@ -1,0 +1,35 @@
+"""The metrics of each epoch as TensorBoard's event files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from resdeploy.errors import needs_extra
+from resdeploy.train.run.folder import EpochMetrics
+
+FOLDER = "tensorboard"
+SCALARS = ("loss", "val_loss", "accuracy", "lr", "images_per_second", "waiting")
+
+
+def event_writer(folder: Path, epochs_done: int) -> Callable[[EpochMetrics], None]:
+    """A function that adds an epoch to `folder/tensorboard`, at once.
+
+    Args:
+        folder: Of the run.
+        epochs_done: What an interrupted run had written after them no longer counts.
+
+    Raises:
+        MissingDependencyError: the package tensorboard is not installed.
+    """
+    with needs_extra():
+        from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder / FOLDER), purge_step=epochs_done + 1)
+
+    def add(metrics: EpochMetrics) -> None:
+        for name in SCALARS:
+            writer.add_scalar(name, getattr(metrics, name), metrics.epoch)
+        writer.flush()
+
+    return add
