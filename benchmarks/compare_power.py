@@ -1,6 +1,6 @@
 """Does `resdeploy compare` catch what is planted, and leave alone what is the same?
 
-    python -m benchmarks.comparing BUNDLE --output docs/results/comparing.json
+    python -m benchmarks.compare_power BUNDLE --output docs/results/comparing.json
 
 A graph of BUNDLE is timed against itself many times, then against a contender that takes a tenth
 more: it waits that long behind each run, without giving the core back.
@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from resdeploy.bench.process import Worker
-from resdeploy.bench.worker import answer
+from resdeploy.bench.worker import run_worker
 from resdeploy.bench.workload import Workload
 from resdeploy.documents import jsonable
 from resdeploy.results.provenance import here
@@ -52,7 +52,7 @@ def main(
     workload = Workload(bundle=bundle, batch=1, threads=threads)
     arguments = (NAME, graph, *workload.to_arguments())
     itself = Program(Worker.RUNTIME, arguments)
-    planted = Program("benchmarks.comparing", (SLOWER, str(share), *arguments))
+    planted = Program("benchmarks.compare_power", (SLOWER, str(share), *arguments))
     results = []
     for name, second, times in (("itself", itself, same), ("planted", planted, slower)):
         for _ in range(times):
@@ -100,6 +100,6 @@ if __name__ == "__main__":
     if SLOWER in sys.argv[1:2]:  # as a contender
         share, backend, artifact, *rest = sys.argv[2:]
         workload = Workload.from_arguments(rest)
-        answer(lambda: prepare_slower(float(share), workload, backend, artifact))
+        run_worker(lambda: prepare_slower(float(share), workload, backend, artifact))
     else:
         main()

@@ -1,6 +1,6 @@
 """Write `docs/performance.md`, and the tables of `README.md`, from `docs/results/*.json`.
 
-    python -m benchmarks.performance
+    python -m benchmarks.generate_docs
 
 Each kind of document has a function here that makes a table of it; others are only listed.
 """
@@ -27,7 +27,9 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 README = ROOT / "README.md"
-NOTICE = "<!-- written by python -m benchmarks.performance: change the script, or measure again -->"
+NOTICE = (
+    "<!-- written by python -m benchmarks.generate_docs: change the script, or measure again -->"
+)
 HEAD = """# Performance
 
 Every figure here is in [docs/results](results), as the script that is named wrote it. The date and
@@ -97,7 +99,7 @@ def training_part(documents: Sequence[Training]) -> Part:
     one = documents[0]
     return Part(
         title="Training",
-        text=f"`benchmarks/training.py`: {one.image_size} pixels, batch {one.batch_size}, against "
+        text=f"`benchmarks/training/__main__.py`: {one.image_size} pixels, batch {one.batch_size}, against "
         "a plain DataLoader, Pillow and FP32 loop, in turns.",
         table=markdown_table(head, rows),
         origin=origin([one.environment for one in documents]),
@@ -129,7 +131,7 @@ def quantization_part(documents: Sequence[Quantization]) -> Part:
     draws = len({row.seed for row in one.rows})
     return Part(
         title="How close INT8 stays",
-        text=f"`benchmarks/quantization.py`: a {one.environment.model} with "
+        text=f"`benchmarks/quantization/__main__.py`: a {one.environment.model} with "
         f"{one.fp32_top1:.2f} % in FP32 on {one.validation_images:,} images, "
         f"{one.calibration_images} to calibrate on, means over {draws} draws of them; every tool "
         "in its own environment, every graph in ONNX Runtime. Same class: images that keep FP32's "

@@ -30,7 +30,7 @@ def draw(paths: Sequence[Path], seed: int) -> list[Path]:
 
 
 @dataclass(slots=True)
-class Ledger:
+class CalibrationImages:
     """Admits images until enough are there, and writes down what became of each."""
 
     preprocessing: Preprocessing

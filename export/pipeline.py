@@ -41,13 +41,13 @@ from resdeploy.errors import ExportError
 from resdeploy.export.analysis import analyse
 from resdeploy.export.golden import choose_golden, make_golden, measure_parity
 from resdeploy.export.graph.coverage import coverage
-from resdeploy.export.graph.float16 import to_half
+from resdeploy.export.graph.float16 import to_float16
 from resdeploy.export.graph.qdq import activation_scales
 from resdeploy.export.graph.residual_scales import all_agree
 from resdeploy.export.graph.to_onnx import OPSET, to_bytes, to_onnx
 from resdeploy.export.graph.work import work_of
 from resdeploy.export.mixed_precision.accuracy_target import mix
-from resdeploy.export.mixed_precision.evaluator import Gate
+from resdeploy.export.mixed_precision.evaluator import AccuracyTarget
 from resdeploy.export.mixed_precision.latency_target import fit_time
 from resdeploy.export.mixed_precision.tradeoff import trade_off
 from resdeploy.export.quantization.calibrate import calibrate, require_images
@@ -112,7 +112,7 @@ class ExportConfig:
     int8_shortcuts: bool = False
     """Whether TensorRT's INT8 graph carries shortcuts in INT8 rather than float16."""
     min_agreement: float | None = None
-    """Percent; with `max_drop`, what layers are handed back to float for: see `Gate`."""
+    """Percent; with `max_drop`, what layers are handed back to float for: see `AccuracyTarget`."""
     max_drop: float | None = None
     target_ms: float | None = None
     """Instead: layers of the CPU's graph go back for as long as one image takes at most this."""
@@ -152,14 +152,14 @@ def export(
         OutputError: an output exists already, or cannot be written.
     """
     start = time.perf_counter()
-    gate = Gate(
+    gate = AccuracyTarget(
         min_agreement=config.min_agreement,
         max_drop=config.max_drop,
         seconds=config.search_seconds,
     )
-    if not (config.int8 or gate.open):
+    if gate.is_set and not config.int8:
         raise ExportError("--min-agreement and --max-drop concern INT8 graphs", "add --int8")
-    if config.target_ms is not None and not (config.int8 and gate.open):
+    if config.target_ms is not None and (gate.is_set or not config.int8):
         raise ExportError(
             "--target-ms chooses what --min-agreement and --max-drop choose, in INT8 graphs",
             "leave those out, and add --int8",
@@ -204,7 +204,7 @@ def export(
             int8_shortcuts=config.int8_shortcuts,
         )
         model = calibration.model
-        if not gate.open:
+        if gate.is_set:
             calibration = mix(
                 model, source, calibration, gate, seed=config.seed,
                 golden_digests=golden_digests, progress=progress,
@@ -219,14 +219,14 @@ def export(
         if config.dla:
             calibration = with_dla(calibration)
     artifacts: list[Artifact] = []
-    exact: dict[str, Float32Array] = {}
+    bit_exact: dict[str, Float32Array] = {}
     with new_directory(output, force=force, sign=MANIFEST) as folder:
         for precision, encoding, graph in _graphs(model, config, calibration):
             artifact, logits = _write_artifact(folder, precision, encoding, graph, golden)
             artifacts.append(artifact)
             if logits is not None and _same_everywhere(model, calibration, encoding):
-                exact[artifact.name] = logits
-        golden = replace(golden, exact=exact)
+                bit_exact[artifact.name] = logits
+        golden = replace(golden, bit_exact=bit_exact)
         analysis = _analyse(model, calibration, golden, progress)
         manifest = _write_rest(
             folder, output.name, source, artifacts, golden, calibration, analysis, work_of(model)
@@ -252,7 +252,7 @@ def _graphs(
     yield Precision.FP32, Encoding.FLOAT, model
     if config.fp16:
         half = model.clone()
-        to_half(half)
+        to_float16(half)
         yield Precision.FP16, Encoding.FLOAT, half
     if calibration is not None:
         for encoding, recipe in calibration.recipes.items():

@@ -18,7 +18,7 @@ from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array, load_image, prepare
 from resdeploy.predictions import Prediction, most_likely
 from resdeploy.progress import Progress, silent
-from resdeploy.runtime.backends.base import AUTO, Backend, Opening
+from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
 from resdeploy.runtime.verification.open_verified import verified_backends
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def load(
         BundleError: the bundle is missing or damaged.
     """
     bundle = open_bundle(Path(path))
-    opening = Opening(threads=threads, progress=progress)
+    opening = OpenOptions(threads=threads, progress=progress)
     for candidate, opened in verified_backends(bundle, backend, precision, opening):
         return Model(bundle, candidate.artifact, opened)
     raise BackendError(

@@ -2,7 +2,7 @@
 
 A worker holds PyTorch and all else that is tested, and twice one that had run OpenVINO as well
 crashed. The product does not come to that: what runs OpenVINO is the runtime, which never reaches
-PyTorch. tests/runtime/test_openvino_alone.py runs its tests in a process of their own.
+PyTorch. tests/runtime/backends/test_openvino_alone.py runs its tests in a process of their own.
 """
 
 from __future__ import annotations

@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What these need, or hold the runtime against, is not there where only the runtime is installed.
 YARDSTICKS = {
-    "core/test_statistics.py": "scipy",
+    "resdeploy/test_statistics.py": "scipy",
     "runtime/serving": "starlette",
-    "runtime/tensorrt/test_builder.py": "onnx",
-    "runtime/test_bench.py": "torch",
+    "runtime/backends/tensorrt/test_builder.py": "onnx",
+    "runtime/bench/test_run.py": "torch",
 }
 collect_ignore = [path for path, package in YARDSTICKS.items() if find_spec(package) is None]
 

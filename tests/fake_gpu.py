@@ -1,6 +1,6 @@
 """Fakes of a CUDA device and of a TensorRT engine, where there is neither.
 
-They stand for the few calls that `runtime/tensorrt/engine_backend.py` makes, record them, and do
+They stand for the few calls that `runtime/backends/tensorrt/engine_backend.py` makes, record them, and do
 work only when a stream is synchronised, as late as a GPU may. What they cannot show is whether
 CUDA and TensorRT behave as their documentation says.
 """

@@ -12,7 +12,7 @@ from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Obstacle, Opening
+from resdeploy.runtime.backends.base import Obstacle, OpenOptions
 from resdeploy.runtime.backends.registry import Engine
 from tests.serving_process import PATIENCE
 
@@ -62,7 +62,7 @@ def make_engine(
 ) -> Engine:
     """An engine of `GoldenBackend`s; each one that is opened is handed to `opened`."""
 
-    def open_artifact(bundle: Bundle, artifact: Artifact, opening: Opening) -> GoldenBackend:
+    def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> GoldenBackend:
         if fails:
             raise BackendError("it does not want to", "ask again")
         backend = GoldenBackend(bundle.golden(), factor)

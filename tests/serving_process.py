@@ -117,7 +117,7 @@ class ServerProcess:
         self.process.send_signal(number)
 
     def stop(self) -> tuple[int, Any]:
-        """Exit code, and the document on stdout."""
+        """ExitCode code, and the document on stdout."""
         if self.process.poll() is None:
             self.send(signal.SIGTERM)
         return self.result()

@@ -13,7 +13,7 @@ QAT = "qat"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class TrainingRecipe:
     """Settings of `config.TrainingConfig` that differ from its defaults, and where from."""
 
     purpose: str
@@ -21,14 +21,14 @@ class Recipe:
     settings: Mapping[str, Any]
 
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
+RECIPES: Mapping[str, TrainingRecipe] = MappingProxyType(
     {
-        QUICK: Recipe(
+        QUICK: TrainingRecipe(
             purpose="minutes on a CPU: small images, few epochs",
             source="the defaults of resdeploy",
             settings={},
         ),
-        "paper": Recipe(
+        "paper": TrainingRecipe(
             purpose="as the residual networks were first trained",
             source="He et al. 2015, arXiv:1512.03385, section 3.4; rate and batch for 8 GPUs there",
             settings={
@@ -45,7 +45,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 "crop": "scale",
             },
         ),
-        "modern": Recipe(
+        "modern": TrainingRecipe(
             purpose="the best accuracy for 100 epochs",
             source="Wightman, Touvron, Jegou 2021, arXiv:2110.00476, recipe A3; SGD and cross "
             "entropy in place of LAMB and binary cross entropy, and an average of the weights",
@@ -63,7 +63,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 "ema": 0.9998,
             },
         ),
-        FINETUNE: Recipe(
+        FINETUNE: TrainingRecipe(
             purpose="a trained network on other pictures",
             source="Kornblith, Shlens, Le 2018, arXiv:1805.08974, section 4.3 (lower rate, less "
             "decay)",
@@ -75,7 +75,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 "min_area": 0.35,
             },
         ),
-        QAT: Recipe(
+        QAT: TrainingRecipe(
             purpose="a trained network that adapts to INT8",
             source="Krishnamoorthi 2018, arXiv:1806.08342, section 3.2 (fine-tuning, norms held); "
             "Esser et al. 2020, arXiv:1902.08153 (learned scales)",

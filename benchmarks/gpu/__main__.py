@@ -266,7 +266,7 @@ def _work(bundle: Bundle, notes: Notes) -> Work | None:
 def _ceilings(notes: Notes) -> dict[str, Any] | None:
     """What a process of its own measured of this GPU."""
     try:
-        measured = ask("ceilings", "benchmarks.gpu_ceilings", [])
+        measured = ask("ceilings", "benchmarks.gpu.ceilings", [])
     except ResdeployError as error:
         notes.add("roofline", str(error))
         return None

@@ -16,7 +16,7 @@ import numpy as np
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding, Precision
-from resdeploy.calibration.image_set import Ledger, draw
+from resdeploy.calibration.image_set import CalibrationImages, draw
 from resdeploy.documents import jsonable
 from resdeploy.errors import CalibrationError, DataError
 from resdeploy.images.folder import match_labels, read_image_folder, split_folder
@@ -81,7 +81,7 @@ def write_labelled(bundle: Bundle, data: Path, most: int, folder: Path) -> int:
     labelled = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
     calibration: Mapping[str, Any] = bundle.manifest.calibration or {}
     used = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}
-    ledger = Ledger(bundle.manifest.preprocessing, wanted=most, excluded=used)
+    ledger = CalibrationImages(bundle.manifest.preprocessing, wanted=most, excluded=used)
     try:
         admitted = list(ledger.admit(draw(labelled.files, seed=0), DECODED_AT_ONCE))
     except CalibrationError as error:

@@ -1,6 +1,6 @@
 """A backend of the runtime as a contender that first shows its answers.
 
-    python -m benchmarks.gpu_backend BUNDLE BACKEND ARTIFACT BATCH LABELLED
+    python -m benchmarks.gpu.backend_worker BUNDLE BACKEND ARTIFACT BATCH LABELLED
 
 The runtime's own contender checks a few golden images; this one tells of all, and of labelled ones.
 """
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.answers import read_answers
-from resdeploy.bench.worker import answer
+from resdeploy.bench.worker import run_worker
 from resdeploy.bundle.bundle import open_bundle
-from resdeploy.runtime.backends.base import Backend, Batches, Opening
+from resdeploy.runtime.backends.base import Backend, Batches, OpenOptions
 from resdeploy.runtime.backends.registry import candidates
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour
 
@@ -38,7 +38,7 @@ def prepare(
     bundle = open_bundle(Path(path))
     (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
     start = time.perf_counter()
-    opened = candidate.open(bundle, Opening(batches=Batches(batch, batch, batch)))
+    opened = candidate.open(bundle, OpenOptions(batches=Batches(batch, batch, batch)))
     opening_seconds = time.perf_counter() - start
     precision = candidate.artifact.precision.value
     answers = read_answers(opened, batch, bundle, precision, artifact, labelled)
@@ -63,4 +63,4 @@ def cuda_graphs(backend: Backend, batch: int) -> str:
 
 if __name__ == "__main__":
     path, backend, artifact, batch, labelled = sys.argv[1:]
-    answer(lambda: prepare(path, backend, artifact, int(batch), labelled))
+    run_worker(lambda: prepare(path, backend, artifact, int(batch), labelled))

@@ -1,4 +1,4 @@
-"""One engine, built in a process of its own: `python -m benchmarks.gpu_engine`.
+"""One engine, built in a process of its own: `python -m benchmarks.gpu.build_worker`.
 
 A builder that crashes or leaks takes nothing else with it.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resdeploy.bench.worker import answer
+from resdeploy.bench.worker import run_worker
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.documents import jsonable
 from resdeploy.runtime.backends.base import Batches
@@ -33,4 +33,4 @@ def prepare(
 
 if __name__ == "__main__":
     path, flavour, artifact, batch = sys.argv[1:]
-    answer(lambda: prepare(path, flavour, artifact, int(batch)))
+    run_worker(lambda: prepare(path, flavour, artifact, int(batch)))

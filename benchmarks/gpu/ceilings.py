@@ -1,4 +1,4 @@
-"""What this GPU can do at most, by large products and a copy: `python -m benchmarks.gpu_ceilings`.
+"""What this GPU can do at most, by large products and a copy: `python -m benchmarks.gpu.ceilings`.
 
 A process of its own: what it allocates is gone before anything is timed against it.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from resdeploy.bench.ceilings import COPY, Probe
 from resdeploy.bench.roofline import Ceilings
-from resdeploy.bench.worker import answer
+from resdeploy.bench.worker import run_worker
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.train.bench.ceilings import GPU_COPY_BYTES, GPU_SHAPE, copy_probe, product_probe
 
@@ -93,4 +93,4 @@ def prepare() -> tuple[Callable[[], object], dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    answer(prepare)
+    run_worker(prepare)

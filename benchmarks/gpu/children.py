@@ -79,7 +79,7 @@ def build_engines(
                 arguments = [str(bundle.path), kind.value, artifact, str(batch)]
                 what = f"engine of {kind.value} {artifact} for batch {batch}"
                 try:
-                    engines.append(ask(what, "benchmarks.gpu_engine", arguments))
+                    engines.append(ask(what, "benchmarks.gpu.build_worker", arguments))
                 except ResdeployError as error:
                     notes.add(what, str(error))
     return engines
@@ -102,7 +102,7 @@ def backend_entries(
             Entry(
                 name=backend,
                 precision=candidate.artifact.precision.value,
-                module="benchmarks.gpu_backend",
+                module="benchmarks.gpu.backend_worker",
                 arguments=(
                     str(bundle.path), backend, candidate.artifact.name, str(batch), labelled
                 ),
@@ -129,7 +129,7 @@ def pytorch_entries(
         Entry(
             name=mode.name,
             precision=mode.precision,
-            module="benchmarks.gpu_pytorch",
+            module="benchmarks.gpu.pytorch_worker",
             arguments=(str(bundle.path), weights, key, str(batch), labelled),
         )
         for key, mode in MODES.items()

@@ -1,6 +1,6 @@
-"""PyTorch on a GPU as a contender, as fast as it goes: `python -m benchmarks.gpu_pytorch`.
+"""PyTorch on a GPU as a contender, as fast as it goes: `python -m benchmarks.gpu.pytorch_worker`.
 
-    python -m benchmarks.gpu_pytorch BUNDLE CHECKPOINT MODE BATCH LABELLED
+    python -m benchmarks.gpu.pytorch_worker BUNDLE CHECKPOINT MODE BATCH LABELLED
 
 It does what every backend does: uint8 (N, H, W, 3) in host memory in, float32 logits (N, K) in
 host memory out. Shape letters: N images, H rows, W columns, K classes.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.gpu.answers import read_answers
-from resdeploy.bench.worker import answer
+from resdeploy.bench.worker import run_worker
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError, CheckpointError, MissingDependencyError, needs_extra
@@ -245,4 +245,4 @@ def prepare(
 
 if __name__ == "__main__":
     path, checkpoint, mode, batch, labelled = sys.argv[1:]
-    answer(lambda: prepare(path, checkpoint, mode, int(batch), labelled))
+    run_worker(lambda: prepare(path, checkpoint, mode, int(batch), labelled))

@@ -28,7 +28,7 @@ import onnxruntime
 from benchmarks.results import Quantization, QuantizedRow
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME, Encoding
-from resdeploy.calibration.image_set import Ledger, draw
+from resdeploy.calibration.image_set import CalibrationImages, draw
 from resdeploy.documents import write_document
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.quantization.calibrate import SCORING_IMAGES
@@ -45,7 +45,7 @@ from resdeploy.tables import table
 from resdeploy.train.model.resnet import Classifier
 
 HERE = Path(__file__).parent
-OUR_MODULE = "benchmarks.quantization_ours"
+OUR_MODULE = "benchmarks.quantization.ours"
 NORMALISED = "normalize.add"
 PEER_INPUT = "pixels"
 REQUIREMENTS = {
@@ -212,7 +212,7 @@ def _draw(
         logits = run_batches(OnnxRuntimeCpu(graph, encoding), judge.images, 50)
         yield judge.row(name, seed, logits, _int8_convs(graph), took)
     # The very images that ours calibrated on; those before them only scored the calibrators.
-    ledger = Ledger(source.preprocessing, wanted=images + SCORING_IMAGES)
+    ledger = CalibrationImages(source.preprocessing, wanted=images + SCORING_IMAGES)
     admitted = np.concatenate(list(ledger.admit(draw(source.pools.calibration, seed), 64)))
     np.save(work / "calibration.npy", _normalise(work, admitted[SCORING_IMAGES:]))
     for peer, python in pythons.items():

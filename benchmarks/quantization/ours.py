@@ -1,6 +1,6 @@
 """resdeploy's own part of `quantization.py`, in a process of its own.
 
-    python -m benchmarks.quantization_ours CHECKPOINT IMAGE_SIZE DATA IMAGES SEED FOLDER
+    python -m benchmarks.quantization.ours CHECKPOINT IMAGE_SIZE DATA IMAGES SEED FOLDER
 
 Writes both INT8 graphs to FOLDER; prints seconds, peak memory and calibrators as JSON.
 """

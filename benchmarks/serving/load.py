@@ -1,6 +1,6 @@
 """Load on an HTTP server from a process of its own: an asyncio client with plain connections.
 
-    python benchmarks/serving_load.py PORT PATH BODY_FILE CONTENT_TYPE SECONDS MODE NUMBER [HEADER]
+    python benchmarks/serving/load.py PORT PATH BODY_FILE CONTENT_TYPE SECONDS MODE NUMBER [HEADER]
 
 Closed: NUMBER clients ask again as soon as they are answered. Open: requests come at random, NUMBER
 a second, whatever the server does; their latency counts from when they should have been sent, so

@@ -1,6 +1,6 @@
 """Malformed requests on a server, by the thousands: what does it answer, and what does it leak?
 
-    python -m benchmarks.serving_abuse BUNDLE --count 10000
+    python -m benchmarks.serving.malformed BUNDLE --count 10000
 
 Mutated tensors, truncated and hostile pictures, damaged forms, bytes that are no HTTP, requests
 that are cut off, and clients that send a byte now and then, in turn, from a fixed seed.

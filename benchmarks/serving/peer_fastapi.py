@@ -1,6 +1,6 @@
 """The same model behind FastAPI without batching, as one writes it in ten minutes.
 
-python benchmarks/serving_fastapi.py GRAPH MANIFEST PORT DECODING
+python benchmarks/serving/peer_fastapi.py GRAPH MANIFEST PORT DECODING
 """
 
 import sys

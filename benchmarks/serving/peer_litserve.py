@@ -1,6 +1,6 @@
 """The same model behind LitServe, with its batches, in so many processes.
 
-python benchmarks/serving_litserve.py GRAPH MANIFEST PORT DECODING WORKERS BATCH
+python benchmarks/serving/peer_litserve.py GRAPH MANIFEST PORT DECODING WORKERS BATCH
 """
 
 import sys

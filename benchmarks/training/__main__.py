@@ -74,7 +74,7 @@ def run(data: Path, image_size: int, batch_size: int, seconds: float) -> list[Lo
     try:
         for name in LOOPS:
             given = [name, *arguments]
-            child = Contender.start(name, "benchmarks.training_loops", given, available_cores())
+            child = Contender.start(name, "benchmarks.training.loops", given, available_cores())
             running.append(child)  # at once, so that it is stopped whatever happens
         times = interleave(running, seconds, progress_bar)
     finally:

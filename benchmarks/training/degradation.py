@@ -1,6 +1,6 @@
 """Do deeper plain networks train worse, and residual ones not? As in He et al. 2015, figure 4.
 
-    python -m benchmarks.degradation DATA --epochs 20 --output docs/results/degradation.json
+    python -m benchmarks.training.degradation DATA --epochs 20 --output docs/results/degradation.json
 
 Trains four networks on the same images in the same order from the same seed: plain and residual
 (option A, which adds no parameters, as in the paper's comparison), of 18 and of 34 layers. The

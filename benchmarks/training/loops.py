@@ -1,4 +1,4 @@
-"""One training loop, told to run by its owner: `python -m benchmarks.training_loops LOOP DATA ...`.
+"""One training loop, told to run by its owner: `python -m benchmarks.training.loops LOOP DATA ...`.
 
 `reference` is what a careful beginner writes: a DataLoader that hands over normalised floats from
 Pillow, FP32, eager, the plain SGD. `resdeploy-fp32` and `resdeploy` are the steps of
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from resdeploy.bench.worker import answer
+from resdeploy.bench.worker import run_worker
 from resdeploy.images.folder import read_image_folder
 from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from resdeploy.train.config import TrainingConfig
@@ -192,4 +192,4 @@ def wait() -> None:
 
 
 if __name__ == "__main__":
-    answer(prepare)
+    run_worker(prepare)

@@ -13,7 +13,7 @@ HALF = ir.TensorType(ir.DataType.FLOAT16)
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-def to_half(model: ir.Model) -> None:
+def to_float16(model: ir.Model) -> None:
     """Convert weights, biases, scales and activations of `model` to float16, in place.
 
     The pixels are normalised in FP32 and rounded once; the logits are given as float32. Every

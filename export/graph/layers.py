@@ -65,7 +65,7 @@ def nodes_of(layers: Collection[Layer]) -> frozenset[str]:
     return frozenset(node for layer in layers for node in layer.nodes)
 
 
-def hand_back(
+def keep_in_float(
     model: ir.Model,
     edges: Sequence[QuantizedEdge],
     nodes: Collection[str],

@@ -8,11 +8,16 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from resdeploy.bundle.calibration_record import Handback
+from resdeploy.bundle.calibration_record import FloatLayers
 from resdeploy.export.graph.layers import Layer, layers_of, nodes_of
-from resdeploy.export.mixed_precision.evaluator import Gate, GateImages, Laboratory, gate_images
-from resdeploy.export.quantization.recipe import Recipe
-from resdeploy.export.quantization.result import Calibration, Tried
+from resdeploy.export.mixed_precision.evaluator import (
+    AccuracyTarget,
+    HeldOutImages,
+    MixedPrecisionEvaluator,
+    draw_held_out_images,
+)
+from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.export.quantization.result import Calibration, MixtureEvaluation
 from resdeploy.export.source import Source
 from resdeploy.progress import Progress
 
@@ -21,7 +26,7 @@ def mix(
     model: ir.Model,
     source: Source,
     calibration: Calibration,
-    gate: Gate,
+    gate: AccuracyTarget,
     *,
     seed: int,
     golden_digests: Collection[str],
@@ -33,19 +38,19 @@ def mix(
         CalibrationError: no image is left to decide on, or the time is too short.
     """
     used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
-    held_out = gate_images(source, seed, used)
-    recipes, handbacks, tried = {}, list[Handback](), list[Tried]()
+    held_out = draw_held_out_images(source, seed, used)
+    recipes, float_layers, tried = {}, list[FloatLayers](), list[MixtureEvaluation]()
     for encoding, recipe in calibration.recipes.items():
         recipes[encoding], handback, mixtures = search(
             model, recipe, gate, held_out,
             seconds=gate.seconds / len(calibration.recipes), progress=progress,
         )  # fmt: skip
-        handbacks.append(handback)
+        float_layers.append(handback)
         tried += mixtures
     return replace(
         calibration,
         recipes=recipes,
-        handbacks=tuple(handbacks),
+        float_layers=tuple(float_layers),
         tried=tuple(tried),
         selection_digests=(*calibration.selection_digests, *held_out.digests),
     )
@@ -53,14 +58,14 @@ def mix(
 
 def search(
     model: ir.Model,
-    recipe: Recipe,
-    gate: Gate,
-    held_out: GateImages,
+    recipe: QuantizationRecipe,
+    gate: AccuracyTarget,
+    held_out: HeldOutImages,
     *,
     seconds: float,
     progress: Progress,
     clock: Callable[[], float] = time.monotonic,
-) -> tuple[Recipe, Handback, tuple[Tried, ...]]:
+) -> tuple[QuantizationRecipe, FloatLayers, tuple[MixtureEvaluation, ...]]:
     """Hand layers back to float, those first that buy most per cost, until the gate holds.
 
     A layer buys the noise that its tensors alone make at the logits. The shortest list of layers
@@ -87,18 +92,20 @@ def search(
         layer for layer in layers_of(model, recipe.encoding) if not layer.nodes <= recipe.in_float
     ]
     with progress("searching", len(layers) + 8) as advance:
-        lab = Laboratory(model, recipe, held_out, gate, start + seconds, clock, advance)
-        before = chosen = lab.evaluate_first()
+        evaluator = MixedPrecisionEvaluator(
+            model, recipe, held_out, gate, start + seconds, clock, advance
+        )
+        before = chosen = evaluator.evaluate_first()
         given_back: list[Layer] = []
         out_of_time = False
         if not before.holds:
-            ranked = lab.rank(layers)
+            ranked = evaluator.rank(layers)
             chosen = _all_float(before, ranked)
             fails, holds = 0, len(ranked)  # lengths of lists; all in float holds any gate
             while holds - fails > 1 and not out_of_time:
                 # Mostly few are enough: the first lists are short, so that one is known early.
                 length = min(max(1, 2 * fails), (fails + holds) // 2)
-                outcome = lab.evaluate(ranked[:length])
+                outcome = evaluator.evaluate(ranked[:length])
                 if outcome is None:
                     out_of_time = True
                 elif outcome.holds:
@@ -108,21 +115,21 @@ def search(
             given_back = ranked[:holds]
         for layer in sorted(given_back, key=lambda layer: -layer.cost):
             fewer = [other for other in given_back if other != layer]
-            outcome = None if out_of_time else lab.evaluate(fewer)
+            outcome = None if out_of_time else evaluator.evaluate(fewer)
             if outcome is None:
                 out_of_time = True
                 break
             if outcome.holds:
                 given_back, chosen = fewer, outcome
-    handback = lab.handback(before, chosen, seconds=clock() - start, out_of_time=out_of_time)
+    handback = evaluator.handback(before, chosen, seconds=clock() - start, out_of_time=out_of_time)
     return (
         replace(recipe, in_float=recipe.in_float | chosen.nodes),
         handback,
-        tuple(lab.tried),
+        tuple(evaluator.tried),
     )
 
 
-def _all_float(before: Tried, ranked: Sequence[Layer]) -> Tried:
+def _all_float(before: MixtureEvaluation, ranked: Sequence[Layer]) -> MixtureEvaluation:
     """What need not be evaluated."""
     return replace(
         before,

@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from resdeploy.bundle.calibration_record import Handback
+from resdeploy.bundle.calibration_record import FloatLayers
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.calibration.image_set import Ledger, draw
+from resdeploy.calibration.image_set import CalibrationImages, draw
 from resdeploy.errors import CalibrationError
 from resdeploy.export.graph.layers import Layer, conv_share, nodes_of
 from resdeploy.export.graph.qdq import Weights, integer_weights
-from resdeploy.export.quantization.recipe import Recipe
-from resdeploy.export.quantization.result import Tried
+from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.export.quantization.result import MixtureEvaluation
 from resdeploy.export.quantization.simulate import batch_size, open_graph, rounded, sites_of
 from resdeploy.export.source import Source
 from resdeploy.images.preprocessing import UInt8Array
@@ -35,7 +35,7 @@ PIXELS = MOST_GATE_IMAGES * 32 * 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
+class AccuracyTarget:
     """What an INT8 graph must hold to, and how long may be searched for it."""
 
     min_agreement: float | None = None
@@ -46,13 +46,13 @@ class Gate:
     """For both encodings together."""
 
     @property
-    def open(self) -> bool:
-        """Whether nothing is asked for."""
-        return self.min_agreement is None and self.max_drop is None
+    def is_set(self) -> bool:
+        """True if there is a limit to hold."""
+        return self.min_agreement is not None or self.max_drop is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GateImages:
+class HeldOutImages:
     """Images that decide, none of which calibrated, was scored on, or is golden."""
 
     images: UInt8Array
@@ -60,7 +60,7 @@ class GateImages:
     digests: tuple[str, ...]
 
 
-def gate_images(source: Source, seed: int, excluded: Collection[str]) -> GateImages:
+def draw_held_out_images(source: Source, seed: int, excluded: Collection[str]) -> HeldOutImages:
     """Draw validation images, and others only where they are too few: a net knows its own.
 
     Raises:
@@ -68,7 +68,7 @@ def gate_images(source: Source, seed: int, excluded: Collection[str]) -> GateIma
     """
     size = source.preprocessing.image_size
     wanted = int(np.clip(PIXELS // size**2, FEWEST_GATE_IMAGES, MOST_GATE_IMAGES))
-    ledger = Ledger(source.preprocessing, wanted=wanted, excluded=excluded)
+    ledger = CalibrationImages(source.preprocessing, wanted=wanted, excluded=excluded)
     paths = [
         path
         for pool in (source.pools.golden, source.pools.calibration)
@@ -82,7 +82,7 @@ def gate_images(source: Source, seed: int, excluded: Collection[str]) -> GateIma
             "add more images than calibrate, best a folder val/ beside train/",
         ) from error
     classes = source.classes_of(ledger.paths)
-    return GateImages(
+    return HeldOutImages(
         images=images,
         classes=None if classes is None else np.array(classes),
         digests=tuple(ledger.digests),
@@ -90,19 +90,19 @@ def gate_images(source: Source, seed: int, excluded: Collection[str]) -> GateIma
 
 
 @dataclass(slots=True)
-class Laboratory:
+class MixedPrecisionEvaluator:
     """Tries mixtures, nothing twice, and watches the clock."""
 
     model: ir.Model
-    recipe: Recipe
-    held_out: GateImages
-    gate: Gate
+    recipe: QuantizationRecipe
+    held_out: HeldOutImages
+    gate: AccuracyTarget
     deadline: float
     clock: Callable[[], float]
     advance: Callable[[int], None]
-    tried: list[Tried] = field(default_factory=list)
+    tried: list[MixtureEvaluation] = field(default_factory=list)
     """In the order of their evaluation."""
-    known: dict[frozenset[str], Tried] = field(default_factory=dict)
+    known: dict[frozenset[str], MixtureEvaluation] = field(default_factory=dict)
     """By the nodes in float."""
     reference: Float32Array | None = None
     within_reach: npt.NDArray[np.intp] | None = None
@@ -114,7 +114,7 @@ class Laboratory:
     def __post_init__(self) -> None:
         self.weights = integer_weights(self.model, self.recipe.encoding)
 
-    def evaluate(self, layers: Sequence[Layer]) -> Tried | None:
+    def evaluate(self, layers: Sequence[Layer]) -> MixtureEvaluation | None:
         """How the graph does with `layers` in float; None where there is no time to find out."""
         nodes = nodes_of(layers)
         if nodes not in self.known:
@@ -126,7 +126,7 @@ class Laboratory:
             self.tried.append(self.known[nodes])
         return self.known[nodes]
 
-    def evaluate_first(self) -> Tried:
+    def evaluate_first(self) -> MixtureEvaluation:
         """The same with nothing handed back.
 
         Raises:
@@ -142,11 +142,16 @@ class Laboratory:
         return outcome
 
     def handback(
-        self, before: Tried, chosen: Tried, *, seconds: float, out_of_time: bool
-    ) -> Handback:
+        self,
+        before: MixtureEvaluation,
+        chosen: MixtureEvaluation,
+        *,
+        seconds: float,
+        out_of_time: bool,
+    ) -> FloatLayers:
         """What is recorded of it."""
         count, share = conv_share(self.model, chosen.nodes)
-        return Handback(
+        return FloatLayers(
             encoding=self.recipe.encoding,
             layers=chosen.layers,
             convolutions=count,
@@ -220,7 +225,7 @@ class Laboratory:
                 self.slowest = max(self.slowest, self.clock() - began)
         return np.concatenate(logits)
 
-    def _judge(self, layers: Sequence[Layer], logits: Float32Array) -> Tried:
+    def _judge(self, layers: Sequence[Layer], logits: Float32Array) -> MixtureEvaluation:
         assert self.reference is not None
         classes, gate = self.held_out.classes, self.gate
         agreement = agreement_percent(self.reference, logits)
@@ -229,7 +234,7 @@ class Laboratory:
             both = (self.reference, logits)
             right = [100 * float(np.mean(one.argmax(axis=1) == classes)) for one in both]
             drop = right[0] - right[1]
-        return Tried(
+        return MixtureEvaluation(
             encoding=self.recipe.encoding,
             layers=tuple(layer.name for layer in layers),
             nodes=nodes_of(layers),

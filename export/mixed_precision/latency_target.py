@@ -11,7 +11,11 @@ import onnx_ir as ir
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import ExportError
 from resdeploy.export.graph.layers import layers_of, nodes_of
-from resdeploy.export.mixed_precision.evaluator import Gate, Laboratory, gate_images
+from resdeploy.export.mixed_precision.evaluator import (
+    AccuracyTarget,
+    MixedPrecisionEvaluator,
+    draw_held_out_images,
+)
 from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.source import Source
@@ -51,7 +55,7 @@ def fit_time(
         ExportError: even with everything in INT8 it takes longer.
     """
     used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
-    held_out = gate_images(source, seed, used)
+    held_out = draw_held_out_images(source, seed, used)
     recipe = calibration.recipes[Encoding.CPU]
     layers = layers_of(model, Encoding.CPU)
     start, clock = time.monotonic(), time.monotonic
@@ -68,9 +72,11 @@ def fit_time(
             "allow more, or take a smaller --image-size",
         )
     with progress("searching", len(layers) + 8) as advance:
-        lab = Laboratory(model, recipe, held_out, Gate(), start + seconds, clock, advance)
-        before = lab.evaluate_first()
-        ranked = lab.rank(layers)
+        evaluator = MixedPrecisionEvaluator(
+            model, recipe, held_out, AccuracyTarget(), start + seconds, clock, advance
+        )
+        before = evaluator.evaluate_first()
+        ranked = evaluator.rank(layers)
         low, high = 0, len(ranked) + 1  # the longest that fits, the shortest that does not
         out_of_time = False
         while high - low > 1 and not out_of_time:
@@ -80,15 +86,15 @@ def fit_time(
             if times[nodes] > target_ms:
                 high = middle
             else:
-                low, out_of_time = middle, lab.evaluate(ranked[:middle]) is None
-        tried = tuple(replace(one, p50_ms=times[one.nodes]) for one in lab.tried)
+                low, out_of_time = middle, evaluator.evaluate(ranked[:middle]) is None
+        tried = tuple(replace(one, p50_ms=times[one.nodes]) for one in evaluator.tried)
         best = min(tried, key=lambda one: (one.drop, -one.agreement, len(one.layers)))
         took_s = clock() - start
-        handback = lab.handback(before, best, seconds=took_s, out_of_time=out_of_time)
+        handback = evaluator.handback(before, best, seconds=took_s, out_of_time=out_of_time)
     return replace(
         calibration,
         recipes={**calibration.recipes, Encoding.CPU: replace(recipe, in_float=best.nodes)},
-        handbacks=(handback,),
+        float_layers=(handback,),
         tried=tried,
         selection_digests=(*calibration.selection_digests, *held_out.digests),
     )

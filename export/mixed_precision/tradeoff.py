@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from resdeploy.bundle.calibration_record import Point
+from resdeploy.bundle.calibration_record import TradeOffPoint
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.export.graph.layers import conv_share
 from resdeploy.export.quantization.result import Calibration
@@ -45,7 +45,7 @@ def trade_off(
     image: UInt8Array,
     progress: Progress,
     stopwatch: Stopwatch = measure_ms,
-) -> tuple[Point, ...]:
+) -> tuple[TradeOffPoint, ...]:
     """FP32, and every calibrator and mixture that was tried, with times of the CPU's graphs.
 
     Calibrators share one time: ranges do not change the graph. TensorRT's graph has none, for
@@ -71,7 +71,7 @@ def trade_off(
         fp32_ms = stopwatch(model, Encoding.FLOAT, image)
         advance(1)
     points = [
-        Point(
+        TradeOffPoint(
             encoding=Encoding.FLOAT,
             calibrator=FP32,
             layers=(),
@@ -86,7 +86,7 @@ def trade_off(
     for score in calibration.scores:
         on_cpu = score.encoding is Encoding.CPU
         points.append(
-            Point(
+            TradeOffPoint(
                 encoding=score.encoding,
                 calibrator=score.calibrator,
                 layers=(),
@@ -101,7 +101,7 @@ def trade_off(
     for one in calibration.tried:
         calibrator = calibration.recipes[one.encoding].calibrator
         points.append(
-            Point(
+            TradeOffPoint(
                 encoding=one.encoding,
                 calibrator=calibrator,
                 layers=one.layers,
@@ -119,7 +119,7 @@ def trade_off(
 def _chosen(
     calibration: Calibration, encoding: Encoding, calibrator: str, layers: Collection[str]
 ) -> bool:
-    handed_back = {one.encoding: set(one.layers) for one in calibration.handbacks}
-    return calibration.recipes[encoding].calibrator == calibrator and handed_back.get(
+    float_layers = {one.encoding: set(one.layers) for one in calibration.float_layers}
+    return calibration.recipes[encoding].calibrator == calibrator and float_layers.get(
         encoding, set()
     ) == set(layers)

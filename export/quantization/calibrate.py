@@ -13,7 +13,7 @@ from resdeploy.bundle.calibration_record import ClassBalance, Score
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.calibration.equalization import channel_factors
-from resdeploy.calibration.image_set import Ledger, draw
+from resdeploy.calibration.image_set import CalibrationImages, draw
 from resdeploy.calibration.observer import channel_peaks, observe
 from resdeploy.calibration.ranges import Range, TensorStatistics
 from resdeploy.errors import CalibrationError, CheckpointError
@@ -21,7 +21,7 @@ from resdeploy.export.graph.equalization import channel_groups, equalize
 from resdeploy.export.graph.placement import float_shortcuts, place
 from resdeploy.export.graph.qdq import integer_weights
 from resdeploy.export.graph.to_onnx import with_outputs
-from resdeploy.export.quantization.recipe import Recipe
+from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.quantization.simulate import answers, batch_size
 from resdeploy.export.source import Source
@@ -85,7 +85,9 @@ def calibrate(
     paths = draw(source.pools.calibration, seed)
     chosen = family(calibrator)
     spared = min(SCORING_IMAGES, len(paths) // 4) if len(chosen) > 1 else 0
-    ledger = Ledger(source.preprocessing, wanted=images + spared, excluded=golden_digests)
+    ledger = CalibrationImages(
+        source.preprocessing, wanted=images + spared, excluded=golden_digests
+    )
     admitted = ledger.admit(paths, batch_size(source.preprocessing.image_size))
     scoring, admitted = _take(admitted, spared)
     first, rest = _take(admitted, EQUALIZING_IMAGES)
@@ -127,13 +129,15 @@ def calibrate(
     )
 
 
-def _learned(model: ir.Model, source: Source, in_float: frozenset[str]) -> dict[Encoding, Recipe]:
+def _learned(
+    model: ir.Model, source: Source, in_float: frozenset[str]
+) -> dict[Encoding, QuantizationRecipe]:
     """The recipe that training left; none where it was in float."""
     largest = source.checkpoint.learned_ranges
     if largest is None:
         return {}
     ranges = {tensor: Range(low=-largest[tensor], high=largest[tensor]) for tensor in largest}
-    recipe = Recipe(
+    recipe = QuantizationRecipe(
         encoding=Encoding.TENSORRT, calibrator=LEARNED, ranges=ranges, in_float=in_float
     )
     needed = {edge.range_of for edge in recipe.edges(model)}
@@ -189,12 +193,14 @@ def choose_ranges(
     calibrator: str,
     encoding: Encoding,
     in_float: frozenset[str],
-) -> Recipe:
+) -> QuantizationRecipe:
     """Quantised but for `in_float`, with the ranges that the calibrator of that name gives."""
     symmetric = encoding is Encoding.TENSORRT
     rule = CALIBRATORS[calibrator]
     ranges = {tensor: rule(seen, symmetric=symmetric) for tensor, seen in statistics.items()}
-    return Recipe(encoding=encoding, calibrator=calibrator, ranges=ranges, in_float=in_float)
+    return QuantizationRecipe(
+        encoding=encoding, calibrator=calibrator, ranges=ranges, in_float=in_float
+    )
 
 
 def _balance(source: Source, paths: Sequence[Path]) -> ClassBalance | None:
@@ -211,7 +217,7 @@ def _balance(source: Source, paths: Sequence[Path]) -> ClassBalance | None:
 
 
 def _score(
-    model: ir.Model, recipes: Collection[Recipe], images: UInt8Array, progress: Progress
+    model: ir.Model, recipes: Collection[QuantizationRecipe], images: UInt8Array, progress: Progress
 ) -> tuple[Score, ...]:
     reference = answers(model, Encoding.FLOAT, images)
     weights = {encoding: integer_weights(model, encoding) for encoding in ENCODINGS}

@@ -20,7 +20,7 @@ from resdeploy.errors import TrainingError
 from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.quantization.calibrate import calibrate
-from resdeploy.export.quantization.recipe import Recipe
+from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.source import read_source
 from resdeploy.progress import Progress, silent
 from resdeploy.storage import refuse_existing
@@ -85,7 +85,7 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
     )
 
 
-def grids_read(recipe: Recipe, model: ir.Model) -> dict[str, str]:
+def grids_read(recipe: QuantizationRecipe, model: ir.Model) -> dict[str, str]:
     """The tensor whose grid a layer or the pooling reads, by the module's name.
 
     Residual additions are no modules; one that reads a grid reads what the pooling gives.

@@ -13,15 +13,15 @@ from resdeploy.bundle.bundle import CALIBRATION, Bundle
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range, Ranges
 from resdeploy.errors import BundleError
-from resdeploy.export.graph.float16 import to_half
-from resdeploy.export.graph.layers import hand_back
+from resdeploy.export.graph.float16 import to_float16
+from resdeploy.export.graph.layers import keep_in_float
 from resdeploy.export.graph.placement import QuantizedEdge, place
 from resdeploy.export.graph.qdq import Weights, insert_qdq
 from resdeploy.export.graph.space_to_depth import pack_stem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class QuantizationRecipe:
     """For one encoding: a range for every quantised tensor, and what is not quantised after all."""
 
     encoding: Encoding
@@ -32,7 +32,7 @@ class Recipe:
 
     def edges(self, model: ir.Model) -> tuple[QuantizedEdge, ...]:
         """The edges of the FP32 graph that are quantised."""
-        return hand_back(model, place(model.graph, self.encoding), self.in_float, self.encoding)
+        return keep_in_float(model, place(model.graph, self.encoding), self.in_float, self.encoding)
 
     def apply(
         self, model: ir.Model, *, half: bool = True, weights: Weights | None = None
@@ -54,7 +54,7 @@ class Recipe:
         if self.encoding is Encoding.CPU:
             pack_stem(quantised)
         elif half:
-            to_half(quantised)
+            to_float16(quantised)
         return quantised
 
     def to_json(self) -> dict[str, Any]:
@@ -66,13 +66,13 @@ class Recipe:
         }
 
 
-def write_recipes(recipes: Mapping[Encoding, Recipe]) -> bytes:
+def write_recipes(recipes: Mapping[Encoding, QuantizationRecipe]) -> bytes:
     """The content of `calibration.json`."""
     document = {encoding.value: recipe.to_json() for encoding, recipe in recipes.items()}
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def read_recipe(bundle: Bundle, encoding: Encoding) -> Recipe:
+def read_recipe(bundle: Bundle, encoding: Encoding) -> QuantizationRecipe:
     """What the bundle's `calibration.json` holds for `encoding`.
 
     Raises:
@@ -80,7 +80,7 @@ def read_recipe(bundle: Bundle, encoding: Encoding) -> Recipe:
     """
     try:
         document = json.loads(bundle.read(CALIBRATION))[encoding.value]
-        return Recipe(
+        return QuantizationRecipe(
             encoding=encoding,
             calibrator=str(document["calibrator"]),
             ranges={

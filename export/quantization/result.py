@@ -9,10 +9,10 @@ from typing import Any
 import onnx_ir as ir
 
 from resdeploy.bundle.bundle import CALIBRATION
-from resdeploy.bundle.calibration_record import ClassBalance, Handback, Point, Score
+from resdeploy.bundle.calibration_record import ClassBalance, FloatLayers, Score, TradeOffPoint
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import TensorStatistics
-from resdeploy.export.quantization.recipe import Recipe
+from resdeploy.export.quantization.recipe import QuantizationRecipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class Calibration:
 
     model: ir.Model
     """The FP32 graph that the ranges are for, its channels equalised unless ranges were learned."""
-    recipes: Mapping[Encoding, Recipe]
+    recipes: Mapping[Encoding, QuantizationRecipe]
     scores: tuple[Score, ...]
     """Of every calibrator that was tried; empty where there was nothing to choose."""
     digests: tuple[str, ...]
@@ -36,11 +36,11 @@ class Calibration:
     growth_percent: float
     """By how much the largest value grew as the images doubled: of the tensors, the median."""
     statistics: Mapping[str, TensorStatistics]
-    handbacks: tuple[Handback, ...] = ()
+    float_layers: tuple[FloatLayers, ...] = ()
     """What was given up to hold a gate, or could be given up in the time that was allowed."""
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[MixtureEvaluation, ...] = ()
     """Mixtures of INT8 and float."""
-    points: tuple[Point, ...] = ()
+    points: tuple[TradeOffPoint, ...] = ()
     """All of that, with times: see `tradeoff.trade_off`."""
 
     def summary(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Calibration:
             "scoring_images": self.scoring_images,
             "scores": [asdict(score) for score in self.scores],
             "refused": dict(self.refused),
-            "handed_back": [asdict(handback) for handback in self.handbacks],
+            "float_layers": [asdict(handback) for handback in self.float_layers],
             "points": [asdict(point) for point in self.points],
             "scales_file": CALIBRATION,
         }
@@ -70,7 +70,7 @@ def with_dla(calibration: Calibration) -> Calibration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
+class MixtureEvaluation:
     """One mixture, and how it did on the gate's images."""
 
     encoding: Encoding

@@ -14,7 +14,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.export.graph.coverage import Coverage, coverage
 from resdeploy.export.graph.qdq import integer_weights
-from resdeploy.export.quantization.recipe import Recipe, read_recipe
+from resdeploy.export.quantization.recipe import QuantizationRecipe, read_recipe
 from resdeploy.export.quantization.simulate import Site, answers, rounded, sites_of
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress, silent
@@ -56,7 +56,7 @@ class Explanation:
 
 
 def costs_alone(
-    model: ir.Model, recipe: Recipe, images: UInt8Array, progress: Progress
+    model: ir.Model, recipe: QuantizationRecipe, images: UInt8Array, progress: Progress
 ) -> dict[str, float]:
     """Median SQNR at the logits, in dB, with one tensor quantised; the worst tensor first."""
     run = _with_sites(model, recipe, images)
@@ -132,7 +132,7 @@ def explain(
 
 
 def _with_sites(
-    model: ir.Model, recipe: Recipe, images: UInt8Array
+    model: ir.Model, recipe: QuantizationRecipe, images: UInt8Array
 ) -> Callable[[Collection[Site]], Float32Array]:
     """Logits of `images` when some sites are rounded, and no others."""
     weights = integer_weights(model, recipe.encoding)

@@ -13,7 +13,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.graph.qdq import Weights, insert_qdq
-from resdeploy.export.quantization.recipe import Recipe
+from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import run_batches
@@ -34,7 +34,7 @@ class Site:
     weight: bool
 
 
-def sites_of(model: ir.Model, recipe: Recipe) -> frozenset[Site]:
+def sites_of(model: ir.Model, recipe: QuantizationRecipe) -> frozenset[Site]:
     """All that `recipe` rounds, but for biases, whose grid is finer than any other by far."""
     nodes = {node.name: node for node in model.graph}
     sites = set[Site]()
@@ -48,7 +48,9 @@ def sites_of(model: ir.Model, recipe: Recipe) -> frozenset[Site]:
     return frozenset(sites)
 
 
-def rounded(model: ir.Model, recipe: Recipe, sites: Collection[Site], weights: Weights) -> ir.Model:
+def rounded(
+    model: ir.Model, recipe: QuantizationRecipe, sites: Collection[Site], weights: Weights
+) -> ir.Model:
     """The FP32 graph, rounded at some of the recipe's sites.
 
     Args:

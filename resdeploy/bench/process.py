@@ -55,7 +55,7 @@ class Contender:
     stages: dict[str, Rounds] = field(default_factory=dict)
     """Times of the parts of its runs, where it tells them."""
     peak_rss_bytes: int | None = None
-    favoured: bool = False
+    high_priority: bool = False
     """Whether it goes before all that others run here."""
 
     @classmethod
@@ -86,7 +86,7 @@ class Contender:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
             start_new_session=True,
         )  # fmt: skip
-        contender = cls(name, process, favoured=favour(process.pid))
+        contender = cls(name, process, high_priority=raise_priority(process.pid))
         expired = threading.Event()
 
         def expire() -> None:
@@ -142,7 +142,7 @@ class Contender:
         return message
 
 
-def favour(pid: int) -> bool:
+def raise_priority(pid: int) -> bool:
     """Let a process that leads a session go first, so that neighbours take little of its time.
 
     Threads that wait for each other suffer far more from a busy core than their share of it: a

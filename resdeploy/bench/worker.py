@@ -20,7 +20,7 @@ class StageTimes(dict[str, int]):
     """What a run gives that takes its own time apart: nanoseconds by stage."""
 
 
-def answer(prepare: Callable[[], tuple[Callable[[], object], dict[str, Any]]]) -> None:
+def run_worker(prepare: Callable[[], tuple[Callable[[], object], dict[str, Any]]]) -> None:
     """The child's whole life: prepare, then run for as long as each line of stdin says.
 
     Args:

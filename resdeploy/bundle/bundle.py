@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resdeploy.bundle.golden import EXACT, Golden
+from resdeploy.bundle.golden import BIT_EXACT_PREFIX, Golden
 from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Artifact, FileRecord, Manifest, _parse
 from resdeploy.errors import BundleError
 from resdeploy.storage import sha256, sha256_file
@@ -118,22 +118,22 @@ class Bundle:
                     raise ValueError("it is too large")
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 images, logits = arrays["images"], arrays["logits"]
-                exact = {
-                    name.removeprefix(EXACT): arrays[name]
+                bit_exact = {
+                    name.removeprefix(BIT_EXACT_PREFIX): arrays[name]
                     for name in arrays.files
-                    if name.startswith(EXACT)
+                    if name.startswith(BIT_EXACT_PREFIX)
                 }
             count = len(images)
             if images.dtype != np.uint8 or images.shape != (count, size, size, 3) or not count:
                 raise ValueError(f"its images are {images.dtype} {images.shape}")
-            for given in (logits, *exact.values()):
+            for given in (logits, *bit_exact.values()):
                 if given.dtype != np.float32 or given.shape != (count, classes):
                     raise ValueError(f"its logits are {given.dtype} {given.shape}")
         except Exception as error:  # damaged archives and arrays raise nearly anything
             raise BundleError(
                 f"{self.path / GOLDEN} cannot be used: {error}", "export the bundle again"
             ) from error
-        return Golden(images=images, logits=logits, exact=exact)
+        return Golden(images=images, logits=logits, bit_exact=bit_exact)
 
     def _changed(self, name: str) -> BundleError:
         return BundleError(

@@ -38,7 +38,7 @@ class ClassBalance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Handback:
+class FloatLayers:
     """What one encoding gave up to hold the gate."""
 
     encoding: Encoding
@@ -59,7 +59,7 @@ class Handback:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class TradeOffPoint:
     """A setting that was tried: how good, and how fast."""
 
     encoding: Encoding
@@ -94,7 +94,7 @@ class CalibrationRecord:
     scores: tuple[Score, ...]
     refused: dict[str, int]
     """Images that were passed over, by reason."""
-    handed_back: tuple[Handback, ...]
+    float_layers: tuple[FloatLayers, ...]
     scales_file: str
-    points: tuple[Point, ...] = ()
+    points: tuple[TradeOffPoint, ...] = ()
     """Of the encodings' settings that were tried, all."""

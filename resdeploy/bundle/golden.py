@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from resdeploy.images.preprocessing import UInt8Array
 
-EXACT = "exact-"  # before an artifact's name, in golden.npz
+BIT_EXACT_PREFIX = "bit-exact-"  # before an artifact's name, in golden.npz
 
 
 Float32Array = npt.NDArray[np.float32]
@@ -26,12 +26,14 @@ class Golden:
     """Shape (N, H, W, 3)."""
     logits: Float32Array
     """Shape (N, K)."""
-    exact: Mapping[str, Float32Array] = field(default_factory=dict)
+    bit_exact: Mapping[str, Float32Array] = field(default_factory=dict)
     """By artifact: the logits (N, K) that every CPU must give, to the last bit."""
 
     def to_bytes(self) -> bytes:
         """The content of `golden.npz`."""
         stream = io.BytesIO()
-        exact: dict[str, Any] = {f"{EXACT}{name}": given for name, given in self.exact.items()}
-        np.savez_compressed(stream, images=self.images, logits=self.logits, **exact)
+        bit_exact: dict[str, Any] = {
+            f"{BIT_EXACT_PREFIX}{name}": given for name, given in self.bit_exact.items()
+        }
+        np.savez_compressed(stream, images=self.images, logits=self.logits, **bit_exact)
         return stream.getvalue()

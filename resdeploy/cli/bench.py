@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from resdeploy.bundle.manifest import graph_name
-from resdeploy.cli.console import PATH, Outcome, command, parameters
+from resdeploy.cli.console import PATH, CommandResult, command, parameters
 from resdeploy.cli.machine_text import machine_name
 from resdeploy.cli.options import FORCE
 from resdeploy.documents import write_document
@@ -184,7 +184,9 @@ def _stages(stages: Mapping[str, float]) -> str:
 @bench_options
 @FORCE
 @command
-def bench(bundle: Path, output: Path | None, force: bool, mode: str, **settings: Any) -> Outcome:
+def bench(
+    bundle: Path, output: Path | None, force: bool, mode: str, **settings: Any
+) -> CommandResult:
     """Time BUNDLE on every backend here against PyTorch, in turns, one process each."""
     from resdeploy.bench.workload import Mode
     from resdeploy.bundle.bundle import open_bundle
@@ -198,4 +200,4 @@ def bench(bundle: Path, output: Path | None, force: bool, mode: str, **settings:
     result = run_benchmark(open_bundle(bundle), config, progress=progress_bar)
     if output is not None:
         write_document(output, result)
-    return Outcome(result, benchmark_text(result))
+    return CommandResult(result, benchmark_text(result))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resdeploy.cli.console import PATH, Outcome, command, refuse_given
+from resdeploy.cli.console import PATH, CommandResult, command, refuse_given
 from resdeploy.cli.options import PRECISION
 from resdeploy.tables import plural
 
@@ -70,7 +70,7 @@ def prune_text(result: PruneReport) -> str:
 )
 @click.option("--force", is_flag=True, help="Build anew what is there already.")
 @command
-def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> Outcome:
+def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> CommandResult:
     """Build a TensorRT engine of BUNDLE for this machine, into the cache."""
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.progress import progress_bar
@@ -80,11 +80,11 @@ def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> Out
     if prune:
         refuse_given({"bundle": bundle, **settings}, "--prune builds nothing")
         pruned = prune_engines(int(keep * 2**30))
-        return Outcome(pruned, prune_text(pruned))
+        return CommandResult(pruned, prune_text(pruned))
     if bundle is None:
         raise click.UsageError("name a BUNDLE to build, or add --prune")
     result = build_asked_for(open_bundle(bundle), progress=progress_bar, **settings)
-    return Outcome(result, build_text(result))
+    return CommandResult(result, build_text(result))
 
 
 def read_batches(text: str | None) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.console import PATH, Outcome, command, exit_code, parameters
+from resdeploy.cli.console import PATH, CommandResult, command, exit_code, parameters
 
 compare_options = parameters(
     click.argument("first"),
@@ -56,8 +56,8 @@ compare_options = parameters(
 @click.command()
 @compare_options
 @command
-def compare(first: str, second: str, **settings: Any) -> Outcome:
-    """Is SECOND as accurate and as fast as FIRST? Exit 1: no, 3: undecided.
+def compare(first: str, second: str, **settings: Any) -> CommandResult:
+    """Is SECOND as accurate and as fast as FIRST? ExitCode 1: no, 3: undecided.
 
     Two bundles, which are run here, or two files of benchmarks. FILE@DATE is one date of several.
     """
@@ -67,4 +67,4 @@ def compare(first: str, second: str, **settings: Any) -> Outcome:
     from resdeploy.runtime.comparison.compare import compare as run_compare
 
     result = run_compare(first, second, CompareConfig(**settings), progress=progress_bar)
-    return Outcome(result, comparison_text(result), exit_code(result.verdict))
+    return CommandResult(result, comparison_text(result), exit_code(result.verdict))

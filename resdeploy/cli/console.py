@@ -21,8 +21,8 @@ from resdeploy.errors import ResdeployError, missing_dependency
 PATH = click.Path(path_type=Path)  # existence is checked by us, with a hint
 
 
-class Exit(IntEnum):
-    """Exit codes of every command; 2 is click's own for wrong usage."""
+class ExitCode(IntEnum):
+    """ExitCode codes of every command; 2 is click's own for wrong usage."""
 
     OK = 0
     FAILED = 1
@@ -38,9 +38,9 @@ def refuse_given(names: Iterable[str], reason: str) -> None:
             raise click.UsageError(f"{reason}: leave {parameter.opts[0]} out")
 
 
-def exit_code(verdict: Any) -> Exit:
+def exit_code(verdict: Any) -> ExitCode:
     """0 for pass, 1 for fail, 3 for inconclusive."""
-    return {"pass": Exit.OK, "fail": Exit.FAILED}.get(verdict.value, Exit.INCONCLUSIVE)
+    return {"pass": ExitCode.OK, "fail": ExitCode.FAILED}.get(verdict.value, ExitCode.INCONCLUSIVE)
 
 
 def parameters(
@@ -69,14 +69,14 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*, as_json: bool, debug: bool, **arguments: Any) -> None:
         _log_to_stderr(debug=debug)
         try:
-            outcome: Outcome = function(**arguments)
+            outcome: CommandResult = function(**arguments)
         except click.ClickException:
             raise
         except Exception as error:
             if debug:
                 raise
             _print_error(error)
-            sys.exit(Exit.FAILED)
+            sys.exit(ExitCode.FAILED)
         if not outcome.printed:
             sys.exit(outcome.exit)
         if as_json:
@@ -89,12 +89,12 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
+class CommandResult:
     """What a command gives back: for programs, for people, for shells."""
 
     result: Any
     text: str
-    exit: Exit = Exit.OK
+    exit: ExitCode = ExitCode.OK
     printed: bool = True
     """Not by all of several processes that did one thing together."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from resdeploy.bundle.manifest import graph_name
-from resdeploy.cli.console import Outcome, command, exit_code
+from resdeploy.cli.console import CommandResult, command, exit_code
 from resdeploy.cli.options import FORCE
 from resdeploy.cli.predict import predictions_text
 from resdeploy.tables import NONE, plural, table
@@ -64,10 +64,10 @@ def demo_text(result: DemoResult) -> str:
 @click.command()
 @FORCE
 @command
-def demo(force: bool) -> Outcome:
+def demo(force: bool) -> CommandResult:
     """Everything once, on handwritten digits: minutes on a laptop, nothing is downloaded."""
     from resdeploy.demo import run_demo
     from resdeploy.progress import progress_bar
 
     result = run_demo(force=force, progress=progress_bar)
-    return Outcome(result, demo_text(result), exit_code(result.verdict))
+    return CommandResult(result, demo_text(result), exit_code(result.verdict))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from resdeploy.cli.console import PATH, Exit, Outcome, command
+from resdeploy.cli.console import PATH, CommandResult, ExitCode, command
 from resdeploy.cli.machine_text import conditions_lines, gpu_text, jetson_lines, machine_name
 from resdeploy.cli.verify import verification_text
 
@@ -41,14 +41,16 @@ def diagnosis_text(result: Diagnosis) -> str:
 @click.command()
 @click.argument("bundle", type=PATH, required=False)
 @command
-def doctor(bundle: Path | None) -> Outcome:
+def doctor(bundle: Path | None) -> CommandResult:
     """What this machine is, what it can run, and what to do about the rest.
 
-    With BUNDLE, also whether its golden images get their answers. Exit 1: they do not, or nothing
+    With BUNDLE, also whether its golden images get their answers. ExitCode 1: they do not, or nothing
     can run.
     """
     from resdeploy.progress import progress_bar
     from resdeploy.runtime.diagnosis.doctor import diagnose
 
     result = diagnose(bundle, progress=progress_bar)
-    return Outcome(result, diagnosis_text(result), Exit.OK if result.healthy else Exit.FAILED)
+    return CommandResult(
+        result, diagnosis_text(result), ExitCode.OK if result.healthy else ExitCode.FAILED
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from resdeploy.cli.console import PATH, Outcome, command, refuse_given
+from resdeploy.cli.console import PATH, CommandResult, command, refuse_given
 from resdeploy.cli.options import THREADS
 from resdeploy.tables import NONE, WORST, plural, table
 
@@ -98,7 +98,7 @@ def slowness_text(result: Slowness) -> str:
 @command
 def explain(
     bundle: Path, encoding: str | None, images: int, slow: bool, batch: int, threads: int | None
-) -> Outcome:
+) -> CommandResult:
     """What each quantised tensor of BUNDLE costs, the worst first."""
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.bundle.manifest import Encoding
@@ -112,7 +112,7 @@ def explain(
             open_bundle(bundle), encoding=Encoding(encoding or "cpu"), threads=threads,
             batch=batch, progress=progress_bar,
         )  # fmt: skip
-        return Outcome(slowness, slowness_text(slowness))
+        return CommandResult(slowness, slowness_text(slowness))
     refuse_given(("batch", "threads"), "only --slow takes time")
     from resdeploy.export.quantization.sensitivity import explain as run_explain
     from resdeploy.progress import progress_bar
@@ -123,4 +123,4 @@ def explain(
         images=images,
         progress=progress_bar,
     )
-    return Outcome(result, explanation_text(result))
+    return CommandResult(result, explanation_text(result))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from resdeploy.cli.build import build_text
-from resdeploy.cli.console import PATH, Outcome, command, parameters, refuse_given
+from resdeploy.cli.console import PATH, CommandResult, command, parameters, refuse_given
 from resdeploy.cli.options import FORCE
 from resdeploy.tables import plural, table
 
@@ -67,11 +67,11 @@ def calibration_text(calibration: Mapping[str, Any] | None) -> str:
     tried = len({score["calibrator"] for score in calibration["scores"]})
     how = f", the best of {tried} on {calibration['scoring_images']} others" if tried else ""
     lines = [f"calibrated on {calibration['images']} images: {chosen}{how}"]
-    lines += [handback_text(handback) for handback in calibration["handed_back"]]
+    lines += [float_layers_text(handback) for handback in calibration["float_layers"]]
     return "\n".join(lines) + "\n"
 
 
-def handback_text(handback: Mapping[str, Any]) -> str:
+def float_layers_text(handback: Mapping[str, Any]) -> str:
     """One line: what was given up for the gate, and what that bought."""
     names, convolutions = handback["layers"], handback["convolutions"]
     kept = f"{handback['agreement']:.2f} % of {handback['images']} images keep their class"
@@ -148,7 +148,7 @@ export_options = parameters(
 @export_options
 @FORCE
 @command
-def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> Outcome:
+def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> CommandResult:
     """Write SOURCE (a run, a .safetensors or a .pth file) as a bundle of ONNX graphs with proof."""
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.bundle.manifest import MANIFEST
@@ -159,10 +159,10 @@ def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> O
 
         refuse_given(settings, f"{source} is a bundle already")
         written = write_repository(open_bundle(source), triton, force=force)
-        return Outcome(written, repository_text(written))
+        return CommandResult(written, repository_text(written))
     from resdeploy.export.pipeline import ExportConfig
     from resdeploy.export.pipeline import export as run_export
 
     settings |= {"source": source, "triton": triton}
     result = run_export(ExportConfig(**settings), force=force, progress=progress_bar)
-    return Outcome(result, export_text(result))
+    return CommandResult(result, export_text(result))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resdeploy.cli.console import PATH, Outcome, command, refuse_given
+from resdeploy.cli.console import PATH, CommandResult, command, refuse_given
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 from resdeploy.tables import WORST, plural
 
@@ -64,7 +64,7 @@ def camera_text(report: CameraReport) -> str:
 def predict(
     bundle: Path, images: tuple[Path, ...], camera: str | None, frames: int | None,
     seconds: float | None, top: int, **settings: Any,
-) -> Outcome:  # fmt: skip
+) -> CommandResult:  # fmt: skip
     """Name what IMAGES show, or a camera."""
     from resdeploy.progress import progress_bar
     from resdeploy.runtime.model import load, predict_files
@@ -78,7 +78,7 @@ def predict(
 
         with load(bundle, progress=progress_bar, **settings) as model:
             report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
-        return Outcome(report, camera_text(report))
+        return CommandResult(report, camera_text(report))
     with load(bundle, progress=progress_bar, **settings) as model:
         result = predict_files(model, images, top)
-    return Outcome(result, predictions_text(result))
+    return CommandResult(result, predictions_text(result))

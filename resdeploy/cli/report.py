@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.console import PATH, Outcome, command
+from resdeploy.cli.console import PATH, CommandResult, command
 from resdeploy.cli.options import FORCE
 
 
@@ -17,7 +17,7 @@ from resdeploy.cli.options import FORCE
 @click.option("--time-layers", "with_times", is_flag=True, help="Of bundles, here on the CPU.")
 @FORCE
 @command
-def report(sources: tuple[str, ...], with_times: bool, **settings: Any) -> Outcome:
+def report(sources: tuple[str, ...], with_times: bool, **settings: Any) -> CommandResult:
     """One page about SOURCES: bundles, and JSON of verify, bench and compare.
 
     It needs no network and no script.
@@ -26,4 +26,4 @@ def report(sources: tuple[str, ...], with_times: bool, **settings: Any) -> Outco
     from resdeploy.runtime.backends.onnxruntime.profile import time_layers
 
     result = run_report(sources, time_layers=time_layers if with_times else None, **settings)
-    return Outcome(result, str(result.report or result.markdown))
+    return CommandResult(result, str(result.report or result.markdown))

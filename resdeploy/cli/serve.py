@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resdeploy.cli.console import PATH, Outcome, command, parameters
+from resdeploy.cli.console import PATH, CommandResult, command, parameters
 from resdeploy.cli.options import BACKEND, PRECISION
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:
-    from resdeploy.runtime.serving.server import Served
+    from resdeploy.runtime.serving.server import ServeSummary
 
 
-def served_text(served: Served) -> str:
+def served_text(served: ServeSummary) -> str:
     """One line: how much was done until the server was stopped."""
     reloaded = f", {plural(served.reloads, 'reload')}" if served.reloads else ""
     return (
@@ -110,7 +110,7 @@ serve_options = parameters(
 @BACKEND
 @PRECISION
 @command
-def serve(bundles: tuple[Path, ...], **settings: Any) -> Outcome:
+def serve(bundles: tuple[Path, ...], **settings: Any) -> CommandResult:
     """Answer over HTTP with BUNDLEs: tensors, pictures, a page. SIGHUP loads changed ones.
 
     Names are the folders' without `.bundle`. SIGTERM answers what was accepted, then exits.
@@ -123,4 +123,4 @@ def serve(bundles: tuple[Path, ...], **settings: Any) -> Outcome:
         from resdeploy.runtime.serving.server import serve as run_serve
 
     result = run_serve(bundles, ServeConfig(**settings), progress_bar)
-    return Outcome(result, served_text(result))
+    return CommandResult(result, served_text(result))

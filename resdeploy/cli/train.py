@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resdeploy.cli.console import PATH, Outcome, command, parameters, refuse_given
+from resdeploy.cli.console import PATH, CommandResult, command, parameters, refuse_given
 from resdeploy.cli.options import FORCE
 from resdeploy.train.config import CROPS, DIGITS, SCHEDULES, TrainingConfig
 from resdeploy.train.model.architecture import Shortcut
@@ -95,7 +95,7 @@ def train(
     force: bool,
     recipe: str | None,
     **settings: Any,
-) -> Outcome:
+) -> CommandResult:
     """Train a ResNet-34 on DATA: a folder with train/ and val/, or `digits` (default).
 
     Under torchrun, all its processes train one network together.
@@ -118,7 +118,7 @@ def train(
         result = training_of(config)(
             config, folder, device=device, force=force, progress=progress_bar
         )
-    return Outcome(result, training_text(result), printed=is_first())
+    return CommandResult(result, training_text(result), printed=is_first())
 
 
 def training_of(config: TrainingConfig) -> Any:

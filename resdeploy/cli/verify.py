@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from resdeploy.bundle.manifest import graph_name
-from resdeploy.cli.console import PATH, Outcome, command, exit_code
+from resdeploy.cli.console import PATH, CommandResult, command, exit_code
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 from resdeploy.tables import plural, table
 
@@ -68,11 +68,11 @@ def verification_text(result: Verification) -> str:
 @PRECISION
 @THREADS
 @command
-def verify(bundle: Path, **settings: Any) -> Outcome:
-    """Check that BUNDLE gives PyTorch's answers on this machine. Exit 1: no, 3: undecided."""
+def verify(bundle: Path, **settings: Any) -> CommandResult:
+    """Check that BUNDLE gives PyTorch's answers on this machine. ExitCode 1: no, 3: undecided."""
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.progress import progress_bar
     from resdeploy.runtime.verification.verify import verify as run_verify
 
     result = run_verify(open_bundle(bundle), progress=progress_bar, **settings)
-    return Outcome(result, verification_text(result), exit_code(result.verdict))
+    return CommandResult(result, verification_text(result), exit_code(result.verdict))

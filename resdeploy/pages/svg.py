@@ -21,7 +21,7 @@ BANDS = ((1, 99, "outer"), (5, 95, "middle"), (25, 75, "inner"))
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class AxisScale:
     """From values to units of the drawing."""
 
     low: float
@@ -43,14 +43,16 @@ class Scale:
         return _decades(self) if self.logarithmic else _round(self)
 
 
-def scale(values: Sequence[float], start: float, end: float, *, logarithmic: bool = False) -> Scale:
+def scale(
+    values: Sequence[float], start: float, end: float, *, logarithmic: bool = False
+) -> AxisScale:
     """One on which all of `values` can be seen, with some room around."""
     low, high = min(values), max(values)
     if logarithmic:
         room = max((high / low) ** 0.06, 1.02)
-        return Scale(low / room, high * room, start, end, logarithmic=True)
+        return AxisScale(low / room, high * room, start, end, logarithmic=True)
     room = 0.06 * (high - low) or max(abs(high), 1.0) / 20
-    return Scale(low - room, high + room, start, end)
+    return AxisScale(low - room, high + room, start, end)
 
 
 def bands(rows: Sequence[tuple[str, Sequence[float], str]], *, axis: str, description: str) -> str:
@@ -111,7 +113,7 @@ def intervals(
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class PlotPoint:
     """In a plane, with a mark and a word beside it."""
 
     x: float
@@ -123,7 +125,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class PlotLine:
     """Straight pieces through a plane."""
 
     points: tuple[tuple[float, float], ...]
@@ -132,8 +134,8 @@ class Line:
 
 
 def plane(
-    points: Sequence[Point],
-    lines: Sequence[Line],
+    points: Sequence[PlotPoint],
+    lines: Sequence[PlotLine],
     *,
     across: str,
     up: str,
@@ -162,7 +164,7 @@ def plane(
     return document(PLOT_HEIGHT + AXIS, description, parts)
 
 
-def _marks(points: Sequence[Point], horizontal: Scale, vertical: Scale) -> list[str]:
+def _marks(points: Sequence[PlotPoint], horizontal: AxisScale, vertical: AxisScale) -> list[str]:
     parts, taken = [], list[tuple[float, float]]()
     for point in points:
         x, y = horizontal(point.x), vertical(point.y)
@@ -202,7 +204,7 @@ def histogram(
     heights: Sequence[float], low: float, high: float, clip: tuple[float, float], description: str
 ) -> str:
     """Bars of heights 0 to 1 from `low` to `high`; those outside of `clip` stand out."""
-    across = Scale(low, high, LEFT, RIGHT)
+    across = AxisScale(low, high, LEFT, RIGHT)
     width, tall = (RIGHT - LEFT) / len(heights), 110
     parts = []
     for index, height in enumerate(heights):
@@ -237,7 +239,7 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _axis(across: Scale, y: float, name: str) -> list[str]:
+def _axis(across: AxisScale, y: float, name: str) -> list[str]:
     parts = [_line(across.start, y, RIGHT, y, "axis")]
     for value in across.ticks():
         x = across(value)
@@ -258,7 +260,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
     return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _decades(scale: Scale) -> list[float]:
+def _decades(scale: AxisScale) -> list[float]:
     powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8)):
         found = [
@@ -272,7 +274,7 @@ def _decades(scale: Scale) -> list[float]:
     return found if len(found) > 1 else _round(scale)
 
 
-def _round(scale: Scale) -> list[float]:
+def _round(scale: AxisScale) -> list[float]:
     span = (scale.high - scale.low) / 5
     power = 10.0 ** math.floor(math.log10(span))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= span)

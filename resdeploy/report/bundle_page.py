@@ -18,7 +18,7 @@ TEMPLATE = "report/report.html.j2"
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class BundleContents:
     """A bundle's manifest, and what its export found out."""
 
     name: str
@@ -48,7 +48,7 @@ def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> byt
         verdict=Verdict.PASS,  # an export whose graphs disagree with PyTorch writes no bundle
         summary=(export_summary(manifest),),
         sections=(
-            *bundle_sections([Contents(name, manifest, analysis)]),
+            *bundle_sections([BundleContents(name, manifest, analysis)]),
             origin_section([(f"Export of {name}", environment)]),
             commands_section([environment]),
         ),
@@ -56,7 +56,7 @@ def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> byt
     return to_html(page)
 
 
-def bundle_sections(bundles: Sequence[Contents]) -> list[Section]:
+def bundle_sections(bundles: Sequence[BundleContents]) -> list[Section]:
     """Return the sections about each bundle; with several, each title names its bundle."""
     sections = []
     for one in bundles:

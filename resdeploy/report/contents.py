@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resdeploy.bundle.analysis import Analysis
-from resdeploy.bundle.calibration_record import CalibrationRecord, Handback
+from resdeploy.bundle.calibration_record import CalibrationRecord, FloatLayers
 from resdeploy.bundle.manifest import Manifest
 from resdeploy.documents import parse
 from resdeploy.errors import BundleError
@@ -139,7 +139,7 @@ def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
     blocks: list[Block] = [Facts(facts=tuple(facts))]
     if record.scores:
         blocks.append(_scores(record))
-    blocks += [Text(text=handback_sentence(one)) for one in record.handed_back]
+    blocks += [Text(text=float_layers_sentence(one)) for one in record.float_layers]
     return tuple(blocks)
 
 
@@ -167,7 +167,7 @@ def _scores(record: CalibrationRecord) -> Table:
     )
 
 
-def handback_sentence(handback: Handback) -> str:
+def float_layers_sentence(handback: FloatLayers) -> str:
     """What was given up for a gate, and what that bought."""
     kept = f"{handback.agreement:.2f} % of {handback.images:,} images keep their class"
     late = " The time for the search ended; fewer layers might do." * handback.out_of_time

@@ -5,7 +5,7 @@ from __future__ import annotations
 from resdeploy.bench.roofline import Ceilings
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.pages.blocks import Block, Facts, Figure, Section, Table, Text
-from resdeploy.pages.svg import Line, Point, bands, intervals, plane
+from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, plane
 from resdeploy.results.benchmark import BenchmarkDocument, Timing, WorkTotals
 
 NONE = "-"
@@ -169,7 +169,7 @@ def _stages(result: BenchmarkDocument) -> Table:
 
 
 def _roofline(result: BenchmarkDocument, work: WorkTotals, ceilings: Ceilings) -> list[Block]:
-    """Source: see `resdeploy.roofline`."""
+    """Source: see `resdeploy.bench.roofline`."""
     rates = {name: rate for name, rate in ceilings.operations_per_second.items() if rate > 0}
     memory = ceilings.bytes_per_second
     if not rates or not memory or memory <= 0:
@@ -179,13 +179,15 @@ def _roofline(result: BenchmarkDocument, work: WorkTotals, ceilings: Ceilings) -
         size = BYTES.get(line.precision, 4) * (work.weights + line.batch * work.activations)
         intensity = 2 * work.macs * line.batch / max(size, 1)
         rate = 2 * work.macs * line.images_per_second
-        points.append(Point(intensity, rate, str(number), 2 if "torch" in line.contender else 0))
+        points.append(
+            PlotPoint(intensity, rate, str(number), 2 if "torch" in line.contender else 0)
+        )
         share = NONE if line.limit_share is None else f"{100 * line.limit_share:.0f} %"
         rows.append((f"{number}  {name_of(line)}", f"{rate / 1e9:.0f}", f"{intensity:.0f}", share))
     left = min(point.x for point in points) / 4
     right = max(max(point.x for point in points), max(rates.values()) / memory) * 4
     lines = [
-        Line(((left, left * memory), (rate / memory, rate), (right, rate)), name)
+        PlotLine(((left, left * memory), (rate / memory, rate), (right, rate)), name)
         for name, rate in sorted(rates.items(), key=lambda one: -one[1])
     ]
     described = "; ".join(f"{name}: {rate} billion operations a second" for name, rate, *_ in rows)

@@ -11,7 +11,7 @@ from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.pages.blocks import Page
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.report.accuracy import verification_section, verification_summary
-from resdeploy.report.bundle_page import Contents, bundle_sections, to_html
+from resdeploy.report.bundle_page import BundleContents, bundle_sections, to_html
 from resdeploy.report.comparison import comparison_section, comparison_verdict
 from resdeploy.report.contents import export_environment, export_summary
 from resdeploy.report.latency import benchmark_section, benchmark_summary
@@ -34,10 +34,10 @@ KINDS: dict[str, type[BenchmarkDocument] | type[Verification] | type[Comparison]
 
 
 @dataclass(slots=True)
-class Material:
+class ReportInputs:
     """All that a report is about."""
 
-    bundles: list[Contents] = field(default_factory=list)
+    bundles: list[BundleContents] = field(default_factory=list)
     verifications: list[Verification] = field(default_factory=list)
     benchmarks: list[BenchmarkDocument] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Material:
             bundle = open_bundle(Path(name))
             times = time_layers(bundle) if time_layers else None
             analysis = read_analysis(bundle)
-            self.bundles.append(Contents(bundle.path.name, bundle.manifest, analysis, times))
+            self.bundles.append(BundleContents(bundle.path.name, bundle.manifest, analysis, times))
             return
         for result in read_results(name, KINDS):
             if isinstance(result, BenchmarkDocument):
@@ -97,7 +97,7 @@ def report(
         output = DEFAULT
     if output is not None:
         refuse_existing_file(output, force=force)
-    material = Material()
+    material = ReportInputs()
     for source in sources:
         material.add(source, time_layers=time_layers)
     page = make_page(material)
@@ -107,7 +107,7 @@ def report(
     return Report(report=output, verdict=page.verdict, markdown=text)
 
 
-def make_page(material: Material) -> Page:
+def make_page(material: ReportInputs) -> Page:
     """Verdict first, then what speaks for it, then where it is from."""
     bundles = material.bundles
     environments = [
@@ -141,7 +141,7 @@ def make_page(material: Material) -> Page:
     )
 
 
-def _title(material: Material) -> str:
+def _title(material: ReportInputs) -> str:
     if material.bundles:
         return ", ".join(one.name for one in material.bundles)
     environments = [one.environment for one in material.verifications]

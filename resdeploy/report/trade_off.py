@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resdeploy.bundle.calibration_record import Point
+from resdeploy.bundle.calibration_record import TradeOffPoint
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.pages import svg
 from resdeploy.pages.blocks import Block, Figure, Table
@@ -12,7 +12,7 @@ from resdeploy.pages.blocks import Block, Figure, Table
 NONE = "-"
 
 
-def trade_off_blocks(points: Sequence[Point]) -> tuple[Block, ...]:
+def trade_off_blocks(points: Sequence[TradeOffPoint]) -> tuple[Block, ...]:
     """Of the settings with a time by that, of the others by what is in float."""
     blocks: list[Block] = []
     for timed in (True, False):
@@ -24,10 +24,10 @@ def trade_off_blocks(points: Sequence[Point]) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _trade_off_plot(points: Sequence[Point], *, timed: bool) -> Figure:
+def _trade_off_plot(points: Sequence[TradeOffPoint], *, timed: bool) -> Figure:
     kinds = {Encoding.FLOAT: 2, Encoding.CPU: 0, Encoding.TENSORRT: 1}
     marks = [
-        svg.Point(
+        svg.PlotPoint(
             point.p50_ms if point.p50_ms is not None else point.float_share_percent,
             point.agreement,
             point_name(point) if point.chosen else "",
@@ -55,7 +55,7 @@ def _trade_off_plot(points: Sequence[Point], *, timed: bool) -> Figure:
     )
 
 
-def _trade_off_table(points: Sequence[Point], *, timed: bool) -> Table:
+def _trade_off_table(points: Sequence[TradeOffPoint], *, timed: bool) -> Table:
     ordered = sorted(points, key=lambda point: (point.encoding.value, -point.agreement))
     return Table(
         caption="Every setting that was tried for CPUs; the bundle's stand out."
@@ -81,7 +81,7 @@ def _trade_off_table(points: Sequence[Point], *, timed: bool) -> Table:
     )
 
 
-def point_name(point: Point) -> str:
+def point_name(point: TradeOffPoint) -> str:
     """The calibrator, and how much went back to float."""
     if not point.layers:
         return point.calibrator

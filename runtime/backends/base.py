@@ -65,7 +65,7 @@ class Batches:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
+class OpenOptions:
     """How an artifact is to be opened; each engine heeds what concerns it."""
 
     threads: int | None = None
@@ -75,7 +75,7 @@ class Opening:
     progress: Progress = silent
 
 
-DEFAULT_OPENING = Opening()
+DEFAULT_OPENING = OpenOptions()
 
 
 AUTO = "auto"

@@ -17,7 +17,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Obstacle, Opening
+from resdeploy.runtime.backends.base import Obstacle, OpenOptions
 
 NAME = "openvino"
 ARTIFACTS = ("int8-cpu", "fp32")
@@ -41,7 +41,7 @@ def obstacle() -> Obstacle | None:
     return None
 
 
-def open_artifact(bundle: Bundle, artifact: Artifact, opening: Opening) -> OpenVinoCpu:
+def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> OpenVinoCpu:
     """Load one of a bundle's graphs, after checking its sha256.
 
     Raises:

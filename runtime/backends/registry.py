@@ -10,7 +10,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backends import openvino as openvino_cpu
-from resdeploy.runtime.backends.base import AUTO, DEFAULT_OPENING, Backend, Obstacle, Opening
+from resdeploy.runtime.backends.base import AUTO, DEFAULT_OPENING, Backend, Obstacle, OpenOptions
 from resdeploy.runtime.backends.onnxruntime import (
     cpu as onnxruntime_cpu,
 )
@@ -29,7 +29,7 @@ class Engine:
     """A kind of backend."""
 
     name: str
-    open: Callable[[Bundle, Artifact, Opening], Backend]
+    open: Callable[[Bundle, Artifact, OpenOptions], Backend]
     obstacle: Callable[[], Obstacle | None]
     """Why it cannot run here; None where it can. Quick, and without loading the engine."""
     version: Callable[[], str | None]
@@ -42,11 +42,11 @@ class Engine:
 
 
 def _tensorrt(kind: Flavour) -> Engine:
-    def open_artifact(bundle: Bundle, artifact: Artifact, opening: Opening) -> Backend:
+    def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> Backend:
         # What builds engines is a third of all that the runtime imports.
-        from resdeploy.runtime.backends.tensorrt.open_engine import opener
+        from resdeploy.runtime.backends.tensorrt.open_engine import open_backend
 
-        return opener(kind)(bundle, artifact, opening)
+        return open_backend(kind)(bundle, artifact, opening)
 
     return Engine(
         name=kind.value,
@@ -60,7 +60,7 @@ def _tensorrt(kind: Flavour) -> Engine:
 def _onnxruntime_gpu(name: str, *, automatic: bool) -> Engine:
     return Engine(
         name=name,
-        open=onnxruntime_gpu.opener(name),
+        open=onnxruntime_gpu.open_backend(name),
         obstacle=partial(onnxruntime_gpu.obstacle, name),
         version=onnxruntime_session.installed_version,
         artifacts=lambda version: onnxruntime_gpu.ARTIFACTS[name],
@@ -103,7 +103,7 @@ class Candidate:
     engine: Engine
     artifact: Artifact
 
-    def open(self, bundle: Bundle, opening: Opening = DEFAULT_OPENING) -> Backend:
+    def open(self, bundle: Bundle, opening: OpenOptions = DEFAULT_OPENING) -> Backend:
         """Load the artifact into the engine; see the engine's class for what it raises."""
         return self.engine.open(bundle, self.artifact, opening)
 

@@ -1,4 +1,4 @@
-"""A CPU's ceilings by ONNX Runtime's products: `python -m resdeploy.runtime.ceilings THREADS`."""
+"""A CPU's ceilings by ONNX Runtime's products: `python -m resdeploy.runtime.bench.ceilings THREADS`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from resdeploy.bench.ceilings import COPY, COPY_BYTES, SHAPES, Probe, best_of, measure_beside
-from resdeploy.bench.worker import answer
+from resdeploy.bench.worker import run_worker
 from resdeploy.errors import needs_extra
 from resdeploy.runtime.backends.onnxruntime.session import ERRORS_ONLY
 
@@ -79,4 +79,4 @@ def copy_probe(threads: int) -> Probe:
 
 if __name__ == "__main__":
     (threads,) = sys.argv[1:]
-    answer(lambda: prepare(int(threads)))
+    run_worker(lambda: prepare(int(threads)))

@@ -24,7 +24,7 @@ NAMES = (*PYTORCH, *(engine.name for engine in ENGINES), CEILINGS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class ContenderSpec:
     """A contender before it is started."""
 
     name: str
@@ -42,14 +42,14 @@ class Entry:
         return f"{self.name} {self.precision}"
 
 
-def lineup(
+def list_contenders(
     bundle: Bundle,
     workload: Workload,
     *,
     checkpoint: Path | None,
     also: Sequence[str],
     without: Collection[str],
-) -> list[Entry]:
+) -> list[ContenderSpec]:
     """PyTorch, the baseline first; then the runtime's backends; then what was asked for.
 
     Raises:
@@ -67,10 +67,10 @@ def lineup(
     return [entry for entry in entries if entry.name not in without]
 
 
-def pytorch_entries(workload: Workload, checkpoint: Path | None) -> list[Entry]:
+def pytorch_entries(workload: Workload, checkpoint: Path | None) -> list[ContenderSpec]:
     """The network as it was trained, compiled, and in the narrow arithmetic of the machine."""
     return [
-        Entry(
+        ContenderSpec(
             name=name,
             precision="bf16" if name == "pytorch-autocast" else "fp32",
             encoding=Encoding.FLOAT,
@@ -81,7 +81,7 @@ def pytorch_entries(workload: Workload, checkpoint: Path | None) -> list[Entry]:
     ]
 
 
-def backend_entries(bundle: Bundle, workload: Workload, backend: str = AUTO) -> list[Entry]:
+def backend_entries(bundle: Bundle, workload: Workload, backend: str = AUTO) -> list[ContenderSpec]:
     """The contenders that the runtime itself brings.
 
     Raises:
@@ -99,10 +99,10 @@ def backend_entries(bundle: Bundle, workload: Workload, backend: str = AUTO) -> 
     ]
 
 
-def ceiling_entries(threads: int) -> list[Entry]:
+def ceiling_entries(threads: int) -> list[ContenderSpec]:
     """Libraries whose products bound what a network can do here."""
     return [
-        Entry(
+        ContenderSpec(
             name=CEILINGS,
             precision=library,
             encoding=Encoding.FLOAT,
@@ -132,8 +132,8 @@ def best_candidates(bundle: Bundle, backend: str = AUTO) -> list[Candidate]:
 
 def _entry(
     name: str, artifact: Artifact, module: Worker, arguments: tuple[str, ...], runs_on: Scope
-) -> Entry:
-    return Entry(
+) -> ContenderSpec:
+    return ContenderSpec(
         name=name,
         precision=artifact.precision.value,
         encoding=artifact.encoding,

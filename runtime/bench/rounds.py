@@ -19,12 +19,12 @@ from resdeploy.progress import Progress
 from resdeploy.statistics import repeated_ratio_interval
 
 ROUNDS = 15
-"""At least, over all heats."""
+"""At least, over all runs."""
 SLICE_SECONDS = 0.2
 """A turn is no longer where more rounds fit: noise comes and goes within seconds."""
 WARM_UP_SECONDS = 0.2
 MOST_WARM_UPS = 10
-SETTLED = 0.05
+STABLE_WITHIN = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,13 @@ def interleave(contenders: Sequence[Contender], seconds: float, progress: Progre
             warm_up(contender)
         advance(1)
         for _ in range(rounds):
-            for lap, seen in zip(play_round(contenders, turn, generator), times):
+            for lap, seen in zip(run_round(contenders, turn, generator), times):
                 seen.append(lap)
             advance(1)
     return times
 
 
-def play_round(contenders: Sequence[Contender], turn: float, generator: random.Random) -> Rounds:
+def run_round(contenders: Sequence[Contender], turn: float, generator: random.Random) -> Rounds:
     """One turn of `turn` seconds each, in random order: the times of each."""
     order = list(range(len(contenders)))
     generator.shuffle(order)
@@ -76,7 +76,7 @@ def play_round(contenders: Sequence[Contender], turn: float, generator: random.R
 
 
 def warm_up(contender: Contender) -> bool:
-    """Run until two turns in a row take the same time, to `SETTLED`.
+    """Run until two turns in a row take the same time, to `STABLE_WITHIN`.
 
     Returns:
         Whether they did, within `MOST_WARM_UPS` turns.
@@ -84,7 +84,7 @@ def warm_up(contender: Contender) -> bool:
     last = math.inf
     for _ in range(MOST_WARM_UPS):
         now = float(np.median(contender.run_for(WARM_UP_SECONDS)))
-        if abs(now - last) <= SETTLED * now:
+        if abs(now - last) <= STABLE_WITHIN * now:
             break
         last = now
     else:
@@ -97,11 +97,11 @@ def medians(rounds: Rounds) -> npt.NDArray[np.float64]:
     return np.array([np.median(times) for times in rounds])
 
 
-def speedup(baseline: Sequence[Rounds], heats: Sequence[Rounds]) -> Speedup:
-    """Of one contender, from heats that both took part in."""
+def speedup(baseline: Sequence[Rounds], runs: Sequence[Rounds]) -> Speedup:
+    """Of one contender, from runs that both took part in."""
     return Speedup(
         *repeated_ratio_interval(
-            [medians(rounds) for rounds in baseline], [medians(rounds) for rounds in heats]
+            [medians(rounds) for rounds in baseline], [medians(rounds) for rounds in runs]
         )
     )
 
@@ -110,4 +110,4 @@ def narrow_enough(
     baseline: Sequence[Rounds], others: Sequence[Sequence[Rounds]], within: float
 ) -> bool:
     """Whether every speed-up is known to `within` of itself."""
-    return all(speedup(baseline, heats).width <= within for heats in others)
+    return all(speedup(baseline, runs).width <= within for runs in others)

@@ -1,6 +1,6 @@
 """How much faster than PyTorch? Every backend here against it, in turns, in one run.
 
-The run is made of a few heats, each with processes of its own: where its memory lies makes one
+The run is made of a few runs, each with processes of its own: where its memory lies makes one
 process a little faster than the next, and minutes differ: an interval must know of that. Every
 start is timed, too.
 """
@@ -22,9 +22,16 @@ from resdeploy.machine.host import Host
 from resdeploy.progress import Progress, silent
 from resdeploy.results.benchmark import Benchmark, ImageEnergy
 from resdeploy.results.provenance import collect_provenance
-from resdeploy.runtime.bench.contenders import BASELINE, CEILINGS, ceiling_entries, lineup
+from resdeploy.runtime.bench.contenders import BASELINE, CEILINGS, ceiling_entries, list_contenders
 from resdeploy.runtime.bench.energy_per_image import energy_per_image, idle_power, run_rounds
-from resdeploy.runtime.bench.runner import Track, baseline_of, race, racing, start_all, stop_all
+from resdeploy.runtime.bench.runner import (
+    ContenderRunner,
+    baseline_of,
+    run_contenders,
+    start_all,
+    stop_all,
+    timed_runners,
+)
 from resdeploy.runtime.bench.summary import summarise
 from resdeploy.runtime.energy.meter import find_sources
 from resdeploy.runtime.energy.source import PowerSource
@@ -49,7 +56,7 @@ class BenchmarkConfig:
     """Files to begin with, end to end; None for the golden images as JPEG."""
     also: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
-    """Names of contenders; see `lineup.NAMES`."""
+    """Names of contenders; see `list_contenders.NAMES`."""
 
 
 def run_benchmark(
@@ -80,51 +87,51 @@ def run_benchmark(
             stack.callback(source.close)
         pictures = _pictures(bundle, config, stack)
         workload = Workload(bundle=bundle.path, batch=batch, threads=threads, pictures=pictures)
-        entries = lineup(
+        entries = list_contenders(
             bundle, workload,
             checkpoint=config.checkpoint, also=config.also, without=config.without,
         )  # fmt: skip
         if CEILINGS not in config.without:
             entries += ceiling_entries(threads)
         needed = BASELINE if config.checkpoint else None
-        tracks = start_all(entries, threads, needed=needed)
-        stack.callback(stop_all, tracks)
+        runners = start_all(entries, threads, needed=needed)
+        stack.callback(stop_all, runners)
         before = read_device(host)
         idle = [idle_power(source) for source in sources]
-        race(
-            tracks, threads, seconds=config.seconds, within=config.within, nvml=host.nvml(),
+        run_contenders(
+            runners, threads, seconds=config.seconds, within=config.within, nvml=host.nvml(),
             progress=progress,
         )  # fmt: skip
         after = read_device(host)  # while it is still warm
-        energies = _energies(racing(tracks), sources, idle, batch, progress)
-    return _benchmark(bundle, config, workload, tracks, energies, before, after)
+        energies = _energies(timed_runners(runners), sources, idle, batch, progress)
+    return _benchmark(bundle, config, workload, runners, energies, before, after)
 
 
 def _benchmark(
     bundle: Bundle,
     config: BenchmarkConfig,
     workload: Workload,
-    tracks: Sequence[Track],
+    runners: Sequence[ContenderRunner],
     energies: Sequence[ImageEnergy | None],
     before: Device,
     after: Device,
 ) -> Benchmark:
-    measuring = [track for track in tracks if track.entry.name == CEILINGS]
+    measuring = [runner for runner in runners if runner.entry.name == CEILINGS]
     ceilings = {
-        place: ceilings_of([track.stages for track in measuring if track.entry.runs_on is place])
+        place: ceilings_of([runner.stages for runner in measuring if runner.entry.runs_on is place])
         for place in (Scope.GPU, Scope.CPU)
     }
-    baseline = baseline_of(tracks)
+    baseline = baseline_of(runners)
     work = bundle.manifest.work
     return Benchmark(
         environment={
             **collect_provenance(before.to_json()),
             "mode": config.mode.value,
-            "rounds": len(tracks[0].times),
-            "heats": [len(heat) for heat in tracks[0].heats],
+            "rounds": len(runners[0].times),
+            "runs": [len(run) for run in runners[0].runs],
             "seconds": config.seconds,
             "within": config.within,
-            "favoured": all(track.favoured for track in tracks),
+            "high_priority": all(runner.high_priority for runner in runners),
             "image_size": bundle.manifest.preprocessing.image_size,
             "model": bundle.manifest.model["name"],
             "baseline": baseline and {key: baseline.facts[key] for key in ("weights", "device")},
@@ -134,14 +141,14 @@ def _benchmark(
         notices=(
             *notices(before.conditions, after.conditions, after.gpus),
             *(
-                f"{track.entry.label} had not settled when it was timed"
-                for track in racing(tracks)
-                if not track.settled
+                f"{runner.entry.label} had not stable when it was timed"
+                for runner in timed_runners(runners)
+                if not runner.stable
             ),
         ),
         results=tuple(
-            summarise(track, baseline, work, ceilings.get(track.entry.runs_on), workload, energy)
-            for track, energy in zip(racing(tracks), energies)
+            summarise(runner, baseline, work, ceilings.get(runner.entry.runs_on), workload, energy)
+            for runner, energy in zip(timed_runners(runners), energies)
         ),
     )
 
@@ -158,7 +165,7 @@ def _pictures(bundle: Bundle, config: BenchmarkConfig, stack: ExitStack) -> Path
 
 
 def _energies(
-    tracks: Sequence[Track],
+    runners: Sequence[ContenderRunner],
     sources: Sequence[PowerSource],
     idle: Sequence[list[float]],
     batch: int,
@@ -166,16 +173,16 @@ def _energies(
 ) -> list[ImageEnergy | None]:
     """Of each contender, by the first source that sees what it does."""
     if not sources:
-        return [None] * len(tracks)
-    rounds = run_rounds([track.running for track in tracks], sources, batch, progress)
+        return [None] * len(runners)
+    rounds = run_rounds([runner.running for runner in runners], sources, batch, progress)
     return [
         next(
             (
                 energy_per_image(source, watts, seen[index])
                 for source, watts, seen in zip(sources, idle, rounds)
-                if source.scope.covers(track.entry.runs_on)
+                if source.scope.covers(runner.entry.runs_on)
             ),
             None,
         )
-        for index, track in enumerate(tracks)
+        for index, runner in enumerate(runners)
     ]

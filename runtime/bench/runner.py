@@ -1,6 +1,6 @@
-"""Contenders through all heats of a benchmark: their processes, and what they leave behind.
+"""Contenders through all runs of a benchmark: their processes, and what they leave behind.
 
-Each heat has processes of its own: where its memory lies makes one process a little faster than the
+Each run has processes of its own: where its memory lies makes one process a little faster than the
 next, and an interval must know of that. Every start is timed, too.
 """
 
@@ -18,36 +18,36 @@ from resdeploy.errors import BackendError, ResdeployError
 from resdeploy.machine.device import Scope
 from resdeploy.machine.nvml import process_memory
 from resdeploy.progress import Progress
-from resdeploy.runtime.bench.contenders import BASELINE, CEILINGS, Entry
-from resdeploy.runtime.bench.rounds import ROUNDS, narrow_enough, play_round, turns, warm_up
+from resdeploy.runtime.bench.contenders import BASELINE, CEILINGS, ContenderSpec
+from resdeploy.runtime.bench.rounds import ROUNDS, narrow_enough, run_round, turns, warm_up
 
 logger = logging.getLogger(__name__)
 
-HEATS = 5
-# Who takes longer to be ready runs on in the next heat: compilers, above all.
+RUNS = 5
+# Who takes longer to be ready runs on in the next run: compilers, above all.
 RESTART_SECONDS = 5.0
 START_SECONDS = 180.0
 
 
 @dataclass(slots=True)
-class Track:
-    """One contender through all heats."""
+class ContenderRunner:
+    """One contender through all runs."""
 
-    entry: Entry
+    entry: ContenderSpec
     contender: Contender | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    heats: list[Rounds] = field(default_factory=list)
+    runs: list[Rounds] = field(default_factory=list)
     stages: dict[str, Rounds] = field(default_factory=dict)
     ready_s: list[float] = field(default_factory=list)
     peak_rss_bytes: int | None = None
     peak_gpu_bytes: int | None = None
-    settled: bool = True
-    favoured: bool = True
+    stable: bool = True
+    high_priority: bool = True
 
     @property
     def times(self) -> Rounds:
-        """Of all heats."""
-        return [rounds for heat in self.heats for rounds in heat]
+        """Of all runs."""
+        return [rounds for run in self.runs for rounds in run]
 
     @property
     def running(self) -> Contender:
@@ -68,7 +68,7 @@ class Track:
             entry.name, entry.module, list(entry.arguments), threads, START_SECONDS
         )
         self.facts = self.contender.facts
-        self.favoured = self.favoured and self.contender.favoured
+        self.high_priority = self.high_priority and self.contender.high_priority
         self.ready_s.append(self.contender.ready_s)
         on_gpu = self.facts.get("device") == "cuda"
         self.entry = replace(
@@ -80,7 +80,7 @@ class Track:
 
     def warm_up(self) -> None:
         """Run until times are stable."""
-        self.settled = warm_up(self.running) and self.settled
+        self.stable = warm_up(self.running) and self.stable
         self.running.stages.clear()
 
     def collect(self, nvml: Any) -> None:
@@ -99,7 +99,9 @@ class Track:
             self.contender = None
 
 
-def start_all(entries: Sequence[Entry], threads: int, *, needed: str | None = None) -> list[Track]:
+def start_all(
+    entries: Sequence[ContenderSpec], threads: int, *, needed: str | None = None
+) -> list[ContenderRunner]:
     """Those that can start, in order; of the others the reason is logged.
 
     Args:
@@ -108,47 +110,47 @@ def start_all(entries: Sequence[Entry], threads: int, *, needed: str | None = No
         needed: Who may not be left out.
 
     Raises:
-        BackendError: `needed`, or none of those that race, could start.
+        BackendError: `needed`, or none of those that run_contenders, could start.
     """
-    tracks: list[Track] = []
+    runners: list[ContenderRunner] = []
     try:
         for entry in entries:
-            track = Track(entry)
+            runner = ContenderRunner(entry)
             try:
-                track.start(threads)
+                runner.start(threads)
             except ResdeployError as error:
                 if entry.name == needed:
                     raise
                 logger.warning("%s is left out: %s (%s)", entry.label, error, error.hint)
                 continue
-            tracks.append(track)
-        if not racing(tracks):
+            runners.append(runner)
+        if not timed_runners(runners):
             raise BackendError("not one contender could start", "see the warnings above")
     except BaseException:
-        stop_all(tracks)
+        stop_all(runners)
         raise
-    return tracks
+    return runners
 
 
-def stop_all(tracks: Sequence[Track]) -> None:
+def stop_all(runners: Sequence[ContenderRunner]) -> None:
     """End every process."""
-    for track in tracks:
-        track.stop()
+    for runner in runners:
+        runner.stop()
 
 
-def racing(tracks: Sequence[Track]) -> list[Track]:
+def timed_runners(runners: Sequence[ContenderRunner]) -> list[ContenderRunner]:
     """Those that run the network, the baseline first where it takes part."""
-    return [track for track in tracks if track.entry.name != CEILINGS]
+    return [runner for runner in runners if runner.entry.name != CEILINGS]
 
 
-def baseline_of(tracks: Sequence[Track]) -> Track | None:
+def baseline_of(runners: Sequence[ContenderRunner]) -> ContenderRunner | None:
     """The one that the others are compared with."""
-    first = racing(tracks)[0]
+    first = timed_runners(runners)[0]
     return first if first.entry.name == BASELINE else None
 
 
-def race(
-    tracks: Sequence[Track],
+def run_contenders(
+    runners: Sequence[ContenderRunner],
     threads: int,
     *,
     seconds: float,
@@ -156,10 +158,10 @@ def race(
     nvml: Any,
     progress: Progress,
 ) -> None:
-    """All heats, of equal length; the last one ends when enough is known.
+    """All runs, of equal length; the last one ends when enough is known.
 
     Args:
-        tracks: Started; they are running afterwards.
+        runners: Started; they are running afterwards.
         threads: Of each.
         seconds: At most, for each, unless `ROUNDS` take longer.
         within: Widest interval of a speed-up, as a share of it, that is enough.
@@ -169,33 +171,33 @@ def race(
     rounds, turn = turns(seconds)
     generator = random.Random(0)
     with progress("benchmarking", rounds) as advance:
-        for heat in range(HEATS):
-            for track in tracks:
-                track.start(threads)
-                track.warm_up()
-                track.heats.append([])
-            left = seconds * len(tracks) / HEATS
-            for number in range((heat + 1) * rounds // HEATS - heat * rounds // HEATS):
-                if number >= max(ROUNDS // HEATS, 1) and (
-                    left < 0 or (heat == HEATS - 1 and _known(tracks, within))
+        for run in range(RUNS):
+            for runner in runners:
+                runner.start(threads)
+                runner.warm_up()
+                runner.runs.append([])
+            left = seconds * len(runners) / RUNS
+            for number in range((run + 1) * rounds // RUNS - run * rounds // RUNS):
+                if number >= max(ROUNDS // RUNS, 1) and (
+                    left < 0 or (run == RUNS - 1 and _known(runners, within))
                 ):
                     break
                 start = time.perf_counter()
-                laps = play_round([track.running for track in tracks], turn, generator)
-                for track, lap in zip(tracks, laps):
-                    track.heats[-1].append(lap)
+                laps = run_round([runner.running for runner in runners], turn, generator)
+                for runner, lap in zip(runners, laps):
+                    runner.runs[-1].append(lap)
                 left -= time.perf_counter() - start
                 advance(1)
-            for track in tracks:
-                track.collect(nvml)
-                if heat < HEATS - 1 and track.ready_s[0] <= RESTART_SECONDS:
-                    track.stop()
+            for runner in runners:
+                runner.collect(nvml)
+                if run < RUNS - 1 and runner.ready_s[0] <= RESTART_SECONDS:
+                    runner.stop()
 
 
-def _known(tracks: Sequence[Track], within: float) -> bool:
-    baseline = baseline_of(tracks)
-    others = [track.heats for track in racing(tracks) if track is not baseline]
-    return baseline is not None and narrow_enough(baseline.heats, others, within)
+def _known(runners: Sequence[ContenderRunner], within: float) -> bool:
+    baseline = baseline_of(runners)
+    others = [runner.runs for runner in timed_runners(runners) if runner is not baseline]
+    return baseline is not None and narrow_enough(baseline.runs, others, within)
 
 
 def _larger(first: int | None, second: int | None) -> int | None:

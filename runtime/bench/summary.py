@@ -13,26 +13,26 @@ from resdeploy.bundle.work import Work
 from resdeploy.machine.device import Scope
 from resdeploy.results.benchmark import ImageEnergy, Timing
 from resdeploy.runtime.bench.rounds import medians, speedup
-from resdeploy.runtime.bench.runner import Track
+from resdeploy.runtime.bench.runner import ContenderRunner
 
 
 def summarise(
-    track: Track,
-    baseline: Track | None,
+    runner: ContenderRunner,
+    baseline: ContenderRunner | None,
     work: Work | None,
     ceilings: Ceilings | None,
     workload: Workload,
     energy: ImageEnergy | None,
 ) -> Timing:
     """Pool a contender's rounds; `ceilings` are those of what it ran on."""
-    entry, batch = track.entry, workload.batch
-    pooled = np.concatenate(track.times)
+    entry, batch = runner.entry, workload.batch
+    pooled = np.concatenate(runner.times)
     p50, p90, p99 = np.percentile(pooled, [50, 90, 99])
-    faster = None if baseline is None else speedup(baseline.heats, track.heats)
-    stages = {name: median_of_rounds(rounds) for name, rounds in track.stages.items()} or None
+    faster = None if baseline is None else speedup(baseline.runs, runner.runs)
+    stages = {name: median_of_rounds(rounds) for name, rounds in runner.stages.items()} or None
     arithmetic = GPU_ARITHMETIC if entry.runs_on is Scope.GPU else CPU_ARITHMETIC
     limit = roofline(work, ceilings, arithmetic[entry.precision], batch)
-    inference_ms = stages["inference"] if stages else median_of_rounds(track.times)
+    inference_ms = stages["inference"] if stages else median_of_rounds(runner.times)
     return Timing(
         contender=entry.name,
         precision=entry.precision,
@@ -48,12 +48,12 @@ def summarise(
         speedup_low=faster.low if faster else None,
         speedup_high=faster.high if faster else None,
         energy=energy,
-        round_ms=tuple(medians(track.times).tolist()),
+        round_ms=tuple(medians(runner.times).tolist()),
         quantiles_ms=tuple(np.percentile(pooled, range(101)).tolist()),
         stages_ms=stages,
-        cold_start_s=statistics.median(track.ready_s),
-        peak_rss_bytes=track.peak_rss_bytes,
-        peak_gpu_bytes=track.peak_gpu_bytes,
+        cold_start_s=statistics.median(runner.ready_s),
+        peak_rss_bytes=runner.peak_rss_bytes,
+        peak_gpu_bytes=runner.peak_gpu_bytes,
         file_bytes=entry.file_bytes,
         limit_share=limit.ms / inference_ms if limit else None,
         bound=limit.bound if limit else None,

@@ -1,4 +1,4 @@
-"""A backend of the runtime as a benchmark's contender: `python -m resdeploy.runtime.contender`.
+"""A backend of the runtime as a benchmark's contender: `python -m resdeploy.runtime.bench.worker`.
 
 Its start is that of `load`: the answers are checked before one is given.
 """
@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from resdeploy.bench.worker import answer
+from resdeploy.bench.worker import run_worker
 from resdeploy.bench.workload import Workload
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends.base import Backend, Batches, Opening
+from resdeploy.runtime.backends.base import Backend, Batches, OpenOptions
 from resdeploy.runtime.backends.registry import candidates
 from resdeploy.runtime.verification.open_verified import check_at_load
 
@@ -27,7 +27,7 @@ def prepare(
     bundle = open_bundle(workload.bundle)
     (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
     batches = Batches(workload.batch, workload.batch, workload.batch)
-    opened = candidate.open(bundle, Opening(threads=workload.threads, batches=batches))
+    opened = candidate.open(bundle, OpenOptions(threads=workload.threads, batches=batches))
     golden = bundle.golden()
     require_golden(opened, candidate.artifact, golden)
     return workload.runner(bundle, golden.images, opened.run), {}
@@ -50,4 +50,4 @@ def require_golden(backend: Backend, artifact: Artifact, golden: Golden) -> None
 
 if __name__ == "__main__":
     backend, artifact, *rest = sys.argv[1:]
-    answer(lambda: prepare(Workload.from_arguments(rest), backend, artifact))
+    run_worker(lambda: prepare(Workload.from_arguments(rest), backend, artifact))

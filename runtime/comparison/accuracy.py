@@ -15,7 +15,7 @@ from resdeploy.images.folder import match_labels, read_batches, read_image_folde
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress
 from resdeploy.results.comparison import AccuracyChange
-from resdeploy.runtime.backends.base import Opening
+from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
 from resdeploy.runtime.verification.golden_check import different_rows, run_batches
 from resdeploy.statistics import IntArray, PairedAccuracy, Verdict, pair_answers
@@ -47,7 +47,7 @@ def compare_answers(
         BundleError: without `data`, where the bundles read other sizes or know other classes.
         DataError: the folder cannot be used with both.
     """
-    opening = Opening(threads=threads, progress=progress)
+    opening = OpenOptions(threads=threads, progress=progress)
     batches = _golden(first, second) if data is None else _folder(first, second, data, progress)
     right: list[tuple[list[IntArray], list[IntArray]]] = [([], []) for _ in pairs]
     different = [0] * len(pairs)

@@ -17,7 +17,7 @@ from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.conditions import notices
 from resdeploy.machine.device import available_cores, read_device
 from resdeploy.progress import Progress, silent
-from resdeploy.runtime.backends.base import Opening
+from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.onnxruntime.cpu import open_artifact
 from resdeploy.runtime.backends.onnxruntime.profile import Kernel, profile
 from resdeploy.runtime.diagnosis.slowdown_causes import Cause, Observations, causes
@@ -141,7 +141,7 @@ def _times(
     bundle: Bundle, artifact: Artifact, threads: int, images: UInt8Array, seconds: float = SECONDS
 ) -> tuple[np.ndarray, float]:
     """Milliseconds of single runs, and the share of processor time that the threads got."""
-    backend = open_artifact(bundle, artifact, Opening(threads=threads))
+    backend = open_artifact(bundle, artifact, OpenOptions(threads=threads))
     times: list[int] = []
     try:
         backend.run(images)

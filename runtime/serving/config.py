@@ -30,7 +30,7 @@ class ServeConfig:
     max_batch: int = 32
     """Images that run together at most; fewer where more are not faster."""
     max_delay_ms: float = 2.0
-    """How long an idle engine waits for company that is expected."""
+    """How long an idle engine waits for arrivals that is expected."""
     max_wait_ms: float = 200.0
     """A request that would have to wait longer for its turn is refused at once."""
     queue: int = 256

@@ -12,7 +12,7 @@ from PIL import Image
 
 from resdeploy.errors import ImageError
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
-from resdeploy.runtime.serving.request_errors import Late, Overloaded, Refusal
+from resdeploy.runtime.serving.request_errors import DeadlineExceeded, QueueFull, RequestError
 
 SMOOTHING = 0.1
 
@@ -40,11 +40,11 @@ class Decoder:
         """Whether a picture would be decoded soon.
 
         Raises:
-            Overloaded: not now.
+            QueueFull: not now.
         """
         wait = self._pending * self._seconds / self._threads
         if self._pending > self._threads and wait > self._max_wait:
-            raise Overloaded("too many pictures wait to be decoded", wait)
+            raise QueueFull("too many pictures wait to be decoded", wait)
 
     async def decode(
         self, files: Sequence[bytes], preprocessing: Preprocessing, deadline: float
@@ -57,8 +57,8 @@ class Decoder:
             deadline: Time of the event loop's clock after which none is begun.
 
         Raises:
-            Late: the deadline passed.
-            Refusal: a file cannot be decoded; the message says which.
+            DeadlineExceeded: the deadline passed.
+            RequestError: a file cannot be decoded; the message says which.
         """
         loop = asyncio.get_running_loop()
         self._pending += len(files)
@@ -78,7 +78,7 @@ class Decoder:
         for number, (image, seconds) in enumerate(done, start=1):
             if isinstance(image, ImageError):
                 which = f"file {number}: " if len(files) > 1 else ""
-                raise Refusal(f"{which}{image}")
+                raise RequestError(f"{which}{image}")
             self._seconds += SMOOTHING * (seconds - self._seconds)
             pixels.append(image)
         return np.stack(pixels)
@@ -92,7 +92,7 @@ class Decoder:
     ) -> tuple[UInt8Array | ImageError, float]:
         start = time.monotonic()  # the clock of asyncio's event loops
         if start > deadline:
-            raise Late("the deadline passed before the picture was decoded")
+            raise DeadlineExceeded("the deadline passed before the picture was decoded")
         try:
             image = load_image(data, preprocessing, self._max_pixels)
         except ImageError as error:

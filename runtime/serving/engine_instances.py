@@ -15,7 +15,7 @@ from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import Progress
-from resdeploy.runtime.backends.base import Backend, Opening
+from resdeploy.runtime.backends.base import Backend, OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
 from resdeploy.runtime.serving.batching.service_times import ServiceTimes, measure
 from resdeploy.runtime.serving.config import ServeConfig
@@ -98,7 +98,7 @@ def captured(backend: Backend) -> frozenset[int]:
     return frozenset(getattr(backend, "captured", ()))
 
 
-class Opener:
+class EngineFactory:
     """Opens what can serve a bundle, one candidate after the other, the fastest first."""
 
     def __init__(self, bundle: Bundle, config: ServeConfig, progress: Progress) -> None:
@@ -107,7 +107,7 @@ class Opener:
         self._config = config
         self._golden = bundle.golden()
         self._on_cpu, threads = share_cores(available_cores(), config.instances, config.threads)
-        self._opening = Opening(threads=threads, progress=progress)
+        self._opening = OpenOptions(threads=threads, progress=progress)
         self._candidates = self._verified()
 
     def next(self) -> list[EngineInstance]:
@@ -153,7 +153,7 @@ def share_cores(cores: int, instances: int | None, threads: int | None) -> tuple
     """Instances on a CPU, and threads of each.
 
     One thread for each of many instances answers most requests a second, and bears neighbours
-    best: threads of one inference wait for each other (benchmarks/serving.py).
+    best: threads of one inference wait for each other (benchmarks/serving/__main__.py).
     """
     if instances is None:
         instances = max(1, min(MOST_INSTANCES, cores // (threads or 1)))

@@ -20,7 +20,7 @@ import numpy as np
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.serving.request_errors import Refusal, TooLarge
+from resdeploy.runtime.serving.request_errors import RequestError, TooLarge
 
 INPUT_TYPE = "UINT8"
 OUTPUT_TYPE = "FP32"
@@ -30,7 +30,7 @@ MAX_JSON_BYTES = 12 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class OutputRequest:
     """What is to be sent back for the logits."""
 
     binary: bool = False
@@ -46,7 +46,7 @@ class InferenceRequest:
     images: UInt8Array
     """Shape (N, S, S, 3)."""
     id: str = ""
-    wanted: Wanted = Wanted()
+    wanted: OutputRequest = OutputRequest()
     timeout: float | None = None
     """In seconds."""
 
@@ -61,12 +61,12 @@ def parse_request(body: bytes, json_bytes: int | None, size: int, classes: int) 
         classes: K.
 
     Raises:
-        Refusal: it is not what the protocol and the model ask for; the message says why.
+        RequestError: it is not what the protocol and the model ask for; the message says why.
         TooLarge: the document is longer than is parsed at once.
     """
     length = len(body) if json_bytes is None else json_bytes
     if not 0 <= length <= len(body):
-        raise Refusal(f"the JSON part has {length} bytes of a body of {len(body)}")
+        raise RequestError(f"the JSON part has {length} bytes of a body of {len(body)}")
     if length > MAX_JSON_BYTES:
         raise TooLarge(
             f"a JSON document of {length} bytes; {MAX_JSON_BYTES} are allowed, send binary tensors"
@@ -86,7 +86,7 @@ def images_from_bytes(data: Any, shape: Sequence[Any], datatype: str, size: int)
     """The images (N, S, S, 3) that a buffer holds; they are not copied.
 
     Raises:
-        Refusal: type, shape or length are not those of the model's input.
+        RequestError: type, shape or length are not those of the model's input.
     """
     return _reshape(data, check_input(datatype, shape, size), size)
 
@@ -95,15 +95,15 @@ def check_input(datatype: Any, shape: Any, size: int) -> int:
     """N of an input's shape.
 
     Raises:
-        Refusal: type or shape are not those of the model's input.
+        RequestError: type or shape are not those of the model's input.
     """
     if datatype != INPUT_TYPE:
-        raise Refusal(f"input {INPUT_NAME} has another datatype than {INPUT_TYPE}")
+        raise RequestError(f"input {INPUT_NAME} has another datatype than {INPUT_TYPE}")
     expected = f"[N, {size}, {size}, 3] with N at least 1"
     if not isinstance(shape, Sequence) or len(shape) != 4 or not all(map(_is_integer, shape)):
-        raise Refusal(f"input {INPUT_NAME} needs a shape of {expected}")
+        raise RequestError(f"input {INPUT_NAME} needs a shape of {expected}")
     if tuple(shape[1:]) != (size, size, 3) or shape[0] < 1:
-        raise Refusal(f"input {INPUT_NAME} has shape {list(shape)[:4]}, not {expected}")
+        raise RequestError(f"input {INPUT_NAME} has shape {list(shape)[:4]}, not {expected}")
     return int(shape[0])
 
 
@@ -111,10 +111,10 @@ def parse_id(value: Any) -> str:
     """What the answer repeats.
 
     Raises:
-        Refusal: it is no string, or a long one.
+        RequestError: it is no string, or a long one.
     """
     if not isinstance(value, str) or len(value) > LONGEST_ID:
-        raise Refusal(f"the id must be a string of at most {LONGEST_ID} characters")
+        raise RequestError(f"the id must be a string of at most {LONGEST_ID} characters")
     return value
 
 
@@ -122,12 +122,12 @@ def parse_timeout(value: Any) -> float | None:
     """Seconds of a parameter in microseconds; None for none.
 
     Raises:
-        Refusal: it is no integer from 0.
+        RequestError: it is no integer from 0.
     """
     if value is None:
         return None
     if not _is_integer(value) or not 0 <= value < 1 << 63:
-        raise Refusal("parameter timeout must be an integer of microseconds")
+        raise RequestError("parameter timeout must be an integer of microseconds")
     return int(value) / 1e6 or None
 
 
@@ -135,10 +135,10 @@ def parse_classes(value: Any, classes: int) -> int:
     """How many classes in words are wanted; 0 for none.
 
     Raises:
-        Refusal: it is no integer from 0.
+        RequestError: it is no integer from 0.
     """
     if not _is_integer(value) or value < 0:
-        raise Refusal("parameter classification must be an integer from 0")
+        raise RequestError("parameter classification must be an integer from 0")
     return min(int(value), classes)
 
 
@@ -146,11 +146,11 @@ def parse_flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     """A boolean parameter.
 
     Raises:
-        Refusal: it is something else.
+        RequestError: it is something else.
     """
     value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise Refusal(f"parameter {name} must be true or false")
+        raise RequestError(f"parameter {name} must be true or false")
     return value
 
 
@@ -170,7 +170,7 @@ def encode_strings(rows: Sequence[Sequence[str]]) -> bytes:
 
 
 def encode_response(
-    head: Mapping[str, Any], logits: Float32Array, labels: Sequence[str], wanted: Wanted
+    head: Mapping[str, Any], logits: Float32Array, labels: Sequence[str], wanted: OutputRequest
 ) -> tuple[bytes, bytes]:
     """A response's JSON document, and the bytes behind it.
 
@@ -209,7 +209,7 @@ def _load_json(data: memoryview) -> Any:
     try:
         return json.loads(bytes(data), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise Refusal("the request is no JSON document") from error
+        raise RequestError("the request is no JSON document") from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -218,60 +218,62 @@ def _refuse_constant(name: str) -> None:
 
 def _images(inputs: Any, binary: memoryview, size: int) -> UInt8Array:
     if not isinstance(inputs, list) or len(inputs) != 1:
-        raise Refusal(f"the model takes one input, {INPUT_NAME}")
+        raise RequestError(f"the model takes one input, {INPUT_NAME}")
     (entry,) = inputs
     entry = _mapping(entry, "an input")
     if entry.get("name") != INPUT_NAME:
-        raise Refusal(f"the model's input is called {INPUT_NAME}")
+        raise RequestError(f"the model's input is called {INPUT_NAME}")
     parameters = _mapping(entry.get("parameters", {}), "parameters")
     count = check_input(entry.get("datatype"), entry.get("shape"), size)
     if "binary_data_size" in parameters:
         announced = parameters["binary_data_size"]
         if not _is_integer(announced) or announced != len(binary) or "data" in entry:
-            raise Refusal(
+            raise RequestError(
                 f"input {INPUT_NAME} announces other binary data than the {len(binary)} bytes "
                 "behind the JSON document"
             )
         return _reshape(binary, count, size)
     if len(binary):
-        raise Refusal("there are bytes behind the JSON document that no input announces")
+        raise RequestError("there are bytes behind the JSON document that no input announces")
     return _images_from_list(entry.get("data"), count, size)
 
 
 def _reshape(data: Any, count: int, size: int) -> UInt8Array:
     expected = count * size * size * 3
     if len(data) != expected:
-        raise Refusal(f"input {INPUT_NAME} has {len(data)} bytes where its shape needs {expected}")
+        raise RequestError(
+            f"input {INPUT_NAME} has {len(data)} bytes where its shape needs {expected}"
+        )
     return np.frombuffer(data, np.uint8).reshape(count, size, size, 3)
 
 
 def _images_from_list(data: Any, count: int, size: int) -> UInt8Array:
     """The images of a flat or nested list of integers."""
     if not isinstance(data, list):
-        raise Refusal(f"input {INPUT_NAME} has no data")
+        raise RequestError(f"input {INPUT_NAME} has no data")
     shape = (count, size, size, 3)
     try:
         values = np.array(data)
     except ValueError as error:  # ragged, or nested too deep
-        raise Refusal(f"the data of input {INPUT_NAME} have no regular shape") from error
+        raise RequestError(f"the data of input {INPUT_NAME} have no regular shape") from error
     if values.dtype.kind != "i" or values.size != math.prod(shape):
-        raise Refusal(f"input {INPUT_NAME} needs {math.prod(shape)} integers")
+        raise RequestError(f"input {INPUT_NAME} needs {math.prod(shape)} integers")
     if values.min() < 0 or values.max() > 255:
-        raise Refusal(f"the data of input {INPUT_NAME} are not all from 0 to 255")
+        raise RequestError(f"the data of input {INPUT_NAME} are not all from 0 to 255")
     return values.astype(np.uint8).reshape(shape)
 
 
-def _wanted(outputs: Any, parameters: Mapping[str, Any], classes: int) -> Wanted:
+def _wanted(outputs: Any, parameters: Mapping[str, Any], classes: int) -> OutputRequest:
     default = parse_flag(parameters, "binary_data_output", False)
     if outputs is None or outputs == []:
-        return Wanted(binary=default)
+        return OutputRequest(binary=default)
     if not isinstance(outputs, list) or len(outputs) != 1:
-        raise Refusal(f"the model gives one output, {OUTPUT_NAME}")
+        raise RequestError(f"the model gives one output, {OUTPUT_NAME}")
     entry = _mapping(outputs[0], "an output")
     if entry.get("name") != OUTPUT_NAME:
-        raise Refusal(f"the model's output is called {OUTPUT_NAME}")
+        raise RequestError(f"the model's output is called {OUTPUT_NAME}")
     own = _mapping(entry.get("parameters", {}), "parameters")
-    return Wanted(
+    return OutputRequest(
         binary=parse_flag(own, "binary_data", default),
         classes=parse_classes(own.get("classification", 0), classes),
     )
@@ -279,7 +281,7 @@ def _wanted(outputs: Any, parameters: Mapping[str, Any], classes: int) -> Wanted
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Refusal(f"{what} must be a JSON object")
+        raise RequestError(f"{what} must be a JSON object")
     return value
 
 

@@ -6,7 +6,7 @@ A message goes to whoever asks: it says what is wrong with the request, and noth
 from __future__ import annotations
 
 
-class Refusal(Exception):
+class RequestError(Exception):
     """The request is not answered by a model."""
 
     status = 400
@@ -15,7 +15,7 @@ class Refusal(Exception):
     """As the metrics name it."""
 
 
-class Unauthorized(Refusal):
+class Unauthorized(RequestError):
     """There is no token, or a wrong one."""
 
     status = 401
@@ -23,21 +23,21 @@ class Unauthorized(Refusal):
     outcome = "unauthorized"
 
 
-class Unknown(Refusal):
+class NotFound(RequestError):
     """There is no such model or path."""
 
     status = 404
     grpc = "NOT_FOUND"
 
 
-class Slow(Refusal):
+class RequestTimeout(RequestError):
     """The body did not come in time."""
 
     status = 408
     outcome = "slow"
 
 
-class TooLarge(Refusal):
+class TooLarge(RequestError):
     """It is over a limit."""
 
     status = 413
@@ -45,13 +45,13 @@ class TooLarge(Refusal):
     outcome = "too_large"
 
 
-class Unsupported(Refusal):
+class UnsupportedMediaType(RequestError):
     """The body is of a kind that is not read here."""
 
     status = 415
 
 
-class Unavailable(Refusal):
+class Unavailable(RequestError):
     """Not now: try again after `retry_after` seconds."""
 
     status = 503
@@ -63,13 +63,13 @@ class Unavailable(Refusal):
         self.retry_after = retry_after
 
 
-class Overloaded(Unavailable):
+class QueueFull(Unavailable):
     """The queue is full, or too slow."""
 
     outcome = "overloaded"
 
 
-class Late(Unavailable):
+class DeadlineExceeded(Unavailable):
     """Its deadline cannot be met."""
 
     grpc = "DEADLINE_EXCEEDED"

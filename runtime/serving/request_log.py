@@ -21,7 +21,7 @@ ANSWERED = "ok"
 
 
 @dataclass(slots=True)
-class Record:
+class RequestRecord:
     """What becomes known of a request while it is handled; `scope["record"]`."""
 
     id: str
@@ -34,7 +34,9 @@ class Record:
     outcome: str = ANSWERED
 
 
-def conclude(record: Record, metrics: Metrics, *, access_log: bool, **known: object) -> None:
+def finish_request(
+    record: RequestRecord, metrics: Metrics, *, access_log: bool, **known: object
+) -> None:
     """Count a request, and log it with what else is known of it."""
     seconds = time.monotonic() - record.arrived
     answered = record.outcome == ANSWERED

@@ -13,11 +13,11 @@ from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import MANIFEST, Precision
 from resdeploy.errors import BackendError, BundleError, ResdeployError
 from resdeploy.progress import Progress, silent
-from resdeploy.runtime.serving.batching.batcher import Batcher, Limits
+from resdeploy.runtime.serving.batching.batcher import Batcher, BatcherLimits
 from resdeploy.runtime.serving.batching.instance import BatchRecord, Instance
 from resdeploy.runtime.serving.batching.queue import RECOVERY_SECONDS
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.engine_instances import EngineInstance, Opener
+from resdeploy.runtime.serving.engine_instances import EngineFactory, EngineInstance
 from resdeploy.runtime.serving.request_errors import Unavailable
 from resdeploy.storage import sha256
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
+class LoadedBundle:
     """A bundle as it was when it was loaded, and the queue before its engines."""
 
     bundle: Bundle
@@ -33,7 +33,7 @@ class Generation:
     """Of its manifest, and so of all its files."""
     labels: tuple[str, ...]
     batcher: Batcher
-    opener: Opener
+    open_backend: EngineFactory
 
     @property
     def image_size(self) -> int:
@@ -48,7 +48,7 @@ class Generation:
 class _Opened(NamedTuple):
     bundle: Bundle
     labels: tuple[str, ...]
-    opener: Opener
+    open_backend: EngineFactory
     instances: list[EngineInstance]
 
 
@@ -70,7 +70,7 @@ class ServedModel:
         self._config = config
         self._observe = observe
         self._progress = progress
-        self._current: Generation | None = None
+        self._current: LoadedBundle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -89,7 +89,7 @@ class ServedModel:
         """Images in the queue."""
         return self._current.batcher.depth if self._current else 0
 
-    def generation(self) -> Generation:
+    def generation(self) -> LoadedBundle:
         """What serves now: take it and a place in its queue in one go.
 
         Raises:
@@ -133,19 +133,19 @@ class ServedModel:
     def _open(self) -> _Opened:
         bundle = open_bundle(self._path)
         labels = bundle.labels()
-        opener = Opener(bundle, self._config, self._progress)
-        instances = opener.next()
+        open_backend = EngineFactory(bundle, self._config, self._progress)
+        instances = open_backend.next()
         if not instances:
             raise BackendError(
                 f"no backend gives PyTorch's answers for {self._path} on this machine",
                 "run resdeploy verify for the figures and resdeploy doctor for the cause",
             )
-        return _Opened(bundle, labels, opener, instances)
+        return _Opened(bundle, labels, open_backend, instances)
 
-    def _generation(self, opened: _Opened, digest: str) -> Generation:
+    def _generation(self, opened: _Opened, digest: str) -> LoadedBundle:
         config = self._config
         batcher = Batcher(
-            Limits(
+            BatcherLimits(
                 max_batch=config.max_batch,
                 max_delay=config.max_delay_ms / 1000,
                 max_wait=config.max_wait_ms / 1000,
@@ -154,16 +154,16 @@ class ServedModel:
             on_failure=lambda instance, error: self._failed(generation, instance, error),
             observe=self._observe,
         )
-        generation = Generation(
+        generation = LoadedBundle(
             bundle=opened.bundle,
             digest=digest,
             labels=opened.labels,
             batcher=batcher,
-            opener=opened.opener,
+            open_backend=opened.open_backend,
         )
         return generation
 
-    def _failed(self, generation: Generation, instance: Instance, error: Exception) -> None:
+    def _failed(self, generation: LoadedBundle, instance: Instance, error: Exception) -> None:
         logger.error(
             "%s: %s failed with %s: %s", self.name, instance.backend, instance.artifact, error
         )
@@ -172,7 +172,7 @@ class ServedModel:
             generation.batcher.detach(other)
         self._spawn(self._recover(generation, [instance, *others]))
 
-    async def _recover(self, generation: Generation, failed: Sequence[Instance]) -> None:
+    async def _recover(self, generation: LoadedBundle, failed: Sequence[Instance]) -> None:
         """Let the next candidate serve; when all have failed, try them all again and again."""
         await _close(failed)
         while generation is self._current and not generation.batcher.instances:
@@ -189,9 +189,9 @@ class ServedModel:
         if not generation.batcher.instances:
             generation.batcher.give_up("the model was replaced")
 
-    async def _next(self, generation: Generation) -> list[EngineInstance]:
+    async def _next(self, generation: LoadedBundle) -> list[EngineInstance]:
         try:
-            return await asyncio.to_thread(generation.opener.next)
+            return await asyncio.to_thread(generation.open_backend.next)
         except ResdeployError as error:
             logger.warning("%s: %s", self.name, error)
             return []
@@ -217,7 +217,7 @@ def manifest_digest(path: Path) -> str:
         ) from error
 
 
-async def _retire(generation: Generation) -> None:
+async def _retire(generation: LoadedBundle) -> None:
     """Free a generation's engines once its last request is answered."""
     await generation.batcher.empty()
     instances = generation.batcher.instances

@@ -26,7 +26,7 @@ from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoding import Decoder
 from resdeploy.runtime.serving.http.connection import limited_protocol
 from resdeploy.runtime.serving.http.listener import HttpServer, listen
-from resdeploy.runtime.serving.http.middleware import Gateway
+from resdeploy.runtime.serving.http.middleware import RequestMiddleware
 from resdeploy.runtime.serving.http.routes import make_app
 from resdeploy.runtime.serving.logs import json_logs
 from resdeploy.runtime.serving.metrics import Metrics
@@ -41,7 +41,7 @@ OTHER_FILES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class ServeSummary:
     """What a server did until it was stopped."""
 
     seconds: float
@@ -51,7 +51,7 @@ class Served:
     reloads: int
 
 
-def serve(bundles: Sequence[Path], config: ServeConfig, progress: Progress) -> Served:
+def serve(bundles: Sequence[Path], config: ServeConfig, progress: Progress) -> ServeSummary:
     """Serve bundles until SIGTERM or SIGINT; SIGHUP loads those anew that changed.
 
     Raises:
@@ -108,7 +108,7 @@ class _Process:
         self._service = Service(self._models, decoder, self._metrics, config)
         self._reloads = 0
 
-    async def run(self) -> Served:
+    async def run(self) -> ServeSummary:
         started = time.monotonic()
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -141,7 +141,7 @@ class _Process:
         if self._failure is not None:
             raise self._failure
         _say("stopped")
-        return Served(
+        return ServeSummary(
             seconds=time.monotonic() - started,
             requests=self._metrics.requests,
             images=self._metrics.images,
@@ -150,12 +150,12 @@ class _Process:
 
     def _http_server(self) -> HttpServer:
         config = self._config
-        app = Gateway(
+        app = RequestMiddleware(
             make_app(self._service),
             self._metrics,
             token=self._token,
             access_log=config.access_log,
-            crowded=lambda: len(server.server_state.connections) > config.connections,
+            over_capacity=lambda: len(server.server_state.connections) > config.connections,
             closing=lambda: self._service.draining,
         )
         settings = uvicorn.Config(

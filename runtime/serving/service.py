@@ -15,8 +15,8 @@ from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoding import Decoder
 from resdeploy.runtime.serving.metrics import Metrics, ModelState
 from resdeploy.runtime.serving.open_inference import INPUT_TYPE, OUTPUT_TYPE, InferenceRequest
-from resdeploy.runtime.serving.request_errors import Unavailable, Unknown
-from resdeploy.runtime.serving.served_model import Generation, ServedModel
+from resdeploy.runtime.serving.request_errors import NotFound, Unavailable
+from resdeploy.runtime.serving.served_model import LoadedBundle, ServedModel
 
 EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
 VERSION = "1"
@@ -24,11 +24,11 @@ VERSION = "1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inferred:
+class InferenceResult:
     """Logits, and the bundle that they came from."""
 
     answer: Answer
-    generation: Generation
+    generation: LoadedBundle
 
     def head(self, model: str, request_id: str) -> dict[str, Any]:
         """What a response of the protocol says beside its outputs."""
@@ -41,10 +41,10 @@ class Inferred:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Classified:
+class ClassificationResult:
     """What pictures show, and how long that took."""
 
-    inferred: Inferred
+    inferred: InferenceResult
     predictions: tuple[tuple[Prediction, ...], ...]
     """For each picture, the most likely first."""
     decode_seconds: float
@@ -89,13 +89,13 @@ class Service:
         """The model called `name`; the first one where that is empty.
 
         Raises:
-            Unknown: there is none.
+            NotFound: there is none.
         """
         model = self.models.get(name) if name else next(iter(self.models.values()))
         if model is None:
-            raise Unknown("there is no such model")
+            raise NotFound("there is no such model")
         if version not in ("", VERSION):
-            raise Unknown("there is no such version of the model")
+            raise NotFound("there is no such version of the model")
         return model
 
     def check(self, model: ServedModel, *, decode: bool = False) -> None:
@@ -109,8 +109,8 @@ class Service:
             self.decoder.check()
 
     async def infer(
-        self, generation: Generation, request: InferenceRequest, deadline: float
-    ) -> Inferred:
+        self, generation: LoadedBundle, request: InferenceRequest, deadline: float
+    ) -> InferenceResult:
         """Run a request's images.
 
         Args:
@@ -119,18 +119,18 @@ class Service:
             deadline: Time of the event loop's clock.
 
         Raises:
-            Refusal: it is too large, too late, or there is too much to do.
+            RequestError: it is too large, too late, or there is too much to do.
         """
         with generation.batcher.admit(len(request.images), deadline) as place:
-            return Inferred(answer=await place.run(request.images), generation=generation)
+            return InferenceResult(answer=await place.run(request.images), generation=generation)
 
     async def classify(
         self, model: ServedModel, files: Sequence[bytes], top: int, deadline: float
-    ) -> Classified:
+    ) -> ClassificationResult:
         """Name what image files show.
 
         Raises:
-            Refusal: a file cannot be decoded, or see `infer`.
+            RequestError: a file cannot be decoded, or see `infer`.
         """
         loop = asyncio.get_running_loop()
         generation = model.generation()
@@ -143,8 +143,8 @@ class Service:
             decode_seconds = loop.time() - start
             self.metrics.decoded(model.name, decode_seconds)
             answer = await place.run(pixels)
-        return Classified(
-            inferred=Inferred(answer=answer, generation=generation),
+        return ClassificationResult(
+            inferred=InferenceResult(answer=answer, generation=generation),
             predictions=tuple(
                 tuple(most_likely(row, generation.labels, top)) for row in answer.logits
             ),

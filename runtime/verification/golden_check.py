@@ -37,7 +37,7 @@ class GoldenCheck:
     floor_db: float
     rule: Rule
     different: int
-    """Images with another logit than at the export, where the rule is exact; else 0."""
+    """Images with another logit than at the export, where the rule is bit_exact; else 0."""
 
     @property
     def passed(self) -> bool:
@@ -81,14 +81,16 @@ def check_golden(
     reference = golden.logits[:images]
     few = len(reference) < len(golden.logits)
     logits = run_batches(backend, golden.images[:images], batch)
-    exact = golden.exact.get(artifact.name) if backend.name == onnxruntime_cpu.NAME else None
+    bit_exact = (
+        golden.bit_exact.get(artifact.name) if backend.name == onnxruntime_cpu.NAME else None
+    )
     return GoldenCheck(
         images=len(reference),
         agreement=agreement_percent(reference, logits),
         sqnr_db=float(np.median(sqnr_db(reference, logits))),
         floor_db=floor_db(artifact, FEW_IMAGES_MARGIN_DB if few else INT8_MARGIN_DB),
-        rule=Rule.CLOSE if exact is None else Rule.EXACT,
-        different=0 if exact is None else different_rows(exact[:images], logits),
+        rule=Rule.CLOSE if bit_exact is None else Rule.BIT_EXACT,
+        different=0 if bit_exact is None else different_rows(bit_exact[:images], logits),
     )
 
 

@@ -9,7 +9,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError, OutputError
-from resdeploy.runtime.backends.base import Backend, Opening
+from resdeploy.runtime.backends.base import Backend, OpenOptions
 from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
 from resdeploy.runtime.backends.registry import Candidate, candidates
 from resdeploy.runtime.verification.golden_check import GoldenCheck, check_golden
@@ -23,7 +23,7 @@ EXACT_IMAGES_AT_LOAD = 2
 
 
 def verified_backends(
-    bundle: Bundle, backend: str, precision: str, opening: Opening
+    bundle: Bundle, backend: str, precision: str, opening: OpenOptions
 ) -> Iterator[tuple[Candidate, Backend]]:
     """Open what can run here and was asked for, the fastest first, each when it is its turn.
 
@@ -45,13 +45,13 @@ def check_at_load(backend: Backend, artifact: Artifact, golden: Golden) -> Golde
 
     One image at a time: who predicts one by one would else need the most memory for this.
     """
-    exact = backend.name == onnxruntime_cpu.NAME and artifact.name in golden.exact
-    images = EXACT_IMAGES_AT_LOAD if exact else GOLDEN_IMAGES_AT_LOAD
+    bit_exact = backend.name == onnxruntime_cpu.NAME and artifact.name in golden.bit_exact
+    images = EXACT_IMAGES_AT_LOAD if bit_exact else GOLDEN_IMAGES_AT_LOAD
     return check_golden(backend, artifact, golden, images=images, batch=1)
 
 
 def open_verified(
-    bundle: Bundle, candidate: Candidate, golden: Golden, opening: Opening
+    bundle: Bundle, candidate: Candidate, golden: Golden, opening: OpenOptions
 ) -> Backend | None:
     """Open one backend; None, and a warning, where it fails or gives other answers than PyTorch.
 

@@ -24,7 +24,7 @@ from resdeploy.images.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.results.provenance import Environment, here
 from resdeploy.results.verification import ArtifactResult, Verification
-from resdeploy.runtime.backends.base import AUTO, Backend, Opening
+from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
 from resdeploy.runtime.backends.registry import Candidate, candidates
 from resdeploy.runtime.verification.golden_check import GoldenCheck, check_golden, run_batches
 from resdeploy.statistics import (
@@ -72,14 +72,16 @@ def verify(
         DataError: the folder cannot be used with this model.
     """
     chosen = sorted(candidates(bundle, backend, precision), key=_by_precision)
-    opening = Opening(threads=threads, progress=progress)
+    opening = OpenOptions(threads=threads, progress=progress)
     if data is None:
         return _verify_golden(bundle, chosen, opening)
     images = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
     return _verify_data(bundle, chosen, images, max_drop, opening, progress)
 
 
-def _verify_golden(bundle: Bundle, chosen: Iterable[Candidate], opening: Opening) -> Verification:
+def _verify_golden(
+    bundle: Bundle, chosen: Iterable[Candidate], opening: OpenOptions
+) -> Verification:
     golden = bundle.golden()
     results = []
     for candidate in chosen:
@@ -121,7 +123,7 @@ def _verify_data(
     chosen: list[Candidate],
     images: LabelledImages[Path],
     max_drop: float,
-    opening: Opening,
+    opening: OpenOptions,
     progress: Progress,
 ) -> Verification:
     # The yardstick is the bundle's own FP32 graph, which export held against PyTorch.

@@ -26,7 +26,7 @@ VERSIONS = [pytest.param(("runtime",), id="newest"), pytest.param(OLDEST, id="1.
 
 READ_POWER = """
 from resdeploy.runtime.energy.meter import find_sources
-from resdeploy.runtime.host import Host
+from resdeploy.machine.host import Host
 (source,) = find_sources(Host())
 print(",".join(source.rails), round(source.read(), 6))
 """

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from benchmarks import decoding
 from resdeploy.bundle.bundle import Bundle
-from tests.core.test_preprocessing import photograph
+from tests.resdeploy.images.test_preprocessing import photograph
 
 
 def test_files_are_compared_and_the_answers_too(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What every backend must be able to do, whatever engine is behind it.
 
-A new engine joins by its entry in `runtime/selection.py`; one that cannot run here is skipped.
+A new engine joins by its entry in `runtime/backends/registry.py`; one that cannot run here is skipped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Precision
 from resdeploy.errors import BackendError, BundleError
 from resdeploy.runtime.backends import openvino as openvino_cpu
-from resdeploy.runtime.backends.base import Backend, Opening
+from resdeploy.runtime.backends.base import Backend, OpenOptions
 from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
 from resdeploy.runtime.backends.registry import ENGINES, Engine
 from resdeploy.runtime.verification.golden_check import check_golden
@@ -45,7 +45,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Engine, str]:
 @pytest.fixture
 def backend(pair: tuple[Engine, str], tiny_bundle: Bundle) -> Iterator[Backend]:
     engine, name = pair
-    opened = engine.open(tiny_bundle, tiny_bundle.artifact(name), Opening(threads=1))
+    opened = engine.open(tiny_bundle, tiny_bundle.artifact(name), OpenOptions(threads=1))
     yield opened
     opened.close()
 
@@ -120,4 +120,4 @@ def test_a_damaged_graph_is_not_loaded(
     data[-1] ^= 1
     (folder / artifact.file).write_bytes(data)
     with pytest.raises(BundleError, match="was changed"):
-        engine.open(Bundle(folder, tiny_bundle.manifest), artifact, Opening(threads=1))
+        engine.open(Bundle(folder, tiny_bundle.manifest), artifact, OpenOptions(threads=1))

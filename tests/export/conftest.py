@@ -16,10 +16,10 @@ from resdeploy.calibration.calibrators import max_range
 from resdeploy.calibration.observer import observe
 from resdeploy.calibration.ranges import Range
 from resdeploy.export.golden import synthetic_images
-from resdeploy.export.graph.float16 import to_half
+from resdeploy.export.graph.float16 import to_float16
 from resdeploy.export.graph.placement import place
 from resdeploy.export.graph.to_onnx import to_onnx, with_outputs
-from resdeploy.export.quantization.recipe import Recipe
+from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.storage import sha256
 from resdeploy.train.model.architecture import Architecture
@@ -71,12 +71,12 @@ class Exported:
 
     def quantised(self, encoding: Encoding) -> ir.Model:
         """The graph of `int8.onnx`, `int8-cpu.onnx` or `int8-dla.onnx`."""
-        recipe = Recipe(encoding=encoding, calibrator="max", ranges=self.ranges)
+        recipe = QuantizationRecipe(encoding=encoding, calibrator="max", ranges=self.ranges)
         return recipe.apply(self.model)
 
     def half(self) -> ir.Model:
         model = self.model.clone()
-        to_half(model)
+        to_float16(model)
         return model
 
 

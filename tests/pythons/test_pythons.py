@@ -16,14 +16,18 @@ from tests.pythons.environments import DEPENDENCIES, PYTHONS, ROOT, folder, obst
 
 # Of the core all but the whole command line, which has the stages with torch behind it.
 ALL = (
-    "tests/runtime", "tests/contract", "tests/core", "--ignore=tests/core/test_cli.py",
-    "--ignore=tests/core/test_console.py",
+    "tests/runtime", "tests/contract", "tests/resdeploy", "--ignore=tests/resdeploy/cli/test_main.py",
+    "--ignore=tests/resdeploy/cli/test_console.py",
 )  # fmt: skip
 # What a Python and the packages have to do with each other: engine, arrays, pictures.
 JOINTS = (
-    "tests/contract", "tests/runtime/test_onnxruntime_cpu.py", "tests/runtime/test_model.py",
-    "tests/runtime/test_verify.py", "tests/core/test_images.py", "tests/core/test_preprocessing.py",
-)  # fmt: skip
+    "tests/contract",
+    "tests/runtime/backends/onnxruntime/test_cpu.py",
+    "tests/runtime/test_model.py",
+    "tests/runtime/verification/test_verify.py",
+    "tests/resdeploy/images/test_decode.py",
+    "tests/resdeploy/images/test_preprocessing.py",
+)
 # Each Python and each set of packages once in full, and at least so many tests in each.
 TESTS = {
     ("3.10", "oldest"): (ALL, 600),

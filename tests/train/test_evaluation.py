@@ -21,7 +21,7 @@ from resdeploy.train.evaluation import WORST, Evaluation, Mistake, evaluate, val
 from resdeploy.train.run.curves import draw_curves
 from resdeploy.train.run.report import confused_pairs, matrix, write_report
 from tests.samples import SIZE, make_classifier
-from tests.train.test_run import metrics
+from tests.train.run.test_folder import metrics
 
 ALONE = Process(0, 1, torch.device("cpu"))
 PREPROCESSING = Preprocessing.standard(SIZE)

@@ -1,4 +1,4 @@
-"""A machine's ceilings by PyTorch's products: `python -m resdeploy.train.ceilings THREADS`."""
+"""A machine's ceilings by PyTorch's products: `python -m resdeploy.train.bench.ceilings THREADS`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from resdeploy.bench.ceilings import COPY, COPY_BYTES, SHAPES, Probe, best_of, measure_beside
-from resdeploy.bench.worker import answer
+from resdeploy.bench.worker import run_worker
 from resdeploy.errors import needs_extra
 from resdeploy.machine.cpu import read_cpu
 
@@ -118,4 +118,4 @@ def _wait(device: str) -> None:
 
 if __name__ == "__main__":
     (threads,) = sys.argv[1:]
-    answer(lambda: prepare(int(threads)))
+    run_worker(lambda: prepare(int(threads)))

@@ -1,4 +1,4 @@
-"""PyTorch as a benchmark's contender: `python -m resdeploy.train.contender`."""
+"""PyTorch as a benchmark's contender: `python -m resdeploy.train.bench.worker`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resdeploy.bench.worker import answer
+from resdeploy.bench.worker import run_worker
 from resdeploy.bench.workload import Infer, Workload
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
@@ -130,4 +130,4 @@ def _classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
 
 if __name__ == "__main__":
     mode, checkpoint, *rest = sys.argv[1:]
-    answer(lambda: prepare(Workload.from_arguments(rest), Mode(mode), checkpoint))
+    run_worker(lambda: prepare(Workload.from_arguments(rest), Mode(mode), checkpoint))

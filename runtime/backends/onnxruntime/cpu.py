@@ -16,7 +16,7 @@ from resdeploy.bundle.manifest import Artifact, Encoding
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.cpu import Cpu, read_cpu
-from resdeploy.runtime.backends.base import Obstacle, Opening
+from resdeploy.runtime.backends.base import Obstacle, OpenOptions
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,
     create_session,
@@ -59,7 +59,7 @@ def rounds_float16(version: str) -> bool:
     return numbers is not None and tuple(map(int, numbers.groups())) >= (1, 30)
 
 
-def open_artifact(bundle: Bundle, artifact: Artifact, opening: Opening) -> OnnxRuntimeCpu:
+def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> OnnxRuntimeCpu:
     """Load one of a bundle's graphs, after checking its sha256.
 
     Raises:

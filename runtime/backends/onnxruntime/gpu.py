@@ -16,7 +16,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Precision
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Batches, Obstacle, Opening
+from resdeploy.runtime.backends.base import Batches, Obstacle, OpenOptions
 from resdeploy.runtime.backends.cuda import gpu_obstacle
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,
@@ -59,10 +59,10 @@ def obstacle(name: str) -> Obstacle | None:
     return None
 
 
-def opener(name: str) -> Callable[[Bundle, Artifact, Opening], OnnxRuntimeGpu]:
+def open_backend(name: str) -> Callable[[Bundle, Artifact, OpenOptions], OnnxRuntimeGpu]:
     """What `selection.Engine.open` is for `onnxruntime-cuda` or `onnxruntime-tensorrt`."""
 
-    def open_artifact(bundle: Bundle, artifact: Artifact, opening: Opening) -> OnnxRuntimeGpu:
+    def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> OnnxRuntimeGpu:
         """Load one of a bundle's graphs, after checking its sha256.
 
         Raises:

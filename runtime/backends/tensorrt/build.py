@@ -23,8 +23,8 @@ from resdeploy.runtime.backends.tensorrt.builder import build_engine, merge_timi
 from resdeploy.runtime.backends.tensorrt.engine_cache import (
     SIDE_KINDS,
     SIDE_LIMIT_BYTES,
+    CachedEngine,
     EngineCache,
-    Record,
 )
 from resdeploy.runtime.backends.tensorrt.engine_key import key_parts
 from resdeploy.runtime.backends.tensorrt.flavour import (
@@ -182,7 +182,7 @@ def build_into(
     gpu: Gpu | None,
     options: BuildOptions,
     progress: Progress,
-) -> tuple[Record, bytes]:
+) -> tuple[CachedEngine, bytes]:
     """Build an engine, store it, and give it; hold `cache.only_one` meanwhile.
 
     What the builder measured is kept as well, and what it made of the graph; the engine does not

@@ -18,7 +18,7 @@ from resdeploy.runtime.backends.tensorrt.build_progress import Phases, make_moni
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, sizes
 from resdeploy.runtime.backends.tensorrt.inspector import EngineLayer, parse_lines
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
-from resdeploy.runtime.backends.tensorrt.parser_errors import Refusal, explain_refusal
+from resdeploy.runtime.backends.tensorrt.parser_errors import ParserError, explain_refusal
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -121,7 +121,7 @@ def _parse(tensorrt: TensorRt, network: trt.INetworkDefinition, graph: bytes, na
         if not parser.num_errors:
             raise _failure(tensorrt, name)
         error = parser.get_error(0)
-        refusal = Refusal(
+        refusal = ParserError(
             code=error.code().name,
             description=error.desc(),
             node=error.node_name(),

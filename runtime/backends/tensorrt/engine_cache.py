@@ -41,7 +41,7 @@ Parts = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class CachedEngine:
     """What is known of one file of the cache."""
 
     key: str
@@ -101,14 +101,16 @@ class EngineCache:
         """
         self.folder = cache_folder() / kind
 
-    def store(self, parts: Parts, data: bytes, *, notes: Mapping[str, int] | None = None) -> Record:
+    def store(
+        self, parts: Parts, data: bytes, *, notes: Mapping[str, int] | None = None
+    ) -> CachedEngine:
         """Keep `data`; whoever looks sees the old content or the new, never a mixture.
 
         Raises:
             OutputError: the folder cannot be used.
         """
         self.prepare()
-        record = Record(
+        record = CachedEngine(
             key=key_of(parts), parts=dict(parts), sha256=sha256(data), bytes=len(data),
             built=time.time(), notes=dict(notes or {}),
         )  # fmt: skip
@@ -119,7 +121,7 @@ class EngineCache:
         write_file(self._record_path(record.key), json.dumps(document, indent=2).encode())
         return record
 
-    def load(self, record: Record) -> bytes | None:
+    def load(self, record: CachedEngine) -> bytes | None:
         """The content, if it is what was stored; otherwise None, and it is removed."""
         path = self.data_path(record.key)
         with suppress(OSError):
@@ -144,7 +146,7 @@ class EngineCache:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def find(self, parts: Parts) -> Record | None:
+    def find(self, parts: Parts) -> CachedEngine | None:
         """The newest record that agrees with `parts`, as far as they go."""
         fitting = [
             record
@@ -158,20 +160,20 @@ class EngineCache:
         record = self.find(parts)
         return self.load(record) if record else None
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[CachedEngine]:
         """All that can be read; files of other kinds and damaged records are passed over."""
         if not self._is_ours():
             return []
         found = (self._read(path) for path in sorted(self.folder.glob("*.json")))
         return [record for record in found if record is not None]
 
-    def remove(self, record: Record) -> None:
+    def remove(self, record: CachedEngine) -> None:
         """Forget it."""
         with suppress(OSError):
             self._record_path(record.key).unlink(missing_ok=True)
             self.data_path(record.key).unlink(missing_ok=True)
 
-    def prune(self, limit: int = LIMIT_BYTES, *, keep: str = "") -> list[Record]:
+    def prune(self, limit: int = LIMIT_BYTES, *, keep: str = "") -> list[CachedEngine]:
         """Remove what was longest unused until `limit` bytes are left, and what has no record.
 
         Args:
@@ -205,12 +207,12 @@ class EngineCache:
             except OSError:
                 continue  # another process was faster
 
-    def _read(self, path: Path) -> Record | None:
+    def _read(self, path: Path) -> CachedEngine | None:
         try:
             if path.stat().st_size > LARGEST_RECORD:
                 return None
             document = json.loads(path.read_bytes())
-            record = Record(
+            record = CachedEngine(
                 key=path.stem,
                 parts=dict(document["parts"]),
                 sha256=str(document["sha256"]),
@@ -222,7 +224,7 @@ class EngineCache:
             return None
         return record if key_of(record.parts) == record.key else None
 
-    def _last_used(self, record: Record) -> float:
+    def _last_used(self, record: CachedEngine) -> float:
         try:
             return self.data_path(record.key).stat().st_mtime
         except OSError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.runtime.backends.cuda import Gpu
-from resdeploy.runtime.backends.tensorrt.engine_cache import EngineCache, Record
+from resdeploy.runtime.backends.tensorrt.engine_cache import CachedEngine, EngineCache
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 
@@ -33,7 +33,7 @@ def key_parts(
 
 def find_fitting(
     cache: EngineCache, tensorrt: TensorRt, artifact: Artifact, gpu: Gpu
-) -> Record | None:
+) -> CachedEngine | None:
     """The engine of a graph that runs here, however it was built; what was built last comes first.
 
     Those that were built for other versions or GPUs, too, come after all others: they are slower.
@@ -52,6 +52,6 @@ def _fits(parts: Mapping[str, Any], here: Mapping[str, Any], tensorrt: TensorRt)
     return bool(version and (parts["gpu"] == here["gpu"] or options["hardware_compatible"]))
 
 
-def _is_compatible(record: Record) -> bool:
+def _is_compatible(record: CachedEngine) -> bool:
     options = record.parts["options"]
     return bool(options["version_compatible"] or options["hardware_compatible"])

@@ -12,11 +12,11 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError, OutputError
 from resdeploy.machine.device import read_device
-from resdeploy.runtime.backends.base import Opening
+from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.cuda import CudaRuntime, Gpu
 from resdeploy.runtime.backends.tensorrt.build import build_into, deserialize
 from resdeploy.runtime.backends.tensorrt.engine_backend import EngineBackend
-from resdeploy.runtime.backends.tensorrt.engine_cache import EngineCache, Record
+from resdeploy.runtime.backends.tensorrt.engine_cache import CachedEngine, EngineCache
 from resdeploy.runtime.backends.tensorrt.engine_key import find_fitting, key_parts
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
 from resdeploy.runtime.backends.tensorrt.options import check_rules, default_options
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def opener(flavour: Flavour) -> Callable[[Bundle, Artifact, Opening], EngineBackend]:
+def open_backend(flavour: Flavour) -> Callable[[Bundle, Artifact, OpenOptions], EngineBackend]:
     """What `selection.Engine.open` is for this flavour."""
 
-    def open_artifact(bundle: Bundle, artifact: Artifact, opening: Opening) -> EngineBackend:
+    def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> EngineBackend:
         """Load an artifact's engine, and build it where there is none that fits.
 
         Raises:
@@ -63,8 +63,8 @@ def find_or_build(
     graph: bytes,
     artifact: Artifact,
     gpu: Gpu,
-    opening: Opening,
-) -> tuple[trt.ICudaEngine, Record]:
+    opening: OpenOptions,
+) -> tuple[trt.ICudaEngine, CachedEngine]:
     """An engine that loads here; one that does not is removed, with a warning, and built again.
 
     Raises:
@@ -97,7 +97,7 @@ def find_or_build(
 
 
 def _contexts(
-    tensorrt: TensorRt, engine: trt.ICudaEngine, record: Record, gpu: Gpu
+    tensorrt: TensorRt, engine: trt.ICudaEngine, record: CachedEngine, gpu: Gpu
 ) -> tuple[Callable[[], trt.IExecutionContext | None], int | None, Callable[[], None]]:
     """How contexts are made, how much memory they share, and what to do before they go.
 

@@ -26,7 +26,7 @@ OTHERWISE = "export the bundle again with this version of resdeploy; --debug sho
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class ParserError:
     """One error of the parser."""
 
     code: str
@@ -36,7 +36,7 @@ class Refusal:
     operator: str = ""
 
 
-def explain_refusal(refusal: Refusal, tensorrt: str, graph: str) -> BackendError:
+def explain_refusal(refusal: ParserError, tensorrt: str, graph: str) -> BackendError:
     """The error to raise.
 
     Args:
@@ -50,7 +50,7 @@ def explain_refusal(refusal: Refusal, tensorrt: str, graph: str) -> BackendError
     return BackendError(f"{tensorrt} refuses {graph}{where}: {reason}", remedy)
 
 
-def plain_reason(refusal: Refusal) -> str:
+def plain_reason(refusal: ParserError) -> str:
     """The sentence in a description, without the parser's source lines and conditions."""
     text = refusal.description
     if refusal.code == "UNSUPPORTED_NODE" or "Plugin not found" in text:

@@ -9,7 +9,7 @@ FADING = 0.02
 ENOUGH = 0.4
 
 
-class Company:
+class ArrivalEstimator:
     """How many requests there are at a time, lately."""
 
     def __init__(self) -> None:

@@ -14,15 +14,20 @@ from types import TracebackType
 
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.serving.batching.arrivals import Company
+from resdeploy.runtime.serving.batching.arrivals import ArrivalEstimator
 from resdeploy.runtime.serving.batching.instance import Answer, BatchRecord, Instance, join
-from resdeploy.runtime.serving.batching.queue import RECOVERY_SECONDS, Line, Part
+from resdeploy.runtime.serving.batching.queue import RECOVERY_SECONDS, QueuedPart, RequestQueue
 from resdeploy.runtime.serving.batching.service_times import ServiceTimes
-from resdeploy.runtime.serving.request_errors import Late, Overloaded, TooLarge, Unavailable
+from resdeploy.runtime.serving.request_errors import (
+    DeadlineExceeded,
+    QueueFull,
+    TooLarge,
+    Unavailable,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class BatcherLimits:
     """See `ServeConfig`."""
 
     max_batch: int = 32
@@ -41,7 +46,7 @@ class _Run:
     """When it is expected to."""
 
 
-class Place:
+class QueueSlot:
     """Room for a request's images in the queue, kept while they are still being decoded."""
 
     def __init__(self, batcher: Batcher, images: int, deadline: float) -> None:
@@ -56,7 +61,7 @@ class Place:
         Cancelling it takes what has not started out of the queue.
 
         Raises:
-            Late: the deadline cannot be met any more.
+            DeadlineExceeded: the deadline cannot be met any more.
             Unavailable: no engine is left.
         """
         self._release()
@@ -66,7 +71,7 @@ class Place:
         self._batcher._reserved -= self._reserved
         self._reserved = 0
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> QueueSlot:
         return self
 
     def __exit__(
@@ -84,7 +89,7 @@ class Batcher:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: BatcherLimits,
         *,
         on_failure: Callable[[Instance, Exception], None],
         observe: Callable[[BatchRecord], None] = lambda record: None,
@@ -104,10 +109,10 @@ class Batcher:
         self._idle: list[Instance] = []
         self._runs: set[_Run] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._line = Line(self.expected_wait)
+        self._line = RequestQueue(self.expected_wait)
         self._reserved = 0  # images that have a place, and do not wait yet
         self._outstanding = 0  # requests that are not answered
-        self._company = Company()
+        self._company = ArrivalEstimator()
         self._timer: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._empty.set()
@@ -144,7 +149,7 @@ class Batcher:
 
         Raises:
             TooLarge: it never would.
-            Unavailable, Overloaded, Late: not now.
+            Unavailable, QueueFull, DeadlineExceeded: not now.
         """
         if images > self.limits.queue:
             raise TooLarge(f"{images} images in one request; {self.limits.queue} are allowed")
@@ -152,27 +157,27 @@ class Batcher:
             raise Unavailable("the model is not ready", RECOVERY_SECONDS)
         wait = self.expected_wait()
         if self.depth + images > self.limits.queue:
-            raise Overloaded("the queue is full", wait)
+            raise QueueFull("the queue is full", wait)
         if not self.depth:
             wait = 0.0  # the next turn is always to be had
         elif self.depth >= self._turn and wait > self.limits.max_wait:
-            raise Overloaded("the queue is too long", wait)
+            raise QueueFull("the queue is too long", wait)
         fastest = self._times.undisturbed(min(images, self.limits.max_batch))
         if self._loop.time() + wait + fastest > deadline:
-            raise Late("the deadline cannot be met", wait)
+            raise DeadlineExceeded("the deadline cannot be met", wait)
 
-    def admit(self, images: int, deadline: float) -> Place:
+    def admit(self, images: int, deadline: float) -> QueueSlot:
         """Keep room for that many images.
 
         Raises:
-            TooLarge, Unavailable, Overloaded, Late: see `check`.
+            TooLarge, Unavailable, QueueFull, DeadlineExceeded: see `check`.
         """
         self.check(images, deadline)
         self._company.meet(self._outstanding)
         self._outstanding += 1
         self._empty.clear()
         self._reserved += images
-        return Place(self, images, deadline)
+        return QueueSlot(self, images, deadline)
 
     def expected_wait(self) -> float:
         """Seconds until images that come now would start."""
@@ -212,7 +217,7 @@ class Batcher:
         now = self._loop.time()
         size = self.limits.max_batch
         parts = [
-            Part(images[start : start + size], now, deadline, self._loop.create_future())
+            QueuedPart(images[start : start + size], now, deadline, self._loop.create_future())
             for start in range(0, len(images), size)
         ]
         for part in parts:
@@ -242,7 +247,7 @@ class Batcher:
     def _later(self) -> float | None:
         """When the next batch should start; None for now.
 
-        Waiting pays if the last idle engine may get company that is on its way.
+        Waiting pays if the last idle engine may get arrivals that is on its way.
         """
         start = self._line.oldest + self.limits.max_delay
         if (
@@ -254,7 +259,7 @@ class Batcher:
             return None
         return start
 
-    def _start(self, instance: Instance, batch: list[Part]) -> None:
+    def _start(self, instance: Instance, batch: list[QueuedPart]) -> None:
         images = sum(part.count for part in batch)
         ends = self._loop.time() + instance.times.expected(images)
         run = _Run(instance, len(batch), ends)
@@ -263,7 +268,7 @@ class Batcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, run: _Run, batch: list[Part], images: int) -> None:
+    async def _run(self, run: _Run, batch: list[QueuedPart], images: int) -> None:
         instance, start = run.instance, self._loop.time()
         try:
             logits = await instance.run([part.images for part in batch])
@@ -286,7 +291,7 @@ class Batcher:
     def _answer(
         self,
         instance: Instance,
-        batch: list[Part],
+        batch: list[QueuedPart],
         logits: Float32Array,
         start: float,
         seconds: float,

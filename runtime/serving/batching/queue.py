@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.serving.batching.instance import Answer
-from resdeploy.runtime.serving.request_errors import Late, Unavailable
+from resdeploy.runtime.serving.request_errors import DeadlineExceeded, Unavailable
 
 RECOVERY_SECONDS = 5.0
 # With which engine a request fails can be chance; with two of them it is the request.
@@ -21,7 +21,7 @@ ATTEMPTS = 2
 
 
 @dataclass(slots=True, eq=False)
-class Part:
+class QueuedPart:
     """Images (N, H, W, 3) that are not separated, and who waits for their logits."""
 
     images: UInt8Array
@@ -43,14 +43,14 @@ class Part:
             self.future.set_exception(error)
 
 
-class Line:
+class RequestQueue:
     """Parts that wait; each leaves by itself when its deadline passes."""
 
     def __init__(self, expected_wait: Callable[[], float]) -> None:
         """Start empty; `expected_wait` says when those who are late should come again."""
         self._loop = asyncio.get_running_loop()
         self._expected_wait = expected_wait
-        self._parts: deque[Part] = deque()
+        self._parts: deque[QueuedPart] = deque()
         self.images = 0
 
     def __len__(self) -> int:
@@ -61,12 +61,12 @@ class Line:
         """When the first of the line came; it must not be empty."""
         return self._parts[0].arrived
 
-    def join(self, part: Part) -> None:
+    def join(self, part: QueuedPart) -> None:
         """Go to the end."""
         self._enter(part)
         self._parts.append(part)
 
-    def put_back(self, parts: Sequence[Part]) -> None:
+    def put_back(self, parts: Sequence[QueuedPart]) -> None:
         """Parts of a batch that failed go to the front, except those that failed before."""
         for part in reversed(parts):
             part.attempts += 1
@@ -78,7 +78,7 @@ class Line:
             self._enter(part)
             self._parts.appendleft(part)
 
-    def leave(self, part: Part) -> None:
+    def leave(self, part: QueuedPart) -> None:
         """Take a part out if it is there."""
         if part.waiting:
             part.waiting = False
@@ -88,7 +88,7 @@ class Line:
             part.expiry.cancel()
             part.expiry = None
 
-    def take(self, most: int, seconds: Callable[[int], float]) -> list[Part]:
+    def take(self, most: int, seconds: Callable[[int], float]) -> list[QueuedPart]:
         """The next parts of at most `most` images, and at least one; the late are dropped.
 
         Args:
@@ -96,7 +96,7 @@ class Line:
             seconds: That so many images take at least.
         """
         now = self._loop.time()
-        batch: list[Part] = []
+        batch: list[QueuedPart] = []
         images = 0
         while self._parts:
             part = self._parts[0]
@@ -104,7 +104,7 @@ class Line:
                 break
             self.leave(part)
             if now + seconds(part.count) > part.deadline:
-                part.fail(Late("the deadline cannot be met", self._expected_wait()))
+                part.fail(DeadlineExceeded("the deadline cannot be met", self._expected_wait()))
                 continue
             batch.append(part)
             images += part.count
@@ -116,12 +116,12 @@ class Line:
             self.leave(part)
             part.fail(Unavailable(message, RECOVERY_SECONDS))
 
-    def _enter(self, part: Part) -> None:
+    def _enter(self, part: QueuedPart) -> None:
         part.waiting = True
         self.images += part.count
         if part.deadline < math.inf:
             part.expiry = self._loop.call_at(part.deadline, self._expire, part)
 
-    def _expire(self, part: Part) -> None:
+    def _expire(self, part: QueuedPart) -> None:
         self.leave(part)
-        part.fail(Late("the deadline passed", self._expected_wait()))
+        part.fail(DeadlineExceeded("the deadline passed", self._expected_wait()))

@@ -11,7 +11,7 @@ import numpy as np
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.base import Backend
 
-# Handing a batch to a thread and its logits back, whatever its size (benchmarks/serving.py).
+# Handing a batch to a thread and its logits back, whatever its size (benchmarks/serving/__main__.py).
 HANDOVER_SECONDS = 0.0005
 # A larger batch must be worth its latency.
 WORTH = 1.05

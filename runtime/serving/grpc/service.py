@@ -18,7 +18,7 @@ from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.grpc.messages import SERVICE, load_methods
 from resdeploy.runtime.serving.open_inference import (
     InferenceRequest,
-    Wanted,
+    OutputRequest,
     check_input,
     classify,
     encode_floats,
@@ -28,10 +28,15 @@ from resdeploy.runtime.serving.open_inference import (
     parse_id,
     parse_timeout,
 )
-from resdeploy.runtime.serving.request_errors import Refusal
-from resdeploy.runtime.serving.request_log import Record, check_token, conclude, request_id
-from resdeploy.runtime.serving.served_model import Generation
-from resdeploy.runtime.serving.service import Inferred, Service
+from resdeploy.runtime.serving.request_errors import RequestError
+from resdeploy.runtime.serving.request_log import (
+    RequestRecord,
+    check_token,
+    finish_request,
+    request_id,
+)
+from resdeploy.runtime.serving.served_model import LoadedBundle
+from resdeploy.runtime.serving.service import InferenceResult, Service
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +45,7 @@ REQUEST_ID = "x-request-id"
 ENVELOPE_BYTES = 64 << 10
 OPEN_CALLS = ("ServerLive", "ServerReady")
 
-Call = Callable[[Any, Any, Record], Awaitable[Any]]
+Call = Callable[[Any, Any, RequestRecord], Awaitable[Any]]
 
 
 class GrpcService:
@@ -77,13 +82,13 @@ class GrpcService:
         async def guarded(request: Any, context: Any) -> Any:
             metadata = dict(context.invocation_metadata())
             given = str(metadata.get(REQUEST_ID, "")).encode()
-            record = Record(request_id(given), time.monotonic(), endpoint=f"grpc/{name}")
+            record = RequestRecord(request_id(given), time.monotonic(), endpoint=f"grpc/{name}")
             await context.send_initial_metadata(((REQUEST_ID, record.id),))
             try:
                 if self._token is not None and name not in OPEN_CALLS:
                     check_token(str(metadata.get("authorization", "")).encode(), self._token)
                 return await call(request, context, record)
-            except Refusal as refusal:
+            except RequestError as refusal:
                 record.outcome = refusal.outcome
                 await context.abort(grpc.StatusCode[refusal.grpc], str(refusal))
             except asyncio.CancelledError:
@@ -95,29 +100,31 @@ class GrpcService:
                 await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
             finally:
                 access_log = self._service.config.access_log
-                conclude(record, self._service.metrics, access_log=access_log, path=record.endpoint)
+                finish_request(
+                    record, self._service.metrics, access_log=access_log, path=record.endpoint
+                )
 
         return guarded
 
-    async def _server_live(self, request: Any, context: Any, record: Record) -> Any:
+    async def _server_live(self, request: Any, context: Any, record: RequestRecord) -> Any:
         return self._methods["ServerLive"].response(live=True)
 
-    async def _server_ready(self, request: Any, context: Any, record: Record) -> Any:
+    async def _server_ready(self, request: Any, context: Any, record: RequestRecord) -> Any:
         return self._methods["ServerReady"].response(ready=self._service.ready)
 
-    async def _model_ready(self, request: Any, context: Any, record: Record) -> Any:
+    async def _model_ready(self, request: Any, context: Any, record: RequestRecord) -> Any:
         model = self._service.model(request.name, request.version)
         ready = model.ready and not self._service.draining
         return self._methods["ModelReady"].response(ready=ready)
 
-    async def _server_metadata(self, request: Any, context: Any, record: Record) -> Any:
+    async def _server_metadata(self, request: Any, context: Any, record: RequestRecord) -> Any:
         return self._methods["ServerMetadata"].response(**self._service.server_metadata())
 
-    async def _model_metadata(self, request: Any, context: Any, record: Record) -> Any:
+    async def _model_metadata(self, request: Any, context: Any, record: RequestRecord) -> Any:
         model = self._service.model(request.name, request.version)
         return self._methods["ModelMetadata"].response(**self._service.model_metadata(model))
 
-    async def _model_infer(self, request: Any, context: Any, record: Record) -> Any:
+    async def _model_infer(self, request: Any, context: Any, record: RequestRecord) -> Any:
         model = self._service.model(request.model_name, request.model_version)
         record.model = model.name
         generation = model.generation()
@@ -137,18 +144,20 @@ def parse_call(request: Any, size: int, classes: int) -> InferenceRequest:
     """Read a ModelInferRequest; see `tensors.parse_request`.
 
     Raises:
-        Refusal: it is not what the protocol and the model ask for.
+        RequestError: it is not what the protocol and the model ask for.
     """
     if len(request.inputs) != 1 or request.inputs[0].name != INPUT_NAME:
-        raise Refusal(f"the model takes one input, {INPUT_NAME}")
+        raise RequestError(f"the model takes one input, {INPUT_NAME}")
     if [output.name for output in request.outputs] not in ([], [OUTPUT_NAME]):
-        raise Refusal(f"the model gives one output, {OUTPUT_NAME}")
+        raise RequestError(f"the model gives one output, {OUTPUT_NAME}")
     parameters = _parameters(request.parameters)
     wanted = _parameters(request.outputs[0].parameters) if request.outputs else {}
     return InferenceRequest(
         images=_images(request, size),
         id=parse_id(request.id),
-        wanted=Wanted(binary=True, classes=parse_classes(wanted.get("classification", 0), classes)),
+        wanted=OutputRequest(
+            binary=True, classes=parse_classes(wanted.get("classification", 0), classes)
+        ),
         timeout=parse_timeout(parameters.get("timeout")),
     )
 
@@ -160,17 +169,21 @@ def _images(request: Any, size: int) -> UInt8Array:
     if len(request.raw_input_contents) == 1 and not entry.HasField("contents"):
         return images_from_bytes(request.raw_input_contents[0], shape, entry.datatype, size)
     if request.raw_input_contents:
-        raise Refusal(f"input {INPUT_NAME} needs its data once: raw, or as contents")
+        raise RequestError(f"input {INPUT_NAME} needs its data once: raw, or as contents")
     count = check_input(entry.datatype, shape, size)
     if len(values) != count * size * size * 3:
-        raise Refusal(f"input {INPUT_NAME} has {len(values)} elements, which its shape does not")
+        raise RequestError(
+            f"input {INPUT_NAME} has {len(values)} elements, which its shape does not"
+        )
     numbers = np.array(values, np.uint32)
     if numbers.max() > 255:
-        raise Refusal(f"the data of input {INPUT_NAME} are not all from 0 to 255")
+        raise RequestError(f"the data of input {INPUT_NAME} are not all from 0 to 255")
     return numbers.astype(np.uint8).reshape(shape)
 
 
-def _fill(response: Any, inferred: Inferred, generation: Generation, wanted: Wanted) -> None:
+def _fill(
+    response: Any, inferred: InferenceResult, generation: LoadedBundle, wanted: OutputRequest
+) -> None:
     logits = inferred.answer.logits
     if wanted.classes:
         rows = classify(logits, generation.labels, wanted.classes)

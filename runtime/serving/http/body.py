@@ -8,14 +8,19 @@ from contextlib import contextmanager
 
 from starlette.requests import Request
 
-from resdeploy.runtime.serving.request_errors import Overloaded, Refusal, Slow, TooLarge
+from resdeploy.runtime.serving.request_errors import (
+    QueueFull,
+    RequestError,
+    RequestTimeout,
+    TooLarge,
+)
 
 
 class Disconnected(Exception):
     """Whoever asked has gone."""
 
 
-class Budget:
+class ByteBudget:
     """Bytes of the bodies of all requests in progress."""
 
     def __init__(self, most: int) -> None:
@@ -24,9 +29,9 @@ class Budget:
         self.used = 0
 
     @contextmanager
-    def share(self) -> Iterator[Share]:
+    def share(self) -> Iterator[BudgetShare]:
         """One request's bytes, given back at the end."""
-        share = Share(self)
+        share = BudgetShare(self)
         try:
             yield share
         finally:
@@ -36,23 +41,23 @@ class Budget:
         """Count further bytes.
 
         Raises:
-            Overloaded: there are too many already.
+            QueueFull: there are too many already.
         """
         if self.used + size > self._most:
-            raise Overloaded("too many large requests at once")
+            raise QueueFull("too many large requests at once")
         self.used += size
 
 
-class Share:
+class BudgetShare:
     """What one request uses of a budget."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: ByteBudget) -> None:
         """Use nothing yet."""
         self._budget = budget
         self.used = 0
 
     def take(self, size: int) -> None:
-        """See `Budget.take`."""
+        """See `ByteBudget.take`."""
         self._budget.take(size)
         self.used += size
 
@@ -61,20 +66,20 @@ def announced_length(request: Request, most: int) -> int | None:
     """The body's length as the headers have it; None where they do not say.
 
     Raises:
-        Refusal: that is no number.
+        RequestError: that is no number.
         TooLarge: it is over `most` bytes.
     """
     text = request.headers.get("content-length")
     if text is None:
         return None
     if not text.isascii() or not text.isdigit():
-        raise Refusal("the header Content-Length is no number")
+        raise RequestError("the header Content-Length is no number")
     if int(text[:20]) > most:
         raise TooLarge(f"the body is larger than {most} bytes")
     return int(text)
 
 
-async def read_body(request: Request, share: Share, most: int, seconds: float) -> bytes:
+async def read_body(request: Request, share: BudgetShare, most: int, seconds: float) -> bytes:
     """A request's whole body.
 
     Args:
@@ -85,16 +90,16 @@ async def read_body(request: Request, share: Share, most: int, seconds: float) -
 
     Raises:
         Disconnected: the client has gone.
-        Overloaded, Refusal, Slow, TooLarge: it is not read to its end.
+        QueueFull, RequestError, RequestTimeout, TooLarge: it is not read to its end.
     """
     announced_length(request, most)
     try:
         return await asyncio.wait_for(_collect(request, share, most), seconds)
     except asyncio.TimeoutError:
-        raise Slow("the body did not come in time") from None
+        raise RequestTimeout("the body did not come in time") from None
 
 
-async def _collect(request: Request, share: Share, most: int) -> bytes:
+async def _collect(request: Request, share: BudgetShare, most: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:

@@ -16,8 +16,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resdeploy.runtime.serving.http.body import Disconnected
 from resdeploy.runtime.serving.metrics import Metrics
-from resdeploy.runtime.serving.request_errors import Overloaded, Refusal, Unauthorized, Unavailable
-from resdeploy.runtime.serving.request_log import Record, check_token, conclude, request_id
+from resdeploy.runtime.serving.request_errors import (
+    QueueFull,
+    RequestError,
+    Unauthorized,
+    Unavailable,
+)
+from resdeploy.runtime.serving.request_log import (
+    RequestRecord,
+    check_token,
+    finish_request,
+    request_id,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +39,7 @@ ALWAYS = (
 )
 
 
-class Gateway:
+class RequestMiddleware:
     """Around the application that handles requests."""
 
     def __init__(
@@ -39,24 +49,24 @@ class Gateway:
         *,
         token: bytes | None,
         access_log: bool,
-        crowded: Callable[[], bool],
+        over_capacity: Callable[[], bool],
         closing: Callable[[], bool],
     ) -> None:
         """Let requests through to `app`.
 
         Args:
-            app: Raises `Refusal` where it refuses.
+            app: Raises `RequestError` where it refuses.
             metrics: Told of every request.
             token: What clients must know; None: nothing.
             access_log: Log every request, not only those that went wrong.
-            crowded: Whether there are too many connections to serve more than probes.
+            over_capacity: Whether there are too many connections to serve more than probes.
             closing: Whether connections should end with their next answer.
         """
         self._app = app
         self._metrics = metrics
         self._token = token
         self._access_log = access_log
-        self._crowded = crowded
+        self._crowded = over_capacity
         self._closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +74,7 @@ class Gateway:
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
-        record = Record(request_id(headers.get(b"x-request-id")), time.monotonic())
+        record = RequestRecord(request_id(headers.get(b"x-request-id")), time.monotonic())
         scope["record"] = record
 
         async def send_on(message: Message) -> None:
@@ -78,14 +88,14 @@ class Gateway:
                 if self._token is not None:
                     check_token(headers.get(b"authorization"), self._token)
                 if self._crowded():
-                    raise Overloaded("too many connections")
+                    raise QueueFull("too many connections")
             await self._app(scope, receive, send_on)
         except Disconnected:
             record.outcome = "disconnected"
-        except Refusal as refusal:
+        except RequestError as refusal:
             await self._refuse(refusal, record, send_on)
         except HTTPException as error:  # Starlette's: no such path, no such method
-            record.outcome = Refusal.outcome
+            record.outcome = RequestError.outcome
             extra = [(k.encode(), v.encode()) for k, v in (error.headers or {}).items()]
             await send_error(send_on, error.status_code, error.detail.lower(), extra)
         except Exception:
@@ -94,7 +104,7 @@ class Gateway:
             if not record.status:
                 await send_error(send_on, 500, "the server failed")
         finally:
-            conclude(
+            finish_request(
                 record,
                 self._metrics,
                 access_log=self._access_log,
@@ -103,7 +113,7 @@ class Gateway:
                 status=record.status,
             )
 
-    async def _refuse(self, refusal: Refusal, record: Record, send: Send) -> None:
+    async def _refuse(self, refusal: RequestError, record: RequestRecord, send: Send) -> None:
         record.outcome = refusal.outcome
         headers: list[tuple[bytes, bytes]] = []
         if isinstance(refusal, Unavailable):
@@ -112,7 +122,7 @@ class Gateway:
             headers.append((b"www-authenticate", b"Bearer"))
         await send_error(send, refusal.status, str(refusal), headers)
 
-    def _headers(self, message: Message, record: Record) -> list[tuple[bytes, bytes]]:
+    def _headers(self, message: Message, record: RequestRecord) -> list[tuple[bytes, bytes]]:
         headers = [*message.get("headers", ()), (b"x-request-id", record.id.encode()), *ALWAYS]
         if self._closing() or self._crowded():
             headers.append((b"connection", b"close"))

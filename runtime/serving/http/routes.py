@@ -1,6 +1,6 @@
 """The routes: the Open Inference Protocol, pictures, the page, metrics.
 
-Handlers raise `Refusal`; the gateway makes it an answer.
+Handlers raise `RequestError`; the gateway makes it an answer.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from resdeploy.runtime.serving.http.body import Budget, Disconnected, read_body
+from resdeploy.runtime.serving.http.body import ByteBudget, Disconnected, read_body
 from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
 from resdeploy.runtime.serving.metrics import CONTENT_TYPE
 from resdeploy.runtime.serving.open_inference import encode_response, parse_request
-from resdeploy.runtime.serving.request_errors import Refusal, Unsupported
-from resdeploy.runtime.serving.request_log import Record
-from resdeploy.runtime.serving.service import Classified, Service
+from resdeploy.runtime.serving.request_errors import RequestError, UnsupportedMediaType
+from resdeploy.runtime.serving.request_log import RequestRecord
+from resdeploy.runtime.serving.service import ClassificationResult, Service
 
 JSON_LENGTH = "inference-header-content-length"
 TIMEOUT = "x-timeout-ms"
@@ -86,7 +86,7 @@ class _Api:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._config = service.config
-        self._budget = Budget(service.config.bodies_mib << 20)
+        self._budget = ByteBudget(service.config.bodies_mib << 20)
         folder = files("resdeploy.runtime.serving.http")
         self._page = folder.joinpath("page.html").read_bytes()
         self._page_headers = {
@@ -197,7 +197,7 @@ class _Api:
         if text is None:
             return self._after(request, self._config.timeout_ms / 1000)
         if not text.isascii() or not text.isdigit() or not 1 <= len(text) <= 9:
-            raise Refusal("the header X-Timeout-Ms must be an integer of milliseconds")
+            raise RequestError("the header X-Timeout-Ms must be an integer of milliseconds")
         return self._after(request, int(text) / 1000)
 
     def _after(self, request: Request, seconds: float) -> float:
@@ -232,15 +232,15 @@ def _names(request: Request) -> dict[str, str]:
     }
 
 
-def _record(request: Request, endpoint: str, model: str) -> Record:
-    record: Record = request.scope["record"]
+def _record(request: Request, endpoint: str, model: str) -> RequestRecord:
+    record: RequestRecord = request.scope["record"]
     record.endpoint, record.model = endpoint, model
     return record
 
 
 def _refuse_encoded(request: Request) -> None:
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise Unsupported("compressed bodies are not read here")
+        raise UnsupportedMediaType("compressed bodies are not read here")
 
 
 def _json_length(request: Request) -> int | None:
@@ -248,18 +248,20 @@ def _json_length(request: Request) -> int | None:
     if text is None:
         return None
     if not text.isascii() or not text.isdigit() or len(text) > 12:
-        raise Refusal("the header Inference-Header-Content-Length is no number")
+        raise RequestError("the header Inference-Header-Content-Length is no number")
     return int(text)
 
 
 def _top(query: Mapping[str, str]) -> int:
     text = query.get("top", "5")
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST_CLASSES:
-        raise Refusal(f"top must be an integer from 1 to {MOST_CLASSES}")
+        raise RequestError(f"top must be an integer from 1 to {MOST_CLASSES}")
     return int(text)
 
 
-def _classification(model: str, uploads: list[Upload], classified: Classified) -> dict[str, Any]:
+def _classification(
+    model: str, uploads: list[Upload], classified: ClassificationResult
+) -> dict[str, Any]:
     answer = classified.inferred.answer
     return {
         "model": model,

@@ -8,7 +8,7 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from resdeploy.runtime.serving.request_errors import Refusal, TooLarge, Unsupported
+from resdeploy.runtime.serving.request_errors import RequestError, TooLarge, UnsupportedMediaType
 
 FORM = b"multipart/form-data"
 # Programs that name no kind, or one of these, send a file's content; the last is curl's habit.
@@ -35,9 +35,9 @@ def read_uploads(content_type: str, body: bytes, most: int) -> list[Upload]:
         most: How many files there may be.
 
     Raises:
-        Refusal: it is no proper form, or holds no file.
+        RequestError: it is no proper form, or holds no file.
         TooLarge: there are more than `most` files.
-        Unsupported: it is neither an image nor a form.
+        UnsupportedMediaType: it is neither an image nor a form.
     """
     kind, options = parse_options_header(content_type)
     if kind in RAW or kind.startswith(b"image/"):
@@ -45,9 +45,9 @@ def read_uploads(content_type: str, body: bytes, most: int) -> list[Upload]:
     elif kind == FORM:
         uploads = _read_form(options.get(b"boundary", b""), body, most)
     else:
-        raise Unsupported("send an image file, or a form with image files")
+        raise UnsupportedMediaType("send an image file, or a form with image files")
     if not uploads:
-        raise Refusal("there is no image in the request")
+        raise RequestError("there is no image in the request")
     return uploads
 
 
@@ -110,14 +110,14 @@ class _Form:
 
 def _read_form(boundary: bytes, body: bytes, most: int) -> list[Upload]:
     if not boundary:
-        raise Refusal("the form names no boundary")
+        raise RequestError("the form names no boundary")
     form = _Form(most)
     try:
         parser = MultipartParser(boundary, form.callbacks())
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise Refusal("the form is damaged") from error
+        raise RequestError("the form is damaged") from error
     if not form.ended:
-        raise Refusal("the form is cut off")
+        raise RequestError("the form is cut off")
     return form.uploads

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoding import Decoder
-from resdeploy.runtime.serving.http.middleware import Gateway
+from resdeploy.runtime.serving.http.middleware import RequestMiddleware
 from resdeploy.runtime.serving.http.routes import make_app
 from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.served_model import ServedModel
@@ -69,12 +69,12 @@ async def local_server(
     )
     decoder = Decoder(2, max_pixels=config.max_pixels, max_wait=config.max_wait_ms / 1000)
     service = Service({"tiny": model}, decoder, metrics, config)
-    app = Gateway(
+    app = RequestMiddleware(
         make_app(service),
         metrics,
         token=token,
         access_log=True,
-        crowded=lambda: False,
+        over_capacity=lambda: False,
         closing=lambda: service.draining,
     )
     await model.load()

@@ -15,7 +15,7 @@ from PIL import Image
 from resdeploy.images.preprocessing import Preprocessing, load_image
 from resdeploy.runtime.serving import decoding
 from resdeploy.runtime.serving.decoding import Decoder
-from resdeploy.runtime.serving.request_errors import Late, Overloaded, Refusal
+from resdeploy.runtime.serving.request_errors import DeadlineExceeded, QueueFull, RequestError
 from tests.samples import encoded
 from tests.serving_process import PATIENCE
 
@@ -41,7 +41,7 @@ def test_pixels_are_those_of_every_other_stage_in_order() -> None:
 def test_a_picture_over_the_limit_is_refused() -> None:
     async def scenario() -> None:
         decoder = Decoder(1, max_pixels=100, max_wait=1.0)
-        with pytest.raises(Refusal, match="2,400 pixels, over the limit of 100"):
+        with pytest.raises(RequestError, match="2,400 pixels, over the limit of 100"):
             await decoder.decode(PICTURES[:1], PREPROCESSING, math.inf)
         decoder.close()
 
@@ -53,7 +53,7 @@ def test_what_is_late_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def scenario() -> None:
         decoder = Decoder(1, max_pixels=100, max_wait=1.0)
-        with pytest.raises(Late):
+        with pytest.raises(DeadlineExceeded):
             await decoder.decode(PICTURES, PREPROCESSING, asyncio.get_running_loop().time() - 1)
         decoder.close()
 
@@ -82,7 +82,7 @@ def test_too_much_work_is_refused_and_who_leaves_takes_it_along(
         decoder.check()
         second = asyncio.ensure_future(decoder.decode(PICTURES[1:], PREPROCESSING, math.inf))
         await asyncio.sleep(0)  # it has asked its threads
-        with pytest.raises(Overloaded) as caught:
+        with pytest.raises(QueueFull) as caught:
             decoder.check()
         assert caught.value.retry_after == pytest.approx(1.5)
         second.cancel()

@@ -23,7 +23,7 @@ from resdeploy.runtime.serving import served_model
 from resdeploy.runtime.serving.batching.instance import Answer
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.engine_instances import captured, run_parts, share_cores
-from resdeploy.runtime.serving.request_errors import Refusal, Unavailable
+from resdeploy.runtime.serving.request_errors import RequestError, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
 from tests.fakes import GoldenBackend, make_engine
 from tests.runtime.serving.conftest import until
@@ -247,7 +247,7 @@ def test_a_bundle_whose_engine_failed_is_loaded_again_though_unchanged(
         await model.load()
         with monkeypatch.context() as patch:
             patch.setattr(GoldenBackend, "is_broken", lambda self: True)
-            with pytest.raises(Refusal):
+            with pytest.raises(RequestError):
                 await ask(model)
         assert not model.ready
         assert await model.load()

@@ -1,0 +1,133 @@
+"""PyTorch as a contender, on the CPU: the same answers as the backends give."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.gpu.pytorch_worker import (
+    MODES,
+    RANDOM,
+    PyTorchBackend,
+    make_forward,
+    obstacle,
+    prepare,
+)
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Float32Array
+from resdeploy.errors import BackendError, CheckpointError
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
+from tests.samples import SIZE, make_classifier
+
+# Of the largest logit: other kernels, sums in another order; float16 and bfloat16 keep 11 and 8
+# bits of each value, over a dozen layers.
+TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 8e-2}
+EAGER = [name for name, mode in MODES.items() if not mode.compiled]
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    torch.set_num_threads(1)  # so small a network only waits for more; conftest.py restores it
+    before = torch.backends.cudnn.benchmark
+    yield
+    torch.backends.cudnn.benchmark = before
+
+
+def start(
+    bundle: Bundle, checkpoint: str, mode: str = "eager-fp32", batch: int = 5
+) -> tuple[PyTorchBackend, Callable[[], object], dict[str, Any]]:
+    run, facts = prepare(str(bundle.path), checkpoint, mode, batch, "", device="cpu")
+    return cast("PyTorchBackend", cast("Any", run).__self__), run, facts
+
+
+def expected(bundle: Bundle, count: int) -> Float32Array:
+    artifact = bundle.artifact("fp32")
+    backend = OnnxRuntimeCpu(bundle.read(artifact.file), artifact.encoding, 1)
+    return backend.run(bundle.golden().images[:count])
+
+
+@pytest.mark.parametrize("mode", EAGER)
+def test_it_answers_as_the_onnx_graph_does(
+    tiny_bundle: Bundle, tiny_checkpoint: Path, mode: str
+) -> None:
+    backend, run, facts = start(tiny_bundle, str(tiny_checkpoint), mode)
+    assert facts["answers"]["golden"]["passed"] is True
+    assert facts["cuda_graphs"] == "no"
+    run()
+    wanted = expected(tiny_bundle, 5)
+    logits = backend.run(tiny_bundle.golden().images[:5])
+    assert logits.dtype == np.float32
+    atol = TOLERANCE[MODES[mode].precision] * np.abs(wanted).max()
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=atol)
+
+
+def test_answers_are_kept_when_the_next_batch_comes(
+    tiny_bundle: Bundle, tiny_checkpoint: Path
+) -> None:
+    backend, _, _ = start(tiny_bundle, str(tiny_checkpoint))
+    images = tiny_bundle.golden().images
+    first = backend.run(images[:5])
+    kept = first.copy()
+    backend.run(images[5:10])
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_more_images_than_golden_ones_repeat(tiny_bundle: Bundle, tiny_checkpoint: Path) -> None:
+    _, run, _ = start(tiny_bundle, str(tiny_checkpoint), batch=40)
+    run()
+
+
+def test_below_fp32_all_is_channels_last(tiny_bundle: Bundle) -> None:
+    seen: list[bool] = []
+    classifier = make_classifier()
+
+    def look(module: torch.nn.Module, given: Any) -> None:
+        seen.append(given[0].is_contiguous(memory_format=torch.channels_last))
+
+    for module in classifier.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(look)
+    forward = make_forward(classifier, MODES["eager-fp16"], "cpu")
+    logits = forward(torch.zeros((2, SIZE, SIZE, 3), dtype=torch.uint8))
+    assert logits.dtype is torch.float32
+    assert len(seen) == 12
+    assert all(seen)
+
+
+def test_random_weights_are_timed_but_not_judged(tiny_bundle: Bundle) -> None:
+    _, run, facts = start(tiny_bundle, RANDOM)
+    assert facts["answers"] is None
+    run()
+
+
+def test_another_network_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    other = dataclasses.replace(make_classifier().network.architecture, classes=5)
+    torch.save(make_classifier(other).network.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="of 5 classes, the bundle holds"):
+        start(tiny_bundle, str(tmp_path / "other.pth"))
+
+
+def test_what_pytorch_fails_with_is_one_line(
+    tiny_bundle: Bundle, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise ValueError("no compiler\nand much more")
+
+    monkeypatch.setattr("benchmarks.gpu.pytorch_worker.make_forward", fails)
+    with pytest.raises(BackendError, match=r"^PyTorch failed: no compiler$"):
+        start(tiny_bundle, str(tiny_checkpoint))
+
+
+def test_without_a_gpu_it_says_so(
+    tiny_bundle: Bundle, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert obstacle() is not None
+    with pytest.raises(BackendError, match="sees no GPU"):
+        prepare(str(tiny_bundle.path), str(tiny_checkpoint), "eager-fp32", 1, "")

@@ -1,0 +1,114 @@
+"""What an engine will run in integers, told from the graph."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.calibration.ranges import Range
+from resdeploy.cli.explain import coverage_text
+from resdeploy.export.graph.coverage import Coverage, coverage
+from resdeploy.export.graph.layers import layers_of
+from resdeploy.export.graph.placement import place
+from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.train.model.architecture import Architecture, Shortcut
+from tests.samples import SIZE, make_classifier
+
+BOTH = (Encoding.TENSORRT, Encoding.CPU)
+ALL = (*BOTH, Encoding.DLA)
+FILES = {Encoding.TENSORRT: "int8.onnx", Encoding.CPU: "int8-cpu.onnx"}
+NORMALISATION = ("normalize.cast", "normalize.transpose", "normalize.mul", "normalize.add")
+
+
+@pytest.fixture(scope="module")
+def resnet34() -> ir.Model:
+    return to_onnx(make_classifier(Architecture(classes=10)), SIZE)
+
+
+def quantised(model: ir.Model, encoding: Encoding, *layers: str) -> Coverage:
+    tensors = {edge.range_of for edge in place(model.graph, encoding)}
+    nodes = [layer.nodes for layer in layers_of(model, encoding) if layer.name in layers]
+    recipe = QuantizationRecipe(
+        encoding=encoding, calibrator="none",
+        ranges=dict.fromkeys(tensors, Range(low=-1.0, high=1.0)),
+        in_float=frozenset().union(*nodes),
+    )  # fmt: skip
+    return coverage(recipe.apply(model).graph, encoding)
+
+
+@pytest.mark.parametrize("encoding", ALL)
+def test_all_of_resnet34_runs_in_integers(resnet34: ir.Model, encoding: Encoding) -> None:
+    found = quantised(resnet34, encoding)
+    assert (found.int8_convs, found.convs) == (36, 36)
+    assert (found.fused_additions, found.additions) == (16, 16)
+
+
+def test_what_stays_float(resnet34: ir.Model) -> None:
+    tensorrt = quantised(resnet34, Encoding.TENSORRT).islands
+    assert [island.nodes for island in tensorrt] == [
+        (*NORMALISATION, "normalize.add.half.cast"),
+        ("avgpool", "avgpool.flatten"),
+        ("logits.cast",),
+    ]
+    assert tensorrt[1].dtype == "float16"
+    (front,) = quantised(resnet34, Encoding.CPU).islands
+    assert front.nodes == (*NORMALISATION, "normalize.add.pack")
+    assert front.dtype == "float32"
+
+
+def test_fp32_is_one_island(resnet34: ir.Model) -> None:
+    found = coverage(resnet34.graph, Encoding.TENSORRT)
+    assert (found.int8_convs, found.fused_additions, len(found.islands)) == (0, 0, 1)
+
+
+def test_a_convolution_in_float_breaks_only_its_own_fusion(resnet34: ir.Model) -> None:
+    found = quantised(resnet34, Encoding.TENSORRT, "layer3.2.conv2")
+    assert (found.int8_convs, found.fused_additions) == (35, 15)  # it carried an addition
+    assert ("layer3.2.conv2", "layer3.2.add", "layer3.2.relu2") in [
+        island.nodes for island in found.islands
+    ]
+    other = quantised(resnet34, Encoding.TENSORRT, "layer3.2.conv1")
+    assert (other.int8_convs, other.fused_additions) == (35, 16)
+
+
+def test_a_shortcut_in_float_costs_no_convolution(resnet34: ir.Model) -> None:
+    found = quantised(resnet34, Encoding.TENSORRT, "layer2.1.add")
+    assert (found.int8_convs, found.fused_additions) == (36, 15)
+    on_cpu = quantised(resnet34, Encoding.CPU, "layer2.0.add")
+    assert (on_cpu.int8_convs, on_cpu.fused_additions) == (36, 12)
+
+
+def test_a_cpu_convolution_with_a_float_output_is_no_integer_kernel(resnet34: ir.Model) -> None:
+    model = resnet34.clone()
+    tensors = {edge.range_of for kind in BOTH for edge in place(model.graph, kind)}
+    ranges = dict.fromkeys(tensors, Range(low=-1.0, high=1.0))
+    # The TensorRT placement, judged as a CPU would run it.
+    as_placed = QuantizationRecipe(encoding=Encoding.TENSORRT, calibrator="none", ranges=ranges)
+    found = coverage(as_placed.apply(model, half=False).graph, Encoding.CPU)
+    # Each block's second convolution, the down-sampling ones included, gives float.
+    assert (found.int8_convs, found.fused_additions) == (36 - 16, 0)
+
+
+@pytest.mark.parametrize("shortcut", list(Shortcut))
+@pytest.mark.parametrize("encoding", ALL)
+def test_every_kind_of_network_is_covered(shortcut: Shortcut, encoding: Encoding) -> None:
+    model = to_onnx(
+        make_classifier(Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut)), SIZE
+    )
+    found = quantised(model, encoding)
+    assert found.int8_convs == found.convs
+    assert found.fused_additions == found.additions == (0 if shortcut is Shortcut.PLAIN else 4)
+
+
+def test_bundles_say_the_same_as_their_manifest(tiny_bundle: Bundle) -> None:
+    for artifact in tiny_bundle.manifest.artifacts:
+        if artifact.encoding is Encoding.FLOAT:
+            continue
+        graph = ir.from_proto(onnx.load_from_string(tiny_bundle.read(artifact.file))).graph
+        found = coverage(graph, artifact.encoding)
+        assert (found.convs, found.int8_convs) == (artifact.convs, artifact.int8_convs)
+        assert "12 of 12 convolutions" in coverage_text(found)

@@ -1,0 +1,77 @@
+"""Float16 behind the normalisation, and nowhere else."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.errors import ExportError
+from resdeploy.export.graph.float16 import to_float16
+from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
+from resdeploy.statistics import sqnr_db
+from tests.export.conftest import Exported
+from tests.samples import make_classifier
+
+
+def test_every_tensor_behind_the_normalisation_is_half(resnet34: Exported) -> None:
+    graph = resnet34.half().graph
+    nodes = list(graph)
+    first = next(index for index, node in enumerate(nodes) if node.op_type == "Conv")
+    for node in nodes[first:-1]:
+        assert all(value.dtype == ir.DataType.FLOAT16 for value in node.outputs)
+        assert all(value is None or value.dtype == ir.DataType.FLOAT16 for value in node.inputs)
+    assert graph.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_pixels_are_normalised_in_fp32_and_rounded_once(resnet34: Exported) -> None:
+    nodes = list(resnet34.half().graph)
+    first = next(index for index, node in enumerate(nodes) if node.op_type == "Conv")
+    assert [node.op_type for node in nodes[:first]].count("Cast") == 2  # uint8 -> 32 -> 16 bits
+    assert all(
+        value.dtype == ir.DataType.FLOAT for node in nodes[1 : first - 1] for value in node.outputs
+    )
+
+
+def test_onnxs_checker_finds_the_same_types(resnet34: Exported) -> None:
+    # full_check infers every type anew and compares.
+    onnx.load_from_string(to_bytes(resnet34.half()))
+
+
+def test_names_stay_those_of_the_contract(resnet34: Exported) -> None:
+    graph = resnet34.half().graph
+    assert (graph.inputs[0].name, graph.outputs[0].name) == ("images", "logits")
+
+
+def test_logits_are_as_close_as_torchs_own_half(resnet34: Exported) -> None:
+    images = resnet34.images[:16]
+    expected = resnet34.pytorch(images)
+    ours = OnnxRuntimeCpu(to_bytes(resnet34.half()), Encoding.FLOAT).run(images)
+    network = copy.deepcopy(resnet34.classifier.network).half()
+    with torch.inference_mode():
+        pixels = resnet34.classifier.normalize(torch.from_numpy(images))
+        torch_half = network(pixels.half()).float().numpy()
+    ours_db, theirs_db = (np.median(sqnr_db(expected, x)) for x in (ours, torch_half))
+    # Ten bits through 34 layers: some 55 dB; engines differ in where they round in between.
+    assert ours_db > theirs_db - 6
+    assert ours_db > 40
+
+
+def test_the_original_is_untouched(resnet34: Exported) -> None:
+    before = to_bytes(resnet34.model)
+    resnet34.half()
+    assert to_bytes(resnet34.model) == before
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    classifier = make_classifier()
+    classifier.network.fc.weight.data[0, 0] = 1e6
+    model = to_onnx(classifier, 32)
+    with pytest.raises(ExportError, match=r"fc\.weight holds 1e\+06, which float16 cannot"):
+        to_float16(model)

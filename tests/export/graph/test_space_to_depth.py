@@ -1,0 +1,97 @@
+"""The stem over blocks of pixels gives what it gave over pixels, to the last bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.calibration.ranges import Range
+from resdeploy.export.graph.coverage import coverage
+from resdeploy.export.graph.placement import place
+from resdeploy.export.graph.qdq import insert_qdq
+from resdeploy.export.graph.space_to_depth import Axis, pack_kernel, pack_stem
+from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
+from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
+from tests.export.conftest import SIZE, Exported
+from tests.samples import make_classifier
+
+
+@given(
+    st.integers(1, 8), st.integers(1, 8), st.integers(0, 4), st.integers(0, 4), st.integers(4, 8),
+    st.integers(4, 8), st.integers(0, 1000),
+)  # fmt: skip
+def test_a_packed_kernel_gives_the_sums_of_the_kernel(
+    height: int, width: int, above: int, left: int, rows: int, columns: int, seed: int
+) -> None:
+    """Against PyTorch's convolution; all sums of these integers are exact in float64."""
+    random = np.random.default_rng(seed)
+    kernel = random.integers(-127, 128, (2, 3, height, width)).astype(np.int8)
+    picture = random.integers(0, 256, (1, 3, 2 * rows, 2 * columns)).astype(np.uint8)
+    above, left = min(above, height - 1), min(left, width - 1)
+    pixels, weight = (torch.from_numpy(array).double() for array in (picture, kernel))
+    expected = torch.nn.functional.conv2d(pixels, weight, stride=2, padding=(above, left))
+
+    axes = (Axis(height, above), Axis(width, left))
+    ends = [axis.pads(*size) for axis, *size in zip(axes, picture.shape[2:], expected.shape[2:])]
+    blocks = torch.nn.functional.pixel_unshuffle(pixels, 2)  # its channels: channel, row, column
+    blocks = blocks.reshape(1, 3, 4, rows, columns).transpose(1, 2).reshape(1, 12, rows, columns)
+    padded = torch.nn.functional.pad(blocks, (*ends[1], *ends[0]))
+    packed = torch.from_numpy(pack_kernel(kernel, axes)).double()
+    assert min(min(pair) for pair in ends) >= 0
+    assert torch.equal(torch.nn.functional.conv2d(padded, packed), expected)
+
+
+def logits(model: ir.Model, images: np.ndarray) -> np.ndarray:
+    return OnnxRuntimeCpu(to_bytes(model), Encoding.CPU).run(images)
+
+
+def unpacked(exported: Exported) -> ir.Model:
+    model = exported.model.clone()
+    insert_qdq(model, place(model.graph, Encoding.CPU), exported.ranges, Encoding.CPU)
+    return model
+
+
+def test_a_network_gives_the_same_bits(resnet34: Exported) -> None:
+    before, packed = unpacked(resnet34), unpacked(resnet34)
+    pack_stem(packed)
+    images = resnet34.images[:8]
+    assert np.array_equal(logits(packed, images), logits(before, images))
+    (blocks,) = (node for node in packed.graph if node.op_type == "SpaceToDepth")
+    assert list(blocks.outputs[0].shape or ())[1:] == [12, SIZE // 2, SIZE // 2]
+    assert packed.graph.initializers["conv1.weight.quantized"].shape == ir.Shape([64, 12, 4, 4])
+    assert coverage(packed.graph, Encoding.CPU).int8_convs == 36
+
+
+def test_the_graph_for_cpus_has_it_and_that_for_tensorrt_does_not(resnet34: Exported) -> None:
+    operators = {
+        encoding: [node.op_type for node in resnet34.quantised(encoding).graph]
+        for encoding in (Encoding.CPU, Encoding.TENSORRT, Encoding.DLA)
+    }
+    assert [names.count("SpaceToDepth") for names in operators.values()] == [1, 0, 0]
+
+
+def test_a_stem_that_was_handed_back_to_float_stays_as_it_is(resnet34: Exported) -> None:
+    recipe = QuantizationRecipe(
+        encoding=Encoding.CPU, calibrator="max", ranges=resnet34.ranges,
+        in_float=frozenset({"conv1"}),
+    )  # fmt: skip
+    assert all(node.op_type != "SpaceToDepth" for node in recipe.apply(resnet34.model).graph)
+
+
+@pytest.mark.parametrize(("size", "packed"), [(33, 0), (34, 1)])
+def test_a_picture_with_odd_sides_stays_as_it_is(size: int, packed: int) -> None:
+    model = to_onnx(make_classifier(), size)
+    edges = place(model.graph, Encoding.CPU)
+    ranges = {edge.range_of: Range(low=-2.5, high=7.3) for edge in edges}
+    graph = QuantizationRecipe(encoding=Encoding.CPU, calibrator="max", ranges=ranges).apply(model)
+    assert [node.op_type for node in graph.graph].count("SpaceToDepth") == packed
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    expected = model.clone()
+    insert_qdq(expected, edges, ranges, Encoding.CPU)
+    assert np.array_equal(logits(graph, images), logits(expected, images))

@@ -1,0 +1,158 @@
+"""Accuracy against time: what was tried, and the most accurate graph that is fast enough."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.calibration_record import TradeOffPoint
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.errors import ExportError
+from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.export.mixed_precision import tradeoff
+from resdeploy.export.mixed_precision.latency_target import fit_time
+from resdeploy.export.mixed_precision.tradeoff import measure_ms, trade_off
+from resdeploy.export.pipeline import ExportConfig, export
+from resdeploy.export.quantization.calibrate import calibrate
+from resdeploy.export.quantization.result import Calibration
+from resdeploy.export.source import Source, read_source
+from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.progress import silent
+from resdeploy.report.contents import calibration_record
+from resdeploy.train.model.resnet import Classifier
+from tests.samples import CLASSES, SIZE
+
+
+@pytest.fixture(scope="module")
+def source(tiny_checkpoint: Path, image_data: Path) -> Source:
+    source = read_source(tiny_checkpoint, image_size=SIZE, calibration_data=image_data)
+    return dataclasses.replace(source, labels=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def model(source: Source) -> ir.Model:
+    prep = source.preprocessing
+    classifier = Classifier(source.checkpoint.network(), prep.mean, prep.std)
+    return to_onnx(classifier, SIZE)
+
+
+@pytest.fixture(scope="module")
+def calibration(model: ir.Model, source: Source) -> Calibration:
+    return calibrate(
+        model, source, calibrator="auto", images=32, seed=0, golden_digests=(), progress=silent
+    )
+
+
+def stopwatch(model: ir.Model, encoding: Encoding, image: UInt8Array) -> float:
+    """A millisecond, and one more for each convolution that reads what was not quantised."""
+    assert image.shape == (1, SIZE, SIZE, 3)
+    convolutions = [node for node in model.graph if node.op_type == "Conv"]
+    quantised = [
+        node
+        for node in convolutions
+        if (value := node.inputs[0]) is not None
+        and (producer := value.producer()) is not None
+        and producer.op_type == "DequantizeLinear"
+    ]
+    return 1.0 + len(convolutions) - len(quantised)
+
+
+def fitted(
+    model: ir.Model, source: Source, calibration: Calibration, target_ms: float
+) -> Calibration:
+    return fit_time(
+        calibration.model, source, calibration, target_ms,
+        seconds=600, seed=0, golden_digests=(), progress=silent, stopwatch=stopwatch,
+    )  # fmt: skip
+
+
+def test_calibrators_share_a_time_and_tensorrt_has_none(calibration: Calibration) -> None:
+    image = np.zeros((1, SIZE, SIZE, 3), np.uint8)
+    points = trade_off(calibration.model, calibration, image, silent, stopwatch)
+    by_encoding = {
+        encoding: [point for point in points if point.encoding is encoding]
+        for encoding in (Encoding.FLOAT, Encoding.CPU, Encoding.TENSORRT)
+    }
+    (fp32,) = by_encoding[Encoding.FLOAT]
+    assert fp32.p50_ms is not None
+    assert fp32.p50_ms > 1
+    assert {point.p50_ms for point in by_encoding[Encoding.CPU]} == {1.0}
+    assert {point.p50_ms for point in by_encoding[Encoding.TENSORRT]} == {None}
+    for encoding in (Encoding.CPU, Encoding.TENSORRT):
+        chosen = [point.calibrator for point in by_encoding[encoding] if point.chosen]
+        assert chosen == [calibration.recipes[encoding].calibrator]
+
+
+def test_the_most_accurate_that_is_fast_enough(
+    model: ir.Model, source: Source, calibration: Calibration
+) -> None:
+    result = fitted(model, source, calibration, 4.0)
+    graph = result.recipes[Encoding.CPU].apply(result.model)
+    assert stopwatch(graph, Encoding.CPU, np.zeros((1, SIZE, SIZE, 3), np.uint8)) <= 4
+    assert len(result.tried) > 1
+    assert all(one.p50_ms is not None and one.p50_ms <= 4 for one in result.tried)
+    (handback,) = result.float_layers
+    assert handback.drop == min(one.drop for one in result.tried)
+    assert result.recipes[Encoding.TENSORRT] == calibration.recipes[Encoding.TENSORRT]
+    assert set(calibration.selection_digests) < set(result.selection_digests)
+
+
+def test_a_target_that_nothing_reaches_is_one_sentence(
+    model: ir.Model, source: Source, calibration: Calibration
+) -> None:
+    with pytest.raises(ExportError, match=r"takes 1\.00 ms here with everything in INT8, more"):
+        fitted(model, source, calibration, 0.5)
+
+
+def test_time_is_measured_in_milliseconds(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tradeoff, "SECONDS", 0.01)
+    image = np.zeros((1, SIZE, SIZE, 3), np.uint8)
+    # A median of five runs and more, each below one: only seconds and microseconds are told apart.
+    assert 0.01 < measure_ms(model, Encoding.FLOAT, image) < 1000
+
+
+def test_an_export_records_what_was_tried(
+    tiny_checkpoint: Path, image_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tradeoff, "SECONDS", 0.01)
+    config = ExportConfig(
+        source=tiny_checkpoint,
+        output=tmp_path / "x.bundle",
+        image_size=SIZE,
+        int8=True,
+        calibration_data=image_data,
+        calibration_images=32,
+        target_ms=1000.0,
+    )
+    bundle = open_bundle(export(config).bundle)
+    record = calibration_record(bundle.manifest)
+    chosen = [point for point in record.points if point.chosen]
+    assert {point.encoding for point in chosen} == {
+        Encoding.FLOAT, Encoding.CPU, Encoding.TENSORRT,
+    }  # fmt: skip
+    in_float = json.loads(bundle.read("calibration.json"))["cpu"]["in_float"]
+    (handback,) = record.float_layers
+    assert bool(in_float) == bool(handback.layers)
+    assert "Accuracy or speed" in bundle.read("report.html").decode()
+
+
+@pytest.mark.parametrize("options", [{"int8": False}, {"int8": True, "max_drop": 1.0}])
+def test_a_target_goes_with_int8_and_no_gate(
+    tiny_checkpoint: Path, options: dict[str, float]
+) -> None:
+    with pytest.raises(ExportError, match="--target-ms chooses"):
+        export(ExportConfig(source=tiny_checkpoint, target_ms=1.0, **options))  # type: ignore[arg-type]
+
+
+def test_points_of_older_bundles_are_none(tiny_bundle: Bundle) -> None:
+    calibration = {**(tiny_bundle.manifest.calibration or {})}
+    del calibration["points"]
+    manifest = dataclasses.replace(tiny_bundle.manifest, calibration=calibration)
+    points: tuple[TradeOffPoint, ...] = calibration_record(manifest).points
+    assert points == ()

@@ -1,0 +1,101 @@
+"""One JSON document or a table on stdout, the rest on stderr, and errors in one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from resdeploy.cli.console import CommandResult, ExitCode, command
+from resdeploy.documents import jsonable
+from resdeploy.errors import DataError
+from resdeploy.tables import table
+
+
+class Colour(str, Enum):
+    RED = "red"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    path: Path
+    colour: Colour
+    parts: tuple[float, ...]
+
+
+RESULT = Result(path=Path("a/b"), colour=Colour.RED, parts=(0.1, 2.0))
+
+
+def run(function: object, *arguments: str) -> object:
+    assert callable(function)
+    return CliRunner().invoke(click.command()(command(function)), arguments)
+
+
+def raising(error: BaseException) -> object:
+    def function() -> CommandResult:
+        raise error
+
+    return run(function)
+
+
+def test_text_for_people_json_for_programs() -> None:
+    def function() -> CommandResult:
+        return CommandResult(RESULT, "a table")
+
+    assert run(function).output == "a table\n"  # type: ignore[attr-defined]
+    answer = run(function, "--json")
+    assert json.loads(answer.stdout) == {  # type: ignore[attr-defined]
+        "path": "a/b", "colour": "red", "parts": [0.1, 2.0],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("code", list(ExitCode))
+def test_exit_codes(code: ExitCode) -> None:
+    assert run(lambda: CommandResult(RESULT, "", code)).exit_code == code  # type: ignore[attr-defined]
+
+
+def test_an_error_is_one_line_and_a_hint() -> None:
+    answer = raising(DataError("folder\n  is  empty", "fill it"))
+    assert answer.exit_code == 1  # type: ignore[attr-defined]
+    assert answer.stdout == ""  # type: ignore[attr-defined]
+    assert answer.stderr == "error: folder is empty\nhint: fill it\n"  # type: ignore[attr-defined]
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    answer = raising(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
+    assert "needs torch" in answer.stderr  # type: ignore[attr-defined]
+    assert "resdeploy[train]" in answer.stderr  # type: ignore[attr-defined]
+
+
+def test_debug_keeps_the_traceback() -> None:
+    def function() -> CommandResult:
+        raise DataError("x")
+
+    answer = run(function, "--debug")
+    assert isinstance(answer.exception, DataError)  # type: ignore[attr-defined]
+
+
+def test_what_nobody_foresaw_is_one_line_too() -> None:
+    answer = raising(ZeroDivisionError("by zero"))
+    assert answer.exit_code == 1  # type: ignore[attr-defined]
+    assert answer.stderr.startswith("error: ZeroDivisionError: by zero\nhint:")  # type: ignore[attr-defined]
+    assert "--debug" in answer.stderr  # type: ignore[attr-defined]
+
+
+def test_wrong_usage_stays_wrong_usage() -> None:
+    assert raising(click.UsageError("no")).exit_code == 2  # type: ignore[attr-defined]
+
+
+def test_json_has_only_what_json_knows() -> None:
+    value = {"a": (Colour.RED, Path("x")), 3: [RESULT]}
+    assert json.loads(json.dumps(jsonable(value)))["3"][0]["colour"] == "red"
+
+
+def test_columns_line_up() -> None:
+    text = table(["name", "n"], [["a", "1"], ["longer", "10"]])
+    assert text.splitlines() == ["name     n", "------  --", "a        1", "longer  10"]

@@ -1,0 +1,100 @@
+"""Where things lie in a plot."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resdeploy.pages.svg import (
+    LEFT,
+    RIGHT,
+    WIDTH,
+    AxisScale,
+    PlotLine,
+    PlotPoint,
+    bands,
+    bars,
+    histogram,
+    intervals,
+    number,
+    plane,
+    scale,
+)
+
+positive = st.floats(1e-6, 1e12)
+
+
+@given(st.lists(positive, min_size=1, max_size=9), st.booleans())
+def test_every_value_lies_on_its_scale(values: list[float], logarithmic: bool) -> None:
+    across = scale(values, LEFT, RIGHT, logarithmic=logarithmic)
+    for value in values:
+        assert LEFT <= across(value) <= RIGHT
+    ordered = sorted(values)
+    assert [across(value) for value in ordered] == sorted(across(value) for value in ordered)
+    ticks = across.ticks()
+    assert 1 <= len(ticks) <= 24
+    assert all(across.low <= tick <= across.high * (1 + 1e-9) for tick in ticks)
+
+
+def test_ticks_are_round() -> None:
+    assert AxisScale(0, 10, 0, 100).ticks() == [0, 2, 4, 6, 8, 10]
+    assert AxisScale(1, 1000, 0, 100, logarithmic=True).ticks() == [1, 10, 100, 1000]
+    assert AxisScale(15, 90, 0, 100, logarithmic=True).ticks() == [15, 20, 30, 40, 50, 60, 70, 80]
+
+
+@pytest.mark.parametrize(
+    ("value", "short"),
+    [(0.25, "0.25"), (1500, "1500"), (15_000, "15k"), (3e9, "3G"), (2.5e12, "2.5T"), (-2, "-2")],
+)
+def test_numbers_are_short(value: float, short: str) -> None:
+    assert number(value) == short
+
+
+def test_every_plot_is_well_formed_inside_its_box_and_described() -> None:
+    percentiles = [1 + index / 100 for index in range(101)]
+    plots = [
+        bands([("<a & b>", percentiles, "1.5 ms")], axis="ms", description="what & where"),
+        intervals([("a", -1, 0, 2, "0")], axis="x", description="d", marks=((1, "limit"),)),
+        intervals([("same", 1, 1, 1, "1")], axis="x", description="d", logarithmic=True),
+        bars([("a", 0.5, "3 dB")], description="d"),
+        histogram([0, 0.5, 1], -1, 2, (0, 1.5), "d"),
+        plane(
+            [PlotPoint(1, 10, "a"), PlotPoint(1.1, 10, "b", 1), PlotPoint(2, 90, "c", 2, chosen=True)],
+            [PlotLine(((1, 10), (2, 100)), "roof"), PlotLine(((1, 20), (2, 20)), dashed=True)],
+            across="x", up="y", description="d", logarithmic=(False, True),
+        ),
+    ]  # fmt: skip
+    for plot in plots:
+        drawing = ET.fromstring(plot)
+        left, top, width, height = map(float, drawing.attrib["viewBox"].split())
+        assert (left, top, width) == (0, 0, WIDTH)
+        assert drawing.attrib["role"] == "img"
+        assert drawing.attrib["aria-label"]
+        for part in drawing:
+            for name in ("x", "x1", "x2", "cx"):
+                assert 0 <= float(part.get(name, 0)) <= WIDTH
+            for name in ("y", "y1", "y2", "cy"):
+                assert 0 <= float(part.get(name, 0)) <= height
+
+
+def test_no_axis_goes_beyond_what_can_be() -> None:
+    points = [PlotPoint(1, 100, "a"), PlotPoint(2, 100, "b")]
+    drawing = plane(
+        points, [], across="x", up="%", description="d", logarithmic=(False, False), most=100.0
+    )
+    ticks = [
+        float(part.text or "0")
+        for part in ET.fromstring(drawing)
+        if part.tag == "text" and (part.text or "").replace(".", "").isdigit()
+    ]
+    assert max(ticks) == 100
+
+
+def test_what_is_clipped_stands_out() -> None:
+    drawing = histogram([1.0] * 4, 0.0, 4.0, (1.0, 3.0), "d")
+    assert [part.get("class") for part in ET.fromstring(drawing) if part.tag == "rect"] == [
+        "clipped", "value", "value", "clipped",
+    ]  # fmt: skip

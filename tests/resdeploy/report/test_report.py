@@ -1,0 +1,275 @@
+"""What the report says, and what it makes of files from outside."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resdeploy.bench.roofline import Ceilings
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import write_manifest
+from resdeploy.documents import jsonable, parse
+from resdeploy.errors import BundleError, DocumentError, OutputError
+from resdeploy.pages.blocks import Figure, Page, Table
+from resdeploy.report.bundle_page import BundleContents, to_html
+from resdeploy.report.latency import benchmark_section
+from resdeploy.report.report import ReportInputs, make_page, report
+from resdeploy.results.verification import Verification
+from resdeploy.runtime.verification.verify import verify
+from resdeploy.statistics import Verdict
+from resdeploy.tables import markdown_cell
+from tests.results import benchmark, timing
+
+EVIL = "<script>alert('x')</script>"
+
+
+@pytest.fixture(scope="module")
+def verification(tiny_bundle: Bundle, image_data: Path) -> Verification:
+    return verify(tiny_bundle, data=image_data, max_drop=50)
+
+
+def written(folder: Path, name: str, result: Any) -> str:
+    path = folder / name
+    path.write_text(json.dumps(result if isinstance(result, list | dict) else jsonable(result)))
+    return str(path)
+
+
+def page_of(**material: Any) -> Page:
+    return make_page(ReportInputs(**material))
+
+
+def test_a_verification_is_read_as_it_was_written(verification: Verification) -> None:
+    assert parse(Verification, json.loads(json.dumps(jsonable(verification)))) == verification
+
+
+def test_markdown_is_short_and_says_it_all(
+    tiny_bundle: Bundle, verification: Verification, tmp_path: Path
+) -> None:
+    sources = [
+        str(tiny_bundle.path),
+        written(tmp_path, "v.json", verification),
+        written(tmp_path, "b.json", [jsonable(benchmark())]),
+    ]
+    text = report(sources, output=None, markdown=True).markdown
+    assert text.startswith("## tiny.bundle: pass\n")
+    assert "4.32x" in text
+    assert "calibrator" not in text.split("Calibration")[0]
+    assert "resdeploy bench r34.bundle --output bench.json" in text
+    assert "<svg" not in text
+    assert len(text) < 10_000  # GitHub refuses comments of more than 65,536
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")
+
+
+def test_the_worst_verdict_stands_at_the_top(verification: Verification) -> None:
+    failed = replace(
+        verification,
+        verdict=Verdict.FAIL,
+        results=(replace(verification.results[0], verdict=Verdict.FAIL), *verification.results[1:]),
+    )
+    page = page_of(verifications=[verification, failed])
+    assert page.verdict is Verdict.FAIL
+    assert "Not what it was at the export" in page.summary[1]
+    open_ = replace(
+        verification,
+        verdict=Verdict.INCONCLUSIVE,
+        results=tuple(replace(r, verdict=Verdict.INCONCLUSIVE) for r in verification.results),
+    )
+    assert "do not decide about fp32" in page_of(verifications=[open_]).summary[0]
+    assert page_of(benchmarks=[benchmark()]).verdict is None
+
+
+def test_golden_images_alone_have_no_accuracy(tiny_bundle: Bundle) -> None:
+    page = page_of(verifications=[verify(tiny_bundle)])
+    assert page.sections[0].title == "Answers"
+    assert page.summary == ("Every graph gives PyTorch's answers on 24 golden images.",)
+
+
+def test_what_comes_from_outside_is_escaped(
+    tiny_bundle: Bundle, verification: Verification
+) -> None:
+    evil_manifest = replace(
+        tiny_bundle.manifest,
+        model={**tiny_bundle.manifest.model, "source": EVIL},
+        provenance={**tiny_bundle.manifest.provenance, "command": EVIL},
+    )
+    evil_benchmark = replace(
+        benchmark(), results=(timing(EVIL), timing("x|y @someone")), notices=(EVIL,)
+    )
+    evil_verification = replace(verification, labels=(EVIL, "a", "b"))
+    page = page_of(
+        bundles=[BundleContents(EVIL, evil_manifest, None)],
+        benchmarks=[evil_benchmark],
+        verifications=[evil_verification],
+    )
+    text = to_html(page).decode()
+    assert "<script" not in text
+    assert text.count(html.escape(EVIL).replace("&#x27;", "&#39;")) >= 4
+    markdown = report_markdown(page)
+    assert "<script" not in re.sub(r"```sh.*?```", "", markdown, flags=re.DOTALL)
+    assert r"x\|y" in markdown
+    assert "@someone" not in markdown
+
+
+def report_markdown(page: Page) -> str:
+    from resdeploy.pages.markdown import to_markdown
+
+    return to_markdown(page)
+
+
+@pytest.mark.parametrize(
+    ("words", "cell"),
+    [
+        ("a|b", r"a\|b"),
+        ("<b> & _c_", r"&lt;b&gt; &amp; \_c\_"),
+        ("two\nlines", "two lines"),
+        ("@me #1", "@<!-- -->me #<!-- -->1"),
+    ],
+)
+def test_markdown_cells_stay_text(words: str, cell: str) -> None:
+    assert markdown_cell(words) == cell
+
+
+def test_commands_cannot_leave_their_fence(verification: Verification) -> None:
+    environment = replace(verification.environment, command="x\n```\n# heading")
+    text = report_markdown(page_of(verifications=[replace(verification, environment=environment)]))
+    assert "\n``````sh\nx ``` # heading\n``````\n" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "is empty"),
+        ("3", "its schema is None"),
+        ("[[]]", "its schema is None"),
+        ('{"schema": "resdeploy.benchmark/9"}', r"its schema is 'resdeploy\.benchmark/9'"),
+        ('{"schema": "resdeploy.benchmark/1"}', "has no environment"),
+        ('{"schema": {"a": 1}}', "its schema is {'a': 1}"),
+    ],
+)
+def test_what_is_no_result_is_one_sentence(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(DocumentError, match=message) as caught:
+        report([str(tmp_path / "x.json")], output=tmp_path / "r.html", markdown=False)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"calibration": {"method": 3}},
+        {"provenance": {"date": "today", "command": ["x"]}},
+    ],
+)
+def test_a_damaged_manifest_is_one_sentence(
+    tiny_bundle: Bundle, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folder = tmp_path / "x.bundle"
+    shutil.copytree(tiny_bundle.path, folder)
+    write_manifest(folder, replace(tiny_bundle.manifest, **change))
+    with pytest.raises(BundleError, match="the manifest is damaged"):
+        report([str(folder)], output=None, markdown=True)
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    name = written(tmp_path, "b.json", benchmark())
+    (tmp_path / "r.html").write_text("mine")
+    with pytest.raises(OutputError, match="exists already"):
+        report([name], output=tmp_path / "r.html", markdown=False)
+    assert (tmp_path / "r.html").read_text() == "mine"
+    report([name], output=tmp_path / "r.html", markdown=False, force=True)
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+
+
+def test_benchmarks_that_measured_less_are_shown(tmp_path: Path) -> None:
+    bare = timing(
+        speedup=None, speedup_low=None, speedup_high=None, cold_start_s=None, limit_share=None,
+        bound=None, peak_rss_bytes=None, file_bytes=None, quantiles_ms=(), round_ms=(),
+    )  # fmt: skip
+    document = replace(benchmark(), results=(bare,), work=None, ceilings=None)
+    section = benchmark_section(document)
+    assert not [block for block in section.blocks if isinstance(block, Figure)]
+    assert [block.rows[0][-1] for block in section.blocks if isinstance(block, Table)] == ["-", "-"]
+
+
+def test_stages_have_a_table() -> None:
+    staged = timing(stages_ms={"decode": 1.25, "inference": 18.0})
+    section = benchmark_section(replace(benchmark(), results=(staged, timing())))
+    (table,) = [b for b in section.blocks if isinstance(b, Table) and "JPEG" in b.caption]
+    assert table.head == ("contender", "decode", "inference")
+    assert table.rows[0][1:] == ("1.25", "18.00")
+
+
+class TablesOfAPage(HTMLParser):
+    """The tables as a reader of the page finds them: rows of cells, head first."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self._in_cell = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr" and self.tables:
+            self.tables[-1].append([])
+        elif tag in ("td", "th") and self.tables:
+            self.tables[-1][-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = self._in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._in_cell:
+            self.tables[-1][-1][-1] += data
+
+    def columns(self, *names: str) -> list[list[float]]:
+        """The numbers below these names, row by row, of the one table that has them all."""
+        (table,) = [rows for rows in self.tables if rows and set(names) <= set(rows[0])]
+        places = [table[0].index(name) for name in names]
+        number = re.compile(r"[-+]?[\d.]+")
+        return [[float(number.findall(row[i])[0]) for i in places] for row in table[1:]]
+
+
+def test_the_figures_of_a_page_are_those_of_the_json(verification: Verification) -> None:
+    measured = benchmark()
+    page = TablesOfAPage(
+        to_html(page_of(benchmarks=[measured], verifications=[verification])).decode()
+    )
+    times, answers = jsonable(measured)["results"], jsonable(verification)["results"]
+    shown = {
+        ("p50", "p90", "p99", "images/s", "speed-up"): (
+            times, ("p50_ms", "p90_ms", "p99_ms", "images_per_second", "speedup"),
+        ),
+        ("cold start",): (times, ("cold_start_s",)),
+        ("right", "drop", "at most"): (answers, ("top1", "drop", "drop_upper95")),
+        ("same class", "SQNR"): (answers, ("agreement", "sqnr_db")),
+    }  # fmt: skip
+    for names, (lines, keys) in shown.items():
+        exact = [[line[key] for key in keys] for line in lines]
+        # A page rounds to one or two places.
+        np.testing.assert_allclose(page.columns(*names), exact, atol=0.0501, rtol=0)
+
+
+def test_no_contender_is_above_its_roof() -> None:
+    section = benchmark_section(benchmark())
+    figures = [block for block in section.blocks if isinstance(block, Figure)]
+    (roofline,) = [one for one in figures if one.caption.startswith("Roofline")]
+    assert roofline.svg.count("<polyline") == 3
+    assert roofline.svg.count('class="point') == 3
+    nothing = Ceilings(operations_per_second={}, bytes_per_second=None)
+    without = benchmark_section(replace(benchmark(), ceilings=nothing))
+    assert len([b for b in without.blocks if isinstance(b, Figure)]) == len(figures) - 1

@@ -1,0 +1,322 @@
+"""Load, tokens, clients that leave: the application with engines that tests hold back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.serving.http.body import ByteBudget
+from resdeploy.runtime.serving.http.middleware import RequestMiddleware
+from resdeploy.runtime.serving.metrics import Metrics
+from resdeploy.runtime.serving.request_errors import QueueFull, Unauthorized
+from resdeploy.runtime.serving.request_log import check_token, request_id
+from tests.asgi import ask as ask_app
+from tests.fakes import GoldenBackend, make_engine
+from tests.runtime.serving.conftest import Local, local_server, until
+from tests.serving_process import PATIENCE, picture, tensor_request
+
+INFER = "/v2/models/tiny/infer"
+
+
+def run(work: Coroutine[Any, Any, Any]) -> None:
+    asyncio.run(asyncio.wait_for(work, PATIENCE))
+
+
+@pytest.fixture
+def backends(monkeypatch: pytest.MonkeyPatch) -> list[GoldenBackend]:
+    """What the one engine has opened."""
+    opened: list[GoldenBackend] = []
+    monkeypatch.setattr(selection, "ENGINES", (make_engine(opened=opened.append),))
+    return opened
+
+
+def golden(local: Local, count: int = 1) -> tuple[bytes, dict[str, str]]:
+    images = local.model.generation().bundle.golden().images
+    return tensor_request(np.resize(images, (count, *images.shape[1:])))
+
+
+class Leaving(asyncio.Event):
+    awaited = False
+
+    async def wait(self) -> Literal[True]:
+        self.awaited = True
+        return await super().wait()
+
+
+def counted(local: Local, outcome: str) -> bool:
+    return f'outcome="{outcome}"' in local.service.metrics.exposition().decode()
+
+
+def test_a_full_queue_is_503_and_says_when_to_come_again(
+    tiny_bundle: Bundle, backends: list[GoldenBackend]
+) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle, {"queue": 4}) as local:
+            backends[0].hold.clear()
+            body, headers = golden(local)
+            asked = [asyncio.ensure_future(local.ask(INFER, body, headers)) for _ in range(20)]
+            await until(lambda: sum(task.done() for task in asked) >= 15)
+            backends[0].hold.set()
+            replies = await asyncio.gather(*asked)
+            assert sorted(reply.status for reply in replies) == [200] * 5 + [503] * 15
+            refused = [reply for reply in replies if reply.status == 503]
+            assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
+            assert refused[0].json == {"error": "the queue is full"}
+            assert counted(local, "overloaded")
+            assert (await local.ask(INFER, body, headers)).status == 200
+
+    run(scenario())
+
+
+def test_under_overload_a_body_is_not_read(
+    tiny_bundle: Bundle, backends: list[GoldenBackend]
+) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle, {"queue": 1}) as local:
+            backends[0].hold.clear()
+            body, headers = golden(local)
+            asked = [asyncio.ensure_future(local.ask(INFER, body, headers)) for _ in range(2)]
+            await until(lambda: local.model.depth == 1)
+            # Its last chunk never comes: whoever reads the body waits for it.
+            for path in (INFER, "/v1/classify"):
+                assert (await local.ask(path, [b"x", b"y"], stalls=True)).status == 503
+            backends[0].hold.set()
+            await asyncio.gather(*asked)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("how", ["header", "parameter", "default"])
+def test_a_deadline_that_passes_is_503(
+    tiny_bundle: Bundle, backends: list[GoldenBackend], how: str
+) -> None:
+    async def scenario() -> None:
+        settings = {"timeout_ms": 50} if how == "default" else {}
+        async with local_server(tiny_bundle, settings) as local:
+            backends[0].hold.clear()
+            body, headers = golden(local)
+            first = asyncio.ensure_future(
+                local.ask(INFER, body, {**headers, "X-Timeout-Ms": "60000"})
+            )
+            await until(lambda: backends[0].held)
+            if how == "header":
+                headers = {**headers, "X-Timeout-Ms": "50"}
+            elif how == "parameter":
+                images = local.model.generation().bundle.golden().images[:1]
+                body, headers = tensor_request(images, timeout=50_000)
+            reply = await local.ask(INFER, body, headers)
+            assert reply.status == 503
+            assert "deadline" in reply.json["error"]
+            assert counted(local, "late")
+            backends[0].hold.set()
+            assert (await first).status == 200
+
+    run(scenario())
+
+
+def test_a_client_that_leaves_takes_its_work_along(
+    tiny_bundle: Bundle, backends: list[GoldenBackend]
+) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle) as local:
+            backends[0].hold.clear()
+            body, headers = golden(local)
+            first = asyncio.ensure_future(local.ask(INFER, body, headers))
+            await until(lambda: backends[0].held)
+            leaves = asyncio.Event()
+            second = asyncio.ensure_future(local.ask(INFER, body, headers, leaves=leaves))
+            await until(lambda: local.model.depth == 1)
+            leaves.set()
+            assert (await second).status == 0  # nobody is told anything
+            await until(lambda: local.model.depth == 0)
+            backends[0].hold.set()
+            assert (await first).status == 200
+            assert counted(local, "disconnected")
+
+    run(scenario())
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body(
+    tiny_bundle: Bundle, backends: list[GoldenBackend]
+) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle) as local:
+            leaves = asyncio.Event()
+            leaves.set()
+            reply = await local.ask(INFER, [b"a", b"b"], stalls=True, leaves=leaves)
+            assert reply.status == 0
+            assert counted(local, "disconnected")
+
+    run(scenario())
+
+
+def test_a_body_that_does_not_come_is_408(
+    tiny_bundle: Bundle, backends: list[GoldenBackend]
+) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle, {"body_seconds": 0.05}) as local:
+            reply = await local.ask(INFER, [b"a", b"b"], stalls=True)
+            assert reply.status == 408
+            assert counted(local, "slow")
+
+    run(scenario())
+
+
+def test_a_body_that_grows_over_the_limit_is_413(
+    tiny_bundle: Bundle, backends: list[GoldenBackend]
+) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle, {"max_body_mib": 1}) as local:
+            reply = await local.ask(INFER, [bytes(1 << 19)] * 3)
+            assert reply.status == 413
+            assert local.service.metrics.requests == 1
+
+    run(scenario())
+
+
+def test_all_bodies_together_have_a_limit(
+    tiny_bundle: Bundle, backends: list[GoldenBackend]
+) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle, {"bodies_mib": 1}) as local:
+            large = [bytes(900 << 10), b"last"]
+            leaves = Leaving()
+            stalled = asyncio.ensure_future(local.ask(INFER, large, stalls=True, leaves=leaves))
+            await until(lambda: leaves.awaited)  # the first chunk is read
+            reply = await local.ask(INFER, large)
+            assert reply.status == 503
+            assert "large requests" in reply.json["error"]
+            leaves.set()
+            await stalled
+            assert (await local.ask(INFER, large)).status == 400  # there is room again
+
+    run(scenario())
+
+
+def test_a_budget_is_given_back() -> None:
+    budget = ByteBudget(10)
+    with budget.share() as share:
+        share.take(6)
+        share.take(4)
+        with pytest.raises(QueueFull):
+            share.take(1)
+    assert budget.used == 0
+
+
+def test_until_it_is_loaded_only_probes_are_answered(tiny_bundle: Bundle) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle) as local:
+            current, local.model._current = local.model._current, None
+            assert (await local.ask("/healthz")).status == 200
+            assert (await local.ask("/v2/health/ready")).status == 503
+            assert (await local.ask("/v2/models/tiny/ready")).status == 503
+            assert (await local.ask("/v2/models/tiny")).status == 503
+            assert (await local.ask(INFER, b"{}")).status == 503
+            assert (await local.ask("/v1/classify", b"x")).status == 503
+            local.model._current = current
+
+    run(scenario())
+
+
+def test_while_it_drains_it_is_not_ready_but_answers(tiny_bundle: Bundle, image_data: Path) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle) as local:
+            local.service.draining = True
+            assert (await local.ask("/v2/health/ready")).status == 503
+            reply = await local.ask("/v1/classify", picture(image_data))
+            assert reply.status == 200
+            assert reply.headers["connection"] == "close"
+
+    run(scenario())
+
+
+def test_what_nobody_foresaw_is_500_without_details(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle) as local:
+            monkeypatch.setattr(local.service, "server_metadata", lambda: 1 / 0)
+            reply = await local.ask("/v2", headers={"X-Request-ID": "seven"})
+            assert reply.status == 500
+            assert reply.json == {"error": "the server failed"}
+            assert counted(local, "failed")
+
+    with caplog.at_level(logging.ERROR, "resdeploy"):
+        run(scenario())
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.fields == {"request_id": "seven"}  # type: ignore[attr-defined]
+
+
+# Tokens
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (None, 401),
+        ("Bearer secret", 200),
+        ("bearer  secret ", 200),
+        ("Bearer secre", 401),
+        ("Bearer secret2", 401),
+        ("Bearer", 401),
+        ("Basic secret", 401),
+        ("secret", 401),
+    ],
+)
+def test_a_token_is_asked_for(
+    tiny_bundle: Bundle, backends: list[GoldenBackend], header: str | None, status: int
+) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle, token=b"secret") as local:
+            headers = {"Authorization": header} if header else {}
+            for path in ("/v2", "/metrics", "/v1/stats", "/openapi.json"):
+                assert (await local.ask(path, headers=headers)).status == status
+            reply = await local.ask(INFER, [b"x", b"y"], headers, stalls=status == 401)
+            assert reply.status == (401 if status == 401 else 400)
+            if status == 401:
+                assert reply.headers["www-authenticate"] == "Bearer"
+            for path in ("/", "/healthz", "/v2/health/live", "/v2/health/ready"):
+                assert (await local.ask(path)).status == 200
+
+    run(scenario())
+
+
+def test_a_token_is_compared_byte_by_byte_whatever_it_holds() -> None:
+    check_token(b"Bearer \xff\x00", b"\xff\x00")
+    with pytest.raises(Unauthorized):
+        check_token(b"Bearer \xc3\xbc", b"u")
+
+
+@pytest.mark.parametrize("given", [None, b"", b"a b", b"\n", b"x" * 129, "ü".encode()])
+def test_ids_that_could_do_harm_are_replaced(given: bytes | None) -> None:
+    assert len(request_id(given)) == 16
+
+
+def test_with_too_many_connections_only_probes_are_answered() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def scenario() -> None:
+        gateway = RequestMiddleware(
+            app,
+            Metrics(),
+            token=None,
+            access_log=False,
+            over_capacity=lambda: True,
+            closing=lambda: False,
+        )
+        assert (await ask_app(gateway, "/healthz")).status == 200
+        reply = await ask_app(gateway, "/v2")
+        assert reply.status == 503
+        assert reply.headers["connection"] == "close"
+
+    run(scenario())

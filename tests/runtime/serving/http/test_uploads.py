@@ -1,0 +1,102 @@
+"""Uploads: a picture as it is, or a form as browsers and curl send it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
+from resdeploy.runtime.serving.request_errors import RequestError, TooLarge, UnsupportedMediaType
+
+FORM = "multipart/form-data; boundary=line"
+
+
+def form(*parts: tuple[str, bytes], end: bytes = b"--line--\r\n") -> bytes:
+    return (
+        b"".join(
+            b"--line\r\n" + header.encode() + b"\r\n\r\n" + data + b"\r\n" for header, data in parts
+        )
+        + end
+    )
+
+
+def file(name: str) -> str:
+    return f'Content-Disposition: form-data; name="image"; filename="{name}"'
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "", "image/jpeg", "image/png; q=1", "application/octet-stream",
+        "application/x-www-form-urlencoded",
+    ],
+)  # fmt: skip
+def test_a_body_that_is_a_picture(kind: str) -> None:
+    assert read_uploads(kind, b"pixels", 1) == [Upload(None, b"pixels")]
+
+
+def test_files_of_a_form_in_order_and_no_other_fields() -> None:
+    body = form(
+        (file("a.png") + "\r\nContent-Type: image/png", b"one\r\n--lin"),
+        ('Content-Disposition: form-data; name="note"', b"hello"),
+        (file("ü.jpg"), b""),
+    )
+    assert read_uploads(FORM, body, 2) == [Upload("a.png", b"one\r\n--lin"), Upload("ü.jpg", b"")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "error", "message"),
+    [
+        ("image/png", b"", RequestError, "no image"),
+        ("text/plain", b"x", UnsupportedMediaType, "image file"),
+        ("application/json", b"{}", UnsupportedMediaType, "image file"),
+        ("multipart/form-data", form((file("a"), b"x")), RequestError, "no boundary"),
+        (f"multipart/form-data; boundary={'x' * 300}", b"", RequestError, "damaged"),
+        (FORM, form(), RequestError, "no image"),
+        (FORM, b"", RequestError, "cut off"),
+        (FORM, b"garbage", RequestError, "damaged"),
+        (FORM, form((file("a"), b"x"), end=b""), RequestError, "cut off"),
+        (FORM, form((file("a"), b"x"), (file("b"), b"x")), TooLarge, "more than 1 files"),
+        (FORM, form(*[("Content-Disposition: form-data; name=a", b"")] * 40), TooLarge, "more"),
+        (FORM, form(("X: " + "y" * 9000, b"x")), RequestError, "damaged"),
+    ],
+)  # fmt: skip
+def test_what_is_no_upload_is_refused(
+    kind: str, body: bytes, error: type[RequestError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        read_uploads(kind, body, 1)
+
+
+@given(st.lists(st.binary(max_size=80), min_size=1, max_size=5))
+def test_any_content_comes_back(contents: list[bytes]) -> None:
+    contents = [content.replace(b"--line", b"") for content in contents]
+    parts = [(file(f"{number}.png"), content) for number, content in enumerate(contents)]
+    uploads = read_uploads(FORM, form(*parts), 5)
+    assert [upload.data for upload in uploads] == contents
+
+
+@given(st.binary(max_size=300), st.sampled_from([FORM, "multipart/form-data; boundary=a", ""]))
+def test_any_bytes_are_files_or_refused(body: bytes, kind: str) -> None:
+    with contextlib.suppress(RequestError):
+        assert read_uploads(kind, body, 3)
+
+
+@given(st.integers(0, 200), st.binary(max_size=20))
+def test_a_form_that_was_cut_or_changed_is_files_or_refused(where: int, other: bytes) -> None:
+    whole = form((file("a.png"), b"x" * 50), (file("b.png"), b"y" * 50))
+    for body in (whole[:where], whole[:where] + other + whole[where + len(other) :]):
+        with contextlib.suppress(RequestError):
+            read_uploads(FORM, body, 3)
+
+
+def test_a_hostile_form_does_not_take_long() -> None:
+    body = b"--line\r\n" + file("a").encode() + b"\r\n\r\n" + b"\r\n-" * 700_000
+    start = time.process_time()  # not that of others on this machine
+    with pytest.raises(RequestError):
+        read_uploads(FORM, body, 3)
+    assert time.process_time() - start < 10  # 2 MiB of what begins like boundaries

@@ -1,0 +1,391 @@
+"""A whole process: how it starts, drains, reloads, ends, and bears clients that misbehave."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.runtime.serving.http.connection import LINGER_SECONDS
+from tests.samples import SIZE
+from tests.serving_process import PATIENCE, ServerProcess, picture, tensor_request
+
+INFER = "/v2/models/tiny/infer"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class Load:
+    """Clients that ask without a pause, half of them on connections that they keep."""
+
+    def __init__(self, server: ServerProcess, clients: int = 8) -> None:
+        self.statuses: list[int] = []
+        self.lost: list[str] = []
+        self._port = server.port
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(number % 2 == 0,)) for number in range(clients)
+        ]
+
+    def _ask(self, keeps: bool) -> None:
+        body, headers = tensor_request(np.zeros((2, SIZE, SIZE, 3), np.uint8))
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
+        while not self._stop.is_set():
+            used = connection.sock is not None
+            asked = None
+            opened = time.monotonic()
+            try:
+                if not used:
+                    connection.connect()
+            except ConnectionRefusedError:
+                break  # nobody listens any more: nothing was accepted
+            try:
+                connection.request("POST", INFER, body, headers)
+                asked = time.monotonic()
+                answer = connection.getresponse()
+                answer.read()
+                self.statuses.append(answer.status)
+                if not keeps or answer.will_close:
+                    connection.close()
+            except (OSError, http.client.HTTPException) as error:
+                # A kept connection may be closed just before a request comes: RFC 9112, 9.3.1.
+                # So may a new one, by a server that stops, if the client is this slow to ask.
+                slow = (asked or time.monotonic()) - opened >= LINGER_SECONDS
+                if not ((used or slow) and isinstance(error, ConnectionError)):
+                    self.lost.append(repr(error))
+                break
+        connection.close()
+
+    def until_served(self, times: int) -> None:
+        """So often from now on, however long it takes."""
+        enough = self.statuses.count(200) + times
+        until(lambda: self.statuses.count(200) >= enough or bool(self.lost))
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_under_load_it_answers_all_it_accepted(
+    tiny_bundle: Bundle, number: signal.Signals
+) -> None:
+    with ServerProcess(tiny_bundle.path, "--threads", 1) as server:
+        server.until_ready()
+        with Load(server) as load:
+            load.until_served(50)
+            server.send(number)
+            code, document = server.result()
+        assert code == 0
+        assert load.lost == []
+        assert set(load.statuses) <= {200, 503}
+        assert load.statuses.count(200) >= 50
+        assert document["images"] >= 2 * load.statuses.count(200)
+        assert server.log[-1]["message"] == "stopped"
+
+
+def test_a_changed_bundle_is_taken_without_losing_a_request(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_bundle.path, tmp_path / "tiny.bundle")
+    with ServerProcess(copy, "--threads", 1) as server:
+        server.until_ready()
+        server.send(signal.SIGHUP)
+        assert server.wait_for("unchanged")["model"] == "tiny"
+        with Load(server, 4) as load:
+            load.until_served(20)
+            manifest = copy / "manifest.json"
+            text = manifest.read_text()
+            manifest.write_text("{}")
+            server.send(signal.SIGHUP)
+            server.wait_for(lambda line: "is not taken" in line["message"])
+            manifest.write_text(text + "\n")
+            server.send(signal.SIGHUP)
+            until(lambda: sum(line["message"] == "serving" for line in server.log) == 2)
+            load.until_served(20)
+        assert load.lost == []
+        assert set(load.statuses) == {200}
+        code, document = server.stop()
+        assert (code, document["reloads"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.bundle"], "not a bundle"),
+        (["{bundle}", "{bundle}"], "two bundles are called tiny"),
+        (["{bundle}", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
+        (["{bundle}", "--token-file", "nothing"], "nothing cannot be read"),
+        (["{bundle}", "--token-file", "{empty}"], "the token is empty"),
+        (["{bundle}", "--tls-cert", "{empty}", "--tls-key", "{empty}"], "the certificate"),
+        (["{bundle}", "--backend", "abacus"], "no backend 'abacus'"),
+    ],
+)
+def test_what_keeps_it_from_serving_is_exit_1_and_a_line(
+    tiny_bundle: Bundle, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    filled = [text.format(bundle=tiny_bundle.path, empty=empty) for text in arguments]
+    with ServerProcess(*filled) as server:
+        code, document = server.result()
+        assert (code, document) == (1, None)
+        lines = [line["message"] for line in server.log]
+        assert any(line.startswith("error: ") and message in line for line in lines), lines
+        assert any(line.startswith("hint: ") for line in lines)
+
+
+def test_a_port_that_is_taken_is_said(tiny_bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with ServerProcess(tiny_bundle.path, "--port", port) as server:
+            assert server.result()[0] == 1
+            assert f"port {port}" in server.log[0]["message"]
+
+
+def test_several_models_and_a_token_from_the_environment(
+    tiny_bundle: Bundle, tmp_path: Path, image_data: Path
+) -> None:
+    other = shutil.copytree(tiny_bundle.path, tmp_path / "other.bundle")
+    secret = {"RESDEPLOY_TOKEN": "secret"}
+    with ServerProcess(tiny_bundle.path, other, "--threads", 1, environment=secret) as server:
+        server.until_ready()
+        assert server.ask("/v2").status == 401
+        token = {"Authorization": "Bearer secret"}
+        for name in ("tiny", "other"):
+            assert server.ask(f"/v2/models/{name}", headers=token).json["name"] == name
+            reply = server.ask(f"/v1/classify?model={name}", picture(image_data), token)
+            assert reply.json["model"] == name
+        assert "secret" not in str(server.log)
+        assert server.stop()[0] == 0
+
+
+def test_systemd_is_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(path))
+        listener.settimeout(PATIENCE)
+        environment = {"NOTIFY_SOCKET": str(path)}
+        with ServerProcess(tiny_bundle.path, environment=environment) as server:
+            assert listener.recv(100) == b"READY=1"
+            assert server.ask("/v2/health/ready").status == 200
+            assert server.stop()[0] == 0
+            assert listener.recv(100) == b"STOPPING=1"
+
+
+def test_over_tls(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    import ssl
+    import subprocess
+
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
+            "-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost",
+            "-addext", "subjectAltName=DNS:localhost",
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    options = ("--tls-cert", certificate, "--tls-key", key, "--grpc-port", 0)
+    with ServerProcess(tiny_bundle.path, *options) as server:
+        trust = ssl.create_default_context(cafile=certificate)
+        connection = http.client.HTTPSConnection("localhost", server.port, context=trust)
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
+        connection.close()
+        import grpc
+
+        from resdeploy.runtime.serving.grpc.messages import load_methods
+
+        live = load_methods()["ServerLive"]
+        trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
+        with grpc.secure_channel(f"localhost:{server.grpc_port}", trusted) as channel:
+            stub = channel.unary_unary(
+                "/inference.GRPCInferenceService/ServerLive",
+                request_serializer=live.request.SerializeToString,
+                response_deserializer=live.response.FromString,
+            )
+            assert stub(live.request()).live
+        assert server.stop()[0] == 0
+
+
+# Clients that misbehave
+
+
+def connect(server: ServerProcess) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    data = b""
+    try:
+        while chunk := connection.recv(65536):
+            data += chunk
+    except ConnectionResetError:
+        pass
+    return data
+
+
+@pytest.fixture(scope="module")
+def strict(tiny_bundle: Bundle) -> Iterator[ServerProcess]:
+    """A server whose patience is short."""
+    code = (
+        "import dataclasses, sys; from resdeploy.runtime.serving import server; "
+        "inner = server.serve; server.serve = lambda bundles, config, progress: inner(bundles, "
+        "dataclasses.replace(config, header_seconds=1, body_seconds=2, idle_seconds=2, "
+        "connections=20), progress); from resdeploy.cli import main; main()"
+    )
+    with ServerProcess(tiny_bundle.path, "--threads", 1, code=code) as server:
+        yield server.until_ready()
+        assert server.stop()[0] == 0
+
+
+def test_headers_that_do_not_end_are_cut_off(strict: ServerProcess) -> None:
+    with connect(strict) as silent, connect(strict) as slow:
+        slow.sendall(b"GET / HTTP/1.1\r\n")
+        for _ in range(15):
+            time.sleep(0.1)
+            try:
+                slow.sendall(b"X: y\r\n")
+            except OSError:
+                break
+        assert read_all(silent) == b""
+        assert b"200" not in read_all(slow)
+
+
+def test_a_kept_connection_is_cut_off_in_its_second_headers(strict: ServerProcess) -> None:
+    with connect(strict) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(4096)
+        connection.sendall(b"GET /hea")
+        assert read_all(connection) == b""
+
+
+def test_a_body_that_drips_is_408_and_then_cut_off(strict: ServerProcess) -> None:
+    with connect(strict) as connection:
+        connection.sendall(b"POST /v1/classify HTTP/1.1\r\nContent-Length: 999\r\n\r\n")
+        deadline = time.monotonic() + PATIENCE
+        data = b""
+        while time.monotonic() < deadline:
+            try:
+                connection.sendall(b"x")
+                connection.settimeout(0.1)
+                chunk = connection.recv(4096)
+                if not chunk:
+                    break
+                data += chunk
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        assert data.startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() < deadline
+
+
+def test_endless_headers_are_refused(strict: ServerProcess) -> None:
+    with connect(strict) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nX: ")
+        sent = 0
+        try:
+            while sent < 64 << 20:
+                sent += connection.send(b"y" * 65536)
+        except OSError:
+            pass
+        assert sent < 8 << 20
+        assert read_all(connection)[:12] in (b"", b"HTTP/1.1 431")
+
+
+def test_garbage_is_400_and_requests_cut_in_the_middle_do_no_harm(strict: ServerProcess) -> None:
+    with connect(strict) as connection:
+        connection.sendall(b"\x16\x03\x01\x00 not http\r\n\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 400 ")
+    body, headers = tensor_request(np.zeros((1, SIZE, SIZE, 3), np.uint8))
+    lines = [f"POST {INFER} HTTP/1.1", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    whole = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+    for length in range(1, len(whole), 97):
+        with connect(strict) as connection:
+            connection.sendall(whole[:length])
+    until(lambda: status(strict, INFER, body, headers) == 200)
+
+
+def status(server: ServerProcess, *request: Any) -> int | None:
+    """None where it was cut off: on a busy machine a client may be too slow for its patience."""
+    try:
+        return server.ask(*request).status
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+def until_answered(server: ServerProcess) -> None:
+    """Until the connections of before are gone."""
+    until(lambda: status(server, "/v2") == 200)
+
+
+def test_too_many_connections_leave_room_for_probes(strict: ServerProcess) -> None:
+    until_answered(strict)
+    idle: list[socket.socket] = []
+
+    def over_capacity() -> bool:
+        # On a busy machine, those of before may have been cut off meanwhile.
+        idle.extend(connect(strict) for _ in range(25))
+        return status(strict, "/v2") == 503 and status(strict, "/healthz") == 200
+
+    try:
+        until(over_capacity)
+    finally:
+        for connection in idle:
+            connection.close()
+    until_answered(strict)
+
+
+def test_a_connection_without_requests_is_closed(strict: ServerProcess) -> None:
+    with connect(strict) as connection:
+        start = time.monotonic()
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        data = b""
+        while not data.endswith(b"}"):
+            data += connection.recv(4096)
+        assert read_all(connection) == b""
+        # Two seconds after the answer, not the one for headers; timers tick coarsely.
+        assert time.monotonic() - start > 1.8
+
+
+def test_files_and_threads_are_given_back(server: ServerProcess, image_data: Path) -> None:
+    def counts() -> tuple[int, int]:
+        process = Path(f"/proc/{server.process.pid}")
+        return len(os.listdir(process / "fd")), len(os.listdir(process / "task"))
+
+    server.ask("/v1/classify", picture(image_data))
+    before = counts()
+    for number in range(60):
+        server.ask("/v1/classify", picture(image_data)[: number * 7])
+    # Connections end a little later; the pool that decodes grows to its size.
+    most = before[0] + 1, before[1] + 2
+    until(lambda: all(now <= limit for now, limit in zip(counts(), most)))

@@ -1,0 +1,141 @@
+"""What the golden check asks of integers: the same bits on every CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Float32Array, Golden
+from resdeploy.bundle.manifest import Encoding, Precision
+from resdeploy.cli.verify import verification_text
+from resdeploy.errors import BundleError
+from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.results.verification import Rule
+from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends.base import DEFAULT_OPENING
+from resdeploy.runtime.backends.onnxruntime.cpu import NAME, OnnxRuntimeCpu, open_artifact
+from resdeploy.runtime.backends.registry import Engine
+from resdeploy.runtime.model import load
+from resdeploy.runtime.verification.golden_check import check_golden, different_rows
+from resdeploy.runtime.verification.verify import verify
+from resdeploy.statistics import Verdict
+from resdeploy.storage import sha256
+from tests.fakes import make_engine
+
+
+def test_the_export_records_the_logits_of_int8_cpu_alone(tiny_bundle: Bundle) -> None:
+    golden = tiny_bundle.golden()
+    assert set(golden.bit_exact) == {"int8-cpu"}
+    backend = OnnxRuntimeCpu(tiny_bundle.read("int8-cpu.onnx"), Encoding.CPU, threads=1)
+    logits = backend.run(golden.images)
+    np.testing.assert_array_equal(
+        logits.view(np.uint32), golden.bit_exact["int8-cpu"].view(np.uint32)
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_cpu_is_checked_bit_for_bit(tiny_bundle: Bundle, threads: int) -> None:
+    results = {r.encoding: r for r in verify(tiny_bundle, threads=threads).results}
+    assert results[Encoding.CPU].rule is Rule.BIT_EXACT
+    assert results[Encoding.CPU].verdict is Verdict.PASS
+    others = [result for encoding, result in results.items() if encoding is not Encoding.CPU]
+    assert {result.rule for result in others} == {Rule.CLOSE}
+
+
+class OneBitOff:
+    """ONNX Runtime whose last logit of each batch is the next float."""
+
+    name = NAME
+
+    def __init__(self, backend: OnnxRuntimeCpu) -> None:
+        self._backend = backend
+
+    def run(self, images: UInt8Array) -> Float32Array:
+        logits = self._backend.run(images).copy()
+        logits[-1, -1] = np.nextafter(logits[-1, -1], np.float32(np.inf))
+        return logits
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+@pytest.fixture
+def _other_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = next(engine for engine in selection.ENGINES if engine.name == NAME)
+    engine = dataclasses.replace(
+        honest, open=lambda bundle, artifact, how: OneBitOff(open_artifact(bundle, artifact, how))
+    )
+    monkeypatch.setattr(selection, "ENGINES", (engine,))
+
+
+@pytest.mark.usefixtures("_other_rounding")
+def test_one_bit_is_another_answer(tiny_bundle: Bundle) -> None:
+    result = verify(tiny_bundle)
+    by_name = {(line.precision, line.encoding): line for line in result.results}
+    int8 = by_name[Precision.INT8, Encoding.CPU]
+    assert (int8.verdict, int8.different) == (Verdict.FAIL, 3)  # the last of each eight
+    assert by_name[Precision.FP32, Encoding.FLOAT].verdict is Verdict.PASS
+    text = verification_text(result)
+    assert f"int8-cpu on {NAME}: 3 golden images with other logits than at the export" in text
+
+
+@pytest.mark.usefixtures("_other_rounding")
+def test_a_model_with_other_rounding_is_passed_over(
+    tiny_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), load(tiny_bundle.path) as model:
+        assert model.artifact.name == "fp32"
+    assert "int8-cpu (2 of 2 images differ from the logits of the export)" in caplog.text
+
+
+def test_other_engines_need_not_round_alike(tiny_bundle: Bundle) -> None:
+    engine: Engine = make_engine("gpu", ("int8-cpu",))
+    artifact = tiny_bundle.artifact("int8-cpu")
+    backend = engine.open(tiny_bundle, artifact, DEFAULT_OPENING)
+    check = check_golden(backend, artifact, tiny_bundle.golden())
+    assert (check.rule, check.different, check.passed) == (Rule.CLOSE, 0, True)
+
+
+def test_a_bundle_without_exact_logits_is_held_to_its_sqnr(tiny_bundle: Bundle) -> None:
+    older = dataclasses.replace(tiny_bundle.golden(), bit_exact={})
+    artifact = tiny_bundle.artifact("int8-cpu")
+    backend = OnnxRuntimeCpu(tiny_bundle.read(artifact.file), artifact.encoding)
+    check = check_golden(backend, artifact, older)
+    assert (check.rule, check.passed) == (Rule.CLOSE, True)
+    assert "dB, at least" in check.figures
+
+
+def test_rows_that_differ() -> None:
+    ours = np.array([[0.0, 1.0], [2.0, 3.0]], np.float32)
+    assert different_rows(ours, ours.copy()) == 0
+    assert different_rows(ours, np.array([[-0.0, 1.0], [2.0, 3.0]], np.float32)) == 1
+
+
+def test_exact_logits_survive_the_file(tiny_bundle: Bundle) -> None:
+    golden = tiny_bundle.golden()
+    data = Golden(images=golden.images, logits=golden.logits, bit_exact=golden.bit_exact).to_bytes()
+    with np.load(io.BytesIO(data)) as arrays:
+        assert set(arrays.files) == {"images", "logits", "bit-exact-int8-cpu"}
+        np.testing.assert_array_equal(arrays["bit-exact-int8-cpu"], golden.bit_exact["int8-cpu"])
+
+
+def test_exact_logits_of_another_form_are_refused(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    golden = tiny_bundle.golden()
+    bit_exact = {"int8-cpu": golden.bit_exact["int8-cpu"][:5]}
+    data = dataclasses.replace(golden, bit_exact=bit_exact).to_bytes()
+    (tmp_path / "golden.npz").write_bytes(data)
+    record = dataclasses.replace(
+        tiny_bundle.manifest.files["golden.npz"],
+        bytes=len(data),
+        sha256=sha256(data),
+    )
+    files = {**tiny_bundle.manifest.files, "golden.npz": record}
+    bundle = Bundle(tmp_path, dataclasses.replace(tiny_bundle.manifest, files=files))
+    with pytest.raises(BundleError, match=r"its logits are float32 \(5, 3\)"):
+        bundle.golden()
