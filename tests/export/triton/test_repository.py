@@ -216,7 +216,7 @@ def test_without_trtexec_the_script_says_where_there_is_one(
 
 def test_a_bundle_becomes_a_repository_without_torch_and_onnx(tiny_bundle: Bundle) -> None:
     code = (
-        "import sys; from resdeploy.cli import main\n"
+        "import sys; from resdeploy.cli.main import main\n"
         "try: main()\n"
         "finally: assert not {'torch', 'onnx', 'onnx_ir', 'starlette'} & set(sys.modules)"
     )

@@ -81,7 +81,7 @@ def test_an_early_end_is_explained(child: Path) -> None:
 def test_a_crash_while_running_is_explained(child: Path) -> None:
     write(
         child,
-        "runs = []\nanswer(lambda: (lambda: runs.append(1) or len(runs) > 2 and os._exit(9), {}))",
+        "runs = []\nrun_worker(lambda: (lambda: runs.append(1) or len(runs) > 2 and os._exit(9), {}))",
     )
     contender = Contender.start("fragile", "racer", [], threads=1)
     with pytest.raises(BackendError, match="exit code 9"):
@@ -106,7 +106,7 @@ def test_who_is_not_ready_in_time_is_ended(child: Path) -> None:
 
 
 def test_a_start_is_timed_and_memory_is_the_childs_own(child: Path) -> None:
-    write(child, "time.sleep(0.2)\nanswer(lambda: (lambda: None, {}))")
+    write(child, "time.sleep(0.2)\nrun_worker(lambda: (lambda: None, {}))")
     ballast = bytearray(400 << 20)
     ballast[:: 1 << 12] = b"1" * len(ballast[:: 1 << 12])  # every page is really there
     contender = Contender.start("small", "racer", [], threads=1)
