@@ -37,7 +37,7 @@ class ServerProcess:
         self,
         *arguments: object,
         environment: Mapping[str, str] | None = None,
-        code: str = "from resdeploy.cli import main; main()",
+        code: str = "from resdeploy.cli.main import main; main()",
     ) -> None:
         self.log: list[dict[str, Any]] = []
         self._lines = threading.Condition()

@@ -257,7 +257,7 @@ def strict(tiny_bundle: Bundle) -> Iterator[ServerProcess]:
         "import dataclasses, sys; from resdeploy.runtime.serving import server; "
         "inner = server.serve; server.serve = lambda bundles, config, progress: inner(bundles, "
         "dataclasses.replace(config, header_seconds=1, body_seconds=2, idle_seconds=2, "
-        "connections=20), progress); from resdeploy.cli import main; main()"
+        "connections=20), progress); from resdeploy.cli.main import main; main()"
     )
     with ServerProcess(tiny_bundle.path, "--threads", 1, code=code) as server:
         yield server.until_ready()
