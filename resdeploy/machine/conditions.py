@@ -54,7 +54,7 @@ class Conditions:
     """Of the hottest sensor."""
     cooling: tuple[str, ...] = ()
     """What reduces clocks against heat at this moment."""
-    limited: int | None = None
+    throttle_count: int | None = None
     """How often heat or current has reduced clocks since the machine started."""
 
     @property
@@ -77,7 +77,7 @@ def read_conditions(host: Host) -> Conditions:
         cpu_clock=_cpu_clock(host),
         temperature_c=max(temperatures, default=None),
         cooling=_cooling(host),
-        limited=_limited(host),
+        throttle_count=_throttle_count(host),
     )
 
 
@@ -91,9 +91,9 @@ def notices(before: Conditions, after: Conditions, gpus: tuple[Gpu, ...] = ()) -
         found.append(f"the power mode changed to {after.power_mode.name} meanwhile")
     if mode and before.clocks_fixed is False:
         found.append("jetson_clocks is off: clocks follow the load")
-    if before.limited is not None and after.limited is not None and after.limited > before.limited:
+    if before.throttle_count is not None and after.throttle_count is not None and after.throttle_count > before.throttle_count:
         found.append(
-            f"heat or current reduced the clocks {after.limited - before.limited} times meanwhile"
+            f"heat or current reduced the clocks {after.throttle_count - before.throttle_count} times meanwhile"
         )
     if after.cooling:
         found.append(f"clocks are reduced against heat: {', '.join(after.cooling)}")
@@ -150,7 +150,7 @@ def _cooling(host: Host) -> tuple[str, ...]:
     return tuple(sorted(name for name in active if name and not FANS.search(name)))
 
 
-def _limited(host: Host) -> int | None:
+def _throttle_count(host: Host) -> int | None:
     counters = [
         *host.find("sys/class/hwmon/hwmon*/oc*_event_cnt"),  # Jetson: current
         *host.find("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"),  # Intel

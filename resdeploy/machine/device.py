@@ -13,7 +13,7 @@ from resdeploy.machine.conditions import Conditions, read_conditions
 from resdeploy.machine.cpu import Cpu, parse_cpuinfo
 from resdeploy.machine.host import Host
 from resdeploy.machine.jetson import Jetson, read_jetson
-from resdeploy.machine.nvml import Gpu, describe_gpus
+from resdeploy.machine.nvml import Gpu, read_gpus
 
 LIBRARIES = "usr/lib/*-linux-gnu"
 
@@ -91,7 +91,7 @@ def parse_memory(meminfo: str, *fields: str) -> int | None:
 def _gpus(host: Host, jetson: Jetson | None) -> tuple[Gpu, ...]:
     if jetson:  # NVML starts on one, too, and then knows next to nothing
         return (Gpu(name=jetson.gpu, compute_capability=jetson.compute_capability),)
-    if known := describe_gpus(host.nvml()):
+    if known := read_gpus(host.nvml()):
         return known
     names = []
     for information in host.find("proc/driver/nvidia/gpus/*/information"):

@@ -72,7 +72,7 @@ class Host:
         """Paths that fit a pattern below the root, in order."""
         return sorted(self.root.glob(pattern))
 
-    def refuses(self, path: Path) -> bool:
+    def denies_access(self, path: Path) -> bool:
         """Whether the file is there and only its permissions keep us from it."""
         try:
             self.read_bytes(path)

@@ -40,15 +40,15 @@ GRAPHICS_CLOCK = 0
 TEMPERATURE_GPU = 0
 
 
-def describe_gpus(nvml: Any) -> tuple[Gpu, ...]:
+def read_gpus(nvml: Any) -> tuple[Gpu, ...]:
     """Every GPU that the driver shows; none without a driver."""
     if nvml is None:
         return ()
-    count = ask(nvml, nvml.nvmlDeviceGetCount) or 0
+    count = query(nvml, nvml.nvmlDeviceGetCount) or 0
     return tuple(_describe(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(count))
 
 
-def ask(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+def query(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
     """The answer; None where the driver does not know."""
     try:
         return function(*arguments)
@@ -57,21 +57,21 @@ def ask(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _describe(nvml: Any, handle: Any) -> Gpu:
-    capability = ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
-    memory = ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
-    power = ask(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
-    limit = ask(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
-    reasons = ask(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
+    capability = query(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
+    memory = query(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    power = query(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
+    limit = query(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    reasons = query(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
     return Gpu(
-        name=_text(ask(nvml, nvml.nvmlDeviceGetName, handle)) or "unknown",
+        name=_text(query(nvml, nvml.nvmlDeviceGetName, handle)) or "unknown",
         compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
         memory_bytes=int(memory.total) if memory else None,
-        driver=_text(ask(nvml, nvml.nvmlSystemGetDriverVersion)),
-        temperature_c=ask(nvml, nvml.nvmlDeviceGetTemperature, handle, TEMPERATURE_GPU),
+        driver=_text(query(nvml, nvml.nvmlSystemGetDriverVersion)),
+        temperature_c=query(nvml, nvml.nvmlDeviceGetTemperature, handle, TEMPERATURE_GPU),
         power_w=None if power is None else power / 1000,
         power_limit_w=None if limit is None else limit / 1000,
-        clock_mhz=ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, GRAPHICS_CLOCK),
-        max_clock_mhz=ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, GRAPHICS_CLOCK),
+        clock_mhz=query(nvml, nvml.nvmlDeviceGetClockInfo, handle, GRAPHICS_CLOCK),
+        max_clock_mhz=query(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, GRAPHICS_CLOCK),
         throttled_by=tuple(name for bit, name in REASONS.items() if reasons & bit),
     )
 
@@ -85,8 +85,8 @@ def process_memory(nvml: Any, pid: int) -> int | None:
         return None
     held = [
         process.usedGpuMemory
-        for index in range(ask(nvml, nvml.nvmlDeviceGetCount) or 0)
-        for process in ask(
+        for index in range(query(nvml, nvml.nvmlDeviceGetCount) or 0)
+        for process in query(
             nvml,
             nvml.nvmlDeviceGetComputeRunningProcesses,
             nvml.nvmlDeviceGetHandleByIndex(index),

@@ -68,7 +68,7 @@ class Verification:
 class Rule(str, Enum):
     """What a golden check asks for."""
 
-    BIT_EXACT = "bit for bit"
+    BIT_EXACT = "bit-exact"
     """The very logits of the export: sums of integers have no order, and all CPUs round alike."""
     CLOSE = "sqnr"
     """Logits as near to PyTorch's as this artifact's can be."""

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from resdeploy.errors import BackendError, MissingDependencyError, needs_extra
-from resdeploy.runtime.backends.base import Obstacle
+from resdeploy.runtime.backends.base import Unavailability
 
 Address = int
 """Of memory of the host or the device, in bytes."""
@@ -22,7 +22,7 @@ Graph = Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
+class CudaDevice:
     """The GPU in use, and its driver: what an engine depends on."""
 
     name: str
@@ -166,7 +166,7 @@ class CudaRuntime:
         """See `Cuda.destroy_graph`."""
         self._call("cudaGraphExecDestroy", graph)
 
-    def gpu(self) -> Gpu:
+    def gpu(self) -> CudaDevice:
         """The GPU in use: the first that CUDA_VISIBLE_DEVICES leaves, unless a caller chose one."""
         attribute = self._runtime.cudaDeviceAttr
         number = int(self._call("cudaGetDevice"))
@@ -175,7 +175,7 @@ class CudaRuntime:
         def ask(which: Any) -> int:
             return int(self._call("cudaDeviceGetAttribute", which, number))
 
-        return Gpu(
+        return CudaDevice(
             name=properties.name.split(b"\0")[0].decode(errors="replace"),
             compute_capability=f"{ask(attribute.cudaDevAttrComputeCapabilityMajor)}."
             f"{ask(attribute.cudaDevAttrComputeCapabilityMinor)}",
@@ -194,15 +194,15 @@ class CudaRuntime:
 
 
 @functools.cache
-def gpu_obstacle() -> Obstacle | None:
+def check_gpu_availability() -> Unavailability | None:
     """Why nothing can run on a GPU here; None where one is ready."""
     try:
-        return find_obstacle(_bindings())
+        return check_cuda_runtime(_bindings())
     except MissingDependencyError as error:
-        return Obstacle("the CUDA bindings are not installed", error.hint or "")
+        return Unavailability("the CUDA bindings are not installed", error.hint or "")
     except (ImportError, OSError, RuntimeError) as error:  # 12.8 raises where there is no driver
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        return Obstacle(f"CUDA does not load: {reason}", "install the driver of an NVIDIA GPU")
+        return Unavailability(f"CUDA does not load: {reason}", "install the driver of an NVIDIA GPU")
 
 
 def _bindings() -> Any:
@@ -210,27 +210,27 @@ def _bindings() -> Any:
         return import_module("cuda.bindings.runtime")
 
 
-def find_obstacle(runtime: Any) -> Obstacle | None:
+def check_cuda_runtime(runtime: Any) -> Unavailability | None:
     """The same, of given bindings."""
     error, count = runtime.cudaGetDeviceCount()
     if int(error) == 0 and count:
         return None
     if error.name in ("cudaErrorNoDevice", "cudaSuccess"):
-        return Obstacle(
+        return Unavailability(
             "no NVIDIA GPU is visible", "check nvidia-smi, and the variable CUDA_VISIBLE_DEVICES"
         )
     if error.name != "cudaErrorInsufficientDriver":
-        return Obstacle(f"CUDA does not start: {_describe(runtime, error)}", "check nvidia-smi")
+        return Unavailability(f"CUDA does not start: {_describe(runtime, error)}", "check nvidia-smi")
     driver, bindings = (
         cuda_version(int(getattr(runtime, name)()[1]))
         for name in ("cudaDriverGetVersion", "cudaRuntimeGetVersion")
     )
     if driver == "0.0":
-        return Obstacle("there is no NVIDIA driver", "install the driver of an NVIDIA GPU")
+        return Unavailability("there is no NVIDIA driver", "install the driver of an NVIDIA GPU")
     majors = [version.split(".")[0] for version in (driver, bindings)]
     # From 12.9 on the bindings bring a CUDA runtime of their own; 12.8 takes the driver's.
     older = f"{majors[0]}.*" if majors[0] != majors[1] else "12.8.*"
-    return Obstacle(
+    return Unavailability(
         f"the NVIDIA driver is for CUDA {driver}, the CUDA bindings are for {bindings}",
         f"pip install 'cuda-bindings=={older}', or install a newer driver",
     )

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from resdeploy.machine.device import LIBRARIES, Device
 from resdeploy.machine.host import Host
-from resdeploy.runtime.energy.counters import refused_counters
-from resdeploy.runtime.energy.rails import refused_files
+from resdeploy.runtime.energy.counters import unreadable_counters
+from resdeploy.runtime.energy.rails import unreadable_sensors
 
 DLA_L4T = "36"
 """The TensorRT of JetPack 6 does not load without the compiler for the DLA."""
@@ -174,7 +174,7 @@ def moving_clocks(situation: Situation) -> str | None:
 def refused_power(situation: Situation) -> str | None:
     """Sensors that only root may read."""
     host = situation.host
-    files = refused_files(host) or refused_counters(host)
+    files = unreadable_sensors(host) or unreadable_counters(host)
     if not files:
         return None
     return (

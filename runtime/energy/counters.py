@@ -13,7 +13,7 @@ from typing import Any
 
 from resdeploy.machine.device import Scope
 from resdeploy.machine.host import Host
-from resdeploy.machine.nvml import ask
+from resdeploy.machine.nvml import query
 from resdeploy.runtime.energy.source import PowerSource, Reading
 
 PACKAGES = "sys/class/powercap/intel-rapl:[0-9]*"
@@ -25,24 +25,24 @@ def find_nvml(nvml: Any, environment: Mapping[str, str] = os.environ) -> PowerSo
         return None
     visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     if visible and not visible.isdigit():
-        handle = ask(nvml, nvml.nvmlDeviceGetHandleByUUID, visible)
+        handle = query(nvml, nvml.nvmlDeviceGetHandleByUUID, visible)
     else:
-        handle = ask(nvml, nvml.nvmlDeviceGetHandleByIndex, int(visible or 0))
+        handle = query(nvml, nvml.nvmlDeviceGetHandleByIndex, int(visible or 0))
     if handle is None:
         return None
 
     def joules() -> Reading:
-        millijoules = ask(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+        millijoules = query(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
         return None if millijoules is None else millijoules / 1000
 
     def watts() -> Reading:
-        milliwatts = ask(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
+        milliwatts = query(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
         return None if milliwatts is None else milliwatts / 1000
 
-    for counts, read in ((True, joules), (False, watts)):
+    for cumulative, read in ((True, joules), (False, watts)):
         if read() is not None:
             return PowerSource(
-                name="nvml", scope=Scope.GPU, rails=("board",), read=read, counts=counts
+                name="nvml", scope=Scope.GPU, rails=("board",), read=read, cumulative=cumulative
             )
     return None
 
@@ -60,14 +60,14 @@ def find_rapl(host: Host) -> PowerSource | None:
 
     return PowerSource(
         name="rapl", scope=Scope.CPU, rails=tuple(zone.name for zone in zones), read=read,
-        counts=True,
+        cumulative=True,
     )  # fmt: skip
 
 
-def refused_counters(host: Host) -> list[Path]:
+def unreadable_counters(host: Host) -> list[Path]:
     """RAPL's files that only root may read, as is usual."""
     files = [folder / "energy_uj" for folder in _zones(host)]
-    return [path for path in files if host.refuses(path)]
+    return [path for path in files if host.denies_access(path)]
 
 
 def _zones(host: Host) -> list[Path]:

@@ -39,7 +39,7 @@ class Meter:
 
     def trace(self) -> Trace:
         """The energy so far."""
-        return Trace.of(self._samples.copy(), counts=self.source.counts)
+        return Trace.from_samples(self._samples.copy(), cumulative=self.source.cumulative)
 
     def __enter__(self) -> Meter:
         self._thread.start()

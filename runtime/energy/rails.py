@@ -26,39 +26,39 @@ TOTALS = (
 )
 
 
-def supplying_rails(names: Collection[str]) -> tuple[str, ...] | None:
+def module_rails(names: Collection[str]) -> tuple[str, ...] | None:
     """Which of a board's rails make up its module; None where they are not known."""
     return next((rails for rails in TOTALS if set(rails) <= set(names)), None)
 
 
 def module_power(rails: Mapping[str, float]) -> Reading:
     """The module's power, in the unit of the rails; None where a rail is missing."""
-    supplying = supplying_rails(rails)
-    return sum(rails[name] for name in supplying) if supplying else None
+    rails_of_module = module_rails(rails)
+    return sum(rails[name] for name in rails_of_module) if rails_of_module else None
 
 
 def find_rails(host: Host) -> PowerSource | None:
     """The board's sensors; None where there are none, or not those of the module's supply."""
     rails = _rails(host)
-    supplying = supplying_rails(rails)
-    if supplying is None:
+    rails_of_module = module_rails(rails)
+    if rails_of_module is None:
         return None
 
     def read() -> Reading:
-        values = [rails[name]() for name in supplying]
+        values = [rails[name]() for name in rails_of_module]
         known = [value for value in values if value is not None]
         return sum(known) if len(known) == len(values) else None  # a part is no total
 
     if read() is None:
         return None
-    return PowerSource(name="ina3221", scope=Scope.MODULE, rails=supplying, read=read)
+    return PowerSource(name="ina3221", scope=Scope.MODULE, rails=rails_of_module, read=read)
 
 
-def refused_files(host: Host) -> list[Path]:
+def unreadable_sensors(host: Host) -> list[Path]:
     """Sensors' files that only another user may read."""
     files = [*host.find("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/curr*_input"),
              *host.find(INA238)]  # fmt: skip
-    return [path for path in files if host.refuses(path)]
+    return [path for path in files if host.denies_access(path)]
 
 
 def _rails(host: Host) -> dict[str, Callable[[], Reading]]:

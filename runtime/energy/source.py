@@ -20,6 +20,6 @@ class PowerSource:
     rails: tuple[str, ...]
     """What it adds up."""
     read: Callable[[], Reading]
-    counts: bool = False
+    cumulative: bool = False
     """Whether `read` gives joules since some beginning, instead of watts."""
     close: Callable[[], None] = lambda: None

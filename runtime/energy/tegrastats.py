@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from resdeploy.machine.device import Scope
-from resdeploy.runtime.energy.rails import module_power, supplying_rails
+from resdeploy.runtime.energy.rails import module_power, module_rails
 from resdeploy.runtime.energy.source import PowerSource, Reading
 
 COMMAND = ("tegrastats", "--interval", "100")
@@ -79,8 +79,8 @@ def start_tegrastats(command: Sequence[str] = COMMAND) -> PowerSource | None:
         running = Tegrastats(command)
     if running is None:
         return None
-    supplying = supplying_rails(running.wait(START_SECONDS))
-    if supplying is None:
+    rails_of_module = module_rails(running.wait(START_SECONDS))
+    if rails_of_module is None:
         running.close()
         return None
 
@@ -89,5 +89,5 @@ def start_tegrastats(command: Sequence[str] = COMMAND) -> PowerSource | None:
         return None if milliwatts is None else milliwatts / 1000
 
     return PowerSource(
-        name="tegrastats", scope=Scope.MODULE, rails=supplying, read=read, close=running.close
+        name="tegrastats", scope=Scope.MODULE, rails=rails_of_module, read=read, close=running.close
     )

@@ -21,11 +21,11 @@ class Trace:
     seconds: npt.NDArray[np.float64]
     """Shape (N,), ascending."""
     readings: npt.NDArray[np.float64]
-    """Shape (N,), in watts or, with `counts`, in joules."""
-    counts: bool
+    """Shape (N,), in watts or, with `cumulative`, in joules."""
+    cumulative: bool
 
     @classmethod
-    def of(cls, samples: Iterable[tuple[float, Reading]], *, counts: bool = False) -> Trace:
+    def from_samples(cls, samples: Iterable[tuple[float, Reading]], *, cumulative: bool = False) -> Trace:
         """Keep the readings that did not fail.
 
         A total below zero is a failed one like None: modules and GPUs only consume. Single rails
@@ -33,7 +33,7 @@ class Trace:
         """
         kept = [(when, value) for when, value in samples if value is not None and value >= 0]
         seconds, readings = np.array(kept, dtype=np.float64).reshape(-1, 2).T
-        return cls(seconds, readings, counts)
+        return cls(seconds, readings, cumulative)
 
     def energy(self, start: float, end: float) -> float | None:
         """Joules between two times; None where a part of it was not measured."""
@@ -46,4 +46,4 @@ class Trace:
         inside = seconds[(seconds > start) & (seconds < end)]
         corners = np.concatenate([[start], inside, [end]])
         values = np.interp(corners, seconds, self.readings)
-        return float(values[-1] - values[0] if self.counts else np.trapezoid(values, corners))
+        return float(values[-1] - values[0] if self.cumulative else np.trapezoid(values, corners))

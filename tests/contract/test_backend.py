@@ -24,7 +24,7 @@ NAMES = ("fp32", "fp16", "int8", "int8-cpu")  # what the tests' bundle holds
 PAIRS = [
     (engine, name)
     for engine in ENGINES
-    if engine.obstacle() is None and not (engine.name == openvino_cpu.NAME and SHARED)
+    if engine.check_availability() is None and not (engine.name == openvino_cpu.NAME and SHARED)
     for name in engine.artifacts(engine.version() or "")
     if name in NAMES
 ]
@@ -52,8 +52,8 @@ def backend(pair: tuple[Engine, str], tiny_bundle: Bundle) -> Iterator[Backend]:
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_it_runs_here_or_says_why_not(engine: Engine) -> None:
-    if obstacle := engine.obstacle():
-        assert obstacle.remedy
+    if obstacle := engine.check_availability():
+        assert obstacle.hint
         pytest.skip(f"{engine.name} is not tested: {obstacle.reason}")
     assert engine.version()
 

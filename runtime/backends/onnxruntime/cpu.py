@@ -16,7 +16,7 @@ from resdeploy.bundle.manifest import Artifact, Encoding
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.cpu import Cpu, read_cpu
-from resdeploy.runtime.backends.base import Obstacle, OpenOptions
+from resdeploy.runtime.backends.base import Unavailability, OpenOptions
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,
     create_session,
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 NAME = "onnxruntime-cpu"
 ARTIFACTS = ("int8-cpu", "fp32", "fp16", "int8", "int8-dla")
 # Their activations are quantised from float16.
-HALF = (Encoding.TENSORRT, Encoding.DLA)
+FLOAT16_ENCODINGS = (Encoding.TENSORRT, Encoding.DLA)
 PROVIDER = "CPUExecutionProvider"
 
 
-def obstacle() -> Obstacle | None:
+def check_availability() -> Unavailability | None:
     """Why it cannot run here."""
     if installed_version() is None:
-        return Obstacle("onnxruntime is not installed", "pip install 'resdeploy[cpu]'")
+        return Unavailability("onnxruntime is not installed", "pip install 'resdeploy[cpu]'")
     return None
 
 
@@ -115,7 +115,7 @@ class OnnxRuntimeCpu:
         """
         with needs_extra():
             import onnxruntime
-        if encoding in HALF and not rounds_float16(onnxruntime.__version__):
+        if encoding in FLOAT16_ENCODINGS and not rounds_float16(onnxruntime.__version__):
             raise BackendError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot run the {encoding.value} encoding: "
                 "it cuts float16 off where it should round",

@@ -16,8 +16,8 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Precision
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Batches, Obstacle, OpenOptions
-from resdeploy.runtime.backends.cuda import gpu_obstacle
+from resdeploy.runtime.backends.base import Batches, Unavailability, OpenOptions
+from resdeploy.runtime.backends.cuda import check_gpu_availability
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,
     Provider,
@@ -36,23 +36,23 @@ PROVIDERS = {CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider
 ARTIFACTS = {CUDA: ("fp16", "fp32", "int8"), TENSORRT: ("int8", "fp16", "fp32")}
 
 
-def obstacle(name: str) -> Obstacle | None:
+def check_availability(name: str) -> Unavailability | None:
     """Why `onnxruntime-cuda` or `onnxruntime-tensorrt` cannot run here."""
     if installed_version() is None:
-        return Obstacle("onnxruntime-gpu is not installed", "pip install 'resdeploy[gpu]'")
+        return Unavailability("onnxruntime-gpu is not installed", "pip install 'resdeploy[gpu]'")
     import onnxruntime
 
     if PROVIDERS[name] not in onnxruntime.get_available_providers():
-        return Obstacle(
+        return Unavailability(
             f"the onnxruntime that is installed has no {PROVIDERS[name]}",
             "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu: only one "
             "of the two can be installed; on a Jetson use --backend tensorrt",
         )
-    if none := gpu_obstacle():
+    if none := check_gpu_availability():
         return none
     # The provider is in the package, and what it links to is not.
     if name == TENSORRT and not (tensorrt_version(Flavour.TENSORRT) or find_library("nvinfer")):
-        return Obstacle(
+        return Unavailability(
             f"{PROVIDERS[name]} needs TensorRT, which is not installed",
             "pip install 'resdeploy[gpu]', or use --backend onnxruntime-cuda",
         )

@@ -1,7 +1,7 @@
 """What each kernel of an ONNX Runtime session takes, from the profile that it writes.
 
 Source: ONNX Runtime, "Profiling Tools": a list of events in Chrome's trace format, times in
-microseconds, a node's with the types and shapes of what it reads and gives.
+microseconds, a node's with the types and shapes of what it inputs and outputs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from resdeploy.runtime.backends.onnxruntime.cpu import PROVIDER, session_options
 from resdeploy.runtime.backends.onnxruntime.session import create_session, run_session
 
 SUFFIX = "_kernel_time"
-UNPROFILED = 3  # runs until caches and clocks are warm
+WARM_UP_RUNS = 3  # runs until caches and clocks are warm
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 FUSED = re.compile(r"_token_\d+$")  # which ONNX Runtime adds where it replaces nodes
 
@@ -41,15 +41,15 @@ class Kernel:
     op: str
     ms: float
     """Median over runs."""
-    reads: tuple[Tensor, ...]
-    gives: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
     macs: int
     """Products of one run; 0 where it is none of the layers whose work is known."""
 
     @property
     def is_float(self) -> bool:
         """Whether it computes in float, or converts from it or to it."""
-        return self.op in CONVERSIONS or any("float" in kind for kind, _ in self.reads[:1])
+        return self.op in CONVERSIONS or any("float" in kind for kind, _ in self.inputs[:1])
 
 
 def profile(
@@ -66,7 +66,7 @@ def profile(
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         session = create_session(graph, options, [(PROVIDER, {})])
-        for _ in range(UNPROFILED + runs):
+        for _ in range(WARM_UP_RUNS + runs):
             run_session(session, images)
         events = json.loads(Path(session.end_profiling()).read_bytes())
     layers = bundle.manifest.work.layers if bundle.manifest.work else ()
@@ -76,7 +76,7 @@ def profile(
 def parse_profile(
     events: Sequence[Mapping[str, Any]], macs: Mapping[str, int]
 ) -> tuple[Kernel, ...]:
-    """Kernels in the order in which they first ran; the first `UNPROFILED` runs do not count.
+    """Kernels in the order in which they first ran; the first `WARM_UP_RUNS` runs do not count.
 
     Args:
         events: The profile.
@@ -94,9 +94,9 @@ def parse_profile(
         Kernel(
             name=name,
             op=str(facts[name]["op_name"]),
-            ms=statistics.median(durations[UNPROFILED:] or durations),
-            reads=_tensors(facts[name]["input_type_shape"]),
-            gives=_tensors(facts[name]["output_type_shape"]),
+            ms=statistics.median(durations[WARM_UP_RUNS:] or durations),
+            inputs=_tensors(facts[name]["input_type_shape"]),
+            outputs=_tensors(facts[name]["output_type_shape"]),
             macs=macs.get(FUSED.sub("", name), 0),
         )
         for name, durations in times.items()

@@ -17,12 +17,12 @@ from resdeploy.machine.device import read_device
 from resdeploy.machine.host import Host
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import Batches
-from resdeploy.runtime.backends.cuda import CudaRuntime, Gpu
-from resdeploy.runtime.backends.tensorrt.build_memory import check_memory, memory_watch
+from resdeploy.runtime.backends.cuda import CudaRuntime, CudaDevice
+from resdeploy.runtime.backends.tensorrt.build_memory import check_memory, make_memory_check
 from resdeploy.runtime.backends.tensorrt.builder import build_engine, merge_timings
 from resdeploy.runtime.backends.tensorrt.engine_cache import (
-    SIDE_KINDS,
-    SIDE_LIMIT_BYTES,
+    AUXILIARY_KINDS,
+    AUXILIARY_LIMIT_BYTES,
     CachedEngine,
     EngineCache,
 )
@@ -36,10 +36,10 @@ from resdeploy.runtime.backends.tensorrt.flavour import (
 )
 from resdeploy.runtime.backends.tensorrt.inspector import (
     EngineCoverage,
-    coverage_of,
-    parse_document,
+    count_convolutions,
+    parse_inspector_json,
 )
-from resdeploy.runtime.backends.tensorrt.options import BuildOptions, check_rules, default_options
+from resdeploy.runtime.backends.tensorrt.options import BuildOptions, check_options, default_options
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -86,7 +86,7 @@ def choose_artifact(bundle: Bundle, precision: Precision | None, *, dla: bool = 
     return bundle.artifact(next((name for name in wanted if name in names), wanted[0]))
 
 
-def build_asked_for(
+def build_for_this_machine(
     bundle: Bundle,
     *,
     precision: str = "auto",
@@ -116,7 +116,7 @@ def build_asked_for(
         dla_core=dla,
     )
     version = load_tensorrt(chosen).version
-    check_rules(options, chosen, version, device)  # before a missing graph is complained of
+    check_options(options, chosen, version, device)  # before a missing graph is complained of
     artifact = choose_artifact(
         bundle, None if precision == "auto" else Precision(precision), dla=dla is not None
     )
@@ -141,17 +141,17 @@ def build(
     """
     start = time.perf_counter()
     tensorrt = load_tensorrt(flavour)
-    check_rules(options, flavour, tensorrt.version, read_device())
+    check_options(options, flavour, tensorrt.version, read_device())
     # TensorRT-RTX builds without a GPU, for those of others.
     gpu = None if flavour is Flavour.RTX else CudaRuntime().gpu()
     graph = bundle.read(artifact.file)
     cache = EngineCache()
     parts = key_parts(tensorrt, artifact, gpu, options)
-    with cache.only_one(parts):
+    with cache.lock(parts):
         record = cache.find(parts)
         cached = record is not None and not force and cache.load(record) is not None
         if record is None or not cached:
-            record, _ = build_into(cache, tensorrt, graph, artifact, gpu, options, progress)
+            record, _ = build_and_store(cache, tensorrt, graph, artifact, gpu, options, progress)
     convs = record.notes.get("int8_convs")
     if convs is not None and convs < artifact.int8_convs:
         logger.warning(
@@ -174,16 +174,16 @@ def build(
     )
 
 
-def build_into(
+def build_and_store(
     cache: EngineCache,
     tensorrt: TensorRt,
     graph: bytes,
     artifact: Artifact,
-    gpu: Gpu | None,
+    gpu: CudaDevice | None,
     options: BuildOptions,
     progress: Progress,
 ) -> tuple[CachedEngine, bytes]:
-    """Build an engine, store it, and give it; hold `cache.only_one` meanwhile.
+    """Build an engine, store it, and give it; hold `cache.lock` meanwhile.
 
     What the builder measured is kept as well, and what it made of the graph; the engine does not
     depend on that.
@@ -195,9 +195,9 @@ def build_into(
     check_memory(len(graph), artifact.file, host)
     built = build_engine(
         tensorrt, graph, options, name=artifact.file, timings=before, progress=progress,
-        watch=memory_watch(host),
+        watch=make_memory_check(host),
     )  # fmt: skip
-    covered = coverage_of(built.layers)
+    covered = count_convolutions(built.layers)
     if covered is None and gpu is not None:
         covered = _inspect(tensorrt, built.engine, options)
     record = cache.store(
@@ -214,8 +214,8 @@ def build_into(
         except OutputError as error:
             logger.warning("what was measured is not kept: %s", error)
     cache.prune(keep=record.key)
-    for kind in SIDE_KINDS:
-        EngineCache(kind).prune(SIDE_LIMIT_BYTES)
+    for kind in AUXILIARY_KINDS:
+        EngineCache(kind).prune(AUXILIARY_LIMIT_BYTES)
     return record, built.engine
 
 
@@ -244,7 +244,7 @@ def _inspect(tensorrt: TensorRt, data: bytes, options: BuildOptions) -> EngineCo
         engine = deserialize(tensorrt, data, options.to_json())
         inspector: trt.EngineInspector = engine.create_engine_inspector()
         text = inspector.get_engine_information(tensorrt.api.LayerInformationFormat.JSON)
-        return coverage_of(parse_document(json.loads(text)))
+        return count_convolutions(parse_inspector_json(json.loads(text)))
     except (BackendError, ValueError, TypeError, AttributeError) as error:
         logger.debug("the inspector tells nothing: %s", error)
         return None

@@ -17,7 +17,7 @@ class _Phase:
     done: int = 0
 
 
-class Phases:
+class BuildProgress:
     """A tree of phases under way; several threads may report to it."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Phases:
         return min((phase.done + started) / phase.steps, 1.0)
 
 
-def make_monitor(api: Any, phases: Phases) -> trt.IProgressMonitor:
+def make_monitor(api: Any, phases: BuildProgress) -> trt.IProgressMonitor:
     """What TensorRT calls; NVIDIA, "TensorRT Python API", class IProgressMonitor."""
 
     class Monitor(api.IProgressMonitor):  # type: ignore[misc]

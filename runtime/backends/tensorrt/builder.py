@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from resdeploy.bundle.manifest import INPUT_NAME
 from resdeploy.errors import BackendError
 from resdeploy.progress import Progress, silent
-from resdeploy.runtime.backends.tensorrt.build_progress import Phases, make_monitor
+from resdeploy.runtime.backends.tensorrt.build_progress import BuildProgress, make_monitor
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, sizes
-from resdeploy.runtime.backends.tensorrt.inspector import EngineLayer, parse_lines
+from resdeploy.runtime.backends.tensorrt.inspector import EngineLayer, parse_builder_log
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
-from resdeploy.runtime.backends.tensorrt.parser_errors import ParserError, explain_refusal
+from resdeploy.runtime.backends.tensorrt.parser_errors import ParserError, explain_parser_error
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -74,7 +74,7 @@ def build_engine(
     _configure(tensorrt, config, options)
     cache = _use_timings(tensorrt, config, timings)
 
-    phases = Phases()
+    phases = BuildProgress()
     config.progress_monitor = make_monitor(api, phases)
     serialized = _interruptible(
         lambda: builder.build_serialized_network(network, config), phases, progress, watch
@@ -85,7 +85,7 @@ def build_engine(
         engine=bytes(memoryview(serialized)),
         timings=bytes(memoryview(cache.serialize())) if cache is not None else None,
         # TensorRT logs its layers in other words, and has an inspector for them.
-        layers=tuple(parse_lines("\n".join(tensorrt.layers)))
+        layers=tuple(parse_builder_log("\n".join(tensorrt.layers)))
         if tensorrt.flavour is Flavour.RTX
         else (),
     )
@@ -127,7 +127,7 @@ def _parse(tensorrt: TensorRt, network: trt.INetworkDefinition, graph: bytes, na
             node=error.node_name(),
             operator=error.node_operator(),
         )
-        raise explain_refusal(refusal, f"{tensorrt.flavour.value} {tensorrt.version}", name)
+        raise explain_parser_error(refusal, f"{tensorrt.flavour.value} {tensorrt.version}", name)
     inputs = [network.get_input(index).name for index in range(network.num_inputs)]
     if inputs != [INPUT_NAME]:
         raise BackendError(
@@ -180,7 +180,7 @@ def _use_timings(
 
 def _interruptible(
     build: Callable[[], trt.IHostMemory | None],
-    phases: Phases,
+    phases: BuildProgress,
     progress: Progress,
     watch: Callable[[], None] = lambda: None,
 ) -> trt.IHostMemory | None:

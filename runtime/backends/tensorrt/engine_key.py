@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from resdeploy.bundle.manifest import Artifact
-from resdeploy.runtime.backends.cuda import Gpu
+from resdeploy.runtime.backends.cuda import CudaDevice
 from resdeploy.runtime.backends.tensorrt.engine_cache import CachedEngine, EngineCache
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
@@ -17,7 +17,7 @@ REVISION = 1
 
 
 def key_parts(
-    tensorrt: TensorRt, artifact: Artifact, gpu: Gpu | None, options: BuildOptions
+    tensorrt: TensorRt, artifact: Artifact, gpu: CudaDevice | None, options: BuildOptions
 ) -> dict[str, Any]:
     """All that decides which engine it is."""
     return {
@@ -31,8 +31,8 @@ def key_parts(
     }
 
 
-def find_fitting(
-    cache: EngineCache, tensorrt: TensorRt, artifact: Artifact, gpu: Gpu
+def find_compatible_engine(
+    cache: EngineCache, tensorrt: TensorRt, artifact: Artifact, gpu: CudaDevice
 ) -> CachedEngine | None:
     """The engine of a graph that runs here, however it was built; what was built last comes first.
 

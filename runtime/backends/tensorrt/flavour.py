@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends.base import Obstacle
-from resdeploy.runtime.backends.cuda import CudaRuntime, Gpu, gpu_obstacle
+from resdeploy.runtime.backends.base import Unavailability
+from resdeploy.runtime.backends.cuda import CudaRuntime, CudaDevice, check_gpu_availability
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -123,25 +123,25 @@ def installed_version(flavour: Flavour) -> str | None:
         return None
 
 
-def obstacle(flavour: Flavour) -> Obstacle | None:
+def check_availability(flavour: Flavour) -> Unavailability | None:
     """Why no engine of this flavour can run here."""
     if _module(flavour) is None:
-        return Obstacle(f"{flavour.value} is not installed", _install(flavour))
-    if none := gpu_obstacle():
+        return Unavailability(f"{flavour.value} is not installed", _install(flavour))
+    if none := check_gpu_availability():
         return none
     try:
         tensorrt = load_tensorrt(flavour)
         return _unknown_gpu(tensorrt.api, CudaRuntime().gpu()) if flavour is Flavour.RTX else None
     except BackendError as error:
-        return Obstacle(str(error), error.hint or "")
+        return Unavailability(str(error), error.hint or "")
 
 
-def _unknown_gpu(api: Any, gpu: Gpu) -> Obstacle | None:
+def _unknown_gpu(api: Any, gpu: CudaDevice) -> Unavailability | None:
     """TensorRT-RTX is for Ampere and later RTX GPUs, as its enumeration of them tells."""
     known = f"SM{gpu.compute_capability.replace('.', '')}"
     if hasattr(api.ComputeCapability, known) and float(gpu.compute_capability) >= OLDEST_RTX:
         return None
-    return Obstacle(
+    return Unavailability(
         f"TensorRT-RTX is not for the {gpu.name} (compute capability {gpu.compute_capability})",
         "use --backend tensorrt",
     )

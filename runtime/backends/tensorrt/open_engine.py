@@ -13,13 +13,13 @@ from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError, OutputError
 from resdeploy.machine.device import read_device
 from resdeploy.runtime.backends.base import OpenOptions
-from resdeploy.runtime.backends.cuda import CudaRuntime, Gpu
-from resdeploy.runtime.backends.tensorrt.build import build_into, deserialize
+from resdeploy.runtime.backends.cuda import CudaRuntime, CudaDevice
+from resdeploy.runtime.backends.tensorrt.build import build_and_store, deserialize
 from resdeploy.runtime.backends.tensorrt.engine_backend import EngineBackend
 from resdeploy.runtime.backends.tensorrt.engine_cache import CachedEngine, EngineCache
-from resdeploy.runtime.backends.tensorrt.engine_key import find_fitting, key_parts
+from resdeploy.runtime.backends.tensorrt.engine_key import find_compatible_engine, key_parts
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
-from resdeploy.runtime.backends.tensorrt.options import check_rules, default_options
+from resdeploy.runtime.backends.tensorrt.options import check_options, default_options
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -62,7 +62,7 @@ def find_or_build(
     tensorrt: TensorRt,
     graph: bytes,
     artifact: Artifact,
-    gpu: Gpu,
+    gpu: CudaDevice,
     opening: OpenOptions,
 ) -> tuple[trt.ICudaEngine, CachedEngine]:
     """An engine that loads here; one that does not is removed, with a warning, and built again.
@@ -74,9 +74,9 @@ def find_or_build(
     usual = default_options(device)
     options = replace(usual, batches=opening.batches or usual.batches)
     parts = key_parts(tensorrt, artifact, gpu, options)
-    with cache.only_one(parts):
+    with cache.lock(parts):
         if opening.batches is None:  # what was built last is what its builder wants to run
-            record = find_fitting(cache, tensorrt, artifact, gpu)
+            record = find_compatible_engine(cache, tensorrt, artifact, gpu)
         else:
             record = cache.find(parts)
         data = cache.load(record) if record else None
@@ -86,9 +86,9 @@ def find_or_build(
             except BackendError as error:
                 logger.warning("%s; it is built again", error)
                 cache.remove(record)
-        check_rules(options, tensorrt.flavour, tensorrt.version, device)
+        check_options(options, tensorrt.flavour, tensorrt.version, device)
         logger.info("building an engine of %s (once; resdeploy build does it ahead)", artifact.file)
-        record, data = build_into(cache, tensorrt, graph, artifact, gpu, options, opening.progress)
+        record, data = build_and_store(cache, tensorrt, graph, artifact, gpu, options, opening.progress)
     try:
         return deserialize(tensorrt, data, record.parts["options"]), record
     except BackendError:
@@ -97,7 +97,7 @@ def find_or_build(
 
 
 def _contexts(
-    tensorrt: TensorRt, engine: trt.ICudaEngine, record: CachedEngine, gpu: Gpu
+    tensorrt: TensorRt, engine: trt.ICudaEngine, record: CachedEngine, gpu: CudaDevice
 ) -> tuple[Callable[[], trt.IExecutionContext | None], int | None, Callable[[], None]]:
     """How contexts are made, how much memory they share, and what to do before they go.
 

@@ -60,7 +60,7 @@ def default_options(device: Device) -> BuildOptions:
     return BuildOptions(batches=Batches(1, 1, 4), workspace_mib=SMALL_WORKSPACE_MIB)
 
 
-def check_rules(options: BuildOptions, flavour: Flavour, version: str, device: Device) -> None:
+def check_options(options: BuildOptions, flavour: Flavour, version: str, device: Device) -> None:
     """Refuse what this TensorRT cannot build for this machine.
 
     Raises:

@@ -36,7 +36,7 @@ class ParserError:
     operator: str = ""
 
 
-def explain_refusal(refusal: ParserError, tensorrt: str, graph: str) -> BackendError:
+def explain_parser_error(refusal: ParserError, tensorrt: str, graph: str) -> BackendError:
     """The error to raise.
 
     Args:
@@ -44,13 +44,13 @@ def explain_refusal(refusal: ParserError, tensorrt: str, graph: str) -> BackendE
         tensorrt: Name and version of who said it.
         graph: The file in question.
     """
-    reason = plain_reason(refusal)
+    reason = extract_reason(refusal)
     where = f" at node {refusal.node} ({refusal.operator})" if refusal.node else ""
     remedy = next((remedy for sign, remedy in REMEDIES if sign in reason.lower()), OTHERWISE)
     return BackendError(f"{tensorrt} refuses {graph}{where}: {reason}", remedy)
 
 
-def plain_reason(refusal: ParserError) -> str:
+def extract_reason(refusal: ParserError) -> str:
     """The sentence in a description, without the parser's source lines and conditions."""
     text = refusal.description
     if refusal.code == "UNSUPPORTED_NODE" or "Plugin not found" in text:

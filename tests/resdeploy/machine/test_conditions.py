@@ -14,7 +14,7 @@ BEST = Conditions(
     fastest_mode=PowerMode("MAXN", 0),
     gpu_clock=Clock(1300.5, 1300.5, 1300.5),
     temperature_c=60.0,
-    limited=3,
+    throttle_count=3,
 )
 
 
@@ -33,7 +33,7 @@ def test_a_board_at_its_best_and_a_machine_that_tells_nothing_need_no_notice() -
             "the power mode changed to 15W meanwhile",
         ),
         (replace(BEST, gpu_clock=Clock(300, 300, 1300)), BEST, "jetson_clocks is off"),
-        (BEST, replace(BEST, limited=10), "heat or current reduced the clocks 7 times meanwhile"),
+        (BEST, replace(BEST, throttle_count=10), "heat or current reduced the clocks 7 times meanwhile"),
         (BEST, replace(BEST, cooling=("gpu-throttle",)), "against heat: gpu-throttle"),
         (BEST, replace(BEST, temperature_c=96.2), "96 C: close to where clocks are reduced"),
     ],

@@ -35,7 +35,7 @@ def test_an_orin_nano(tmp_path: Path) -> None:
     assert conditions.clocks_fixed is False
     assert conditions.temperature_c == 51.656
     assert conditions.cooling == ()  # a fan costs no speed
-    assert conditions.limited == 15
+    assert conditions.throttle_count == 15
 
 
 def test_an_agx_orin_with_jetson_clocks(tmp_path: Path) -> None:
@@ -180,9 +180,9 @@ def test_what_may_not_be_read(tmp_path: Path) -> None:
         raise PermissionError(path)
 
     host = Host(root=tmp_path, read_bytes=refuse)
-    assert host.refuses(tmp_path / "x")
+    assert host.denies_access(tmp_path / "x")
     assert host.text("x") == ""
-    assert not Host(root=tmp_path).refuses(tmp_path / "x")  # it is not there
+    assert not Host(root=tmp_path).denies_access(tmp_path / "x")  # it is not there
 
 
 def test_the_fake_driver_has_the_names_of_the_real_one() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backends import cuda
-from resdeploy.runtime.backends.base import Obstacle
-from resdeploy.runtime.backends.cuda import CudaRuntime, cuda_version, find_obstacle, gpu_obstacle
+from resdeploy.runtime.backends.base import Unavailability
+from resdeploy.runtime.backends.cuda import CudaRuntime, cuda_version, check_cuda_runtime, check_gpu_availability
 
 
 class Error(IntEnum):
@@ -64,26 +64,26 @@ def fake_bindings(error: Error, *, driver: int = 0, devices: int = 0, **more: An
     ],
 )
 def test_what_stands_in_the_way_is_named(bindings: Any, reason: str, remedy: str) -> None:
-    obstacle = find_obstacle(bindings)
+    obstacle = check_cuda_runtime(bindings)
     assert obstacle is not None
     assert obstacle.reason == reason
-    assert remedy in obstacle.remedy
+    assert remedy in obstacle.hint
 
 
 def test_a_gpu_is_no_obstacle() -> None:
-    assert find_obstacle(fake_bindings(Error.cudaSuccess, devices=1)) is None
+    assert check_cuda_runtime(fake_bindings(Error.cudaSuccess, devices=1)) is None
 
 
 def obstacle_with(
     import_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
-) -> Obstacle | None:
+) -> Unavailability | None:
     """What the machine's GPU lacks, by another way to import."""
     monkeypatch.setattr(cuda, "import_module", import_module)
-    gpu_obstacle.cache_clear()
+    check_gpu_availability.cache_clear()
     try:
-        return gpu_obstacle()
+        return check_gpu_availability()
     finally:
-        gpu_obstacle.cache_clear()
+        check_gpu_availability.cache_clear()
 
 
 def test_without_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_without_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
     obstacle = obstacle_with(missing, monkeypatch)
     assert obstacle is not None
-    assert obstacle.remedy == "pip install 'resdeploy[gpu]'"
+    assert obstacle.hint == "pip install 'resdeploy[gpu]'"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_the_real_bindings_know_every_name_we_use() -> None:
 
 def test_without_a_driver_the_real_runtime_fails_as_ours() -> None:
     pytest.importorskip("cuda.bindings.runtime")
-    if (obstacle := gpu_obstacle()) is None:
+    if (obstacle := check_gpu_availability()) is None:
         pytest.skip("there is a GPU")
     assert obstacle.reason
     with pytest.raises(BackendError, match="CUDA failed in cuda") as caught:

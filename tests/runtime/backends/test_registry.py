@@ -61,7 +61,7 @@ def test_no_engine_says_what_to_install(
 
 def test_a_backend_that_was_asked_for_says_why_it_cannot_run(tiny_bundle: Bundle) -> None:
     engine = next(engine for engine in selection.ENGINES if engine.name == "tensorrt")
-    if engine.obstacle() is None:
+    if engine.check_availability() is None:
         pytest.skip("TensorRT runs on this machine")
     with pytest.raises(BackendError, match="tensorrt cannot run here: ") as caught:
         candidates(tiny_bundle, "tensorrt")

@@ -186,7 +186,7 @@ def test_tegrastats_stands_in_where_sensors_cannot_be_read(
 def test_a_gpu_that_counts_its_energy() -> None:
     source = find_nvml(FakeNvml(), {})
     assert source is not None
-    assert (source.scope, source.counts) == (Scope.GPU, True)
+    assert (source.scope, source.cumulative) == (Scope.GPU, True)
     first, second = source.read(), source.read()
     assert first is not None
     assert second == first + 0.5
@@ -195,7 +195,7 @@ def test_a_gpu_that_counts_its_energy() -> None:
 def test_a_gpu_that_knows_its_power_alone() -> None:
     source = find_nvml(FakeNvml(counts_energy=False), {})
     assert source is not None
-    assert (source.counts, source.read()) == (False, 350.0)
+    assert (source.cumulative, source.read()) == (False, 350.0)
 
 
 def test_a_gpu_that_measures_nothing_is_no_source() -> None:
@@ -233,7 +233,7 @@ RAPL = {
 def test_rapl_counts_on_when_its_counter_starts_anew(tmp_path: Path) -> None:
     source = find_rapl(host_of(tmp_path, RAPL))
     assert source is not None
-    assert (source.rails, source.scope, source.counts) == (("package-0", "dram"), Scope.CPU, True)
+    assert (source.rails, source.scope, source.cumulative) == (("package-0", "dram"), Scope.CPU, True)
     assert source.read() == pytest.approx(1.1)
     lay_out(tmp_path, {"sys/class/powercap/intel-rapl:0/energy_uj": "100000\n"})
     assert source.read() == pytest.approx(1.3)

@@ -35,9 +35,9 @@ WINDOWS = [(0.5, 1.0), (2.0, 3.0), (3.1, 7.77), (0.5, 19.0)]
 
 
 def error_percent(
-    samples: Sequence[tuple[float, Reading]], start: float, end: float, *, counts: bool = False
+    samples: Sequence[tuple[float, Reading]], start: float, end: float, *, cumulative: bool = False
 ) -> float:
-    measured = Trace.of(samples, counts=counts).energy(start, end)
+    measured = Trace.from_samples(samples, cumulative=cumulative).energy(start, end)
     assert measured is not None
     return 100 * abs(measured / energy(start, end) - 1)
 
@@ -51,7 +51,7 @@ def test_the_integral_is_right_within_1_percent(period: float, window: tuple[flo
 @pytest.mark.parametrize("window", WINDOWS)
 def test_a_counter_gives_the_same(window: tuple[float, float]) -> None:
     samples = [(when, energy(0, when)) for when, _ in sampled()]
-    assert error_percent(samples, *window, counts=True) < 1
+    assert error_percent(samples, *window, cumulative=True) < 1
 
 
 def test_short_gaps_are_bridged_within_1_percent() -> None:
@@ -77,7 +77,7 @@ def test_negative_totals_are_failed_readings() -> None:
 def test_what_a_long_gap_touches_is_unknown_and_the_rest_is_right() -> None:
     gap = (5.0, 5.0 + 2 * MAX_GAP_SECONDS)
     samples = [(when, value) for when, value in sampled() if not gap[0] < when < gap[1]]
-    trace = Trace.of(samples)
+    trace = Trace.from_samples(samples)
     assert trace.energy(4.5, 5.2) is None
     assert trace.energy(5.2, 5.4) is None
     assert trace.energy(4.0, 8.0) is None
@@ -87,7 +87,7 @@ def test_what_a_long_gap_touches_is_unknown_and_the_rest_is_right() -> None:
 
 def test_after_a_rail_has_gone_nothing_is_known_and_before_it_all_is_right() -> None:
     samples = [(when, value if when < 8 else None) for when, value in sampled()]
-    trace = Trace.of(samples)
+    trace = Trace.from_samples(samples)
     assert error_percent(samples, 1.0, 7.9) < 1
     assert trace.energy(7.0, 9.0) is None
     assert trace.energy(10.0, 11.0) is None
@@ -95,8 +95,8 @@ def test_after_a_rail_has_gone_nothing_is_known_and_before_it_all_is_right() -> 
 
 @pytest.mark.parametrize("samples", [[], [(0.0, None)], [(0.0, -3.0)]])
 def test_without_a_reading_nothing_is_known(samples: list[tuple[float, Reading]]) -> None:
-    assert Trace.of(samples).energy(0.0, 1.0) is None
+    assert Trace.from_samples(samples).energy(0.0, 1.0) is None
 
 
 def test_before_the_first_reading_nothing_is_known() -> None:
-    assert Trace.of([(1.0, 2.0), (1.2, 2.0)]).energy(0.9, 1.1) is None
+    assert Trace.from_samples([(1.0, 2.0), (1.2, 2.0)]).energy(0.9, 1.1) is None

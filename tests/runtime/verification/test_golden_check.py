@@ -45,7 +45,7 @@ def test_a_cpu_is_checked_bit_for_bit(tiny_bundle: Bundle, threads: int) -> None
     assert results[Encoding.CPU].rule is Rule.BIT_EXACT
     assert results[Encoding.CPU].verdict is Verdict.PASS
     others = [result for encoding, result in results.items() if encoding is not Encoding.CPU]
-    assert {result.rule for result in others} == {Rule.CLOSE}
+    assert {result.rule for result in others} == {Rule.SQNR}
 
 
 class OneBitOff:
@@ -99,7 +99,7 @@ def test_other_engines_need_not_round_alike(tiny_bundle: Bundle) -> None:
     artifact = tiny_bundle.artifact("int8-cpu")
     backend = engine.open(tiny_bundle, artifact, DEFAULT_OPENING)
     check = check_golden(backend, artifact, tiny_bundle.golden())
-    assert (check.rule, check.different, check.passed) == (Rule.CLOSE, 0, True)
+    assert (check.rule, check.different, check.passed) == (Rule.SQNR, 0, True)
 
 
 def test_a_bundle_without_exact_logits_is_held_to_its_sqnr(tiny_bundle: Bundle) -> None:
@@ -107,7 +107,7 @@ def test_a_bundle_without_exact_logits_is_held_to_its_sqnr(tiny_bundle: Bundle) 
     artifact = tiny_bundle.artifact("int8-cpu")
     backend = OnnxRuntimeCpu(tiny_bundle.read(artifact.file), artifact.encoding)
     check = check_golden(backend, artifact, older)
-    assert (check.rule, check.passed) == (Rule.CLOSE, True)
+    assert (check.rule, check.passed) == (Rule.SQNR, True)
     assert "dB, at least" in check.figures
 
 

@@ -10,7 +10,7 @@ import pytest
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Precision
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends.base import Batches, Obstacle, OpenOptions
+from resdeploy.runtime.backends.base import Batches, Unavailability, OpenOptions
 from resdeploy.runtime.backends.onnxruntime import gpu as onnxruntime_gpu
 from resdeploy.runtime.backends.onnxruntime.gpu import (
     CUDA,
@@ -18,7 +18,7 @@ from resdeploy.runtime.backends.onnxruntime.gpu import (
     TENSORRT,
     OnnxRuntimeGpu,
     choose_providers,
-    obstacle,
+    check_availability,
     open_backend,
 )
 
@@ -31,10 +31,10 @@ no_cuda = pytest.mark.skipif(
 @no_cuda
 @pytest.mark.parametrize("name", [CUDA, TENSORRT])
 def test_the_cpu_package_cannot_and_says_what_to_install(name: str) -> None:
-    found = obstacle(name)
+    found = check_availability(name)
     assert found is not None
     assert PROVIDERS[name] in found.reason
-    assert "pip install onnxruntime-gpu" in found.remedy
+    assert "pip install onnxruntime-gpu" in found.hint
 
 
 @no_cuda
@@ -81,15 +81,15 @@ def test_nodes_must_not_fall_back_either(
 
 def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime_gpu, "installed_version", lambda: None)
-    found = obstacle(CUDA)
+    found = check_availability(CUDA)
     assert found is not None
-    assert "resdeploy[gpu]" in found.remedy
+    assert "resdeploy[gpu]" in found.hint
 
 
 def test_without_a_gpu_the_provider_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
-    monkeypatch.setattr(onnxruntime_gpu, "gpu_obstacle", lambda: Obstacle("no GPU", "buy one"))
-    assert obstacle(TENSORRT) == Obstacle("no GPU", "buy one")
+    monkeypatch.setattr(onnxruntime_gpu, "check_gpu_availability", lambda: Unavailability("no GPU", "buy one"))
+    assert check_availability(TENSORRT) == Unavailability("no GPU", "buy one")
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_a_provider_without_tensorrt_says_so(
 ) -> None:
     """The package brings the provider whether or not what it links to is there."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
-    monkeypatch.setattr(onnxruntime_gpu, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(onnxruntime_gpu, "check_gpu_availability", lambda: None)
     monkeypatch.setattr(onnxruntime_gpu, "tensorrt_version", lambda flavour: wheel)
     monkeypatch.setattr(onnxruntime_gpu, "find_library", lambda name: library)
-    found = obstacle(TENSORRT)
+    found = check_availability(TENSORRT)
     assert (found is None) == runs
     assert found is None or "needs TensorRT" in found.reason
-    assert obstacle(CUDA) is None
+    assert check_availability(CUDA) is None
 
 
 @pytest.mark.parametrize("precision", list(Precision))

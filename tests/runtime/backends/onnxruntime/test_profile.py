@@ -29,7 +29,7 @@ def test_a_kernel_has_the_median_of_the_runs_that_count() -> None:
     events.append({"cat": "Session", "name": "model_run", "dur": 12345})
     (kernel,) = parse_profile(events, {"layer1.0.conv1": 500, "conv1": 7})
     assert (kernel.ms, kernel.macs, kernel.is_float) == (0.2, 500, False)
-    assert kernel.reads == (("uint8", (1, 56, 56, 64)), ("float", ()))
+    assert kernel.inputs == (("uint8", (1, 56, 56, 64)), ("float", ()))
 
 
 def test_conversions_count_as_float_and_are_no_layers() -> None:

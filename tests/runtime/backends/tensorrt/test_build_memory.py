@@ -15,7 +15,7 @@ from resdeploy.runtime.backends.tensorrt.build_memory import (
     RESERVE_BYTES,
     available_memory,
     check_memory,
-    memory_watch,
+    make_memory_check,
 )
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions, default_options
 from tests.boards import host_of, lay_out
@@ -46,7 +46,7 @@ def test_a_machine_that_does_not_tell_is_trusted(tmp_path: Path) -> None:
     host = host_of(tmp_path, {})
     assert available_memory(host) is None
     check_memory(GRAPH, "fp32.onnx", host)
-    memory_watch(host)()
+    make_memory_check(host)()
 
 
 def test_what_cannot_succeed_is_refused(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_what_cannot_succeed_is_refused(tmp_path: Path) -> None:
 
 def test_the_watch_raises_before_the_memory_is_gone(tmp_path: Path) -> None:
     host = host_of(tmp_path, meminfo(1000))
-    watch = memory_watch(host)
+    watch = make_memory_check(host)
     watch()
     lay_out(tmp_path, meminfo((RESERVE_BYTES >> 20) - 1))
     with pytest.raises(BackendError, match="stopped with 255 MiB of memory left") as caught:

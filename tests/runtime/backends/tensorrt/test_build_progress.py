@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.runtime.backends.tensorrt.build_progress import Phases
+from resdeploy.runtime.backends.tensorrt.build_progress import BuildProgress
 
 
 def test_children_fill_the_step_that_their_parent_is_at() -> None:
-    phases = Phases()
+    phases = BuildProgress()
     assert phases.fraction() == 0
     phases.start("building", None, 4)
     phases.step("building")
@@ -25,7 +25,7 @@ def test_children_fill_the_step_that_their_parent_is_at() -> None:
 
 
 def test_after_cancelling_every_step_says_stop() -> None:
-    phases = Phases()
+    phases = BuildProgress()
     phases.start("building", None, 4)
     assert phases.step("building")
     phases.cancel()
@@ -48,7 +48,7 @@ def test_the_fraction_never_falls_and_stays_within_bounds(
     reported: list[tuple[str, str, str | None]], steps: int
 ) -> None:
     """Whatever TensorRT reports, in whatever order."""
-    phases = Phases()
+    phases = BuildProgress()
     before = 0.0
     for what, name, parent in reported:
         if what == "start":

@@ -17,10 +17,10 @@ from resdeploy.errors import BackendError
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt import builder
-from resdeploy.runtime.backends.tensorrt.build_progress import Phases
+from resdeploy.runtime.backends.tensorrt.build_progress import BuildProgress
 from resdeploy.runtime.backends.tensorrt.builder import build_engine
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
-from resdeploy.runtime.backends.tensorrt.inspector import EngineCoverage, coverage_of
+from resdeploy.runtime.backends.tensorrt.inspector import EngineCoverage, count_convolutions
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this machine")
@@ -41,7 +41,7 @@ def test_every_precision_builds(rtx: TensorRt, tiny_bundle: Bundle, name: str) -
     built = build_engine(rtx, tiny_bundle.read(artifact.file), BuildOptions())
     assert len(built.engine) > 1 << 16
     # What the builder itself says it made: the prediction from the graph holds.
-    assert coverage_of(built.layers) == EngineCoverage(artifact.convs, artifact.int8_convs)
+    assert count_convolutions(built.layers) == EngineCoverage(artifact.convs, artifact.int8_convs)
 
 
 @pytest.mark.parametrize("batches", [Batches(1, 1, 1), Batches(2, 4, 9)])
@@ -70,7 +70,7 @@ def test_progress_goes_from_nothing_to_all(rtx: TensorRt, tiny_bundle: Bundle) -
 
 def test_ctrl_c_stops_the_build_and_is_passed_on() -> None:
     """The builder sees that it shall stop; until it does, nobody goes on."""
-    phases = Phases()
+    phases = BuildProgress()
     stopped = threading.Event()
 
     def build() -> None:
@@ -92,7 +92,7 @@ def test_ctrl_c_stops_the_build_and_is_passed_on() -> None:
 
 
 def test_a_build_stops_before_the_memory_is_gone() -> None:
-    phases = Phases()
+    phases = BuildProgress()
     stopped = threading.Event()
 
     def build() -> None:
@@ -124,7 +124,7 @@ def test_an_error_in_the_build_is_not_lost() -> None:
         raise MemoryError("of the host")
 
     with pytest.raises(MemoryError, match="of the host"):
-        builder._interruptible(build, Phases(), silent)
+        builder._interruptible(build, BuildProgress(), silent)
 
 
 # What TensorRT refuses

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from resdeploy import storage
 from resdeploy.errors import OutputError
 from resdeploy.runtime.backends.tensorrt import engine_cache
-from resdeploy.runtime.backends.tensorrt.engine_cache import EngineCache, key_of, prune_engines
+from resdeploy.runtime.backends.tensorrt.engine_cache import EngineCache, compute_key, prune_engines
 
 PARTS = {"onnx_sha256": "a" * 64, "version": "10.3.0", "options": {"batches": "1,8,32"}}
 
@@ -36,7 +36,7 @@ def test_what_was_stored_is_found_and_loaded(cache: EngineCache) -> None:
     assert cache.find(PARTS) == stored
     assert cache.load(stored) == b"engine"
     assert stored.notes == {"convs": 36}
-    assert stored.key == key_of(PARTS)
+    assert stored.key == compute_key(PARTS)
 
 
 def test_nothing_is_there_before_the_first(cache: EngineCache) -> None:
@@ -61,8 +61,8 @@ json_parts = st.dictionaries(
 def test_keys_differ_with_their_parts(ours: dict[str, object], theirs: dict[str, object]) -> None:
     # 1 and True are equal in Python and differ in JSON: the text decides.
     same = json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True)
-    assert (key_of(ours) == key_of(theirs)) is same
-    assert key_of(dict(reversed(list(ours.items())))) == key_of(ours)
+    assert (compute_key(ours) == compute_key(theirs)) is same
+    assert compute_key(dict(reversed(list(ours.items())))) == compute_key(ours)
 
 
 @pytest.mark.parametrize("change", [{"version": "10.4.0"}, {"options": {"batches": "1,1,1"}}])

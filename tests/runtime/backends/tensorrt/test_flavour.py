@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends.base import Obstacle
-from resdeploy.runtime.backends.cuda import Gpu
+from resdeploy.runtime.backends.base import Unavailability
+from resdeploy.runtime.backends.cuda import CudaDevice
 from resdeploy.runtime.backends.tensorrt import flavour
 from resdeploy.runtime.backends.tensorrt.flavour import (
     KEPT_MESSAGES,
     Flavour,
     installed_version,
     load_tensorrt,
-    obstacle,
+    check_availability,
     sizes,
 )
 
@@ -96,23 +96,23 @@ def test_one_that_does_not_load_says_what_is_missing(
         load_tensorrt(Flavour.TENSORRT)
     assert "\n" not in str(caught.value)
     assert installed_version(Flavour.TENSORRT) is None
-    monkeypatch.setattr(flavour, "gpu_obstacle", lambda: None)
-    found = obstacle(Flavour.TENSORRT)
+    monkeypatch.setattr(flavour, "check_gpu_availability", lambda: None)
+    found = check_availability(Flavour.TENSORRT)
     assert found is not None
     assert "does not load" in found.reason
 
 
 def test_a_gpu_is_looked_for_before_tensorrt_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, tensorrt=RuntimeError("it must not be loaded"))
-    monkeypatch.setattr(flavour, "gpu_obstacle", lambda: Obstacle("no GPU", "buy one"))
-    assert obstacle(Flavour.TENSORRT) == Obstacle("no GPU", "buy one")
+    monkeypatch.setattr(flavour, "check_gpu_availability", lambda: Unavailability("no GPU", "buy one"))
+    assert check_availability(Flavour.TENSORRT) == Unavailability("no GPU", "buy one")
 
 
 @pytest.mark.parametrize(
     ("capability", "known"), [("8.6", True), ("12.0", True), ("9.0", False), ("7.5", False)]
 )
 def test_rtx_is_for_rtx_gpus_from_ampere_on(capability: str, known: bool) -> None:
-    gpu = Gpu(
+    gpu = CudaDevice(
         name="GPU", compute_capability=capability, multiprocessors=1, integrated=False,
         driver_cuda="13.0",
     )  # fmt: skip

@@ -9,9 +9,9 @@ import pytest
 from resdeploy.runtime.backends.tensorrt.inspector import (
     EngineCoverage,
     EngineLayer,
-    coverage_of,
-    parse_document,
-    parse_lines,
+    count_convolutions,
+    parse_inspector_json,
+    parse_builder_log,
 )
 
 
@@ -46,7 +46,7 @@ def layer_of_11(kind: str, *types: str) -> dict[str, Any]:
 )
 def test_types_are_known_in_every_spelling(text: str, expected: str) -> None:
     for make in (layer_of_10, layer_of_11):
-        (layer,) = parse_document({"Layers": [make("CaskConvolution", text)]})
+        (layer,) = parse_inspector_json({"Layers": [make("CaskConvolution", text)]})
         assert layer.input_types == (expected,)
 
 
@@ -62,22 +62,22 @@ def test_convolutions_are_counted(make: Any) -> None:
         ],
         "Bindings": ["images", "logits"],
     }
-    assert coverage_of(parse_document(document)) == EngineCoverage(convs=3, int8_convs=2)
+    assert count_convolutions(parse_inspector_json(document)) == EngineCoverage(convs=3, int8_convs=2)
 
 
 @pytest.mark.parametrize(
     "document", [{}, {"Layers": []}, {"Layers": ["conv1 + relu", "fc"]}], ids=str
 )
 def test_names_alone_tell_nothing(document: dict[str, Any]) -> None:
-    assert coverage_of(parse_document(document)) is None
+    assert count_convolutions(parse_inspector_json(document)) is None
 
 
 @pytest.mark.parametrize(
     "layer", [{}, {"Inputs": [3]}, {"LayerType": None, "Inputs": [{"DataType": None}]}], ids=str
 )
 def test_odd_layers_are_unknown(layer: dict[str, Any]) -> None:
-    (found,) = parse_document({"Layers": [layer]})
-    assert not found.in_int8
+    (found,) = parse_inspector_json({"Layers": [layer]})
+    assert not found.runs_in_int8
     assert not found.is_convolution
 
 
@@ -90,7 +90,7 @@ def test_lines_of_the_log_of_rtx() -> None:
         "Name: __mye3627_0_myl0_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: []\n"
         "something else\n"
     )
-    assert parse_lines(text) == [
+    assert parse_builder_log(text) == [
         EngineLayer(name="conv1_U120_myl0_2", kind="correlation", input_types=("int8",)),
         EngineLayer(name="__mye3627_0_myl0_0", kind="shape_call", input_types=()),
     ]

@@ -13,7 +13,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.base import Batches, OpenOptions
-from resdeploy.runtime.backends.cuda import Gpu
+from resdeploy.runtime.backends.cuda import CudaDevice
 from resdeploy.runtime.backends.tensorrt import build as building
 from resdeploy.runtime.backends.tensorrt import open_engine as opening
 from resdeploy.runtime.backends.tensorrt.build import build, choose_artifact
@@ -26,7 +26,7 @@ from resdeploy.runtime.backends.tensorrt.open_engine import find_or_build
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 from tests.fake_gpu import fake_tensorrt
 
-GPU = Gpu(
+GPU = CudaDevice(
     name="Orin", compute_capability="8.7", multiprocessors=16,
     integrated=True, driver_cuda="12.6",
 )  # fmt: skip
@@ -64,7 +64,7 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     return Builds(monkeypatch)
 
 
-def find(bundle: Bundle, batches: Batches | None = None, gpu: Gpu = GPU) -> Any:
+def find(bundle: Bundle, batches: Batches | None = None, gpu: CudaDevice = GPU) -> Any:
     artifact = bundle.artifact("int8")
     engine, _ = find_or_build(
         EngineCache(), fake_tensorrt(), b"graph", artifact, gpu, OpenOptions(batches=batches)
@@ -142,7 +142,7 @@ def test_what_two_builds_measured_at_once_is_merged(
     assert builds.timings[1] == b"timings of engine 1 and those of another"
 
 
-def keep(bundle: Bundle, version: str = "10.3.0", gpu: Gpu = GPU, **options: Any) -> None:
+def keep(bundle: Bundle, version: str = "10.3.0", gpu: CudaDevice = GPU, **options: Any) -> None:
     """Put an engine into the cache that was built elsewhere or otherwise."""
     tensorrt = dataclasses.replace(fake_tensorrt(), version=version)
     parts = key_parts(tensorrt, bundle.artifact("int8"), gpu, BuildOptions(**options))
@@ -165,7 +165,7 @@ THOR = dataclasses.replace(GPU, name="Thor")
     ],
 )
 def test_compatible_engines_are_found_where_they_fit(
-    builds: Builds, tiny_bundle: Bundle, version: str, gpu: Gpu, options: dict[str, Any], fits: bool
+    builds: Builds, tiny_bundle: Bundle, version: str, gpu: CudaDevice, options: dict[str, Any], fits: bool
 ) -> None:
     keep(tiny_bundle, version, gpu, **options)
     assert find(tiny_bundle) == (f"{version} {gpu.name}".encode() if fits else b"engine 1")

@@ -12,7 +12,7 @@ from resdeploy.machine.device import Device
 from resdeploy.machine.jetson import Jetson
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour
-from resdeploy.runtime.backends.tensorrt.options import BuildOptions, check_rules
+from resdeploy.runtime.backends.tensorrt.options import BuildOptions, check_options
 
 ORIN = "NVIDIA Jetson AGX Orin Developer Kit"
 ORIN_NX = "NVIDIA Jetson Orin NX Engineering Reference Developer Kit"
@@ -30,7 +30,7 @@ def check(
     options: BuildOptions, version: str, jetson: str = SERVER, l4t: str | None = None,
     flavour: Flavour = Flavour.TENSORRT,
 ) -> None:  # fmt: skip
-    check_rules(options, flavour, version, machine(jetson, l4t))
+    check_options(options, flavour, version, machine(jetson, l4t))
 
 
 PLAIN = BuildOptions()
