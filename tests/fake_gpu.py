@@ -35,7 +35,7 @@ def fake_tensorrt(flavour: Flavour = Flavour.TENSORRT) -> TensorRt:
         api=FAKE_API,
         log=cast(Any, None),
         errors=deque(["out of patience"]),
-        layers=deque(),
+        layer_log=deque(),
     )
 
 

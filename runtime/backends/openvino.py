@@ -89,7 +89,7 @@ class OpenVinoCpu:
             ) from error
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """Return the logits; see `Backend.run`."""
+        """See `Backend.run`."""
         if self._request is None:
             raise BackendError("the model was closed", "load the bundle again")
         try:
@@ -101,7 +101,7 @@ class OpenVinoCpu:
         return np.array(logits, dtype=np.float32)
 
     def close(self) -> None:
-        """Free the model; see `Backend.close`."""
+        """See `Backend.close`."""
         self._request = None
 
 

@@ -1,4 +1,4 @@
-"""From a bundle's graph to an engine in the cache."""
+"""Functions that build engines of a bundle's graphs and store them in the engine cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from resdeploy.machine.host import Host
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.cuda import CudaRuntime, CudaDevice
-from resdeploy.runtime.backends.tensorrt.build_memory import check_memory, make_memory_check
+from resdeploy.runtime.backends.tensorrt.build_memory import make_memory_check
 from resdeploy.runtime.backends.tensorrt.builder import build_engine, merge_timings
 from resdeploy.runtime.backends.tensorrt.engine_cache import (
     AUXILIARY_KINDS,
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """What `resdeploy build` reports."""
+    """The result of `resdeploy build`."""
 
     engine: Path
     key: str
@@ -60,30 +60,31 @@ class BuildReport:
     seconds: float
     bytes: int
     cached: bool
-    """Whether it was there already."""
+    """True if the engine was already in the cache."""
     int8_convs_expected: int
-    """Convolutions that should run in INT8, by a look at the graph."""
+    """Number of convolutions that the graph asks to run in INT8."""
     convs: int | None
-    """Convolutions of the engine, as TensorRT tells; None where it does not."""
+    """Number of convolutions in the engine; None if TensorRT does not report its layers."""
     int8_convs: int | None
+    """Number of convolutions that the engine runs in INT8; None if it is unknown."""
 
 
 def choose_flavour() -> Flavour:
-    """TensorRT where it is installed, otherwise TensorRT-RTX."""
+    """Return TensorRT if it is installed, otherwise TensorRT-RTX."""
     return Flavour.TENSORRT if installed_version(Flavour.TENSORRT) else Flavour.RTX
 
 
 def choose_artifact(bundle: Bundle, precision: Precision | None, *, dla: bool = False) -> Artifact:
-    """The graph to build: the fastest of a bundle, or that of a precision.
+    """Return the graph to build: that of a precision, or the fastest one of the bundle for None.
 
     Raises:
-        BundleError: the bundle has no such graph.
+        BundleError: The bundle has no such graph.
     """
     names = {artifact.name for artifact in bundle.manifest.artifacts}
-    wanted: tuple[str, ...] = ARTIFACTS if precision is None else (precision.value,)
+    choices: tuple[str, ...] = ARTIFACTS if precision is None else (precision.value,)
     if dla:
-        wanted = tuple("int8-dla" if name == "int8" else name for name in wanted)
-    return bundle.artifact(next((name for name in wanted if name in names), wanted[0]))
+        choices = tuple("int8-dla" if name == "int8" else name for name in choices)
+    return bundle.artifact(next((name for name in choices if name in names), choices[0]))
 
 
 def build_for_this_machine(
@@ -99,24 +100,25 @@ def build_for_this_machine(
     force: bool = False,
     progress: Progress = silent,
 ) -> BuildReport:
-    """What `resdeploy build` does with its options.
+    """Build an engine with the options of `resdeploy build`; use this machine's defaults for None.
 
     Raises:
-        BackendError, BundleError, OutputError: see `build`.
+        BackendError, BundleError, OutputError: See `build`.
     """
     chosen = Flavour(flavour) if flavour else choose_flavour()
     device = read_device()
-    usual = default_options(device)
+    defaults = default_options(device)
     options = replace(
-        usual,
-        batches=batch or usual.batches,
-        workspace_mib=workspace or usual.workspace_mib,
+        defaults,
+        batches=batch or defaults.batches,
+        workspace_mib=workspace or defaults.workspace_mib,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
         dla_core=dla,
     )
     version = load_tensorrt(chosen).version
-    check_options(options, chosen, version, device)  # before a missing graph is complained of
+    # An unsupported option must be reported before a missing graph.
+    check_options(options, chosen, version, device)
     artifact = choose_artifact(
         bundle, None if precision == "auto" else Precision(precision), dla=dla is not None
     )
@@ -132,17 +134,17 @@ def build(
     force: bool = False,
     progress: Progress = silent,
 ) -> BuildReport:
-    """Put an engine into the cache, unless it is there.
+    """Build an engine and store it in the cache, unless the cache already holds it.
 
     Raises:
-        BackendError: this machine cannot build it.
-        BundleError: the graph is damaged.
-        OutputError: the cache cannot be written.
+        BackendError: This machine cannot build the engine.
+        BundleError: The graph is missing or was changed.
+        OutputError: The cache cannot be written.
     """
     start = time.perf_counter()
     tensorrt = load_tensorrt(flavour)
     check_options(options, flavour, tensorrt.version, read_device())
-    # TensorRT-RTX builds without a GPU, for those of others.
+    # TensorRT-RTX builds without a GPU, also for the GPUs of other machines.
     gpu = None if flavour is Flavour.RTX else CudaRuntime().gpu()
     graph = bundle.read(artifact.file)
     cache = EngineCache()
@@ -155,8 +157,8 @@ def build(
     convs = record.notes.get("int8_convs")
     if convs is not None and convs < artifact.int8_convs:
         logger.warning(
-            "the engine runs %d convolutions in INT8, where %s asks for %d: it is slower than it "
-            "could be", convs, artifact.file, artifact.int8_convs,
+            "the engine runs only %d convolutions in INT8, but %s asks for %d, so it is slower "
+            "than expected", convs, artifact.file, artifact.int8_convs,
         )  # fmt: skip
     return BuildReport(
         engine=cache.data_path(record.key),
@@ -183,36 +185,38 @@ def build_and_store(
     options: BuildOptions,
     progress: Progress,
 ) -> tuple[CachedEngine, bytes]:
-    """Build an engine, store it, and give it; hold `cache.lock` meanwhile.
+    """Build an engine, store it with its convolution counts, and update the timing cache.
 
-    What the builder measured is kept as well, and what it made of the graph; the engine does not
-    depend on that.
+    The caller must hold `cache.lock`.
+
+    Returns:
+        The record of the cache and the serialised engine.
     """
     timings = EngineCache("timings")
-    measured_on = {"version": tensorrt.version, "gpu": asdict(gpu) if gpu else None}
-    before = timings.load_newest(measured_on)
+    timings_key = {"version": tensorrt.version, "gpu": asdict(gpu) if gpu else None}
+    before = timings.load_newest(timings_key)
     host = Host()
-    check_memory(len(graph), artifact.file, host)
+    require_memory(len(graph), artifact.file, host)
     built = build_engine(
         tensorrt, graph, options, name=artifact.file, timings=before, progress=progress,
-        watch=make_memory_check(host),
+        check_memory=make_memory_check(host),
     )  # fmt: skip
-    covered = count_convolutions(built.layers)
-    if covered is None and gpu is not None:
-        covered = _inspect(tensorrt, built.engine, options)
+    coverage = count_convolutions(built.layers)
+    if coverage is None and gpu is not None:
+        coverage = _inspect(tensorrt, built.engine, options)
     record = cache.store(
         key_parts(tensorrt, artifact, gpu, options),
         built.engine,
-        notes=asdict(covered) if covered else {},
+        notes=asdict(coverage) if coverage else {},
     )
     if built.timings is not None:
         try:
-            now, merged = timings.load_newest(measured_on), built.timings
-            if now is not None and now != before:  # another process built meanwhile
+            now, merged = timings.load_newest(timings_key), built.timings
+            if now is not None and now != before:  # another process has built at the same time
                 merged = merge_timings(tensorrt, merged, now)
-            timings.store(measured_on, merged)
+            timings.store(timings_key, merged)
         except OutputError as error:
-            logger.warning("what was measured is not kept: %s", error)
+            logger.warning("the timing cache is not stored: %s", error)
     cache.prune(keep=record.key)
     for kind in AUXILIARY_KINDS:
         EngineCache(kind).prune(AUXILIARY_LIMIT_BYTES)
@@ -220,21 +224,21 @@ def build_and_store(
 
 
 def deserialize(tensorrt: TensorRt, data: bytes, options: Mapping[str, Any]) -> trt.ICudaEngine:
-    """Load an engine that came out of the cache.
+    """Load an engine from the cache; `options` are those of its build, as JSON.
 
     Raises:
-        BackendError: it was built for another GPU or by another version.
+        BackendError: The engine was built for another GPU or by another version.
     """
     tensorrt.errors.clear()
     runtime: trt.Runtime = tensorrt.api.Runtime(tensorrt.log)
-    # A version-compatible engine brings code of its own; only those of the cache come this far.
+    # A version-compatible engine contains host code. Only engines of the user's cache get here.
     runtime.engine_host_code_allowed = bool(options["version_compatible"])
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise BackendError(
-            f"{tensorrt.flavour.value} {tensorrt.version} does not load the engine: "
+            f"{tensorrt.flavour.value} {tensorrt.version} cannot load the engine: "
             f"{tensorrt.last_error()}",
-            "resdeploy doctor shows whether the driver and TensorRT fit each other",
+            "run resdeploy doctor to check that the driver and TensorRT match",
         )
     return engine
 
@@ -246,5 +250,5 @@ def _inspect(tensorrt: TensorRt, data: bytes, options: BuildOptions) -> EngineCo
         text = inspector.get_engine_information(tensorrt.api.LayerInformationFormat.JSON)
         return count_convolutions(parse_inspector_json(json.loads(text)))
     except (BackendError, ValueError, TypeError, AttributeError) as error:
-        logger.debug("the inspector tells nothing: %s", error)
+        logger.debug("the engine inspector failed: %s", error)
         return None

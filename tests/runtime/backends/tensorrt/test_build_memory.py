@@ -14,7 +14,7 @@ from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt.build_memory import (
     RESERVE_BYTES,
     available_memory,
-    check_memory,
+    require_memory,
     make_memory_check,
 )
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions, default_options
@@ -45,14 +45,14 @@ def test_a_container_has_less_than_its_machine(tmp_path: Path) -> None:
 def test_a_machine_that_does_not_tell_is_trusted(tmp_path: Path) -> None:
     host = host_of(tmp_path, {})
     assert available_memory(host) is None
-    check_memory(GRAPH, "fp32.onnx", host)
+    require_memory(GRAPH, "fp32.onnx", host)
     make_memory_check(host)()
 
 
 def test_what_cannot_succeed_is_refused(tmp_path: Path) -> None:
-    check_memory(GRAPH, "fp32.onnx", host_of(tmp_path / "enough", meminfo(400)))
+    require_memory(GRAPH, "fp32.onnx", host_of(tmp_path / "enough", meminfo(400)))
     with pytest.raises(BackendError, match="at least 312 MiB of memory, and 300 MiB") as caught:
-        check_memory(GRAPH, "fp32.onnx", host_of(tmp_path / "short", meminfo(300)))
+        require_memory(GRAPH, "fp32.onnx", host_of(tmp_path / "short", meminfo(300)))
     assert "--batch 1" in str(caught.value.hint)
 
 

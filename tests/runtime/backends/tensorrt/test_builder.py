@@ -70,12 +70,12 @@ def test_progress_goes_from_nothing_to_all(rtx: TensorRt, tiny_bundle: Bundle) -
 
 def test_ctrl_c_stops_the_build_and_is_passed_on() -> None:
     """The builder sees that it shall stop; until it does, nobody goes on."""
-    phases = BuildProgress()
+    build_progress = BuildProgress()
     stopped = threading.Event()
 
     def build() -> None:
-        phases.start("building", None, 1000)
-        while phases.step("building"):
+        build_progress.start("building", None, 1000)
+        while build_progress.step("building"):
             time.sleep(0.001)
         stopped.set()
 
@@ -87,35 +87,35 @@ def test_ctrl_c_stops_the_build_and_is_passed_on() -> None:
         yield advance
 
     with pytest.raises(KeyboardInterrupt):
-        builder._interruptible(build, phases, interrupted)
+        builder._build_interruptibly(build, build_progress, interrupted)
     assert stopped.is_set()
 
 
 def test_a_build_stops_before_the_memory_is_gone() -> None:
-    phases = BuildProgress()
+    build_progress = BuildProgress()
     stopped = threading.Event()
 
     def build() -> None:
-        phases.start("building", None, 1000)
-        while phases.step("building"):
+        build_progress.start("building", None, 1000)
+        while build_progress.step("building"):
             time.sleep(0.001)
         stopped.set()
 
-    def watch() -> None:
+    def check_memory() -> None:
         raise BackendError("nearly gone")
 
     with pytest.raises(BackendError, match="nearly gone"):
-        builder._interruptible(build, phases, silent, watch)
+        builder._build_interruptibly(build, build_progress, silent, check_memory)
     assert stopped.is_set()
 
 
 def test_a_real_build_is_watched(rtx: TensorRt, tiny_bundle: Bundle) -> None:
     calls = []
 
-    def watch() -> None:
+    def check_memory() -> None:
         calls.append(1)
 
-    build_engine(rtx, tiny_bundle.read("int8.onnx"), BuildOptions(), watch=watch)
+    build_engine(rtx, tiny_bundle.read("int8.onnx"), BuildOptions(), check_memory=check_memory)
     assert calls
 
 
@@ -124,7 +124,7 @@ def test_an_error_in_the_build_is_not_lost() -> None:
         raise MemoryError("of the host")
 
     with pytest.raises(MemoryError, match="of the host"):
-        builder._interruptible(build, BuildProgress(), silent)
+        builder._build_interruptibly(build, BuildProgress(), silent)
 
 
 # What TensorRT refuses

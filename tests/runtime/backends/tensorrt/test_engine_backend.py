@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backends.base import Batches
-from resdeploy.runtime.backends.tensorrt.engine_backend import MOST_GRAPHS, EngineBackend, split
+from resdeploy.runtime.backends.tensorrt.engine_backend import MAX_GRAPHS, EngineBackend, split
 from tests.fake_gpu import FakeCuda, FakeEngine, fake_tensorrt
 
 
@@ -146,14 +146,14 @@ def test_an_engine_that_records_graphs_itself_has_one_context() -> None:
 
 def test_graphs_are_limited() -> None:
     cuda = FakeCuda()
-    engine = FakeEngine(cuda, (1, 1, MOST_GRAPHS + 3))
+    engine = FakeEngine(cuda, (1, 1, MAX_GRAPHS + 3))
     backend = open_backend(engine, cuda)
-    for count in range(1, MOST_GRAPHS + 4):
+    for count in range(1, MAX_GRAPHS + 4):
         for seed in range(3):
             images = pictures(count, seed)
             np.testing.assert_array_equal(backend.run(images)[:, :2], expected(images))
-    assert len(backend.captured) == MOST_GRAPHS
-    assert len(engine.contexts) == MOST_GRAPHS + 1  # all further sizes take turns on one
+    assert len(backend.captured) == MAX_GRAPHS
+    assert len(engine.contexts) == MAX_GRAPHS + 1  # all further sizes take turns on one
 
 
 @pytest.mark.parametrize("failing", ["begin_capture", "end_capture"])

@@ -20,7 +20,7 @@ from resdeploy.runtime.backends.tensorrt.flavour import (
     installed_version,
     load_tensorrt,
     check_availability,
-    sizes,
+    dims_to_tuple,
 )
 
 
@@ -141,7 +141,7 @@ def test_what_it_says_is_kept_in_part(
     assert len(tensorrt.errors) == KEPT_MESSAGES
     assert "a warning" in caplog.text
     assert "chatter" not in caplog.text
-    assert list(tensorrt.layers) == ["Name: conv1, LayerType: correlation, Inputs: ["]
+    assert list(tensorrt.layer_log) == ["Name: conv1, LayerType: correlation, Inputs: ["]
 
 
 def test_shapes_are_read_without_being_iterable() -> None:
@@ -153,4 +153,4 @@ def test_shapes_are_read_without_being_iterable() -> None:
             return (3, 4)[index]
 
     dims: Any = Dims()
-    assert sizes(dims) == (3, 4)
+    assert dims_to_tuple(dims) == (3, 4)
