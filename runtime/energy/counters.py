@@ -1,4 +1,4 @@
-"""Energy of a discrete GPU (NVML) and of x86 processors (RAPL).
+"""Energy counters of discrete GPUs (NVML) and of x86 CPUs (RAPL).
 
 Sources: NVIDIA, "NVML API Reference" (`nvmlDeviceGetTotalEnergyConsumption`,
 `nvmlDeviceGetPowerUsage`); Linux, "Power Capping Framework" (`energy_uj`, `max_energy_range_uj`).
@@ -20,7 +20,7 @@ PACKAGES = "sys/class/powercap/intel-rapl:[0-9]*"
 
 
 def find_nvml(nvml: Any, environment: Mapping[str, str] = os.environ) -> PowerSource | None:
-    """The GPU that CUDA uses; None without a driver, or where it measures nothing."""
+    """Return the source of the first GPU that CUDA sees; None without a driver or a sensor."""
     if nvml is None:
         return None
     visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
@@ -48,8 +48,8 @@ def find_nvml(nvml: Any, environment: Mapping[str, str] = os.environ) -> PowerSo
 
 
 def find_rapl(host: Host) -> PowerSource | None:
-    """Processor packages and the memory at them; None where it is missing or may not be read."""
-    zones = [_Zone(host, folder) for folder in _zones(host)]
+    """Return the source of all CPU packages and their memory; None if RAPL cannot be read."""
+    zones = [_RaplZone(host, folder) for folder in _zones(host)]
     if not zones or any(zone.joules() is None for zone in zones):
         return None
 
@@ -65,7 +65,7 @@ def find_rapl(host: Host) -> PowerSource | None:
 
 
 def unreadable_counters(host: Host) -> list[Path]:
-    """RAPL's files that only root may read, as is usual."""
+    """Return the RAPL files that this user may not read; by default only root may."""
     files = [folder / "energy_uj" for folder in _zones(host)]
     return [path for path in files if host.denies_access(path)]
 
@@ -82,8 +82,8 @@ def _zones(host: Host) -> list[Path]:
     return packages + memories
 
 
-class _Zone:
-    """A counter of microjoules that starts anew when it is full."""
+class _RaplZone:
+    """A counter of microjoules that wraps around at its maximum."""
 
     def __init__(self, host: Host, folder: Path) -> None:
         self.name = host.text(folder / "name")
@@ -91,13 +91,13 @@ class _Zone:
         self._file = folder / "energy_uj"
         self._range = host.number(folder / "max_energy_range_uj") or 0
         self._last: int | None = None
-        self._full = 0  # what earlier rounds of the counter held
+        self._offset = 0  # microjoules before the last wrap-around
 
     def joules(self) -> Reading:
         now = self._host.number(self._file)
         if now is None:
             return None
         if self._last is not None and now < self._last:
-            self._full += self._range
+            self._offset += self._range
         self._last = now
-        return (self._full + now) / 1e6
+        return (self._offset + now) / 1e6

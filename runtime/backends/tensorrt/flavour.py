@@ -58,16 +58,16 @@ class TensorRt:
     flavour: Flavour
     version: str
     api: Any
-    """The module; what it makes is typed where it is made."""
+    """The imported module; its objects are typed where they are created."""
     log: trt.ILogger
     errors: deque[str]
-    """What it complained of last."""
+    """Its last error messages."""
     layer_log: deque[str]
-    """What it wrote of an engine's layer_log last; not every version does."""
+    """The last message that lists the layers of an engine; only some versions log one."""
 
     @property
     def release(self) -> tuple[int, int]:
-        """(10, 3) of 10.3.0.26."""
+        """Return the major and the minor version, such as (10, 3) of 10.3.0.26."""
         major, minor = self.version.split(".")[:2]
         return int(major), int(minor)
 
