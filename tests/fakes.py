@@ -12,7 +12,7 @@ from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Unavailability, OpenOptions
+from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 from resdeploy.runtime.backends.registry import Engine
 from tests.serving_process import PATIENCE
 
@@ -72,7 +72,9 @@ def make_engine(
     return Engine(
         name=name,
         open=open_artifact,
-        check_availability=lambda: None if installed else Unavailability(f"{name} is not installed", "get it"),
+        check_availability=lambda: (
+            None if installed else Unavailability(f"{name} is not installed", "get it")
+        ),
         version=lambda: "1.0" if installed else None,
         artifacts=lambda version: artifacts,
     )

@@ -9,7 +9,6 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress, silent
 
-
 AUTO = "auto"
 
 

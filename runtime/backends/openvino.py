@@ -17,7 +17,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Unavailability, OpenOptions
+from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 
 NAME = "openvino"
 ARTIFACTS = ("int8-cpu", "fp32")

@@ -10,7 +10,13 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backends import openvino as openvino_cpu
-from resdeploy.runtime.backends.base import AUTO, DEFAULT_OPTIONS, Backend, Unavailability, OpenOptions
+from resdeploy.runtime.backends.base import (
+    AUTO,
+    DEFAULT_OPTIONS,
+    Backend,
+    OpenOptions,
+    Unavailability,
+)
 from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
 from resdeploy.runtime.backends.onnxruntime import gpu as onnxruntime_gpu
 from resdeploy.runtime.backends.onnxruntime import session as onnxruntime_session

@@ -185,7 +185,7 @@ def refused_power(situation: Situation) -> str | None:
 
 def no_vnni(situation: Situation) -> str | None:
     """Right answers come slower there."""
-    if situation.device.cpu.multiplies_int8_exactly:
+    if situation.device.processor.multiplies_int8_exactly:
         return None
     return (
         "this processor has no VNNI: int8 runs with exact but slower kernels; "
@@ -195,7 +195,7 @@ def no_vnni(situation: Situation) -> str | None:
 
 def matrix_instructions(situation: Situation) -> str | None:
     """ONNX Runtime's direct convolutions do without Intel's AMX (core/mlas/lib/convsym.cpp)."""
-    if not situation.device.cpu.multiplies_int8_matrices:
+    if not situation.device.processor.multiplies_int8_matrices:
         return None
     how = "use --backend openvino"
     if "openvino" not in situation.installed:

@@ -17,7 +17,7 @@ from resdeploy.runtime.energy.source import PowerSource, Reading
 INA3221 = "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label"
 INA238 = "sys/class/hwmon/hwmon*/power1_input"
 UNUSED = re.compile(r"^NC$|sum of shunt", re.IGNORECASE)
-# The rails that together supply a module. Where the input rail has a sensor, it alone is used, since
+# The rails that together supply a module. If the input rail has a sensor, it alone is used, since
 # it supplies the others; an AGX Orin has no sensor at its input.
 MODULE_RAILS = (
     ("VDD_IN",),  # Orin Nano and NX

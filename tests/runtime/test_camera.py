@@ -102,7 +102,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time that classifying takes; frames come in a thread, when the model waits for them."""
     clock = Clock()
     monkeypatch.setattr(camera, "time", clock)
-    monkeypatch.setattr(camera, "JOIN_TIMEOUT_SECONDS", PATIENCE)  # a busy machine's threads end late
+    monkeypatch.setattr(
+        camera, "JOIN_TIMEOUT_SECONDS", PATIENCE
+    )  # a busy machine's threads end late
     return clock
 
 

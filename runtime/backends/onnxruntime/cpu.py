@@ -16,7 +16,7 @@ from resdeploy.bundle.manifest import Artifact, Encoding
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.cpu import Cpu, read_cpu
-from resdeploy.runtime.backends.base import Unavailability, OpenOptions
+from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,
     create_session,

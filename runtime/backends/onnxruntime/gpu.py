@@ -18,7 +18,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Precision
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Batches, Unavailability, OpenOptions
+from resdeploy.runtime.backends.base import Batches, OpenOptions, Unavailability
 from resdeploy.runtime.backends.cuda import check_gpu_availability
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,

@@ -17,8 +17,8 @@ from resdeploy.machine.device import read_device
 from resdeploy.machine.host import Host
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import Batches
-from resdeploy.runtime.backends.cuda import CudaRuntime, CudaDevice
-from resdeploy.runtime.backends.tensorrt.build_memory import make_memory_check
+from resdeploy.runtime.backends.cuda import CudaDevice, CudaRuntime
+from resdeploy.runtime.backends.tensorrt.build_memory import make_memory_check, require_memory
 from resdeploy.runtime.backends.tensorrt.builder import build_engine, merge_timings
 from resdeploy.runtime.backends.tensorrt.engine_cache import (
     AUXILIARY_KINDS,

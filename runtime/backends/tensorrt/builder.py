@@ -76,7 +76,10 @@ def build_engine(
     build_progress = BuildProgress()
     config.progress_monitor = make_monitor(tensorrt.api, build_progress)
     serialized = _build_interruptibly(
-        lambda: builder.build_serialized_network(network, config), build_progress, progress, check_memory
+        lambda: builder.build_serialized_network(network, config),
+        build_progress,
+        progress,
+        check_memory,
     )
     if serialized is None:
         raise _build_error(tensorrt, name)

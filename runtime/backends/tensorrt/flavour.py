@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backends.base import Unavailability
-from resdeploy.runtime.backends.cuda import CudaRuntime, CudaDevice, check_gpu_availability
+from resdeploy.runtime.backends.cuda import CudaDevice, CudaRuntime, check_gpu_availability
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 ARTIFACTS = ("int8", "fp16", "fp32")
 
 KEPT_MESSAGES = 20
-# Engines that are built without a GPU run on Ampere and later; Turing would need engines of its own.
+# Engines that are built without a GPU run on Ampere and later GPUs, but not on Turing.
 OLDEST_RTX = 8.0
 
 

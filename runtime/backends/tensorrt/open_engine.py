@@ -13,7 +13,7 @@ from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError, OutputError
 from resdeploy.machine.device import read_device
 from resdeploy.runtime.backends.base import OpenOptions
-from resdeploy.runtime.backends.cuda import CudaRuntime, CudaDevice
+from resdeploy.runtime.backends.cuda import CudaDevice, CudaRuntime
 from resdeploy.runtime.backends.tensorrt.build import build_and_store, deserialize
 from resdeploy.runtime.backends.tensorrt.engine_backend import EngineBackend
 from resdeploy.runtime.backends.tensorrt.engine_cache import CachedEngine, EngineCache

@@ -110,7 +110,7 @@ def _check_dla(core: int, flavour: Flavour, version: str, jetson: Jetson | None)
         )
     if "AGX Orin" not in jetson.board or version_numbers(jetson.l4t or "") < FIRST_TYPED_DLA_L4T:
         raise BackendError(
-            f"TensorRT {version} supports the DLA of an AGX Orin with JetPack 7.2.2 (L4T 39.2.2) or "
-            f"newer; this is {jetson.board} with L4T {jetson.l4t or 'unknown'}",
+            f"TensorRT {version} supports only the DLA of an AGX Orin with JetPack 7.2.2 "
+            f"(L4T 39.2.2) or newer; this is {jetson.board} with L4T {jetson.l4t or 'unknown'}",
             "leave --dla out to build for the GPU",
         )

@@ -31,13 +31,13 @@ from benchmarks.gpu.children import Entry, Notes, time_in_turns
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError, CalibrationError
 from resdeploy.runtime.backends.base import Unavailability
-from resdeploy.runtime.backends.cuda import Gpu
+from resdeploy.runtime.backends.cuda import CudaDevice
 from resdeploy.runtime.backends.tensorrt import flavour
 from resdeploy.runtime.bench import rounds
 from tests.fakes import GoldenBackend
 
 CPU = "onnxruntime-cpu"  # it runs wherever tests do: here it stands for a GPU's backend
-A_GPU = Gpu(
+A_GPU = CudaDevice(
     name="a GPU", compute_capability="9.0", multiprocessors=1, integrated=False,
     driver_cuda="13.0",
 )  # fmt: skip
@@ -108,7 +108,9 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_pytorch, "obstacle", lambda: None)
     monkeypatch.setattr(gpu_turns, "BACKENDS", (CPU, "tensorrt"))
     monkeypatch.setattr(
-        flavour, "check_availability", lambda kind: Unavailability(f"{kind.value} is not installed", "")
+        flavour,
+        "check_availability",
+        lambda kind: Unavailability(f"{kind.value} is not installed", ""),
     )
     monkeypatch.setattr(rounds, "ROUNDS", 3)
 
@@ -121,7 +123,9 @@ def measure(bundle: Bundle, checkpoint: str, *options: str) -> Result:
 def test_without_a_gpu_it_says_so_and_writes_nothing(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "check_gpu_availability", lambda: Unavailability("no GPU is visible", "look for it"))
+    monkeypatch.setattr(
+        gpu, "check_gpu_availability", lambda: Unavailability("no GPU is visible", "look for it")
+    )
     result = measure(tiny_bundle, "random")
     assert result.exit_code == 1
     assert result.output == "Error: there is no GPU to measure: no GPU is visible; look for it\n"

@@ -12,7 +12,12 @@ import pytest
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backends import cuda
 from resdeploy.runtime.backends.base import Unavailability
-from resdeploy.runtime.backends.cuda import CudaRuntime, cuda_version, check_cuda_runtime, check_gpu_availability
+from resdeploy.runtime.backends.cuda import (
+    CudaRuntime,
+    check_cuda_runtime,
+    check_gpu_availability,
+    cuda_version,
+)
 
 
 class Error(IntEnum):

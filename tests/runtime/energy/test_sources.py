@@ -233,7 +233,11 @@ RAPL = {
 def test_rapl_counts_on_when_its_counter_starts_anew(tmp_path: Path) -> None:
     source = find_rapl(host_of(tmp_path, RAPL))
     assert source is not None
-    assert (source.rails, source.scope, source.cumulative) == (("package-0", "dram"), Scope.CPU, True)
+    assert (source.rails, source.scope, source.cumulative) == (
+        ("package-0", "dram"),
+        Scope.CPU,
+        True,
+    )
     assert source.read() == pytest.approx(1.1)
     lay_out(tmp_path, {"sys/class/powercap/intel-rapl:0/energy_uj": "100000\n"})
     assert source.read() == pytest.approx(1.3)

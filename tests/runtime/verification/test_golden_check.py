@@ -18,7 +18,7 @@ from resdeploy.errors import BundleError
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.results.verification import Rule
 from resdeploy.runtime.backends import registry as selection
-from resdeploy.runtime.backends.base import DEFAULT_OPENING
+from resdeploy.runtime.backends.base import DEFAULT_OPTIONS
 from resdeploy.runtime.backends.onnxruntime.cpu import NAME, OnnxRuntimeCpu, open_artifact
 from resdeploy.runtime.backends.registry import Engine
 from resdeploy.runtime.model import load
@@ -97,7 +97,7 @@ def test_a_model_with_other_rounding_is_passed_over(
 def test_other_engines_need_not_round_alike(tiny_bundle: Bundle) -> None:
     engine: Engine = make_engine("gpu", ("int8-cpu",))
     artifact = tiny_bundle.artifact("int8-cpu")
-    backend = engine.open(tiny_bundle, artifact, DEFAULT_OPENING)
+    backend = engine.open(tiny_bundle, artifact, DEFAULT_OPTIONS)
     check = check_golden(backend, artifact, tiny_bundle.golden())
     assert (check.rule, check.different, check.passed) == (Rule.SQNR, 0, True)
 

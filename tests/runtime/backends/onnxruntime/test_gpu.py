@@ -10,15 +10,15 @@ import pytest
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Precision
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends.base import Batches, Unavailability, OpenOptions
+from resdeploy.runtime.backends.base import Batches, OpenOptions, Unavailability
 from resdeploy.runtime.backends.onnxruntime import gpu as onnxruntime_gpu
 from resdeploy.runtime.backends.onnxruntime.gpu import (
     CUDA,
     PROVIDERS,
     TENSORRT,
     OnnxRuntimeGpu,
-    choose_providers,
     check_availability,
+    choose_providers,
     open_backend,
 )
 
@@ -88,7 +88,9 @@ def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_without_a_gpu_the_provider_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
-    monkeypatch.setattr(onnxruntime_gpu, "check_gpu_availability", lambda: Unavailability("no GPU", "buy one"))
+    monkeypatch.setattr(
+        onnxruntime_gpu, "check_gpu_availability", lambda: Unavailability("no GPU", "buy one")
+    )
     assert check_availability(TENSORRT) == Unavailability("no GPU", "buy one")
 
 

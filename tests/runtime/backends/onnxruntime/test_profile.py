@@ -6,7 +6,7 @@ from typing import Any
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.runtime.backends.onnxruntime.profile import UNPROFILED, parse_profile, profile
+from resdeploy.runtime.backends.onnxruntime.profile import WARM_UP_RUNS, parse_profile, profile
 
 
 def event(name: str, dur: int, *, op: str = "QLinearConv", kind: str = "uint8") -> dict[str, Any]:
@@ -24,7 +24,7 @@ def event(name: str, dur: int, *, op: str = "QLinearConv", kind: str = "uint8") 
 
 
 def test_a_kernel_has_the_median_of_the_runs_that_count() -> None:
-    runs = [9000] * UNPROFILED + [100, 900, 200]
+    runs = [9000] * WARM_UP_RUNS + [100, 900, 200]
     events = [event("layer1.0.conv1_token_7", duration) for duration in runs]
     events.append({"cat": "Session", "name": "model_run", "dur": 12345})
     (kernel,) = parse_profile(events, {"layer1.0.conv1": 500, "conv1": 7})

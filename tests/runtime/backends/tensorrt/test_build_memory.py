@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 
 from resdeploy.errors import BackendError
-from resdeploy.machine.cpu import parse_cpuinfo
 from resdeploy.machine.device import Device
 from resdeploy.machine.jetson import Jetson
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt.build_memory import (
     RESERVE_BYTES,
     available_memory,
-    require_memory,
     make_memory_check,
+    require_memory,
 )
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions, default_options
 from tests.boards import host_of, lay_out
@@ -79,5 +78,4 @@ def test_small_modules_get_small_engines(
     memory: int | None, jetson: bool, options: BuildOptions
 ) -> None:
     board = Jetson(board="NVIDIA Jetson Orin Nano") if jetson else None
-    cpu = parse_cpuinfo("", "aarch64")
-    assert default_options(Device(cpu=cpu, cores=6, memory_bytes=memory, jetson=board)) == options
+    assert default_options(Device(cores=6, memory_bytes=memory, jetson=board)) == options

@@ -17,10 +17,10 @@ from resdeploy.runtime.backends.tensorrt import flavour
 from resdeploy.runtime.backends.tensorrt.flavour import (
     KEPT_MESSAGES,
     Flavour,
-    installed_version,
-    load_tensorrt,
     check_availability,
     dims_to_tuple,
+    installed_version,
+    load_tensorrt,
 )
 
 
@@ -104,7 +104,9 @@ def test_one_that_does_not_load_says_what_is_missing(
 
 def test_a_gpu_is_looked_for_before_tensorrt_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, tensorrt=RuntimeError("it must not be loaded"))
-    monkeypatch.setattr(flavour, "check_gpu_availability", lambda: Unavailability("no GPU", "buy one"))
+    monkeypatch.setattr(
+        flavour, "check_gpu_availability", lambda: Unavailability("no GPU", "buy one")
+    )
     assert check_availability(Flavour.TENSORRT) == Unavailability("no GPU", "buy one")
 
 
@@ -117,7 +119,7 @@ def test_rtx_is_for_rtx_gpus_from_ampere_on(capability: str, known: bool) -> Non
         driver_cuda="13.0",
     )  # fmt: skip
     api = SimpleNamespace(ComputeCapability=SimpleNamespace(SM75=0, SM86=1, SM120=2))
-    found = flavour._unknown_gpu(api, gpu)
+    found = flavour._check_rtx_gpu(api, gpu)
     assert (found is None) is known
     if found is not None:
         assert f"compute capability {capability}" in found.reason

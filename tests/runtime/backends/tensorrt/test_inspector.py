@@ -10,8 +10,8 @@ from resdeploy.runtime.backends.tensorrt.inspector import (
     EngineCoverage,
     EngineLayer,
     count_convolutions,
-    parse_inspector_json,
     parse_builder_log,
+    parse_inspector_json,
 )
 
 
@@ -62,7 +62,9 @@ def test_convolutions_are_counted(make: Any) -> None:
         ],
         "Bindings": ["images", "logits"],
     }
-    assert count_convolutions(parse_inspector_json(document)) == EngineCoverage(convs=3, int8_convs=2)
+    assert count_convolutions(parse_inspector_json(document)) == EngineCoverage(
+        convs=3, int8_convs=2
+    )
 
 
 @pytest.mark.parametrize(

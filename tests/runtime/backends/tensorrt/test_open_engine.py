@@ -165,7 +165,12 @@ THOR = dataclasses.replace(GPU, name="Thor")
     ],
 )
 def test_compatible_engines_are_found_where_they_fit(
-    builds: Builds, tiny_bundle: Bundle, version: str, gpu: CudaDevice, options: dict[str, Any], fits: bool
+    builds: Builds,
+    tiny_bundle: Bundle,
+    version: str,
+    gpu: CudaDevice,
+    options: dict[str, Any],
+    fits: bool,
 ) -> None:
     keep(tiny_bundle, version, gpu, **options)
     assert find(tiny_bundle) == (f"{version} {gpu.name}".encode() if fits else b"engine 1")
