@@ -30,7 +30,7 @@ class FakeNvml:
         self.unsupported = unsupported
         self.counts_energy = counts_energy
         self.millijoules = 1000
-        self.asked_for: Any = None
+        self.opened: Any = None
 
     def _answer(self, value: Any) -> Any:
         if self.unsupported:
@@ -43,11 +43,11 @@ class FakeNvml:
     def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
         if index:
             raise self.NVMLError("no such GPU")
-        self.asked_for = index
+        self.opened = index
         return "gpu"
 
     def nvmlDeviceGetHandleByUUID(self, name: str) -> str:
-        self.asked_for = name
+        self.opened = name
         return "gpu"
 
     def nvmlDeviceGetName(self, handle: str) -> Any:

@@ -1,4 +1,4 @@
-"""Stand-ins whose behaviour a test decides."""
+"""Fakes of a backend and an engine, controlled by tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.serving_process import PATIENCE
 
 
 class GoldenBackend:
-    """Knows the golden logits by heart, times `factor`, and nothing else."""
+    """A backend that returns the golden logits times `factor`; it knows no other images."""
 
     name = "fake"
 
@@ -27,10 +27,10 @@ class GoldenBackend:
         self.closed = False
         self.broken = False
         self.hold = threading.Event()
-        """Runs wait while it is not set."""
+        """Event that a run waits for."""
         self.hold.set()
         self.held = False
-        """Whether one waits."""
+        """True while a run waits."""
         self._logits = {
             image.tobytes(): logits for image, logits in zip(golden.images, golden.logits)
         }
@@ -40,7 +40,7 @@ class GoldenBackend:
         assert self.hold.wait(PATIENCE)
         self.held = False
         if self.is_broken():
-            raise BackendError("it broke", "mend it")
+            raise BackendError("it broke", "repair it")
         logits = np.stack([self._logits[image.tobytes()] for image in images])
         return np.asarray(self.factor * logits, dtype=np.float32)
 
@@ -60,11 +60,11 @@ def make_engine(
     fails: bool = False,
     opened: Callable[[GoldenBackend], object] = lambda backend: None,
 ) -> Engine:
-    """An engine of `GoldenBackend`s; each one that is opened is handed to `opened`."""
+    """Return an engine of `GoldenBackend`s; `opened` is called with each backend it opens."""
 
-    def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> GoldenBackend:
+    def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> GoldenBackend:
         if fails:
-            raise BackendError("it does not want to", "ask again")
+            raise BackendError("it cannot be opened", "try again")
         backend = GoldenBackend(bundle.golden(), factor)
         opened(backend)
         return backend

@@ -1,4 +1,4 @@
-"""Layers of an engine, in the spellings of TensorRT 10, TensorRT 11 and TensorRT-RTX."""
+"""Layers of an engine in the formats of TensorRT 10, TensorRT 11 and TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def layer_of_11(kind: str, *types: str) -> dict[str, Any]:
         ("", "unknown"),
     ],
 )
-def test_types_are_known_in_every_spelling(text: str, expected: str) -> None:
+def test_recognises_types_in_every_format(text: str, expected: str) -> None:
     for make in (layer_of_10, layer_of_11):
         (layer,) = parse_inspector_json({"Layers": [make("CaskConvolution", text)]})
         assert layer.input_types == (expected,)
 
 
 @pytest.mark.parametrize("make", [layer_of_10, layer_of_11])
-def test_convolutions_are_counted(make: Any) -> None:
+def test_counts_convolutions(make: Any) -> None:
     document = {
         "Layers": [
             make("Reformat", "UInt8"),
             make("CaskConvolution", "Int8", "Half"),
-            make("CaskConvolution", "Half", "Int8"),  # integers are added to a float convolution
+            make("CaskConvolution", "Half", "Int8"),  # a float convolution with an INT8 addition
             make("CaskPooling", "Int8"),
             make("CaskGemmConvolution", "Int8"),
         ],
@@ -70,20 +70,20 @@ def test_convolutions_are_counted(make: Any) -> None:
 @pytest.mark.parametrize(
     "document", [{}, {"Layers": []}, {"Layers": ["conv1 + relu", "fc"]}], ids=str
 )
-def test_names_alone_tell_nothing(document: dict[str, Any]) -> None:
+def test_layers_without_details_are_skipped(document: dict[str, Any]) -> None:
     assert count_convolutions(parse_inspector_json(document)) is None
 
 
 @pytest.mark.parametrize(
     "layer", [{}, {"Inputs": [3]}, {"LayerType": None, "Inputs": [{"DataType": None}]}], ids=str
 )
-def test_odd_layers_are_unknown(layer: dict[str, Any]) -> None:
+def test_layers_without_types_are_unknown(layer: dict[str, Any]) -> None:
     (found,) = parse_inspector_json({"Layers": [layer]})
     assert not found.runs_in_int8
     assert not found.is_convolution
 
 
-def test_lines_of_the_log_of_rtx() -> None:
+def test_parses_the_log_of_rtx() -> None:
     text = (
         "Name: conv1_U120_myl0_2, LayerType: correlation, Inputs: [ { Name: x.1_19, "
         "Dimensions: [-1,4,32,32], Strides: [4096,1,128,4], StrideOrder: [3,0,2,1], "
