@@ -152,7 +152,7 @@ def addition(ratios: Sequence[float], zero_points: Sequence[int]) -> bytes:
 def test_additions_are_bit_exact_with_adjusted_scales(
     emulated: Emulated, tmp_path: Path, adjusted: bool
 ) -> None:
-    """All 65,536 pairs of operands for 40 pairs of scales; unadjusted scales give differences."""
+    """Compare all 65,536 pairs of operands for 40 pairs of scales; unadjusted scales differ."""
     generator = np.random.default_rng(0)
     graphs = {}
     for number in range(40):

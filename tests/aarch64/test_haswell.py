@@ -47,7 +47,7 @@ def test_int8_is_bit_exact_with_vnni(digits_bundle: Bundle, tmp_path: Path) -> N
 
 
 def test_saturating_kernels_fail_the_check(digits_bundle: Bundle, tmp_path: Path) -> None:
-    """With a false flag, resdeploy uses the fast kernels, which saturate without VNNI."""
+    """Resdeploy trusts a false VNNI flag and uses the fast kernels, which saturate here."""
     done = verify(digits_bundle, tmp_path, FALSE_VNNI)
     assert done.returncode == 1, done.stderr
     (line,) = [r for r in json.loads(done.stdout)["results"] if r["encoding"] == "cpu"]

@@ -61,7 +61,7 @@ class TensorRt:
     """The imported module; its objects are typed where they are created."""
     log: trt.ILogger
     errors: deque[str]
-    """Its last error messages."""
+    """The last error messages of TensorRT."""
     layer_log: deque[str]
     """The last message that lists the layers of an engine; only some versions log one."""
 

@@ -27,7 +27,7 @@ def test_auto_does_not_choose_openvino(tiny_bundle: Bundle) -> None:
 
 
 def test_float32_stays_float32(tiny_bundle: Bundle) -> None:
-    """On a CPU with bfloat16, too, where 8 bits of mantissa would give about 45 dB."""
+    """bfloat16, with its 8 bits of mantissa, would give about 45 dB."""
     golden = tiny_bundle.golden()
     backend = open_artifact(tiny_bundle, tiny_bundle.artifact("fp32"), OpenOptions())
     assert np.median(sqnr_db(golden.logits, backend.run(golden.images))) > 100
