@@ -23,11 +23,9 @@ class Backend(Protocol):
         Raises:
             BackendError: The engine failed.
         """
-        ...
 
     def close(self) -> None:
         """Free the engine; the backend cannot be used afterwards."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

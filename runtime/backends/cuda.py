@@ -40,59 +40,45 @@ class Cuda(Protocol):
 
     def malloc(self, size: int) -> Address:
         """Allocate `size` bytes of device memory."""
-        ...
 
     def free(self, address: Address) -> None:
         """Free device memory."""
-        ...
 
     def malloc_host(self, size: int, *, mapped: bool) -> Address:
         """Allocate `size` bytes of pinned host memory; map it for the device if `mapped`."""
-        ...
 
     def free_host(self, address: Address) -> None:
         """Free pinned host memory."""
-        ...
 
     def device_address(self, host: Address) -> Address:
         """Return the device's address of mapped host memory."""
-        ...
 
     def create_stream(self) -> Stream:
         """Create a stream that does not wait for other streams."""
-        ...
 
     def destroy_stream(self, stream: Stream) -> None:
         """Destroy a stream."""
-        ...
 
     def copy_to_device(self, to: Address, source: Address, size: int, stream: Stream) -> None:
         """Queue a copy of `size` bytes from pinned host memory."""
-        ...
 
     def copy_to_host(self, to: Address, source: Address, size: int, stream: Stream) -> None:
         """Queue a copy of `size` bytes to pinned host memory."""
-        ...
 
     def synchronize(self, stream: Stream) -> None:
         """Wait until the work of a stream is done."""
-        ...
 
     def begin_capture(self, stream: Stream) -> None:
         """Begin to record the work that is queued, instead of running it."""
-        ...
 
     def end_capture(self, stream: Stream) -> Graph:
         """Stop recording and return the graph."""
-        ...
 
     def launch(self, graph: Graph, stream: Stream) -> None:
         """Queue the work of a graph."""
-        ...
 
     def destroy_graph(self, graph: Graph) -> None:
         """Destroy a graph."""
-        ...
 
 
 class CudaRuntime:
@@ -103,67 +89,53 @@ class CudaRuntime:
         self._runtime: Any = _bindings()
 
     def malloc(self, size: int) -> Address:
-        """See `Cuda.malloc`."""
         return int(self._call("cudaMalloc", size))
 
     def free(self, address: Address) -> None:
-        """See `Cuda.free`."""
         self._call("cudaFree", address)
 
     def malloc_host(self, size: int, *, mapped: bool) -> Address:
-        """See `Cuda.malloc_host`."""
         kind = self._runtime.cudaHostAllocMapped if mapped else self._runtime.cudaHostAllocDefault
         return int(self._call("cudaHostAlloc", size, kind))
 
     def free_host(self, address: Address) -> None:
-        """See `Cuda.free_host`."""
         self._call("cudaFreeHost", address)
 
     def device_address(self, host: Address) -> Address:
-        """See `Cuda.device_address`."""
         return int(self._call("cudaHostGetDevicePointer", host, 0))
 
     def create_stream(self) -> Stream:
-        """See `Cuda.create_stream`."""
         return int(self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking))
 
     def destroy_stream(self, stream: Stream) -> None:
-        """See `Cuda.destroy_stream`."""
         self._call("cudaStreamDestroy", stream)
 
     def copy_to_device(self, to: Address, source: Address, size: int, stream: Stream) -> None:
-        """See `Cuda.copy_to_device`."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", to, source, size, kind, stream)
 
     def copy_to_host(self, to: Address, source: Address, size: int, stream: Stream) -> None:
-        """See `Cuda.copy_to_host`."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", to, source, size, kind, stream)
 
     def synchronize(self, stream: Stream) -> None:
-        """See `Cuda.synchronize`."""
         self._call("cudaStreamSynchronize", stream)
 
     def begin_capture(self, stream: Stream) -> None:
-        """See `Cuda.begin_capture`."""
         # In this mode, calls of other threads do not make the capture fail.
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
 
     def end_capture(self, stream: Stream) -> Graph:
-        """See `Cuda.end_capture`."""
         recorded = self._call("cudaStreamEndCapture", stream)
         graph = self._call("cudaGraphInstantiate", recorded, 0)
         self._runtime.cudaGraphDestroy(recorded)  # an error here does not affect the new graph
         return graph
 
     def launch(self, graph: Graph, stream: Stream) -> None:
-        """See `Cuda.launch`."""
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: Graph) -> None:
-        """See `Cuda.destroy_graph`."""
         self._call("cudaGraphExecDestroy", graph)
 
     def gpu(self) -> CudaDevice:

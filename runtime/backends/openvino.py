@@ -89,7 +89,6 @@ class OpenVinoCpu:
             ) from error
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """See `Backend.run`."""
         if self._request is None:
             raise BackendError("the model was closed", "load the bundle again")
         try:
@@ -101,7 +100,6 @@ class OpenVinoCpu:
         return np.array(logits, dtype=np.float32)
 
     def close(self) -> None:
-        """See `Backend.close`."""
         self._request = None
 
 

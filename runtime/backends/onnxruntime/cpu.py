@@ -132,9 +132,7 @@ class OnnxRuntimeCpu:
         self._session: Any = create_session(graph, options, [(PROVIDER, {})])
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """See `Backend.run`."""
         return run_session(self._session, images)
 
     def close(self) -> None:
-        """See `Backend.close`."""
         self._session = None

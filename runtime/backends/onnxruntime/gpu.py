@@ -164,11 +164,9 @@ class OnnxRuntimeGpu:
             )
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """See `Backend.run`."""
         return run_session(self._session, images)
 
     def close(self) -> None:
-        """See `Backend.close`."""
         self._session = None
 
 

@@ -126,7 +126,6 @@ class EngineBackend:
         return logits
 
     def close(self) -> None:
-        """See `Backend.close`."""
         with self._lock:
             if not self._streams:
                 return
