@@ -9,7 +9,7 @@ from functools import partial
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends import openvino as openvino_cpu
+from resdeploy.runtime.backends import openvino
 from resdeploy.runtime.backends.base import (
     AUTO,
     DEFAULT_OPTIONS,
@@ -78,11 +78,11 @@ ENGINES = (
     _onnxruntime_gpu(onnxruntime_gpu.CUDA, automatic=True),
     # It is the fastest on some CPUs, but its logits are not bit-exact with those of the export.
     Engine(
-        name=openvino_cpu.NAME,
-        open=openvino_cpu.open_artifact,
-        check_availability=openvino_cpu.check_availability,
-        version=openvino_cpu.installed_version,
-        artifacts=lambda version: openvino_cpu.ARTIFACTS,
+        name=openvino.NAME,
+        open=openvino.open_artifact,
+        check_availability=openvino.check_availability,
+        version=openvino.installed_version,
+        artifacts=lambda version: openvino.ARTIFACTS,
         automatic=False,
         on_cpu=True,
     ),

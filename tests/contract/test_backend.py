@@ -13,7 +13,7 @@ import pytest
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Precision
 from resdeploy.errors import BackendError, BundleError
-from resdeploy.runtime.backends import openvino as openvino_cpu
+from resdeploy.runtime.backends import openvino
 from resdeploy.runtime.backends.base import Backend, OpenOptions
 from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
 from resdeploy.runtime.backends.registry import ENGINES, Engine
@@ -24,7 +24,7 @@ NAMES = ("fp32", "fp16", "int8", "int8-cpu")  # the artifacts of the tests' bund
 PAIRS = [
     (engine, name)
     for engine in ENGINES
-    if engine.check_availability() is None and not (engine.name == openvino_cpu.NAME and SHARED)
+    if engine.check_availability() is None and not (engine.name == openvino.NAME and SHARED)
     for name in engine.artifacts(engine.version() or "")
     if name in NAMES
 ]

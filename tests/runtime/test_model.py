@@ -14,7 +14,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError, BundleError, ImageError
 from resdeploy.predictions import softmax
 from resdeploy.runtime import load
-from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends import registry
 from resdeploy.runtime.model import predict_files
 from tests.fakes import GoldenBackend, make_engine
 from tests.samples import CLASSES, SIZE
@@ -42,7 +42,7 @@ def test_skips_backends_that_fail_the_golden_check(
         make_engine("failing", ("fp16",), fails=True),
         make_engine("good", ("fp32",), opened=opened.append),
     )
-    monkeypatch.setattr(selection, "ENGINES", engines)
+    monkeypatch.setattr(registry, "ENGINES", engines)
     with caplog.at_level(logging.WARNING, "resdeploy"), load(tiny_bundle.path) as model:
         assert model.artifact.name == "fp32"
         assert [backend.closed for backend in opened] == [True, False]
@@ -55,7 +55,7 @@ def test_skips_backends_that_fail_the_golden_check(
 def test_fails_if_no_backend_passes_the_golden_check(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    monkeypatch.setattr(selection, "ENGINES", (make_engine(factor=factor),))
+    monkeypatch.setattr(registry, "ENGINES", (make_engine(factor=factor),))
     with pytest.raises(BackendError, match="no backend reproduces PyTorch's logits") as caught:
         load(tiny_bundle.path)
     assert "resdeploy verify" in str(caught.value.hint)

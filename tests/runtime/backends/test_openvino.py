@@ -8,7 +8,7 @@ import pytest
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError
 from resdeploy.results.verification import Rule
-from resdeploy.runtime.backends import openvino as openvino_cpu
+from resdeploy.runtime.backends import openvino
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.openvino import OpenVinoCpu, open_artifact
 from resdeploy.runtime.backends.registry import candidates
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.skipif(SHARED, reason="runs in a process of its own, se
 
 
 def test_auto_does_not_choose_openvino(tiny_bundle: Bundle) -> None:
-    assert openvino_cpu.NAME not in {c.engine.name for c in candidates(tiny_bundle)}
-    chosen = candidates(tiny_bundle, openvino_cpu.NAME)
+    assert openvino.NAME not in {c.engine.name for c in candidates(tiny_bundle)}
+    chosen = candidates(tiny_bundle, openvino.NAME)
     assert [c.artifact.name for c in chosen] == ["int8-cpu", "fp32"]
 
 
@@ -55,7 +55,7 @@ def test_a_closed_backend_raises(tiny_bundle: Bundle) -> None:
 
 
 def test_without_openvino_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_cpu, "installed_version", lambda: None)
-    found = openvino_cpu.check_availability()
+    monkeypatch.setattr(openvino, "installed_version", lambda: None)
+    found = openvino.check_availability()
     assert found is not None
     assert found.hint == "pip install 'resdeploy[openvino]'"

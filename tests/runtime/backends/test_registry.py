@@ -9,7 +9,7 @@ import pytest
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends import registry
 from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
 from resdeploy.runtime.backends.registry import candidates
 from tests.fakes import make_engine
@@ -51,14 +51,14 @@ def test_missing_precision_gives_the_export_option(tiny_bundle: Bundle) -> None:
 def test_without_engines_the_hint_says_what_to_install(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "ENGINES", (make_engine(installed=False),))
+    monkeypatch.setattr(registry, "ENGINES", (make_engine(installed=False),))
     with pytest.raises(BackendError, match="no backend can run here: fake is not") as caught:
         candidates(tiny_bundle)
     assert caught.value.hint == "get it"
 
 
 def test_chosen_backend_gives_its_reason(tiny_bundle: Bundle) -> None:
-    engine = next(engine for engine in selection.ENGINES if engine.name == "tensorrt")
+    engine = next(engine for engine in registry.ENGINES if engine.name == "tensorrt")
     if engine.check_availability() is None:
         pytest.skip("TensorRT runs on this machine")
     with pytest.raises(BackendError, match="tensorrt cannot run here: ") as caught:
@@ -70,7 +70,7 @@ def test_auto_skips_engines_that_are_not_automatic(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = dataclasses.replace(make_engine("slow"), automatic=False)
-    monkeypatch.setattr(selection, "ENGINES", (slow, make_engine("quick")))
+    monkeypatch.setattr(registry, "ENGINES", (slow, make_engine("quick")))
     assert [c.engine.name for c in candidates(tiny_bundle)] == ["quick"]
     assert [c.engine.name for c in candidates(tiny_bundle, "slow")] == ["slow"]
 
@@ -79,7 +79,7 @@ def test_candidates_keep_the_order_of_engines(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines = (make_engine("fast", ("int8", "fp16")), make_engine("slow", ("fp32",)))
-    monkeypatch.setattr(selection, "ENGINES", engines)
+    monkeypatch.setattr(registry, "ENGINES", engines)
     found = [(c.engine.name, c.artifact.name) for c in candidates(tiny_bundle)]
     assert found == [("fast", "int8"), ("fast", "fp16"), ("slow", "fp32")]
     assert [c.engine.name for c in candidates(tiny_bundle, "slow")] == ["slow"]

@@ -17,7 +17,7 @@ from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BundleError
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.results.verification import Rule
-from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends import registry
 from resdeploy.runtime.backends.base import DEFAULT_OPTIONS
 from resdeploy.runtime.backends.onnxruntime.cpu import NAME, OnnxRuntimeCpu, open_artifact
 from resdeploy.runtime.backends.registry import Engine
@@ -67,12 +67,12 @@ class OneBitOff:
 
 @pytest.fixture
 def _other_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = next(engine for engine in selection.ENGINES if engine.name == NAME)
+    original = next(engine for engine in registry.ENGINES if engine.name == NAME)
     engine = dataclasses.replace(
         original,
         open=lambda bundle, artifact, options: OneBitOff(open_artifact(bundle, artifact, options)),
     )
-    monkeypatch.setattr(selection, "ENGINES", (engine,))
+    monkeypatch.setattr(registry, "ENGINES", (engine,))
 
 
 @pytest.mark.usefixtures("_other_rounding")

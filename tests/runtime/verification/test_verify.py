@@ -16,7 +16,7 @@ from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BackendError, DataError
 from resdeploy.images.folder import read_batches, read_image_folder
 from resdeploy.results.verification import Verification
-from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends import registry
 from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import (
@@ -62,7 +62,7 @@ def test_an_engine_with_wrong_logits_fails(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines = (make_engine(), make_engine("broken", factor=0.9))
-    monkeypatch.setattr(selection, "ENGINES", engines)
+    monkeypatch.setattr(registry, "ENGINES", engines)
     result = verify(tiny_bundle)
     assert [r.verdict for r in result.results] == [Verdict.PASS, Verdict.FAIL]
     assert result.verdict is Verdict.FAIL

@@ -15,7 +15,7 @@ from resdeploy.progress import silent
 from resdeploy.runtime.backends.base import Batches, OpenOptions
 from resdeploy.runtime.backends.cuda import CudaDevice
 from resdeploy.runtime.backends.tensorrt import build as building
-from resdeploy.runtime.backends.tensorrt import open_engine as opening
+from resdeploy.runtime.backends.tensorrt import open_engine
 from resdeploy.runtime.backends.tensorrt.build import build, choose_artifact
 from resdeploy.runtime.backends.tensorrt.builder import BuiltEngine
 from resdeploy.runtime.backends.tensorrt.engine_cache import EngineCache
@@ -41,7 +41,7 @@ class Builds:
         self.timings: list[bytes | None] = []
         self.unloadable: set[bytes] = set()
         monkeypatch.setattr(building, "build_engine", self.build)
-        monkeypatch.setattr(opening, "deserialize", self.load)
+        monkeypatch.setattr(open_engine, "deserialize", self.load)
 
     def build(
         self, tensorrt: Any, graph: bytes, options: BuildOptions, *, timings: bytes | None,
