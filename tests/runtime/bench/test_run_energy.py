@@ -54,7 +54,7 @@ def test_a_board_measures_energy_and_gives_notice(
         assert line.energy.total_mj_per_image > 0
     assert result.notices == (
         "the power mode is 15W; MAXN_SUPER is faster",
-        "jetson_clocks is off: clocks follow the load",
+        "jetson_clocks is off, so the clocks follow the load",
     )
     text = benchmark_text(result)
     assert "mJ/image" in text
