@@ -43,15 +43,15 @@ class Engine:
 
 
 def _tensorrt(kind: Flavour) -> Engine:
-    def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> Backend:
+    def open_backend(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> Backend:
         # The modules that build engines are a third of all that the runtime imports.
-        from resdeploy.runtime.backends.tensorrt.open_engine import open_backend
+        from resdeploy.runtime.backends.tensorrt.open_engine import open_artifact
 
-        return open_backend(kind)(bundle, artifact, options)
+        return open_artifact(kind, bundle, artifact, options)
 
     return Engine(
         name=kind.value,
-        open=open_artifact,
+        open=open_backend,
         check_availability=partial(flavour.check_availability, kind),
         version=partial(flavour.installed_version, kind),
         artifacts=lambda version: flavour.ARTIFACTS,
@@ -61,7 +61,7 @@ def _tensorrt(kind: Flavour) -> Engine:
 def _onnxruntime_gpu(name: str, *, automatic: bool) -> Engine:
     return Engine(
         name=name,
-        open=onnxruntime_gpu.open_backend(name),
+        open=partial(onnxruntime_gpu.open_artifact, name),
         check_availability=partial(onnxruntime_gpu.check_availability, name),
         version=onnxruntime_session.installed_version,
         artifacts=lambda version: onnxruntime_gpu.ARTIFACTS[name],

@@ -9,7 +9,6 @@ options; "session.disable_cpu_ep_fallback" in its list of session options.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from ctypes.util import find_library
 from typing import Any
 
@@ -61,23 +60,20 @@ def check_availability(name: str) -> Unavailability | None:
     return None
 
 
-def open_backend(name: str) -> Callable[[Bundle, Artifact, OpenOptions], OnnxRuntimeGpu]:
-    """Return the function that opens an artifact with the backend `name`; see `Engine.open`."""
+def open_artifact(
+    name: str, bundle: Bundle, artifact: Artifact, options: OpenOptions
+) -> OnnxRuntimeGpu:
+    """Check the sha256 of a bundle's graph and load it with the backend `name`.
 
-    def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> OnnxRuntimeGpu:
-        """Check the sha256 of a bundle's graph and load it.
-
-        Raises:
-            BackendError: ONNX Runtime rejects the graph, or would not run it on the GPU.
-            BundleError: The file is missing or was changed.
-            MissingDependencyError: ONNX Runtime is not installed.
-        """
-        graph = bundle.read(artifact.file)
-        size = bundle.manifest.preprocessing.image_size
-        providers = choose_providers(name, artifact.precision, size, options.batches or Batches())
-        return OnnxRuntimeGpu(name, graph, providers)
-
-    return open_artifact
+    Raises:
+        BackendError: ONNX Runtime rejects the graph, or would not run it on the GPU.
+        BundleError: The file is missing or was changed.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    graph = bundle.read(artifact.file)
+    size = bundle.manifest.preprocessing.image_size
+    providers = choose_providers(name, artifact.precision, size, options.batches or Batches())
+    return OnnxRuntimeGpu(name, graph, providers)
 
 
 def choose_providers(

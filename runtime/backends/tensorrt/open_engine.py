@@ -27,36 +27,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def open_backend(flavour: Flavour) -> Callable[[Bundle, Artifact, OpenOptions], EngineBackend]:
-    """Return the function that opens an artifact with this flavour; see `Engine.open`."""
+def open_artifact(
+    flavour: Flavour, bundle: Bundle, artifact: Artifact, options: OpenOptions
+) -> EngineBackend:
+    """Load the engine of an artifact; build it first if the cache has none that can run here.
 
-    def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> EngineBackend:
-        """Load the engine of an artifact; build it first if the cache has none that can run here.
-
-        Raises:
-            BackendError: There is no GPU, or the engine cannot be built or loaded.
-            BundleError: The graph is missing or was changed.
-            OutputError: The cache cannot be written.
-        """
-        tensorrt = load_tensorrt(flavour)
-        graph = bundle.read(artifact.file)
-        cuda = CudaRuntime()
-        gpu = cuda.gpu()
-        engine, record = find_or_build(EngineCache(), tensorrt, graph, artifact, gpu, options)
-        create_context, workspace, save = _prepare_contexts(tensorrt, engine, record, gpu)
-        return EngineBackend(
-            tensorrt,
-            engine,
-            create_context,
-            cuda,
-            name=flavour.value,
-            workspace=workspace,
-            zero_copy=gpu.integrated,
-            capture=flavour is Flavour.TENSORRT,
-            on_close=save,
-        )
-
-    return open_artifact
+    Raises:
+        BackendError: There is no GPU, or the engine cannot be built or loaded.
+        BundleError: The graph is missing or was changed.
+        OutputError: The cache cannot be written.
+    """
+    tensorrt = load_tensorrt(flavour)
+    graph = bundle.read(artifact.file)
+    cuda = CudaRuntime()
+    gpu = cuda.gpu()
+    engine, record = find_or_build(EngineCache(), tensorrt, graph, artifact, gpu, options)
+    create_context, workspace, save = _prepare_contexts(tensorrt, engine, record, gpu)
+    return EngineBackend(
+        tensorrt,
+        engine,
+        create_context,
+        cuda,
+        name=flavour.value,
+        workspace=workspace,
+        zero_copy=gpu.integrated,
+        capture=flavour is Flavour.TENSORRT,
+        on_close=save,
+    )
 
 
 def find_or_build(

@@ -19,7 +19,7 @@ from resdeploy.runtime.backends.onnxruntime.gpu import (
     OnnxRuntimeGpu,
     check_availability,
     choose_providers,
-    open_backend,
+    open_artifact,
 )
 
 here = onnxruntime.get_available_providers()
@@ -41,7 +41,7 @@ def test_cpu_package_lacks_the_provider(name: str) -> None:
 @pytest.mark.parametrize("name", [CUDA, TENSORRT])
 def test_does_not_fall_back_to_the_cpu(tiny_bundle: Bundle, name: str) -> None:
     with pytest.raises(BackendError, match=f"has no {PROVIDERS[name]}"):
-        open_backend(name)(tiny_bundle, tiny_bundle.artifact("fp16"), OpenOptions())
+        open_artifact(name, tiny_bundle, tiny_bundle.artifact("fp16"), OpenOptions())
 
 
 def test_rejects_a_session_that_fell_back(
@@ -56,7 +56,7 @@ def test_rejects_a_session_that_fell_back(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDERS[CUDA]])
     monkeypatch.setattr(onnxruntime_gpu, "create_session", lambda *arguments: FellBack())
     with pytest.raises(BackendError, match="on CPUExecutionProvider instead of CUDAExecution"):
-        open_backend(CUDA)(tiny_bundle, tiny_bundle.artifact("fp16"), OpenOptions())
+        open_artifact(CUDA, tiny_bundle, tiny_bundle.artifact("fp16"), OpenOptions())
 
 
 def test_disables_the_fallback_of_single_nodes(
