@@ -48,7 +48,7 @@ from resdeploy.errors import CalibrationError, ResdeployError, needs_extra
 from resdeploy.machine.device import read_device
 from resdeploy.progress import progress_bar
 from resdeploy.results.provenance import collect_provenance
-from resdeploy.runtime.backends.cuda import CudaRuntime, gpu_obstacle
+from resdeploy.runtime.backends.cuda import CudaRuntime, check_gpu_availability
 from resdeploy.runtime.bench.rounds import turns
 from resdeploy.storage import write_file
 
@@ -115,8 +115,8 @@ def main(
     output: Path | None,
 ) -> None:
     """Export, build, check, time, print, and write down."""
-    if none := gpu_obstacle():
-        raise click.ClickException(f"there is no GPU to measure: {none.reason}; {none.remedy}")
+    if none := check_gpu_availability():
+        raise click.ClickException(f"there is no GPU to measure: {none.reason}; {none.hint}")
     notes = Notes()
     for name in without:
         notes.add(name, "--without")

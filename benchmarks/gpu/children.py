@@ -71,7 +71,7 @@ def build_engines(
     for kind in Flavour:
         if kind.value in without:
             continue
-        if none := flavour.obstacle(kind):
+        if none := flavour.check_availability(kind):
             notes.add(kind.value, none.reason)
             continue
         for artifact in (name for name in ARTIFACTS if name in there):

@@ -23,7 +23,7 @@ from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError, CheckpointError, MissingDependencyError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Obstacle
+from resdeploy.runtime.backends.base import Unavailability
 
 if TYPE_CHECKING:
     import torch
@@ -54,15 +54,15 @@ MODES = {
 OPTIONAL = ("eager-bf16", "compile-bf16")
 
 
-def obstacle() -> Obstacle | None:
+def obstacle() -> Unavailability | None:
     """Why no mode can run on a GPU here."""
     try:
         with needs_extra():
             import torch
     except MissingDependencyError as error:
-        return Obstacle(str(error), error.hint or "")
+        return Unavailability(str(error), error.hint or "")
     if not torch.cuda.is_available():
-        return Obstacle(
+        return Unavailability(
             f"PyTorch {torch.__version__} sees no GPU", "install a build of PyTorch for CUDA"
         )
     return None
@@ -206,7 +206,7 @@ def prepare(
         BackendError: there is no GPU, or PyTorch failed.
     """
     if device == "cuda" and (none := obstacle()):
-        raise BackendError(none.reason, none.remedy)
+        raise BackendError(none.reason, none.hint)
     bundle = open_bundle(Path(path))
     classifier = load_classifier(bundle, checkpoint)
     import torch

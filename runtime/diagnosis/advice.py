@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from resdeploy.machine.device import LIBRARIES, Device
 from resdeploy.machine.host import Host
-from resdeploy.runtime.energy.counters import refused_counters
-from resdeploy.runtime.energy.rails import refused_files
+from resdeploy.runtime.energy.counters import unreadable_counters
+from resdeploy.runtime.energy.rails import unreadable_sensors
 
 DLA_L4T = "36"
 """The TensorRT of JetPack 6 does not load without the compiler for the DLA."""
@@ -174,7 +174,7 @@ def moving_clocks(situation: Situation) -> str | None:
 def refused_power(situation: Situation) -> str | None:
     """Sensors that only root may read."""
     host = situation.host
-    files = refused_files(host) or refused_counters(host)
+    files = unreadable_sensors(host) or unreadable_counters(host)
     if not files:
         return None
     return (
@@ -185,7 +185,7 @@ def refused_power(situation: Situation) -> str | None:
 
 def no_vnni(situation: Situation) -> str | None:
     """Right answers come slower there."""
-    if situation.device.cpu.multiplies_int8_exactly:
+    if situation.device.processor.multiplies_int8_exactly:
         return None
     return (
         "this processor has no VNNI: int8 runs with exact but slower kernels; "
@@ -195,7 +195,7 @@ def no_vnni(situation: Situation) -> str | None:
 
 def matrix_instructions(situation: Situation) -> str | None:
     """ONNX Runtime's direct convolutions do without Intel's AMX (core/mlas/lib/convsym.cpp)."""
-    if not situation.device.cpu.multiplies_int8_matrices:
+    if not situation.device.processor.multiplies_int8_matrices:
         return None
     how = "use --backend openvino"
     if "openvino" not in situation.installed:

@@ -69,10 +69,10 @@ def diagnose(
             available=obstacle is None,
             version=engine.version(),
             obstacle=obstacle.reason if obstacle else None,
-            remedy=obstacle.remedy if obstacle else None,
+            remedy=obstacle.hint if obstacle else None,
         )
         for engine in ENGINES
-        for obstacle in [engine.obstacle()]
+        for obstacle in [engine.check_availability()]
     )
     situation = Situation(
         host=host,

@@ -95,7 +95,7 @@ def explain_slowness(
         products = large_products(threads)
         advance(1)
     after = read_device()
-    cpu = after.cpu
+    cpu = after.processor
     early, *_, late = np.array_split(times, 4)
     seen = Observations(
         encoding=encoding,

@@ -225,7 +225,7 @@ def _neighbours(seen: Observations) -> list[Cause]:
 
 def _is_addition(kernel: Kernel) -> bool:
     """Of two activations, in float."""
-    shapes = [shape for _, shape in kernel.reads[:2]]
+    shapes = [shape for _, shape in kernel.inputs[:2]]
     return kernel.op == "Add" and kernel.is_float and len(shapes) == 2 and shapes[0] == shapes[1]
 
 

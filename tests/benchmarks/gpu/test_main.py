@@ -30,14 +30,14 @@ from benchmarks.gpu import (
 from benchmarks.gpu.children import Entry, Notes, time_in_turns
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError, CalibrationError
-from resdeploy.runtime.backends.base import Obstacle
-from resdeploy.runtime.backends.cuda import Gpu
+from resdeploy.runtime.backends.base import Unavailability
+from resdeploy.runtime.backends.cuda import CudaDevice
 from resdeploy.runtime.backends.tensorrt import flavour
 from resdeploy.runtime.bench import rounds
 from tests.fakes import GoldenBackend
 
 CPU = "onnxruntime-cpu"  # it runs wherever tests do: here it stands for a GPU's backend
-A_GPU = Gpu(
+A_GPU = CudaDevice(
     name="a GPU", compute_capability="9.0", multiprocessors=1, integrated=False,
     driver_cuda="13.0",
 )  # fmt: skip
@@ -103,12 +103,14 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose GPU runs PyTorch and one backend; TensorRT is not installed."""
     for name in ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, "to be given back")
-    monkeypatch.setattr(gpu, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(gpu, "check_gpu_availability", lambda: None)
     monkeypatch.setattr(gpu, "CudaRuntime", lambda: SimpleNamespace(gpu=lambda: A_GPU))
     monkeypatch.setattr(gpu_pytorch, "obstacle", lambda: None)
     monkeypatch.setattr(gpu_turns, "BACKENDS", (CPU, "tensorrt"))
     monkeypatch.setattr(
-        flavour, "obstacle", lambda kind: Obstacle(f"{kind.value} is not installed", "")
+        flavour,
+        "check_availability",
+        lambda kind: Unavailability(f"{kind.value} is not installed", ""),
     )
     monkeypatch.setattr(rounds, "ROUNDS", 3)
 
@@ -121,7 +123,9 @@ def measure(bundle: Bundle, checkpoint: str, *options: str) -> Result:
 def test_without_a_gpu_it_says_so_and_writes_nothing(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "gpu_obstacle", lambda: Obstacle("no GPU is visible", "look for it"))
+    monkeypatch.setattr(
+        gpu, "check_gpu_availability", lambda: Unavailability("no GPU is visible", "look for it")
+    )
     result = measure(tiny_bundle, "random")
     assert result.exit_code == 1
     assert result.output == "Error: there is no GPU to measure: no GPU is visible; look for it\n"
@@ -212,7 +216,7 @@ def test_an_unusable_checkpoint_is_one_line(children: type[FakeContender]) -> No
 def test_every_engine_is_built_for_exactly_each_batch(
     tiny_bundle: Bundle, children: type[FakeContender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flavour, "obstacle", lambda kind: None)
+    monkeypatch.setattr(flavour, "check_availability", lambda kind: None)
     children.refusing = "tensorrt-rtx fp32"
     notes = Notes()
     engines = gpu_turns.build_engines(tiny_bundle, (1, 8), (), notes)

@@ -53,11 +53,11 @@ def test_a_board_measures_energy_and_gives_notice(
         assert line.energy.mj_per_image == pytest.approx(0, abs=1e-9)  # the sensor never moves
         assert line.energy.total_mj_per_image > 0
     assert result.notices == (
-        "power mode 15W, not MAXN_SUPER",
-        "jetson_clocks is off: clocks follow the load",
+        "the power mode is 15W; MAXN_SUPER is faster",
+        "jetson_clocks is off, so the clocks follow the load",
     )
     text = benchmark_text(result)
     assert "mJ/image" in text
     assert "energy: module by ina3221, 10.53 W of idle subtracted" in text
-    assert "notice: power mode 15W, not MAXN_SUPER" in text
+    assert "notice: the power mode is 15W; MAXN_SUPER is faster" in text
     assert "NVIDIA Jetson Orin Nano" in text

@@ -77,7 +77,7 @@ def oracles(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(
         name="oracle",
         open=open_artifact,
-        obstacle=lambda: None,
+        check_availability=lambda: None,
         version=lambda: "1",
         artifacts=lambda version: ("fp32",),
     )

@@ -23,7 +23,7 @@ def kernel(
     name: str, ms: float, *, op: str = "QLinearConv", kind: str = "uint8", macs: int = 0
 ) -> Kernel:
     tensors = ((kind, ACTIVATION), (kind, ACTIVATION))
-    return Kernel(name=name, op=op, ms=ms, reads=tensors, gives=tensors[:1], macs=macs)
+    return Kernel(name=name, op=op, ms=ms, inputs=tensors, outputs=tensors[:1], macs=macs)
 
 
 FAST = kernel("layer1.0.conv1", 5.0, macs=1_000_000)
