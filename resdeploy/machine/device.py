@@ -20,46 +20,60 @@ LIBRARIES = "usr/lib/*-linux-gnu"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One machine, as far as its files, commands and drivers say."""
+    """A machine, as far as its files, commands and drivers describe it; None means unknown."""
 
-    cpu: Cpu
-    cores: int
-    """Cores that this process may use."""
+    architecture: str | None = None
+    """The name that the kernel uses, such as `x86_64`."""
+    cpu: str | None = None
+    """The model of the processor."""
+    cpu_features: tuple[str, ...] = ()
+    """The members of `cpu.RELEVANT_FEATURES` that the processor has."""
+    cores: int | None = None
+    """The number of cores that this process may use."""
     memory_bytes: int | None = None
     gpus: tuple[Gpu, ...] = ()
-    """NVIDIA's, whose driver is loaded; that of a Jetson is among them."""
+    """NVIDIA GPUs whose driver is loaded, including the GPU of a Jetson."""
     jetson: Jetson | None = None
     container: str | None = None
-    """Such as `docker`; None where nothing says that this is one."""
+    """The kind of the container, such as `docker`; None outside a container."""
     cuda: str | None = None
-    """The toolkit in /usr/local/cuda."""
+    """The version of the toolkit in /usr/local/cuda."""
     tensorrt: str | None = None
-    """The library that the system has, whether or not Python sees it."""
+    """The version of the system's TensorRT library, even if Python cannot import it."""
     conditions: Conditions = field(default_factory=Conditions)
 
+    @property
+    def name(self) -> str:
+        """The board, or the processor, the number of cores and the GPUs."""
+        if self.jetson:
+            return self.jetson.board
+        cores = () if self.cores is None else (f"{self.cores} cores",)
+        processor = self.cpu or self.architecture or "unknown machine"
+        return ", ".join((processor, *cores, *(gpu.name for gpu in self.gpus)))
+
+    @property
+    def processor(self) -> Cpu:
+        """The processor with its features."""
+        return Cpu(
+            architecture=self.architecture or "",
+            model=self.cpu,
+            features=frozenset(self.cpu_features),
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """The form that bundles, benchmarks and `resdeploy doctor --json` hold."""
-        return {
-            "architecture": self.cpu.architecture,
-            "cpu": self.cpu.model,
-            "cpu_features": sorted(self.cpu.features),
-            "cores": self.cores,
-            "memory_bytes": self.memory_bytes,
-            "gpus": [asdict(gpu) for gpu in self.gpus],
-            "jetson": asdict(self.jetson) if self.jetson else None,
-            "container": self.container,
-            "cuda": self.cuda,
-            "tensorrt": self.tensorrt,
-            "conditions": asdict(self.conditions),
-        }
+        """Return the JSON form that bundles, benchmarks and `resdeploy doctor --json` hold."""
+        return asdict(self)
 
 
 def read_device(host: Host | None = None) -> Device:
     """This machine, or the one that `host` shows."""
     host = host or Host()
     jetson = read_jetson(host)
+    cpu = parse_cpuinfo(host.text("proc/cpuinfo"), host.architecture)
     return Device(
-        cpu=parse_cpuinfo(host.text("proc/cpuinfo"), host.architecture),
+        architecture=cpu.architecture,
+        cpu=cpu.model,
+        cpu_features=tuple(sorted(cpu.features)),
         cores=available_cores(),
         memory_bytes=parse_memory(host.text("proc/meminfo")),
         gpus=_gpus(host, jetson),

@@ -26,8 +26,8 @@ def test_an_orin_nano(tmp_path: Path) -> None:
     assert (device.jetson.l4t, device.jetson.jetpack) == ("36.4.7", "6.1 or 6.2")
     assert device.gpus == (Gpu(name="Orin", compute_capability="8.7"),)
     assert device.memory_bytes == 7802636 * 1024
-    assert device.cpu.model == "Cortex-A78AE"
-    assert device.cpu.features == {"asimddp"}
+    assert device.cpu == "Cortex-A78AE"
+    assert device.cpu_features == ("asimddp",)
     assert (device.cuda, device.tensorrt) == ("12.6.68", "10.3.0")
     conditions = device.conditions
     assert conditions.power_mode == PowerMode("25W", 1)
@@ -52,8 +52,8 @@ def test_a_thor(tmp_path: Path) -> None:
     assert device.jetson is not None
     assert (device.jetson.soc, device.jetson.compute_capability) == ("tegra264", "11.0")
     assert (device.jetson.jetpack, device.tensorrt) == ("7.0", "10.13.3")
-    assert device.cpu.model == "Neoverse-V3AE"
-    assert {"sve2", "i8mm"} <= device.cpu.features
+    assert device.cpu == "Neoverse-V3AE"
+    assert {"sve2", "i8mm"} <= set(device.cpu_features)
 
 
 def test_a_container_on_a_board_shows_the_device_tree_alone(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_an_empty_machine_is_unknown_not_an_error(tmp_path: Path) -> None:
     assert (device.memory_bytes, device.gpus, device.jetson) == (None, (), None)
     assert (device.container, device.cuda, device.tensorrt) == (None, None, None)
     assert device.conditions == Conditions()
-    assert device.cores >= 1
+    assert device.cores
 
 
 @pytest.mark.parametrize("name", BOARDS)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from resdeploy.errors import BackendError
-from resdeploy.machine.cpu import parse_cpuinfo
 from resdeploy.machine.device import Device
 from resdeploy.machine.jetson import Jetson
 from resdeploy.runtime.backends.base import Batches
@@ -79,5 +78,4 @@ def test_small_modules_get_small_engines(
     memory: int | None, jetson: bool, options: BuildOptions
 ) -> None:
     board = Jetson(board="NVIDIA Jetson Orin Nano") if jetson else None
-    cpu = parse_cpuinfo("", "aarch64")
-    assert default_options(Device(cpu=cpu, cores=6, memory_bytes=memory, jetson=board)) == options
+    assert default_options(Device(cores=6, memory_bytes=memory, jetson=board)) == options

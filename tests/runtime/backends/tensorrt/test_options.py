@@ -7,7 +7,6 @@ import re
 import pytest
 
 from resdeploy.errors import BackendError
-from resdeploy.machine.cpu import parse_cpuinfo
 from resdeploy.machine.device import Device
 from resdeploy.machine.jetson import Jetson
 from resdeploy.runtime.backends.base import Batches
@@ -23,7 +22,7 @@ SERVER = ""
 
 def machine(jetson: str, l4t: str | None) -> Device:
     board = Jetson(board=jetson, l4t=l4t) if jetson else None
-    return Device(cpu=parse_cpuinfo("", "aarch64"), cores=8, jetson=board)
+    return Device(architecture="aarch64", cores=8, jetson=board)
 
 
 def check(
