@@ -22,7 +22,7 @@ from resdeploy.images.folder import (
 )
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
-from resdeploy.results.provenance import Environment, here
+from resdeploy.results.provenance import Environment
 from resdeploy.results.verification import ArtifactResult, Verification
 from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
 from resdeploy.runtime.backends.registry import Candidate, candidates
@@ -230,7 +230,7 @@ def confusion_counts(labels: IntArray, logits: Float32Array) -> tuple[tuple[int,
 
 
 def _environment(bundle: Bundle) -> Environment:
-    return here(
+    return Environment.collect(
         bundle=str(bundle.path),
         model=bundle.manifest.model["name"],
         image_size=bundle.manifest.preprocessing.image_size,

@@ -37,17 +37,17 @@ def small_graph() -> ir.Model:
 
 def test_a_small_graph_is_counted_as_by_hand() -> None:
     work = work_of(small_graph())
-    assert work.macs == 4 * 4 * 4 * 27 + 5 * 4
-    assert work.weights == 4 * 27 + 5 * 4
-    assert work.activations == (3 * 64 + 4 * 16) + (4 + 5)
+    assert work.totals.macs == 4 * 4 * 4 * 27 + 5 * 4
+    assert work.totals.weights == 4 * 27 + 5 * 4
+    assert work.totals.activations == (3 * 64 + 4 * 16) + (4 + 5)
 
 
 def test_resnet34_at_224_does_seven_gflop_an_image() -> None:
     work = work_of(to_onnx(make_classifier(Architecture(classes=1000)), 224))
-    assert 3.66e9 <= work.macs <= 3.67e9  # 3.6e9 in He et al. 2015, table 1, rounded down
-    assert work.operations(8) == 16 * work.macs
+    assert 3.66e9 <= work.totals.macs <= 3.67e9  # 3.6e9 in He et al. 2015, table 1, rounded down
+    assert work.totals.operations(8) == 16 * work.totals.macs
     # 21.8 million parameters, less the batch norms' and the classifier's biases.
-    assert 21.7e6 <= work.weights <= 21.8e6
+    assert 21.7e6 <= work.totals.weights <= 21.8e6
 
 
 def test_a_bundle_says_what_work_its_fp32_graph_is(tiny_bundle: Bundle) -> None:
