@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from resdeploy.images.decode import MAX_PIXELS, REDUCTIONS, read_rgb
 from resdeploy.storage import sha256
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from PIL.Image import Image
 
-UInt8Array = npt.NDArray[np.uint8]
+# As text: the command line imports this module, and must start without NumPy.
+UInt8Array: TypeAlias = "npt.NDArray[np.uint8]"
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge in pixels of the picture."""
 
@@ -96,6 +96,7 @@ class Preprocessing:
 
 def crop_and_resize(image: Image, box: Box, size: int) -> UInt8Array:
     """The part `box` of an RGB image as uint8 (size, size, 3)."""
+    import numpy as np
     from PIL import Image as images
 
     if box == (0, 0, size, size) and image.size == (size, size):
@@ -157,4 +158,6 @@ def reduction(whole: tuple[int, int], decoded: tuple[int, int]) -> int:
 
 def image_digest(image: UInt8Array) -> str:
     """sha256 of an image's pixels as the network sees them."""
+    import numpy as np
+
     return sha256(np.ascontiguousarray(image).data)
