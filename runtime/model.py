@@ -15,7 +15,7 @@ from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
-from resdeploy.images.preprocessing import UInt8Array, load_image, prepare
+from resdeploy.images.preprocessing import UInt8Array, load_image, resize_and_crop
 from resdeploy.predictions import Prediction, most_likely
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
@@ -69,7 +69,7 @@ class Model:
         elif isinstance(image, (str, os.PathLike)):
             pixels = load_image(Path(image), preprocessing)
         else:
-            pixels = prepare(image, preprocessing)
+            pixels = resize_and_crop(image, preprocessing)
         return most_likely(self.run(pixels[np.newaxis])[0], self.labels, top)
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import DataError
 from resdeploy.images.decode import SUFFIXES, read_rgb
-from resdeploy.images.preprocessing import UInt8Array, prepare
+from resdeploy.images.preprocessing import UInt8Array, resize_and_crop
 from resdeploy.predictions import most_likely
 
 TOP = 5
@@ -99,7 +99,7 @@ class Workload:
             marks = [time.perf_counter_ns()]
             decoded = [read_rgb(file) for file in files]
             marks.append(time.perf_counter_ns())
-            prepared = [prepare(image, preprocessing) for image in decoded]
+            prepared = [resize_and_crop(image, preprocessing) for image in decoded]
             marks.append(time.perf_counter_ns())
             images = np.stack(prepared)
             marks.append(time.perf_counter_ns())

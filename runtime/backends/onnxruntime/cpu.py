@@ -65,7 +65,7 @@ def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> O
     Raises:
         BackendError, BundleError, MissingDependencyError: it cannot be loaded.
     """
-    with bundle.verified(artifact.file) as graph:
+    with bundle.checked_path(artifact.file) as graph:
         return OnnxRuntimeCpu(graph, artifact.encoding, opening.threads)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from resdeploy.bench.roofline import Ceilings, Roofline, roofline
 from resdeploy.bundle.work import LayerWork, Work
+from resdeploy.documents import parse
 
 WORK = Work(
     layers=(
@@ -25,15 +26,15 @@ def test_a_network_is_the_sum_of_its_layers() -> None:
 def test_damaged_work_is_refused(missing: str) -> None:
     document = WORK.to_json()
     del document["layers"][1][missing]
-    with pytest.raises(KeyError):
-        Work.from_json(document)
+    with pytest.raises(ValueError, match=f"has no {missing}"):
+        parse(Work, document)
 
 
 def test_a_layer_does_something() -> None:
     document = WORK.to_json()
     document["layers"][0]["macs"] = -5
-    with pytest.raises(ValueError, match="without work"):
-        Work.from_json(document)
+    with pytest.raises(ValueError, match="macs is -5; at least 1"):
+        parse(Work, document)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resdeploy.bundle import bundle as bundles
+from resdeploy.bundle import bundle as bundle_module
+from resdeploy.bundle import golden as golden_module
 from resdeploy.bundle.bundle import GOLDEN, LABELS, Bundle, open_bundle
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Encoding, Precision
@@ -110,7 +111,7 @@ def test_a_changed_byte_is_found(copy: Path, name: str) -> None:
     with pytest.raises(BundleError, match="was changed") as caught:
         open_bundle(copy).read(name)
     assert caught.value.hint
-    with pytest.raises(BundleError, match="was changed"), open_bundle(copy).verified(name):
+    with pytest.raises(BundleError, match="was changed"), open_bundle(copy).checked_path(name):
         pass
 
 
@@ -120,19 +121,22 @@ def test_another_length_is_found(copy: Path, change: Callable[[bytes], bytes]) -
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(BundleError, match="was changed"):
         open_bundle(copy).read("fp32.onnx")
-    with pytest.raises(BundleError, match="was changed"), open_bundle(copy).verified("fp32.onnx"):
+    with (
+        pytest.raises(BundleError, match="was changed"),
+        open_bundle(copy).checked_path("fp32.onnx"),
+    ):
         pass
 
 
 def test_a_verified_file_is_the_one_that_was_checked(copy: Path) -> None:
     bundle = open_bundle(copy)
     whole = bundle.read("fp32.onnx")
-    with bundle.verified("fp32.onnx") as path:
+    with bundle.checked_path("fp32.onnx") as path:
         (copy / "other").write_bytes(b"another graph")
         (copy / "other").replace(copy / "fp32.onnx")
         assert path.read_bytes() == whole
     (copy / "fp32.onnx").unlink()
-    with pytest.raises(BundleError, match="cannot be read"), bundle.verified("fp32.onnx"):
+    with pytest.raises(BundleError, match="cannot be read"), bundle.checked_path("fp32.onnx"):
         pass
 
 
@@ -173,7 +177,7 @@ def test_an_unknown_schema_is_refused(copy: Path, schema: object) -> None:
 
 
 def test_a_huge_manifest_is_not_parsed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "MAX_MANIFEST_BYTES", 1000)
+    monkeypatch.setattr(bundle_module, "MAX_MANIFEST_BYTES", 1000)
     with pytest.raises(BundleError, match="larger than"):
         open_bundle(copy)
 
@@ -252,10 +256,18 @@ def test_impossible_sizes_are_damage(copy: Path, size: object) -> None:
         open_bundle(copy)
 
 
+@pytest.mark.parametrize("classes", [0, -3, None, "3", 3.5])
+def test_rejects_an_impossible_number_of_classes(copy: Path, classes: object) -> None:
+    edit_manifest(copy, lambda document: document["model"].update(classes=classes))
+    with pytest.raises(BundleError, match=r"is damaged: model\.classes is"):
+        open_bundle(copy)
+
+
 @pytest.mark.parametrize("figure", ["images", "sqnr_db", "agreement"])
 def test_figures_are_numbers(copy: Path, figure: str) -> None:
     edit_manifest(copy, lambda document: document["artifacts"][0]["parity"].update({figure: "x"}))
-    with pytest.raises(BundleError, match="is damaged"):
+    where = rf"is damaged: artifacts\[0\]\.parity\.{figure} is a string, not"
+    with pytest.raises(BundleError, match=where):
         open_bundle(copy)
 
 
@@ -298,13 +310,13 @@ def test_golden_images_of_another_form_are_refused(copy: Path, data: bytes) -> N
 
 
 def test_a_zip_bomb_is_not_unpacked(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "MAX_GOLDEN_BYTES", 1 << 20)
+    monkeypatch.setattr(golden_module, "MAX_GOLDEN_BYTES", 1 << 20)
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", bytes(1 << 21))
     assert len(stream.getvalue()) < 1 << 14
     replace(copy, GOLDEN, stream.getvalue())
-    with pytest.raises(BundleError, match="too large"):
+    with pytest.raises(BundleError, match="unpacks to 2097152 bytes; at most 1048576"):
         open_bundle(copy).golden()
 
 
