@@ -21,7 +21,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import DataError
 from resdeploy.images.decode import SUFFIXES, read_rgb
 from resdeploy.images.preprocessing import UInt8Array, resize_and_crop
-from resdeploy.predictions import most_likely
+from resdeploy.predictions import top_predictions
 
 TOP = 5
 STAGES = ("decode", "resize", "copy", "inference", "post")
@@ -106,7 +106,7 @@ class Workload:
             logits = infer(images)
             marks.append(time.perf_counter_ns())
             for row in logits:
-                most_likely(row, labels, TOP)
+                top_predictions(row, labels, TOP)
             marks.append(time.perf_counter_ns())
             return StageTimes(zip(STAGES, np.diff(marks).tolist()))
 

@@ -21,7 +21,7 @@ from resdeploy.runtime.backends.registry import Candidate, candidates
 from resdeploy.runtime.comparison.accuracy import compare_answers
 from resdeploy.runtime.comparison.benchmarks import compare_benchmarks
 from resdeploy.runtime.comparison.latency import compare_latencies
-from resdeploy.statistics import Verdict, worst
+from resdeploy.statistics import Verdict, worst_verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ def compare(
     verdicts += [Verdict.INCONCLUSIVE] if found.missing else []
     return Comparison(
         # Times of two machines say nothing of either version.
-        verdict=Verdict.INCONCLUSIVE if found.notices else worst(verdicts),
+        verdict=Verdict.INCONCLUSIVE if found.notices else worst_verdict(verdicts),
         first=first,
         second=second,
         max_drop=config.max_drop,
@@ -108,7 +108,7 @@ def compare_bundles(
     lost = [Verdict.FAIL] if missing else []
     verdicts = [line.verdict for line in accuracy] + [line.verdict for line in latency]
     return Comparison(
-        verdict=worst(verdicts + lost),
+        verdict=worst_verdict(verdicts + lost),
         first=str(first.path),
         second=str(second.path),
         max_drop=config.max_drop,

@@ -22,7 +22,7 @@ from resdeploy.machine.device import available_cores
 from resdeploy.progress import Progress, silent
 from resdeploy.results.comparison import LatencyChange
 from resdeploy.runtime.backends.registry import Candidate
-from resdeploy.statistics import Verdict, judge, median_interval
+from resdeploy.statistics import Verdict, interval_verdict, median_interval
 
 # The interval is looked at so often; 99 % at each look is more than 95 % in all.
 LOOKS = (8, 12, 16, 24, 32)
@@ -97,7 +97,7 @@ def compare_latency(
             late = time.monotonic() > deadline or len(starts) == LOOKS[-1]
             if interval is None or not (late or len(starts) in LOOKS):
                 continue
-            if late or judge(*interval, limit) is not Verdict.INCONCLUSIVE:
+            if late or interval_verdict(*interval, limit) is not Verdict.INCONCLUSIVE:
                 break
     first_ms, second_ms, ratio = np.median(starts, axis=0)
     return Slowdown(
@@ -183,7 +183,7 @@ def compare_latencies(
                 confidence=CONFIDENCE,
                 samples=found.starts,
                 relative_to=None,
-                verdict=judge(found.low, found.high, 1 + max_slowdown / 100),
+                verdict=interval_verdict(found.low, found.high, 1 + max_slowdown / 100),
             )
         )
     return tuple(changes)
