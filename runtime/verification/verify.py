@@ -33,7 +33,7 @@ from resdeploy.statistics import (
     agreement_percent,
     compare_accuracy,
     sqnr_db,
-    worst,
+    worst_verdict,
 )
 
 logger = logging.getLogger(__name__)
