@@ -1,19 +1,5 @@
 """Exceptions for errors that a user can correct.
 
-    ResdeployError
-    |-- BackendError            an inference backend is not usable, or failed
-    |-- BundleError             a bundle is missing, is damaged, or has an unknown schema
-    |-- CalibrationError        the calibration images are not sufficient for scales
-    |-- CheckpointError         weights are missing, are damaged, or belong to another network
-    |-- DataError               a folder of images is missing, is empty, or has wrong labels
-    |-- DocumentError           a result's file is damaged, or two results cannot be compared
-    |-- ExportError             a network cannot be written as ONNX, or its logits differ too much
-    |-- ImageError              one image cannot be decoded
-    |-- MissingDependencyError  an optional package is not installed
-    |-- OutputError             a result cannot be written
-    |-- ServeError              the server cannot start
-    `-- TrainingError           training cannot start or continue
-
 A wrong argument in a Python call raises a ValueError or TypeError instead.
 """
 
@@ -32,51 +18,51 @@ class ResdeployError(Exception):
 
 
 class BackendError(ResdeployError):
-    """An inference backend is not usable, or failed."""
+    """An unusable or failed inference backend."""
 
 
 class BundleError(ResdeployError):
-    """A bundle is missing, is damaged, or has an unknown schema."""
+    """A missing or damaged bundle, or one with an unknown schema."""
 
 
 class CalibrationError(ResdeployError):
-    """The calibration images are not sufficient for scales."""
+    """Calibration images that are not sufficient for scales."""
 
 
 class CheckpointError(ResdeployError):
-    """Weights are missing, are damaged, or belong to another network."""
+    """Missing or damaged weights, or weights of another network."""
 
 
 class DataError(ResdeployError):
-    """A folder of images is missing, is empty, or has wrong labels."""
+    """A missing or empty folder of images, or one with wrong labels."""
 
 
 class DocumentError(ResdeployError):
-    """A result's file is damaged, or two results cannot be compared."""
+    """A damaged file of results, or results that cannot be compared."""
 
 
 class ExportError(ResdeployError):
-    """A network cannot be written as ONNX, or its logits differ too much afterwards."""
+    """A network that cannot be written as ONNX, or whose logits differ too much afterwards."""
 
 
 class ImageError(ResdeployError):
-    """One image cannot be decoded."""
+    """An image that cannot be decoded."""
 
 
 class MissingDependencyError(ResdeployError):
-    """An optional package is not installed."""
+    """An optional package that is not installed."""
 
 
 class OutputError(ResdeployError):
-    """A result cannot be written."""
+    """A result that cannot be written."""
 
 
 class ServeError(ResdeployError):
-    """The server cannot start."""
+    """A server that cannot start."""
 
 
 class TrainingError(ResdeployError):
-    """Training cannot start or continue."""
+    """Training that cannot start or continue."""
 
 
 # The extra that installs an optional package, by the name of its import.

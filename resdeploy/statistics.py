@@ -91,7 +91,7 @@ class PairedAccuracy:
         return min(1.0, 2 * float(Fraction(tail, 2**differing)))
 
     def images_to_decide(self, max_drop: float) -> int | None:
-        """Estimate how many images a conclusive verdict needs if the share that differs stays.
+        """Estimate how many images a verdict needs if losses and gains stay as frequent as now.
 
         Returns:
             A number rounded up to two digits; None if more than `MAX_IMAGES` are needed.
@@ -115,7 +115,7 @@ class PairedAccuracy:
 
 
 def interval_verdict(low: float, high: float, limit: float) -> Verdict:
-    """Return PASS if the interval ends at `limit` or below, FAIL if it begins above."""
+    """Return PASS if the interval is at most `limit`, FAIL if it is above, else INCONCLUSIVE."""
     if high <= limit:
         return Verdict.PASS
     return Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE

@@ -1,4 +1,4 @@
-"""Pre-processing: turns a picture into the network's input, in the same way in every stage.
+"""Pre-processing that turns a picture into the network's input, the same in every stage.
 
 Resize and crop run here, with the numbers of the manifest; the normalisation is part of the
 network's graph, which therefore takes plain uint8 pixels.

@@ -125,7 +125,7 @@ def test_an_interrupted_block_leaves_nothing(tmp_path: Path) -> None:
 
 
 def interrupted_at(step: int, work: Callable[[], None]) -> bool:
-    """Interrupt `work` before line number `step` in storage.py; return False if it has less."""
+    """Interrupt `work` before line number `step` in storage.py; return False without interrupt."""
     left = step
 
     def local(frame: FrameType, event: str, argument: object) -> Any:

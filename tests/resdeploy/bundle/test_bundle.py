@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from resdeploy.bundle import bundle as bundle_module
 from resdeploy.bundle import golden as golden_module
-from resdeploy.bundle.bundle import GOLDEN, LABELS, Bundle, open_bundle
+from resdeploy.bundle.analysis import read_analysis
+from resdeploy.bundle.bundle import ANALYSIS, GOLDEN, LABELS, Bundle, open_bundle
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Encoding, Precision
 from resdeploy.errors import BundleError
@@ -275,6 +276,21 @@ def test_rejects_a_wrong_number_of_labels(copy: Path) -> None:
     replace(copy, LABELS, b"one\ntwo\n")
     with pytest.raises(BundleError, match="2 lines for 3 classes"):
         open_bundle(copy).labels()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"{", "analysis.json cannot be used: "),
+        (b"{}", "its schema is None, not resdeploy.analysis/1"),
+        (b'{"schema": "resdeploy.analysis/9"}', "its schema is 'resdeploy.analysis/9', not"),
+        (b'{"schema": "resdeploy.analysis/1", "layers": []}', "the document has no histograms"),
+    ],
+)
+def test_rejects_a_damaged_analysis(copy: Path, data: bytes, message: str) -> None:
+    replace(copy, ANALYSIS, data)
+    with pytest.raises(BundleError, match=message):
+        read_analysis(open_bundle(copy))
 
 
 def npz(**arrays: Any) -> bytes:
