@@ -1,8 +1,8 @@
-"""Compilation of the gRPC protocol for the package's build; all else is in pyproject.toml.
+"""Compiles the gRPC protocol while the package is built; everything else is in pyproject.toml.
 
-The result is a descriptor set, not Python code: it works with every release of grpcio and protobuf.
-It is loaded into a descriptor pool of its own, so that a client of the same protocol can run in the
-same process.
+What is made is a descriptor set, not Python: it runs with every release of grpcio and protobuf,
+whichever compiled it, and with a pool of its own, so that a client of the same protocol can live in
+the same process.
 """
 
 from pathlib import Path
@@ -12,10 +12,10 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithProtocol(build_py):
-    """A build that first writes the descriptor set beside the protocol, as package data."""
+    """Writes the descriptor set beside the protocol, from where it is packed like any data."""
 
     def run(self) -> None:
-        from grpc_tools import protoc  # pyright: ignore[reportMissingImports]
+        from grpc_tools import protoc  # pyright: ignore[reportMissingImports]  # of the build
 
         folder = Path("resdeploy/runtime/serving/grpc")
         source = folder / "open_inference.proto"
