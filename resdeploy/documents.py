@@ -156,16 +156,20 @@ def _explain(error: Exception, kind: Any, where: str) -> str:
 
 
 def _enum_at(kind: Any, path: str) -> Any:
+    """Return the enum class of the value at `path` in a document of type `kind`."""
     from msgspec import inspect
 
-    node: Any = inspect.type_info(kind)
-    for name, index in [*_STEP.findall(path), ("", "")]:
-        if isinstance(node, inspect.UnionType):  # with null
-            node = next(part for part in node.types if not isinstance(part, inspect.NoneType))
+    def without_null(node: Any) -> Any:
+        parts = node.types if isinstance(node, inspect.UnionType) else (node,)
+        return next(part for part in parts if not isinstance(part, inspect.NoneType))
+
+    node = without_null(inspect.type_info(kind))
+    for name, index in _STEP.findall(path):
         if name:
             node = next(field.type for field in node.fields if field.name == name)
         elif isinstance(node, inspect.TupleType):
             node = node.item_types[int(index)]
-        elif not isinstance(node, inspect.EnumType):
+        else:
             node = node.item_type if index else node.value_type
+        node = without_null(node)
     return node.cls
