@@ -27,7 +27,7 @@ from resdeploy.results.provenance import Environment
 from resdeploy.runtime.backends.onnxruntime.cpu import NAME
 from resdeploy.runtime.bench.worker import prepare
 from resdeploy.runtime.comparison.latency import WorkerCommand, compare_latency
-from resdeploy.statistics import judge
+from resdeploy.statistics import interval_verdict
 from resdeploy.storage import write_file
 
 SCHEMA = "resdeploy.comparing/1"
@@ -68,7 +68,7 @@ def main(
         for _ in range(count):
             start = time.monotonic()
             found = compare_latency(normal, second, limit=LIMIT, threads=threads, seconds=SECONDS)
-            verdict = judge(found.low, found.high, LIMIT)
+            verdict = interval_verdict(found.low, found.high, LIMIT)
             duration = time.monotonic() - start
             results.append(
                 {"second": name, "verdict": verdict, "seconds": duration, **asdict(found)}

@@ -65,8 +65,8 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     """
     start = time.perf_counter()
     run, output, page = RUNS / "demo", RUNS / "demo.bundle", RUNS / "demo.html"
-    refuse_existing(run, force=force, sign=STATE_JSON)
-    refuse_existing(output, force=force, sign=MANIFEST)
+    refuse_existing(run, force=force, marker=STATE_JSON)
+    refuse_existing(output, force=force, marker=MANIFEST)
     refuse_existing_file(page, force=force)
     logger.info("1/5 train a ResNet-34 on handwritten digits")
     device = read_device().to_json()

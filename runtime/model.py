@@ -15,8 +15,8 @@ from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
-from resdeploy.images.preprocessing import UInt8Array, load_image, prepare
-from resdeploy.predictions import Prediction, most_likely
+from resdeploy.images.preprocessing import UInt8Array, load_image, resize_and_crop
+from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
 from resdeploy.runtime.verification.open_verified import verified_backends
@@ -69,8 +69,8 @@ class Model:
         elif isinstance(image, (str, os.PathLike)):
             pixels = load_image(Path(image), preprocessing)
         else:
-            pixels = prepare(image, preprocessing)
-        return most_likely(self.run(pixels[np.newaxis])[0], self.labels, top)
+            pixels = resize_and_crop(image, preprocessing)
+        return top_predictions(self.run(pixels[np.newaxis])[0], self.labels, top)
 
     def close(self) -> None:
         """Free the engine."""

@@ -140,8 +140,8 @@ def _check_labelled(backend: FixedBatch, folder: Path) -> LabelledAnswers:
     return LabelledAnswers(
         images=paired.images,
         agreement=agreement_percent(reference, logits),
-        top1=100 * paired.candidate_right / paired.images,
-        fp32_top1=100 * paired.baseline_right / paired.images,
+        top1=100 * paired.candidate_correct / paired.images,
+        fp32_top1=100 * paired.baseline_correct / paired.images,
         drop=paired.drop,
-        drop_upper95=paired.drop_bound(),
+        drop_upper95=paired.drop_upper_bound(),
     )

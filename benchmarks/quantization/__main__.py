@@ -83,7 +83,7 @@ class Judge:
         return QuantizedRow(
             contender=name,
             seed=seed,
-            top1=100 * paired.candidate_right / paired.images,
+            top1=100 * paired.candidate_correct / paired.images,
             drop=paired.drop,
             agreement=agreement_percent(self.reference, logits),
             sqnr_db=float(np.median(ratios)),

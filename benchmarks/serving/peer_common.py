@@ -18,7 +18,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image, prepare
+from resdeploy.documents import parse
+from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image, resize_and_crop
 
 TOP = 5
 
@@ -31,9 +32,11 @@ def make_decoder(manifest: str, decoding: str) -> Callable[[bytes], UInt8Array]:
         decoding: `resdeploy` or `plain`.
     """
     document = json.loads(Path(manifest).read_bytes())["preprocessing"]
-    preprocessing = Preprocessing.from_json(document)
+    preprocessing = parse(Preprocessing, document)
     if decoding == "plain":
-        return lambda data: prepare(Image.open(io.BytesIO(data)).convert("RGB"), preprocessing)
+        return lambda data: resize_and_crop(
+            Image.open(io.BytesIO(data)).convert("RGB"), preprocessing
+        )
     return partial(load_image, preprocessing=preprocessing)
 
 

@@ -89,7 +89,7 @@ def write_repository(bundle: Bundle, folder: Path, *, force: bool = False) -> Tr
     labels = "".join(f"{label}\n" for label in bundle.labels()).encode()
     warm_up = bundle.golden().images[0].tobytes()
     size = bundle.manifest.preprocessing.image_size
-    with new_directory(folder, force=force, sign=SIGN) as root:
+    with new_directory(folder, force=force, marker=SIGN) as root:
         for model in models:
             home = root / model.name
             (home / VERSION).mkdir(parents=True)
@@ -114,7 +114,7 @@ def refuse_repository(folder: Path, *, force: bool) -> None:
     Raises:
         OutputError: it may not.
     """
-    refuse_existing(folder, force=force, sign=SIGN)
+    refuse_existing(folder, force=force, marker=SIGN)
 
 
 def config_text(name: str, artifact: str, size: int, classes: int) -> str:

@@ -20,8 +20,8 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import DataError
 from resdeploy.images.decode import SUFFIXES, read_rgb
-from resdeploy.images.preprocessing import UInt8Array, prepare
-from resdeploy.predictions import most_likely
+from resdeploy.images.preprocessing import UInt8Array, resize_and_crop
+from resdeploy.predictions import top_predictions
 
 TOP_CLASSES = 5
 STAGES = ("decode", "resize", "copy", "inference", "post")
@@ -99,14 +99,14 @@ class Workload:
             marks = [time.perf_counter_ns()]
             decoded = [read_rgb(file) for file in files]
             marks.append(time.perf_counter_ns())
-            prepared = [prepare(image, preprocessing) for image in decoded]
+            prepared = [resize_and_crop(image, preprocessing) for image in decoded]
             marks.append(time.perf_counter_ns())
             images = np.stack(prepared)
             marks.append(time.perf_counter_ns())
             logits = infer(images)
             marks.append(time.perf_counter_ns())
             for row in logits:
-                most_likely(row, labels, TOP_CLASSES)
+                top_predictions(row, labels, TOP_CLASSES)
             marks.append(time.perf_counter_ns())
             return StageTimes(zip(STAGES, np.diff(marks).tolist()))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,6 +49,11 @@ class LayerWork:
     activations: int
     """Elements that the layer reads and writes."""
 
+    def __post_init__(self) -> None:
+        for field in ("macs", "weights", "activations"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; at least 1 is needed")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
@@ -69,19 +73,3 @@ class Work:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form that the manifest holds."""
         return {**asdict(self.totals), "layers": [asdict(layer) for layer in self.layers]}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Work:
-        """Restore the work from its JSON form.
-
-        Raises:
-            KeyError, ValueError, TypeError: The data does not describe work.
-        """
-        numbers = ("macs", "weights", "activations")
-        layers = tuple(
-            LayerWork(name=str(layer["name"]), **{key: int(layer[key]) for key in numbers})
-            for layer in data["layers"]
-        )
-        if any(getattr(layer, key) < 1 for layer in layers for key in numbers):
-            raise ValueError("a layer has a number of operations or elements below 1")
-        return cls(layers=layers)

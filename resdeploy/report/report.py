@@ -21,7 +21,7 @@ from resdeploy.results.benchmark import Benchmark, LayerTimes
 from resdeploy.results.comparison import Comparison
 from resdeploy.results.files import read_results
 from resdeploy.results.verification import Verification
-from resdeploy.statistics import Verdict, worst
+from resdeploy.statistics import Verdict, worst_verdict
 from resdeploy.storage import refuse_existing_file, write_file
 
 LayerTimer = Callable[[Bundle], LayerTimes]
@@ -123,7 +123,7 @@ def make_page(material: ReportInputs) -> Page:
     ]
     return Page(
         title=_title(material),
-        verdict=worst(verdicts) if verdicts else None,
+        verdict=worst_verdict(verdicts) if verdicts else None,
         summary=(
             *(comparison_verdict(one) for one in material.comparisons),
             *(verification_summary(one) for one in material.verifications),

@@ -18,7 +18,7 @@ from resdeploy.results.comparison import AccuracyChange
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
 from resdeploy.runtime.verification.golden_check import different_rows, run_batches
-from resdeploy.statistics import IntArray, PairedAccuracy, Verdict, pair_answers
+from resdeploy.statistics import IntArray, PairedAccuracy, Verdict, pair_predictions
 
 BATCH = 32
 
@@ -82,7 +82,7 @@ def judge_drop(paired: PairedAccuracy, max_drop: float) -> Verdict:
     change in both directions could hide a drop of half a point on 5,000 images.
     """
     verdict = paired.verdict(max_drop)
-    certain = paired.drop_least() > 0 and paired.drop > max_drop
+    certain = paired.drop_lower_bound() > 0 and paired.drop > max_drop
     return Verdict.FAIL if certain and verdict is Verdict.INCONCLUSIVE else verdict
 
 
@@ -93,7 +93,7 @@ def _judge(
     data: Path | None,
     max_drop: float,
 ) -> AccuracyChange:
-    paired = pair_answers(correct[0], correct[1])
+    paired = pair_predictions(correct[0], correct[1])
     verdict = judge_drop(paired, max_drop) if different else Verdict.PASS
     undecided = verdict is Verdict.INCONCLUSIVE
     return AccuracyChange(
@@ -101,13 +101,13 @@ def _judge(
         backend=candidate.engine.name,
         images=paired.images,
         truth="pytorch" if data is None else "labels",
-        first=100 * paired.baseline_right / paired.images,
-        second=100 * paired.candidate_right / paired.images,
+        first=100 * paired.baseline_correct / paired.images,
+        second=100 * paired.candidate_correct / paired.images,
         lost=paired.lost,
         gained=paired.gained,
         drop=paired.drop,
-        drop_low=paired.drop_least() if different else 0.0,
-        drop_high=paired.drop_bound() if different else 0.0,
+        drop_low=paired.drop_lower_bound() if different else 0.0,
+        drop_high=paired.drop_upper_bound() if different else 0.0,
         different=different,
         images_to_decide=paired.images_to_decide(max_drop) if undecided else None,
         verdict=verdict,

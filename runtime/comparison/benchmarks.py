@@ -16,7 +16,7 @@ from resdeploy.errors import DocumentError
 from resdeploy.results.benchmark import BASELINE, Benchmark, Timing
 from resdeploy.results.comparison import LatencyChange
 from resdeploy.runtime.comparison.latency import percent_more
-from resdeploy.statistics import FloatArray, judge, unpaired_ratio_interval
+from resdeploy.statistics import FloatArray, interval_verdict, unpaired_ratio_interval
 from resdeploy.tables import plural
 
 CONFIDENCE = 0.95
@@ -113,7 +113,7 @@ def _change(
         confidence=CONFIDENCE,
         samples=min(len(rounds) for rounds in times),
         relative_to=relative_to,
-        verdict=judge(low, high, 1 + max_slowdown / 100),
+        verdict=interval_verdict(low, high, 1 + max_slowdown / 100),
     )
 
 

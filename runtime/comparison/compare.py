@@ -21,7 +21,7 @@ from resdeploy.runtime.backends.registry import Candidate, candidates
 from resdeploy.runtime.comparison.accuracy import compare_answers
 from resdeploy.runtime.comparison.benchmarks import compare_benchmarks
 from resdeploy.runtime.comparison.latency import compare_latencies
-from resdeploy.statistics import Verdict, worst
+from resdeploy.statistics import Verdict, worst_verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ def compare(
     verdicts += [Verdict.INCONCLUSIVE] if changes.missing else []
     return Comparison(
         # A difference between two machines is no evidence for either version.
-        verdict=Verdict.INCONCLUSIVE if changes.notices else worst(verdicts),
+        verdict=Verdict.INCONCLUSIVE if changes.notices else worst_verdict(verdicts),
         first=first,
         second=second,
         max_drop=config.max_drop,
@@ -107,7 +107,7 @@ def compare_bundles(
     verdicts = [line.verdict for line in accuracy] + [line.verdict for line in latency]
     verdicts += [Verdict.FAIL] if missing else []
     return Comparison(
-        verdict=worst(verdicts),
+        verdict=worst_verdict(verdicts),
         first=str(first.path),
         second=str(second.path),
         max_drop=config.max_drop,

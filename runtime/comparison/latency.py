@@ -22,7 +22,7 @@ from resdeploy.machine.device import available_cores
 from resdeploy.progress import Progress, silent
 from resdeploy.results.comparison import LatencyChange
 from resdeploy.runtime.backends.registry import Candidate
-from resdeploy.statistics import Verdict, judge, median_interval
+from resdeploy.statistics import Verdict, interval_verdict, median_interval
 
 INTERIM_STARTS = (8, 12, 16, 24, 32)
 """The numbers of starts after which the interval is examined."""
@@ -92,7 +92,7 @@ def compare_latency(
             late = time.monotonic() > deadline or len(starts) == INTERIM_STARTS[-1]
             if interval is None or not (late or len(starts) in INTERIM_STARTS):
                 continue
-            if late or judge(*interval, limit) is not Verdict.INCONCLUSIVE:
+            if late or interval_verdict(*interval, limit) is not Verdict.INCONCLUSIVE:
                 break
     first_ms, second_ms, ratio = np.median(starts, axis=0)
     return LatencyRatio(
@@ -152,7 +152,7 @@ def compare_latencies(
                 confidence=CONFIDENCE,
                 samples=found.starts,
                 relative_to=None,
-                verdict=judge(found.low, found.high, limit),
+                verdict=interval_verdict(found.low, found.high, limit),
             )
         )
     return tuple(changes)

@@ -9,7 +9,7 @@ from typing import Any
 
 from resdeploy import __version__
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
-from resdeploy.predictions import Prediction, most_likely
+from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.runtime.serving.batching.instance import Answer
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoding import Decoder
@@ -146,7 +146,7 @@ class Service:
         return ClassificationResult(
             inferred=InferenceResult(answer=answer, generation=generation),
             predictions=tuple(
-                tuple(most_likely(row, generation.labels, top)) for row in answer.logits
+                tuple(top_predictions(row, generation.labels, top)) for row in answer.logits
             ),
             decode_seconds=decode_seconds,
         )

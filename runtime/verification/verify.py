@@ -33,7 +33,7 @@ from resdeploy.statistics import (
     agreement_percent,
     compare_accuracy,
     sqnr_db,
-    worst,
+    worst_verdict,
 )
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def _verify_golden(
             )
         )
     return Verification(
-        verdict=worst(result.verdict for result in results),
+        verdict=worst_verdict(result.verdict for result in results),
         images=len(golden.images),
         unreadable=0,
         used_before=0,
@@ -142,7 +142,7 @@ def _verify_data(
         if candidate in selected
     ]
     return Verification(
-        verdict=worst(result.verdict for result in results),
+        verdict=worst_verdict(result.verdict for result in results),
         images=len(labels),
         unreadable=len(images.files) - len(labels),
         used_before=used,
@@ -199,11 +199,11 @@ def _compare_with_baseline(
         precision=candidate.artifact.precision,
         encoding=candidate.artifact.encoding,
         verdict=verdict if check.passed else Verdict.FAIL,
-        top1=100 * paired.candidate_right / paired.images,
-        baseline_top1=100 * paired.baseline_right / paired.images,
+        top1=100 * paired.candidate_correct / paired.images,
+        baseline_top1=100 * paired.baseline_correct / paired.images,
         drop=paired.drop,
-        drop_upper95=0.0 if is_reference else paired.drop_bound(),
-        drop_lower95=0.0 if is_reference else paired.drop_least(),
+        drop_upper95=0.0 if is_reference else paired.drop_upper_bound(),
+        drop_lower95=0.0 if is_reference else paired.drop_lower_bound(),
         mcnemar_p=paired.mcnemar_p,
         images_to_decide=paired.images_to_decide(max_drop)
         if verdict is Verdict.INCONCLUSIVE

@@ -69,7 +69,7 @@ def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> O
         BundleError: The file is missing or was changed.
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    with bundle.verified(artifact.file) as graph:
+    with bundle.checked_path(artifact.file) as graph:
         return OnnxRuntimeCpu(graph, artifact.encoding, options.threads)
 
 

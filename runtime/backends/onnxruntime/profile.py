@@ -64,7 +64,7 @@ def profile(
         BackendError: ONNX Runtime rejects the graph.
         BundleError: The graph is missing or was changed.
     """
-    with tempfile.TemporaryDirectory() as folder, bundle.verified(f"{name}.onnx") as graph:
+    with tempfile.TemporaryDirectory() as folder, bundle.checked_path(f"{name}.onnx") as graph:
         options = session_options(encoding, read_cpu(), threads)
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"

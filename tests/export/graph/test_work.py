@@ -9,6 +9,7 @@ import pytest
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.work import Work
+from resdeploy.documents import parse
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.graph.work import work_of, work_of_bundle
 from resdeploy.train.model.architecture import Architecture
@@ -54,7 +55,7 @@ def test_a_bundle_says_what_work_its_fp32_graph_is(tiny_bundle: Bundle) -> None:
     work = work_of(to_onnx(make_classifier(), 32))
     assert open_bundle(tiny_bundle.path).manifest.work == work
     older = dataclasses.replace(tiny_bundle.manifest, work=None)
-    assert "work" not in older.to_json()
+    assert older.to_json()["work"] is None
     assert work_of_bundle(dataclasses.replace(tiny_bundle, manifest=older)) == work
 
 
@@ -62,7 +63,7 @@ def test_layers_are_named_as_in_the_graph() -> None:
     names = [layer.name for layer in work_of(to_onnx(make_classifier(), 32)).layers]
     assert names[0] == "conv1"
     assert names[-1] == "fc"
-    assert Work.from_json(work_of(small_graph()).to_json()) == work_of(small_graph())
+    assert parse(Work, work_of(small_graph()).to_json()) == work_of(small_graph())
 
 
 def test_an_open_shape_is_not_counted_as_one() -> None:

@@ -12,6 +12,7 @@ from resdeploy.bench.roofline import (
     roofline,
 )
 from resdeploy.bundle.work import LayerWork, Work, WorkTotals
+from resdeploy.documents import parse
 
 WORK = Work(
     layers=(
@@ -32,15 +33,15 @@ def test_a_network_is_the_sum_of_its_layers() -> None:
 def test_rejects_damaged_work(missing: str) -> None:
     document = WORK.to_json()
     del document["layers"][1][missing]
-    with pytest.raises(KeyError):
-        Work.from_json(document)
+    with pytest.raises(ValueError, match=f"has no {missing}"):
+        parse(Work, document)
 
 
 def test_rejects_a_layer_without_work() -> None:
     document = WORK.to_json()
     document["layers"][0]["macs"] = -5
-    with pytest.raises(ValueError, match="below 1"):
-        Work.from_json(document)
+    with pytest.raises(ValueError, match="macs is -5; at least 1"):
+        parse(Work, document)
 
 
 @pytest.mark.parametrize(

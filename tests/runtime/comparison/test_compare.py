@@ -125,7 +125,7 @@ def test_a_drop_of_half_a_point_on_5000_images_fails(
 )
 def test_a_significant_drop_above_the_limit_fails(lost: int, gained: int, verdict: Verdict) -> None:
     paired = PairedAccuracy(
-        images=5000, baseline_right=4000, candidate_right=4000 - lost + gained, lost=lost,
+        images=5000, baseline_correct=4000, candidate_correct=4000 - lost + gained, lost=lost,
         gained=gained,
     )  # fmt: skip
     assert judge_drop(paired, 0.2) is verdict

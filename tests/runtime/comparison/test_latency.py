@@ -13,7 +13,7 @@ from resdeploy.bench.process import Contender
 from resdeploy.errors import BackendError
 from resdeploy.runtime.comparison import latency as module
 from resdeploy.runtime.comparison.latency import INTERIM_STARTS, WorkerCommand, compare_latency
-from resdeploy.statistics import Verdict, judge
+from resdeploy.statistics import Verdict, interval_verdict
 
 SLEEPER = """
 import sys, time
@@ -93,7 +93,7 @@ def test_noise_that_slows_both_does_not_change_the_verdict(monkeypatch: pytest.M
     monkeypatch.setattr(Contender, "start", lambda *_: NoisyContender(0.01, generator))
     same = WorkerCommand("crowded", ())
     verdicts = [
-        judge(found.low, found.high, 1.05)
+        interval_verdict(found.low, found.high, 1.05)
         for found in (
             compare_latency(same, same, limit=1.05, threads=1, seconds=600) for _ in range(20)
         )

@@ -41,7 +41,7 @@ def test_pixels_are_those_of_every_other_stage_in_order() -> None:
 def test_a_picture_over_the_limit_is_refused() -> None:
     async def scenario() -> None:
         decoder = Decoder(1, max_pixels=100, max_wait=1.0)
-        with pytest.raises(RequestError, match="2,400 pixels, over the limit of 100"):
+        with pytest.raises(RequestError, match="2,400 pixels; at most 100 are allowed"):
             await decoder.decode(PICTURES[:1], PREPROCESSING, math.inf)
         decoder.close()
 
