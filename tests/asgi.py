@@ -1,4 +1,4 @@
-"""Asking an ASGI application without a server or a socket."""
+"""Requests to an ASGI application without a server or a socket."""
 
 from __future__ import annotations
 
@@ -32,7 +32,17 @@ async def ask(
     leaves: asyncio.Event | None = None,
     stalls: bool = False,
 ) -> Reply:
-    """One request; the client leaves at `leaves`, or never sends its last chunk."""
+    """Send one request.
+
+    Args:
+        app: ASGI application.
+        path: Path and query.
+        body: Body, or its chunks.
+        headers: Headers.
+        method: Method; GET without a body and POST with one by default.
+        leaves: Event at which the client disconnects.
+        stalls: True if the last chunk is never sent.
+    """
     chunks = [body or b""] if body is None or isinstance(body, bytes) else list(body)
     path, _, query = path.partition("?")
     reply = Reply()
