@@ -61,7 +61,7 @@ def test_a_chosen_picture_is_classified(
     assert element(page, "engine").text == "onnxruntime-cpu, int8"
     assert element(page, "time-title").text.startswith("Answered in ")
     stages = [found.text for found in page.find_elements(By.CSS_SELECTOR, "#times dt")]
-    assert stages == ["Decoding", "Queue", "Inference", "The rest"]
+    assert stages == ["Decoding", "Queue", "Inference", "Other"]
     assert element(page, "preview").is_displayed()
     spoken = element(page, "spoken").get_attribute("textContent") or ""
     assert spoken.startswith(f"{predictions[0]['label']}, ")
