@@ -37,7 +37,7 @@ from benchmarks.serving.servers import (
     NO_REJECTION,
     OURS,
     REQUIREMENTS,
-    Row,
+    LoadResult,
     Server,
     get_status,
     load_result,
@@ -196,7 +196,9 @@ def rate_of(contenders: Sequence[Contender], batch: int, seconds: float) -> floa
         return sum(1000 * batch / float(np.mean(own)) for own in times)
 
 
-def measure_layouts(bundle: Bundle, request: Request, clients: int, seconds: float) -> list[Row]:
+def measure_layouts(
+    bundle: Bundle, request: Request, clients: int, seconds: float
+) -> list[LoadResult]:
     """Measure the server with the cores divided among 1, 2 and more instances."""
     cores = available_cores()
     rows = []
@@ -221,9 +223,9 @@ def measure_pictures(
     clients: int,
     rounds: int,
     seconds: float,
-) -> list[Row]:
+) -> list[LoadResult]:
     """Measure all servers alternately, with clients that send a picture."""
-    rows: dict[Server, list[Row]] = {server: [] for server in servers}
+    rows: dict[Server, list[LoadResult]] = {server: [] for server in servers}
     for _ in range(rounds):
         for server, own in rows.items():
             with run_server(server, bundle, python) as running:
@@ -273,7 +275,7 @@ def measure_load(
     }
 
 
-def median_round(rows: Sequence[Row]) -> Row:
+def median_round(rows: Sequence[LoadResult]) -> LoadResult:
     """Return the round with the median rate."""
     return sorted(rows, key=lambda row: row.answered_per_second)[len(rows) // 2]
 
@@ -291,7 +293,7 @@ def compared_servers(cores: int, *, plain: bool) -> list[Server]:
     ]
 
 
-def rows_text(rows: Sequence[Row]) -> str:
+def rows_text(rows: Sequence[LoadResult]) -> str:
     """Return a table with a row per load."""
 
     def ms(value: float | None) -> str:
@@ -332,7 +334,7 @@ def load_text(results: dict[str, Any]) -> str:
     row = overload["row"]
     ratio = "-" if overload["p99_ratio"] is None else f"{overload['p99_ratio']:.2f}"
     return (
-        f"{rows_text([Row(**fields) for fields in results['open']])}\n\n"
+        f"{rows_text([LoadResult(**fields) for fields in results['open']])}\n\n"
         f"{OVERLOAD} times the capacity of {results['capacity']:.1f} images/s: statuses "
         f"{row['statuses']}, unanswered {row['unanswered']}, p99 {row['p99_ms']:.0f} ms, {ratio} "
         f"times that at capacity; memory {overload['memory_mb_before']:.0f} to "

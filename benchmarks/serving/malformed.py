@@ -47,7 +47,7 @@ class Footprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class RobustnessReport:
     """The responses to the malformed requests, and the resources before and after."""
 
     statuses: dict[str, int]
@@ -178,7 +178,9 @@ class MalformedRequests:
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def send_malformed(port: int, pid: int, requests: MalformedRequests, count: int) -> Report:
+def send_malformed(
+    port: int, pid: int, requests: MalformedRequests, count: int
+) -> RobustnessReport:
     """Send `count` malformed requests, and a valid one before and after them."""
     for kind in 3 * requests.kinds:
         send(port, kind(), half_close=kind in requests.incomplete)
@@ -200,7 +202,7 @@ def send_malformed(port: int, pid: int, requests: MalformedRequests, count: int)
         connection.close()
     time.sleep(SETTLE_SECONDS)
     after_response = send(port, requests.valid())
-    return Report(
+    return RobustnessReport(
         statuses=dict(statuses),
         before=before,
         after=footprint(pid),

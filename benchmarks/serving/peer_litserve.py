@@ -16,7 +16,7 @@ from resdeploy.images.preprocessing import UInt8Array
 BATCH_TIMEOUT_SECONDS = 0.002
 
 
-class Classifier(litserve.LitAPI):  # type: ignore[misc]
+class ClassifierApi(litserve.LitAPI):  # type: ignore[misc]
     """The model as LitServe's API; each worker process has a copy."""
 
     graph, manifest, decoding, workers = "", "", "", 1
@@ -50,7 +50,7 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
 
 def main(graph: str, manifest: str, port: str, decoding: str, workers: str, batch: str) -> None:
     """Serve until the process is terminated."""
-    api = Classifier(
+    api = ClassifierApi(
         max_batch_size=int(batch), batch_timeout=BATCH_TIMEOUT_SECONDS, api_path="/classify"
     )
     api.graph, api.manifest, api.decoding, api.workers = graph, manifest, decoding, int(workers)

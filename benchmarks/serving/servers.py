@@ -37,7 +37,7 @@ START_SECONDS = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class LoadResult:
     """The results of one load on one server."""
 
     contender: str
@@ -92,10 +92,10 @@ class RunningServer:
             stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def row(self, request: Request, seconds: float, mode: str, number: float) -> Row:
+    def row(self, request: Request, seconds: float, mode: str, number: float) -> LoadResult:
         """Run a load and return its results."""
         results = load_result(self.load(request, seconds, mode, number))
-        return Row(
+        return LoadResult(
             contender=self.name,
             load=f"{mode} {number:.4g}",
             offered_per_second=request.images * results["offered_per_second"],

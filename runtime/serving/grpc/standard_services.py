@@ -75,9 +75,7 @@ class ReflectionService(reflection.aio.ReflectionServicer):  # type: ignore[misc
         super().__init__(SERVICES, pool)
         self._guard = guard
 
-    async def ServerReflectionInfo(
-        self, requests: Any, context: Any
-    ) -> AsyncIterator[Any]:
+    async def ServerReflectionInfo(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         """Yield the answer to each question of a client."""
         async with self._guard.call("ServerReflectionInfo", context):
             async for response in super().ServerReflectionInfo(requests, context):

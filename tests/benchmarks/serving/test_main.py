@@ -27,14 +27,14 @@ from benchmarks.serving.__main__ import (
 )
 from benchmarks.serving.load import Tally, Target, closed_loop, open_loop, summarise
 from benchmarks.serving.payloads import other_request, picture_request
-from benchmarks.serving.servers import Row
+from benchmarks.serving.servers import LoadResult
 from resdeploy.runtime.serving.http.uploads import read_uploads
 
 ROOT = Path(serving.__file__).parent
 
 
-def row(rate: float) -> Row:
-    return Row(
+def row(rate: float) -> LoadResult:
+    return LoadResult(
         contender="a", load="closed 1", offered_per_second=rate, answered_per_second=rate,
         p50_ms=1.0, p95_ms=2.0, p99_ms=None, statuses={"200": 5, "503": 2}, unanswered={},
     )  # fmt: skip

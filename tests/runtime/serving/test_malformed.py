@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving.malformed import Footprint, MalformedRequests, Report, send_malformed
+from benchmarks.serving.malformed import (
+    Footprint,
+    MalformedRequests,
+    RobustnessReport,
+    send_malformed,
+)
 from resdeploy.bundle.bundle import Bundle
 from tests.serving_process import ServerProcess
 
@@ -35,7 +40,7 @@ def test_faults_are_reported() -> None:
         for mb, threads, files in ((100.0, 5, 10), (300.0, 19, 90))
     )
     statuses = {"500": 2, "503": 7, "no response": 1}
-    report = Report(statuses=statuses, before=small, after=large, same_response=False)
+    report = RobustnessReport(statuses=statuses, before=small, after=large, same_response=False)
     assert report.faults == [
         "2 responses with status 500",
         "1 requests without a response",

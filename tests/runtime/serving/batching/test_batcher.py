@@ -114,8 +114,8 @@ def test_requests_collect_while_a_batch_runs() -> None:
     async def scenario() -> None:
         instance = FakeInstance()
         batcher = make_batcher(instance, max_delay=0.0)
-        asked = [at(0.001 * i, ask(batcher, pictures(1, i))) for i in range(6)]
-        answers = await asyncio.gather(*asked)
+        tasks = [at(0.001 * i, ask(batcher, pictures(1, i))) for i in range(6)]
+        answers = await asyncio.gather(*tasks)
         assert [int(answer.logits[0, 0]) for answer in answers] == list(range(6))
         assert instance.batches == [(0.0, 1), (0.011, 5)]
         assert answers[5].batch == 5
@@ -196,12 +196,12 @@ def test_a_large_request_runs_in_parts_and_keeps_its_order() -> None:
 def test_a_full_queue_rejects_with_a_retry_time() -> None:
     async def scenario() -> None:
         batcher = make_batcher(FakeInstance(FLAT), queue=8, max_wait=100.0)
-        asked = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(9)]
+        tasks = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(9)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull, match="full") as caught:
             batcher.check_capacity(1)
         assert caught.value.retry_after == pytest.approx(0.09)  # eight are queued, one runs
-        await asyncio.gather(*asked)
+        await asyncio.gather(*tasks)
         batcher.check_capacity(8)
 
     run(scenario())
@@ -218,12 +218,12 @@ def test_a_request_larger_than_the_queue_is_too_large() -> None:
 def test_a_long_expected_wait_is_rejected() -> None:
     async def scenario() -> None:
         batcher = make_batcher(FakeInstance(FLAT), max_wait=0.055)
-        asked = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(20)]
-        refused = await asyncio.gather(*asked, return_exceptions=True)
-        answers = [answer for answer in refused if isinstance(answer, Answer)]
+        tasks = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(20)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        answers = [answer for answer in results if isinstance(answer, Answer)]
         assert len(answers) == 6
         assert max(answer.queue_seconds for answer in answers) <= 0.055
-        errors = [error for error in refused if isinstance(error, Exception)]
+        errors = [error for error in results if isinstance(error, Exception)]
         assert all(isinstance(error, QueueFull) for error in errors)
 
     run(scenario())
@@ -233,8 +233,8 @@ def test_an_engine_slower_than_the_maximum_wait_still_gets_full_batches() -> Non
     async def scenario() -> None:
         instance = FakeInstance({1: 1.0, 8: 1.2})
         batcher = make_batcher(instance, max_wait=0.01)
-        asked = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(30)]
-        await asyncio.gather(*asked, return_exceptions=True)
+        tasks = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(30)]
+        await asyncio.gather(*tasks, return_exceptions=True)
         assert [size for _, size in instance.batches] == [1, 8]
 
     run(scenario())
@@ -245,20 +245,20 @@ def test_under_tenfold_load_the_wait_is_bounded_and_throughput_kept() -> None:
         instance = FakeInstance(FLAT)
         batcher = make_batcher(instance, max_wait=0.1)
         latencies: list[float] = []
-        refused = 0
+        rejected = 0
 
         async def client(start: float) -> None:
-            nonlocal refused
+            nonlocal rejected
             await asyncio.sleep(start)
             try:
                 await ask(batcher, pictures(1))
             except QueueFull:
-                refused += 1
+                rejected += 1
             else:
                 latencies.append(now() - start)
 
         await asyncio.gather(*(client(gap * i) for i in range(int(5 / gap))))
-        return latencies, refused, now()
+        return latencies, rejected, now()
 
     at_capacity, few, _ = run(scenario(0.0101))
     overloaded, many, took = run(scenario(0.001))
@@ -289,14 +289,14 @@ def test_an_impossible_deadline_is_rejected_at_once() -> None:
     async def scenario() -> None:
         instance = FakeInstance(FLAT)
         batcher = make_batcher(instance, max_wait=10.0)
-        asked = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(10)]
+        tasks = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(10)]
         await asyncio.sleep(0)
         with pytest.raises(DeadlineExceeded, match="cannot be met"):
             batcher.check_capacity(1, deadline=now() + 0.1)
         batcher.check_capacity(1, deadline=now() + 0.2)
         with pytest.raises(DeadlineExceeded):
             batcher.check_capacity(1, deadline=now() - 1)
-        await asyncio.gather(*asked)
+        await asyncio.gather(*tasks)
 
     run(scenario())
 
@@ -305,13 +305,13 @@ def test_a_late_request_is_dropped_before_inference() -> None:
     async def scenario() -> None:
         instance = FakeInstance(FLAT)
         batcher = make_batcher(instance)
-        asked = [
+        tasks = [
             asyncio.ensure_future(ask(batcher, pictures(1), deadline))
             for deadline in (math.inf, 0.025, math.inf)
         ]
         await asyncio.sleep(0)
         instance.times.measured = lambda images: 0.02  # type: ignore[method-assign]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(answers[1], DeadlineExceeded)
         assert sum(size for _, size in instance.batches) == 2
 
@@ -462,16 +462,16 @@ def test_every_request_ends_and_the_queue_empties(
     requests: list[tuple[int, int, int, bool]], instances: int
 ) -> None:
     async def client(batcher: Batcher, request: tuple[int, int, int, bool], first: int) -> None:
-        start, count, patience, leaves = request
+        start, count, timeout_ms, cancelled = request
         await asyncio.sleep(start / 1000)
-        asked = asyncio.ensure_future(
-            ask(batcher, pictures(count, first), deadline=now() + patience / 1000)
+        task = asyncio.ensure_future(
+            ask(batcher, pictures(count, first), deadline=now() + timeout_ms / 1000)
         )
-        if leaves:
-            await asyncio.sleep(patience / 2000)
-            asked.cancel()
+        if cancelled:
+            await asyncio.sleep(timeout_ms / 2000)
+            task.cancel()
         try:
-            answer = await asked
+            answer = await task
         except (RequestError, asyncio.CancelledError):
             return
         assert answer.logits[:, 0].tolist() == [(first + i) % 256 for i in range(count)]

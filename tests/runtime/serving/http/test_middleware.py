@@ -43,7 +43,7 @@ def golden(local: Local, count: int = 1) -> tuple[bytes, dict[str, str]]:
     return tensor_request(np.resize(images, (count, *images.shape[1:])))
 
 
-class Leaving(asyncio.Event):
+class DisconnectEvent(asyncio.Event):
     awaited = False
 
     async def wait(self) -> Literal[True]:
@@ -62,14 +62,14 @@ def test_a_full_queue_is_503_with_retry_after(
         async with local_server(tiny_bundle, {"queue": 4}) as local:
             backends[0].hold.clear()
             body, headers = golden(local)
-            asked = [asyncio.ensure_future(local.ask(INFER, body, headers)) for _ in range(20)]
-            await until(lambda: sum(task.done() for task in asked) >= 15)
+            tasks = [asyncio.ensure_future(local.ask(INFER, body, headers)) for _ in range(20)]
+            await until(lambda: sum(task.done() for task in tasks) >= 15)
             backends[0].hold.set()
-            replies = await asyncio.gather(*asked)
+            replies = await asyncio.gather(*tasks)
             assert sorted(reply.status for reply in replies) == [200] * 5 + [503] * 15
-            refused = [reply for reply in replies if reply.status == 503]
-            assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
-            assert refused[0].json == {"error": "the queue is full"}
+            rejected = [reply for reply in replies if reply.status == 503]
+            assert all(int(reply.headers["retry-after"]) >= 1 for reply in rejected)
+            assert rejected[0].json == {"error": "the queue is full"}
             assert counted(local, "overloaded")
             assert (await local.ask(INFER, body, headers)).status == 200
 
@@ -83,13 +83,13 @@ def test_an_overloaded_server_does_not_read_the_body(
         async with local_server(tiny_bundle, {"queue": 1}) as local:
             backends[0].hold.clear()
             body, headers = golden(local)
-            asked = [asyncio.ensure_future(local.ask(INFER, body, headers)) for _ in range(2)]
+            tasks = [asyncio.ensure_future(local.ask(INFER, body, headers)) for _ in range(2)]
             await until(lambda: local.model.depth == 1)
             # The last chunk never arrives, so reading the body would block.
             for path in (INFER, "/v1/classify"):
                 assert (await local.ask(path, [b"x", b"y"], stalls=True)).status == 503
             backends[0].hold.set()
-            await asyncio.gather(*asked)
+            await asyncio.gather(*tasks)
 
     run(scenario())
 
@@ -131,10 +131,10 @@ def test_a_disconnect_removes_the_request_from_the_queue(
             body, headers = golden(local)
             first = asyncio.ensure_future(local.ask(INFER, body, headers))
             await until(lambda: backends[0].held)
-            leaves = asyncio.Event()
-            second = asyncio.ensure_future(local.ask(INFER, body, headers, leaves=leaves))
+            disconnect = asyncio.Event()
+            second = asyncio.ensure_future(local.ask(INFER, body, headers, disconnect=disconnect))
             await until(lambda: local.model.depth == 1)
-            leaves.set()
+            disconnect.set()
             assert (await second).status == 0  # no response was sent
             await until(lambda: local.model.depth == 0)
             backends[0].hold.set()
@@ -149,9 +149,9 @@ def test_a_client_may_disconnect_during_its_body(
 ) -> None:
     async def scenario() -> None:
         async with local_server(tiny_bundle) as local:
-            leaves = asyncio.Event()
-            leaves.set()
-            reply = await local.ask(INFER, [b"a", b"b"], stalls=True, leaves=leaves)
+            disconnect = asyncio.Event()
+            disconnect.set()
+            reply = await local.ask(INFER, [b"a", b"b"], stalls=True, disconnect=disconnect)
             assert reply.status == 0
             assert counted(local, "disconnected")
 
@@ -188,13 +188,15 @@ def test_all_bodies_together_have_a_limit(
     async def scenario() -> None:
         async with local_server(tiny_bundle, {"bodies_mib": 1}) as local:
             large = [bytes(900 << 10), b"last"]
-            leaves = Leaving()
-            stalled = asyncio.ensure_future(local.ask(INFER, large, stalls=True, leaves=leaves))
-            await until(lambda: leaves.awaited)  # the first chunk is read
+            disconnect = DisconnectEvent()
+            stalled = asyncio.ensure_future(
+                local.ask(INFER, large, stalls=True, disconnect=disconnect)
+            )
+            await until(lambda: disconnect.awaited)  # the first chunk is read
             reply = await local.ask(INFER, large)
             assert reply.status == 503
             assert "large requests" in reply.json["error"]
-            leaves.set()
+            disconnect.set()
             await stalled
             assert (await local.ask(INFER, large)).status == 400  # there is room again
 
