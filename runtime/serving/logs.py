@@ -56,6 +56,8 @@ def json_logs() -> Iterator[None]:
     for name in LOGGERS:
         logging.getLogger(name).handlers[:] = [handler]
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # our own logs report start and stop
+    # python-multipart logs a warning with the client's data for every unusual form.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     listener.start()
     try:
         yield

@@ -80,7 +80,7 @@ def _read_form(boundary: bytes, body: bytes, max_files: int) -> list[Upload]:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise RequestError("the form is damaged") from error
+        raise RequestError(f"the form is damaged: {str(error)[:200]}") from error
     if not ends:
         raise RequestError("the form is incomplete")
     return uploads

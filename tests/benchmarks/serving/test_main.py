@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.serving import __main__ as serving
-from benchmarks.serving import load as serving_load
+from benchmarks import serving
 from benchmarks.serving.__main__ import (
     compared_servers,
     load_text,
@@ -167,4 +166,4 @@ def test_the_load_generator_needs_only_the_standard_library() -> None:
         "assert not {'numpy', 'click', 'resdeploy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-S", "-c", code], check=True)
-    assert json.dumps(serving_load.summarise(Tally(0.0), 1.0))
+    assert json.dumps(summarise(Tally(0.0), 1.0))
