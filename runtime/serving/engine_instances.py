@@ -1,4 +1,4 @@
-"""Verified engines as instances of a batcher: each has its own thread, is warm and timed."""
+"""Verified engines as instances of a batcher: each has its own thread and is warmed up."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class QueueSlot:
     """Queue space that is reserved for a request while its images are decoded."""
 
     def __init__(self, batcher: Batcher, images: int, deadline: float) -> None:
-        """Reserve nothing itself: `Batcher.admit` has done so."""
+        """Store a reservation that `Batcher.admit` has made."""
         self._batcher = batcher
         self._reserved = images
         self._deadline = deadline
