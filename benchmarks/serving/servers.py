@@ -26,7 +26,7 @@ from resdeploy.errors import BackendError
 HERE = Path(__file__).parent
 REQUIREMENTS = (
     "litserve==0.2.19", "fastapi==0.165.0", "uvicorn==0.54.0", "python-multipart==0.0.34",
-    "onnxruntime==1.32.0", "numpy==2.4.6", "pillow==13.0.0",
+    "onnxruntime==1.32.0", "numpy==2.4.6", "pillow==13.0.0", "msgspec==0.22.0",
 )  # fmt: skip
 OURS = "resdeploy"
 LITSERVE, FASTAPI = "litserve", "fastapi"
@@ -201,11 +201,12 @@ def free_port() -> int:
 
 
 def make_environment(folder: Path) -> Path:
-    """Return the interpreter of the other servers, which are installed on first use."""
+    """Return the interpreter of the other servers, installed on first use and after changes."""
     python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
+    installed, requirements = folder / "installed.txt", "\n".join(REQUIREMENTS)
+    if not installed.exists() or installed.read_text() != requirements:
         click.echo(f"installing LitServe and FastAPI into {folder}", err=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
-        (folder / "ready").touch()
+        installed.write_text(requirements)
     return python
