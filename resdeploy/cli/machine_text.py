@@ -1,4 +1,4 @@
-"""What a machine is, as text for people."""
+"""Console text about a machine, which several commands share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 def machine_name(device: Mapping[str, Any]) -> str:
-    """The board, otherwise the processor, otherwise its kind."""
+    """Return the name of the board, else of the processor, else the architecture."""
     board = device["jetson"]["board"] if device["jetson"] else None
     return str(board or device["cpu"] or device["architecture"])
 
 
 def jetson_lines(platform: Mapping[str, Any]) -> list[str]:
-    """The module and its software, where it is a Jetson; the container, where it is one."""
+    """Return lines about the Jetson module and the container, if there is one."""
     jetson, lines = platform["jetson"], []
     if jetson:
         lines.append(
@@ -25,12 +25,12 @@ def jetson_lines(platform: Mapping[str, Any]) -> list[str]:
             f"TensorRT {platform['tensorrt'] or 'none'}"
         )
     if platform["container"]:
-        lines.append(f"inside    {platform['container']}")
+        lines.append(f"container {platform['container']}")
     return lines
 
 
 def gpu_text(gpu: Gpu) -> str:
-    """What is known of a GPU, in one line."""
+    """Return the name of a GPU, with its known properties in brackets."""
     known = {
         "compute capability": gpu.compute_capability,
         "driver": gpu.driver,
@@ -45,7 +45,7 @@ def gpu_text(gpu: Gpu) -> str:
 
 
 def conditions_lines(conditions: Mapping[str, Any]) -> list[str]:
-    """Power mode, clocks and heat, as far as they are known."""
+    """Return a line with the power mode, the GPU clock and the temperature, if any is known."""
     mode, clock, hottest = (
         conditions[name] for name in ("power_mode", "gpu_clock", "temperature_c")
     )
