@@ -55,7 +55,7 @@ def _parse_percentage(context: click.Context, parameter: click.Parameter, text: 
     type=click.FloatRange(0.1),
     default=15.0,
     show_default=True,
-    help="Longest measuring time of each contender; starts and warm-up come on top.",
+    help="Longest measuring time of each contender, without starts and warm-up, in seconds.",
 )
 @click.option(
     "--within",
@@ -63,7 +63,7 @@ def _parse_percentage(context: click.Context, parameter: click.Parameter, text: 
     callback=_parse_percentage,
     default="5%",
     show_default=True,
-    help="Stop early when the confidence interval of each speed-up is narrower than this.",
+    help="Stop earlier once the 95 % confidence interval of each speed-up is narrower than this.",
 )
 @click.option(
     "--images",

@@ -63,7 +63,7 @@ def _parse_batches(
 @click.option(
     "--hardware-compatible",
     is_flag=True,
-    help="Let other GPUs, from Ampere on, run the engine; this one runs it more slowly.",
+    help="Let other GPUs, from Ampere on, run the engine, at some loss of speed.",
 )
 @click.option(
     "--dla",

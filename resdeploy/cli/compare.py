@@ -47,7 +47,7 @@ from resdeploy.cli.options import BACKEND, PRECISION, THREADS
     type=click.FloatRange(0),
     default=60.0,
     show_default=True,
-    help="Longest measuring time for each graph; 0: compare accuracy only.",
+    help="Longest measuring time for each graph, in seconds; 0: compare accuracy only.",
 )
 @command
 def compare(first: str, second: str, **settings: Any) -> CommandResult:

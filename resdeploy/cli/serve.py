@@ -54,28 +54,28 @@ if TYPE_CHECKING:
     type=click.FloatRange(0),
     default=2.0,
     show_default=True,
-    help="Longest time that a free instance waits for more images to batch.",
+    help="Longest time that a free instance waits for more images to batch, in milliseconds.",
 )
 @click.option(
     "--max-wait-ms",
     type=click.FloatRange(0),
     default=200.0,
     show_default=True,
-    help="Reject a request with 503 if its expected wait exceeds this.",
+    help="Reject a request with 503 if its expected wait exceeds this, in milliseconds.",
 )
 @click.option(
     "--queue",
     type=click.IntRange(1),
     default=256,
     show_default=True,
-    help="Most images that wait at a time.",
+    help="Largest number of waiting images.",
 )
 @click.option(
     "--timeout-ms",
     type=click.FloatRange(1),
     default=10_000.0,
     show_default=True,
-    help="Deadline of a request that sets none.",
+    help="Deadline of a request that sets none, in milliseconds.",
 )
 @click.option(
     "--max-body-mib",
@@ -103,13 +103,13 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     default=1024,
     show_default=True,
-    help="Most open connections.",
+    help="Largest number of open connections.",
 )
 @click.option(
     "--token-file",
     type=PATH,
-    help="File with the bearer token that requests need.  [default: $RESDEPLOY_TOKEN; without "
-    "it, none is needed]",
+    help="File with the bearer token that requests must carry.  [default: the variable "
+    "RESDEPLOY_TOKEN; no token if it is not set]",
 )
 @click.option("--tls-cert", type=PATH, help="PEM file with the certificate; needs --tls-key.")
 @click.option("--tls-key", type=PATH, help="PEM file with its private key.")

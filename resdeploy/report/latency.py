@@ -5,7 +5,7 @@ from __future__ import annotations
 from resdeploy.bench.roofline import Ceilings
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.pages.blocks import Block, Facts, Figure, Section, Table, Text
-from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, plane
+from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, scatter
 from resdeploy.results.benchmark import BenchmarkDocument, Timing, WorkTotals
 
 NONE = "-"
@@ -88,7 +88,7 @@ def _times(result: BenchmarkDocument) -> Table:
         "eager of the same rounds, with its 95 % interval.",
         head=("contender", "p50", "p90", "p99", "images/s", "speed-up", "interval"),
         rows=rows,
-        chosen=frozenset([fastest]),
+        highlighted=frozenset([fastest]),
     )
 
 
@@ -150,7 +150,7 @@ def _resources(result: BenchmarkDocument) -> Table:
         "and how near it comes to what this machine can do.",
         head=(*head, *(["GPU memory"] if on_gpu else []), *(["mJ/image"] if measured else [])),
         rows=tuple(rows),
-        aside=True,
+        html_only=True,
     )
 
 
@@ -194,11 +194,11 @@ def _roofline(result: BenchmarkDocument, work: WorkTotals, ceilings: Ceilings) -
     roofs = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
     return [
         Figure(
-            svg=plane(
+            svg=scatter(
                 points,
                 lines,
-                across="operations for each byte moved",
-                up="operations a second",
+                x_label="operations for each byte moved",
+                y_label="operations a second",
                 description=f"Roofline. Ceilings in billions: {roofs}. {described}",
                 logarithmic=(True, True),
             ),
@@ -210,7 +210,7 @@ def _roofline(result: BenchmarkDocument, work: WorkTotals, ceilings: Ceilings) -
             "the least possible time.",
             head=("contender", "Gop/s", "op/byte", "of the limit"),
             rows=tuple(rows),
-            aside=True,
+            html_only=True,
         ),
         Facts(
             caption="Ceilings, measured in the same run",
