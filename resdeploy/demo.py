@@ -12,8 +12,7 @@ from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
-from resdeploy.report.bundle_page import to_html
-from resdeploy.report.report import ReportInputs, make_page
+from resdeploy.report.report import ReportInputs, make_page, to_html
 from resdeploy.results.benchmark import Benchmark, as_document
 from resdeploy.results.verification import Verification
 from resdeploy.runtime import load
