@@ -58,8 +58,8 @@ def _accuracy(result: Comparison) -> list[Table]:
     )  # fmt: skip
     measured = "Top-1 accuracy" if by_labels else "Agreement with PyTorch"
     caption = (
-        f"{measured} of both bundles on the same images. The drop is in percentage points; each end "
-        "of its interval is a one-sided 95 % bound."
+        f"{measured} of both bundles on the same images. The drop is in percentage points; each "
+        "end of its interval is a one-sided 95 % bound."
     )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 

@@ -140,7 +140,7 @@ def test_a_camera_goes_on_and_what_was_too_much_is_counted(clock: Clock) -> None
 def test_frames_that_never_came_are_counted_by_their_times(clock: Clock) -> None:
     report = watch(FakeCapture(10, skipped=3), SlowModel(clock), live=False)
     assert (report.captured, report.lost) == (10, 3)
-    assert "3 lost before they came" in camera_text(report)
+    assert "3 lost by the camera" in camera_text(report)
 
 
 @pytest.mark.parametrize(

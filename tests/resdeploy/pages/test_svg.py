@@ -62,7 +62,10 @@ def test_a_plot_is_well_formed_inside_its_view_box_and_described() -> None:
         bars([("a", 0.5, "3 dB")], description="d"),
         histogram([0, 0.5, 1], -1, 2, (0, 1.5), "d"),
         scatter(
-            [PlotPoint(1, 10, "a"), PlotPoint(1.1, 10, "b", 1), PlotPoint(2, 90, "c", 2, highlighted=True)],
+            [
+                PlotPoint(1, 10, "a"), PlotPoint(1.1, 10, "b", 1),
+                PlotPoint(2, 90, "c", 2, highlighted=True),
+            ],
             [PlotLine(((1, 10), (2, 100)), "roof"), PlotLine(((1, 20), (2, 20)), dashed=True)],
             x_label="x", y_label="y", description="d", logarithmic=(False, True),
         ),
