@@ -15,6 +15,7 @@ LEFT, RIGHT = 8, 472
 ROW = 42
 AXIS = 34
 PLOT_HEIGHT = 300
+LETTER = 7  # approximate width of a letter
 GUTTER = 58  # width of the tick labels of a vertical axis
 BANDS = ((1, 99, "outer"), (5, 95, "middle"), (25, 75, "inner"))
 """First and last percentile and CSS class of each band."""
@@ -229,18 +230,28 @@ def _text(x: float, y: float, words: str, anchor: str = "start", name: str = "")
 
 
 def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) -> list[str]:
-    parts, taken = [], list[tuple[float, float]]()
+    """Return the marks of points, each with its label where no other label is."""
+    parts, taken = [], list[tuple[float, float, float]]()
     for point in points:
         x, y = x_scale(point.x), y_scale(point.y)
         parts.append(_mark(x, y, point.kind, highlighted=point.highlighted))
-        anchor = "end" if x > 0.7 * WIDTH else "start"
-        # A label that would cover another one moves down.
-        label_y = y + 4
-        while any(abs(label_y - v) < 13 and abs(x - u) < 110 for u, v in taken):
-            label_y += 13
-        if point.label and label_y < PLOT_HEIGHT:
-            taken.append((x, label_y))
-            parts.append(_text(x + (-10 if anchor == "end" else 10), label_y, point.label, anchor))
+        width = LETTER * len(point.label)
+        sides = [(x + 10, x + 10 + width, "start"), (x - 10 - width, x - 10, "end")]
+        places = [
+            (left, right, y + 4 + lines * 13, anchor)
+            for lines in range(int(PLOT_HEIGHT - y) // 13)
+            for left, right, anchor in (sides if x < 0.7 * WIDTH else sides[::-1])
+            if left > GUTTER and right < WIDTH
+        ]
+        for left, right, label_y, anchor in places if point.label else ():
+            if all(
+                right < other_left or other_right < left or abs(label_y - other_y) >= 13
+                for other_left, other_right, other_y in taken
+            ):
+                taken.append((left, right, label_y))
+                label_x = left if anchor == "start" else right
+                parts.append(_text(label_x, label_y, point.label, anchor))
+                break
     return parts
 
 

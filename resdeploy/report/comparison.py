@@ -11,10 +11,8 @@ MAX_LAYER_NAMES = 8
 
 def comparison_text(result: Comparison) -> str:
     """Return the tables, notes and verdict of a comparison for a terminal."""
-    tables = [table(one.head, one.rows) for one in (*_accuracy(result), *_latency(result))]
-    return "\n".join(
-        [*(f"{text}\n" for text in tables), *_notes(result), comparison_verdict(result)]
-    )
+    tables = [table(one.head, one.rows) + "\n" for one in (*_accuracy(result), *_latency(result))]
+    return "\n".join([*tables, *_notes(result), f"verdict: {_verdict(result)}"])
 
 
 def comparison_section(result: Comparison) -> Section:
@@ -24,14 +22,18 @@ def comparison_section(result: Comparison) -> Section:
     return Section(title=f"{result.second} compared with {result.first}", blocks=blocks)
 
 
-def comparison_verdict(result: Comparison) -> str:
-    """Return the verdict with the limits that it is about."""
+def comparison_summary(result: Comparison) -> str:
+    """Return one sentence with the outcome of a comparison."""
+    return f"{result.second} compared with {result.first}: {_verdict(result)}."
+
+
+def _verdict(result: Comparison) -> str:
     limits = []
     if result.accuracy:
         limits.append(f"a drop of {plural(result.max_drop, 'point')}")
     if result.latency:
         limits.append(f"a slowdown of {result.max_slowdown:g} %")
-    return f"verdict: {result.verdict.value}" + (f"; limits: {', '.join(limits)}" if limits else "")
+    return result.verdict.value + (f"; limits: {', '.join(limits)}" if limits else "")
 
 
 def _accuracy(result: Comparison) -> list[Table]:

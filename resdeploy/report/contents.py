@@ -171,7 +171,7 @@ def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
 def _scores(record: CalibrationRecord) -> Table:
     return Table(
         caption=f"Each calibrator on {record.scoring_images} held-out images, compared with FP32; "
-        "those of the bundle are highlighted.",
+        "those in the bundle are highlighted.",
         head=("calibrator", "encoding", "agreement", "SQNR", "SQNR p5"),
         rows=tuple(
             (

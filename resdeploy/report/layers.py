@@ -66,8 +66,9 @@ def _noise(layers: Sequence[LayerCost]) -> Figure:
             description="Noise of the logits by layer. "
             + "; ".join(f"{name}: {figure}" for name, _, figure in rows),
         ),
-        caption="The noisiest layers: SQNR of the logits of int8.onnx when only this layer is "
-        "quantised. The bars show the amplitude of the noise.",
+        caption="The noisiest layers: SQNR of the logits of int8.onnx when only the layer's input, "
+        "or only its weights, are quantised, whichever is worse. The bars show the amplitude of "
+        "the noise.",
     )
 
 

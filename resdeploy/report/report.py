@@ -12,7 +12,7 @@ from resdeploy.pages.blocks import Page
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.pages.template import render_page
 from resdeploy.report.accuracy import verification_section, verification_summary
-from resdeploy.report.comparison import comparison_section, comparison_verdict
+from resdeploy.report.comparison import comparison_section, comparison_summary
 from resdeploy.report.contents import (
     BundleContents,
     bundle_sections,
@@ -140,7 +140,7 @@ def make_page(inputs: ReportInputs) -> Page:
         title=_title(inputs),
         verdict=worst(verdicts) if verdicts else None,
         summary=(
-            *map(comparison_verdict, inputs.comparisons),
+            *map(comparison_summary, inputs.comparisons),
             *map(verification_summary, inputs.verifications),
             *map(benchmark_summary, inputs.benchmarks),
             *(export_summary(bundle.manifest) for bundle in bundles),

@@ -57,14 +57,14 @@ def _trade_off_plot(points: Sequence[TradeOffPoint], *, timed: bool) -> Figure:
             logarithmic=(False, False),
             y_max=100.0,
         ),
-        caption=_caption(timed=timed) + " Those of the bundle have a dark border.",
+        caption=_caption(timed=timed) + " The settings in the bundle have a dark border.",
     )
 
 
 def _trade_off_table(points: Sequence[TradeOffPoint], *, timed: bool) -> Table:
     ordered = sorted(points, key=lambda point: (point.encoding.value, -point.agreement))
     return Table(
-        caption=_caption(timed=timed) + " Those of the bundle are highlighted.",
+        caption=_caption(timed=timed) + " The settings in the bundle are highlighted.",
         head=(
             "setting",
             "encoding",
