@@ -1,4 +1,4 @@
-"""`resdeploy bench`: time the backends of this machine against PyTorch."""
+"""The command `resdeploy bench`: time the backends of this machine against PyTorch."""
 
 from __future__ import annotations
 

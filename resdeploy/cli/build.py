@@ -1,4 +1,4 @@
-"""`resdeploy build`: build TensorRT engines into the engine cache, or remove old ones."""
+"""The command `resdeploy build`: build TensorRT engines into the engine cache, or remove old ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`resdeploy compare`: compare two bundles, or two benchmark files."""
+"""The command `resdeploy compare`: compare two bundles, or two benchmark files."""
 
 from __future__ import annotations
 

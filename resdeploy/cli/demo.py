@@ -1,4 +1,4 @@
-"""`resdeploy demo`: run the whole pipeline once on handwritten digits."""
+"""The command `resdeploy demo`: run the whole pipeline once on handwritten digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`resdeploy doctor`: describe this machine, and check a bundle on it."""
+"""The command `resdeploy doctor`: describe this machine, and check a bundle on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`resdeploy explain`: quantisation noise of each tensor, or reasons why INT8 is slow here."""
+"""The command `resdeploy explain`: quantisation noise of each tensor, or reasons why INT8 is slow here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`resdeploy export`: write a checkpoint as a bundle of ONNX graphs."""
+"""The command `resdeploy export`: write a checkpoint as a bundle of ONNX graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`resdeploy predict`: classify pictures, or the frames of a camera."""
+"""The command `resdeploy predict`: classify pictures, or the frames of a camera."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`resdeploy report`: write bundles and results as one page."""
+"""The command `resdeploy report`: write bundles and results as one page."""
 
 from __future__ import annotations
 

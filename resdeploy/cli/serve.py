@@ -1,4 +1,4 @@
-"""`resdeploy serve`: serve bundles over HTTP and gRPC."""
+"""The command `resdeploy serve`: serve bundles over HTTP and gRPC."""
 
 from __future__ import annotations
 

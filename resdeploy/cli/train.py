@@ -1,7 +1,8 @@
-"""`resdeploy train`: train a ResNet on a folder of labelled images."""
+"""The command `resdeploy train`: train a ResNet on a folder of labelled images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +169,7 @@ def train(
         result = trainer.resume(resume, device=device, progress=progress_bar)
     else:
         config = TrainingConfig.from_recipe(recipe, data=data, **settings)
-        run_training = trainer.train
+        run_training: Callable[..., TrainingResult] = trainer.train
         if config.qat:
             from resdeploy.export.quantization.qat_start import train_quantized
 

@@ -1,4 +1,4 @@
-"""`resdeploy verify`: check that a bundle gives PyTorch's predictions on this machine."""
+"""The command `resdeploy verify`: check that a bundle gives PyTorch's predictions on this machine."""
 
 from __future__ import annotations
 
