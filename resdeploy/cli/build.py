@@ -1,4 +1,4 @@
-"""The command `resdeploy build`: build TensorRT engines into the engine cache, or remove old ones."""
+"""The command `resdeploy build`: build TensorRT engines, or remove old ones from the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `resdeploy explain`: quantisation noise of each tensor, or reasons why INT8 is slow here."""
+"""The command `resdeploy explain`: list the noise of each tensor, or why INT8 is slow."""
 
 from __future__ import annotations
 

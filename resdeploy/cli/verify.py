@@ -1,4 +1,4 @@
-"""The command `resdeploy verify`: check that a bundle gives PyTorch's predictions on this machine."""
+"""The command `resdeploy verify`: check that a bundle predicts the same as PyTorch."""
 
 from __future__ import annotations
 
