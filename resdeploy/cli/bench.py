@@ -34,7 +34,6 @@ def _parse_percentage(context: click.Context, parameter: click.Parameter, text: 
     "--mode",
     type=click.Choice(["stream", "offline", "end-to-end"]),
     default="stream",
-    show_default=True,
     help="stream: single calls in sequence. offline: large batches. end-to-end: from the bytes of "
     "a JPEG file to the labels.",
 )
@@ -54,7 +53,6 @@ def _parse_percentage(context: click.Context, parameter: click.Parameter, text: 
     "--seconds",
     type=click.FloatRange(0.1),
     default=15.0,
-    show_default=True,
     help="Longest measuring time of each contender, without starts and warm-up, in seconds.",
 )
 @click.option(
@@ -62,7 +60,6 @@ def _parse_percentage(context: click.Context, parameter: click.Parameter, text: 
     metavar="PERCENT",
     callback=_parse_percentage,
     default="5%",
-    show_default=True,
     help="Stop earlier once the 95 % confidence interval of each speed-up is narrower than this.",
 )
 @click.option(

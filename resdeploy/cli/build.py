@@ -81,7 +81,6 @@ def _parse_batches(
     type=click.FloatRange(0),
     metavar="GIB",
     default=4.0,
-    show_default=True,
     help="Size of the cache after --prune, in GiB.",
 )
 @click.option("--force", is_flag=True, help="Build even if the cache has this engine.")

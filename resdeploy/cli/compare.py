@@ -14,39 +14,28 @@ from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 @click.argument("first")
 @click.argument("second")
 @click.option(
-    "--data",
-    type=PATH,
-    help="Folder of labelled images.  [default: the golden images of FIRST]",
+    "--data", type=PATH, help="Folder of labelled images.  [default: the golden images of FIRST]"
 )
 @click.option(
     "--max-drop",
     type=click.FloatRange(0, 100),
     default=0.2,
-    show_default=True,
     help="Largest accepted drop of top-1 accuracy, in percentage points.",
 )
 @click.option(
     "--max-slowdown",
     type=click.FloatRange(0),
     default=5.0,
-    show_default=True,
     help="Largest accepted increase of latency, in percent.",
 )
 @BACKEND
 @PRECISION
-@click.option(
-    "--batch",
-    type=click.IntRange(1, 4096),
-    default=1,
-    show_default=True,
-    help="Images in one inference.",
-)
+@click.option("--batch", type=click.IntRange(1, 4096), default=1, help="Images in one inference.")
 @THREADS
 @click.option(
     "--seconds",
     type=click.FloatRange(0),
     default=60.0,
-    show_default=True,
     help="Longest measuring time for each graph, in seconds; 0: compare accuracy only.",
 )
 @command

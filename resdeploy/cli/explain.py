@@ -26,21 +26,13 @@ if TYPE_CHECKING:
     "[default: tensorrt; cpu with --slow]",
 )
 @click.option(
-    "--images",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="Golden images to measure the noise on.",
+    "--images", type=click.IntRange(1), default=16, help="Golden images to measure the noise on."
 )
 @click.option(
     "--slow", is_flag=True, help="Explain instead why INT8 is not faster on this machine's CPU."
 )
 @click.option(
-    "--batch",
-    type=click.IntRange(1, 4096),
-    default=1,
-    show_default=True,
-    help="Images in one inference, with --slow.",
+    "--batch", type=click.IntRange(1, 4096), default=1, help="Images in one inference, with --slow."
 )
 @THREADS
 @command

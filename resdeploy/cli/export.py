@@ -38,14 +38,12 @@ if TYPE_CHECKING:
     "--calibration-images",
     type=click.IntRange(1),
     default=512,
-    show_default=True,
     help="Number of images to calibrate on.",
 )
 @click.option(
     "--calibrator",
     type=click.Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
     default="auto",
-    show_default=True,
     help="Method that chooses the quantisation ranges; auto tries all and keeps the best on "
     "held-out images.",
 )
@@ -76,7 +74,6 @@ if TYPE_CHECKING:
     "--search-seconds",
     type=click.FloatRange(1),
     default=600.0,
-    show_default=True,
     help="Longest search for those layers, in seconds.",
 )
 @click.option("--engine", is_flag=True, help="Also build TensorRT engines for this machine.")
@@ -95,7 +92,6 @@ if TYPE_CHECKING:
     "--seed",
     type=click.IntRange(0),
     default=0,
-    show_default=True,
     help="Seed of the choice of calibration and golden images.",
 )
 @FORCE

@@ -23,7 +23,7 @@ from resdeploy.cli.train import train
 from resdeploy.cli.verify import verify
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="resdeploy")
 def main() -> None:
     """Train a ResNet, export it to ONNX, run it on GPUs, Jetsons and CPUs, and verify it there."""

@@ -8,14 +8,12 @@ FORCE = click.option("--force", is_flag=True, help="Replace an output that exist
 BACKEND = click.option(
     "--backend",
     default="auto",
-    show_default=True,
     help="Inference backend, such as onnxruntime-cpu; `resdeploy doctor` lists them.",
 )
 PRECISION = click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "fp16", "int8"]),
     default="auto",
-    show_default=True,
     help="Precision of the graph to use.",
 )
 THREADS = click.option(

@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, min_open=True),
     help="Stop the camera after this many seconds.  [default: at Ctrl-C]",
 )
-@click.option(
-    "--top", type=click.IntRange(1), default=5, show_default=True, help="Classes per image."
-)
+@click.option("--top", type=click.IntRange(1), default=5, help="Classes per image.")
 @BACKEND
 @PRECISION
 @THREADS

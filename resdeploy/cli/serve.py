@@ -17,18 +17,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundles", metavar="BUNDLE...", type=PATH, nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all networks.")
 @click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on; 0.0.0.0 for all networks.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="HTTP port; 0 for any free one.",
+    "--port", type=click.IntRange(0, 65535), default=8000, help="HTTP port; 0 for any free one."
 )
 @click.option("--grpc-port", type=click.IntRange(0, 65535), help="Also serve gRPC, on this port.")
 @click.option(
@@ -43,66 +34,48 @@ if TYPE_CHECKING:
     help="CPU threads of one instance.  [default: the cores divided by the instances]",
 )
 @click.option(
-    "--max-batch",
-    type=click.IntRange(1, 4096),
-    default=32,
-    show_default=True,
-    help="Largest batch, in images.",
+    "--max-batch", type=click.IntRange(1, 4096), default=32, help="Largest batch, in images."
 )
 @click.option(
     "--max-delay-ms",
     type=click.FloatRange(0),
     default=2.0,
-    show_default=True,
     help="Longest time that a free instance waits for more images to batch, in milliseconds.",
 )
 @click.option(
     "--max-wait-ms",
     type=click.FloatRange(0),
     default=200.0,
-    show_default=True,
     help="Reject a request with 503 if its expected wait exceeds this, in milliseconds.",
 )
 @click.option(
-    "--queue",
-    type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Largest number of waiting images.",
+    "--queue", type=click.IntRange(1), default=256, help="Largest number of waiting images."
 )
 @click.option(
     "--timeout-ms",
     type=click.FloatRange(1),
     default=10_000.0,
-    show_default=True,
     help="Deadline of a request that sets none, in milliseconds.",
 )
 @click.option(
     "--max-body-mib",
     type=click.IntRange(1, 2047),
     default=64,
-    show_default=True,
     help="Largest body of one request, in MiB.",
 )
 @click.option(
     "--bodies-mib",
     type=click.IntRange(1),
     default=512,
-    show_default=True,
     help="Largest total of the bodies of all open requests, in MiB.",
 )
 @click.option(
-    "--max-pixels",
-    type=click.IntRange(1),
-    default=50_000_000,
-    show_default=True,
-    help="Largest picture, in pixels.",
+    "--max-pixels", type=click.IntRange(1), default=50_000_000, help="Largest picture, in pixels."
 )
 @click.option(
     "--connections",
     type=click.IntRange(1),
     default=1024,
-    show_default=True,
     help="Largest number of open connections.",
 )
 @click.option(
@@ -114,10 +87,7 @@ if TYPE_CHECKING:
 @click.option("--tls-cert", type=PATH, help="PEM file with the certificate; needs --tls-key.")
 @click.option("--tls-key", type=PATH, help="PEM file with its private key.")
 @click.option(
-    "--access-log/--no-access-log",
-    default=True,
-    show_default=True,
-    help="Log each request, or only those that fail.",
+    "--access-log/--no-access-log", default=True, help="Log each request, or only those that fail."
 )
 @BACKEND
 @PRECISION

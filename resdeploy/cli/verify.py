@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     "--max-drop",
     type=float,
     default=1.0,
-    show_default=True,
     help="With --data: largest accepted drop of top-1 accuracy against FP32, in percentage points.",
 )
 @BACKEND
