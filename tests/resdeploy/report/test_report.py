@@ -20,6 +20,7 @@ from resdeploy.bundle.manifest import write_manifest
 from resdeploy.documents import jsonable, parse
 from resdeploy.errors import BundleError, DocumentError, OutputError
 from resdeploy.pages.blocks import Figure, Page, Table
+from resdeploy.pages.markdown import to_markdown
 from resdeploy.report.contents import BundleContents
 from resdeploy.report.latency import benchmark_section
 from resdeploy.report.report import ReportInputs, make_page, report, to_html
@@ -113,16 +114,10 @@ def test_text_from_outside_is_escaped(tiny_bundle: Bundle, verification: Verific
     text = to_html(page).decode()
     assert "<script" not in text
     assert text.count(html.escape(EVIL).replace("&#x27;", "&#39;")) >= 4
-    markdown = report_markdown(page)
+    markdown = to_markdown(page)
     assert "<script" not in re.sub(r"```sh.*?```", "", markdown, flags=re.DOTALL)
     assert r"x\|y" in markdown
     assert "@someone" not in markdown
-
-
-def report_markdown(page: Page) -> str:
-    from resdeploy.pages.markdown import to_markdown
-
-    return to_markdown(page)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +135,7 @@ def test_markdown_cells_stay_text(words: str, cell: str) -> None:
 
 def test_commands_cannot_leave_their_fence(verification: Verification) -> None:
     environment = replace(verification.environment, command="x\n```\n# heading")
-    text = report_markdown(page_of(verifications=[replace(verification, environment=environment)]))
+    text = to_markdown(page_of(verifications=[replace(verification, environment=environment)]))
     assert "\n``````sh\nx ``` # heading\n``````\n" in text
 
 
