@@ -1,4 +1,4 @@
-"""`resdeploy demo`: everything once, on data that ships with a dependency."""
+"""The pipeline that `resdeploy demo` runs, on data that ships with a dependency."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
-from resdeploy.report.bundle_page import to_html
-from resdeploy.report.report import ReportInputs, make_page
+from resdeploy.report.report import ReportInputs, make_page, to_html
 from resdeploy.results.benchmark import Benchmark
 from resdeploy.results.verification import Verification
 from resdeploy.runtime import load
@@ -30,25 +29,28 @@ from resdeploy.train.trainer import train
 
 logger = logging.getLogger(__name__)
 
-# The table shows PyTorch eager alone, and compiling would take as long as all the rest.
-QUICKLY = BenchmarkConfig(seconds=3.0, without=("pytorch-compile", "pytorch-autocast", "ceilings"))
-# What 450 images can decide: none lost, a drop of at most 0.6 points; 4 lost, of 2.0.
+# The table shows PyTorch eager only, and compiling would take as long as all the rest.
+DEMO_BENCHMARK = BenchmarkConfig(
+    seconds=3.0, without=("pytorch-compile", "pytorch-autocast", "ceilings")
+)
+# In points. On 450 images, no lost image bounds the drop at 0.6 points, 4 lost ones at 2.0.
 MAX_DROP = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """What `resdeploy demo` reports."""
+    """Results of the demo."""
 
     accuracy: float
-    """Of PyTorch on the held-out digits, in percent."""
+    """Top-1 accuracy of PyTorch on the held-out digits, in percent."""
     bundle: Path
     verdict: Verdict
     speedup: float | None
-    """Of the fastest contender against PyTorch eager FP32 with the same threads."""
+    """Speed-up of the fastest contender over PyTorch eager FP32 with the same threads."""
     report: Path
-    """One page about all of it. Not in the bundle, which does not change once it is written."""
+    """HTML page about all results; outside the bundle, which is never changed once written."""
     seconds: float
+    """Duration of the demo."""
     verification: Verification
     benchmark: Benchmark
     prediction: FilePredictions
@@ -60,8 +62,8 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     Writes `runs/demo`, `runs/demo.bundle` and `runs/demo.html` in the working folder.
 
     Raises:
-        OutputError: they exist already and `force` is not set.
-        MissingDependencyError: an extra is missing; `all` has every one.
+        OutputError: An output exists, and `force` is not set.
+        MissingDependencyError: A package of the extra `all` is missing.
     """
     start = time.perf_counter()
     run, output, page = RUNS / "demo", RUNS / "demo.bundle", RUNS / "demo.html"
@@ -81,14 +83,14 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     logger.info("3/5 verify on the held-out digits")
     verification = verify(bundle, data=digits, max_drop=MAX_DROP, progress=progress)
     logger.info("4/5 benchmark against PyTorch")
-    benchmark = run_benchmark(bundle, QUICKLY, progress=progress)
+    benchmark = run_benchmark(bundle, DEMO_BENCHMARK, progress=progress)
     logger.info("5/5 classify a picture\n")
     picture = sorted((digits / "val" / "7").iterdir())[0]
     with load(output) as model:
         (prediction,) = predict_files(model, [picture], top=3)
-    material = ReportInputs(verifications=[verification], benchmarks=[benchmark])
-    material.add(str(output), time_layers=time_layers)
-    write_file(page, to_html(make_page(material)))
+    inputs = ReportInputs(verifications=[verification], benchmarks=[benchmark])
+    inputs.add(str(output), time_layers=time_layers)
+    write_file(page, to_html(make_page(inputs)))
     speedups = [line.speedup for line in benchmark.results if line.speedup is not None]
     return DemoResult(
         accuracy=trained.accuracy,

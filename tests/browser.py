@@ -1,4 +1,4 @@
-"""A real browser without a window, for whole test modules."""
+"""A headless browser for tests of pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SWITCHES = (
 
 
 def open_browser() -> Iterator[webdriver.Chrome]:
-    """Chromium, or a skipped test where there is none."""
+    """Yield headless Chromium, or skip the test if it is not installed."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("pages are not tested: there is no chromium, or no chromedriver")

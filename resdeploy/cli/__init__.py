@@ -1,1 +1,1 @@
-"""The command line: one module per command, which holds its options, its call and its text."""
+"""The command line: one module per command, with its options, its call and its console text."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The command `resdeploy compare`: compare two bundles, or two benchmark files."""
 
 from __future__ import annotations
 
@@ -6,60 +6,46 @@ from typing import Any
 
 import click
 
-from resdeploy.cli.console import PATH, CommandResult, command, exit_code, parameters
-
-compare_options = parameters(
-    click.argument("first"),
-    click.argument("second"),
-    click.option(
-        "--data",
-        type=PATH,
-        help="Labelled folder.  [default: the golden images of FIRST]",
-    ),
-    click.option(
-        "--max-drop",
-        type=click.FloatRange(0, 100),
-        default=0.2,
-        show_default=True,
-        help="Points of accuracy.",
-    ),
-    click.option(
-        "--max-slowdown",
-        type=click.FloatRange(0),
-        default=5.0,
-        show_default=True,
-        help="Percent of time.",
-    ),
-    click.option("--backend", default="auto", show_default=True, help="Engine to use."),
-    click.option(
-        "--precision",
-        type=click.Choice(["auto", "fp32", "fp16", "int8"]),
-        default="auto",
-        show_default=True,
-    ),
-    click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True),
-    click.option(
-        "--threads",
-        type=click.IntRange(1, 1024),
-        help="Threads of one inference.  [default: all cores]",
-    ),
-    click.option(
-        "--seconds",
-        type=click.FloatRange(0),
-        default=60.0,
-        show_default=True,
-        help="Longest timing of each graph; 0: no timing.",
-    ),
-)
+from resdeploy.cli.console import PATH, CommandResult, command, exit_code
+from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 
 
 @click.command()
-@compare_options
+@click.argument("first")
+@click.argument("second")
+@click.option(
+    "--data", type=PATH, help="Folder of labelled images.  [default: the golden images of FIRST]"
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    default=0.2,
+    help="Largest accepted drop of top-1 accuracy, in percentage points.",
+)
+@click.option(
+    "--max-slowdown",
+    type=click.FloatRange(0),
+    default=5.0,
+    help="Largest accepted increase of latency, in percent.",
+)
+@BACKEND
+@PRECISION
+@click.option("--batch", type=click.IntRange(1, 4096), default=1, help="Images in one inference.")
+@THREADS
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0),
+    default=60.0,
+    help="Longest measuring time for each graph, in seconds; 0: compare accuracy only.",
+)
 @command
 def compare(first: str, second: str, **settings: Any) -> CommandResult:
-    """Is SECOND as accurate and as fast as FIRST? ExitCode 1: no, 3: undecided.
+    """Check that SECOND is as accurate and as fast as FIRST.
 
-    Two bundles, which are run here, or two files of benchmarks. FILE@DATE is one date of several.
+    FIRST and SECOND are two bundles, which are run here, or two benchmark files. FILE@DATE selects
+    the documents of a file whose date begins with DATE.
+
+    Exit code: 0 yes, 1 no, 3 the measurements do not decide.
     """
     from resdeploy.progress import progress_bar
     from resdeploy.report.comparison import comparison_text

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The command `resdeploy explain`: list the noise of each tensor, or why INT8 is slow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from resdeploy.cli.console import PATH, CommandResult, command, refuse_given
+from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import THREADS
 from resdeploy.tables import NONE, WORST, plural, table
 
@@ -17,8 +17,59 @@ if TYPE_CHECKING:
     from resdeploy.runtime.diagnosis.slowdown import Slowdown
 
 
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.option(
+    "--encoding",
+    type=click.Choice(["tensorrt", "cpu"]),
+    help="Graph to explain: int8.onnx (tensorrt) or int8-cpu.onnx (cpu).  "
+    "[default: tensorrt; cpu with --slow]",
+)
+@click.option(
+    "--images", type=click.IntRange(1), default=16, help="Golden images to measure the noise on."
+)
+@click.option(
+    "--slow", is_flag=True, help="Explain instead why INT8 is not faster on this machine's CPU."
+)
+@click.option(
+    "--batch", type=click.IntRange(1, 4096), default=1, help="Images in one inference, with --slow."
+)
+@THREADS
+@command
+def explain(
+    bundle: Path, encoding: str | None, images: int, slow: bool, batch: int, threads: int | None
+) -> CommandResult:
+    """List the quantisation noise of each tensor of BUNDLE.
+
+    The tensor that causes the most noise at the logits comes first.
+    """
+    from resdeploy.bundle.bundle import open_bundle
+    from resdeploy.bundle.manifest import Encoding
+    from resdeploy.progress import progress_bar
+
+    if slow:
+        from resdeploy.runtime.diagnosis.slowdown import explain_slowdown
+
+        reject_options(("images",), "--slow measures one batch of golden images")
+        slowness = explain_slowdown(
+            open_bundle(bundle), encoding=Encoding(encoding or "cpu"), threads=threads,
+            batch=batch, progress=progress_bar,
+        )  # fmt: skip
+        return CommandResult(slowness, slowness_text(slowness))
+    reject_options(("batch", "threads"), "only --slow measures time")
+    from resdeploy.export.quantization.sensitivity import explain as run_explain
+
+    result = run_explain(
+        open_bundle(bundle),
+        encoding=Encoding(encoding or "tensorrt"),
+        images=images,
+        progress=progress_bar,
+    )
+    return CommandResult(result, explanation_text(result))
+
+
 def explanation_text(result: Explanation) -> str:
-    """The tensors that cost most."""
+    """Return a table of the noisiest tensors, then totals and the INT8 coverage."""
     rows = [
         [
             layer.tensor,
@@ -29,11 +80,12 @@ def explanation_text(result: Explanation) -> str:
         ]
         for layer in result.layers[:WORST]
     ]
-    head = ["tensor", "kind", "range", "alone", "gain without"]
-    lines = [table(head, rows)]
+    lines = [table(["tensor", "kind", "range", "SQNR alone", "gain in float"], rows)]
     if len(result.layers) > WORST:
         least = result.layers[WORST].sqnr_alone_db
-        lines.append(f"{len(result.layers) - WORST} more at {least:.1f} dB and above: see --json")
+        lines.append(
+            f"{len(result.layers) - WORST} more tensors with {least:.1f} dB or more: use --json"
+        )
     lines.append(
         f"all {len(result.layers)} quantised ({result.encoding.value}, {result.calibrator}): "
         f"{result.sqnr_db:.1f} dB at the logits, on {plural(result.images, 'golden image')}"
@@ -42,7 +94,7 @@ def explanation_text(result: Explanation) -> str:
 
 
 def coverage_text(coverage: Coverage) -> str:
-    """Two lines: what runs in integers, and what stays float."""
+    """Return a line about the nodes in INT8, and one that lists the nodes in float."""
     islands = [
         f"{island.nodes[0]}"
         + (f" to {island.nodes[-1]} ({len(island.nodes)} nodes)" if len(island.nodes) > 1 else "")
@@ -57,7 +109,7 @@ def coverage_text(coverage: Coverage) -> str:
 
 
 def slowness_text(result: Slowdown) -> str:
-    """What is how fast, what need not be so slow, and the slowest kernels."""
+    """Return the latency, the causes with their remedies, and the slowest kernels."""
     lines = [
         f"{result.artifact}.onnx takes {result.ms:.2f} ms, {result.speedup:.2f}x FP32 "
         f"({result.fp32_ms:.2f} ms), batch {result.batch}, {plural(result.threads, 'thread')}",
@@ -68,59 +120,19 @@ def slowness_text(result: Slowdown) -> str:
             [cause.cause, f"{cause.cost_ms:.2f} ms", f"{100 * cause.cost_ms / result.ms:.0f} %"]
             for cause in result.causes
         ]
-        lines.append(table(["cause", "costs", "of a run"], rows))
+        lines.append(table(["cause", "cost", "of the latency"], rows))
         lines += [f"{cause.cause}: {cause.evidence}\n  {cause.remedy}" for cause in result.causes]
     else:
-        lines.append("nothing that was looked for costs as much as 3 % of a run")
+        lines.append("no known cause takes 3 % of the latency or more")
     kernels = [
-        [kernel.name, kernel.op, "float" if kernel.is_float else "INT8", f"{kernel.ms:.3f} ms",
-         f"{kernel.macs / kernel.ms / 1e6:.0f} G/s" if kernel.macs else "-"]
+        [
+            kernel.name,
+            kernel.op,
+            "float" if kernel.is_float else "INT8",
+            f"{kernel.ms:.3f} ms",
+            f"{kernel.macs / kernel.ms / 1e6:.0f}" if kernel.macs else NONE,
+        ]
         for kernel in result.kernels
-    ]  # fmt: skip
-    return "\n".join([*lines, "", table(["kernel", "kind", "in", "takes", "products"], kernels)])
-
-
-@click.command()
-@click.argument("bundle", type=PATH)
-@click.option(
-    "--encoding",
-    type=click.Choice(["tensorrt", "cpu"]),
-    help="int8.onnx or int8-cpu.onnx.  [default: tensorrt; cpu with --slow]",
-)
-@click.option(
-    "--images", type=click.IntRange(1), default=16, show_default=True, help="Golden images to use."
-)
-@click.option("--slow", is_flag=True, help="Instead: why INT8 is not faster on this CPU.")
-@click.option(
-    "--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="With --slow."
-)
-@THREADS
-@command
-def explain(
-    bundle: Path, encoding: str | None, images: int, slow: bool, batch: int, threads: int | None
-) -> CommandResult:
-    """What each quantised tensor of BUNDLE costs, the worst first."""
-    from resdeploy.bundle.bundle import open_bundle
-    from resdeploy.bundle.manifest import Encoding
-
-    if slow:
-        from resdeploy.progress import progress_bar
-        from resdeploy.runtime.diagnosis.slowdown import explain_slowdown
-
-        refuse_given(("images",), "--slow needs no more than one batch")
-        slowness = explain_slowdown(
-            open_bundle(bundle), encoding=Encoding(encoding or "cpu"), threads=threads,
-            batch=batch, progress=progress_bar,
-        )  # fmt: skip
-        return CommandResult(slowness, slowness_text(slowness))
-    refuse_given(("batch", "threads"), "only --slow takes time")
-    from resdeploy.export.quantization.sensitivity import explain as run_explain
-    from resdeploy.progress import progress_bar
-
-    result = run_explain(
-        open_bundle(bundle),
-        encoding=Encoding(encoding or "tensorrt"),
-        images=images,
-        progress=progress_bar,
-    )
-    return CommandResult(result, explanation_text(result))
+    ]
+    head = ["kernel", "operator", "type", "time", "GMAC/s"]
+    return "\n".join([*lines, "", table(head, kernels)])

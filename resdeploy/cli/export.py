@@ -1,4 +1,4 @@
-"""TODO."""
+"""The command `resdeploy export`: write a checkpoint as a bundle of ONNX graphs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from resdeploy.cli.build import build_text
-from resdeploy.cli.console import PATH, CommandResult, command, parameters, refuse_given
+from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import FORCE
 from resdeploy.tables import plural, table
 
@@ -18,8 +18,110 @@ if TYPE_CHECKING:
     from resdeploy.export.triton.repository import TritonRepository
 
 
+@click.command()
+@click.argument("source", type=PATH, default="runs/latest")
+@click.option("-o", "--output", type=PATH, help="Bundle to write.  [default: NAME.bundle]")
+@click.option("--fp16", is_flag=True, help="Also write fp16.onnx.")
+@click.option("--int8", is_flag=True, help="Also write int8.onnx (for TensorRT) and int8-cpu.onnx.")
+@click.option(
+    "--dla",
+    is_flag=True,
+    help="With --int8: also write int8-dla.onnx, for the DLA (deep-learning accelerator) of a "
+    "Jetson.",
+)
+@click.option(
+    "--calibration-data",
+    type=PATH,
+    help="Folder of images to calibrate on.  [default: the training images of the run]",
+)
+@click.option(
+    "--calibration-images",
+    type=click.IntRange(1),
+    default=512,
+    help="Number of images to calibrate on.",
+)
+@click.option(
+    "--calibrator",
+    type=click.Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
+    default="auto",
+    help="Method that chooses the quantisation ranges; auto tries all and keeps the best on "
+    "held-out images.",
+)
+@click.option(
+    "--int8-shortcuts",
+    is_flag=True,
+    help="Quantise the shortcuts of int8.onnx, too: a little faster, less accurate.",
+)
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 100),
+    help="Keep the most sensitive layers in float until this percentage of images has the same "
+    "predicted class as FP32.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    help="Keep the most sensitive layers in float until top-1 accuracy drops by no more than "
+    "this, in percentage points.",
+)
+@click.option(
+    "--target-ms",
+    type=click.FloatRange(0, min_open=True),
+    help="Keep as many sensitive layers of int8-cpu.onnx in float as this latency for one image "
+    "on this CPU allows, in milliseconds.",
+)
+@click.option(
+    "--search-seconds",
+    type=click.FloatRange(1),
+    default=600.0,
+    help="Longest search for those layers, in seconds.",
+)
+@click.option("--engine", is_flag=True, help="Also build TensorRT engines for this machine.")
+@click.option(
+    "--triton",
+    type=PATH,
+    help="Also write a Triton model repository to this folder; if SOURCE is a bundle, only that.",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(8, 1024),
+    help="Height and width of the input, in pixels.  [default: that of the run, or 224]",
+)
+@click.option("--labels", type=PATH, help="Text file with one class name per line.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    help="Seed of the choice of calibration and golden images.",
+)
+@FORCE
+@command
+def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> CommandResult:
+    """Export SOURCE to a bundle of ONNX graphs.
+
+    SOURCE is a run folder, a .safetensors file or a .pth file; the default is runs/latest. The
+    bundle also holds golden images, to verify the graphs on any machine.
+    """
+    from resdeploy.bundle.bundle import open_bundle
+    from resdeploy.bundle.manifest import MANIFEST
+    from resdeploy.progress import progress_bar
+
+    if triton is not None and (source / MANIFEST).is_file():
+        from resdeploy.export.triton.repository import write_repository
+
+        reject_options(settings, f"{source} is a bundle already")
+        written = write_repository(open_bundle(source), triton, force=force)
+        return CommandResult(written, repository_text(written))
+    from resdeploy.export.pipeline import ExportConfig
+    from resdeploy.export.pipeline import export as run_export
+
+    settings |= {"source": source, "triton": triton}
+    result = run_export(ExportConfig(**settings), force=force, progress=progress_bar)
+    return CommandResult(result, export_text(result))
+
+
 def export_text(result: ExportResult) -> str:
-    """A row per graph."""
+    """Return a table with a row per graph, then the calibration and what else was written."""
     rows = [
         [
             artifact.file,
@@ -31,18 +133,18 @@ def export_text(result: ExportResult) -> str:
         ]
         for artifact in result.artifacts
     ]
-    head = ["graph", "size", "int8 convs", "same class", "SQNR", "max error"]
+    head = ["graph", "size", "INT8 convs", "agreement", "SQNR", "max error"]
     images = result.artifacts[0].parity.images
     return (
         f"{table(head, rows)}\n{calibration_text(result.calibration)}"
         + "".join(f"{build_text(report)}\n" for report in result.engines)
-        + f"{result.bundle} in {result.seconds:.0f} s, compared with PyTorch on {images} images"
-        + (f"\n{repository_text(result.triton)}" if result.triton else "")
+        + f"wrote {result.bundle} in {result.seconds:.0f} s; compared with PyTorch on {images} "
+        "golden images" + (f"\n{repository_text(result.triton)}" if result.triton else "")
     )
 
 
 def repository_text(result: TritonRepository) -> str:
-    """A row per model, and what is left to do."""
+    """Return a table with a row per Triton model, and the command that builds missing engines."""
     rows = [
         [
             model.name,
@@ -52,20 +154,25 @@ def repository_text(result: TritonRepository) -> str:
         ]
         for model in result.models
     ]
-    lines = [table(["model of Triton", "backend", "file", ""], rows)]
+    lines = [table(["Triton model", "backend", "file", ""], rows)]
     if any(model.plan for model in result.models):
-        lines.append(f"on the target, in Triton's image: sh {result.repository}/build-plans.sh")
-    lines.append(f"{result.repository} from {result.bundle}")
+        lines.append(
+            "build the engines on the target, in Triton's image: "
+            f"sh {result.repository}/build-plans.sh"
+        )
+    lines.append(f"wrote {result.repository} from {result.bundle}")
     return "\n".join(lines)
 
 
 def calibration_text(calibration: Mapping[str, Any] | None) -> str:
-    """One line: on what, by which calibrator, and how it was chosen."""
+    """Return lines about the calibrators and the layers in float; empty without calibration."""
     if calibration is None:
         return ""
     chosen = ", ".join(f"{name} for {kind}" for kind, name in calibration["method"].items())
-    tried = len({score["calibrator"] for score in calibration["scores"]})
-    how = f", the best of {tried} on {calibration['scoring_images']} others" if tried else ""
+    count = len({score["calibrator"] for score in calibration["scores"]})
+    how = (
+        f", the best of {count} on {calibration['scoring_images']} held-out images" if count else ""
+    )
     lines = [f"calibrated on {calibration['images']} images: {chosen}{how}"]
     lines += [float_layers_text(handback) for handback in calibration["float_layers"]]
     return "\n".join(lines) + "\n"
@@ -84,85 +191,3 @@ def float_layers_text(handback: Mapping[str, Any]) -> str:
         f"{share} among them: {kept}, instead of {handback['agreement_before']:.2f} %"
         + ("; out of time, fewer might do" if handback["out_of_time"] else "")
     )
-
-
-export_options = parameters(
-    click.argument("source", type=PATH, default="runs/latest"),
-    click.option("-o", "--output", type=PATH, help="Bundle.  [default: NAME.bundle]"),
-    click.option("--fp16", is_flag=True, help="Also write fp16.onnx."),
-    click.option("--int8", is_flag=True, help="Also write int8.onnx (TensorRT) and int8-cpu.onnx."),
-    click.option(
-        "--dla", is_flag=True, help="Also write int8-dla.onnx, for a Jetson's accelerator."
-    ),
-    click.option(
-        "--calibration-data", type=PATH, help="Folder of images.  [default: the run's own]"
-    ),
-    click.option("--calibration-images", type=click.IntRange(1), default=512, show_default=True),
-    click.option(
-        "--calibrator",
-        type=click.Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
-        default="auto",
-        show_default=True,
-        help="How ranges are chosen; auto tries all on images held out.",
-    ),
-    click.option(
-        "--int8-shortcuts",
-        is_flag=True,
-        help="TensorRT: blocks' shortcuts in INT8, too; a little faster, less accurate.",
-    ),
-    click.option(
-        "--min-agreement",
-        type=click.FloatRange(0, 100),
-        help="Percent of images that keep FP32's class: layers go back to float until they do.",
-    ),
-    click.option(
-        "--max-drop",
-        type=click.FloatRange(0, 100),
-        help="The same for points of accuracy lost.",
-    ),
-    click.option(
-        "--target-ms",
-        type=click.FloatRange(0, min_open=True),
-        help="Instead: layers go back while one image takes at most this, here on the CPU.",
-    ),
-    click.option(
-        "--search-seconds",
-        type=click.FloatRange(1),
-        default=600.0,
-        show_default=True,
-        help="Longest search for those layers.",
-    ),
-    click.option("--engine", is_flag=True, help="Also build TensorRT engines, for this machine."),
-    click.option(
-        "--triton", type=PATH, help="Also a repository for Triton; of a bundle only that."
-    ),
-    click.option(
-        "--image-size", type=click.IntRange(8, 1024), help="[default: the run's own, or 224]"
-    ),
-    click.option("--labels", type=PATH, help="Text file, one class name a line."),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-)
-
-
-@click.command()
-@export_options
-@FORCE
-@command
-def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> CommandResult:
-    """Write SOURCE (a run, a .safetensors or a .pth file) as a bundle of ONNX graphs with proof."""
-    from resdeploy.bundle.bundle import open_bundle
-    from resdeploy.bundle.manifest import MANIFEST
-    from resdeploy.progress import progress_bar
-
-    if triton is not None and (source / MANIFEST).is_file():
-        from resdeploy.export.triton.repository import write_repository
-
-        refuse_given(settings, f"{source} is a bundle already")
-        written = write_repository(open_bundle(source), triton, force=force)
-        return CommandResult(written, repository_text(written))
-    from resdeploy.export.pipeline import ExportConfig
-    from resdeploy.export.pipeline import export as run_export
-
-    settings |= {"source": source, "triton": triton}
-    result = run_export(ExportConfig(**settings), force=force, progress=progress_bar)
-    return CommandResult(result, export_text(result))

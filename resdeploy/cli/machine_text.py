@@ -1,4 +1,4 @@
-"""What a machine is, as text for people."""
+"""Console text about a machine, which several commands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def jetson_lines(device: Device) -> list[str]:
-    """The module and its software, where it is a Jetson; the container, where it is one."""
+    """Return lines about the Jetson module and the container, if there is one."""
     jetson, lines = device.jetson, []
     if jetson:
         lines.append(
@@ -20,12 +20,12 @@ def jetson_lines(device: Device) -> list[str]:
             f"TensorRT {device.tensorrt or 'none'}"
         )
     if device.container:
-        lines.append(f"inside    {device.container}")
+        lines.append(f"container {device.container}")
     return lines
 
 
 def gpu_text(gpu: Gpu) -> str:
-    """What is known of a GPU, in one line."""
+    """Return the name of a GPU, with its known properties in brackets."""
     known = {
         "compute capability": gpu.compute_capability,
         "driver": gpu.driver,
@@ -40,7 +40,7 @@ def gpu_text(gpu: Gpu) -> str:
 
 
 def conditions_lines(conditions: Conditions) -> list[str]:
-    """Power mode, clocks and heat, as far as they are known."""
+    """Return a line with the power mode, the GPU clock and the temperature, if any is known."""
     mode, clock = conditions.power_mode, conditions.gpu_clock
     hottest = conditions.temperature_c
     facts = [

@@ -1,6 +1,7 @@
-"""The command line: parse, call one function, show its result. Nothing is decided here.
+"""The entry point `resdeploy` and its commands.
 
-Heavy packages are imported inside the commands, so that `--help` answers at once.
+A command parses its options, calls one function and prints the result. Heavy packages are imported
+inside the commands, so that `--help` answers quickly.
 """
 
 from __future__ import annotations
@@ -22,24 +23,21 @@ from resdeploy.cli.train import train
 from resdeploy.cli.verify import verify
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="resdeploy")
 def main() -> None:
-    """Train a ResNet, export it once, run it on GPUs, Jetsons and CPUs, and prove the answers."""
+    """Train a ResNet, export it to ONNX, run it on GPUs, Jetsons and CPUs, and verify it there."""
 
 
-for one in (
-    demo,
-    train,
-    export,
-    build,
-    verify,
-    bench,
-    compare,
-    report,
-    predict,
-    serve,
-    explain,
-    doctor,
-):
-    main.add_command(one)
+main.add_command(demo)
+main.add_command(train)
+main.add_command(export)
+main.add_command(build)
+main.add_command(verify)
+main.add_command(bench)
+main.add_command(compare)
+main.add_command(report)
+main.add_command(predict)
+main.add_command(serve)
+main.add_command(explain)
+main.add_command(doctor)

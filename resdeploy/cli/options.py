@@ -1,25 +1,23 @@
-"""TODO."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
 import click
 
-FORCE = click.option("--force", is_flag=True, help="Replace an existing output.")
-
-
-BACKEND = click.option("--backend", default="auto", show_default=True, help="Engine to use.")
-
-
+FORCE = click.option("--force", is_flag=True, help="Replace an output that exists.")
+BACKEND = click.option(
+    "--backend",
+    default="auto",
+    help="Inference backend, such as onnxruntime-cpu; `resdeploy doctor` lists them.",
+)
 PRECISION = click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "fp16", "int8"]),
     default="auto",
-    show_default=True,
+    help="Precision of the graph to use.",
 )
-
-
 THREADS = click.option(
     "--threads",
     type=click.IntRange(1, 1024),
-    help="Threads of one inference.  [default: all cores]",
+    help="CPU threads of one inference.  [default: one per core]",
 )

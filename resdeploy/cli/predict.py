@@ -1,4 +1,4 @@
-"""TODO."""
+"""The command `resdeploy predict`: classify pictures, or the frames of a camera."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resdeploy.cli.console import PATH, CommandResult, command, refuse_given
+from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 from resdeploy.tables import WORST, plural
 
@@ -17,8 +17,54 @@ if TYPE_CHECKING:
     from resdeploy.runtime.model import FilePredictions
 
 
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.argument("images", type=PATH, nargs=-1)
+@click.option(
+    "--camera",
+    metavar="SOURCE",
+    help="Classify the frames of a camera or a video instead: a number, /dev/video0, a URL or a "
+    "file.",
+)
+@click.option(
+    "--frames",
+    type=click.IntRange(1),
+    help="Stop the camera after this many frames.  [default: at Ctrl-C]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    help="Stop the camera after this many seconds.  [default: at Ctrl-C]",
+)
+@click.option("--top", type=click.IntRange(1), default=5, help="Classes per image.")
+@BACKEND
+@PRECISION
+@THREADS
+@command
+def predict(
+    bundle: Path, images: tuple[Path, ...], camera: str | None, frames: int | None,
+    seconds: float | None, top: int, **settings: Any,
+) -> CommandResult:  # fmt: skip
+    """Classify IMAGES, or the frames of a camera, with BUNDLE."""
+    from resdeploy.progress import progress_bar
+    from resdeploy.runtime.model import load, predict_files
+
+    if bool(images) == bool(camera):
+        raise click.UsageError("name either IMAGES or a --camera")
+    if camera is None:
+        reject_options(("frames", "seconds"), "--frames and --seconds need --camera")
+        with load(bundle, progress=progress_bar, **settings) as model:
+            result = predict_files(model, images, top)
+        return CommandResult(result, predictions_text(result))
+    from resdeploy.runtime.camera import watch_camera
+
+    with load(bundle, progress=progress_bar, **settings) as model:
+        report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
+    return CommandResult(report, camera_text(report))
+
+
 def predictions_text(files: Sequence[FilePredictions]) -> str:
-    """For each image its labels, with bars."""
+    """Return the most likely classes of each image, with their probabilities as bars."""
     blocks = []
     for file in files:
         width = max(len(line.label) for line in file.predictions)
@@ -32,53 +78,19 @@ def predictions_text(files: Sequence[FilePredictions]) -> str:
 
 
 def camera_text(report: CameraReport) -> str:
-    """What was seen, and the account of the frames."""
+    """Return the most frequent classes of a camera, then the number and the rate of frames."""
     width = max(len(label) for label in report.labels)
     lines = [
         f"  {label.ljust(width)}  {plural(count, 'frame')}"
         for label, count in list(report.labels.items())[:WORST]
     ]
-    lost = "" if report.lost is None else f", {report.lost} lost before they came"
+    lost = "" if report.lost is None else f", {report.lost} lost by the camera"
     return "\n".join(
         [
             report.source,
             *lines,
             f"{report.captured} frames in {report.seconds:.1f} s: {report.classified} classified "
-            f"({report.frames_per_second:.1f} a second, {report.p50_ms:.1f} ms each), "
+            f"({report.frames_per_second:.1f} per second, median {report.p50_ms:.1f} ms), "
             f"{report.dropped} dropped{lost}",
         ]
     )
-
-
-@click.command()
-@click.argument("bundle", type=PATH)
-@click.argument("images", type=PATH, nargs=-1)
-@click.option("--camera", metavar="SOURCE", help="Instead: a number, /dev/video0, a URL, a file.")
-@click.option("--frames", type=click.IntRange(1), help="Of the camera.  [default: until CTRL-C]")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="The same.")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True)
-@BACKEND
-@PRECISION
-@THREADS
-@command
-def predict(
-    bundle: Path, images: tuple[Path, ...], camera: str | None, frames: int | None,
-    seconds: float | None, top: int, **settings: Any,
-) -> CommandResult:  # fmt: skip
-    """Name what IMAGES show, or a camera."""
-    from resdeploy.progress import progress_bar
-    from resdeploy.runtime.model import load, predict_files
-
-    if bool(images) == bool(camera):
-        raise click.UsageError("name IMAGES or a --camera")
-    if camera is None:
-        refuse_given(("frames", "seconds"), "only a --camera has an end to choose")
-    else:
-        from resdeploy.runtime.camera import watch_camera
-
-        with load(bundle, progress=progress_bar, **settings) as model:
-            report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
-        return CommandResult(report, camera_text(report))
-    with load(bundle, progress=progress_bar, **settings) as model:
-        result = predict_files(model, images, top)
-    return CommandResult(result, predictions_text(result))

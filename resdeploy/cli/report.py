@@ -1,4 +1,4 @@
-"""TODO."""
+"""The command `resdeploy report`: write bundles and results as one page."""
 
 from __future__ import annotations
 
@@ -12,18 +12,28 @@ from resdeploy.cli.options import FORCE
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, help="File.  [default: report.html]")
-@click.option("--markdown", is_flag=True, help="For a pull request; printed, unless -o is given.")
-@click.option("--time-layers", "with_times", is_flag=True, help="Of bundles, here on the CPU.")
+@click.option("-o", "--output", type=PATH, help="File to write.  [default: report.html]")
+@click.option(
+    "--markdown",
+    is_flag=True,
+    help="Write short Markdown, for a pull request; without -o it is printed.",
+)
+@click.option(
+    "--time-layers",
+    "with_times",
+    is_flag=True,
+    help="Measure the time of each layer of the bundles, on this machine's CPU.",
+)
 @FORCE
 @command
 def report(sources: tuple[str, ...], with_times: bool, **settings: Any) -> CommandResult:
-    """One page about SOURCES: bundles, and JSON of verify, bench and compare.
+    """Write one HTML page about SOURCES.
 
-    It needs no network and no script.
+    SOURCES are bundles, and JSON files of verify, bench and compare. The page loads nothing from
+    the network and runs no script.
     """
-    from resdeploy.report.report import report as run_report
+    from resdeploy.report.report import report as write_report
     from resdeploy.runtime.backends.onnxruntime.profile import time_layers
 
-    result = run_report(sources, time_layers=time_layers if with_times else None, **settings)
+    result = write_report(sources, time_layers=time_layers if with_times else None, **settings)
     return CommandResult(result, str(result.report or result.markdown))

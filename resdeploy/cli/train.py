@@ -1,14 +1,16 @@
-"""TODO."""
+"""The command `resdeploy train`: train a ResNet on a folder of labelled images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from resdeploy.cli.console import PATH, CommandResult, command, parameters, refuse_given
+from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import FORCE
+from resdeploy.tables import plural
 from resdeploy.train.config import CROPS, DIGITS, SCHEDULES, TrainingConfig
 from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.recipes import RECIPES
@@ -17,75 +19,127 @@ if TYPE_CHECKING:
     from resdeploy.train.trainer import TrainingResult
 
 
-def training_text(result: TrainingResult) -> str:
-    """Two lines: where the run is, and how good."""
-    return (
-        f"{result.run}: {result.accuracy:.2f} % right after {result.epochs} epochs "
-        f"({result.images_per_second:.0f} images/s)\n"
-        + (f"{result.unreadable} images could not be decoded\n" if result.unreadable else "")
-        + "next: resdeploy export --fp16 --int8"
-    )
-
-
-training_options = parameters(
-    click.option(
-        "--recipe",
-        type=click.Choice(list(RECIPES)),
-        help="Settings to start from.  [default: quick; finetune with --init, qat with --qat]",
-    ),
-    click.option(
-        "--epochs", type=click.IntRange(1), help="[default, as for all below: the recipe's]"
-    ),
-    click.option("--image-size", type=click.IntRange(8, 1024), help="Pixels."),
-    click.option("--batch-size", type=click.IntRange(2)),
-    click.option("--lr", type=float, help="For a batch of 256."),
-    click.option("--schedule", type=click.Choice(SCHEDULES)),
-    click.option("--warmup-epochs", type=click.FloatRange(0)),
-    click.option("--momentum", type=click.FloatRange(0, 1, max_open=True)),
-    click.option("--weight-decay", type=click.FloatRange(0)),
-    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True)),
-    click.option("--mixup", type=click.FloatRange(0), help="Of its Beta distribution; 0: off."),
-    click.option("--cutmix", type=click.FloatRange(0), help="The same."),
-    click.option("--randaugment", type=click.IntRange(0, 30), help="Magnitude; 0: off."),
-    click.option("--accumulate", type=click.IntRange(1), help="Parts of a batch, to save memory."),
-    click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Average of weights."),
-    click.option("--crop", type=click.Choice(CROPS)),
-    click.option("--min-area", type=click.FloatRange(0, 1, min_open=True), help="Of an area crop."),
-    click.option("--freeze", is_flag=True, default=None, help="With --init: train the head alone."),
-    click.option(
-        "--class-weights", is_flag=True, default=None, help="Let rare classes count alike."
-    ),
-    click.option("--qat", is_flag=True, default=None, help="With --init: adapt it to INT8."),
-    click.option(
-        "--distillation",
-        type=click.FloatRange(0, 1),
-        help="With --qat: how far the answers of --init are learned, rather than labels.",
-    ),
-    click.option(
-        "--shortcut",
-        type=click.Choice([option.value for option in Shortcut]),
-        help="The paper's options; plain has no shortcuts.  [default: B, or that of --init]",
-    ),
-    click.option(
-        "--flip/--no-flip", default=None, help="Mirror images.  [default: not for digits]"
-    ),
-    click.option("--bf16/--no-bf16", default=None, help="[default: where it is faster]"),
-    click.option(
-        "--compile/--no-compile", default=None, help="By PyTorch.  [default: on a GPU, if it can]"
-    ),
-    click.option("--init", help="Weights to start from: a run, a .pth or a .safetensors file."),
-    click.option("--seed", type=click.IntRange(0)),
-    click.option("--workers", type=click.IntRange(0), help="Processes that decode images."),
-    click.option("--save-minutes", type=click.FloatRange(0), help="State within an epoch."),
-    click.option("--tensorboard", is_flag=True, default=None, help="Also write its event file."),
-)
-
-
-@click.command()
+@click.command(epilog="Options without a default above take the value of the recipe.")
 @click.argument("data", default=DIGITS)
-@click.option("-o", "--output", "run", type=PATH, help="Run folder.  [default: runs/DATA-TIME]")
-@training_options
-@click.option("--resume", type=PATH, help="Go on with this run folder, with its own settings.")
+@click.option(
+    "-o", "--output", "run", type=PATH, help="Run folder to write.  [default: runs/DATA-TIME]"
+)
+@click.option(
+    "--recipe",
+    type=click.Choice(list(RECIPES)),
+    help="Set of settings to start from.  [default: qat with --qat, finetune with --init, else "
+    "quick]",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.")
+@click.option(
+    "--image-size", type=click.IntRange(8, 1024), help="Height and width of the input, in pixels."
+)
+@click.option("--batch-size", type=click.IntRange(2), help="Images per optimiser step.")
+@click.option(
+    "--lr",
+    type=float,
+    help="Highest learning rate at a batch size of 256; it is scaled to the actual batch size.",
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(SCHEDULES),
+    help="Decay of the learning rate; step: to a tenth after 50 % and 75 % of the epochs.",
+)
+@click.option(
+    "--warmup-epochs", type=click.FloatRange(0), help="Epochs of linear learning-rate warm-up."
+)
+@click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="Momentum of SGD.")
+@click.option("--weight-decay", type=click.FloatRange(0), help="Weight decay of SGD.")
+@click.option(
+    "--label-smoothing",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Label smoothing of the cross entropy.",
+)
+@click.option(
+    "--mixup", type=click.FloatRange(0), help="Alpha of mixup's Beta distribution; 0: no mixup."
+)
+@click.option(
+    "--cutmix", type=click.FloatRange(0), help="Alpha of CutMix's Beta distribution; 0: no CutMix."
+)
+@click.option("--randaugment", type=click.IntRange(0, 30), help="Magnitude of RandAugment; 0: off.")
+@click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    help="Gradient accumulation: parts of a batch that are computed one after the other.",
+)
+@click.option(
+    "--ema",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Decay of the exponential moving average of the weights; 0: no average.",
+)
+@click.option(
+    "--crop",
+    type=click.Choice(CROPS),
+    help="Random crop; area: a random area and aspect ratio, scale: a square at a random scale.",
+)
+@click.option(
+    "--min-area",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Smallest share of the image that --crop area keeps.",
+)
+@click.option(
+    "--freeze", is_flag=True, default=None, help="With --init: train only the classifier."
+)
+@click.option(
+    "--class-weights",
+    is_flag=True,
+    default=None,
+    help="Weight the loss so that all classes count equally, however many images they have.",
+)
+@click.option(
+    "--qat",
+    is_flag=True,
+    default=None,
+    help="With --init: quantisation-aware training for int8.onnx.",
+)
+@click.option(
+    "--distillation",
+    type=click.FloatRange(0, 1),
+    help="With --qat: weight of the predictions of --init as training targets, against the "
+    "labels; 1: no labels.",
+)
+@click.option(
+    "--shortcut",
+    type=click.Choice([option.value for option in Shortcut]),
+    help="Shortcut option of the ResNet paper; plain: no shortcuts.  [default: that of --init, "
+    "else B]",
+)
+@click.option(
+    "--flip/--no-flip",
+    default=None,
+    help="Mirror images at random.  [default: yes, except for digits]",
+)
+@click.option(
+    "--bf16/--no-bf16", default=None, help="Compute in bfloat16.  [default: if it is faster here]"
+)
+@click.option(
+    "--compile/--no-compile",
+    default=None,
+    help="Use torch.compile.  [default: on a GPU, if it works there]",
+)
+@click.option("--init", help="Weights to start from: a run folder, a .pth or a .safetensors file.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of all random numbers.")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    help="Processes that decode images.  [default: 0 on a CPU, else one per core but one]",
+)
+@click.option(
+    "--save-minutes",
+    type=click.FloatRange(0),
+    help="Minutes between two saves of the state within an epoch.",
+)
+@click.option(
+    "--tensorboard", is_flag=True, default=None, help="Also write metrics for TensorBoard."
+)
+@click.option(
+    "--resume", type=PATH, help="Continue the training in this run folder, with its settings."
+)
 @FORCE
 @command
 def train(
@@ -96,37 +150,42 @@ def train(
     recipe: str | None,
     **settings: Any,
 ) -> CommandResult:
-    """Train a ResNet-34 on DATA: a folder with train/ and val/, or `digits` (default).
+    """Train a ResNet-34 on DATA.
 
-    Under torchrun, all its processes train one network together.
+    DATA is a folder with train/ and val/, or `digits` (the default). Under torchrun, all processes
+    train one network together.
     """
     from resdeploy.machine.device import read_device
     from resdeploy.progress import progress_bar
-    from resdeploy.train import trainer as loop
+    from resdeploy.train import trainer
     from resdeploy.train.distributed import is_first
 
     device = read_device().to_json()
     if resume is not None:
-        refuse_given(
+        reject_options(
             {"data": data, "run": run, "recipe": recipe, **settings},
             "--resume takes the run's own settings",
         )
-        result = loop.resume(resume, device=device, progress=progress_bar)
+        result = trainer.resume(resume, device=device, progress=progress_bar)
     else:
         config = TrainingConfig.from_recipe(recipe, data=data, **settings)
-        folder = run or loop.default_folder(data)
-        result = training_of(config)(
-            config, folder, device=device, force=force, progress=progress_bar
-        )
+        run_training: Callable[..., TrainingResult] = trainer.train
+        if config.qat:
+            from resdeploy.export.quantization.qat_start import train_quantized
+
+            run_training = train_quantized
+        folder = run or trainer.default_folder(data)
+        result = run_training(config, folder, device=device, force=force, progress=progress_bar)
     return CommandResult(result, training_text(result), printed=is_first())
 
 
-def training_of(config: TrainingConfig) -> Any:
-    """The function that trains as `config` says; what quantises it needs the export's packages."""
-    from resdeploy.train.trainer import train
-
-    if config.qat:
-        from resdeploy.export.quantization.qat_start import train_quantized
-
-        return train_quantized
-    return train
+def training_text(result: TrainingResult) -> str:
+    """Return the run folder, its accuracy and speed, and the command to export it."""
+    lines = [
+        f"{result.run}: top-1 accuracy {result.accuracy:.2f} % after "
+        f"{plural(result.epochs, 'epoch')} ({result.images_per_second:.0f} images/s)",
+        *([f"skipped {plural(result.unreadable, 'image')} that could not be decoded"]
+          if result.unreadable else []),
+        "next: resdeploy export --fp16 --int8",
+    ]  # fmt: skip
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The command `resdeploy verify`: check that a bundle predicts the same as PyTorch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resdeploy.bundle.manifest import graph_name
 from resdeploy.cli.console import PATH, CommandResult, command, exit_code
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 from resdeploy.tables import plural, table
@@ -16,10 +15,41 @@ if TYPE_CHECKING:
     from resdeploy.results.verification import Verification
 
 
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.option(
+    "--data",
+    type=PATH,
+    help="Folder of labelled images, to measure top-1 accuracy on.  [default: golden images only]",
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    default=1.0,
+    help="With --data: largest accepted drop of top-1 accuracy against FP32, in percentage points.",
+)
+@BACKEND
+@PRECISION
+@THREADS
+@command
+def verify(bundle: Path, **settings: Any) -> CommandResult:
+    """Check that BUNDLE predicts the same as PyTorch on this machine.
+
+    Exit code: 0 yes, 1 no, 3 too few images to decide.
+    """
+    from resdeploy.bundle.bundle import open_bundle
+    from resdeploy.progress import progress_bar
+    from resdeploy.runtime.verification.verify import verify as run_verify
+
+    result = run_verify(open_bundle(bundle), progress=progress_bar, **settings)
+    return CommandResult(result, verification_text(result), exit_code(result.verdict))
+
+
 def verification_text(result: Verification) -> str:
-    """A row per artifact, and the verdict."""
-    with_data = result.max_drop is not None
-    head = ["backend", "graph", "same class", "SQNR"]
+    """Return a table with a row per graph and backend, then notes and the verdict."""
+    from resdeploy.bundle.manifest import graph_name
+
+    with_labels = result.max_drop is not None
     rows = [
         [
             line.backend,
@@ -28,7 +58,7 @@ def verification_text(result: Verification) -> str:
             f"{line.sqnr_db:.1f} dB",
             *(
                 [f"{line.top1:.2f} %", f"{line.drop:+.2f}", f"{line.drop_upper95:+.2f}"]
-                if with_data
+                if with_labels
                 else []
             ),
             line.rule.value,
@@ -36,43 +66,26 @@ def verification_text(result: Verification) -> str:
         ]
         for line in result.results
     ]
-    accuracy = ["top-1", "drop", "at most (95 %)"] if with_data else []
-    lines = [table([*head, *accuracy, "rule", "verdict"], rows)]
+    accuracy = ["top-1", "drop", "95 % bound"] if with_labels else []
+    lines = [table(["backend", "graph", "agreement", "SQNR", *accuracy, "rule", "verdict"], rows)]
     lines += [
-        f"{graph_name(line.precision.value, line.encoding)} on {line.backend}: "
-        f"{plural(line.different, 'golden image')} with other logits than at the export"
+        f"{graph_name(line.precision.value, line.encoding)} on {line.backend}: the logits of "
+        f"{plural(line.different, 'golden image')} differ from those of the export"
         for line in result.results
         if line.different
     ]
     if result.unreadable:
-        lines.append(f"{result.unreadable} images could not be decoded and were left out")
+        lines.append(f"skipped {plural(result.unreadable, 'image')} that could not be decoded")
     if result.used_before:
         lines.append(
-            f"{result.used_before} of the images chose INT8's ranges or layers: others are fairer"
+            f"the export chose INT8 ranges or layers on {plural(result.used_before, 'image')} of "
+            "these, which flatters INT8; other images are fairer"
         )
-    allowed = (
-        "" if result.max_drop is None else f", a drop of {plural(result.max_drop, 'point')} allowed"
+    limit = (
+        "" if result.max_drop is None else f"; limit: a drop of {plural(result.max_drop, 'point')}"
     )
-    lines.append(f"verdict: {result.verdict.value} on {result.images} images{allowed}")
+    lines.append(f"verdict: {result.verdict.value} on {result.images} images{limit}")
     needed = [line.images_to_decide for line in result.results if line.images_to_decide]
     if needed:
-        lines.append(f"about {max(needed):,} images would decide, if answers differ as often")
+        lines.append(f"about {max(needed):,} images would decide, if predictions change as often")
     return "\n".join(lines)
-
-
-@click.command()
-@click.argument("bundle", type=PATH)
-@click.option("--data", type=PATH, help="Labelled folder, for accuracy and a verdict.")
-@click.option("--max-drop", type=float, default=1.0, show_default=True, help="Points of accuracy.")
-@BACKEND
-@PRECISION
-@THREADS
-@command
-def verify(bundle: Path, **settings: Any) -> CommandResult:
-    """Check that BUNDLE gives PyTorch's answers on this machine. ExitCode 1: no, 3: undecided."""
-    from resdeploy.bundle.bundle import open_bundle
-    from resdeploy.progress import progress_bar
-    from resdeploy.runtime.verification.verify import verify as run_verify
-
-    result = run_verify(open_bundle(bundle), progress=progress_bar, **settings)
-    return CommandResult(result, verification_text(result), exit_code(result.verdict))

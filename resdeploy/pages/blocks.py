@@ -1,4 +1,4 @@
-"""What a report is made of, before it is HTML or Markdown."""
+"""Parts of a page, independent of whether it is written as HTML or as Markdown."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ class Text:
     """A paragraph."""
 
     text: str
-    aside: bool = False
-    """Left out where space is short: in Markdown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Figures; the first column names the rows."""
+    """A table whose first column names the rows."""
 
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    chosen: frozenset[int] = frozenset()
-    """Rows that stand out."""
-    aside: bool = False
+    highlighted: frozenset[int] = frozenset()
+    """Indices of the rows that are highlighted."""
+    html_only: bool = False
+    """True to leave the table out of the shorter Markdown."""
 
     @property
-    def wordy(self) -> frozenset[int]:
-        """Columns that hold words, not figures: they start on the left."""
+    def text_columns(self) -> frozenset[int]:
+        """Indices of the columns that hold words, not numbers; they are left-aligned."""
         return frozenset(
             column
             for column in range(len(self.head))
@@ -39,16 +38,16 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A plot, as it stands inline in HTML; Markdown has its tables only."""
+    """A plot, inline in HTML; Markdown has no plots."""
 
     svg: str
-    """Markup that was made here: text from outside is escaped in it."""
+    """Markup, in which text from outside must be escaped already."""
     caption: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
-    """A confusion matrix: rows show a class, columns are what it was taken for."""
+    """A confusion matrix: rows are true classes, columns predicted classes. HTML only."""
 
     caption: str
     labels: tuple[str, ...]
@@ -57,7 +56,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Names with what they stand for."""
+    """A list of names and values."""
 
     facts: tuple[tuple[str, str], ...]
     caption: str = ""
@@ -83,10 +82,10 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """All of it."""
+    """A page with a verdict, a summary and sections."""
 
     title: str
     verdict: Verdict | None
     summary: tuple[str, ...]
-    """What the verdict is about, and the most important figures: a sentence each."""
+    """Sentences with the reason for the verdict and the most important numbers."""
     sections: tuple[Section, ...]

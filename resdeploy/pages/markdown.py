@@ -1,4 +1,4 @@
-"""A report as Markdown: the verdict and the tables, short enough for a pull request."""
+"""Pages as Markdown, short enough for a comment on a pull request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from resdeploy.tables import markdown_cell, markdown_table
 
 
 def to_markdown(page: Page) -> str:
-    """Tables and paragraphs that are no asides; plots stay in the HTML."""
+    """Return a page as Markdown, without its plots and its tables for HTML only."""
     verdict = f": {page.verdict.value}" if page.verdict else ""
     parts = [f"## {markdown_cell(page.title)}{verdict}"]
     parts += [f"**{markdown_cell(sentence)}**" for sentence in page.summary]
@@ -27,9 +27,9 @@ def to_markdown(page: Page) -> str:
 
 
 def _block(block: Block) -> Iterator[str]:
-    if isinstance(block, Text) and not block.aside:
+    if isinstance(block, Text):
         yield markdown_cell(block.text)
-    elif isinstance(block, Table) and not block.aside:
+    elif isinstance(block, Table) and not block.html_only:
         yield f"{markdown_cell(block.caption)}\n\n{markdown_table(block.head, block.rows)}"
     elif isinstance(block, Facts):
         facts = "\n".join(
@@ -37,7 +37,7 @@ def _block(block: Block) -> Iterator[str]:
         )
         yield f"**{markdown_cell(block.caption)}**\n\n{facts}" if block.caption else facts
     elif isinstance(block, Commands):
-        # A fence longer than any run of backticks within it.
+        # The fence must be longer than any run of backticks in the lines.
         fence = "`" * (3 + max((line.count("`") for line in block.lines), default=0))
         lines = "\n".join(" ".join(line.splitlines()) for line in block.lines)
         yield f"{fence}sh\n{lines}\n{fence}"

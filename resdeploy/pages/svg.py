@@ -1,6 +1,6 @@
-"""Plots as inline SVG: no script, no font, no colour of their own; the page's style sheet has both.
+"""Plots as inline SVG, without scripts; the style sheet of the page sets fonts and colours.
 
-A plot is `WIDTH` units wide, at which its text is as large as the page's on a phone.
+A plot is `WIDTH` units wide, so that on a phone its text is as large as that of the page.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ LEFT, RIGHT = 8, 472
 ROW = 42
 AXIS = 34
 PLOT_HEIGHT = 300
-GUTTER = 58  # for the numbers of a vertical axis
+LETTER = 7  # approximate width of a letter
+GUTTER = 58  # width of the tick labels of a vertical axis
 BANDS = ((1, 99, "outer"), (5, 95, "middle"), (25, 75, "inner"))
-"""Percentiles that a band spans."""
+"""First and last percentile and CSS class of each band."""
 
 
 @dataclass(frozen=True, slots=True)
 class AxisScale:
-    """From values to units of the drawing."""
+    """A linear or logarithmic map from values to units of the drawing."""
 
     low: float
     high: float
@@ -31,7 +32,7 @@ class AxisScale:
     logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
-        """Where `value` lies; what is outside lies on the nearer end."""
+        """Return the place of `value`; values outside the axis go to its nearer end."""
         low, high = self.low, self.high
         value = min(max(value, low), high)
         if self.logarithmic:
@@ -39,14 +40,35 @@ class AxisScale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values, about five."""
+        """Return about five round values."""
         return _decades(self) if self.logarithmic else _round(self)
 
 
-def scale(
+@dataclass(frozen=True, slots=True)
+class PlotPoint:
+    """A point of a scatter plot, with a label beside it."""
+
+    x: float
+    y: float
+    label: str
+    kind: int = 0
+    """Shape and colour: 0 circle, 1 square, 2 triangle."""
+    highlighted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlotLine:
+    """A polyline of a scatter plot, with a label at its end."""
+
+    points: tuple[tuple[float, float], ...]
+    label: str = ""
+    dashed: bool = False
+
+
+def axis_scale(
     values: Sequence[float], start: float, end: float, *, logarithmic: bool = False
 ) -> AxisScale:
-    """One on which all of `values` can be seen, with some room around."""
+    """Return a scale that shows all of `values`, with a margin."""
     low, high = min(values), max(values)
     if logarithmic:
         room = max((high / low) ** 0.06, 1.02)
@@ -56,26 +78,26 @@ def scale(
 
 
 def bands(rows: Sequence[tuple[str, Sequence[float], str]], *, axis: str, description: str) -> str:
-    """How values spread, a row each, on one logarithmic axis.
+    """Draw distributions as bands of percentiles, one per row, on a logarithmic axis.
 
     Args:
-        rows: A label, 101 percentiles, and what to write on the right.
-        axis: What the values are.
-        description: For who cannot see it.
+        rows: Label, 101 percentiles, and text on the right.
+        axis: Label of the axis.
+        description: Text alternative of the plot.
     """
     ends = [percentiles[end] for _, percentiles, _ in rows for end in (1, 99)]
-    across = scale(ends, LEFT, RIGHT, logarithmic=True)
+    x_scale = axis_scale(ends, LEFT, RIGHT, logarithmic=True)
     parts = []
     for index, (label, percentiles, figure) in enumerate(rows):
         top = index * ROW
-        parts += [text(LEFT, top + 13, label), text(RIGHT, top + 13, figure, "end")]
+        parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, figure, "end")]
         for low, high, name in BANDS:
-            start, end = across(percentiles[low]), across(percentiles[high])
+            start, end = x_scale(percentiles[low]), x_scale(percentiles[high])
             parts.append(_rectangle(start, top + 19, max(end - start, 1.5), 14, name))
-        middle = across(percentiles[50])
+        middle = x_scale(percentiles[50])
         parts.append(_line(middle, top + 17, middle, top + 35, "median"))
     bottom = len(rows) * ROW + 2
-    return document(bottom + AXIS, description, [*parts, *_axis(across, bottom, axis)])
+    return _svg(bottom + AXIS, description, [*parts, *_axis(x_scale, bottom, axis)])
 
 
 def intervals(
@@ -86,102 +108,155 @@ def intervals(
     marks: Sequence[tuple[float, str]] = (),
     logarithmic: bool = False,
 ) -> str:
-    """A value with its interval, a row each.
+    """Draw values with their intervals, one per row.
 
     Args:
-        rows: A label, lower end, value, upper end, and what to write on the right.
-        axis: What the values are.
-        description: For who cannot see it.
-        marks: Vertical lines with a name, such as a limit.
-        logarithmic: Whether the axis is.
+        rows: Label, lower end, value, upper end, and text on the right.
+        axis: Label of the axis.
+        description: Text alternative of the plot.
+        marks: Positions and names of vertical lines, such as a limit.
+        logarithmic: True for a logarithmic axis.
     """
     values = [value for row in rows for value in row[1:4]] + [mark for mark, _ in marks]
-    across = scale(values, LEFT, RIGHT, logarithmic=logarithmic)
+    x_scale = axis_scale(values, LEFT, RIGHT, logarithmic=logarithmic)
     bottom = len(rows) * ROW + 2
     parts = []
     for value, name in marks:
-        x = across(value)
+        x = x_scale(value)
         anchor = "end" if x > WIDTH / 2 else "start"
         parts.append(_line(x, 0, x, bottom, "mark"))
-        parts.append(text(x + (-4 if anchor == "end" else 4), bottom - 2, name, anchor, "dim"))
+        parts.append(_text(x + (-4 if anchor == "end" else 4), bottom - 2, name, anchor, "dim"))
     for index, (label, low, value, high, figure) in enumerate(rows):
         top = index * ROW
-        parts += [text(LEFT, top + 13, label), text(RIGHT, top + 13, figure, "end")]
-        parts.append(_line(across(low), top + 26, across(high), top + 26, "whisker"))
-        parts.append(f'<circle class="dot" cx="{across(value):.1f}" cy="{top + 26}" r="5"/>')
-    return document(bottom + AXIS, description, [*parts, *_axis(across, bottom, axis)])
+        parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, figure, "end")]
+        parts.append(_line(x_scale(low), top + 26, x_scale(high), top + 26, "whisker"))
+        parts.append(f'<circle class="dot" cx="{x_scale(value):.1f}" cy="{top + 26}" r="5"/>')
+    return _svg(bottom + AXIS, description, [*parts, *_axis(x_scale, bottom, axis)])
 
 
-@dataclass(frozen=True, slots=True)
-class PlotPoint:
-    """In a plane, with a mark and a word beside it."""
-
-    x: float
-    y: float
-    label: str
-    kind: int = 0
-    """Shape and colour: 0 circle, 1 square, 2 triangle."""
-    chosen: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PlotLine:
-    """Straight pieces through a plane."""
-
-    points: tuple[tuple[float, float], ...]
-    label: str = ""
-    dashed: bool = False
-
-
-def plane(
+def scatter(
     points: Sequence[PlotPoint],
     lines: Sequence[PlotLine],
     *,
-    across: str,
-    up: str,
+    x_label: str,
+    y_label: str,
     description: str,
     logarithmic: tuple[bool, bool],
-    most: float = math.inf,
+    y_max: float = math.inf,
 ) -> str:
-    """Points and lines over two axes, which are named `across` and `up`; none is above `most`."""
+    """Draw points and lines in a plane.
+
+    Args:
+        points: Points with their labels.
+        lines: Polylines below the points.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+        description: Text alternative of the plot.
+        logarithmic: True for a logarithmic axis: x, y.
+        y_max: Largest possible value, where the vertical axis ends at the latest.
+    """
     xs = [p.x for p in points] + [x for line in lines for x, _ in line.points]
     ys = [p.y for p in points] + [y for line in lines for _, y in line.points]
-    horizontal = scale(xs, GUTTER, RIGHT, logarithmic=logarithmic[0])
-    vertical = scale(ys, PLOT_HEIGHT, 24, logarithmic=logarithmic[1])
-    vertical = replace(vertical, high=min(vertical.high, most))
-    parts = [text(LEFT, 12, up, "start", "dim"), *_axis(horizontal, PLOT_HEIGHT, across)]
-    for value in vertical.ticks():
-        y = vertical(value)
+    x_scale = axis_scale(xs, GUTTER, RIGHT, logarithmic=logarithmic[0])
+    y_scale = axis_scale(ys, PLOT_HEIGHT, 24, logarithmic=logarithmic[1])
+    y_scale = replace(y_scale, high=min(y_scale.high, y_max))
+    parts = [_text(LEFT, 12, y_label, "start", "dim"), *_axis(x_scale, PLOT_HEIGHT, x_label)]
+    for value in y_scale.ticks():
+        y = y_scale(value)
         parts.append(_line(GUTTER, y, RIGHT, y, "grid"))
-        parts.append(text(GUTTER - 6, y + 4, number(value), "end", "dim"))
+        parts.append(_text(GUTTER - 6, y + 4, short_number(value), "end", "dim"))
     for line in lines:
-        path = " ".join(f"{horizontal(x):.1f},{vertical(y):.1f}" for x, y in line.points)
+        path = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in line.points)
         parts.append(f'<polyline class="{"dashed" if line.dashed else "roof"}" points="{path}"/>')
         if line.label:
             x, y = line.points[-1]
-            parts.append(text(horizontal(x), vertical(y) - 5, line.label, "end", "dim"))
-    parts += _marks(points, horizontal, vertical)
-    return document(PLOT_HEIGHT + AXIS, description, parts)
+            parts.append(_text(x_scale(x), y_scale(y) - 5, line.label, "end", "dim"))
+    parts += _marks(points, x_scale, y_scale)
+    return _svg(PLOT_HEIGHT + AXIS, description, parts)
 
 
-def _marks(points: Sequence[PlotPoint], horizontal: AxisScale, vertical: AxisScale) -> list[str]:
-    parts, taken = [], list[tuple[float, float]]()
+def bars(rows: Sequence[tuple[str, float, str]], *, description: str) -> str:
+    """Draw horizontal bars, one per row.
+
+    Args:
+        rows: Label, length from 0 to 1, and text on the right.
+        description: Text alternative of the plot.
+    """
+    parts = []
+    for index, (label, share, figure) in enumerate(rows):
+        top = index * 32
+        parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, figure, "end")]
+        parts.append(_rectangle(LEFT, top + 18, max(share * (RIGHT - LEFT), 1), 8, "value"))
+    return _svg(len(rows) * 32 + 2, description, parts)
+
+
+def histogram(
+    heights: Sequence[float], low: float, high: float, clip: tuple[float, float], description: str
+) -> str:
+    """Draw bars of heights 0 to 1 from `low` to `high`; those outside `clip` differ in colour."""
+    x_scale = AxisScale(low, high, LEFT, RIGHT)
+    width, full = (RIGHT - LEFT) / len(heights), 110
+    parts = []
+    for index, height in enumerate(heights):
+        left, right = LEFT + index * width, LEFT + (index + 1) * width
+        inside = left < x_scale(clip[1]) and right > x_scale(clip[0])
+        name = "value" if inside else "clipped"
+        parts.append(_rectangle(left, 6 + full * (1 - height), width * 0.9, full * height, name))
+    parts += [_line(x_scale(value), 0, x_scale(value), 6 + full, "mark") for value in clip]
+    return _svg(6 + full + AXIS - 12, description, [*parts, *_axis(x_scale, 6 + full, "")])
+
+
+def short_number(value: float) -> str:
+    """Format a number in short: 0.5, 20, 15k, 3G."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
+    return f"{value:.4g}"
+
+
+def _svg(height: float, description: str, parts: Sequence[str]) -> str:
+    """Return the SVG element with its text alternative."""
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(description)}">'
+        + "".join(parts)
+        + "</svg>"
+    )
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start", name: str = "") -> str:
+    """Return a text element with escaped `words`."""
+    kind = f' class="{name}"' if name else ""
+    return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) -> list[str]:
+    """Return the marks of points, each with its label where no other label is."""
+    parts, taken = [], list[tuple[float, float, float]]()
     for point in points:
-        x, y = horizontal(point.x), vertical(point.y)
-        parts.append(_mark(x, y, point.kind, chosen=point.chosen))
-        beside = "end" if x > 0.7 * WIDTH else "start"
-        # A word that would cover another one goes below it.
-        word = y + 4
-        while any(abs(word - other) < 13 and abs(x - where) < 110 for where, other in taken):
-            word += 13
-        if point.label and word < PLOT_HEIGHT:
-            taken.append((x, word))
-            parts.append(text(x + (-10 if beside == "end" else 10), word, point.label, beside))
+        x, y = x_scale(point.x), y_scale(point.y)
+        parts.append(_mark(x, y, point.kind, highlighted=point.highlighted))
+        width = LETTER * len(point.label)
+        sides = [(x + 10, x + 10 + width, "start"), (x - 10 - width, x - 10, "end")]
+        places = [
+            (left, right, y + 4 + lines * 13, anchor)
+            for lines in range(int(PLOT_HEIGHT - y) // 13)
+            for left, right, anchor in (sides if x < 0.7 * WIDTH else sides[::-1])
+            if left > GUTTER and right < WIDTH
+        ]
+        for left, right, label_y, anchor in places if point.label else ():
+            if all(
+                right < other_left or other_right < left or abs(label_y - other_y) >= 13
+                for other_left, other_right, other_y in taken
+            ):
+                taken.append((left, right, label_y))
+                label_x = left if anchor == "start" else right
+                parts.append(_text(label_x, label_y, point.label, anchor))
+                break
     return parts
 
 
-def _mark(x: float, y: float, kind: int, *, chosen: bool) -> str:
-    name = f"point kind{kind}{' chosen' if chosen else ''}"
+def _mark(x: float, y: float, kind: int, *, highlighted: bool) -> str:
+    name = f"point kind{kind}{' highlighted' if highlighted else ''}"
     if kind == 0:
         return f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
     if kind == 1:
@@ -190,63 +265,17 @@ def _mark(x: float, y: float, kind: int, *, chosen: bool) -> str:
     return f'<polygon class="{name}" points="{corners}"/>'
 
 
-def bars(rows: Sequence[tuple[str, float, str]], *, description: str) -> str:
-    """A share, 0 to 1, in each row, with a label and a figure above it."""
-    parts = []
-    for index, (label, share, figure) in enumerate(rows):
-        top = index * 32
-        parts += [text(LEFT, top + 13, label), text(RIGHT, top + 13, figure, "end")]
-        parts.append(_rectangle(LEFT, top + 18, max(share * (RIGHT - LEFT), 1), 8, "value"))
-    return document(len(rows) * 32 + 2, description, parts)
-
-
-def histogram(
-    heights: Sequence[float], low: float, high: float, clip: tuple[float, float], description: str
-) -> str:
-    """Bars of heights 0 to 1 from `low` to `high`; those outside of `clip` stand out."""
-    across = AxisScale(low, high, LEFT, RIGHT)
-    width, tall = (RIGHT - LEFT) / len(heights), 110
-    parts = []
-    for index, height in enumerate(heights):
-        left, right = LEFT + index * width, LEFT + (index + 1) * width
-        inside = left < across(clip[1]) and right > across(clip[0])
-        name = "value" if inside else "clipped"
-        parts.append(_rectangle(left, 6 + tall * (1 - height), width * 0.9, tall * height, name))
-    parts += [_line(across(value), 0, across(value), 6 + tall, "mark") for value in clip]
-    return document(6 + tall + AXIS - 12, description, [*parts, *_axis(across, 6 + tall, "")])
-
-
-def document(height: float, description: str, parts: Sequence[str]) -> str:
-    """The drawing with its text alternative."""
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(description)}">'
-        + "".join(parts)
-        + "</svg>"
-    )
-
-
-def text(x: float, y: float, words: str, anchor: str = "start", name: str = "") -> str:
-    """Escaped."""
-    kind = f' class="{name}"' if name else ""
-    return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
-
-
-def number(value: float) -> str:
-    """Short: 0.5, 20, 1.5k, 3G."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
-    return f"{value:.4g}"
-
-
-def _axis(across: AxisScale, y: float, name: str) -> list[str]:
-    parts = [_line(across.start, y, RIGHT, y, "axis")]
-    for value in across.ticks():
-        x = across(value)
+def _axis(x_scale: AxisScale, y: float, name: str) -> list[str]:
+    parts = [_line(x_scale.start, y, RIGHT, y, "axis")]
+    for value in x_scale.ticks():
+        x = x_scale(value)
         anchor = "start" if x < LEFT + 14 else "end" if x > RIGHT - 14 else "middle"
-        parts += [_line(x, y, x, y + 4, "axis"), text(x, y + 16, number(value), anchor, "dim")]
+        parts += [
+            _line(x, y, x, y + 4, "axis"),
+            _text(x, y + 16, short_number(value), anchor, "dim"),
+        ]
     if name:
-        parts.append(text((across.start + RIGHT) / 2, y + 31, name, "middle", "dim"))
+        parts.append(_text((x_scale.start + RIGHT) / 2, y + 31, name, "middle", "dim"))
     return parts
 
 
@@ -260,24 +289,24 @@ def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
     return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _decades(scale: AxisScale) -> list[float]:
-    powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
+def _decades(axis: AxisScale) -> list[float]:
+    powers = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8)):
         found = [
             step * 10.0**power
             for power in powers
             for step in steps
-            if scale.low <= step * 10.0**power <= scale.high
+            if axis.low <= step * 10.0**power <= axis.high
         ]
         if len(found) >= 4:
             return found
-    return found if len(found) > 1 else _round(scale)
+    return found if len(found) > 1 else _round(axis)
 
 
-def _round(scale: AxisScale) -> list[float]:
-    span = (scale.high - scale.low) / 5
+def _round(axis: AxisScale) -> list[float]:
+    span = (axis.high - axis.low) / 5
     power = 10.0 ** math.floor(math.log10(span))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= span)
-    first = math.ceil(scale.low / step)
-    last = math.floor(scale.high / step)
+    first = math.ceil(axis.low / step)
+    last = math.floor(axis.high / step)
     return [round(index * step, 12) for index in range(first, last + 1)]

@@ -1,4 +1,4 @@
-"""Pages that need no network: one look for every report."""
+"""HTML pages from Jinja templates, with one style sheet and no external files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from resdeploy.errors import needs_extra
 
 
 def render_page(template: str, **values: Any) -> bytes:
-    """Fill in a template, UTF-8; everything that comes from outside is escaped.
+    """Return a filled-in template as UTF-8; all values are escaped.
 
     Args:
-        template: Path below the package; it extends `pages/page.html.j2`.
-        values: What the template names; all of them are needed.
+        template: Path below the package of a template that extends `pages/page.html.j2`.
+        values: Every variable of the template.
 
     Raises:
         MissingDependencyError: Jinja2 is not installed.

@@ -1,1 +1,1 @@
-"""What people read of results: one page, Markdown, tables. From bundles and JSON documents."""
+"""Reports for people, in HTML, Markdown and text, from bundles and JSON documents."""

@@ -1,4 +1,4 @@
-"""What a verification found: accuracy with intervals, and what is taken for what."""
+"""The results of a verification: accuracy with intervals, agreement, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from resdeploy.pages.svg import intervals
 from resdeploy.results.verification import ArtifactResult, Verification
 from resdeploy.statistics import Verdict, wilson_interval
 
-LARGEST_MATRIX = 25  # classes; more do not fit on a page
-PAIRS = 10
+MAX_MATRIX_CLASSES = 25  # more do not fit on a page
+MAX_CONFUSED_PAIRS = 10
 
 
 def verification_summary(result: Verification) -> str:
-    """One sentence: what was held against what, and how it went."""
+    """Return one sentence with the outcome of a verification."""
     failed = [_name(line) for line in result.results if line.verdict is Verdict.FAIL]
-    open_ = [_name(line) for line in result.results if line.verdict is Verdict.INCONCLUSIVE]
+    undecided = [_name(line) for line in result.results if line.verdict is Verdict.INCONCLUSIVE]
     images = f"{result.images:,} {'labelled' if result.max_drop is not None else 'golden'} images"
     if failed:
-        return f"Not what it was at the export, on {images}: {', '.join(failed)}."
-    if open_:
-        return f"{images.capitalize()} do not decide about {', '.join(open_)}."
+        return f"Verification failed on {images}: {', '.join(failed)}."
+    if undecided:
+        return f"{images.capitalize()} do not decide about {', '.join(undecided)}."
     if result.max_drop is None:
-        return f"Every graph gives PyTorch's answers on {images}."
-    most = max(line.drop_upper95 or 0.0 for line in result.results)
+        return f"Every graph agrees with PyTorch on {images}."
+    bound = max(line.drop_upper95 or 0.0 for line in result.results)
     return (
-        f"No graph is more than {most:.2f} points less accurate than FP32 (95 % confidence, "
-        f"{images}); {result.max_drop:g} were allowed."
+        f"Accuracy drop against FP32: at most {bound:.2f} points (95 % confidence, {images}); "
+        f"limit {result.max_drop:g} points."
     )
 
 
 def verification_section(result: Verification) -> Section:
-    """Tables, the plot of drops, and the confusion matrix where labels are known."""
+    """Return tables of a verification; with labels also the drops and the confusion matrix."""
     if result.max_drop is None:
-        return Section(title="Answers", blocks=(_answers(result),))
-    blocks: list[Block] = [_accuracy(result), _drops(result), _answers(result)]
+        return Section(title="Agreement", blocks=(_agreement(result),))
+    blocks: list[Block] = [_accuracy(result), _drops(result), _agreement(result)]
     if result.used_before:
         blocks.append(
             Text(
-                text=f"{result.used_before:,} of the images chose INT8's ranges or layers, which "
-                "flatters those graphs."
+                text=f"The export chose INT8 ranges or layers on {result.used_before:,} of the "
+                "images, which flatters the INT8 graphs."
             )
         )
     if result.unreadable:
@@ -67,9 +67,10 @@ def _accuracy(result: Verification) -> Table:
             )
         )
     return Table(
-        caption=f"Accuracy on {result.images:,} labelled images, in percent, with 95 % intervals; "
-        "the drop against FP32 is paired, image by image, in points.",
-        head=("graph", "backend", "right", "interval", "drop", "at most", "verdict"),
+        caption=f"Top-1 accuracy on {result.images:,} labelled images. The drop against FP32 is in "
+        "percentage points, estimated from pairs of predictions for the same image; the bound is "
+        "the upper bound of its 95 % confidence interval.",
+        head=("graph", "backend", "top-1", "95 % interval", "drop", "95 % bound", "verdict"),
         rows=tuple(rows),
     )
 
@@ -78,21 +79,22 @@ def _drops(result: Verification) -> Figure:
     assert result.max_drop is not None
     rows = []
     for line in result.results:
-        least, drop, most = (line.drop_lower95 or 0.0, line.drop or 0.0, line.drop_upper95 or 0.0)
-        rows.append((_name(line), least, drop, most, f"{drop:+.2f}, at most {most:+.2f}"))
+        low, drop, high = (line.drop_lower95 or 0.0, line.drop or 0.0, line.drop_upper95 or 0.0)
+        rows.append((_name(line), low, drop, high, f"{drop:+.2f}, bound {high:+.2f}"))
     described = "; ".join(f"{label}: {figure}" for label, *_, figure in rows)
     return Figure(
         svg=intervals(
             rows,
-            axis="points of accuracy lost against FP32",
-            description=f"Points of accuracy lost against FP32. {described}",
-            marks=((0.0, "none"), (result.max_drop, "allowed")),
+            axis="drop of top-1 accuracy against FP32, in points",
+            description=f"Drop of top-1 accuracy against FP32, in points. {described}",
+            marks=((0.0, "no drop"), (result.max_drop, "limit")),
         ),
-        caption="Accuracy lost against FP32, with bounds that hold at 95 % each.",
+        caption="Drop of top-1 accuracy against FP32. Each end of an interval is a one-sided 95 % "
+        "bound.",
     )
 
 
-def _answers(result: Verification) -> Table:
+def _agreement(result: Verification) -> Table:
     rows = tuple(
         (
             _graph(line),
@@ -105,56 +107,61 @@ def _answers(result: Verification) -> Table:
         for line in result.results
     )
     return Table(
-        caption="Answers: images with FP32's most likely class, median signal to noise of the "
-        "logits, and what was asked on the golden images.",
-        head=("graph", "backend", "same class", "SQNR", "rule", "verdict"),
+        caption="Agreement: images with the same predicted class as FP32. SQNR: median "
+        "signal-to-quantisation-noise ratio of the logits. Rule: the check on the golden images.",
+        head=("graph", "backend", "agreement", "SQNR", "rule", "verdict"),
         rows=rows,
     )
 
 
 def _confusion(result: Verification) -> list[Block]:
-    """Of the last graph in the smallest precision, with FP32's figures beside it."""
+    """Return the confusion matrix of one graph, and its most frequent errors beside FP32's.
+
+    The graph is the CPU's INT8 graph, or else the last one; a failed one is not shown.
+    """
     known = [line for line in result.results if line.confusion and line.verdict is not Verdict.FAIL]
     if not known or not result.labels:
         return []
-    line = next((one for one in known if one.encoding is Encoding.CPU), known[-1])
+    baseline = known[0]
+    shown = next((line for line in known if line.encoding is Encoding.CPU), known[-1])
     labels, blocks = result.labels, list[Block]()
-    if len(labels) <= LARGEST_MATRIX:
+    if len(labels) <= MAX_MATRIX_CLASSES:
         blocks.append(
             Matrix(
-                caption=f"What {_graph(line)} takes images for. Rows: what an image shows. "
-                "Columns: what it was taken for.",
+                caption=f"Confusion matrix of {_graph(shown)}: rows are true classes, columns "
+                "predicted classes.",
                 labels=labels,
-                counts=_counts(line, len(labels)),
+                counts=_counts(shown, len(labels)),
             )
         )
-    first = {(shown, taken): count for shown, taken, count in known[0].confusion}
-    wrong = sorted((one for one in line.confusion if one[0] != one[1]), key=lambda one: -one[2])
+    baseline_counts = {(true, predicted): n for true, predicted, n in baseline.confusion}
+    errors = sorted((cell for cell in shown.confusion if cell[0] != cell[1]), key=lambda c: -c[2])
     rows = tuple(
         (
-            _label(labels, shown),
-            _label(labels, taken),
+            _label(labels, true),
+            _label(labels, predicted),
             str(count),
-            str(first.get((shown, taken), 0)),
+            str(baseline_counts.get((true, predicted), 0)),
         )
-        for shown, taken, count in wrong[:PAIRS]
+        for true, predicted, count in errors[:MAX_CONFUSED_PAIRS]
     )
     if rows:
         blocks.append(
             Table(
-                caption="The most frequent mistakes.",
-                head=("shows", "taken for", _graph(line), _graph(known[0])),
+                caption="Most frequent errors: number of images.",
+                head=("true class", "predicted class", _graph(shown), _graph(baseline)),
                 rows=rows,
-                aside=True,
+                html_only=True,
             )
         )
     return blocks
 
 
 def _counts(line: ArtifactResult, classes: int) -> tuple[tuple[int, ...], ...]:
-    found = {(shown, taken): count for shown, taken, count in line.confusion}
+    counts = {(true, predicted): n for true, predicted, n in line.confusion}
     return tuple(
-        tuple(found.get((shown, taken), 0) for taken in range(classes)) for shown in range(classes)
+        tuple(counts.get((true, predicted), 0) for predicted in range(classes))
+        for true in range(classes)
     )
 
 

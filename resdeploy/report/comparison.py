@@ -1,42 +1,45 @@
-"""Two bundles or benchmarks, held against each other: for people."""
+"""A comparison of two bundles or benchmarks, as console text and as a section of a report."""
 
 from __future__ import annotations
 
 from resdeploy.pages.blocks import Block, Section, Table, Text
 from resdeploy.results.comparison import Comparison, LayerChange
-from resdeploy.tables import table
+from resdeploy.tables import plural, table
 
-SHOWN = 8
+MAX_LAYER_NAMES = 8
 
 
 def comparison_text(result: Comparison) -> str:
-    """For a terminal."""
-    tables = [*_accuracy(result), *_latency(result)]
-    blocks = [f"{table(one.head, one.rows)}\n" for one in tables]
-    return "\n".join([*blocks, *_notes(result), comparison_verdict(result)])
+    """Return the tables, notes and verdict of a comparison for a terminal."""
+    tables = [table(one.head, one.rows) + "\n" for one in (*_accuracy(result), *_latency(result))]
+    return "\n".join([*tables, *_notes(result), f"verdict: {_verdict(result)}"])
 
 
 def comparison_section(result: Comparison) -> Section:
-    """For a report."""
+    """Return the tables and notes of a comparison for a report."""
     notes = tuple(Text(text=note) for note in _notes(result))
     blocks: tuple[Block, ...] = (*_accuracy(result), *_latency(result), *notes)
-    return Section(title=f"{result.second} against {result.first}", blocks=blocks)
+    return Section(title=f"{result.second} compared with {result.first}", blocks=blocks)
 
 
-def comparison_verdict(result: Comparison) -> str:
-    """What was asked, and the answer."""
-    allowed = []
+def comparison_summary(result: Comparison) -> str:
+    """Return one sentence with the outcome of a comparison."""
+    return f"{result.second} compared with {result.first}: {_verdict(result)}."
+
+
+def _verdict(result: Comparison) -> str:
+    limits = []
     if result.accuracy:
-        allowed.append(f"{result.max_drop:g} points less accurate")
+        limits.append(f"a drop of {plural(result.max_drop, 'point')}")
     if result.latency:
-        allowed.append(f"{result.max_slowdown:g} % slower")
-    return f"verdict: {result.verdict.value}, {' and '.join(allowed)} allowed"
+        limits.append(f"a slowdown of {result.max_slowdown:g} %")
+    return result.verdict.value + (f"; limits: {', '.join(limits)}" if limits else "")
 
 
 def _accuracy(result: Comparison) -> list[Table]:
     if not result.accuracy:
         return []
-    truth = "right" if result.accuracy[0].truth == "labels" else "as PyTorch"
+    by_labels = result.accuracy[0].truth == "labels"
     rows = [
         (
             line.artifact,
@@ -45,16 +48,21 @@ def _accuracy(result: Comparison) -> list[Table]:
             f"{line.first:.2f} %",
             f"{line.second:.2f} %",
             f"{line.drop:+.2f}",
-            f"{line.drop_low:+.2f} to {line.drop_high:+.2f}" if line.different else "same bits",
+            f"{line.drop_low:+.2f} to {line.drop_high:+.2f}" if line.different else "bit-identical",
             line.verdict.value,
         )
         for line in result.accuracy
     ]
+    metric = "top-1" if by_labels else "agreement"
     head = (
-        "graph", "backend", "images", f"{truth}, first", "second", "drop", "90 % interval",
+        "graph", "backend", "images", f"{metric}, first", "second", "drop", "90 % interval",
         "verdict",
     )  # fmt: skip
-    caption = "Accuracy on the same images, drops in points: each end of an interval holds at 95 %."
+    measured = "Top-1 accuracy" if by_labels else "Agreement with PyTorch"
+    caption = (
+        f"{measured} of both bundles on the same images. The drop is in percentage points; each "
+        "end of its interval is a one-sided 95 % bound."
+    )
     return [Table(caption=caption, head=head, rows=tuple(rows))]
 
 
@@ -78,11 +86,12 @@ def _latency(result: Comparison) -> list[Table]:
     first = result.latency[0]
     interval = f"{100 * first.confidence:.0f} % interval"
     head = (
-        "graph", "contender", "batch", "threads", "first", "second", "slower by", interval,
+        "graph", "contender", "batch", "threads", "first", "second", "slowdown", interval,
         "verdict",
     )  # fmt: skip
     relative = f", relative to {first.relative_to} in the same run" if first.relative_to else ""
-    return [Table(caption=f"Median latency; slowdowns{relative}.", head=head, rows=tuple(rows))]
+    caption = f"Median latency, and slowdown of the second{relative}."
+    return [Table(caption=caption, head=head, rows=tuple(rows))]
 
 
 def _notes(result: Comparison) -> list[str]:
@@ -93,7 +102,7 @@ def _notes(result: Comparison) -> list[str]:
         *(f"only the second has {name}" for name in result.added),
         *result.notices,
         *(
-            [f"about {max(needed):,} images would decide, if answers differ as often"]
+            [f"about {max(needed):,} images would decide, if predictions change as often"]
             if needed
             else []
         ),
@@ -101,12 +110,12 @@ def _notes(result: Comparison) -> list[str]:
 
 
 def _layers(change: LayerChange) -> str:
-    moves = [
-        f"{len(names)} {'layer' if len(names) == 1 else 'layers'} to {where} "
-        f"({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
-        for names, where in ((change.to_float, "float"), (change.to_int8, "INT8"))
+    changes = [
+        f"{plural(len(names), 'layer')} to {precision} "
+        f"({', '.join(names[:MAX_LAYER_NAMES])}{', ...' if len(names) > MAX_LAYER_NAMES else ''})"
+        for names, precision in ((change.to_float, "float"), (change.to_int8, "INT8"))
         if names
     ]
     if change.calibrators[0] != change.calibrators[1]:
-        moves.append(f"calibrator {change.calibrators[0]} to {change.calibrators[1]}")
-    return f"int8 for {change.encoding.value}: {'; '.join(moves)}"
+        changes.append(f"calibrator {change.calibrators[0]} to {change.calibrators[1]}")
+    return f"INT8 graph for {change.encoding.value}: {'; '.join(changes)}"

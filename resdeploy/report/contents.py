@@ -1,8 +1,10 @@
-"""What is in a bundle, and how it was made."""
+"""The contents of a bundle: its graphs, its calibration and its layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from resdeploy.bundle.analysis import Analysis
 from resdeploy.bundle.calibration_record import CalibrationRecord, FloatLayers
@@ -15,65 +17,83 @@ from resdeploy.report.trade_off import trade_off_blocks
 from resdeploy.results.benchmark import LayerTimes
 from resdeploy.results.provenance import Environment
 
-NONE = "-"
-BUNDLE_HINT = "export the bundle again"
+Document = TypeVar("Document")
+
+
+@dataclass(frozen=True, slots=True)
+class BundleContents:
+    """A bundle's manifest and analysis, and the times of its layers if they were measured."""
+
+    name: str
+    manifest: Manifest
+    analysis: Analysis | None
+    times: LayerTimes | None = None
 
 
 def export_summary(manifest: Manifest) -> str:
-    """One sentence: what the graphs proved when they were written."""
+    """Return one sentence with the agreement that the export measured."""
     agreement = min(artifact.parity.agreement for artifact in manifest.artifacts)
     images = manifest.artifacts[0].parity.images
     count = len(manifest.artifacts)
-    graphs = "The graph keeps" if count == 1 else f"All {count} graphs keep"
+    graphs = "the graph" if count == 1 else f"each of the {count} graphs"
     return (
-        f"{graphs} PyTorch's class for {agreement:.1f} % or more of {images} golden images, as "
-        "measured at the export."
+        f"At the export, {graphs} had the same predicted class as PyTorch on {agreement:.1f} % or "
+        f"more of {images} golden images."
     )
 
 
-def contents_sections(
-    manifest: Manifest, analysis: Analysis | None, times: LayerTimes | None = None
-) -> tuple[Section, ...]:
-    """Parity, input, calibration, trade-off, layers.
+def bundle_sections(bundles: Sequence[BundleContents]) -> list[Section]:
+    """Return the sections about each bundle; with several, each title names its bundle.
 
     Raises:
-        BundleError: the manifest's record of the calibration is damaged.
+        BundleError: The record of the calibration in a manifest is damaged.
     """
-    sections = [Section(title="The graphs", blocks=(_parity(manifest), _input(manifest)))]
-    if manifest.calibration is not None:
-        record = calibration_record(manifest)
-        sections.append(Section(title="Calibration", blocks=_calibration(record)))
-        if record.points:
-            sections.append(
-                Section(title="Accuracy or speed", blocks=trade_off_blocks(record.points))
-            )
-    if analysis is not None:
-        sections.append(Section(title="Layers", blocks=layer_blocks(analysis, times)))
-    return tuple(sections)
+    sections = []
+    for bundle in bundles:
+        for title, blocks in _sections(bundle):
+            name = f"{title} of {bundle.name}" if len(bundles) > 1 else title
+            sections.append(Section(title=name, blocks=blocks))
+    return sections
 
 
 def calibration_record(manifest: Manifest) -> CalibrationRecord:
-    """The typed form of the manifest's key.
+    """Return the calibration of a manifest in its typed form.
 
     Raises:
-        BundleError: it is damaged.
+        BundleError: The record is damaged.
     """
-    try:
-        return parse(CalibrationRecord, manifest.calibration, "calibration")
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"the manifest is damaged: {error}", BUNDLE_HINT) from error
+    return _parse(CalibrationRecord, manifest.calibration, "calibration")
 
 
 def export_environment(manifest: Manifest) -> Environment:
-    """Where and when the bundle was made.
+    """Return when, where and with which command a bundle was exported.
 
     Raises:
-        BundleError: the manifest does not say it.
+        BundleError: The provenance is damaged.
     """
+    return _parse(Environment, manifest.provenance, "provenance")
+
+
+def _parse(kind: type[Document], value: Any, key: str) -> Document:
     try:
-        return parse(Environment, manifest.provenance, "provenance")
+        return parse(kind, value, key)
     except (TypeError, ValueError) as error:
-        raise BundleError(f"the manifest is damaged: {error}", BUNDLE_HINT) from error
+        raise BundleError(f"the manifest is damaged: {error}", "export the bundle again") from error
+
+
+def _sections(bundle: BundleContents) -> list[tuple[str, tuple[Block, ...]]]:
+    manifest = bundle.manifest
+    sections: list[tuple[str, tuple[Block, ...]]] = [
+        ("Graphs", (_parity(manifest), _input(manifest)))
+    ]
+    if manifest.calibration is not None:
+        record = calibration_record(manifest)
+        sections.append(("Calibration", _calibration(record)))
+        if record.points:
+            sections.append(("Accuracy against latency", trade_off_blocks(record.points)))
+    if bundle.analysis is not None:
+        sections.append(("Layers", layer_blocks(bundle.analysis, bundle.times)))
+    return sections
 
 
 def _parity(manifest: Manifest) -> Table:
@@ -89,11 +109,12 @@ def _parity(manifest: Manifest) -> Table:
         )
         for artifact in manifest.artifacts
     )
-    head = ("graph", "size", "INT8 convs", "same class", "SQNR", "worst 5 %", "max error")
+    head = ("graph", "size", "INT8 convs", "agreement", "SQNR", "SQNR p5", "max error")
     images = manifest.artifacts[0].parity.images
     caption = (
-        "Logits of each graph in ONNX Runtime on a CPU, against PyTorch in FP32, on the "
-        f"{images} golden images that travel in the bundle; SQNR is the median over them."
+        "Each graph in ONNX Runtime on a CPU, compared with PyTorch in FP32 on the "
+        f"{images} golden images in the bundle. Agreement: images with the same predicted class. "
+        "SQNR: signal-to-quantisation-noise ratio of the logits, median and 5th percentile (p5)."
     )
     return Table(caption=caption, head=head, rows=rows)
 
@@ -105,15 +126,15 @@ def _input(manifest: Manifest) -> Facts:
         facts=(
             ("network", f"{model.get('name')}, {manifest.classes} classes"),
             ("weights", str(model.get("source", "unknown"))),
-            ("their sha256", str(model.get("source_sha256", "unknown"))),
-            ("input", f"uint8 RGB, (batch, {size}, {size}, 3)"),
+            ("sha256 of the weights", str(model.get("source_sha256", "unknown"))),
+            ("input", f"uint8 RGB, shape (batch, {size}, {size}, 3)"),
             (
-                "from a picture",
-                f"shorter side to {prep.resize} pixels ({prep.interpolation}), central {size} x "
-                f"{size}",
+                "resize and crop",
+                f"shorter side to {prep.resize} pixels ({prep.interpolation}), then the central "
+                f"{size} x {size} pixels",
             ),
             (
-                "in the graph",
+                "normalisation, in the graph",
                 f"(pixel / 255 - mean) / std, mean {_numbers(prep.mean)}, std {_numbers(prep.std)}",
             ),
         )
@@ -123,31 +144,35 @@ def _input(manifest: Manifest) -> Facts:
 def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
     facts = [
         ("calibrator", ", ".join(f"{name} for {kind}" for kind, name in record.method.items())),
-        ("images", f"{record.images:,}, listed by sha256 in manifest.json"),
+        ("images", f"{record.images:,}; manifest.json lists their sha256"),
         (
-            "coverage",
-            f"the largest value grows by {record.growth_percent:.0f} % from half of the images to "
-            "all (median of the tensors)",
+            "convergence",
+            f"from half of the images to all of them, the largest value of a tensor grew by "
+            f"{record.growth_percent:.0f} % (median over the tensors)",
         ),
-        *(("passed over", f"{count} {reason}") for reason, count in record.refused.items()),
+        *(("skipped", f"{count} {reason}") for reason, count in record.refused.items()),
     ]
     if record.classes:
-        one = record.classes
+        balance = record.classes
         facts.append(
-            ("classes", f"{one.seen} of {one.of}, with {one.fewest} to {one.most} images each")
+            (
+                "classes",
+                f"{balance.seen} of {balance.of}, with {balance.fewest} to {balance.most} images "
+                "each",
+            )
         )
     blocks: list[Block] = [Facts(facts=tuple(facts))]
     if record.scores:
         blocks.append(_scores(record))
-    blocks += [Text(text=float_layers_sentence(one)) for one in record.float_layers]
+    blocks += [Text(text=float_layers_sentence(layers)) for layers in record.float_layers]
     return tuple(blocks)
 
 
 def _scores(record: CalibrationRecord) -> Table:
     return Table(
-        caption=f"Every calibrator that was tried, on {record.scoring_images} images that it had "
-        "not seen, against FP32.",
-        head=("calibrator", "for", "same class", "SQNR", "worst 5 %"),
+        caption=f"Each calibrator on {record.scoring_images} held-out images, compared with FP32; "
+        "those in the bundle are highlighted.",
+        head=("calibrator", "encoding", "agreement", "SQNR", "SQNR p5"),
         rows=tuple(
             (
                 score.calibrator,
@@ -158,12 +183,12 @@ def _scores(record: CalibrationRecord) -> Table:
             )
             for score in record.scores
         ),
-        chosen=frozenset(
+        highlighted=frozenset(
             index
             for index, score in enumerate(record.scores)
             if record.method.get(score.encoding.value) == score.calibrator
         ),
-        aside=True,
+        html_only=True,
     )
 
 

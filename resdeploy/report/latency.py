@@ -6,7 +6,7 @@ from resdeploy.bench.roofline import Ceilings, arithmetic_of, operations_per_byt
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.work import WorkTotals
 from resdeploy.pages.blocks import Block, Facts, Figure, Section, Table, Text
-from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, plane
+from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, scatter
 from resdeploy.results.benchmark import Benchmark, Timing
 from resdeploy.tables import NONE, plural
 
@@ -86,7 +86,7 @@ def _times(result: Benchmark) -> Table:
         "eager with its 95 % confidence interval.",
         head=("contender", "p50", "p90", "p99", "images/s", "speed-up", "interval"),
         rows=rows,
-        chosen=frozenset([fastest]),
+        highlighted=frozenset([fastest]),
     )
 
 
@@ -148,7 +148,7 @@ def _resources(result: Benchmark) -> Table:
         "file size, and the speed as a share of this machine's limit.",
         head=(*head, *(["GPU memory"] if on_gpu else []), *(["mJ/image"] if measured else [])),
         rows=tuple(rows),
-        aside=True,
+        html_only=True,
     )
 
 
@@ -196,11 +196,11 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
     roofs = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
     return [
         Figure(
-            svg=plane(
+            svg=scatter(
                 points,
                 lines,
-                across="operations per byte moved",
-                up="operations per second",
+                x_label="operations per byte moved",
+                y_label="operations per second",
                 description=f"Roofline. Ceilings in billions of operations per second: {roofs}. "
                 f"{described}",
                 logarithmic=(True, True),
@@ -213,7 +213,7 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
             "share of the limit.",
             head=("contender", "Gop/s", "op/byte", "share of the limit"),
             rows=tuple(rows),
-            aside=True,
+            html_only=True,
         ),
         Facts(
             caption="Ceilings, measured in the same run",

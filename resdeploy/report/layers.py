@@ -1,4 +1,4 @@
-"""What each layer costs, in noise and in time, and how the noisiest activations lie."""
+"""The quantisation noise and the time of each layer, and histograms of activations."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from resdeploy.bundle.analysis import ActivationHistogram, Analysis, LayerCost
 from resdeploy.pages import svg
 from resdeploy.pages.blocks import Block, Figure, Table
 from resdeploy.results.benchmark import LayerTimes
+from resdeploy.tables import NONE
 
-NONE = "-"
-WORST = 12  # layers, in the plot
+NOISIEST = 12  # layers in the plot
 
 
 def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, ...]:
+    """Return a plot of the noisiest layers, a table of all, and histograms of activations."""
     noisiest = sorted(
         (layer for layer in analysis.layers if layer.worst_db is not None),
         key=lambda layer: layer.worst_db or 0.0,
-    )[:WORST]
+    )[:NOISIEST]
     names = {layer.name for layer in noisiest}
     total = sum(layer.macs for layer in analysis.layers) or 1
     table = Table(
-        caption="Every convolution and the classifier, in the order of the graph: its share of "
-        "the products, and the SQNR at the logits when what it reads, or its weights, are all "
-        f"that is quantised for TensorRT. The {len(names)} noisiest stand out."
-        + (f" Milliseconds in {times.graph}, by ONNX Runtime's profile." if times else ""),
+        caption="Convolutions and the classifier in graph order: share of the multiply-accumulates "
+        "(MACs), and SQNR of the logits of int8.onnx when only the input, or only the weights, of "
+        f"this layer are quantised. The {len(names)} noisiest are highlighted."
+        + (f" Time: in {times.graph}, from ONNX Runtime's profile." if times else ""),
         head=(
             "layer",
             "kind",
-            "products",
-            "input alone",
-            "weights alone",
-            "back in float",
+            "MACs",
+            "SQNR, input",
+            "SQNR, weights",
+            "in float for",
             *(["time"] if times else []),
         ),
         rows=tuple(
@@ -46,11 +47,11 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
             )
             for layer in analysis.layers
         ),
-        chosen=frozenset(i for i, layer in enumerate(analysis.layers) if layer.name in names),
-        aside=True,
+        highlighted=frozenset(i for i, layer in enumerate(analysis.layers) if layer.name in names),
+        html_only=True,
     )
     plots = [_noise(noisiest)] if noisiest else []
-    return (*plots, table, *(_histogram(one) for one in analysis.histograms))
+    return (*plots, table, *map(_histogram, analysis.histograms))
 
 
 def _noise(layers: Sequence[LayerCost]) -> Figure:
@@ -62,27 +63,30 @@ def _noise(layers: Sequence[LayerCost]) -> Figure:
     return Figure(
         svg=svg.bars(
             rows,
-            description="Noise at the logits by layer. "
+            description="Noise of the logits by layer. "
             + "; ".join(f"{name}: {figure}" for name, _, figure in rows),
         ),
-        caption="Which layers make most noise at the logits of int8.onnx when they alone are "
-        "quantised, by amplitude.",
+        caption="The noisiest layers: SQNR of the logits of int8.onnx when only the layer's input, "
+        "or only its weights, are quantised, whichever is worse. The bars show the amplitude of "
+        "the noise.",
     )
 
 
-def _histogram(one: ActivationHistogram) -> Figure:
-    shown = f"values from {one.low:.3g} to {one.high:.3g}, the range is {one.range_low:.3g} to "
-    clipped = f"{shown}{one.range_high:.3g}"
+def _histogram(values: ActivationHistogram) -> Figure:
+    ranges = (
+        f"values from {values.low:.3g} to {values.high:.3g}, quantisation range from "
+        f"{values.range_low:.3g} to {values.range_high:.3g}"
+    )
     return Figure(
         svg=svg.histogram(
-            one.heights,
-            one.low,
-            one.high,
-            (one.range_low, one.range_high),
-            f"Histogram of {one.tensor}: {clipped}",
+            values.heights,
+            values.low,
+            values.high,
+            (values.range_low, values.range_high),
+            f"Histogram of {values.tensor}: {ranges}",
         ),
-        caption=f"{one.tensor} over the calibration images: {clipped}. Counts are on a logarithmic "
-        "scale; what lies outside of the dashed lines is clipped.",
+        caption=f"{values.tensor} on the calibration images: {ranges}. Counts are on a logarithmic "
+        "scale; values outside the dashed lines are clipped.",
     )
 
 

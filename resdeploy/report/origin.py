@@ -1,4 +1,4 @@
-"""Where results come from, and how to get them again."""
+"""The environments that results were measured in, and the commands that produced them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from resdeploy.results.provenance import Environment
 
 
 def origin_section(environments: Sequence[tuple[str, Environment]]) -> Section:
-    """What was measured where; each with a name, such as `benchmark`."""
+    """Return a section with each environment, below its name, such as `Benchmark`."""
     return Section(
-        title="What was measured where",
+        title="Environments",
         blocks=tuple(
             Facts(caption=name, facts=environment_facts(environment))
             for name, environment in environments
@@ -21,20 +21,20 @@ def origin_section(environments: Sequence[tuple[str, Environment]]) -> Section:
 
 
 def commands_section(environments: Sequence[Environment]) -> Section:
-    """The commands that made all of it, in their order."""
+    """Return a section with the commands that produced the results, each once."""
     lines = [environment.command for environment in environments if environment.command]
-    return Section(title="Do it again", blocks=(Commands(lines=tuple(dict.fromkeys(lines))),))
+    return Section(title="Commands", blocks=(Commands(lines=tuple(dict.fromkeys(lines))),))
 
 
 def environment_facts(environment: Environment) -> tuple[tuple[str, str], ...]:
-    """Date, machine, its state, and versions, as far as they are known."""
+    """Return the known facts about an environment: date, machine, state and versions."""
     device = environment.device
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     facts = {
         "date": environment.date,
         "machine": device.name,
         "memory": f"{device.memory_bytes / 2**30:.0f} GiB" if device.memory_bytes else "",
-        "features": ", ".join(device.cpu_features),
+        "CPU features": ", ".join(device.cpu_features),
         "software": _software(device),
         "GPU": "; ".join(_gpu_facts(device)),
         "state": _state(device),

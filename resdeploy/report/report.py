@@ -1,4 +1,4 @@
-"""`resdeploy report`: bundles, benchmarks, verifications and comparisons on one page."""
+"""Reports about bundles, benchmarks, verifications and comparisons, on one page."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from resdeploy.bundle.analysis import read_analysis
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.pages.blocks import Page
 from resdeploy.pages.markdown import to_markdown
+from resdeploy.pages.template import render_page
 from resdeploy.report.accuracy import verification_section, verification_summary
-from resdeploy.report.bundle_page import BundleContents, bundle_sections, to_html
-from resdeploy.report.comparison import comparison_section, comparison_verdict
-from resdeploy.report.contents import export_environment, export_summary
+from resdeploy.report.comparison import comparison_section, comparison_summary
+from resdeploy.report.contents import (
+    BundleContents,
+    bundle_sections,
+    export_environment,
+    export_summary,
+)
 from resdeploy.report.latency import benchmark_section, benchmark_summary
 from resdeploy.report.origin import commands_section, origin_section
 from resdeploy.results import benchmark, comparison, verification
@@ -26,7 +31,8 @@ from resdeploy.storage import refuse_existing_file, write_file
 
 LayerTimer = Callable[[Bundle], LayerTimes]
 DEFAULT = Path("report.html")
-KINDS: dict[str, type[Benchmark] | type[Verification] | type[Comparison]] = {
+TEMPLATE = "report/report.html.j2"
+DOCUMENTS: dict[str, type[Benchmark] | type[Verification] | type[Comparison]] = {
     benchmark.SCHEMA: Benchmark,
     verification.SCHEMA: Verification,
     comparison.SCHEMA: Comparison,
@@ -35,7 +41,7 @@ KINDS: dict[str, type[Benchmark] | type[Verification] | type[Comparison]] = {
 
 @dataclass(slots=True)
 class ReportInputs:
-    """All that a report is about."""
+    """Bundles and results that a report is about."""
 
     bundles: list[BundleContents] = field(default_factory=list)
     verifications: list[Verification] = field(default_factory=list)
@@ -43,14 +49,16 @@ class ReportInputs:
     comparisons: list[Comparison] = field(default_factory=list)
 
     def add(self, name: str, *, time_layers: LayerTimer | None = None) -> None:
-        """Read a bundle, or a file of results.
+        """Read a bundle or a file of results.
 
         Args:
-            name: Of a folder or a file; see `read_results`.
-            time_layers: Measures the layers of a bundle on this machine; None leaves them out.
+            name: Path of a bundle, or name of a file as for `read_results`.
+            time_layers: Function that measures the layers of a bundle on this machine; None for
+                no measurement.
 
         Raises:
-            BundleError, DocumentError: it is damaged, or something else.
+            BundleError: The bundle is damaged.
+            DocumentError: The file holds no results that can be read.
         """
         if Path(name).is_dir():
             bundle = open_bundle(Path(name))
@@ -58,7 +66,7 @@ class ReportInputs:
             analysis = read_analysis(bundle)
             self.bundles.append(BundleContents(bundle.path.name, bundle.manifest, analysis, times))
             return
-        for result in read_results(name, KINDS):
+        for result in read_results(name, DOCUMENTS):
             if isinstance(result, Benchmark):
                 self.benchmarks.append(result)
             elif isinstance(result, Verification):
@@ -69,13 +77,12 @@ class ReportInputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What `resdeploy report` wrote."""
+    """A report that was written or is to be printed."""
 
     report: Path | None
-    """None for what was only printed."""
+    """File that was written; None for Markdown that is only printed."""
     verdict: Verdict | None
     markdown: str
-    """What it says, briefly."""
 
 
 def report(
@@ -86,54 +93,62 @@ def report(
     time_layers: LayerTimer | None = None,
     force: bool = False,
 ) -> Report:
-    """Read `sources` and write one page to `output`, or `report.html`; Markdown needs no file.
+    """Read bundles and results, and write a page about them.
+
+    Args:
+        sources: Names as for `ReportInputs.add`.
+        output: File to write; None for `report.html`, or for no file if `markdown` is set.
+        markdown: True to write Markdown, False for HTML.
+        time_layers: As for `ReportInputs.add`.
+        force: True to replace an existing file.
 
     Raises:
-        BundleError, DocumentError: a source is damaged, or something else.
-        MissingDependencyError: Jinja2 is not installed; Markdown does without.
-        OutputError: the file exists already, or cannot be written.
+        BundleError: A bundle is damaged.
+        DocumentError: A file holds no results that can be read.
+        MissingDependencyError: Jinja2 is not installed; Markdown does not need it.
+        OutputError: The file exists, or cannot be written.
     """
     if output is None and not markdown:
         output = DEFAULT
     if output is not None:
         refuse_existing_file(output, force=force)
-    material = ReportInputs()
+    inputs = ReportInputs()
     for source in sources:
-        material.add(source, time_layers=time_layers)
-    page = make_page(material)
+        inputs.add(source, time_layers=time_layers)
+    page = make_page(inputs)
     text = to_markdown(page)
     if output is not None:
         write_file(output, text.encode() if markdown else to_html(page))
     return Report(report=output, verdict=page.verdict, markdown=text)
 
 
-def make_page(material: ReportInputs) -> Page:
-    """Verdict first, then what speaks for it, then where it is from."""
-    bundles = material.bundles
+def make_page(inputs: ReportInputs) -> Page:
+    """Return the page of a report: verdict, summary, results, environments and commands."""
+    bundles = inputs.bundles
     environments = [
-        *((f"Export of {one.name}", export_environment(one.manifest)) for one in bundles),
-        *(("Verification", one.environment) for one in material.verifications),
-        *(("Benchmark", one.environment) for one in material.benchmarks),
-        *(("Comparison", one.environment) for one in material.comparisons),
+        *((f"Export of {bundle.name}", export_environment(bundle.manifest)) for bundle in bundles),
+        *(("Verification", result.environment) for result in inputs.verifications),
+        *(("Benchmark", result.environment) for result in inputs.benchmarks),
+        *(("Comparison", result.environment) for result in inputs.comparisons),
     ]
     verdicts = [
-        *(one.verdict for one in material.comparisons),
-        *(one.verdict for one in material.verifications),
-        *(Verdict.PASS for _ in bundles),  # an export that does not agree writes no bundle
+        *(result.verdict for result in inputs.comparisons),
+        *(result.verdict for result in inputs.verifications),
+        *(Verdict.PASS for _ in bundles),  # an export whose graphs fail writes no bundle
     ]
     return Page(
-        title=_title(material),
+        title=_title(inputs),
         verdict=worst_verdict(verdicts) if verdicts else None,
         summary=(
-            *(comparison_verdict(one) for one in material.comparisons),
-            *(verification_summary(one) for one in material.verifications),
-            *(benchmark_summary(one) for one in material.benchmarks),
-            *(export_summary(one.manifest) for one in bundles),
+            *map(comparison_summary, inputs.comparisons),
+            *map(verification_summary, inputs.verifications),
+            *map(benchmark_summary, inputs.benchmarks),
+            *(export_summary(bundle.manifest) for bundle in bundles),
         ),
         sections=(
-            *(comparison_section(one) for one in material.comparisons),
-            *(verification_section(one) for one in material.verifications),
-            *(benchmark_section(one) for one in material.benchmarks),
+            *map(comparison_section, inputs.comparisons),
+            *map(verification_section, inputs.verifications),
+            *map(benchmark_section, inputs.benchmarks),
             *bundle_sections(bundles),
             origin_section(environments),
             commands_section([environment for _, environment in environments]),
@@ -141,10 +156,19 @@ def make_page(material: ReportInputs) -> Page:
     )
 
 
-def _title(material: ReportInputs) -> str:
-    if material.bundles:
-        return ", ".join(one.name for one in material.bundles)
-    environments = [one.environment for one in material.verifications]
-    environments += [one.environment for one in material.benchmarks]
-    models = dict.fromkeys(one.model or "a network" for one in environments)
+def to_html(page: Page) -> bytes:
+    """Return a page as one HTML file that needs no network and no script.
+
+    Raises:
+        MissingDependencyError: Jinja2 is not installed.
+    """
+    return render_page(TEMPLATE, page=page)
+
+
+def _title(inputs: ReportInputs) -> str:
+    if inputs.bundles:
+        return ", ".join(bundle.name for bundle in inputs.bundles)
+    environments = [result.environment for result in inputs.verifications]
+    environments += [result.environment for result in inputs.benchmarks]
+    models = dict.fromkeys(environment.model or "a network" for environment in environments)
     return ", ".join(models) or "comparison"

@@ -1,4 +1,4 @@
-"""Accuracy against time: every setting that an export tried."""
+"""Accuracy against latency of every INT8 setting that an export tried."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from resdeploy.bundle.calibration_record import TradeOffPoint
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.pages import svg
 from resdeploy.pages.blocks import Block, Figure, Table
-
-NONE = "-"
+from resdeploy.pages.svg import PlotPoint, scatter
+from resdeploy.tables import NONE, plural
 
 
 def trade_off_blocks(points: Sequence[TradeOffPoint]) -> tuple[Block, ...]:
-    """Of the settings with a time by that, of the others by what is in float."""
+    """Return a plot and a table of the settings with a latency, then of those without one."""
     blocks: list[Block] = []
     for timed in (True, False):
         some = [point for point in points if (point.p50_ms is not None) is timed]
@@ -24,48 +23,59 @@ def trade_off_blocks(points: Sequence[TradeOffPoint]) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
+def setting_name(point: TradeOffPoint) -> str:
+    """Return the calibrator of a setting and its number of layers in float."""
+    if not point.layers:
+        return point.calibrator
+    return f"{point.calibrator}, {plural(len(point.layers), 'layer')} in float"
+
+
 def _trade_off_plot(points: Sequence[TradeOffPoint], *, timed: bool) -> Figure:
     kinds = {Encoding.FLOAT: 2, Encoding.CPU: 0, Encoding.TENSORRT: 1}
     marks = [
-        svg.PlotPoint(
+        PlotPoint(
             point.p50_ms if point.p50_ms is not None else point.float_share_percent,
             point.agreement,
-            point_name(point) if point.chosen else "",
+            setting_name(point) if point.chosen else "",
             kinds.get(point.encoding, 0),
             point.chosen,
         )
         for point in points
     ]
-    where = "measured at the export, one image on all cores" if timed else "not measured here"
-    across = "milliseconds" if timed else "% of the convolutions' products in float"
+    x_label = "latency in ms" if timed else "% of the convolutions' MACs in float"
     described = "; ".join(
-        f"{point_name(point)}: {mark.y:.2f} % at {mark.x:.3g}" for point, mark in zip(points, marks)
+        f"{setting_name(point)}: {mark.y:.2f} % at {mark.x:.3g}"
+        for point, mark in zip(points, marks)
     )
     return Figure(
-        svg=svg.plane(
+        svg=scatter(
             marks,
             [],
-            across=across,
-            up="% of images with FP32's class",
-            description=f"Agreement against {across}. {described}",
+            x_label=x_label,
+            y_label="agreement with FP32 in %",
+            description=f"Agreement with FP32 in % against {x_label}. {described}",
             logarithmic=(False, False),
-            most=100.0,
+            y_max=100.0,
         ),
-        caption=f"Every setting that was tried ({where}); those of the bundle are ringed.",
+        caption=_caption(timed=timed) + " The settings in the bundle have a dark border.",
     )
 
 
 def _trade_off_table(points: Sequence[TradeOffPoint], *, timed: bool) -> Table:
     ordered = sorted(points, key=lambda point: (point.encoding.value, -point.agreement))
     return Table(
-        caption="Every setting that was tried for CPUs; the bundle's stand out."
-        if timed
-        else "Every setting that was tried for TensorRT. Nothing here runs that graph fast, so the "
-        "cost is the share of the convolutions' products that is in float.",
-        head=("setting", "for", "same class", "drop", "images", "latency" if timed else "in float"),
+        caption=_caption(timed=timed) + " The settings in the bundle are highlighted.",
+        head=(
+            "setting",
+            "encoding",
+            "agreement",
+            "drop",
+            "images",
+            "latency" if timed else "in float",
+        ),
         rows=tuple(
             (
-                point_name(point),
+                setting_name(point),
                 point.encoding.value,
                 f"{point.agreement:.2f} %",
                 NONE if point.drop is None else f"{point.drop:+.2f}",
@@ -76,14 +86,15 @@ def _trade_off_table(points: Sequence[TradeOffPoint], *, timed: bool) -> Table:
             )
             for point in ordered
         ),
-        chosen=frozenset(index for index, point in enumerate(ordered) if point.chosen),
-        aside=True,
+        highlighted=frozenset(index for index, point in enumerate(ordered) if point.chosen),
+        html_only=True,
     )
 
 
-def point_name(point: TradeOffPoint) -> str:
-    """The calibrator, and how much went back to float."""
-    if not point.layers:
-        return point.calibrator
-    layers = "layer" if len(point.layers) == 1 else "layers"
-    return f"{point.calibrator}, {len(point.layers)} {layers} in float"
+def _caption(*, timed: bool) -> str:
+    if timed:
+        return "Settings tried for CPUs; latency of one image on all cores, at the export."
+    return (
+        "Settings tried for TensorRT; their latency was not measured, so the cost is the share of "
+        "the convolutions' multiply-accumulates (MACs) in float."
+    )

@@ -142,7 +142,7 @@ def test_a_live_camera_drops_and_counts_frames(clock: Clock) -> None:
 def test_counts_lost_frames_by_timestamps(clock: Clock) -> None:
     report = classify(FakeCapture(10, skipped=3), SlowModel(clock), live=False)
     assert (report.captured, report.lost) == (10, 3)
-    assert "3 lost before they came" in camera_text(report)
+    assert "3 lost by the camera" in camera_text(report)
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_a_damaged_validation_picture_is_named_and_counted(
         result = train(dataclasses.replace(config, data=str(data), epochs=1), Path("one"))
     assert "red/000.png cannot be decoded" in caplog.text
     assert result.unreadable == 1
-    assert "1 images could not be decoded" in training_text(result)
+    assert "skipped 1 image that could not be decoded" in training_text(result)
 
 
 def test_the_shortcut_is_that_of_the_weights_to_start_from(config: TrainingConfig) -> None:

@@ -238,7 +238,7 @@ def test_export_writes_bundle_and_repository_at_once(tiny_checkpoint: Path) -> N
     assert result.triton is not None
     assert [model.name for model in result.triton.models] == ["x-fp32"]
     assert not Path("models", PLANS).exists()
-    assert export_text(result).splitlines()[-1] == "models from x.bundle"
+    assert export_text(result).splitlines()[-1] == "wrote models from x.bundle"
 
 
 def test_a_repository_is_refused_before_the_export(tiny_checkpoint: Path) -> None:
@@ -280,4 +280,6 @@ def test_the_options_of_an_export_do_not_concern_a_bundle(tiny_bundle: Bundle) -
 def test_what_is_left_to_do_is_said(repository: TritonRepository) -> None:
     lines = repository_text(repository).splitlines()
     assert lines[4].split() == ["tiny-int8", "tensorrt", "tiny-int8/1/model.plan", "to", "build"]
-    assert lines[-2] == f"on the target, in Triton's image: sh {repository.repository}/{PLANS}"
+    assert lines[-2] == (
+        f"build the engines on the target, in Triton's image: sh {repository.repository}/{PLANS}"
+    )

@@ -1,4 +1,4 @@
-"""One JSON document or a table on stdout, the rest on stderr, and errors in one line."""
+"""Tests of the output of commands: results on stdout, errors and hints on stderr."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def raising(error: BaseException) -> object:
     return run(function)
 
 
-def test_text_for_people_json_for_programs() -> None:
+def test_a_result_is_printed_as_text_or_as_json() -> None:
     def function() -> CommandResult:
         return CommandResult(RESULT, "a table")
 
@@ -80,22 +80,22 @@ def test_debug_keeps_the_traceback() -> None:
     assert isinstance(answer.exception, DataError)  # type: ignore[attr-defined]
 
 
-def test_what_nobody_foresaw_is_one_line_too() -> None:
+def test_an_unexpected_error_is_one_line_with_its_type() -> None:
     answer = raising(ZeroDivisionError("by zero"))
     assert answer.exit_code == 1  # type: ignore[attr-defined]
     assert answer.stderr.startswith("error: ZeroDivisionError: by zero\nhint:")  # type: ignore[attr-defined]
     assert "--debug" in answer.stderr  # type: ignore[attr-defined]
 
 
-def test_wrong_usage_stays_wrong_usage() -> None:
+def test_wrong_usage_is_exit_2() -> None:
     assert raising(click.UsageError("no")).exit_code == 2  # type: ignore[attr-defined]
 
 
-def test_json_has_only_what_json_knows() -> None:
+def test_enums_and_paths_become_json_strings() -> None:
     value = {"a": (Colour.RED, Path("x")), 3: [RESULT]}
     assert json.loads(json.dumps(jsonable(value)))["3"][0]["colour"] == "red"
 
 
-def test_columns_line_up() -> None:
+def test_columns_of_a_table_are_aligned() -> None:
     text = table(["name", "n"], [["a", "1"], ["longer", "10"]])
     assert text.splitlines() == ["name     n", "------  --", "a        1", "longer  10"]

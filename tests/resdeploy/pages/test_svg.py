@@ -1,4 +1,4 @@
-"""Where things lie in a plot."""
+"""Tests of the positions of marks, ticks and text in a plot."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from resdeploy.pages.svg import (
     AxisScale,
     PlotLine,
     PlotPoint,
+    axis_scale,
     bands,
     bars,
     histogram,
     intervals,
-    number,
-    plane,
-    scale,
+    scatter,
+    short_number,
 )
 
 positive = st.floats(1e-6, 1e12)
 
 
 @given(st.lists(positive, min_size=1, max_size=9), st.booleans())
-def test_every_value_lies_on_its_scale(values: list[float], logarithmic: bool) -> None:
-    across = scale(values, LEFT, RIGHT, logarithmic=logarithmic)
+def test_every_value_lies_on_its_axis(values: list[float], logarithmic: bool) -> None:
+    x_scale = axis_scale(values, LEFT, RIGHT, logarithmic=logarithmic)
     for value in values:
-        assert LEFT <= across(value) <= RIGHT
+        assert LEFT <= x_scale(value) <= RIGHT
     ordered = sorted(values)
-    assert [across(value) for value in ordered] == sorted(across(value) for value in ordered)
-    ticks = across.ticks()
+    assert [x_scale(value) for value in ordered] == sorted(x_scale(value) for value in ordered)
+    ticks = x_scale.ticks()
     assert 1 <= len(ticks) <= 24
-    assert all(across.low <= tick <= across.high * (1 + 1e-9) for tick in ticks)
+    assert all(x_scale.low <= tick <= x_scale.high * (1 + 1e-9) for tick in ticks)
 
 
 def test_ticks_are_round() -> None:
@@ -50,10 +50,10 @@ def test_ticks_are_round() -> None:
     [(0.25, "0.25"), (1500, "1500"), (15_000, "15k"), (3e9, "3G"), (2.5e12, "2.5T"), (-2, "-2")],
 )
 def test_numbers_are_short(value: float, short: str) -> None:
-    assert number(value) == short
+    assert short_number(value) == short
 
 
-def test_every_plot_is_well_formed_inside_its_box_and_described() -> None:
+def test_a_plot_is_well_formed_inside_its_view_box_and_described() -> None:
     percentiles = [1 + index / 100 for index in range(101)]
     plots = [
         bands([("<a & b>", percentiles, "1.5 ms")], axis="ms", description="what & where"),
@@ -61,10 +61,13 @@ def test_every_plot_is_well_formed_inside_its_box_and_described() -> None:
         intervals([("same", 1, 1, 1, "1")], axis="x", description="d", logarithmic=True),
         bars([("a", 0.5, "3 dB")], description="d"),
         histogram([0, 0.5, 1], -1, 2, (0, 1.5), "d"),
-        plane(
-            [PlotPoint(1, 10, "a"), PlotPoint(1.1, 10, "b", 1), PlotPoint(2, 90, "c", 2, chosen=True)],
+        scatter(
+            [
+                PlotPoint(1, 10, "a"), PlotPoint(1.1, 10, "b", 1),
+                PlotPoint(2, 90, "c", 2, highlighted=True),
+            ],
             [PlotLine(((1, 10), (2, 100)), "roof"), PlotLine(((1, 20), (2, 20)), dashed=True)],
-            across="x", up="y", description="d", logarithmic=(False, True),
+            x_label="x", y_label="y", description="d", logarithmic=(False, True),
         ),
     ]  # fmt: skip
     for plot in plots:
@@ -80,10 +83,16 @@ def test_every_plot_is_well_formed_inside_its_box_and_described() -> None:
                 assert 0 <= float(part.get(name, 0)) <= height
 
 
-def test_no_axis_goes_beyond_what_can_be() -> None:
+def test_an_axis_ends_at_the_largest_possible_value() -> None:
     points = [PlotPoint(1, 100, "a"), PlotPoint(2, 100, "b")]
-    drawing = plane(
-        points, [], across="x", up="%", description="d", logarithmic=(False, False), most=100.0
+    drawing = scatter(
+        points,
+        [],
+        x_label="x",
+        y_label="%",
+        description="d",
+        logarithmic=(False, False),
+        y_max=100.0,
     )
     ticks = [
         float(part.text or "0")
@@ -93,7 +102,7 @@ def test_no_axis_goes_beyond_what_can_be() -> None:
     assert max(ticks) == 100
 
 
-def test_what_is_clipped_stands_out() -> None:
+def test_clipped_bars_have_another_colour() -> None:
     drawing = histogram([1.0] * 4, 0.0, 4.0, (1.0, 3.0), "d")
     assert [part.get("class") for part in ET.fromstring(drawing) if part.tag == "rect"] == [
         "clipped", "value", "value", "clipped",

@@ -1,4 +1,4 @@
-"""The report in a real browser: no network, no script, every screen, the numbers of the JSON."""
+"""Tests of the HTML report in a real browser."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def browser() -> Iterator[webdriver.Chrome]:
 def documents(
     tiny_bundle: Bundle, image_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """What verify and bench wrote, and the path of the report on them."""
+    """Return the JSON of `verify` and `bench`, and the path of the report about them."""
     folder = tmp_path_factory.mktemp("report")
     results = {
         "verification": jsonable(verify(tiny_bundle, data=image_data, max_drop=50)),
@@ -43,13 +43,13 @@ def documents(
 
 @pytest.fixture(scope="module")
 def page(browser: webdriver.Chrome, documents: dict[str, Any]) -> webdriver.Chrome:
-    browser.get_log("browser")  # type: ignore[no-untyped-call]  # of the pages before
+    browser.get_log("browser")  # type: ignore[no-untyped-call]  # drops the entries of earlier pages
     browser.get(documents["path"].as_uri())
     return browser
 
 
 def rows(page: webdriver.Chrome, caption: str) -> list[list[str]]:
-    """The cells of the table whose caption begins so."""
+    """Return the cells of the table whose caption begins with `caption`."""
     for table in page.find_elements(By.TAG_NAME, "table"):
         if table.find_element(By.TAG_NAME, "caption").text.startswith(caption):
             return [
@@ -59,9 +59,11 @@ def rows(page: webdriver.Chrome, caption: str) -> list[list[str]]:
     raise AssertionError(f"there is no table {caption!r}")
 
 
-def test_it_is_silent_and_asks_nobody(page: webdriver.Chrome, documents: dict[str, Any]) -> None:
+def test_it_loads_nothing_and_logs_nothing(
+    page: webdriver.Chrome, documents: dict[str, Any]
+) -> None:
     assert page.get_log("browser") == []  # type: ignore[no-untyped-call]
-    script = "return performance.getEntriesByType('resource').map(one => one.name)"
+    script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
     assert [name for name in page.execute_script(script) if not name.startswith("data:")] == []
     source = documents["path"].read_text()
     assert "<script" not in source
@@ -90,7 +92,7 @@ def test_the_verdict_stands_at_the_top(page: webdriver.Chrome, documents: dict[s
 def test_accuracies_are_those_of_the_json(
     page: webdriver.Chrome, documents: dict[str, Any]
 ) -> None:
-    shown = rows(page, "Accuracy on 24 labelled images")
+    shown = rows(page, "Top-1 accuracy on 24 labelled images")
     lines = documents["verification"]["results"]
     assert len(shown) == len(lines)
     for cells, line in zip(shown, lines):
@@ -117,14 +119,14 @@ def test_times_are_those_of_the_json(page: webdriver.Chrome, documents: dict[str
 def test_the_confusion_matrix_counts_every_image(
     page: webdriver.Chrome, documents: dict[str, Any]
 ) -> None:
-    shown = rows(page, "What int8-cpu takes images for")
+    shown = rows(page, "Confusion matrix of int8-cpu")
     counts = [int(cell) for row in shown for cell in row[1:-1] if cell]
     assert sum(counts) == documents["verification"]["images"]
-    (line,) = [one for one in documents["verification"]["results"] if one["encoding"] == "cpu"]
+    (line,) = [r for r in documents["verification"]["results"] if r["encoding"] == "cpu"]
     assert sorted(counts) == sorted(count for _, _, count in line["confusion"])
 
 
-def test_every_table_and_plot_can_be_heard(page: webdriver.Chrome) -> None:
+def test_every_table_and_plot_has_a_text_alternative(page: webdriver.Chrome) -> None:
     tables = page.find_elements(By.TAG_NAME, "table")
     plots = page.find_elements(By.TAG_NAME, "svg")
     assert len(tables) > 8
@@ -137,7 +139,7 @@ def test_every_table_and_plot_can_be_heard(page: webdriver.Chrome) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_stand_out_from_their_paper(page: webdriver.Chrome, scheme: str) -> None:
+def test_text_has_enough_contrast(page: webdriver.Chrome, scheme: str) -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     try:
@@ -161,7 +163,10 @@ return [colour(style.color), colour(getComputedStyle(document.body).backgroundCo
 
 
 def contrast(first: list[int], second: list[int]) -> float:
-    """Source: W3C, "Web Content Accessibility Guidelines 2.2", relative luminance."""
+    """Return the contrast ratio of two colours.
+
+    Source: W3C, "Web Content Accessibility Guidelines 2.2", relative luminance.
+    """
 
     def luminance(colour: list[int]) -> float:
         linear = [

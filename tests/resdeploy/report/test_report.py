@@ -1,4 +1,4 @@
-"""What the report says, and what it makes of files from outside."""
+"""Tests of the text of reports, and of files that are damaged or hostile."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from resdeploy.bundle.manifest import write_manifest
 from resdeploy.documents import jsonable, parse
 from resdeploy.errors import BundleError, DocumentError, OutputError
 from resdeploy.pages.blocks import Figure, Page, Table
-from resdeploy.report.bundle_page import BundleContents, to_html
+from resdeploy.pages.markdown import to_markdown
+from resdeploy.report.contents import BundleContents
 from resdeploy.report.latency import benchmark_section
-from resdeploy.report.report import ReportInputs, make_page, report
+from resdeploy.report.report import ReportInputs, make_page, report, to_html
 from resdeploy.results.verification import Verification
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
@@ -43,15 +44,15 @@ def written(folder: Path, name: str, result: Any) -> str:
     return str(path)
 
 
-def page_of(**material: Any) -> Page:
-    return make_page(ReportInputs(**material))
+def page_of(**inputs: Any) -> Page:
+    return make_page(ReportInputs(**inputs))
 
 
 def test_a_verification_is_read_as_it_was_written(verification: Verification) -> None:
     assert parse(Verification, json.loads(json.dumps(jsonable(verification)))) == verification
 
 
-def test_markdown_is_short_and_says_it_all(
+def test_markdown_is_short_and_has_the_results(
     tiny_bundle: Bundle, verification: Verification, tmp_path: Path
 ) -> None:
     sources = [
@@ -65,13 +66,13 @@ def test_markdown_is_short_and_says_it_all(
     assert "calibrator" not in text.split("Calibration")[0]
     assert "resdeploy bench r34.bundle --output bench.json" in text
     assert "<svg" not in text
-    assert len(text) < 10_000  # GitHub refuses comments of more than 65,536
+    assert len(text) < 10_000  # GitHub accepts comments of at most 65,536
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")
 
 
-def test_the_worst_verdict_stands_at_the_top(verification: Verification) -> None:
+def test_the_worst_verdict_is_the_verdict_of_the_page(verification: Verification) -> None:
     failed = replace(
         verification,
         verdict=Verdict.FAIL,
@@ -79,25 +80,23 @@ def test_the_worst_verdict_stands_at_the_top(verification: Verification) -> None
     )
     page = page_of(verifications=[verification, failed])
     assert page.verdict is Verdict.FAIL
-    assert "Not what it was at the export" in page.summary[1]
-    open_ = replace(
+    assert "Verification failed on 24 labelled images: fp32" in page.summary[1]
+    undecided = replace(
         verification,
         verdict=Verdict.INCONCLUSIVE,
         results=tuple(replace(r, verdict=Verdict.INCONCLUSIVE) for r in verification.results),
     )
-    assert "do not decide about fp32" in page_of(verifications=[open_]).summary[0]
+    assert "do not decide about fp32" in page_of(verifications=[undecided]).summary[0]
     assert page_of(benchmarks=[benchmark()]).verdict is None
 
 
 def test_golden_images_alone_have_no_accuracy(tiny_bundle: Bundle) -> None:
     page = page_of(verifications=[verify(tiny_bundle)])
-    assert page.sections[0].title == "Answers"
-    assert page.summary == ("Every graph gives PyTorch's answers on 24 golden images.",)
+    assert page.sections[0].title == "Agreement"
+    assert page.summary == ("Every graph agrees with PyTorch on 24 golden images.",)
 
 
-def test_what_comes_from_outside_is_escaped(
-    tiny_bundle: Bundle, verification: Verification
-) -> None:
+def test_text_from_outside_is_escaped(tiny_bundle: Bundle, verification: Verification) -> None:
     evil_manifest = replace(
         tiny_bundle.manifest,
         model={**tiny_bundle.manifest.model, "source": EVIL},
@@ -115,16 +114,10 @@ def test_what_comes_from_outside_is_escaped(
     text = to_html(page).decode()
     assert "<script" not in text
     assert text.count(html.escape(EVIL).replace("&#x27;", "&#39;")) >= 4
-    markdown = report_markdown(page)
+    markdown = to_markdown(page)
     assert "<script" not in re.sub(r"```sh.*?```", "", markdown, flags=re.DOTALL)
     assert r"x\|y" in markdown
     assert "@someone" not in markdown
-
-
-def report_markdown(page: Page) -> str:
-    from resdeploy.pages.markdown import to_markdown
-
-    return to_markdown(page)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +135,7 @@ def test_markdown_cells_stay_text(words: str, cell: str) -> None:
 
 def test_commands_cannot_leave_their_fence(verification: Verification) -> None:
     environment = replace(verification.environment, command="x\n```\n# heading")
-    text = report_markdown(page_of(verifications=[replace(verification, environment=environment)]))
+    text = to_markdown(page_of(verifications=[replace(verification, environment=environment)]))
     assert "\n``````sh\nx ``` # heading\n``````\n" in text
 
 
@@ -157,7 +150,9 @@ def test_commands_cannot_leave_their_fence(verification: Verification) -> None:
         ('{"schema": {"a": 1}}', "its schema is {'a': 1}"),
     ],
 )
-def test_what_is_no_result_is_one_sentence(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_without_results_is_one_error_line(
+    tmp_path: Path, content: str, message: str
+) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(DocumentError, match=message) as caught:
         report([str(tmp_path / "x.json")], output=tmp_path / "r.html", markdown=False)
@@ -172,7 +167,7 @@ def test_what_is_no_result_is_one_sentence(tmp_path: Path, content: str, message
         {"provenance": {"date": "today", "command": ["x"]}},
     ],
 )
-def test_a_damaged_manifest_is_one_sentence(
+def test_a_damaged_manifest_is_one_error_line(
     tiny_bundle: Bundle, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     folder = tmp_path / "x.bundle"
@@ -182,7 +177,7 @@ def test_a_damaged_manifest_is_one_sentence(
         report([str(folder)], output=None, markdown=True)
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_without_force(tmp_path: Path) -> None:
     name = written(tmp_path, "b.json", benchmark())
     (tmp_path / "r.html").write_text("mine")
     with pytest.raises(OutputError, match="exists already"):
@@ -192,7 +187,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
 
 
-def test_benchmarks_that_measured_less_are_shown(tmp_path: Path) -> None:
+def test_a_benchmark_with_missing_values_is_shown(tmp_path: Path) -> None:
     bare = timing(
         speedup=None, speedup_low=None, speedup_high=None, cold_start_s=None, limit_share=None,
         bound=None, peak_rss_bytes=None, file_bytes=None, quantiles_ms=(), round_ms=(),
@@ -212,7 +207,7 @@ def test_stages_have_a_table() -> None:
 
 
 class TablesOfAPage(HTMLParser):
-    """The tables as a reader of the page finds them: rows of cells, head first."""
+    """Tables of an HTML page, as rows of cells; the head comes first."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -237,14 +232,14 @@ class TablesOfAPage(HTMLParser):
             self.tables[-1][-1][-1] += data
 
     def columns(self, *names: str) -> list[list[float]]:
-        """The numbers below these names, row by row, of the one table that has them all."""
+        """Return the numbers in these columns of the only table that has all of them."""
         (table,) = [rows for rows in self.tables if rows and set(names) <= set(rows[0])]
         places = [table[0].index(name) for name in names]
         number = re.compile(r"[-+]?[\d.]+")
         return [[float(number.findall(row[i])[0]) for i in places] for row in table[1:]]
 
 
-def test_the_figures_of_a_page_are_those_of_the_json(verification: Verification) -> None:
+def test_the_numbers_on_a_page_are_those_of_the_json(verification: Verification) -> None:
     measured = benchmark()
     page = TablesOfAPage(
         to_html(page_of(benchmarks=[measured], verifications=[verification])).decode()
@@ -255,8 +250,8 @@ def test_the_figures_of_a_page_are_those_of_the_json(verification: Verification)
             times, ("p50_ms", "p90_ms", "p99_ms", "images_per_second", "speedup"),
         ),
         ("cold start",): (times, ("cold_start_s",)),
-        ("right", "drop", "at most"): (answers, ("top1", "drop", "drop_upper95")),
-        ("same class", "SQNR"): (answers, ("agreement", "sqnr_db")),
+        ("top-1", "drop", "95 % bound"): (answers, ("top1", "drop", "drop_upper95")),
+        ("agreement", "SQNR"): (answers, ("agreement", "sqnr_db")),
     }  # fmt: skip
     for names, (lines, keys) in shown.items():
         exact = [[line[key] for key in keys] for line in lines]
@@ -264,10 +259,10 @@ def test_the_figures_of_a_page_are_those_of_the_json(verification: Verification)
         np.testing.assert_allclose(page.columns(*names), exact, atol=0.0501, rtol=0)
 
 
-def test_no_contender_is_above_its_roof() -> None:
+def test_the_roofline_has_a_line_per_ceiling_and_a_point_per_contender() -> None:
     section = benchmark_section(benchmark())
     figures = [block for block in section.blocks if isinstance(block, Figure)]
-    (roofline,) = [one for one in figures if one.caption.startswith("Roofline")]
+    (roofline,) = [figure for figure in figures if figure.caption.startswith("Roofline")]
     assert roofline.svg.count("<polyline") == 3
     assert roofline.svg.count('class="point') == 3
     nothing = Ceilings(operations_per_second={}, bytes_per_second=None)

@@ -195,7 +195,7 @@ def test_the_environment_describes_network_machine_and_baseline(
 def test_the_table_has_a_row_per_contender(result: Benchmark) -> None:
     text = benchmark_text(result)
     assert len(text.splitlines()) == 2 + len(result.results) + 2 + len(result.notices)
-    assert "limits measured beside: " in text
+    assert "measured limits of this machine: " in text
     assert "1.00x" in text
 
 

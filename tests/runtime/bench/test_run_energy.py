@@ -56,6 +56,6 @@ def test_a_board_measures_energy_and_reports_notices(
     )
     text = benchmark_text(result)
     assert "mJ/image" in text
-    assert "energy: module by ina3221, 10.53 W of idle subtracted" in text
+    assert "energy of the module, measured by ina3221, less an idle power of 10.53 W" in text
     assert "notice: the power mode is 15W; MAXN_SUPER is faster" in text
     assert "NVIDIA Jetson Orin Nano" in text

@@ -83,7 +83,9 @@ def test_one_different_bit_fails(tiny_bundle: Bundle) -> None:
     assert (int8.verdict, int8.different) == (Verdict.FAIL, 3)  # the last of each batch of 8
     assert by_name[Precision.FP32, Encoding.FLOAT].verdict is Verdict.PASS
     text = verification_text(result)
-    assert f"int8-cpu on {NAME}: 3 golden images with other logits than at the export" in text
+    assert (
+        f"int8-cpu on {NAME}: the logits of 3 golden images differ from those of the export" in text
+    )
 
 
 @pytest.mark.usefixtures("_other_rounding")

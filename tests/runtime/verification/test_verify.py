@@ -154,7 +154,7 @@ def test_counts_images_used_for_calibration(tiny_bundle: Bundle, image_data: Pat
     used = [*calibration["image_sha256"], *calibration["selection_sha256"]]
     result = verify(tiny_bundle, data=image_data / "train", precision="fp32")
     assert result.used_before == len(used) == 32 + calibration["scoring_images"]
-    assert f"{len(used)} of the images chose" in verification_text(result)
+    assert f"INT8 ranges or layers on {len(used)} images" in verification_text(result)
     assert verify(tiny_bundle, data=image_data / "val", precision="fp32").used_before == 0
 
 
