@@ -45,7 +45,7 @@ class CalibrationImages:
     unreadable: int = 0
     duplicates: int = 0
     constant: int = 0
-    overlapping: int = 0
+    golden: int = 0
 
     def add(self, paths: Sequence[Path], batch: int) -> Iterator[UInt8Array]:
         """Load images until `wanted` are collected, and yield them in batches.
@@ -71,7 +71,7 @@ class CalibrationImages:
             if digest in collected:
                 self.duplicates += 1
             elif digest in self.excluded:
-                self.overlapping += 1
+                self.golden += 1
             elif (image == image[0, 0]).all():
                 self.constant += 1
             else:
@@ -111,6 +111,6 @@ class CalibrationImages:
             "unreadable": self.unreadable,
             "duplicate": self.duplicates,
             "constant": self.constant,
-            "also used to verify": self.overlapping,
+            "golden": self.golden,
         }
         return {reason: count for reason, count in reasons.items() if count}

@@ -79,7 +79,7 @@ def read_source(
     """
     if path == LATEST and not path.exists():
         raise CheckpointError(
-            f"there is no finished run: {LATEST} does not exist",
+            f"there is no finished run here: {LATEST} does not exist",
             "run resdeploy train first, or name a checkpoint: resdeploy export SOURCE",
         )
     # Resolve the link `runs/latest`, so that the bundle gets the name of the run.

@@ -57,7 +57,7 @@ def coverage(graph: ir.Graph, encoding: Encoding) -> Coverage:
     # A ReLU is fused into the kernel before it; poolings and reshapes keep the type of their input.
     for node in graph:
         if node.op_type in ("Relu", *SAME_GRID) and (
-            _reads_int8(node, 0) or any(node_name(p) in integer for p in node.predecessors())
+            _has_int8_input(node, 0) or any(node_name(p) in integer for p in node.predecessors())
         ):
             integer.add(node_name(node))
     convs = [node for node in graph if node.op_type == "Conv"]
@@ -73,14 +73,14 @@ def coverage(graph: ir.Graph, encoding: Encoding) -> Coverage:
 
 def _is_integer(node: ir.Node, encoding: Encoding) -> bool:
     if node.op_type in WEIGHTED:
-        reads = _reads_int8(node, 0) and _reads_int8(node, 1)
+        reads = _has_int8_input(node, 0) and _has_int8_input(node, 1)
     elif encoding is not Encoding.TENSORRT and (
         is_residual_add(node) or node.op_type == "GlobalAveragePool"
     ):
-        reads = all(_reads_int8(node, index) for index in range(len(node.inputs)))
+        reads = all(_has_int8_input(node, index) for index in range(len(node.inputs)))
     else:
         return False
-    return reads and (encoding is Encoding.TENSORRT or _gives_int8(node))
+    return reads and (encoding is Encoding.TENSORRT or _has_int8_output(node))
 
 
 def _fuses_with_convolution(addition: ir.Node, integer: set[str]) -> bool:
@@ -89,25 +89,25 @@ def _fuses_with_convolution(addition: ir.Node, integer: set[str]) -> bool:
         if value is None or (producer := value.producer()) is None:
             continue
         is_int8_conv = producer.op_type == "Conv" and node_name(producer) in integer
-        if is_int8_conv and len(value.uses()) == 1 and _reads_int8(addition, 1 - index):
+        if is_int8_conv and len(value.uses()) == 1 and _has_int8_input(addition, 1 - index):
             return True
     return False
 
 
-def _reads_int8(node: ir.Node, index: int) -> bool:
+def _has_int8_input(node: ir.Node, index: int) -> bool:
     value = node.inputs[index] if index < len(node.inputs) else None
     producer = None if value is None else value.producer()
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def _gives_int8(node: ir.Node) -> bool:
+def _has_int8_output(node: ir.Node) -> bool:
     """Return True if all readers, or those of a following ReLU, are QuantizeLinear nodes.
 
     The output of the graph has no readers: a node that computes it counts as quantised.
     """
     readers = node.successors()
     if len(readers) == 1 and readers[0].op_type == "Relu":
-        return _gives_int8(readers[0])
+        return _has_int8_output(readers[0])
     return all(reader.op_type == "QuantizeLinear" for reader in readers)
 
 

@@ -51,7 +51,7 @@ def layers_of(model: ir.Model, encoding: Encoding) -> tuple[Layer, ...]:
         name = node_name(node)
         if node.op_type in WEIGHTED:
             kind = "convolution" if node.op_type == "Conv" else "classifier"
-            nodes = frozenset([name, *_head(node)] if kind == "classifier" else [name])
+            nodes = frozenset([name, *_classifier_head(node)] if kind == "classifier" else [name])
             layers.append(Layer(name=name, kind=kind, nodes=nodes, cost=macs(node)))
         elif is_residual_add(node):
             cost = MACS_PER_ELEMENT[encoding] * elements(node.outputs[0])
@@ -140,7 +140,7 @@ def conv_share(model: ir.Model, nodes: Collection[str]) -> tuple[int, float]:
     return len(selected), sum(selected) / sum(costs.values())
 
 
-def _head(classifier: ir.Node) -> list[str]:
+def _classifier_head(classifier: ir.Node) -> list[str]:
     """Return the names of the nodes between the last ReLU or layer and the classifier."""
     names = []
     value = classifier.inputs[0]

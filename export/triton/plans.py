@@ -1,4 +1,4 @@
-"""The script that builds TensorRT plans where Triton will run them, with Triton's own TensorRT."""
+"""Script that builds the TensorRT plans of a repository on the target, with Triton's TensorRT."""
 
 from __future__ import annotations
 

@@ -48,28 +48,28 @@ def test_all_of_resnet34_runs_in_integers(resnet34: ir.Model, encoding: Encoding
 
 
 def test_what_stays_float(resnet34: ir.Model) -> None:
-    tensorrt = quantised(resnet34, Encoding.TENSORRT).islands
-    assert [island.nodes for island in tensorrt] == [
+    tensorrt = quantised(resnet34, Encoding.TENSORRT).float_regions
+    assert [region.nodes for region in tensorrt] == [
         (*NORMALISATION, "normalize.add.half.cast"),
         ("avgpool", "avgpool.flatten"),
         ("logits.cast",),
     ]
     assert tensorrt[1].dtype == "float16"
-    (front,) = quantised(resnet34, Encoding.CPU).islands
+    (front,) = quantised(resnet34, Encoding.CPU).float_regions
     assert front.nodes == (*NORMALISATION, "normalize.add.pack")
     assert front.dtype == "float32"
 
 
 def test_fp32_is_one_island(resnet34: ir.Model) -> None:
     found = coverage(resnet34.graph, Encoding.TENSORRT)
-    assert (found.int8_convs, found.fused_additions, len(found.islands)) == (0, 0, 1)
+    assert (found.int8_convs, found.fused_additions, len(found.float_regions)) == (0, 0, 1)
 
 
 def test_a_convolution_in_float_breaks_only_its_own_fusion(resnet34: ir.Model) -> None:
     found = quantised(resnet34, Encoding.TENSORRT, "layer3.2.conv2")
     assert (found.int8_convs, found.fused_additions) == (35, 15)  # it carried an addition
     assert ("layer3.2.conv2", "layer3.2.add", "layer3.2.relu2") in [
-        island.nodes for island in found.islands
+        region.nodes for region in found.float_regions
     ]
     other = quantised(resnet34, Encoding.TENSORRT, "layer3.2.conv1")
     assert (other.int8_convs, other.fused_additions) == (35, 16)

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.export.graph.layers import conv_share, keep_in_float, layers_of, products
+from resdeploy.export.graph.layers import conv_share, keep_in_float, layers_of, macs
 from resdeploy.export.graph.placement import QuantizedEdge, place
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.train.model.architecture import Architecture, Shortcut
@@ -41,10 +41,10 @@ def test_resnet34_has_36_convolutions_16_shortcuts_and_a_classifier() -> None:
         assert kinds.count("convolution") == 36
         assert kinds.count("shortcut") == shortcuts
         assert kinds.count("classifier") == 1
-    # He et al. 2015, table 1: 3.6e9 products, the fully connected layer among them.
-    convs = [products(node) for node in full.graph if node.op_type == "Conv"]
+    # He et al. 2015, table 1: 3.6e9 macs, the fully connected layer among them.
+    convs = [macs(node) for node in full.graph if node.op_type == "Conv"]
     assert sum(convs) == 3_663_249_408
-    assert products(next(node for node in full.graph if node.name == "conv1")) == 118_013_952
+    assert macs(next(node for node in full.graph if node.name == "conv1")) == 118_013_952
     assert conv_share(full, {"conv1", "fc"}) == (1, 118_013_952 / sum(convs))
 
 

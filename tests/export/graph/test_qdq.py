@@ -13,7 +13,7 @@ from resdeploy.calibration.ranges import Range
 from resdeploy.export.graph.coverage import coverage
 from resdeploy.export.graph.placement import place
 from resdeploy.export.graph.qdq import insert_qdq
-from resdeploy.export.graph.space_to_depth import Axis, pack_kernel
+from resdeploy.export.graph.space_to_depth import KernelAxis, space_to_depth_kernel
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
@@ -94,7 +94,7 @@ def test_integers_and_scales_give_back_the_weights(
             steps = scales.astype(np.float64)[:, None, None, None]
             exact = array(original[f"{node.name}.weight"])
             if integers.shape != exact.shape:  # the stem of the graph for CPUs, see stem.py
-                exact = pack_kernel(exact, [Axis(7, 3), Axis(7, 3)])
+                exact = space_to_depth_kernel(exact, [KernelAxis(7, 3), KernelAxis(7, 3)])
             error = np.abs(integers * steps - exact)
             # Half a step, and float32's rounding of the scale, 127 steps away from zero.
             assert (error <= steps * (0.5 + 127 * 2**-23)).all()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.export.graph.placement import place
-from resdeploy.export.graph.qdq import activation_scales
-from resdeploy.export.graph.residual_scales import all_agree, closest_fractions
+from resdeploy.export.graph.qdq import activation_parameters
+from resdeploy.export.graph.residual_scales import closest_fractions, has_aligned_scales
 from tests.export.conftest import Exported
 
 PAIRS = np.stack(np.meshgrid(np.arange(-255, 256), np.arange(-255, 256)), axis=-1).reshape(-1, 2)
@@ -68,18 +68,18 @@ def test_ratios_that_have_no_fraction_are_left_alone(ratios: list[float]) -> Non
 def test_a_networks_additions_agree(resnet34: Exported) -> None:
     graph = resnet34.model.graph
     edges = place(graph, Encoding.CPU)
-    scales = activation_scales(graph, edges, resnet34.ranges, Encoding.CPU)
-    assert all_agree(graph, edges, scales)
+    scales = activation_parameters(graph, edges, resnet34.ranges, Encoding.CPU)
+    assert has_aligned_scales(graph, edges, scales)
 
 
 def test_one_scale_out_of_step_is_seen(resnet34: Exported) -> None:
     graph = resnet34.model.graph
     edges = place(graph, Encoding.CPU)
-    scales = activation_scales(graph, edges, resnet34.ranges, Encoding.CPU)
+    scales = activation_parameters(graph, edges, resnet34.ranges, Encoding.CPU)
     moved = replace(
         scales["layer2.1.relu2"], scale=np.float32(scales["layer2.1.relu2"].scale * 1.0005)
     )
-    assert not all_agree(graph, edges, {**scales, "layer2.1.relu2": moved})
+    assert not has_aligned_scales(graph, edges, {**scales, "layer2.1.relu2": moved})
 
 
 def test_an_addition_in_float_is_seen(resnet34: Exported) -> None:
@@ -89,14 +89,14 @@ def test_an_addition_in_float_is_seen(resnet34: Exported) -> None:
         for edge in place(graph, Encoding.CPU)
     )
     kept = tuple(edge for edge in edges if edge.readers)
-    scales = activation_scales(graph, kept, resnet34.ranges, Encoding.CPU)
-    assert not all_agree(graph, kept, scales)
+    scales = activation_parameters(graph, kept, resnet34.ranges, Encoding.CPU)
+    assert not has_aligned_scales(graph, kept, scales)
 
 
 def test_scales_move_by_less_than_a_tenth_of_a_percent(resnet34: Exported) -> None:
     graph = resnet34.model.graph
     edges = place(graph, Encoding.CPU)
-    moved = activation_scales(graph, edges, resnet34.ranges, Encoding.CPU)
+    moved = activation_parameters(graph, edges, resnet34.ranges, Encoding.CPU)
     changes = []
     for edge in edges:
         ends = resnet34.ranges[edge.range_of]

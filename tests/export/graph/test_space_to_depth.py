@@ -14,7 +14,11 @@ from resdeploy.calibration.ranges import Range
 from resdeploy.export.graph.coverage import coverage
 from resdeploy.export.graph.placement import place
 from resdeploy.export.graph.qdq import insert_qdq
-from resdeploy.export.graph.space_to_depth import Axis, pack_kernel, pack_stem
+from resdeploy.export.graph.space_to_depth import (
+    KernelAxis,
+    apply_space_to_depth,
+    space_to_depth_kernel,
+)
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
@@ -37,12 +41,12 @@ def test_a_packed_kernel_gives_the_sums_of_the_kernel(
     pixels, weight = (torch.from_numpy(array).double() for array in (picture, kernel))
     expected = torch.nn.functional.conv2d(pixels, weight, stride=2, padding=(above, left))
 
-    axes = (Axis(height, above), Axis(width, left))
+    axes = (KernelAxis(height, above), KernelAxis(width, left))
     ends = [axis.pads(*size) for axis, *size in zip(axes, picture.shape[2:], expected.shape[2:])]
     blocks = torch.nn.functional.pixel_unshuffle(pixels, 2)  # its channels: channel, row, column
     blocks = blocks.reshape(1, 3, 4, rows, columns).transpose(1, 2).reshape(1, 12, rows, columns)
     padded = torch.nn.functional.pad(blocks, (*ends[1], *ends[0]))
-    packed = torch.from_numpy(pack_kernel(kernel, axes)).double()
+    packed = torch.from_numpy(space_to_depth_kernel(kernel, axes)).double()
     assert min(min(pair) for pair in ends) >= 0
     assert torch.equal(torch.nn.functional.conv2d(padded, packed), expected)
 
@@ -59,7 +63,7 @@ def unpacked(exported: Exported) -> ir.Model:
 
 def test_a_network_gives_the_same_bits(resnet34: Exported) -> None:
     before, packed = unpacked(resnet34), unpacked(resnet34)
-    pack_stem(packed)
+    apply_space_to_depth(packed)
     images = resnet34.images[:8]
     assert np.array_equal(logits(packed, images), logits(before, images))
     (blocks,) = (node for node in packed.graph if node.op_type == "SpaceToDepth")
