@@ -139,10 +139,7 @@ def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
 
 
 def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
-    """Return the images of `train` for calibration, and those of `val` as golden images.
-
-    Without these folders, all images are used for both.
-    """
+    """Return the images in `train` for calibration and those in `val` as golden, or else all."""
     if calibration_data is not None:
         root = calibration_data
     elif data is not None:

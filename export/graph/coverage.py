@@ -14,13 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.export.graph.placement import (
-    QDQ,
-    SAME_GRID,
-    WEIGHTED,
-    is_residual_add,
-    node_name,
-)
+from resdeploy.export.graph.placement import QDQ, SAME_GRID, WEIGHTED, is_residual_add, node_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +36,7 @@ class Coverage:
     additions: int
     """Number of residual additions."""
     fused_additions: int
-    """Number of residual additions in integers: in TensorRT as part of an INT8 convolution's
-    kernel, in other engines as separate integer kernels."""
+    """Number of residual additions in integers (in TensorRT: in the kernel of a convolution)."""
     float_regions: tuple[FloatRegion, ...]
 
 

@@ -35,8 +35,7 @@ class Layer:
     """Kind of the layer: `convolution`, `classifier` or `shortcut`."""
     nodes: frozenset[str]
     cost: int
-    """Cost of the layer in float: multiply-accumulates of one image that do not run in INT8, or
-    the number that takes as long."""
+    """Multiply-accumulates of one image that run in float, or the number that takes as long."""
 
 
 def layers_of(model: ir.Model, encoding: Encoding) -> tuple[Layer, ...]:

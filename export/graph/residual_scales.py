@@ -25,8 +25,7 @@ from resdeploy.export.graph.placement import QuantizedEdge, is_residual_add
 # from half-way.
 DENOMINATORS = np.arange(3, 1024, 2)
 LARGEST_RATIO = 4.0
-# Maximum relative change of a scale. Only very small ratios need more; there the operand is
-# negligible beside the other one.
+# Maximum relative change of a scale. Only ratios of negligible operands need more.
 LARGEST_CHANGE = 0.01
 
 
