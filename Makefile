@@ -1,4 +1,5 @@
-# Everything sets itself up: a virtual environment in .venv, with the versions of constraints.txt.
+# Each target sets up what it needs: a virtual environment in .venv, with the versions of
+# constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -12,11 +13,11 @@ help: ## Show this list
 demo: .venv/demo ## Train, export, verify and benchmark on handwritten digits (2 to 4 minutes)
 	$(BIN)/resdeploy demo --force
 
-environments: .venv/dev ## Download what tests of other machines use: aarch64, Python 3.10 and 3.12
+environments: .venv/dev ## Download the environments of some tests: aarch64, Python 3.10 and 3.12
 	$(BIN)/python -m tests.aarch64.userland
 	$(BIN)/python -m tests.pythons.environments
 
-test: .venv/dev ## Run all tests, side by side
+test: .venv/dev ## Run all tests in parallel
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 check: .venv/dev ## Check format, lint, types and the direction of imports
@@ -46,6 +47,6 @@ clean: ## Remove the environment, caches and demo results
 
 .venv/dev: .venv/demo
 	$(INSTALL) -e '.[all,dev]'
-	$(INSTALL) --no-deps tensorrt-stubs # it asks for TensorRT itself, which types do not need
-	$(INSTALL) --no-deps tritonclient # it asks for versions before those of constraints.txt
+	$(INSTALL) --no-deps tensorrt-stubs # it depends on TensorRT, which type checks do not need
+	$(INSTALL) --no-deps tritonclient # it depends on older versions than those of constraints.txt
 	touch $@

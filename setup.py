@@ -1,8 +1,8 @@
-"""Compiles the gRPC protocol while the package is built; everything else is in pyproject.toml.
+"""The build step that compiles the gRPC protocol; everything else is in pyproject.toml.
 
-What is made is a descriptor set, not Python: it runs with every release of grpcio and protobuf,
-whichever compiled it, and with a pool of its own, so that a client of the same protocol can live in
-the same process.
+The result is a descriptor set instead of Python code: it works with every release of grpcio and
+protobuf, and in its own descriptor pool, so that a client of the same protocol can run in the same
+process.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithProtocol(build_py):
-    """Writes the descriptor set beside the protocol, from where it is packed like any data."""
+    """A build step that writes the descriptor set beside the protocol, as package data."""
 
     def run(self) -> None:
         from grpc_tools import protoc  # pyright: ignore[reportMissingImports]  # of the build

@@ -1,9 +1,9 @@
-"""Does `resdeploy compare` catch what is planted, and leave alone what is the same?
+"""The power of the latency test in `resdeploy compare`: its verdicts on known differences.
 
     python -m benchmarks.compare_power BUNDLE --output docs/results/comparing.json
 
-A graph of BUNDLE is timed against itself many times, then against a contender that takes a tenth
-more: it waits that long behind each run, without giving the core back.
+A graph of BUNDLE is compared with itself many times, then with a worker that is 10 % slower: it
+waits after each call without releasing the core.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from resdeploy.bench.process import Worker
 from resdeploy.bench.worker import run_worker
 from resdeploy.bench.workload import Workload
 from resdeploy.documents import jsonable
-from resdeploy.results.provenance import here
+from resdeploy.results.provenance import Environment
 from resdeploy.runtime.backends.onnxruntime.cpu import NAME
 from resdeploy.runtime.bench.worker import prepare
-from resdeploy.runtime.comparison.latency import Program, compare_latency
-from resdeploy.statistics import judge
+from resdeploy.runtime.comparison.latency import WorkerCommand, compare_latency
+from resdeploy.statistics import interval_verdict
 from resdeploy.storage import write_file
 
 SCHEMA = "resdeploy.comparing/1"
@@ -38,39 +38,51 @@ SLOWER = "slower"
 
 @click.command()
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
-@click.option("--graph", default="int8-cpu", show_default=True)
-@click.option("--threads", type=int, default=1, show_default=True)
-@click.option("--same", type=int, default=20, show_default=True, help="Comparisons with itself.")
-@click.option("--slower", type=int, default=10, show_default=True, help="With what takes more.")
-@click.option("--share", type=float, default=0.1, show_default=True, help="How much more.")
+@click.option("--graph", default="int8-cpu", show_default=True, help="Artifact to time.")
+@click.option("--threads", type=int, default=1, show_default=True, help="Threads per worker.")
+@click.option(
+    "--same", type=int, default=20, show_default=True, help="Comparisons of the graph with itself."
+)
+@click.option(
+    "--slower", type=int, default=10, show_default=True, help="Comparisons with the slower worker."
+)
+@click.option(
+    "--share",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Extra time of the slower worker, as a share of each call.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
     bundle: Path, graph: str, threads: int, same: int, slower: int, share: float,
     output: Path | None,
 ) -> None:  # fmt: skip
-    """Compare, print, and write down."""
+    """Compare a graph of BUNDLE with itself and with a slower worker."""
     workload = Workload(bundle=bundle, batch=1, threads=threads)
     arguments = (NAME, graph, *workload.to_arguments())
-    itself = Program(Worker.RUNTIME, arguments)
-    planted = Program("benchmarks.compare_power", (SLOWER, str(share), *arguments))
+    normal = WorkerCommand(Worker.RUNTIME, arguments)
+    delayed = WorkerCommand("benchmarks.compare_power", (SLOWER, str(share), *arguments))
     results = []
-    for name, second, times in (("itself", itself, same), ("planted", planted, slower)):
-        for _ in range(times):
+    for name, second, count in (("itself", normal, same), ("slower", delayed, slower)):
+        for _ in range(count):
             start = time.monotonic()
-            found = compare_latency(itself, second, limit=LIMIT, threads=threads, seconds=SECONDS)
-            verdict = judge(found.low, found.high, LIMIT)
-            took = time.monotonic() - start
-            results.append({"second": name, "verdict": verdict, "seconds": took, **asdict(found)})
+            found = compare_latency(normal, second, limit=LIMIT, threads=threads, seconds=SECONDS)
+            verdict = interval_verdict(found.low, found.high, LIMIT)
+            duration = time.monotonic() - start
+            results.append(
+                {"second": name, "verdict": verdict, "seconds": duration, **asdict(found)}
+            )
             click.echo(
                 f"{name}: {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f}), "
-                f"{found.starts} starts, {took:.0f} s: {verdict.value}"
+                f"{found.starts} starts, {duration:.0f} s: {verdict.value}"
             )
     for (name, verdict), count in Counter((r["second"], r["verdict"]) for r in results).items():
         click.echo(f"{name}: {count} times {verdict.value}")
     if output is not None:
         document = {
             "schema": SCHEMA,
-            "environment": here(bundle=bundle.name),
+            "environment": Environment.collect(bundle=bundle.name),
             "graph": graph,
             "threads": threads,
             "limit": LIMIT,
@@ -83,21 +95,21 @@ def main(
 def prepare_slower(
     share: float, workload: Workload, backend: str, artifact: str
 ) -> tuple[Callable[[], object], dict[str, Any]]:
-    """The runtime's own contender, which then waits for `share` of the time that it took."""
+    """Prepare the worker of the runtime with a delay of `share` of the time of each call."""
     run, facts = prepare(workload, backend, artifact)
 
-    def slower() -> None:
+    def run_slower() -> None:
         start = time.perf_counter_ns()
         run()
         until = start + (1 + share) * (time.perf_counter_ns() - start)
         while time.perf_counter_ns() < until:
             pass
 
-    return slower, facts
+    return run_slower, facts
 
 
 if __name__ == "__main__":
-    if SLOWER in sys.argv[1:2]:  # as a contender
+    if SLOWER in sys.argv[1:2]:  # as a worker process
         share, backend, artifact, *rest = sys.argv[2:]
         workload = Workload.from_arguments(rest)
         run_worker(lambda: prepare_slower(float(share), workload, backend, artifact))

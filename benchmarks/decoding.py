@@ -1,9 +1,10 @@
-"""What decoding JPEG files at a reduced resolution saves, and what it changes.
+"""The time that decoding JPEG files at a reduced resolution saves, and how the pixels change.
 
     python -m benchmarks.decoding PICTURES --bundle r34.bundle --output docs/results/decoding.json
 
-Time: of a picture of each size, in one thread, at its best. Change: for the files in PICTURES, in
-steps of 1/255, as networks of several sizes see them. With a bundle also its answers, in FP32.
+Times: the fastest of several calls in one thread, for pictures of several sizes. Changes: the mean
+difference of the pixels, in steps of 1/255, for the files in PICTURES and networks of several
+sizes. With --bundle, also the change of its FP32 outputs.
 """
 
 from __future__ import annotations
@@ -36,50 +37,50 @@ REPEATS = 9
 
 @click.command()
 @click.argument("pictures", type=click.Path(path_type=Path))
-@click.option("--bundle", type=click.Path(path_type=Path))
+@click.option("--bundle", type=click.Path(path_type=Path), help="Bundle whose outputs to compare.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(pictures: Path, bundle: Path | None, output: Path | None) -> None:
-    """Measure, print, and write down."""
+    """Measure the times and changes for the JPEG files in PICTURES."""
     files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "date": date.today().isoformat(),
         "machine": {"cpu": read_cpu().model},
-        "times": [time_of(size) for size in SIZES],
-        "changes": [change_of(files, size) for size in NETWORKS],
+        "times": [measure_time(size) for size in SIZES],
+        "changes": [measure_change(files, size) for size in NETWORKS],
     }
     if bundle is not None:
-        found["answers"] = answers_of(files, bundle)
-    click.echo(text(found))
+        results["outputs"] = compare_outputs(files, bundle)
+    click.echo(format_results(results))
     if output is not None:
-        write_file(output, (json.dumps(found, indent=2) + "\n").encode())
+        write_file(output, (json.dumps(results, indent=2) + "\n").encode())
 
 
-def whole(preprocessing: Preprocessing) -> Preprocessing:
-    """The same without a reduction."""
+def at_full_resolution(preprocessing: Preprocessing) -> Preprocessing:
+    """Return the pre-processing without decoding at a reduced resolution."""
     return replace(preprocessing, reducing_gap=None)
 
 
-def time_of(size: tuple[int, int]) -> dict[str, Any]:
-    """Milliseconds for a picture of `size`, for a network of 224 pixels."""
+def measure_time(size: tuple[int, int]) -> dict[str, Any]:
+    """Time the decoding of a picture of `size` for a network of 224 pixels."""
     stream = BytesIO()
     picture = Image.fromarray(synthetic_images(512, 1, seed=3)[0])
     picture.resize(size, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
-    data, chosen = stream.getvalue(), Preprocessing.standard(224)
+    data, standard = stream.getvalue(), Preprocessing.standard(224)
     return {
         "width": size[0],
         "height": size[1],
         "bytes": len(data),
-        "whole_ms": _fastest(lambda: load_image(data, whole(chosen))),
-        "reduced_ms": _fastest(lambda: load_image(data, chosen)),
+        "full_ms": _fastest(lambda: load_image(data, at_full_resolution(standard))),
+        "reduced_ms": _fastest(lambda: load_image(data, standard)),
     }
 
 
-def change_of(files: Sequence[Path], size: int) -> dict[str, Any]:
-    """By how much pixels change for a network of `size`."""
-    chosen = Preprocessing.standard(size)
+def measure_change(files: Sequence[Path], size: int) -> dict[str, Any]:
+    """Measure the change of the pixels for a network of `size` pixels."""
+    standard = Preprocessing.standard(size)
     means = []
     for file in files:
-        reduced, full = load_image(file, chosen), load_image(file, whole(chosen))
+        reduced, full = load_image(file, standard), load_image(file, at_full_resolution(standard))
         means.append(float(np.abs(reduced.astype(int) - full).mean()))
     changed = [mean for mean in means if mean]
     return {
@@ -91,35 +92,35 @@ def change_of(files: Sequence[Path], size: int) -> dict[str, Any]:
     }
 
 
-def answers_of(files: Sequence[Path], path: Path) -> dict[str, Any]:
-    """How a network's answers change."""
+def compare_outputs(files: Sequence[Path], path: Path) -> dict[str, Any]:
+    """Compare the outputs of a bundle with and without the reduced resolution."""
     with load(path, precision="fp32") as model:
         preprocessing = model.bundle.manifest.preprocessing
-        chosen = Preprocessing.standard(preprocessing.image_size)
+        standard = Preprocessing.standard(preprocessing.image_size)
 
-        def logits(how: Preprocessing) -> np.ndarray:
-            images: list[UInt8Array] = [load_image(file, how) for file in files]
+        def logits(applied: Preprocessing) -> np.ndarray:
+            images: list[UInt8Array] = [load_image(file, applied) for file in files]
             return model.run(np.stack(images))
 
-        reduced, full = logits(chosen), logits(whole(chosen))
+        reduced, full = logits(standard), logits(at_full_resolution(standard))
     return {
         "network": preprocessing.image_size,
         "pictures": len(files),
-        "same_class_percent": float(100 * (reduced.argmax(1) == full.argmax(1)).mean()),
+        "agreement_percent": float(100 * (reduced.argmax(1) == full.argmax(1)).mean()),
         "sqnr_db": float(np.median(sqnr_db(full, reduced))),
     }
 
 
-def text(found: dict[str, Any]) -> str:
-    """Two tables, and a line."""
+def format_results(results: dict[str, Any]) -> str:
+    """Return the results as text: two tables and a sentence."""
     times = [
         [
             f"{row['width']}x{row['height']}",
-            f"{row['whole_ms']:.1f} ms",
+            f"{row['full_ms']:.1f} ms",
             f"{row['reduced_ms']:.1f} ms",
-            f"{row['whole_ms'] / row['reduced_ms']:.1f}x",
+            f"{row['full_ms'] / row['reduced_ms']:.1f}x",
         ]
-        for row in found["times"]
+        for row in results["times"]
     ]
     changes = [
         [
@@ -128,16 +129,17 @@ def text(found: dict[str, Any]) -> str:
             f"{row['mean']:.2f}",
             f"{row['worst']:.2f}",
         ]
-        for row in found["changes"]
+        for row in results["changes"]
     ]
     lines = [
-        table(["picture", "whole", "reduced", "speed-up"], times),
-        table(["network", "changed", "mean step", "worst picture"], changes),
+        table(["picture", "full", "reduced", "speed-up"], times),
+        table(["network", "changed", "mean change", "largest change"], changes),
     ]
-    if answers := found.get("answers"):
+    if outputs := results.get("outputs"):
         lines.append(
-            f"a network of {answers['network']} pixels gives {answers['same_class_percent']:.1f} % "
-            f"of {answers['pictures']} pictures the same class, at {answers['sqnr_db']:.1f} dB"
+            f"With a network of {outputs['network']} pixels, {outputs['agreement_percent']:.1f} % "
+            f"of {outputs['pictures']} pictures keep their predicted class; the median SQNR is "
+            f"{outputs['sqnr_db']:.1f} dB."
         )
     return "\n\n".join(lines)
 

@@ -1,9 +1,9 @@
-"""Latency of a ResNet-34 of 1000 classes at 224x224, against PyTorch eager, by number of threads.
+"""The latency of a ResNet-34 with 1000 classes at 224x224, against PyTorch eager.
 
     python -m benchmarks.latency --threads 1 --threads 2 --output docs/results/latency.json
 
-Weights are random: their values do not change the time. Each number of threads is one run of
-`resdeploy bench`, with every contender in it.
+The weights are random, because their values do not change the time. Each number of threads is one
+benchmark, as `resdeploy bench` makes it, with all contenders.
 """
 
 from __future__ import annotations
@@ -31,13 +31,19 @@ CALIBRATION_IMAGES = 64
 
 
 @click.command()
-@click.option("--threads", type=int, multiple=True, default=(1, 2), show_default=True)
-@click.option("--batch", type=int, default=1, show_default=True)
-@click.option("--image-size", type=int, default=224, show_default=True)
-@click.option("--seconds", type=float, default=10.0, show_default=True, help="For each contender.")
-@click.option("--bundle", type=click.Path(path_type=Path), help="One that was made before.")
-@click.option("--also", multiple=True, default=("openvino",), show_default=True)
-@click.option("--without", multiple=True)
+@click.option(
+    "--threads", type=int, multiple=True, default=(1, 2), show_default=True, help="Threads."
+)
+@click.option("--batch", type=int, default=1, show_default=True, help="Images in one call.")
+@click.option("--image-size", type=int, default=224, show_default=True, help="Pixels.")
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Limit per contender.")
+@click.option(
+    "--bundle", type=click.Path(path_type=Path), help="Bundle to use instead of a new one."
+)
+@click.option(
+    "--also", multiple=True, default=("openvino",), show_default=True, help="Additional backend."
+)
+@click.option("--without", multiple=True, help="Contender to leave out.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
     threads: tuple[int, ...],
@@ -49,7 +55,7 @@ def main(
     without: tuple[str, ...],
     output: Path | None,
 ) -> None:
-    """Export, benchmark, print, and write down."""
+    """Export a bundle and benchmark it with each number of threads."""
     with tempfile.TemporaryDirectory() as folder:
         opened = open_bundle(bundle) if bundle else make_bundle(Path(folder), image_size)
         results = []
@@ -61,14 +67,14 @@ def main(
             click.echo(benchmark_text(result) + "\n")
             results.append(jsonable(result))
     if output is not None:
-        for result in results:  # where the temporary bundle lay says nothing
+        for result in results:  # the path of the temporary checkpoint is meaningless
             if baseline := result["environment"]["baseline"]:
                 baseline["weights"] = "random"
         write_file(output, (json.dumps(results, indent=2) + "\n").encode())
 
 
 def make_bundle(folder: Path, image_size: int) -> Bundle:
-    """A bundle of all four graphs of a network that was never trained."""
+    """Export a bundle with all four graphs of an untrained network."""
     torch.manual_seed(0)
     checkpoint = folder / "resnet34.pth"
     torch.save(ResNet(Architecture(classes=1000)).state_dict(), checkpoint)
@@ -84,7 +90,7 @@ def make_bundle(folder: Path, image_size: int) -> Bundle:
         int8=True,
         calibration_data=images,
         calibration_images=CALIBRATION_IMAGES,
-        calibrator="max",  # which one does not change the time
+        calibrator="max",  # the calibrator does not change the time
     )
     return open_bundle(export(config, progress=progress_bar).bundle)
 

@@ -1,4 +1,4 @@
-"""What the scripts here write to `docs/results`, and `performance.py` reads: one definition."""
+"""The formats of the results in `docs/results` that `generate_docs.py` reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRAINING = "resdeploy.training/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedRow:
-    """One quantised graph, on all validation images."""
+    """The result of one quantised graph on all validation images."""
 
     contender: str
     seed: int
@@ -23,17 +23,17 @@ class QuantizedRow:
     sqnr_db_p5: float
     int8_convs: int
     seconds: float
-    """To calibrate and quantise, without importing and without exporting from PyTorch."""
+    """The time to calibrate and quantise, without imports and the export from PyTorch."""
     peak_mb: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """What `quantization.py` found."""
+    """The result of `benchmarks.quantization`."""
 
     environment: Environment
     peers: dict[str, tuple[str, ...]]
-    """What was installed for each of the other tools."""
+    """The packages that were installed for each of the other tools."""
     calibration_images: int
     validation_images: int
     fp32_top1: float
@@ -43,24 +43,24 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopResult:
-    """How fast one loop trained."""
+    """The speed of one training loop."""
 
     loop: str
     precision: str
     images_per_second: float
     speedup: float
-    """Over the reference: the median over the rounds."""
+    """The median over rounds of the speed-up against the reference."""
     speedup_low: float
     speedup_high: float
     waiting: float
-    """Share of the time, 0 to 1, in which the network waited for images."""
+    """The share of the time in which the network waited for images, from 0 to 1."""
     share_of_peak: float
-    """Of the fastest matrix product in this precision, 0 to 1."""
+    """The speed as a share of the fastest matrix product in this precision, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What `training.py` found."""
+    """The result of `benchmarks.training`."""
 
     environment: Environment
     image_size: int

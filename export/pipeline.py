@@ -169,7 +169,7 @@ def export(
     if config.engine:
         load_tensorrt(choose_flavour())  # before the work, rather than at its end
     if config.output is not None:
-        refuse_existing(config.output, force=force, sign=MANIFEST)
+        refuse_existing(config.output, force=force, marker=MANIFEST)
     source = read_source(
         config.source,
         image_size=config.image_size,
@@ -177,7 +177,7 @@ def export(
         calibration_data=config.calibration_data,
     )
     output = config.output or Path(f"{source.name}.bundle")
-    refuse_existing(output, force=force, sign=MANIFEST)
+    refuse_existing(output, force=force, marker=MANIFEST)
     if config.triton is not None:
         refuse_repository(config.triton, force=force)
     if config.int8:
@@ -220,7 +220,7 @@ def export(
             calibration = with_dla(calibration)
     artifacts: list[Artifact] = []
     bit_exact: dict[str, Float32Array] = {}
-    with new_directory(output, force=force, sign=MANIFEST) as folder:
+    with new_directory(output, force=force, marker=MANIFEST) as folder:
         for precision, encoding, graph in _graphs(model, config, calibration):
             artifact, logits = _write_artifact(folder, precision, encoding, graph, golden)
             artifacts.append(artifact)

@@ -1,3 +1,3 @@
-"""Train a ResNet, export it once, run it anywhere, and prove that the answers did not change."""
+"""A toolkit that trains a ResNet, exports it to ONNX, and runs and checks it on any machine."""
 
 __version__ = "0.1.0"

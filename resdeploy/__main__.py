@@ -1,4 +1,4 @@
-"""`python -m resdeploy`, which also works in a clone that was not installed."""
+"""Entry point of `python -m resdeploy`, which also works in a clone that is not installed."""
 
 from resdeploy.cli.main import main
 

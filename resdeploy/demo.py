@@ -14,7 +14,7 @@ from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
 from resdeploy.report.bundle_page import to_html
 from resdeploy.report.report import ReportInputs, make_page
-from resdeploy.results.benchmark import Benchmark, as_document
+from resdeploy.results.benchmark import Benchmark
 from resdeploy.results.verification import Verification
 from resdeploy.runtime import load
 from resdeploy.runtime.backends.onnxruntime.profile import time_layers
@@ -65,8 +65,8 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     """
     start = time.perf_counter()
     run, output, page = RUNS / "demo", RUNS / "demo.bundle", RUNS / "demo.html"
-    refuse_existing(run, force=force, sign=STATE_JSON)
-    refuse_existing(output, force=force, sign=MANIFEST)
+    refuse_existing(run, force=force, marker=STATE_JSON)
+    refuse_existing(output, force=force, marker=MANIFEST)
     refuse_existing_file(page, force=force)
     logger.info("1/5 train a ResNet-34 on handwritten digits")
     device = read_device().to_json()
@@ -86,7 +86,7 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     picture = sorted((digits / "val" / "7").iterdir())[0]
     with load(output) as model:
         (prediction,) = predict_files(model, [picture], top=3)
-    material = ReportInputs(verifications=[verification], benchmarks=[as_document(benchmark)])
+    material = ReportInputs(verifications=[verification], benchmarks=[benchmark])
     material.add(str(output), time_layers=time_layers)
     write_file(page, to_html(make_page(material)))
     speedups = [line.speedup for line in benchmark.results if line.speedup is not None]

@@ -1,6 +1,7 @@
-"""JSON documents that one command writes and another reads: typed, limited, believed in nothing.
+"""JSON documents that one command writes and another reads, as frozen dataclasses.
 
-`parse` is the counterpart of `console.jsonable`: the dataclass that was written is what is read.
+`jsonable` turns a dataclass into JSON's types; `parse` and `decode` check such a document and turn
+it back. Nothing in a document is trusted: its size is limited, and every field is checked.
 """
 
 from __future__ import annotations
@@ -8,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from resdeploy.errors import DocumentError
 from resdeploy.storage import write_file
@@ -23,12 +23,25 @@ HINT = "name a file that --json or --output of a resdeploy command wrote"
 
 Kind = TypeVar("Kind")
 
+# msgspec's words for types, as an error names them.
+_WORDS = {
+    "array": "a list",
+    "bool": "a boolean",
+    "float": "a number",
+    "int": "an integer",
+    "null": "null",
+    "object": "an object",
+    "str": "a string",
+}
+# One step of msgspec's path to a value: a field, an index of a list, or some key of a mapping.
+_STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
+
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file of at most `MAX_BYTES`.
+    """Return the content of a JSON file of at most `MAX_BYTES`.
 
     Raises:
-        DocumentError: it cannot be read, is too large, or is not JSON.
+        DocumentError: The file cannot be read, is too large, or is not JSON.
     """
     try:
         with path.open("rb") as stream:
@@ -38,81 +51,45 @@ def read_json(path: Path) -> Any:
     if len(data) > MAX_BYTES:
         raise DocumentError(f"{path} is larger than {MAX_BYTES >> 20} MiB", HINT)
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
+        return _decode(data)
+    except ValueError as error:
         raise DocumentError(f"{path} is not JSON: {error}", HINT) from error
 
 
-def parse(kind: type[Kind], value: Any, where: str = "the document") -> Kind:
-    """`value`, as JSON has it, as an instance of the dataclass `kind`.
-
-    Keys that `kind` does not know are passed over, and fields with a default may be missing: so a
-    document of a later version can be read. Numbers must be finite.
+def decode(kind: type[Kind], data: bytes, where: str = "") -> Kind:
+    """Return the JSON text `data` as an instance of `kind`, checked as by `parse`.
 
     Raises:
-        TypeError, ValueError: a key is missing, or a value is another one than `kind` has; the
-            message says where.
+        ValueError: `data` is not JSON, or does not fit `kind`.
     """
-    if not isinstance(value, dict):
-        raise TypeError(f"{where} is not an object")
-    hints = get_type_hints(kind)
-    given: dict[str, Any] = {}
-    for field in fields(kind):  # type: ignore[arg-type]  # only dataclasses come here
-        if field.name in value:
-            given[field.name] = _parse(hints[field.name], value[field.name], field.name)
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{where} has no {field.name}")
-    return kind(**given)
+    return parse(kind, _decode(data), where)
 
 
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    origin, parts = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin is UnionType:
-        if value is None and NoneType in parts:
-            return None
-        (kind,) = [part for part in parts if part is not NoneType]
-        return _parse(kind, value, where)
-    if origin is tuple:
-        return _parse_tuple(parts, value, where)
-    if origin in (dict, Mapping):
-        if not isinstance(value, dict):
-            raise TypeError(f"{where} is not an object")
-        return {key: _parse(parts[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if isinstance(kind, type) and is_dataclass(kind):
-        return parse(kind, value, where)
-    if issubclass(kind, Enum):
-        try:
-            return kind(value)
-        except ValueError as error:
-            choices = ", ".join(str(one.value) for one in kind)
-            raise ValueError(f"{where} is {value!r:.40}, not one of {choices}") from error
-    return _parse_plain(kind, value, where)
+def parse(kind: type[Kind], value: Any, where: str = "") -> Kind:
+    """Return a JSON value as an instance of `kind`, in most cases a dataclass.
 
+    Unknown keys are ignored, and fields with a default may be missing, so that documents of other
+    versions can be read. Numbers must be finite.
 
-def _parse_tuple(parts: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{where} is not a list")
-    if parts[-1] is Ellipsis:
-        return tuple(_parse(parts[0], entry, f"{where}[]") for entry in value)
-    if len(value) != len(parts):
-        raise ValueError(f"{where} has {len(value)} entries, not {len(parts)}")
-    return tuple(_parse(part, entry, f"{where}[]") for part, entry in zip(parts, value))
+    Args:
+        kind: The dataclass. Its `__post_init__` may raise a ValueError.
+        value: The decoded JSON.
+        where: The name of `value` in error messages; without, it is `the document`.
 
+    Raises:
+        ValueError: A key is missing, or a value has the wrong type; the message says where.
+    """
+    import msgspec  # here, because it takes 30 ms, and few commands read a document
 
-def _parse_plain(kind: Any, value: Any, where: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 1 << 1000 else math.inf
-    if isinstance(value, bool) is not (kind is bool) or not isinstance(value, kind):
-        raise TypeError(f"{where} is {value!r:.40}, not {kind.__name__}")
-    if kind is float and not math.isfinite(value):
-        raise ValueError(f"{where} is not finite")
-    return value
+    _check_finite(value, where)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(_explain(error, kind, where)) from error
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses, enums and paths as what JSON has; floats stay exact."""
+    """Return `value` in JSON's types: dataclasses become objects, enums and paths become text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)
@@ -127,9 +104,72 @@ def jsonable(value: Any) -> Any:
 
 
 def write_document(path: Path, result: Any) -> None:
-    """What `--json` prints, as a file.
+    """Write what `--json` prints to a file.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: The file cannot be written.
     """
     write_file(path, (json.dumps(jsonable(result), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _decode(data: bytes) -> Any:
+    import msgspec
+
+    try:
+        return msgspec.json.decode(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _check_finite(value: Any, where: str) -> None:
+    remaining = [(where, value)]
+    while remaining:
+        place, entry = remaining.pop()
+        if isinstance(entry, dict):
+            remaining += [(f"{place}.{key}", inner) for key, inner in entry.items()]
+        elif isinstance(entry, (list, tuple)):
+            remaining += [(f"{place}[{index}]", inner) for index, inner in enumerate(entry)]
+        elif isinstance(entry, float) and not math.isfinite(entry):
+            raise ValueError(f"{_name(place)} is {entry}, not a finite number")
+
+
+def _name(place: str) -> str:
+    return place.removeprefix(".") or "the document"
+
+
+def _explain(error: Exception, kind: Any, where: str) -> str:
+    """Return msgspec's message in plain words, with the place in front."""
+    message, _, path = str(error).partition(" - at `$")
+    path = path.rstrip("`")
+    place = _name(where + path)
+    if missing := re.fullmatch("Object missing required field `(.+)`", message):
+        return f"{place} has no {missing[1]}"
+    if length := re.fullmatch(r"Expected `array` of length (\d+), got (\d+)", message):
+        return f"{place} has {length[2]} entries, not {length[1]}"
+    if unknown := re.fullmatch("Invalid enum value (.+)", message):
+        choices = ", ".join(str(member.value) for member in _enum_at(kind, path))
+        return f"{place} is {unknown[1]:.40}, not one of {choices}"
+    if types := re.fullmatch("Expected `(.+)`, got `(.+)`", message):
+        allowed = " or ".join(_WORDS.get(word, word) for word in types[1].split(" | "))
+        return f"{place} is {_WORDS.get(types[2], types[2])}, not {allowed}"
+    return f"{place}: {message}" if where or path else message
+
+
+def _enum_at(kind: Any, path: str) -> Any:
+    """Return the enum class of the value at `path` in a document of type `kind`."""
+    from msgspec import inspect
+
+    def without_null(node: Any) -> Any:
+        parts = node.types if isinstance(node, inspect.UnionType) else (node,)
+        return next(part for part in parts if not isinstance(part, inspect.NoneType))
+
+    node = without_null(inspect.type_info(kind))
+    for name, index in _STEP.findall(path):
+        if name:
+            node = next(field.type for field in node.fields if field.name == name)
+        elif isinstance(node, inspect.TupleType):
+            node = node.item_types[int(index)]
+        else:
+            node = node.item_type if index else node.value_type
+        node = without_null(node)
+    return node.cls

@@ -1,20 +1,6 @@
-"""Everything that can go wrong for a reason a user can mend.
+"""Exceptions for errors that a user can correct.
 
-    ResdeployError
-    |-- BackendError            an inference backend refused or failed
-    |-- BundleError             a bundle is missing, damaged or of an unknown schema
-    |-- CalibrationError        the calibration images cannot give scales
-    |-- CheckpointError         weights are missing, damaged or of another network
-    |-- DataError               a folder of images is missing, empty or badly labelled
-    |-- DocumentError           a benchmark or verification is damaged, or two do not fit together
-    |-- ExportError             the network could not be written as ONNX, or does not agree
-    |-- ImageError              one image cannot be decoded
-    |-- MissingDependencyError  an optional package is not installed
-    |-- OutputError             a result cannot be written
-    |-- ServeError              the server cannot start
-    `-- TrainingError           training cannot start or go on
-
-A mistake in a Python call stays a ValueError or TypeError.
+A wrong argument in a Python call raises a ValueError or TypeError instead.
 """
 
 from __future__ import annotations
@@ -24,7 +10,7 @@ from contextlib import contextmanager
 
 
 class ResdeployError(Exception):
-    """One sentence with the cause; `hint` is the remedy."""
+    """An error whose message is one sentence with the cause, and whose `hint` is the remedy."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -32,54 +18,54 @@ class ResdeployError(Exception):
 
 
 class BackendError(ResdeployError):
-    """An inference backend refused or failed."""
+    """An unusable or failed inference backend."""
 
 
 class BundleError(ResdeployError):
-    """A bundle is missing, damaged or of an unknown schema."""
+    """A missing or damaged bundle, or one with an unknown schema."""
 
 
 class CalibrationError(ResdeployError):
-    """The calibration images cannot give scales."""
+    """Calibration images that are not sufficient for scales."""
 
 
 class CheckpointError(ResdeployError):
-    """Weights are missing, damaged or of another network."""
+    """Missing or damaged weights, or weights of another network."""
 
 
 class DataError(ResdeployError):
-    """A folder of images is missing, empty or badly labelled."""
+    """A missing or empty folder of images, or one with wrong labels."""
 
 
 class DocumentError(ResdeployError):
-    """A benchmark or verification is damaged, or two do not fit together."""
+    """A damaged file of results, or results that cannot be compared."""
 
 
 class ExportError(ResdeployError):
-    """The network could not be written as ONNX, or the result does not agree with it."""
+    """A network that cannot be written as ONNX, or whose logits differ too much afterwards."""
 
 
 class ImageError(ResdeployError):
-    """One image cannot be decoded."""
+    """An image that cannot be decoded."""
 
 
 class MissingDependencyError(ResdeployError):
-    """An optional package is not installed."""
+    """An optional package that is not installed."""
 
 
 class OutputError(ResdeployError):
-    """A result cannot be written."""
+    """A result that cannot be written."""
 
 
 class ServeError(ResdeployError):
-    """The server cannot start."""
+    """A server that cannot start."""
 
 
 class TrainingError(ResdeployError):
-    """Training cannot start or go on."""
+    """Training that cannot start or continue."""
 
 
-# Which extra brings which optional package, by the name it is imported under.
+# The extra that installs an optional package, by the name of its import.
 EXTRAS = {
     "onnxruntime": "cpu",
     "cuda": "gpu",
@@ -104,7 +90,7 @@ EXTRAS = {
 
 
 def missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError:
-    """The same error with the command that mends it."""
+    """Return an error that names the extra to install."""
     package = (error.name or "").split(".")[0]
     return MissingDependencyError(
         f"this needs {package}, which is not installed",
@@ -114,10 +100,10 @@ def missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError:
 
 @contextmanager
 def needs_extra() -> Iterator[None]:
-    """Wrap the import of an optional package, to name the extra that brings it.
+    """Turn a failed import within the `with` block into an error that names the extra to install.
 
     Raises:
-        MissingDependencyError: the package is not installed.
+        MissingDependencyError: An optional package is not installed.
     """
     try:
         yield

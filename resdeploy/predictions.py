@@ -1,4 +1,4 @@
-"""From logits to the names of the most likely classes."""
+"""Predictions: the labels and probabilities of the most likely classes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from resdeploy.bundle.golden import Float32Array
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A class that a picture may show."""
+    """A class with its probability for one picture."""
 
     label: str
     index: int
     probability: float
 
 
-def most_likely(logits: Float32Array, labels: Sequence[str], top: int) -> list[Prediction]:
-    """The `top` most likely classes of logits (K,), the most likely first."""
+def top_predictions(logits: Float32Array, labels: Sequence[str], top: int) -> list[Prediction]:
+    """Return the `top` most likely classes of logits (K,), the most likely first."""
     probabilities = softmax(logits)
     return [
         Prediction(label=labels[index], index=index, probability=float(probabilities[index]))
@@ -29,6 +29,6 @@ def most_likely(logits: Float32Array, labels: Sequence[str], top: int) -> list[P
 
 
 def softmax(logits: Float32Array) -> np.ndarray:
-    """Probabilities (K,) of logits (K,), in float64."""
+    """Return the probabilities (K,) of logits (K,), in float64."""
     powers = np.exp(logits.astype(np.float64) - logits.max())
     return np.asarray(powers / powers.sum())

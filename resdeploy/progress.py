@@ -1,4 +1,4 @@
-"""How long work tells of its progress, without knowing who listens."""
+"""Progress of long work: the functions that report it do not know how it is displayed."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 Advance = Callable[[int], None]
-"""Called with how many more items are done."""
+"""Takes the number of items that were finished since the last call."""
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""Called with what is being done, and of how many items."""
+"""Takes the name of the work and its number of items."""
 
 
 @contextmanager
 def silent(what: str, total: int) -> Iterator[Advance]:
-    """Nobody listens."""
+    """Display nothing."""
     yield lambda done: None
 
 
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Advance]:
-    """A bar with the time left on stderr; nothing where that is not a terminal."""
+    """Show a bar with the remaining time on stderr; show nothing if that is not a terminal."""
     import click
 
     if not sys.stderr.isatty():

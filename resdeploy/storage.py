@@ -1,4 +1,4 @@
-"""Results appear whole or not at all: write to a temporary name, flush, then rename."""
+"""Atomic writing: a result gets a temporary name, is flushed, and is then renamed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from resdeploy.errors import OutputError
 
 
 def sha256(data: bytes | memoryview) -> str:
-    """Digest of `data`, 64 hexadecimal digits."""
+    """Return the digest of `data` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Digest of a file of any size, read in blocks of 1 MiB."""
+    """Return the digest of a file of any size, which is read in blocks of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -29,14 +29,14 @@ def sha256_file(path: Path) -> str:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, so that a reader sees the old file or the new one, never a part.
+    """Write `data` to `path` so that a reader sees either the old file or the complete new one.
 
     Raises:
-        OutputError: the file cannot be written; the old one is untouched.
+        OutputError: The file cannot be written; the old one is unchanged.
     """
     with _output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(path, "tmp")
+        temporary = _temporary_sibling(path, "tmp")
         try:
             with temporary.open("xb") as stream:
                 stream.write(data)
@@ -48,58 +48,59 @@ def write_file(path: Path, data: bytes) -> None:
             raise
 
 
-def refuse_existing(path: Path, *, force: bool, sign: str) -> None:
-    """Check before long work what `new_directory` will check at its end.
+def refuse_existing(path: Path, *, force: bool, marker: str) -> None:
+    """Check before long work that `new_directory` will accept `path` at the end.
 
     Args:
-        path: The folder to be written.
-        force: Whether an older result may be replaced.
-        sign: A file that is in every result of this kind; what lacks it is somebody's own.
+        path: The folder to write.
+        force: True if an older result may be replaced.
+        marker: The name of a file that every result of this kind has; a folder without it is the
+            user's own and is never replaced.
 
     Raises:
-        OutputError: `path` exists and `force` is not set, or it is no older result.
+        OutputError: `path` exists, and `force` is not set or it is not an older result.
     """
     if not path.exists():
         return
     if not force:
         raise OutputError(f"{path} exists already", "choose another name, or add --force")
-    if not (path / sign).is_file() and not (path.is_dir() and not any(path.iterdir())):
+    if not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise OutputError(
-            f"{path} exists and was not written by resdeploy: it has no {sign}",
+            f"{path} exists and was not written by resdeploy: it has no {marker}",
             "choose another name, or remove it yourself",
         )
 
 
 def refuse_existing_file(path: Path, *, force: bool) -> None:
-    """The same for a single file, which `write_file` replaces.
+    """Check before long work that `write_file` may write `path`.
 
     Raises:
-        OutputError: `path` exists and `force` is not set, or it is a folder.
+        OutputError: `path` exists and `force` is not set, or `path` is a folder.
     """
     if path.is_dir() or (path.exists() and not force):
         raise OutputError(f"{path} exists already", "choose another name, or add --force")
 
 
 @contextmanager
-def new_directory(path: Path, *, force: bool = False, sign: str = "") -> Iterator[Path]:
+def new_directory(path: Path, *, force: bool = False, marker: str = "") -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends without an error.
 
-    With `force` an older result is replaced, see `refuse_existing`; it stays until the new one is
-    complete.
+    With `force` an older result is replaced (see `refuse_existing`), once the new one is complete.
 
     Raises:
         OutputError: `path` exists and must not be replaced, or it cannot be written.
     """
-    refuse_existing(path, force=force, sign=sign)
+    refuse_existing(path, force=force, marker=marker)
     with _output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, retired = _beside(path, "tmp"), _beside(path, "old")
+        temporary, retired = _temporary_sibling(path, "tmp"), _temporary_sibling(path, "old")
         try:
             temporary.mkdir()
             yield temporary
             _flush(temporary)
             if path.exists():
-                refuse_existing(path, force=force, sign=sign)  # it may have appeared meanwhile
+                # It may have been created since the first check.
+                refuse_existing(path, force=force, marker=marker)
                 os.replace(path, retired)
             os.replace(temporary, path)
             shutil.rmtree(retired, ignore_errors=True)
@@ -111,9 +112,15 @@ def new_directory(path: Path, *, force: bool = False, sign: str = "") -> Iterato
             raise
 
 
-def _beside(path: Path, kind: str) -> Path:
-    # The name is known before anything has it: an interrupt can come between any two steps, and
-    # what was made must be found again.
+def cache_folder() -> Path:
+    """Return the folder for files that can be made again: `$XDG_CACHE_HOME/resdeploy`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "resdeploy"
+
+
+def _temporary_sibling(path: Path, kind: str) -> Path:
+    # The name is chosen before the file exists: an interrupt can come between any two steps, and
+    # the file must be found to be removed.
     return path.parent / f".{path.name}.{kind}-{secrets.token_hex(8)}"
 
 
@@ -136,9 +143,3 @@ def _output_errors(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}",
             f"{'free some space' if full else 'check the permissions'}, or choose another folder",
         ) from error
-
-
-def cache_folder() -> Path:
-    """Where resdeploy keeps what it can make again: `$XDG_CACHE_HOME/resdeploy`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "resdeploy"

@@ -1,4 +1,7 @@
-"""Run a bundle: `from resdeploy.runtime import load`. numpy, click, Pillow and one engine."""
+"""The runtime: it loads and runs a bundle. It needs numpy, click, Pillow and one backend.
+
+`from resdeploy.runtime import load` is the entry point.
+"""
 
 from resdeploy.predictions import Prediction
 from resdeploy.runtime.model import Model, load

@@ -1,7 +1,7 @@
-"""Naming what a camera or a video shows, with an account of every frame.
+"""Classification of the frames of a camera or a video, with counts of dropped and lost frames.
 
-A live camera does not wait: one thread takes every frame that it gives, and the newest one is
-classified; the others are dropped, and counted. A file waits, so that none of its frames is.
+A live camera does not wait: one thread reads every frame, the newest frame is classified, and the
+other frames are dropped and counted. A video file waits, so that none of its frames is dropped.
 
 Source: OpenCV, "Video I/O" (`VideoCapture`, its backends and properties).
 """
@@ -29,54 +29,52 @@ logger = logging.getLogger(__name__)
 
 # cv2.CAP_PROP_POS_MSEC and cv2.CAP_PROP_FPS
 TIME_MS, FRAMES_PER_SECOND = 0, 5
-PATIENCE_SECONDS = 5.0
+JOIN_TIMEOUT_SECONDS = 5.0
 HINT = (
-    "name a number, a device such as /dev/video0, a URL, a file, or a GStreamer pipeline that ends "
-    "in appsink, where OpenCV was built with it"
+    "give a camera number, a device such as /dev/video0, a URL, a file, or a GStreamer pipeline "
+    "that ends in appsink (OpenCV must be built with GStreamer)"
 )
 
 
 class Capture(Protocol):
-    """What is asked of `cv2.VideoCapture`."""
+    """The methods of `cv2.VideoCapture` that are used here."""
 
     def read(self) -> tuple[bool, Any]:
-        """Whether there is one, and the next frame, uint8 BGR (H, W, 3)."""
-        ...
+        """Return True if there is a next frame, and that frame, uint8 BGR (H, W, 3)."""
 
     def get(self, propId: int) -> float:
-        """A property; 0 where it is not known."""
-        ...
+        """Return a property; 0 if it is unknown."""
 
     def release(self) -> None:
-        """Give the camera back."""
-        ...
+        """Release the camera."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraReport:
-    """What `resdeploy predict --camera` says at its end."""
+    """The final report of `resdeploy predict --camera`."""
 
     source: str
     captured: int
-    """Frames that arrived: those that were classified, and those that were dropped."""
+    """Number of frames that arrived: classified plus dropped."""
     classified: int
     dropped: int
     lost: int | None
-    """Frames that never arrived, by the times of those that did; None where these are not told."""
+    """Number of frames that never arrived, estimated from the timestamps of the others; None if
+    the source has no timestamps."""
     seconds: float
     frames_per_second: float
-    """Classified."""
+    """Number of classified frames per second."""
     p50_ms: float
-    """From a frame in memory to its labels."""
+    """Median time from a frame in memory to its labels, in milliseconds."""
     labels: dict[str, int]
-    """Frames by their most likely label, the most frequent first."""
+    """Number of frames for each predicted label, the most frequent first."""
     last: tuple[Prediction, ...]
-    """Of the last frame that was classified."""
+    """Predictions for the last frame that was classified."""
 
 
 @dataclass(slots=True)
-class Watch:
-    """The newest frame, and a count of all; filled by one thread, emptied by another."""
+class FrameReader:
+    """A holder of the newest frame; one thread calls `read_frames`, another one `take`."""
 
     capture: Capture
     live: bool
@@ -87,23 +85,23 @@ class Watch:
     _ended: bool = False
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def fill(self) -> None:
-        """Read until the source ends or fails, or `stop` is called."""
+    def read_frames(self) -> None:
+        """Read frames until the source ends or fails, or until `stop` is called."""
         try:
             while self._store(*self.capture.read()):
                 pass
-        except Exception as error:  # OpenCV's own; whoever takes frames is told
+        except Exception as error:  # OpenCV has error classes of its own
             self.error = error
         finally:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
 
-    def _store(self, there: bool, frame: Any) -> bool:
+    def _store(self, has_frame: bool, frame: Any) -> bool:
         with self._changed:
-            # A file waits until its frame was taken; nothing waits for a camera.
+            # A video file waits until its previous frame was taken; a camera does not wait.
             self._changed.wait_for(lambda: self.live or self._newest is None or self._ended)
-            if not there or self._ended:
+            if not has_frame or self._ended:
                 return False
             self.captured += 1
             self.times_ms.append(self.capture.get(TIME_MS))
@@ -112,7 +110,7 @@ class Watch:
             return True
 
     def take(self) -> Any:
-        """The newest frame that was not taken yet; None when there will be no more."""
+        """Wait for a frame that was not taken yet and return it; None at the end of the source."""
         with self._changed:
             self._changed.wait_for(lambda: self._newest is not None or self._ended)
             frame, self._newest = self._newest, None
@@ -120,17 +118,17 @@ class Watch:
             return frame
 
     def stop(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
 
 def open_capture(source: str) -> tuple[Capture, bool]:
-    """A camera or a video, and whether it is live.
+    """Open a camera or a video; the second value is True if it is live.
 
     Raises:
-        ImageError: it cannot be opened.
+        ImageError: The source cannot be opened.
         MissingDependencyError: OpenCV is not installed.
     """
     with needs_extra():
@@ -145,31 +143,34 @@ def open_capture(source: str) -> tuple[Capture, bool]:
         raise ImageError(f"the camera {source!r} cannot be opened", HINT)
     live = source.isdigit() or pipeline or source.startswith(("/dev/", "rtsp://", "http"))
     if live:
-        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # not every backend heeds it
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # not every backend of OpenCV supports it
     return capture, live
 
 
 def watch_camera(
     model: Model, source: str, *, frames: int | None, seconds: float | None, top: int
 ) -> CameraReport:
-    """Open a source and classify its frames; each new answer is logged.
+    """Open a source and classify its frames; log every change of the predicted label.
 
     Raises:
-        BackendError, ImageError, MissingDependencyError: see the two functions that do it.
+        BackendError: The engine failed.
+        ImageError: The source cannot be opened, or it gives no frame.
+        MissingDependencyError: OpenCV is not installed.
     """
     capture, live = open_capture(source)
-    shown = ""
+    last_label = ""
 
-    def seen(frame: int, predictions: tuple[Prediction, ...]) -> None:
-        nonlocal shown
+    def log_changes(frame: int, predictions: tuple[Prediction, ...]) -> None:
+        nonlocal last_label
         best = predictions[0]
-        if best.label != shown:
+        if best.label != last_label:
             logger.info("frame %d: %s (%.1f %%)", frame, best.label, 100 * best.probability)
-            shown = best.label
+            last_label = best.label
 
     return classify_frames(
-        model, capture, source=source, live=live, frames=frames, seconds=seconds, top=top, seen=seen
-    )
+        model, capture, source=source, live=live, frames=frames, seconds=seconds, top=top,
+        on_frame=log_changes,
+    )  # fmt: skip
 
 
 def classify_frames(
@@ -181,62 +182,62 @@ def classify_frames(
     frames: int | None = None,
     seconds: float | None = None,
     top: int = 5,
-    seen: Callable[[int, tuple[Prediction, ...]], None] = lambda frame, predictions: None,
+    on_frame: Callable[[int, tuple[Prediction, ...]], None] = lambda frame, predictions: None,
 ) -> CameraReport:
-    """Classify until the source ends, a limit is reached, or the user stops it.
+    """Classify frames until the source ends, a limit is reached, or the user presses CTRL-C.
 
     Args:
-        model: What names the frames.
-        capture: Where they come from; it is released at the end.
-        source: What the report calls it.
-        live: Whether frames that come too fast are dropped.
-        frames: Most to classify; None for all.
-        seconds: Longest time; None for no limit.
-        top: How many labels of each.
-        seen: Told of each frame's number, from 1, and its labels.
+        model: The classifier.
+        capture: The source of the frames; it is released at the end.
+        source: The name of the source in the report.
+        live: True if frames that arrive faster than they are classified are dropped.
+        frames: Maximum number of frames to classify; None for no limit.
+        seconds: Maximum time in seconds; None for no limit.
+        top: Number of predictions for each frame.
+        on_frame: Called with the number of each classified frame, from 1, and its predictions.
 
     Raises:
-        BackendError: the engine failed.
-        ImageError: not one frame came.
+        BackendError: The engine failed.
+        ImageError: No frame arrived.
     """
-    watch = Watch(capture, live)
-    reader = threading.Thread(target=watch.fill, name="camera", daemon=True)
+    reader = FrameReader(capture, live)
+    thread = threading.Thread(target=reader.read_frames, name="camera", daemon=True)
     counts: Counter[str] = Counter()
     times: list[float] = []
     last: tuple[Prediction, ...] = ()
     start = time.perf_counter()
-    reader.start()
+    thread.start()
     try:
         while (frames is None or len(times) < frames) and (
             seconds is None or time.perf_counter() - start < seconds
         ):
-            if (frame := watch.take()) is None:
+            if (frame := reader.take()) is None:
                 break
             began = time.perf_counter()
             last = tuple(model.predict(to_picture(frame), top))
             times.append(1000 * (time.perf_counter() - began))
             counts[last[0].label] += 1
-            seen(len(times), last)
+            on_frame(len(times), last)
     except KeyboardInterrupt:
-        pass  # that is how a camera is stopped; the account is what was asked for
+        pass  # CTRL-C is the usual way to stop a camera; the report is still wanted
     finally:
-        watch.stop()
-        reader.join(PATIENCE_SECONDS)
+        reader.stop()
+        thread.join(JOIN_TIMEOUT_SECONDS)
         rate = capture.get(FRAMES_PER_SECOND)
-        if not reader.is_alive():  # a camera that hangs in a call is left to the system
+        if not thread.is_alive():  # releasing a camera during a blocked read may crash
             capture.release()
     if not times:
-        reason = f": {watch.error}" if watch.error else ""
+        reason = f": {reader.error}" if reader.error else ""
         raise ImageError(f"the camera {source!r} gives no picture{reason}", HINT)
-    if watch.error:
-        logger.warning("%s failed after %d frames: %s", source, watch.captured, watch.error)
+    if reader.error:
+        logger.warning("%s failed after %d frames: %s", source, reader.captured, reader.error)
     elapsed = time.perf_counter() - start
     return CameraReport(
         source=source,
-        captured=watch.captured,
+        captured=reader.captured,
         classified=len(times),
-        dropped=watch.captured - len(times),
-        lost=lost_frames(watch.times_ms, rate),
+        dropped=reader.captured - len(times),
+        lost=lost_frames(reader.times_ms, rate),
         seconds=elapsed,
         frames_per_second=len(times) / elapsed,
         p50_ms=float(np.median(times)),
@@ -246,25 +247,26 @@ def classify_frames(
 
 
 def to_picture(frame: Any) -> Image:
-    """An RGB picture of Pillow's of a frame, uint8 BGR (H, W, 3).
+    """Convert a frame, uint8 BGR (H, W, 3), to an RGB image of Pillow.
 
     Raises:
-        ImageError: it is another kind of frame.
+        ImageError: The frame has another dtype or shape.
     """
     from PIL import Image
 
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise ImageError(
             f"a frame is {frame.dtype} {frame.shape}, not uint8 (H, W, 3)",
-            "let a pipeline end in videoconvert ! video/x-raw,format=BGR ! appsink",
+            "end the pipeline with videoconvert ! video/x-raw,format=BGR ! appsink",
         )
     return Image.fromarray(np.ascontiguousarray(frame[:, :, ::-1]))
 
 
 def lost_frames(times_ms: list[float], rate: float) -> int | None:
-    """Frames that are missing between others, by their times in milliseconds.
+    """Estimate the number of missing frames from the timestamps, in ms, of those that arrived.
 
-    None where the source has no rate, or its times do not move on.
+    Returns:
+        None if the frame rate, in frames per second, is unknown or the timestamps do not increase.
     """
     steps = np.diff(times_ms)
     if rate <= 0 or not len(steps) or steps.min() <= 0:

@@ -1,4 +1,4 @@
-"""What a user of the runtime holds: a bundle, loaded, that names pictures."""
+"""The public interface of the runtime: load a bundle and classify images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
-from resdeploy.images.preprocessing import UInt8Array, load_image, prepare
-from resdeploy.predictions import Prediction, most_likely
+from resdeploy.images.preprocessing import UInt8Array, load_image, resize_and_crop
+from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
 from resdeploy.runtime.verification.open_verified import verified_backends
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """A verified classifier; use it as a context manager, or call `close`."""
+    """A verified classifier. Use it as a context manager, or call `close`."""
 
     def __init__(self, bundle: Bundle, artifact: Artifact, backend: Backend) -> None:
-        """Join the parts; `load` is the usual way to get a Model."""
+        """Combine an opened backend with its bundle; `load` is the usual way to get a Model."""
         self.bundle = bundle
         self.artifact = artifact
         self.backend = backend
         self.labels = bundle.labels()
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """Logits, float32 (N, K), of prepared images, uint8 RGB (N, H, W, 3).
+        """Return the logits, float32 (N, K), of prepared images, uint8 RGB (N, H, W, 3).
 
         Raises:
-            ValueError: dtype or shape are not those of the model's input.
-            BackendError: the engine failed.
+            ValueError: The dtype or the shape is not that of the model's input.
+            BackendError: The engine failed.
         """
         size = self.bundle.manifest.preprocessing.image_size
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
@@ -53,15 +53,15 @@ class Model:
     def predict(
         self, image: str | os.PathLike[str] | bytes | Image, top: int = 5
     ) -> list[Prediction]:
-        """The `top` most likely classes of one picture, the most likely first.
+        """Return the `top` most likely classes of one image, the most likely first.
 
         Args:
-            image: A path, a file's content, or an RGB picture of Pillow's.
-            top: How many.
+            image: A path, the content of an image file, or an RGB image of Pillow.
+            top: Number of classes.
 
         Raises:
-            ImageError: the picture cannot be decoded.
-            BackendError: the engine failed.
+            ImageError: The image cannot be decoded.
+            BackendError: The engine failed.
         """
         preprocessing = self.bundle.manifest.preprocessing
         if isinstance(image, bytes):
@@ -69,8 +69,8 @@ class Model:
         elif isinstance(image, (str, os.PathLike)):
             pixels = load_image(Path(image), preprocessing)
         else:
-            pixels = prepare(image, preprocessing)
-        return most_likely(self.run(pixels[np.newaxis])[0], self.labels, top)
+            pixels = resize_and_crop(image, preprocessing)
+        return top_predictions(self.run(pixels[np.newaxis])[0], self.labels, top)
 
     def close(self) -> None:
         """Free the engine."""
@@ -90,7 +90,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePredictions:
-    """What `resdeploy predict` says of one file."""
+    """The result of `resdeploy predict` for one file."""
 
     image: Path
     predictions: tuple[Prediction, ...]
@@ -100,8 +100,8 @@ def predict_files(model: Model, paths: Sequence[Path], top: int = 5) -> list[Fil
     """Classify files one after the other.
 
     Raises:
-        ImageError: a file cannot be decoded.
-        BackendError: the engine failed.
+        ImageError: A file cannot be decoded.
+        BackendError: The engine failed.
     """
     return [
         FilePredictions(image=path, predictions=tuple(model.predict(path, top))) for path in paths
@@ -115,24 +115,24 @@ def load(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Model:
-    """Open a bundle with the usually fastest engine and precision that verify on this machine.
+    """Open a bundle with the first backend, fastest first, that passes the golden check.
 
     Args:
-        path: The bundle's folder.
-        backend: An engine's name, or `auto`.
+        path: The folder of the bundle.
+        backend: Name of a backend, or `auto`.
         precision: `fp32`, `fp16`, `int8`, or `auto`.
         threads: Threads for one inference on a CPU; None for one per core.
-        progress: Told how far a TensorRT engine is that has to be built first.
+        progress: Reports the progress of a TensorRT engine that must be built first.
 
     Raises:
-        BackendError: nothing that was asked for can run here, or nothing gave PyTorch's answers.
-        BundleError: the bundle is missing or damaged.
+        BackendError: No selected backend can run here, or none passes the golden check.
+        BundleError: The bundle is missing or damaged.
     """
     bundle = open_bundle(Path(path))
-    opening = OpenOptions(threads=threads, progress=progress)
-    for candidate, opened in verified_backends(bundle, backend, precision, opening):
+    options = OpenOptions(threads=threads, progress=progress)
+    for candidate, opened in verified_backends(bundle, backend, precision, options):
         return Model(bundle, candidate.artifact, opened)
     raise BackendError(
-        f"no backend gives PyTorch's answers for {path} on this machine",
+        f"no backend reproduces PyTorch's logits for {path} on this machine",
         "run resdeploy verify for the figures and resdeploy doctor for the cause",
     )

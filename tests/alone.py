@@ -1,8 +1,8 @@
-"""OpenVINO and a test run's other workers do not share a process.
+"""The flag that keeps tests of OpenVINO out of xdist's workers.
 
-A worker holds PyTorch and all else that is tested, and twice one that had run OpenVINO as well
-crashed. The product does not come to that: what runs OpenVINO is the runtime, which never reaches
-PyTorch. tests/runtime/backends/test_openvino_alone.py runs its tests in a process of their own.
+A worker also imports PyTorch, and twice a worker that had run OpenVINO, too, crashed. Users never
+have both in one process, since the runtime does not import PyTorch.
+tests/runtime/backends/test_openvino_alone.py runs these tests in a separate process.
 """
 
 from __future__ import annotations
@@ -10,4 +10,4 @@ from __future__ import annotations
 import os
 
 SHARED = "PYTEST_XDIST_WORKER" in os.environ
-"""Whether this process is one of several workers, which run whatever comes."""
+"""True if this process is a worker of xdist."""

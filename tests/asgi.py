@@ -1,4 +1,4 @@
-"""Asking an ASGI application without a server or a socket."""
+"""Requests to an ASGI application without a server or a socket."""
 
 from __future__ import annotations
 
@@ -29,10 +29,20 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     *,
     method: str | None = None,
-    leaves: asyncio.Event | None = None,
+    disconnect: asyncio.Event | None = None,
     stalls: bool = False,
 ) -> Reply:
-    """One request; the client leaves at `leaves`, or never sends its last chunk."""
+    """Send one request.
+
+    Args:
+        app: ASGI application.
+        path: Path and query.
+        body: Body, or its chunks.
+        headers: Headers.
+        method: Method; GET without a body and POST with one by default.
+        disconnect: Event at which the client disconnects.
+        stalls: True if the last chunk is never sent.
+    """
     chunks = [body or b""] if body is None or isinstance(body, bytes) else list(body)
     path, _, query = path.partition("?")
     reply = Reply()
@@ -41,7 +51,7 @@ async def ask(
         if chunks and not (stalls and len(chunks) == 1):
             chunk = chunks.pop(0)
             return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
-        await (leaves or asyncio.Event()).wait()
+        await (disconnect or asyncio.Event()).wait()
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:

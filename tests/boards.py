@@ -1,4 +1,4 @@
-"""Three Jetsons as folders: what their kernels and JetPack show, for tests without a board."""
+"""Three Jetsons as folders with the files of their kernels and JetPack."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Files = Mapping[str, str]
 
 
 def cpuinfo(part: str, cores: int, features: str = "") -> str:
-    """Processors of Arm's, as the kernel prints them."""
+    """Return /proc/cpuinfo of an Arm CPU."""
     return "".join(
         f"processor\t: {number}\nBogoMIPS\t: 62.50\n"
         "Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid "
@@ -24,7 +24,7 @@ def cpuinfo(part: str, cores: int, features: str = "") -> str:
 
 
 def ina3221(address: str, hwmon: int, rails: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """One sensor: for each rail its mV and mA; what the driver adds is there as well."""
+    """Return the files of one sensor, from the millivolts and milliamperes of each rail."""
     folder = f"sys/bus/i2c/drivers/ina3221/{address}/hwmon/hwmon{hwmon}"
     files = {f"{folder}/name": "ina3221\n", f"{folder}/in7_label": "sum of shunt voltages\n"}
     for channel, (name, (millivolts, milliamperes)) in enumerate(rails.items(), 1):
@@ -35,7 +35,7 @@ def ina3221(address: str, hwmon: int, rails: Mapping[str, tuple[int, int]]) -> d
 
 
 def software(l4t: tuple[int, str], cuda: str, tensorrt: str, python: str) -> dict[str, str]:
-    """Jetson Linux, CUDA and TensorRT as JetPack lays them out."""
+    """Return the files of Jetson Linux, CUDA and TensorRT that JetPack installs."""
     library = f"usr/lib/aarch64-linux-gnu/libnvinfer.so.{tensorrt}"
     return {
         "etc/nv_tegra_release": f"# R{l4t[0]} (release), REVISION: {l4t[1]}, GCID: 42132812, "
@@ -48,13 +48,13 @@ def software(l4t: tuple[int, str], cuda: str, tensorrt: str, python: str) -> dic
 
 
 def clock(folder: str, now: int, low: int, high: int) -> dict[str, str]:
-    """One clock of devfreq, in Hz."""
+    """Return the files of one clock of devfreq, in Hz."""
     names = zip(("cur", "min", "max"), (now, low, high))
     return {f"sys/class/devfreq/{folder}/{name}_freq": f"{hertz}\n" for name, hertz in names}
 
 
 def modes(**numbers: int) -> str:
-    """What /etc/nvpmodel.conf says of modes."""
+    """Return an /etc/nvpmodel.conf with these power modes."""
     blocks = [f"< POWER_MODEL ID={n} NAME={name} >\nCPU_ONLINE CORE_0 1\n"
               for name, n in numbers.items()]  # fmt: skip
     return "\n".join([*blocks, "< PM_CONFIG DEFAULT=1 >\n"])
@@ -125,12 +125,12 @@ def lay_out(root: Path, files: Files) -> Path:
 
 
 def power_mode(name: str, number: int) -> str:
-    """What `nvpmodel -q` prints."""
+    """Return the output of `nvpmodel -q`."""
     return f"NV Power Mode: {name}\n{number}\n"
 
 
 def host_of(root: Path, files: Files, mode: str = "", **change: Any) -> Host:
-    """A machine made of these files; `mode` is what nvpmodel answers."""
+    """Return a machine with these files; `mode` is the output of nvpmodel."""
 
     def run(command: Sequence[str]) -> str:
         return mode if list(command) == ["nvpmodel", "-q"] else ""

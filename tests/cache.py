@@ -1,4 +1,4 @@
-"""What is downloaded once for tests, in the user's cache, for all checkouts together."""
+"""A cache for downloads of tests, in the user's cache folder, shared by all checkouts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 
 from resdeploy.storage import cache_folder
 
-# Before a test's own XDG_CACHE_HOME hides it.
+# Read at import, before a test sets its own XDG_CACHE_HOME.
 CACHE = cache_folder() / "tests"
 UNUSED_SECONDS = 14 * 24 * 3600
 
 
 def prune(pattern: str) -> None:
-    """Remove what nobody asked for in two weeks: another checkout may use another recipe now."""
+    """Remove folders that were not used for two weeks; other checkouts may need other ones."""
     for folder in CACHE.glob(pattern):
         if time.time() - folder.stat().st_mtime > UNUSED_SECONDS:
             shutil.rmtree(folder)

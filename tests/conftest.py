@@ -1,4 +1,4 @@
-"""What many tests need: pictures on disk, a checkpoint, one bundle with every graph."""
+"""Fixtures that many tests use: images, a checkpoint, and a bundle with every graph."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Workers side by side have a core each, before a library asks how many there are: their threads
-# would otherwise wait for each other, spinning.
+# Each parallel worker gets one core before a library counts the cores: threads of several workers
+# on the same core would wait for each other in busy loops.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
@@ -23,25 +23,25 @@ from tests.wheel import build_wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What these need, or hold the runtime against, is not there where only the runtime is installed.
-YARDSTICKS = {
+# These tests need a package that an environment with only the runtime does not have.
+NEEDED_PACKAGES = {
     "resdeploy/test_statistics.py": "scipy",
     "runtime/serving": "starlette",
     "runtime/backends/tensorrt/test_builder.py": "onnx",
     "runtime/bench/test_run.py": "torch",
 }
-collect_ignore = [path for path, package in YARDSTICKS.items() if find_spec(package) is None]
+collect_ignore = [path for path, package in NEEDED_PACKAGES.items() if find_spec(package) is None]
 
-# `make test` is the same everywhere, however slow the machine; HYPOTHESIS_PROFILE=search looks
-# for new counterexamples, which then become an @example.
-SLOW = [HealthCheck.too_slow]  # it says so of the machine
+# `make test` tries the same examples on every machine. HYPOTHESIS_PROFILE=search looks for new
+# counterexamples; each one found is added as an @example. Slow machines are not an error.
+SLOW = [HealthCheck.too_slow]
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=SLOW)
 settings.register_profile("search", max_examples=2000, deadline=None, suppress_health_check=SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests begin: a worker that ends with one would leave the others idle."""
+    """Run files with slow tests first, so that all workers finish at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -50,11 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _private_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """Every test works in a folder of its own, and none touches the user's cache."""
+    """Give every test its own working folder, and all tests a cache apart from the user's."""
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.chdir(tmp_path)
-    torch = sys.modules.get("torch")  # a test of the runtime alone need not have it
+    torch = sys.modules.get("torch")  # missing in an environment with only the runtime
     threads = torch.get_num_threads() if torch else None
     yield
     if torch:
@@ -63,7 +63,7 @@ def _private_folders(
 
 @pytest.fixture(scope="session")
 def image_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `train/` (20 pictures a class) and `val/` (8); do not change it."""
+    """Return a folder with `train/` (20 images per class) and `val/` (8); do not change it."""
     folder = tmp_path_factory.mktemp("images") / "data"
     write_images(folder / "train", 20, seed=0)
     write_images(folder / "val", 8, seed=1)
@@ -72,7 +72,7 @@ def image_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A torchvision-style .pth file of a small network with three classes."""
+    """Return a torchvision-style .pth file of a small network with three classes."""
     torch = pytest.importorskip("torch")
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
     torch.save(make_classifier().network.state_dict(), path)
@@ -81,9 +81,9 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle with all four graphs of the small network; do not change it.
+    """Return a bundle with all four graphs of the small network; do not change it.
 
-    Where there is no PyTorch to export it, `RESDEPLOY_TINY_BUNDLE` names one that was.
+    Without PyTorch, `RESDEPLOY_TINY_BUNDLE` names a bundle that was exported elsewhere.
     """
     if made := os.environ.get("RESDEPLOY_TINY_BUNDLE"):
         return open_bundle(Path(made))
@@ -110,13 +110,13 @@ def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package's wheel, built from this checkout."""
+    """Build the package's wheel from this checkout, and return its path."""
     return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of large files that are not in the repository; tests skip without it."""
+    """Return the folder of large files that are not in the repository, or skip the test."""
     folder = Path(os.environ.get("RESDEPLOY_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "cifar10-resnet34.safetensors").is_file():
         pytest.skip("no development data: set RESDEPLOY_DATA to its folder")

@@ -1,8 +1,8 @@
-"""Fakes of a CUDA device and of a TensorRT engine, where there is neither.
+"""Fakes of a CUDA device and of a TensorRT engine.
 
-They stand for the few calls that `runtime/backends/tensorrt/engine_backend.py` makes, record them, and do
-work only when a stream is synchronised, as late as a GPU may. What they cannot show is whether
-CUDA and TensorRT behave as their documentation says.
+They record the calls of `runtime/backends/tensorrt/engine_backend.py` and run the queued work only
+when a stream is synchronised, which is as late as a GPU may. They cannot show that CUDA and
+TensorRT behave as documented.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def fake_tensorrt(flavour: Flavour = Flavour.TENSORRT) -> TensorRt:
         api=FAKE_API,
         log=cast(Any, None),
         errors=deque(["out of patience"]),
-        layers=deque(),
+        layer_log=deque(),
     )
 
 
 class FakeCuda:
-    """Memory of the device is memory of the host; `failing` names a method that raises."""
+    """A fake of `Cuda` whose device memory is host memory; `failing` names a method that raises."""
 
     def __init__(self, failing: str = "", *, from_call: int = 1) -> None:
         self.failing = failing
@@ -99,7 +99,7 @@ class FakeCuda:
         self._recording[stream] = []
 
     def end_capture(self, stream: int) -> list[Work]:
-        graph = self._recording.pop(stream)  # the recording is over, whatever comes of it
+        graph = self._recording.pop(stream)  # the capture ends even if this call fails
         self._note("end_capture")
         self.graphs.append(graph)
         return graph
@@ -122,7 +122,7 @@ class FakeCuda:
     def _note(self, name: str) -> None:
         self.calls.append(name)
         if name == self.failing and self.calls.count(name) >= self.from_call:
-            raise BackendError(f"CUDA failed in {name}", "buy another")
+            raise BackendError(f"CUDA failed in {name}", "use another GPU")
 
     def _allocate(self, size: int) -> int:
         block = (ctypes.c_uint8 * size)()
@@ -135,7 +135,7 @@ def _copy(to: int, source: int, size: int) -> None:
 
 
 class FakeContext:
-    """Gives for every image: its sum, its first value, and the size of its batch."""
+    """A context with three logits: the sum of an image, its first value, and the batch size."""
 
     def __init__(self, cuda: FakeCuda, image: tuple[int, int, int], *, fails: str = "") -> None:
         self.cuda = cuda
@@ -144,8 +144,8 @@ class FakeContext:
         self.addresses: dict[str, int] = {}
         self.batch = 0
         self.shapes: list[int] = []
-        self.state = 0  # changes with the shape; what was captured before is then worthless
-        self.told_since_run = True
+        self.state = 0  # it changes with the shape and invalidates earlier graphs
+        self.shape_changed = True
         self.nvtx_verbosity = ""
         self.memory: tuple[int, int] | None = None
 
@@ -163,18 +163,18 @@ class FakeContext:
         self.batch = shape[0]
         self.shapes.append(self.batch)
         self.state += 1
-        self.told_since_run = True
+        self.shape_changed = True
         return self.fails != "set_input_shape"
 
     def execute_async_v3(self, stream: int) -> bool:
         assert self.nvtx_verbosity == "none"
         if self.cuda.capturing:
-            assert not self.told_since_run, "captured before it ran once with this shape"
-        self.told_since_run = False
+            assert not self.shape_changed, "captured before it ran once with this shape"
+        self.shape_changed = False
         batch, state = self.batch, self.state
 
         def compute() -> None:
-            assert self.state == state, "a graph outlived the shape that it was captured with"
+            assert self.state == state, "a graph ran with another shape than that of its capture"
             self._compute(batch)
 
         self.cuda.queue(stream, compute)
@@ -182,17 +182,17 @@ class FakeContext:
 
     def _compute(self, batch: int) -> None:
         pixels = batch * int(np.prod(self.image))
-        given = (ctypes.c_uint8 * pixels).from_address(self.addresses["images"])
-        images = np.ctypeslib.as_array(given).reshape(batch, -1)
-        taken = (ctypes.c_float * (3 * batch)).from_address(self.addresses["logits"])
-        logits = np.ctypeslib.as_array(taken).reshape(batch, 3)
+        source = (ctypes.c_uint8 * pixels).from_address(self.addresses["images"])
+        images = np.ctypeslib.as_array(source).reshape(batch, -1)
+        target = (ctypes.c_float * (3 * batch)).from_address(self.addresses["logits"])
+        logits = np.ctypeslib.as_array(target).reshape(batch, 3)
         logits[:, 0] = images.sum(axis=1)
         logits[:, 1] = images[:, 0]
         logits[:, 2] = batch
 
 
 class FakeEngine:
-    """An engine with one input and one output; `logits` renames the output."""
+    """An engine with one input and one output; `output` is the name of its output."""
 
     def __init__(
         self,

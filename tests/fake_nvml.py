@@ -1,4 +1,4 @@
-"""Stands for `pynvml`, where there is no driver."""
+"""A fake of `pynvml`, for machines without a driver."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import Any
 
 
 class FakeNvml:
-    """One GPU that answers as an H100 would, or to whom nothing is supported, as an Orin's."""
+    """A driver with one GPU: an H100 or, if `unsupported`, one that supports no query, as Orin's.
+
+    A test compares these names with those of pynvml.
+    """
+
+    NVML_CLOCK_GRAPHICS = 0
+    NVML_TEMPERATURE_GPU = 0
+    nvmlClocksEventReasonSwPowerCap = 0x04
+    nvmlClocksEventReasonHwSlowdown = 0x08
+    nvmlClocksEventReasonSwThermalSlowdown = 0x20
+    nvmlClocksEventReasonHwThermalSlowdown = 0x40
+    nvmlClocksEventReasonHwPowerBrakeSlowdown = 0x80
 
     class NVMLError(Exception):
         pass
@@ -19,7 +30,7 @@ class FakeNvml:
         self.unsupported = unsupported
         self.counts_energy = counts_energy
         self.millijoules = 1000
-        self.asked_for: Any = None
+        self.opened: Any = None
 
     def _answer(self, value: Any) -> Any:
         if self.unsupported:
@@ -32,15 +43,15 @@ class FakeNvml:
     def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
         if index:
             raise self.NVMLError("no such GPU")
-        self.asked_for = index
+        self.opened = index
         return "gpu"
 
     def nvmlDeviceGetHandleByUUID(self, name: str) -> str:
-        self.asked_for = name
+        self.opened = name
         return "gpu"
 
     def nvmlDeviceGetName(self, handle: str) -> Any:
-        return self._answer(b"NVIDIA H100")
+        return self._answer("NVIDIA H100")
 
     def nvmlDeviceGetCudaComputeCapability(self, handle: str) -> Any:
         return self._answer((9, 0))
@@ -66,7 +77,7 @@ class FakeNvml:
     def nvmlDeviceGetMaxClockInfo(self, handle: str, clock: int) -> Any:
         return self._answer(1980)
 
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> Any:
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> Any:
         return self._answer(self.reasons)
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> Any:

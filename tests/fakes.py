@@ -1,4 +1,4 @@
-"""Stand-ins whose behaviour a test decides."""
+"""Fakes of a backend and an engine, controlled by tests."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Obstacle, OpenOptions
+from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 from resdeploy.runtime.backends.registry import Engine
 from tests.serving_process import PATIENCE
 
 
 class GoldenBackend:
-    """Knows the golden logits by heart, times `factor`, and nothing else."""
+    """A backend that returns the golden logits times `factor`; it knows no other images."""
 
     name = "fake"
 
@@ -27,10 +27,10 @@ class GoldenBackend:
         self.closed = False
         self.broken = False
         self.hold = threading.Event()
-        """Runs wait while it is not set."""
+        """Event that a run waits for."""
         self.hold.set()
         self.held = False
-        """Whether one waits."""
+        """True while a run waits."""
         self._logits = {
             image.tobytes(): logits for image, logits in zip(golden.images, golden.logits)
         }
@@ -40,7 +40,7 @@ class GoldenBackend:
         assert self.hold.wait(PATIENCE)
         self.held = False
         if self.is_broken():
-            raise BackendError("it broke", "mend it")
+            raise BackendError("it broke", "repair it")
         logits = np.stack([self._logits[image.tobytes()] for image in images])
         return np.asarray(self.factor * logits, dtype=np.float32)
 
@@ -60,11 +60,11 @@ def make_engine(
     fails: bool = False,
     opened: Callable[[GoldenBackend], object] = lambda backend: None,
 ) -> Engine:
-    """An engine of `GoldenBackend`s; each one that is opened is handed to `opened`."""
+    """Return an engine of `GoldenBackend`s; `opened` is called with each backend it opens."""
 
-    def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> GoldenBackend:
+    def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> GoldenBackend:
         if fails:
-            raise BackendError("it does not want to", "ask again")
+            raise BackendError("it cannot be opened", "try again")
         backend = GoldenBackend(bundle.golden(), factor)
         opened(backend)
         return backend
@@ -72,7 +72,9 @@ def make_engine(
     return Engine(
         name=name,
         open=open_artifact,
-        obstacle=lambda: None if installed else Obstacle(f"{name} is not installed", "get it"),
+        check_availability=lambda: (
+            None if installed else Unavailability(f"{name} is not installed", "get it")
+        ),
         version=lambda: "1.0" if installed else None,
         artifacts=lambda version: artifacts,
     )

@@ -1,4 +1,4 @@
-"""Results as the commands write them, without a measurement."""
+"""Results as the commands write them, made without a measurement."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 
 from resdeploy.bench.roofline import Ceilings
 from resdeploy.bundle.manifest import Encoding, Precision
-from resdeploy.results.benchmark import SCHEMA, BenchmarkDocument, Timing, WorkTotals
-from resdeploy.results.provenance import Environment, Machine
+from resdeploy.bundle.work import WorkTotals
+from resdeploy.machine.device import Device
+from resdeploy.results.benchmark import Benchmark, BenchmarkEnvironment, Timing
 
 ROUNDS = 15
 
@@ -24,7 +25,7 @@ def timing(
     seed: int = 0,
     **others: Any,
 ) -> Timing:
-    """One contender; times scatter by 1 % between rounds, and more within them."""
+    """Return one contender whose times vary by 1 % between rounds, and more within them."""
     generator = np.random.default_rng((seed, *contender.encode(), *precision.value.encode()))
     rounds = ms * (1 + generator.normal(0, 0.01, ROUNDS))
     times = ms * np.exp(generator.gamma(2, 0.02, 1000))
@@ -34,7 +35,7 @@ def timing(
         "encoding": encoding,
         "batch": 1,
         "threads": 1,
-        "runs": 1000,
+        "calls": 1000,
         "p50_ms": float(np.median(times)),
         "p90_ms": float(np.percentile(times, 90)),
         "p99_ms": float(np.percentile(times, 99)),
@@ -63,16 +64,15 @@ def benchmark(
     cpu: str = "AMD EPYC",
     image_size: int = 224,
     versions: dict[str, str] | None = None,
-) -> BenchmarkDocument:
-    """PyTorch, and two graphs."""
-    return BenchmarkDocument(
-        schema=SCHEMA,
-        environment=Environment(
+) -> Benchmark:
+    """Return a benchmark of PyTorch and two graphs."""
+    return Benchmark(
+        environment=BenchmarkEnvironment(
             date=date,
             command="resdeploy bench r34.bundle --output bench.json",
             versions=versions or {"torch": "2.13.0", "onnxruntime": "1.32.0"},
             platform="Linux",
-            device=Machine(architecture="x86_64", cpu=cpu, cores=2),
+            device=Device(architecture="x86_64", cpu=cpu, cores=2),
             model="resnet34",
             image_size=image_size,
             mode="stream",

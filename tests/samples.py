@@ -1,4 +1,4 @@
-"""Small networks and small pictures that many tests use."""
+"""Small networks and small images that many tests use."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 TINY = Architecture(classes=len(CLASSES), blocks=(1, 1, 1, 1))
 
 
-def randomised(network: ResNet, seed: int = 0) -> ResNet:
-    """The network with batch-norm statistics unlike those of a fresh one, in evaluation mode."""
+def randomise_batch_norms(network: ResNet, seed: int = 0) -> ResNet:
+    """Set random batch-norm parameters and statistics; return the network in evaluation mode."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -40,25 +40,25 @@ def randomised(network: ResNet, seed: int = 0) -> ResNet:
 
 
 def make_classifier(architecture: Architecture = TINY, seed: int = 0) -> Classifier:
-    """A network with random weights, as it is deployed."""
+    """Return a network with random weights in the form that is exported."""
     import torch
 
     from resdeploy.train.model.resnet import Classifier, ResNet
 
     torch.manual_seed(seed)
-    network = randomised(ResNet(architecture), seed)
+    network = randomise_batch_norms(ResNet(architecture), seed)
     return Classifier(network, IMAGENET_MEAN, IMAGENET_STD).eval()
 
 
 def encoded(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    """The content of an image file."""
+    """Return the content of an image file."""
     stream = io.BytesIO()
     picture.save(stream, format, **options)
     return stream.getvalue()
 
 
 def write_images(folder: Path, per_class: int, *, seed: int, size: int = SIZE) -> None:
-    """`folder/CLASS/*.png`: noisy pictures of one colour each, which a network learns at once."""
+    """Write `folder/CLASS/*.png`: noisy images of one colour per class, which are easy to learn."""
     generator = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
         (folder / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A server in a process of its own, as users start it, and a client that misbehaves on demand."""
+"""A server in its own process, started as users start it, and a client for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# A server is ready in two seconds; where others keep all cores busy, it takes ten times as long.
+# Timeout in seconds. A server is ready after 2 s, but on a busy machine after 20 s.
 PATIENCE = 120.0
 
 
@@ -31,7 +31,7 @@ class Reply:
 
 
 class ServerProcess:
-    """Use it as a context manager; `log` holds the lines of stderr."""
+    """A server process as a context manager; `log` has the lines of stderr."""
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class ServerProcess:
         with self._lines:
             self._lines.notify_all()
 
-    def wait_for(self, what: str | Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The first line with this message."""
-        matches = what if callable(what) else lambda line: line.get("message") == what
+    def wait_for(self, message: str | Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Return the first log line with this message, or that satisfies the function."""
+        matches = message if callable(message) else lambda line: line.get("message") == message
         deadline = time.monotonic() + PATIENCE
         with self._lines:
             while True:
@@ -76,7 +76,7 @@ class ServerProcess:
                         return line
                 left = deadline - time.monotonic()
                 if left <= 0 or self.process.poll() is not None:
-                    raise AssertionError(f"no line {what}: {self.log}")
+                    raise AssertionError(f"no line {message}: {self.log}")
                 self._lines.wait(min(left, 0.2))
 
     @property
@@ -94,7 +94,7 @@ class ServerProcess:
         headers: Mapping[str, str] | None = None,
         method: str | None = None,
     ) -> Reply:
-        """One request on a connection of its own."""
+        """Send one request on a new connection."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request(
@@ -117,7 +117,7 @@ class ServerProcess:
         self.process.send_signal(number)
 
     def stop(self) -> tuple[int, Any]:
-        """ExitCode code, and the document on stdout."""
+        """Stop the server; return its exit code and the document on stdout."""
         if self.process.poll() is None:
             self.send(signal.SIGTERM)
         return self.result()
@@ -143,7 +143,7 @@ class ServerProcess:
 
 
 def tensor_request(images: Any, **parameters: Any) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a binary request."""
+    """Return the body and headers of a binary request."""
     head = json.dumps(
         {
             "inputs": [
@@ -161,5 +161,5 @@ def tensor_request(images: Any, **parameters: Any) -> tuple[bytes, dict[str, str
 
 
 def picture(folder: Path) -> bytes:
-    """Some picture of a folder of labelled ones."""
+    """Return a picture of a folder of labelled pictures."""
     return (folder / "val" / "red" / "000.png").read_bytes()

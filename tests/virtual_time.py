@@ -1,4 +1,4 @@
-"""Time that passes only where somebody waits for it: exact, without waiting, on any machine."""
+"""Virtual time that advances only in sleeps, so that tests are exact and fast on any machine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Result = TypeVar("Result")
 
 
 class Clock:
-    """Stands in for the module `time` of code that one thread runs; only `sleep` takes time.
+    """A replacement for the module `time` in single-threaded code; only `sleep` takes time.
 
-    Every sleep is in steps of `step` seconds, and `watchers` are called after each.
+    A sleep advances in steps of `step` seconds, and `watchers` are called after each.
     """
 
     def __init__(self, step: float = float("inf")) -> None:
@@ -42,7 +42,7 @@ class _Selector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> Any:
         if timeout is None:
-            raise AssertionError("everybody waits, and for nothing that has a time")
+            raise AssertionError("deadlock: all tasks wait and no timer is set")
         self.now += max(timeout, 0.0)
         return super().select(0)
 
@@ -57,7 +57,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a coroutine that touches no files, sockets or threads."""
+    """Return the result of a coroutine that uses no files, sockets or threads."""
     loop = _Loop()
     try:
         return loop.run_until_complete(work)

@@ -1,4 +1,4 @@
-"""The package as users install it."""
+"""The wheel of the package, as users install it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build the wheel of this checkout, without a download."""
+    """Build the wheel of this checkout without network, and return its path."""
     source = folder / "source"
-    # The build leaves folders beside its source; the checkout stays as it is.
+    # A copy, because the build writes folders beside its source.
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, check=True,
@@ -39,6 +39,6 @@ def build_wheel(folder: Path) -> Path:
 
 
 def unpack_wheel(wheel: Path, folder: Path) -> None:
-    """What installing does for a package of Python alone."""
+    """Unpack a wheel into `folder`, which is all that installing pure Python does."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)

@@ -91,7 +91,7 @@ def train(
     """
     with joined_processes() as process:
         if process.writes:
-            refuse_existing(folder, force=force, sign=runs.STATE_JSON)
+            refuse_existing(folder, force=force, marker=runs.STATE_JSON)
         trainer = _Trainer(config, folder, process, progress, start, device)
         if process.writes:
             runs.begin(folder, config.to_json())

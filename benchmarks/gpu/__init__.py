@@ -1,1 +1,1 @@
-"""TODO."""
+"""The benchmark of TensorRT, ONNX Runtime and PyTorch on a GPU."""

@@ -1,11 +1,11 @@
-"""How fast on this GPU, beside PyTorch at its best, and how near to what the GPU can do?
+"""The speed of a network on this GPU, against PyTorch and against the limits of the GPU.
 
     python -m benchmarks.gpu CHECKPOINT --output docs/results/gpu-NAME.json
 
-CHECKPOINT is a run, a .safetensors or a .pth file, or `random` for a ResNet-34 of 1000 classes.
-Every backend of the runtime that runs here, and PyTorch eager and compiled, take turns, each in a
-process of its own, after each has shown its answers. What is missing here is told and written
-down, and the rest goes on. To be started in the repository's root.
+CHECKPOINT is a run, a .safetensors or .pth file, or `random` for a ResNet-34 with 1000 classes.
+Every backend that runs here, PyTorch eager and PyTorch compiled take turns, each in its own
+process, after their outputs were checked. Contenders that cannot run are reported and left out.
+Start the script in the root of the repository.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from typing import Any
 import click
 
 from benchmarks.gpu.answers import write_labelled
-from benchmarks.gpu.ceilings import ceilings_of
+from benchmarks.gpu.ceilings import parse_ceilings
 from benchmarks.gpu.children import (
     NAMES,
     Notes,
-    ask,
-    backend_entries,
+    backend_contenders,
     build_engines,
-    pytorch_entries,
+    pytorch_contenders,
+    start_for_facts,
     time_in_turns,
 )
 from benchmarks.gpu.pytorch_worker import RANDOM
 from benchmarks.gpu.report import (
     TRANSFERS,
+    GpuResult,
     Missing,
-    Row,
     answers_text,
     document,
     engines_text,
-    rows_of,
+    summarise,
     times_text,
 )
 from resdeploy.bundle.bundle import Bundle, open_bundle
-from resdeploy.bundle.work import Work
+from resdeploy.bundle.work import WorkTotals
 from resdeploy.errors import CalibrationError, ResdeployError, needs_extra
 from resdeploy.machine.device import read_device
 from resdeploy.progress import progress_bar
 from resdeploy.results.provenance import collect_provenance
-from resdeploy.runtime.backends.cuda import CudaRuntime, gpu_obstacle
-from resdeploy.runtime.bench.rounds import turns
+from resdeploy.runtime.backends.cuda import CudaRuntime, check_gpu_availability
+from resdeploy.runtime.bench.rounds import plan_rounds
 from resdeploy.storage import write_file
 
 DEFAULT_IMAGE_SIZE = 224
@@ -57,33 +57,42 @@ DEFAULT_IMAGE_SIZE = 224
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What is measured."""
+    """The network to measure."""
 
     bundle: Bundle
     weights: str
     """A checkpoint for PyTorch, or `RANDOM`."""
     labelled: str
-    """The folder of decoded images; empty for none."""
+    """The folder of decoded labelled images; empty for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How it is measured."""
+    """The settings of the measurement."""
 
     batches: Sequence[int]
     seconds: float
-    """For each contender at each batch."""
+    """The time limit for each contender at each batch size."""
     bf16: bool
     without: Collection[str]
     cache_kept: bool
+    """True if engines and compiled kernels are kept after the benchmark."""
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="Its bundle, if made.")
-@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Labelled images.")
-@click.option("--images", type=int, default=2000, show_default=True, help="At most, of --data.")
-@click.option("--image-size", type=int, help="[default: the run's own, or 224]")
+@click.option(
+    "--bundle",
+    type=click.Path(exists=True, path_type=Path),
+    help="Bundle of CHECKPOINT.  [default: export one]",
+)
+@click.option(
+    "--data", type=click.Path(exists=True, path_type=Path), help="Folder of labelled images."
+)
+@click.option(
+    "--images", type=int, default=2000, show_default=True, help="Largest number of labelled images."
+)
+@click.option("--image-size", type=int, help="Pixels.  [default: that of the run, or 224]")
 @click.option(
     "--batch",
     "batches",
@@ -91,14 +100,15 @@ class Plan:
     multiple=True,
     default=(1, 8, 32, 128),
     show_default=True,
+    help="Images in one call.",
 )
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="For each contender.")
-@click.option("--bf16", is_flag=True, help="PyTorch in bfloat16, too.")
-@click.option("--without", multiple=True, type=click.Choice(NAMES), help="Leave this one out.")
+@click.option("--seconds", type=float, default=3.0, show_default=True, help="Limit per contender.")
+@click.option("--bf16", is_flag=True, help="Also time PyTorch in bfloat16.")
+@click.option("--without", multiple=True, type=click.Choice(NAMES), help="Contender to leave out.")
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
-    help="Keep engines and compiled kernels there. Without, nothing is kept, and builds are cold.",
+    help="Folder that keeps engines and compiled kernels.  [default: keep nothing]",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
@@ -114,9 +124,9 @@ def main(
     cache: Path | None,
     output: Path | None,
 ) -> None:
-    """Export, build, check, time, print, and write down."""
-    if none := gpu_obstacle():
-        raise click.ClickException(f"there is no GPU to measure: {none.reason}; {none.remedy}")
+    """Export a bundle, build its engines, check their outputs, and time them."""
+    if obstacle := check_gpu_availability():
+        raise click.ClickException(f"no GPU can be used: {obstacle.reason}; {obstacle.hint}")
     notes = Notes()
     for name in without:
         notes.add(name, "--without")
@@ -134,33 +144,33 @@ def main(
     except ResdeployError as error:
         raise click.ClickException(f"{error} ({error.hint})") from error
     if not rows:
-        raise click.ClickException("not one contender could be timed; see the lines above")
+        raise click.ClickException("no contender could be timed; read the messages above")
     click.echo(f"\n{answers_text(rows)}\n\n{TRANSFERS}")
 
 
-def measure(subject: Subject, plan: Plan, output: Path | None, notes: Notes) -> list[Row]:
-    """Ceilings, engines, then one batch after the other; each is printed and written at once.
+def measure(subject: Subject, plan: Plan, output: Path | None, notes: Notes) -> list[GpuResult]:
+    """Measure ceilings, engines and each batch size; print and write each batch size at once.
 
-    A run that is cut short has lost only the batch that was under way, and its file says so.
+    If the script is interrupted, only the current batch size is lost, and the file records that.
     """
     work, ceilings = _work(subject.bundle, notes), _ceilings(notes)
     engines = build_engines(subject.bundle, plan.batches, plan.without, notes)
     click.echo(engines_text(engines))
-    rows: list[Row] = []
+    rows: list[GpuResult] = []
     for number, batch in enumerate(plan.batches, start=1):
-        place = (subject.bundle, batch, subject.labelled)
-        entries = [
-            *backend_entries(*place, plan.without, notes),
-            *pytorch_entries(*place, subject.weights, plan.bf16, plan.without, notes),
+        shared = (subject.bundle, batch, subject.labelled)
+        specs = [
+            *backend_contenders(*shared, plan.without, notes),
+            *pytorch_contenders(*shared, subject.weights, plan.bf16, plan.without, notes),
         ]
-        timed = time_in_turns(entries, batch, plan.seconds, notes)
-        fresh = rows_of(timed, batch, work, ceilings_of(ceilings) if ceilings else None)
+        timed = time_in_turns(specs, batch, plan.seconds, notes)
+        fresh = summarise(timed, batch, work, parse_ceilings(ceilings) if ceilings else None)
         rows += fresh
         click.echo(f"\n{times_text(fresh)}")
         if output is None or not rows:
             continue
         later = [
-            Missing(what=f"batch {other}", why="the run ended before it")
+            Missing(what=f"batch {other}", why="the script ended before it")
             for other in plan.batches[number:]
         ]
         result = document(
@@ -169,7 +179,7 @@ def measure(subject: Subject, plan: Plan, output: Path | None, notes: Notes) -> 
             settings={
                 "batches": list(plan.batches),
                 "seconds": plan.seconds,
-                "rounds": turns(plan.seconds)[0],
+                "rounds": plan_rounds(plan.seconds)[0],
                 "cache_kept": plan.cache_kept,
             },
             ceilings=ceilings,
@@ -183,7 +193,7 @@ def measure(subject: Subject, plan: Plan, output: Path | None, notes: Notes) -> 
 
 
 def _keep_caches_in(folder: Path) -> None:
-    """For this process and its children: engines, and what PyTorch's compiler makes."""
+    """Set the folder of engines and compiled kernels for this process and its children."""
     os.environ["XDG_CACHE_HOME"] = str(folder)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
@@ -197,7 +207,7 @@ def _open_or_export(
     folder: Path,
     notes: Notes,
 ) -> tuple[Bundle, str]:
-    """The bundle, and what PyTorch shall load; without images to calibrate on there is no INT8."""
+    """Return the bundle and the weights for PyTorch; skip INT8 without calibration images."""
     if bundle is not None:
         weights = checkpoint if checkpoint == RANDOM else str(Path(checkpoint).resolve())
         return open_bundle(bundle.resolve()), weights
@@ -208,14 +218,14 @@ def _open_or_export(
         return make_bundle(folder, image_size or DEFAULT_IMAGE_SIZE), str(folder / "resnet34.pth")
 
     weights = str(Path(checkpoint).resolve())
-    # A run's own images calibrate best; those that will judge must do where none are known.
-    why = ""
+    # The images of the run are preferred to those that will measure the accuracy.
+    reason = ""
     for images in dict.fromkeys((None, data)):
         try:
             return _export(Path(checkpoint), folder, image_size, images, int8=True), weights
         except CalibrationError as error:
-            why = f"{error} ({error.hint})"
-    notes.add("int8", why)
+            reason = f"{error} ({error.hint})"
+    notes.add("int8", reason)
     return _export(Path(checkpoint), folder, image_size, None, int8=False), weights
 
 
@@ -237,7 +247,7 @@ def _export(
 
 
 def _decode(bundle: Bundle, data: Path | None, most: int, folder: Path, notes: Notes) -> str:
-    """The folder of decoded images for the children; empty where there are none."""
+    """Decode labelled images for the children; return their folder, or an empty string."""
     if data is None:
         notes.add("labelled images", "no --data")
         return ""
@@ -252,26 +262,26 @@ def _decode(bundle: Bundle, data: Path | None, most: int, folder: Path, notes: N
     return str(decoded)
 
 
-def _work(bundle: Bundle, notes: Notes) -> Work | None:
+def _work(bundle: Bundle, notes: Notes) -> WorkTotals | None:
     try:
         with needs_extra():
             from resdeploy.export.graph.work import work_of_bundle
 
-        return work_of_bundle(bundle)
+        return work_of_bundle(bundle).totals
     except ResdeployError as error:
         notes.add("roofline", str(error))
         return None
 
 
 def _ceilings(notes: Notes) -> dict[str, Any] | None:
-    """What a process of its own measured of this GPU."""
+    """Measure the ceilings of this GPU in a child process."""
     try:
-        measured = ask("ceilings", "benchmarks.gpu.ceilings", [])
+        measured = start_for_facts("ceilings", "benchmarks.gpu.ceilings", [])
     except ResdeployError as error:
         notes.add("roofline", str(error))
         return None
-    for one in measured["missing"]:
-        notes.add(one["what"], one["why"])
+    for missing in measured["missing"]:
+        notes.add(missing["what"], missing["why"])
     return measured
 
 
@@ -285,7 +295,7 @@ def _network(bundle: Bundle) -> dict[str, Any]:
     return {
         **{key: model[key] for key in kept if key in model},
         "image_size": bundle.manifest.preprocessing.image_size,
-        "artifacts": {one.name: one.sha256 for one in bundle.manifest.artifacts},
+        "artifacts": {artifact.name: artifact.sha256 for artifact in bundle.manifest.artifacts},
     }
 
 

@@ -1,7 +1,7 @@
-"""Are the answers right of the very engine, at the very batch, that is timed?
+"""The check of the outputs of each engine at the batch size that is timed.
 
-On the bundle's golden images, against PyTorch's logits; and on labelled images, which the owner
-of the benchmark decodes once into a folder of arrays that its children read.
+Outputs are compared with PyTorch's logits on the golden images, and with the labels and the FP32
+outputs on labelled images. The owner of the benchmark decodes these once into a folder of arrays.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from resdeploy.statistics import agreement_percent, compare_accuracy
 
 IMAGES, CLASSES, REFERENCE = "images.npy", "classes.npy", "reference.npy"
 DECODED_AT_ONCE = 64
-# Three bits of mantissa fewer than float16's, at 6 dB each.
 BF16_FLOOR_DB = FLOAT_FLOOR_DB[Precision.FP16] - 18.0
+"""The mantissa has three bits fewer than that of float16; each bit is 6 dB."""
 
 
-class Exactly:
-    """A backend that is always shown `batch` images at once, as when it is timed."""
+class FixedBatch:
+    """A backend that always receives `batch` images at once, as when it is timed."""
 
     def __init__(self, backend: Backend, batch: int) -> None:
         self.name = backend.name
@@ -41,7 +41,7 @@ class Exactly:
         self._batch = batch
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """See `Backend.run`; what is too few is filled up with the first image."""
+        """Run the images in batches; fill the last batch up with the first image."""
         parts = []
         for start in range(0, len(images), self._batch):
             part = images[start : start + self._batch]
@@ -50,13 +50,13 @@ class Exactly:
         return np.concatenate(parts)
 
     def close(self) -> None:
-        """See `Backend.close`."""
+        """Close the backend."""
         self._backend.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledAnswers:
-    """Against fp32.onnx in ONNX Runtime on the CPU, in percent and percentage points."""
+    """The accuracy against fp32.onnx in ONNX Runtime, in percent and percentage points."""
 
     images: int
     agreement: float
@@ -66,72 +66,72 @@ class LabelledAnswers:
     drop_upper95: float
 
 
-def write_labelled(bundle: Bundle, data: Path, most: int, folder: Path) -> int:
-    """Decode up to `most` images of a labelled folder, with the answers of FP32 on the CPU.
+def write_labelled(bundle: Bundle, data: Path, limit: int, folder: Path) -> int:
+    """Decode up to `limit` labelled images and store them with the FP32 outputs on the CPU.
 
-    Images that chose the ranges or layers of the INT8 graphs are left out: they would flatter
-    those. So are repeated ones.
+    Images used for calibration or layer selection are skipped, because they would favour the INT8
+    graphs. Duplicates are skipped, too.
 
     Returns:
-        How many there are.
+        The number of images.
 
     Raises:
-        DataError: the folder cannot be used with this model, or not one image is left.
+        DataError: The folder cannot be used with this model, or no image is left.
     """
     labelled = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
     calibration: Mapping[str, Any] = bundle.manifest.calibration or {}
     used = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}
-    ledger = CalibrationImages(bundle.manifest.preprocessing, wanted=most, excluded=used)
+    chosen = CalibrationImages(bundle.manifest.preprocessing, wanted=limit, excluded=used)
     try:
-        admitted = list(ledger.add(draw(labelled.files, seed=0), DECODED_AT_ONCE))
+        batches = list(chosen.add(draw(labelled.files, seed=0), DECODED_AT_ONCE))
     except CalibrationError as error:
         raise DataError(
-            f"no image in {data} can be decoded that did not choose INT8's ranges",
-            "name a folder of other images",
+            f"{data} has no readable image that was not used for calibration",
+            "use a folder of other images",
         ) from error
-    images = np.concatenate(admitted)
+    images = np.concatenate(batches)
     class_of = dict(zip(labelled.files, labelled.labels))
     fp32 = OnnxRuntimeCpu(bundle.read("fp32.onnx"), Encoding.FLOAT)
     np.save(folder / IMAGES, images)
-    np.save(folder / CLASSES, np.array([class_of[path] for path in ledger.paths]))
+    np.save(folder / CLASSES, np.array([class_of[path] for path in chosen.paths]))
     np.save(folder / REFERENCE, run_batches(fp32, images))
     fp32.close()
     return len(images)
 
 
-def read_answers(
+def check_outputs(
     backend: Backend, batch: int, bundle: Bundle, precision: str, artifact: str, labelled: str
 ) -> dict[str, Any]:
-    """What `backend` answers, JSON-ready.
+    """Check the outputs of a backend and return the figures in JSON form.
 
     Args:
-        backend: What is going to be timed.
-        batch: Images in one run.
-        bundle: Brings the golden images.
-        precision: Of the contender: fp32, fp16, bf16 or int8.
-        artifact: The graph that it runs; empty for PyTorch.
+        backend: The backend to time.
+        batch: Images in one call.
+        bundle: The bundle with the golden images.
+        precision: The precision of the contender: fp32, fp16, bf16 or int8.
+        artifact: The graph of the contender; empty for PyTorch.
         labelled: The folder of `write_labelled`; empty for none.
 
     Returns:
-        `golden` with `passed`, and `labelled`, which is None without a folder.
+        The figures on `golden` images, including `passed`, and on `labelled` images or None.
     """
-    exactly = Exactly(backend, batch)
+    fixed = FixedBatch(backend, batch)
     graph = bundle.artifact(artifact or Precision.FP32.value)
-    check = check_golden(exactly, graph, bundle.golden())
+    check = check_golden(fixed, graph, bundle.golden())
     if not artifact:
         check = replace(check, floor_db=float_floor_db(precision))
     return {
         "golden": {**jsonable(check), "passed": check.passed},
-        "labelled": jsonable(_on_labelled(exactly, Path(labelled))) if labelled else None,
+        "labelled": jsonable(_check_labelled(fixed, Path(labelled))) if labelled else None,
     }
 
 
 def float_floor_db(precision: str) -> float:
-    """The least median SQNR of a network that is not quantised."""
+    """Return the least median SQNR that passes for a network that is not quantised."""
     return BF16_FLOOR_DB if precision == "bf16" else FLOAT_FLOOR_DB[Precision(precision)]
 
 
-def _on_labelled(backend: Exactly, folder: Path) -> LabelledAnswers:
+def _check_labelled(backend: FixedBatch, folder: Path) -> LabelledAnswers:
     images, classes, reference = (
         np.load(folder / name, mmap_mode="r") for name in (IMAGES, CLASSES, REFERENCE)
     )
@@ -140,8 +140,8 @@ def _on_labelled(backend: Exactly, folder: Path) -> LabelledAnswers:
     return LabelledAnswers(
         images=paired.images,
         agreement=agreement_percent(reference, logits),
-        top1=100 * paired.candidate_right / paired.images,
-        fp32_top1=100 * paired.baseline_right / paired.images,
+        top1=100 * paired.candidate_correct / paired.images,
+        fp32_top1=100 * paired.baseline_correct / paired.images,
         drop=paired.drop,
-        drop_upper95=paired.drop_bound(),
+        drop_upper95=paired.drop_upper_bound(),
     )

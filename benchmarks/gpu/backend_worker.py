@@ -1,8 +1,8 @@
-"""A backend of the runtime as a contender that first shows its answers.
+"""The benchmark worker for a backend, which reports the check of its outputs.
 
     python -m benchmarks.gpu.backend_worker BUNDLE BACKEND ARTIFACT BATCH LABELLED
 
-The runtime's own contender checks a few golden images; this one tells of all, and of labelled ones.
+It checks all golden and labelled images, unlike `resdeploy.runtime.bench.worker`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.answers import read_answers
+from benchmarks.gpu.answers import check_outputs
 from resdeploy.bench.worker import run_worker
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.runtime.backends.base import Backend, Batches, OpenOptions
@@ -26,14 +26,14 @@ from resdeploy.runtime.backends.tensorrt.flavour import Flavour
 def prepare(
     path: str, backend: str, artifact: str, batch: int, labelled: str
 ) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Open one artifact for exactly this batch, check it, and return what runs golden images.
+    """Open one artifact for one batch size, check its outputs, and return the function to time.
 
     Args:
         path: The bundle.
-        backend: The engine's name.
-        artifact: The graph's.
-        batch: Images in one run.
-        labelled: The folder of `gpu_answers.write_labelled`; empty for none.
+        backend: The name of the engine.
+        artifact: The name of the graph.
+        batch: Images in one call.
+        labelled: The folder of `answers.write_labelled`; empty for none.
     """
     bundle = open_bundle(Path(path))
     (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
@@ -41,7 +41,7 @@ def prepare(
     opened = candidate.open(bundle, OpenOptions(batches=Batches(batch, batch, batch)))
     opening_seconds = time.perf_counter() - start
     precision = candidate.artifact.precision.value
-    answers = read_answers(opened, batch, bundle, precision, artifact, labelled)
+    answers = check_outputs(opened, batch, bundle, precision, artifact, labelled)
     golden = bundle.golden().images
     images = golden[np.arange(batch) % len(golden)]
     facts = {
@@ -55,9 +55,9 @@ def prepare(
 
 
 def cuda_graphs(backend: Backend, batch: int) -> str:
-    """Who replays a recorded sequence of kernels, after a few runs: `yes`, `no` or `its own`."""
+    """Return `yes` if the backend replays a CUDA graph, `its own` if the framework may, or `no`."""
     if backend.name == Flavour.RTX.value:
-        return "its own"  # TensorRT-RTX is told to record by itself, and does not say if it did
+        return "its own"  # TensorRT-RTX records CUDA graphs itself and does not report it
     return "yes" if batch in getattr(backend, "captured", ()) else "no"
 
 

@@ -1,6 +1,6 @@
-"""One engine, built in a process of its own: `python -m benchmarks.gpu.build_worker`.
+"""The worker that builds one engine: `python -m benchmarks.gpu.build_worker`.
 
-A builder that crashes or leaks takes nothing else with it.
+It is a separate process, so that a builder that crashes or leaks does not affect the benchmark.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 def prepare(
     path: str, flavour: str, artifact: str, batch: int
 ) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Build, and tell of it; then nothing is left to run."""
+    """Build an engine and return its facts, with a function that does nothing."""
     bundle = open_bundle(Path(path))
     options = BuildOptions(batches=Batches(batch, batch, batch))
     report = build(bundle, bundle.artifact(artifact), Flavour(flavour), options)
     facts = jsonable(report)
-    del facts["engine"]  # where the cache lay says nothing
+    del facts["engine"]  # the path in the cache is meaningless
     return lambda: None, {**facts, "batch": batch}
 
 

@@ -1,6 +1,6 @@
-"""What this GPU can do at most, by large products and a copy: `python -m benchmarks.gpu.ceilings`.
+"""The worker that measures the ceilings of a GPU: `python -m benchmarks.gpu.ceilings`.
 
-A process of its own: what it allocates is gone before anything is timed against it.
+It is a separate process, so that its memory is free again before contenders are timed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from resdeploy.bench.worker import run_worker
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.train.bench.ceilings import GPU_COPY_BYTES, GPU_SHAPE, copy_probe, product_probe
 
-SECONDS = 2.0  # for each: clocks rise from idle within the first tenths
-LEAST_SAMPLES = 3
+SECONDS = 2.0
+"""The time for each measurement; the clocks rise from idle within the first tenths of a second."""
+MIN_SAMPLES = 3
 KINDS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 
@@ -28,16 +29,16 @@ def measure(
     copy_bytes: int = GPU_COPY_BYTES,
     seconds: float = SECONDS,
 ) -> dict[str, Any]:
-    """The fastest of many samples of each; what cannot run is told with its reason.
+    """Measure each ceiling as the fastest of many samples; report those that cannot run.
 
     Args:
-        device: PyTorch's name of it.
+        device: The name of the device in PyTorch.
         matrix: Rows and columns of the matrices.
-        copy_bytes: Size of what is copied; it is read once and written once.
-        seconds: Time for each measurement.
+        copy_bytes: Bytes of the copy, which are read once and written once.
+        seconds: The time for each measurement.
 
     Raises:
-        BackendError: PyTorch sees no such device.
+        BackendError: PyTorch sees no GPU.
         MissingDependencyError: PyTorch is not installed.
     """
     with needs_extra():
@@ -57,8 +58,8 @@ def measure(
             probe = make()
             fastest[kind] = probe.amount / fastest_run(probe, seconds)
         except (RuntimeError, AttributeError, NotImplementedError) as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            missing.append({"what": f"ceiling of {kind}", "why": why})
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            missing.append({"what": f"ceiling of {kind}", "why": reason})
     copied = fastest.pop(COPY, None)
     return {
         "operations_per_second": fastest,
@@ -70,17 +71,17 @@ def measure(
 
 
 def fastest_run(probe: Probe, seconds: float) -> float:
-    """Seconds of the fastest call within `seconds`."""
+    """Return the time of the fastest call within `seconds`."""
     probe.run()
     samples: list[float] = []
     deadline = time.perf_counter() + seconds
-    while len(samples) < LEAST_SAMPLES or time.perf_counter() < deadline:
+    while len(samples) < MIN_SAMPLES or time.perf_counter() < deadline:
         samples.append(probe.seconds())
     return min(samples)
 
 
-def ceilings_of(measured: dict[str, Any]) -> Ceilings:
-    """What `measure` gives, for `roofline`."""
+def parse_ceilings(measured: dict[str, Any]) -> Ceilings:
+    """Convert the result of `measure`."""
     return Ceilings(
         operations_per_second=measured["operations_per_second"],
         bytes_per_second=measured["bytes_per_second"],
@@ -88,7 +89,7 @@ def ceilings_of(measured: dict[str, Any]) -> Ceilings:
 
 
 def prepare() -> tuple[Callable[[], object], dict[str, Any]]:
-    """All is measured before the process says that it is ready: then nothing is left to run."""
+    """Measure the ceilings and return them as facts, with a function that does nothing."""
     return lambda: None, measure()
 
 

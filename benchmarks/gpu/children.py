@@ -1,4 +1,4 @@
-"""The owner's side of the GPU benchmark: children that are asked, and children that take turns."""
+"""The worker processes of the GPU benchmark, as seen by their owner."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from benchmarks.gpu import pytorch_worker as gpu_pytorch
+from benchmarks.gpu import pytorch_worker
 from benchmarks.gpu.pytorch_worker import MODES, OPTIONAL
-from benchmarks.gpu.report import Missing, Timed
+from benchmarks.gpu.report import Missing, TimedContender
 from resdeploy.bench.process import Contender
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError, ResdeployError
@@ -28,8 +28,8 @@ NAMES = (*BACKENDS, *dict.fromkeys(mode.name for mode in MODES.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A contender before it is started."""
+class GpuContender:
+    """A contender that has not been started."""
 
     name: str
     precision: str
@@ -39,23 +39,23 @@ class Entry:
 
 @dataclass(slots=True)
 class Notes:
-    """What is missing: told at once, once, and kept for the document."""
+    """The figures that are missing, each printed once and kept for the document."""
 
     entries: list[Missing] = field(default_factory=list)
 
     def add(self, what: str, why: str) -> None:
-        """Note that `what` is left out."""
+        """Print and keep the reason why something is left out."""
         entry = Missing(what=what, why=" ".join(why.split()))
         if entry not in self.entries:
             self.entries.append(entry)
             click.echo(f"left out: {what}: {entry.why}", err=True)
 
 
-def ask(name: str, module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What a child says of itself when it is ready.
+def start_for_facts(name: str, module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Start a worker process, stop it, and return the facts that it reported.
 
     Raises:
-        BackendError: it could not start.
+        BackendError: The process cannot start.
     """
     child = Contender.start(name, module, list(arguments), available_cores())
     child.stop()
@@ -65,41 +65,41 @@ def ask(name: str, module: str, arguments: Sequence[str]) -> dict[str, Any]:
 def build_engines(
     bundle: Bundle, batches: Sequence[int], without: Collection[str], notes: Notes
 ) -> list[dict[str, Any]]:
-    """Every engine of every TensorRT that is here, for exactly each batch, into the cache."""
-    there = [artifact.name for artifact in bundle.manifest.artifacts]
+    """Build the engines of every installed TensorRT for each batch size; return their facts."""
+    present = [artifact.name for artifact in bundle.manifest.artifacts]
     engines = []
     for kind in Flavour:
         if kind.value in without:
             continue
-        if none := flavour.obstacle(kind):
-            notes.add(kind.value, none.reason)
+        if obstacle := flavour.check_availability(kind):
+            notes.add(kind.value, obstacle.reason)
             continue
-        for artifact in (name for name in ARTIFACTS if name in there):
+        for artifact in (name for name in ARTIFACTS if name in present):
             for batch in batches:
                 arguments = [str(bundle.path), kind.value, artifact, str(batch)]
                 what = f"engine of {kind.value} {artifact} for batch {batch}"
                 try:
-                    engines.append(ask(what, "benchmarks.gpu.build_worker", arguments))
+                    engines.append(start_for_facts(what, "benchmarks.gpu.build_worker", arguments))
                 except ResdeployError as error:
                     notes.add(what, str(error))
     return engines
 
 
-def backend_entries(
+def backend_contenders(
     bundle: Bundle, batch: int, labelled: str, without: Collection[str], notes: Notes
-) -> list[Entry]:
-    """The best artifact of each precision on every backend for GPUs that runs here."""
-    entries = []
+) -> list[GpuContender]:
+    """Return the best artifact of each precision for every GPU backend that runs here."""
+    specs = []
     for backend in BACKENDS:
         if backend in without:
             continue
         try:
-            found = best_candidates(bundle, backend)
+            best = best_candidates(bundle, backend)
         except BackendError as error:
             notes.add(backend, str(error).removeprefix(f"{backend} cannot run here: "))
             continue
-        entries += [
-            Entry(
+        specs += [
+            GpuContender(
                 name=backend,
                 precision=candidate.artifact.precision.value,
                 module="benchmarks.gpu.backend_worker",
@@ -107,12 +107,12 @@ def backend_entries(
                     str(bundle.path), backend, candidate.artifact.name, str(batch), labelled
                 ),
             )
-            for candidate in found
+            for candidate in best
         ]  # fmt: skip
-    return entries
+    return specs
 
 
-def pytorch_entries(
+def pytorch_contenders(
     bundle: Bundle,
     batch: int,
     labelled: str,
@@ -120,13 +120,13 @@ def pytorch_entries(
     bf16: bool,
     without: Collection[str],
     notes: Notes,
-) -> list[Entry]:
-    """PyTorch in every mode that was asked for."""
-    if none := gpu_pytorch.obstacle():
-        notes.add("pytorch", none.reason)
+) -> list[GpuContender]:
+    """Return PyTorch in each requested mode."""
+    if obstacle := pytorch_worker.obstacle():
+        notes.add("pytorch", obstacle.reason)
         return []
     return [
-        Entry(
+        GpuContender(
             name=mode.name,
             precision=mode.precision,
             module="benchmarks.gpu.pytorch_worker",
@@ -138,10 +138,10 @@ def pytorch_entries(
 
 
 def time_in_turns(
-    entries: Sequence[Entry], batch: int, seconds: float, notes: Notes
-) -> list[Timed]:
-    """Start all, let them take turns; who does not start, or ends early, is left out."""
-    with _started(entries, batch, notes) as running:
+    specs: Sequence[GpuContender], batch: int, seconds: float, notes: Notes
+) -> list[TimedContender]:
+    """Time the contenders in turns; leave out those that do not start or that end early."""
+    with _started(specs, batch, notes) as running:
         while running:
             contenders = [contender for _, contender in running]
             try:
@@ -150,35 +150,33 @@ def time_in_turns(
                 alive = [pair for pair in running if pair[1].process.poll() is None]
                 if len(alive) == len(running):
                     raise
-                for entry, _ in (pair for pair in running if pair not in alive):
-                    notes.add(_label(entry, batch), str(error))
+                for spec, _ in (pair for pair in running if pair not in alive):
+                    notes.add(_label(spec, batch), str(error))
                 running = alive
                 continue
             return [
-                Timed(
-                    name=entry.name,
-                    precision=entry.precision,
+                TimedContender(
+                    name=spec.name,
+                    precision=spec.precision,
                     facts=contender.facts,
                     rounds=rounds,
                 )
-                for (entry, contender), rounds in zip(running, times)
+                for (spec, contender), rounds in zip(running, times)
             ]
     return []
 
 
 @contextmanager
 def _started(
-    entries: Sequence[Entry], batch: int, notes: Notes
-) -> Iterator[list[tuple[Entry, Contender]]]:
-    running: list[tuple[Entry, Contender]] = []
+    specs: Sequence[GpuContender], batch: int, notes: Notes
+) -> Iterator[list[tuple[GpuContender, Contender]]]:
+    running: list[tuple[GpuContender, Contender]] = []
     try:
-        for entry in entries:
-            label = _label(entry, batch)
+        for spec in specs:
+            label = _label(spec, batch)
             try:
-                child = Contender.start(
-                    label, entry.module, list(entry.arguments), available_cores()
-                )
-                running.append((entry, child))
+                child = Contender.start(label, spec.module, list(spec.arguments), available_cores())
+                running.append((spec, child))
             except ResdeployError as error:
                 notes.add(label, str(error))
         yield list(running)
@@ -187,5 +185,5 @@ def _started(
             child.stop()
 
 
-def _label(entry: Entry, batch: int) -> str:
-    return f"{entry.name} {entry.precision} at batch {batch}"
+def _label(spec: GpuContender, batch: int) -> str:
+    return f"{spec.name} {spec.precision} at batch {batch}"

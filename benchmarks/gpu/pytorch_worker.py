@@ -1,9 +1,9 @@
-"""PyTorch on a GPU as a contender, as fast as it goes: `python -m benchmarks.gpu.pytorch_worker`.
+"""The benchmark worker for PyTorch on a GPU, with its fastest settings.
 
     python -m benchmarks.gpu.pytorch_worker BUNDLE CHECKPOINT MODE BATCH LABELLED
 
-It does what every backend does: uint8 (N, H, W, 3) in host memory in, float32 logits (N, K) in
-host memory out. Shape letters: N images, H rows, W columns, K classes.
+Like every backend, it converts uint8 images (N, H, W, 3) in host memory to float32 logits (N, K) in
+host memory. Shape letters: N images, H rows, W columns, K classes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.gpu.answers import read_answers
+from benchmarks.gpu.answers import check_outputs
 from resdeploy.bench.worker import run_worker
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError, CheckpointError, MissingDependencyError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Obstacle
+from resdeploy.runtime.backends.base import Unavailability
 
 if TYPE_CHECKING:
     import torch
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from resdeploy.train.model.resnet import Classifier
 
 RANDOM = "random"
-"""In place of a checkpoint: other weights than the bundle's, which take the same time."""
+"""The name that stands for random weights, which need the same time as the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mode:
-    """A way to run the network; below FP32 in the memory format that tensor cores like best."""
+class PyTorchMode:
+    """A way to run the network; FP16 and BF16 use channels last, the format of tensor cores."""
 
     name: str
     precision: str
@@ -45,31 +45,31 @@ class Mode:
 
 
 MODES = {
-    "eager-fp32": Mode(name="pytorch-eager", precision="fp32"),
-    "eager-fp16": Mode(name="pytorch-eager", precision="fp16"),
-    "compile-fp16": Mode(name="pytorch-compile", precision="fp16", compiled=True),
-    "eager-bf16": Mode(name="pytorch-eager", precision="bf16"),
-    "compile-bf16": Mode(name="pytorch-compile", precision="bf16", compiled=True),
+    "eager-fp32": PyTorchMode(name="pytorch-eager", precision="fp32"),
+    "eager-fp16": PyTorchMode(name="pytorch-eager", precision="fp16"),
+    "compile-fp16": PyTorchMode(name="pytorch-compile", precision="fp16", compiled=True),
+    "eager-bf16": PyTorchMode(name="pytorch-eager", precision="bf16"),
+    "compile-bf16": PyTorchMode(name="pytorch-compile", precision="bf16", compiled=True),
 }
 OPTIONAL = ("eager-bf16", "compile-bf16")
 
 
-def obstacle() -> Obstacle | None:
-    """Why no mode can run on a GPU here."""
+def obstacle() -> Unavailability | None:
+    """Return the reason why PyTorch cannot use a GPU here; None if it can."""
     try:
         with needs_extra():
             import torch
     except MissingDependencyError as error:
-        return Obstacle(str(error), error.hint or "")
+        return Unavailability(str(error), error.hint or "")
     if not torch.cuda.is_available():
-        return Obstacle(
+        return Unavailability(
             f"PyTorch {torch.__version__} sees no GPU", "install a build of PyTorch for CUDA"
         )
     return None
 
 
 class PyTorchBackend:
-    """The network on a device, with pinned memory for batches of one size."""
+    """A backend that runs the network on a device with pinned memory for one batch size."""
 
     def __init__(
         self,
@@ -79,14 +79,14 @@ class PyTorchBackend:
         classes: int,
         device: str,
     ) -> None:
-        """Allocate.
+        """Allocate the memory of one batch.
 
         Args:
-            name: The contender's.
-            forward: uint8 images (N, H, W, 3) to float32 logits (N, K), both on `device`.
-            shape: (N, H, W, 3).
-            classes: K.
-            device: PyTorch's name of it.
+            name: The name of the contender.
+            forward: A function from uint8 images (N, H, W, 3) to float32 logits (N, K) on `device`.
+            shape: The shape (N, H, W, 3).
+            classes: The number of classes K.
+            device: The name of the device in PyTorch.
         """
         import torch
 
@@ -94,32 +94,32 @@ class PyTorchBackend:
         self._forward = forward
         self._on_gpu = device == "cuda"
         self._images = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._on_gpu)
-        self._given = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self._device_images = torch.zeros(shape, dtype=torch.uint8, device=device)
         self._logits = torch.zeros((shape[0], classes), pin_memory=self._on_gpu)
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """See `Backend.run`; there must be exactly N."""
+        """Return the logits of exactly N images."""
         self._images.numpy()[...] = images
         self.infer()
         return self._logits.numpy().copy()
 
     def infer(self) -> None:
-        """What is timed: from the pinned images to the pinned logits, whatever lies there."""
+        """Run the network from the pinned images to the pinned logits; this is the timed call."""
         import torch
 
-        self._given.copy_(self._images, non_blocking=True)
-        self._logits.copy_(self._forward(self._given), non_blocking=True)
+        self._device_images.copy_(self._images, non_blocking=True)
+        self._logits.copy_(self._forward(self._device_images), non_blocking=True)
         if self._on_gpu:
             torch.cuda.current_stream().synchronize()
 
     def close(self) -> None:
-        """See `Backend.close`."""
+        """Do nothing."""
 
 
 def make_forward(
-    classifier: Classifier, mode: Mode, device: str
+    classifier: Classifier, mode: PyTorchMode, device: str
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What runs `classifier`, which is changed: images (N, H, W, 3) to float32 logits (N, K)."""
+    """Return a function from images (N, H, W, 3) to float32 logits (N, K); modify `classifier`."""
     import torch
 
     classifier = classifier.to(device).eval()
@@ -137,7 +137,7 @@ def make_forward(
                 self.network = network
 
             def forward(self, images: torch.Tensor) -> torch.Tensor:
-                # Pixels come channels last; the classifier's own normalisation would turn them.
+                # The classifier's own normalisation would change the memory format.
                 pixels = images.permute(0, 3, 1, 2).float()
                 normalised = pixels * self.normalize.scale + self.normalize.shift
                 logits: torch.Tensor = self.network(normalised.to(dtype)).float()
@@ -145,8 +145,8 @@ def make_forward(
 
         module = Narrow().eval()
     run: Callable[[torch.Tensor], torch.Tensor] = module
-    # Inference mode saves a little for each kernel; compiled, there is one call in all, and
-    # torch.compile is tested most without.
+    # Inference mode saves a little time per kernel. Compiled code is one call, and torch.compile is
+    # tested mostly without it.
     without_gradients = torch.no_grad if mode.compiled else torch.inference_mode
     if mode.compiled:
         run = torch.compile(module, mode="max-autotune", fullgraph=True, dynamic=False)
@@ -159,10 +159,10 @@ def make_forward(
 
 
 def load_classifier(bundle: Bundle, checkpoint: str) -> Classifier:
-    """The bundle's network in PyTorch, with the weights of a checkpoint or `RANDOM` ones.
+    """Load the network of the bundle with the weights of a checkpoint, or with random weights.
 
     Raises:
-        CheckpointError: the file cannot be used, or holds another network.
+        CheckpointError: The file cannot be used or contains another network.
         MissingDependencyError: PyTorch is not installed.
     """
     with needs_extra():
@@ -181,9 +181,10 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> Classifier:
         loaded = load_checkpoint(Path(checkpoint))
         if loaded.architecture != architecture:
             raise CheckpointError(
-                f"{checkpoint} is a {loaded.architecture.name} of {loaded.architecture.classes} "
-                f"classes, the bundle holds a {architecture.name} of {architecture.classes}",
-                "name the checkpoint that the bundle was exported from",
+                f"{checkpoint} contains a {loaded.architecture.name} with "
+                f"{loaded.architecture.classes} classes, the bundle a {architecture.name} with "
+                f"{architecture.classes}",
+                "use the checkpoint that the bundle was exported from",
             )
         network = loaded.network()
     return Classifier(network, preprocessing.mean, preprocessing.std)
@@ -192,26 +193,26 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> Classifier:
 def prepare(
     path: str, checkpoint: str, mode: str, batch: int, labelled: str, device: str = "cuda"
 ) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Load the network, check its answers, and return what runs golden images.
+    """Load the network, check its outputs, and return the function to time.
 
     Args:
         path: The bundle.
-        checkpoint: Its weights, or `RANDOM`.
+        checkpoint: The weights, or `RANDOM`.
         mode: A key of `MODES`.
-        batch: Images in one run.
-        labelled: The folder of `gpu_answers.write_labelled`; empty for none.
-        device: PyTorch's name of it.
+        batch: Images in one call.
+        labelled: The folder of `answers.write_labelled`; empty for none.
+        device: The name of the device in PyTorch.
 
     Raises:
-        BackendError: there is no GPU, or PyTorch failed.
+        BackendError: There is no GPU, or PyTorch failed.
     """
-    if device == "cuda" and (none := obstacle()):
-        raise BackendError(none.reason, none.remedy)
+    if device == "cuda" and (missing := obstacle()):
+        raise BackendError(missing.reason, missing.hint)
     bundle = open_bundle(Path(path))
     classifier = load_classifier(bundle, checkpoint)
     import torch
 
-    # With batches of one size, PyTorch's best: cuDNN tries its kernels and keeps the fastest.
+    # cuDNN tries its kernels and keeps the fastest, which pays off for one batch size.
     torch.backends.cudnn.benchmark = True
     chosen, golden = MODES[mode], bundle.golden().images
     images = golden[np.arange(batch) % len(golden)]
@@ -226,9 +227,9 @@ def prepare(
             device,
         )
         backend.run(images)
-    except Exception as error:  # the compiler behind torch.compile raises nearly anything
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BackendError(f"PyTorch failed: {why}", "try a smaller batch") from error
+    except Exception as error:  # compilers behind torch.compile raise many types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BackendError(f"PyTorch failed: {reason}", "use a smaller batch") from error
     facts: dict[str, Any] = {
         "artifact": None,
         "version": torch.__version__,
@@ -238,7 +239,7 @@ def prepare(
         "answers": None,
     }
     if checkpoint != RANDOM:
-        facts["answers"] = read_answers(backend, batch, bundle, chosen.precision, "", labelled)
+        facts["answers"] = check_outputs(backend, batch, bundle, chosen.precision, "", labelled)
         backend.run(images)
     return backend.infer, facts
 

@@ -1,4 +1,4 @@
-"""From times to a document and to tables: pure functions."""
+"""The document and the tables of the GPU benchmark, made by pure functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from resdeploy.bench.process import Rounds
 from resdeploy.bench.roofline import GPU_ARITHMETIC, ROOFLINE_RULE, Ceilings, roofline
-from resdeploy.bundle.work import BYTES_RULE, FLOPS_RULE, Work
+from resdeploy.bundle.work import BYTES_RULE, FLOPS_RULE, WorkTotals
 from resdeploy.documents import jsonable
 from resdeploy.runtime.bench.rounds import medians
 from resdeploy.statistics import ratio_interval
@@ -19,18 +19,18 @@ from resdeploy.tables import table
 EAGER = ("pytorch-eager", "fp32")
 COMPILED = ("pytorch-compile", "fp16")
 TRANSFERS = (
-    "every time is of one call, from a uint8 NHWC batch in host memory to float32 logits in host "
-    "memory: the transfers are inside for all. PyTorch finds its batch in pinned memory; the "
-    "backends of the runtime are given ordinary memory, and copy from it within the time"
+    "every time is that of one call, from a uint8 NHWC batch in host memory to float32 logits in "
+    "host memory, so all times include the transfers. PyTorch's batch is in pinned memory; the "
+    "backends of the runtime receive ordinary memory and copy it within the measured time"
 )
 CUDA_GRAPHS = (
-    "yes: recorded and replayed by the backend; its own: left to the framework; no: every kernel "
-    "is launched by itself"
+    "yes: the backend records and replays the kernels; its own: the framework decides; no: every "
+    "kernel is launched separately"
 )
 PYTORCH = (
-    "eager fp32 is the network as it was trained, with PyTorch's defaults (TF32 in convolutions); "
-    "fp16 and bf16 are channels last; compile is torch.compile(mode='max-autotune'); cuDNN chooses "
-    "its kernels by trying them (cudnn.benchmark) in all"
+    "eager fp32 is the trained network with PyTorch's defaults (TF32 in convolutions); fp16 and "
+    "bf16 use channels last; compile is torch.compile(mode='max-autotune'); cudnn.benchmark, the "
+    "choice of kernels by timing, is on in all modes"
 )
 RULES = {
     "transfers": TRANSFERS,
@@ -39,33 +39,33 @@ RULES = {
     "operations": FLOPS_RULE,
     "bytes": BYTES_RULE,
     "roofline": ROOFLINE_RULE,
-    "ratios": "median over rounds, within which all take turns; 95 % bootstrap interval",
+    "ratios": "median over rounds, in which all contenders take turns; 95 % bootstrap interval",
 }
 NONE = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missing:
-    """Something that would have been measured."""
+    """A figure that could not be measured, with the reason."""
 
     what: str
     why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timed:
-    """One contender, and what it took."""
+class TimedContender:
+    """A contender with its measured times."""
 
     name: str
     precision: str
     facts: Mapping[str, Any]
-    """What it said of itself."""
+    """The facts that its process reported."""
     rounds: Rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How many times faster, with its 95 % interval."""
+    """A speed-up with its 95 % confidence interval."""
 
     median: float
     low: float
@@ -73,13 +73,14 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One contender at one batch; None is what could not be compared."""
+class GpuResult:
+    """The figures of one contender at one batch size; None means not comparable."""
 
     contender: str
     precision: str
     batch: int
-    runs: int
+    calls: int
+    """The number of timed inferences."""
     p50_ms: float
     p99_ms: float
     images_per_second: float
@@ -88,41 +89,44 @@ class Row:
     roofline_ms: float | None
     roofline_bound: str | None
     roofline_share: float | None
-    """The roofline's time divided by the median: 1 would be as fast as this machine can."""
+    """The roofline's time / the median time; 1 means as fast as this machine allows."""
     facts: Mapping[str, Any]
 
     @property
-    def right(self) -> bool | None:
-        """Whether it gives the golden answers; None where that was not checked."""
+    def passed(self) -> bool | None:
+        """True if the outputs pass the golden check; None if they were not checked."""
         answers = self.facts.get("answers")
         return None if answers is None else bool(answers["golden"]["passed"])
 
 
-def rows_of(
-    timed: Sequence[Timed], batch: int, work: Work | None, ceilings: Ceilings | None
-) -> list[Row]:
-    """One row for each of the contenders that took turns at one batch."""
-    by_name = {(one.name, one.precision): one.rounds for one in timed}
+def summarise(
+    timed: Sequence[TimedContender],
+    batch: int,
+    work: WorkTotals | None,
+    ceilings: Ceilings | None,
+) -> list[GpuResult]:
+    """Return the figures of the contenders at one batch size."""
+    by_name = {(contender.name, contender.precision): contender.rounds for contender in timed}
     rows = []
-    for one in timed:
-        pooled = np.concatenate(one.rounds)
+    for contender in timed:
+        pooled = np.concatenate(contender.rounds)
         p50, p99 = np.percentile(pooled, [50, 99])
-        bound = roofline(work, ceilings, GPU_ARITHMETIC[one.precision], batch)
+        bound = roofline(work, ceilings, GPU_ARITHMETIC[contender.precision], batch)
         rows.append(
-            Row(
-                contender=one.name,
-                precision=one.precision,
+            GpuResult(
+                contender=contender.name,
+                precision=contender.precision,
                 batch=batch,
-                runs=len(pooled),
+                calls=len(pooled),
                 p50_ms=float(p50),
                 p99_ms=float(p99),
                 images_per_second=float(1000 * batch * len(pooled) / pooled.sum()),
-                to_eager_fp32=_ratio(by_name.get(EAGER), one.rounds),
-                to_compile_fp16=_ratio(by_name.get(COMPILED), one.rounds),
+                to_eager_fp32=_ratio(by_name.get(EAGER), contender.rounds),
+                to_compile_fp16=_ratio(by_name.get(COMPILED), contender.rounds),
                 roofline_ms=bound.ms if bound else None,
                 roofline_bound=bound.bound if bound else None,
                 roofline_share=bound.ms / float(p50) if bound else None,
-                facts=one.facts,
+                facts=contender.facts,
             )
         )
     return rows
@@ -134,40 +138,40 @@ def document(
     network: Mapping[str, Any],
     settings: Mapping[str, Any],
     ceilings: Mapping[str, Any] | None,
-    work: Work | None,
+    work: WorkTotals | None,
     engines: Sequence[Mapping[str, Any]],
-    rows: Sequence[Row],
+    rows: Sequence[GpuResult],
     missing: Sequence[Missing],
 ) -> dict[str, Any]:
-    """What the result file holds.
+    """Return the content of the result file.
 
     Args:
-        machine: Device, GPU, versions, commit, date.
-        network: Name, classes and image size.
-        settings: How long and how often was measured.
-        ceilings: What `gpu_ceilings.measure` gave.
-        work: The network's.
-        engines: What `gpu_engine` told of each.
-        rows: Of all batches.
-        missing: What is not there, and why.
+        machine: The device, GPU, versions, commit and date.
+        network: The name, classes and image size.
+        settings: The batch sizes, seconds and rounds.
+        ceilings: The result of `ceilings.measure`.
+        work: The work of the network for one image.
+        engines: The facts of each engine that was built.
+        rows: The figures at all batch sizes.
+        missing: The figures that could not be measured.
     """
     return {
         **machine,
-        "network": {**network, "work_of_one_image": None if work is None else work.totals()},
+        "network": {**network, "work_of_one_image": work and asdict(work)},
         "settings": dict(settings),
         "rules": RULES,
         "ceilings": ceilings,
         "engines": [dict(engine) for engine in engines],
         "rows": [jsonable(row) for row in rows],
-        "missing": [asdict(one) for one in missing],
+        "missing": [asdict(note) for note in missing],
     }
 
 
-def times_text(rows: Sequence[Row]) -> str:
-    """A table of one batch."""
+def times_text(rows: Sequence[GpuResult]) -> str:
+    """Return the table of one batch size."""
     head = [
         "contender", "graph", "CUDA graphs", "p50", "p99", "images/s", "to eager fp32", "95 %",
-        "to compile fp16", "95 %", "of roofline", "bound", "answers",
+        "to compile fp16", "95 %", "of roofline", "bound", "outputs",
     ]  # fmt: skip
     lines = [
         [
@@ -181,7 +185,7 @@ def times_text(rows: Sequence[Row]) -> str:
             *_ratio_cells(row.to_compile_fp16),
             NONE if row.roofline_share is None else f"{100 * row.roofline_share:.0f} %",
             row.roofline_bound or NONE,
-            {True: "right", False: "WRONG", None: NONE}[row.right],
+            {True: "passed", False: "FAILED", None: NONE}[row.passed],
         ]
         for row in rows
     ]
@@ -189,14 +193,14 @@ def times_text(rows: Sequence[Row]) -> str:
 
 
 def engines_text(engines: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each engine that was built."""
-    head = ["engine", "graph", "batch", "built in", "size", "int8 convs", "expected"]
+    """Return a table with a line for each engine."""
+    head = ["engine", "graph", "batch", "build time", "size", "int8 convs", "expected"]
     lines = [
         [
             str(engine["flavour"]),
             str(engine["artifact"]),
             str(engine["batch"]),
-            "was there" if engine["cached"] else f"{engine['seconds']:.1f} s",
+            "cached" if engine["cached"] else f"{engine['seconds']:.1f} s",
             f"{engine['bytes'] / 1e6:.1f} MB",
             NONE if engine["convs"] is None else f"{engine['int8_convs']}/{engine['convs']}",
             str(engine["int8_convs_expected"]),
@@ -206,11 +210,11 @@ def engines_text(engines: Sequence[Mapping[str, Any]]) -> str:
     return table(head, lines) if lines else ""
 
 
-def answers_text(rows: Sequence[Row]) -> str:
-    """A line for each contender whose answers were checked."""
+def answers_text(rows: Sequence[GpuResult]) -> str:
+    """Return a table with a line for each contender whose outputs were checked."""
     head = [
-        "contender", "graph", "batch", "golden", "SQNR", "at least", "same class", "top-1", "drop",
-        "at most (95 %)", "images",
+        "contender", "graph", "batch", "golden", "SQNR", "limit", "agreement", "top-1", "drop",
+        "upper bound (95 %)", "images",
     ]  # fmt: skip
     lines = []
     for row in rows:

@@ -36,7 +36,7 @@ from resdeploy.export.source import Source, read_source
 from resdeploy.images.folder import match_labels, read_batches, read_image_folder
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.cpu import read_cpu
-from resdeploy.results.provenance import here
+from resdeploy.results.provenance import Environment
 from resdeploy.runtime.backends.onnxruntime.cpu import PROVIDER, OnnxRuntimeCpu, session_options
 from resdeploy.runtime.backends.onnxruntime.session import create_session
 from resdeploy.runtime.verification.golden_check import run_batches
@@ -83,7 +83,7 @@ class Judge:
         return QuantizedRow(
             contender=name,
             seed=seed,
-            top1=100 * paired.candidate_right / paired.images,
+            top1=100 * paired.candidate_correct / paired.images,
             drop=paired.drop,
             agreement=agreement_percent(self.reference, logits),
             sqnr_db=float(np.median(ratios)),
@@ -137,7 +137,9 @@ def main(
     click.echo(_text(rows))
     if output is not None:
         document = Quantization(
-            environment=here(model=source.checkpoint.architecture.name, image_size=image_size),
+            environment=Environment.collect(
+                model=source.checkpoint.architecture.name, image_size=image_size
+            ),
             peers={tool: tuple(packages) for tool, packages in REQUIREMENTS.items()},
             calibration_images=images,
             validation_images=len(judge.images),

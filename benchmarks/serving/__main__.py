@@ -1,13 +1,13 @@
-"""The server under load, beside the bare backend, LitServe and a plain FastAPI application.
+"""Throughput and latency of the server, the bare backend, LitServe and a FastAPI application.
 
     python -m benchmarks.serving tensors --bundle r34.bundle --output docs/results/serving.json
 
-A ResNet-34 of 1000 classes with random weights, in INT8, unless a bundle is named. Each part is a
-run of minutes, and takes its place in the output: `tensors` (the bare backend, instances and
-threads), `pictures` (every server, the same JPEG file), `load` (latency against offered load, ten
-times too much, then a signal to stop). Load comes from processes of their own (serving_load.py) on
-the same machine, which therefore share its cores with the server. The other servers get an
-environment of their own, made on first use.
+Without --bundle the model is an INT8 ResNet-34 with 1000 classes and random weights. Each part
+takes minutes and replaces its own section of the output: `tensors` (the bare backend, instances
+and threads), `pictures` (all servers with the same JPEG file), `load` (latency against offered
+load, then ten times the capacity, then SIGTERM). Load generators (load.py) are separate processes
+on the same machine, so they share its cores with the server. The other servers get their own
+virtual environment, which is created on first use.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from benchmarks.serving.payloads import Request, other_request, picture_request,
 from benchmarks.serving.servers import (
     FASTAPI,
     LITSERVE,
+    NO_REJECTION,
     OURS,
-    PATIENT,
     REQUIREMENTS,
-    Row,
+    LoadResult,
     Server,
-    ask,
+    get_status,
+    load_result,
     make_environment,
-    result,
-    start,
-    start_ours,
+    run_ours,
+    run_server,
 )
 from resdeploy.bench.process import Contender, Worker
 from resdeploy.bundle.bundle import Bundle, open_bundle
@@ -53,37 +53,52 @@ from resdeploy.storage import write_file
 from resdeploy.tables import table
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
-"""Offered loads, as parts of the capacity."""
+"""Offered loads as fractions of the capacity."""
 OVERLOAD = 10
-DRAIN_SECONDS = 4.0
+STOP_LOAD_SECONDS = 4.0
 
 
 @click.command()
 @click.argument("part", type=click.Choice(["tensors", "pictures", "load"]))
-@click.option("--bundle", "path", type=click.Path(path_type=Path), help="[default: a new one]")
-@click.option("--batch", type=int, default=8, show_default=True, help="Images of a tensor request.")
+@click.option(
+    "--bundle",
+    "path",
+    type=click.Path(path_type=Path),
+    help="Bundle to serve.  [default: a new one]",
+)
+@click.option("--batch", type=int, default=8, show_default=True, help="Images per tensor request.")
 @click.option(
     "--picture",
-    default="500x375",  # of most pictures in ImageNet
+    default="500x375",  # the most frequent size in ImageNet
     show_default=True,
     callback=lambda context, parameter, text: tuple(map(int, text.split("x"))),
     help="Width and height in pixels.",
 )
 @click.option(
-    "--plain", is_flag=True, help="Also servers that decode as torchvision's examples do."
+    "--plain", is_flag=True, help="Also measure servers that decode as torchvision's examples do."
 )
-@click.option("--clients", type=int, default=16, show_default=True, help="Of closed loops.")
-@click.option("--seconds", type=float, default=10.0, show_default=True, help="For each load.")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Of what is compared.")
-@click.option("--overload-seconds", type=float, default=60.0, show_default=True)
+@click.option(
+    "--clients", type=int, default=16, show_default=True, help="Clients of a closed loop."
+)
+@click.option(
+    "--seconds", type=float, default=10.0, show_default=True, help="Duration of each load."
+)
+@click.option("--rounds", type=int, default=5, show_default=True, help="Rounds of a comparison.")
+@click.option(
+    "--overload-seconds",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Duration of the overload.",
+)
 @click.option(
     "--environment",
     type=click.Path(path_type=Path),
     default=Path("~/.cache/resdeploy/servers"),
     show_default=True,
-    help="Where the other servers are installed.",
+    help="Virtual environment of the other servers.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write into.")
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file to update.")
 def main(
     part: str,
     path: Path | None,
@@ -97,7 +112,7 @@ def main(
     environment: Path,
     output: Path | None,
 ) -> None:
-    """Measure one part, print, and write down."""
+    """Measure one part, print the results and update the output file."""
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         bundle = open_bundle(path) if path else make_bundle(work, 224)
@@ -109,30 +124,30 @@ def main(
             layouts = measure_layouts(bundle, tensors, clients, seconds)
             click.echo(f"{batch} images in a request: {saturation_text(saturation)}\n")
             click.echo(f"instances x threads\n{rows_text(layouts)}")
-            found = {"batch": batch, **saturation, "layouts": [asdict(row) for row in layouts]}
+            results = {"batch": batch, **saturation, "layouts": [asdict(row) for row in layouts]}
         elif part == "pictures":
             python = make_environment(environment.expanduser())
-            servers = contenders(available_cores(), plain=plain)
+            servers = compared_servers(available_cores(), plain=plain)
             rows = measure_pictures(bundle, upload, servers, python, clients, rounds, seconds)
             click.echo(rows_text(rows))
             size = bundle.manifest.preprocessing.image_size
             name = f"pictures of {picture[0]}x{picture[1]}, network of {size}"
-            found = {"clients": clients, "rows": [asdict(row) for row in rows]}
+            results = {"clients": clients, "rows": [asdict(row) for row in rows]}
         else:
-            found = measure_load(bundle, upload, clients, seconds, overload_seconds)
-            click.echo(load_text(found))
+            results = measure_load(bundle, upload, clients, seconds, overload_seconds)
+            click.echo(load_text(results))
     if output is not None:
-        write_part(output, name, {"date": date.today().isoformat(), "seconds": seconds, **found})
+        write_part(output, name, {"date": date.today().isoformat(), "seconds": seconds, **results})
 
 
-def write_part(output: Path, name: str, found: dict[str, Any]) -> None:
-    """Put a part into the file, beside the others that were measured on this machine."""
+def write_part(output: Path, name: str, results: dict[str, Any]) -> None:
+    """Replace one part of the output file and keep the others."""
     document = json.loads(output.read_bytes()) if output.exists() else {}
     document |= {
         "machine": {"cpu": read_cpu().model, "cores": available_cores()},
         "python": platform.python_version(),
         "others": REQUIREMENTS,
-        name: found,
+        name: results,
     }
     write_file(output, (json.dumps(document, indent=2) + "\n").encode())
 
@@ -140,9 +155,9 @@ def write_part(output: Path, name: str, found: dict[str, Any]) -> None:
 def measure_saturation(
     bundle: Bundle, request: Request, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """Images a second of the bare backend and of the server, in turns, at the same batch size.
+    """Measure images/s of the bare backend and of the server alternately, at the same batch size.
 
-    The bare backend runs once on all cores, and once in a process for each core.
+    The bare backend runs as one process on all cores, and as one process per core.
     """
     cores = available_cores()
     layouts = {f"bare {count} x {cores // count}": count for count in sorted({1, cores})}
@@ -153,19 +168,19 @@ def measure_saturation(
                    for _ in range(count)]
             for name, count in layouts.items()
         }  # fmt: skip
-        server = stack.enter_context(start_ours(bundle, "--max-batch", request.images, *PATIENT))
+        server = stack.enter_context(run_ours(bundle, "--max-batch", request.images, *NO_REJECTION))
         for _ in range(rounds):
             for name, contenders in bare.items():
                 rates[name].append(rate_of(contenders, request.images, seconds / rounds))
             row = server.row(request, seconds / rounds, "closed", cores + 1)
             rates[OURS].append(row.answered_per_second)
-    shares = [ours / max(alone) for *alone, ours in zip(*rates.values())]
+    shares = [ours / max(bare_rates) for *bare_rates, ours in zip(*rates.values())]
     return {"images_per_second": rates, "share": statistics.median(shares), "shares": shares}
 
 
 @contextmanager
 def bare_backend(bundle: Bundle, batch: int, threads: int) -> Iterator[Contender]:
-    """The backend in a process of its own, without a server."""
+    """Run the backend in its own process, without a server."""
     arguments = [str(bundle.path), "onnxruntime-cpu", "int8-cpu", str(batch), str(threads)]
     contender = Contender.start("bare", Worker.RUNTIME, arguments, threads)
     try:
@@ -175,21 +190,23 @@ def bare_backend(bundle: Bundle, batch: int, threads: int) -> Iterator[Contender
 
 
 def rate_of(contenders: Sequence[Contender], batch: int, seconds: float) -> float:
-    """Images a second of contenders that run at the same time."""
+    """Return the total images/s of contenders that run concurrently."""
     with ThreadPoolExecutor(len(contenders)) as pool:
         times = pool.map(lambda contender: contender.run_for(seconds), contenders)
         return sum(1000 * batch / float(np.mean(own)) for own in times)
 
 
-def measure_layouts(bundle: Bundle, request: Request, clients: int, seconds: float) -> list[Row]:
-    """How instances and threads share the cores."""
+def measure_layouts(
+    bundle: Bundle, request: Request, clients: int, seconds: float
+) -> list[LoadResult]:
+    """Measure the server with the cores divided among 1, 2 and more instances."""
     cores = available_cores()
     rows = []
     for instances in sorted({1, 2, cores}):
         if cores % instances:
             continue
         share = ("--instances", instances, "--threads", cores // instances)
-        with start_ours(bundle, *share, *PATIENT) as server:
+        with run_ours(bundle, *share, *NO_REJECTION) as server:
             server.name = f"{instances} x {cores // instances}"
             rows += [
                 server.row(request, seconds, "closed", number)
@@ -206,42 +223,42 @@ def measure_pictures(
     clients: int,
     rounds: int,
     seconds: float,
-) -> list[Row]:
-    """Every server with the same clients that send a picture, in turns."""
-    rows: dict[Server, list[Row]] = {server: [] for server in servers}
+) -> list[LoadResult]:
+    """Measure all servers alternately, with clients that send a picture."""
+    rows: dict[Server, list[LoadResult]] = {server: [] for server in servers}
     for _ in range(rounds):
         for server, own in rows.items():
-            with start(server, bundle, python) as running:
+            with run_server(server, bundle, python) as running:
                 sent = request if server.kind == OURS else other_request(request)
                 own.append(running.row(sent, seconds / rounds, "closed", clients))
-    return [middle(own) for own in rows.values()]
+    return [median_round(own) for own in rows.values()]
 
 
 def measure_load(
     bundle: Bundle, request: Request, clients: int, seconds: float, overload_seconds: float
 ) -> dict[str, Any]:
-    """Latency against offered load, then far too much of it, then the end."""
-    with start_ours(bundle, *PATIENT) as server:
+    """Measure latency against offered load, then an overload, then a stop under load."""
+    with run_ours(bundle, *NO_REJECTION) as server:
         capacity = server.row(request, seconds, "closed", clients).answered_per_second
-    with start_ours(bundle) as server:
+    with run_ours(bundle) as server:
         rows = [server.row(request, seconds, "open", share * capacity) for share in SHARES]
         before = server.memory_mb()
         overloaded = server.row(request, overload_seconds, "open", OVERLOAD * capacity)
         time.sleep(1)
-        healthy = ask(server.port, "/v2/health/ready") == 200
+        healthy = get_status(server.port, "/v2/health/ready") == 200
         after = server.row(request, 2, "closed", 1)
         memory = server.memory_mb()
-        load = server.load(request, DRAIN_SECONDS, "closed", clients)
-        time.sleep(DRAIN_SECONDS - 0.5)
+        load = server.load(request, STOP_LOAD_SECONDS, "closed", clients)
+        time.sleep(STOP_LOAD_SECONDS - 0.5)
         server.process.send_signal(signal.SIGTERM)
-        stopped = result(load)
+        stopped = load_result(load)
         code = server.process.wait()
     at_capacity = rows[SHARES.index(1.0)]
     ratio = None
     if overloaded.p99_ms is not None and at_capacity.p99_ms is not None:
         ratio = overloaded.p99_ms / at_capacity.p99_ms
-    # Who could not connect any more was not accepted.
-    lost = sum(count for why, count in stopped["unanswered"].items() if "Refused" not in why)
+    # A refused connection was not accepted, so it is not lost.
+    lost = sum(count for reason, count in stopped["unanswered"].items() if "Refused" not in reason)
     return {
         "capacity": capacity,
         "open": [asdict(row) for row in rows],
@@ -258,21 +275,26 @@ def measure_load(
     }
 
 
-def middle(rows: Sequence[Row]) -> Row:
-    """The round with the median rate."""
+def median_round(rows: Sequence[LoadResult]) -> LoadResult:
+    """Return the round with the median rate."""
     return sorted(rows, key=lambda row: row.answered_per_second)[len(rows) // 2]
 
 
-def contenders(cores: int, *, plain: bool) -> list[Server]:
-    """Ours as it comes and with one instance on all cores, and the others."""
+def compared_servers(cores: int, *, plain: bool) -> list[Server]:
+    """Return our server with its defaults and with one instance, and the other servers."""
     others = [Server(kind=LITSERVE, workers=count) for count in sorted({1, cores})]
     others.append(Server(kind=FASTAPI))
-    plainly = [Server(kind=other.kind, workers=other.workers, plain=True) for other in others]
-    return [Server(kind=OURS), Server(kind=OURS, workers=1), *others, *(plainly if plain else ())]
+    plain_servers = [Server(kind=other.kind, workers=other.workers, plain=True) for other in others]
+    return [
+        Server(kind=OURS),
+        Server(kind=OURS, workers=1),
+        *others,
+        *(plain_servers if plain else ()),
+    ]
 
 
-def rows_text(rows: Sequence[Row]) -> str:
-    """A line per load."""
+def rows_text(rows: Sequence[LoadResult]) -> str:
+    """Return a table with a row per load."""
 
     def ms(value: float | None) -> str:
         return "-" if value is None else f"{value:.1f} ms"
@@ -292,27 +314,28 @@ def rows_text(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     head = [
-        "server", "load", "offered/s", "images/s", "p50", "p95", "p99", "refused", "unanswered",
+        "server", "load", "offered/s", "images/s", "p50", "p95", "p99", "rejected", "unanswered",
     ]  # fmt: skip
     return table(head, lines)
 
 
 def saturation_text(saturation: dict[str, Any]) -> str:
-    """One line."""
+    """Return the throughput and its ratio to the bare backend as one line."""
     rates = {name: statistics.median(own) for name, own in saturation["images_per_second"].items()}
     ours = rates.pop(OURS)
     bare = ", ".join(f"{name}: {rate:.1f}" for name, rate in rates.items())
-    return f"{ours:.1f} images/s, {100 * saturation['share']:.0f} % of the better ({bare})"
+    share = f"{100 * saturation['share']:.0f} %"
+    return f"{ours:.1f} images/s, {share} of the faster bare backend ({bare})"
 
 
-def load_text(found: dict[str, Any]) -> str:
-    """A table, and a few lines."""
-    overload, stopped = found["overload"], found["stopped"]
+def load_text(results: dict[str, Any]) -> str:
+    """Return the results of `measure_load` as a table and a few lines."""
+    overload, stopped = results["overload"], results["stopped"]
     row = overload["row"]
     ratio = "-" if overload["p99_ratio"] is None else f"{overload['p99_ratio']:.2f}"
     return (
-        f"{rows_text([Row(**fields) for fields in found['open']])}\n\n"
-        f"{OVERLOAD} times the capacity of {found['capacity']:.1f} images/s: statuses "
+        f"{rows_text([LoadResult(**fields) for fields in results['open']])}\n\n"
+        f"{OVERLOAD} times the capacity of {results['capacity']:.1f} images/s: statuses "
         f"{row['statuses']}, unanswered {row['unanswered']}, p99 {row['p99_ms']:.0f} ms, {ratio} "
         f"times that at capacity; memory {overload['memory_mb_before']:.0f} to "
         f"{overload['memory_mb_after']:.0f} MB; healthy after 1 s: "

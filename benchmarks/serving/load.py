@@ -1,11 +1,11 @@
-"""Load on an HTTP server from a process of its own: an asyncio client with plain connections.
+"""A load generator for an HTTP server: an asyncio client in its own process.
 
     python benchmarks/serving/load.py PORT PATH BODY_FILE CONTENT_TYPE SECONDS MODE NUMBER [HEADER]
 
-Closed: NUMBER clients ask again as soon as they are answered. Open: requests come at random, NUMBER
-a second, whatever the server does; their latency counts from when they should have been sent, so
-that a server that stalls cannot slow its own examiner down. Prints one JSON document. Only the
-standard library: the other servers' environments run it as well.
+In MODE `closed`, NUMBER clients send the next request as soon as the last one is answered. In MODE
+`open`, requests are sent at random times, NUMBER per second on average, whatever the server does;
+latency counts from the time when a request was due, so that a stalling server cannot reduce the
+measured load. The script prints one JSON document, and needs only the standard library.
 """
 
 from __future__ import annotations
@@ -20,23 +20,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 WARM_UP_SECONDS = 0.5
-# Requests that are not answered after this long count as unanswered.
-PATIENCE_SECONDS = 30.0
-# An open loop holds at most so many connections; what finds none in time is unanswered.
-MOST_CONNECTIONS = 900
-SECONDS_PER_BIN = 1.0
+# Requests without an answer after this time count as unanswered.
+TIMEOUT_SECONDS = 30.0
+# Maximum number of connections of an open loop; further requests wait for one.
+MAX_CONNECTIONS = 900
 
 
 @dataclass
 class Tally:
-    """What became of the requests after the warm-up."""
+    """The latencies and failures of the requests after the warm-up."""
 
     begins: float
     latencies: dict[int, list[float]] = field(default_factory=dict)
-    """In milliseconds, by status; 0 for those without an answer."""
+    """Latencies in milliseconds by status; status 0 for requests without an answer."""
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def note(self, sent: float, status: int) -> None:
+    def record(self, sent: float, status: int) -> None:
         if sent >= self.begins:
             elapsed = 1000 * (time.perf_counter() - sent)
             self.latencies.setdefault(status, []).append(elapsed)
@@ -44,24 +43,24 @@ class Tally:
 
 @dataclass
 class Target:
-    """One request, to be sent many times."""
+    """A request that is sent many times, and its idle connections."""
 
     port: int
     request: bytes
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
 
-    async def ask(self, tally: Tally, sent: float) -> None:
-        """Send it once, on a connection that is kept."""
+    async def send(self, tally: Tally, sent: float) -> None:
+        """Send the request once, on a persistent connection."""
         connection = None
         keep = False
         try:
             connection = self.idle.pop() if self.idle else await self._connect()
-            status, keep = await asyncio.wait_for(self._exchange(*connection), PATIENCE_SECONDS)
+            status, keep = await asyncio.wait_for(self._exchange(*connection), TIMEOUT_SECONDS)
         except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError) as error:
-            tally.note(sent, 0)
+            tally.record(sent, 0)
             tally.reasons[type(error).__name__] += 1
         else:
-            tally.note(sent, status)
+            tally.record(sent, status)
         if connection is not None and keep:
             self.idle.append(connection)
         elif connection is not None:
@@ -82,43 +81,43 @@ class Target:
 
 
 async def closed_loop(target: Target, tally: Tally, ends: float, clients: int) -> None:
-    """So many clients, each with one request at a time."""
+    """Run `clients` clients, each with one request at a time."""
 
     async def client() -> None:
         while (now := time.perf_counter()) < ends:
-            await target.ask(tally, now)
+            await target.send(tally, now)
 
     await asyncio.gather(*(client() for _ in range(clients)))
 
 
 async def open_loop(target: Target, tally: Tally, ends: float, rate: float) -> None:
-    """Requests at random times, `rate` a second on average."""
+    """Send requests at random times, `rate` per second on average."""
     generator = random.Random(0)
-    room = asyncio.Semaphore(MOST_CONNECTIONS)
+    slots = asyncio.Semaphore(MAX_CONNECTIONS)
 
-    async def one(sent: float) -> None:
-        async with room:
-            await target.ask(tally, sent)
+    async def request(sent: float) -> None:
+        async with slots:
+            await target.send(tally, sent)
 
-    asked = set()
+    pending = set()
     due = time.perf_counter()
     while due < ends:
         due += generator.expovariate(rate)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        task = asyncio.ensure_future(one(due))
-        asked.add(task)
-        task.add_done_callback(asked.discard)
-    await asyncio.gather(*asked)
+        task = asyncio.ensure_future(request(due))
+        pending.add(task)
+        task.add_done_callback(pending.discard)
+    await asyncio.gather(*pending)
 
 
 def summarise(tally: Tally, seconds: float) -> dict[str, object]:
-    """Rates and percentiles."""
+    """Return rates and percentiles."""
     answered = sorted(tally.latencies.get(200, ()))
 
-    def percentile(share: float) -> float | None:
-        return answered[min(int(share * len(answered)), len(answered) - 1)] if answered else None
+    def percentile(fraction: float) -> float | None:
+        return answered[min(int(fraction * len(answered)), len(answered) - 1)] if answered else None
 
-    refused = sorted(tally.latencies.get(503, ()))
+    rejected = sorted(tally.latencies.get(503, ()))
     return {
         "seconds": seconds,
         "offered_per_second": sum(map(len, tally.latencies.values())) / seconds,
@@ -127,14 +126,14 @@ def summarise(tally: Tally, seconds: float) -> dict[str, object]:
         "p95_ms": percentile(0.95),
         "p99_ms": percentile(0.99),
         "worst_ms": answered[-1] if answered else None,
-        "refused_p99_ms": refused[int(0.99 * len(refused))] if refused else None,
+        "rejected_p99_ms": rejected[int(0.99 * len(rejected))] if rejected else None,
         "statuses": {str(status): len(times) for status, times in sorted(tally.latencies.items())},
         "unanswered": dict(tally.reasons),
     }
 
 
 def main() -> None:
-    """Load, then report."""
+    """Generate the load of the command line and print the results."""
     port, path, body_file, content_type, seconds, mode, number, *headers = sys.argv[1:]
     body = Path(body_file).read_bytes()
     lines = [

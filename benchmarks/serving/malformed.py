@@ -1,9 +1,9 @@
-"""Malformed requests on a server, by the thousands: what does it answer, and what does it leak?
+"""Thousands of malformed requests to a server, with a check of its responses and resources.
 
     python -m benchmarks.serving.malformed BUNDLE --count 10000
 
-Mutated tensors, truncated and hostile pictures, damaged forms, bytes that are no HTTP, requests
-that are cut off, and clients that send a byte now and then, in turn, from a fixed seed.
+The requests are mutated tensors, truncated and hostile pictures, damaged forms, random bytes and
+truncated requests, from a fixed seed; slow clients send a byte now and then meanwhile.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from PIL import Image
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 
-PATIENCE_SECONDS = 20.0
+TIMEOUT_SECONDS = 20.0
 SLOW_CLIENTS = 20
-# Pools grow to their size, allocators keep some of what was once needed.
+NO_RESPONSE = "no response"
+# Allowed growth: thread pools reach their full size, and allocators keep some freed memory.
 MORE_MEMORY_MB = 96
 MORE_FILES = 4
 MORE_THREADS = 4
@@ -38,7 +39,7 @@ SETTLE_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """What a process holds."""
+    """The resources of a process."""
 
     memory_mb: float
     threads: int
@@ -46,39 +47,39 @@ class Footprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What became of the requests."""
+class RobustnessReport:
+    """The responses to the malformed requests, and the resources before and after."""
 
     statuses: dict[str, int]
-    """`cut` where the connection ended without an answer, as is right for what is no request."""
+    """Number of responses by status; `closed` if the server closed the connection without one."""
     before: Footprint
     after: Footprint
-    same_answer: bool
-    """A good request is answered as before."""
+    same_response: bool
+    """True if a valid request gets the same response as before."""
 
     @property
     def faults(self) -> list[str]:
-        """What should not be."""
-        found = [s for s in self.statuses if s.isdigit() and int(s) >= 500 and s != "503"]
-        faults = [f"{self.statuses[status]} answers of {status}" for status in found]
-        if "silence" in self.statuses:
-            faults.append(f"{self.statuses['silence']} requests without an answer")
+        """Descriptions of unacceptable responses and of leaks."""
+        errors = [s for s in self.statuses if s.isdigit() and int(s) >= 500 and s != "503"]
+        faults = [f"{self.statuses[status]} responses with status {status}" for status in errors]
+        if NO_RESPONSE in self.statuses:
+            faults.append(f"{self.statuses[NO_RESPONSE]} requests without a response")
         if self.after.memory_mb > self.before.memory_mb + MORE_MEMORY_MB:
-            faults.append(f"{self.after.memory_mb - self.before.memory_mb:.0f} MB more")
+            faults.append(f"{self.after.memory_mb - self.before.memory_mb:.0f} MB more memory")
         if self.after.files > self.before.files + MORE_FILES:
             faults.append(f"{self.after.files - self.before.files} more open files")
         if self.after.threads > self.before.threads + MORE_THREADS:
             faults.append(f"{self.after.threads - self.before.threads} more threads")
-        if not self.same_answer:
-            faults.append("another answer than before")
+        if not self.same_response:
+            faults.append("a valid request gets another response than before")
         return faults
 
 
-class Abuser:
-    """Makes requests, from bad to worse."""
+class MalformedRequests:
+    """A generator of malformed requests, by kind."""
 
     def __init__(self, bundle: Bundle, model: str, seed: int = 0) -> None:
-        """Take a model's true input as the seed of everything."""
+        """Derive the requests from a golden image of the model."""
         self._random = random.Random(seed)
         images = bundle.golden().images[:1]
         entry = {
@@ -97,13 +98,14 @@ class Abuser:
         self._bomb = _encode(np.zeros((9000, 9000), np.uint8), "PNG")
         self.kinds: tuple[Callable[[], bytes], ...] = (
             self.mutated_tensor, self.wrong_length, self.odd_document, self.damaged_picture,
-            self.hostile_picture, self.damaged_form, self.no_http, self.odd_path, self.cut_off,
+            self.hostile_picture, self.damaged_form, self.random_bytes, self.odd_path,
+            self.truncated,
         )  # fmt: skip
 
-        self.unfinished = (self.no_http, self.cut_off)
+        self.incomplete = (self.random_bytes, self.truncated)
 
-    def good(self) -> bytes:
-        """A request as it should be."""
+    def valid(self) -> bytes:
+        """Return a valid request."""
         return self._post(self._infer, self._tensor, self._announce(self._length))
 
     def mutated_tensor(self) -> bytes:
@@ -143,7 +145,7 @@ class Abuser:
         body = self._mutate(whole, 90)[: self._random.randrange(len(whole) + 1)]
         return self._post("/v1/classify", body, "Content-Type: multipart/form-data; boundary=x")
 
-    def no_http(self) -> bytes:
+    def random_bytes(self) -> bytes:
         return self._random.randbytes(self._random.randrange(1, 300)) + b"\r\n\r\n"
 
     def odd_path(self) -> bytes:
@@ -156,8 +158,8 @@ class Abuser:
             f"{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
         )
 
-    def cut_off(self) -> bytes:
-        whole = self.good()
+    def truncated(self) -> bytes:
+        whole = self.valid()
         return whole[: self._random.randrange(1, len(whole))]
 
     def _announce(self, length: int) -> str:
@@ -176,17 +178,20 @@ class Abuser:
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def abuse(port: int, pid: int, abuser: Abuser, count: int) -> Report:
-    """Send `count` malformed requests, and a good one before and afterwards."""
-    for kind in 3 * abuser.kinds:
-        send(port, kind(), leaves=kind in abuser.unfinished)
-    good = send(port, abuser.good())
+def send_malformed(
+    port: int, pid: int, requests: MalformedRequests, count: int
+) -> RobustnessReport:
+    """Send `count` malformed requests, and a valid one before and after them."""
+    for kind in 3 * requests.kinds:
+        send(port, kind(), half_close=kind in requests.incomplete)
+    separator = b"\r\n\r\n"
+    before_response = send(port, requests.valid())
     before = footprint(pid)
     statuses: Counter[str] = Counter()
     slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(SLOW_CLIENTS)]
     for number in range(count):
-        kind = abuser.kinds[number % len(abuser.kinds)]
-        answer = send(port, kind(), leaves=kind in abuser.unfinished)
+        kind = requests.kinds[number % len(requests.kinds)]
+        answer = send(port, kind(), half_close=kind in requests.incomplete)
         statuses[status_of(answer)] += 1
         try:
             slow[number % SLOW_CLIENTS].send(b"G")
@@ -196,43 +201,42 @@ def abuse(port: int, pid: int, abuser: Abuser, count: int) -> Report:
     for connection in slow:
         connection.close()
     time.sleep(SETTLE_SECONDS)
-    again = send(port, abuser.good())
-    return Report(
+    after_response = send(port, requests.valid())
+    return RobustnessReport(
         statuses=dict(statuses),
         before=before,
         after=footprint(pid),
-        same_answer=good[:12] == b"HTTP/1.1 200" and good.split(b"\r\n\r\n")[1:] == again.split(
-            b"\r\n\r\n"
-        )[1:],
-    )  # fmt: skip
+        same_response=before_response[:12] == b"HTTP/1.1 200"
+        and before_response.partition(separator)[2] == after_response.partition(separator)[2],
+    )
 
 
-def send(port: int, request: bytes, *, leaves: bool = False) -> bytes:
-    """All that comes back before the server ends the connection, or the client leaves."""
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
+def send(port: int, request: bytes, *, half_close: bool = False) -> bytes:
+    """Send bytes and return everything that the server sends until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS) as connection:
         answer = b""
         try:
             connection.sendall(request)
-            if leaves:
+            if half_close:
                 connection.shutdown(socket.SHUT_WR)
             while chunk := connection.recv(1 << 16):
                 answer += chunk
         except TimeoutError:
-            return b"silence"
-        except OSError:  # it did not want to hear all of it
+            return NO_RESPONSE.encode()
+        except OSError:  # the server closed the connection before it had read everything
             pass
         return answer
 
 
-def status_of(answer: bytes) -> str:
-    """The status in an answer; `cut` or `silence` without one."""
-    if answer.startswith(b"HTTP/1.1 "):
-        return answer[9:12].decode()
-    return answer.decode() if answer == b"silence" else "cut"
+def status_of(response: bytes) -> str:
+    """Return the status of a response; `closed` or `no response` without one."""
+    if response.startswith(b"HTTP/1.1 "):
+        return response[9:12].decode()
+    return NO_RESPONSE if response == NO_RESPONSE.encode() else "closed"
 
 
 def footprint(pid: int) -> Footprint:
-    """What a process holds at the moment."""
+    """Return the current resources of a process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     return Footprint(
@@ -252,10 +256,12 @@ def _encode(pixels: np.ndarray, kind: str) -> bytes:
 
 @click.command()
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
-@click.option("--count", type=int, default=10_000, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--count", type=int, default=10_000, show_default=True, help="Number of requests.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the random generator."
+)
 def main(path: Path, count: int, seed: int) -> None:
-    """Start a server, abuse it, and say what it did not bear; exit 1 if there is something."""
+    """Send malformed requests to a new server for BUNDLE; exit with 1 if they cause a fault."""
     command = [sys.executable, "-m", "resdeploy", "serve", str(path), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -265,10 +271,11 @@ def main(path: Path, count: int, seed: int) -> None:
             port = entry.get("port", port)
             if entry["message"] == "serving":
                 break
-        # Its log goes on and on; nobody may make it wait.
+        # The rest of the log is read continuously, so that the pipe never fills.
         drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
         model = path.resolve().name.removesuffix(".bundle")
-        report = abuse(port, process.pid, Abuser(open_bundle(path), model, seed), count)
+        requests = MalformedRequests(open_bundle(path), model, seed)
+        report = send_malformed(port, process.pid, requests, count)
         process.terminate()
         process.wait()
         drain.wait()

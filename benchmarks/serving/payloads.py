@@ -1,4 +1,4 @@
-"""What loads send: a binary tensor, and a form with a JPEG file."""
+"""The requests of the load generators: a binary tensor, and a form with a JPEG file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORM = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a load sends again and again."""
+    """A request that a load generator repeats."""
 
     path: str
     file: Path
@@ -30,7 +30,7 @@ class Request:
 
 
 def tensor_request(bundle: Bundle, work: Path, batch: int) -> Request:
-    """So many images as one tensor; logits come back as one."""
+    """Return a request with `batch` images as one binary tensor."""
     images = synthetic_images(bundle.manifest.preprocessing.image_size, batch, seed=2)
     entry = {
         "name": "images",
@@ -50,7 +50,7 @@ def tensor_request(bundle: Bundle, work: Path, batch: int) -> Request:
 
 
 def picture_request(work: Path, size: tuple[int, int]) -> Request:
-    """A picture of `size` (width, height) as a browser or curl sends it."""
+    """Return an upload of a picture of `size` (width, height), as a browser or curl sends it."""
     stream = BytesIO()
     photograph = Image.fromarray(synthetic_images(512, 1, seed=3)[0])
     photograph.resize(size, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
@@ -63,5 +63,5 @@ def picture_request(work: Path, size: tuple[int, int]) -> Request:
 
 
 def other_request(request: Request) -> Request:
-    """The same upload, where the other servers expect it."""
+    """Return the same upload with the path of the other servers."""
     return Request(path="/classify", file=request.file, content_type=request.content_type)

@@ -1,4 +1,4 @@
-"""The same model behind FastAPI without batching, as one writes it in ten minutes.
+"""A minimal FastAPI server for the same model, without batching.
 
 python benchmarks/serving/peer_fastapi.py GRAPH MANIFEST PORT DECODING
 """
@@ -19,7 +19,7 @@ app = FastAPI()
 
 @app.post("/classify")  # type: ignore[untyped-decorator]
 def classify(image: UploadFile) -> dict[str, list[float]]:
-    """One request, one inference, in one of FastAPI's threads."""
+    """Classify one picture in one of FastAPI's threads."""
     pixels = decode(image.file.read())
     return top_classes(session.run(None, {"images": pixels[np.newaxis]})[0][0])
 

@@ -1,4 +1,4 @@
-"""The same model behind LitServe, with its batches, in so many processes.
+"""A LitServe server for the same model, with dynamic batching and several processes.
 
 python benchmarks/serving/peer_litserve.py GRAPH MANIFEST PORT DECODING WORKERS BATCH
 """
@@ -16,8 +16,8 @@ from resdeploy.images.preprocessing import UInt8Array
 BATCH_TIMEOUT_SECONDS = 0.002
 
 
-class Classifier(litserve.LitAPI):  # type: ignore[misc]
-    """LitServe makes a copy of it in each process."""
+class ClassifierApi(litserve.LitAPI):  # type: ignore[misc]
+    """The model as LitServe's API; each worker process has a copy."""
 
     graph, manifest, decoding, workers = "", "", "", 1
 
@@ -27,30 +27,30 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
         self.session = open_session(self.graph, self.workers)
 
     def decode_request(self, request: Request) -> UInt8Array:
-        """An uploaded file's pixels."""
-        form: Any = request  # which LitServe has read already
+        """Return the pixels of the uploaded file."""
+        form: Any = request  # LitServe passes the form that it has read
         return self.decode(form["image"].file.read())
 
     def batch(self, inputs: list[UInt8Array]) -> UInt8Array:
-        """Pictures as one array."""
+        """Stack pictures to one array."""
         return np.stack(inputs)
 
     def predict(self, images: UInt8Array) -> Any:
-        """Logits (N, K)."""
+        """Return logits (N, K)."""
         return self.session.run(None, {"images": images})[0]
 
     def unbatch(self, output: Any) -> list[Any]:
-        """Logits of each picture."""
+        """Return the logits of each picture."""
         return list(output)
 
     def encode_response(self, output: Any) -> dict[str, Any]:
-        """What the client gets."""
+        """Return the response of one request."""
         return top_classes(output)
 
 
 def main(graph: str, manifest: str, port: str, decoding: str, workers: str, batch: str) -> None:
-    """Serve until killed."""
-    api = Classifier(
+    """Serve until the process is terminated."""
+    api = ClassifierApi(
         max_batch_size=int(batch), batch_timeout=BATCH_TIMEOUT_SECONDS, api_path="/classify"
     )
     api.graph, api.manifest, api.decoding, api.workers = graph, manifest, decoding, int(workers)

@@ -21,7 +21,7 @@ from resdeploy.documents import write_document
 from resdeploy.images.folder import read_image_folder
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import progress_bar
-from resdeploy.results.provenance import here
+from resdeploy.results.provenance import Environment
 from resdeploy.runtime.bench.rounds import interleave, medians
 from resdeploy.statistics import ratio_interval
 from resdeploy.tables import table
@@ -51,7 +51,7 @@ def main(data: Path, image_size: int, batch_size: int, seconds: float, output: P
     click.echo(table(head, rows))
     if output is not None:
         document = Training(
-            environment=here(image_size=image_size),
+            environment=Environment.collect(image_size=image_size),
             image_size=image_size,
             batch_size=batch_size,
             results=tuple(results),

@@ -48,7 +48,7 @@ def train_quantized(
         CalibrationError: there are no images to calibrate on.
         TrainingError: the network has another input than asked for; and as `loop.train`.
     """
-    refuse_existing(folder, force=force, sign=run.STATE_JSON)
+    refuse_existing(folder, force=force, marker=run.STATE_JSON)
     start = quantized_start(config, progress)
     return loop.train(config, folder, start=start, device=device, force=force, progress=progress)
 

@@ -92,7 +92,7 @@ def write_repository(bundle: Bundle, folder: Path, *, force: bool = False) -> Tr
     labels = "".join(f"{label}\n" for label in bundle.labels()).encode()
     warm_up = bundle.golden().images[0].tobytes()
     size = bundle.manifest.preprocessing.image_size
-    with new_directory(folder, force=force, sign=SIGN) as root:
+    with new_directory(folder, force=force, marker=SIGN) as root:
         for model in models:
             model_folder = root / model.name
             (model_folder / VERSION).mkdir(parents=True)
@@ -117,7 +117,7 @@ def refuse_repository(folder: Path, *, force: bool) -> None:
     Raises:
         OutputError: The folder exists without `force`, or is not a repository.
     """
-    refuse_existing(folder, force=force, sign=SIGN)
+    refuse_existing(folder, force=force, marker=SIGN)
 
 
 def config_text(name: str, artifact: str, size: int, classes: int) -> str:

@@ -1,6 +1,6 @@
-"""What a machine can do at most, measured beside the contenders: products, and a copy.
+"""The ceilings of a machine: matrix products and a copy, timed in turns with the contenders.
 
-A library's products are a contender of their own, whose stages are the kinds of arithmetic.
+The products of each library run in a contender of their own, whose stages are the arithmetics.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from resdeploy.bench.roofline import Ceilings
 from resdeploy.bench.worker import StageTimes
 
 COPY = "copy"
-# Rows, depth and columns: libraries differ in which they like best.
 SHAPES = ((512, 512, 512), (784, 1152, 128), (2048, 2048, 512))
-# More than a level-3 cache holds, so that the copy goes through the memory.
+"""Rows, depth and columns; the fastest shape differs between libraries."""
 COPY_BYTES = 128 << 20
+"""Bytes of one copy: more than a level-3 cache holds, so that main memory is measured."""
 CALLS = 3
 UNIT = 10**9
-"""Operations, or bytes."""
+"""The operations or bytes that reported times refer to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """Something whose speed bounds that of a network."""
+    """An operation whose rate is a ceiling for networks."""
 
     kind: str
     """The arithmetic, or `COPY`."""
@@ -38,7 +38,10 @@ class Probe:
     run: Callable[[], object]
 
     def seconds(self) -> float:
-        """Of the fastest of `CALLS` in a row: the first finds caches that others have filled."""
+        """Return the time of the fastest of `CALLS` calls in a row.
+
+        The first call finds the caches filled by other contenders.
+        """
         marks = [time.perf_counter()]
         for _ in range(CALLS):
             self.run()
@@ -46,15 +49,15 @@ class Probe:
         return min(end - start for start, end in pairwise(marks))
 
 
-def best_of(probes: Sequence[Probe]) -> Probe:
-    """The one that does most a second."""
+def fastest_probe(probes: Sequence[Probe]) -> Probe:
+    """Return the probe with the highest rate."""
     return max(probes, key=lambda probe: probe.amount / min(probe.seconds(), probe.seconds()))
 
 
-def measure_beside(probes: Sequence[Probe]) -> Callable[[], StageTimes]:
-    """What `contender.answer` takes: a call of each, timed apart, as the time of `UNIT`.
+def probe_timer(probes: Sequence[Probe]) -> Callable[[], StageTimes]:
+    """Return a function for `run_worker` that times every probe and scales the time to `UNIT`.
 
-    Of a unit and not of the call, because the next process may find another shape the best.
+    Scaled times can be compared although the next process may choose another shape.
     """
 
     def run() -> StageTimes:
@@ -65,10 +68,11 @@ def measure_beside(probes: Sequence[Probe]) -> Callable[[], StageTimes]:
     return run
 
 
-def ceilings_of(measured: Sequence[Mapping[str, Rounds]]) -> Ceilings | None:
-    """The best of all libraries, each with the times of a `UNIT` by kind; None without any.
+def best_ceilings(measured: Sequence[Mapping[str, Rounds]]) -> Ceilings | None:
+    """Return the highest rates of all libraries; None without measurements.
 
-    Its times are taken as the contenders' are, so that noise is the same for both.
+    Args:
+        measured: Times of a `UNIT` in milliseconds by arithmetic, for each library.
     """
     speeds: dict[str, float] = {}
     for stages in measured:
@@ -80,5 +84,5 @@ def ceilings_of(measured: Sequence[Mapping[str, Rounds]]) -> Ceilings | None:
 
 
 def median_of_rounds(rounds: Rounds) -> float:
-    """The median over rounds of a round's median."""
+    """Return the median over rounds of the median of each round."""
     return statistics.median(float(np.median(times)) for times in rounds)

@@ -1,8 +1,9 @@
-"""The two ends of a benchmark: a process that runs one network when told to, and its owner.
+"""The owner's side of a benchmark: it starts worker processes and tells them when to run.
 
-One process per contender, because the thread pools of several frameworks in one process spin
-against each other. They speak JSON lines: the child says it is ready, then answers each number of
-seconds with the times of its runs. A waiting child costs nothing: it blocks on its input.
+Each contender has a process of its own, because the thread pools of several frameworks in one
+process spin against each other. Owner and worker exchange JSON lines: the worker reports that it
+is ready, then answers each number of seconds with the times of its calls. A waiting worker blocks
+on its input and uses no processor time.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from resdeploy.errors import BackendError
 HIGHEST_PRIORITY = -20
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 Rounds = list[npt.NDArray[np.float64]]
-"""Times of single runs in milliseconds, one array a round."""
+"""Times of single calls in milliseconds, one array for each round."""
 
 
 class Worker(str, Enum):
-    """Modules that run as the child process of a benchmark.
+    """The modules that run as worker processes of a benchmark.
 
-    They are names, not imports: the runtime must not import what needs PyTorch.
+    They are names, not imports: the runtime must not import modules that need PyTorch.
     """
 
     PYTORCH = "resdeploy.train.bench.worker"
@@ -45,18 +46,19 @@ class Worker(str, Enum):
 
 @dataclass(slots=True)
 class Contender:
-    """The owner's end: a running child, and what it said of itself."""
+    """A running worker process and the data it has reported."""
 
     name: str
     process: subprocess.Popen[str]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    """The facts that the worker reported when it was ready."""
     ready_s: float = 0.0
-    """From the start of the process to its first answer."""
+    """The time from the start of the process to its first answer."""
     stages: dict[str, Rounds] = field(default_factory=dict)
-    """Times of the parts of its runs, where it tells them."""
+    """The times of the stages of its calls; empty if the worker does not report them."""
     peak_rss_bytes: int | None = None
     high_priority: bool = False
-    """Whether it goes before all that others run here."""
+    """True if the process has the highest priority."""
 
     @classmethod
     def start(
@@ -70,14 +72,14 @@ class Contender:
         """Start `python -m worker arguments...` and wait until it is ready.
 
         Args:
-            name: The contender's.
-            worker: Module that runs in the process.
-            arguments: Arguments of the module.
-            threads: For every library that reads the usual variables.
-            limit_s: The longest wait; None for any.
+            name: The name of the contender.
+            worker: The module that runs in the process.
+            arguments: The arguments of the module.
+            threads: The number of threads for libraries that read `THREAD_VARIABLES`.
+            limit_s: The longest wait in seconds; None for no limit.
 
         Raises:
-            BackendError: it could not start; the message is the child's own.
+            BackendError: The worker cannot start; the message is its own.
         """
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
         start = time.perf_counter()
@@ -97,7 +99,7 @@ class Contender:
         if limit_s is not None:
             timer.start()
         try:
-            contender.facts = contender._listen()["ready"]
+            contender.facts = contender._receive()["ready"]
         except BaseException as error:
             contender.stop()
             if expired.is_set():
@@ -111,30 +113,34 @@ class Contender:
         return contender
 
     def run_for(self, seconds: float) -> npt.NDArray[np.float64]:
-        """Let the child run for at least `seconds`: the time of each run, in milliseconds."""
+        """Let the worker run for at least `seconds`; return the time of each call in milliseconds.
+
+        Raises:
+            BackendError: The process ended.
+        """
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # then it has ended, which listening explains better
+        with suppress(BrokenPipeError):  # the process ended; `_receive` raises the better error
             self.process.stdin.write(f"{seconds}\n")
             self.process.stdin.flush()
-        answer = self._listen()
+        answer = self._receive()
         self.peak_rss_bytes = answer["peak_rss_bytes"]
         for stage, times in answer["stages_ns"].items():
             self.stages.setdefault(stage, []).append(_milliseconds(times))
         return _milliseconds(answer["times_ns"])
 
     def stop(self) -> None:
-        """End the child; harmless when it has ended already."""
+        """End the process; do nothing if it has ended already."""
         self.process.kill()
         self.process.communicate()
 
-    def _listen(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
             raise BackendError(
-                f"the benchmark of {self.name} ended early with exit code {code}",
-                "its own message stands above; with less memory, try a smaller --batch",
+                f"the benchmark process of {self.name} ended early with exit code {code}",
+                "read its own message above; if memory was too small, use a smaller --batch",
             )
         message: dict[str, Any] = json.loads(line)
         if "error" in message:
@@ -143,17 +149,17 @@ class Contender:
 
 
 def raise_priority(pid: int) -> bool:
-    """Let a process that leads a session go first, so that neighbours take little of its time.
+    """Give the leader of a session the highest priority, so that other processes disturb it less.
 
-    Threads that wait for each other suffer far more from a busy core than their share of it: a
-    ratio of two frameworks would be one of how they wait.
+    A busy core delays threads that wait for each other by more than its share of the time. The
+    ratio of two frameworks would then measure how they wait.
 
     Returns:
-        Whether the system allows it, as it does root.
+        True if the system allows it, as it does for root.
     """
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, HIGHEST_PRIORITY)
-        # Sessions share the processor first, processes within them second (sched(7), autogroup).
+        # The scheduler divides time between sessions first, then within them (sched(7), autogroup).
         group = Path(f"/proc/{pid}/autogroup")
         if group.exists():
             group.write_text(f"{HIGHEST_PRIORITY}", encoding="utf-8")

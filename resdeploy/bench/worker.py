@@ -1,4 +1,4 @@
-"""TODO."""
+"""The child process of a benchmark: it prepares a contender and times its calls."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from typing import Any
 
 from resdeploy.errors import ResdeployError
 
-MIN_RUNS = 3
+MIN_CALLS = 3
 
 
 class StageTimes(dict[str, int]):
-    """What a run gives that takes its own time apart: nanoseconds by stage."""
+    """The times of the stages of one call, in nanoseconds."""
 
 
 def run_worker(prepare: Callable[[], tuple[Callable[[], object], dict[str, Any]]]) -> None:
-    """The child's whole life: prepare, then run for as long as each line of stdin says.
+    """Prepare a contender, then time its calls for each number of seconds read from stdin.
 
     Args:
-        prepare: Loads everything and returns the function to time, with facts about it.
+        prepare: A function that loads everything and returns the function to time, and facts
+            about it in JSON form.
     """
-    # What libraries print must not come between the lines of the conversation.
+    # Messages that libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
-    def say(message: dict[str, Any]) -> None:
+    def send(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
@@ -38,28 +39,28 @@ def run_worker(prepare: Callable[[], tuple[Callable[[], object], dict[str, Any]]
         run, facts = prepare()
         run()
     except ResdeployError as error:
-        say({"error": str(error), "hint": error.hint})
+        send({"error": str(error), "hint": error.hint})
         return
-    say({"ready": facts})
+    send({"ready": facts})
     for line in sys.stdin:
-        run()  # the others have emptied the caches meanwhile
+        run()  # other contenders have replaced the content of the caches
         deadline = time.perf_counter_ns() + int(float(line) * 1e9)
         times: list[int] = []
         stages: dict[str, list[int]] = {}
-        while len(times) < MIN_RUNS or time.perf_counter_ns() < deadline:
+        while len(times) < MIN_CALLS or time.perf_counter_ns() < deadline:
             start = time.perf_counter_ns()
-            given = run()
+            result = run()
             times.append(time.perf_counter_ns() - start)
-            if isinstance(given, StageTimes):
-                for stage, duration in given.items():
+            if isinstance(result, StageTimes):
+                for stage, duration in result.items():
                     stages.setdefault(stage, []).append(duration)
-        say({"times_ns": times, "stages_ns": stages, "peak_rss_bytes": peak_rss_bytes()})
+        send({"times_ns": times, "stages_ns": stages, "peak_rss_bytes": peak_rss_bytes()})
 
 
 def peak_rss_bytes() -> int | None:
-    """The most memory that this process has had resident; None where the kernel does not say.
+    """Return the peak resident memory of this process; None if the kernel does not report it.
 
-    Not `getrusage`: its figure starts at that of the process that started this one.
+    `getrusage` cannot be used: its value starts at the peak of the parent process.
     """
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""What every contender of a benchmark does, from memory or from picture files: one definition.
+"""The workload that all contenders of a benchmark share: images in memory or picture files.
 
 Shape letters: N images, H rows, W columns, K classes.
 """
@@ -20,40 +20,40 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import DataError
 from resdeploy.images.decode import SUFFIXES, read_rgb
-from resdeploy.images.preprocessing import UInt8Array, prepare
-from resdeploy.predictions import most_likely
+from resdeploy.images.preprocessing import UInt8Array, resize_and_crop
+from resdeploy.predictions import top_predictions
 
-TOP = 5
+TOP_CLASSES = 5
 STAGES = ("decode", "resize", "copy", "inference", "post")
-MOST_PICTURES = 256
+MAX_PICTURES = 256
 JPEG_QUALITY = 90
 Infer = Callable[[UInt8Array], Float32Array]
-"""Logits (N, K), in host memory, of images (N, H, W, 3) in host memory."""
+"""A function from images (N, H, W, 3) to logits (N, K), both in host memory."""
 
 
-class Mode(str, Enum):
-    """What one run is."""
+class BenchmarkMode(str, Enum):
+    """The kind of call that a benchmark times."""
 
-    STREAM = "stream"  # one call after the other, as latency is felt
-    OFFLINE = "offline"  # large batches, for images a second
-    END_TO_END = "end-to-end"  # from the bytes of picture files to labels
+    STREAM = "stream"  # one image per call, for latency
+    OFFLINE = "offline"  # large batches, for throughput
+    END_TO_END = "end-to-end"  # from encoded picture files to labels
 
 
-DEFAULT_BATCH = {Mode.STREAM: 1, Mode.OFFLINE: 8, Mode.END_TO_END: 1}
+DEFAULT_BATCH = {BenchmarkMode.STREAM: 1, BenchmarkMode.OFFLINE: 8, BenchmarkMode.END_TO_END: 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """The images of one run, and the threads for it."""
+    """The bundle, batch size, threads and images of a contender."""
 
     bundle: Path
     batch: int
     threads: int
     pictures: Path | None = None
-    """A folder of picture files to begin with; None for golden images, decoded, in memory."""
+    """A folder of picture files; None for the decoded golden images in memory."""
 
     def to_arguments(self) -> list[str]:
-        """As a contender's process is told."""
+        """Return the command-line arguments for a worker process."""
         return [
             str(self.bundle),
             str(self.batch),
@@ -63,7 +63,7 @@ class Workload:
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Workload:
-        """Inverse of `to_arguments`."""
+        """Restore a workload from the result of `to_arguments`."""
         bundle, batch, threads, pictures = arguments
         return cls(
             bundle=Path(bundle),
@@ -72,16 +72,16 @@ class Workload:
             pictures=Path(pictures) if pictures else None,
         )
 
-    def runner(self, bundle: Bundle, golden: UInt8Array, infer: Infer) -> Callable[[], object]:
-        """What is timed: `infer` alone, or all from the bytes of pictures to labels.
+    def make_call(self, bundle: Bundle, golden: UInt8Array, infer: Infer) -> Callable[[], object]:
+        """Return the function to time: `infer` alone, or everything from files to labels.
 
         Args:
-            bundle: What says how pictures are prepared, and the names of classes.
-            golden: Its golden images, whose reading takes as long as some runs.
+            bundle: The bundle with the pre-processing and the labels.
+            golden: Its golden images (N, H, W, 3), which are slow to read a second time.
             infer: The network.
 
         Raises:
-            DataError: there are no pictures.
+            DataError: The folder has no pictures.
         """
         if self.pictures is not None:
             return self._staged(bundle, infer, read_pictures(self.pictures))
@@ -99,14 +99,14 @@ class Workload:
             marks = [time.perf_counter_ns()]
             decoded = [read_rgb(file) for file in files]
             marks.append(time.perf_counter_ns())
-            prepared = [prepare(image, preprocessing) for image in decoded]
+            prepared = [resize_and_crop(image, preprocessing) for image in decoded]
             marks.append(time.perf_counter_ns())
             images = np.stack(prepared)
             marks.append(time.perf_counter_ns())
             logits = infer(images)
             marks.append(time.perf_counter_ns())
             for row in logits:
-                most_likely(row, labels, TOP)
+                top_predictions(row, labels, TOP_CLASSES)
             marks.append(time.perf_counter_ns())
             return StageTimes(zip(STAGES, np.diff(marks).tolist()))
 
@@ -114,19 +114,21 @@ class Workload:
 
 
 def read_pictures(folder: Path) -> list[bytes]:
-    """The content of the first `MOST_PICTURES` picture files below a folder.
+    """Return the content of the first `MAX_PICTURES` picture files below a folder.
 
     Raises:
-        DataError: there are none.
+        DataError: The folder has no picture files.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise DataError(f"{folder} holds no pictures", f"name a folder of {', '.join(SUFFIXES)}")
-    return [path.read_bytes() for path in files[:MOST_PICTURES]]
+        raise DataError(
+            f"{folder} has no picture files", f"use a folder of {', '.join(SUFFIXES)} files"
+        )
+    return [path.read_bytes() for path in files[:MAX_PICTURES]]
 
 
 def write_pictures(bundle: Bundle, folder: Path) -> None:
-    """The golden images as JPEG files."""
+    """Write the golden images as JPEG files."""
     from PIL import Image
 
     for number, pixels in enumerate(bundle.golden().images):

@@ -1,12 +1,12 @@
-"""`analysis.json`: what an export found out about its INT8 graphs, for reports and comparisons."""
+"""`analysis.json`: the quantisation noise of an INT8 export, for reports and comparisons."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from typing import Any
 
 from resdeploy.bundle.bundle import ANALYSIS, Bundle
-from resdeploy.documents import parse
+from resdeploy.documents import decode, parse
 from resdeploy.errors import BundleError
 
 SCHEMA = "resdeploy.analysis/1"
@@ -14,70 +14,70 @@ SCHEMA = "resdeploy.analysis/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCost:
-    """A convolution or the classifier; the noise is that of the encoding for TensorRT."""
+    """The quantisation noise of a convolution or the classifier, encoded for TensorRT."""
 
     name: str
-    """Of the node."""
+    """Name of the node."""
     kind: str
-    """ONNX's operator."""
+    """ONNX operator."""
     macs: int
-    """Multiply-accumulates for one image."""
+    """Multiply-accumulate operations for one image."""
     input_sqnr_db: float | None
-    """At the logits, with what it reads quantised and nothing else; None where that is float."""
+    """SQNR of the logits in dB if only this layer's input is quantised; None if that is float."""
     weight_sqnr_db: float | None
+    """SQNR of the logits in dB if only this layer's weights are quantised; None if in float."""
     in_float: tuple[str, ...]
-    """Encodings in which it went back to float."""
+    """Encodings that keep this layer in float."""
 
     @property
     def worst_db(self) -> float | None:
-        """The noisier of the two."""
+        """The lower of the two SQNRs, in dB."""
         known = [db for db in (self.input_sqnr_db, self.weight_sqnr_db) if db is not None]
         return min(known, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationHistogram:
-    """A tensor's values over all calibration images."""
+    """A histogram of a tensor's values over all calibration images."""
 
     tensor: str
     heights: tuple[float, ...]
-    """Of equally wide bars, 0 to 1, by the logarithm of the count."""
+    """Heights of equally wide bars, 0 to 1, proportional to the logarithm of the count."""
     low: float
-    """Where the first bar begins."""
+    """Left edge of the first bar."""
     high: float
-    """Where the last bar ends."""
+    """Right edge of the last bar."""
     range_low: float
-    """The range that was chosen: what lies outside is clipped."""
+    """Lower end of the calibrated range; smaller values are clipped."""
     range_high: float
+    """Upper end of the calibrated range; larger values are clipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """The document."""
+    """The content of `analysis.json`."""
 
     layers: tuple[LayerCost, ...]
-    """In the order of the graph."""
+    """Costs in the order of the graph."""
     histograms: tuple[ActivationHistogram, ...]
-    """Of the activations that cost most."""
+    """Histograms of the activations with the most quantisation noise."""
     schema: str = SCHEMA
 
 
 def read_analysis(bundle: Bundle) -> Analysis | None:
-    """What the bundle's `analysis.json` holds; None where it has none.
+    """Return the bundle's `analysis.json`, or None if it has none.
 
     Raises:
-        BundleError: it is damaged, or of another schema.
+        BundleError: The file is damaged, or has an unknown schema.
     """
     if ANALYSIS not in bundle.manifest.files:
         return None
     try:
-        analysis = parse(Analysis, json.loads(bundle.read(ANALYSIS)))
-    except (ValueError, TypeError, RecursionError) as error:
+        document = decode(dict[str, Any], bundle.read(ANALYSIS))
+        if document.get("schema") != SCHEMA:
+            raise ValueError(f"its schema is {document.get('schema')!r:.60}, not {SCHEMA}")
+        return parse(Analysis, document)
+    except ValueError as error:
         raise BundleError(
             f"{bundle.path / ANALYSIS} cannot be used: {error}", "export the bundle again"
         ) from error
-    if analysis.schema != SCHEMA:
-        raise BundleError(
-            f"{bundle.path / ANALYSIS} has schema {analysis.schema!r:.60}", "export it again"
-        )
-    return analysis

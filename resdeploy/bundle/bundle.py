@@ -1,24 +1,20 @@
-"""The bundle: one folder with the graphs, their labels, their proof and where they came from.
+"""The bundle: one folder with the graphs, their labels, golden images and origin.
 
-Nothing in a bundle is trusted before its size and sha256 match the manifest; the manifest itself
-is limited in size and checked field by field. Shape letters: N images, H rows, W columns,
-K classes.
+A file is read only if its size and sha256 match the manifest; the manifest itself is limited in
+size and checked field by field. Shape letters: N images, H rows, W columns, K classes.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from resdeploy.bundle.golden import BIT_EXACT_PREFIX, Golden
-from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Artifact, FileRecord, Manifest, _parse
+from resdeploy.bundle.golden import Golden, read_golden
+from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Artifact, FileRecord, Manifest
+from resdeploy.documents import decode, parse
 from resdeploy.errors import BundleError
 from resdeploy.storage import sha256, sha256_file
 
@@ -29,21 +25,20 @@ CALIBRATION_CACHE = "calibration.cache"
 ANALYSIS = "analysis.json"
 REPORT = "report.html"
 MAX_MANIFEST_BYTES = 16 << 20
-MAX_GOLDEN_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle; files are read, and checked, when asked for."""
+    """An opened bundle, whose files are checked each time that they are read."""
 
     path: Path
     manifest: Manifest
 
     def read(self, name: str) -> bytes:
-        """The content of one file, after its size and sha256 were found as the manifest says.
+        """Return the content of one file after checking its size and sha256.
 
         Raises:
-            BundleError: the file is missing, was changed, or is not listed.
+            BundleError: The file is missing, was changed, or is not listed in the manifest.
         """
         record = self._record(name)
         data = _read(self.path / name, record.bytes)
@@ -52,14 +47,14 @@ class Bundle:
         return data
 
     @contextmanager
-    def verified(self, name: str) -> Iterator[Path]:
-        """One file under a path that is good for as long as this lasts, checked as by `read`.
+    def checked_path(self, name: str) -> Iterator[Path]:
+        """Yield a path to one file, checked as by `read`, that is valid within the `with` block.
 
-        For engines that read files themselves: the content is never in our memory as well. The
-        path is that of the open file, so that what takes its place in the folder is not read.
+        Engines that read files themselves need no second copy in memory. The path is that of the
+        open file, so a file that replaces it in the folder meanwhile is not read.
 
         Raises:
-            BundleError: the file is missing, was changed, or is not listed.
+            BundleError: The file is missing, was changed, or is not listed in the manifest.
         """
         record = self._record(name)
         try:
@@ -74,25 +69,25 @@ class Bundle:
             yield path
 
     def artifact(self, name: str) -> Artifact:
-        """The artifact called `name`.
+        """Return the artifact called `name`.
 
         Raises:
-            BundleError: there is none; the message lists those that are there.
+            BundleError: The bundle has no such artifact; the message lists those that it has.
         """
         for artifact in self.manifest.artifacts:
             if artifact.name == name:
                 return artifact
-        there = ", ".join(artifact.name for artifact in self.manifest.artifacts)
+        names = ", ".join(artifact.name for artifact in self.manifest.artifacts)
         option = "--int8 --dla" if name == "int8-dla" else f"--{name.split('-')[0]}"
         raise BundleError(
-            f"{self.path} holds no {name} graph, only {there}", f"export it with {option}"
+            f"{self.path} holds no {name} graph, only {names}", f"export it with {option}"
         )
 
     def labels(self) -> tuple[str, ...]:
-        """One name per class.
+        """Return the names of the classes, in the order of the logits.
 
         Raises:
-            BundleError: `labels.txt` is damaged or has another number of lines.
+            BundleError: `labels.txt` is damaged or has a wrong number of lines.
         """
         labels = tuple(
             self.read(LABELS).decode("utf-8", errors="replace").removesuffix("\n").split("\n")
@@ -105,39 +100,22 @@ class Bundle:
         return labels
 
     def golden(self) -> Golden:
-        """The golden images and logits.
+        """Return the golden images and logits.
 
         Raises:
             BundleError: `golden.npz` is damaged or does not fit the model.
         """
         data = self.read(GOLDEN)
-        size, classes = self.manifest.preprocessing.image_size, self.manifest.classes
         try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > MAX_GOLDEN_BYTES:
-                    raise ValueError("it is too large")
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                images, logits = arrays["images"], arrays["logits"]
-                bit_exact = {
-                    name.removeprefix(BIT_EXACT_PREFIX): arrays[name]
-                    for name in arrays.files
-                    if name.startswith(BIT_EXACT_PREFIX)
-                }
-            count = len(images)
-            if images.dtype != np.uint8 or images.shape != (count, size, size, 3) or not count:
-                raise ValueError(f"its images are {images.dtype} {images.shape}")
-            for given in (logits, *bit_exact.values()):
-                if given.dtype != np.float32 or given.shape != (count, classes):
-                    raise ValueError(f"its logits are {given.dtype} {given.shape}")
-        except Exception as error:  # damaged archives and arrays raise nearly anything
+            return read_golden(data, self.manifest.preprocessing.image_size, self.manifest.classes)
+        except Exception as error:  # damaged archives and arrays raise nearly every type
             raise BundleError(
                 f"{self.path / GOLDEN} cannot be used: {error}", "export the bundle again"
             ) from error
-        return Golden(images=images, logits=logits, bit_exact=bit_exact)
 
     def _changed(self, name: str) -> BundleError:
         return BundleError(
-            f"{self.path / name} was changed: it has not the sha256 in {MANIFEST}",
+            f"{self.path / name} was changed: its size or sha256 differs from {MANIFEST}",
             "copy the bundle again, or export it again",
         )
 
@@ -151,47 +129,43 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Read and check a bundle's manifest.
+    """Open a bundle: read and check its manifest.
 
     Raises:
-        BundleError: not a bundle, damaged, or of a schema that this version does not know.
+        BundleError: The folder is not a bundle, is damaged, or has an unknown schema.
     """
-    if not (path / MANIFEST).is_file():
+    manifest = path / MANIFEST
+    if not manifest.is_file():
         raise BundleError(
             f"{path} is not a bundle: it has no {MANIFEST}", "make one with resdeploy export"
         )
-    data = _read(path / MANIFEST, MAX_MANIFEST_BYTES)
+    data = _read(manifest, MAX_MANIFEST_BYTES)
     try:
         if len(data) > MAX_MANIFEST_BYTES:
             raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
-        document = json.loads(data)
-        schema = document["schema"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(path, error) from error
-    if schema != SCHEMA:
+        document = decode(dict[str, Any], data)
+        if "schema" not in document:
+            raise ValueError("it has no schema")
+        if document["schema"] == SCHEMA:
+            return Bundle(path, parse(Manifest, document))
+    except ValueError as error:
         raise BundleError(
-            f"{path} has schema {schema!r}; this version of resdeploy reads schema {SCHEMA}",
-            "export it again, or install the version that made it",
-        )
-    try:
-        return Bundle(path, _parse(document))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise _damaged(path, error) from error
+            f"{manifest} is damaged: {error}", "copy or export the bundle again"
+        ) from error
+    raise BundleError(
+        f"{path} has schema {document['schema']!r:.60}; this version of resdeploy reads {SCHEMA}",
+        "export it again, or install the version that made it",
+    )
 
 
 def _read(path: Path, limit: int) -> bytes:
+    """Return the content of a file; one byte more than `limit` where it is larger."""
     try:
         with path.open("rb") as stream:
-            data = stream.read(limit + 1)
+            return stream.read(limit + 1)
     except OSError as error:
         raise _unreadable(path, error) from error
-    return data
 
 
 def _unreadable(path: Path, error: OSError) -> BundleError:
     return BundleError(f"{path} cannot be read: {error.strerror or error}", "copy the bundle again")
-
-
-def _damaged(path: Path, error: Exception) -> BundleError:
-    detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    return BundleError(f"{path / MANIFEST} is damaged: {detail}", "copy or export the bundle again")

@@ -1,8 +1,9 @@
-"""TODO."""
+"""Golden images with their logits: `golden.npz`, with which a bundle checks itself."""
 
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,28 +13,55 @@ import numpy.typing as npt
 
 from resdeploy.images.preprocessing import UInt8Array
 
-BIT_EXACT_PREFIX = "bit-exact-"  # before an artifact's name, in golden.npz
-
+BIT_EXACT_PREFIX = "bit-exact-"  # before the name of an artifact
+MAX_GOLDEN_BYTES = 1 << 30
 
 Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
-    """Images with the logits that PyTorch gave for them in FP32."""
+    """Images with the logits that PyTorch computed for them in FP32."""
 
     images: UInt8Array
     """Shape (N, H, W, 3)."""
     logits: Float32Array
     """Shape (N, K)."""
     bit_exact: Mapping[str, Float32Array] = field(default_factory=dict)
-    """By artifact: the logits (N, K) that every CPU must give, to the last bit."""
+    """For some artifacts, by name: the logits (N, K) that every CPU computes, bit for bit."""
 
     def to_bytes(self) -> bytes:
-        """The content of `golden.npz`."""
+        """Return the content of `golden.npz`."""
         stream = io.BytesIO()
         bit_exact: dict[str, Any] = {
-            f"{BIT_EXACT_PREFIX}{name}": given for name, given in self.bit_exact.items()
+            f"{BIT_EXACT_PREFIX}{name}": logits for name, logits in self.bit_exact.items()
         }
         np.savez_compressed(stream, images=self.images, logits=self.logits, **bit_exact)
         return stream.getvalue()
+
+
+def read_golden(data: bytes, image_size: int, classes: int) -> Golden:
+    """Return the golden images in the content of a `golden.npz`.
+
+    Raises:
+        Exception: The file is damaged, or does not fit the model. Damaged archives and arrays raise
+            exceptions of many types.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_GOLDEN_BYTES:
+            raise ValueError(f"it unpacks to {size} bytes; at most {MAX_GOLDEN_BYTES} are allowed")
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        images, logits = arrays["images"], arrays["logits"]
+        bit_exact = {
+            name.removeprefix(BIT_EXACT_PREFIX): arrays[name]
+            for name in arrays.files
+            if name.startswith(BIT_EXACT_PREFIX)
+        }
+    count = len(images)
+    if images.dtype != np.uint8 or images.shape != (count, image_size, image_size, 3) or not count:
+        raise ValueError(f"its images are {images.dtype} {images.shape}")
+    for array in (logits, *bit_exact.values()):
+        if array.dtype != np.float32 or array.shape != (count, classes):
+            raise ValueError(f"its logits are {array.dtype} {array.shape}")
+    return Golden(images=images, logits=logits, bit_exact=bit_exact)

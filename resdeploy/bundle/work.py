@@ -1,87 +1,75 @@
-"""TODO."""
+"""The work of a network: operations and bytes of its layers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 FLOPS_RULE = (
-    "2 operations for each product of a convolution or of the classifier, counted in fp32.onnx; "
-    "nothing for the rest"
+    "2 operations for each multiply-accumulate of the convolutions and the classifier, counted in "
+    "fp32.onnx; other layers are not counted"
 )
-
-
 BYTES_RULE = (
-    "for each convolution and the classifier: its weights, what it reads and what it gives, each "
-    "once and at the size of the arithmetic; nothing for biases, additions, poolings, pixels"
+    "the weights, inputs and outputs of the convolutions and the classifier, each once and in the "
+    "data type of the arithmetic; biases, additions, poolings and pixels are not counted"
 )
-
-
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+"""Bytes of one element, by arithmetic."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkTotals:
+    """The work of a whole network for one image."""
+
+    macs: int
+    """Multiply-accumulate operations."""
+    weights: int
+    """Elements."""
+    activations: int
+    """Elements that all layers read and write."""
+
+    def operations(self, batch: int) -> int:
+        """Return the operations for one batch, see `FLOPS_RULE`."""
+        return 2 * self.macs * batch
+
+    def bytes(self, batch: int, arithmetic: str) -> int:
+        """Return the bytes that are moved for one batch, see `BYTES_RULE`."""
+        return BYTES[arithmetic] * (self.weights + batch * self.activations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWork:
-    """What a convolution or the classifier asks of a machine, for one image."""
+    """The work of a convolution or the classifier for one image."""
 
     name: str
     macs: int
+    """Multiply-accumulate operations."""
     weights: int
     """Elements."""
     activations: int
-    """Elements that it reads and gives."""
+    """Elements that the layer reads and writes."""
+
+    def __post_init__(self) -> None:
+        for field in ("macs", "weights", "activations"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; at least 1 is needed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a network asks of a machine; activations and MACs are of one image."""
+    """The work of a network, layer by layer."""
 
     layers: tuple[LayerWork, ...]
 
     @property
-    def macs(self) -> int:
-        """Of all layers."""
-        return sum(layer.macs for layer in self.layers)
-
-    @property
-    def weights(self) -> int:
-        """Elements of all layers."""
-        return sum(layer.weights for layer in self.layers)
-
-    @property
-    def activations(self) -> int:
-        """Elements that all layers read and give."""
-        return sum(layer.activations for layer in self.layers)
-
-    def operations(self, batch: int) -> int:
-        """See `FLOPS_RULE`."""
-        return 2 * self.macs * batch
-
-    def bytes(self, batch: int, arithmetic: str) -> int:
-        """See `BYTES_RULE`."""
-        return BYTES[arithmetic] * (self.weights + batch * self.activations)
-
-    def totals(self) -> dict[str, int]:
-        """The form that results hold."""
-        return {"macs": self.macs, "weights": self.weights, "activations": self.activations}
+    def totals(self) -> WorkTotals:
+        """The sums over all layers."""
+        return WorkTotals(
+            macs=sum(layer.macs for layer in self.layers),
+            weights=sum(layer.weights for layer in self.layers),
+            activations=sum(layer.activations for layer in self.layers),
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """The form that the manifest holds."""
-        return {**self.totals(), "layers": [asdict(layer) for layer in self.layers]}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Work:
-        """Inverse of `to_json`.
-
-        Raises:
-            KeyError, ValueError, TypeError: `data` does not describe work.
-        """
-        numbers = ("macs", "weights", "activations")
-        layers = tuple(
-            LayerWork(name=str(layer["name"]), **{key: int(layer[key]) for key in numbers})
-            for layer in data["layers"]
-        )
-        if any(getattr(layer, key) < 1 for layer in layers for key in numbers):
-            raise ValueError("a layer without work")
-        return cls(layers=layers)
+        """Return the JSON form that the manifest holds."""
+        return {**asdict(self.totals), "layers": [asdict(layer) for layer in self.layers]}

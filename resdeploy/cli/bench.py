@@ -10,7 +10,6 @@ import click
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.cli.console import PATH, CommandResult, command, parameters
-from resdeploy.cli.machine_text import machine_name
 from resdeploy.cli.options import FORCE
 from resdeploy.documents import write_document
 from resdeploy.tables import NONE, plural, table
@@ -116,9 +115,9 @@ def benchmark_text(result: Benchmark) -> str:
     first, environment = result.results[0], result.environment
     lines = [
         table(head, rows),
-        f"{environment['model']} at {environment['image_size']} pixels, {environment['mode']}, "
+        f"{environment.model} at {environment.image_size} pixels, {environment.mode}, "
         f"batch {first.batch}, {plural(first.threads, 'thread')}, "
-        f"{machine_name(environment['device'])}",
+        f"{environment.device.name}",
         *_ceilings_lines(result),
         *(
             f"{line.contender} {graph_name(line.precision, line.encoding)}: "
@@ -188,7 +187,7 @@ def bench(
     bundle: Path, output: Path | None, force: bool, mode: str, **settings: Any
 ) -> CommandResult:
     """Time BUNDLE on every backend here against PyTorch, in turns, one process each."""
-    from resdeploy.bench.workload import Mode
+    from resdeploy.bench.workload import BenchmarkMode
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.progress import progress_bar
     from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
@@ -196,7 +195,7 @@ def bench(
 
     if output is not None:
         refuse_existing_file(output, force=force)
-    config = BenchmarkConfig(mode=Mode(mode), **settings)
+    config = BenchmarkConfig(mode=BenchmarkMode(mode), **settings)
     result = run_benchmark(open_bundle(bundle), config, progress=progress_bar)
     if output is not None:
         write_document(output, result)

@@ -74,7 +74,7 @@ def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> Com
     """Build a TensorRT engine of BUNDLE for this machine, into the cache."""
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.progress import progress_bar
-    from resdeploy.runtime.backends.tensorrt.build import build_asked_for
+    from resdeploy.runtime.backends.tensorrt.build import build_for_this_machine
     from resdeploy.runtime.backends.tensorrt.engine_cache import prune_engines
 
     if prune:
@@ -83,7 +83,7 @@ def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> Com
         return CommandResult(pruned, prune_text(pruned))
     if bundle is None:
         raise click.UsageError("name a BUNDLE to build, or add --prune")
-    result = build_asked_for(open_bundle(bundle), progress=progress_bar, **settings)
+    result = build_for_this_machine(open_bundle(bundle), progress=progress_bar, **settings)
     return CommandResult(result, build_text(result))
 
 

@@ -49,7 +49,7 @@ def demo_text(result: DemoResult) -> str:
             table(head, rows),
             f"{result.verification.images} held-out digits; batch 1, "
             f"{plural(baseline.threads, 'thread')}, "
-            f"{environment['image_size']} pixels, {environment['device']['cpu']}; int8.onnx is for "
+            f"{environment.image_size} pixels, {environment.device.name}; int8.onnx is for "
             "TensorRT and not timed on a CPU",
             "",
             predictions_text([result.prediction]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from resdeploy.cli.console import PATH, CommandResult, ExitCode, command
-from resdeploy.cli.machine_text import conditions_lines, gpu_text, jetson_lines, machine_name
+from resdeploy.cli.machine_text import conditions_lines, gpu_text, jetson_lines
 from resdeploy.cli.verify import verification_text
 
 if TYPE_CHECKING:
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 def diagnosis_text(result: Diagnosis) -> str:
     """One screen about this machine."""
-    platform = result.platform
-    memory = platform["memory_bytes"]
+    device = result.platform
+    memory = device.memory_bytes
+    cores = f"{device.cores} cores, " if device.jetson else ""  # otherwise in the name
     lines = [
-        f"machine   {machine_name(platform)} "
-        f"({platform['architecture']}, {platform['cores']} cores, "
+        f"machine   {device.name} ({device.architecture}, {cores}"
         f"{f'{memory / 2**30:.0f} GiB' if memory else 'memory unknown'})",
-        *jetson_lines(platform),
-        f"features  {', '.join(platform['cpu_features']) or 'none that matter'}",
+        *jetson_lines(device),
+        f"features  {', '.join(device.cpu_features) or 'none that matter'}",
         *(f"gpu       {text}" for text in [gpu_text(gpu) for gpu in result.gpu] or ["none"]),
-        *conditions_lines(platform["conditions"]),
+        *conditions_lines(device.conditions),
     ]
     for backend in result.backends:
         state = f"ready, {backend.version}" if backend.available else f"no: {backend.obstacle}"

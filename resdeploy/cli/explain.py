@@ -14,7 +14,7 @@ from resdeploy.tables import NONE, WORST, plural, table
 if TYPE_CHECKING:
     from resdeploy.export.graph.coverage import Coverage
     from resdeploy.export.quantization.sensitivity import Explanation
-    from resdeploy.runtime.diagnosis.slowdown import Slowness
+    from resdeploy.runtime.diagnosis.slowdown import Slowdown
 
 
 def explanation_text(result: Explanation) -> str:
@@ -56,7 +56,7 @@ def coverage_text(coverage: Coverage) -> str:
     )
 
 
-def slowness_text(result: Slowness) -> str:
+def slowness_text(result: Slowdown) -> str:
     """What is how fast, what need not be so slow, and the slowest kernels."""
     lines = [
         f"{result.artifact}.onnx takes {result.ms:.2f} ms, {result.speedup:.2f}x FP32 "
@@ -105,10 +105,10 @@ def explain(
 
     if slow:
         from resdeploy.progress import progress_bar
-        from resdeploy.runtime.diagnosis.slowdown import explain_slowness
+        from resdeploy.runtime.diagnosis.slowdown import explain_slowdown
 
         refuse_given(("images",), "--slow needs no more than one batch")
-        slowness = explain_slowness(
+        slowness = explain_slowdown(
             open_bundle(bundle), encoding=Encoding(encoding or "cpu"), threads=threads,
             batch=batch, progress=progress_bar,
         )  # fmt: skip

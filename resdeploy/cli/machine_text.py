@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from resdeploy.machine.conditions import Conditions
+    from resdeploy.machine.device import Device
     from resdeploy.machine.nvml import Gpu
 
 
-def machine_name(device: Mapping[str, Any]) -> str:
-    """The board, otherwise the processor, otherwise its kind."""
-    board = device["jetson"]["board"] if device["jetson"] else None
-    return str(board or device["cpu"] or device["architecture"])
-
-
-def jetson_lines(platform: Mapping[str, Any]) -> list[str]:
+def jetson_lines(device: Device) -> list[str]:
     """The module and its software, where it is a Jetson; the container, where it is one."""
-    jetson, lines = platform["jetson"], []
+    jetson, lines = device.jetson, []
     if jetson:
         lines.append(
-            f"module    {jetson['module'] or 'unknown'}, JetPack {jetson['jetpack'] or 'unknown'} "
-            f"(L4T {jetson['l4t'] or 'unknown'}), CUDA {platform['cuda'] or 'unknown'}, "
-            f"TensorRT {platform['tensorrt'] or 'none'}"
+            f"module    {jetson.module or 'unknown'}, JetPack {jetson.jetpack or 'unknown'} "
+            f"(L4T {jetson.l4t or 'unknown'}), CUDA {device.cuda or 'unknown'}, "
+            f"TensorRT {device.tensorrt or 'none'}"
         )
-    if platform["container"]:
-        lines.append(f"inside    {platform['container']}")
+    if device.container:
+        lines.append(f"inside    {device.container}")
     return lines
 
 
@@ -44,14 +39,13 @@ def gpu_text(gpu: Gpu) -> str:
     return f"{gpu.name} ({', '.join(facts)})" if facts else gpu.name
 
 
-def conditions_lines(conditions: Mapping[str, Any]) -> list[str]:
+def conditions_lines(conditions: Conditions) -> list[str]:
     """Power mode, clocks and heat, as far as they are known."""
-    mode, clock, hottest = (
-        conditions[name] for name in ("power_mode", "gpu_clock", "temperature_c")
-    )
+    mode, clock = conditions.power_mode, conditions.gpu_clock
+    hottest = conditions.temperature_c
     facts = [
-        f"power mode {mode['name']} ({mode['number']})" if mode else None,
-        f"GPU at {clock['now']:.0f} of {clock['high']:.0f} MHz" if clock else None,
+        f"power mode {mode.name} ({mode.number})" if mode else None,
+        f"GPU at {clock.now:.0f} of {clock.high:.0f} MHz" if clock else None,
         f"{hottest:.0f} C" if hottest is not None else None,
     ]
     text = ", ".join(fact for fact in facts if fact)

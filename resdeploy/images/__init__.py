@@ -1,1 +1,1 @@
-"""TODO."""
+"""Images: decoding, pre-processing, and folders of labelled files."""

@@ -1,4 +1,4 @@
-"""Decoding pictures that come from outside: any colour mode, limits first, plain RGB out."""
+"""Decoding of untrusted image files to RGB: limits first, any colour mode."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 MAX_FILE_BYTES = 64 << 20
-ORIENTATION = 0x0112  # in EXIF; 5 to 8 are turned by a quarter
-MIRRORED = frozenset({2, 3, 4, 6, 7, 8})  # the right or bottom edge of the file comes elsewhere
-REDUCTIONS = (1, 2, 4, 8)  # of a JPEG decoder, in the cosine transform
+ORIENTATION = 0x0112  # tag in EXIF; the values 5 to 8 swap width and height
+# Orientations that move the right or the bottom edge of the file to another side.
+MIRRORED = frozenset({2, 3, 4, 6, 7, 8})
+REDUCTIONS = (1, 2, 4, 8)  # those of a JPEG decoder, in the cosine transform
 MAX_PIXELS = 100_000_000  # 300 MB once decoded; the largest phone cameras take 50 to 200 Mpixel
 
-
 Shrink = Callable[[int, int], float]
-"""Of an upright picture's width and height: how many times smaller it may be decoded."""
+"""Takes an upright picture's width and height, returns how many times smaller it may be decoded."""
 
 
 def read_rgb(
@@ -32,16 +32,17 @@ def read_rgb(
 ) -> Image:
     """Decode one image file to RGB, upright according to its EXIF orientation.
 
-    Grey, palette, CMYK and 16-bit images are converted; what is transparent becomes white.
+    Grey, palette, CMYK and 16-bit images are converted; transparent pixels become white.
 
     Args:
-        source: A file's path, or a file's content.
-        shrink: Lets a JPEG decoder leave out detail, by 2, 4 or 8 (in the cosine transform, which
-            saves most of its work); other formats are decoded whole.
-        max_pixels: Larger pictures are refused before they are decoded.
+        source: Path or content of a file.
+        shrink: Largest reduction by a JPEG decoder, which uses 1, 2, 4 or 8 (in the cosine
+            transform, which saves most of its work); other formats are decoded whole.
+        max_pixels: Largest number of pixels; larger pictures are rejected before decoding.
 
     Raises:
-        ImageError: not a file, not one of `FORMATS`, over the limits, or damaged.
+        ImageError: The file cannot be read, is damaged, exceeds a limit, or has another format
+            than `FORMATS`.
     """
     from PIL import Image, ImageOps
 
@@ -49,13 +50,13 @@ def read_rgb(
     data = source if isinstance(source, bytes) else _read_limited(source)
     try:
         with warnings.catch_warnings():
-            # Pillow's own warnings about size or odd metadata: the limits here decide instead.
+            # Pillow warns about size and odd metadata; the limits of this function replace that.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 pixels = image.width * image.height
                 if pixels > max_pixels:
                     raise ImageError(
-                        f"{name} has {pixels:,} pixels, over the limit of {max_pixels:,}",
+                        f"{name} has {pixels:,} pixels; at most {max_pixels:,} are allowed",
                         "scale it down first",
                     )
                 if shrink is not None:
@@ -64,7 +65,7 @@ def read_rgb(
                 return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
+    except Exception as error:  # Pillow's decoders raise exceptions of many types
         reason = str(error).split("<")[0].strip().rstrip(".") or type(error).__name__
         raise ImageError(
             f"{name} cannot be decoded: {reason}",
@@ -76,11 +77,11 @@ def _decode_smaller(image: ImageFile, shrink: Shrink) -> None:
     width, height = image.size
     orientation = image.getexif().get(ORIENTATION, 1)
     factor = shrink(height, width) if orientation >= 5 else shrink(width, height)
-    # The decoder fills the last column and row up. Where they do not stay the last ones, that would
-    # move the picture by a part of a pixel: then only by what divides its sides.
-    stay = orientation not in MIRRORED
+    # The decoder pads the last column and row. A mirrored picture has the padding on another side,
+    # which moves it by a fraction of a pixel: there, only reductions that divide both sides do.
+    may_pad = orientation not in MIRRORED
     by = max(
-        n for n in REDUCTIONS if n <= max(factor, 1) and (stay or not (width % n or height % n))
+        n for n in REDUCTIONS if n <= max(factor, 1) and (may_pad or not (width % n or height % n))
     )
     if by > 1:
         image.draft(None, (max(width // by, 1), max(height // by, 1)))

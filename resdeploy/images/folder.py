@@ -1,4 +1,4 @@
-"""Pictures in folders: `DATA/train/CLASS/*.jpg`, `DATA/val/CLASS/*.jpg`."""
+"""Folders of images: `DATA/train/CLASS/*.jpg` and `DATA/val/CLASS/*.jpg`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ File = TypeVar("File")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledImages(Generic[File_co]):
-    """Image files with the index of their class in `classes`."""
+    """Image files with the index of each one's class in `classes`."""
 
     classes: tuple[str, ...]
     files: tuple[File_co, ...]
-    """Paths, or what else names a file."""
+    """Paths, or other names of files."""
     labels: tuple[int, ...]
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:
-    """Every image file below `folder`, sorted by path; hidden ones are passed over.
+    """Return every image file below `folder` that is not hidden, sorted by path.
 
     Raises:
         DataError: `folder` does not exist or holds no image.
@@ -47,33 +47,12 @@ def list_images(folder: Path) -> tuple[Path, ...]:
     return paths
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Image files, also behind links; hidden ones, and links in circles, are passed over."""
-    seen: set[str] = set()
-    for root, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = Path(root, name)
-            if path.suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield path
-
-
-def _refuse(error: OSError) -> None:
-    raise DataError(
-        f"the folder {error.filename} cannot be read: {error.strerror}", "check its permissions"
-    ) from error
-
-
 def read_image_folder(folder: Path) -> LabelledImages[Path]:
-    """The images of `folder`, labelled by the name of their sub-folder.
+    """Return the images of `folder`, labelled by the name of their sub-folder.
 
     Raises:
-        DataError: `folder` is missing, empty, has no class folders, or has an empty one.
+        DataError: `folder` is missing, has no images in class folders, or has an empty class
+            folder.
     """
     paths = list_images(folder)
     classes = tuple(
@@ -104,32 +83,32 @@ def read_image_folder(folder: Path) -> LabelledImages[Path]:
 
 
 def split_folder(data: Path, split: str) -> Path:
-    """`data/split` where it exists, else `data` itself."""
+    """Return `data/split` if it exists, else `data` itself."""
     return data / split if (data / split).is_dir() else data
 
 
 def match_labels(images: LabelledImages[File], labels: Sequence[str]) -> LabelledImages[File]:
-    """The same images, with the model's class indices instead of the folder's.
+    """Return the same images with the model's class indices instead of the folder's.
 
-    Folders are matched by name. Where not one name is a label (WordNet ids, say) and there is a
-    folder for every class, they are matched by their order.
+    Folders are matched by name. If no name is a label (for example WordNet ids) and there are as
+    many folders as labels, they are matched by their order.
 
     Raises:
-        DataError: a folder's name is not a label.
+        DataError: A folder's name is not a label.
     """
     unknown = [name for name in images.classes if name not in labels]
     if not unknown:
         table = [list(labels).index(name) for name in images.classes]
     elif len(unknown) == len(images.classes) == len(labels):
         logger.warning(
-            "folder names such as %r are not labels: matching %d folders by their order",
+            "folder names such as %r are not labels: the %d folders are matched by their order",
             unknown[0], len(labels),
         )  # fmt: skip
         table = list(range(len(labels)))
     else:
         raise DataError(
             f"the folder {unknown[0]!r} is not one of the model's {len(labels)} labels",
-            "name the folders as in labels.txt, or have one folder for every class",
+            "name the folders as in labels.txt, or provide one folder for every class",
         )
     return LabelledImages(
         classes=tuple(labels),
@@ -140,7 +119,7 @@ def match_labels(images: LabelledImages[File], labels: Sequence[str]) -> Labelle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageBatch:
-    """Decoded images with their positions in the list that was asked for."""
+    """Decoded images with their positions in the list of paths."""
 
     images: UInt8Array
     """Shape (N, image_size, image_size, 3)."""
@@ -150,7 +129,7 @@ class ImageBatch:
 def read_batches(
     paths: Sequence[Path], preprocessing: Preprocessing, batch: int
 ) -> Iterator[ImageBatch]:
-    """Decode `paths` in order, `batch` at a time; what cannot be decoded is named and skipped."""
+    """Decode `paths` in order, `batch` at a time; skip unreadable images with a warning."""
     images: list[UInt8Array] = []
     positions: list[int] = []
     for position, path in enumerate(paths):
@@ -164,3 +143,25 @@ def read_batches(
             images, positions = [], []
     if images:
         yield ImageBatch(images=np.stack(images), positions=tuple(positions))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield image files, also behind links; skip hidden files and folders that a link repeats."""
+    visited: set[str] = set()
+    for root, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
+        real = os.path.realpath(root)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(root, name)
+            if path.suffix.lower() in SUFFIXES and not name.startswith("."):
+                yield path
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise DataError(
+        f"the folder {error.filename} cannot be read: {error.strerror}", "check its permissions"
+    ) from error

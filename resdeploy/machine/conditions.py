@@ -1,4 +1,4 @@
-"""In which state a machine is: power mode, clocks, heat. Two looks tell what happened between.
+"""The state of a machine that affects its speed: power mode, clocks, temperature, throttling.
 
 Sources: NVIDIA, "Jetson Linux Developer Guide", "Platform Power and Performance" (nvpmodel,
 jetson_clocks, `oc*_event_cnt`); Linux, "Generic Thermal Sysfs driver" and "CPU Performance
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from resdeploy.machine.host import Host
 from resdeploy.machine.nvml import Gpu
 
-# What the kernel's other cooling devices do does not cost speed.
+# Fans are cooling devices of the kernel that do not reduce clocks.
 FANS = re.compile("fan", re.IGNORECASE)
 GPU_CLOCKS = re.compile(r"\.(gpu|ga10b|gv11b)$|^gpu-gpc")
 HOT_C = 95
-"""Orin and Thor reduce their clocks a few degrees above."""
+"""Temperature in degrees Celsius; Orin and Thor reduce their clocks a few degrees above it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PowerMode:
-    """A mode of nvpmodel; numbers differ from board to board."""
+    """A power mode of nvpmodel; its number depends on the board."""
 
     name: str
     number: int
@@ -30,7 +30,7 @@ class PowerMode:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """A frequency that its governor moves between two limits, in MHz."""
+    """The current frequency of a clock and its limits, in MHz."""
 
     now: float
     low: float
@@ -38,37 +38,37 @@ class Clock:
 
     @property
     def fixed(self) -> bool:
-        """Whether it cannot move, as after jetson_clocks."""
+        """Return True if the frequency cannot change, as after jetson_clocks."""
         return self.low == self.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """One look; None is what cannot be told here."""
+    """The state of a machine at one moment; None means unknown."""
 
     power_mode: PowerMode | None = None
     fastest_mode: PowerMode | None = None
     gpu_clock: Clock | None = None
     cpu_clock: Clock | None = None
     temperature_c: float | None = None
-    """Of the hottest sensor."""
+    """Temperature of the hottest sensor, in degrees Celsius."""
     cooling: tuple[str, ...] = ()
-    """What reduces clocks against heat at this moment."""
-    limited: int | None = None
-    """How often heat or current has reduced clocks since the machine started."""
+    """Names of the cooling devices that reduce clocks at this moment."""
+    throttle_count: int | None = None
+    """Number of times that heat or current has reduced the clocks since the machine started."""
 
     @property
     def clocks_fixed(self) -> bool | None:
-        """Whether jetson_clocks is on; None where the GPU's clock cannot be read."""
+        """Return True if jetson_clocks is on; None if the GPU's clock cannot be read."""
         return None if self.gpu_clock is None else self.gpu_clock.fixed
 
 
 def read_conditions(host: Host) -> Conditions:
-    """Look once."""
+    """Read the current state."""
     temperatures = [
         celsius / 1000
         for zone in host.find("sys/class/thermal/thermal_zone*/temp")
-        if (celsius := host.number(zone)) is not None and celsius > 0  # -256000: the sensor is off
+        if (celsius := host.number(zone)) is not None and celsius > 0  # a sensor at -256000 is off
     ]
     return Conditions(
         power_mode=parse_power_mode(host.run(["nvpmodel", "-q"])),
@@ -77,30 +77,37 @@ def read_conditions(host: Host) -> Conditions:
         cpu_clock=_cpu_clock(host),
         temperature_c=max(temperatures, default=None),
         cooling=_cooling(host),
-        limited=_limited(host),
+        throttle_count=_throttle_count(host),
     )
 
 
 def notices(before: Conditions, after: Conditions, gpus: tuple[Gpu, ...] = ()) -> tuple[str, ...]:
-    """What a reader of a benchmark must know: slower modes, moving clocks, throttling."""
+    """Return a sentence for everything that made a benchmark slower or its results unstable.
+
+    Args:
+        before: The conditions before the benchmark.
+        after: The conditions after it.
+        gpus: The discrete GPUs after it.
+    """
     found = []
     mode, fastest = before.power_mode, before.fastest_mode
     if mode and fastest and mode != fastest:
-        found.append(f"power mode {mode.name}, not {fastest.name}")
+        found.append(f"the power mode is {mode.name}; {fastest.name} is faster")
     if mode != after.power_mode and after.power_mode and mode:
-        found.append(f"the power mode changed to {after.power_mode.name} meanwhile")
+        found.append(f"the power mode changed to {after.power_mode.name} during the run")
     if mode and before.clocks_fixed is False:
-        found.append("jetson_clocks is off: clocks follow the load")
-    if before.limited is not None and after.limited is not None and after.limited > before.limited:
-        found.append(
-            f"heat or current reduced the clocks {after.limited - before.limited} times meanwhile"
-        )
+        found.append("jetson_clocks is off, so the clocks follow the load")
+    throttled = (after.throttle_count or 0) - (before.throttle_count or 0)
+    if before.throttle_count is not None and throttled > 0:
+        found.append(f"heat or current reduced the clocks {throttled} times during the run")
     if after.cooling:
-        found.append(f"clocks are reduced against heat: {', '.join(after.cooling)}")
+        found.append(f"heat reduces the clocks: {', '.join(after.cooling)}")
     elif after.temperature_c is not None and after.temperature_c >= HOT_C:
-        found.append(f"{after.temperature_c:.0f} C: close to where clocks are reduced")
+        found.append(
+            f"the temperature is {after.temperature_c:.0f} C, close to the limit of full clocks"
+        )
     found += [
-        f"{gpu.name} is held back: {', '.join(gpu.throttled_by)}"
+        f"the clock of {gpu.name} is reduced: {', '.join(gpu.throttled_by)}"
         for gpu in gpus
         if gpu.throttled_by
     ]
@@ -108,13 +115,13 @@ def notices(before: Conditions, after: Conditions, gpus: tuple[Gpu, ...] = ()) -
 
 
 def parse_power_mode(text: str) -> PowerMode | None:
-    """What `nvpmodel -q` says."""
+    """Parse the output of `nvpmodel -q`; return None if it names no mode."""
     found = re.search(r"NV Power Mode: *(\S+)\s+(\d+)", text)
     return PowerMode(found[1], int(found[2])) if found else None
 
 
 def fastest_mode(configuration: str) -> PowerMode | None:
-    """MAXN_SUPER where /etc/nvpmodel.conf has it, otherwise MAXN."""
+    """Return MAXN_SUPER if /etc/nvpmodel.conf has it, otherwise MAXN; None if it has neither."""
     modes = {
         name: PowerMode(name, int(number))
         for number, name in re.findall(r"< *POWER_MODEL +ID=(\d+) +NAME=(\S+)", configuration)
@@ -150,9 +157,9 @@ def _cooling(host: Host) -> tuple[str, ...]:
     return tuple(sorted(name for name in active if name and not FANS.search(name)))
 
 
-def _limited(host: Host) -> int | None:
+def _throttle_count(host: Host) -> int | None:
     counters = [
-        *host.find("sys/class/hwmon/hwmon*/oc*_event_cnt"),  # Jetson: current
+        *host.find("sys/class/hwmon/hwmon*/oc*_event_cnt"),  # over-current events of a Jetson
         *host.find("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"),  # Intel
     ]
     counts = [count for path in counters if (count := host.number(path)) is not None]

@@ -1,4 +1,4 @@
-"""What the processor can do, as far as it decides how a network should run on it."""
+"""The CPU model and those of its instruction sets that affect how a network runs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# Names as the Linux kernel prints them: x86 `flags`, Arm `Features`.
+# The names that the Linux kernel prints: `flags` on x86, `Features` on Arm.
 RELEVANT_FEATURES = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
-# Arm prints numbers instead of a name: implementer and part, of those in servers and on Jetsons.
-# Source: Linux v6.12, arch/arm64/include/asm/cputype.h.
+# On Arm the kernel prints two numbers, implementer and part, instead of a name. These are the CPUs
+# of servers and Jetsons. Source: Linux v6.12, arch/arm64/include/asm/cputype.h.
 ARM_PARTS = {
     ("0x41", "0xd03"): "Cortex-A53",
     ("0x41", "0xd08"): "Cortex-A72",
@@ -30,7 +30,7 @@ ARM_PARTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cpu:
-    """One processor, as /proc/cpuinfo shows it."""
+    """A CPU as /proc/cpuinfo describes it."""
 
     architecture: str
     model: str | None
@@ -42,7 +42,7 @@ class Cpu:
 
     @property
     def multiplies_int8_exactly(self) -> bool:
-        """Whether u8 x s8 products are summed without saturating at 16 bits.
+        """Return True if the sums of u8 x s8 products do not saturate at 16 bits.
 
         x86 before VNNI has only VPMADDUBSW, which saturates; Arm has no such instruction.
         """
@@ -50,17 +50,17 @@ class Cpu:
 
     @property
     def multiplies_int8_matrices(self) -> bool:
-        """Whether it has Intel's AMX for INT8."""
+        """Return True if the CPU has Intel's AMX for INT8."""
         return "amx_int8" in self.features
 
     @property
     def has_fast_bf16(self) -> bool:
-        """Whether bfloat16 products run at more than float32 speed."""
+        """Return True if bfloat16 products are faster than those of float32."""
         return bool({"avx512_bf16", "amx_bf16"} & self.features)
 
 
 def parse_cpuinfo(text: str, architecture: str) -> Cpu:
-    """The first processor of a /proc/cpuinfo text; what it does not say is unknown."""
+    """Parse the first CPU in the text of /proc/cpuinfo."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
@@ -78,7 +78,7 @@ def _arm_model(fields: Mapping[str, str]) -> str | None:
 
 
 def read_cpu() -> Cpu:
-    """This machine's processor; without a readable /proc/cpuinfo, no features."""
+    """Read this machine's CPU; it has no features if /proc/cpuinfo cannot be read."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

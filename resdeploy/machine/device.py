@@ -1,4 +1,4 @@
-"""What this machine is. Unknown is a value here, never an exception."""
+"""The description of a machine; facts that cannot be read are None, and never an error."""
 
 from __future__ import annotations
 
@@ -13,53 +13,67 @@ from resdeploy.machine.conditions import Conditions, read_conditions
 from resdeploy.machine.cpu import Cpu, parse_cpuinfo
 from resdeploy.machine.host import Host
 from resdeploy.machine.jetson import Jetson, read_jetson
-from resdeploy.machine.nvml import Gpu, describe_gpus
+from resdeploy.machine.nvml import Gpu, read_gpus
 
 LIBRARIES = "usr/lib/*-linux-gnu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One machine, as far as its files, commands and drivers say."""
+    """A machine, as far as its files, commands and drivers describe it; None means unknown."""
 
-    cpu: Cpu
-    cores: int
-    """Cores that this process may use."""
+    architecture: str | None = None
+    """The name that the kernel uses, such as `x86_64`."""
+    cpu: str | None = None
+    """The model of the processor."""
+    cpu_features: tuple[str, ...] = ()
+    """The members of `cpu.RELEVANT_FEATURES` that the processor has."""
+    cores: int | None = None
+    """The number of cores that this process may use."""
     memory_bytes: int | None = None
     gpus: tuple[Gpu, ...] = ()
-    """NVIDIA's, whose driver is loaded; that of a Jetson is among them."""
+    """NVIDIA GPUs whose driver is loaded, including the GPU of a Jetson."""
     jetson: Jetson | None = None
     container: str | None = None
-    """Such as `docker`; None where nothing says that this is one."""
+    """The kind of the container, such as `docker`; None outside a container."""
     cuda: str | None = None
-    """The toolkit in /usr/local/cuda."""
+    """The version of the toolkit in /usr/local/cuda."""
     tensorrt: str | None = None
-    """The library that the system has, whether or not Python sees it."""
+    """The version of the system's TensorRT library, even if Python cannot import it."""
     conditions: Conditions = field(default_factory=Conditions)
 
+    @property
+    def name(self) -> str:
+        """The board, or the processor, the number of cores and the GPUs."""
+        if self.jetson:
+            return self.jetson.board
+        cores = () if self.cores is None else (f"{self.cores} cores",)
+        processor = self.cpu or self.architecture or "unknown machine"
+        return ", ".join((processor, *cores, *(gpu.name for gpu in self.gpus)))
+
+    @property
+    def processor(self) -> Cpu:
+        """The processor with its features."""
+        return Cpu(
+            architecture=self.architecture or "",
+            model=self.cpu,
+            features=frozenset(self.cpu_features),
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """The form that bundles, benchmarks and `resdeploy doctor --json` hold."""
-        return {
-            "architecture": self.cpu.architecture,
-            "cpu": self.cpu.model,
-            "cpu_features": sorted(self.cpu.features),
-            "cores": self.cores,
-            "memory_bytes": self.memory_bytes,
-            "gpus": [asdict(gpu) for gpu in self.gpus],
-            "jetson": asdict(self.jetson) if self.jetson else None,
-            "container": self.container,
-            "cuda": self.cuda,
-            "tensorrt": self.tensorrt,
-            "conditions": asdict(self.conditions),
-        }
+        """Return the JSON form that bundles, benchmarks and `resdeploy doctor --json` hold."""
+        return asdict(self)
 
 
 def read_device(host: Host | None = None) -> Device:
-    """This machine, or the one that `host` shows."""
+    """Describe this machine, or the one that `host` shows."""
     host = host or Host()
     jetson = read_jetson(host)
+    cpu = parse_cpuinfo(host.text("proc/cpuinfo"), host.architecture)
     return Device(
-        cpu=parse_cpuinfo(host.text("proc/cpuinfo"), host.architecture),
+        architecture=cpu.architecture,
+        cpu=cpu.model,
+        cpu_features=tuple(sorted(cpu.features)),
         cores=available_cores(),
         memory_bytes=parse_memory(host.text("proc/meminfo")),
         gpus=_gpus(host, jetson),
@@ -72,14 +86,14 @@ def read_device(host: Host | None = None) -> Device:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def parse_memory(meminfo: str, *fields: str) -> int | None:
-    """Bytes of main memory, or the sum of other fields, from the text of /proc/meminfo."""
+    """Return the sum in bytes of fields of /proc/meminfo (default: MemTotal); None without them."""
     found = [
         re.search(rf"^{field}:\s+(\d+) kB", meminfo, re.MULTILINE)
         for field in fields or ("MemTotal",)
@@ -89,9 +103,9 @@ def parse_memory(meminfo: str, *fields: str) -> int | None:
 
 
 def _gpus(host: Host, jetson: Jetson | None) -> tuple[Gpu, ...]:
-    if jetson:  # NVML starts on one, too, and then knows next to nothing
+    if jetson:  # NVML starts on a Jetson, too, but supports few of the queries there
         return (Gpu(name=jetson.gpu, compute_capability=jetson.compute_capability),)
-    if known := describe_gpus(host.nvml()):
+    if known := read_gpus(host.nvml()):
         return known
     names = []
     for information in host.find("proc/driver/nvidia/gpus/*/information"):
@@ -119,19 +133,19 @@ def _cuda(host: Host) -> str | None:
 def _tensorrt(host: Host) -> str | None:
     versions = [
         path.name.partition(".so.")[2]
-        for path in host.find(f"{LIBRARIES}/libnvinfer.so.*.*")  # not the link to it
+        for path in host.find(f"{LIBRARIES}/libnvinfer.so.*.*")  # not the symbolic links
     ]
     return versions[-1] if versions else None
 
 
 class Scope(str, Enum):
-    """Whose energy a source measures."""
+    """The part of a machine whose energy a source measures."""
 
     MODULE = "module"
-    """All of a Jetson: processors, GPU, memory."""
+    """The whole module of a Jetson: CPU, GPU and memory."""
     GPU = "gpu"
     CPU = "cpu"
 
     def covers(self, work: Scope) -> bool:
-        """Whether work on `work`, the CPU or the GPU, is measured by it."""
+        """Return True if this scope includes the work of `work`, the CPU or the GPU."""
         return self in (Scope.MODULE, work)

@@ -1,4 +1,4 @@
-"""Where facts about a machine are read from; a test describes any machine with a folder."""
+"""Access to the files, commands and drivers of a machine; tests replace them by a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMAND_SECONDS = 10
 
 
 def run_command(command: Sequence[str]) -> str:
-    """What a command prints on stdout; nothing where it is missing, refused or slow."""
+    """Return the stdout of a command; an empty text if it cannot be run or takes too long."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=COMMAND_SECONDS,
@@ -27,7 +27,7 @@ def run_command(command: Sequence[str]) -> str:
 
 
 def load_nvml() -> Any:
-    """NVIDIA's module for its driver's figures; None where it or the driver is missing."""
+    """Import NVIDIA's pynvml and start it; return None if it or the driver is missing."""
     try:
         nvml = import_module("pynvml")
     except ImportError:
@@ -41,20 +41,20 @@ def load_nvml() -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The files, commands and drivers of one machine; the defaults are this one."""
+    """The files, commands and drivers of one machine; by default those of this machine."""
 
     root: Path = Path("/")
-    """What stands for the root folder."""
+    """The folder that is used as the root folder."""
     architecture: str = platform.machine()
     environment: Path | None = Path(sys.prefix) if sys.prefix != sys.base_prefix else None
-    """The virtual environment that Python runs in, if any."""
+    """The virtual environment of Python; None outside one."""
     python: tuple[int, int] = sys.version_info[:2]
     run: Callable[[Sequence[str]], str] = run_command
     nvml: Callable[[], Any] = load_nvml
     read_bytes: Callable[[Path], bytes] = Path.read_bytes
 
     def text(self, path: str | Path) -> str:
-        """A file's content without the NULs of a device tree; empty where it cannot be read."""
+        """Read a file without the NULs of a device tree; return "" if it cannot be read."""
         try:
             data = self.read_bytes(self.root / path)
         except (OSError, ValueError):
@@ -62,18 +62,18 @@ class Host:
         return data.decode(errors="replace").strip("\0 \n")
 
     def number(self, path: str | Path) -> int | None:
-        """The integer that a file of the kernel holds; None where it holds none."""
+        """Read the integer in a file of the kernel; return None if it holds none."""
         try:
             return int(self.text(path))
         except ValueError:
             return None
 
     def find(self, pattern: str) -> list[Path]:
-        """Paths that fit a pattern below the root, in order."""
+        """Return the sorted paths below the root that match a pattern."""
         return sorted(self.root.glob(pattern))
 
-    def refuses(self, path: Path) -> bool:
-        """Whether the file is there and only its permissions keep us from it."""
+    def denies_access(self, path: Path) -> bool:
+        """Return True if the file exists but its permissions do not allow to read it."""
         try:
             self.read_bytes(path)
         except PermissionError:

@@ -1,4 +1,4 @@
-"""Which Jetson it is, and what its software brings.
+"""The model of a Jetson and the versions of its software.
 
 Sources: NVIDIA, "Jetson Linux Developer Guide" (module part numbers, `/etc/nv_tegra_release`);
 NVIDIA, release notes of JetPack 6.0 to 7.2.2 (versions of Jetson Linux and TensorRT).
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from resdeploy.machine.host import Host
 
-# By the last item of the device tree's `compatible`: the GPU's name and compute capability.
+# The GPU's name and compute capability, by the last item of the device tree's `compatible`.
 SOCS = {"tegra194": ("Xavier", "7.2"), "tegra234": ("Orin", "8.7"), "tegra264": ("Thor", "11.0")}
 MODULES = {
     "p3767-0000": "Orin NX 16 GB",
@@ -27,55 +27,56 @@ MODULES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
-    """What a version of Jetson Linux and all that follow it belong to."""
+class JetPackRelease:
+    """A release of JetPack."""
 
     l4t: tuple[int, ...]
+    """The first version of Jetson Linux that belongs to the release."""
     jetpack: str
     tensorrt: str | None
-    """What JetPack installs; None for releases that are too old to matter."""
+    """Version of TensorRT that the release installs; None for unsupported old releases."""
 
 
 RELEASES = (
-    Release((35,), "5", None),
-    Release((36, 3), "6.0", "8.6"),
-    Release((36, 4), "6.1 or 6.2", "10.3"),
-    Release((38, 2), "7.0", "10.13"),
-    Release((38, 4), "7.1", "10.13"),
-    Release((39, 2), "7.2", "10.16"),
-    Release((39, 2, 2), "7.2.2 or later", "11.4.1"),
+    JetPackRelease((35,), "5", None),
+    JetPackRelease((36, 3), "6.0", "8.6"),
+    JetPackRelease((36, 4), "6.1 or 6.2", "10.3"),
+    JetPackRelease((38, 2), "7.0", "10.13"),
+    JetPackRelease((38, 4), "7.1", "10.13"),
+    JetPackRelease((39, 2), "7.2", "10.16"),
+    JetPackRelease((39, 2, 2), "7.2.2 or later", "11.4.1"),
 )
 OLDEST_L4T = (36, 4)  # of JetPack 6.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jetson:
-    """One board; whatever it does not tell is None."""
+    """A Jetson board; None means unknown."""
 
     board: str
-    """The name in its device tree."""
+    """The name in the device tree."""
     module: str | None = None
-    """Such as `Orin Nano 8 GB`."""
+    """Name of the module, such as `Orin Nano 8 GB`."""
     soc: str | None = None
-    """Such as `tegra234`."""
+    """Name of the system on a chip, such as `tegra234`."""
     compute_capability: str | None = None
     l4t: str | None = None
-    """Version of Jetson Linux, such as 36.4.7; a container does not show it."""
+    """Version of Jetson Linux, such as 36.4.7; it cannot be read in a container."""
     jetpack: str | None = None
 
     @property
     def gpu(self) -> str:
-        """The name that CUDA gives its GPU."""
+        """Return CUDA's name of the GPU."""
         return SOCS[self.soc][0] if self.soc in SOCS else "unknown"
 
     @property
     def too_old(self) -> bool:
-        """Whether its software is older than what the runtime supports."""
+        """Return True if Jetson Linux is older than the oldest version that is supported."""
         return self.l4t is not None and version_numbers(self.l4t) < OLDEST_L4T
 
 
 def read_jetson(host: Host) -> Jetson | None:
-    """The board; None where neither the device tree nor Jetson Linux says that it is one."""
+    """Describe the Jetson board; return None if the machine is not a Jetson."""
     l4t = parse_l4t(host.text("etc/nv_tegra_release"))
     compatible = host.text("proc/device-tree/compatible")
     soc = next((name for name in SOCS if f"nvidia,{name}" in compatible.split("\0")), None)
@@ -94,18 +95,18 @@ def read_jetson(host: Host) -> Jetson | None:
 
 
 def parse_l4t(release: str) -> str | None:
-    """`36.4.7` of `# R36 (release), REVISION: 4.7, ...`, from /etc/nv_tegra_release."""
+    """Parse /etc/nv_tegra_release: 36.4.7 for `# R36 (release), REVISION: 4.7, ...`."""
     found = re.search(r"# R(\d+) \(release\), REVISION: ([\d.]+)", release)
     return f"{found[1]}.{found[2]}" if found else None
 
 
-def find_release(l4t: str | None) -> Release | None:
-    """The newest known release of the same major version that is not newer than `l4t`."""
+def find_release(l4t: str | None) -> JetPackRelease | None:
+    """Return the newest known release of the same major version that is not newer than `l4t`."""
     numbers = version_numbers(l4t or "")
     known = [r for r in RELEASES if r.l4t[:1] == numbers[:1] and r.l4t <= numbers]
     return known[-1] if known else None
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """(36, 4, 7) of 36.4.7."""
+    """Return the numbers of a version, such as (36, 4, 7) for 36.4.7."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:4])

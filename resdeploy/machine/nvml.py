@@ -1,7 +1,7 @@
-"""What NVIDIA's driver tells of discrete GPUs.
+"""Facts about discrete NVIDIA GPUs, read with NVML through pynvml (nvidia-ml-py).
 
-Source: NVIDIA, "NVML API Reference". Boards with an integrated GPU answer that nearly all of it is
-not supported, so what is not told is None, one by one.
+Source: NVIDIA, "NVML API Reference". Integrated GPUs and older drivers support only some of the
+queries; the result of an unsupported one is None.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU, now."""
+    """A GPU and its state at one moment; None means unknown."""
 
     name: str
     compute_capability: str | None = None
@@ -25,31 +25,29 @@ class Gpu:
     clock_mhz: int | None = None
     max_clock_mhz: int | None = None
     throttled_by: tuple[str, ...] = ()
-    """What holds its clock down now, besides having nothing to do."""
+    """Reasons why the clock is reduced at this moment, other than an idle GPU."""
 
 
-# nvmlClocksEventReasons: bits that mean less speed than was asked for.
-REASONS = {
-    0x04: "power limit",
-    0x08: "hardware slowdown",
-    0x20: "temperature",
-    0x40: "temperature (hardware)",
-    0x80: "power brake",
+# Names of pynvml's constants for the reasons that make a GPU slower than its load requires.
+THROTTLE_REASONS = {
+    "nvmlClocksEventReasonSwPowerCap": "power limit",
+    "nvmlClocksEventReasonHwSlowdown": "hardware slowdown",
+    "nvmlClocksEventReasonSwThermalSlowdown": "temperature",
+    "nvmlClocksEventReasonHwThermalSlowdown": "temperature (hardware)",
+    "nvmlClocksEventReasonHwPowerBrakeSlowdown": "power brake",
 }
-GRAPHICS_CLOCK = 0
-TEMPERATURE_GPU = 0
 
 
-def describe_gpus(nvml: Any) -> tuple[Gpu, ...]:
-    """Every GPU that the driver shows; none without a driver."""
+def read_gpus(nvml: Any) -> tuple[Gpu, ...]:
+    """Describe every GPU that pynvml shows; `nvml` is None without a driver."""
     if nvml is None:
         return ()
-    count = ask(nvml, nvml.nvmlDeviceGetCount) or 0
+    count = query(nvml, nvml.nvmlDeviceGetCount) or 0
     return tuple(_describe(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(count))
 
 
-def ask(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The answer; None where the driver does not know."""
+def query(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a function of pynvml; None if the driver does not support it."""
     try:
         return function(*arguments)
     except nvml.NVMLError:
@@ -57,36 +55,40 @@ def ask(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _describe(nvml: Any, handle: Any) -> Gpu:
-    capability = ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
-    memory = ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
-    power = ask(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
-    limit = ask(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
-    reasons = ask(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
+    capability = query(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
+    memory = query(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    power = query(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
+    limit = query(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    reasons = query(nvml, nvml.nvmlDeviceGetCurrentClocksEventReasons, handle) or 0
+    clock = nvml.NVML_CLOCK_GRAPHICS
     return Gpu(
-        name=_text(ask(nvml, nvml.nvmlDeviceGetName, handle)) or "unknown",
+        name=query(nvml, nvml.nvmlDeviceGetName, handle) or "unknown",
         compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
         memory_bytes=int(memory.total) if memory else None,
-        driver=_text(ask(nvml, nvml.nvmlSystemGetDriverVersion)),
-        temperature_c=ask(nvml, nvml.nvmlDeviceGetTemperature, handle, TEMPERATURE_GPU),
+        driver=query(nvml, nvml.nvmlSystemGetDriverVersion),
+        # Its successor, nvmlDeviceGetTemperatureV, needs nvidia-ml-py 12.575 and a driver as new.
+        temperature_c=query(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
         power_w=None if power is None else power / 1000,
         power_limit_w=None if limit is None else limit / 1000,
-        clock_mhz=ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, GRAPHICS_CLOCK),
-        max_clock_mhz=ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, GRAPHICS_CLOCK),
-        throttled_by=tuple(name for bit, name in REASONS.items() if reasons & bit),
+        clock_mhz=query(nvml, nvml.nvmlDeviceGetClockInfo, handle, clock),
+        max_clock_mhz=query(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, clock),
+        throttled_by=tuple(
+            text for name, text in THROTTLE_REASONS.items() if reasons & getattr(nvml, name)
+        ),
     )
 
 
 def process_memory(nvml: Any, pid: int) -> int | None:
-    """Bytes of all GPUs that a process holds now; None where the driver does not say.
+    """Return the bytes of GPU memory that a process uses now; None if the driver does not know.
 
-    In a container it often does not: there it knows processes by other numbers.
+    It often does not know in a container, where a process has another id than on the host.
     """
     if nvml is None:
         return None
     held = [
         process.usedGpuMemory
-        for index in range(ask(nvml, nvml.nvmlDeviceGetCount) or 0)
-        for process in ask(
+        for index in range(query(nvml, nvml.nvmlDeviceGetCount) or 0)
+        for process in query(
             nvml,
             nvml.nvmlDeviceGetComputeRunningProcesses,
             nvml.nvmlDeviceGetHandleByIndex(index),
@@ -95,7 +97,3 @@ def process_memory(nvml: Any, pid: int) -> int | None:
         if process.pid == pid and process.usedGpuMemory is not None
     ]
     return sum(held) if held else None
-
-
-def _text(answer: Any) -> str | None:
-    return answer.decode(errors="replace") if isinstance(answer, bytes) else answer

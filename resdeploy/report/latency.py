@@ -1,36 +1,34 @@
-"""What a benchmark measured: how times spread, speed-ups, and how far from the machine's limits."""
+"""The report section of a benchmark: times, speed-ups, resources and the roofline."""
 
 from __future__ import annotations
 
-from resdeploy.bench.roofline import Ceilings
+from resdeploy.bench.roofline import Ceilings, arithmetic_of, operations_per_byte
 from resdeploy.bundle.manifest import graph_name
+from resdeploy.bundle.work import WorkTotals
 from resdeploy.pages.blocks import Block, Facts, Figure, Section, Table, Text
 from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, plane
-from resdeploy.results.benchmark import BenchmarkDocument, Timing, WorkTotals
-
-NONE = "-"
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-"""Of a number in each precision."""
+from resdeploy.results.benchmark import Benchmark, Timing
+from resdeploy.tables import NONE, plural
 
 
-def benchmark_summary(result: BenchmarkDocument) -> str:
-    """One sentence: the fastest, and how much faster than PyTorch."""
+def benchmark_summary(result: Benchmark) -> str:
+    """Return one sentence: the fastest contender and its speed-up."""
     fastest = max(result.results, key=lambda line: line.images_per_second)
     gain = (
-        f", {fastest.speedup:.2f} times as fast as PyTorch eager ({fastest.speedup_low:.2f} to "
-        f"{fastest.speedup_high:.2f})"
+        f", {fastest.speedup:.2f} times as fast as PyTorch eager (95 % interval "
+        f"{fastest.speedup_low:.2f} to {fastest.speedup_high:.2f})"
         if fastest.speedup is not None
         else ""
     )
     graph = graph_name(fastest.precision, fastest.encoding)
     return (
-        f"{graph} on {fastest.contender} takes {fastest.p50_ms:.2f} ms{gain}; "
-        f"batch {fastest.batch}, {fastest.threads} thread{'' if fastest.threads == 1 else 's'}."
+        f"The fastest contender is {fastest.contender} with {graph}: {fastest.p50_ms:.2f} ms"
+        f"{gain}; batch {fastest.batch}, {plural(fastest.threads, 'thread')}."
     )
 
 
-def benchmark_section(result: BenchmarkDocument) -> Section:
-    """Plots of times and speed-ups, every figure, the roofline, notices."""
+def benchmark_section(result: Benchmark) -> Section:
+    """Return the plots, tables and notices of a benchmark."""
     blocks: list[Block] = []
     if spread := [line for line in result.results if len(line.quantiles_ms) == 101]:
         blocks.append(_spread(spread))
@@ -51,29 +49,29 @@ def benchmark_section(result: BenchmarkDocument) -> Section:
 
 
 def _spread(lines: list[Timing]) -> Figure:
-    rows = [(name_of(line), line.quantiles_ms, f"{line.p50_ms:.2f} ms") for line in lines]
+    rows = [(contender_label(line), line.quantiles_ms, f"{line.p50_ms:.2f} ms") for line in lines]
     described = "; ".join(
-        f"{name_of(line)}: half within {line.quantiles_ms[25]:.2f} to "
-        f"{line.quantiles_ms[75]:.2f} ms, 98 % within {line.quantiles_ms[1]:.2f} to "
+        f"{contender_label(line)}: 50 % from {line.quantiles_ms[25]:.2f} to "
+        f"{line.quantiles_ms[75]:.2f} ms, 98 % from {line.quantiles_ms[1]:.2f} to "
         f"{line.quantiles_ms[99]:.2f} ms"
         for line in lines
     )
     return Figure(
         svg=bands(
             rows,
-            axis="milliseconds for a run, on a logarithmic scale",
-            description=f"How the times of single runs spread. {described}",
+            axis="milliseconds per call, on a logarithmic scale",
+            description=f"Distribution of the times of single calls. {described}",
         ),
-        caption="How the times of single runs spread: the line is the median, the dark band holds "
-        "half of them, the middle one 90 %, the pale one 98 %.",
+        caption="Distribution of the times of single calls: the line is the median, the dark band "
+        "contains 50 %, the middle band 90 % and the pale band 98 %.",
     )
 
 
-def _times(result: BenchmarkDocument) -> Table:
+def _times(result: Benchmark) -> Table:
     fastest = max(range(len(result.results)), key=lambda i: result.results[i].images_per_second)
     rows = tuple(
         (
-            name_of(line),
+            contender_label(line),
             f"{line.p50_ms:.2f}",
             f"{line.p90_ms:.2f}",
             f"{line.p99_ms:.2f}",
@@ -84,8 +82,8 @@ def _times(result: BenchmarkDocument) -> Table:
         for line in result.results
     )
     return Table(
-        caption="Milliseconds for a run, images in a second, and the speed-up against PyTorch "
-        "eager of the same rounds, with its 95 % interval.",
+        caption="Milliseconds per call, images per second, and the speed-up against PyTorch "
+        "eager with its 95 % confidence interval.",
         head=("contender", "p50", "p90", "p99", "images/s", "speed-up", "interval"),
         rows=rows,
         chosen=frozenset([fastest]),
@@ -95,7 +93,7 @@ def _times(result: BenchmarkDocument) -> Table:
 def _speedups(lines: list[Timing]) -> Figure:
     rows = [
         (
-            name_of(line),
+            contender_label(line),
             line.speedup_low or 0.0,
             line.speedup or 0.0,
             line.speedup_high or 0.0,
@@ -110,24 +108,24 @@ def _speedups(lines: list[Timing]) -> Figure:
         svg=intervals(
             rows,
             axis="times as fast as PyTorch eager, on a logarithmic scale",
-            description=f"Speed-ups with 95 % intervals. {described}",
+            description=f"Speed-ups with 95 % confidence intervals. {described}",
             marks=((1.0, "PyTorch eager"),),
             logarithmic=True,
         ),
-        caption="Speed-ups with their 95 % intervals.",
+        caption="Speed-ups with their 95 % confidence intervals.",
     )
 
 
-def _resources(result: BenchmarkDocument) -> Table:
+def _resources(result: Benchmark) -> Table:
     measured = any(line.energy for line in result.results)
     on_gpu = any(line.peak_gpu_bytes for line in result.results)
     limited = any(line.limit_share for line in result.results)
     head = ["contender", "cold start", "peak memory", "file"]
-    head += ["of the limit", "bound by"] if limited else []
+    head += ["share of the limit", "bound by"] if limited else []
     rows = []
     for line in result.results:
         row = [
-            name_of(line),
+            contender_label(line),
             NONE if line.cold_start_s is None else f"{line.cold_start_s:.2f} s",
             _megabytes(line.peak_rss_bytes),
             _megabytes(line.file_bytes),
@@ -146,69 +144,74 @@ def _resources(result: BenchmarkDocument) -> Table:
             )
         rows.append(tuple(row))
     return Table(
-        caption="What else each takes: from the start of a process to the first answer, memory, "
-        "and how near it comes to what this machine can do.",
+        caption="Resources: the time from the start of a process to its first result, peak memory, "
+        "file size, and the speed as a share of this machine's limit.",
         head=(*head, *(["GPU memory"] if on_gpu else []), *(["mJ/image"] if measured else [])),
         rows=tuple(rows),
         aside=True,
     )
 
 
-def _stages(result: BenchmarkDocument) -> Table:
+def _stages(result: Benchmark) -> Table:
     names = list(dict.fromkeys(name for line in result.results for name in line.stages_ms or ()))
     rows = tuple(
         (
-            name_of(line),
+            contender_label(line),
             *(f"{line.stages_ms[name]:.2f}" if name in line.stages_ms else NONE for name in names),
         )
         for line in result.results
         if line.stages_ms
     )
-    caption = "From the bytes of a JPEG to the answer: milliseconds of each stage, medians."
+    caption = "Median milliseconds of each stage, from the bytes of a JPEG to the labels."
     return Table(caption=caption, head=("contender", *names), rows=rows)
 
 
-def _roofline(result: BenchmarkDocument, work: WorkTotals, ceilings: Ceilings) -> list[Block]:
-    """Source: see `resdeploy.bench.roofline`."""
+def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[Block]:
+    """Return the roofline plot with its tables; see `resdeploy.bench.roofline` for the source."""
     rates = {name: rate for name, rate in ceilings.operations_per_second.items() if rate > 0}
     memory = ceilings.bytes_per_second
     if not rates or not memory or memory <= 0:
         return []
     points, rows = [], []
     for number, line in enumerate(result.results, 1):
-        size = BYTES.get(line.precision, 4) * (work.weights + line.batch * work.activations)
-        intensity = 2 * work.macs * line.batch / max(size, 1)
-        rate = 2 * work.macs * line.images_per_second
+        arithmetic = arithmetic_of(line.precision, ceilings)
+        intensity = operations_per_byte(work, line.batch, arithmetic)
+        rate = work.operations(1) * line.images_per_second
         points.append(
             PlotPoint(intensity, rate, str(number), 2 if "torch" in line.contender else 0)
         )
         share = NONE if line.limit_share is None else f"{100 * line.limit_share:.0f} %"
-        rows.append((f"{number}  {name_of(line)}", f"{rate / 1e9:.0f}", f"{intensity:.0f}", share))
+        rows.append(
+            (f"{number}  {contender_label(line)}", f"{rate / 1e9:.0f}", f"{intensity:.0f}", share)
+        )
     left = min(point.x for point in points) / 4
     right = max(max(point.x for point in points), max(rates.values()) / memory) * 4
     lines = [
         PlotLine(((left, left * memory), (rate / memory, rate), (right, rate)), name)
-        for name, rate in sorted(rates.items(), key=lambda one: -one[1])
+        for name, rate in sorted(rates.items(), key=lambda item: -item[1])
     ]
-    described = "; ".join(f"{name}: {rate} billion operations a second" for name, rate, *_ in rows)
+    described = "; ".join(
+        f"{name}: {rate} billion operations per second" for name, rate, *_ in rows
+    )
     roofs = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
     return [
         Figure(
             svg=plane(
                 points,
                 lines,
-                across="operations for each byte moved",
-                up="operations a second",
-                description=f"Roofline. Ceilings in billions: {roofs}. {described}",
+                across="operations per byte moved",
+                up="operations per second",
+                description=f"Roofline. Ceilings in billions of operations per second: {roofs}. "
+                f"{described}",
                 logarithmic=(True, True),
             ),
-            caption="Roofline: no contender can be above the roof of its arithmetic. The numbers "
-            "are those of the table; triangles are PyTorch's.",
+            caption="Roofline: each line is the limit for one arithmetic. The numbers refer to the "
+            "table; triangles are PyTorch.",
         ),
         Table(
-            caption="Billions of operations a second, operations for each byte, and the share of "
-            "the least possible time.",
-            head=("contender", "Gop/s", "op/byte", "of the limit"),
+            caption="Billions of operations per second, operations per byte, and the speed as a "
+            "share of the limit.",
+            head=("contender", "Gop/s", "op/byte", "share of the limit"),
             rows=tuple(rows),
             aside=True,
         ),
@@ -222,8 +225,8 @@ def _roofline(result: BenchmarkDocument, work: WorkTotals, ceilings: Ceilings) -
     ]
 
 
-def name_of(line: Timing) -> str:
-    """Which contender, with what."""
+def contender_label(line: Timing) -> str:
+    """Return the contender with its graph."""
     return f"{line.contender}, {graph_name(line.precision, line.encoding)}"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from resdeploy.machine.device import Device
 from resdeploy.pages.blocks import Commands, Facts, Section
-from resdeploy.results.provenance import Environment, Machine
+from resdeploy.results.provenance import Environment
 
 
 def origin_section(environments: Sequence[tuple[str, Environment]]) -> Section:
@@ -44,7 +45,7 @@ def environment_facts(environment: Environment) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in facts.items() if value)
 
 
-def _software(device: Machine) -> str:
+def _software(device: Device) -> str:
     board = device.jetson
     known = {
         "module": board and board.module,
@@ -57,7 +58,7 @@ def _software(device: Machine) -> str:
     return ", ".join(f"{name} {value}" for name, value in known.items() if value)
 
 
-def _gpu_facts(device: Machine) -> list[str]:
+def _gpu_facts(device: Device) -> list[str]:
     found = []
     for gpu in device.gpus:
         facts = [
@@ -69,7 +70,7 @@ def _gpu_facts(device: Machine) -> list[str]:
     return found
 
 
-def _state(device: Machine) -> str:
+def _state(device: Device) -> str:
     now = device.conditions
     clocks = [("CPU", now.cpu_clock), ("GPU", now.gpu_clock)]
     facts = [

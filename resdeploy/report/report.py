@@ -17,17 +17,17 @@ from resdeploy.report.contents import export_environment, export_summary
 from resdeploy.report.latency import benchmark_section, benchmark_summary
 from resdeploy.report.origin import commands_section, origin_section
 from resdeploy.results import benchmark, comparison, verification
-from resdeploy.results.benchmark import BenchmarkDocument, LayerTimes
+from resdeploy.results.benchmark import Benchmark, LayerTimes
 from resdeploy.results.comparison import Comparison
 from resdeploy.results.files import read_results
 from resdeploy.results.verification import Verification
-from resdeploy.statistics import Verdict, worst
+from resdeploy.statistics import Verdict, worst_verdict
 from resdeploy.storage import refuse_existing_file, write_file
 
 LayerTimer = Callable[[Bundle], LayerTimes]
 DEFAULT = Path("report.html")
-KINDS: dict[str, type[BenchmarkDocument] | type[Verification] | type[Comparison]] = {
-    benchmark.SCHEMA: BenchmarkDocument,
+KINDS: dict[str, type[Benchmark] | type[Verification] | type[Comparison]] = {
+    benchmark.SCHEMA: Benchmark,
     verification.SCHEMA: Verification,
     comparison.SCHEMA: Comparison,
 }
@@ -39,7 +39,7 @@ class ReportInputs:
 
     bundles: list[BundleContents] = field(default_factory=list)
     verifications: list[Verification] = field(default_factory=list)
-    benchmarks: list[BenchmarkDocument] = field(default_factory=list)
+    benchmarks: list[Benchmark] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
     def add(self, name: str, *, time_layers: LayerTimer | None = None) -> None:
@@ -59,7 +59,7 @@ class ReportInputs:
             self.bundles.append(BundleContents(bundle.path.name, bundle.manifest, analysis, times))
             return
         for result in read_results(name, KINDS):
-            if isinstance(result, BenchmarkDocument):
+            if isinstance(result, Benchmark):
                 self.benchmarks.append(result)
             elif isinstance(result, Verification):
                 self.verifications.append(result)
@@ -123,7 +123,7 @@ def make_page(material: ReportInputs) -> Page:
     ]
     return Page(
         title=_title(material),
-        verdict=worst(verdicts) if verdicts else None,
+        verdict=worst_verdict(verdicts) if verdicts else None,
         summary=(
             *(comparison_verdict(one) for one in material.comparisons),
             *(verification_summary(one) for one in material.verifications),

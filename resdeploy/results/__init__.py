@@ -1,1 +1,1 @@
-"""TODO."""
+"""The results of commands, each with its file format and reader."""

@@ -1,124 +1,131 @@
-"""TODO."""
+"""The result of `resdeploy bench` and its file format."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from resdeploy.bench.roofline import Ceilings
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.documents import jsonable, parse
+from resdeploy.bundle.work import WorkTotals
 from resdeploy.machine.device import Scope
 from resdeploy.results.provenance import Environment
 
-BASELINE = "pytorch-eager"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkTotals:
-    """See `roofline.Work`."""
-
-    macs: int
-    weights: int
-    activations: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkDocument:
-    """The same, where what only a run knows is text and numbers."""
-
-    schema: str
-    environment: Environment
-    work: WorkTotals | None
-    ceilings: Ceilings | None
-    notices: tuple[str, ...]
-    results: tuple[Timing, ...]
-
-
-def as_document(benchmark: Benchmark) -> BenchmarkDocument:
-    """What was just measured, as if it had been written and read."""
-    return parse(BenchmarkDocument, jsonable(benchmark))
-
-
-@dataclass(frozen=True, slots=True)
-class LayerTimes:
-    """Medians of single runs of one image, with all cores."""
-
-    graph: str
-    ms: Mapping[str, float]
-    """By the node of the FP32 graph; what fuses with it is in it."""
-
-
 SCHEMA = "resdeploy.benchmark/1"
+BASELINE = "pytorch-eager"
+"""The contender that speed-ups refer to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """What `resdeploy bench` measured."""
+    """The result of one benchmark."""
 
     schema: str = SCHEMA
-    environment: dict[str, Any]
-    work: dict[str, int] | None
-    """Of one image."""
+    environment: BenchmarkEnvironment
+    work: WorkTotals | None
+    """The work of the network for one image; None if the bundle does not record it."""
     ceilings: Ceilings | None
+    """The ceilings of this machine; None if they were not measured."""
     notices: tuple[str, ...]
-    """What made it slower than it could be, or may have."""
+    """Conditions that slowed the benchmark down, or may have done so."""
     results: tuple[Timing, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkEnvironment(Environment):
+    """The environment of a benchmark, with its settings."""
+
+    mode: str | None = None
+    """`stream`, `offline` or `end-to-end`."""
+    rounds: int | None = None
+    """The number of rounds in all runs."""
+    runs: tuple[int, ...] = ()
+    """The number of rounds in each run."""
+    seconds: float | None = None
+    """The time limit for each contender."""
+    within: float | None = None
+    """The width of the intervals that ends the benchmark, as a share of the speed-up."""
+    high_priority: bool | None = None
+    """True if the system gave every contender the highest priority."""
+    baseline: BaselineFacts | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineFacts:
+    """The weights and the device of PyTorch eager."""
+
+    weights: str
+    """The checkpoint, or `random`."""
+    device: str
+    """`cpu` or `cuda`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """What one contender took; None is what could not be measured or compared."""
+    """The figures of one contender; None means not measured or not comparable."""
 
     contender: str
     precision: str
     encoding: Encoding
     batch: int
     threads: int
-    runs: int
+    calls: int
+    """The number of timed inferences."""
     p50_ms: float
     p90_ms: float
     p99_ms: float
     images_per_second: float
     speedup: float | None
-    """Against PyTorch eager: mean over heats of the median over rounds of the ratio of times."""
+    """The geometric mean over runs of the median over rounds of baseline time / time."""
     speedup_low: float | None
-    """Lower end of the 95 % interval over heats."""
+    """Lower bound of the 95 % confidence interval over runs."""
     speedup_high: float | None
+    """Upper bound of the 95 % confidence interval over runs."""
     energy: ImageEnergy | None
     round_ms: tuple[float, ...]
-    """Median of each round; the same place is the same round in all contenders."""
+    """The median of each round; an index means the same round in every contender."""
     quantiles_ms: tuple[float, ...]
-    """Of all runs: 0 % to 100 %."""
+    """The quantiles of all calls, from 0 % to 100 % in steps of 1 %."""
     stages_ms: Mapping[str, float] | None
-    """Medians of the parts of a run, end to end."""
+    """The median time of each stage of a call, in the end-to-end mode."""
     cold_start_s: float | None
-    """From the start of a process to its first answer; median of all heats."""
+    """The time from the start of a process to its first result; median over runs."""
     peak_rss_bytes: int | None
     peak_gpu_bytes: int | None
     file_bytes: int | None
+    """The size of the graph or the checkpoint."""
     limit_share: float | None
-    """The roofline's time divided by the median: 1 would be as fast as this machine can."""
+    """The roofline's time / the median time; 1 means as fast as this machine allows."""
     bound: str | None
-    """`compute` or `memory`: what sets that limit."""
+    """The resource that sets the roofline's time: `compute` or `memory`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageEnergy:
-    """What one image takes."""
+    """The energy that one image needs."""
 
     source: str
+    """The name of the sensor."""
     scope: Scope
     mj_per_image: float
-    """Beyond the power of the idle machine."""
+    """Millijoules without the power of the idle machine."""
     mj_low: float
-    """Lower end of the 95 % interval over rounds."""
+    """Lower bound of the 95 % confidence interval over rounds."""
     mj_high: float
+    """Upper bound of the 95 % confidence interval over rounds."""
     total_mj_per_image: float
-    """With it."""
+    """Millijoules including the power of the idle machine."""
     watts: float
-    """Mean power while running."""
+    """Mean power under load."""
     idle_watts: float
     rounds: int
-    """Rounds that were measured throughout, of `ROUNDS`."""
+    """The number of rounds that the sensor covered completely."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTimes:
+    """The median time of each layer for one image, with all cores."""
+
+    graph: str
+    ms: Mapping[str, float]
+    """Milliseconds by node of the FP32 graph, including the nodes fused with it."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The result of `resdeploy compare` and its file format."""
 
 from __future__ import annotations
 
@@ -12,79 +12,92 @@ SCHEMA = "resdeploy.comparison/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerChange:
-    """Layers of one INT8 graph whose precision is another one in the second bundle."""
-
-    encoding: Encoding
-    calibrators: tuple[str, str]
-    to_float: tuple[str, ...]
-    to_int8: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What `resdeploy compare` found."""
+    """The result of a comparison of two bundles or two benchmarks."""
 
     verdict: Verdict
     first: str
     second: str
     max_drop: float
+    """The largest accuracy drop that passes, in percentage points."""
     max_slowdown: float
+    """The largest slowdown that passes, in percent."""
     accuracy: tuple[AccuracyChange, ...]
     latency: tuple[LatencyChange, ...]
     layers: tuple[LayerChange, ...]
     missing: tuple[str, ...]
-    """What only the first has."""
+    """Artifacts or contenders that only the first one has."""
     added: tuple[str, ...]
+    """Artifacts or contenders that only the second one has."""
     notices: tuple[str, ...]
+    """Reasons why the times cannot be compared."""
     environment: Environment
     schema: str = SCHEMA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyChange:
-    """One artifact of both bundles; accuracies in percent, drops in points."""
+    """The change of one artifact; accuracies in percent, drops in percentage points."""
 
     artifact: str
     backend: str
     images: int
     truth: str
-    """`labels`, or `pytorch`: what PyTorch took the first bundle's golden images for."""
+    """The reference classes: `labels`, or `pytorch` for its classes of the golden images."""
     first: float
+    """Top-1 accuracy of the first bundle."""
     second: float
+    """Top-1 accuracy of the second bundle."""
     lost: int
-    """Images that only the first has right."""
+    """The number of images that only the first bundle classifies correctly."""
     gained: int
+    """The number of images that only the second bundle classifies correctly."""
     drop: float
     drop_low: float
     """One-sided lower bound, 95 %."""
     drop_high: float
     """One-sided upper bound, 95 %."""
     different: int
-    """Images whose logits differ in any bit; where none does, nothing is left to chance."""
+    """The number of images whose logits differ in any bit; 0 makes the drop exactly 0."""
     images_to_decide: int | None
-    """Where the verdict is inconclusive: about how many would do, if any number."""
+    """An estimate of the images that an inconclusive verdict needs; None if none would do."""
     verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyChange:
-    """One contender of both; slowdowns in percent of the first one's time."""
+    """The change of one contender; slowdowns in percent of the first one's time."""
 
     contender: str
     graph: str
     batch: int
     threads: int
     first_ms: float
-    """Median."""
+    """Median time of the first one."""
     second_ms: float
+    """Median time of the second one."""
     slowdown: float
     slowdown_low: float
+    """Lower bound of the two-sided interval at `confidence`."""
     slowdown_high: float
+    """Upper bound of the two-sided interval at `confidence`."""
     confidence: float
-    """Of that interval, two-sided."""
+    """The confidence of the interval, from 0 to 1."""
     samples: int
-    """Starts of both, or rounds of the benchmark with fewer."""
+    """The number of starts, or of rounds in the shorter benchmark."""
     relative_to: str | None
-    """The contender of the same run that the times were divided by, if any."""
+    """The contender whose times both are divided by; None for absolute times."""
     verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerChange:
+    """The layers of one INT8 graph whose precision differs between the bundles."""
+
+    encoding: Encoding
+    calibrators: tuple[str, str]
+    """The calibrators of the first and the second bundle."""
+    to_float: tuple[str, ...]
+    """The layers that only the second bundle keeps in float."""
+    to_int8: tuple[str, ...]
+    """The layers that only the first bundle keeps in float."""

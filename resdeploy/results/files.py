@@ -1,4 +1,4 @@
-"""Results of earlier commands, read from their JSON files: `FILE`, or `FILE@DATE` of several."""
+"""The reader of result files: `FILE`, or `FILE@DATE` for one of several results."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ from resdeploy.errors import DocumentError
 from resdeploy.results.provenance import Environment
 
 
-class Result(Protocol):
-    """A dataclass that says where it is from."""
+class ResultDocument(Protocol):
+    """A result dataclass with its provenance."""
 
     @property
     def environment(self) -> Environment:
-        """It."""
+        """Provenance of the result."""
         ...
 
 
-Kind = TypeVar("Kind", bound=Result)
+DocumentType = TypeVar("DocumentType", bound=ResultDocument)
 
 
-def read_results(name: str, kinds: Mapping[str, type[Kind]]) -> tuple[Kind, ...]:
-    """All documents of a file: it holds one, or a list.
+def read_results(name: str, types: Mapping[str, type[DocumentType]]) -> tuple[DocumentType, ...]:
+    """Read the results of a file, which holds one result or a list.
 
     Args:
-        name: The file; behind an `@` the date, or its beginning, of those that are meant.
-        kinds: What may be in it, by its schema.
+        name: The file; after an `@`, the date of the wanted results or the beginning of it.
+        types: The accepted dataclasses by schema.
 
     Raises:
-        DocumentError: the file is damaged, holds something else, or nothing of that date.
+        DocumentError: The file is damaged, has another schema, or has no result of that date.
     """
     path, date = _split(name)
     content = read_json(path)
     try:
         entries = content if isinstance(content, list) else [content]
-        results = [_result(entry, kinds) for entry in entries]
+        results = [_result(entry, types) for entry in entries]
     except (ValueError, TypeError, RecursionError) as error:
         raise DocumentError(f"{path} cannot be used: {error}", HINT) from error
     chosen = tuple(result for result in results if result.environment.date.startswith(date))
     if not chosen:
         dates = ", ".join(sorted({result.environment.date[:10] for result in results}))
         raise DocumentError(
-            f"{path} holds nothing of {date}" if date else f"{path} is empty",
-            f"choose from {dates}" if dates else HINT,
+            f"{path} has no result of {date}" if date else f"{path} has no results",
+            f"choose one of the dates {dates}" if dates else HINT,
         )
     return chosen
 
 
 def _split(name: str) -> tuple[Path, str]:
     path, at, date = name.rpartition("@")
-    if not at or Path(name).exists():  # a name may hold an @ itself
+    if not at or Path(name).exists():  # the name of the file may contain an @
         return Path(name), ""
     return Path(path), date
 
 
-def _result(entry: Any, kinds: Mapping[str, type[Kind]]) -> Kind:
+def _result(entry: Any, types: Mapping[str, type[DocumentType]]) -> DocumentType:
     schema = entry.get("schema") if isinstance(entry, dict) else None
-    if not isinstance(schema, str) or schema not in kinds:
-        raise ValueError(f"its schema is {schema!r:.60}, not {' or '.join(kinds)}")
-    return parse(kinds[schema], entry)
+    if not isinstance(schema, str) or schema not in types:
+        raise ValueError(f"its schema is {schema!r:.60}, not {' or '.join(types)}")
+    return parse(types[schema], entry)

@@ -1,4 +1,4 @@
-"""Where a result came from: versions, command, commit, date."""
+"""The provenance of a result: versions, command, commit, date and machine."""
 
 from __future__ import annotations
 
@@ -11,34 +11,55 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import resdeploy
-from resdeploy.documents import parse
-from resdeploy.machine.conditions import Conditions
-from resdeploy.machine.device import read_device
-from resdeploy.machine.jetson import Jetson
-from resdeploy.machine.nvml import Gpu
+from resdeploy.machine.device import Device, read_device
 
 PACKAGES = (
     "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino",
     "tensorrt", "tensorrt-rtx-cu13", "numpy", "pillow", "click", "safetensors", "scikit-learn",
 )  # fmt: skip
+EnvironmentType = TypeVar("EnvironmentType", bound="Environment")
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of Python, resdeploy and those of `PACKAGES` that are installed."""
-    versions = {"python": platform.python_version(), "resdeploy": resdeploy.__version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """The provenance of a result, with the machine and the model."""
+
+    date: str
+    """Date and time as ISO 8601."""
+    command: str
+    git_commit: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions by package."""
+    platform: str = ""
+    """The operating system."""
+    device: Device = field(default_factory=Device)
+    model: str | None = None
+    image_size: int | None = None
+    """Height and width of the network's input, in pixels."""
+    bundle: str | None = None
+
+    @classmethod
+    def collect(
+        cls: type[EnvironmentType], device: Device | None = None, **facts: Any
+    ) -> EnvironmentType:
+        """Return the environment of a result that is made now.
+
+        Args:
+            device: This machine; None to read it.
+            **facts: The other fields.
+        """
+        return cls(**{**collect_provenance(None), "device": device or read_device(), **facts})
 
 
 def collect_provenance(device: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What made a result, now: JSON-ready; `device` is the machine, as `runtime.device` tells."""
+    """Return the provenance of a result that is made now, in JSON form.
+
+    Args:
+        device: The machine, as `Device.to_json` describes it.
+    """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line(),
@@ -49,17 +70,28 @@ def collect_provenance(device: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python, resdeploy and the installed packages in `PACKAGES`."""
+    versions = {"python": platform.python_version(), "resdeploy": resdeploy.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
 def command_line() -> str:
-    """What was typed to start this process, without the places of Python and of a script."""
+    """Return the command that started this process, without the folders of Python and scripts."""
     started = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
-    # Of `python -m`, `sys.argv` has the module's file.
+    # With `python -m`, `sys.argv` holds the file of the module instead of its name.
     is_module = started[-2:-1] == ["-m"]
     name = ["python", *started[-2:]] if is_module else [Path(sys.argv[0]).name]
     return shlex.join([*name, *sys.argv[1:]])
 
 
 def _git_commit() -> str | None:
-    """The commit of the user's own checkout, if the working folder is one."""
+    """Return the commit of the working folder; None if it is no Git checkout."""
     try:
         answer = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
@@ -67,52 +99,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """The form that `Device.to_json` has."""
-
-    architecture: str | None = None
-    cpu: str | None = None
-    cpu_features: tuple[str, ...] = ()
-    cores: int | None = None
-    memory_bytes: int | None = None
-    gpus: tuple[Gpu, ...] = ()
-    jetson: Jetson | None = None
-    container: str | None = None
-    cuda: str | None = None
-    tensorrt: str | None = None
-    conditions: Conditions = field(default_factory=Conditions)
-
-    @property
-    def name(self) -> str:
-        """What decides how fast it is: the board, or processor, cores and GPUs."""
-        if self.jetson:
-            return self.jetson.board
-        cores = () if self.cores is None else (f"{self.cores} cores",)
-        processor = self.cpu or self.architecture or "unknown machine"
-        return ", ".join((processor, *cores, *(gpu.name for gpu in self.gpus)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
-    """What `collect_provenance` collects, the machine, and what was run."""
-
-    date: str
-    """ISO 8601."""
-    command: str
-    git_commit: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    platform: str = ""
-    device: Machine = field(default_factory=Machine)
-    model: str | None = None
-    image_size: int | None = None
-    bundle: str | None = None
-    mode: str | None = None
-    """Of a benchmark: `stream`, `offline`, `end-to-end`."""
-
-
-def here(**what: Any) -> Environment:
-    """This machine, now; `what` fills the fields that it cannot tell."""
-    return parse(Environment, collect_provenance(read_device().to_json()) | what)

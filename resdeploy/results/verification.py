@@ -1,4 +1,4 @@
-"""TODO."""
+"""The file format of `resdeploy verify`: the results of each artifact on each backend."""
 
 from __future__ import annotations
 
@@ -14,61 +14,64 @@ SCHEMA = "resdeploy.verification/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactResult:
-    """One artifact on one backend; the accuracies are None without labelled images."""
+    """The result of one artifact on one backend; accuracies are None without labelled images."""
 
     backend: str
     precision: Precision
     encoding: Encoding
     verdict: Verdict
     top1: float | None
-    """In percent."""
+    """Top-1 accuracy in percent."""
     baseline_top1: float | None
-    """Of the bundle's FP32 graph on the same images, in percent."""
+    """Top-1 accuracy of the bundle's FP32 graph on the same images, in percent."""
     drop: float | None
-    """In percentage points."""
+    """Accuracy drop against the baseline, in percentage points."""
     drop_upper95: float | None
-    """One-sided upper 95 % bound of the true drop, in percentage points."""
+    """One-sided upper 95 % confidence bound of the drop, in percentage points."""
     drop_lower95: float | None
-    """The lower one."""
+    """One-sided lower 95 % confidence bound of the drop, in percentage points."""
     mcnemar_p: float | None
-    """That both are equally good, from the answers that differ alone; two-sided, exact."""
+    """p-value of McNemar's exact two-sided test that both accuracies are equal."""
     images_to_decide: int | None
-    """Where the verdict is inconclusive: about how many images would decide, if any number."""
+    """Estimated number of images that would decide an inconclusive verdict; None if no number of
+    images would, or if the verdict is not inconclusive."""
     agreement: float
-    """Images with the class that FP32 gives, in percent: the bundle's FP32 graph, or PyTorch for
-    that graph itself and where there are golden images only."""
+    """Images with the same predicted class as FP32, in percent. FP32 is the bundle's FP32 graph; it
+    is PyTorch for that graph itself, and if there are only golden images."""
     sqnr_db: float
-    """Median over the same images, against the same logits."""
+    """Median SQNR of the same images against the same FP32 logits, in dB."""
     rule: Rule
-    """What the golden check asked for."""
+    """The rule of the golden check."""
     different: int
-    """Golden images with other logits than at the export, where they must be the same; else 0."""
+    """Number of golden images whose logits are not bit-exact; 0 if the rule does not require it."""
     confusion: tuple[tuple[int, int, int], ...] = ()
-    """With labelled images: class shown, class that it was taken for, how many; those above 0."""
+    """Non-zero entries of the confusion matrix: true class, predicted class, number of images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What `resdeploy verify` found."""
+    """The result of `resdeploy verify`."""
 
     verdict: Verdict
     images: int
     unreadable: int
     used_before: int
-    """Images that chose the ranges or layers of the INT8 graphs, which flatters those."""
+    """Number of images that were also used to calibrate the INT8 graphs or to choose their float
+    layers, which makes the INT8 accuracies too optimistic."""
     max_drop: float | None
-    """The drop that was allowed, in percentage points; None without labelled images."""
+    """Allowed accuracy drop, in percentage points; None without labelled images."""
     results: tuple[ArtifactResult, ...]
     labels: tuple[str, ...]
     environment: Environment
-    """What was verified, by what, and where."""
+    """The bundle, the software and the machine."""
     schema: str = SCHEMA
 
 
 class Rule(str, Enum):
-    """What a golden check asks for."""
+    """The rule of a golden check."""
 
-    BIT_EXACT = "bit for bit"
-    """The very logits of the export: sums of integers have no order, and all CPUs round alike."""
-    CLOSE = "sqnr"
-    """Logits as near to PyTorch's as this artifact's can be."""
+    BIT_EXACT = "bit-exact"
+    """Logits must equal those of the export. All CPUs can meet this rule, since integer sums do not
+    depend on their order and all CPUs round alike."""
+    SQNR = "sqnr"
+    """The SQNR of the logits against PyTorch's must reach the limit of the artifact."""

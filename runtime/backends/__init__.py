@@ -1,1 +1,1 @@
-"""TODO."""
+"""Inference backends: TensorRT, ONNX Runtime and OpenVINO behind one interface."""

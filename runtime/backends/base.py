@@ -1,4 +1,4 @@
-"""The one seam of the runtime: what every inference engine must be able to do."""
+"""The interface that every inference backend implements."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress, silent
 
+AUTO = "auto"
+
 
 class Backend(Protocol):
-    """One artifact, loaded into one engine on this machine."""
+    """One artifact that is loaded into one inference engine on this machine."""
 
     name: str
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """Logits (N, K) of images (N, H, W, 3); N is at least 1.
+        """Return the logits, float32 (N, K), of uint8 images (N, H, W, 3); N is at least 1.
 
         Raises:
-            BackendError: the engine failed.
+            BackendError: The engine failed.
         """
-        ...
 
     def close(self) -> None:
         """Free the engine; the backend cannot be used afterwards."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Obstacle:
-    """Why a kind of engine cannot run on this machine."""
+class Unavailability:
+    """The reason why an engine cannot run on this machine, and a hint that mends it."""
 
     reason: str
-    remedy: str
+    hint: str
 
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """How many images an engine takes at once: the fewest, the usual number, the most."""
+    """The batch sizes that a TensorRT engine is built for: minimum, optimum and maximum."""
 
     smallest: int = 1
     usual: int = 8
@@ -53,10 +53,10 @@ class Batches:
 
     @classmethod
     def parse(cls, text: str) -> Batches:
-        """Read what `str` writes; a single number stands for all three.
+        """Parse the text that `str` writes; a single number stands for all three.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: The text is not of the form MIN,OPT,MAX.
         """
         numbers = [int(part) for part in text.split(",")]
         if len(numbers) not in (1, 3):
@@ -66,16 +66,14 @@ class Batches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenOptions:
-    """How an artifact is to be opened; each engine heeds what concerns it."""
+    """Options for opening an artifact; each engine uses those that apply to it."""
 
     threads: int | None = None
-    """On a CPU, for one inference; None for one per core."""
+    """Threads for one inference on a CPU; None for one per core."""
     batches: Batches | None = None
-    """For an engine that must be built; None: whatever was built last, or the default."""
+    """Batch sizes of a TensorRT engine; None for those of the engine that was built last, or the
+    default."""
     progress: Progress = silent
 
 
-DEFAULT_OPENING = OpenOptions()
-
-
-AUTO = "auto"
+DEFAULT_OPTIONS = OpenOptions()

@@ -1,4 +1,4 @@
-"""The few calls of the CUDA runtime that an engine needs, with errors of ours.
+"""The calls of the CUDA runtime that a TensorRT engine needs; they raise BackendError.
 
 Source: NVIDIA, "CUDA Runtime API", sections on device, stream, memory and graph management;
 `cuda.bindings.runtime` gives every call as a Python function that returns (error, results...).
@@ -12,175 +12,147 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from resdeploy.errors import BackendError, MissingDependencyError, needs_extra
-from resdeploy.runtime.backends.base import Obstacle
+from resdeploy.runtime.backends.base import Unavailability
 
 Address = int
-"""Of memory of the host or the device, in bytes."""
+"""Address in the memory of the host or of the device."""
 Stream = int
 Graph = Any
-"""A captured sequence of operations that can be launched again."""
+"""A captured sequence of operations that can be launched repeatedly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """The GPU in use, and its driver: what an engine depends on."""
+class CudaDevice:
+    """The properties of a GPU and its driver on which an engine depends."""
 
     name: str
     compute_capability: str
-    """Such as 8.7."""
+    """Compute capability, such as 8.7."""
     multiprocessors: int
     integrated: bool
-    """Whether it shares the host's memory, as on a Jetson."""
+    """True if the GPU shares the host's memory, as on a Jetson."""
     driver_cuda: str
-    """The newest CUDA that the driver supports."""
+    """The newest CUDA version that the driver supports."""
 
 
 class Cuda(Protocol):
-    """What `engine_backend` asks of a device; `CudaRuntime` in earnest, a fake in tests."""
+    """The CUDA calls that `engine_backend` needs; `CudaRuntime` and a fake in tests have them."""
 
     def malloc(self, size: int) -> Address:
-        """Memory of the device, in bytes."""
-        ...
+        """Allocate `size` bytes of device memory."""
 
     def free(self, address: Address) -> None:
-        """Give it back."""
-        ...
+        """Free device memory."""
 
     def malloc_host(self, size: int, *, mapped: bool) -> Address:
-        """Memory of the host that is never paged out; `mapped`: the device can reach it, too."""
-        ...
+        """Allocate `size` bytes of pinned host memory; map it for the device if `mapped`."""
 
     def free_host(self, address: Address) -> None:
-        """Give it back."""
-        ...
+        """Free pinned host memory."""
 
     def device_address(self, host: Address) -> Address:
-        """Under which address the device sees mapped memory of the host."""
-        ...
+        """Return the device's address of mapped host memory."""
 
     def create_stream(self) -> Stream:
-        """A queue of work that does not wait for others."""
-        ...
+        """Create a stream that does not wait for other streams."""
 
     def destroy_stream(self, stream: Stream) -> None:
-        """Give it back."""
-        ...
+        """Destroy a stream."""
 
     def copy_to_device(self, to: Address, source: Address, size: int, stream: Stream) -> None:
-        """Queue a copy from pinned memory."""
-        ...
+        """Queue a copy of `size` bytes from pinned host memory."""
 
     def copy_to_host(self, to: Address, source: Address, size: int, stream: Stream) -> None:
-        """Queue a copy to pinned memory."""
-        ...
+        """Queue a copy of `size` bytes to pinned host memory."""
 
     def synchronize(self, stream: Stream) -> None:
-        """Wait until the stream's work is done."""
-        ...
+        """Wait until the work of a stream is done."""
 
     def begin_capture(self, stream: Stream) -> None:
-        """Record what is queued from now on instead of doing it."""
-        ...
+        """Begin to record the work that is queued, instead of running it."""
 
     def end_capture(self, stream: Stream) -> Graph:
-        """Stop recording; what was recorded, ready to be launched."""
-        ...
+        """Stop recording and return the graph."""
 
     def launch(self, graph: Graph, stream: Stream) -> None:
-        """Queue what was recorded."""
-        ...
+        """Queue the work of a graph."""
 
     def destroy_graph(self, graph: Graph) -> None:
-        """Give it back."""
-        ...
+        """Destroy a graph."""
 
 
 class CudaRuntime:
-    """CUDA's runtime through `cuda.bindings`; every method may raise BackendError."""
+    """The CUDA runtime through `cuda.bindings`; every method may raise BackendError."""
 
     def __init__(self) -> None:
-        # Typed loosely: the bindings of CUDA 12 and 13 differ in their signatures.
+        # The type is Any because the signatures of CUDA 12 and 13 differ.
         self._runtime: Any = _bindings()
 
     def malloc(self, size: int) -> Address:
-        """See `Cuda.malloc`."""
         return int(self._call("cudaMalloc", size))
 
     def free(self, address: Address) -> None:
-        """See `Cuda.free`."""
         self._call("cudaFree", address)
 
     def malloc_host(self, size: int, *, mapped: bool) -> Address:
-        """See `Cuda.malloc_host`."""
         kind = self._runtime.cudaHostAllocMapped if mapped else self._runtime.cudaHostAllocDefault
         return int(self._call("cudaHostAlloc", size, kind))
 
     def free_host(self, address: Address) -> None:
-        """See `Cuda.free_host`."""
         self._call("cudaFreeHost", address)
 
     def device_address(self, host: Address) -> Address:
-        """See `Cuda.device_address`."""
         return int(self._call("cudaHostGetDevicePointer", host, 0))
 
     def create_stream(self) -> Stream:
-        """See `Cuda.create_stream`."""
         return int(self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking))
 
     def destroy_stream(self, stream: Stream) -> None:
-        """See `Cuda.destroy_stream`."""
         self._call("cudaStreamDestroy", stream)
 
     def copy_to_device(self, to: Address, source: Address, size: int, stream: Stream) -> None:
-        """See `Cuda.copy_to_device`."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", to, source, size, kind, stream)
 
     def copy_to_host(self, to: Address, source: Address, size: int, stream: Stream) -> None:
-        """See `Cuda.copy_to_host`."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", to, source, size, kind, stream)
 
     def synchronize(self, stream: Stream) -> None:
-        """See `Cuda.synchronize`."""
         self._call("cudaStreamSynchronize", stream)
 
     def begin_capture(self, stream: Stream) -> None:
-        """See `Cuda.begin_capture`."""
-        # Other threads may go on using the device: only this thread's calls are watched.
+        # In this mode, calls of other threads do not make the capture fail.
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
 
     def end_capture(self, stream: Stream) -> Graph:
-        """See `Cuda.end_capture`."""
         recorded = self._call("cudaStreamEndCapture", stream)
         graph = self._call("cudaGraphInstantiate", recorded, 0)
-        self._runtime.cudaGraphDestroy(recorded)  # whatever it says: the graph is made
+        self._runtime.cudaGraphDestroy(recorded)  # an error here does not affect the new graph
         return graph
 
     def launch(self, graph: Graph, stream: Stream) -> None:
-        """See `Cuda.launch`."""
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: Graph) -> None:
-        """See `Cuda.destroy_graph`."""
         self._call("cudaGraphExecDestroy", graph)
 
-    def gpu(self) -> Gpu:
-        """The GPU in use: the first that CUDA_VISIBLE_DEVICES leaves, unless a caller chose one."""
+    def gpu(self) -> CudaDevice:
+        """Return the current GPU: the first of CUDA_VISIBLE_DEVICES, unless another was chosen."""
         attribute = self._runtime.cudaDeviceAttr
         number = int(self._call("cudaGetDevice"))
         properties = self._call("cudaGetDeviceProperties", number)
 
-        def ask(which: Any) -> int:
-            return int(self._call("cudaDeviceGetAttribute", which, number))
+        def get(name: Any) -> int:
+            return int(self._call("cudaDeviceGetAttribute", name, number))
 
-        return Gpu(
+        return CudaDevice(
             name=properties.name.split(b"\0")[0].decode(errors="replace"),
-            compute_capability=f"{ask(attribute.cudaDevAttrComputeCapabilityMajor)}."
-            f"{ask(attribute.cudaDevAttrComputeCapabilityMinor)}",
-            multiprocessors=ask(attribute.cudaDevAttrMultiProcessorCount),
-            integrated=bool(ask(attribute.cudaDevAttrIntegrated)),
+            compute_capability=f"{get(attribute.cudaDevAttrComputeCapabilityMajor)}."
+            f"{get(attribute.cudaDevAttrComputeCapabilityMinor)}",
+            multiprocessors=get(attribute.cudaDevAttrMultiProcessorCount),
+            integrated=bool(get(attribute.cudaDevAttrIntegrated)),
             driver_cuda=cuda_version(int(self._call("cudaDriverGetVersion"))),
         )
 
@@ -194,15 +166,17 @@ class CudaRuntime:
 
 
 @functools.cache
-def gpu_obstacle() -> Obstacle | None:
-    """Why nothing can run on a GPU here; None where one is ready."""
+def check_gpu_availability() -> Unavailability | None:
+    """Return the reason why no GPU can be used here; None if one can."""
     try:
-        return find_obstacle(_bindings())
+        return check_cuda_runtime(_bindings())
     except MissingDependencyError as error:
-        return Obstacle("the CUDA bindings are not installed", error.hint or "")
-    except (ImportError, OSError, RuntimeError) as error:  # 12.8 raises where there is no driver
+        return Unavailability("the CUDA bindings are not installed", error.hint or "")
+    except (ImportError, OSError, RuntimeError) as error:  # 12.8 raises if there is no driver
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        return Obstacle(f"CUDA does not load: {reason}", "install the driver of an NVIDIA GPU")
+        return Unavailability(
+            f"CUDA does not load: {reason}", "install the driver of the NVIDIA GPU"
+        )
 
 
 def _bindings() -> Any:
@@ -210,34 +184,37 @@ def _bindings() -> Any:
         return import_module("cuda.bindings.runtime")
 
 
-def find_obstacle(runtime: Any) -> Obstacle | None:
-    """The same, of given bindings."""
+def check_cuda_runtime(runtime: Any) -> Unavailability | None:
+    """Return the reason why `cuda.bindings.runtime` finds no usable GPU; None if it finds one."""
     error, count = runtime.cudaGetDeviceCount()
     if int(error) == 0 and count:
         return None
     if error.name in ("cudaErrorNoDevice", "cudaSuccess"):
-        return Obstacle(
-            "no NVIDIA GPU is visible", "check nvidia-smi, and the variable CUDA_VISIBLE_DEVICES"
+        return Unavailability(
+            "no NVIDIA GPU is visible", "run nvidia-smi and check CUDA_VISIBLE_DEVICES"
         )
     if error.name != "cudaErrorInsufficientDriver":
-        return Obstacle(f"CUDA does not start: {_describe(runtime, error)}", "check nvidia-smi")
+        return Unavailability(
+            f"CUDA does not start: {_describe(runtime, error)}",
+            "run nvidia-smi and check the driver",
+        )
     driver, bindings = (
         cuda_version(int(getattr(runtime, name)()[1]))
         for name in ("cudaDriverGetVersion", "cudaRuntimeGetVersion")
     )
     if driver == "0.0":
-        return Obstacle("there is no NVIDIA driver", "install the driver of an NVIDIA GPU")
+        return Unavailability("there is no NVIDIA driver", "install the driver of the NVIDIA GPU")
     majors = [version.split(".")[0] for version in (driver, bindings)]
-    # From 12.9 on the bindings bring a CUDA runtime of their own; 12.8 takes the driver's.
+    # The bindings from 12.9 on contain a CUDA runtime; 12.8 uses that of the driver.
     older = f"{majors[0]}.*" if majors[0] != majors[1] else "12.8.*"
-    return Obstacle(
+    return Unavailability(
         f"the NVIDIA driver is for CUDA {driver}, the CUDA bindings are for {bindings}",
         f"pip install 'cuda-bindings=={older}', or install a newer driver",
     )
 
 
 def cuda_version(number: int) -> str:
-    """13.5 of 13050."""
+    """Return the version, such as 13.5, of CUDA's number for it, such as 13050."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
@@ -248,5 +225,5 @@ def _describe(runtime: Any, error: Any) -> str:
 
 def _hint(error: str) -> str:
     if error == "cudaErrorMemoryAllocation":
-        return "build for a smaller batch with --batch, or stop what else uses the GPU"
-    return "resdeploy doctor shows the driver and the GPU; the kernel's log may say more"
+        return "build for a smaller batch with --batch, or stop other programs that use the GPU"
+    return "run resdeploy doctor to check the driver and the GPU, and look into the kernel's log"

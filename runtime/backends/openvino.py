@@ -1,7 +1,7 @@
-"""OpenVINO on a CPU as a backend.
+"""The OpenVINO backend for CPUs.
 
-On a processor with AMX it runs `int8-cpu.onnx` about twice as fast as ONNX Runtime. Its
-kernels round at other places: other bits than the export's, so answers are held to their SQNR.
+On a CPU with AMX it runs `int8-cpu.onnx` about twice as fast as ONNX Runtime. Its kernels round at
+other places, so its logits are not bit-exact with those of the export and are checked by SQNR.
 
 Source: OpenVINO, "Optimizing for Latency" and "Precision Control" of its inference guide.
 """
@@ -17,15 +17,15 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Obstacle, OpenOptions
+from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 
 NAME = "openvino"
 ARTIFACTS = ("int8-cpu", "fp32")
 
 
 def installed_version() -> str | None:
-    """The version of OpenVINO; None where it is not installed."""
-    # Slow to import, and needed only where OpenVINO is asked for.
+    """Return the version of OpenVINO; None if it is not installed."""
+    # This module is slow to import, and only OpenVINO needs it.
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -34,42 +34,44 @@ def installed_version() -> str | None:
         return None
 
 
-def obstacle() -> Obstacle | None:
-    """Why it cannot run here."""
+def check_availability() -> Unavailability | None:
+    """Return the reason why OpenVINO cannot run here; None if it can."""
     if installed_version() is None:
-        return Obstacle("openvino is not installed", "pip install 'resdeploy[openvino]'")
+        return Unavailability("openvino is not installed", "pip install 'resdeploy[openvino]'")
     return None
 
 
-def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> OpenVinoCpu:
-    """Load one of a bundle's graphs, after checking its sha256.
+def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> OpenVinoCpu:
+    """Check the sha256 of a bundle's graph and load it.
 
     Raises:
-        BackendError, BundleError, MissingDependencyError: it cannot be loaded.
+        BackendError: OpenVINO rejects the graph.
+        BundleError: The file is missing or was changed.
+        MissingDependencyError: OpenVINO is not installed.
     """
-    return OpenVinoCpu(bundle.read(artifact.file), opening.threads)
+    return OpenVinoCpu(bundle.read(artifact.file), options.threads)
 
 
 class OpenVinoCpu:
-    """A graph that is compiled for the CPU, and one request at a time."""
+    """A graph that OpenVINO has compiled for the CPU; it runs one request at a time."""
 
     name = NAME
 
     def __init__(self, graph: bytes, threads: int | None = None) -> None:
-        """Compile for the shortest latency.
+        """Compile the graph for the shortest latency.
 
         Args:
-            graph: The content of a bundle's ONNX file.
+            graph: The content of an ONNX file of a bundle.
             threads: Threads for one inference; None for one per core.
 
         Raises:
-            BackendError: OpenVINO refuses the graph.
+            BackendError: OpenVINO rejects the graph.
             MissingDependencyError: OpenVINO is not installed.
         """
         with needs_extra():
             import openvino
 
-        # Where a processor has bfloat16, float32 would else be rounded to it.
+        # On a CPU with bfloat16 OpenVINO would otherwise round float32 to bfloat16.
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
@@ -82,27 +84,25 @@ class OpenVinoCpu:
             self._request: Any = compiled.create_infer_request()
         except RuntimeError as error:
             raise BackendError(
-                f"OpenVINO refuses the graph: {_cause(error)}",
+                f"OpenVINO rejects the graph: {_last_line(error)}",
                 "use --backend onnxruntime-cpu, which runs every graph",
             ) from error
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """See `Backend.run`."""
         if self._request is None:
             raise BackendError("the model was closed", "load the bundle again")
         try:
             (logits,) = self._request.infer({0: images}, share_inputs=True).values()
         except RuntimeError as error:
             raise BackendError(
-                f"OpenVINO failed: {_cause(error)}", "try a smaller batch"
+                f"OpenVINO failed: {_last_line(error)}", "try a smaller batch"
             ) from error
         return np.array(logits, dtype=np.float32)
 
     def close(self) -> None:
-        """See `Backend.close`."""
         self._request = None
 
 
-def _cause(error: RuntimeError) -> str:
-    """What a program may show of an error: the places in OpenVINO's sources come first."""
+def _last_line(error: RuntimeError) -> str:
+    """Return the cause of an error; the lines before it name places in OpenVINO's sources."""
     return [line.strip() for line in str(error).splitlines() if line.strip()][-1]

@@ -1,4 +1,4 @@
-"""Which engines can run which artifacts here, the fastest first."""
+"""The list of inference engines, and the artifacts that each of them can run here."""
 
 from __future__ import annotations
 
@@ -9,49 +9,50 @@ from functools import partial
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends import openvino as openvino_cpu
-from resdeploy.runtime.backends.base import AUTO, DEFAULT_OPENING, Backend, Obstacle, OpenOptions
-from resdeploy.runtime.backends.onnxruntime import (
-    cpu as onnxruntime_cpu,
+from resdeploy.runtime.backends import openvino
+from resdeploy.runtime.backends.base import (
+    AUTO,
+    DEFAULT_OPTIONS,
+    Backend,
+    OpenOptions,
+    Unavailability,
 )
-from resdeploy.runtime.backends.onnxruntime import (
-    gpu as onnxruntime_gpu,
-)
-from resdeploy.runtime.backends.onnxruntime import (
-    session as onnxruntime_session,
-)
+from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
+from resdeploy.runtime.backends.onnxruntime import gpu as onnxruntime_gpu
+from resdeploy.runtime.backends.onnxruntime import session as onnxruntime_session
 from resdeploy.runtime.backends.tensorrt import flavour
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """A kind of backend."""
+    """An inference engine, and the functions that check, describe and open it."""
 
     name: str
     open: Callable[[Bundle, Artifact, OpenOptions], Backend]
-    obstacle: Callable[[], Obstacle | None]
-    """Why it cannot run here; None where it can. Quick, and without loading the engine."""
+    check_availability: Callable[[], Unavailability | None]
+    """Function that returns the reason why the engine cannot run here, or None if it can. It is
+    quick and does not load the engine."""
     version: Callable[[], str | None]
-    """None where it is not installed."""
+    """Function that returns the installed version; None if the engine is not installed."""
     artifacts: Callable[[str], tuple[str, ...]]
-    """Names of the artifacts that a version can run, the fastest first."""
+    """Function that returns the names of the artifacts that a version can run, fastest first."""
     automatic: bool = True
-    """Whether `auto` may choose it."""
+    """True if `auto` may choose the engine."""
     on_cpu: bool = False
 
 
 def _tensorrt(kind: Flavour) -> Engine:
-    def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> Backend:
-        # What builds engines is a third of all that the runtime imports.
-        from resdeploy.runtime.backends.tensorrt.open_engine import open_backend
+    def open_backend(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> Backend:
+        # The modules that build engines are a third of all that the runtime imports.
+        from resdeploy.runtime.backends.tensorrt.open_engine import open_artifact
 
-        return open_backend(kind)(bundle, artifact, opening)
+        return open_artifact(kind, bundle, artifact, options)
 
     return Engine(
         name=kind.value,
-        open=open_artifact,
-        obstacle=partial(flavour.obstacle, kind),
+        open=open_backend,
+        check_availability=partial(flavour.check_availability, kind),
         version=partial(flavour.installed_version, kind),
         artifacts=lambda version: flavour.ARTIFACTS,
     )
@@ -60,8 +61,8 @@ def _tensorrt(kind: Flavour) -> Engine:
 def _onnxruntime_gpu(name: str, *, automatic: bool) -> Engine:
     return Engine(
         name=name,
-        open=onnxruntime_gpu.open_backend(name),
-        obstacle=partial(onnxruntime_gpu.obstacle, name),
+        open=partial(onnxruntime_gpu.open_artifact, name),
+        check_availability=partial(onnxruntime_gpu.check_availability, name),
         version=onnxruntime_session.installed_version,
         artifacts=lambda version: onnxruntime_gpu.ARTIFACTS[name],
         automatic=automatic,
@@ -72,23 +73,23 @@ def _onnxruntime_gpu(name: str, *, automatic: bool) -> Engine:
 ENGINES = (
     _tensorrt(Flavour.TENSORRT),
     _tensorrt(Flavour.RTX),
-    # It builds its engine anew, for minutes, whenever it is opened: only where it is asked for.
+    # It takes minutes to build its engine each time that it is opened, so `auto` skips it.
     _onnxruntime_gpu(onnxruntime_gpu.TENSORRT, automatic=False),
     _onnxruntime_gpu(onnxruntime_gpu.CUDA, automatic=True),
-    # The fastest on some processors; the bits that the export recorded come from the next one.
+    # It is the fastest on some CPUs, but its logits are not bit-exact with those of the export.
     Engine(
-        name=openvino_cpu.NAME,
-        open=openvino_cpu.open_artifact,
-        obstacle=openvino_cpu.obstacle,
-        version=openvino_cpu.installed_version,
-        artifacts=lambda version: openvino_cpu.ARTIFACTS,
+        name=openvino.NAME,
+        open=openvino.open_artifact,
+        check_availability=openvino.check_availability,
+        version=openvino.installed_version,
+        artifacts=lambda version: openvino.ARTIFACTS,
         automatic=False,
         on_cpu=True,
     ),
     Engine(
         name=onnxruntime_cpu.NAME,
         open=onnxruntime_cpu.open_artifact,
-        obstacle=onnxruntime_cpu.obstacle,
+        check_availability=onnxruntime_cpu.check_availability,
         version=onnxruntime_session.installed_version,
         artifacts=onnxruntime_cpu.artifacts,
         on_cpu=True,
@@ -98,55 +99,54 @@ ENGINES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """An artifact with an engine that can run it here."""
+    """An artifact, and an engine that can run it here."""
 
     engine: Engine
     artifact: Artifact
 
-    def open(self, bundle: Bundle, opening: OpenOptions = DEFAULT_OPENING) -> Backend:
-        """Load the artifact into the engine; see the engine's class for what it raises."""
-        return self.engine.open(bundle, self.artifact, opening)
+    def open(self, bundle: Bundle, options: OpenOptions = DEFAULT_OPTIONS) -> Backend:
+        """Load the artifact into the engine."""
+        return self.engine.open(bundle, self.artifact, options)
 
 
 def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> list[Candidate]:
-    """All pairs that can run here and were asked for, the fastest first.
+    """Return the selected pairs of an engine and an artifact that can run here, fastest first.
 
     Args:
         bundle: The bundle.
-        backend: An engine's name, or `auto` for all that need not be asked for.
+        backend: Name of an engine, or `auto` for all with `automatic` set.
         precision: `fp32`, `fp16`, `int8`, or `auto` for all.
 
     Raises:
-        BackendError: nothing is left; the message says what there is.
+        BackendError: No pair is left; the message says what there is.
     """
     names = [engine.name for engine in ENGINES]
     if backend not in (AUTO, *names):
-        raise BackendError(f"there is no backend {backend!r}", f"choose from {', '.join(names)}")
-    asked = [
+        raise BackendError(f"there is no backend {backend!r}", f"choose one of {', '.join(names)}")
+    selected = [
         engine
         for engine in ENGINES
         if engine.name == backend or (backend == AUTO and engine.automatic)
     ]
     found = []
     by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
-    obstacles: list[Obstacle] = []
-    for engine in asked:
-        if obstacle := engine.obstacle():
-            obstacles.append(obstacle)
+    unavailable: list[Unavailability] = []
+    for engine in selected:
+        if unavailability := engine.check_availability():
+            unavailable.append(unavailability)
             continue
         found += [
             Candidate(engine=engine, artifact=by_name[name])
             for name in engine.artifacts(engine.version() or "")
             if name in by_name and precision in (AUTO, by_name[name].precision.value)
         ]
-    if len(obstacles) == len(asked):
-        last = obstacles[-1]
+    if len(unavailable) == len(selected):
+        last = unavailable[-1]
         what = f"{backend} cannot run here" if backend != AUTO else "no backend can run here"
-        raise BackendError(f"{what}: {last.reason}", last.remedy)
+        raise BackendError(f"{what}: {last.reason}", last.hint)
     if not found:
-        there = ", ".join(by_name)
         raise BackendError(
-            f"{bundle.path} holds no {precision} graph, only {there}",
+            f"{bundle.path} holds no {precision} graph for this backend, only {', '.join(by_name)}",
             f"export it again with --{precision}",
         )
     return found

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The benchmark of a bundle against PyTorch."""

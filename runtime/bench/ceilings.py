@@ -1,4 +1,7 @@
-"""A CPU's ceilings by ONNX Runtime's products: `python -m resdeploy.runtime.bench.ceilings THREADS`."""
+"""The worker that measures ceilings of a CPU: `python -m resdeploy.runtime.bench.ceilings THREADS`.
+
+The matrix products are those of ONNX Runtime.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from resdeploy.bench.ceilings import COPY, COPY_BYTES, SHAPES, Probe, best_of, measure_beside
+from resdeploy.bench.ceilings import COPY, COPY_BYTES, SHAPES, Probe, fastest_probe, probe_timer
 from resdeploy.bench.worker import run_worker
 from resdeploy.errors import needs_extra
 from resdeploy.runtime.backends.onnxruntime.session import ERRORS_ONLY
 
-# One product each, of matrices (m, k) and (k, n) of any size; a test writes them anew and compares.
 PRODUCTS = {"fp32": "product_fp32.onnx", "int8": "product_int8.onnx"}
+"""Graphs with one matrix product each; a test compares them with their source text."""
 
 
 def prepare(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Choose the fastest shape for each arithmetic.
+    """Choose the fastest shape for each arithmetic and return the function to time.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    products = [best_of(list(_products(kind, threads))) for kind in PRODUCTS]
-    return measure_beside([*products, copy_probe(threads)]), {}
+    products = [fastest_probe(list(_products(kind, threads))) for kind in PRODUCTS]
+    return probe_timer([*products, copy_probe(threads)]), {}
 
 
 def _products(kind: str, threads: int) -> Iterator[Probe]:
@@ -37,7 +40,7 @@ def _products(kind: str, threads: int) -> Iterator[Probe]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads
-    # Two sessions take turns: the threads of the one must not be in the way of the other's.
+    # Two sessions take turns: spinning threads of one would slow the other down.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
         read_product(kind), options, providers=["CPUExecutionProvider"]
@@ -61,12 +64,12 @@ def _products(kind: str, threads: int) -> Iterator[Probe]:
 
 
 def read_product(kind: str) -> bytes:
-    """A graph of one product: `left` (m, k) and `right` (k, n), of any size, give `result`."""
+    """Return the graph `result` (m, n) = `left` (m, k) @ `right` (k, n), for any size."""
     return resources.files("resdeploy.runtime.bench").joinpath(PRODUCTS[kind]).read_bytes()
 
 
 def copy_probe(threads: int) -> Probe:
-    """A copy through the memory, a part of it by each thread."""
+    """Return a copy through main memory, divided between the threads."""
     source, target = (np.full(COPY_BYTES, number, dtype=np.uint8) for number in (1, 2))
     parts = list(zip(np.array_split(target, threads), np.array_split(source, threads)))
     pool = ThreadPoolExecutor(threads)

@@ -1,4 +1,4 @@
-"""Who takes part in a benchmark: processes that are not started yet."""
+"""The contenders of a benchmark before they are started."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pathlib import Path
 from resdeploy.bench.process import Worker
 from resdeploy.bench.workload import Workload
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.manifest import Artifact, Encoding, Precision
+from resdeploy.bundle.manifest import Encoding, Precision
 from resdeploy.errors import BackendError
 from resdeploy.machine.device import Scope
+from resdeploy.results.benchmark import BASELINE
 from resdeploy.runtime.backends.base import AUTO
 from resdeploy.runtime.backends.registry import ENGINES, Candidate, candidates
 
-# Named as text: the runtime never imports what needs PyTorch.
-BASELINE = "pytorch-eager"
 PYTORCH = (BASELINE, "pytorch-compile", "pytorch-autocast")
 CEILINGS = "ceilings"
 NAMES = (*PYTORCH, *(engine.name for engine in ENGINES), CEILINGS)
@@ -25,20 +24,20 @@ NAMES = (*PYTORCH, *(engine.name for engine in ENGINES), CEILINGS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContenderSpec:
-    """A contender before it is started."""
+    """A contender that has not been started: its worker process and what it measures."""
 
     name: str
     precision: str
-    """fp32, fp16, bf16 or int8; what the contender says of itself comes before."""
+    """fp32, fp16, bf16 or int8; the precision that the worker reports replaces it."""
     encoding: Encoding
-    module: Worker
+    worker: Worker
     arguments: tuple[str, ...]
     runs_on: Scope = Scope.CPU
     file_bytes: int | None = None
 
     @property
     def label(self) -> str:
-        """Of messages."""
+        """The name with the precision, for messages."""
         return f"{self.name} {self.precision}"
 
 
@@ -50,66 +49,72 @@ def list_contenders(
     also: Sequence[str],
     without: Collection[str],
 ) -> list[ContenderSpec]:
-    """PyTorch, the baseline first; then the runtime's backends; then what was asked for.
+    """Return PyTorch with the baseline first, the backends, then the backends in `also`.
 
     Raises:
-        BackendError: there is no contender of a name in `without`, or what was asked for cannot
-            run here.
+        BackendError: A name in `without` is unknown, or a backend in `also` cannot run here.
     """
     for name in without:
         if name not in NAMES:
             raise BackendError(f"there is no contender {name!r}", f"choose from {', '.join(NAMES)}")
-    entries = [
-        *pytorch_entries(workload, checkpoint),
-        *backend_entries(bundle, workload),
-        *(entry for name in also for entry in backend_entries(bundle, workload, name)),
+    specs = [
+        *pytorch_contenders(workload, checkpoint),
+        *backend_contenders(bundle, workload),
+        *(spec for name in also for spec in backend_contenders(bundle, workload, name)),
     ]
-    return [entry for entry in entries if entry.name not in without]
+    return [spec for spec in specs if spec.name not in without]
 
 
-def pytorch_entries(workload: Workload, checkpoint: Path | None) -> list[ContenderSpec]:
-    """The network as it was trained, compiled, and in the narrow arithmetic of the machine."""
+def pytorch_contenders(workload: Workload, checkpoint: Path | None) -> list[ContenderSpec]:
+    """Return PyTorch eager, compiled, and with autocast to 16 bits."""
     return [
         ContenderSpec(
             name=name,
             precision="bf16" if name == "pytorch-autocast" else "fp32",
             encoding=Encoding.FLOAT,
-            module=Worker.PYTORCH,
+            worker=Worker.PYTORCH,
             arguments=(name, str(checkpoint or ""), *workload.to_arguments()),
         )
-        for name in (PYTORCH if find_spec("torch") else [BASELINE])  # one warning is enough
+        # Without PyTorch, one contender is enough to log the reason once.
+        for name in (PYTORCH if find_spec("torch") else [BASELINE])
     ]
 
 
-def backend_entries(bundle: Bundle, workload: Workload, backend: str = AUTO) -> list[ContenderSpec]:
-    """The contenders that the runtime itself brings.
+def backend_contenders(
+    bundle: Bundle, workload: Workload, backend: str = AUTO
+) -> list[ContenderSpec]:
+    """Return a contender for each of `best_candidates`.
 
     Raises:
-        BackendError: none of them can run here.
+        BackendError: No backend can run here.
     """
     return [
-        _entry(
-            candidate.engine.name,
-            candidate.artifact,
-            Worker.RUNTIME,
-            (candidate.engine.name, candidate.artifact.name, *workload.to_arguments()),
-            Scope.CPU if candidate.engine.on_cpu else Scope.GPU,
+        ContenderSpec(
+            name=candidate.engine.name,
+            precision=candidate.artifact.precision.value,
+            encoding=candidate.artifact.encoding,
+            worker=Worker.RUNTIME,
+            arguments=(
+                candidate.engine.name, candidate.artifact.name, *workload.to_arguments()
+            ),
+            runs_on=Scope.CPU if candidate.engine.on_cpu else Scope.GPU,
+            file_bytes=candidate.artifact.bytes,
         )
         for candidate in best_candidates(bundle, backend)
-    ]
+    ]  # fmt: skip
 
 
-def ceiling_entries(threads: int) -> list[ContenderSpec]:
-    """Libraries whose products bound what a network can do here."""
+def ceiling_contenders(threads: int) -> list[ContenderSpec]:
+    """Return a contender for each library whose matrix products measure the ceilings."""
     return [
         ContenderSpec(
             name=CEILINGS,
             precision=library,
             encoding=Encoding.FLOAT,
-            module=module,
+            worker=worker,
             arguments=(str(threads),),
         )
-        for module, library in (
+        for worker, library in (
             (Worker.RUNTIME_CEILINGS, "onnxruntime"),
             (Worker.PYTORCH_CEILINGS, "torch"),
         )
@@ -118,27 +123,13 @@ def ceiling_entries(threads: int) -> list[ContenderSpec]:
 
 
 def best_candidates(bundle: Bundle, backend: str = AUTO) -> list[Candidate]:
-    """The best artifact of each precision on every backend that is installed here.
+    """Return the best artifact of each precision for each installed backend.
 
     Raises:
-        BackendError: see `selection.candidates`.
+        BackendError: See `registry.candidates`.
     """
     best: dict[tuple[str, Precision], Candidate] = {}
     for candidate in candidates(bundle, backend):
         best.setdefault((candidate.engine.name, candidate.artifact.precision), candidate)
     order = list(Precision)
     return sorted(best.values(), key=lambda c: (c.engine.name, order.index(c.artifact.precision)))
-
-
-def _entry(
-    name: str, artifact: Artifact, module: Worker, arguments: tuple[str, ...], runs_on: Scope
-) -> ContenderSpec:
-    return ContenderSpec(
-        name=name,
-        precision=artifact.precision.value,
-        encoding=artifact.encoding,
-        module=module,
-        arguments=arguments,
-        runs_on=runs_on,
-        file_bytes=artifact.bytes,
-    )

@@ -1,4 +1,4 @@
-"""Millijoules for an image: what a machine takes beyond being idle, with an interval."""
+"""The energy of one image above the idle power of the machine, with its interval."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from resdeploy.statistics import student_975
 
 ROUNDS = 5
 LEAD_SECONDS = 0.5
-"""Sensors average over a while; what they saw before a run must have left them."""
+"""The time before each window: sensors average, and must forget what happened before."""
 WINDOW_SECONDS = 1.0
 IDLE_WINDOWS = 8
 IDLE_WINDOW_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """One contender running without a pause."""
+class EnergyRound:
+    """The power and speed of one contender in one round."""
 
     watts: float
     ms_per_image: float
 
 
 def idle_power(source: PowerSource) -> list[float]:
-    """Watts of the machine that does nothing, one figure for each window that was measured."""
+    """Measure the power of the idle machine in watts, one value for each complete window."""
     with Meter(source) as meter:
         time.sleep(LEAD_SECONDS)
         start = time.perf_counter()
@@ -45,23 +45,23 @@ def idle_power(source: PowerSource) -> list[float]:
     return [joules / IDLE_WINDOW_SECONDS for joules in energies if joules is not None]
 
 
-def run_rounds(
+def measure_rounds(
     contenders: Sequence[Contender],
     sources: Sequence[PowerSource],
     batch: int,
     progress: Progress = silent,
-) -> list[list[list[Round]]]:
-    """Let contenders run in turns: for each source and each contender the rounds it measured."""
+) -> list[list[list[EnergyRound]]]:
+    """Let the contenders run in turns; return the complete rounds by source and contender."""
     windows: list[list[tuple[float, float, float]]] = [[] for _ in contenders]
     with ExitStack() as stack, progress("measuring energy", ROUNDS) as advance:
         meters = [stack.enter_context(Meter(source)) for source in sources]
         for _ in range(ROUNDS):
-            for contender, seen in zip(contenders, windows):
+            for contender, contender_windows in zip(contenders, windows):
                 start = time.perf_counter()
                 times = contender.run_for(LEAD_SECONDS + WINDOW_SECONDS)
                 end = time.perf_counter()
                 late = times[np.cumsum(times) > 1000 * LEAD_SECONDS]
-                seen.append((start + LEAD_SECONDS, end, float(late.mean()) / batch))
+                contender_windows.append((start + LEAD_SECONDS, end, float(late.mean()) / batch))
             advance(1)
     measured = []
     for meter in meters:
@@ -69,22 +69,22 @@ def run_rounds(
         measured.append(
             [
                 [
-                    Round(joules / (end - start), ms)
-                    for start, end, ms in seen
+                    EnergyRound(joules / (end - start), ms)
+                    for start, end, ms in contender_windows
                     if (joules := trace.energy(start, end)) is not None
                 ]
-                for seen in windows
+                for contender_windows in windows
             ]
         )
     return measured
 
 
 def energy_per_image(
-    source: PowerSource, idle: Sequence[float], rounds: Sequence[Round]
+    source: PowerSource, idle: Sequence[float], rounds: Sequence[EnergyRound]
 ) -> ImageEnergy | None:
-    """Subtract and summarise; None where fewer than two windows of either were measured.
+    """Return the energy of one image; None with fewer than two idle windows or two rounds.
 
-    The interval is Student's, from the spread of the rounds and that of the idle power.
+    The interval is Student's, from the variances of the rounds and of the idle power in watts.
     """
     if len(idle) < 2 or len(rounds) < 2:
         return None

@@ -1,7 +1,7 @@
-"""Contenders that take turns, and when that has gone on for long enough.
+"""The rounds of a benchmark: turns of all contenders, and when the intervals are narrow enough.
 
-A noisy machine slows whole rounds, not contenders: each round runs every contender once, in random
-order, and ratios are taken within rounds.
+A noisy machine slows whole rounds, not single contenders. Therefore each round gives every
+contender one turn, in random order, and ratios are taken within rounds.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from resdeploy.bench.process import Contender, Rounds
 from resdeploy.progress import Progress
 from resdeploy.statistics import repeated_ratio_interval
 
-ROUNDS = 15
-"""At least, over all runs."""
-SLICE_SECONDS = 0.2
-"""A turn is no longer where more rounds fit: noise comes and goes within seconds."""
+MIN_ROUNDS = 15
+"""The least number of rounds in all runs."""
+TURN_SECONDS = 0.2
+"""The longest turn if it allows more rounds than `MIN_ROUNDS`: noise changes within seconds."""
 WARM_UP_SECONDS = 0.2
-MOST_WARM_UPS = 10
+MAX_WARM_UPS = 10
 STABLE_WITHIN = 0.05
+"""The largest relative difference of two turns that ends the warm-up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speedup:
-    """How many times faster than the baseline, and its 95 % interval."""
+    """The speed-up against the baseline, with its 95 % confidence interval."""
 
     centre: float
     low: float
@@ -37,68 +38,66 @@ class Speedup:
 
     @property
     def width(self) -> float:
-        """Of the interval, as a share of its centre."""
+        """The width of the interval as a share of its centre."""
         return (self.high - self.low) / self.centre
 
 
-def turns(seconds: float) -> tuple[int, float]:
-    """How many rounds make `seconds` for each contender, and the seconds of one turn."""
-    rounds = max(ROUNDS, math.ceil(seconds / SLICE_SECONDS))
+def plan_rounds(seconds: float) -> tuple[int, float]:
+    """Return the number of rounds and the seconds of one turn for `seconds` per contender."""
+    rounds = max(MIN_ROUNDS, math.ceil(seconds / TURN_SECONDS))
     return rounds, seconds / rounds
 
 
 def interleave(contenders: Sequence[Contender], seconds: float, progress: Progress) -> list[Rounds]:
-    """Let contenders run in turns, each for `seconds` in all, warm-up not counted.
+    """Warm the contenders up, then let each run for `seconds` in rounds.
 
     Raises:
-        BackendError: one of them ended early.
+        BackendError: A contender ended early.
     """
     times: list[Rounds] = [[] for _ in contenders]
     generator = random.Random(0)
-    rounds, turn = turns(seconds)
+    rounds, turn = plan_rounds(seconds)
     with progress("benchmarking", rounds + 1) as advance:
         for contender in contenders:
             warm_up(contender)
         advance(1)
         for _ in range(rounds):
-            for lap, seen in zip(run_round(contenders, turn, generator), times):
-                seen.append(lap)
+            for turn_times, all_times in zip(run_round(contenders, turn, generator), times):
+                all_times.append(turn_times)
             advance(1)
     return times
 
 
 def run_round(contenders: Sequence[Contender], turn: float, generator: random.Random) -> Rounds:
-    """One turn of `turn` seconds each, in random order: the times of each."""
+    """Give each contender one turn of `turn` seconds in random order; return their times."""
     order = list(range(len(contenders)))
     generator.shuffle(order)
-    laps = {index: contenders[index].run_for(turn) for index in order}
-    return [laps[index] for index in range(len(contenders))]
+    times = {index: contenders[index].run_for(turn) for index in order}
+    return [times[index] for index in range(len(contenders))]
 
 
 def warm_up(contender: Contender) -> bool:
-    """Run until two turns in a row take the same time, to `STABLE_WITHIN`.
+    """Let a contender run until two turns in a row differ by less than `STABLE_WITHIN`.
 
     Returns:
-        Whether they did, within `MOST_WARM_UPS` turns.
+        True if its times became stable within `MAX_WARM_UPS` turns.
     """
     last = math.inf
-    for _ in range(MOST_WARM_UPS):
+    for _ in range(MAX_WARM_UPS):
         now = float(np.median(contender.run_for(WARM_UP_SECONDS)))
         if abs(now - last) <= STABLE_WITHIN * now:
-            break
+            return True
         last = now
-    else:
-        return False
-    return True
+    return False
 
 
 def medians(rounds: Rounds) -> npt.NDArray[np.float64]:
-    """Of each round, in milliseconds: what `ratio_interval` takes."""
+    """Return the median of each round in milliseconds."""
     return np.array([np.median(times) for times in rounds])
 
 
 def speedup(baseline: Sequence[Rounds], runs: Sequence[Rounds]) -> Speedup:
-    """Of one contender, from runs that both took part in."""
+    """Return the speed-up of a contender from runs that the baseline took part in."""
     return Speedup(
         *repeated_ratio_interval(
             [medians(rounds) for rounds in baseline], [medians(rounds) for rounds in runs]
@@ -109,5 +108,5 @@ def speedup(baseline: Sequence[Rounds], runs: Sequence[Rounds]) -> Speedup:
 def narrow_enough(
     baseline: Sequence[Rounds], others: Sequence[Sequence[Rounds]], within: float
 ) -> bool:
-    """Whether every speed-up is known to `within` of itself."""
+    """Return True if the relative width of every speed-up's interval is at most `within`."""
     return all(speedup(baseline, runs).width <= within for runs in others)

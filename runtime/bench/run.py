@@ -1,9 +1,4 @@
-"""How much faster than PyTorch? Every backend here against it, in turns, in one run.
-
-The run is made of a few runs, each with processes of its own: where its memory lies makes one
-process a little faster than the next, and minutes differ: an interval must know of that. Every
-start is timed, too.
-"""
+"""The benchmark of a bundle: every backend that runs here against PyTorch, in turns."""
 
 from __future__ import annotations
 
@@ -13,17 +8,26 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy.bench.ceilings import ceilings_of
-from resdeploy.bench.workload import DEFAULT_BATCH, Mode, Workload, write_pictures
+from resdeploy.bench.ceilings import best_ceilings
+from resdeploy.bench.workload import DEFAULT_BATCH, BenchmarkMode, Workload, write_pictures
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.machine.conditions import notices
 from resdeploy.machine.device import Device, Scope, available_cores, read_device
 from resdeploy.machine.host import Host
 from resdeploy.progress import Progress, silent
-from resdeploy.results.benchmark import Benchmark, ImageEnergy
-from resdeploy.results.provenance import collect_provenance
-from resdeploy.runtime.bench.contenders import BASELINE, CEILINGS, ceiling_entries, list_contenders
-from resdeploy.runtime.bench.energy_per_image import energy_per_image, idle_power, run_rounds
+from resdeploy.results.benchmark import (
+    BASELINE,
+    BaselineFacts,
+    Benchmark,
+    BenchmarkEnvironment,
+    ImageEnergy,
+)
+from resdeploy.runtime.bench.contenders import CEILINGS, ceiling_contenders, list_contenders
+from resdeploy.runtime.bench.energy_per_image import (
+    energy_per_image,
+    idle_power,
+    measure_rounds,
+)
 from resdeploy.runtime.bench.runner import (
     ContenderRunner,
     baseline_of,
@@ -39,24 +43,25 @@ from resdeploy.runtime.energy.source import PowerSource
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkConfig:
-    """What to measure, and for how long."""
+    """The settings of a benchmark."""
 
-    mode: Mode = Mode.STREAM
+    mode: BenchmarkMode = BenchmarkMode.STREAM
     batch: int | None = None
-    """Images in one run; None for the mode's usual number."""
+    """Images in one call; None for `DEFAULT_BATCH`."""
     threads: int | None = None
-    """Of every contender; None for one per core."""
+    """Threads of each contender; None for one per core."""
     seconds: float = 15.0
-    """At most, for each contender; starts, warm-up and energy take their own time."""
+    """The time limit for each contender, without starts, warm-up and energy."""
     within: float = 0.05
-    """The run ends earlier where the interval of every speed-up is narrower than this share."""
+    """The relative width of every speed-up's interval that ends the benchmark early."""
     checkpoint: Path | None = None
-    """Weights for PyTorch; None for those that the bundle was exported from."""
+    """Weights for PyTorch; None for the checkpoint that the bundle was exported from."""
     pictures: Path | None = None
-    """Files to begin with, end to end; None for the golden images as JPEG."""
+    """A folder of picture files for the end-to-end mode; None for the golden images as JPEG."""
     also: tuple[str, ...] = ()
+    """Backends that take part in addition to the automatic ones."""
     without: tuple[str, ...] = ()
-    """Names of contenders; see `list_contenders.NAMES`."""
+    """Contenders that are left out; see `contenders.NAMES`."""
 
 
 def run_benchmark(
@@ -66,17 +71,17 @@ def run_benchmark(
     progress: Progress = silent,
     host: Host | None = None,
 ) -> Benchmark:
-    """Time PyTorch, and every backend here, in turns.
+    """Time PyTorch and every backend that runs here, in turns.
 
     Args:
         bundle: The bundle.
-        config: What, and for how long.
-        progress: Told of each round.
-        host: Where the machine's sensors are; None for this one.
+        config: The settings.
+        progress: A callback that is called after each round.
+        host: The machine; None for this one.
 
     Raises:
-        BackendError: not one contender could start, or not with the checkpoint that was asked for.
-        DataError: there are no pictures where they were asked for.
+        BackendError: No contender can start, or PyTorch cannot use the checkpoint.
+        DataError: The folder has no picture files.
     """
     host = host or Host()
     threads = config.threads or available_cores()
@@ -87,14 +92,14 @@ def run_benchmark(
             stack.callback(source.close)
         pictures = _pictures(bundle, config, stack)
         workload = Workload(bundle=bundle.path, batch=batch, threads=threads, pictures=pictures)
-        entries = list_contenders(
+        specs = list_contenders(
             bundle, workload,
             checkpoint=config.checkpoint, also=config.also, without=config.without,
         )  # fmt: skip
         if CEILINGS not in config.without:
-            entries += ceiling_entries(threads)
-        needed = BASELINE if config.checkpoint else None
-        runners = start_all(entries, threads, needed=needed)
+            specs += ceiling_contenders(threads)
+        required = BASELINE if config.checkpoint else None
+        runners = start_all(specs, threads, required=required)
         stack.callback(stop_all, runners)
         before = read_device(host)
         idle = [idle_power(source) for source in sources]
@@ -102,7 +107,7 @@ def run_benchmark(
             runners, threads, seconds=config.seconds, within=config.within, nvml=host.nvml(),
             progress=progress,
         )  # fmt: skip
-        after = read_device(host)  # while it is still warm
+        after = read_device(host)  # before the machine cools down
         energies = _energies(timed_runners(runners), sources, idle, batch, progress)
     return _benchmark(bundle, config, workload, runners, energies, before, after)
 
@@ -116,46 +121,49 @@ def _benchmark(
     before: Device,
     after: Device,
 ) -> Benchmark:
-    measuring = [runner for runner in runners if runner.entry.name == CEILINGS]
+    measuring = [runner for runner in runners if runner.spec.name == CEILINGS]
     ceilings = {
-        place: ceilings_of([runner.stages for runner in measuring if runner.entry.runs_on is place])
-        for place in (Scope.GPU, Scope.CPU)
+        scope: best_ceilings(
+            [runner.stages for runner in measuring if runner.spec.runs_on is scope]
+        )
+        for scope in (Scope.GPU, Scope.CPU)
     }
-    baseline = baseline_of(runners)
-    work = bundle.manifest.work
+    baseline, timed = baseline_of(runners), timed_runners(runners)
+    work = bundle.manifest.work.totals if bundle.manifest.work else None
     return Benchmark(
-        environment={
-            **collect_provenance(before.to_json()),
-            "mode": config.mode.value,
-            "rounds": len(runners[0].times),
-            "runs": [len(run) for run in runners[0].runs],
-            "seconds": config.seconds,
-            "within": config.within,
-            "high_priority": all(runner.high_priority for runner in runners),
-            "image_size": bundle.manifest.preprocessing.image_size,
-            "model": bundle.manifest.model["name"],
-            "baseline": baseline and {key: baseline.facts[key] for key in ("weights", "device")},
-        },
-        work=work.totals() if work else None,
+        environment=BenchmarkEnvironment.collect(
+            before,
+            model=bundle.manifest.model["name"],
+            image_size=bundle.manifest.preprocessing.image_size,
+            mode=config.mode.value,
+            rounds=len(runners[0].times),
+            runs=tuple(len(run) for run in runners[0].runs),
+            seconds=config.seconds,
+            within=config.within,
+            high_priority=all(runner.high_priority for runner in runners),
+            baseline=baseline
+            and BaselineFacts(weights=baseline.facts["weights"], device=baseline.facts["device"]),
+        ),
+        work=work,
         ceilings=ceilings[Scope.GPU] or ceilings[Scope.CPU],
         notices=(
             *notices(before.conditions, after.conditions, after.gpus),
             *(
-                f"{runner.entry.label} had not stable when it was timed"
-                for runner in timed_runners(runners)
+                f"the times of {runner.spec.label} were not stable after the warm-up"
+                for runner in timed
                 if not runner.stable
             ),
         ),
         results=tuple(
-            summarise(runner, baseline, work, ceilings.get(runner.entry.runs_on), workload, energy)
-            for runner, energy in zip(timed_runners(runners), energies)
+            summarise(runner, baseline, work, ceilings.get(runner.spec.runs_on), workload, energy)
+            for runner, energy in zip(timed, energies)
         ),
     )
 
 
 def _pictures(bundle: Bundle, config: BenchmarkConfig, stack: ExitStack) -> Path | None:
-    """The folder to begin with, where a run begins with files."""
-    if config.mode is not Mode.END_TO_END:
+    """Return the folder of picture files; None unless the mode is end-to-end."""
+    if config.mode is not BenchmarkMode.END_TO_END:
         return None
     if config.pictures is not None:
         return config.pictures.resolve()
@@ -171,16 +179,16 @@ def _energies(
     batch: int,
     progress: Progress,
 ) -> list[ImageEnergy | None]:
-    """Of each contender, by the first source that sees what it does."""
+    """Measure the energy of each contender with the first source that covers its device."""
     if not sources:
         return [None] * len(runners)
-    rounds = run_rounds([runner.running for runner in runners], sources, batch, progress)
+    rounds = measure_rounds([runner.running for runner in runners], sources, batch, progress)
     return [
         next(
             (
-                energy_per_image(source, watts, seen[index])
-                for source, watts, seen in zip(sources, idle, rounds)
-                if source.scope.covers(runner.entry.runs_on)
+                energy_per_image(source, watts, source_rounds[index])
+                for source, watts, source_rounds in zip(sources, idle, rounds)
+                if source.scope.covers(runner.spec.runs_on)
             ),
             None,
         )

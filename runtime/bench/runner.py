@@ -1,7 +1,7 @@
-"""Contenders through all runs of a benchmark: their processes, and what they leave behind.
+"""The runs of a benchmark: each starts new processes of the contenders and times them in rounds.
 
-Each run has processes of its own: where its memory lies makes one process a little faster than the
-next, and an interval must know of that. Every start is timed, too.
+The location of its memory makes one process a few percent faster than the next. New processes in
+each run make the intervals include this variation, and every start is timed, too.
 """
 
 from __future__ import annotations
@@ -18,73 +18,85 @@ from resdeploy.errors import BackendError, ResdeployError
 from resdeploy.machine.device import Scope
 from resdeploy.machine.nvml import process_memory
 from resdeploy.progress import Progress
-from resdeploy.runtime.bench.contenders import BASELINE, CEILINGS, ContenderSpec
-from resdeploy.runtime.bench.rounds import ROUNDS, narrow_enough, run_round, turns, warm_up
+from resdeploy.results.benchmark import BASELINE
+from resdeploy.runtime.bench.contenders import CEILINGS, ContenderSpec
+from resdeploy.runtime.bench.rounds import (
+    MIN_ROUNDS,
+    narrow_enough,
+    plan_rounds,
+    run_round,
+    warm_up,
+)
 
 logger = logging.getLogger(__name__)
 
 RUNS = 5
-# Who takes longer to be ready runs on in the next run: compilers, above all.
 RESTART_SECONDS = 5.0
+"""Contenders that start more slowly than this, such as compilers, keep their process."""
 START_SECONDS = 180.0
+"""The time limit for the start of a contender."""
 
 
 @dataclass(slots=True)
 class ContenderRunner:
-    """One contender through all runs."""
+    """A contender with its current process and the measurements of all runs."""
 
-    entry: ContenderSpec
+    spec: ContenderSpec
     contender: Contender | None = None
+    """The current process; None while no process runs."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     runs: list[Rounds] = field(default_factory=list)
     stages: dict[str, Rounds] = field(default_factory=dict)
     ready_s: list[float] = field(default_factory=list)
+    """The time from start to first answer of each process."""
     peak_rss_bytes: int | None = None
     peak_gpu_bytes: int | None = None
     stable: bool = True
+    """True if the times became stable in every warm-up."""
     high_priority: bool = True
+    """True if every process had the highest priority."""
 
     @property
     def times(self) -> Rounds:
-        """Of all runs."""
+        """The rounds of all runs."""
         return [rounds for run in self.runs for rounds in run]
 
     @property
     def running(self) -> Contender:
-        """Its process."""
+        """The current process, which must exist."""
         assert self.contender is not None
         return self.contender
 
     def start(self, threads: int) -> None:
-        """Start a process, unless one is running.
+        """Start a process unless one is running.
 
         Raises:
-            BackendError: it cannot start.
+            BackendError: The process cannot start.
         """
         if self.contender is not None:
             return
-        entry = self.entry
+        spec = self.spec
         self.contender = Contender.start(
-            entry.name, entry.module, list(entry.arguments), threads, START_SECONDS
+            spec.name, spec.worker, list(spec.arguments), threads, START_SECONDS
         )
         self.facts = self.contender.facts
         self.high_priority = self.high_priority and self.contender.high_priority
         self.ready_s.append(self.contender.ready_s)
         on_gpu = self.facts.get("device") == "cuda"
-        self.entry = replace(
-            entry,
-            precision=self.facts.get("precision", entry.precision),
-            runs_on=Scope.GPU if on_gpu else entry.runs_on,
-            file_bytes=self.facts.get("file_bytes", entry.file_bytes),
+        self.spec = replace(
+            spec,
+            precision=self.facts.get("precision", spec.precision),
+            runs_on=Scope.GPU if on_gpu else spec.runs_on,
+            file_bytes=self.facts.get("file_bytes", spec.file_bytes),
         )
 
     def warm_up(self) -> None:
-        """Run until times are stable."""
+        """Let the process run until its times are stable."""
         self.stable = warm_up(self.running) and self.stable
         self.running.stages.clear()
 
     def collect(self, nvml: Any) -> None:
-        """What the process has told besides its times."""
+        """Store the stage times and the peak memory of the process."""
         for stage, rounds in self.running.stages.items():
             self.stages.setdefault(stage, []).extend(rounds)
         self.running.stages.clear()
@@ -93,39 +105,39 @@ class ContenderRunner:
         self.peak_gpu_bytes = _larger(self.peak_gpu_bytes, gpu)
 
     def stop(self) -> None:
-        """End the process, if there is one."""
+        """Stop the process if one is running."""
         if self.contender is not None:
             self.contender.stop()
             self.contender = None
 
 
 def start_all(
-    entries: Sequence[ContenderSpec], threads: int, *, needed: str | None = None
+    specs: Sequence[ContenderSpec], threads: int, *, required: str | None = None
 ) -> list[ContenderRunner]:
-    """Those that can start, in order; of the others the reason is logged.
+    """Start the contenders, and log a warning for each one that cannot start.
 
     Args:
-        entries: Who takes part.
-        threads: Of each.
-        needed: Who may not be left out.
+        specs: The contenders, the baseline first.
+        threads: The number of threads of each contender.
+        required: The name of a contender that must start.
 
     Raises:
-        BackendError: `needed`, or none of those that run_contenders, could start.
+        BackendError: The required contender or all contenders cannot start.
     """
     runners: list[ContenderRunner] = []
     try:
-        for entry in entries:
-            runner = ContenderRunner(entry)
+        for spec in specs:
+            runner = ContenderRunner(spec)
             try:
                 runner.start(threads)
             except ResdeployError as error:
-                if entry.name == needed:
+                if spec.name == required:
                     raise
-                logger.warning("%s is left out: %s (%s)", entry.label, error, error.hint)
+                logger.warning("%s is left out: %s (%s)", spec.label, error, error.hint)
                 continue
             runners.append(runner)
         if not timed_runners(runners):
-            raise BackendError("not one contender could start", "see the warnings above")
+            raise BackendError("no contender could start", "read the warnings above")
     except BaseException:
         stop_all(runners)
         raise
@@ -133,20 +145,20 @@ def start_all(
 
 
 def stop_all(runners: Sequence[ContenderRunner]) -> None:
-    """End every process."""
+    """Stop every process."""
     for runner in runners:
         runner.stop()
 
 
 def timed_runners(runners: Sequence[ContenderRunner]) -> list[ContenderRunner]:
-    """Those that run the network, the baseline first where it takes part."""
-    return [runner for runner in runners if runner.entry.name != CEILINGS]
+    """Return the contenders that run the network, without those that measure ceilings."""
+    return [runner for runner in runners if runner.spec.name != CEILINGS]
 
 
 def baseline_of(runners: Sequence[ContenderRunner]) -> ContenderRunner | None:
-    """The one that the others are compared with."""
+    """Return the baseline; None if it does not take part."""
     first = timed_runners(runners)[0]
-    return first if first.entry.name == BASELINE else None
+    return first if first.spec.name == BASELINE else None
 
 
 def run_contenders(
@@ -158,17 +170,17 @@ def run_contenders(
     nvml: Any,
     progress: Progress,
 ) -> None:
-    """All runs, of equal length; the last one ends when enough is known.
+    """Carry out all runs; the last one ends early when the intervals are narrow enough.
 
     Args:
-        runners: Started; they are running afterwards.
-        threads: Of each.
-        seconds: At most, for each, unless `ROUNDS` take longer.
-        within: Widest interval of a speed-up, as a share of it, that is enough.
-        nvml: NVIDIA's module, or None.
-        progress: Told of each round.
+        runners: The contenders with running processes; processes are running afterwards, too.
+        threads: The number of threads of each contender.
+        seconds: The time limit for each contender, unless `MIN_ROUNDS` take longer.
+        within: The relative width of a speed-up's interval that is narrow enough.
+        nvml: The module pynvml, or None.
+        progress: A callback that is called after each round.
     """
-    rounds, turn = turns(seconds)
+    rounds, turn = plan_rounds(seconds)
     generator = random.Random(0)
     with progress("benchmarking", rounds) as advance:
         for run in range(RUNS):
@@ -178,14 +190,14 @@ def run_contenders(
                 runner.runs.append([])
             left = seconds * len(runners) / RUNS
             for number in range((run + 1) * rounds // RUNS - run * rounds // RUNS):
-                if number >= max(ROUNDS // RUNS, 1) and (
+                if number >= max(MIN_ROUNDS // RUNS, 1) and (
                     left < 0 or (run == RUNS - 1 and _known(runners, within))
                 ):
                     break
                 start = time.perf_counter()
-                laps = run_round([runner.running for runner in runners], turn, generator)
-                for runner, lap in zip(runners, laps):
-                    runner.runs[-1].append(lap)
+                turns = run_round([runner.running for runner in runners], turn, generator)
+                for runner, times in zip(runners, turns):
+                    runner.runs[-1].append(times)
                 left -= time.perf_counter() - start
                 advance(1)
             for runner in runners:

@@ -1,4 +1,4 @@
-"""From the rounds of one contender to the figures that are shown: pure functions."""
+"""The figures of a contender, computed from its rounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from resdeploy.bench.ceilings import median_of_rounds
 from resdeploy.bench.roofline import CPU_ARITHMETIC, GPU_ARITHMETIC, Ceilings, roofline
 from resdeploy.bench.workload import Workload
-from resdeploy.bundle.work import Work
+from resdeploy.bundle.work import WorkTotals
 from resdeploy.machine.device import Scope
 from resdeploy.results.benchmark import ImageEnergy, Timing
 from resdeploy.runtime.bench.rounds import medians, speedup
@@ -19,27 +19,27 @@ from resdeploy.runtime.bench.runner import ContenderRunner
 def summarise(
     runner: ContenderRunner,
     baseline: ContenderRunner | None,
-    work: Work | None,
+    work: WorkTotals | None,
     ceilings: Ceilings | None,
     workload: Workload,
     energy: ImageEnergy | None,
 ) -> Timing:
-    """Pool a contender's rounds; `ceilings` are those of what it ran on."""
-    entry, batch = runner.entry, workload.batch
+    """Return the figures of a contender; `ceilings` are those of the device that it ran on."""
+    spec, batch = runner.spec, workload.batch
     pooled = np.concatenate(runner.times)
     p50, p90, p99 = np.percentile(pooled, [50, 90, 99])
     faster = None if baseline is None else speedup(baseline.runs, runner.runs)
     stages = {name: median_of_rounds(rounds) for name, rounds in runner.stages.items()} or None
-    arithmetic = GPU_ARITHMETIC if entry.runs_on is Scope.GPU else CPU_ARITHMETIC
-    limit = roofline(work, ceilings, arithmetic[entry.precision], batch)
+    arithmetic = GPU_ARITHMETIC if spec.runs_on is Scope.GPU else CPU_ARITHMETIC
+    limit = roofline(work, ceilings, arithmetic[spec.precision], batch)
     inference_ms = stages["inference"] if stages else median_of_rounds(runner.times)
     return Timing(
-        contender=entry.name,
-        precision=entry.precision,
-        encoding=entry.encoding,
+        contender=spec.name,
+        precision=spec.precision,
+        encoding=spec.encoding,
         batch=batch,
         threads=workload.threads,
-        runs=len(pooled),
+        calls=len(pooled),
         p50_ms=float(p50),
         p90_ms=float(p90),
         p99_ms=float(p99),
@@ -54,7 +54,7 @@ def summarise(
         cold_start_s=statistics.median(runner.ready_s),
         peak_rss_bytes=runner.peak_rss_bytes,
         peak_gpu_bytes=runner.peak_gpu_bytes,
-        file_bytes=entry.file_bytes,
+        file_bytes=spec.file_bytes,
         limit_share=limit.ms / inference_ms if limit else None,
         bound=limit.bound if limit else None,
     )

@@ -1,6 +1,6 @@
-"""A backend of the runtime as a benchmark's contender: `python -m resdeploy.runtime.bench.worker`.
+"""The benchmark worker for a backend: `python -m resdeploy.runtime.bench.worker`.
 
-Its start is that of `load`: the answers are checked before one is given.
+It starts like `load`, which includes the check of golden images.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from resdeploy.runtime.verification.open_verified import check_at_load
 def prepare(
     workload: Workload, backend: str, artifact: str
 ) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Load one artifact and return what runs it."""
+    """Load one artifact and return the function to time."""
     bundle = open_bundle(workload.bundle)
     (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
     batches = Batches(workload.batch, workload.batch, workload.batch)
     opened = candidate.open(bundle, OpenOptions(threads=workload.threads, batches=batches))
     golden = bundle.golden()
     require_golden(opened, candidate.artifact, golden)
-    return workload.runner(bundle, golden.images, opened.run), {}
+    return workload.make_call(bundle, golden.images, opened.run), {}
 
 
 def require_golden(backend: Backend, artifact: Artifact, golden: Golden) -> None:
-    """Check a few answers.
+    """Compare a few outputs with the golden logits.
 
     Raises:
-        BackendError: they are not PyTorch's.
+        BackendError: The outputs differ from PyTorch's.
     """
     check = check_at_load(backend, artifact, golden)
     if not check.passed:
         raise BackendError(
-            f"{backend.name} gives other answers than PyTorch with {artifact.name} "
+            f"the outputs of {backend.name} with {artifact.name} differ from PyTorch's "
             f"({check.figures})",
-            "resdeploy verify shows the figures",
+            "run resdeploy verify to see the figures",
         )
 
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The comparison of two bundles or two benchmarks."""

@@ -1,4 +1,4 @@
-"""Do two bundles answer alike? Each artifact of both on the same images, paired."""
+"""The comparison of the accuracy of two bundles: paired outputs on the same images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from resdeploy.results.comparison import AccuracyChange
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
 from resdeploy.runtime.verification.golden_check import different_rows, run_batches
-from resdeploy.statistics import IntArray, PairedAccuracy, Verdict, pair_answers
+from resdeploy.statistics import IntArray, PairedAccuracy, Verdict, pair_predictions
 
 BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """The same pictures as each bundle wants them, with their classes as each numbers them."""
+    """One batch, pre-processed for each bundle, with the class indices of each bundle."""
 
     images: tuple[UInt8Array, UInt8Array]
     classes: tuple[IntArray, IntArray]
@@ -41,20 +41,20 @@ def compare_answers(
     threads: int | None,
     progress: Progress,
 ) -> tuple[AccuracyChange, ...]:
-    """Run every pair of artifacts on the images of `data`, or on golden ones for None.
+    """Run every pair of artifacts on the images of `data`, or on golden images if it is None.
 
     Raises:
-        BundleError: without `data`, where the bundles read other sizes or know other classes.
-        DataError: the folder cannot be used with both.
+        BundleError: `data` is None and the bundles differ in image size or classes.
+        DataError: The folder cannot be used with both bundles.
     """
-    opening = OpenOptions(threads=threads, progress=progress)
+    options = OpenOptions(threads=threads, progress=progress)
     batches = _golden(first, second) if data is None else _folder(first, second, data, progress)
-    right: list[tuple[list[IntArray], list[IntArray]]] = [([], []) for _ in pairs]
+    correct: list[tuple[list[IntArray], list[IntArray]]] = [([], []) for _ in pairs]
     different = [0] * len(pairs)
     with ExitStack() as stack:
         opened = [
             tuple(
-                stack.enter_context(closing(candidate.open(bundle, opening)))
+                stack.enter_context(closing(candidate.open(bundle, options)))
                 for bundle, candidate in zip((first, second), pair)
             )
             for pair in pairs
@@ -63,39 +63,37 @@ def compare_answers(
             for index, backends in enumerate(opened):
                 logits = [run_batches(b, images) for b, images in zip(backends, batch.images)]
                 for side in (0, 1):
-                    answers = logits[side].argmax(axis=1)
-                    right[index][side].append(answers == batch.classes[side])
+                    predicted = logits[side].argmax(axis=1)
+                    correct[index][side].append(predicted == batch.classes[side])
                 different[index] += different_rows(*logits)
-    if not right[0][0]:
-        raise DataError(
-            "not one image of the folder can be decoded", "name a folder with intact images"
-        )
+    if not correct[0][0]:
+        raise DataError(f"no image in {data} can be decoded", "use a folder with intact images")
     return tuple(
         _judge(pair[0], [np.concatenate(parts) for parts in sides], count, data, max_drop)
-        for pair, sides, count in zip(pairs, right, different)
+        for pair, sides, count in zip(pairs, correct, different)
     )
 
 
 def judge_drop(paired: PairedAccuracy, max_drop: float) -> Verdict:
-    """Whether the second is good enough; a certain loss that looks too large is not let through.
+    """Return the verdict on an accuracy drop at 95 % confidence.
 
-    PASS: the drop is at most `max_drop`, at 95 %. FAIL: it is larger, at 95 %; or there is one, at
-    95 %, and the best estimate of it is larger. To ask for the former alone would let answers that
-    differ in both directions hide half a point on 5,000 images.
+    PASS: the drop is at most `max_drop`. FAIL: the drop is larger than `max_drop`, or there is a
+    drop and its estimate is larger than `max_drop`. Without the second condition, predictions that
+    change in both directions could hide a drop of half a point on 5,000 images.
     """
     verdict = paired.verdict(max_drop)
-    certain = paired.drop_least() > 0 and paired.drop > max_drop
+    certain = paired.drop_lower_bound() > 0 and paired.drop > max_drop
     return Verdict.FAIL if certain and verdict is Verdict.INCONCLUSIVE else verdict
 
 
 def _judge(
     candidate: Candidate,
-    right: Sequence[np.ndarray],
+    correct: Sequence[np.ndarray],
     different: int,
     data: Path | None,
     max_drop: float,
 ) -> AccuracyChange:
-    paired = pair_answers(right[0], right[1])
+    paired = pair_predictions(correct[0], correct[1])
     verdict = judge_drop(paired, max_drop) if different else Verdict.PASS
     undecided = verdict is Verdict.INCONCLUSIVE
     return AccuracyChange(
@@ -103,13 +101,13 @@ def _judge(
         backend=candidate.engine.name,
         images=paired.images,
         truth="pytorch" if data is None else "labels",
-        first=100 * paired.baseline_right / paired.images,
-        second=100 * paired.candidate_right / paired.images,
+        first=100 * paired.baseline_correct / paired.images,
+        second=100 * paired.candidate_correct / paired.images,
         lost=paired.lost,
         gained=paired.gained,
         drop=paired.drop,
-        drop_low=paired.drop_least() if different else 0.0,
-        drop_high=paired.drop_bound() if different else 0.0,
+        drop_low=paired.drop_lower_bound() if different else 0.0,
+        drop_high=paired.drop_upper_bound() if different else 0.0,
         different=different,
         images_to_decide=paired.images_to_decide(max_drop) if undecided else None,
         verdict=verdict,
@@ -120,9 +118,9 @@ def _golden(first: Bundle, second: Bundle) -> Iterable[_Batch]:
     sizes = [bundle.manifest.preprocessing.image_size for bundle in (first, second)]
     if sizes[0] != sizes[1] or first.labels() != second.labels():
         raise BundleError(
-            f"{first.path} and {second.path} read images of {sizes[0]} and {sizes[1]} pixels, or "
-            "know other classes: the golden images of one are none for the other",
-            "compare them on pictures, with --data",
+            f"{first.path} and {second.path} cannot share golden images: their image sizes are "
+            f"{sizes[0]} and {sizes[1]} pixels, or their classes differ",
+            "compare them on labelled images with --data",
         )
     golden = first.golden()
     classes = golden.logits.argmax(axis=1)
@@ -133,11 +131,12 @@ def _folder(first: Bundle, second: Bundle, data: Path, progress: Progress) -> It
     found = read_image_folder(split_folder(data, "val"))
     labels = [np.array(match_labels(found, b.labels()).labels) for b in (first, second)]
     wanted = [bundle.manifest.preprocessing for bundle in (first, second)]
-    ours = read_batches(found.files, wanted[0], BATCH)
+    batches = read_batches(found.files, wanted[0], BATCH)
     with progress("comparing", len(found.files)) as advance:
         again = read_batches(found.files, wanted[1], BATCH) if wanted[0] != wanted[1] else None
-        for one in ours:
-            other = one if again is None else next(again)  # what one can decode, so can the other
-            positions = list(one.positions)
-            yield _Batch((one.images, other.images), (labels[0][positions], labels[1][positions]))
+        for batch in batches:
+            # Both read the same files, so that both skip the same damaged ones.
+            other = batch if again is None else next(again)
+            positions = list(batch.positions)
+            yield _Batch((batch.images, other.images), (labels[0][positions], labels[1][positions]))
             advance(len(positions))

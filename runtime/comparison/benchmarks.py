@@ -1,7 +1,7 @@
-"""Two benchmarks that were made at different times: what became slower?
+"""The comparison of two benchmarks that were measured at different times.
 
-The machine may have been slower as a whole. So where both hold the same PyTorch, a contender's
-time is divided by PyTorch's of the same round before the two are compared.
+The whole machine may have been slower in one of them. If both contain the same version of PyTorch,
+the times of a contender are therefore divided by PyTorch's times of the same rounds.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import numpy as np
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.errors import DocumentError
-from resdeploy.results.benchmark import BASELINE, BenchmarkDocument, Timing
+from resdeploy.results.benchmark import BASELINE, Benchmark, Timing
 from resdeploy.results.comparison import LatencyChange
 from resdeploy.runtime.comparison.latency import percent_more
-from resdeploy.statistics import FloatArray, judge, unpaired_ratio_interval
+from resdeploy.statistics import FloatArray, interval_verdict, unpaired_ratio_interval
+from resdeploy.tables import plural
 
 CONFIDENCE = 0.95
 Key = tuple[str, str, int, int]
@@ -25,19 +26,20 @@ Key = tuple[str, str, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkChanges:
-    """What `compare_benchmarks` found."""
+    """The changes between two benchmarks."""
 
     lines: tuple[LatencyChange, ...]
     missing: tuple[str, ...]
-    """What only the first has."""
+    """Contenders that only the first benchmark has."""
     added: tuple[str, ...]
+    """Contenders that only the second benchmark has."""
     notices: tuple[str, ...]
-    """Why times cannot be held against each other, if they cannot."""
+    """Reasons why the times cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
-    """One contender, with PyTorch's times in the same rounds, if there are any."""
+class _ContenderTimes:
+    """A contender with PyTorch's times of the same rounds; None without them."""
 
     timing: Timing
     baseline: FloatArray | None
@@ -45,21 +47,22 @@ class _Measured:
 
     @property
     def rounds(self) -> FloatArray:
-        """Milliseconds."""
+        """The median of each round in milliseconds."""
         return np.array(self.timing.round_ms)
 
 
 def compare_benchmarks(
-    first: Sequence[BenchmarkDocument], second: Sequence[BenchmarkDocument], max_slowdown: float
+    first: Sequence[Benchmark], second: Sequence[Benchmark], max_slowdown: float
 ) -> BenchmarkChanges:
-    """Every contender that both have, by its name, graph, batch and threads.
+    """Compare every contender that both have with the same graph, batch and threads.
 
     Raises:
-        DocumentError: they measured different things, or nothing in common.
+        DocumentError: The benchmarks measured different networks, or have no contender in common.
     """
     if (old := _subject(first)) != (new := _subject(second)):
         raise DocumentError(
-            f"one benchmark is of {old}, the other of {new}", "compare those of one network"
+            f"the first benchmark measured {old}, the second {new}",
+            "compare benchmarks of the same network",
         )
     before, after = _by_key(first), _by_key(second)
     shared = [key for key in before if key in after and key[0] != BASELINE]
@@ -70,19 +73,22 @@ def compare_benchmarks(
     machines = [_machine(results) for results in (first, second)]
     return BenchmarkChanges(
         lines=tuple(_change(key, before[key], after[key], max_slowdown) for key in shared),
-        missing=tuple(_words(key) for key in before if key not in after),
-        added=tuple(_words(key) for key in after if key not in before),
+        missing=tuple(_describe(key) for key in before if key not in after),
+        added=tuple(_describe(key) for key in after if key not in before),
         notices=()
         if machines[0] == machines[1]
         else (f"measured on two machines: {machines[0]}, and {machines[1]}",),
     )
 
 
-def _change(key: Key, first: _Measured, second: _Measured, max_slowdown: float) -> LatencyChange:
-    for one in (first, second):
-        if not one.timing.round_ms:
+def _change(
+    key: Key, first: _ContenderTimes, second: _ContenderTimes, max_slowdown: float
+) -> LatencyChange:
+    for contender_times in (first, second):
+        if not contender_times.timing.round_ms:
             raise DocumentError(
-                f"{_words(key)} was measured without rounds", "measure it with resdeploy bench"
+                f"the benchmark of {_describe(key)} has no rounds",
+                "measure it again with resdeploy bench",
             )
     times, relative_to = (first.rounds, second.rounds), None
     if (
@@ -105,16 +111,16 @@ def _change(key: Key, first: _Measured, second: _Measured, max_slowdown: float) 
         slowdown_low=percent_more(low),
         slowdown_high=percent_more(high),
         confidence=CONFIDENCE,
-        samples=min(len(one) for one in times),
+        samples=min(len(rounds) for rounds in times),
         relative_to=relative_to,
-        verdict=judge(low, high, 1 + max_slowdown / 100),
+        verdict=interval_verdict(low, high, 1 + max_slowdown / 100),
     )
 
 
-def _by_key(benchmarks: Sequence[BenchmarkDocument]) -> dict[Key, _Measured]:
-    found: dict[Key, _Measured] = {}
+def _by_key(benchmarks: Sequence[Benchmark]) -> dict[Key, _ContenderTimes]:
+    found: dict[Key, _ContenderTimes] = {}
     for benchmark in benchmarks:
-        baseline = next((one for one in benchmark.results if one.contender == BASELINE), None)
+        baseline = next((line for line in benchmark.results if line.contender == BASELINE), None)
         for timing in benchmark.results:
             key = (
                 timing.contender,
@@ -123,32 +129,31 @@ def _by_key(benchmarks: Sequence[BenchmarkDocument]) -> dict[Key, _Measured]:
                 timing.threads,
             )
             if key in found:
-                dates = ", ".join(sorted({one.environment.date for one in benchmarks}))
+                dates = ", ".join(sorted({other.environment.date for other in benchmarks}))
                 raise DocumentError(
-                    f"{_words(key)} was measured more than once",
-                    f"choose one date with FILE@DATE: {dates}",
+                    f"{_describe(key)} was measured more than once",
+                    f"choose one of the dates with FILE@DATE: {dates}",
                 )
             same = baseline and len(baseline.round_ms) == len(timing.round_ms)
             times = np.array(baseline.round_ms) if baseline and same else None
-            found[key] = _Measured(timing, times, benchmark.environment.versions)
+            found[key] = _ContenderTimes(timing, times, benchmark.environment.versions)
     return found
 
 
-def _subject(benchmarks: Sequence[BenchmarkDocument]) -> str:
-    """What was measured, of all of them."""
+def _subject(benchmarks: Sequence[Benchmark]) -> str:
+    """Return the networks and modes that were measured."""
     subjects = {
-        f"{one.model} at {one.image_size} pixels"
-        + (f" ({one.mode})" if one.mode not in (None, "stream") else "")
-        for one in (benchmark.environment for benchmark in benchmarks)
+        f"{environment.model} at {environment.image_size} pixels"
+        + (f" ({environment.mode})" if environment.mode not in (None, "stream") else "")
+        for environment in (benchmark.environment for benchmark in benchmarks)
     }
     return " and ".join(sorted(subjects))
 
 
-def _machine(benchmarks: Sequence[BenchmarkDocument]) -> str:
-    return " and ".join(sorted({one.environment.device.name for one in benchmarks}))
+def _machine(benchmarks: Sequence[Benchmark]) -> str:
+    return " and ".join(sorted({benchmark.environment.device.name for benchmark in benchmarks}))
 
 
-def _words(key: Key) -> str:
+def _describe(key: Key) -> str:
     contender, graph, batch, threads = key
-    plural = "" if threads == 1 else "s"
-    return f"{contender} with {graph}, batch {batch}, {threads} thread{plural}"
+    return f"{contender} with {graph}, batch {batch}, {plural(threads, 'thread')}"

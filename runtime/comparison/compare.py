@@ -1,4 +1,4 @@
-"""`resdeploy compare`: is the second as accurate and as fast as the first?"""
+"""The comparison of two bundles or two benchmarks, as `resdeploy compare` makes it."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from resdeploy.bundle.manifest import Encoding, Precision
 from resdeploy.errors import BundleError, DocumentError
 from resdeploy.progress import Progress, silent
 from resdeploy.results.benchmark import SCHEMA as BENCHMARK_SCHEMA
-from resdeploy.results.benchmark import BenchmarkDocument
+from resdeploy.results.benchmark import Benchmark
 from resdeploy.results.comparison import Comparison, LayerChange
 from resdeploy.results.files import read_results
-from resdeploy.results.provenance import here
+from resdeploy.results.provenance import Environment
 from resdeploy.runtime.backends.base import AUTO
 from resdeploy.runtime.backends.registry import Candidate, candidates
 from resdeploy.runtime.comparison.accuracy import compare_answers
 from resdeploy.runtime.comparison.benchmarks import compare_benchmarks
 from resdeploy.runtime.comparison.latency import compare_latencies
-from resdeploy.statistics import Verdict, worst
+from resdeploy.statistics import Verdict, worst_verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareConfig:
-    """What is allowed, and how it is found out."""
+    """The limits and settings of a comparison."""
 
     data: Path | None = None
-    """Labelled folder; None: the golden images of the first bundle."""
+    """A folder of labelled images; None for the golden images of the first bundle."""
     max_drop: float = 0.2
-    """Points of accuracy."""
+    """The largest accuracy drop that passes, in percentage points."""
     max_slowdown: float = 5.0
-    """Percent of time."""
+    """The largest slowdown that passes, in percent."""
     precision: str = AUTO
     backend: str = AUTO
     batch: int = 1
     threads: int | None = None
     seconds: float = 60.0
-    """For the latency of each artifact of two bundles; 0 to leave it out."""
+    """The time limit for the latency of each artifact; 0 to skip the latency."""
 
 
 def compare(
     first: str, second: str, config: CompareConfig, *, progress: Progress = silent
 ) -> Comparison:
-    """Compare two bundles, which are run here, or two files of benchmarks.
+    """Compare two bundles by running them here, or two files of benchmarks.
 
     Raises:
-        BackendError: nothing that was asked for can run here.
-        BundleError, DataError, DocumentError: what was named cannot be used.
+        BackendError: No requested backend can run here.
+        BundleError, DataError, DocumentError: A bundle, folder or file cannot be used.
     """
     folders = [Path(name).is_dir() for name in (first, second)]
     if all(folders):
@@ -57,42 +57,41 @@ def compare(
         return compare_bundles(*bundles, config, progress=progress)
     if any(folders):
         raise DocumentError(
-            f"{first} and {second} are not of one kind", "name two bundles, or two benchmark files"
+            f"{first} and {second} are not of the same kind",
+            "name two bundles or two benchmark files",
         )
     if config.data is not None:
-        raise DocumentError("--data concerns bundles, not benchmarks", "leave it out")
-    benchmarks = [
-        read_results(name, {BENCHMARK_SCHEMA: BenchmarkDocument}) for name in (first, second)
-    ]
-    found = compare_benchmarks(benchmarks[0], benchmarks[1], config.max_slowdown)
-    verdicts = [line.verdict for line in found.lines]
-    verdicts += [Verdict.INCONCLUSIVE] if found.missing else []
+        raise DocumentError("--data applies to bundles, not to benchmarks", "leave --data out")
+    benchmarks = [read_results(name, {BENCHMARK_SCHEMA: Benchmark}) for name in (first, second)]
+    changes = compare_benchmarks(benchmarks[0], benchmarks[1], config.max_slowdown)
+    verdicts = [line.verdict for line in changes.lines]
+    verdicts += [Verdict.INCONCLUSIVE] if changes.missing else []
     return Comparison(
-        # Times of two machines say nothing of either version.
-        verdict=Verdict.INCONCLUSIVE if found.notices else worst(verdicts),
+        # A difference between two machines is no evidence for either version.
+        verdict=Verdict.INCONCLUSIVE if changes.notices else worst_verdict(verdicts),
         first=first,
         second=second,
         max_drop=config.max_drop,
         max_slowdown=config.max_slowdown,
         accuracy=(),
-        latency=found.lines,
+        latency=changes.lines,
         layers=(),
-        missing=found.missing,
-        added=found.added,
-        notices=found.notices,
-        environment=here(),
+        missing=changes.missing,
+        added=changes.added,
+        notices=changes.notices,
+        environment=Environment.collect(),
     )
 
 
 def compare_bundles(
     first: Bundle, second: Bundle, config: CompareConfig, *, progress: Progress = silent
 ) -> Comparison:
-    """Run both here: on the same images, and in turns on the same clock.
+    """Run both bundles here: on the same images for accuracy, and in turns for latency.
 
-    What the second lacks fails: whoever deploys it would miss it.
+    The verdict is FAIL if the second bundle lacks an artifact of the first one.
 
     Raises:
-        BackendError, BundleError, DataError: see `compare`.
+        BackendError, BundleError, DataError: See `compare`.
     """
     pairs = shared_candidates(first, second, config.backend, config.precision)
     names = [{a.name for a in bundle.manifest.artifacts} for bundle in (first, second)]
@@ -105,10 +104,10 @@ def compare_bundles(
         seconds=config.seconds, max_slowdown=config.max_slowdown, progress=progress,
     )  # fmt: skip
     missing = sorted(names[0] - names[1])
-    lost = [Verdict.FAIL] if missing else []
     verdicts = [line.verdict for line in accuracy] + [line.verdict for line in latency]
+    verdicts += [Verdict.FAIL] if missing else []
     return Comparison(
-        verdict=worst(verdicts + lost),
+        verdict=worst_verdict(verdicts),
         first=str(first.path),
         second=str(second.path),
         max_drop=config.max_drop,
@@ -119,23 +118,24 @@ def compare_bundles(
         missing=tuple(missing),
         added=tuple(sorted(names[1] - names[0])),
         notices=(),
-        environment=here(),
+        environment=Environment.collect(),
     )
 
 
 def shared_candidates(
     first: Bundle, second: Bundle, backend: str, precision: str
 ) -> list[tuple[Candidate, Candidate]]:
-    """Of each artifact that both have, on the fastest engine that runs it here.
+    """Return each artifact that both bundles have, with the fastest engine that runs it here.
 
     Raises:
-        BackendError: nothing that was asked for can run here, or both have.
+        BackendError: No requested backend can run here.
+        BundleError: The bundles have no such artifact in common.
     """
-    there = {(c.engine.name, c.artifact.name): c for c in candidates(second, backend, precision)}
+    others = {(c.engine.name, c.artifact.name): c for c in candidates(second, backend, precision)}
     pairs: dict[str, tuple[Candidate, Candidate]] = {}
     for candidate in candidates(first, backend, precision):
         name = candidate.artifact.name
-        if other := there.get((candidate.engine.name, name)):
+        if other := others.get((candidate.engine.name, name)):
             pairs.setdefault(name, (candidate, other))
     if not pairs:
         raise BundleError(
@@ -148,7 +148,10 @@ def shared_candidates(
 def fastest_pairs(
     pairs: Iterable[tuple[Candidate, Candidate]],
 ) -> list[tuple[Candidate, Candidate]]:
-    """Of each engine and precision the first: no CPU need be timed with TensorRT's INT8."""
+    """Return the first pair of each engine and precision.
+
+    A CPU, for example, is not timed with the INT8 graph for TensorRT.
+    """
     best: dict[tuple[str, Precision], tuple[Candidate, Candidate]] = {}
     for pair in pairs:
         best.setdefault((pair[0].engine.name, pair[0].artifact.precision), pair)
@@ -156,7 +159,7 @@ def fastest_pairs(
 
 
 def layer_changes(first: Bundle, second: Bundle, names: Collection[str]) -> tuple[LayerChange, ...]:
-    """Of each INT8 graph that both have: what went back to float, and what came from there."""
+    """Return the INT8 graphs whose calibrator or float layers differ."""
     changes = []
     for artifact in first.manifest.artifacts:
         if artifact.encoding is Encoding.FLOAT or artifact.name not in names:
@@ -178,7 +181,7 @@ def _differs(change: LayerChange) -> bool:
 
 
 def _recipe(bundle: Bundle, encoding: Encoding) -> tuple[str, set[str]]:
-    """The calibrator, and the nodes in float."""
+    """Return the calibrator and the names of the nodes in float."""
     try:
         recipe = json.loads(bundle.read(CALIBRATION))[encoding.value]
         return str(recipe["calibrator"]), {str(node) for node in recipe["in_float"]}

@@ -1,9 +1,9 @@
-"""Does the second bundle take longer than the first? Both in turns, on one clock.
+"""The comparison of the latency of two bundles, timed in turns.
 
-A process is a little faster or slower than its twin for as long as it lives, by where its memory
-came to lie: 3 % and more were seen at half a millisecond. So both are started anew many times, in
-turns, and the interval is one over starts. Within a start the two take turns in short rounds, for
-a noisy machine slows both.
+The location of its memory makes one process faster or slower than another process of the same
+program: 3 % and more were measured at 0.5 ms. Therefore both programs are started many times, and
+the interval is an interval over starts. After each start they take turns in short rounds, because
+noise on the machine then slows both.
 """
 
 from __future__ import annotations
@@ -22,38 +22,33 @@ from resdeploy.machine.device import available_cores
 from resdeploy.progress import Progress, silent
 from resdeploy.results.comparison import LatencyChange
 from resdeploy.runtime.backends.registry import Candidate
-from resdeploy.statistics import Verdict, judge, median_interval
+from resdeploy.statistics import Verdict, interval_verdict, median_interval
 
-# The interval is looked at so often; 99 % at each look is more than 95 % in all.
-LOOKS = (8, 12, 16, 24, 32)
+INTERIM_STARTS = (8, 12, 16, 24, 32)
+"""The numbers of starts after which the interval is examined."""
 CONFIDENCE = 0.99
+"""The confidence of each interval; over all `INTERIM_STARTS` it is more than 95 %."""
 ROUNDS = 8
 ROUND_SECONDS = 0.1
 WARM_UP_SECONDS = 0.2
 
 
 def percent_more(ratio: float) -> float:
-    """1.05 is 5 % more."""
+    """Return a ratio as percent above 1: 5 for 1.05."""
     return 100 * (ratio - 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
-    """What a contender's process is: a module, and its arguments."""
+class WorkerCommand:
+    """The command of a worker process: a module and its arguments."""
 
-    module: str
+    worker: Worker | str
     arguments: tuple[str, ...]
 
 
-def program(candidate: Candidate, workload: Workload) -> Program:
-    """What runs one artifact of a bundle."""
-    arguments = (candidate.engine.name, candidate.artifact.name, *workload.to_arguments())
-    return Program(Worker.RUNTIME, arguments)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Slowdown:
-    """The second program's time over the first one's, with its interval at `CONFIDENCE`."""
+class LatencyRatio:
+    """The ratio of the second latency to the first, with its interval at `CONFIDENCE`."""
 
     first_ms: float
     second_ms: float
@@ -64,43 +59,43 @@ class Slowdown:
 
 
 def compare_latency(
-    first: Program,
-    second: Program,
+    first: WorkerCommand,
+    second: WorkerCommand,
     *,
     limit: float,
     threads: int,
     seconds: float,
     progress: Progress = silent,
-) -> Slowdown:
-    """Start both, let them take turns, stop them; again until the interval lies beside `limit`.
+) -> LatencyRatio:
+    """Start and time both, again and again, until the interval does not contain `limit`.
 
     Args:
-        first: The program whose time is 1.
-        second: The other.
-        limit: The ratio of times that is in question.
-        threads: Of each.
-        seconds: No start after that, once there is an interval.
-        progress: Told of each start.
+        first: The worker whose time is the denominator.
+        second: The worker whose time is the numerator.
+        limit: The ratio of times to decide about.
+        threads: The number of threads of each worker.
+        seconds: The time limit; the first interval is always completed.
+        progress: A callback that is called after each start.
 
     Raises:
-        BackendError: one of them cannot start, or ended early.
+        BackendError: A worker cannot start or ended early.
     """
     deadline = time.monotonic() + seconds
     generator = random.Random(0)
     starts: list[tuple[float, float, float]] = []
-    with progress("timing", LOOKS[-1]) as advance:
+    with progress("timing", INTERIM_STARTS[-1]) as advance:
         while True:
-            starts.append(_one_start((first, second), threads, generator))
+            starts.append(_time_start((first, second), threads, generator))
             advance(1)
             ratios = np.array([ratio for *_, ratio in starts])
             interval = median_interval(ratios, CONFIDENCE)
-            late = time.monotonic() > deadline or len(starts) == LOOKS[-1]
-            if interval is None or not (late or len(starts) in LOOKS):
+            late = time.monotonic() > deadline or len(starts) == INTERIM_STARTS[-1]
+            if interval is None or not (late or len(starts) in INTERIM_STARTS):
                 continue
-            if late or judge(*interval, limit) is not Verdict.INCONCLUSIVE:
+            if late or interval_verdict(*interval, limit) is not Verdict.INCONCLUSIVE:
                 break
     first_ms, second_ms, ratio = np.median(starts, axis=0)
-    return Slowdown(
+    return LatencyRatio(
         first_ms=float(first_ms),
         second_ms=float(second_ms),
         ratio=float(ratio),
@@ -108,38 +103,6 @@ def compare_latency(
         high=interval[1],
         starts=len(starts),
     )
-
-
-def _one_start(
-    programs: tuple[Program, Program], threads: int, generator: random.Random
-) -> tuple[float, float, float]:
-    """Milliseconds of each, and their ratio: medians over rounds.
-
-    The ratio is taken within each round, before the median: a median of times may come from one
-    round for the first and from another for the second. On a noisy machine with two cores that
-    left 3.8 % of noise between starts with four rounds; this way it is 1.5 % with eight.
-    """
-    order = [0, 1]
-    running: dict[int, Contender] = {}
-    times: tuple[list[float], list[float]] = ([], [])
-    try:
-        generator.shuffle(order)
-        for index in order:
-            program = programs[index]
-            name = ("the first", "the second")[index]
-            running[index] = Contender.start(name, program.module, list(program.arguments), threads)
-        for contender in running.values():
-            contender.run_for(WARM_UP_SECONDS)
-        for _ in range(ROUNDS):
-            generator.shuffle(order)
-            for index in order:
-                times[index].append(float(np.median(running[index].run_for(ROUND_SECONDS))))
-    finally:
-        for contender in running.values():
-            contender.stop()
-    rounds = np.array(times)
-    first, second = (float(one) for one in np.median(rounds, axis=1))
-    return first, second, float(np.median(rounds[1] / rounds[0]))
 
 
 def compare_latencies(
@@ -153,22 +116,28 @@ def compare_latencies(
     max_slowdown: float,
     progress: Progress,
 ) -> tuple[LatencyChange, ...]:
-    """Each pair of artifacts on golden images, `seconds` each; 0 for none.
+    """Compare the latency of each pair of artifacts, for `seconds` each; 0 skips all of them.
 
     Raises:
-        BackendError: one of them cannot run.
+        BackendError: An artifact cannot run.
     """
     threads = threads or available_cores()
+    limit = 1 + max_slowdown / 100
+    workloads = [
+        Workload(bundle=bundle.path, batch=batch, threads=threads) for bundle in (first, second)
+    ]
     changes = []
     for pair in pairs if seconds else ():
-        programs = [
-            program(candidate, Workload(bundle=bundle.path, batch=batch, threads=threads))
-            for bundle, candidate in zip((first, second), pair)
+        commands = [
+            WorkerCommand(
+                Worker.RUNTIME,
+                (candidate.engine.name, candidate.artifact.name, *workload.to_arguments()),
+            )
+            for candidate, workload in zip(pair, workloads)
         ]
         found = compare_latency(
-            programs[0], programs[1],
-            limit=1 + max_slowdown / 100, threads=threads, seconds=seconds, progress=progress,
-        )  # fmt: skip
+            *commands, limit=limit, threads=threads, seconds=seconds, progress=progress
+        )
         changes.append(
             LatencyChange(
                 contender=pair[0].engine.name,
@@ -183,7 +152,39 @@ def compare_latencies(
                 confidence=CONFIDENCE,
                 samples=found.starts,
                 relative_to=None,
-                verdict=judge(found.low, found.high, 1 + max_slowdown / 100),
+                verdict=interval_verdict(found.low, found.high, limit),
             )
         )
     return tuple(changes)
+
+
+def _time_start(
+    commands: tuple[WorkerCommand, WorkerCommand], threads: int, generator: random.Random
+) -> tuple[float, float, float]:
+    """Return the milliseconds of each worker and their ratio, as medians over rounds.
+
+    The median is taken over the ratios of the rounds, because the medians of the two times may come
+    from different rounds. On a noisy machine with two cores, the ratio of medians over four rounds
+    varied by 3.8 % between starts; the median of ratios over eight rounds varies by 1.5 %.
+    """
+    order = [0, 1]
+    running: dict[int, Contender] = {}
+    times: tuple[list[float], list[float]] = ([], [])
+    try:
+        generator.shuffle(order)
+        for index in order:
+            command = commands[index]
+            name = ("the first", "the second")[index]
+            running[index] = Contender.start(name, command.worker, list(command.arguments), threads)
+        for contender in running.values():
+            contender.run_for(WARM_UP_SECONDS)
+        for _ in range(ROUNDS):
+            generator.shuffle(order)
+            for index in order:
+                times[index].append(float(np.median(running[index].run_for(ROUND_SECONDS))))
+    finally:
+        for contender in running.values():
+            contender.stop()
+    rounds = np.array(times)
+    first, second = (float(median) for median in np.median(rounds, axis=1))
+    return first, second, float(np.median(rounds[1] / rounds[0]))

@@ -1,4 +1,4 @@
-"""What this machine can run, what to do about the rest, and whether a bundle gives its answers."""
+"""The diagnosis of a machine: its backends, advice, and a self-test with a bundle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.machine.device import Device, read_device
@@ -24,42 +23,44 @@ from resdeploy.statistics import Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendStatus:
-    """Whether a backend can be used here."""
+    """The state of one backend on this machine."""
 
     name: str
     available: bool
     version: str | None
     obstacle: str | None
-    """Why it cannot run here."""
+    """The reason why it cannot run here; None if it can."""
     remedy: str | None
+    """The command that mends it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """What `resdeploy doctor` found."""
+    """The result of `resdeploy doctor`."""
 
-    platform: dict[str, Any]
+    platform: Device
     gpu: tuple[Gpu, ...]
     backends: tuple[BackendStatus, ...]
     advice: tuple[str, ...]
     versions: dict[str, str]
     self_test: Verification | None
-    """What a bundle's golden images gave on every backend here; None without a bundle."""
+    """The golden check of a bundle on every backend; None without a bundle."""
 
     @property
     def healthy(self) -> bool:
-        """Whether something can run here, and gives PyTorch's answers as far as was tried."""
-        right = self.self_test is None or self.self_test.verdict is Verdict.PASS
-        return right and any(backend.available for backend in self.backends)
+        """True if a backend is available and the self-test passed or was not requested."""
+        passed = self.self_test is None or self.self_test.verdict is Verdict.PASS
+        return passed and any(backend.available for backend in self.backends)
 
 
 def diagnose(
     bundle: Path | None = None, *, host: Host | None = None, progress: Progress = silent
 ) -> Diagnosis:
-    """Look at this machine (or at what `host` shows of one), and try a bundle on it.
+    """Examine `host` (None for this machine) and, if a bundle is given, run its golden check.
 
     Raises:
-        BackendError, BundleError: nothing runs the bundle here, or it is damaged.
+        BackendError: No backend can run the bundle.
+        BundleError: The bundle is damaged.
     """
     host = host or Host()
     device = read_device(host)
@@ -69,10 +70,10 @@ def diagnose(
             available=obstacle is None,
             version=engine.version(),
             obstacle=obstacle.reason if obstacle else None,
-            remedy=obstacle.remedy if obstacle else None,
+            remedy=obstacle.hint if obstacle else None,
         )
         for engine in ENGINES
-        for obstacle in [engine.obstacle()]
+        for obstacle in [engine.check_availability()]
     )
     situation = Situation(
         host=host,
@@ -81,7 +82,7 @@ def diagnose(
         installed=installed_packages(),
     )
     return Diagnosis(
-        platform=device.to_json(),
+        platform=device,
         gpu=device.gpus,
         backends=backends,
         advice=(*_obstacles(device, backends), *advise(situation)),
@@ -91,7 +92,7 @@ def diagnose(
 
 
 def installed_packages() -> dict[str, str]:
-    """Versions of all of Python's packages, by name as PyPI writes it."""
+    """Return the versions of all installed Python packages by normalised name."""
     return {
         re.sub(r"[-_.]+", "-", name).lower(): distribution.version
         for distribution in metadata.distributions()
@@ -100,9 +101,10 @@ def installed_packages() -> dict[str, str]:
 
 
 def _obstacles(device: Device, backends: tuple[BackendStatus, ...]) -> list[str]:
-    """What would bring further backends, where the hardware is there for them.
+    """Return what to install for the missing backends that fit this hardware.
 
-    Not on a Jetson, where TensorRT has advice of its own and PyPI's wheels do not fit.
+    GPU backends are skipped on a Jetson, which has advice of its own for TensorRT and cannot use
+    the wheels on PyPI.
     """
     return [
         f"{backend.name}: {backend.obstacle}; {backend.remedy}"

@@ -1,4 +1,4 @@
-"""`resdeploy explain --slow`: look at an INT8 graph on this CPU from all sides."""
+"""The measurements of `resdeploy explain --slow` for an INT8 graph on this CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resdeploy.bench.ceilings import ceilings_of
+from resdeploy.bench.ceilings import best_ceilings
 from resdeploy.bench.process import Contender, Worker
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Artifact, Encoding
@@ -20,56 +20,60 @@ from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.onnxruntime.cpu import open_artifact
 from resdeploy.runtime.backends.onnxruntime.profile import Kernel, profile
-from resdeploy.runtime.diagnosis.slowdown_causes import Cause, Observations, causes
+from resdeploy.runtime.diagnosis.slowdown_causes import Cause, Observations, find_causes
 
 SECONDS = 1.0
 WORK_SECONDS = 4.0
-PROFILED_RUNS = 30
-SLOWEST = 10
+PROFILED_CALLS = 30
+SLOWEST_KERNELS = 10
 DOT_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Slowness:
-    """Where the time of an INT8 graph goes, and what of it need not."""
+class Slowdown:
+    """The time of an INT8 graph, its slowest kernels, and the causes of avoidable time."""
 
     bundle: str
     artifact: str
     threads: int
     batch: int
     ms: float
-    """Of one run; the median."""
+    """Median time of one call of the INT8 graph."""
     fp32_ms: float
+    """Median time of one call of the FP32 graph."""
     causes: tuple[Cause, ...]
     kernels: tuple[Kernel, ...]
-    """The slowest, from ONNX Runtime's profile."""
+    """The slowest kernels in ONNX Runtime's profile."""
 
     @property
     def speedup(self) -> float:
-        """Against the FP32 graph in the same engine."""
+        """The speed-up against the FP32 graph in the same engine."""
         return self.fp32_ms / self.ms
 
 
-def explain_slowness(
+def explain_slowdown(
     bundle: Bundle,
     *,
     encoding: Encoding = Encoding.CPU,
     threads: int | None = None,
     batch: int = 1,
     progress: Progress = silent,
-) -> Slowness:
-    """Time an INT8 graph on the CPU: whole, kernel by kernel, with other threads, for seconds.
+) -> Slowdown:
+    """Time an INT8 graph on the CPU and find the causes of avoidable time.
+
+    The graph is timed as a whole, kernel by kernel, with several numbers of threads, and for
+    `WORK_SECONDS` without a pause.
 
     Args:
-        bundle: One with INT8 graphs.
+        bundle: A bundle with INT8 graphs.
         encoding: CPU for `int8-cpu.onnx`, TENSORRT for `int8.onnx`.
-        threads: Of one inference; None for one per core.
-        batch: Images in one run.
-        progress: Told of each measurement.
+        threads: Threads of one inference; None for one per core.
+        batch: Images in one call.
+        progress: A callback that is called after each measurement.
 
     Raises:
-        BackendError: ONNX Runtime cannot run it.
-        BundleError: the bundle is damaged, or has no INT8 graph.
+        BackendError: ONNX Runtime cannot run the graph.
+        BundleError: The bundle is damaged or has no INT8 graph.
         MissingDependencyError: ONNX Runtime is not installed.
     """
     artifact = bundle.artifact("int8" if encoding is Encoding.TENSORRT else "int8-cpu")
@@ -89,15 +93,15 @@ def explain_slowness(
         times, share = _times(bundle, artifact, threads, images, WORK_SECONDS)
         advance(1)
         kernels = profile(
-            bundle, artifact.name, encoding, images, threads=threads, runs=PROFILED_RUNS
+            bundle, artifact.name, encoding, images, threads=threads, runs=PROFILED_CALLS
         )
         advance(1)
         products = large_products(threads)
         advance(1)
     after = read_device()
-    cpu = after.cpu
+    cpu = after.processor
     early, *_, late = np.array_split(times, 4)
-    seen = Observations(
+    observations = Observations(
         encoding=encoding,
         threads=threads,
         ms=float(np.median(times)),
@@ -111,20 +115,20 @@ def explain_slowness(
         matrix_instructions=cpu.multiplies_int8_matrices,
         notices=notices(before.conditions, after.conditions),
     )
-    return Slowness(
+    return Slowdown(
         bundle=str(bundle.path),
         artifact=artifact.name,
         threads=threads,
         batch=batch,
-        ms=seen.ms,
+        ms=observations.ms,
         fp32_ms=float_ms,
-        causes=causes(seen),
-        kernels=tuple(sorted(kernels, key=lambda kernel: -kernel.ms)[:SLOWEST]),
+        causes=find_causes(observations),
+        kernels=tuple(sorted(kernels, key=lambda kernel: -kernel.ms)[:SLOWEST_KERNELS]),
     )
 
 
 def large_products(threads: int) -> Mapping[str, float]:
-    """Operations a second by the name of the arithmetic; empty where they cannot be measured."""
+    """Measure operations per second by arithmetic; return nothing if that is impossible."""
     try:
         contender = Contender.start("ceilings", Worker.RUNTIME_CEILINGS, [str(threads)], threads)
     except ResdeployError:
@@ -133,14 +137,14 @@ def large_products(threads: int) -> Mapping[str, float]:
         contender.run_for(SECONDS)
     finally:
         contender.stop()
-    measured = ceilings_of([contender.stages])
+    measured = best_ceilings([contender.stages])
     return {} if measured is None else measured.operations_per_second
 
 
 def _times(
     bundle: Bundle, artifact: Artifact, threads: int, images: UInt8Array, seconds: float = SECONDS
 ) -> tuple[np.ndarray, float]:
-    """Milliseconds of single runs, and the share of processor time that the threads got."""
+    """Return the milliseconds of single calls and the share of processor time they received."""
     backend = open_artifact(bundle, artifact, OpenOptions(threads=threads))
     times: list[int] = []
     try:
@@ -150,7 +154,7 @@ def _times(
             begin = time.perf_counter_ns()
             backend.run(images)
             times.append(time.perf_counter_ns() - begin)
-        # Threads without work spin, so that undisturbed ones use all of their time.
+        # Threads without work spin, so undisturbed threads use all of their processor time.
         share = (time.process_time() - used) / (time.perf_counter() - start) / threads
     finally:
         backend.close()

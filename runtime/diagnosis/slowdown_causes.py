@@ -1,6 +1,6 @@
-"""Why is INT8 not faster here? From what was observed to causes: pure functions.
+"""The causes of slow INT8 graphs, found in observations by pure functions.
 
-Each cause has its cost in milliseconds of one run, measured, and what to do about it.
+Each cause has its measured cost in milliseconds per call and a remedy.
 """
 
 from __future__ import annotations
@@ -12,112 +12,120 @@ from dataclasses import dataclass
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.runtime.backends.onnxruntime.profile import Kernel
 
-WORTH_TELLING = 0.03
-"""As a share of a run: what costs less is noise, or cannot be helped."""
+MIN_COST_SHARE = 0.03
+"""The smallest cost that is reported, as a share of a call; smaller costs are noise."""
 SLOWER = 1.1
-"""By this factor, times differ by more than noise."""
+"""The ratio of two times that is more than noise."""
 SMALL_LAYER = 1 / 3
-"""Of the speed of the network's fastest layer."""
-# A 32-bit lane does four INT8 products where it does one of FP32: Intel, "Intel 64 and IA-32
-# Architectures Software Developer's Manual", VPDPBUSD; Arm has SDOT.
+"""The speed of a small layer, as a share of the speed of the fastest layer."""
 INT8_PER_FP32 = 4.0
-LEAST_INT8_PER_FP32 = 2.0
+"""INT8 products per FP32 product of a 32-bit lane.
+
+Source: Intel, "Intel 64 and IA-32 Architectures Software Developer's Manual", VPDPBUSD; Arm has
+SDOT.
+"""
+MIN_INT8_PER_FP32 = 2.0
+"""The smallest measured ratio that is not reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observations:
-    """What was seen of an INT8 graph on a CPU."""
+    """Measurements of an INT8 graph on a CPU."""
 
     encoding: Encoding
     threads: int
     ms: float
-    """Of one run; the median."""
+    """Median time of one call."""
     kernels: tuple[Kernel, ...]
     by_threads: Mapping[int, float]
-    """Milliseconds of one run."""
+    """Milliseconds of one call by number of threads."""
     early_ms: float
-    """At the beginning of some seconds of work."""
+    """Median time in the first quarter of some seconds of work."""
     late_ms: float
-    """At its end."""
+    """Median time in the last quarter."""
     cpu_share: float
-    """Processor time that the threads got, of what they could have had."""
+    """The share of processor time that the threads received, from 0 to 1."""
     products: Mapping[str, float]
-    """Operations a second of large products, `int8` and `fp32`; empty where not measured."""
+    """Operations per second of large products, `int8` and `fp32`; empty if not measured."""
     int8_instructions: bool
-    """Whether the processor has instructions for sums of INT8 products."""
+    """True if the processor has instructions for sums of INT8 products."""
     matrix_instructions: bool = False
-    """Whether it has AMX: instructions for whole INT8 matrices."""
+    """True if the processor has AMX, instructions for INT8 matrices."""
     notices: tuple[str, ...] = ()
-    """Of the machine: power mode, heat."""
+    """Notices about power mode, clocks and temperature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """Something that takes time which INT8 need not take."""
+    """A cause of avoidable time."""
 
     cause: str
     cost_ms: float
-    """Of one run."""
+    """Milliseconds per call."""
     evidence: str
     remedy: str
 
 
-def causes(seen: Observations) -> tuple[Cause, ...]:
-    """Those that are worth telling, the most expensive first."""
+def find_causes(observed: Observations) -> tuple[Cause, ...]:
+    """Return the causes that cost at least `MIN_COST_SHARE`, the most expensive first."""
     found = [
-        *_float_islands(seen),
-        *_unfused_additions(seen),
-        *_small_layers(seen),
-        *_threads(seen),
-        *_instructions(seen),
-        *_matrices(seen),
-        *_throttling(seen),
-        *_neighbours(seen),
+        *_float_islands(observed),
+        *_unfused_additions(observed),
+        *_small_layers(observed),
+        *_threads(observed),
+        *_instructions(observed),
+        *_matrices(observed),
+        *_throttling(observed),
+        *_other_processes(observed),
     ]
-    worth = [cause for cause in found if cause.cost_ms >= WORTH_TELLING * seen.ms]
-    return tuple(sorted(worth, key=lambda cause: -cause.cost_ms))
+    reported = [cause for cause in found if cause.cost_ms >= MIN_COST_SHARE * observed.ms]
+    return tuple(sorted(reported, key=lambda cause: -cause.cost_ms))
 
 
-def _float_islands(seen: Observations) -> list[Cause]:
-    islands = [kernel for kernel in seen.kernels if kernel.is_float and not _is_addition(kernel)]
+def _float_islands(observed: Observations) -> list[Cause]:
+    islands = [
+        kernel for kernel in observed.kernels if kernel.is_float and not _is_addition(kernel)
+    ]
     if not islands:
         return []
     counted = Counter(kernel.op for kernel in islands)
-    longest = max(islands, key=lambda kernel: kernel.ms)
+    slowest = max(islands, key=lambda kernel: kernel.ms)
     layers = sum(kernel.macs > 0 for kernel in islands)
-    if seen.encoding is not Encoding.CPU:
+    if observed.encoding is not Encoding.CPU:
         remedy = "this graph is made for TensorRT: on a CPU, use int8-cpu.onnx"
     elif layers:
-        remedy = "layers went back to float: export with a wider --min-agreement or --max-drop"
+        remedy = (
+            "some layers stay in float: export with a lower --min-agreement or a higher --max-drop"
+        )
     else:
-        remedy = "none: pixels come in and logits go out as numbers that are no INT8"
-    kinds = ", ".join(f"{count} {op}" for op, count in counted.most_common(4))
+        remedy = "none: the conversions at the input and the output of the graph cannot be avoided"
+    operators = ", ".join(f"{count} {op}" for op, count in counted.most_common(4))
     return [
         Cause(
             cause="float islands",
             cost_ms=_sum(islands),
-            evidence=f"{kinds}; the longest is {longest.name} ({longest.ms:.2f} ms)",
+            evidence=f"{operators}; the slowest is {slowest.name} ({slowest.ms:.2f} ms)",
             remedy=remedy,
         )
     ]
 
 
-def _unfused_additions(seen: Observations) -> list[Cause]:
-    additions = [kernel for kernel in seen.kernels if _is_addition(kernel)]
+def _unfused_additions(observed: Observations) -> list[Cause]:
+    additions = [kernel for kernel in observed.kernels if _is_addition(kernel)]
     if not additions:
         return []
     return [
         Cause(
             cause="unfused additions",
             cost_ms=_sum(additions),
-            evidence=f"{len(additions)} residual additions run in float, as kernels of their own",
-            remedy="use the graph whose additions are quantised for this engine: int8-cpu.onnx",
+            evidence=f"{len(additions)} residual additions run in float as separate kernels",
+            remedy="use int8-cpu.onnx, in which the additions are quantised",
         )
     ]
 
 
-def _small_layers(seen: Observations) -> list[Cause]:
-    layers = [kernel for kernel in seen.kernels if kernel.macs and not kernel.is_float]
+def _small_layers(observed: Observations) -> list[Cause]:
+    layers = [kernel for kernel in observed.kernels if kernel.macs and not kernel.is_float]
     if not layers:
         return []
     fastest = max(kernel.macs / kernel.ms for kernel in layers)
@@ -129,103 +137,110 @@ def _small_layers(seen: Observations) -> list[Cause]:
         Cause(
             cause="layers too small",
             cost_ms=sum(kernel.ms - kernel.macs / fastest for kernel in small),
-            evidence=f"{len(small)} of {len(layers)} layers do less than a third of the "
-            f"products a second of the fastest ({fastest / 1e6:.0f} G/s); {slowest.name} does "
-            f"{slowest.macs / slowest.ms / 1e6:.0f}",
-            remedy="give them more to do: a larger --batch, or larger images",
+            evidence=f"{len(small)} of {len(layers)} layers compute less than a third of the "
+            f"products per second of the fastest layer ({fastest / 1e6:.0f} G/s); the slowest is "
+            f"{slowest.name} with {slowest.macs / slowest.ms / 1e6:.0f} G/s",
+            remedy="use a larger --batch or larger images",
         )
     ]
 
 
-def _threads(seen: Observations) -> list[Cause]:
-    best = min(seen.by_threads, key=lambda count: seen.by_threads[count])
-    here, fastest = seen.by_threads[seen.threads], seen.by_threads[best]
+def _threads(observed: Observations) -> list[Cause]:
+    best = min(observed.by_threads, key=lambda count: observed.by_threads[count])
+    here, fastest = observed.by_threads[observed.threads], observed.by_threads[best]
     if here < SLOWER * fastest:
         return []
     return [
         Cause(
             cause="wrong threads",
             cost_ms=here - fastest,
-            evidence=f"{here:.2f} ms with {seen.threads}, {fastest:.2f} ms with {best}",
-            remedy=f"--threads {best}",
+            evidence=f"a call takes {here:.2f} ms with {observed.threads} threads and "
+            f"{fastest:.2f} ms with {best}",
+            remedy=f"use --threads {best}",
         )
     ]
 
 
-def _instructions(seen: Observations) -> list[Cause]:
-    if not seen.products:
+def _instructions(observed: Observations) -> list[Cause]:
+    if not observed.products:
         return []
-    ratio = seen.products["int8"] / seen.products["fp32"]
-    if ratio >= LEAST_INT8_PER_FP32:
+    ratio = observed.products["int8"] / observed.products["fp32"]
+    if ratio >= MIN_INT8_PER_FP32:
         return []
-    integer = [kernel for kernel in seen.kernels if kernel.macs and not kernel.is_float]
-    why = (
-        "although the processor has instructions for it"
-        if seen.int8_instructions
-        else "the processor has no VNNI or dot-product instructions"
+    integer = [kernel for kernel in observed.kernels if kernel.macs and not kernel.is_float]
+    reason = (
+        "although the processor has instructions for INT8 products"
+        if observed.int8_instructions
+        else "because the processor has no VNNI or dot-product instructions"
     )
     return [
         Cause(
             cause="slow INT8 arithmetic",
             cost_ms=_sum(integer) * (1 - ratio / INT8_PER_FP32),
-            evidence=f"a large INT8 product is {ratio:.1f} times as fast as one in FP32, {why}",
-            remedy="a processor with VNNI (x86 from 2019 on) or dot products (Armv8.2), and an "
-            "ONNX Runtime that uses them",
+            evidence=f"a large INT8 product is {ratio:.1f} times as fast as one in FP32, {reason}",
+            remedy="use a processor with VNNI (x86 since 2019) or dot products (Armv8.2) and an "
+            "ONNX Runtime that supports them",
         )
     ]
 
 
-def _matrices(seen: Observations) -> list[Cause]:
-    """ONNX Runtime's direct convolutions do without AMX (core/mlas/lib/convsym.cpp)."""
-    convolutions = [kernel for kernel in seen.kernels if kernel.op == "QLinearConv"]
-    if not (seen.matrix_instructions and seen.products and convolutions):
+def _matrices(observed: Observations) -> list[Cause]:
+    """Compare the convolutions with a large product, which uses AMX.
+
+    The direct convolutions of ONNX Runtime do not use AMX (core/mlas/lib/convsym.cpp).
+    """
+    convolutions = [kernel for kernel in observed.kernels if kernel.op == "QLinearConv"]
+    if not (observed.matrix_instructions and observed.products and convolutions):
         return []
     products = sum(kernel.macs for kernel in convolutions)
-    # A product and its addition are two operations; milliseconds.
-    possible, taken = 1000 * 2 * products / seen.products["int8"], _sum(convolutions)
+    # A multiply-accumulate is two operations; both times are in milliseconds.
+    possible, taken = 1000 * 2 * products / observed.products["int8"], _sum(convolutions)
     return [
         Cause(
             cause="convolutions without AMX",
             cost_ms=taken - possible,
-            evidence=f"{len(convolutions)} convolutions take {taken:.2f} ms, as many operations "
-            f"in a large product, which uses AMX, {possible:.2f} ms",
-            remedy="--backend openvino, whose convolutions use it "
+            evidence=f"{len(convolutions)} convolutions take {taken:.2f} ms; a large product with "
+            f"as many operations, which uses AMX, takes {possible:.2f} ms",
+            remedy="use --backend openvino, whose convolutions use AMX "
             "(pip install 'resdeploy[openvino]')",
         )
     ]
 
 
-def _throttling(seen: Observations) -> list[Cause]:
-    if seen.late_ms < SLOWER * seen.early_ms and not seen.notices:
+def _throttling(observed: Observations) -> list[Cause]:
+    if observed.late_ms < SLOWER * observed.early_ms and not observed.notices:
         return []
-    told = "; ".join(seen.notices)
-    drift = f"{seen.early_ms:.2f} ms at first, {seen.late_ms:.2f} ms after some seconds"
+    notices = "; ".join(observed.notices)
+    drift = (
+        f"a call takes {observed.early_ms:.2f} ms at first and {observed.late_ms:.2f} ms "
+        "after some seconds"
+    )
     return [
         Cause(
             cause="throttling",
-            cost_ms=max(seen.late_ms - seen.early_ms, 0.0),
-            evidence=f"{drift}; {told}" if told else drift,
-            remedy="cool it, choose the fastest power mode (resdeploy doctor shows it), or look "
-            "for what else runs",
+            cost_ms=max(observed.late_ms - observed.early_ms, 0.0),
+            evidence=f"{drift}; {notices}" if notices else drift,
+            remedy="cool the machine, choose the fastest power mode (see resdeploy doctor), or "
+            "stop other programs",
         )
     ]
 
 
-def _neighbours(seen: Observations) -> list[Cause]:
-    lost = 1 - seen.cpu_share
+def _other_processes(observed: Observations) -> list[Cause]:
+    lost = 1 - observed.cpu_share
     return [
         Cause(
             cause="other processes",
-            cost_ms=max(lost, 0.0) * seen.ms,
-            evidence=f"its threads got {100 * seen.cpu_share:.0f} % of the time they asked for",
-            remedy="stop what else runs, or use fewer threads than there are free cores",
+            cost_ms=max(lost, 0.0) * observed.ms,
+            evidence=f"its threads received {100 * observed.cpu_share:.0f} % of the processor time",
+            remedy="stop other programs, or use fewer threads than there are free cores",
         )
     ]
 
 
 def _is_addition(kernel: Kernel) -> bool:
-    """Of two activations, in float."""
-    shapes = [shape for _, shape in kernel.reads[:2]]
+    """Return True if the kernel adds two activations in float."""
+    shapes = [shape for _, shape in kernel.inputs[:2]]
     return kernel.op == "Add" and kernel.is_float and len(shapes) == 2 and shapes[0] == shapes[1]
 
 

@@ -1,1 +1,1 @@
-"""What an image costs in energy: sources of power, their integral, millijoules."""
+"""Energy measurements: power sensors and energy counters, and the energy of a time window."""

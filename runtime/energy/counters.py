@@ -1,4 +1,4 @@
-"""Energy of a discrete GPU (NVML) and of x86 processors (RAPL).
+"""Energy counters of discrete GPUs (NVML) and of x86 CPUs (RAPL).
 
 Sources: NVIDIA, "NVML API Reference" (`nvmlDeviceGetTotalEnergyConsumption`,
 `nvmlDeviceGetPowerUsage`); Linux, "Power Capping Framework" (`energy_uj`, `max_energy_range_uj`).
@@ -13,43 +13,43 @@ from typing import Any
 
 from resdeploy.machine.device import Scope
 from resdeploy.machine.host import Host
-from resdeploy.machine.nvml import ask
+from resdeploy.machine.nvml import query
 from resdeploy.runtime.energy.source import PowerSource, Reading
 
 PACKAGES = "sys/class/powercap/intel-rapl:[0-9]*"
 
 
 def find_nvml(nvml: Any, environment: Mapping[str, str] = os.environ) -> PowerSource | None:
-    """The GPU that CUDA uses; None without a driver, or where it measures nothing."""
+    """Return the source of the first GPU that CUDA sees; None without a driver or a sensor."""
     if nvml is None:
         return None
     visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     if visible and not visible.isdigit():
-        handle = ask(nvml, nvml.nvmlDeviceGetHandleByUUID, visible)
+        handle = query(nvml, nvml.nvmlDeviceGetHandleByUUID, visible)
     else:
-        handle = ask(nvml, nvml.nvmlDeviceGetHandleByIndex, int(visible or 0))
+        handle = query(nvml, nvml.nvmlDeviceGetHandleByIndex, int(visible or 0))
     if handle is None:
         return None
 
     def joules() -> Reading:
-        millijoules = ask(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+        millijoules = query(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
         return None if millijoules is None else millijoules / 1000
 
     def watts() -> Reading:
-        milliwatts = ask(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
+        milliwatts = query(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
         return None if milliwatts is None else milliwatts / 1000
 
-    for counts, read in ((True, joules), (False, watts)):
+    for cumulative, read in ((True, joules), (False, watts)):
         if read() is not None:
             return PowerSource(
-                name="nvml", scope=Scope.GPU, rails=("board",), read=read, counts=counts
+                name="nvml", scope=Scope.GPU, rails=("board",), read=read, cumulative=cumulative
             )
     return None
 
 
 def find_rapl(host: Host) -> PowerSource | None:
-    """Processor packages and the memory at them; None where it is missing or may not be read."""
-    zones = [_Zone(host, folder) for folder in _zones(host)]
+    """Return the source of all CPU packages and their memory; None if RAPL cannot be read."""
+    zones = [_RaplZone(host, folder) for folder in _zones(host)]
     if not zones or any(zone.joules() is None for zone in zones):
         return None
 
@@ -60,14 +60,14 @@ def find_rapl(host: Host) -> PowerSource | None:
 
     return PowerSource(
         name="rapl", scope=Scope.CPU, rails=tuple(zone.name for zone in zones), read=read,
-        counts=True,
+        cumulative=True,
     )  # fmt: skip
 
 
-def refused_counters(host: Host) -> list[Path]:
-    """RAPL's files that only root may read, as is usual."""
+def unreadable_counters(host: Host) -> list[Path]:
+    """Return the RAPL files that this user may not read; by default only root may."""
     files = [folder / "energy_uj" for folder in _zones(host)]
-    return [path for path in files if host.refuses(path)]
+    return [path for path in files if host.denies_access(path)]
 
 
 def _zones(host: Host) -> list[Path]:
@@ -82,8 +82,8 @@ def _zones(host: Host) -> list[Path]:
     return packages + memories
 
 
-class _Zone:
-    """A counter of microjoules that starts anew when it is full."""
+class _RaplZone:
+    """A counter of microjoules that wraps around at its maximum."""
 
     def __init__(self, host: Host, folder: Path) -> None:
         self.name = host.text(folder / "name")
@@ -91,13 +91,13 @@ class _Zone:
         self._file = folder / "energy_uj"
         self._range = host.number(folder / "max_energy_range_uj") or 0
         self._last: int | None = None
-        self._full = 0  # what earlier rounds of the counter held
+        self._offset = 0  # microjoules before the last wrap-around
 
     def joules(self) -> Reading:
         now = self._host.number(self._file)
         if now is None:
             return None
         if self._last is not None and now < self._last:
-            self._full += self._range
+            self._offset += self._range
         self._last = now
-        return (self._full + now) / 1e6
+        return (self._offset + now) / 1e6

@@ -1,4 +1,4 @@
-"""Sample a source beside a run, and find the sources there are."""
+"""The search for power sources, and a thread that samples one of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PERIOD_SECONDS = 0.02
 
 
 def find_sources(host: Host) -> list[PowerSource]:
-    """All that can be read here; close them when done."""
+    """Return all power sources that can be read here; the caller must close them."""
     if read_jetson(host):
         found = [find_rails(host) or start_tegrastats()]
     else:
@@ -27,10 +27,10 @@ def find_sources(host: Host) -> list[PowerSource]:
 
 
 class Meter:
-    """Samples a source from `with` to its end."""
+    """A context manager that samples a power source."""
 
     def __init__(self, source: PowerSource, period: float = PERIOD_SECONDS) -> None:
-        """Prepare; nothing is read before `with`."""
+        """Prepare to sample `source` every `period` seconds; `with` starts it."""
         self.source = source
         self._period = period
         self._samples: list[tuple[float, Reading]] = []
@@ -38,8 +38,8 @@ class Meter:
         self._thread = threading.Thread(target=self._sample, name="meter", daemon=True)
 
     def trace(self) -> Trace:
-        """The energy so far."""
-        return Trace.of(self._samples.copy(), counts=self.source.counts)
+        """Return the samples so far."""
+        return Trace.from_samples(self._samples.copy(), cumulative=self.source.cumulative)
 
     def __enter__(self) -> Meter:
         self._thread.start()
@@ -53,7 +53,7 @@ class Meter:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._read()  # so that the end of the last window is covered
+        self._read()  # the last window must end before the last sample
 
     def _sample(self) -> None:
         while not self._stop.is_set():

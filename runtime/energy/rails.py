@@ -1,4 +1,4 @@
-"""Sensors on a Jetson's supply rails: INA3221 in the kernel's files, and an INA238 on Thor.
+"""Power sensors on a Jetson's supply rails: INA3221, and an INA238 on Thor.
 
 Source: Linux, "Kernel driver ina3221" and "Kernel driver ina238"; NVIDIA, "Jetson Linux Developer
 Guide", "Software-Based Power Consumption Modeling" and the tables of rails of Orin and Thor.
@@ -17,48 +17,48 @@ from resdeploy.runtime.energy.source import PowerSource, Reading
 INA3221 = "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label"
 INA238 = "sys/class/hwmon/hwmon*/power1_input"
 UNUSED = re.compile(r"^NC$|sum of shunt", re.IGNORECASE)
-# The rails that together supply a module: the input where it is measured, for the others are
-# behind it; an AGX Orin measures none.
-TOTALS = (
+# The rails that together supply a module. If the input rail has a sensor, it alone is used, since
+# it supplies the others; an AGX Orin has no sensor at its input.
+MODULE_RAILS = (
     ("VDD_IN",),  # Orin Nano and NX
     ("VIN",),  # AGX Thor
     ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),  # AGX Orin
 )
 
 
-def supplying_rails(names: Collection[str]) -> tuple[str, ...] | None:
-    """Which of a board's rails make up its module; None where they are not known."""
-    return next((rails for rails in TOTALS if set(rails) <= set(names)), None)
+def module_rails(names: Collection[str]) -> tuple[str, ...] | None:
+    """Return those of a board's rails that supply the module; None if they are unknown."""
+    return next((rails for rails in MODULE_RAILS if set(rails) <= set(names)), None)
 
 
 def module_power(rails: Mapping[str, float]) -> Reading:
-    """The module's power, in the unit of the rails; None where a rail is missing."""
-    supplying = supplying_rails(rails)
-    return sum(rails[name] for name in supplying) if supplying else None
+    """Return the module's power, in the unit of the rails; None if a rail is missing."""
+    names = module_rails(rails)
+    return sum(rails[name] for name in names) if names else None
 
 
 def find_rails(host: Host) -> PowerSource | None:
-    """The board's sensors; None where there are none, or not those of the module's supply."""
+    """Return the source of the module's power; None if its rails have no readable sensors."""
     rails = _rails(host)
-    supplying = supplying_rails(rails)
-    if supplying is None:
+    names = module_rails(rails)
+    if names is None:
         return None
 
     def read() -> Reading:
-        values = [rails[name]() for name in supplying]
+        values = [rails[name]() for name in names]
         known = [value for value in values if value is not None]
-        return sum(known) if len(known) == len(values) else None  # a part is no total
+        return sum(known) if len(known) == len(values) else None
 
     if read() is None:
         return None
-    return PowerSource(name="ina3221", scope=Scope.MODULE, rails=supplying, read=read)
+    return PowerSource(name="ina3221", scope=Scope.MODULE, rails=names, read=read)
 
 
-def refused_files(host: Host) -> list[Path]:
-    """Sensors' files that only another user may read."""
+def unreadable_sensors(host: Host) -> list[Path]:
+    """Return the sensors' files that this user may not read."""
     files = [*host.find("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/curr*_input"),
              *host.find(INA238)]  # fmt: skip
-    return [path for path in files if host.refuses(path)]
+    return [path for path in files if host.denies_access(path)]
 
 
 def _rails(host: Host) -> dict[str, Callable[[], Reading]]:

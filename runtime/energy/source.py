@@ -1,4 +1,4 @@
-"""What can be asked for power or energy."""
+"""The description of a power sensor or an energy counter."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from resdeploy.machine.device import Scope
 
 Reading = float | None
-"""Watts, or joules since some beginning; None where the sensor failed."""
+"""Power in watts, or energy in joules since an arbitrary time; None if the sensor failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerSource:
-    """One way to measure."""
+    """A power sensor or an energy counter."""
 
     name: str
     scope: Scope
     rails: tuple[str, ...]
-    """What it adds up."""
+    """Names of the supplies or counters whose sum `read` returns."""
     read: Callable[[], Reading]
-    counts: bool = False
-    """Whether `read` gives joules since some beginning, instead of watts."""
+    cumulative: bool = False
+    """True if `read` returns joules since an arbitrary time, instead of watts."""
     close: Callable[[], None] = lambda: None

@@ -1,1 +1,1 @@
-"""The inference server: HTTP, gRPC and a page in front of verified models. Needs `[serve]`."""
+"""An inference server that offers verified models over HTTP and gRPC. It needs `[serve]`."""

@@ -1,4 +1,4 @@
-"""Everything that can be set on a server, with its unit."""
+"""The settings of a server, with their units and defaults."""
 
 from __future__ import annotations
 
@@ -13,55 +13,56 @@ TOKEN_VARIABLE = "RESDEPLOY_TOKEN"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """How to serve; the defaults suit one machine that nobody else can reach."""
+    """Settings of a server; the defaults suit clients on the same machine."""
 
     host: str = "127.0.0.1"
     port: int = 8000
-    """0 for any that is free; the log says which."""
+    """HTTP port; 0 selects a free port, which the log names."""
     grpc_port: int | None = None
-    """None: no gRPC."""
+    """gRPC port; 0 selects a free port, None disables gRPC."""
     backend: str = AUTO
     precision: str = AUTO
     instances: int | None = None
-    """Copies of each model that run at the same time; None: on a CPU as many as have cores of their
-    own, but at most 4, and one anywhere else."""
+    """Number of copies of each model that run concurrently. None selects one per core up to 4 on
+    a CPU, and 1 on any other device."""
     threads: int | None = None
-    """Of one instance on a CPU; None: the cores, shared among the instances."""
+    """Number of threads of one instance on a CPU; None divides the cores among the instances."""
     max_batch: int = 32
-    """Images that run together at most; fewer where more are not faster."""
+    """Maximum number of images in a batch; batches stay smaller if that is as fast."""
     max_delay_ms: float = 2.0
-    """How long an idle engine waits for arrivals that is expected."""
+    """Maximum delay of a batch, in milliseconds, while an idle engine expects more requests."""
     max_wait_ms: float = 200.0
-    """A request that would have to wait longer for its turn is refused at once."""
+    """Maximum expected wait in the queue in milliseconds; above it a request is rejected."""
     queue: int = 256
-    """Images that may wait, decoded or not."""
+    """Maximum number of queued images, decoded or not."""
     timeout_ms: float = 10_000.0
-    """A request's deadline where it names none."""
+    """Deadline in milliseconds of a request that does not specify one."""
     max_body_mib: int = 64
-    """Of one request."""
+    """Maximum size in MiB of one request body."""
     bodies_mib: int = 512
-    """Of all requests that are being answered."""
+    """Maximum size in MiB of the bodies of all requests in progress."""
     max_pixels: int = 50_000_000
-    """Of one picture."""
+    """Maximum number of pixels of one picture."""
     max_files: int = 64
-    """In one upload."""
+    """Maximum number of files in one upload."""
     connections: int = 1024
+    """Maximum number of connections; above it only health probes are answered."""
     header_seconds: float = 10.0
-    """To send a request's headers, on a new connection or a kept one."""
+    """Time limit in seconds to send the headers of a request."""
     body_seconds: float = 30.0
-    """To send a request's body, and to fetch an answer that does not fit into the buffers."""
+    """Time limit in seconds to send a body, and to receive a response that fills the buffers."""
     idle_seconds: int = 75
-    """That a connection is kept without a request."""
+    """Time in seconds after which an idle connection is closed."""
     drain_seconds: int = 30
-    """For requests in progress when the server is told to stop."""
+    """Time limit in seconds for requests in progress when the server stops."""
     token_file: Path | None = None
-    """Holds the bearer token; None: it is in RESDEPLOY_TOKEN, or nobody is asked for one."""
+    """File with the bearer token. None reads RESDEPLOY_TOKEN; without both, no token is needed."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     access_log: bool = True
-    """A line for each request, not only for what went wrong."""
+    """True to log every request for a model, False to log only failed requests."""
 
     @property
     def max_body(self) -> int:
-        """In bytes."""
+        """Maximum size of one request body in bytes."""
         return self.max_body_mib * MIB

@@ -1,4 +1,4 @@
-"""Pictures become pixels in a pool of threads: Pillow's decoders release the GIL."""
+"""Decoding of pictures in a thread pool; Pillow's decoders release the GIL."""
 
 from __future__ import annotations
 
@@ -14,51 +14,52 @@ from resdeploy.errors import ImageError
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
 from resdeploy.runtime.serving.request_errors import DeadlineExceeded, QueueFull, RequestError
 
+# Weight of the newest picture in the moving mean of the decoding time.
 SMOOTHING = 0.1
 
 
 class Decoder:
-    """Decodes like every other stage, with as many threads as there are cores."""
+    """A pool of threads that decodes pictures with the function of all other stages."""
 
     def __init__(self, threads: int, *, max_pixels: int, max_wait: float) -> None:
-        """Start without threads; they come with the work.
+        """Create a pool whose threads start on first use.
 
         Args:
-            threads: How many pictures are decoded at a time.
-            max_pixels: Larger pictures are refused.
-            max_wait: Seconds of work that may wait.
+            threads: Number of pictures that are decoded concurrently.
+            max_pixels: Maximum number of pixels of a picture.
+            max_wait: Maximum expected wait for a thread in seconds.
         """
         self._threads = threads
         self._max_pixels = max_pixels
         self._max_wait = max_wait
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        Image.init()  # loads Pillow's decoders, for which the first request need not wait
+        Image.init()  # loads Pillow's decoders now instead of during the first request
         self._pending = 0
-        self._seconds = 0.0  # that a picture usually takes
+        self._seconds_per_picture = 0.0
 
-    def check(self) -> None:
-        """Whether a picture would be decoded soon.
+    def check_capacity(self) -> None:
+        """Raise an error if a picture would wait too long for a thread.
 
         Raises:
-            QueueFull: not now.
+            QueueFull: The expected wait exceeds the limit.
         """
-        wait = self._pending * self._seconds / self._threads
+        wait = self._pending * self._seconds_per_picture / self._threads
         if self._pending > self._threads and wait > self._max_wait:
-            raise QueueFull("too many pictures wait to be decoded", wait)
+            raise QueueFull("too many pictures are waiting for decoding", wait)
 
     async def decode(
         self, files: Sequence[bytes], preprocessing: Preprocessing, deadline: float
     ) -> UInt8Array:
-        """Pixels, uint8 (N, H, W, 3), of N image files.
+        """Return the pixels, uint8 (N, H, W, 3), of N image files.
 
         Args:
-            files: Their contents.
-            preprocessing: The model's.
-            deadline: Time of the event loop's clock after which none is begun.
+            files: Contents of the files.
+            preprocessing: Pre-processing of the model.
+            deadline: Time of the event loop's clock after which no decoding starts.
 
         Raises:
-            DeadlineExceeded: the deadline passed.
-            RequestError: a file cannot be decoded; the message says which.
+            DeadlineExceeded: The deadline passed.
+            RequestError: A file cannot be decoded.
         """
         loop = asyncio.get_running_loop()
         self._pending += len(files)
@@ -68,23 +69,23 @@ class Decoder:
                 for data in files
             ]
             try:
-                done = await asyncio.gather(*jobs)
+                decoded = await asyncio.gather(*jobs)
             finally:
                 for job in jobs:
                     job.cancel()
         finally:
             self._pending -= len(files)
         pixels = []
-        for number, (image, seconds) in enumerate(done, start=1):
+        for number, (image, seconds) in enumerate(decoded, start=1):
             if isinstance(image, ImageError):
-                which = f"file {number}: " if len(files) > 1 else ""
-                raise RequestError(f"{which}{image}")
-            self._seconds += SMOOTHING * (seconds - self._seconds)
+                prefix = f"file {number}: " if len(files) > 1 else ""
+                raise RequestError(f"{prefix}{image}")
+            self._seconds_per_picture += SMOOTHING * (seconds - self._seconds_per_picture)
             pixels.append(image)
         return np.stack(pixels)
 
     def close(self) -> None:
-        """Let the threads end when they are done."""
+        """Shut the pool down without waiting for its threads."""
         self._pool.shutdown(wait=False)
 
     def _decode(

@@ -1,4 +1,4 @@
-"""Verified engines as instances of a batcher: each in a thread of its own, warmed up and timed."""
+"""Verified engines as instances of a batcher: each has its own thread and is warmed up."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from resdeploy.machine.device import available_cores
 from resdeploy.progress import Progress
 from resdeploy.runtime.backends.base import Backend, OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
-from resdeploy.runtime.serving.batching.service_times import ServiceTimes, measure
+from resdeploy.runtime.serving.batching.service_times import ServiceTimes, measure_service_times
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.verification.open_verified import open_verified, verified_backends
 
 logger = logging.getLogger(__name__)
 
-# Each holds the model's weights once more.
-MOST_INSTANCES = 4
+# Each instance holds its own copy of the weights.
+MAX_CPU_INSTANCES = 4
 
 
 class EngineInstance:
-    """One backend and the one thread that runs it; see `instance.Instance`."""
+    """A backend and the one thread that runs it; it implements `instance.Instance`."""
 
     def __init__(
         self, candidate: Candidate, backend: Backend, images: UInt8Array, max_batch: int
     ) -> None:
-        """Take over a backend, which nobody else may use; warm it up and time it.
+        """Take ownership of a backend, warm it up and time it.
 
         Args:
-            candidate: What the backend runs.
-            backend: The engine.
-            images: What to time it with, shape (N, H, W, 3).
-            max_batch: Of how many images batches may be.
+            candidate: Engine and graph of the backend.
+            backend: Open backend that no other object uses.
+            images: Images (N, H, W, 3) for the timing.
+            max_batch: Maximum number of images in a batch.
 
         Raises:
-            BackendError: the engine failed, and is closed.
+            BackendError: The backend failed; it has been closed.
         """
-        self.backend, self.artifact = names(candidate)
+        self.backend, self.artifact = candidate.engine.name, candidate.artifact.name
         self._engine = backend
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{self.backend}/{self.artifact}")
         try:
-            # In the thread that will run it: engines prepare something for each.
-            timing = self._thread.submit(measure, backend, images, max_batch)
+            # Engines prepare state per thread, so the timing uses the thread that will serve.
+            timing = self._thread.submit(measure_service_times, backend, images, max_batch)
             self.times: ServiceTimes = timing.result()
         except BackendError:
             backend.close()
@@ -57,31 +57,31 @@ class EngineInstance:
             raise
 
     async def run(self, parts: Sequence[UInt8Array]) -> Float32Array:
-        """See `instance.Instance`.
+        """Return the logits (N, K) of all images of all parts, in order.
 
         Raises:
-            BackendError: the engine failed.
+            BackendError: The engine failed.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, run_parts, self._engine, parts)
+        return await loop.run_in_executor(self._thread, run_batch, self._engine, parts)
 
     async def close(self) -> None:
-        """Free the engine, once what it runs is done."""
+        """Wait for the running batch and free the engine."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.close)
         self._thread.shutdown(wait=False)
 
 
-def run_parts(backend: Backend, parts: Sequence[UInt8Array]) -> Float32Array:
-    """Logits (N, K) of all images of all parts.
+def run_batch(backend: Backend, parts: Sequence[UInt8Array]) -> Float32Array:
+    """Return the logits (N, K) of all images of all parts.
 
-    Where the backend has captured graphs, the batch is filled up with black images to the next size
-    that has one: the largest is at most twice as large, and starting kernels one by one costs more.
+    If the backend has CUDA graphs, the batch is padded with black images to the next size that has
+    one. That size is at most twice as large, and launching kernels one by one costs more.
 
     Raises:
-        BackendError: the engine failed, or gave what are no numbers.
+        BackendError: The engine failed or returned logits that are not finite.
     """
     count = sum(map(len, parts))
-    size = min((size for size in captured(backend) if size >= count), default=count)
+    size = min((size for size in graph_batch_sizes(backend) if size >= count), default=count)
     if len(parts) == 1 and size == count:
         batch = np.ascontiguousarray(parts[0])
     else:
@@ -89,50 +89,52 @@ def run_parts(backend: Backend, parts: Sequence[UInt8Array]) -> Float32Array:
         np.concatenate(parts, out=batch[:count])
     logits = backend.run(batch)[:count]
     if not np.isfinite(logits).all():
-        raise BackendError("the engine computes values that are no numbers", "see resdeploy verify")
+        raise BackendError("the engine returned logits that are not finite", "run resdeploy verify")
     return logits
 
 
-def captured(backend: Backend) -> frozenset[int]:
-    """Sizes of batches that start fastest; none where a backend knows no difference."""
+def graph_batch_sizes(backend: Backend) -> frozenset[int]:
+    """Return the batch sizes with a captured CUDA graph; empty for backends without graphs."""
     return frozenset(getattr(backend, "captured", ()))
 
 
 class EngineFactory:
-    """Opens what can serve a bundle, one candidate after the other, the fastest first."""
+    """An opener of the verified candidates of a bundle, in order of their usual speed."""
 
     def __init__(self, bundle: Bundle, config: ServeConfig, progress: Progress) -> None:
-        """Open nothing yet."""
+        """Prepare to open engines, without opening one."""
         self._bundle = bundle
         self._config = config
         self._golden = bundle.golden()
-        self._on_cpu, threads = share_cores(available_cores(), config.instances, config.threads)
-        self._opening = OpenOptions(threads=threads, progress=progress)
-        self._candidates = self._verified()
+        self._cpu_instances, threads = divide_cores(
+            available_cores(), config.instances, config.threads
+        )
+        self._options = OpenOptions(threads=threads, progress=progress)
+        self._candidates = self._verified_candidates()
 
-    def next(self) -> list[EngineInstance]:
-        """Instances of the next candidate that verifies; none where all were tried.
+    def open_next(self) -> list[EngineInstance]:
+        """Open the instances of the next candidate that verifies.
 
-        After that it begins again: what failed may have recovered. Takes seconds; minutes where an
-        engine must be built.
+        This takes seconds, or minutes if an engine must be built. After the last candidate the
+        list is empty, and the next call starts from the first one again, which may have recovered.
 
         Raises:
-            BackendError: nothing that was asked for can run here.
-            BundleError: the bundle is damaged.
+            BackendError: No requested backend can run on this machine.
+            BundleError: The bundle is damaged.
         """
         for candidate, backend in self._candidates:
-            if instances := self._multiply(candidate, backend):
+            if instances := self._open_instances(candidate, backend):
                 return instances
-        self._candidates = self._verified()
+        self._candidates = self._verified_candidates()
         return []
 
-    def _verified(self) -> Iterator[tuple[Candidate, Backend]]:
+    def _verified_candidates(self) -> Iterator[tuple[Candidate, Backend]]:
         config = self._config
-        return verified_backends(self._bundle, config.backend, config.precision, self._opening)
+        return verified_backends(self._bundle, config.backend, config.precision, self._options)
 
-    def _multiply(self, candidate: Candidate, backend: Backend) -> list[EngineInstance]:
-        """As many instances as are configured; fewer, or none, where memory is too short."""
-        wanted = self._config.instances or (self._on_cpu if candidate.engine.on_cpu else 1)
+    def _open_instances(self, candidate: Candidate, backend: Backend) -> list[EngineInstance]:
+        """Open the configured number of instances; fewer or none if the memory is too small."""
+        count = self._config.instances or (self._cpu_instances if candidate.engine.on_cpu else 1)
         instances: list[EngineInstance] = []
         opened: Backend | None = backend
         while opened is not None:
@@ -141,25 +143,21 @@ class EngineFactory:
                     EngineInstance(candidate, opened, self._golden.images, self._config.max_batch)
                 )
             except BackendError as error:
-                logger.warning("%s cannot run %s: %s", *names(candidate), error)
+                engine, artifact = candidate.engine.name, candidate.artifact.name
+                logger.warning("%s cannot run %s: %s", engine, artifact, error)
                 break
-            if len(instances) == wanted:
+            if len(instances) == count:
                 break
-            opened = open_verified(self._bundle, candidate, self._golden, self._opening)
+            opened = open_verified(self._bundle, candidate, self._golden, self._options)
         return instances
 
 
-def share_cores(cores: int, instances: int | None, threads: int | None) -> tuple[int, int]:
-    """Instances on a CPU, and threads of each.
+def divide_cores(cores: int, instances: int | None, threads: int | None) -> tuple[int, int]:
+    """Return the number of CPU instances and the number of threads of each.
 
-    One thread for each of many instances answers most requests a second, and bears neighbours
-    best: threads of one inference wait for each other (benchmarks/serving/__main__.py).
+    Many instances with one thread each have the highest throughput and suffer least from other
+    load, because the threads of one inference wait for each other (benchmarks/serving/__main__.py).
     """
     if instances is None:
-        instances = max(1, min(MOST_INSTANCES, cores // (threads or 1)))
+        instances = max(1, min(MAX_CPU_INSTANCES, cores // (threads or 1)))
     return instances, threads or max(1, cores // instances)
-
-
-def names(candidate: Candidate) -> tuple[str, str]:
-    """Of the engine and of the graph."""
-    return candidate.engine.name, candidate.artifact.name

@@ -1,4 +1,4 @@
-"""Logs for machines: one JSON object a line on stderr, never waiting for whoever reads them."""
+"""Logs for machines: one JSON object per line on stderr, written without blocking requests."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import Any
 
-# A reader that does not keep up loses lines; requests never wait for it.
-LONGEST_QUEUE = 10_000
+# Lines above this backlog are dropped, so that a slow reader of stderr cannot delay requests.
+MAX_QUEUED_LINES = 10_000
 LOGGERS = ("resdeploy", "uvicorn")
 
 
 class JsonFormatter(logging.Formatter):
-    """Time, level, logger, message, what `extra={"fields": ...}` adds, and a traceback if any."""
+    """A formatter that writes time, level, logger, message, `extra={"fields": ...}`, traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Return the record as one line of JSON."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(
                 timespec="milliseconds"
@@ -47,15 +47,17 @@ class _Handler(logging.handlers.QueueHandler):
 
 @contextmanager
 def json_logs() -> Iterator[None]:
-    """Send the logs of resdeploy and of the HTTP server to stderr while it lasts."""
+    """Send the logs of resdeploy and uvicorn to stderr as JSON inside the context."""
     stream = logging.StreamHandler(sys.stderr)
     stream.setFormatter(JsonFormatter())
-    handler = _Handler(queue.Queue(LONGEST_QUEUE))
+    handler = _Handler(queue.Queue(MAX_QUEUED_LINES))
     listener = logging.handlers.QueueListener(handler.queue, stream)
     before = {name: logging.getLogger(name).handlers[:] for name in LOGGERS}
     for name in LOGGERS:
         logging.getLogger(name).handlers[:] = [handler]
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # ours say when it starts and stops
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # our own logs report start and stop
+    # python-multipart logs a warning with the client's data for every unusual form.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     listener.start()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What Prometheus can ask for, and the last seconds for the page."""
+"""Metrics for Prometheus, and the statistics of the last seconds for the web page."""
 
 from __future__ import annotations
 
@@ -6,76 +6,79 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from resdeploy.runtime.serving.batching.instance import BatchRecord
+from resdeploy.runtime.serving.schemas import ModelStats, Stats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+# Buckets of the histograms, in seconds and in images.
 SECONDS = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 )  # fmt: skip
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 RECENT_SECONDS = 10.0
-MOST_RECENT = 20_000
+MAX_RECENT_REQUESTS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelState:
-    """What a model is like at the moment."""
+    """The current state of a model."""
 
     ready: bool
     depth: int
+    """Number of queued images."""
     backend: str
     artifact: str
 
 
 class Metrics:
-    """The figures of one server; all methods belong to its event loop."""
+    """Counters and histograms of one server; only its event loop may call the methods."""
 
     def __init__(self) -> None:
-        """Begin at zero."""
+        """Start all counters at zero."""
         self.requests = 0
         self.images = 0
         self._registry = CollectorRegistry()
         self._requests = Counter(
-            "resdeploy_requests", "Requests, by what became of them.",
+            "resdeploy_requests", "Requests by model, endpoint and outcome.",
             ["model", "endpoint", "outcome"], registry=self._registry,
         )  # fmt: skip
         self._images = Counter(
-            "resdeploy_images", "Images that a model has seen.", ["model"], registry=self._registry
-        )
+            "resdeploy_images", "Images that a model has classified.",
+            ["model"], registry=self._registry,
+        )  # fmt: skip
         self._stages = Histogram(
-            "resdeploy_stage_seconds", "Time that a request spends in a stage.",
+            "resdeploy_stage_seconds", "Seconds that a request spends in each stage.",
             ["model", "stage"], buckets=SECONDS, registry=self._registry,
         )  # fmt: skip
         self._batches = Histogram(
-            "resdeploy_batch_images", "Images that ran together.",
+            "resdeploy_batch_images", "Images per batch.",
             ["model"], buckets=SIZES, registry=self._registry,
         )  # fmt: skip
         self._depth = Gauge(
-            "resdeploy_queue_images", "Images that have not started.",
+            "resdeploy_queue_images", "Queued images, including those that are being decoded.",
             ["model"], registry=self._registry,
         )  # fmt: skip
         self._ready = Gauge(
-            "resdeploy_ready", "1 where a verified backend serves.",
+            "resdeploy_ready", "1 if a verified backend serves the model, otherwise 0.",
             ["model"], registry=self._registry,
         )  # fmt: skip
         self._backend = Gauge(
             "resdeploy_backend", "1 for the backend and graph in use.",
             ["model", "backend", "artifact"], registry=self._registry,
         )  # fmt: skip
-        self._recent: deque[tuple[float, float, int]] = deque(maxlen=MOST_RECENT)
+        self._recent: deque[tuple[float, float, int]] = deque(maxlen=MAX_RECENT_REQUESTS)
         self._states: Callable[[], dict[str, ModelState]] = dict
 
     def watch(self, states: Callable[[], dict[str, ModelState]]) -> None:
-        """Ask `states` whenever somebody asks here."""
+        """Call `states` for the current states of the models whenever metrics are requested."""
         self._states = states
 
     def batch(self, model: str, record: BatchRecord) -> None:
-        """A batch ran."""
+        """Count a batch."""
         self.images += record.images
         self._images.labels(model).inc(record.images)
         self._batches.labels(model).observe(record.images)
@@ -85,20 +88,20 @@ class Metrics:
             queue.observe(seconds)
 
     def decoded(self, model: str, seconds: float) -> None:
-        """A request's pictures were decoded."""
+        """Count the decoding time of the pictures of one request."""
         self._stages.labels(model, "decode").observe(seconds)
 
     def request(
         self, model: str, endpoint: str, outcome: str, seconds: float, images: int = 0
     ) -> None:
-        """A request was answered; those that a model answered count for the page."""
+        """Count a request; one with classified images also counts for the recent statistics."""
         self.requests += 1
         self._requests.labels(model, endpoint, outcome).inc()
         if images:
             self._recent.append((time.monotonic(), seconds, images))
 
     def exposition(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Return all metrics in the text format of Prometheus."""
         self._backend.clear()
         for name, state in self._states().items():
             self._depth.labels(name).set(state.depth)
@@ -107,21 +110,22 @@ class Metrics:
                 self._backend.labels(name, state.backend, state.artifact).set(1)
         return generate_latest(self._registry)
 
-    def recent(self) -> dict[str, Any]:
-        """The last seconds: requests and images a second, median and 99th percentile."""
+    def recent(self, models: list[ModelStats]) -> Stats:
+        """Return rates and latencies of the last seconds, together with `models`."""
         since = time.monotonic() - RECENT_SECONDS
         while self._recent and self._recent[0][0] < since:
             self._recent.popleft()
         times = sorted(seconds for _, seconds, _ in self._recent)
         images = sum(count for _, _, count in self._recent)
 
-        def percentile(share: float) -> float | None:
-            return 1000 * times[min(int(share * len(times)), len(times) - 1)] if times else None
+        def percentile(fraction: float) -> float | None:
+            return 1000 * times[min(int(fraction * len(times)), len(times) - 1)] if times else None
 
-        return {
-            "seconds": RECENT_SECONDS,
-            "requests_per_second": len(times) / RECENT_SECONDS,
-            "images_per_second": images / RECENT_SECONDS,
-            "p50_ms": percentile(0.5),
-            "p99_ms": percentile(0.99),
-        }
+        return Stats(
+            seconds=RECENT_SECONDS,
+            requests_per_second=len(times) / RECENT_SECONDS,
+            images_per_second=images / RECENT_SECONDS,
+            p50_ms=percentile(0.5),
+            p99_ms=percentile(0.99),
+            models=models,
+        )

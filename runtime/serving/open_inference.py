@@ -1,68 +1,74 @@
-"""The Open Inference Protocol's tensors: from bytes to images, from logits to bytes. Pure.
+"""Conversion between the Open Inference Protocol's tensors and arrays, without input or output.
 
-Sources: the protocol's REST document, https://github.com/kserve/open-inference-protocol (commit
-011728e), and Triton's extensions "binary tensor data" and "classification",
-https://github.com/triton-inference-server/server/tree/02c5c95/docs/protocol. N images, S the side
-of the model's input in pixels, K classes.
+`schemas` names the sources. N is the number of images, S the side of the model's input in pixels,
+K the number of classes.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.serving.request_errors import RequestError, TooLarge
+from resdeploy.runtime.serving.schemas import (
+    INPUT_TYPE,
+    OUTPUT_TYPE,
+    InferRequest,
+    InputTensor,
+    OutputParameters,
+    OutputTensor,
+    RequestParameters,
+)
 
-INPUT_TYPE = "UINT8"
-OUTPUT_TYPE = "FP32"
-LONGEST_ID = 256
-# JSON is parsed without a pause for anyone else, for about 0.1 s. 20 images of 224 pixels.
+# Parsing this much JSON blocks the event loop for about 0.1 s. It is 20 images of 224 pixels.
 MAX_JSON_BYTES = 12 << 20
 
+Document = TypeVar("Document")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutputRequest:
-    """What is to be sent back for the logits."""
+class OutputFormat:
+    """The form in which a client wants the logits."""
 
     binary: bool = False
-    """As bytes behind the JSON document."""
+    """True for bytes after the JSON document, False for values in it."""
     classes: int = 0
-    """As so many of the most likely classes in words; 0: as numbers."""
+    """Number of most likely classes to return as text; 0 to return all logits as numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InferenceRequest:
-    """One request, whichever way it came."""
+class ParsedRequest:
+    """A valid inference request, from HTTP or gRPC."""
 
     images: UInt8Array
-    """Shape (N, S, S, 3)."""
+    """Images (N, S, S, 3)."""
     id: str = ""
-    wanted: OutputRequest = OutputRequest()
+    output: OutputFormat = OutputFormat()
     timeout: float | None = None
-    """In seconds."""
+    """Timeout in seconds."""
 
 
-def parse_request(body: bytes, json_bytes: int | None, size: int, classes: int) -> InferenceRequest:
-    """Read a request's body: a JSON document, and binary tensors behind it.
+def parse_request(body: bytes, json_bytes: int | None, size: int, classes: int) -> ParsedRequest:
+    """Parse a request body: a JSON document, optionally with binary tensors after it.
 
     Args:
-        body: All of it.
-        json_bytes: The document's length; None where there is nothing else.
-        size: S.
-        classes: K.
+        body: Complete body.
+        json_bytes: Length of the document in bytes; None if it is the whole body.
+        size: Side S of the model's input in pixels.
+        classes: Number of classes K.
 
     Raises:
-        RequestError: it is not what the protocol and the model ask for; the message says why.
-        TooLarge: the document is longer than is parsed at once.
+        RequestError: The body does not follow the protocol or does not suit the model.
+        TooLarge: The document is longer than `MAX_JSON_BYTES`.
     """
     length = len(body) if json_bytes is None else json_bytes
     if not 0 <= length <= len(body):
@@ -72,90 +78,74 @@ def parse_request(body: bytes, json_bytes: int | None, size: int, classes: int) 
             f"a JSON document of {length} bytes; {MAX_JSON_BYTES} are allowed, send binary tensors"
         )
     view = memoryview(body)
-    document = _mapping(_load_json(view[:length]), "the request")
-    parameters = _mapping(document.get("parameters", {}), "parameters")
-    return InferenceRequest(
-        images=_images(document.get("inputs"), view[length:], size),
-        id=parse_id(document.get("id", "")),
-        wanted=_wanted(document.get("outputs"), parameters, classes),
-        timeout=parse_timeout(parameters.get("timeout")),
+    try:
+        request = msgspec.json.decode(view[:length], type=InferRequest)
+    except msgspec.ValidationError as error:
+        raise RequestError(f"the request is invalid: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the request is not a JSON document: {error}") from error
+    parameters = request.parameters
+    output = request.outputs[0].parameters if request.outputs else OutputParameters()
+    return ParsedRequest(
+        images=_images(request.inputs[0], view[length:], size),
+        id=request.id,
+        output=output_format(output, classes, binary=parameters.binary_data_output),
+        timeout=timeout_seconds(parameters),
     )
 
 
-def images_from_bytes(data: Any, shape: Sequence[Any], datatype: str, size: int) -> UInt8Array:
-    """The images (N, S, S, 3) that a buffer holds; they are not copied.
+def convert(value: object, kind: type[Document]) -> Document:
+    """Return `value`, a tree of plain objects, as an instance of a type of `schemas`.
 
     Raises:
-        RequestError: type, shape or length are not those of the model's input.
+        RequestError: A value has the wrong type or range.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise RequestError(f"the request is invalid: {error}") from error
+
+
+def output_format(parameters: OutputParameters, classes: int, *, binary: bool) -> OutputFormat:
+    """Return the requested form of the output; `binary` is the default of the request."""
+    return OutputFormat(
+        binary=binary if parameters.binary_data is None else parameters.binary_data,
+        classes=min(parameters.classification, classes),
+    )
+
+
+def timeout_seconds(parameters: RequestParameters) -> float | None:
+    """Return the timeout of a request in seconds; None for none or zero."""
+    return parameters.timeout / 1e6 if parameters.timeout else None
+
+
+def images_from_bytes(data: Any, shape: Sequence[int], datatype: str, size: int) -> UInt8Array:
+    """Return a buffer as images (N, S, S, 3), without a copy.
+
+    Raises:
+        RequestError: The type, shape or length does not suit the model.
     """
     return _reshape(data, check_input(datatype, shape, size), size)
 
 
-def check_input(datatype: Any, shape: Any, size: int) -> int:
-    """N of an input's shape.
+def check_input(datatype: str, shape: Sequence[int], size: int) -> int:
+    """Return the number of images N of an input.
 
     Raises:
-        RequestError: type or shape are not those of the model's input.
+        RequestError: The type or shape does not suit the model.
     """
     if datatype != INPUT_TYPE:
         raise RequestError(f"input {INPUT_NAME} has another datatype than {INPUT_TYPE}")
-    expected = f"[N, {size}, {size}, 3] with N at least 1"
-    if not isinstance(shape, Sequence) or len(shape) != 4 or not all(map(_is_integer, shape)):
-        raise RequestError(f"input {INPUT_NAME} needs a shape of {expected}")
-    if tuple(shape[1:]) != (size, size, 3) or shape[0] < 1:
-        raise RequestError(f"input {INPUT_NAME} has shape {list(shape)[:4]}, not {expected}")
-    return int(shape[0])
-
-
-def parse_id(value: Any) -> str:
-    """What the answer repeats.
-
-    Raises:
-        RequestError: it is no string, or a long one.
-    """
-    if not isinstance(value, str) or len(value) > LONGEST_ID:
-        raise RequestError(f"the id must be a string of at most {LONGEST_ID} characters")
-    return value
-
-
-def parse_timeout(value: Any) -> float | None:
-    """Seconds of a parameter in microseconds; None for none.
-
-    Raises:
-        RequestError: it is no integer from 0.
-    """
-    if value is None:
-        return None
-    if not _is_integer(value) or not 0 <= value < 1 << 63:
-        raise RequestError("parameter timeout must be an integer of microseconds")
-    return int(value) / 1e6 or None
-
-
-def parse_classes(value: Any, classes: int) -> int:
-    """How many classes in words are wanted; 0 for none.
-
-    Raises:
-        RequestError: it is no integer from 0.
-    """
-    if not _is_integer(value) or value < 0:
-        raise RequestError("parameter classification must be an integer from 0")
-    return min(int(value), classes)
-
-
-def parse_flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
-    """A boolean parameter.
-
-    Raises:
-        RequestError: it is something else.
-    """
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise RequestError(f"parameter {name} must be true or false")
-    return value
+    if len(shape) != 4 or tuple(shape[1:]) != (size, size, 3) or shape[0] < 1:
+        raise RequestError(
+            f"input {INPUT_NAME} has shape {list(shape)[:4]}, not [N, {size}, {size}, 3] with N "
+            "at least 1"
+        )
+    return shape[0]
 
 
 def classify(logits: Float32Array, labels: Sequence[str], count: int) -> list[list[str]]:
-    """`value:index:label` of the `count` largest logits of each row, the largest first."""
+    """Return `value:index:label` of the `count` largest logits of each row, in descending order."""
     order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
     return [
         [f"{row[index]:f}:{index}:{labels[index]}" for index in indices]
@@ -164,78 +154,63 @@ def classify(logits: Float32Array, labels: Sequence[str], count: int) -> list[li
 
 
 def encode_strings(rows: Sequence[Sequence[str]]) -> bytes:
-    """BYTES elements: the length in four bytes, then the text in UTF-8."""
+    """Encode BYTES elements: each is its length in four bytes and its text in UTF-8."""
     texts = [text.encode() for row in rows for text in row]
     return b"".join(struct.pack("<I", len(text)) + text for text in texts)
 
 
-def encode_response(
-    head: Mapping[str, Any], logits: Float32Array, labels: Sequence[str], wanted: OutputRequest
-) -> tuple[bytes, bytes]:
-    """A response's JSON document, and the bytes behind it.
+def encode_output(
+    logits: Float32Array, labels: Sequence[str], output: OutputFormat
+) -> tuple[OutputTensor, bytes]:
+    """Return the output tensor of a response and the binary data after the JSON document.
 
     Args:
-        head: What the document says beside the outputs.
-        logits: Shape (N, K).
-        labels: One per class.
-        wanted: In which form.
+        logits: Logits (N, K).
+        labels: Label of each class.
+        output: Requested form.
     """
-    output: dict[str, Any] = {"name": OUTPUT_NAME}
-    binary = b""
-    if wanted.classes:
-        rows = classify(logits, labels, wanted.classes)
-        output |= {"datatype": "BYTES", "shape": [len(rows), wanted.classes]}
-        if wanted.binary:
-            binary = encode_strings(rows)
-        else:
-            output["data"] = [text for row in rows for text in row]
+    data: list[Any]
+    if output.classes:
+        rows = classify(logits, labels, output.classes)
+        datatype, shape = "BYTES", [len(rows), output.classes]
+        binary = encode_strings(rows) if output.binary else b""
+        data = [text for row in rows for text in row]
     else:
-        output |= {"datatype": OUTPUT_TYPE, "shape": list(logits.shape)}
-        if wanted.binary:
-            binary = encode_floats(logits)
-        else:
-            output["data"] = logits.ravel().tolist()
-    if wanted.binary:
-        output["parameters"] = {"binary_data_size": len(binary)}
-    return json.dumps({**head, "outputs": [output]}, allow_nan=False).encode(), binary
+        datatype, shape = OUTPUT_TYPE, list(logits.shape)
+        binary = encode_floats(logits) if output.binary else b""
+        data = [] if output.binary else logits.ravel().tolist()
+    return (
+        OutputTensor(
+            name=OUTPUT_NAME,
+            datatype=datatype,
+            shape=shape,
+            data=msgspec.UNSET if output.binary else data,
+            parameters={"binary_data_size": len(binary)} if output.binary else msgspec.UNSET,
+        ),
+        binary,
+    )
 
 
 def encode_floats(values: Float32Array) -> bytes:
-    """Row-major and little-endian."""
+    """Return the values in row-major order as little-endian float32."""
     return values.astype("<f4", copy=False).tobytes()
 
 
-def _load_json(data: memoryview) -> Any:
-    try:
-        return json.loads(bytes(data), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise RequestError("the request is no JSON document") from error
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
-
-
-def _images(inputs: Any, binary: memoryview, size: int) -> UInt8Array:
-    if not isinstance(inputs, list) or len(inputs) != 1:
-        raise RequestError(f"the model takes one input, {INPUT_NAME}")
-    (entry,) = inputs
-    entry = _mapping(entry, "an input")
-    if entry.get("name") != INPUT_NAME:
-        raise RequestError(f"the model's input is called {INPUT_NAME}")
-    parameters = _mapping(entry.get("parameters", {}), "parameters")
-    count = check_input(entry.get("datatype"), entry.get("shape"), size)
-    if "binary_data_size" in parameters:
-        announced = parameters["binary_data_size"]
-        if not _is_integer(announced) or announced != len(binary) or "data" in entry:
+def _images(tensor: InputTensor, binary: memoryview, size: int) -> UInt8Array:
+    count = check_input(tensor.datatype, tensor.shape, size)
+    announced = tensor.parameters.binary_data_size
+    if announced is not None:
+        if announced != len(binary) or tensor.data is not None:
             raise RequestError(
                 f"input {INPUT_NAME} announces other binary data than the {len(binary)} bytes "
-                "behind the JSON document"
+                "after the JSON document"
             )
         return _reshape(binary, count, size)
     if len(binary):
-        raise RequestError("there are bytes behind the JSON document that no input announces")
-    return _images_from_list(entry.get("data"), count, size)
+        raise RequestError("no input announces the bytes after the JSON document")
+    if tensor.data is None:
+        raise RequestError(f"input {INPUT_NAME} has no data")
+    return _images_from_list(tensor.data, count, size)
 
 
 def _reshape(data: Any, count: int, size: int) -> UInt8Array:
@@ -247,43 +222,14 @@ def _reshape(data: Any, count: int, size: int) -> UInt8Array:
     return np.frombuffer(data, np.uint8).reshape(count, size, size, 3)
 
 
-def _images_from_list(data: Any, count: int, size: int) -> UInt8Array:
-    """The images of a flat or nested list of integers."""
-    if not isinstance(data, list):
-        raise RequestError(f"input {INPUT_NAME} has no data")
+def _images_from_list(data: list[Any], count: int, size: int) -> UInt8Array:
     shape = (count, size, size, 3)
     try:
         values = np.array(data)
     except ValueError as error:  # ragged, or nested too deep
-        raise RequestError(f"the data of input {INPUT_NAME} have no regular shape") from error
+        raise RequestError(f"the data of input {INPUT_NAME} has no regular shape") from error
     if values.dtype.kind != "i" or values.size != math.prod(shape):
         raise RequestError(f"input {INPUT_NAME} needs {math.prod(shape)} integers")
     if values.min() < 0 or values.max() > 255:
-        raise RequestError(f"the data of input {INPUT_NAME} are not all from 0 to 255")
+        raise RequestError(f"the data of input {INPUT_NAME} is not between 0 and 255")
     return values.astype(np.uint8).reshape(shape)
-
-
-def _wanted(outputs: Any, parameters: Mapping[str, Any], classes: int) -> OutputRequest:
-    default = parse_flag(parameters, "binary_data_output", False)
-    if outputs is None or outputs == []:
-        return OutputRequest(binary=default)
-    if not isinstance(outputs, list) or len(outputs) != 1:
-        raise RequestError(f"the model gives one output, {OUTPUT_NAME}")
-    entry = _mapping(outputs[0], "an output")
-    if entry.get("name") != OUTPUT_NAME:
-        raise RequestError(f"the model's output is called {OUTPUT_NAME}")
-    own = _mapping(entry.get("parameters", {}), "parameters")
-    return OutputRequest(
-        binary=parse_flag(own, "binary_data", default),
-        classes=parse_classes(own.get("classification", 0), classes),
-    )
-
-
-def _mapping(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RequestError(f"{what} must be a JSON object")
-    return value
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,22 +1,22 @@
-"""Why a request gets no answer of a model: what HTTP and gRPC call it.
+"""The reasons for which a request fails, with their HTTP status, gRPC status and metrics label.
 
-A message goes to whoever asks: it says what is wrong with the request, and nothing of the server.
+Clients see the messages: they describe the request and reveal nothing about the server.
 """
 
 from __future__ import annotations
 
 
 class RequestError(Exception):
-    """The request is not answered by a model."""
+    """The request is invalid; base class of all errors that clients see."""
 
     status = 400
     grpc = "INVALID_ARGUMENT"
     outcome = "invalid"
-    """As the metrics name it."""
+    """Label in the metrics and the log."""
 
 
 class Unauthorized(RequestError):
-    """There is no token, or a wrong one."""
+    """The bearer token is missing or wrong."""
 
     status = 401
     grpc = "UNAUTHENTICATED"
@@ -24,21 +24,21 @@ class Unauthorized(RequestError):
 
 
 class NotFound(RequestError):
-    """There is no such model or path."""
+    """The model or path does not exist."""
 
     status = 404
     grpc = "NOT_FOUND"
 
 
 class RequestTimeout(RequestError):
-    """The body did not come in time."""
+    """The body did not arrive in time."""
 
     status = 408
-    outcome = "slow"
+    outcome = "body_timeout"
 
 
 class TooLarge(RequestError):
-    """It is over a limit."""
+    """The request exceeds a limit."""
 
     status = 413
     grpc = "RESOURCE_EXHAUSTED"
@@ -46,13 +46,13 @@ class TooLarge(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """The body is of a kind that is not read here."""
+    """The content type or encoding of the body is not supported."""
 
     status = 415
 
 
 class Unavailable(RequestError):
-    """Not now: try again after `retry_after` seconds."""
+    """The request may succeed after `retry_after` seconds."""
 
     status = 503
     grpc = "UNAVAILABLE"
@@ -64,13 +64,13 @@ class Unavailable(RequestError):
 
 
 class QueueFull(Unavailable):
-    """The queue is full, or too slow."""
+    """A queue or budget is exhausted, or the expected wait is too long."""
 
     outcome = "overloaded"
 
 
 class DeadlineExceeded(Unavailable):
-    """Its deadline cannot be met."""
+    """The deadline of the request cannot be met."""
 
     grpc = "DEADLINE_EXCEEDED"
-    outcome = "late"
+    outcome = "deadline_exceeded"

@@ -1,4 +1,4 @@
-"""Identity, authorisation and the access log of requests, for HTTP and gRPC."""
+"""Identity, authorisation and access log of requests, for HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -15,57 +15,58 @@ from resdeploy.runtime.serving.request_errors import Unauthorized
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-
-
-ANSWERED = "ok"
+OK = "ok"
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What becomes known of a request while it is handled; `scope["record"]`."""
+    """Facts about one request, for the metrics and the log; HTTP keeps it in `scope["record"]`."""
 
     id: str
     arrived: float
-    """When, on the event loop's clock."""
+    """Arrival time in seconds of the event loop's clock."""
     endpoint: str = "other"
     model: str = ""
     images: int = 0
     status: int = 0
-    outcome: str = ANSWERED
+    outcome: str = OK
 
 
 def finish_request(
-    record: RequestRecord, metrics: Metrics, *, access_log: bool, **known: object
+    record: RequestRecord, metrics: Metrics, *, access_log: bool, **fields: object
 ) -> None:
-    """Count a request, and log it with what else is known of it."""
+    """Count a request in the metrics and log it, with additional `fields`.
+
+    Failed requests are always logged, successful ones only if `access_log` is true.
+    """
     seconds = time.monotonic() - record.arrived
-    answered = record.outcome == ANSWERED
-    images = record.images if answered else 0
+    succeeded = record.outcome == OK
+    images = record.images if succeeded else 0
     metrics.request(record.model, record.endpoint, record.outcome, seconds, images)
-    if not answered or (access_log and record.model):
-        fields = {
+    if not succeeded or (access_log and record.model):
+        line = {
             "request_id": record.id,
-            **known,
+            **fields,
             "outcome": record.outcome,
             "ms": round(1000 * seconds, 2),
             **({"model": record.model, "images": record.images} if record.images else {}),
         }
-        logger.info("request", extra={"fields": fields})
+        logger.info("request", extra={"fields": line})
 
 
-def request_id(given: bytes | None) -> str:
-    """The client's own id where it is harmless, else a new one."""
-    if given is not None and REQUEST_ID.fullmatch(given):
-        return given.decode()
+def choose_request_id(header: bytes | None) -> str:
+    """Return the client's request id if its characters are safe to log, otherwise a new one."""
+    if header is not None and REQUEST_ID.fullmatch(header):
+        return header.decode()
     return os.urandom(8).hex()
 
 
 def check_token(header: bytes | None, token: bytes) -> None:
-    """Compare the token of an Authorization header, in a time that tells nothing of it.
+    """Compare the token of an Authorization header with `token` in constant time.
 
     Raises:
-        Unauthorized: it is another one, or there is none.
+        Unauthorized: The header has no bearer token or another one.
     """
-    kind, _, given = (header or b"").partition(b" ")
-    if kind.lower() != b"bearer" or not hmac.compare_digest(given.strip(), token):
+    scheme, _, credentials = (header or b"").partition(b" ")
+    if scheme.lower() != b"bearer" or not hmac.compare_digest(credentials.strip(), token):
         raise Unauthorized("a bearer token is needed")

@@ -1,4 +1,4 @@
-"""One model in service: verified before it answers, replaced while it serves, never half-alive."""
+"""A model that is verified before it serves and can be reloaded without losing requests."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBundle:
-    """A bundle as it was when it was loaded, and the queue before its engines."""
+    """A bundle as it was when it was loaded, with the batcher and the engines that serve it."""
 
     bundle: Bundle
     digest: str
-    """Of its manifest, and so of all its files."""
+    """SHA-256 of the manifest, which contains the digests of all other files."""
     labels: tuple[str, ...]
     batcher: Batcher
-    open_backend: EngineFactory
+    engines: EngineFactory
 
     @property
     def image_size(self) -> int:
-        """In pixels."""
+        """Side of the model's input in pixels."""
         return self.bundle.manifest.preprocessing.image_size
 
     def precision(self, artifact: str) -> Precision:
-        """The arithmetic of one of its graphs."""
+        """Return the precision of one of the bundle's graphs."""
         return self.bundle.artifact(artifact).precision
 
 
-class _Opened(NamedTuple):
+class _OpenedBundle(NamedTuple):
     bundle: Bundle
     labels: tuple[str, ...]
-    open_backend: EngineFactory
+    engines: EngineFactory
     instances: list[EngineInstance]
 
 
 class ServedModel:
-    """What a name stands for on a server."""
+    """A model name, the bundle that currently serves it, and its replacement on failure."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ServedModel:
         observe: Callable[[BatchRecord], None] = lambda record: None,
         progress: Progress = silent,
     ) -> None:
-        """Load nothing yet; `observe` is told of every batch."""
+        """Prepare a model without loading it; `observe` is called after every batch."""
         self.name = name
         self._path = path
         self._config = config
@@ -75,74 +75,73 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether a verified engine serves."""
-        return self._current is not None and bool(self._current.batcher.instances)
+        """True if a verified engine serves the model."""
+        return self.active_instance is not None
 
     @property
-    def serving(self) -> Instance | None:
-        """One of the instances that answer; None while none does."""
+    def active_instance(self) -> Instance | None:
+        """One of the instances that serve the model; None if there is none."""
         instances = self._current.batcher.instances if self._current else ()
         return instances[0] if instances else None
 
     @property
     def depth(self) -> int:
-        """Images in the queue."""
+        """Number of queued images."""
         return self._current.batcher.depth if self._current else 0
 
-    def generation(self) -> LoadedBundle:
-        """What serves now: take it and a place in its queue in one go.
+    def loaded_bundle(self) -> LoadedBundle:
+        """Return the current bundle; reserve queue space before the next `await`.
 
         Raises:
-            Unavailable: it is not loaded yet.
+            Unavailable: The model is not loaded yet.
         """
         if self._current is None:
             raise Unavailable("the model is not ready", RECOVERY_SECONDS)
         return self._current
 
     async def load(self) -> bool:
-        """Put the bundle as it is now into service; False where that is what serves already.
+        """Load the bundle and let it serve; return False if it is unchanged.
 
-        The bundle that serves goes on until the new one has been verified, and then until its last
-        request is answered.
+        The previous bundle serves until the new one is verified, and then finishes its requests.
 
         Raises:
-            BackendError: nothing that was asked for can run here, or gives PyTorch's answers.
-            BundleError: the bundle is missing or damaged; what serves goes on.
+            BackendError: No requested backend runs here and reproduces the golden logits.
+            BundleError: The bundle is missing or damaged; the previous bundle keeps serving.
         """
         digest = await asyncio.to_thread(manifest_digest, self._path)
-        before = self._current
-        if before is not None and before.digest == digest and self.ready:
+        previous = self._current
+        if previous is not None and previous.digest == digest and self.ready:
             return False
         opened = await asyncio.to_thread(self._open)
-        generation = self._generation(opened, digest)
+        loaded = self._make_loaded_bundle(opened, digest)
         for instance in opened.instances:
-            generation.batcher.attach(instance)
-        self._current = generation
-        if before is not None:
-            self._spawn(_retire(before))
+            loaded.batcher.attach(instance)
+        self._current = loaded
+        if previous is not None:
+            self._spawn(_close_when_answered(previous))
         return True
 
     async def close(self) -> None:
-        """Answer what is in the queue, then free the engines."""
+        """Answer all queued requests and free the engines."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._current is not None:
-            await _retire(self._current)
+            await _close_when_answered(self._current)
 
-    def _open(self) -> _Opened:
+    def _open(self) -> _OpenedBundle:
         bundle = open_bundle(self._path)
         labels = bundle.labels()
-        open_backend = EngineFactory(bundle, self._config, self._progress)
-        instances = open_backend.next()
+        engines = EngineFactory(bundle, self._config, self._progress)
+        instances = engines.open_next()
         if not instances:
             raise BackendError(
-                f"no backend gives PyTorch's answers for {self._path} on this machine",
-                "run resdeploy verify for the figures and resdeploy doctor for the cause",
+                f"no backend reproduces the golden logits of {self._path} on this machine",
+                "run resdeploy verify for the differences and resdeploy doctor for the cause",
             )
-        return _Opened(bundle, labels, open_backend, instances)
+        return _OpenedBundle(bundle, labels, engines, instances)
 
-    def _generation(self, opened: _Opened, digest: str) -> LoadedBundle:
+    def _make_loaded_bundle(self, opened: _OpenedBundle, digest: str) -> LoadedBundle:
         config = self._config
         batcher = Batcher(
             BatcherLimits(
@@ -151,47 +150,47 @@ class ServedModel:
                 max_wait=config.max_wait_ms / 1000,
                 queue=config.queue,
             ),
-            on_failure=lambda instance, error: self._failed(generation, instance, error),
+            on_failure=lambda instance, error: self._handle_failure(loaded, instance, error),
             observe=self._observe,
         )
-        generation = LoadedBundle(
+        loaded = LoadedBundle(
             bundle=opened.bundle,
             digest=digest,
             labels=opened.labels,
             batcher=batcher,
-            open_backend=opened.open_backend,
+            engines=opened.engines,
         )
-        return generation
+        return loaded
 
-    def _failed(self, generation: LoadedBundle, instance: Instance, error: Exception) -> None:
+    def _handle_failure(self, loaded: LoadedBundle, instance: Instance, error: Exception) -> None:
         logger.error(
             "%s: %s failed with %s: %s", self.name, instance.backend, instance.artifact, error
         )
-        others = generation.batcher.instances
+        others = loaded.batcher.instances
         for other in others:
-            generation.batcher.detach(other)
-        self._spawn(self._recover(generation, [instance, *others]))
+            loaded.batcher.detach(other)
+        self._spawn(self._recover(loaded, [instance, *others]))
 
-    async def _recover(self, generation: LoadedBundle, failed: Sequence[Instance]) -> None:
-        """Let the next candidate serve; when all have failed, try them all again and again."""
+    async def _recover(self, loaded: LoadedBundle, failed: Sequence[Instance]) -> None:
+        """Attach the next candidate; after the last one, retry all of them periodically."""
         await _close(failed)
-        while generation is self._current and not generation.batcher.instances:
-            instances = await self._next(generation)
-            if generation is not self._current:  # a new bundle serves meanwhile
+        while loaded is self._current and not loaded.batcher.instances:
+            instances = await self._open_next(loaded)
+            if loaded is not self._current:  # a reload has replaced the bundle
                 await _close(instances)
                 break
             for instance in instances:
-                generation.batcher.attach(instance)
+                loaded.batcher.attach(instance)
             if not instances:
                 logger.error("%s: no verified backend is left", self.name)
-                generation.batcher.give_up("the model failed")
+                loaded.batcher.fail_queued("the model failed")
                 await asyncio.sleep(RECOVERY_SECONDS)
-        if not generation.batcher.instances:
-            generation.batcher.give_up("the model was replaced")
+        if not loaded.batcher.instances:
+            loaded.batcher.fail_queued("the model was replaced")
 
-    async def _next(self, generation: LoadedBundle) -> list[EngineInstance]:
+    async def _open_next(self, loaded: LoadedBundle) -> list[EngineInstance]:
         try:
-            return await asyncio.to_thread(generation.open_backend.next)
+            return await asyncio.to_thread(loaded.engines.open_next)
         except ResdeployError as error:
             logger.warning("%s: %s", self.name, error)
             return []
@@ -203,26 +202,25 @@ class ServedModel:
 
 
 def manifest_digest(path: Path) -> str:
-    """What changes with any file of a bundle.
+    """Return the SHA-256 of a bundle's manifest, which changes with every file of the bundle.
 
     Raises:
-        BundleError: there is no bundle.
+        BundleError: The manifest cannot be read.
     """
     try:
         return sha256((path / MANIFEST).read_bytes())
     except OSError as error:
         raise BundleError(
             f"{path} is not a bundle: its {MANIFEST} cannot be read",
-            "make one with resdeploy export",
+            "create a bundle with resdeploy export",
         ) from error
 
 
-async def _retire(generation: LoadedBundle) -> None:
-    """Free a generation's engines once its last request is answered."""
-    await generation.batcher.empty()
-    instances = generation.batcher.instances
+async def _close_when_answered(loaded: LoadedBundle) -> None:
+    await loaded.batcher.wait_until_answered()
+    instances = loaded.batcher.instances
     for instance in instances:
-        generation.batcher.detach(instance)
+        loaded.batcher.detach(instance)
     await _close(instances)
 
 
@@ -230,5 +228,5 @@ async def _close(instances: Iterable[Instance]) -> None:
     for instance in instances:
         try:
             await instance.close()
-        except BackendError as error:  # it is of no use any more, and has said so before
+        except BackendError as error:  # the failure that led here has been logged
             logger.debug("%s: %s", instance.backend, error)

@@ -1,4 +1,4 @@
-"""From bundles to a process that serves them: start, signals, drain, exit."""
+"""The server process: start, signals, reload, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -32,43 +32,43 @@ from resdeploy.runtime.serving.logs import json_logs
 from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.served_model import ServedModel
 from resdeploy.runtime.serving.service import Service
-from resdeploy.runtime.serving.startup import allow_files, model_names, read_token
+from resdeploy.runtime.serving.startup import model_names, raise_file_limit, read_token
 
 logger = logging.getLogger(__name__)
 
-# Files beside connections: graphs, logs, libraries, the engines' own.
+# Open files beside connections: graphs, logs, libraries, files of the engines.
 OTHER_FILES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSummary:
-    """What a server did until it was stopped."""
+    """Totals of a server from its start to its stop."""
 
     seconds: float
     requests: int
     images: int
-    """Seen by models."""
+    """Number of images that models have classified."""
     reloads: int
 
 
 def serve(bundles: Sequence[Path], config: ServeConfig, progress: Progress) -> ServeSummary:
-    """Serve bundles until SIGTERM or SIGINT; SIGHUP loads those anew that changed.
+    """Serve bundles until SIGTERM or SIGINT; reload changed bundles on SIGHUP.
 
     Raises:
-        BackendError, BundleError: a bundle cannot be served on this machine.
-        ServeError: the address, the token or the certificate cannot be used.
+        BackendError, BundleError: A bundle cannot be served on this machine.
+        ServeError: The address, the token or the certificate cannot be used.
     """
     names = model_names(bundles)
     token = read_token(config)
-    allow_files(2 * config.connections + OTHER_FILES)
+    raise_file_limit(2 * config.connections + OTHER_FILES)
     with json_logs(), warnings.catch_warnings():
-        # Of odd pictures; `images.py` silences them too, but not for several threads at once.
+        # Pillow warns about unusual pictures; the filter in `images` does not work across threads.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         return asyncio.run(_Process(names, config, token, progress).run())
 
 
 def notify_systemd(state: str) -> None:
-    """Tell systemd, if it started this process: sd_notify(3)."""
+    """Send a state to systemd, if it started this process; see sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -78,12 +78,10 @@ def notify_systemd(state: str) -> None:
             connection.connect(name)
             connection.sendall(state.encode())
         except OSError as error:
-            logger.warning("systemd cannot be told of %s: %s", state, error)
+            logger.warning("cannot send %s to systemd: %s", state, error)
 
 
 class _Process:
-    """One server process."""
-
     def __init__(
         self, names: dict[str, Path], config: ServeConfig, token: bytes | None, progress: Progress
     ) -> None:
@@ -117,14 +115,14 @@ class _Process:
         self._handle_signals(server)
         serving = asyncio.ensure_future(server.serve([listening]))
         loading: asyncio.Future[None] | None = None
-        rpc: Any = None
+        grpc_server: Any = None
         try:
-            _say("listening", host=self._config.host, port=listening.getsockname()[1])
+            _log("listening", host=self._config.host, port=listening.getsockname()[1])
             if self._config.grpc_port is not None:
                 from resdeploy.runtime.serving.grpc.service import start_grpc
 
-                rpc, port = await start_grpc(self._service, self._config, self._token)
-                _say("listening for gRPC", host=self._config.host, port=port)
+                grpc_server, port = await start_grpc(self._service, self._config, self._token)
+                _log("listening for gRPC", host=self._config.host, port=port)
             loading = asyncio.ensure_future(self._load())
             await self._stop.wait()
         finally:
@@ -132,7 +130,8 @@ class _Process:
             self._stopping.set()
             notify_systemd("STOPPING=1")
             server.should_exit = True
-            await asyncio.gather(serving, *([rpc.stop(self._config.drain_seconds)] if rpc else []))
+            stops = [grpc_server.stop(self._config.drain_seconds)] if grpc_server else []
+            await asyncio.gather(serving, *stops)
             if loading is not None:
                 loading.cancel()
             for model in self._models.values():
@@ -140,7 +139,7 @@ class _Process:
             self._service.decoder.close()
         if self._failure is not None:
             raise self._failure
-        _say("stopped")
+        _log("stopped")
         return ServeSummary(
             seconds=time.monotonic() - started,
             requests=self._metrics.requests,
@@ -175,18 +174,18 @@ class _Process:
         )
         try:
             settings.load()
-        except OSError as error:  # of which ssl's own errors are
+        except OSError as error:  # the base class of ssl's errors
             raise ServeError(
                 f"the certificate {config.tls_cert} cannot be used with its key: "
                 f"{error.strerror or error}",
-                "give --tls-cert and --tls-key the two PEM files that belong together",
+                "name a matching pair of PEM files with --tls-cert and --tls-key",
             ) from error
         server = HttpServer(settings)
         return server
 
     def _handle_signals(self, server: HttpServer) -> None:
         def stop() -> None:
-            server.force_exit = self._stop.is_set()  # asked twice: do not wait for anybody
+            server.force_exit = self._stop.is_set()  # the second signal skips the graceful shutdown
             self._stop.set()
 
         loop = asyncio.get_running_loop()
@@ -195,11 +194,11 @@ class _Process:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     async def _load(self) -> None:
-        """Load every model; one that cannot be loaded ends the server."""
+        """Load every model; stop the server if one cannot be loaded."""
         try:
             for model in self._models.values():
                 await model.load()
-                _say_serving(model)
+                _log_serving(model)
         except Exception as error:
             self._failure = error
             self._stop.set()
@@ -215,41 +214,45 @@ class _Process:
                 try:
                     if await model.load():
                         self._reloads += 1
-                        _say_serving(model)
+                        _log_serving(model)
                     else:
-                        _say("unchanged", model=model.name)
+                        _log("unchanged", model=model.name)
                 except ResdeployError as error:
                     fields = {"model": model.name, "hint": error.hint}
-                    logger.warning("the bundle is not taken: %s", error, extra={"fields": fields})
+                    logger.warning(
+                        "reload failed, the previous bundle keeps serving: %s",
+                        error,
+                        extra={"fields": fields},
+                    )
 
     def _until_stopped(self, progress: Progress) -> Progress:
-        """Progress that ends a long build once the server is told to stop."""
+        """Return a progress that aborts a long build when the server is told to stop."""
 
         @contextmanager
-        def watched(what: str, total: int) -> Iterator[Advance]:
-            with progress(what, total) as advance:
+        def progress_or_stop(task: str, total: int) -> Iterator[Advance]:
+            with progress(task, total) as advance:
 
                 def advance_or_stop(done: int) -> None:
                     if self._stopping.is_set():
-                        raise BackendError("the server is stopping", "start it again")
+                        raise BackendError("the server is stopping", "start the server again")
                     advance(done)
 
                 yield advance_or_stop
 
-        return watched
+        return progress_or_stop
 
 
-def _say(event: str, **fields: object) -> None:
+def _log(event: str, **fields: object) -> None:
     logger.info(event, extra={"fields": fields})
 
 
-def _say_serving(model: ServedModel) -> None:
-    if (instance := model.serving) is not None:
-        _say(
+def _log_serving(model: ServedModel) -> None:
+    if (instance := model.active_instance) is not None:
+        _log(
             "serving",
             model=model.name,
             backend=instance.backend,
             artifact=instance.artifact,
-            batch=instance.times.best,
-            ms_of_one=round(1000 * instance.times.undisturbed(1), 3),
+            batch=instance.times.best_batch,
+            ms_per_image=round(1000 * instance.times.measured(1), 3),
         )

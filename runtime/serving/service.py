@@ -1,57 +1,61 @@
-"""What the server does, whichever protocol asks: infer, classify, tell of its models."""
+"""The operations of the server that HTTP and gRPC share: inference, classification, metadata."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from resdeploy import __version__
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
-from resdeploy.predictions import Prediction, most_likely
+from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.runtime.serving.batching.instance import Answer
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoding import Decoder
 from resdeploy.runtime.serving.metrics import Metrics, ModelState
-from resdeploy.runtime.serving.open_inference import INPUT_TYPE, OUTPUT_TYPE, InferenceRequest
+from resdeploy.runtime.serving.open_inference import ParsedRequest
 from resdeploy.runtime.serving.request_errors import NotFound, Unavailable
+from resdeploy.runtime.serving.schemas import (
+    INPUT_TYPE,
+    OUTPUT_TYPE,
+    ModelMetadata,
+    ModelStats,
+    ServerMetadata,
+    Stats,
+    TensorMetadata,
+)
 from resdeploy.runtime.serving.served_model import LoadedBundle, ServedModel
 
 EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
 VERSION = "1"
-"""Of every model: a changed bundle takes the old one's place."""
+"""Version of every model: a changed bundle replaces the previous one under the same version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceResult:
-    """Logits, and the bundle that they came from."""
+    """The answer to a request, and the bundle that produced it."""
 
     answer: Answer
-    generation: LoadedBundle
+    loaded: LoadedBundle
 
-    def head(self, model: str, request_id: str) -> dict[str, Any]:
-        """What a response of the protocol says beside its outputs."""
-        return {
-            "model_name": model,
-            "model_version": VERSION,
-            **({"id": request_id} if request_id else {}),
-            "parameters": {"backend": self.answer.backend, "artifact": self.answer.artifact},
-        }
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Backend and graph, as parameters of a response of the protocol."""
+        return {"backend": self.answer.backend, "artifact": self.answer.artifact}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassificationResult:
-    """What pictures show, and how long that took."""
+    """The classes of the pictures of a request."""
 
-    inferred: InferenceResult
-    predictions: tuple[tuple[Prediction, ...], ...]
-    """For each picture, the most likely first."""
+    inference: InferenceResult
+    predictions: list[list[Prediction]]
+    """Most likely classes of each picture, in order of their probability."""
     decode_seconds: float
 
 
 class Service:
-    """Models behind names, and the pool that decodes for all of them."""
+    """The served models by name, and the decoder that they share."""
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class Service:
         metrics: Metrics,
         config: ServeConfig,
     ) -> None:
-        """Join the parts; the models may still be loading."""
+        """Combine the parts of a server; the models may still be loading."""
         self.models = models
         self.decoder = decoder
         self.metrics = metrics
@@ -70,26 +74,44 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether every model can answer, and the server is not about to stop."""
+        """True if every model can answer and the server is not stopping."""
         return not self.draining and all(model.ready for model in self.models.values())
 
+    def is_model_ready(self, model: ServedModel) -> bool:
+        """Return True if a model can answer and the server is not stopping."""
+        return model.ready and not self.draining
+
     def states(self) -> dict[str, ModelState]:
-        """What the models are like at the moment."""
+        """Return the current state of each model."""
         return {
             name: ModelState(
                 ready=model.ready,
                 depth=model.depth,
-                backend=model.serving.backend if model.serving else "",
-                artifact=model.serving.artifact if model.serving else "",
+                backend=instance.backend if (instance := model.active_instance) else "",
+                artifact=instance.artifact if instance else "",
             )
             for name, model in self.models.items()
         }
 
+    def stats(self) -> Stats:
+        """Return the statistics of the last seconds and the state of each model."""
+        models = [
+            ModelStats(
+                name=name,
+                ready=state.ready and not self.draining,
+                queue=state.depth,
+                backend=state.backend,
+                artifact=state.artifact,
+            )
+            for name, state in self.states().items()
+        ]
+        return self.metrics.recent(models)
+
     def model(self, name: str = "", version: str = "") -> ServedModel:
-        """The model called `name`; the first one where that is empty.
+        """Return the model called `name`; the first one if the name is empty.
 
         Raises:
-            NotFound: there is none.
+            NotFound: The model or version does not exist.
         """
         model = self.models.get(name) if name else next(iter(self.models.values()))
         if model is None:
@@ -98,77 +120,77 @@ class Service:
             raise NotFound("there is no such version of the model")
         return model
 
-    def check(self, model: ServedModel, *, decode: bool = False) -> None:
-        """Whether a request would be admitted now: asked before its body is read.
+    def check_capacity(self, model: ServedModel, *, decode: bool = False) -> None:
+        """Raise an error if a request would be rejected now; called before its body is read.
 
         Raises:
-            Unavailable: not now.
+            Unavailable: The model is not ready or overloaded.
         """
-        model.generation().batcher.check(1)
+        model.loaded_bundle().batcher.check_capacity(1)
         if decode:
-            self.decoder.check()
+            self.decoder.check_capacity()
 
     async def infer(
-        self, generation: LoadedBundle, request: InferenceRequest, deadline: float
+        self, loaded: LoadedBundle, request: ParsedRequest, deadline: float
     ) -> InferenceResult:
-        """Run a request's images.
+        """Return the logits of a request's images.
 
         Args:
-            generation: What the request was checked against; the model's at this moment.
-            request: The images.
+            loaded: Bundle that the request was parsed for.
+            request: Parsed request.
             deadline: Time of the event loop's clock.
 
         Raises:
-            RequestError: it is too large, too late, or there is too much to do.
+            RequestError: The request is too large, cannot meet its deadline or is rejected.
         """
-        with generation.batcher.admit(len(request.images), deadline) as place:
-            return InferenceResult(answer=await place.run(request.images), generation=generation)
+        with loaded.batcher.admit(len(request.images), deadline) as slot:
+            return InferenceResult(answer=await slot.run(request.images), loaded=loaded)
 
     async def classify(
         self, model: ServedModel, files: Sequence[bytes], top: int, deadline: float
     ) -> ClassificationResult:
-        """Name what image files show.
+        """Return the `top` most likely classes of each image file.
 
         Raises:
-            RequestError: a file cannot be decoded, or see `infer`.
+            RequestError: A file cannot be decoded, or the request fails as in `infer`.
         """
         loop = asyncio.get_running_loop()
-        generation = model.generation()
-        self.decoder.check()
-        # Room in the queue first: what is decoded is not thrown away.
-        with generation.batcher.admit(len(files), deadline) as place:
+        loaded = model.loaded_bundle()
+        self.decoder.check_capacity()
+        # Queue space is reserved first, so that no decoding effort is wasted.
+        with loaded.batcher.admit(len(files), deadline) as slot:
             start = loop.time()
-            preprocessing = generation.bundle.manifest.preprocessing
+            preprocessing = loaded.bundle.manifest.preprocessing
             pixels = await self.decoder.decode(files, preprocessing, deadline)
             decode_seconds = loop.time() - start
             self.metrics.decoded(model.name, decode_seconds)
-            answer = await place.run(pixels)
+            answer = await slot.run(pixels)
         return ClassificationResult(
-            inferred=InferenceResult(answer=answer, generation=generation),
-            predictions=tuple(
-                tuple(most_likely(row, generation.labels, top)) for row in answer.logits
-            ),
+            inference=InferenceResult(answer=answer, loaded=loaded),
+            predictions=[top_predictions(row, loaded.labels, top) for row in answer.logits],
             decode_seconds=decode_seconds,
         )
 
-    def server_metadata(self) -> dict[str, Any]:
-        """The protocol's document about the server."""
-        return {"name": "resdeploy", "version": __version__, "extensions": list(EXTENSIONS)}
+    def server_metadata(self) -> ServerMetadata:
+        """Return the protocol's description of the server."""
+        return ServerMetadata(name="resdeploy", version=__version__, extensions=list(EXTENSIONS))
 
-    def model_metadata(self, model: ServedModel) -> dict[str, Any]:
-        """The protocol's document about a model.
+    def model_metadata(self, model: ServedModel) -> ModelMetadata:
+        """Return the protocol's description of a model.
 
         Raises:
-            Unavailable: it is not loaded yet.
+            Unavailable: The model is not loaded yet.
         """
-        if model.serving is None:
+        if model.active_instance is None:
             raise Unavailable("the model is not ready")
-        generation = model.generation()
-        size, classes = generation.image_size, len(generation.labels)
-        return {
-            "name": model.name,
-            "versions": [VERSION],
-            "platform": model.serving.backend,
-            "inputs": [{"name": INPUT_NAME, "datatype": INPUT_TYPE, "shape": [-1, size, size, 3]}],
-            "outputs": [{"name": OUTPUT_NAME, "datatype": OUTPUT_TYPE, "shape": [-1, classes]}],
-        }
+        loaded = model.loaded_bundle()
+        size, classes = loaded.image_size, len(loaded.labels)
+        return ModelMetadata(
+            name=model.name,
+            versions=[VERSION],
+            platform=model.active_instance.backend,
+            inputs=[
+                TensorMetadata(name=INPUT_NAME, datatype=INPUT_TYPE, shape=[-1, size, size, 3])
+            ],
+            outputs=[TensorMetadata(name=OUTPUT_NAME, datatype=OUTPUT_TYPE, shape=[-1, classes])],
+        )

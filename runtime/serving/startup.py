@@ -1,4 +1,4 @@
-"""What must be right before a server starts: names, the token, the limit of open files."""
+"""Checks and preparations before a server starts: model names, token, limit of open files."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
 def model_names(bundles: Sequence[Path]) -> dict[str, Path]:
-    """What clients call each bundle: its folder's name without `.bundle`.
+    """Return the path of each bundle by model name: the folder's name without `.bundle`.
 
     Raises:
-        ServeError: two have the same name, or one has a name that is none in a path.
+        ServeError: Two bundles have the same name, or a name cannot be part of a URL.
     """
     names: dict[str, Path] = {}
     for path in bundles:
         name = path.resolve().name.removesuffix(".bundle")
         if not MODEL_NAME.fullmatch(name):
             raise ServeError(
-                f"{path} has a name that cannot stand in an address",
-                "rename the folder: letters, digits, and . _ - between them",
+                f"the folder name of {path} cannot be part of a URL",
+                "rename the folder with letters, digits and . _ -",
             )
         if name in names:
             raise ServeError(f"two bundles are called {name}", "rename one of the folders")
@@ -35,17 +35,18 @@ def model_names(bundles: Sequence[Path]) -> dict[str, Path]:
 
 
 def read_token(config: ServeConfig) -> bytes | None:
-    """The bearer token, from the file or from the environment; None for an open server.
+    """Return the bearer token from the file or the environment; None if there is none.
 
     Raises:
-        ServeError: the file cannot be read, or the token is empty or has spaces.
+        ServeError: The file cannot be read, or the token is empty or contains spaces.
     """
     if config.token_file is not None:
         try:
             text = config.token_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ServeError(
-                f"{config.token_file} cannot be read", "write the token into a file of its own"
+                f"the token file {config.token_file} cannot be read",
+                "name a text file that contains only the token",
             ) from error
     elif TOKEN_VARIABLE in os.environ:
         text = os.environ[TOKEN_VARIABLE]
@@ -54,14 +55,14 @@ def read_token(config: ServeConfig) -> bytes | None:
     token = text.strip().encode()
     if not token or len(token.split()) != 1:
         raise ServeError(
-            "the token is empty or has spaces in it", "make one with: openssl rand -hex 32"
+            "the token is empty or contains spaces", "create one with: openssl rand -hex 32"
         )
     return token
 
 
-def allow_files(wanted: int) -> None:
-    """Raise this process's limit of open files where it is below `wanted` and may be raised."""
+def raise_file_limit(count: int) -> None:
+    """Raise the soft limit of open files of this process to `count`, as far as allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    target = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))

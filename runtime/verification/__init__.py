@@ -1,1 +1,1 @@
-"""TODO."""
+"""Checks that a backend on this machine reproduces PyTorch's logits."""

@@ -1,4 +1,4 @@
-"""What may serve: backends that were opened here and give PyTorch's answers."""
+"""The opening of backends that must pass a short golden check before they are used."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ from resdeploy.runtime.verification.golden_check import GoldenCheck, check_golde
 
 logger = logging.getLogger(__name__)
 
-# Enough to notice an engine that computes nonsense, few enough not to be felt at start-up.
+# This number reveals an engine that computes nonsense, and hardly delays the start.
 GOLDEN_IMAGES_AT_LOAD = 8
-# Where every bit of every logit must be right, other kernels do not get past the first.
-EXACT_IMAGES_AT_LOAD = 2
+# A bit-exact check reveals other kernels already at the first image.
+BIT_EXACT_IMAGES_AT_LOAD = 2
 
 
 def verified_backends(
-    bundle: Bundle, backend: str, precision: str, opening: OpenOptions
+    bundle: Bundle, backend: str, precision: str, options: OpenOptions
 ) -> Iterator[tuple[Candidate, Backend]]:
-    """Open what can run here and was asked for, the fastest first, each when it is its turn.
+    """Yield the selected backends that pass the golden check, fastest first, opened one by one.
 
-    What fails, or gives other answers than PyTorch, is logged and left out. Whoever takes a backend
-    closes it.
+    Backends that fail are logged and skipped. The caller must close those that it gets.
 
     Raises:
-        BackendError: nothing that was asked for can run here.
-        BundleError: the bundle is damaged.
+        BackendError: No selected backend can run here.
+        BundleError: The bundle is damaged.
     """
     golden = bundle.golden()
     for candidate in candidates(bundle, backend, precision):
-        if opened := open_verified(bundle, candidate, golden, opening):
+        if opened := open_verified(bundle, candidate, golden, options):
             yield candidate, opened
 
 
 def check_at_load(backend: Backend, artifact: Artifact, golden: Golden) -> GoldenCheck:
-    """A quick one.
+    """Run the golden check on a few images.
 
-    One image at a time: who predicts one by one would else need the most memory for this.
+    The batch size is 1: a larger batch would take more memory than an application that predicts
+    one image at a time.
     """
     bit_exact = backend.name == onnxruntime_cpu.NAME and artifact.name in golden.bit_exact
-    images = EXACT_IMAGES_AT_LOAD if bit_exact else GOLDEN_IMAGES_AT_LOAD
+    images = BIT_EXACT_IMAGES_AT_LOAD if bit_exact else GOLDEN_IMAGES_AT_LOAD
     return check_golden(backend, artifact, golden, images=images, batch=1)
 
 
 def open_verified(
-    bundle: Bundle, candidate: Candidate, golden: Golden, opening: OpenOptions
+    bundle: Bundle, candidate: Candidate, golden: Golden, options: OpenOptions
 ) -> Backend | None:
-    """Open one backend; None, and a warning, where it fails or gives other answers than PyTorch.
+    """Open one backend; if it fails or does not pass the golden check, warn and return None.
 
     Raises:
-        BundleError: the bundle is damaged.
+        BundleError: The bundle is damaged.
     """
     engine, artifact = candidate.engine.name, candidate.artifact
     opened: Backend | None = None
     try:
-        opened = candidate.open(bundle, opening)
+        opened = candidate.open(bundle, options)
         check = check_at_load(opened, artifact, golden)
     except (BackendError, OutputError) as error:
         logger.warning("%s cannot run %s: %s", engine, artifact.name, error)
@@ -72,6 +72,6 @@ def open_verified(
         return opened
     opened.close()
     logger.warning(
-        "%s gives other answers than PyTorch with %s (%s)", engine, artifact.name, check.figures
+        "%s does not reproduce PyTorch's logits with %s (%s)", engine, artifact.name, check.figures
     )
     return None

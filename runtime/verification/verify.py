@@ -1,4 +1,4 @@
-"""Does this machine still give PyTorch's answers? On golden images, or on a labelled folder."""
+"""Verification of a bundle on this machine, with its golden images or a labelled folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from resdeploy.images.folder import (
 )
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
-from resdeploy.results.provenance import Environment, here
+from resdeploy.results.provenance import Environment
 from resdeploy.results.verification import ArtifactResult, Verification
 from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
 from resdeploy.runtime.backends.registry import Candidate, candidates
@@ -33,7 +33,7 @@ from resdeploy.statistics import (
     agreement_percent,
     compare_accuracy,
     sqnr_db,
-    worst,
+    worst_verdict,
 )
 
 logger = logging.getLogger(__name__)
@@ -52,40 +52,40 @@ def verify(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Verification:
-    """Check every artifact that was asked for on every backend that can run it here.
+    """Check every selected artifact on every backend that can run it here.
 
-    Every one must pass the golden check; with `data` its accuracy is compared as well.
+    Each must pass the golden check. With `data`, its top-1 accuracy is compared with FP32, too.
 
     Args:
         bundle: The bundle.
-        data: A labelled folder (or one with a `val` folder in it) for accuracies; None for the
-            golden images alone.
-        backend: An engine's name, or `auto` for all.
+        data: A folder of labelled images, or one that contains such a folder `val`; None to check
+            only the golden images.
+        backend: Name of an engine, or `auto` for all.
         precision: `fp32`, `fp16`, `int8`, or `auto` for all.
-        max_drop: Percentage points of accuracy that may be lost against FP32.
-        threads: Threads for one inference on a CPU.
-        progress: Told of each batch.
+        max_drop: Allowed accuracy drop against FP32, in percentage points.
+        threads: Threads for one inference on a CPU; None for one per core.
+        progress: Reports each batch.
 
     Raises:
-        BackendError: nothing that was asked for can run here.
-        BundleError: the bundle is damaged.
-        DataError: the folder cannot be used with this model.
+        BackendError: No selected backend can run here.
+        BundleError: The bundle is damaged.
+        DataError: The folder does not match the classes of the model, or holds no images.
     """
-    chosen = sorted(candidates(bundle, backend, precision), key=_by_precision)
-    opening = OpenOptions(threads=threads, progress=progress)
+    selected = sorted(candidates(bundle, backend, precision), key=_precision_order)
+    options = OpenOptions(threads=threads, progress=progress)
     if data is None:
-        return _verify_golden(bundle, chosen, opening)
+        return _verify_golden(bundle, selected, options)
     images = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
-    return _verify_data(bundle, chosen, images, max_drop, opening, progress)
+    return _verify_data(bundle, selected, images, max_drop, options, progress)
 
 
 def _verify_golden(
-    bundle: Bundle, chosen: Iterable[Candidate], opening: OpenOptions
+    bundle: Bundle, selected: Iterable[Candidate], options: OpenOptions
 ) -> Verification:
     golden = bundle.golden()
     results = []
-    for candidate in chosen:
-        with closing(candidate.open(bundle, opening)) as opened:
+    for candidate in selected:
+        with closing(candidate.open(bundle, options)) as opened:
             check = check_golden(opened, candidate.artifact, golden)
         results.append(
             ArtifactResult(
@@ -107,7 +107,7 @@ def _verify_golden(
             )
         )
     return Verification(
-        verdict=worst(result.verdict for result in results),
+        verdict=worst_verdict(result.verdict for result in results),
         images=len(golden.images),
         unreadable=0,
         used_before=0,
@@ -120,30 +120,29 @@ def _verify_golden(
 
 def _verify_data(
     bundle: Bundle,
-    chosen: list[Candidate],
+    selected: list[Candidate],
     images: LabelledImages[Path],
     max_drop: float,
-    opening: OpenOptions,
+    options: OpenOptions,
     progress: Progress,
 ) -> Verification:
-    # The yardstick is the bundle's own FP32 graph, which export held against PyTorch.
+    # The baseline is the bundle's FP32 graph, which the export compared with PyTorch.
     baseline = candidates(bundle, precision=Precision.FP32.value)[0]
-    contenders = [baseline, *(c for c in chosen if c != baseline)]
+    pairs = [baseline, *(candidate for candidate in selected if candidate != baseline)]
     with ExitStack() as stack:
         opened = [
-            stack.enter_context(closing(candidate.open(bundle, opening)))
-            for candidate in contenders
+            stack.enter_context(closing(candidate.open(bundle, options))) for candidate in pairs
         ]
         golden = bundle.golden()
-        checks = [check_golden(b, c.artifact, golden) for b, c in zip(opened, contenders)]
+        checks = [check_golden(b, c.artifact, golden) for b, c in zip(opened, pairs)]
         logits, labels, used = _run_all(bundle, opened, images, progress)
     results = [
-        _judge(candidate, check, logits[0], candidate_logits, labels, max_drop)
-        for candidate, check, candidate_logits in zip(contenders, checks, logits)
-        if candidate in chosen
+        _compare_with_baseline(candidate, check, logits[0], candidate_logits, labels, max_drop)
+        for candidate, check, candidate_logits in zip(pairs, checks, logits)
+        if candidate in selected
     ]
     return Verification(
-        verdict=worst(result.verdict for result in results),
+        verdict=worst_verdict(result.verdict for result in results),
         images=len(labels),
         unreadable=len(images.files) - len(labels),
         used_before=used,
@@ -157,7 +156,11 @@ def _verify_data(
 def _run_all(
     bundle: Bundle, opened: list[Backend], images: LabelledImages[Path], progress: Progress
 ) -> tuple[list[Float32Array], np.ndarray, int]:
-    """Each image is decoded once and shown to every backend; also how many were used before."""
+    """Decode each image once and run it on every backend.
+
+    Returns:
+        The logits of each backend, the labels, and the number of images used for calibration.
+    """
     calibration = bundle.manifest.calibration or {}
     known = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}
     used = 0
@@ -173,13 +176,13 @@ def _run_all(
             advance(len(batch.positions))
     if not positions:
         raise DataError(
-            "not one image of the folder can be decoded", "name a folder with intact images"
+            "no image of the folder can be decoded", "choose a folder with intact images"
         )
     labels = np.asarray(images.labels)[positions]
     return [np.concatenate(part) for part in parts], labels, used
 
 
-def _judge(
+def _compare_with_baseline(
     candidate: Candidate,
     check: GoldenCheck,
     reference: Float32Array,
@@ -188,7 +191,7 @@ def _judge(
     max_drop: float,
 ) -> ArtifactResult:
     paired = compare_accuracy(reference, logits, labels)
-    # The yardstick has nothing to prove against itself, but it does against PyTorch.
+    # The baseline itself must only pass the golden check, which compares it with PyTorch.
     is_reference = logits is reference
     verdict = Verdict.PASS if is_reference else paired.verdict(max_drop)
     return ArtifactResult(
@@ -196,11 +199,11 @@ def _judge(
         precision=candidate.artifact.precision,
         encoding=candidate.artifact.encoding,
         verdict=verdict if check.passed else Verdict.FAIL,
-        top1=100 * paired.candidate_right / paired.images,
-        baseline_top1=100 * paired.baseline_right / paired.images,
+        top1=100 * paired.candidate_correct / paired.images,
+        baseline_top1=100 * paired.baseline_correct / paired.images,
         drop=paired.drop,
-        drop_upper95=0.0 if is_reference else paired.drop_bound(),
-        drop_lower95=0.0 if is_reference else paired.drop_least(),
+        drop_upper95=0.0 if is_reference else paired.drop_upper_bound(),
+        drop_lower95=0.0 if is_reference else paired.drop_lower_bound(),
         mcnemar_p=paired.mcnemar_p,
         images_to_decide=paired.images_to_decide(max_drop)
         if verdict is Verdict.INCONCLUSIVE
@@ -214,22 +217,25 @@ def _judge(
 
 
 def confusion_counts(labels: IntArray, logits: Float32Array) -> tuple[tuple[int, int, int], ...]:
-    """Class shown, class taken for, and how many: of true classes (N,) and logits (N, K)."""
+    """Return the non-zero entries of the confusion matrix of labels (N,) and logits (N, K).
+
+    Each entry is the true class, the predicted class and the number of images.
+    """
     pairs, counts = np.unique(
         np.stack([labels, logits.argmax(axis=1)], axis=1), axis=0, return_counts=True
     )
     return tuple(
-        (int(shown), int(taken), int(count)) for (shown, taken), count in zip(pairs, counts)
+        (int(true), int(predicted), int(count)) for (true, predicted), count in zip(pairs, counts)
     )
 
 
 def _environment(bundle: Bundle) -> Environment:
-    return here(
+    return Environment.collect(
         bundle=str(bundle.path),
         model=bundle.manifest.model["name"],
         image_size=bundle.manifest.preprocessing.image_size,
     )
 
 
-def _by_precision(candidate: Candidate) -> int:
+def _precision_order(candidate: Candidate) -> int:
     return list(Precision).index(candidate.artifact.precision)

@@ -1,4 +1,4 @@
-"""A real ResNet-34 with real pictures, and the wheel, for processors that are emulated."""
+"""Fixtures for emulated CPUs: the wheel in a userland, and a ResNet-34 with real images."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from tests.wheel import unpack_wheel
 
 @dataclass(frozen=True, slots=True)
 class Emulated:
-    """The userland with the wheel in it."""
+    """An emulated userland with the wheel."""
 
     root: Path
     packages: Path
-    """Where resdeploy alone is."""
+    """The folder that holds only resdeploy."""
     sites: Path
-    """The folders of its dependencies."""
+    """The folder that holds the folders of dependencies."""
 
     def run(
         self, *command: str, sites: Sequence[str] = ("runtime",), **environment: str
     ) -> CompletedProcess[str]:
-        """Run Python with arguments; the first of `sites` wins."""
+        """Run Python with arguments; the first of `sites` has precedence."""
         return userland.run(
             command,
             root=self.root,
@@ -47,8 +47,8 @@ class Emulated:
 
 @pytest.fixture(scope="session")
 def emulated(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
-    """The userland; skips where it cannot be had."""
-    if reason := userland.obstacle():
+    """The userland; the test is skipped if it is missing."""
+    if reason := userland.skip_reason():
         pytest.skip(f"aarch64 is not tested: {reason}")
     packages = tmp_path_factory.mktemp("aarch64") / "packages"
     unpack_wheel(wheel, packages)
@@ -57,12 +57,12 @@ def emulated(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
 
 @pytest.fixture
 def board(emulated: Emulated, tmp_path: Path) -> Callable[[Files], Emulated]:
-    """Makes a userland whose kernel shows the files of a board."""
+    """A function that makes a userland whose kernel shows the files of a board."""
 
     def make(files: Files) -> Emulated:
         root = tmp_path / "root"
         shutil.copytree(emulated.root, root, copy_function=os.link, symlinks=True)
-        (root / "proc/cpuinfo").unlink()  # it is one file with the userland's own
+        (root / "proc/cpuinfo").unlink()  # it is a hard link to the file of the userland
         return Emulated(lay_out(root, files), emulated.packages, emulated.sites)
 
     return make
@@ -70,7 +70,7 @@ def board(emulated: Emulated, tmp_path: Path) -> Callable[[Files], Emulated]:
 
 @pytest.fixture(scope="session")
 def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A ResNet-34 with 32 handwritten digits as golden images, all integers on the CPU."""
+    """A bundle of a ResNet-34 with only int8-cpu, and 32 handwritten digits as golden images."""
     folder = tmp_path_factory.mktemp("digits")
     architecture = Architecture(classes=10, blocks=(3, 4, 6, 3))
     torch.save(make_classifier(architecture).network.state_dict(), folder / "r34.pth")
@@ -80,7 +80,7 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     )  # fmt: skip
     bundle = open_bundle(export(config).bundle)
     assert len(bundle.golden().bit_exact["int8-cpu"]) == 32
-    # The other graphs are for others, and take minutes where float16 is emulated twice.
+    # The other graphs are for other engines; they take minutes on an emulated CPU.
     alone = replace(bundle.manifest, artifacts=(bundle.artifact("int8-cpu"),))
     write_manifest(bundle.path, alone)
     return open_bundle(bundle.path)

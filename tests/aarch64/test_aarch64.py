@@ -1,4 +1,4 @@
-"""The wheel with the runtime's dependencies only, on an emulated Arm processor."""
+"""The wheel with only the dependencies of the runtime, on an emulated Arm CPU."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ print(",".join(source.rails), round(source.read(), 6))
 
 
 def document(emulated: Emulated, *command: str, **options: Any) -> Any:
-    """What a command of resdeploy prints with --json."""
+    """Run a command of resdeploy and return its JSON document."""
     done = emulated.run("-m", "resdeploy", *command, "--json", **options)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_it_imports_without_torch_or_onnx(emulated: Emulated) -> None:
+def test_runtime_imports_without_torch_or_onnx(emulated: Emulated) -> None:
     code = (
         "import sys, platform, resdeploy.runtime; "
         "print(platform.machine(), not {'torch', 'onnx'} & set(sys.modules))"
@@ -48,7 +48,7 @@ def test_it_imports_without_torch_or_onnx(emulated: Emulated) -> None:
     assert done.stdout == "aarch64 True\n", done.stderr
 
 
-def test_help(emulated: Emulated) -> None:
+def test_help_works(emulated: Emulated) -> None:
     done = emulated.run("-m", "resdeploy", "--help")
     assert done.returncode == 0, done.stderr
     assert "doctor" in done.stdout
@@ -62,11 +62,11 @@ def test_help(emulated: Emulated) -> None:
         ("agx-thor", "AGX Thor", "VIN 19.78"),
     ],
 )
-def test_the_doctor_knows_the_board(
+def test_doctor_recognises_the_board(
     board: Callable[[Files], Emulated], tmp_path: Path, name: str, module: str, power: str
 ) -> None:
     emulated = board(BOARDS[name])
-    # QEMU starts programs of the host's: PATH is not below the root of the board.
+    # QEMU starts programs of the host, so PATH must not be below the root of the board.
     nvpmodel = tmp_path / "bin/nvpmodel"
     nvpmodel.parent.mkdir()
     nvpmodel.write_text(f"#!/bin/sh\nprintf '{power_mode('15W', 1)}'\n")
@@ -77,22 +77,22 @@ def test_the_doctor_knows_the_board(
     assert platform["jetson"]["module"] == module
     assert platform["conditions"]["power_mode"] == {"name": "15W", "number": 1}
     assert any("sudo nvpmodel -m" in line for line in found["advice"])
-    assert any("TensorRT" in line for line in found["advice"])  # which this userland has not
+    assert any("TensorRT" in line for line in found["advice"])  # it is missing here
     assert emulated.run("-c", READ_POWER).stdout == f"{power}\n"
 
 
 @pytest.mark.parametrize("sites", VERSIONS)
-def test_int8_gives_the_bits_of_x86(
+def test_int8_is_bit_exact_with_x86(
     emulated: Emulated, digits_bundle: Bundle, sites: tuple[str, ...]
 ) -> None:
     found = document(emulated, "verify", str(digits_bundle.path), sites=sites)
     (line,) = found["results"]
-    assert (line["rule"], line["different"], line["verdict"]) == ("bit for bit", 0, "pass")
+    assert (line["rule"], line["different"], line["verdict"]) == ("bit-exact", 0, "pass")
     assert found["images"] == 32
 
 
 @pytest.mark.parametrize("sites", VERSIONS)
-def test_a_photograph_is_named_alike(
+def test_photograph_gets_the_predictions_of_x86(
     emulated: Emulated, digits_bundle: Bundle, tmp_path: Path, sites: tuple[str, ...]
 ) -> None:
     picture = tmp_path / "three.jpg"
@@ -103,7 +103,7 @@ def test_a_photograph_is_named_alike(
         emulated, "predict", str(digits_bundle.path), str(picture), "--precision", "int8",
         sites=sites,
     )  # fmt: skip
-    # Both decoders of JPEG follow the same integer arithmetic, and the graph is exact.
+    # Both JPEG decoders use the same integer arithmetic, and the graph is bit-exact.
     assert [(p["label"], p["probability"]) for p in found["predictions"]] == [
         (p.label, p.probability) for p in expected
     ]
@@ -126,7 +126,7 @@ np.save(sys.argv[2], np.concatenate(sums))
 
 
 def addition(ratios: Sequence[float], zero_points: Sequence[int]) -> bytes:
-    """A graph that adds uint8 (1, 65536) and (1, 65536) to uint8 of the scale 0.01."""
+    """Return a graph that adds two uint8 tensors (1, 65536); the result has the scale 0.01."""
     constants = {}
     for name, ratio, zero in zip("abc", (*ratios, 1.0), zero_points):
         constants[f"{name}_scale"] = np.array(0.01 * ratio, np.float32)
@@ -148,16 +148,16 @@ def addition(ratios: Sequence[float], zero_points: Sequence[int]) -> bytes:
     return model
 
 
-@pytest.mark.parametrize("agreed", [True, False])
-def test_additions_round_alike_if_their_scales_agree(
-    emulated: Emulated, tmp_path: Path, agreed: bool
+@pytest.mark.parametrize("adjusted", [True, False])
+def test_additions_are_bit_exact_with_adjusted_scales(
+    emulated: Emulated, tmp_path: Path, adjusted: bool
 ) -> None:
-    """All 65,536 pairs of operands, for 40 pairs of scales; others than ours do differ."""
+    """Compare all 65,536 pairs of operands for 40 pairs of scales; unadjusted scales differ."""
     generator = np.random.default_rng(0)
     graphs = {}
     for number in range(40):
         ratios = list(np.exp(generator.uniform(np.log(0.03), np.log(3.9), 2)))
-        if agreed:
+        if adjusted:
             fractions = closest_fractions(ratios)
             assert fractions is not None
             ratios = fractions
@@ -165,12 +165,12 @@ def test_additions_round_alike_if_their_scales_agree(
         model = addition(ratios, zero_points.tolist())
         graphs[f"{number:02d}"] = np.frombuffer(model, np.uint8)
     np.savez(tmp_path / "graphs.npz", allow_pickle=False, **graphs)
-    given = [str(tmp_path / name) for name in ("graphs.npz", "arm.npy", "x86.npy")]
-    subprocess.run([sys.executable, "-c", RUN_ADDITIONS, given[0], given[2]], check=True)
-    done = emulated.run("-c", RUN_ADDITIONS, given[0], given[1])
+    inputs, arm, x86 = (str(tmp_path / name) for name in ("graphs.npz", "arm.npy", "x86.npy"))
+    subprocess.run([sys.executable, "-c", RUN_ADDITIONS, inputs, x86], check=True)
+    done = emulated.run("-c", RUN_ADDITIONS, inputs, arm)
     assert done.returncode == 0, done.stderr
-    different = int((np.load(given[1]) != np.load(given[2])).sum())
-    assert different == 0 if agreed else different > 0
+    different = int((np.load(arm) != np.load(x86)).sum())
+    assert different == 0 if adjusted else different > 0
 
 
 def test_an_engine_is_built(emulated: Emulated, tiny_bundle: Bundle, tmp_path: Path) -> None:

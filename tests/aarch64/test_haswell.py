@@ -1,4 +1,4 @@
-"""x86 without VNNI, emulated: the same bits, which its fast kernels would not give."""
+"""An emulated x86 CPU without VNNI, on which int8-cpu must be bit-exact, too."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from resdeploy.bundle.bundle import Bundle
 from tests.aarch64.userland import QEMU_X86
 
 HASWELL = "processor\t: 0\nmodel name\t: Haswell\nflags\t\t: fpu sse4_2 avx avx2 fma\n\n"
-LIAR = HASWELL.replace("fma", "fma avx512_vnni")
+FALSE_VNNI = HASWELL.replace("fma", "fma avx512_vnni")
 
 
 def verify(bundle: Bundle, root: Path, cpuinfo: str) -> subprocess.CompletedProcess[str]:
-    """Check int8-cpu on a Haswell; /proc/cpuinfo is what a user-mode QEMU does not emulate."""
+    """Verify int8-cpu on a Haswell with this /proc/cpuinfo, which QEMU does not emulate."""
     (root / "proc").mkdir()
     (root / "proc/cpuinfo").write_text(cpuinfo)
     return subprocess.run(
@@ -39,16 +39,16 @@ def _needs_qemu() -> None:
                     "apt-get install qemu-user-static")  # fmt: skip
 
 
-def test_int8_gives_the_bits_of_vnni(digits_bundle: Bundle, tmp_path: Path) -> None:
+def test_int8_is_bit_exact_with_vnni(digits_bundle: Bundle, tmp_path: Path) -> None:
     done = verify(digits_bundle, tmp_path, HASWELL)
     assert done.returncode == 0, done.stderr
     (line,) = [r for r in json.loads(done.stdout)["results"] if r["encoding"] == "cpu"]
-    assert (line["rule"], line["different"], line["verdict"]) == ("bit for bit", 0, "pass")
+    assert (line["rule"], line["different"], line["verdict"]) == ("bit-exact", 0, "pass")
 
 
-def test_its_fast_kernels_would_give_others(digits_bundle: Bundle, tmp_path: Path) -> None:
-    """The check above could not fail, were there VNNI behind it or nothing that saturates."""
-    done = verify(digits_bundle, tmp_path, LIAR)
+def test_saturating_kernels_fail_the_check(digits_bundle: Bundle, tmp_path: Path) -> None:
+    """Resdeploy trusts a false VNNI flag and uses the fast kernels, which saturate here."""
+    done = verify(digits_bundle, tmp_path, FALSE_VNNI)
     assert done.returncode == 1, done.stderr
     (line,) = [r for r in json.loads(done.stdout)["results"] if r["encoding"] == "cpu"]
     assert line["different"] > 0

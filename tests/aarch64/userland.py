@@ -1,7 +1,7 @@
-"""A small aarch64 userland that runs on x86: Debian's Python, the runtime's wheels, QEMU.
+"""A small aarch64 userland that runs on x86 with QEMU: Debian's Python and the runtime's wheels.
 
-`python -m tests.aarch64.userland` downloads it once into the user's cache; tests only use it.
-Nothing of the host changes, and nothing but QEMU must be installed.
+`python -m tests.aarch64.userland` downloads it once into the user's cache; tests only use it. It
+changes nothing on the host, and it needs only QEMU.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ DEBIAN = (
 PLATFORMS = [f"manylinux_2_{minor}_aarch64" for minor in (35, 34, 31, 28, 27, 26, 17)] + [
     "manylinux2014_aarch64"
 ]
-# Folders of packages, each with what `pip` is asked for; the oldest ONNX Runtime is JetPack 6's.
+# The arguments of `pip` for each folder of packages; the oldest ONNX Runtime is that of JetPack 6.
 SITES: Mapping[str, Sequence[str]] = {
     "runtime": ("click", "numpy", "pillow", "onnxruntime"),
     "onnxruntime-1.23.2": ("--no-deps", "onnxruntime==1.23.2"),
     "rtx": ("--no-deps", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13_libs"),
 }
-# QEMU 7.2 shows the host's own /proc/cpuinfo, in which ONNX Runtime then looks for Arm's features.
+# QEMU 7.2 shows the host's /proc/cpuinfo, but ONNX Runtime looks there for the features of Arm.
 CPU = ("cortex-a76", cpuinfo("0xd42", os.cpu_count() or 1))
 
 
 def folder() -> Path:
-    """Where the userland is, or will be: another recipe has another place."""
-    named = {package for packages in SITES.values() for package in packages}
+    """Return the folder of the userland; its name has a hash of the recipe."""
+    names = {package for packages in SITES.values() for package in packages}
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = [line for line in lines if line.split("==")[0] in named]  # others change nothing here
+    pins = [line for line in lines if line.split("==")[0] in names]
     recipe = json.dumps([DEBIAN, PLATFORMS, dict(SITES), CPU, pins])
     return CACHE / f"aarch64-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
-def obstacle() -> str | None:
-    """Why nothing can run in it here."""
+def skip_reason() -> str | None:
+    """Return the reason why the userland cannot be used here; None if it can."""
     if shutil.which(QEMU) is None:
         return f"{QEMU} is not installed: apt-get install qemu-user-static"
     if not folder().is_dir():
-        return "the userland is not there: make environments"
+        return "the userland is missing: make environments"
     return None
 
 
@@ -69,7 +69,7 @@ def run(
     sites: Sequence[Path],
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run its Python with these arguments and packages, below a root folder of its kind."""
+    """Run the userland's Python with these arguments and packages, with `root` as its root."""
     return subprocess.run(
         [QEMU, "-L", str(root), "-cpu", CPU[0], str(root / f"usr/bin/python{PYTHON}"), *command],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sites)), **(environment or {})},
@@ -78,7 +78,7 @@ def run(
 
 
 def build() -> None:
-    """Download and unpack it, unless it is there; what is no longer used goes."""
+    """Download and unpack the userland if it is missing, and remove old ones."""
     target = folder()
     if target.is_dir():
         target.touch()

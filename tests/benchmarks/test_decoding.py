@@ -1,4 +1,4 @@
-"""The benchmark of decoding, in small: it counts what changes, and asks a real bundle."""
+"""Tests of the decoding benchmark with two files and a small bundle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resdeploy.bundle.bundle import Bundle
 from tests.resdeploy.images.test_preprocessing import photograph
 
 
-def test_files_are_compared_and_the_answers_too(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_compares_files_and_outputs(tiny_bundle: Bundle, tmp_path: Path) -> None:
     for number, size in enumerate([(400, 300), (30, 30)]):
         photograph(*size).save(tmp_path / f"{number}.jpg", quality=90)
     (tmp_path / "notes.txt").touch()
@@ -22,8 +22,8 @@ def test_files_are_compared_and_the_answers_too(tiny_bundle: Bundle, tmp_path: P
     found = json.loads((tmp_path / "out.json").read_bytes())
     assert [row["changed"] for row in found["changes"]] == [1, 1, 0, 0]
     assert 0 < found["changes"][0]["worst"] < 1
-    assert found["answers"]["pictures"] == 2
-    big = found["times"][-1]
-    # Which is shorter, only a machine that does nothing else can say.
-    assert min(big["reduced_ms"], big["whole_ms"]) > 0
-    assert "of 2 pictures the same class" in done.output
+    assert found["outputs"]["pictures"] == 2
+    largest = found["times"][-1]
+    # On a busy machine, either time may be the shorter one.
+    assert min(largest["reduced_ms"], largest["full_ms"]) > 0
+    assert "of 2 pictures keep their predicted class" in done.output

@@ -1,6 +1,6 @@
 """Virtual environments of other Pythons with the runtime's oldest and newest dependencies.
 
-`python -m tests.pythons.environments` makes them once, in the user's cache; tests only use them.
+`python -m tests.pythons.environments` creates them once in the user's cache; tests only use them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.cache import CACHE, prune
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.10", "3.12")  # of JetPack 6 and 7
 TESTERS = ("pytest", "hypothesis")
-# The lower bounds of pyproject.toml, to the letter; a test compares them.
+# The oldest are the lower bounds of pyproject.toml; a test compares them.
 DEPENDENCIES: Mapping[str, Sequence[str]] = {
     "oldest": ("click==8.1", "numpy==2.2", "pillow==11", "onnxruntime==1.23.2"),
     "newest": ("click", "numpy", "pillow", "onnxruntime"),
@@ -27,7 +27,7 @@ DEPENDENCIES: Mapping[str, Sequence[str]] = {
 
 
 def interpreter(version: str) -> Path | None:
-    """A Python of this version: on the PATH, or one of pyenv's."""
+    """Find a Python of this version on the PATH or in pyenv; return None if there is none."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     on_path = shutil.which(f"python{version}")
     found = sorted(pyenv.glob(f"versions/{version}.*/bin/python"))
@@ -39,39 +39,36 @@ def interpreter(version: str) -> Path | None:
             )  # fmt: skip
         except OSError:
             continue
-        if done.stdout.strip() == version:  # pyenv's own stand-ins are there for all versions
+        if done.stdout.strip() == version:  # pyenv has shims also for versions that are missing
             return candidate
     return None
 
 
 def folder(version: str, dependencies: str) -> Path:
-    """Where an environment is, or will be: another recipe has another place."""
+    """Return the folder of an environment; its name has a hash of the recipe."""
     recipe = json.dumps([DEPENDENCIES[dependencies], TESTERS, constraints()])
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     return CACHE / f"python{version}-{dependencies}-{digest}"
 
 
 def constraints() -> str:
-    """The repository's pins of what the runtime needs; others are for newer Pythons."""
+    """Return the repository's pins of the runtime's dependencies; others need newer Pythons."""
     newest = DEPENDENCIES["newest"]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     return "".join(f"{line}\n" for line in lines if line.split("==")[0] in newest)
 
 
-def obstacle(version: str, dependencies: str) -> str | None:
-    """Why tests cannot run in it here."""
+def skip_reason(version: str, dependencies: str) -> str | None:
+    """Return the reason why an environment cannot be used here; None if it can."""
     if folder(version, dependencies).is_dir():
         return None
     if interpreter(version) is None:
         return f"there is no Python {version} here"
-    return "its environment is not there: make environments"
+    return "its environment is missing: make environments"
 
 
 def build(version: str, dependencies: str) -> str:
-    """Make an environment unless it is there; what is no longer used goes.
-
-    Returns what came of it.
-    """
+    """Create an environment if it is missing, and remove old ones; return a message."""
     target, python = folder(version, dependencies), interpreter(version)
     if target.is_dir():
         target.touch()

@@ -1,4 +1,4 @@
-"""The wheel on JetPack's Pythons, with the oldest and the newest that it may stand on."""
+"""The wheel on the Pythons of JetPack, with its oldest and newest dependencies."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from resdeploy.bundle.bundle import Bundle
-from tests.pythons.environments import DEPENDENCIES, PYTHONS, ROOT, folder, obstacle
+from tests.pythons.environments import DEPENDENCIES, PYTHONS, ROOT, folder, skip_reason
 
-# Of the core all but the whole command line, which has the stages with torch behind it.
+# All tests of the runtime and the core but those of the command line that need torch.
 ALL = (
-    "tests/runtime", "tests/contract", "tests/resdeploy", "--ignore=tests/resdeploy/cli/test_main.py",
-    "--ignore=tests/resdeploy/cli/test_console.py",
+    "tests/runtime", "tests/contract", "tests/resdeploy",
+    "--ignore=tests/resdeploy/cli/test_main.py", "--ignore=tests/resdeploy/cli/test_console.py",
 )  # fmt: skip
-# What a Python and the packages have to do with each other: engine, arrays, pictures.
-JOINTS = (
+# The tests that depend most on Python and the packages: engines, arrays, images.
+SOME = (
     "tests/contract",
     "tests/runtime/backends/onnxruntime/test_cpu.py",
     "tests/runtime/test_model.py",
@@ -28,12 +28,12 @@ JOINTS = (
     "tests/resdeploy/images/test_decode.py",
     "tests/resdeploy/images/test_preprocessing.py",
 )
-# Each Python and each set of packages once in full, and at least so many tests in each.
+# The tests for each Python and set of packages, and the number of them that must pass.
 TESTS = {
     ("3.10", "oldest"): (ALL, 600),
     ("3.12", "newest"): (ALL, 600),
-    ("3.10", "newest"): (JOINTS, 100),
-    ("3.12", "oldest"): (JOINTS, 100),
+    ("3.10", "newest"): (SOME, 100),
+    ("3.12", "oldest"): (SOME, 100),
 }
 
 
@@ -49,39 +49,39 @@ def run(command: Sequence[str | Path], where: Path, **environment: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("dependencies", DEPENDENCIES)
 @pytest.mark.parametrize("version", PYTHONS)
-def test_the_wheel_installs_and_passes_the_runtimes_tests(
+def test_wheel_installs_and_passes_the_tests(
     version: str, dependencies: str, wheel: Path, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    if reason := obstacle(version, dependencies):
+    if reason := skip_reason(version, dependencies):
         pytest.skip(f"Python {version} with the {dependencies} packages is not tested: {reason}")
     environment = tmp_path / "venv"
-    # A venv of its own that sees the packages of the cached one: nothing is left in that.
-    made = folder(version, dependencies)
-    run([made / "bin/python", "-m", "venv", environment], tmp_path)
+    # A new venv that imports the packages of the cached one, so that the cached one stays clean.
+    cache = folder(version, dependencies)
+    run([cache / "bin/python", "-m", "venv", environment], tmp_path)
     (packages,) = environment.glob("lib/python*/site-packages")
-    (cached,) = made.glob("lib/python*/site-packages")
+    (cached,) = cache.glob("lib/python*/site-packages")
     (packages / "cached.pth").write_text(f"{cached}\n")
     python = environment / "bin/python"
     run([python, "-m", "pip", "install", "--quiet", "--no-index", wheel], tmp_path)
     run([python, "-m", "pip", "check"], tmp_path)
-    # The tests without the sources beside them: what they import is the wheel.
+    # Without the sources beside them, the tests import the wheel.
     shutil.copytree(ROOT / "tests", tmp_path / "run/tests")
     shutil.copy(ROOT / "pyproject.toml", tmp_path / "run")
     where = run([python, "-c", "import resdeploy; print(resdeploy.__file__)"], tmp_path / "run")
     assert where.startswith(str(environment))
-    tests, least = TESTS[version, dependencies]
+    tests, minimum = TESTS[version, dependencies]
     summary = run(
         [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], tmp_path / "run",
         RESDEPLOY_TINY_BUNDLE=str(tiny_bundle.path),
     ).splitlines()[-1]  # fmt: skip
     verified = run([environment / "bin/resdeploy", "verify", tiny_bundle.path], tmp_path)
-    assert "bit for bit" in verified
+    assert "bit-exact" in verified
     passed = re.search(r"(\d+) passed", summary)
     assert passed is not None, summary
-    assert int(passed[1]) > least, summary
+    assert int(passed[1]) > minimum, summary
 
 
-def test_the_oldest_packages_are_the_lower_bounds() -> None:
+def test_oldest_packages_are_the_lower_bounds() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     for pin in DEPENDENCIES["oldest"]:
         assert f'"{pin.replace("==", ">=")}"' in text

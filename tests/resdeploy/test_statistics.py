@@ -1,4 +1,4 @@
-"""The statistics against SciPy, against published numbers, and by simulation."""
+"""Statistics agree with SciPy, with published numbers, and with simulations."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from resdeploy.statistics import (
     Verdict,
     agreement_percent,
     compare_accuracy,
-    judge,
+    interval_verdict,
     median_interval,
-    pair_answers,
+    pair_predictions,
     ratio_interval,
     repeated_ratio_interval,
     sqnr_db,
@@ -25,13 +25,13 @@ from resdeploy.statistics import (
     unpaired_ratio_interval,
     upper_bound_of_difference,
     wilson_interval,
-    worst,
+    worst_verdict,
 )
 
 
 def paired(lost: int, gained: int, images: int) -> PairedAccuracy:
     return PairedAccuracy(
-        images=images, baseline_right=lost, candidate_right=gained, lost=lost, gained=gained
+        images=images, baseline_correct=lost, candidate_correct=gained, lost=lost, gained=gained
     )
 
 
@@ -44,14 +44,14 @@ def test_sqnr_of_a_known_error() -> None:
     assert sqnr_db(reference, logits)[0] == pytest.approx(20.0)
 
 
-def test_sqnr_is_taken_per_image() -> None:
+def test_sqnr_is_computed_per_image() -> None:
     reference = np.array([[1.0, 0.0], [100.0, 0.0]])
     logits = np.array([[1.1, 0.0], [100.1, 0.0]])
     assert sqnr_db(reference, logits) == pytest.approx([20.0, 60.0])
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_sqnr_is_capped_where_nothing_differs(scale: float) -> None:
+def test_sqnr_is_capped_if_nothing_differs(scale: float) -> None:
     logits = np.full((2, 3), scale, dtype=np.float32)
     assert sqnr_db(logits, logits) == pytest.approx([200.0, 200.0])
 
@@ -74,7 +74,7 @@ def test_sqnr_follows_the_size_of_the_noise(decibel: float, seed: int) -> None:
     assert sqnr_db(reference, logits)[0] == pytest.approx(decibel, abs=1e-6)
 
 
-def test_agreement_counts_the_most_likely_class() -> None:
+def test_agreement_counts_predicted_classes() -> None:
     reference = np.array([[1.0, 2.0], [2.0, 1.0], [0.0, 1.0], [5.0, 4.0]])
     logits = np.array([[0.0, 9.0], [1.0, 2.0], [0.0, 0.1], [1.0, 0.0]])
     assert agreement_percent(reference, logits) == 75.0
@@ -83,23 +83,23 @@ def test_agreement_counts_the_most_likely_class() -> None:
 # Paired accuracy
 
 
-def test_answers_are_paired() -> None:
+def test_predictions_are_paired() -> None:
     labels = np.array([0, 1, 0, 1])
     right = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     other = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     result = compare_accuracy(right, other, labels)
-    assert (result.baseline_right, result.candidate_right) == (4, 2)
+    assert (result.baseline_correct, result.candidate_correct) == (4, 2)
     assert (result.lost, result.gained, result.drop) == (2, 0, 50.0)
     assert compare_accuracy(other, right, labels).drop == -50.0
 
 
 def tango_by_likelihood(lost: int, gained: int, images: int, confidence: float) -> float:
-    """The same bound from the likelihood itself, maximised by SciPy: no formula is shared."""
+    """Return the same bound by maximising the likelihood with SciPy; no formula is shared."""
     z = stats.norm.ppf(confidence)
     same = images - lost - gained
 
     def score(difference: float) -> float:
-        # Under p(lost) = p(gained) + difference, find the p(gained) of greatest likelihood.
+        # Find the p(gained) of maximum likelihood, with p(lost) = p(gained) + difference.
         def negative(share: float) -> float:
             p_lost = share + difference
             return -float(
@@ -124,7 +124,7 @@ def tango_by_likelihood(lost: int, gained: int, images: int, confidence: float) 
     ("lost", "gained", "images"),
     [(7, 3, 100), (3, 7, 100), (12, 9, 44), (25, 5, 600), (1, 1, 50), (60, 40, 5000)],
 )
-def test_bound_is_where_the_score_test_stops_rejecting(lost: int, gained: int, images: int) -> None:
+def test_bound_is_the_largest_difference_not_rejected(lost: int, gained: int, images: int) -> None:
     ours = upper_bound_of_difference(lost, gained, images, 0.95)
     assert ours == pytest.approx(tango_by_likelihood(lost, gained, images, 0.95), abs=1e-5)
 
@@ -150,9 +150,7 @@ counts = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 2000))
 
 
 @given(counts, st.floats(0.6, 0.999))
-def test_bound_lies_above_the_estimate_and_within_reason(
-    count: tuple[int, int, int], confidence: float
-) -> None:
+def test_bound_lies_above_the_estimate(count: tuple[int, int, int], confidence: float) -> None:
     lost, gained, same = count
     assume(lost + gained + same > 0)
     images = lost + gained + same
@@ -161,7 +159,7 @@ def test_bound_lies_above_the_estimate_and_within_reason(
 
 
 @given(counts)
-def test_bound_grows_with_what_is_lost_and_with_confidence(count: tuple[int, int, int]) -> None:
+def test_bound_grows_with_losses_and_with_confidence(count: tuple[int, int, int]) -> None:
     lost, gained, same = count
     images = lost + gained + same + 1
     bound = upper_bound_of_difference(lost, gained, images, 0.95)
@@ -169,7 +167,7 @@ def test_bound_grows_with_what_is_lost_and_with_confidence(count: tuple[int, int
     assert upper_bound_of_difference(lost, gained, images, 0.99) >= bound
 
 
-def test_bound_covers_the_truth_as_often_as_it_says() -> None:
+def test_bound_covers_the_true_drop_at_the_stated_confidence() -> None:
     generator = np.random.default_rng(0)
     p_lost, p_gained, images, trials = 0.03, 0.02, 500, 2000
     draws = generator.multinomial(images, [p_lost, p_gained, 1 - p_lost - p_gained], size=trials)
@@ -179,7 +177,7 @@ def test_bound_covers_the_truth_as_often_as_it_says() -> None:
             for lost, gained, _ in draws
         ]
     )
-    # Three standard errors of 2000 trials are 1.5 points; the score bound itself is close to 95 %.
+    # Three standard errors of 2000 trials are 1.5 points; the score bound covers close to 95 %.
     assert 0.935 <= covered <= 0.97
 
 
@@ -201,17 +199,17 @@ def test_verdicts_about_a_drop_of_one_point(
 
 
 @given(counts, st.floats(0, 5))
-def test_a_verdict_fits_the_bounds(count: tuple[int, int, int], allowed: float) -> None:
+def test_a_verdict_agrees_with_the_bounds(count: tuple[int, int, int], allowed: float) -> None:
     lost, gained, same = count
     result = paired(lost, gained, lost + gained + same)
     verdict = result.verdict(allowed)
-    assert (verdict is Verdict.PASS) == (result.drop_bound() <= allowed)
+    assert (verdict is Verdict.PASS) == (result.drop_upper_bound() <= allowed)
     if verdict is Verdict.FAIL:
         assert result.drop > allowed
 
 
 @given(st.integers(0, 300), st.integers(0, 300))
-def test_mcnemar_is_scipys_binomial_test(lost: int, gained: int) -> None:
+def test_mcnemar_agrees_with_scipys_binomial_test(lost: int, gained: int) -> None:
     expected = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
     assert paired(lost, gained, 1000).mcnemar_p == pytest.approx(expected, rel=1e-9)
 
@@ -220,7 +218,7 @@ def test_mcnemar_is_scipys_binomial_test(lost: int, gained: int) -> None:
     ("lost", "gained", "images"), [(0, 0, 24), (3, 1, 250), (60, 20, 5000), (9, 1, 100)]
 )
 @pytest.mark.parametrize("allowed", [0.5, 1.0, 2.0])
-def test_the_images_that_would_decide_do(
+def test_the_estimated_number_of_images_gives_a_verdict(
     lost: int, gained: int, images: int, allowed: float
 ) -> None:
     def verdict(number: int) -> Verdict:
@@ -229,13 +227,13 @@ def test_the_images_that_would_decide_do(
 
     needed = paired(lost, gained, images).images_to_decide(allowed)
     assert needed is not None
-    # Whole answers only: a half more or less of one, where few differ, moves the bound by much.
+    # Counts must be integers: if few images differ, half an image moves the bound a lot.
     assert verdict(2 * needed) is not Verdict.INCONCLUSIVE
     if verdict(images) is Verdict.INCONCLUSIVE and needed // 2 >= images:
         assert verdict(needed // 2) is Verdict.INCONCLUSIVE
 
 
-def test_a_drop_that_is_just_the_allowed_one_is_never_decided() -> None:
+def test_a_drop_equal_to_the_limit_stays_inconclusive() -> None:
     assert paired(10, 0, 1000).images_to_decide(1.0) is None
 
 
@@ -248,7 +246,7 @@ def test_ratio_of_rounds_that_are_slowed_together_is_exact() -> None:
     assert (ratio, low, high) == pytest.approx((4.0, 4.0, 4.0))
 
 
-def test_ratio_interval_is_reproducible_and_holds_the_median() -> None:
+def test_ratio_interval_is_reproducible_and_contains_the_median() -> None:
     generator = np.random.default_rng(2)
     baseline, contender = generator.lognormal(1, 0.2, 30), generator.lognormal(0, 0.2, 30)
     first = ratio_interval(baseline, contender)
@@ -264,7 +262,7 @@ def test_ratio_interval_is_close_to_scipys_bootstrap() -> None:
         method="percentile", rng=generator,
     ).confidence_interval  # fmt: skip
     _, low, high = ratio_interval(baseline, contender)
-    # Two bootstraps of a few thousand draws differ by little beside the interval's own width.
+    # Two bootstraps of a few thousand draws differ by much less than the width of the interval.
     slack = 0.15 * (peer.high - peer.low)
     assert low == pytest.approx(peer.low, abs=slack)
     assert high == pytest.approx(peer.high, abs=slack)
@@ -276,27 +274,27 @@ def test_ratio_interval_is_close_to_scipys_bootstrap() -> None:
 @pytest.mark.parametrize(("low", "high", "verdict"), [
     (0.9, 1.05, Verdict.PASS), (1.051, 1.2, Verdict.FAIL), (1.0, 1.1, Verdict.INCONCLUSIVE),
 ])  # fmt: skip
-def test_an_interval_beside_the_limit_decides(low: float, high: float, verdict: Verdict) -> None:
-    assert judge(low, high, 1.05) is verdict
+def test_verdict_of_an_interval(low: float, high: float, verdict: Verdict) -> None:
+    assert interval_verdict(low, high, 1.05) is verdict
 
 
-def test_the_worst_verdict_decides() -> None:
-    assert worst([]) is Verdict.PASS
-    assert worst([Verdict.PASS, Verdict.INCONCLUSIVE]) is Verdict.INCONCLUSIVE
-    assert worst([Verdict.INCONCLUSIVE, Verdict.FAIL, Verdict.PASS]) is Verdict.FAIL
+def test_the_worst_verdict_wins() -> None:
+    assert worst_verdict([]) is Verdict.PASS
+    assert worst_verdict([Verdict.PASS, Verdict.INCONCLUSIVE]) is Verdict.INCONCLUSIVE
+    assert worst_verdict([Verdict.INCONCLUSIVE, Verdict.FAIL, Verdict.PASS]) is Verdict.FAIL
 
 
-def test_half_a_point_lost_of_5000_images_is_more_than_a_fifth() -> None:
+def test_bounds_of_a_drop_of_half_a_point() -> None:
     baseline = np.ones(5000, dtype=np.bool_)
     candidate = np.arange(5000) % 200 != 0
-    paired = pair_answers(baseline, candidate)
+    paired = pair_predictions(baseline, candidate)
     assert paired.drop == pytest.approx(0.5)
     assert paired.verdict(0.2) is Verdict.FAIL
-    assert 0.2 < paired.drop_least() < 0.5 < paired.drop_bound()
+    assert 0.2 < paired.drop_lower_bound() < 0.5 < paired.drop_upper_bound()
 
 
 @given(right=st.integers(0, 500), more=st.integers(0, 500))
-def test_wilsons_interval_is_scipys(right: int, more: int) -> None:
+def test_wilson_interval_agrees_with_scipy(right: int, more: int) -> None:
     assume(right + more > 0)
     ours = wilson_interval(right, right + more)
     theirs = stats.binomtest(right, right + more).proportion_ci(method="wilson")
@@ -325,7 +323,7 @@ def test_the_interval_of_a_median_covers_it() -> None:
     assert 950 <= inside <= 1000
 
 
-def test_a_ratio_of_times_measured_apart() -> None:
+def test_unpaired_ratio_of_times() -> None:
     generator = np.random.default_rng(2)
     first = 10 + generator.normal(0, 0.2, 15)
     second = 11 + generator.normal(0, 0.2, 21)
@@ -343,7 +341,7 @@ def test_repetitions_that_differ_widen_the_interval_of_a_ratio() -> None:
     assert centre == pytest.approx(stats.gmean(ratios))
 
 
-def test_one_repetition_has_the_interval_of_its_rounds() -> None:
+def test_a_single_repetition_uses_the_interval_of_its_rounds() -> None:
     ours, theirs = np.array([40.0, 44.0, 42.0]), np.array([10.0, 10.0, 11.0])
     assert repeated_ratio_interval([ours], [theirs]) == ratio_interval(ours, theirs)
 

@@ -1,4 +1,4 @@
-"""Results appear whole or not at all."""
+"""Results are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from resdeploy.storage import (
 
 @pytest.fixture
 def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk is full at the moment when the data must reach it."""
+    """Make every flush to disk fail because the disk is full."""
 
     def fail(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -41,18 +41,18 @@ def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.binary(max_size=5000))
-def test_digest_is_hashlibs(data: bytes) -> None:
+def test_digest_agrees_with_hashlib(data: bytes) -> None:
     assert sha256(data) == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
-def test_digest_of_a_file_is_that_of_its_content(tmp_path: Path, size: int) -> None:
+def test_digest_of_a_file_equals_that_of_its_content(tmp_path: Path, size: int) -> None:
     data = b"x" * size
     (tmp_path / "file").write_bytes(data)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
-def test_a_file_is_replaced_and_its_folder_made(tmp_path: Path) -> None:
+def test_writes_a_new_folder_and_replaces_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
     write_file(path, b"old")
     write_file(path, b"new")
@@ -60,7 +60,7 @@ def test_a_file_is_replaced_and_its_folder_made(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["file"]
 
 
-def test_a_file_has_the_permissions_of_an_ordinary_one(tmp_path: Path) -> None:
+def test_a_file_has_ordinary_permissions(tmp_path: Path) -> None:
     write_file(tmp_path / "ours", b"")
     (tmp_path / "ordinary").touch()
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "ordinary")]
@@ -78,7 +78,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     assert caught.value.hint
 
 
-def test_a_limit_on_the_files_size_keeps_the_old_file(tmp_path: Path) -> None:
+def test_a_limit_on_file_sizes_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -92,7 +92,7 @@ def test_a_limit_on_the_files_size_keeps_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_folder_where_a_file_should_go_is_an_output_error(tmp_path: Path) -> None:
+def test_rejects_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(OutputError, match="taken"):
         write_file(tmp_path / "taken", b"")
@@ -101,7 +101,7 @@ def test_a_folder_where_a_file_should_go_is_an_output_error(tmp_path: Path) -> N
         write_file(tmp_path / "file" / "below", b"")
 
 
-def test_a_directory_appears_at_the_end(tmp_path: Path) -> None:
+def test_a_directory_exists_only_after_the_block(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "result"
     with new_directory(target) as folder:
         (folder / "sub").mkdir()
@@ -125,7 +125,7 @@ def test_an_interrupted_block_leaves_nothing(tmp_path: Path) -> None:
 
 
 def interrupted_at(step: int, work: Callable[[], None]) -> bool:
-    """Whether `work` was interrupted: as Ctrl-C does, before the `step`-th line of storage.py."""
+    """Interrupt `work` before line number `step` in storage.py; return False without interrupt."""
     left = step
 
     def local(frame: FrameType, event: str, argument: object) -> Any:
@@ -151,13 +151,13 @@ def interrupted_at(step: int, work: Callable[[], None]) -> bool:
     return False
 
 
-# Between `open` and `with` nobody has the file but the interrupt's traceback, which closes it.
+# Between `open` and `with`, only the traceback of the interrupt refers to the file and closes it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "result"
 
     def write() -> None:
-        with new_directory(target, force=True, sign="file") as folder:
+        with new_directory(target, force=True, marker="file") as folder:
             write_file(folder / "file", b"new")
 
     interrupted, step = True, 0
@@ -170,14 +170,14 @@ def test_an_interrupt_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: P
         assert os.listdir(tmp_path) == ["result"], step
         assert os.listdir(target) == ["file"], step
         assert (target / "file").read_bytes() in (b"old", b"new"), step
-    assert step > 30  # it was interrupted at more moments than a few
+    assert step > 30  # a plausible number of lines were interrupted
     assert (target / "file").read_bytes() == b"new"
 
 
-def test_an_existing_directory_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_rejects_an_existing_directory_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "result").mkdir()
     with pytest.raises(OutputError, match="exists already") as caught:
-        refuse_existing(tmp_path / "result", force=False, sign="manifest.json")
+        refuse_existing(tmp_path / "result", force=False, marker="manifest.json")
     assert "--force" in str(caught.value.hint)
     with pytest.raises(OutputError), new_directory(tmp_path / "result"):
         pytest.fail("the block must not run")
@@ -186,9 +186,9 @@ def test_an_existing_directory_is_refused_before_the_work(tmp_path: Path) -> Non
 def test_force_replaces_the_whole_directory(tmp_path: Path) -> None:
     target = tmp_path / "result"
     target.mkdir()
-    (target / "sign").touch()
+    (target / "marker").touch()
     (target / "stale").touch()
-    with new_directory(target, force=True, sign="sign") as folder:
+    with new_directory(target, force=True, marker="marker") as folder:
         (folder / "fresh").touch()
         assert (target / "stale").exists()
     assert os.listdir(target) == ["fresh"]
@@ -199,28 +199,28 @@ def test_force_keeps_the_old_directory_when_the_block_fails(tmp_path: Path) -> N
     target = tmp_path / "result"
     target.mkdir()
     (target / "precious").touch()
-    with pytest.raises(RuntimeError), new_directory(target, force=True, sign="precious"):
+    with pytest.raises(RuntimeError), new_directory(target, force=True, marker="precious"):
         raise RuntimeError
     assert os.listdir(target) == ["precious"]
 
 
-def test_force_does_not_replace_what_is_somebodys_own(tmp_path: Path) -> None:
+def test_force_does_not_replace_folders_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     (tmp_path / "file").touch()
     for name in ("photos", "file"):
         with pytest.raises(OutputError, match="was not written by resdeploy"):
-            refuse_existing(tmp_path / name, force=True, sign="manifest.json")
+            refuse_existing(tmp_path / name, force=True, marker="manifest.json")
     (tmp_path / "empty").mkdir()
-    refuse_existing(tmp_path / "empty", force=True, sign="manifest.json")
+    refuse_existing(tmp_path / "empty", force=True, marker="manifest.json")
 
 
-def test_the_old_directory_comes_back_when_the_new_one_cannot_take_its_place(
+def test_the_old_directory_is_restored_if_the_new_one_cannot_be_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "result"
     target.mkdir()
-    (target / "sign").touch()
+    (target / "marker").touch()
     replace = os.replace
 
     def fail(source: Path, goal: Path) -> None:
@@ -229,13 +229,13 @@ def test_the_old_directory_comes_back_when_the_new_one_cannot_take_its_place(
         replace(source, goal)
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OutputError), new_directory(target, force=True, sign="sign"):
+    with pytest.raises(OutputError), new_directory(target, force=True, marker="marker"):
         pass
     assert os.listdir(tmp_path) == ["result"]
-    assert os.listdir(target) == ["sign"]
+    assert os.listdir(target) == ["marker"]
 
 
-def test_hints_fit_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hints_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for code, hint in ((errno.ENOSPC, "free some space"), (errno.EACCES, "check the permissions")):
 
         def fail(handle: int, code: int = code) -> None:
@@ -247,7 +247,7 @@ def test_hints_fit_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert hint in str(caught.value.hint)
 
 
-def test_a_directory_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_directory_created_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     target = tmp_path / "result"
     with pytest.raises(OutputError, match="exists already"), new_directory(target):
         target.mkdir()
@@ -266,7 +266,7 @@ def test_a_full_disk_leaves_no_directory(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_errors_of_our_own_pass_through_unchanged(tmp_path: Path) -> None:
+def test_resdeploy_errors_pass_through_unchanged(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="mine"), new_directory(tmp_path / "result"):
         raise OutputError("mine", "hint")
 

@@ -1,4 +1,4 @@
-"""Frames of a camera that does not wait, of a file that does, and the account of both."""
+"""Classification of the frames of live cameras and video files."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from resdeploy.runtime.model import Model, load
 from tests.virtual_time import Clock
 
 RATE = 200.0
-PATIENCE = 60.0
+TIMEOUT = 60.0
 ENDLESS = 10**9
 
 
 class FakeCapture:
-    """Gives frames whose first value is their number, as one byte holds it."""
+    """A camera whose frames hold their number modulo 256."""
 
     def __init__(self, frames: int, *, skipped: int = 0, fails: bool = False) -> None:
         self.frames = frames
@@ -49,7 +49,7 @@ class FakeCapture:
 
     def read(self) -> tuple[bool, Any]:
         assert not self.released
-        time.sleep(0.0005)  # whoever waits for a frame has its turn
+        time.sleep(0.0005)  # let the other thread run
         with self._moved:
             self._moved.notify_all()
             if self.number == self.frames:
@@ -61,10 +61,10 @@ class FakeCapture:
             return True, np.full((4, 4, 3), self.number % 256, np.uint8)
 
     def wait(self, frames: int) -> None:
-        """Until it has given so many more, or has ended."""
+        """Wait until `frames` more frames were read, or until the end of the source."""
         with self._moved:
-            enough = self.number + frames
-            assert self._moved.wait_for(lambda: self.number >= enough or not self.frames, PATIENCE)
+            target = self.number + frames
+            assert self._moved.wait_for(lambda: self.number >= target or not self.frames, TIMEOUT)
 
     def get(self, propId: int) -> float:
         if propId == FRAMES_PER_SECOND:
@@ -77,36 +77,38 @@ class FakeCapture:
 
 
 class SlowModel:
-    """Remembers which frames it saw, and takes 50 ms, in which a live camera gives ten more."""
+    """A model that records its frames; it takes 50 ms, while a live camera gives ten frames."""
 
     def __init__(
-        self, clock: Clock, behind: FakeCapture | None = None, *, stop_at: int = 0
+        self, clock: Clock, camera: FakeCapture | None = None, *, stop_at: int = 0
     ) -> None:
         self.clock = clock
-        self.behind = behind
+        self.camera = camera
         self.stop_at = stop_at
-        self.seen: list[int] = []
+        self.frames: list[int] = []
 
     def predict(self, picture: Any, top: int) -> list[Prediction]:
         self.clock.sleep(0.05)
-        if self.behind:
-            self.behind.wait(10)
-        self.seen.append(picture.getpixel((0, 0))[0])
-        if len(self.seen) == self.stop_at:
+        if self.camera:
+            self.camera.wait(10)
+        self.frames.append(picture.getpixel((0, 0))[0])
+        if len(self.frames) == self.stop_at:
             raise KeyboardInterrupt
-        return [Prediction(label="odd" if self.seen[-1] % 2 else "even", index=0, probability=1.0)]
+        label = "odd" if self.frames[-1] % 2 else "even"
+        return [Prediction(label=label, index=0, probability=1.0)]
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time that classifying takes; frames come in a thread, when the model waits for them."""
+    """A virtual clock for the time that the model takes."""
     clock = Clock()
     monkeypatch.setattr(camera, "time", clock)
-    monkeypatch.setattr(camera, "PATIENCE_SECONDS", PATIENCE)  # a busy machine's threads end late
+    # On a busy machine threads end late.
+    monkeypatch.setattr(camera, "JOIN_TIMEOUT_SECONDS", TIMEOUT)
     return clock
 
 
-def watch(capture: FakeCapture, model: SlowModel, *, live: bool, **limits: Any) -> CameraReport:
+def classify(capture: FakeCapture, model: SlowModel, *, live: bool, **limits: Any) -> CameraReport:
     report = classify_frames(
         cast(Model, model), cast(Capture, capture), source="fake", live=live, **limits
     )
@@ -115,30 +117,30 @@ def watch(capture: FakeCapture, model: SlowModel, *, live: bool, **limits: Any) 
     return report
 
 
-def test_a_file_waits_and_loses_nothing(clock: Clock) -> None:
+def test_a_file_drops_no_frames(clock: Clock) -> None:
     model = SlowModel(clock)
-    report = watch(FakeCapture(30), model, live=False)
-    assert model.seen == list(range(1, 31))
+    report = classify(FakeCapture(30), model, live=False)
+    assert model.frames == list(range(1, 31))
     assert (report.captured, report.classified, report.dropped, report.lost) == (30, 30, 0, 0)
     assert report.labels == {"odd": 15, "even": 15}
     assert report.last[0].label == "even"
 
 
-def test_a_camera_goes_on_and_what_was_too_much_is_counted(clock: Clock) -> None:
+def test_a_live_camera_drops_and_counts_frames(clock: Clock) -> None:
     capture = FakeCapture(60)
     model = SlowModel(clock, capture)
-    report = watch(capture, model, live=True)
+    report = classify(capture, model, live=True)
     assert report.captured == 60
-    assert model.seen[-1] == 60  # the engine is never behind
-    # The newest each time, none twice: one that was given may not have arrived yet.
-    assert all(later - earlier >= 9 for earlier, later in zip(model.seen, model.seen[1:-1]))
+    assert model.frames[-1] == 60  # the last frame is classified
+    # Each is the newest frame; the tenth may not have arrived yet.
+    assert all(later - earlier >= 9 for earlier, later in zip(model.frames, model.frames[1:-1]))
     assert report.dropped >= 50
     assert report.p50_ms == pytest.approx(50)
     assert report.frames_per_second == pytest.approx(20)
 
 
-def test_frames_that_never_came_are_counted_by_their_times(clock: Clock) -> None:
-    report = watch(FakeCapture(10, skipped=3), SlowModel(clock), live=False)
+def test_counts_lost_frames_by_timestamps(clock: Clock) -> None:
+    report = classify(FakeCapture(10, skipped=3), SlowModel(clock), live=False)
     assert (report.captured, report.lost) == (10, 3)
     assert "3 lost before they came" in camera_text(report)
 
@@ -146,7 +148,7 @@ def test_frames_that_never_came_are_counted_by_their_times(clock: Clock) -> None
 @pytest.mark.parametrize(
     ("times", "rate", "lost"),
     [
-        ([0.0, 33.0, 67.0, 100.0], 30.0, 0),  # a camera trembles
+        ([0.0, 33.0, 67.0, 100.0], 30.0, 0),  # timestamps have jitter
         ([0.0, 33.0, 133.0], 30.0, 2),
         ([0.0, 33.0], 0.0, None),
         ([0.0, 0.0, 0.0], 30.0, None),
@@ -159,39 +161,39 @@ def test_lost_frames(times: list[float], rate: float, lost: int | None) -> None:
 
 @pytest.mark.parametrize("limit", [{"frames": 4}, {"seconds": 0.19}])
 def test_limits(clock: Clock, limit: dict[str, Any]) -> None:
-    report = watch(FakeCapture(ENDLESS), SlowModel(clock), live=True, **limit)
+    report = classify(FakeCapture(ENDLESS), SlowModel(clock), live=True, **limit)
     assert report.classified == 4
 
 
-def test_ctrl_c_ends_with_the_account(clock: Clock) -> None:
-    report = watch(FakeCapture(ENDLESS), SlowModel(clock, stop_at=3), live=True)
+def test_ctrl_c_ends_with_a_report(clock: Clock) -> None:
+    report = classify(FakeCapture(ENDLESS), SlowModel(clock, stop_at=3), live=True)
     assert report.classified == 2
-    assert report.dropped >= 1  # the one that was under way
+    assert report.dropped >= 1  # the interrupted frame
 
 
-def test_a_camera_that_is_unplugged_keeps_its_account(
+def test_a_camera_that_fails_ends_with_a_report(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    report = watch(FakeCapture(5, fails=True), SlowModel(clock), live=False)
+    report = classify(FakeCapture(5, fails=True), SlowModel(clock), live=False)
     assert report.classified == 5
     assert "fake failed after 5 frames: unplugged" in caplog.text
 
 
 @pytest.mark.parametrize(("fails", "reason"), [(False, "no picture"), (True, "picture: unplugged")])
-def test_a_camera_without_a_picture_is_an_error(clock: Clock, fails: bool, reason: str) -> None:
+def test_rejects_a_camera_without_frames(clock: Clock, fails: bool, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
-        watch(FakeCapture(0, fails=fails), SlowModel(clock), live=True)
+        classify(FakeCapture(0, fails=fails), SlowModel(clock), live=True)
 
 
 @pytest.mark.parametrize(
     "frame", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4, 2))]
 )
-def test_other_kinds_of_frames_are_refused(frame: Any) -> None:
+def test_rejects_frames_of_other_dtype_or_shape(frame: Any) -> None:
     with pytest.raises(ImageError, match="a frame is"):
         to_picture(frame)
 
 
-def test_blue_comes_first_in_opencv() -> None:
+def test_converts_bgr_to_rgb() -> None:
     frame = np.zeros((1, 1, 3), np.uint8)
     frame[..., 0] = 200
     assert to_picture(frame).getpixel((0, 0)) == (0, 0, 200)
@@ -239,7 +241,7 @@ def test_the_command(video: Path, tiny_bundle: Bundle) -> None:
     assert "frame 1: " in done.stderr
 
 
-def test_what_cannot_be_opened_is_an_error(
+def test_rejects_a_source_that_cannot_be_opened(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("cv2")
@@ -249,7 +251,7 @@ def test_what_cannot_be_opened_is_an_error(
         assert "/dev/video0" in str(caught.value.hint)
 
 
-def test_without_opencv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_opencv_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingDependencyError) as caught:
         open_capture("0")

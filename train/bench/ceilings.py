@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from resdeploy.bench.ceilings import COPY, COPY_BYTES, SHAPES, Probe, best_of, measure_beside
+from resdeploy.bench.ceilings import COPY, COPY_BYTES, SHAPES, Probe, fastest_probe, probe_timer
 from resdeploy.bench.worker import run_worker
 from resdeploy.errors import needs_extra
 from resdeploy.machine.cpu import read_cpu
@@ -41,10 +41,10 @@ def prepare(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
     chosen = [copy_probe(device, copy_bytes)]
     for kind in kinds:
         try:
-            chosen.append(best_of([product_probe(kind, device, shape) for shape in shapes]))
+            chosen.append(fastest_probe([product_probe(kind, device, shape) for shape in shapes]))
         except (RuntimeError, AttributeError, NotImplementedError) as error:
             logger.debug("no product in %s: %s", kind, error)
-    return measure_beside(chosen), {"device": device}
+    return probe_timer(chosen), {"device": device}
 
 
 def product_probe(kind: str, device: str, shape: Shape) -> Probe:

@@ -53,7 +53,7 @@ def prepare(
     torch.set_num_threads(workload.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     infer, precision = make_infer(classifier.to(device).eval(), mode, device)
-    run = workload.runner(bundle, bundle.golden().images, infer)
+    run = workload.make_call(bundle, bundle.golden().images, infer)
     if mode is Mode.COMPILE:
         try:
             run()

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from resdeploy.documents import parse
 from resdeploy.errors import CheckpointError
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.storage import sha256_file
@@ -106,7 +107,7 @@ def _load_run(folder: Path) -> Checkpoint:
     try:
         model = json.loads(description.read_bytes())
         architecture = Architecture.from_json(model["architecture"])
-        preprocessing = Preprocessing.from_json(model["preprocessing"])
+        preprocessing = parse(Preprocessing, model["preprocessing"])
         labels = tuple(str(label) for label in model["labels"])
         data = str(model["data"])
         learned = model.get("learned_ranges")

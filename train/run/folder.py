@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from resdeploy.documents import jsonable
 from resdeploy.errors import OutputError, TrainingError
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.storage import write_file
@@ -225,7 +226,7 @@ def save_model(
     document = {
         "architecture": architecture.to_json(),
         "labels": list(labels),
-        "preprocessing": preprocessing.to_json(),
+        "preprocessing": jsonable(preprocessing),
         "data": data,
         "metrics": dict(metrics),
         "training": dict(config),

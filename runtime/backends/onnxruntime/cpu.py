@@ -1,4 +1,4 @@
-"""ONNX Runtime's CPU provider as a backend."""
+"""The backend that runs on ONNX Runtime's CPU provider."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resdeploy.bundle.manifest import Artifact, Encoding
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.cpu import Cpu, read_cpu
-from resdeploy.runtime.backends.base import Obstacle, OpenOptions
+from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,
     create_session,
@@ -29,29 +29,31 @@ if TYPE_CHECKING:
 
 NAME = "onnxruntime-cpu"
 ARTIFACTS = ("int8-cpu", "fp32", "fp16", "int8", "int8-dla")
-# Their activations are quantised from float16.
-HALF = (Encoding.TENSORRT, Encoding.DLA)
+# In these encodings the activations are quantised from float16.
+FLOAT16_ENCODINGS = (Encoding.TENSORRT, Encoding.DLA)
 PROVIDER = "CPUExecutionProvider"
 
 
-def obstacle() -> Obstacle | None:
-    """Why it cannot run here."""
+def check_availability() -> Unavailability | None:
+    """Return the reason why ONNX Runtime cannot run here; None if it can."""
     if installed_version() is None:
-        return Obstacle("onnxruntime is not installed", "pip install 'resdeploy[cpu]'")
+        return Unavailability("onnxruntime is not installed", "pip install 'resdeploy[cpu]'")
     return None
 
 
 def artifacts(version: str) -> tuple[str, ...]:
-    """What this version computes rightly, the fastest first.
+    """Return the names of the artifacts that this version computes correctly, fastest first.
 
-    On a CPU, float16 is emulated and the encodings for TensorRT and DLA leave float convolutions
-    between conversions: all are right, and slow.
+    All but the first two are slow on a CPU: float16 is emulated, and the encodings for TensorRT and
+    DLA run float convolutions between conversions.
     """
     return ARTIFACTS if rounds_float16(version) else ARTIFACTS[:-2]
 
 
 def rounds_float16(version: str) -> bool:
-    """Whether quantising a float16 rounds, as ONNX asks, or cuts off (20 dB worse).
+    """Return True if this version rounds when it quantises float16, as ONNX requires.
+
+    Older versions truncate, which costs 20 dB.
 
     Source: github.com/microsoft/onnxruntime/pull/32452, which came with 1.30.
     """
@@ -59,20 +61,22 @@ def rounds_float16(version: str) -> bool:
     return numbers is not None and tuple(map(int, numbers.groups())) >= (1, 30)
 
 
-def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> OnnxRuntimeCpu:
-    """Load one of a bundle's graphs, after checking its sha256.
+def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> OnnxRuntimeCpu:
+    """Check the sha256 of a bundle's graph and load it.
 
     Raises:
-        BackendError, BundleError, MissingDependencyError: it cannot be loaded.
+        BackendError: ONNX Runtime rejects the graph.
+        BundleError: The file is missing or was changed.
+        MissingDependencyError: ONNX Runtime is not installed.
     """
-    with bundle.verified(artifact.file) as graph:
-        return OnnxRuntimeCpu(graph, artifact.encoding, opening.threads)
+    with bundle.checked_path(artifact.file) as graph:
+        return OnnxRuntimeCpu(graph, artifact.encoding, options.threads)
 
 
 def session_options(
     encoding: Encoding, cpu: Cpu, threads: int | None
 ) -> onnxruntime.SessionOptions:
-    """How a session must be set up on `cpu` to give the right answers."""
+    """Return the session options that give correct results on `cpu`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -80,17 +84,17 @@ def session_options(
     if threads is not None:
         options.intra_op_num_threads = threads
     if encoding is Encoding.CPU and not cpu.multiplies_int8_exactly:
-        # Without VNNI the fast kernels saturate sums of products at 16 bits.
+        # Without VNNI the fast kernels saturate the sums of products at 16 bits.
         options.add_session_config_entry("session.x64quantprecision", "1")
     if encoding is not Encoding.CPU:
-        # What is not laid out for integer kernels runs fastest as the floats that it means: weights
-        # are then restored once, where they were in every inference.
+        # Graphs that are not laid out for integer kernels run fastest in float: the weights are
+        # then dequantised once, and not in every inference.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
 
 
 class OnnxRuntimeCpu:
-    """A session on the CPU provider."""
+    """A session of ONNX Runtime on the CPU provider."""
 
     name = NAME
 
@@ -104,21 +108,21 @@ class OnnxRuntimeCpu:
         """Load a graph.
 
         Args:
-            graph: The content of a bundle's ONNX file, or its path.
-            encoding: How it is quantised.
+            graph: The content of an ONNX file of a bundle, or its path.
+            encoding: The quantisation of the graph.
             threads: Threads for one inference; None for one per core.
-            weights: Initialisers whose numbers the graph has elsewhere; they are not copied.
+            weights: Values, by name, of initialisers with external data; they are not copied.
 
         Raises:
-            BackendError: ONNX Runtime refuses the graph.
+            BackendError: ONNX Runtime rejects the graph.
             MissingDependencyError: ONNX Runtime is not installed.
         """
         with needs_extra():
             import onnxruntime
-        if encoding in HALF and not rounds_float16(onnxruntime.__version__):
+        if encoding in FLOAT16_ENCODINGS and not rounds_float16(onnxruntime.__version__):
             raise BackendError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot run the {encoding.value} encoding: "
-                "it cuts float16 off where it should round",
+                "it truncates float16 where it should round",
                 "install onnxruntime 1.30 or newer; to serve on a CPU, use int8-cpu",
             )
         options = session_options(encoding, read_cpu(), threads)
@@ -128,9 +132,7 @@ class OnnxRuntimeCpu:
         self._session: Any = create_session(graph, options, [(PROVIDER, {})])
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """See `Backend.run`."""
         return run_session(self._session, images)
 
     def close(self) -> None:
-        """See `Backend.close`."""
         self._session = None

@@ -1,13 +1,14 @@
-"""ONNX Runtime's CUDA and TensorRT providers as backends.
+"""The backends that run on ONNX Runtime's CUDA and TensorRT providers.
+
+By default ONNX Runtime falls back to the CPU without an error if a provider cannot start. These
+backends raise an error instead.
 
 Source: ONNX Runtime, "CUDA Execution Provider" and "TensorRT Execution Provider", sections on
-options; "session.disable_cpu_ep_fallback" in its list of session options. A provider that cannot
-start is replaced by the CPU without an error: asked for a GPU, that is wrong here.
+options; "session.disable_cpu_ep_fallback" in its list of session options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from ctypes.util import find_library
 from typing import Any
 
@@ -16,8 +17,8 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Precision
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Batches, Obstacle, OpenOptions
-from resdeploy.runtime.backends.cuda import gpu_obstacle
+from resdeploy.runtime.backends.base import Batches, OpenOptions, Unavailability
+from resdeploy.runtime.backends.cuda import check_gpu_availability
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,
     Provider,
@@ -31,55 +32,61 @@ from resdeploy.runtime.backends.tensorrt.flavour import installed_version as ten
 CUDA = "onnxruntime-cuda"
 TENSORRT = "onnxruntime-tensorrt"
 PROVIDERS = {CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
-# Of what each computes rightly, the fastest first: CUDA has no integer convolutions, so that
-# int8.onnx is float16 with conversions there.
+# Artifacts that each provider computes correctly, fastest first. The CUDA provider has no integer
+# convolutions: it runs int8.onnx in float16, with conversions.
 ARTIFACTS = {CUDA: ("fp16", "fp32", "int8"), TENSORRT: ("int8", "fp16", "fp32")}
 
 
-def obstacle(name: str) -> Obstacle | None:
-    """Why `onnxruntime-cuda` or `onnxruntime-tensorrt` cannot run here."""
+def check_availability(name: str) -> Unavailability | None:
+    """Return the reason why the backend `name` cannot run here; None if it can."""
     if installed_version() is None:
-        return Obstacle("onnxruntime-gpu is not installed", "pip install 'resdeploy[gpu]'")
+        return Unavailability("onnxruntime-gpu is not installed", "pip install 'resdeploy[gpu]'")
     import onnxruntime
 
     if PROVIDERS[name] not in onnxruntime.get_available_providers():
-        return Obstacle(
-            f"the onnxruntime that is installed has no {PROVIDERS[name]}",
+        return Unavailability(
+            f"the installed onnxruntime has no {PROVIDERS[name]}",
             "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu: only one "
             "of the two can be installed; on a Jetson use --backend tensorrt",
         )
-    if none := gpu_obstacle():
-        return none
-    # The provider is in the package, and what it links to is not.
+    if unavailability := check_gpu_availability():
+        return unavailability
+    # The package contains the provider, but not the TensorRT library that it links to.
     if name == TENSORRT and not (tensorrt_version(Flavour.TENSORRT) or find_library("nvinfer")):
-        return Obstacle(
+        return Unavailability(
             f"{PROVIDERS[name]} needs TensorRT, which is not installed",
             "pip install 'resdeploy[gpu]', or use --backend onnxruntime-cuda",
         )
     return None
 
 
-def open_backend(name: str) -> Callable[[Bundle, Artifact, OpenOptions], OnnxRuntimeGpu]:
-    """What `selection.Engine.open` is for `onnxruntime-cuda` or `onnxruntime-tensorrt`."""
+def open_artifact(
+    name: str, bundle: Bundle, artifact: Artifact, options: OpenOptions
+) -> OnnxRuntimeGpu:
+    """Check the sha256 of a bundle's graph and load it with the backend `name`.
 
-    def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> OnnxRuntimeGpu:
-        """Load one of a bundle's graphs, after checking its sha256.
-
-        Raises:
-            BackendError, BundleError, MissingDependencyError: it cannot be loaded.
-        """
-        graph = bundle.read(artifact.file)
-        size = bundle.manifest.preprocessing.image_size
-        providers = choose_providers(name, artifact.precision, size, opening.batches or Batches())
-        return OnnxRuntimeGpu(name, graph, providers)
-
-    return open_artifact
+    Raises:
+        BackendError: ONNX Runtime rejects the graph, or would not run it on the GPU.
+        BundleError: The file is missing or was changed.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    graph = bundle.read(artifact.file)
+    size = bundle.manifest.preprocessing.image_size
+    providers = choose_providers(name, artifact.precision, size, options.batches or Batches())
+    return OnnxRuntimeGpu(name, graph, providers)
 
 
 def choose_providers(
     name: str, precision: Precision, image_size: int, batches: Batches
 ) -> list[Provider]:
-    """The provider and, for what TensorRT does not take, the next one, with all options."""
+    """Return the providers and their options: CUDA runs the nodes that TensorRT does not support.
+
+    Args:
+        name: Name of the backend.
+        precision: Precision of the graph.
+        image_size: Height and width of the input, in pixels.
+        batches: Batch sizes of the TensorRT engine.
+    """
     cuda = (
         PROVIDERS[CUDA],
         {
@@ -88,7 +95,7 @@ def choose_providers(
             "cudnn_conv_algo_search": "EXHAUSTIVE",
             "cudnn_conv_use_max_workspace": "1",
             "do_copy_in_default_stream": "1",
-            "use_tf32": "1",  # as PyTorch's convolutions do
+            "use_tf32": "1",  # PyTorch's convolutions use TF32, too
         },
     )
     if name == CUDA:
@@ -102,13 +109,13 @@ def choose_providers(
         PROVIDERS[TENSORRT],
         {
             "device_id": "0",
-            # This provider builds weakly typed networks: without these, all is float32.
+            # This provider builds weakly typed networks: without these flags all is float32.
             "trt_fp16_enable": str(half),
             "trt_int8_enable": str(integers),
             "trt_profile_min_shapes": shapes(batches.smallest),
             "trt_profile_opt_shapes": shapes(batches.usual),
             "trt_profile_max_shapes": shapes(batches.largest),
-            # Its caches load files without knowing who wrote them.
+            # The provider's caches load files without checking who wrote them.
             "trt_engine_cache_enable": "False",
             "trt_timing_cache_enable": "False",
         },
@@ -117,18 +124,18 @@ def choose_providers(
 
 
 class OnnxRuntimeGpu:
-    """A session whose every node runs on the provider that was asked for, or CUDA behind it."""
+    """A session of ONNX Runtime whose nodes all run on the GPU."""
 
     def __init__(self, name: str, graph: bytes, providers: list[Provider]) -> None:
         """Load a graph.
 
         Args:
-            name: The backend's name.
-            graph: The content of a bundle's ONNX file.
-            providers: From `choose_providers`.
+            name: Name of the backend.
+            graph: The content of an ONNX file of a bundle.
+            providers: The result of `choose_providers`.
 
         Raises:
-            BackendError: ONNX Runtime refuses the graph, or would run it on something else.
+            BackendError: ONNX Runtime rejects the graph, or would run it on another provider.
             MissingDependencyError: ONNX Runtime is not installed.
         """
         with needs_extra():
@@ -137,32 +144,30 @@ class OnnxRuntimeGpu:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        asked = providers[0][0]
-        _load_libraries(asked)
-        if asked not in onnxruntime.get_available_providers():
+        provider = providers[0][0]
+        _load_libraries(provider)
+        if provider not in onnxruntime.get_available_providers():
             raise BackendError(
-                f"the onnxruntime that is installed has no {asked}",
-                "install onnxruntime-gpu in its place",
+                f"the installed onnxruntime has no {provider}",
+                "uninstall onnxruntime and install onnxruntime-gpu",
             )
         self._session: Any = create_session(graph, options, providers)
         used = self._session.get_providers()
-        if used[:1] != [asked]:
+        if used[:1] != [provider]:
             raise BackendError(
-                f"ONNX Runtime would run the graph on {', '.join(used)} instead of {asked}",
-                "its own CUDA or cuDNN may be missing: resdeploy doctor shows the versions",
+                f"ONNX Runtime would run the graph on {', '.join(used)} instead of {provider}",
+                "run resdeploy doctor and check the versions of CUDA and cuDNN; one may be missing",
             )
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """See `Backend.run`."""
         return run_session(self._session, images)
 
     def close(self) -> None:
-        """See `Backend.close`."""
         self._session = None
 
 
 def _load_libraries(provider: str) -> None:
-    """Load what the provider links to from where pip put it; the loader would not look there."""
+    """Load the provider's libraries from pip's folder, which the dynamic loader does not search."""
     import onnxruntime
 
     if provider == PROVIDERS[TENSORRT]:

@@ -1,7 +1,7 @@
-"""What each kernel of an ONNX Runtime session takes, from the profile that it writes.
+"""The time that each kernel of an ONNX Runtime session takes, from ONNX Runtime's own profile.
 
-Source: ONNX Runtime, "Profiling Tools": a list of events in Chrome's trace format, times in
-microseconds, a node's with the types and shapes of what it reads and gives.
+Source: ONNX Runtime, "Profiling Tools": a list of events in Chrome's trace format with times in
+microseconds; the event of a node has the types and shapes of its inputs and outputs.
 """
 
 from __future__ import annotations
@@ -25,48 +25,51 @@ from resdeploy.runtime.backends.onnxruntime.cpu import PROVIDER, session_options
 from resdeploy.runtime.backends.onnxruntime.session import create_session, run_session
 
 SUFFIX = "_kernel_time"
-UNPROFILED = 3  # runs until caches and clocks are warm
+WARM_UP_RUNS = 3  # until caches and clocks are warm
+RUNS = 30
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
-FUSED = re.compile(r"_token_\d+$")  # which ONNX Runtime adds where it replaces nodes
+FUSED = re.compile(r"_token_\d+$")  # ONNX Runtime adds this suffix to the nodes that it fuses
+# `time_layers` profiles the first of these graphs that the bundle contains.
+GRAPHS = (("int8-cpu", Encoding.CPU), ("fp32", Encoding.FLOAT))
 
 Tensor = tuple[str, tuple[int, ...]]
-"""Type and shape."""
+"""Type and shape of a tensor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """One node as the session runs it, after its optimisations."""
+    """One node of the graph that the session runs after its optimisations."""
 
     name: str
     op: str
     ms: float
-    """Median over runs."""
-    reads: tuple[Tensor, ...]
-    gives: tuple[Tensor, ...]
+    """Median time of a run, in milliseconds."""
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
     macs: int
-    """Products of one run; 0 where it is none of the layers whose work is known."""
+    """Multiply-accumulate operations of one run; 0 if the manifest does not list the layer."""
 
     @property
     def is_float(self) -> bool:
-        """Whether it computes in float, or converts from it or to it."""
-        return self.op in CONVERSIONS or any("float" in kind for kind, _ in self.reads[:1])
+        """Return True if the kernel computes in float, or converts from or to float."""
+        return self.op in CONVERSIONS or any("float" in kind for kind, _ in self.inputs[:1])
 
 
 def profile(
     bundle: Bundle, name: str, encoding: Encoding, images: UInt8Array, *, threads: int, runs: int
 ) -> tuple[Kernel, ...]:
-    """Run an artifact of the bundle under ONNX Runtime's profiler, on `images` (N, H, W, 3).
+    """Profile `runs` runs of an artifact on uint8 `images` (N, H, W, 3).
 
     Raises:
-        BackendError: ONNX Runtime refuses the graph.
-        BundleError: the bundle is damaged.
+        BackendError: ONNX Runtime rejects the graph.
+        BundleError: The graph is missing or was changed.
     """
-    with tempfile.TemporaryDirectory() as folder, bundle.verified(f"{name}.onnx") as graph:
+    with tempfile.TemporaryDirectory() as folder, bundle.checked_path(f"{name}.onnx") as graph:
         options = session_options(encoding, read_cpu(), threads)
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         session = create_session(graph, options, [(PROVIDER, {})])
-        for _ in range(UNPROFILED + runs):
+        for _ in range(WARM_UP_RUNS + runs):
             run_session(session, images)
         events = json.loads(Path(session.end_profiling()).read_bytes())
     layers = bundle.manifest.work.layers if bundle.manifest.work else ()
@@ -76,12 +79,13 @@ def profile(
 def parse_profile(
     events: Sequence[Mapping[str, Any]], macs: Mapping[str, int]
 ) -> tuple[Kernel, ...]:
-    """Kernels in the order in which they first ran; the first `UNPROFILED` runs do not count.
+    """Return the kernels in the order of their first run; skip the first `WARM_UP_RUNS` runs.
 
     Args:
         events: The profile.
-        macs: Products of one run, by the layer's name in the graph. Weights are laid out anew when
-            a session starts, so that a profile no longer shows their shapes.
+        macs: Multiply-accumulate operations of one run, by the layer's name in the graph. They
+            cannot be computed from the profile: a session repacks weights when it starts, and the
+            profile then does not show their shapes.
     """
     times: dict[str, list[float]] = {}
     facts: dict[str, Mapping[str, Any]] = {}
@@ -94,9 +98,9 @@ def parse_profile(
         Kernel(
             name=name,
             op=str(facts[name]["op_name"]),
-            ms=statistics.median(durations[UNPROFILED:] or durations),
-            reads=_tensors(facts[name]["input_type_shape"]),
-            gives=_tensors(facts[name]["output_type_shape"]),
+            ms=statistics.median(durations[WARM_UP_RUNS:] or durations),
+            inputs=_tensors(facts[name]["input_type_shape"]),
+            outputs=_tensors(facts[name]["output_type_shape"]),
             macs=macs.get(FUSED.sub("", name), 0),
         )
         for name, durations in times.items()
@@ -107,23 +111,16 @@ def _tensors(entries: Sequence[Mapping[str, Sequence[int]]]) -> tuple[Tensor, ..
     return tuple((kind, tuple(shape)) for entry in entries for kind, shape in entry.items())
 
 
-GRAPHS = (("int8-cpu", Encoding.CPU), ("fp32", Encoding.FLOAT))
-"""The first of them that a bundle holds is timed."""
-
-
-RUNS = 30
-
-
 def time_layers(bundle: Bundle) -> LayerTimes:
-    """Run a graph under ONNX Runtime's profiler.
+    """Time every layer of the bundle's fastest CPU graph with ONNX Runtime's profiler.
 
     Raises:
-        BackendError: ONNX Runtime refuses the graph.
-        BundleError: the bundle is damaged.
+        BackendError: ONNX Runtime rejects the graph.
+        BundleError: The graph is missing or was changed.
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    there = {artifact.name for artifact in bundle.manifest.artifacts}
-    name, encoding = next(graph for graph in GRAPHS if graph[0] in there)
+    names = {artifact.name for artifact in bundle.manifest.artifacts}
+    name, encoding = next(graph for graph in GRAPHS if graph[0] in names)
     kernels = profile(
         bundle, name, encoding, bundle.golden().images[:1], threads=available_cores(), runs=RUNS
     )

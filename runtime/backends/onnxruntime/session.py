@@ -1,4 +1,4 @@
-"""What every provider of ONNX Runtime has in common: making a session, running it, its errors."""
+"""Functions for all providers of ONNX Runtime: create a session, run it, translate its errors."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from resdeploy.images.preprocessing import UInt8Array
 if TYPE_CHECKING:
     import onnxruntime
 
-# This step turns a float bias behind Q/DQ into an int32 one whose float16 scale underflows, which
-# spoils the logits of the TensorRT encoding (seen in 1.32.0; a test shows that it matters).
-HARMFUL_OPTIMIZER = "WeightBiasQuantization"
+# This optimiser replaces a float bias behind Q/DQ by an int32 bias whose float16 scale underflows,
+# which makes the logits of the TensorRT encoding wrong (seen in 1.32.0; a test shows the effect).
+DISABLED_OPTIMIZER = "WeightBiasQuantization"
 ERRORS_ONLY = 3
 
 Provider = tuple[str, dict[str, str]]
-"""Its name and its options."""
+"""Name and options of an execution provider."""
 
 
 def installed_version() -> str | None:
-    """The version of ONNX Runtime; None where it is not installed."""
+    """Return the version of ONNX Runtime; None if it is not installed."""
     if find_spec("onnxruntime") is None:
         return None
     import onnxruntime
@@ -41,7 +41,7 @@ def create_session(
     """Load a graph for exactly these providers.
 
     Raises:
-        BackendError: ONNX Runtime refuses the graph, or a provider does not start.
+        BackendError: ONNX Runtime rejects the graph, or a provider does not start.
     """
     import onnxruntime
 
@@ -50,21 +50,21 @@ def create_session(
             str(graph) if isinstance(graph, Path) else graph,
             options,
             providers=list(providers),
-            disabled_optimizers=[HARMFUL_OPTIMIZER],
-            enable_fallback=0,  # it would try again on the CPU, with the harmful step
+            disabled_optimizers=[DISABLED_OPTIMIZER],
+            enable_fallback=0,  # the fallback would use the CPU, with the disabled optimiser
         )
-    except Exception as error:  # pybind raises classes of its own, without a common base
+    except Exception as error:  # pybind raises error classes that have no common base
         raise BackendError(
-            f"ONNX Runtime refuses the graph: {first_line(error)}",
-            "resdeploy doctor shows the versions; 1.23.2 is the oldest that is supported",
+            f"ONNX Runtime rejects the graph: {first_line(error)}",
+            "install onnxruntime 1.23.2 or newer; resdeploy doctor shows the installed version",
         ) from error
 
 
 def run_session(session: Any, images: UInt8Array) -> Float32Array:
-    """Logits (N, K) of images (N, H, W, 3).
+    """Return the logits, float32 (N, K), of uint8 images (N, H, W, 3).
 
     Raises:
-        BackendError: ONNX Runtime failed.
+        BackendError: The session is closed, or ONNX Runtime failed.
     """
     if session is None:
         raise BackendError("the session was closed", "load the bundle again")
@@ -78,5 +78,5 @@ def run_session(session: Any, images: UInt8Array) -> Float32Array:
 
 
 def first_line(error: Exception) -> str:
-    """What a program may show of an error."""
+    """Return the first line of an error's text, or the name of its class if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

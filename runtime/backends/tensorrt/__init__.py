@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: building engines on the machine that runs them, and running them."""
+"""TensorRT and TensorRT-RTX: functions that build, cache and run engines on the target machine."""

@@ -1,4 +1,4 @@
-"""From a bundle's graph to an engine in the cache."""
+"""Functions that build engines of a bundle's graphs and store them in the engine cache."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from resdeploy.machine.device import read_device
 from resdeploy.machine.host import Host
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import Batches
-from resdeploy.runtime.backends.cuda import CudaRuntime, Gpu
-from resdeploy.runtime.backends.tensorrt.build_memory import check_memory, memory_watch
+from resdeploy.runtime.backends.cuda import CudaDevice, CudaRuntime
+from resdeploy.runtime.backends.tensorrt.build_memory import make_memory_check, require_memory
 from resdeploy.runtime.backends.tensorrt.builder import build_engine, merge_timings
 from resdeploy.runtime.backends.tensorrt.engine_cache import (
-    SIDE_KINDS,
-    SIDE_LIMIT_BYTES,
+    AUXILIARY_KINDS,
+    AUXILIARY_LIMIT_BYTES,
     CachedEngine,
     EngineCache,
 )
@@ -36,10 +36,10 @@ from resdeploy.runtime.backends.tensorrt.flavour import (
 )
 from resdeploy.runtime.backends.tensorrt.inspector import (
     EngineCoverage,
-    coverage_of,
-    parse_document,
+    count_convolutions,
+    parse_inspector_json,
 )
-from resdeploy.runtime.backends.tensorrt.options import BuildOptions, check_rules, default_options
+from resdeploy.runtime.backends.tensorrt.options import BuildOptions, check_options, default_options
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """What `resdeploy build` reports."""
+    """The result of `resdeploy build`."""
 
     engine: Path
     key: str
@@ -60,33 +60,34 @@ class BuildReport:
     seconds: float
     bytes: int
     cached: bool
-    """Whether it was there already."""
+    """True if the engine was already in the cache."""
     int8_convs_expected: int
-    """Convolutions that should run in INT8, by a look at the graph."""
+    """Number of convolutions that the graph asks to run in INT8."""
     convs: int | None
-    """Convolutions of the engine, as TensorRT tells; None where it does not."""
+    """Number of convolutions in the engine; None if TensorRT does not report its layers."""
     int8_convs: int | None
+    """Number of convolutions that the engine runs in INT8; None if it is unknown."""
 
 
 def choose_flavour() -> Flavour:
-    """TensorRT where it is installed, otherwise TensorRT-RTX."""
+    """Return TensorRT if it is installed, otherwise TensorRT-RTX."""
     return Flavour.TENSORRT if installed_version(Flavour.TENSORRT) else Flavour.RTX
 
 
 def choose_artifact(bundle: Bundle, precision: Precision | None, *, dla: bool = False) -> Artifact:
-    """The graph to build: the fastest of a bundle, or that of a precision.
+    """Return the graph to build: that of a precision, or the fastest one of the bundle for None.
 
     Raises:
-        BundleError: the bundle has no such graph.
+        BundleError: The bundle has no such graph.
     """
     names = {artifact.name for artifact in bundle.manifest.artifacts}
-    wanted: tuple[str, ...] = ARTIFACTS if precision is None else (precision.value,)
+    choices: tuple[str, ...] = ARTIFACTS if precision is None else (precision.value,)
     if dla:
-        wanted = tuple("int8-dla" if name == "int8" else name for name in wanted)
-    return bundle.artifact(next((name for name in wanted if name in names), wanted[0]))
+        choices = tuple("int8-dla" if name == "int8" else name for name in choices)
+    return bundle.artifact(next((name for name in choices if name in names), choices[0]))
 
 
-def build_asked_for(
+def build_for_this_machine(
     bundle: Bundle,
     *,
     precision: str = "auto",
@@ -99,24 +100,25 @@ def build_asked_for(
     force: bool = False,
     progress: Progress = silent,
 ) -> BuildReport:
-    """What `resdeploy build` does with its options.
+    """Build an engine with the options of `resdeploy build`; use this machine's defaults for None.
 
     Raises:
-        BackendError, BundleError, OutputError: see `build`.
+        BackendError, BundleError, OutputError: See `build`.
     """
     chosen = Flavour(flavour) if flavour else choose_flavour()
     device = read_device()
-    usual = default_options(device)
+    defaults = default_options(device)
     options = replace(
-        usual,
-        batches=batch or usual.batches,
-        workspace_mib=workspace or usual.workspace_mib,
+        defaults,
+        batches=batch or defaults.batches,
+        workspace_mib=workspace or defaults.workspace_mib,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
         dla_core=dla,
     )
     version = load_tensorrt(chosen).version
-    check_rules(options, chosen, version, device)  # before a missing graph is complained of
+    # An unsupported option must be reported before a missing graph.
+    check_options(options, chosen, version, device)
     artifact = choose_artifact(
         bundle, None if precision == "auto" else Precision(precision), dla=dla is not None
     )
@@ -132,31 +134,31 @@ def build(
     force: bool = False,
     progress: Progress = silent,
 ) -> BuildReport:
-    """Put an engine into the cache, unless it is there.
+    """Build an engine and store it in the cache, unless the cache already holds it.
 
     Raises:
-        BackendError: this machine cannot build it.
-        BundleError: the graph is damaged.
-        OutputError: the cache cannot be written.
+        BackendError: This machine cannot build the engine.
+        BundleError: The graph is missing or was changed.
+        OutputError: The cache cannot be written.
     """
     start = time.perf_counter()
     tensorrt = load_tensorrt(flavour)
-    check_rules(options, flavour, tensorrt.version, read_device())
-    # TensorRT-RTX builds without a GPU, for those of others.
+    check_options(options, flavour, tensorrt.version, read_device())
+    # TensorRT-RTX builds without a GPU, also for the GPUs of other machines.
     gpu = None if flavour is Flavour.RTX else CudaRuntime().gpu()
     graph = bundle.read(artifact.file)
     cache = EngineCache()
     parts = key_parts(tensorrt, artifact, gpu, options)
-    with cache.only_one(parts):
+    with cache.lock(parts):
         record = cache.find(parts)
         cached = record is not None and not force and cache.load(record) is not None
         if record is None or not cached:
-            record, _ = build_into(cache, tensorrt, graph, artifact, gpu, options, progress)
+            record, _ = build_and_store(cache, tensorrt, graph, artifact, gpu, options, progress)
     convs = record.notes.get("int8_convs")
     if convs is not None and convs < artifact.int8_convs:
         logger.warning(
-            "the engine runs %d convolutions in INT8, where %s asks for %d: it is slower than it "
-            "could be", convs, artifact.file, artifact.int8_convs,
+            "the engine runs only %d convolutions in INT8, but %s asks for %d, so it is slower "
+            "than expected", convs, artifact.file, artifact.int8_convs,
         )  # fmt: skip
     return BuildReport(
         engine=cache.data_path(record.key),
@@ -174,67 +176,69 @@ def build(
     )
 
 
-def build_into(
+def build_and_store(
     cache: EngineCache,
     tensorrt: TensorRt,
     graph: bytes,
     artifact: Artifact,
-    gpu: Gpu | None,
+    gpu: CudaDevice | None,
     options: BuildOptions,
     progress: Progress,
 ) -> tuple[CachedEngine, bytes]:
-    """Build an engine, store it, and give it; hold `cache.only_one` meanwhile.
+    """Build an engine, store it with its convolution counts, and update the timing cache.
 
-    What the builder measured is kept as well, and what it made of the graph; the engine does not
-    depend on that.
+    The caller must hold `cache.lock`.
+
+    Returns:
+        The record of the cache and the serialised engine.
     """
     timings = EngineCache("timings")
-    measured_on = {"version": tensorrt.version, "gpu": asdict(gpu) if gpu else None}
-    before = timings.load_newest(measured_on)
+    timings_key = {"version": tensorrt.version, "gpu": asdict(gpu) if gpu else None}
+    before = timings.load_newest(timings_key)
     host = Host()
-    check_memory(len(graph), artifact.file, host)
+    require_memory(len(graph), artifact.file, host)
     built = build_engine(
         tensorrt, graph, options, name=artifact.file, timings=before, progress=progress,
-        watch=memory_watch(host),
+        check_memory=make_memory_check(host),
     )  # fmt: skip
-    covered = coverage_of(built.layers)
-    if covered is None and gpu is not None:
-        covered = _inspect(tensorrt, built.engine, options)
+    coverage = count_convolutions(built.layers)
+    if coverage is None and gpu is not None:
+        coverage = _inspect(tensorrt, built.engine, options)
     record = cache.store(
         key_parts(tensorrt, artifact, gpu, options),
         built.engine,
-        notes=asdict(covered) if covered else {},
+        notes=asdict(coverage) if coverage else {},
     )
     if built.timings is not None:
         try:
-            now, merged = timings.load_newest(measured_on), built.timings
-            if now is not None and now != before:  # another process built meanwhile
+            now, merged = timings.load_newest(timings_key), built.timings
+            if now is not None and now != before:  # another process has built at the same time
                 merged = merge_timings(tensorrt, merged, now)
-            timings.store(measured_on, merged)
+            timings.store(timings_key, merged)
         except OutputError as error:
-            logger.warning("what was measured is not kept: %s", error)
+            logger.warning("the timing cache is not stored: %s", error)
     cache.prune(keep=record.key)
-    for kind in SIDE_KINDS:
-        EngineCache(kind).prune(SIDE_LIMIT_BYTES)
+    for kind in AUXILIARY_KINDS:
+        EngineCache(kind).prune(AUXILIARY_LIMIT_BYTES)
     return record, built.engine
 
 
 def deserialize(tensorrt: TensorRt, data: bytes, options: Mapping[str, Any]) -> trt.ICudaEngine:
-    """Load an engine that came out of the cache.
+    """Load an engine from the cache; `options` are those of its build, as JSON.
 
     Raises:
-        BackendError: it was built for another GPU or by another version.
+        BackendError: The engine was built for another GPU or by another version.
     """
     tensorrt.errors.clear()
     runtime: trt.Runtime = tensorrt.api.Runtime(tensorrt.log)
-    # A version-compatible engine brings code of its own; only those of the cache come this far.
+    # A version-compatible engine contains host code. Only engines of the user's cache get here.
     runtime.engine_host_code_allowed = bool(options["version_compatible"])
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise BackendError(
-            f"{tensorrt.flavour.value} {tensorrt.version} does not load the engine: "
+            f"{tensorrt.flavour.value} {tensorrt.version} cannot load the engine: "
             f"{tensorrt.last_error()}",
-            "resdeploy doctor shows whether the driver and TensorRT fit each other",
+            "run resdeploy doctor to check that the driver and TensorRT match",
         )
     return engine
 
@@ -244,7 +248,7 @@ def _inspect(tensorrt: TensorRt, data: bytes, options: BuildOptions) -> EngineCo
         engine = deserialize(tensorrt, data, options.to_json())
         inspector: trt.EngineInspector = engine.create_engine_inspector()
         text = inspector.get_engine_information(tensorrt.api.LayerInformationFormat.JSON)
-        return coverage_of(parse_document(json.loads(text)))
+        return count_convolutions(parse_inspector_json(json.loads(text)))
     except (BackendError, ValueError, TypeError, AttributeError) as error:
-        logger.debug("the inspector tells nothing: %s", error)
+        logger.debug("the engine inspector failed: %s", error)
         return None

@@ -1,4 +1,4 @@
-"""Memory that is left, so that a build stops with a message instead of being killed.
+"""Checks of the available memory: a build that runs out of it stops with a message.
 
 Sources: Linux, "The /proc Filesystem" (`MemAvailable`) and "Control Group v2" (`memory.max`,
 `memory.current`).
@@ -13,34 +13,34 @@ from resdeploy.machine.device import parse_memory
 from resdeploy.machine.host import Host
 
 # Building with TensorRT-RTX 1.7 took 330 MiB for a graph of 83 MiB and 194 MiB for one of 20 MiB
-# (2026-11-25, x86-64). TensorRT, which also runs kernels while it builds, takes more: this refuses
-# only what cannot succeed.
+# (2026-11-25, x86-64). TensorRT takes more, since it also runs kernels while it builds: these
+# limits reject only builds that cannot succeed.
 BUILD_BYTES_PER_GRAPH_BYTE = 2.5
 BUILD_BYTES = 100 << 20
-# With less than this the kernel may end any process; what is polled ten times a second is seen
-# in time.
+# With less memory than this the kernel may kill any process. The builder checks ten times a second,
+# which is often enough to stop before that.
 RESERVE_BYTES = 256 << 20
-ADVICE = (
+HINT = (
     "stop other programs (sudo init 3 ends a Jetson's desktop), add swap, or build a smaller graph "
     "with --precision int8 --batch 1 --workspace 128"
 )
 
 
 def available_memory(host: Host) -> int | None:
-    """Bytes that can still be had, swap included; None where the system does not tell."""
+    """Return the available memory in bytes, swap included; None if it is unknown."""
     free = parse_memory(host.text("proc/meminfo"), "MemAvailable", "SwapFree")
-    limit = host.number("sys/fs/cgroup/memory.max")  # `max`, and so None, where there is none
+    limit = host.number("sys/fs/cgroup/memory.max")  # without a limit it is `max`, read as None
     used = host.number("sys/fs/cgroup/memory.current")
     if limit is None or used is None:
         return free
     return limit - used if free is None else min(free, limit - used)
 
 
-def check_memory(graph_bytes: int, name: str, host: Host) -> None:
-    """Refuse to build what cannot be built.
+def require_memory(graph_bytes: int, name: str, host: Host) -> None:
+    """Raise an error if there is too little memory to build the graph `name`.
 
     Raises:
-        BackendError: less memory is left than any build of such a graph takes.
+        BackendError: Less memory is available than any build of such a graph takes.
     """
     needed = BUILD_BYTES + int(BUILD_BYTES_PER_GRAPH_BYTE * graph_bytes)
     free = available_memory(host)
@@ -48,20 +48,20 @@ def check_memory(graph_bytes: int, name: str, host: Host) -> None:
         raise BackendError(
             f"building an engine of {name} takes at least {needed >> 20} MiB of memory, and "
             f"{free >> 20} MiB are left",
-            ADVICE,
+            HINT,
         )
 
 
-def memory_watch(host: Host) -> Callable[[], None]:
-    """A function to call again and again during a build; it raises before the memory is gone."""
+def make_memory_check(host: Host) -> Callable[[], None]:
+    """Return a function for the builder to poll; it raises BackendError if memory is short."""
 
-    def watch() -> None:
+    def check() -> None:
         free = available_memory(host)
         if free is not None and free < RESERVE_BYTES:
             raise BackendError(
-                f"the build was stopped with {max(free, 0) >> 20} MiB of memory left, before the "
-                "system would have ended it",
-                ADVICE,
+                f"the build was stopped with {max(free, 0) >> 20} MiB of memory left; at least "
+                f"{RESERVE_BYTES >> 20} MiB must stay free",
+                HINT,
             )
 
-    return watch
+    return check

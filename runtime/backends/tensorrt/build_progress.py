@@ -1,4 +1,4 @@
-"""How far a build is, from the phases that TensorRT reports as it goes."""
+"""The progress of a build, computed from the phases that TensorRT reports."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class _Phase:
     done: int = 0
 
 
-class Phases:
-    """A tree of phases under way; several threads may report to it."""
+class BuildProgress:
+    """The tree of the phases that are running; its methods are thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -27,61 +27,64 @@ class Phases:
         self._cancelled = False
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase of so many steps begins, as a step of its parent if it has one."""
+        """Add a phase of `steps` steps, as a step of its parent if it has one."""
         with self._lock:
             self._phases[name] = _Phase(parent, max(steps, 1))
 
     def step(self, name: str) -> bool:
-        """One step more is done; False: TensorRT shall stop."""
+        """Count one step of a phase; return False if TensorRT must stop."""
         with self._lock:
             if (phase := self._phases.get(name)) is not None:
                 phase.done = min(phase.done + 1, phase.steps)
-                self._note()
+                self._update()
             return not self._cancelled
 
     def finish(self, name: str) -> None:
-        """A phase is over, or was given up."""
+        """Remove a phase that has ended or was cancelled."""
         with self._lock:
-            self._note()
+            self._update()
             self._phases.pop(name, None)
 
     def cancel(self) -> None:
-        """Let TensorRT stop at the next step."""
+        """Make TensorRT stop at the next step."""
         with self._lock:
             self._cancelled = True
 
     def fraction(self) -> float:
-        """Of the whole, from 0 to 1; it never falls."""
+        """Return the finished fraction of the build, from 0 to 1; it never decreases."""
         with self._lock:
             return self._furthest
 
-    def _note(self) -> None:
+    def _update(self) -> None:
         roots = [name for name, phase in self._phases.items() if phase.parent is None]
         if roots:
             self._furthest = max(self._furthest, self._fraction(roots[-1]))
 
     def _fraction(self, name: str) -> float:
         phase = self._phases[name]
-        below = [child for child, other in self._phases.items() if other.parent == name]
-        started = max((self._fraction(child) for child in below), default=0.0)
+        children = [child for child, other in self._phases.items() if other.parent == name]
+        started = max((self._fraction(child) for child in children), default=0.0)
         return min((phase.done + started) / phase.steps, 1.0)
 
 
-def make_monitor(api: Any, phases: Phases) -> trt.IProgressMonitor:
-    """What TensorRT calls; NVIDIA, "TensorRT Python API", class IProgressMonitor."""
+def make_monitor(api: Any, progress: BuildProgress) -> trt.IProgressMonitor:
+    """Return the object through which TensorRT reports to `progress`.
+
+    Source: NVIDIA, "TensorRT Python API", class IProgressMonitor.
+    """
 
     class Monitor(api.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            phases.start(phase_name, parent_phase, num_steps)
+            progress.start(phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return phases.step(phase_name)
+            return progress.step(phase_name)
 
         def phase_finish(self, phase_name: str) -> None:
-            phases.finish(phase_name)
+            progress.finish(phase_name)
 
     monitor: trt.IProgressMonitor = Monitor()
     return monitor

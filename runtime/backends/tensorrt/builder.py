@@ -1,4 +1,4 @@
-"""From an ONNX graph to a serialised engine; neither files nor bundles are known here.
+"""The builder: it turns the bytes of an ONNX graph into the bytes of a TensorRT engine.
 
 Sources: NVIDIA, "TensorRT Developer Guide", chapters "Strongly Typed Networks", "Working with
 Dynamic Shapes", "Timing Cache" and "Progress Monitor".
@@ -14,28 +14,28 @@ from typing import TYPE_CHECKING, Any
 from resdeploy.bundle.manifest import INPUT_NAME
 from resdeploy.errors import BackendError
 from resdeploy.progress import Progress, silent
-from resdeploy.runtime.backends.tensorrt.build_progress import Phases, make_monitor
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, sizes
-from resdeploy.runtime.backends.tensorrt.inspector import EngineLayer, parse_lines
+from resdeploy.runtime.backends.tensorrt.build_progress import BuildProgress, make_monitor
+from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, dims_to_tuple
+from resdeploy.runtime.backends.tensorrt.inspector import EngineLayer, parse_builder_log
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
-from resdeploy.runtime.backends.tensorrt.parser_errors import ParserError, explain_refusal
+from resdeploy.runtime.backends.tensorrt.parser_errors import ParserError, explain_parser_error
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-PARTS = 1000  # of the progress bar
+PROGRESS_STEPS = 1000
 POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltEngine:
-    """What a build gives."""
+    """The result of a build."""
 
     engine: bytes
     timings: bytes | None
-    """What was measured while building, for the next build; None where nothing is."""
+    """The timing cache, for the next build; None for TensorRT-RTX."""
     layers: tuple[EngineLayer, ...]
-    """As far as the builder told of them."""
+    """The layers that the builder logged; empty for TensorRT."""
 
 
 def build_engine(
@@ -46,53 +46,55 @@ def build_engine(
     name: str = "the graph",
     timings: bytes | None = None,
     progress: Progress = silent,
-    watch: Callable[[], None] = lambda: None,
+    check_memory: Callable[[], None] = lambda: None,
 ) -> BuiltEngine:
-    """Build an engine, strongly typed: every precision is that of the graph.
+    """Build a strongly typed engine: the graph alone decides every precision.
 
     Args:
-        tensorrt: The flavour.
-        graph: An ONNX file of a bundle; its input is uint8 (N, H, W, 3).
-        options: See there.
-        name: What messages call the graph.
-        timings: From an earlier build here. TensorRT-RTX measures nothing while building.
-        progress: Told of thousandths.
-        watch: Called ten times a second; what it raises ends the build.
+        tensorrt: The TensorRT that builds.
+        graph: The content of an ONNX file of a bundle; its input is uint8 (N, H, W, 3).
+        options: The build options.
+        name: The name of the graph in messages.
+        timings: The timing cache of an earlier build here. TensorRT-RTX does not use one.
+        progress: Reports the finished thousandths of the build.
+        check_memory: Called ten times a second; an exception that it raises ends the build.
 
     Raises:
-        BackendError: the parser or the builder refuses.
-        KeyboardInterrupt: the user stopped it; nothing is left behind.
+        BackendError: The parser or the builder rejects the graph.
+        KeyboardInterrupt: The user pressed CTRL-C; nothing is left behind.
     """
-    api = tensorrt.api
     tensorrt.errors.clear()
-    tensorrt.layers.clear()
+    tensorrt.layer_log.clear()
     builder = _make_builder(tensorrt, name)
-    network = builder.create_network(_network_flags(api))
+    network = builder.create_network(_network_flags(tensorrt.api))
     _parse(tensorrt, network, graph, name)
     config: trt.IBuilderConfig = builder.create_builder_config()
-    config.add_optimization_profile(_profile(tensorrt, builder, network, options))
+    config.add_optimization_profile(_make_profile(tensorrt, builder, network, options))
     _configure(tensorrt, config, options)
-    cache = _use_timings(tensorrt, config, timings)
+    cache = _attach_timing_cache(tensorrt, config, timings)
 
-    phases = Phases()
-    config.progress_monitor = make_monitor(api, phases)
-    serialized = _interruptible(
-        lambda: builder.build_serialized_network(network, config), phases, progress, watch
+    build_progress = BuildProgress()
+    config.progress_monitor = make_monitor(tensorrt.api, build_progress)
+    serialized = _build_interruptibly(
+        lambda: builder.build_serialized_network(network, config),
+        build_progress,
+        progress,
+        check_memory,
     )
     if serialized is None:
-        raise _failure(tensorrt, name)
+        raise _build_error(tensorrt, name)
     return BuiltEngine(
         engine=bytes(memoryview(serialized)),
         timings=bytes(memoryview(cache.serialize())) if cache is not None else None,
-        # TensorRT logs its layers in other words, and has an inspector for them.
-        layers=tuple(parse_lines("\n".join(tensorrt.layers)))
+        # TensorRT logs its layers in another format; its engine inspector reports them instead.
+        layers=tuple(parse_builder_log("\n".join(tensorrt.layer_log)))
         if tensorrt.flavour is Flavour.RTX
         else (),
     )
 
 
 def merge_timings(tensorrt: TensorRt, ours: bytes, theirs: bytes) -> bytes:
-    """Both together, when another process built at the same time; `ours` where that fails."""
+    """Combine two timing caches; return `ours` if TensorRT cannot combine them."""
     config: trt.IBuilderConfig = tensorrt.api.Builder(tensorrt.log).create_builder_config()
     merged = config.create_timing_cache(ours)
     others = config.create_timing_cache(theirs)
@@ -104,13 +106,13 @@ def merge_timings(tensorrt: TensorRt, ours: bytes, theirs: bytes) -> bytes:
 def _make_builder(tensorrt: TensorRt, name: str) -> trt.Builder:
     try:
         builder: trt.Builder = tensorrt.api.Builder(tensorrt.log)
-    except (TypeError, RuntimeError) as error:  # so the bindings report that there is none
-        raise _failure(tensorrt, name) from error
+    except (TypeError, RuntimeError) as error:  # the bindings raise them if there is no builder
+        raise _build_error(tensorrt, name) from error
     return builder
 
 
 def _network_flags(api: Any) -> int:
-    """Strongly typed: in 11 all networks are, and the flag may go."""
+    """Return the flag for strongly typed networks; from 11 on all are, and it may be missing."""
     flag = getattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -119,30 +121,30 @@ def _parse(tensorrt: TensorRt, network: trt.INetworkDefinition, graph: bytes, na
     parser: trt.OnnxParser = tensorrt.api.OnnxParser(network, tensorrt.log)
     if not parser.parse(graph):
         if not parser.num_errors:
-            raise _failure(tensorrt, name)
-        error = parser.get_error(0)
-        refusal = ParserError(
-            code=error.code().name,
-            description=error.desc(),
-            node=error.node_name(),
-            operator=error.node_operator(),
+            raise _build_error(tensorrt, name)
+        first = parser.get_error(0)
+        error = ParserError(
+            code=first.code().name,
+            description=first.desc(),
+            node=first.node_name(),
+            operator=first.node_operator(),
         )
-        raise explain_refusal(refusal, f"{tensorrt.flavour.value} {tensorrt.version}", name)
+        raise explain_parser_error(error, f"{tensorrt.flavour.value} {tensorrt.version}", name)
     inputs = [network.get_input(index).name for index in range(network.num_inputs)]
     if inputs != [INPUT_NAME]:
         raise BackendError(
-            f"{name} reads {', '.join(inputs) or 'nothing'}; a graph of resdeploy reads images",
+            f"the inputs of {name} are {', '.join(inputs) or 'none'}; only {INPUT_NAME} is allowed",
             "export it with resdeploy export",
         )
 
 
-def _profile(
+def _make_profile(
     tensorrt: TensorRt,
     builder: trt.Builder,
     network: trt.INetworkDefinition,
     options: BuildOptions,
 ) -> trt.IOptimizationProfile:
-    image = sizes(network.get_input(0).shape)[1:]
+    image = dims_to_tuple(network.get_input(0).shape)[1:]
     smallest, usual, largest = (
         tensorrt.dims(batch, *image)
         for batch in (options.batches.smallest, options.batches.usual, options.batches.largest)
@@ -154,7 +156,7 @@ def _profile(
 
 def _configure(tensorrt: TensorRt, config: trt.IBuilderConfig, options: BuildOptions) -> None:
     api = tensorrt.api
-    # Without it the inspector knows only names.
+    # With less verbosity the inspector reports only the names of the layers.
     config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
@@ -168,42 +170,46 @@ def _configure(tensorrt: TensorRt, config: trt.IBuilderConfig, options: BuildOpt
         config.set_flag(api.BuilderFlag.GPU_FALLBACK)
 
 
-def _use_timings(
+def _attach_timing_cache(
     tensorrt: TensorRt, config: trt.IBuilderConfig, timings: bytes | None
 ) -> trt.ITimingCache | None:
     if tensorrt.flavour is Flavour.RTX:
-        return None  # it takes no effect there, and asks for a GPU that building does not need
+        return None  # it has no effect there, and it requires a GPU, which building does not need
     cache = config.create_timing_cache(timings or b"")
     config.set_timing_cache(cache, False)
     return cache
 
 
-def _interruptible(
+def _build_interruptibly(
     build: Callable[[], trt.IHostMemory | None],
-    phases: Phases,
+    build_progress: BuildProgress,
     progress: Progress,
-    watch: Callable[[], None] = lambda: None,
+    check_memory: Callable[[], None] = lambda: None,
 ) -> trt.IHostMemory | None:
-    """Build beside the main thread, which alone hears of CTRL-C and draws the bar."""
+    """Build in a second thread: the main thread handles CTRL-C and shows the progress."""
     shown = 0
-    with ThreadPoolExecutor(1, "tensorrt-build") as pool, progress("building", PARTS) as advance:
+    with (
+        ThreadPoolExecutor(1, "tensorrt-build") as pool,
+        progress("building", PROGRESS_STEPS) as advance,
+    ):
         building = pool.submit(build)
         try:
             while not building.done():
                 wait([building], POLL_SECONDS)
-                watch()
-                done = int(PARTS * phases.fraction())
+                check_memory()
+                done = int(PROGRESS_STEPS * build_progress.fraction())
                 advance(done - shown)
                 shown = done
         except BaseException:
-            phases.cancel()  # the pool waits until TensorRT heeds it
+            build_progress.cancel()  # the pool waits until TensorRT has stopped
             raise
-        advance(PARTS - shown)
+        advance(PROGRESS_STEPS - shown)
     return building.result()
 
 
-def _failure(tensorrt: TensorRt, name: str) -> BackendError:
+def _build_error(tensorrt: TensorRt, name: str) -> BackendError:
     return BackendError(
         f"{tensorrt.flavour.value} {tensorrt.version} cannot build {name}: {tensorrt.last_error()}",
-        "try a smaller --batch or --workspace; resdeploy doctor shows the GPU and its driver",
+        "try a smaller --batch or --workspace, and check the GPU and its driver with "
+        "resdeploy doctor",
     )

@@ -1,9 +1,9 @@
-"""A built engine as a backend: pinned buffers, two batches that overlap, CUDA graphs.
+"""The backend that runs a TensorRT engine, with pinned buffers, two streams and CUDA graphs.
 
 Sources: NVIDIA, "TensorRT Developer Guide", chapters "Performing Inference" (tensor names),
 "CUDA Graphs" (one run before the capture, one context for each graph) and "Cross-Inference
-Multi-Streaming"; NVIDIA, "CUDA
-for Tegra", chapter on pinned memory, for boards whose GPU shares the host's memory.
+Multi-Streaming"; NVIDIA, "CUDA for Tegra", chapter on pinned memory, for boards whose GPU shares
+the host's memory.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.cuda import Address, Cuda, Graph
-from resdeploy.runtime.backends.tensorrt.flavour import TensorRt, sizes
+from resdeploy.runtime.backends.tensorrt.flavour import TensorRt, dims_to_tuple
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 logger = logging.getLogger(__name__)
 
-# A context and its graph hold memory of the device; further sizes of batches run without.
-MOST_GRAPHS = 16
+# A context and its graph hold device memory, so further batch sizes run without a CUDA graph.
+MAX_GRAPHS = 16
 
 
 class EngineBackend:
-    """An engine on a GPU; `run` may be called from several threads, which then take turns."""
+    """An engine on a GPU. `run` is thread-safe; it serves one caller at a time."""
 
     def __init__(
         self,
@@ -50,109 +50,110 @@ class EngineBackend:
         capture: bool = True,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take an engine into service.
+        """Allocate the buffers and the first execution context of an engine.
 
         Args:
-            tensorrt: Where it comes from.
-            engine: Its input is `images`, uint8 (N, H, W, 3), its output `logits`, float32 (N, K).
-            create_context: Makes a context of the engine.
-            cuda: The device.
-            name: The backend's name.
-            workspace: Bytes that contexts compute in, which they share; None: each brings its own.
-            zero_copy: The GPU reads and writes the host's memory, as it can on a Jetson.
-            capture: Record CUDA graphs; not where the engine does so itself.
-            on_close: Called when the contexts are still there.
+            tensorrt: The TensorRT that loaded the engine.
+            engine: An engine with the input `images`, uint8 (N, H, W, 3), and the output `logits`,
+                float32 (N, K).
+            create_context: Function that creates an execution context of the engine.
+            cuda: The CUDA runtime.
+            name: Name of the backend.
+            workspace: Size in bytes of the workspace that all contexts of a stream share; None if
+                each context allocates its own.
+            zero_copy: True if the GPU reads and writes the host's memory, as it can on a Jetson.
+            capture: True to capture CUDA graphs; False if the engine does so itself.
+            on_close: Called by `close` before the contexts are freed.
 
         Raises:
-            BackendError: it is another kind of engine, or memory is short.
+            BackendError: The engine has other inputs or outputs, or there is too little memory.
         """
         self.name = name
         self._lock = threading.Lock()
-        self._closed_because: str | None = None
+        self._closed_reason: str | None = None
         self._on_close: Callable[[], None] | None = on_close
-        self.batches, self._image, self._classes = describe(tensorrt, engine)
-        self._new_slot: Callable[[], _Slot] | None = lambda: _Slot(
+        self.batches, self._image, self._classes = read_interface(tensorrt, engine)
+        self._new_stream: Callable[[], _InferenceStream] | None = lambda: _InferenceStream(
             tensorrt, create_context, cuda, self.batches.largest, self._image, self._classes,
             workspace=workspace, zero_copy=zero_copy, capture=capture,
         )  # fmt: skip
-        self._slots = [self._new_slot()]
+        self._streams = [self._new_stream()]
 
     @property
     def captured(self) -> frozenset[int]:
-        """Sizes of batches for which a CUDA graph is ready: they start fastest."""
-        return self._slots[0].captured if self._slots else frozenset()
+        """Return the batch sizes for which a CUDA graph is ready."""
+        return self._streams[0].captured if self._streams else frozenset()
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """See `Backend.run`; more images than the engine takes at once are split."""
+        """See `Backend.run`; larger batches than the engine's maximum are split."""
         if images.dtype != np.uint8 or images.shape[1:] != self._image or not len(images):
             raise BackendError(
                 f"the engine takes uint8 (N, {self._image[0]}, {self._image[1]}, 3), not "
                 f"{images.dtype} {images.shape}",
-                "prepare pictures with the bundle's own preprocessing",
+                "prepare the images with the bundle's preprocessing",
             )
         with self._lock:
-            if self._closed_because is not None:
-                raise BackendError(self._closed_because, "load the bundle again")
+            if self._closed_reason is not None:
+                raise BackendError(self._closed_reason, "load the bundle again")
             try:
                 return self._run(images)
             except BaseException as error:
-                # What was under way is in no known state, nor is the device after its own errors.
+                # The state of the running batch, and after a CUDA error of the GPU, is unknown.
                 reason = str(error) or type(error).__name__
-                self._closed_because = f"the engine failed before: {reason}"
+                self._closed_reason = f"the engine has failed earlier: {reason}"
                 raise
 
     def _run(self, images: UInt8Array) -> Float32Array:
         logits = np.empty((len(images), self._classes), dtype=np.float32)
         parts = split(len(images), self.batches.largest)
-        if len(parts) > 1 and len(self._slots) == 1 and self._new_slot is not None:
+        if len(parts) > 1 and len(self._streams) == 1 and self._new_stream is not None:
             try:
-                self._slots.append(self._new_slot())
-            except BackendError as error:  # slower, not wrong
-                logger.debug("no second batch at a time: %s", error)
-                self._new_slot = None
-        # While one slot computes, the other one's images are copied.
-        waiting: list[tuple[_Slot, slice]] = []
+                self._streams.append(self._new_stream())
+            except BackendError as error:  # one stream is slower, but the results are the same
+                logger.debug("there is no second stream: %s", error)
+                self._new_stream = None
+        # While one stream computes, the images of the other one are copied.
+        running: list[tuple[_InferenceStream, slice]] = []
         for number, part in enumerate(parts):
-            slot = self._slots[number % len(self._slots)]
-            if len(waiting) == len(self._slots):
-                ready, where = waiting.pop(0)
-                logits[where] = ready.finish()
-            slot.start(images[part], self.batches.smallest)
-            waiting.append((slot, part))
-        for ready, where in waiting:
-            logits[where] = ready.finish()
+            stream = self._streams[number % len(self._streams)]
+            if len(running) == len(self._streams):
+                oldest, rows = running.pop(0)
+                logits[rows] = oldest.finish()
+            stream.start(images[part], self.batches.smallest)
+            running.append((stream, part))
+        for oldest, rows in running:
+            logits[rows] = oldest.finish()
         return logits
 
     def close(self) -> None:
-        """See `Backend.close`."""
         with self._lock:
-            if not self._slots:
+            if not self._streams:
                 return
             try:
                 if self._on_close is not None:
                     self._on_close()
             finally:
-                self._closed_because = "the engine was closed"
-                for slot in self._slots:
-                    slot.close()
-                # The engine goes with the last that refers to it.
-                self._slots, self._new_slot, self._on_close = [], None, None
+                self._closed_reason = "the engine was closed"
+                for stream in self._streams:
+                    stream.close()
+                # TensorRT frees the engine with the last reference to it.
+                self._streams, self._new_stream, self._on_close = [], None, None
 
 
 def split(count: int, largest: int) -> list[slice]:
-    """Parts of nearly the same size, none of more than `largest`."""
+    """Return slices of nearly equal length, at most `largest`, that cover `count` images."""
     parts = -(-count // largest)
     size = -(-count // parts)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def describe(
+def read_interface(
     tensorrt: TensorRt, engine: trt.ICudaEngine
 ) -> tuple[Batches, tuple[int, int, int], int]:
-    """The batches, the image's shape and the number of classes that an engine was built for.
+    """Return the batch sizes, the image's shape and the number of classes of an engine.
 
     Raises:
-        BackendError: it does not take images and give logits.
+        BackendError: The engine has other inputs and outputs than images and logits.
     """
     api = tensorrt.api
     expected = {
@@ -170,29 +171,29 @@ def describe(
     }
     if found != expected:
         raise BackendError(
-            f"the engine has other inputs and outputs than images and logits: {', '.join(names)}",
+            f"the engine must have the input images and the output logits, not {', '.join(names)}",
             "build it with resdeploy build",
         )
-    shapes = [sizes(dims) for dims in engine.get_tensor_profile_shape(INPUT_NAME, 0)]
+    shapes = [dims_to_tuple(dims) for dims in engine.get_tensor_profile_shape(INPUT_NAME, 0)]
     height, width, channels = shapes[0][1:]
-    classes = sizes(engine.get_tensor_shape(OUTPUT_NAME))[1]
+    classes = dims_to_tuple(engine.get_tensor_shape(OUTPUT_NAME))[1]
     return Batches(*(shape[0] for shape in shapes)), (height, width, channels), classes
 
 
 @dataclass(slots=True)
-class _Prepared:
-    """A context that was told of one size of batches, and what was captured with it."""
+class _ShapedContext:
+    """An execution context that is set to one batch size, and its captured CUDA graph."""
 
     context: trt.IExecutionContext
     ran: bool = False
     graph: Graph | None = None
 
 
-class _Slot:
-    """Buffers and a stream of its own: one batch under way.
+class _InferenceStream:
+    """A CUDA stream with its own buffers; it runs one batch at a time.
 
-    A captured graph holds the state of the context that it was captured with, so each size of
-    batches has a context of its own; they share the memory in which they compute.
+    A CUDA graph depends on the state of the context that it was captured with, so each batch size
+    has its own context. All contexts share one workspace.
     """
 
     def __init__(
@@ -216,14 +217,14 @@ class _Slot:
         self._workspace = workspace
         self._zero_copy = zero_copy
         self._capture = capture
-        self._prepared: dict[int, _Prepared] = {}
-        self._flexible: trt.IExecutionContext | None = None
-        self._shape = 0  # the batch that the flexible context was last told of
-        self._kept = 0
-        self._free: list[tuple[Callable[[Address], None], Address]] = []
+        self._contexts: dict[int, _ShapedContext] = {}
+        self._dynamic_context: trt.IExecutionContext | None = None
+        self._dynamic_batch = 0  # batch size to which the dynamic context is set
+        self._count = 0  # images of the current batch, without those that fill it up
+        self._cleanups: list[tuple[Callable[[Address], None], Address]] = []
         try:
             self._stream = cuda.create_stream()
-            self._free.append((cuda.destroy_stream, self._stream))
+            self._cleanups.append((cuda.destroy_stream, self._stream))
             pixels, numbers = largest * int(np.prod(image)), largest * classes
             self._host_in, self._device_in = self._buffers(pixels)
             self._host_out, self._device_out = self._buffers(4 * numbers)
@@ -232,80 +233,82 @@ class _Slot:
             self._memory = 0
             if workspace is not None:
                 self._memory = cuda.malloc(max(workspace, 1))
-                self._free.append((cuda.free, self._memory))
+                self._cleanups.append((cuda.free, self._memory))
             if not capture:
-                self._flexible = self._context()
+                self._dynamic_context = self._new_context()
         except BaseException:
             self.close()
             raise
 
     @property
     def captured(self) -> frozenset[int]:
-        """Sizes of batches whose graph is ready."""
-        return frozenset(size for size, one in self._prepared.items() if one.graph is not None)
+        """Return the batch sizes whose CUDA graph is ready."""
+        return frozenset(
+            batch for batch, shaped in self._contexts.items() if shaped.graph is not None
+        )
 
     def start(self, images: UInt8Array, smallest: int) -> None:
-        """Queue a batch; fewer than `smallest` images are filled up with black ones."""
-        self._kept = len(images)
-        batch = max(self._kept, smallest)
-        self._images[: self._kept] = images
-        self._images[self._kept : batch] = 0
-        prepared = self._prepare(batch) if self._capture else None
-        if prepared is None:
-            self._run_flexible(batch)
+        """Queue a batch; fill it up with black images if there are fewer than `smallest`."""
+        self._count = len(images)
+        batch = max(self._count, smallest)
+        self._images[: self._count] = images
+        self._images[self._count : batch] = 0
+        shaped = self._context_for(batch) if self._capture else None
+        if shaped is None:
+            self._run_dynamic(batch)
             return
-        # TensorRT must have run once with a shape before it can be captured.
-        if prepared.ran and prepared.graph is None and self._capture:
-            prepared.graph = self._record(prepared.context, batch)
-        if prepared.graph is not None:
-            self._cuda.launch(prepared.graph, self._stream)
+        # A context must run once with a shape before it can be captured.
+        if shaped.ran and shaped.graph is None and self._capture:
+            shaped.graph = self._capture_graph(shaped.context, batch)
+        if shaped.graph is not None:
+            self._cuda.launch(shaped.graph, self._stream)
         else:
-            self._enqueue(prepared.context, batch)
-            prepared.ran = True
+            self._enqueue(shaped.context, batch)
+            shaped.ran = True
 
     def finish(self) -> Float32Array:
-        """Wait for the batch; its logits, which the next one overwrites."""
+        """Wait for the batch and return its logits, which the next batch overwrites."""
         self._cuda.synchronize(self._stream)
-        return self._logits[: self._kept]
+        return self._logits[: self._count]
 
     def close(self) -> None:
-        """Give everything back, whatever state the device is in."""
-        if self._free:
-            self._try(self._cuda.synchronize, self._stream)  # nothing may be under way
-        for prepared in self._prepared.values():
-            if prepared.graph is not None:
-                self._try(self._cuda.destroy_graph, prepared.graph)
-        self._prepared = {}
-        self._flexible = None
-        while self._free:
-            self._try(*self._free.pop())
+        """Free everything, also after an error of the GPU."""
+        if self._cleanups:
+            self._try_release(self._cuda.synchronize, self._stream)
+        for shaped in self._contexts.values():
+            if shaped.graph is not None:
+                self._try_release(self._cuda.destroy_graph, shaped.graph)
+        self._contexts = {}
+        self._dynamic_context = None
+        while self._cleanups:
+            self._try_release(*self._cleanups.pop())
 
-    def _prepare(self, batch: int) -> _Prepared | None:
-        """The context for a size; None where there are too many of them."""
-        if batch not in self._prepared:
-            if len(self._prepared) >= MOST_GRAPHS:
+    def _context_for(self, batch: int) -> _ShapedContext | None:
+        """Return the context for a batch size; None if there are too many contexts."""
+        if batch not in self._contexts:
+            if len(self._contexts) >= MAX_GRAPHS:
                 return None
-            context = self._context()
-            self._tell(context, batch)
-            self._prepared[batch] = _Prepared(context)
-        return self._prepared[batch]
+            context = self._new_context()
+            self._set_batch(context, batch)
+            self._contexts[batch] = _ShapedContext(context)
+        return self._contexts[batch]
 
-    def _run_flexible(self, batch: int) -> None:
-        if self._flexible is None:
-            self._flexible = self._context()
-        if batch != self._shape:
-            self._tell(self._flexible, batch)
-            self._shape = batch
-        self._enqueue(self._flexible, batch)
+    def _run_dynamic(self, batch: int) -> None:
+        if self._dynamic_context is None:
+            self._dynamic_context = self._new_context()
+        if batch != self._dynamic_batch:
+            self._set_batch(self._dynamic_context, batch)
+            self._dynamic_batch = batch
+        self._enqueue(self._dynamic_context, batch)
 
-    def _context(self) -> trt.IExecutionContext:
+    def _new_context(self) -> trt.IExecutionContext:
         context = self._create_context()
         if context is None:
             raise BackendError(
                 f"TensorRT cannot run the engine: {self._tensorrt.last_error()}",
-                "build for a smaller batch with --batch, or stop what else uses the GPU",
+                "build for a smaller batch with --batch, or stop other programs that use the GPU",
             )
-        # The engine tells its layers to the inspector; each run need not tell them to a profiler.
+        # The engine keeps the names of its layers for the inspector; NVTX does not need them.
         context.nvtx_verbosity = self._tensorrt.api.ProfilingVerbosity.NONE
         if self._workspace is not None:
             context.set_device_memory(self._memory, self._workspace)
@@ -313,7 +316,7 @@ class _Slot:
             self._check(context.set_tensor_address(name, address))
         return context
 
-    def _tell(self, context: trt.IExecutionContext, batch: int) -> None:
+    def _set_batch(self, context: trt.IExecutionContext, batch: int) -> None:
         shape = self._tensorrt.dims(batch, *self._image)
         self._check(context.set_input_shape(INPUT_NAME, shape))
 
@@ -326,14 +329,14 @@ class _Slot:
             size = 4 * batch * self._classes
             self._cuda.copy_to_host(self._host_out, self._device_out, size, self._stream)
 
-    def _record(self, context: trt.IExecutionContext, batch: int) -> Graph | None:
-        """Capture what a batch queues; None, and never again, where that is impossible."""
+    def _capture_graph(self, context: trt.IExecutionContext, batch: int) -> Graph | None:
+        """Capture a batch as a CUDA graph; return None, and try no other one, if that fails."""
         try:
             self._cuda.begin_capture(self._stream)
             try:
                 self._enqueue(context, batch)
             except BaseException:
-                self._try(lambda stream: self._cuda.end_capture(stream), self._stream)
+                self._try_release(lambda stream: self._cuda.end_capture(stream), self._stream)
                 raise
             return self._cuda.end_capture(self._stream)
         except BackendError as error:
@@ -343,16 +346,16 @@ class _Slot:
 
     def _buffers(self, size: int) -> tuple[Address, Address]:
         host = self._cuda.malloc_host(size, mapped=self._zero_copy)
-        self._free.append((self._cuda.free_host, host))
+        self._cleanups.append((self._cuda.free_host, host))
         if self._zero_copy:
             return host, self._cuda.device_address(host)
         device = self._cuda.malloc(size)
-        self._free.append((self._cuda.free, device))
+        self._cleanups.append((self._cuda.free, device))
         return host, device
 
-    def _try(self, release: Callable[[Any], object], what: Any) -> None:
+    def _try_release(self, release: Callable[[Any], object], resource: Any) -> None:
         try:
-            release(what)
+            release(resource)
         except BackendError as error:
             logger.debug("%s", error)
 
@@ -360,12 +363,12 @@ class _Slot:
         if not done:
             raise BackendError(
                 f"TensorRT failed: {self._tensorrt.last_error()}",
-                "run resdeploy verify; if it fails as well, build the engine again",
+                "run resdeploy verify; if it fails, too, build the engine again",
             )
 
 
 def _view(
     address: Address, count: int, kind: type[ctypes.c_uint8] | type[ctypes.c_float]
 ) -> np.ndarray:
-    """An array over memory that CUDA owns."""
+    """Return an array over memory that CUDA owns."""
     return np.ctypeslib.as_array((kind * count).from_address(address))

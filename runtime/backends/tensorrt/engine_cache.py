@@ -1,12 +1,12 @@
-"""Built engines on disk, found again by everything that decides whether they fit.
+"""The cache of built engines: files by a hash of everything on which an engine depends.
 
-    engines/KEY.data  what TensorRT serialised
-    engines/KEY.json  what the key was made of, and the sha256 of the data; written last
-    timings/          in the same form: what the builder measured, for the next build
-    kernels/          and what TensorRT-RTX compiled when an engine was loaded
+    engines/KEY.data  the serialised engine
+    engines/KEY.json  its record: the parts of the key and the sha256 of the data; written last
+    timings/          the timing caches of the builder, in the same form
+    kernels/          the kernels that TensorRT-RTX compiled for engines, in the same form
 
-Deserialising runs what is in the file: only content whose sha256 stands in its record is given
-out, from a folder that nobody else can write to.
+Deserialising an engine runs code of the file. So the cache returns only data whose sha256 is that
+of its record, and only from a folder to which no other user can write.
 """
 
 from __future__ import annotations
@@ -30,50 +30,50 @@ from resdeploy.storage import cache_folder, sha256, write_file
 logger = logging.getLogger(__name__)
 
 LIMIT_BYTES = 4 << 30
-SIDE_LIMIT_BYTES = 256 << 20
-SIDE_KINDS = ("timings", "kernels")
-LARGEST_RECORD = 1 << 16
-# What has no record is another process's work under way, until it is older than any write takes.
+AUXILIARY_LIMIT_BYTES = 256 << 20
+AUXILIARY_KINDS = ("timings", "kernels")
+MAX_RECORD_BYTES = 1 << 16
+# A younger file without a record may belong to another process that is still writing.
 ABANDONED_SECONDS = 3600.0
 
 Parts = Mapping[str, Any]
-"""What a key is made of: text, numbers, and mappings of them."""
+"""The values from which a key is computed: texts, numbers, and mappings of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedEngine:
-    """What is known of one file of the cache."""
+    """The record of one file of the cache."""
 
     key: str
     parts: dict[str, Any]
     sha256: str
     bytes: int
     built: float
-    """Seconds since 1970."""
+    """Time of the build, in seconds since 1970."""
     notes: dict[str, int]
-    """What was found out about it."""
+    """Facts about the engine, such as its number of INT8 convolutions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneReport:
-    """What `resdeploy build --prune` reports."""
+    """The result of `resdeploy build --prune`."""
 
     folder: Path
     removed: int
     freed_bytes: int
     kept: int
     bytes: int
-    """What is still there."""
+    """Size of the engines that were kept, in bytes."""
 
 
 def prune_engines(limit: int = LIMIT_BYTES) -> PruneReport:
-    """Remove the engines that were longest unused until `limit` bytes are left.
+    """Remove the least recently used engines until at most `limit` bytes are left.
 
-    What was measured for them, and compiled of them, is held to the same limit.
+    The same limit applies to the timing caches and to the compiled kernels.
     """
     cache = EngineCache()
     removed = cache.prune(limit)
-    for kind in SIDE_KINDS:
+    for kind in AUXILIARY_KINDS:
         EngineCache(kind).prune(limit)
     left = cache.records()
     return PruneReport(
@@ -85,16 +85,16 @@ def prune_engines(limit: int = LIMIT_BYTES) -> PruneReport:
     )
 
 
-def key_of(parts: Parts) -> str:
-    """32 hexadecimal digits for what was written in any order."""
+def compute_key(parts: Parts) -> str:
+    """Return the key, 32 hexadecimal digits; it does not depend on the order of the parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class EngineCache:
-    """One of the cache's folders."""
+    """One folder of the cache."""
 
     def __init__(self, kind: str = "engines") -> None:
-        """Nothing is written before the first `store`.
+        """Choose the folder; `store` creates it.
 
         Args:
             kind: `engines`, `timings` or `kernels`.
@@ -104,84 +104,84 @@ class EngineCache:
     def store(
         self, parts: Parts, data: bytes, *, notes: Mapping[str, int] | None = None
     ) -> CachedEngine:
-        """Keep `data`; whoever looks sees the old content or the new, never a mixture.
+        """Write `data` and its record; other processes see the old content or the new one.
 
         Raises:
-            OutputError: the folder cannot be used.
+            OutputError: The folder cannot be used.
         """
         self.prepare()
         record = CachedEngine(
-            key=key_of(parts), parts=dict(parts), sha256=sha256(data), bytes=len(data),
+            key=compute_key(parts), parts=dict(parts), sha256=sha256(data), bytes=len(data),
             built=time.time(), notes=dict(notes or {}),
         )  # fmt: skip
-        self._record_path(record.key).unlink(missing_ok=True)  # it is of the old content
+        self._record_path(record.key).unlink(missing_ok=True)  # it describes the old content
         write_file(self.data_path(record.key), data)
         document = asdict(record)
-        del document["key"]  # the file's name
+        del document["key"]  # the key is the name of the file
         write_file(self._record_path(record.key), json.dumps(document, indent=2).encode())
         return record
 
     def load(self, record: CachedEngine) -> bytes | None:
-        """The content, if it is what was stored; otherwise None, and it is removed."""
+        """Return the data if it is intact; otherwise remove it and return None."""
         path = self.data_path(record.key)
         with suppress(OSError):
             if path.stat().st_size == record.bytes:
                 data = path.read_bytes()
                 if sha256(data) == record.sha256:
                     with suppress(OSError):  # the cache may be part of a read-only image
-                        os.utime(path)  # least recently used goes first
+                        os.utime(path)  # `prune` removes the least recently used engines
                     return data
         newer = self._read(self._record_path(record.key))
-        if newer is not None and newer.sha256 != record.sha256:  # stored by another process
+        if newer is not None and newer.sha256 != record.sha256:  # another process has stored it
             return self.load(newer)
-        logger.warning("%s is damaged and is built again", path)
+        logger.warning("%s is damaged and will be built again", path)
         self.remove(record)
         return None
 
     @contextmanager
-    def only_one(self, parts: Parts) -> Iterator[None]:
-        """Let one process at a time look for these parts and build them; the others wait."""
+    def lock(self, parts: Parts) -> Iterator[None]:
+        """Hold the lock of these parts, so that only one process builds them."""
         self.prepare()
-        with (self.folder / f".{key_of(parts)}.lock").open("w") as file:
+        with (self.folder / f".{compute_key(parts)}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def find(self, parts: Parts) -> CachedEngine | None:
-        """The newest record that agrees with `parts`, as far as they go."""
-        fitting = [
+        """Return the newest record whose parts include `parts`; None if there is none."""
+        matching = [
             record
             for record in self.records()
             if all(record.parts.get(name) == value for name, value in parts.items())
         ]
-        return max(fitting, key=lambda record: record.built, default=None)
+        return max(matching, key=lambda record: record.built, default=None)
 
     def load_newest(self, parts: Parts) -> bytes | None:
-        """What `find` finds, if it is whole."""
+        """Return the data of the record that `find` returns; None if there is none intact."""
         record = self.find(parts)
         return self.load(record) if record else None
 
     def records(self) -> list[CachedEngine]:
-        """All that can be read; files of other kinds and damaged records are passed over."""
+        """Return all readable records; skip other files and damaged records."""
         if not self._is_ours():
             return []
         found = (self._read(path) for path in sorted(self.folder.glob("*.json")))
         return [record for record in found if record is not None]
 
     def remove(self, record: CachedEngine) -> None:
-        """Forget it."""
+        """Remove a record and its data."""
         with suppress(OSError):
             self._record_path(record.key).unlink(missing_ok=True)
             self.data_path(record.key).unlink(missing_ok=True)
 
     def prune(self, limit: int = LIMIT_BYTES, *, keep: str = "") -> list[CachedEngine]:
-        """Remove what was longest unused until `limit` bytes are left, and what has no record.
+        """Remove the least recently used data beyond `limit`, and abandoned files.
 
         Args:
-            limit: In bytes.
-            keep: A key that stays whatever the limit.
+            limit: Maximum size of the folder in bytes.
+            keep: Key of a record that is not removed.
 
         Returns:
-            What was removed.
+            The records that were removed.
         """
         records = sorted(self.records(), key=self._last_used, reverse=True)
         known = {record.key for record in records}
@@ -205,11 +205,11 @@ class EngineCache:
                 if not known_here and age > ABANDONED_SECONDS and path.is_file():
                     path.unlink()
             except OSError:
-                continue  # another process was faster
+                continue  # another process has removed the file
 
     def _read(self, path: Path) -> CachedEngine | None:
         try:
-            if path.stat().st_size > LARGEST_RECORD:
+            if path.stat().st_size > MAX_RECORD_BYTES:
                 return None
             document = json.loads(path.read_bytes())
             record = CachedEngine(
@@ -222,7 +222,7 @@ class EngineCache:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return record if key_of(record.parts) == record.key else None
+        return record if compute_key(record.parts) == record.key else None
 
     def _last_used(self, record: CachedEngine) -> float:
         try:
@@ -235,15 +235,15 @@ class EngineCache:
             ours, above = self.folder.stat(), self.folder.parent.stat()
         except OSError:
             return False
-        # The folder above may belong to a group, such as the user's own one.
+        # A group, such as the user's own one, may write to the parent folder.
         private = not ours.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         return private and not above.st_mode & stat.S_IWOTH and ours.st_uid == os.getuid()
 
     def prepare(self) -> None:
-        """Make the folder, before the work whose result is to go there.
+        """Create the folder; call this before a long build whose result it will hold.
 
         Raises:
-            OutputError: it cannot be made, or is not the user's alone.
+            OutputError: The folder cannot be created, or other users can write to it.
         """
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -251,16 +251,16 @@ class EngineCache:
         except OSError as error:
             raise OutputError(
                 f"cannot write {self.folder}: {error.strerror or error}",
-                "set XDG_CACHE_HOME to a folder of yours",
+                "set XDG_CACHE_HOME to a folder that you can write to",
             ) from error
         if not self._is_ours():
             raise OutputError(
-                f"{self.folder} is not yours alone, and engines run what is in their files",
-                f"chmod -R go-w {self.folder.parent}, or set XDG_CACHE_HOME to a folder of yours",
+                f"other users can write to {self.folder}; only you may, since engines contain code",
+                f"chmod -R go-w {self.folder.parent}, or set XDG_CACHE_HOME to your own folder",
             )
 
     def data_path(self, key: str) -> Path:
-        """Where the content of a record lies."""
+        """Return the path of a record's data."""
         return self.folder / f"{key}.data"
 
     def _record_path(self, key: str) -> Path:

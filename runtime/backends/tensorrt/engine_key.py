@@ -1,4 +1,4 @@
-"""TODO."""
+"""The keys of cached engines, and the search for an engine that can run on this machine."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ from dataclasses import asdict
 from typing import Any
 
 from resdeploy.bundle.manifest import Artifact
-from resdeploy.runtime.backends.cuda import Gpu
+from resdeploy.runtime.backends.cuda import CudaDevice
 from resdeploy.runtime.backends.tensorrt.engine_cache import CachedEngine, EngineCache
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 
-# Changes when `build_engine` would make another engine of the same parts.
+# Increase this number when `build_engine` makes another engine of the same parts.
 REVISION = 1
 
 
 def key_parts(
-    tensorrt: TensorRt, artifact: Artifact, gpu: Gpu | None, options: BuildOptions
+    tensorrt: TensorRt, artifact: Artifact, gpu: CudaDevice | None, options: BuildOptions
 ) -> dict[str, Any]:
-    """All that decides which engine it is."""
+    """Return everything on which an engine depends: graph, TensorRT, GPU and build options."""
     return {
         "onnx_sha256": artifact.sha256,
         "flavour": tensorrt.flavour.value,
         "version": tensorrt.version,
         "revision": REVISION,
-        # TensorRT-RTX compiles for the GPU when the engine is loaded.
+        # TensorRT-RTX compiles for the GPU when the engine is loaded, not when it is built.
         "gpu": None if tensorrt.flavour is Flavour.RTX or gpu is None else asdict(gpu),
         "options": options.to_json(),
     }
 
 
-def find_fitting(
-    cache: EngineCache, tensorrt: TensorRt, artifact: Artifact, gpu: Gpu
+def find_compatible_engine(
+    cache: EngineCache, tensorrt: TensorRt, artifact: Artifact, gpu: CudaDevice
 ) -> CachedEngine | None:
-    """The engine of a graph that runs here, however it was built; what was built last comes first.
+    """Return the newest engine of a graph that can run here, whatever its build options are.
 
-    Those that were built for other versions or GPUs, too, come after all others: they are slower.
+    Version- and hardware-compatible engines are slower, so any other engine is preferred.
     """
     here = key_parts(tensorrt, artifact, gpu, BuildOptions())
-    found = [record for record in cache.records() if _fits(record.parts, here, tensorrt)]
-    return max(found, key=lambda record: (not _is_compatible(record), record.built), default=None)
+    found = [record for record in cache.records() if _can_run(record.parts, here, tensorrt)]
+    return max(found, key=lambda record: (not _is_portable(record), record.built), default=None)
 
 
-def _fits(parts: Mapping[str, Any], here: Mapping[str, Any], tensorrt: TensorRt) -> bool:
+def _can_run(parts: Mapping[str, Any], here: Mapping[str, Any], tensorrt: TensorRt) -> bool:
     if any(parts[name] != here[name] for name in ("onnx_sha256", "flavour", "revision")):
         return False
     options = parts["options"]
@@ -52,6 +52,6 @@ def _fits(parts: Mapping[str, Any], here: Mapping[str, Any], tensorrt: TensorRt)
     return bool(version and (parts["gpu"] == here["gpu"] or options["hardware_compatible"]))
 
 
-def _is_compatible(record: CachedEngine) -> bool:
+def _is_portable(record: CachedEngine) -> bool:
     options = record.parts["options"]
     return bool(options["version_compatible"] or options["hardware_compatible"])

@@ -1,7 +1,7 @@
-"""`tensorrt` and `tensorrt_rtx`: one API under two names.
+"""The import of `tensorrt` or `tensorrt_rtx`, which have the same API.
 
 Sources: NVIDIA, "TensorRT Python API" 10.3 to 11.4; NVIDIA, "Porting Guide for TensorRT
-Applications" of TensorRT-RTX. All code here is written against the API that they share.
+Applications" of TensorRT-RTX.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends.base import Obstacle
-from resdeploy.runtime.backends.cuda import CudaRuntime, Gpu, gpu_obstacle
+from resdeploy.runtime.backends.base import Unavailability
+from resdeploy.runtime.backends.cuda import CudaDevice, CudaRuntime, check_gpu_availability
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -28,56 +28,56 @@ logger = logging.getLogger(__name__)
 ARTIFACTS = ("int8", "fp16", "fp32")
 
 KEPT_MESSAGES = 20
-# Engines that are built without naming a GPU are for Ampere and later; Turing would need its own.
+# Engines that are built without a GPU run on Ampere and later GPUs, but not on Turing.
 OLDEST_RTX = 8.0
 
 
 class Flavour(str, Enum):
-    """Which of NVIDIA's two products."""
+    """One of NVIDIA's two TensorRT products."""
 
     TENSORRT = "tensorrt"
     RTX = "tensorrt-rtx"
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The names it may be imported under; aarch64 wheels of RTX have only the second."""
+        """Return the possible names of the module; aarch64 wheels of RTX have only the second."""
         if self is Flavour.TENSORRT:
             return ("tensorrt",)
         return ("tensorrt_rtx", "tensorrt_rtx_bindings")
 
     @property
     def extra(self) -> str:
-        """What brings it."""
+        """Return the extra of resdeploy that installs it."""
         return "gpu" if self is Flavour.TENSORRT else "rtx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRt:
-    """A TensorRT that is installed here."""
+    """An installed TensorRT."""
 
     flavour: Flavour
     version: str
     api: Any
-    """The module; what it makes is typed where it is made."""
+    """The imported module; its objects are typed where they are created."""
     log: trt.ILogger
     errors: deque[str]
-    """What it complained of last."""
-    layers: deque[str]
-    """What it wrote of an engine's layers last; not every version does."""
+    """The last error messages of TensorRT."""
+    layer_log: deque[str]
+    """The last message that lists the layers of an engine; only some versions log one."""
 
     @property
     def release(self) -> tuple[int, int]:
-        """(10, 3) of 10.3.0.26."""
+        """Return the major and the minor version, such as (10, 3) of 10.3.0.26."""
         major, minor = self.version.split(".")[:2]
         return int(major), int(minor)
 
     def dims(self, *numbers: int) -> trt.Dims:
-        """A shape, as TensorRT holds it."""
+        """Convert a shape to TensorRT's type."""
         shape: trt.Dims = self.api.Dims(numbers)
         return shape
 
     def last_error(self) -> str:
-        """One line."""
+        """Return the last error message, one line."""
         return self.errors[-1] if self.errors else "it gave no reason"
 
 
@@ -86,85 +86,89 @@ def load_tensorrt(flavour: Flavour) -> TensorRt:
     """Import a flavour.
 
     Raises:
-        BackendError: it is not installed, or does not load.
+        BackendError: The flavour is not installed, or its import fails.
     """
-    name = _module(flavour)
+    name = _find_module(flavour)
     if name is None:
-        raise BackendError(f"{flavour.value} is not installed", _install(flavour))
+        raise BackendError(f"{flavour.value} is not installed", _install_hint(flavour))
     try:
         api = import_module(name)
     except (ImportError, OSError) as error:
         raise BackendError(
             f"{flavour.value} is installed but does not load: {str(error).splitlines()[0]}",
-            "resdeploy doctor shows what is missing",
+            "run resdeploy doctor to find what is missing",
         ) from error
     errors: deque[str] = deque(maxlen=KEPT_MESSAGES)
-    layers: deque[str] = deque(maxlen=1)
+    layer_log: deque[str] = deque(maxlen=1)
     return TensorRt(
         flavour=flavour,
         version=str(api.__version__),
         api=api,
-        log=_make_log(api, errors, layers),  # one for all: TensorRT keeps the first it is given
+        log=_make_logger(api, errors, layer_log),  # TensorRT uses only the first logger it gets
         errors=errors,
-        layers=layers,
+        layer_log=layer_log,
     )
 
 
-def sizes(dims: trt.Dims) -> tuple[int, ...]:
-    """A shape, as Python holds it."""
+def dims_to_tuple(dims: trt.Dims) -> tuple[int, ...]:
+    """Convert a shape of TensorRT's type to a tuple."""
     return tuple(dims[index] for index in range(len(dims)))
 
 
 def installed_version(flavour: Flavour) -> str | None:
-    """The version that would be used; None where it is not installed or does not load."""
+    """Return the version of a flavour; None if it is not installed or does not load."""
     try:
         return load_tensorrt(flavour).version
     except BackendError:
         return None
 
 
-def obstacle(flavour: Flavour) -> Obstacle | None:
-    """Why no engine of this flavour can run here."""
-    if _module(flavour) is None:
-        return Obstacle(f"{flavour.value} is not installed", _install(flavour))
-    if none := gpu_obstacle():
-        return none
+def check_availability(flavour: Flavour) -> Unavailability | None:
+    """Return the reason why no engine of this flavour can run here; None if one can."""
+    if _find_module(flavour) is None:
+        return Unavailability(f"{flavour.value} is not installed", _install_hint(flavour))
+    if unavailability := check_gpu_availability():
+        return unavailability
     try:
         tensorrt = load_tensorrt(flavour)
-        return _unknown_gpu(tensorrt.api, CudaRuntime().gpu()) if flavour is Flavour.RTX else None
+        return _check_rtx_gpu(tensorrt.api, CudaRuntime().gpu()) if flavour is Flavour.RTX else None
     except BackendError as error:
-        return Obstacle(str(error), error.hint or "")
+        return Unavailability(str(error), error.hint or "")
 
 
-def _unknown_gpu(api: Any, gpu: Gpu) -> Obstacle | None:
-    """TensorRT-RTX is for Ampere and later RTX GPUs, as its enumeration of them tells."""
+def _check_rtx_gpu(api: Any, gpu: CudaDevice) -> Unavailability | None:
+    """Return the reason why TensorRT-RTX does not support a GPU; None if it does.
+
+    It supports the RTX GPUs, from Ampere on, that its enumeration ComputeCapability lists.
+    """
     known = f"SM{gpu.compute_capability.replace('.', '')}"
     if hasattr(api.ComputeCapability, known) and float(gpu.compute_capability) >= OLDEST_RTX:
         return None
-    return Obstacle(
-        f"TensorRT-RTX is not for the {gpu.name} (compute capability {gpu.compute_capability})",
+    return Unavailability(
+        f"TensorRT-RTX does not support the {gpu.name} (compute capability "
+        f"{gpu.compute_capability})",
         "use --backend tensorrt",
     )
 
 
-def _module(flavour: Flavour) -> str | None:
+def _find_module(flavour: Flavour) -> str | None:
     for name in flavour.modules:
         spec = find_spec(name)
-        if spec is not None and spec.origin is not None:  # a folder of type stubs has no origin
+        if spec is not None and spec.origin is not None:  # a folder with type stubs has no origin
             return name
     return None
 
 
-def _install(flavour: Flavour) -> str:
+def _install_hint(flavour: Flavour) -> str:
     if flavour is Flavour.RTX:
         return "pip install 'resdeploy[rtx]'"
     return (
-        "pip install 'resdeploy[gpu]'; on a Jetson it comes with JetPack, and a virtual "
-        "environment sees it only if it was made with --system-site-packages"
+        "pip install 'resdeploy[gpu]'; on a Jetson, install JetPack and create the virtual "
+        "environment with --system-site-packages"
     )
 
 
-def _make_log(api: Any, errors: deque[str], layers: deque[str]) -> trt.ILogger:
+def _make_logger(api: Any, errors: deque[str], layer_log: deque[str]) -> trt.ILogger:
     severity = api.ILogger.Severity
 
     class Log(api.ILogger):  # type: ignore[misc]
@@ -177,7 +181,7 @@ def _make_log(api: Any, errors: deque[str], layers: deque[str]) -> trt.ILogger:
             if kind != severity.VERBOSE:
                 logger.debug("%s: %s", api.__name__, message)
             elif "LayerType: " in message:
-                layers.append(message)
+                layer_log.append(message)
 
     log: trt.ILogger = Log()
     return log

@@ -1,8 +1,8 @@
-"""What TensorRT made of a graph, layer by layer, in each of the spellings it is told in.
+"""Parsers for the layers of an engine, in the formats of the TensorRT versions.
 
 Sources: NVIDIA, "TensorRT Developer Guide", section "Engine Inspector"; NVIDIA, "Migrating
 IEngineInspector Usage from TensorRT 10.x to 11.x": 10.x joins format and type in `Format/Datatype`,
-11.x splits them. TensorRT-RTX 1.7 writes one line a layer into its log while it builds.
+11.x splits them. TensorRT-RTX 1.7 logs one line for each layer during a build.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# How the types are called, in the order in which a text is searched for them.
+# The names of each type, in the order in which a text is searched for them.
 SPELLINGS = (
     ("int8", ("int8",)),
     ("uint8", ("uint8",)),
@@ -24,44 +24,44 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLayer:
-    """One kernel, or a few."""
+    """One layer of an engine: one kernel or a few."""
 
     name: str
     kind: str
-    """As TensorRT calls it, such as CaskConvolution or correlation."""
+    """TensorRT's name of the layer type, such as CaskConvolution or correlation."""
     input_types: tuple[str, ...]
-    """int8, uint8, fp16, fp32 or unknown."""
+    """Type of each input: int8, uint8, fp16, fp32 or unknown."""
 
     @property
     def is_convolution(self) -> bool:
-        """Whether it multiplies an image by weights."""
-        return any(sign in self.kind.lower() for sign in ("conv", "correlation"))
+        """Return True if the layer is a convolution."""
+        return any(word in self.kind.lower() for word in ("conv", "correlation"))
 
     @property
-    def in_int8(self) -> bool:
-        """Whether what it reads is INT8."""
+    def runs_in_int8(self) -> bool:
+        """Return True if the first input of the layer is INT8."""
         return self.input_types[:1] == ("int8",)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCoverage:
-    """How many convolutions TensorRT runs, and in integers."""
+    """The number of convolutions in an engine, and of those that run in INT8."""
 
     convs: int
     int8_convs: int
 
 
-def coverage_of(layers: Iterable[EngineLayer]) -> EngineCoverage | None:
-    """Count the convolutions; None where TensorRT told of no layer."""
+def count_convolutions(layers: Iterable[EngineLayer]) -> EngineCoverage | None:
+    """Count the convolutions; return None if there are no layers."""
     layers = list(layers)
     convs = [layer for layer in layers if layer.is_convolution]
     if not layers:
         return None
-    return EngineCoverage(len(convs), sum(layer.in_int8 for layer in convs))
+    return EngineCoverage(len(convs), sum(layer.runs_in_int8 for layer in convs))
 
 
-def parse_document(document: Mapping[str, Any]) -> list[EngineLayer]:
-    """The layers in what the inspector gives as JSON; those without details are left out."""
+def parse_inspector_json(document: Mapping[str, Any]) -> list[EngineLayer]:
+    """Parse the JSON document of the engine inspector; skip layers without details."""
     return [
         EngineLayer(
             name=str(layer.get("Name", "")),
@@ -73,8 +73,8 @@ def parse_document(document: Mapping[str, Any]) -> list[EngineLayer]:
     ]
 
 
-def parse_lines(text: str) -> list[EngineLayer]:
-    """The layers in what the builder of TensorRT-RTX writes into its log."""
+def parse_builder_log(text: str) -> list[EngineLayer]:
+    """Parse the lines that the builder of TensorRT-RTX logs."""
     layers = []
     for line in text.splitlines():
         found = re.match(
@@ -83,7 +83,7 @@ def parse_lines(text: str) -> list[EngineLayer]:
         if found:
             types = re.findall(r"Datatype: (\w+)", found[3])
             layers.append(
-                EngineLayer(name=found[1], kind=found[2], input_types=tuple(map(_normal, types)))
+                EngineLayer(name=found[1], kind=found[2], input_types=tuple(map(_find_type, types)))
             )
     return layers
 
@@ -93,11 +93,11 @@ def _type_of(tensor: Any) -> str:
         return UNKNOWN
     for key in ("DataType", "Datatype", "Format/Datatype", "Format/DataType"):
         if key in tensor:
-            return _normal(str(tensor[key]))
+            return _find_type(str(tensor[key]))
     return UNKNOWN
 
 
-def _normal(text: str) -> str:
+def _find_type(text: str) -> str:
     words = re.findall(r"[a-z]+\d*", text.lower())
     for name, spellings in SPELLINGS:
         if any(spelling in words for spelling in spellings):

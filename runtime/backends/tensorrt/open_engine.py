@@ -1,4 +1,4 @@
-"""From a bundle's graph to a backend: look in the cache, build what is missing, load it."""
+"""The opening of a bundle's graph with TensorRT: find its engine in the cache, or build it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError, OutputError
 from resdeploy.machine.device import read_device
 from resdeploy.runtime.backends.base import OpenOptions
-from resdeploy.runtime.backends.cuda import CudaRuntime, Gpu
-from resdeploy.runtime.backends.tensorrt.build import build_into, deserialize
+from resdeploy.runtime.backends.cuda import CudaDevice, CudaRuntime
+from resdeploy.runtime.backends.tensorrt.build import build_and_store, deserialize
 from resdeploy.runtime.backends.tensorrt.engine_backend import EngineBackend
 from resdeploy.runtime.backends.tensorrt.engine_cache import CachedEngine, EngineCache
-from resdeploy.runtime.backends.tensorrt.engine_key import find_fitting, key_parts
+from resdeploy.runtime.backends.tensorrt.engine_key import find_compatible_engine, key_parts
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
-from resdeploy.runtime.backends.tensorrt.options import check_rules, default_options
+from resdeploy.runtime.backends.tensorrt.options import check_options, default_options
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -27,34 +27,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def open_backend(flavour: Flavour) -> Callable[[Bundle, Artifact, OpenOptions], EngineBackend]:
-    """What `selection.Engine.open` is for this flavour."""
+def open_artifact(
+    flavour: Flavour, bundle: Bundle, artifact: Artifact, options: OpenOptions
+) -> EngineBackend:
+    """Load the engine of an artifact; build it first if the cache has none that can run here.
 
-    def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> EngineBackend:
-        """Load an artifact's engine, and build it where there is none that fits.
-
-        Raises:
-            BackendError, BundleError, OutputError: there is no GPU, or see `build.build`.
-        """
-        tensorrt = load_tensorrt(flavour)
-        graph = bundle.read(artifact.file)
-        cuda = CudaRuntime()
-        gpu = cuda.gpu()
-        engine, record = find_or_build(EngineCache(), tensorrt, graph, artifact, gpu, opening)
-        create_context, workspace, save = _contexts(tensorrt, engine, record, gpu)
-        return EngineBackend(
-            tensorrt,
-            engine,
-            create_context,
-            cuda,
-            name=flavour.value,
-            workspace=workspace,
-            zero_copy=gpu.integrated,
-            capture=flavour is Flavour.TENSORRT,
-            on_close=save,
-        )
-
-    return open_artifact
+    Raises:
+        BackendError: There is no GPU, or the engine cannot be built or loaded.
+        BundleError: The graph is missing or was changed.
+        OutputError: The cache cannot be written.
+    """
+    tensorrt = load_tensorrt(flavour)
+    graph = bundle.read(artifact.file)
+    cuda = CudaRuntime()
+    gpu = cuda.gpu()
+    engine, record = find_or_build(EngineCache(), tensorrt, graph, artifact, gpu, options)
+    create_context, workspace, save = _prepare_contexts(tensorrt, engine, record, gpu)
+    return EngineBackend(
+        tensorrt,
+        engine,
+        create_context,
+        cuda,
+        name=flavour.value,
+        workspace=workspace,
+        zero_copy=gpu.integrated,
+        capture=flavour is Flavour.TENSORRT,
+        on_close=save,
+    )
 
 
 def find_or_build(
@@ -62,21 +61,22 @@ def find_or_build(
     tensorrt: TensorRt,
     graph: bytes,
     artifact: Artifact,
-    gpu: Gpu,
-    opening: OpenOptions,
+    gpu: CudaDevice,
+    options: OpenOptions,
 ) -> tuple[trt.ICudaEngine, CachedEngine]:
-    """An engine that loads here; one that does not is removed, with a warning, and built again.
+    """Load an engine from the cache, or build it; remove and rebuild one that does not load.
 
     Raises:
-        BackendError, OutputError: see `build.build`.
+        BackendError: The engine cannot be built or loaded.
+        OutputError: The cache cannot be written.
     """
     device = read_device()
-    usual = default_options(device)
-    options = replace(usual, batches=opening.batches or usual.batches)
-    parts = key_parts(tensorrt, artifact, gpu, options)
-    with cache.only_one(parts):
-        if opening.batches is None:  # what was built last is what its builder wants to run
-            record = find_fitting(cache, tensorrt, artifact, gpu)
+    defaults = default_options(device)
+    build_options = replace(defaults, batches=options.batches or defaults.batches)
+    parts = key_parts(tensorrt, artifact, gpu, build_options)
+    with cache.lock(parts):
+        if options.batches is None:  # the user built the newest engine to run it
+            record = find_compatible_engine(cache, tensorrt, artifact, gpu)
         else:
             record = cache.find(parts)
         data = cache.load(record) if record else None
@@ -86,9 +86,11 @@ def find_or_build(
             except BackendError as error:
                 logger.warning("%s; it is built again", error)
                 cache.remove(record)
-        check_rules(options, tensorrt.flavour, tensorrt.version, device)
-        logger.info("building an engine of %s (once; resdeploy build does it ahead)", artifact.file)
-        record, data = build_into(cache, tensorrt, graph, artifact, gpu, options, opening.progress)
+        check_options(build_options, tensorrt.flavour, tensorrt.version, device)
+        logger.info("building an engine of %s for the first run", artifact.file)
+        record, data = build_and_store(
+            cache, tensorrt, graph, artifact, gpu, build_options, options.progress
+        )
     try:
         return deserialize(tensorrt, data, record.parts["options"]), record
     except BackendError:
@@ -96,13 +98,13 @@ def find_or_build(
         raise
 
 
-def _contexts(
-    tensorrt: TensorRt, engine: trt.ICudaEngine, record: CachedEngine, gpu: Gpu
+def _prepare_contexts(
+    tensorrt: TensorRt, engine: trt.ICudaEngine, record: CachedEngine, gpu: CudaDevice
 ) -> tuple[Callable[[], trt.IExecutionContext | None], int | None, Callable[[], None]]:
-    """How contexts are made, how much memory they share, and what to do before they go.
+    """Return the parameters `create_context`, `workspace` and `on_close` of `EngineBackend`.
 
-    TensorRT-RTX compiles kernels when they are first needed, and records CUDA graphs itself:
-    NVIDIA, "Working with Runtime Cache" and "Working with RTX CUDA Graphs" of TensorRT-RTX.
+    TensorRT-RTX compiles kernels when it first needs them, and captures CUDA graphs itself.
+    Source: NVIDIA, "Working with Runtime Cache" and "Working with RTX CUDA Graphs" of TensorRT-RTX.
     """
     api = tensorrt.api
     if tensorrt.flavour is Flavour.TENSORRT:
@@ -110,10 +112,10 @@ def _contexts(
         create = partial(engine.create_execution_context, shared)
         return create, engine.device_memory_size_v2, lambda: None
     cache = EngineCache("kernels")
-    compiled_on = {"engine": record.sha256, "gpu": asdict(gpu), "version": tensorrt.version}
-    config: Any = engine.create_runtime_config()  # RTX's has more members than the stubs know
+    key = {"engine": record.sha256, "gpu": asdict(gpu), "version": tensorrt.version}
+    config: Any = engine.create_runtime_config()  # the stubs lack some members of RTX's class
     kernels = config.create_runtime_cache()
-    before = cache.load_newest(compiled_on)
+    before = cache.load_newest(key)
     if before is not None:
         kernels.deserialize(before)
     config.set_runtime_cache(kernels)
@@ -126,8 +128,8 @@ def _contexts(
         try:
             now = bytes(memoryview(kernels.serialize()))
             if now != before:
-                cache.store(compiled_on, now)
+                cache.store(key, now)
         except (OutputError, TypeError) as error:
-            logger.warning("compiled kernels are not kept: %s", error)
+            logger.warning("the compiled kernels are not stored: %s", error)
 
     return partial(engine.create_execution_context, config), None, save

@@ -1,4 +1,4 @@
-"""How an engine is to be built, and which TensorRT on which board can do that.
+"""Build options of an engine, and the TensorRT versions and boards that support them.
 
 Sources: NVIDIA, "TensorRT Developer Guide" 11.4.1, "Working with DLA", "Hardware Compatibility"
 and "Version Compatibility"; NVIDIA, "TensorRT Support Matrix".
@@ -25,20 +25,21 @@ SMALL_WORKSPACE_MIB = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What the builder is told; every field is part of an engine's key."""
+    """The options of the builder; every field is part of an engine's key."""
 
     batches: Batches = field(default_factory=Batches)
     workspace_mib: int | None = None
-    """Most memory that a kernel may use besides weights and activations; None: all there is."""
+    """Maximum memory, in MiB, that a kernel may use besides weights and activations; None for no
+    limit."""
     version_compatible: bool = False
-    """Whether later versions of the same major release may load the engine."""
+    """True if later versions of the same major release can load the engine."""
     hardware_compatible: bool = False
-    """Whether other GPUs from Ampere on may run the engine, at some loss of speed."""
+    """True if other GPUs from Ampere on can run the engine, which costs some speed."""
     dla_core: int | None = None
-    """Which deep-learning accelerator of a Jetson runs it; None for the GPU."""
+    """Number of the deep-learning accelerator (DLA) of a Jetson; None for the GPU."""
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers and text, for keys and records."""
+        """Return the options as JSON values, for keys and records."""
         return {
             "batches": str(self.batches),
             "workspace_mib": self.workspace_mib,
@@ -49,10 +50,10 @@ class BuildOptions:
 
 
 def default_options(device: Device) -> BuildOptions:
-    """What is built where nobody says otherwise: on a small module for few images at once.
+    """Return the default options: small batches and a small workspace on a module with 4 GB.
 
-    There CPU and GPU share the memory, so that an engine for 32 images and kernels with gigabytes
-    of workspace would take it from the program that is to use them.
+    CPU and GPU share the memory there: an engine for 32 images and kernels with gigabytes of
+    workspace would leave too little of it for the application.
     """
     memory = device.memory_bytes
     if device.jetson is None or memory is None or memory > SMALL_MODULE_BYTES:
@@ -60,27 +61,27 @@ def default_options(device: Device) -> BuildOptions:
     return BuildOptions(batches=Batches(1, 1, 4), workspace_mib=SMALL_WORKSPACE_MIB)
 
 
-def check_rules(options: BuildOptions, flavour: Flavour, version: str, device: Device) -> None:
-    """Refuse what this TensorRT cannot build for this machine.
+def check_options(options: BuildOptions, flavour: Flavour, version: str, device: Device) -> None:
+    """Raise an error if this TensorRT cannot build an engine with `options` for `device`.
 
     Raises:
-        BackendError: with what can be done instead.
+        BackendError: The version is too old, or it does not support an option on this device.
     """
     numbers = version_numbers(version)
     if flavour is Flavour.TENSORRT and numbers < OLDEST:
         raise BackendError(
-            f"TensorRT {version} is too old: 10.3 is the oldest that builds these graphs",
-            "on a Jetson Orin, install JetPack 6.1 or newer",
+            f"TensorRT {version} is too old; these graphs need 10.3 or newer",
+            "install TensorRT 10.3 or newer; on a Jetson Orin, install JetPack 6.1 or newer",
         )
     if flavour is Flavour.RTX and (options.version_compatible or options.hardware_compatible):
         raise BackendError(
-            "TensorRT-RTX knows neither version-compatible nor hardware-compatible engines",
-            "leave it out: its engines run on RTX GPUs from Ampere on, and build in seconds",
+            "TensorRT-RTX builds neither version-compatible nor hardware-compatible engines",
+            "leave the option out: RTX engines run on all RTX GPUs from Ampere on",
         )
     if options.hardware_compatible and device.jetson:
         raise BackendError(
-            f"hardware-compatible engines do not exist for a Jetson ({device.jetson.board})",
-            "build on the board itself, without --hardware-compatible",
+            f"TensorRT builds no hardware-compatible engines on a Jetson ({device.jetson.board})",
+            "leave --hardware-compatible out",
         )
     if options.dla_core is not None:
         _check_dla(options.dla_core, flavour, version, device.jetson)
@@ -98,18 +99,18 @@ def _check_dla(core: int, flavour: Flavour, version: str, jetson: Jetson | None)
         raise BackendError(f"there is no DLA core {core}", "choose 0 or 1")
     if numbers[:2] <= LAST_IMPLICIT_DLA:
         raise BackendError(
-            f"on a DLA, TensorRT {version} takes INT8 only from a calibration cache",
-            "trtexec --onnx=fp32.onnx --int8 --fp16 --calib=calibration.cache "
-            f"--useDLACore={core} --allowGPUFallback, with the files of the bundle",
+            f"TensorRT {version} supports INT8 on a DLA only with a calibration cache",
+            "use the files of the bundle: trtexec --onnx=fp32.onnx --int8 --fp16 "
+            f"--calib=calibration.cache --useDLACore={core} --allowGPUFallback",
         )
     if numbers < FIRST_TYPED_DLA:
         raise BackendError(
-            f"TensorRT {version} has no DLA: 10.8 to 11.4.0 came without",
+            f"TensorRT {version} does not support DLA; 10.8 to 11.4.0 do not",
             "leave --dla out, or install JetPack 7.2.2 with TensorRT 11.4.1 on an AGX Orin",
         )
     if "AGX Orin" not in jetson.board or version_numbers(jetson.l4t or "") < FIRST_TYPED_DLA_L4T:
         raise BackendError(
-            f"TensorRT {version} drives the DLA of an AGX Orin with JetPack 7.2.2 (L4T 39.2.2) or "
-            f"newer; this is {jetson.board} with L4T {jetson.l4t or 'unknown'}",
+            f"TensorRT {version} supports only the DLA of an AGX Orin with JetPack 7.2.2 "
+            f"(L4T 39.2.2) or newer; this is {jetson.board} with L4T {jetson.l4t or 'unknown'}",
             "leave --dla out to build for the GPU",
         )

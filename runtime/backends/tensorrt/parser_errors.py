@@ -1,4 +1,4 @@
-"""What TensorRT's parser refused, in one sentence, and what to do about it."""
+"""The translation of TensorRT's parser errors into one sentence and a hint."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ EXPORT_AGAIN = (
     "use the int8.onnx that resdeploy export --int8 writes; int8-cpu.onnx and other tools' files "
     "are for other engines"
 )
-UNKNOWN_OPERATOR = "it does not know this operator"
-# By what stands in the reason, as TensorRT-RTX 1.7 words it.
-REMEDIES = (
+UNKNOWN_OPERATOR = "it does not support this operator"
+# Hints by a part of the reason, in the words of TensorRT-RTX 1.7.
+HINTS = (
     ("zero point", f"TensorRT quantises symmetrically, with zero point 0: {EXPORT_AGAIN}"),
-    ("type int32", f"TensorRT wants the bias of a convolution as a float: {EXPORT_AGAIN}"),
+    ("type int32", f"TensorRT needs the bias of a convolution in float: {EXPORT_AGAIN}"),
     (
         UNKNOWN_OPERATOR,
         "replace it in the network, or run the graph with --backend onnxruntime-cuda",
     ),
-    ("parse the onnx model", "this is no ONNX file, or a damaged one: export it again"),
+    ("parse the onnx model", "the file is damaged or no ONNX file: export it again"),
 )
-OTHERWISE = "export the bundle again with this version of resdeploy; --debug shows TensorRT's log"
+DEFAULT_HINT = "export the bundle again with this version; --debug shows TensorRT's log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParserError:
-    """One error of the parser."""
+    """One error of TensorRT's parser."""
 
     code: str
-    """Name of a member of its ErrorCode."""
+    """Name of a member of the parser's ErrorCode."""
     description: str
     node: str = ""
     operator: str = ""
 
 
-def explain_refusal(refusal: ParserError, tensorrt: str, graph: str) -> BackendError:
-    """The error to raise.
+def explain_parser_error(error: ParserError, tensorrt: str, graph: str) -> BackendError:
+    """Return the exception to raise for a parser error.
 
     Args:
-        refusal: What the parser said.
-        tensorrt: Name and version of who said it.
-        graph: The file in question.
+        error: The error of the parser.
+        tensorrt: Name and version of TensorRT.
+        graph: Name of the graph.
     """
-    reason = plain_reason(refusal)
-    where = f" at node {refusal.node} ({refusal.operator})" if refusal.node else ""
-    remedy = next((remedy for sign, remedy in REMEDIES if sign in reason.lower()), OTHERWISE)
-    return BackendError(f"{tensorrt} refuses {graph}{where}: {reason}", remedy)
+    reason = extract_reason(error)
+    where = f" at node {error.node} ({error.operator})" if error.node else ""
+    hint = next((hint for words, hint in HINTS if words in reason.lower()), DEFAULT_HINT)
+    return BackendError(f"{tensorrt} rejects {graph}{where}: {reason}", hint)
 
 
-def plain_reason(refusal: ParserError) -> str:
-    """The sentence in a description, without the parser's source lines and conditions."""
-    text = refusal.description
-    if refusal.code == "UNSUPPORTED_NODE" or "Plugin not found" in text:
+def extract_reason(error: ParserError) -> str:
+    """Return the reason in an error's description, without source lines and conditions."""
+    text = error.description
+    if error.code == "UNSUPPORTED_NODE" or "Plugin not found" in text:
         return UNKNOWN_OPERATOR
     # Invalid Node - NAME \n FUNCTION: Error Code 4: API Usage Error (NAME: REASON. In ... at ...)
     if found := re.search(r"Error Code \d+: [\w ]+ \((?:\S+: )?(.+?)\.? In \S+ at ", text):

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Dynamic batching: the queue of requests and the dispatch of batches to engines."""

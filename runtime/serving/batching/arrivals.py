@@ -1,28 +1,31 @@
-"""Whether requests usually come together: only then may an idle engine wait for more of them."""
+"""An estimate of how many requests arrive together, which decides if an idle engine waits."""
 
 from __future__ import annotations
 
-# How fast the memory of how many requests come together fades: of the mean, and of the most.
-SMOOTHING = 0.1
-FADING = 0.02
-# Two clients that ask at the same time, again and again, meet 0.5 others on average.
-ENOUGH = 0.4
+# Weights of the newest request in the moving mean and in the decaying maximum.
+MEAN_WEIGHT = 0.1
+MAXIMUM_WEIGHT = 0.02
+# Two clients that send requests at the same time see 0.5 other requests on average.
+MIN_MEAN_OTHERS = 0.4
 
 
 class ArrivalEstimator:
-    """How many requests there are at a time, lately."""
+    """Moving statistics of the number of concurrent requests."""
 
     def __init__(self) -> None:
-        """Expect nobody."""
-        self._met = 0.0  # others that a request meets on average
-        self._most = 1.0  # at a time
+        """Start with the expectation that requests arrive one at a time."""
+        self._mean_others = 0.0
+        self._max_concurrent = 1.0
 
-    def meet(self, others: int) -> None:
-        """Learn from a request that came while so many others were not answered yet."""
-        self._met += SMOOTHING * (others - self._met)
-        present = others + 1
-        self._most = max(present, self._most + FADING * (present - self._most))
+    def observe(self, others: int) -> None:
+        """Record a new request that arrived while `others` requests were unanswered."""
+        self._mean_others += MEAN_WEIGHT * (others - self._mean_others)
+        concurrent = others + 1
+        self._max_concurrent = max(
+            concurrent,
+            self._max_concurrent + MAXIMUM_WEIGHT * (concurrent - self._max_concurrent),
+        )
 
-    def expected(self, present: int) -> bool:
-        """Whether more requests than these are likely to come at once."""
-        return self._met >= ENOUGH and present < round(self._most)
+    def expects_more(self, concurrent: int) -> bool:
+        """Return True if more than `concurrent` requests are likely to be present soon."""
+        return self._mean_others >= MIN_MEAN_OTHERS and concurrent < round(self._max_concurrent)

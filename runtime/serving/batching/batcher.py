@@ -1,7 +1,8 @@
-"""Requests become batches: who is admitted, who runs with whom, and when. No HTTP, no engine.
+"""The dynamic batcher: it admits requests, groups them into batches and dispatches these.
 
-Everything happens in one event loop; only `Instance.run` is awaited. N images of a request or a
-batch, H W rows and columns, K classes; times are seconds of the event loop's clock.
+All methods run in one event loop; only `Instance.run` is awaited. N is the number of images of a
+request or batch, H and W are rows and columns, K is the number of classes. Times are seconds of
+the event loop's clock.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from types import TracebackType
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.serving.batching.arrivals import ArrivalEstimator
-from resdeploy.runtime.serving.batching.instance import Answer, BatchRecord, Instance, join
+from resdeploy.runtime.serving.batching.instance import (
+    Answer,
+    BatchRecord,
+    Instance,
+    merge_answers,
+)
 from resdeploy.runtime.serving.batching.queue import RECOVERY_SECONDS, QueuedPart, RequestQueue
 from resdeploy.runtime.serving.batching.service_times import ServiceTimes
 from resdeploy.runtime.serving.request_errors import (
@@ -28,7 +34,7 @@ from resdeploy.runtime.serving.request_errors import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatcherLimits:
-    """See `ServeConfig`."""
+    """Limits of a batcher, with the meaning and the defaults of `ServeConfig`, in seconds."""
 
     max_batch: int = 32
     max_delay: float = 0.002
@@ -37,32 +43,29 @@ class BatcherLimits:
 
 
 @dataclass(slots=True, eq=False)
-class _Run:
-    """A batch under way."""
-
+class _RunningBatch:
     instance: Instance
     parts: int
-    ends: float
-    """When it is expected to."""
+    expected_end: float
 
 
 class QueueSlot:
-    """Room for a request's images in the queue, kept while they are still being decoded."""
+    """Queue space that is reserved for a request while its images are decoded."""
 
     def __init__(self, batcher: Batcher, images: int, deadline: float) -> None:
-        """Come from `Batcher.admit`."""
+        """Store a reservation that `Batcher.admit` has made."""
         self._batcher = batcher
         self._reserved = images
         self._deadline = deadline
 
     async def run(self, images: UInt8Array) -> Answer:
-        """Wait for a turn, then for the logits (N, K) of images (N, H, W, 3).
+        """Queue images (N, H, W, 3) and return their logits (N, K).
 
-        Cancelling it takes what has not started out of the queue.
+        Cancelling the call removes the images that have not started from the queue.
 
         Raises:
-            DeadlineExceeded: the deadline cannot be met any more.
-            Unavailable: no engine is left.
+            DeadlineExceeded: The deadline cannot be met any more.
+            Unavailable: No engine is left.
         """
         self._release()
         return await self._batcher._enqueue(images, self._deadline)
@@ -81,11 +84,11 @@ class QueueSlot:
         traceback: TracebackType | None,
     ) -> None:
         self._release()
-        self._batcher._leave()
+        self._batcher._finish_request()
 
 
 class Batcher:
-    """The queue before the instances of one model."""
+    """The queue of one model and the instances that it feeds."""
 
     def __init__(
         self,
@@ -94,12 +97,13 @@ class Batcher:
         on_failure: Callable[[Instance, Exception], None],
         observe: Callable[[BatchRecord], None] = lambda record: None,
     ) -> None:
-        """Start without an instance: nobody is admitted yet.
+        """Create a batcher without instances, which admits no request yet.
 
         Args:
-            limits: What may wait, and for how long.
-            on_failure: Told of an instance that failed and was taken out; its images wait again.
-            observe: Told of every batch that ran.
+            limits: Limits of batch size, delay, wait and queue length.
+            on_failure: Function called with an instance that failed and was detached. The images
+                of its batch are queued again.
+            observe: Function called after every successful batch.
         """
         self.limits = limits
         self._on_failure = on_failure
@@ -107,49 +111,51 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._instances: list[Instance] = []
         self._idle: list[Instance] = []
-        self._runs: set[_Run] = set()
+        self._running: set[_RunningBatch] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._line = RequestQueue(self.expected_wait)
-        self._reserved = 0  # images that have a place, and do not wait yet
-        self._outstanding = 0  # requests that are not answered
-        self._company = ArrivalEstimator()
+        self._queue = RequestQueue(self.expected_wait)
+        self._reserved = 0  # images of admitted requests that are not queued yet
+        self._unanswered = 0  # requests
+        self._arrivals = ArrivalEstimator()
         self._timer: asyncio.TimerHandle | None = None
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._all_answered = asyncio.Event()
+        self._all_answered.set()
 
     @property
     def depth(self) -> int:
-        """Images that have not started."""
-        return self._line.images + self._reserved
+        """Number of images that are queued or reserved and have not started."""
+        return self._queue.images + self._reserved
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """Those that serve."""
+        """Attached instances."""
         return tuple(self._instances)
 
     def attach(self, instance: Instance) -> None:
-        """Let an instance serve."""
+        """Add an instance and give it work."""
         self._instances.append(instance)
         self._idle.append(instance)
         self._dispatch()
 
     def detach(self, instance: Instance) -> None:
-        """Give an instance no further batch; one that is under way is finished."""
+        """Remove an instance; a batch that it runs is finished."""
         if instance in self._instances:
             self._instances.remove(instance)
         if instance in self._idle:
             self._idle.remove(instance)
 
-    def give_up(self, message: str) -> None:
-        """Refuse all that wait: no instance will come soon."""
-        self._line.refuse(message)
+    def fail_queued(self, message: str) -> None:
+        """Fail all queued requests, because no instance will be attached soon."""
+        self._queue.fail_all(message)
 
-    def check(self, images: int, deadline: float = math.inf) -> None:
-        """Whether that many images would be admitted now.
+    def check_capacity(self, images: int, deadline: float = math.inf) -> None:
+        """Raise an error if a request of `images` images would not be admitted now.
 
         Raises:
-            TooLarge: it never would.
-            Unavailable, QueueFull, DeadlineExceeded: not now.
+            TooLarge: The request exceeds the whole queue.
+            Unavailable: No instance is attached.
+            QueueFull: The queue has no space, or the expected wait exceeds the limit.
+            DeadlineExceeded: The deadline cannot be met.
         """
         if images > self.limits.queue:
             raise TooLarge(f"{images} images in one request; {self.limits.queue} are allowed")
@@ -159,59 +165,60 @@ class Batcher:
         if self.depth + images > self.limits.queue:
             raise QueueFull("the queue is full", wait)
         if not self.depth:
-            wait = 0.0  # the next turn is always to be had
-        elif self.depth >= self._turn and wait > self.limits.max_wait:
-            raise QueueFull("the queue is too long", wait)
-        fastest = self._times.undisturbed(min(images, self.limits.max_batch))
+            wait = 0.0  # the request will be in the next batch
+        elif self.depth >= self._next_batches and wait > self.limits.max_wait:
+            raise QueueFull("the expected wait in the queue is too long", wait)
+        fastest = self._times.measured(min(images, self.limits.max_batch))
         if self._loop.time() + wait + fastest > deadline:
             raise DeadlineExceeded("the deadline cannot be met", wait)
 
     def admit(self, images: int, deadline: float) -> QueueSlot:
-        """Keep room for that many images.
+        """Reserve queue space for `images` images.
 
         Raises:
-            TooLarge, Unavailable, QueueFull, DeadlineExceeded: see `check`.
+            TooLarge, Unavailable, QueueFull, DeadlineExceeded: `check_capacity` failed.
         """
-        self.check(images, deadline)
-        self._company.meet(self._outstanding)
-        self._outstanding += 1
-        self._empty.clear()
+        self.check_capacity(images, deadline)
+        self._arrivals.observe(self._unanswered)
+        self._unanswered += 1
+        self._all_answered.clear()
         self._reserved += images
         return QueueSlot(self, images, deadline)
 
     def expected_wait(self) -> float:
-        """Seconds until images that come now would start."""
+        """Estimate the seconds until images that arrive now would start."""
         if not self._instances:
             return RECOVERY_SECONDS
         now = self._loop.time()
-        rest = 0.0
+        first_end = 0.0
         if not self._idle:
-            rest = max(0.0, min((run.ends for run in self._runs), default=now) - now)
-        best = self._times.best
-        return rest + self.depth * self._times.expected(best) / best / len(self._instances)
+            ends = (batch.expected_end for batch in self._running)
+            first_end = max(0.0, min(ends, default=now) - now)
+        size = self._times.best_batch
+        seconds_per_image = self._times.expected(size) / size / len(self._instances)
+        return first_end + self.depth * seconds_per_image
 
-    async def empty(self) -> None:
-        """Wait until every request that was admitted is answered."""
-        await self._empty.wait()
+    async def wait_until_answered(self) -> None:
+        """Wait until every admitted request is answered."""
+        await self._all_answered.wait()
 
     @property
     def _times(self) -> ServiceTimes:
         return self._instances[0].times
 
     @property
-    def _running(self) -> int:
-        """Requests, or parts of large ones, that have started."""
-        return sum(run.parts for run in self._runs)
+    def _running_parts(self) -> int:
+        return sum(batch.parts for batch in self._running)
 
     @property
-    def _turn(self) -> int:
-        """Images that all instances together take next."""
-        return self._times.best * len(self._instances)
+    def _next_batches(self) -> int:
+        """Number of images in the next batches of all instances together."""
+        return self._times.best_batch * len(self._instances)
 
-    def _leave(self) -> None:
-        self._outstanding -= 1
-        if not self._outstanding:
-            self._empty.set()
+    def _finish_request(self) -> None:
+        self._unanswered -= 1
+        if not self._unanswered:
+            self._all_answered.set()
 
     async def _enqueue(self, images: UInt8Array, deadline: float) -> Answer:
         now = self._loop.time()
@@ -221,83 +228,83 @@ class Batcher:
             for start in range(0, len(images), size)
         ]
         for part in parts:
-            self._line.join(part)
+            self._queue.append(part)
         self._dispatch()
         try:
             if len(parts) == 1:
                 return await parts[0].future
-            return join(await asyncio.gather(*(part.future for part in parts)))
+            return merge_answers(await asyncio.gather(*(part.future for part in parts)))
         finally:
             for part in parts:
                 part.future.cancel()
-                self._line.leave(part)
+                self._queue.remove(part)
 
     def _dispatch(self) -> None:
-        """Start what can and should start now."""
+        """Start all batches that can and should start now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._idle and self._line:
-            if start := self._later():
+        while self._idle and self._queue:
+            if start := self._delayed_start():
                 self._timer = self._loop.call_at(start, self._dispatch)
                 return
-            if batch := self._line.take(self._times.best, self._times.undisturbed):
+            if batch := self._queue.pop_batch(self._times.best_batch, self._times.measured):
                 self._start(self._idle.pop(0), batch)
 
-    def _later(self) -> float | None:
-        """When the next batch should start; None for now.
+    def _delayed_start(self) -> float | None:
+        """Return the time until which the next batch should wait; None to start it now.
 
-        Waiting pays if the last idle engine may get arrivals that is on its way.
+        A delay helps only if more requests are likely and just one instance is idle.
         """
-        start = self._line.oldest + self.limits.max_delay
+        start = self._queue.oldest_arrival + self.limits.max_delay
         if (
             len(self._idle) > 1
-            or not self._company.expected(len(self._line) + self._running)
-            or self._line.images >= self._times.best
+            or not self._arrivals.expects_more(len(self._queue) + self._running_parts)
+            or self._queue.images >= self._times.best_batch
             or start <= self._loop.time()
         ):
             return None
         return start
 
-    def _start(self, instance: Instance, batch: list[QueuedPart]) -> None:
-        images = sum(part.count for part in batch)
-        ends = self._loop.time() + instance.times.expected(images)
-        run = _Run(instance, len(batch), ends)
-        self._runs.add(run)
-        task = self._loop.create_task(self._run(run, batch, images))
+    def _start(self, instance: Instance, parts: list[QueuedPart]) -> None:
+        images = sum(part.count for part in parts)
+        expected_end = self._loop.time() + instance.times.expected(images)
+        batch = _RunningBatch(instance, len(parts), expected_end)
+        self._running.add(batch)
+        task = self._loop.create_task(self._run(batch, parts, images))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, run: _Run, batch: list[QueuedPart], images: int) -> None:
-        instance, start = run.instance, self._loop.time()
+    async def _run(self, batch: _RunningBatch, parts: list[QueuedPart], images: int) -> None:
+        instance, start = batch.instance, self._loop.time()
         try:
-            logits = await instance.run([part.images for part in batch])
-        except Exception as error:  # whatever it is, this engine is not to be trusted any more
-            self._runs.discard(run)
-            self._line.put_back(batch)
+            logits = await instance.run([part.images for part in parts])
+        except Exception as error:  # after any error the engine may be in an undefined state
+            self._running.discard(batch)
+            self._queue.requeue(parts)
             if instance in self._instances:
                 self.detach(instance)
                 self._on_failure(instance, error)
             self._dispatch()
             return
-        self._runs.discard(run)
+        self._running.discard(batch)
         seconds = self._loop.time() - start
         instance.times.observe(images, seconds)
         if instance in self._instances:
             self._idle.append(instance)
-        self._answer(instance, batch, logits, start, seconds)
+        self._set_answers(instance, parts, logits, start, seconds)
         self._dispatch()
 
-    def _answer(
+    def _set_answers(
         self,
         instance: Instance,
-        batch: list[QueuedPart],
+        parts: list[QueuedPart],
         logits: Float32Array,
         start: float,
         seconds: float,
     ) -> None:
         first = 0
-        for part in batch:
+        for part in parts:
             rows = logits[first : first + part.count]
             first += part.count
             if not part.future.done():
@@ -314,7 +321,7 @@ class Batcher:
         self._observe(
             BatchRecord(
                 images=len(logits),
-                queue_seconds=tuple(start - part.arrived for part in batch),
+                queue_seconds=tuple(start - part.arrived for part in parts),
                 inference_seconds=seconds,
             )
         )

@@ -1,6 +1,6 @@
-"""The seam between the queue and the engines: what runs a batch, and what becomes of it.
+"""The interface between the batcher and the engines, and the results of a batch.
 
-N images of a batch or a request, K classes.
+N is the number of images of a batch or request, K the number of classes.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ class Instance(Protocol):
     times: ServiceTimes
 
     async def run(self, parts: Sequence[UInt8Array]) -> Float32Array:
-        """Logits (N, K) of all images of all parts, in order."""
+        """Return the logits (N, K) of all images of all parts, in order."""
         ...
 
     async def close(self) -> None:
-        """Free the engine, once what it runs is done."""
+        """Wait for the running batch and free the engine."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What became of a request's images."""
+    """The logits of one request, with the engine and the times that produced them."""
 
     logits: Float32Array
     backend: str
     artifact: str
     batch: int
-    """Images that ran together; of the last batch where the request had several."""
+    """Number of images in the batch; of the last batch if the request needed several."""
     queue_seconds: float
     inference_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:
-    """For the metrics."""
+    """Measurements of one batch, for the metrics."""
 
     images: int
     queue_seconds: tuple[float, ...]
-    """Of each of its requests."""
+    """Queue time of each request of the batch in seconds."""
     inference_seconds: float
 
 
-def join(answers: Sequence[Answer]) -> Answer:
-    """The answer for a request that ran in several batches."""
+def merge_answers(answers: Sequence[Answer]) -> Answer:
+    """Return one answer for a request that ran in several batches."""
     return Answer(
         logits=np.concatenate([answer.logits for answer in answers]),
         backend=answers[-1].backend,

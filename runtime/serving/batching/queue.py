@@ -1,4 +1,4 @@
-"""The line before the engines: who waits, in which order, until when.
+"""The queue of images that wait for an engine, with the deadline of each entry.
 
 Times are seconds of the event loop's clock.
 """
@@ -16,38 +16,42 @@ from resdeploy.runtime.serving.batching.instance import Answer
 from resdeploy.runtime.serving.request_errors import DeadlineExceeded, Unavailable
 
 RECOVERY_SECONDS = 5.0
-# With which engine a request fails can be chance; with two of them it is the request.
-ATTEMPTS = 2
+# One failure may be the engine's fault. After a second one, on another engine, the request fails.
+MAX_ATTEMPTS = 2
 
 
 @dataclass(slots=True, eq=False)
 class QueuedPart:
-    """Images (N, H, W, 3) that are not separated, and who waits for their logits."""
+    """Images (N, H, W, 3) of one request that run in the same batch, and the future answer."""
 
     images: UInt8Array
     arrived: float
     deadline: float
     future: asyncio.Future[Answer]
     attempts: int = 0
-    waiting: bool = False
+    queued: bool = False
     expiry: asyncio.TimerHandle | None = None
 
     @property
     def count(self) -> int:
-        """N."""
+        """Number of images N."""
         return len(self.images)
 
     def fail(self, error: Exception) -> None:
-        """Tell who waits, unless nobody does any more."""
+        """Set `error` on the future, unless it is already done."""
         if not self.future.done():
             self.future.set_exception(error)
 
 
 class RequestQueue:
-    """Parts that wait; each leaves by itself when its deadline passes."""
+    """A first-in, first-out queue of parts; each part is removed when its deadline passes."""
 
     def __init__(self, expected_wait: Callable[[], float]) -> None:
-        """Start empty; `expected_wait` says when those who are late should come again."""
+        """Create an empty queue.
+
+        Args:
+            expected_wait: Function that returns the seconds after which a retry may succeed.
+        """
         self._loop = asyncio.get_running_loop()
         self._expected_wait = expected_wait
         self._parts: deque[QueuedPart] = deque()
@@ -57,52 +61,54 @@ class RequestQueue:
         return len(self._parts)
 
     @property
-    def oldest(self) -> float:
-        """When the first of the line came; it must not be empty."""
+    def oldest_arrival(self) -> float:
+        """Arrival time of the first part; the queue must not be empty."""
         return self._parts[0].arrived
 
-    def join(self, part: QueuedPart) -> None:
-        """Go to the end."""
-        self._enter(part)
+    def append(self, part: QueuedPart) -> None:
+        """Add a part at the end."""
+        self._mark_queued(part)
         self._parts.append(part)
 
-    def put_back(self, parts: Sequence[QueuedPart]) -> None:
-        """Parts of a batch that failed go to the front, except those that failed before."""
+    def requeue(self, parts: Sequence[QueuedPart]) -> None:
+        """Put the parts of a failed batch back to the front, except those that failed before."""
         for part in reversed(parts):
             part.attempts += 1
             if part.future.done():
                 continue
-            if part.attempts >= ATTEMPTS:
+            if part.attempts >= MAX_ATTEMPTS:
                 part.fail(Unavailable("the model failed", RECOVERY_SECONDS))
                 continue
-            self._enter(part)
+            self._mark_queued(part)
             self._parts.appendleft(part)
 
-    def leave(self, part: QueuedPart) -> None:
-        """Take a part out if it is there."""
-        if part.waiting:
-            part.waiting = False
+    def remove(self, part: QueuedPart) -> None:
+        """Remove a part, if it is queued."""
+        if part.queued:
+            part.queued = False
             self._parts.remove(part)
             self.images -= part.count
         if part.expiry is not None:
             part.expiry.cancel()
             part.expiry = None
 
-    def take(self, most: int, seconds: Callable[[int], float]) -> list[QueuedPart]:
-        """The next parts of at most `most` images, and at least one; the late are dropped.
+    def pop_batch(self, max_images: int, seconds: Callable[[int], float]) -> list[QueuedPart]:
+        """Remove and return the next parts that together have at most `max_images` images.
+
+        The first part is always included. Parts that cannot meet their deadline fail instead.
 
         Args:
-            most: Images.
-            seconds: That so many images take at least.
+            max_images: Maximum number of images.
+            seconds: Function that returns the minimum inference time of a number of images.
         """
         now = self._loop.time()
         batch: list[QueuedPart] = []
         images = 0
         while self._parts:
             part = self._parts[0]
-            if batch and images + part.count > most:
+            if batch and images + part.count > max_images:
                 break
-            self.leave(part)
+            self.remove(part)
             if now + seconds(part.count) > part.deadline:
                 part.fail(DeadlineExceeded("the deadline cannot be met", self._expected_wait()))
                 continue
@@ -110,18 +116,18 @@ class RequestQueue:
             images += part.count
         return batch
 
-    def refuse(self, message: str) -> None:
-        """Send everybody away."""
+    def fail_all(self, message: str) -> None:
+        """Remove all parts and fail each with `Unavailable`."""
         for part in list(self._parts):
-            self.leave(part)
+            self.remove(part)
             part.fail(Unavailable(message, RECOVERY_SECONDS))
 
-    def _enter(self, part: QueuedPart) -> None:
-        part.waiting = True
+    def _mark_queued(self, part: QueuedPart) -> None:
+        part.queued = True
         self.images += part.count
         if part.deadline < math.inf:
             part.expiry = self._loop.call_at(part.deadline, self._expire, part)
 
     def _expire(self, part: QueuedPart) -> None:
-        self.leave(part)
+        self.remove(part)
         part.fail(DeadlineExceeded("the deadline passed", self._expected_wait()))

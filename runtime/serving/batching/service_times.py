@@ -1,4 +1,4 @@
-"""How long an engine takes for a batch: measured before it serves, corrected while it does."""
+"""Inference times of an engine: measured before it serves, corrected while it serves."""
 
 from __future__ import annotations
 
@@ -11,69 +11,70 @@ import numpy as np
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.base import Backend
 
-# Handing a batch to a thread and its logits back, whatever its size (benchmarks/serving/__main__.py).
+# Time to pass a batch of any size to a thread and its logits back (benchmarks/serving/__main__.py).
 HANDOVER_SECONDS = 0.0005
-# A larger batch must be worth its latency.
-WORTH = 1.05
+# A larger batch must give this many times the throughput to justify its latency.
+MIN_GAIN = 1.05
+# Weight of the newest batch in the moving slowdown.
 SMOOTHING = 0.2
-# A stall is no reason to refuse for minutes.
-LARGEST_SLOWDOWN = 20.0
+# The limit keeps one stall from causing rejections for minutes.
+MAX_SLOWDOWN = 20.0
 REPEATS = 3
 REPEAT_SECONDS = 0.1
 
 
 class ServiceTimes:
-    """Seconds of batches of some sizes, and how much slower or faster it goes at the moment."""
+    """Measured seconds per batch size, and the current slowdown against them."""
 
     def __init__(self, seconds: Mapping[int, float]) -> None:
-        """Take the seconds of each size of batches that was measured, undisturbed."""
+        """Store the seconds measured for each batch size on an otherwise idle machine."""
         self._sizes = sorted(seconds)
         self._seconds = [max(seconds[size], 1e-6) for size in self._sizes]
         self._slowdown = 1.0
-        self.best = _smallest_worthwhile(self._sizes, self._seconds)
-        """Images of the batch that gives nearly the most images a second."""
+        self.best_batch = _smallest_worthwhile(self._sizes, self._seconds)
+        """Smallest batch size whose throughput is within 5 % of the maximum."""
 
-    def undisturbed(self, images: int) -> float:
-        """Seconds that a batch takes when nothing else runs."""
-        place = bisect_left(self._sizes, images)
-        if place == len(self._sizes):
+    def measured(self, images: int) -> float:
+        """Return the seconds of a batch on an otherwise idle machine."""
+        index = bisect_left(self._sizes, images)
+        if index == len(self._sizes):
             return self._seconds[-1] * images / self._sizes[-1]
-        if self._sizes[place] == images or place == 0:
-            return self._seconds[place]
-        low, high = self._sizes[place - 1 : place + 1]
-        share = (images - low) / (high - low)
-        return (1 - share) * self._seconds[place - 1] + share * self._seconds[place]
+        if self._sizes[index] == images or index == 0:
+            return self._seconds[index]
+        low, high = self._sizes[index - 1 : index + 1]
+        weight = (images - low) / (high - low)
+        return (1 - weight) * self._seconds[index - 1] + weight * self._seconds[index]
 
     def expected(self, images: int) -> float:
-        """Seconds that a batch takes at the moment."""
-        return self.undisturbed(images) * self._slowdown
+        """Return the seconds that a batch is expected to take at the current load."""
+        return self.measured(images) * self._slowdown
 
     def observe(self, images: int, seconds: float) -> None:
-        """Learn from a batch that ran."""
-        ratio = min(seconds / self.undisturbed(images), LARGEST_SLOWDOWN)
+        """Update the slowdown with the duration of a batch."""
+        ratio = min(seconds / self.measured(images), MAX_SLOWDOWN)
         self._slowdown += SMOOTHING * (ratio - self._slowdown)
 
 
-def measure(backend: Backend, images: UInt8Array, max_batch: int) -> ServiceTimes:
-    """Run batches of 1, 2, 4 ... images, until larger ones are no faster, and at most `max_batch`.
+def measure_service_times(backend: Backend, images: UInt8Array, max_batch: int) -> ServiceTimes:
+    """Time batches of 1, 2, 4 ... `max_batch` images, and stop early if throughput stagnates.
 
-    This also warms the engine up: it captures what it can for just these sizes.
+    The runs also warm the engine up, and capture CUDA graphs for exactly these batch sizes.
 
     Raises:
-        BackendError: the engine failed.
+        BackendError: The engine failed.
     """
     seconds: dict[int, float] = {}
     for size in _doubling(max_batch):
         batch = np.resize(images, (size, *images.shape[1:]))
         for _ in range(2):  # the second run captures a CUDA graph
             backend.run(batch)
-        seconds[size] = _fastest(backend, batch)
+        seconds[size] = _fastest_run(backend, batch)
         if size >= 4 * _smallest_worthwhile(list(seconds), list(seconds.values())):
             break
     return ServiceTimes(seconds)
 
 
-def _fastest(backend: Backend, batch: UInt8Array) -> float:
+def _fastest_run(backend: Backend, batch: UInt8Array) -> float:
     times: list[float] = []
     while len(times) < REPEATS and sum(times) < REPEAT_SECONDS:
         start = time.perf_counter()
@@ -91,5 +92,5 @@ def _doubling(largest: int) -> Iterable[int]:
 
 
 def _smallest_worthwhile(sizes: list[int], seconds: list[float]) -> int:
-    rates = [size / (took + HANDOVER_SECONDS) for size, took in zip(sizes, seconds)]
-    return next(size for size, rate in zip(sizes, rates) if rate * WORTH >= max(rates))
+    rates = [size / (duration + HANDOVER_SECONDS) for size, duration in zip(sizes, seconds)]
+    return next(size for size, rate in zip(sizes, rates) if rate * MIN_GAIN >= max(rates))

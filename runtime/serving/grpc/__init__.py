@@ -1,1 +1,1 @@
-"""TODO."""
+"""The gRPC services of the server."""

@@ -1,6 +1,6 @@
-"""The messages of `open_inference.proto`, made from the descriptor set that setup.py compiles.
+"""The messages of `open_inference.proto`, from the descriptor set that setup.py compiles.
 
-They live in a descriptor pool of their own: a client of the same protocol may share the process.
+They have their own descriptor pool, because a client of the same protocol may run in this process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COMPILED = "open_inference.binpb"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One call, and the classes of its messages."""
+    """The name of a remote procedure and the classes of its messages."""
 
     name: str
     request: Any
@@ -26,13 +26,13 @@ class Method:
 
 
 @lru_cache(maxsize=1)
-def load_methods() -> dict[str, Method]:
-    """The service's calls by name.
+def load_pool() -> Any:
+    """Return the descriptor pool with the compiled protocol.
 
     Raises:
-        MissingDependencyError: the package was not built but copied.
+        MissingDependencyError: The package was copied instead of built.
     """
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from google.protobuf import descriptor_pb2, descriptor_pool
 
     compiled = files("resdeploy.runtime.serving.grpc").joinpath(COMPILED)
     if not compiled.is_file():
@@ -42,12 +42,23 @@ def load_methods() -> dict[str, Method]:
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(compiled.read_bytes()).file:
         pool.Add(file)
-    service = pool.FindServiceByName(SERVICE)
+    return pool
+
+
+@lru_cache(maxsize=1)
+def load_methods() -> dict[str, Method]:
+    """Return the methods of the inference service by name.
+
+    Raises:
+        MissingDependencyError: The package was copied instead of built.
+    """
+    from google.protobuf import message_factory
+
     return {
         method.name: Method(
             method.name,
             message_factory.GetMessageClass(method.input_type),
             message_factory.GetMessageClass(method.output_type),
         )
-        for method in service.methods
+        for method in load_pool().FindServiceByName(SERVICE).methods
     }

@@ -1,60 +1,54 @@
-"""The Open Inference Protocol over gRPC: same models, same queue, same limits as over HTTP."""
+"""The Open Inference Protocol over gRPC, with the models, queues and limits of HTTP."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import grpc
 import numpy as np
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.errors import ServeError
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.serving.config import ServeConfig
+from resdeploy.runtime.serving.grpc.call_guard import CallGuard
 from resdeploy.runtime.serving.grpc.messages import SERVICE, load_methods
+from resdeploy.runtime.serving.grpc.standard_services import HealthService, ReflectionService
 from resdeploy.runtime.serving.open_inference import (
-    InferenceRequest,
-    OutputRequest,
+    OutputFormat,
+    ParsedRequest,
     check_input,
     classify,
+    convert,
     encode_floats,
     encode_strings,
     images_from_bytes,
-    parse_classes,
-    parse_id,
-    parse_timeout,
+    output_format,
+    timeout_seconds,
 )
 from resdeploy.runtime.serving.request_errors import RequestError
-from resdeploy.runtime.serving.request_log import (
-    RequestRecord,
-    check_token,
-    finish_request,
-    request_id,
-)
-from resdeploy.runtime.serving.served_model import LoadedBundle
-from resdeploy.runtime.serving.service import InferenceResult, Service
+from resdeploy.runtime.serving.request_log import RequestRecord
+from resdeploy.runtime.serving.schemas import MAX_ID_LENGTH, OutputParameters, RequestParameters
+from resdeploy.runtime.serving.service import VERSION, InferenceResult, Service
 
-logger = logging.getLogger(__name__)
-
-REQUEST_ID = "x-request-id"
-# Beside the tensors there are names, shapes and parameters in a message.
+# Maximum size of the names, shapes and parameters beside the tensors of a message.
 ENVELOPE_BYTES = 64 << 10
-OPEN_CALLS = ("ServerLive", "ServerReady")
+PUBLIC_METHODS = ("ServerLive", "ServerReady")
 
 Call = Callable[[Any, Any, RequestRecord], Awaitable[Any]]
 
 
-class GrpcService:
-    """Answers calls; `handler` is what a gRPC server takes."""
+class InferenceService:
+    """The inference service; its `handler` is registered with a gRPC server."""
 
-    def __init__(self, service: Service, token: bytes | None) -> None:
-        """Serve what `service` serves, to those who know the token if there is one."""
+    def __init__(self, service: Service, guard: CallGuard) -> None:
+        """Offer the operations of `service` over gRPC."""
         self._service = service
-        self._token = token
+        self._guard = guard
         self._methods = load_methods()
         calls: dict[str, Call] = {
             "ServerLive": self._server_live,
@@ -77,32 +71,9 @@ class GrpcService:
         )
 
     def _guarded(self, name: str, call: Call) -> Callable[[Any, Any], Awaitable[Any]]:
-        """The call with what the gateway does for HTTP."""
-
         async def guarded(request: Any, context: Any) -> Any:
-            metadata = dict(context.invocation_metadata())
-            given = str(metadata.get(REQUEST_ID, "")).encode()
-            record = RequestRecord(request_id(given), time.monotonic(), endpoint=f"grpc/{name}")
-            await context.send_initial_metadata(((REQUEST_ID, record.id),))
-            try:
-                if self._token is not None and name not in OPEN_CALLS:
-                    check_token(str(metadata.get("authorization", "")).encode(), self._token)
+            async with self._guard.call(name, context, public=name in PUBLIC_METHODS) as record:
                 return await call(request, context, record)
-            except RequestError as refusal:
-                record.outcome = refusal.outcome
-                await context.abort(grpc.StatusCode[refusal.grpc], str(refusal))
-            except asyncio.CancelledError:
-                record.outcome = "disconnected"
-                raise
-            except Exception:
-                logger.exception("a call failed", extra={"fields": {"request_id": record.id}})
-                record.outcome = "failed"
-                await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
-            finally:
-                access_log = self._service.config.access_log
-                finish_request(
-                    record, self._service.metrics, access_log=access_log, path=record.endpoint
-                )
 
         return guarded
 
@@ -114,85 +85,115 @@ class GrpcService:
 
     async def _model_ready(self, request: Any, context: Any, record: RequestRecord) -> Any:
         model = self._service.model(request.name, request.version)
-        ready = model.ready and not self._service.draining
-        return self._methods["ModelReady"].response(ready=ready)
+        return self._methods["ModelReady"].response(ready=self._service.is_model_ready(model))
 
     async def _server_metadata(self, request: Any, context: Any, record: RequestRecord) -> Any:
-        return self._methods["ServerMetadata"].response(**self._service.server_metadata())
+        return self._methods["ServerMetadata"].response(**asdict(self._service.server_metadata()))
 
     async def _model_metadata(self, request: Any, context: Any, record: RequestRecord) -> Any:
         model = self._service.model(request.name, request.version)
-        return self._methods["ModelMetadata"].response(**self._service.model_metadata(model))
+        metadata = self._service.model_metadata(model)
+        return self._methods["ModelMetadata"].response(**asdict(metadata))
 
     async def _model_infer(self, request: Any, context: Any, record: RequestRecord) -> Any:
         model = self._service.model(request.model_name, request.model_version)
         record.model = model.name
-        generation = model.generation()
-        parsed = parse_call(request, generation.image_size, len(generation.labels))
+        loaded = model.loaded_bundle()
+        parsed = parse_call(request, loaded.image_size, len(loaded.labels))
         record.images = len(parsed.images)
-        allowed = [self._service.config.timeout_ms / 1000, parsed.timeout, context.time_remaining()]
-        deadline = record.arrived + min(seconds for seconds in allowed if seconds is not None)
-        inferred = await self._service.infer(generation, parsed, deadline)
-        head = inferred.head(model.name, parsed.id)
-        parameters = {name: {"string_param": text} for name, text in head["parameters"].items()}
-        response = self._methods["ModelInfer"].response(**{**head, "parameters": parameters})
-        _fill(response, inferred, generation, parsed.wanted)
+        limits = [self._service.config.timeout_ms / 1000, parsed.timeout, context.time_remaining()]
+        deadline = record.arrived + min(seconds for seconds in limits if seconds is not None)
+        result = await self._service.infer(loaded, parsed, deadline)
+        response = self._methods["ModelInfer"].response(
+            model_name=model.name,
+            model_version=VERSION,
+            id=parsed.id,
+            parameters={name: {"string_param": text} for name, text in result.parameters.items()},
+        )
+        _add_output(response, result, parsed.output)
         return response
 
 
-def parse_call(request: Any, size: int, classes: int) -> InferenceRequest:
-    """Read a ModelInferRequest; see `tensors.parse_request`.
+def parse_call(request: Any, size: int, classes: int) -> ParsedRequest:
+    """Parse a ModelInferRequest.
+
+    Args:
+        request: Message of the protocol.
+        size: Side of the model's input in pixels.
+        classes: Number of classes.
 
     Raises:
-        RequestError: it is not what the protocol and the model ask for.
+        RequestError: The message does not follow the protocol or does not suit the model.
     """
     if len(request.inputs) != 1 or request.inputs[0].name != INPUT_NAME:
-        raise RequestError(f"the model takes one input, {INPUT_NAME}")
+        raise RequestError(f"the model has one input, {INPUT_NAME}")
     if [output.name for output in request.outputs] not in ([], [OUTPUT_NAME]):
-        raise RequestError(f"the model gives one output, {OUTPUT_NAME}")
-    parameters = _parameters(request.parameters)
-    wanted = _parameters(request.outputs[0].parameters) if request.outputs else {}
-    return InferenceRequest(
+        raise RequestError(f"the model has one output, {OUTPUT_NAME}")
+    parameters = convert(_parameters(request.parameters), RequestParameters)
+    requested = _parameters(request.outputs[0].parameters) if request.outputs else {}
+    if len(request.id) > MAX_ID_LENGTH:
+        raise RequestError(f"the id has {len(request.id)} characters; {MAX_ID_LENGTH} are allowed")
+    return ParsedRequest(
         images=_images(request, size),
-        id=parse_id(request.id),
-        wanted=OutputRequest(
-            binary=True, classes=parse_classes(wanted.get("classification", 0), classes)
-        ),
-        timeout=parse_timeout(parameters.get("timeout")),
+        id=request.id,
+        output=output_format(convert(requested, OutputParameters), classes, binary=True),
+        timeout=timeout_seconds(parameters),
     )
 
 
+async def start_grpc(service: Service, config: ServeConfig, token: bytes | None) -> tuple[Any, int]:
+    """Start a gRPC server in this event loop; return the server and its port.
+
+    Raises:
+        ServeError: The server cannot listen on the address.
+    """
+    options: Sequence[tuple[str, int]] = (
+        ("grpc.max_receive_message_length", config.max_body + ENVELOPE_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", 32 << 10),
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_connection_idle_ms", 1000 * config.idle_seconds),
+    )
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=config.connections)
+    guard = CallGuard(service, token)
+    server.add_generic_rpc_handlers((InferenceService(service, guard).handler,))
+    health_pb2_grpc.add_HealthServicer_to_server(HealthService(service, guard), server)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(ReflectionService(guard), server)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"{host}:{config.grpc_port}"
+    try:
+        if config.tls_cert is not None and config.tls_key is not None:
+            pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
+            port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        else:
+            port = server.add_insecure_port(address)
+    except (OSError, RuntimeError) as error:
+        raise ServeError(
+            f"gRPC cannot listen on {address}",
+            "choose another --grpc-port, or stop the process that uses it",
+        ) from error
+    await server.start()
+    return server, port
+
+
 def _images(request: Any, size: int) -> UInt8Array:
-    entry = request.inputs[0]
-    shape = list(entry.shape)
-    values = entry.contents.uint_contents
-    if len(request.raw_input_contents) == 1 and not entry.HasField("contents"):
-        return images_from_bytes(request.raw_input_contents[0], shape, entry.datatype, size)
+    tensor = request.inputs[0]
+    shape = list(tensor.shape)
+    values = tensor.contents.uint_contents
+    if len(request.raw_input_contents) == 1 and not tensor.HasField("contents"):
+        return images_from_bytes(request.raw_input_contents[0], shape, tensor.datatype, size)
     if request.raw_input_contents:
-        raise RequestError(f"input {INPUT_NAME} needs its data once: raw, or as contents")
-    count = check_input(entry.datatype, shape, size)
-    if len(values) != count * size * size * 3:
+        raise RequestError(f"input {INPUT_NAME} has both raw data and contents; send one of them")
+    count = check_input(tensor.datatype, shape, size)
+    expected = count * size * size * 3
+    if len(values) != expected:
         raise RequestError(
-            f"input {INPUT_NAME} has {len(values)} elements, which its shape does not"
+            f"input {INPUT_NAME} has {len(values)} elements where its shape needs {expected}"
         )
     numbers = np.array(values, np.uint32)
     if numbers.max() > 255:
-        raise RequestError(f"the data of input {INPUT_NAME} are not all from 0 to 255")
+        raise RequestError(f"the data of input {INPUT_NAME} is not between 0 and 255")
     return numbers.astype(np.uint8).reshape(shape)
-
-
-def _fill(
-    response: Any, inferred: InferenceResult, generation: LoadedBundle, wanted: OutputRequest
-) -> None:
-    logits = inferred.answer.logits
-    if wanted.classes:
-        rows = classify(logits, generation.labels, wanted.classes)
-        shape = [len(rows), wanted.classes]
-        response.outputs.add(name=OUTPUT_NAME, datatype="BYTES", shape=shape)
-        response.raw_output_contents.append(encode_strings(rows))
-    else:
-        response.outputs.add(name=OUTPUT_NAME, datatype="FP32", shape=list(logits.shape))
-        response.raw_output_contents.append(encode_floats(logits))
 
 
 def _parameters(parameters: Any) -> dict[str, Any]:
@@ -202,33 +203,13 @@ def _parameters(parameters: Any) -> dict[str, Any]:
     }
 
 
-async def start_grpc(service: Service, config: ServeConfig, token: bytes | None) -> tuple[Any, int]:
-    """A server that runs in this event loop, and its port.
-
-    Raises:
-        ServeError: it cannot listen there.
-    """
-    largest = config.max_body + ENVELOPE_BYTES
-    options: Sequence[tuple[str, int]] = (
-        ("grpc.max_receive_message_length", largest),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_metadata_size", 32 << 10),
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_connection_idle_ms", 1000 * config.idle_seconds),
-    )
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=config.connections)
-    server.add_generic_rpc_handlers((GrpcService(service, token).handler,))
-    address = f"[{config.host}]" if ":" in config.host else config.host
-    where = f"{address}:{config.grpc_port}"
-    try:
-        if config.tls_cert is not None and config.tls_key is not None:
-            pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
-            port = server.add_secure_port(where, grpc.ssl_server_credentials([pair]))
-        else:
-            port = server.add_insecure_port(where)
-    except (OSError, RuntimeError) as error:
-        raise ServeError(
-            f"gRPC cannot listen on {where}", "choose another --grpc-port, or stop what has it"
-        ) from error
-    await server.start()
-    return server, port
+def _add_output(response: Any, result: InferenceResult, output: OutputFormat) -> None:
+    logits = result.answer.logits
+    if output.classes:
+        rows = classify(logits, result.loaded.labels, output.classes)
+        shape = [len(rows), output.classes]
+        response.outputs.add(name=OUTPUT_NAME, datatype="BYTES", shape=shape)
+        response.raw_output_contents.append(encode_strings(rows))
+    else:
+        response.outputs.add(name=OUTPUT_NAME, datatype="FP32", shape=list(logits.shape))
+        response.raw_output_contents.append(encode_floats(logits))

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The HTTP server, its routes and its web page."""

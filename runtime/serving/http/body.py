@@ -1,4 +1,4 @@
-"""Reading what clients send: not too much, not too slowly, and not too much of all of them."""
+"""Reading of request bodies, with limits on size and time and on all bodies together."""
 
 from __future__ import annotations
 
@@ -17,89 +17,97 @@ from resdeploy.runtime.serving.request_errors import (
 
 
 class Disconnected(Exception):
-    """Whoever asked has gone."""
+    """The client closed the connection before it received the response."""
 
 
 class ByteBudget:
-    """Bytes of the bodies of all requests in progress."""
+    """A limit on the bytes of the bodies of all requests in progress."""
 
-    def __init__(self, most: int) -> None:
-        """Allow `most` bytes."""
-        self._most = most
+    def __init__(self, max_bytes: int) -> None:
+        """Allow `max_bytes` bytes."""
+        self._max_bytes = max_bytes
         self.used = 0
 
     @contextmanager
-    def share(self) -> Iterator[BudgetShare]:
-        """One request's bytes, given back at the end."""
-        share = BudgetShare(self)
+    def reservation(self) -> Iterator[BudgetReservation]:
+        """Yield the reservation of one request, and release its bytes at the end."""
+        reservation = BudgetReservation(self)
         try:
-            yield share
+            yield reservation
         finally:
-            self.used -= share.used
+            self.used -= reservation.used
 
     def take(self, size: int) -> None:
-        """Count further bytes.
+        """Count `size` more bytes.
 
         Raises:
-            QueueFull: there are too many already.
+            QueueFull: The budget is exhausted.
         """
-        if self.used + size > self._most:
+        if self.used + size > self._max_bytes:
             raise QueueFull("too many large requests at once")
         self.used += size
 
 
-class BudgetShare:
-    """What one request uses of a budget."""
+class BudgetReservation:
+    """The bytes that one request uses of a budget."""
 
     def __init__(self, budget: ByteBudget) -> None:
-        """Use nothing yet."""
+        """Start with zero bytes."""
         self._budget = budget
         self.used = 0
 
     def take(self, size: int) -> None:
-        """See `ByteBudget.take`."""
+        """Count `size` more bytes.
+
+        Raises:
+            QueueFull: The budget is exhausted.
+        """
         self._budget.take(size)
         self.used += size
 
 
-def announced_length(request: Request, most: int) -> int | None:
-    """The body's length as the headers have it; None where they do not say.
+def check_content_length(request: Request, max_bytes: int) -> None:
+    """Check the Content-Length header, if there is one.
 
     Raises:
-        RequestError: that is no number.
-        TooLarge: it is over `most` bytes.
+        RequestError: The header is not a number.
+        TooLarge: The length exceeds `max_bytes`.
     """
     text = request.headers.get("content-length")
     if text is None:
-        return None
+        return
     if not text.isascii() or not text.isdigit():
-        raise RequestError("the header Content-Length is no number")
-    if int(text[:20]) > most:
-        raise TooLarge(f"the body is larger than {most} bytes")
-    return int(text)
+        raise RequestError("the header Content-Length is not a number")
+    if int(text[:20]) > max_bytes:
+        raise TooLarge(f"the body is larger than {max_bytes} bytes")
 
 
-async def read_body(request: Request, share: BudgetShare, most: int, seconds: float) -> bytes:
-    """A request's whole body.
+async def read_body(
+    request: Request, reservation: BudgetReservation, max_bytes: int, seconds: float
+) -> bytes:
+    """Return the whole body of a request.
 
     Args:
-        request: Nothing of it has been read yet.
-        share: Counts the bytes; they are kept as long as it is.
-        most: Bytes.
-        seconds: Until it must be there.
+        request: Request whose body has not been read yet.
+        reservation: Reservation that counts the bytes; it must live as long as the body.
+        max_bytes: Maximum size in bytes.
+        seconds: Time limit in seconds.
 
     Raises:
-        Disconnected: the client has gone.
-        QueueFull, RequestError, RequestTimeout, TooLarge: it is not read to its end.
+        Disconnected: The client closed the connection.
+        RequestError: A header is invalid.
+        TooLarge: The body exceeds `max_bytes`.
+        RequestTimeout: The body did not arrive in time.
+        QueueFull: The budget is exhausted.
     """
-    announced_length(request, most)
+    check_content_length(request, max_bytes)
     try:
-        return await asyncio.wait_for(_collect(request, share, most), seconds)
+        return await asyncio.wait_for(_collect(request, reservation, max_bytes), seconds)
     except asyncio.TimeoutError:
-        raise RequestTimeout("the body did not come in time") from None
+        raise RequestTimeout("the body did not arrive in time") from None
 
 
-async def _collect(request: Request, share: BudgetShare, most: int) -> bytes:
+async def _collect(request: Request, reservation: BudgetReservation, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -108,9 +116,9 @@ async def _collect(request: Request, share: BudgetShare, most: int) -> bytes:
             raise Disconnected
         chunk = message.get("body", b"")
         size += len(chunk)
-        if size > most:
-            raise TooLarge(f"the body is larger than {most} bytes")
-        share.take(len(chunk))
+        if size > max_bytes:
+            raise TooLarge(f"the body is larger than {max_bytes} bytes")
+        reservation.take(len(chunk))
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)

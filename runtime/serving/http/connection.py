@@ -1,6 +1,6 @@
-"""One HTTP connection: clients that are slow, silent or endless are cut off.
+"""The HTTP connections, with limits on the time and size of headers and the time of bodies.
 
-uvicorn limits how long an idle connection is kept, and nothing else: the rest is added here.
+uvicorn itself only limits the time that an idle connection stays open.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from uvicorn.server import ServerState
 
 from resdeploy.runtime.serving.config import ServeConfig
 
-MAX_HEADER_BYTES = 32 << 10  # and what one read of the socket brings beyond
-# How long a connection that a client may just be writing to is left open when the server stops.
-LINGER_SECONDS = 0.5
-# The application answers a slow body first, and is more polite.
-GRACE_SECONDS = 2.0
+# One read of the socket may exceed it.
+MAX_HEADER_BYTES = 32 << 10
+# Time that an idle connection stays open at shutdown, because a request may be on its way.
+SHUTDOWN_SECONDS = 0.5
+# The application answers a slow body with 408 first; the connection's timeout is the fallback.
+FALLBACK_SECONDS = 2.0
 TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"connection: close\r\ncontent-length: 0\r\n\r\n"
@@ -26,7 +27,7 @@ TOO_LARGE = (
 
 
 def limited_protocol(settings: ServeConfig) -> type[HttpToolsProtocol]:
-    """Uvicorn's connection with the limits of `settings`."""
+    """Return uvicorn's protocol class with the limits of `settings`."""
 
     class LimitedProtocol(HttpToolsProtocol):
         def __init__(
@@ -45,8 +46,8 @@ def limited_protocol(settings: ServeConfig) -> type[HttpToolsProtocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > 2 * settings.connections:
-                transport.abort()  # those up to here get an answer
-            self._arm("headers", settings.header_seconds)
+                transport.abort()  # connections below this limit get a 503
+            self._start_timer("headers", settings.header_seconds)
 
         def connection_lost(self, exc: Exception | None) -> None:
             for timer in self._timers.values():
@@ -56,59 +57,59 @@ def limited_protocol(settings: ServeConfig) -> type[HttpToolsProtocol]:
 
         def data_received(self, data: bytes) -> None:
             if not self._in_body:
-                self._arm("headers", settings.header_seconds)
+                self._start_timer("headers", settings.header_seconds)
                 self._header_bytes += len(data)
             super().data_received(data)
-            # Without what came last, which may belong to a body.
+            # The last chunk is not counted, because it may belong to a body.
             before = self._header_bytes - len(data)
             if before > MAX_HEADER_BYTES and not self.transport.is_closing():
                 self.transport.write(TOO_LARGE)
                 self.transport.close()
 
         def on_headers_complete(self) -> None:
-            self._disarm("headers")
+            self._stop_timer("headers")
             self._in_body = True
             self._header_bytes = 0
-            self._arm("body", settings.body_seconds + GRACE_SECONDS)
+            self._start_timer("body", settings.body_seconds + FALLBACK_SECONDS)
             super().on_headers_complete()
             if self._stopping:
                 self.cycle.keep_alive = False
 
         def on_message_complete(self) -> None:
-            self._disarm("body")
+            self._stop_timer("body")
             self._in_body = False
             super().on_message_complete()
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._arm("writing", settings.body_seconds)
+            self._start_timer("writing", settings.body_seconds)
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._disarm("writing")
+            self._stop_timer("writing")
 
         def shutdown(self) -> None:
-            """End with the current answer, or soon where no request is under way."""
+            """Close the connection after the current response, or soon if it is idle."""
             self._stopping = True
             if self.cycle is None or self.cycle.response_complete:
-                self._arm("linger", LINGER_SECONDS)
+                self._start_timer("shutdown", SHUTDOWN_SECONDS)
             else:
                 self.cycle.keep_alive = False
 
-        def _arm(self, name: str, seconds: float) -> None:
-            """Cut the connection off after `seconds`, unless it is already being timed."""
+        def _start_timer(self, name: str, seconds: float) -> None:
+            """Close the connection after `seconds`, unless the timer is already running."""
             if name not in self._timers:
-                self._timers[name] = self.loop.call_later(seconds, self._cut_off, name)
+                self._timers[name] = self.loop.call_later(seconds, self._close_on_timeout, name)
 
-        def _disarm(self, name: str) -> None:
+        def _stop_timer(self, name: str) -> None:
             if (timer := self._timers.pop(name, None)) is not None:
                 timer.cancel()
 
-        def _cut_off(self, name: str) -> None:
+        def _close_on_timeout(self, name: str) -> None:
             del self._timers[name]
-            under_way = self.cycle is not None and not self.cycle.response_complete
-            if name == "linger" and under_way:
-                return  # a request came in the meantime: its answer ends the connection
+            in_progress = self.cycle is not None and not self.cycle.response_complete
+            if name == "shutdown" and in_progress:
+                return  # a request has arrived; its response closes the connection
             self.transport.abort() if name == "writing" else self.transport.close()
 
     return LimitedProtocol

@@ -1,4 +1,4 @@
-"""The HTTP socket, from the first connection to the last one in the kernel's backlog.
+"""The listening HTTP socket, which accepts its whole backlog before it closes.
 
 Source: Linux, Documentation/networking/filter.rst (SO_ATTACH_FILTER, struct sock_fprog).
 """
@@ -24,16 +24,16 @@ DROP_EVERYTHING = struct.pack("HBBI", 6, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 byt
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on an address.
+    """Return a socket that listens on an address.
 
     Raises:
-        ServeError: it cannot.
+        ServeError: The address cannot be resolved or bound.
     """
     listening = None
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
-        # asyncio switches Nagle's algorithm off only where the protocol is named.
+        # asyncio disables Nagle's algorithm only if the protocol is given explicitly.
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
@@ -43,19 +43,19 @@ def listen(host: str, port: int) -> socket.socket:
             listening.close()
         raise ServeError(
             f"cannot listen on {host}, port {port}: {error.strerror or error}",
-            "choose another --host or --port, or stop what has it",
+            "choose another --host or --port, or stop the process that uses it",
         ) from error
     return listening
 
 
-def turn_away(listening: socket.socket) -> bool:
-    """Let nobody connect any more; who has, can still be accepted.
+def drop_new_connections(listening: socket.socket) -> bool:
+    """Drop new connections; connections in the backlog can still be accepted.
 
-    Between the last `accept` and `close` somebody may connect, and would be reset. The kernel drops
-    what comes now: who asks again, as TCP does after a second, is refused.
+    A client that connects between the last `accept` and `close` would be reset. After this call the
+    kernel drops its packets; TCP retries after a second and is then refused by the closed port.
 
     Returns:
-        Whether the kernel has filters; otherwise the gap stays open.
+        True if the kernel supports socket filters; otherwise new connections still arrive.
     """
     instructions = ctypes.create_string_buffer(DROP_EVERYTHING, len(DROP_EVERYTHING))
     program = struct.pack("HP", 1, ctypes.addressof(instructions))
@@ -66,7 +66,7 @@ def turn_away(listening: socket.socket) -> bool:
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without its signals, and without losing those who are just connecting."""
+    """A uvicorn server without signal handlers that serves the backlog before it stops."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -82,8 +82,8 @@ class HttpServer(uvicorn.Server):
             app_state={},
         )
         for listening in sockets or ():
-            turn_away(listening)
-            # Closing the socket would reset connections that the kernel has accepted already.
+            drop_new_connections(listening)
+            # Closing the socket would reset the connections that wait in the backlog.
             while (accepted := _accept(listening)) is not None:
                 await loop.connect_accepted_socket(factory, accepted, ssl=self.config.ssl)
         await super().shutdown(sockets)

@@ -1,16 +1,16 @@
-"""What happens to every HTTP request: an id, the token, one line in the log, no surprises.
+"""ASGI middleware that adds request id, token check, error responses, metrics and access log.
 
-An ASGI application around another one; https://asgi.readthedocs.io/en/latest/specs/www.html.
+Source: https://asgi.readthedocs.io/en/latest/specs/www.html.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections.abc import Callable
 
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,22 +25,23 @@ from resdeploy.runtime.serving.request_errors import (
 from resdeploy.runtime.serving.request_log import (
     RequestRecord,
     check_token,
+    choose_request_id,
     finish_request,
-    request_id,
 )
+from resdeploy.runtime.serving.schemas import Error
 
 logger = logging.getLogger(__name__)
 
-# What probes and browsers must see without a token; nothing of it is a secret.
-OPEN_PATHS = frozenset({"/", "/healthz", "/v2/health/live", "/v2/health/ready"})
-ALWAYS = (
+# Health probes and the static web page need no token.
+PUBLIC_PATHS = frozenset({"/", "/healthz", "/v2/health/live", "/v2/health/ready"})
+COMMON_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
 )
 
 
 class RequestMiddleware:
-    """Around the application that handles requests."""
+    """Middleware around the application that handles the requests."""
 
     def __init__(
         self,
@@ -52,21 +53,21 @@ class RequestMiddleware:
         over_capacity: Callable[[], bool],
         closing: Callable[[], bool],
     ) -> None:
-        """Let requests through to `app`.
+        """Wrap `app`.
 
         Args:
-            app: Raises `RequestError` where it refuses.
-            metrics: Told of every request.
-            token: What clients must know; None: nothing.
-            access_log: Log every request, not only those that went wrong.
-            over_capacity: Whether there are too many connections to serve more than probes.
-            closing: Whether connections should end with their next answer.
+            app: Application that raises `RequestError` for requests that fail.
+            metrics: Metrics that count every request.
+            token: Bearer token of authorised clients; None if no token is needed.
+            access_log: True to log every request for a model, False to log only failed requests.
+            over_capacity: Function that returns True if there are too many connections.
+            closing: Function that returns True if connections must close after a response.
         """
         self._app = app
         self._metrics = metrics
         self._token = token
         self._access_log = access_log
-        self._crowded = over_capacity
+        self._over_capacity = over_capacity
         self._closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,35 +75,36 @@ class RequestMiddleware:
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
-        record = RequestRecord(request_id(headers.get(b"x-request-id")), time.monotonic())
+        request_id = choose_request_id(headers.get(b"x-request-id"))
+        record = RequestRecord(request_id, time.monotonic())
         scope["record"] = record
 
-        async def send_on(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 message["headers"] = self._headers(message, record)
             await send(message)
 
         try:
-            if scope["path"] not in OPEN_PATHS:
+            if scope["path"] not in PUBLIC_PATHS:
                 if self._token is not None:
                     check_token(headers.get(b"authorization"), self._token)
-                if self._crowded():
+                if self._over_capacity():
                     raise QueueFull("too many connections")
-            await self._app(scope, receive, send_on)
+            await self._app(scope, receive, send_with_headers)
         except Disconnected:
             record.outcome = "disconnected"
-        except RequestError as refusal:
-            await self._refuse(refusal, record, send_on)
-        except HTTPException as error:  # Starlette's: no such path, no such method
+        except RequestError as error:
+            await self._send_request_error(error, record, send_with_headers)
+        except HTTPException as error:  # from Starlette's router: unknown path or method
             record.outcome = RequestError.outcome
             extra = [(k.encode(), v.encode()) for k, v in (error.headers or {}).items()]
-            await send_error(send_on, error.status_code, error.detail.lower(), extra)
+            await send_error(send_with_headers, error.status_code, error.detail.lower(), extra)
         except Exception:
             logger.exception("a request failed", extra={"fields": {"request_id": record.id}})
             record.outcome = "failed"
             if not record.status:
-                await send_error(send_on, 500, "the server failed")
+                await send_error(send_with_headers, 500, "the server failed")
         finally:
             finish_request(
                 record,
@@ -113,18 +115,24 @@ class RequestMiddleware:
                 status=record.status,
             )
 
-    async def _refuse(self, refusal: RequestError, record: RequestRecord, send: Send) -> None:
-        record.outcome = refusal.outcome
+    async def _send_request_error(
+        self, error: RequestError, record: RequestRecord, send: Send
+    ) -> None:
+        record.outcome = error.outcome
         headers: list[tuple[bytes, bytes]] = []
-        if isinstance(refusal, Unavailable):
-            headers.append((b"retry-after", str(max(1, math.ceil(refusal.retry_after))).encode()))
-        if isinstance(refusal, Unauthorized):
+        if isinstance(error, Unavailable):
+            headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after))).encode()))
+        if isinstance(error, Unauthorized):
             headers.append((b"www-authenticate", b"Bearer"))
-        await send_error(send, refusal.status, str(refusal), headers)
+        await send_error(send, error.status, str(error), headers)
 
     def _headers(self, message: Message, record: RequestRecord) -> list[tuple[bytes, bytes]]:
-        headers = [*message.get("headers", ()), (b"x-request-id", record.id.encode()), *ALWAYS]
-        if self._closing() or self._crowded():
+        headers = [
+            *message.get("headers", ()),
+            (b"x-request-id", record.id.encode()),
+            *COMMON_HEADERS,
+        ]
+        if self._closing() or self._over_capacity():
             headers.append((b"connection", b"close"))
         return headers
 
@@ -132,8 +140,8 @@ class RequestMiddleware:
 async def send_error(
     send: Send, status: int, message: str, headers: list[tuple[bytes, bytes]] | None = None
 ) -> None:
-    """The protocol's error document."""
-    body = json.dumps({"error": message}).encode()
+    """Send a response with the protocol's error document."""
+    body = msgspec.json.encode(Error(error=message))
     await send(
         {
             "type": "http.response.start",

@@ -1,6 +1,6 @@
-"""The routes: the Open Inference Protocol, pictures, the page, metrics.
+"""The HTTP routes: the Open Inference Protocol, picture classification, the page and metrics.
 
-Handlers raise `RequestError`; the gateway makes it an answer.
+Handlers raise `RequestError`; the middleware turns it into a response.
 """
 
 from __future__ import annotations
@@ -8,36 +8,45 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from importlib.resources import files
 from typing import Any, TypeVar
 
+import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resdeploy.runtime.serving.http.body import ByteBudget, Disconnected, read_body
+from resdeploy.runtime.serving.http.openapi import MAX_CLASSES, openapi_document
 from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
 from resdeploy.runtime.serving.metrics import CONTENT_TYPE
-from resdeploy.runtime.serving.open_inference import encode_response, parse_request
+from resdeploy.runtime.serving.open_inference import encode_output, parse_request
 from resdeploy.runtime.serving.request_errors import RequestError, UnsupportedMediaType
 from resdeploy.runtime.serving.request_log import RequestRecord
-from resdeploy.runtime.serving.service import ClassificationResult, Service
+from resdeploy.runtime.serving.schemas import (
+    Classification,
+    InferResponse,
+    Live,
+    ModelReady,
+    PictureClasses,
+    Ready,
+    StageMilliseconds,
+)
+from resdeploy.runtime.serving.service import VERSION, ClassificationResult, Service
 
 JSON_LENGTH = "inference-header-content-length"
 TIMEOUT = "x-timeout-ms"
-MOST_CLASSES = 1000
-# Forms are parsed in Python: beside the event loop from this size on.
-SMALL_FORM = 1 << 20
+# Larger forms are parsed in a thread, because python-multipart is pure Python.
+MAX_INLINE_FORM_BYTES = 1 << 20
 
 Result = TypeVar("Result")
 
 
 def make_app(service: Service) -> ASGIApp:
-    """All paths, as an ASGI application."""
+    """Return an ASGI application with all routes."""
     api = _Api(service)
     model = "/v2/models/{model}"
     paths: dict[str, tuple[str, Callable[[Request], Coroutine[Any, Any, Response]]]] = {
@@ -59,14 +68,14 @@ def make_app(service: Service) -> ASGIApp:
     router = Router(routes, redirect_slashes=False)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"] = router  # so that the router raises what it cannot find
+        scope["app"] = router  # makes the router raise an exception for an unknown path
         await router(scope, receive, send)
 
     return app
 
 
 def page_policy(page: bytes) -> str:
-    """What the page may do: run its own script and style, and talk to this server.
+    """Return the policy that lets the page run its own script and style and use this server only.
 
     Source: Content Security Policy Level 3, https://www.w3.org/TR/2024/WD-CSP3-20241017/
     """
@@ -87,160 +96,154 @@ class _Api:
         self._service = service
         self._config = service.config
         self._budget = ByteBudget(service.config.bodies_mib << 20)
-        folder = files("resdeploy.runtime.serving.http")
-        self._page = folder.joinpath("page.html").read_bytes()
+        self._page = files("resdeploy.runtime.serving.http").joinpath("page.html").read_bytes()
         self._page_headers = {
             "content-security-policy": page_policy(self._page),
             "permissions-policy": "camera=(self)",
             "referrer-policy": "no-referrer",
         }
-        document = json.loads(folder.joinpath("openapi.json").read_bytes())
-        for path in document["paths"].values():
-            for parameter in path.get("parameters", ()):
-                if parameter["name"] == "model":
-                    parameter["schema"]["enum"] = list(service.models)
-        self._openapi = document
+        self._openapi = msgspec.json.encode(openapi_document(list(service.models)))
 
     async def live(self, request: Request) -> Response:
-        return JSONResponse({"live": True})
+        return _json_response(Live(live=True))
 
     async def ready(self, request: Request) -> Response:
         ready = self._service.ready
-        return JSONResponse({"ready": ready}, status_code=200 if ready else 503)
+        return _json_response(Ready(ready=ready), 200 if ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:
-        return JSONResponse(self._service.server_metadata())
+        return _json_response(self._service.server_metadata())
 
     async def model_metadata(self, request: Request) -> Response:
-        model = self._service.model(**_names(request))
-        return JSONResponse(self._service.model_metadata(model))
+        model = self._service.model(**_model_and_version(request))
+        return _json_response(self._service.model_metadata(model))
 
     async def model_ready(self, request: Request) -> Response:
-        model = self._service.model(**_names(request))
-        ready = model.ready and not self._service.draining
-        document = {"name": model.name, "ready": ready}
-        return JSONResponse(document, status_code=200 if ready else 503)
+        model = self._service.model(**_model_and_version(request))
+        ready = self._service.is_model_ready(model)
+        return _json_response(ModelReady(name=model.name, ready=ready), 200 if ready else 503)
 
     async def infer(self, request: Request) -> Response:
         deadline = self._deadline(request)
-        model = self._service.model(**_names(request))
-        record = _record(request, "infer", model.name)
-        _refuse_encoded(request)
-        self._service.check(model)
-        with self._budget.share() as share:
-            body = await read_body(request, share, self._config.max_body, self._config.body_seconds)
-            generation = model.generation()
-            labels = generation.labels
-            parsed = parse_request(body, _json_length(request), generation.image_size, len(labels))
+        model = self._service.model(**_model_and_version(request))
+        record = _update_record(request, "infer", model.name)
+        _check_not_compressed(request)
+        self._service.check_capacity(model)
+        with self._budget.reservation() as reservation:
+            body = await read_body(
+                request, reservation, self._config.max_body, self._config.body_seconds
+            )
+            loaded = model.loaded_bundle()
+            parsed = parse_request(
+                body, _json_length(request), loaded.image_size, len(loaded.labels)
+            )
             record.images = len(parsed.images)
             if parsed.timeout is not None:
-                deadline = min(deadline, self._after(request, parsed.timeout))
-            inferred = await _unless_disconnected(
-                request, self._service.infer(generation, parsed, deadline)
+                deadline = min(deadline, record.arrived + parsed.timeout)
+            result = await _cancel_on_disconnect(
+                request, self._service.infer(loaded, parsed, deadline)
             )
-        head = inferred.head(model.name, parsed.id)
-        document, binary = encode_response(head, inferred.answer.logits, labels, parsed.wanted)
-        if not parsed.wanted.binary:
-            return Response(document, media_type="application/json")
-        headers = {JSON_LENGTH: str(len(document))}
-        return Response(document + binary, headers=headers, media_type="application/octet-stream")
+        output, binary = encode_output(result.answer.logits, loaded.labels, parsed.output)
+        document = InferResponse(
+            model_name=model.name,
+            model_version=VERSION,
+            id=parsed.id or msgspec.UNSET,
+            parameters=result.parameters,
+            outputs=[output],
+        )
+        if not parsed.output.binary:
+            return _json_response(document)
+        head = msgspec.json.encode(document)
+        headers = {JSON_LENGTH: str(len(head))}
+        return Response(head + binary, headers=headers, media_type="application/octet-stream")
 
     async def classify(self, request: Request) -> Response:
         deadline = self._deadline(request)
         top = _top(request.query_params)
         model = self._service.model(request.query_params.get("model", ""))
-        record = _record(request, "classify", model.name)
-        _refuse_encoded(request)
-        self._service.check(model, decode=True)
-        with self._budget.share() as share:
-            body = await read_body(request, share, self._config.max_body, self._config.body_seconds)
-            uploads = await self._uploads(request.headers.get("content-type", ""), body)
+        record = _update_record(request, "classify", model.name)
+        _check_not_compressed(request)
+        self._service.check_capacity(model, decode=True)
+        with self._budget.reservation() as reservation:
+            body = await read_body(
+                request, reservation, self._config.max_body, self._config.body_seconds
+            )
+            uploads = await self._read_uploads(request.headers.get("content-type", ""), body)
             record.images = len(uploads)
             contents = [upload.data for upload in uploads]
-            classified = await _unless_disconnected(
+            result = await _cancel_on_disconnect(
                 request, self._service.classify(model, contents, top, deadline)
             )
-        return JSONResponse(_classification(model.name, uploads, classified))
+        return _json_response(_classification(model.name, uploads, result))
 
     async def stats(self, request: Request) -> Response:
-        states = self._service.states()
-        models = [
-            {
-                "name": name,
-                "ready": state.ready and not self._service.draining,
-                "queue": state.depth,
-                "backend": state.backend,
-                "artifact": state.artifact,
-            }
-            for name, state in states.items()
-        ]
-        return JSONResponse({"models": models, **self._service.metrics.recent()})
+        return _json_response(self._service.stats())
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(self._openapi)
+        return Response(self._openapi, media_type="application/json")
 
     async def page(self, request: Request) -> Response:
         return Response(self._page, headers=self._page_headers, media_type="text/html")
 
-    async def _uploads(self, content_type: str, body: bytes) -> list[Upload]:
-        most = self._config.max_files
-        if len(body) <= SMALL_FORM:
-            return read_uploads(content_type, body, most)
-        return await asyncio.to_thread(read_uploads, content_type, body, most)
+    async def _read_uploads(self, content_type: str, body: bytes) -> list[Upload]:
+        max_files = self._config.max_files
+        if len(body) <= MAX_INLINE_FORM_BYTES:
+            return read_uploads(content_type, body, max_files)
+        return await asyncio.to_thread(read_uploads, content_type, body, max_files)
 
     def _deadline(self, request: Request) -> float:
-        """On the event loop's clock: from when the request came, as it asks, or as configured."""
+        """Return the deadline on the event loop's clock, from the header or the configuration."""
+        arrived: float = request.scope["record"].arrived
         text = request.headers.get(TIMEOUT)
         if text is None:
-            return self._after(request, self._config.timeout_ms / 1000)
+            return arrived + self._config.timeout_ms / 1000
         if not text.isascii() or not text.isdigit() or not 1 <= len(text) <= 9:
-            raise RequestError("the header X-Timeout-Ms must be an integer of milliseconds")
-        return self._after(request, int(text) / 1000)
-
-    def _after(self, request: Request, seconds: float) -> float:
-        arrived: float = request.scope["record"].arrived
-        return arrived + seconds
+            raise RequestError("the header X-Timeout-Ms must be an integer in milliseconds")
+        return arrived + int(text) / 1000
 
 
-async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do the work, but stop as soon as the client is gone."""
+async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of `work`, but cancel it when the client disconnects."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(request))
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise Disconnected
         return task.result()
     finally:
-        gone.cancel()
+        disconnect.cancel()
         task.cancel()
 
 
-async def _disconnect(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _names(request: Request) -> dict[str, str]:
-    """The path's model and version."""
+def _json_response(document: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(document), status, media_type="application/json")
+
+
+def _model_and_version(request: Request) -> dict[str, str]:
     return {
         "name": request.path_params["model"],
         "version": request.path_params.get("version", ""),
     }
 
 
-def _record(request: Request, endpoint: str, model: str) -> RequestRecord:
+def _update_record(request: Request, endpoint: str, model: str) -> RequestRecord:
     record: RequestRecord = request.scope["record"]
     record.endpoint, record.model = endpoint, model
     return record
 
 
-def _refuse_encoded(request: Request) -> None:
+def _check_not_compressed(request: Request) -> None:
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise UnsupportedMediaType("compressed bodies are not read here")
+        raise UnsupportedMediaType("compressed bodies are not supported")
 
 
 def _json_length(request: Request) -> int | None:
@@ -248,40 +251,34 @@ def _json_length(request: Request) -> int | None:
     if text is None:
         return None
     if not text.isascii() or not text.isdigit() or len(text) > 12:
-        raise RequestError("the header Inference-Header-Content-Length is no number")
+        raise RequestError("the header Inference-Header-Content-Length is not a number")
     return int(text)
 
 
 def _top(query: Mapping[str, str]) -> int:
     text = query.get("top", "5")
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST_CLASSES:
-        raise RequestError(f"top must be an integer from 1 to {MOST_CLASSES}")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_CLASSES:
+        raise RequestError(f"top must be an integer from 1 to {MAX_CLASSES}")
     return int(text)
 
 
 def _classification(
-    model: str, uploads: list[Upload], classified: ClassificationResult
-) -> dict[str, Any]:
-    answer = classified.inferred.answer
-    return {
-        "model": model,
-        "backend": answer.backend,
-        "artifact": answer.artifact,
-        "precision": classified.inferred.generation.precision(answer.artifact).value,
-        "batch": answer.batch,
-        "milliseconds": {
-            "decode": 1000 * classified.decode_seconds,
-            "queue": 1000 * answer.queue_seconds,
-            "inference": 1000 * answer.inference_seconds,
-        },
-        "results": [
-            {
-                "image": upload.name,
-                "predictions": [
-                    {"label": one.label, "index": one.index, "probability": one.probability}
-                    for one in predictions
-                ],
-            }
-            for upload, predictions in zip(uploads, classified.predictions)
+    model: str, uploads: list[Upload], result: ClassificationResult
+) -> Classification:
+    answer = result.inference.answer
+    return Classification(
+        model=model,
+        backend=answer.backend,
+        artifact=answer.artifact,
+        precision=result.inference.loaded.precision(answer.artifact).value,
+        batch=answer.batch,
+        milliseconds=StageMilliseconds(
+            decode=1000 * result.decode_seconds,
+            queue=1000 * answer.queue_seconds,
+            inference=1000 * answer.inference_seconds,
+        ),
+        results=[
+            PictureClasses(image=upload.name, predictions=predictions)
+            for upload, predictions in zip(uploads, result.predictions)
         ],
-    }
+    )

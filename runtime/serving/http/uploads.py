@@ -1,49 +1,51 @@
-"""Files of an upload: the body itself, or the parts of a form. Pure, and limited."""
+"""The image files of an upload: the body itself, or the file parts of a form."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from io import BytesIO
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 from resdeploy.runtime.serving.request_errors import RequestError, TooLarge, UnsupportedMediaType
 
-FORM = b"multipart/form-data"
-# Programs that name no kind, or one of these, send a file's content; the last is curl's habit.
-RAW = (b"", b"application/octet-stream", b"application/x-www-form-urlencoded")
-LONGEST_NAME = 255
-# Fields of a form that are no files are read by nobody.
-MOST_FIELDS = 32
+FORM = "multipart/form-data"
+# Types under which clients send the content of a file; the last is curl's default.
+RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+MAX_NAME_LENGTH = 255
+# Form fields that are not files are ignored.
+MAX_FIELDS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One file, and what its sender calls it."""
+    """The name and content of an uploaded file."""
 
     name: str | None
     data: bytes
 
 
-def read_uploads(content_type: str, body: bytes, most: int) -> list[Upload]:
-    """The files in a body.
+def read_uploads(content_type: str, body: bytes, max_files: int) -> list[Upload]:
+    """Return the files in a body.
 
     Args:
-        content_type: The header's value.
-        body: An image file, or a form with some.
-        most: How many files there may be.
+        content_type: Value of the Content-Type header.
+        body: An image file, or a form with image files.
+        max_files: Maximum number of files.
 
     Raises:
-        RequestError: it is no proper form, or holds no file.
-        TooLarge: there are more than `most` files.
-        UnsupportedMediaType: it is neither an image nor a form.
+        RequestError: The form is damaged, or there is no file.
+        TooLarge: There are more than `max_files` files or `MAX_FIELDS` other fields.
+        UnsupportedMediaType: The body is neither an image nor a form.
     """
     kind, options = parse_options_header(content_type)
-    if kind in RAW or kind.startswith(b"image/"):
+    media_type = kind.decode("latin-1")
+    if media_type in RAW or media_type.startswith("image/"):
         uploads = [Upload(None, body)] if body else []
-    elif kind == FORM:
-        uploads = _read_form(options.get(b"boundary", b""), body, most)
+    elif media_type == FORM:
+        uploads = _read_form(options.get(b"boundary", b""), body, max_files)
     else:
         raise UnsupportedMediaType("send an image file, or a form with image files")
     if not uploads:
@@ -51,73 +53,34 @@ def read_uploads(content_type: str, body: bytes, most: int) -> list[Upload]:
     return uploads
 
 
-class _Form:
-    """What the parser tells of a form."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._fields = 0
-        self._header = b""
-        self._value = b""
-        self._disposition = b""
-        self._data: list[bytes] = []
-        self.uploads: list[Upload] = []
-        self.ended = False
-
-    def callbacks(self) -> Any:
-        return {
-            "on_part_begin": self._begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_part_data": self._part_data,
-            "on_part_end": self._end,
-            "on_end": self._finish,
-        }
-
-    def _begin(self) -> None:
-        self._disposition = b""
-        self._data = []
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._header = self._value = b""
-
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self._data.append(data[start:end])
-
-    def _end(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        name = options.get(b"filename")
-        if name is None:
-            self._fields += 1
-        else:
-            text = name.decode("utf-8", errors="replace")[:LONGEST_NAME]
-            self.uploads.append(Upload(text or None, b"".join(self._data)))
-        if len(self.uploads) > self._most or self._fields > MOST_FIELDS:
-            raise TooLarge(f"more than {self._most} files in one request")
-
-    def _finish(self) -> None:
-        self.ended = True
-
-
-def _read_form(boundary: bytes, body: bytes, most: int) -> list[Upload]:
+def _read_form(boundary: bytes, body: bytes, max_files: int) -> list[Upload]:
     if not boundary:
-        raise RequestError("the form names no boundary")
-    form = _Form(most)
+        raise RequestError("the form has no boundary")
+    uploads: list[Upload] = []
+    fields: list[Field] = []
+    ends: list[bool] = []
+
+    def add_field(field: Field) -> None:
+        if len(fields) == MAX_FIELDS:
+            raise TooLarge(f"more than {MAX_FIELDS} form fields in one request")
+        fields.append(field)
+
+    def add_file(file: File) -> None:
+        if len(uploads) == max_files:
+            raise TooLarge(f"more than {max_files} files in one request")
+        name = (file.file_name or b"").decode("utf-8", errors="replace")[:MAX_NAME_LENGTH]
+        assert isinstance(file.file_object, BytesIO)  # because of MAX_MEMORY_FILE_SIZE
+        uploads.append(Upload(name or None, file.file_object.getvalue()))
+
     try:
-        parser = MultipartParser(boundary, form.callbacks())
+        parser = FormParser(
+            FORM, add_field, add_file, on_end=lambda: ends.append(True), boundary=boundary,
+            config={"MAX_MEMORY_FILE_SIZE": math.inf},
+        )  # fmt: skip
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise RequestError("the form is damaged") from error
-    if not form.ended:
-        raise RequestError("the form is cut off")
-    return form.uploads
+        raise RequestError(f"the form is damaged: {str(error)[:200]}") from error
+    if not ends:
+        raise RequestError("the form is incomplete")
+    return uploads

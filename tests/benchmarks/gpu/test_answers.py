@@ -1,4 +1,4 @@
-"""The check that goes before every timing."""
+"""Tests of the check of outputs before each timing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from benchmarks.gpu.answers import (
     CLASSES,
     IMAGES,
     REFERENCE,
-    Exactly,
+    FixedBatch,
+    check_outputs,
     float_floor_db,
-    read_answers,
     write_labelled,
 )
 from resdeploy.bundle.bundle import Bundle
@@ -26,7 +26,7 @@ from tests.fakes import GoldenBackend
 
 
 class Counting:
-    """Gives the first pixel of every image, and notes how many there were."""
+    """A backend that returns the first pixel of each image and records the batch sizes."""
 
     name = "counting"
 
@@ -43,47 +43,47 @@ class Counting:
 
 
 @pytest.mark.parametrize(("count", "batch", "runs"), [(5, 2, 3), (4, 4, 1), (3, 8, 1), (3, 1, 3)])
-def test_a_backend_is_shown_whole_batches_only(count: int, batch: int, runs: int) -> None:
+def test_a_backend_receives_only_full_batches(count: int, batch: int, runs: int) -> None:
     inner = Counting()
     images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1).repeat(3, axis=3)
-    exactly = Exactly(inner, batch)
-    assert exactly.run(images)[:, 0].tolist() == list(range(count))
+    fixed = FixedBatch(inner, batch)
+    assert fixed.run(images)[:, 0].tolist() == list(range(count))
     assert inner.batches == [batch] * runs
-    exactly.close()
+    fixed.close()
     assert inner.closed
 
 
-def test_right_and_wrong_answers_are_told_apart(tiny_bundle: Bundle) -> None:
+def test_detects_wrong_outputs(tiny_bundle: Bundle) -> None:
     golden = tiny_bundle.golden()
-    right = read_answers(GoldenBackend(golden), 3, tiny_bundle, "fp32", "fp32", "")
-    assert right["golden"]["passed"] is True
-    assert right["golden"]["agreement"] == 100.0
-    assert right["labelled"] is None
-    wrong = read_answers(GoldenBackend(golden, -1.0), 3, tiny_bundle, "fp32", "fp32", "")
+    correct = check_outputs(GoldenBackend(golden), 3, tiny_bundle, "fp32", "fp32", "")
+    assert correct["golden"]["passed"] is True
+    assert correct["golden"]["agreement"] == 100.0
+    assert correct["labelled"] is None
+    wrong = check_outputs(GoldenBackend(golden, -1.0), 3, tiny_bundle, "fp32", "fp32", "")
     assert wrong["golden"]["passed"] is False
-    assert json.loads(json.dumps([right, wrong])) == [right, wrong]
+    assert json.loads(json.dumps([correct, wrong])) == [correct, wrong]
 
 
-def test_pytorch_is_held_to_its_own_precision(tiny_bundle: Bundle) -> None:
+def test_the_limit_of_pytorch_depends_on_its_precision(tiny_bundle: Bundle) -> None:
     backend = GoldenBackend(tiny_bundle.golden())
     for precision in ("fp32", "fp16", "bf16"):
-        answers = read_answers(backend, 3, tiny_bundle, precision, "", "")
+        answers = check_outputs(backend, 3, tiny_bundle, precision, "", "")
         assert answers["golden"]["floor_db"] == float_floor_db(precision)
     assert float_floor_db("bf16") < float_floor_db("fp16") < float_floor_db("fp32")
 
 
-def test_labelled_images_are_decoded_once_with_the_answers_of_fp32(
+def test_stores_labelled_images_with_the_outputs_of_fp32(
     tiny_bundle: Bundle, image_data: Path, tmp_path: Path
 ) -> None:
     assert write_labelled(tiny_bundle, image_data, 10, tmp_path) == 10
     images, classes, reference = (np.load(tmp_path / n) for n in (IMAGES, CLASSES, REFERENCE))
     assert images.shape == (10, 32, 32, 3)
-    # Each class has a colour of its own, in which the class's channel is the brightest.
+    # The brightest channel depends on the class.
     assert images.mean(axis=(1, 2)).argmax(axis=1).tolist() == [2 - label for label in classes]
 
     artifact = tiny_bundle.artifact("fp32")
     backend = OnnxRuntimeCpu(tiny_bundle.read(artifact.file), artifact.encoding, 1)
-    labelled = read_answers(backend, 4, tiny_bundle, "fp32", "fp32", str(tmp_path))["labelled"]
+    labelled = check_outputs(backend, 4, tiny_bundle, "fp32", "fp32", str(tmp_path))["labelled"]
     assert labelled["images"] == 10
     assert labelled["agreement"] == 100.0
     assert labelled["drop"] == 0.0
@@ -91,7 +91,7 @@ def test_labelled_images_are_decoded_once_with_the_answers_of_fp32(
     assert labelled["top1"] == 100 * np.mean(reference.argmax(axis=1) == classes)
 
 
-def test_images_that_calibrated_do_not_judge(
+def test_skips_images_used_for_calibration(
     tiny_bundle: Bundle, image_data: Path, tmp_path: Path
 ) -> None:
     calibration = tiny_bundle.manifest.calibration
@@ -102,11 +102,11 @@ def test_images_that_calibrated_do_not_judge(
     assert not used & {image_digest(image) for image in np.load(tmp_path / IMAGES)}
 
 
-def test_a_folder_that_cannot_judge_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_rejects_a_folder_without_usable_images(tiny_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images"):
         write_labelled(tiny_bundle, tmp_path, 10, tmp_path)
     for label in tiny_bundle.labels():
         (tmp_path / label).mkdir()
         (tmp_path / label / "damaged.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="can be decoded that did not choose"):
+    with pytest.raises(DataError, match="has no readable image that was not used"):
         write_labelled(tiny_bundle, tmp_path, 10, tmp_path)

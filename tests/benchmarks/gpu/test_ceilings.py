@@ -1,16 +1,16 @@
-"""Ceilings, as far as a CPU shows: what is measured, and what is told where it cannot be."""
+"""Tests of the ceilings of a GPU, run on the CPU."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from benchmarks.gpu.ceilings import LEAST_SAMPLES, ceilings_of, fastest_run, measure
+from benchmarks.gpu.ceilings import MIN_SAMPLES, fastest_run, measure, parse_ceilings
 from resdeploy.bench.ceilings import CALLS, Probe
 from resdeploy.errors import BackendError
 
 
-def test_every_product_and_the_copy_are_measured() -> None:
+def test_measures_every_product_and_the_copy() -> None:
     measured = measure("cpu", matrix=32, copy_bytes=4096, seconds=0.0)
     assert set(measured["operations_per_second"]) == {"fp32", "tf32", "fp16", "bf16", "int8"}
     assert measured["bytes_per_second"] > 0
@@ -18,25 +18,25 @@ def test_every_product_and_the_copy_are_measured() -> None:
     assert torch.get_float32_matmul_precision() == "highest"  # as it was
 
 
-def test_what_cannot_run_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_a_product_that_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: object) -> None:
         raise RuntimeError("not on this GPU\nat some line")
 
     monkeypatch.setattr(torch.ops.aten, "_int_mm", fails)
     measured = measure("cpu", matrix=32, copy_bytes=4096, seconds=0.0)
     assert measured["missing"] == [{"what": "ceiling of int8", "why": "not on this GPU"}]
-    assert "int8" not in ceilings_of(measured).operations_per_second
+    assert "int8" not in parse_ceilings(measured).operations_per_second
     assert measured["operations_per_second"]["fp16"] > 0
 
 
-def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raises_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendError, match="sees no GPU"):
         measure()
 
 
-def test_even_no_time_gives_a_few_samples() -> None:
+def test_zero_seconds_give_the_least_number_of_samples() -> None:
     calls: list[str] = []
     probe = Probe(kind="fp32", amount=1, run=lambda: calls.append("run"))
     assert fastest_run(probe, 0.0) > 0
-    assert len(calls) == 1 + LEAST_SAMPLES * CALLS
+    assert len(calls) == 1 + MIN_SAMPLES * CALLS

@@ -1,4 +1,4 @@
-"""The command without a GPU, and with children and a GPU that are made up."""
+"""Tests of the command with a fake GPU and fake child processes."""
 
 from __future__ import annotations
 
@@ -12,32 +12,20 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from benchmarks.gpu import (
-    __main__ as gpu,
-)
-from benchmarks.gpu import (
-    backend_worker as gpu_backend,
-)
-from benchmarks.gpu import (
-    build_worker as gpu_engine,
-)
-from benchmarks.gpu import (
-    children as gpu_turns,
-)
-from benchmarks.gpu import (
-    pytorch_worker as gpu_pytorch,
-)
-from benchmarks.gpu.children import Entry, Notes, time_in_turns
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import backend_worker, build_worker, pytorch_worker
+from benchmarks.gpu import children as gpu_children
+from benchmarks.gpu.children import GpuContender, Notes, time_in_turns
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError, CalibrationError
-from resdeploy.runtime.backends.base import Obstacle
-from resdeploy.runtime.backends.cuda import Gpu
+from resdeploy.runtime.backends.base import Unavailability
+from resdeploy.runtime.backends.cuda import CudaDevice
 from resdeploy.runtime.backends.tensorrt import flavour
 from resdeploy.runtime.bench import rounds
 from tests.fakes import GoldenBackend
 
-CPU = "onnxruntime-cpu"  # it runs wherever tests do: here it stands for a GPU's backend
-A_GPU = Gpu(
+CPU = "onnxruntime-cpu"  # stands for a GPU backend, because it runs everywhere
+A_GPU = CudaDevice(
     name="a GPU", compute_capability="9.0", multiprocessors=1, integrated=False,
     driver_cuda="13.0",
 )  # fmt: skip
@@ -52,22 +40,22 @@ REPORT = {
 
 
 class FakeContender:
-    """A child that takes a millisecond, and does what its class was told."""
+    """A child process whose calls take 1 ms; class attributes make it fail."""
 
     started: list[FakeContender]
     refusing: str
-    """Part of the label of those that do not start."""
+    """Part of the label of contenders that do not start."""
     dying: str
-    """Part of the label of those that end when they are to run."""
+    """Part of the label of contenders that end when they should run."""
 
     def __init__(self, name: str, module: str, arguments: list[str]) -> None:
         self.name = name
         self.module = module
         self.arguments = arguments
         self.facts: dict[str, Any] = {"cuda_graphs": "no", "answers": None}
-        if module.endswith("gpu_ceilings"):
+        if module.endswith("gpu.ceilings"):
             self.facts = CEILINGS
-        elif module.endswith("gpu_engine"):
+        elif module.endswith("build_worker"):
             self.facts = {**REPORT, "artifact": arguments[2], "batch": int(arguments[3])}
         self.ended = False
         self.stopped = False
@@ -93,24 +81,26 @@ class FakeContender:
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeContender]]:
     FakeContender.started, FakeContender.refusing, FakeContender.dying = [], "", ""
-    monkeypatch.setattr(gpu_turns, "Contender", FakeContender)
+    monkeypatch.setattr(gpu_children, "Contender", FakeContender)
     yield FakeContender
     assert all(child.stopped for child in FakeContender.started)
 
 
 @pytest.fixture
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose GPU runs PyTorch and one backend; TensorRT is not installed."""
+    """Replace the machine by one whose GPU runs PyTorch and one backend, without TensorRT."""
     for name in ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
-        monkeypatch.setenv(name, "to be given back")
-    monkeypatch.setattr(gpu, "gpu_obstacle", lambda: None)
+        monkeypatch.setenv(name, "restored after the test")
+    monkeypatch.setattr(gpu, "check_gpu_availability", lambda: None)
     monkeypatch.setattr(gpu, "CudaRuntime", lambda: SimpleNamespace(gpu=lambda: A_GPU))
-    monkeypatch.setattr(gpu_pytorch, "obstacle", lambda: None)
-    monkeypatch.setattr(gpu_turns, "BACKENDS", (CPU, "tensorrt"))
+    monkeypatch.setattr(pytorch_worker, "obstacle", lambda: None)
+    monkeypatch.setattr(gpu_children, "BACKENDS", (CPU, "tensorrt"))
     monkeypatch.setattr(
-        flavour, "obstacle", lambda kind: Obstacle(f"{kind.value} is not installed", "")
+        flavour,
+        "check_availability",
+        lambda kind: Unavailability(f"{kind.value} is not installed", ""),
     )
-    monkeypatch.setattr(rounds, "ROUNDS", 3)
+    monkeypatch.setattr(rounds, "MIN_ROUNDS", 3)
 
 
 def measure(bundle: Bundle, checkpoint: str, *options: str) -> Result:
@@ -118,18 +108,18 @@ def measure(bundle: Bundle, checkpoint: str, *options: str) -> Result:
     return CliRunner().invoke(gpu.main, arguments)
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(
-    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu, "gpu_obstacle", lambda: Obstacle("no GPU is visible", "look for it"))
+def test_fails_without_a_gpu(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        gpu, "check_gpu_availability", lambda: Unavailability("no GPU is visible", "look for it")
+    )
     result = measure(tiny_bundle, "random")
     assert result.exit_code == 1
-    assert result.output == "Error: there is no GPU to measure: no GPU is visible; look for it\n"
+    assert result.output == "Error: no GPU can be used: no GPU is visible; look for it\n"
     assert list(Path().iterdir()) == []
 
 
 @pytest.mark.usefixtures("with_gpu")
-def test_all_that_runs_is_written_and_all_that_does_not(
+def test_writes_results_and_missing_figures(
     tiny_bundle: Bundle, tiny_checkpoint: Path, children: type[FakeContender]
 ) -> None:
     children.refusing = "eager fp16 at batch 2"
@@ -151,7 +141,7 @@ def test_all_that_runs_is_written_and_all_that_does_not(
     ]
     assert "left out: tensorrt: tensorrt is not installed\n" in result.output
     assert "batch 1\n" in result.output
-    assert "the transfers are inside for all" in result.output
+    assert "all times include the transfers" in result.output
     assert written["gpu"]["name"] == "a GPU"
     assert written["network"]["name"] == "resnet10"
     assert written["rows"][0]["roofline_share"] > 0
@@ -160,23 +150,23 @@ def test_all_that_runs_is_written_and_all_that_does_not(
 
 
 @pytest.mark.usefixtures("with_gpu", "children")
-def test_a_file_that_was_cut_short_says_so(
+def test_an_interrupted_file_lists_the_missing_batches(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(entries: Any, batch: int, *rest: Any) -> Any:
+    def interrupted(specs: Any, batch: int, *rest: Any) -> Any:
         if batch == 2:
             raise KeyboardInterrupt
-        return time_in_turns(entries, batch, *rest)
+        return time_in_turns(specs, batch, *rest)
 
     monkeypatch.setattr(gpu, "time_in_turns", interrupted)
     assert measure(tiny_bundle, "random", "--batch", "1", "--batch", "2").exit_code == 1
     written = json.loads(Path("out/gpu.json").read_text())
     assert {row["batch"] for row in written["rows"]} == {1}
-    assert written["missing"][-1] == {"what": "batch 2", "why": "the run ended before it"}
+    assert written["missing"][-1] == {"what": "batch 2", "why": "the script ended before it"}
 
 
 @pytest.mark.usefixtures("with_gpu")
-def test_what_is_not_wanted_is_left_out_and_said(
+def test_without_leaves_contenders_out_and_reports_them(
     tiny_bundle: Bundle, children: type[FakeContender]
 ) -> None:
     options = ("--batch", "1", "--without", "pytorch-compile", "--without", "tensorrt", "--bf16")
@@ -191,31 +181,31 @@ def test_what_is_not_wanted_is_left_out_and_said(
 
 
 @pytest.mark.usefixtures("with_gpu")
-def test_where_nothing_starts_nothing_is_written(
+def test_writes_nothing_if_no_contender_starts(
     tiny_bundle: Bundle, children: type[FakeContender]
 ) -> None:
     children.refusing = "at batch"
     result = measure(tiny_bundle, "random", "--batch", "1")
     assert result.exit_code == 1
-    assert "not one contender" in result.output
+    assert "no contender could be timed" in result.output
     assert not Path("out").exists()
 
 
 @pytest.mark.usefixtures("with_gpu")
-def test_an_unusable_checkpoint_is_one_line(children: type[FakeContender]) -> None:
+def test_an_unusable_checkpoint_is_a_one_line_error(children: type[FakeContender]) -> None:
     result = CliRunner().invoke(gpu.main, ["nowhere.pth"])
     assert result.exit_code == 1
     assert "Error: there is no checkpoint at nowhere.pth (" in result.output
 
 
 @pytest.mark.usefixtures("with_gpu")
-def test_every_engine_is_built_for_exactly_each_batch(
+def test_builds_every_engine_for_each_batch_size(
     tiny_bundle: Bundle, children: type[FakeContender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flavour, "obstacle", lambda kind: None)
+    monkeypatch.setattr(flavour, "check_availability", lambda kind: None)
     children.refusing = "tensorrt-rtx fp32"
     notes = Notes()
-    engines = gpu_turns.build_engines(tiny_bundle, (1, 8), (), notes)
+    engines = gpu_children.build_engines(tiny_bundle, (1, 8), (), notes)
     assert [child.arguments[1:] for child in children.started] == [
         [kind, artifact, batch]
         for kind in ("tensorrt", "tensorrt-rtx")
@@ -229,27 +219,27 @@ def test_every_engine_is_built_for_exactly_each_batch(
     ]  # fmt: skip
 
 
-def test_who_ends_early_is_left_out_and_the_others_run_again(
+def test_leaves_out_a_contender_that_ends_early(
     children: type[FakeContender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "ROUNDS", 3)
+    monkeypatch.setattr(rounds, "MIN_ROUNDS", 3)
     children.dying = "weak"
-    entries = [
-        Entry(name=name, precision="fp16", module="none", arguments=())
+    specs = [
+        GpuContender(name=name, precision="fp16", module="none", arguments=())
         for name in ("strong", "weak", "steady")
     ]
     notes = Notes()
-    timed = time_in_turns(entries, 4, 0.1, notes)
-    assert [one.name for one in timed] == ["strong", "steady"]
-    assert all(len(one.rounds) == 3 for one in timed)
+    timed = time_in_turns(specs, 4, 0.1, notes)
+    assert [contender.name for contender in timed] == ["strong", "steady"]
+    assert all(len(contender.rounds) == 3 for contender in timed)
     (missing,) = notes.entries
     assert missing.what == "weak fp16 at batch 4"
     assert "ended early" in missing.why
     children.dying = "s"
-    assert time_in_turns([entries[0], entries[2]], 4, 0.1, notes) == []
+    assert time_in_turns([specs[0], specs[2]], 4, 0.1, notes) == []
 
 
-def test_the_same_is_noted_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_note_is_kept_once(capsys: pytest.CaptureFixture[str]) -> None:
     notes = Notes()
     notes.add("tensorrt", "not\n there")
     notes.add("tensorrt", "not there")
@@ -258,15 +248,15 @@ def test_the_same_is_noted_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("with_data", [True, False])
-def test_int8_is_calibrated_on_what_is_known_or_left_out(
+def test_int8_needs_calibration_images(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_data: bool
 ) -> None:
-    asked: list[tuple[Path | None, bool]] = []
+    calls: list[tuple[Path | None, bool]] = []
 
     def export(
         source: Path, folder: Path, size: int | None, images: Path | None, *, int8: bool
     ) -> Bundle:
-        asked.append((images, int8))
+        calls.append((images, int8))
         if int8 and images is None:
             raise CalibrationError("no images are known", "name some")
         return tiny_bundle
@@ -277,12 +267,12 @@ def test_int8_is_calibrated_on_what_is_known_or_left_out(
     opened, weights = gpu._open_or_export("weights.pth", None, data, None, tmp_path, notes)
     assert opened is tiny_bundle
     assert Path(weights).is_absolute()
-    assert asked == [(None, True), (tmp_path, True) if with_data else (None, False)]
+    assert calls == [(None, True), (tmp_path, True) if with_data else (None, False)]
     assert [entry.what for entry in notes.entries] == ([] if with_data else ["int8"])
 
 
-def test_a_backend_shows_its_answers_before_it_runs(tiny_bundle: Bundle) -> None:
-    run, facts = gpu_backend.prepare(str(tiny_bundle.path), CPU, "int8-cpu", 3, "")
+def test_the_backend_worker_reports_its_check(tiny_bundle: Bundle) -> None:
+    run, facts = backend_worker.prepare(str(tiny_bundle.path), CPU, "int8-cpu", 3, "")
     assert facts["artifact"] == "int8-cpu"
     assert facts["cuda_graphs"] == "no"
     assert facts["answers"]["golden"]["passed"] is True
@@ -291,24 +281,24 @@ def test_a_backend_shows_its_answers_before_it_runs(tiny_bundle: Bundle) -> None
     assert logits.shape == (3, 3)
 
 
-def test_cuda_graphs_are_told_by_who_records_them(tiny_bundle: Bundle) -> None:
+def test_reports_who_records_cuda_graphs(tiny_bundle: Bundle) -> None:
     class Capturing(GoldenBackend):
         name = "tensorrt"
         captured = frozenset({8})
 
     backend = Capturing(tiny_bundle.golden())
-    assert gpu_backend.cuda_graphs(backend, 8) == "yes"
-    assert gpu_backend.cuda_graphs(backend, 1) == "no"
+    assert backend_worker.cuda_graphs(backend, 8) == "yes"
+    assert backend_worker.cuda_graphs(backend, 1) == "no"
     backend.name = "tensorrt-rtx"
-    assert gpu_backend.cuda_graphs(backend, 8) == "its own"
+    assert backend_worker.cuda_graphs(backend, 8) == "its own"
 
 
-def test_an_engine_is_built_for_exactly_one_batch(
+def test_the_build_worker_builds_for_one_batch_size(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def build(bundle: Bundle, artifact: Any, kind: Any, options: Any) -> dict[str, Any]:
         return {"engine": "somewhere", "batches": str(options.batches), "flavour": kind.value}
 
-    monkeypatch.setattr(gpu_engine, "build", build)
-    _, facts = gpu_engine.prepare(str(tiny_bundle.path), "tensorrt", "int8", 8)
+    monkeypatch.setattr(build_worker, "build", build)
+    _, facts = build_worker.prepare(str(tiny_bundle.path), "tensorrt", "int8", 8)
     assert facts == {"batches": "8,8,8", "flavour": "tensorrt", "batch": 8}

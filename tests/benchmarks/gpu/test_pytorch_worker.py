@@ -1,4 +1,4 @@
-"""PyTorch as a contender, on the CPU: the same answers as the backends give."""
+"""Tests of the PyTorch worker on the CPU."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ from resdeploy.errors import BackendError, CheckpointError
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from tests.samples import SIZE, make_classifier
 
-# Of the largest logit: other kernels, sums in another order; float16 and bfloat16 keep 11 and 8
-# bits of each value, over a dozen layers.
+# Relative to the largest logit. The order of sums differs between kernels, and float16 and
+# bfloat16 round a dozen layers to 11 and 8 bits.
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 8e-2}
 EAGER = [name for name, mode in MODES.items() if not mode.compiled]
 
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    torch.set_num_threads(1)  # so small a network only waits for more; conftest.py restores it
+    torch.set_num_threads(
+        1
+    )  # more threads slow so small a network down; conftest.py restores the number
     before = torch.backends.cudnn.benchmark
     yield
     torch.backends.cudnn.benchmark = before
@@ -53,7 +55,7 @@ def expected(bundle: Bundle, count: int) -> Float32Array:
 
 
 @pytest.mark.parametrize("mode", EAGER)
-def test_it_answers_as_the_onnx_graph_does(
+def test_logits_are_close_to_those_of_the_onnx_graph(
     tiny_bundle: Bundle, tiny_checkpoint: Path, mode: str
 ) -> None:
     backend, run, facts = start(tiny_bundle, str(tiny_checkpoint), mode)
@@ -67,7 +69,7 @@ def test_it_answers_as_the_onnx_graph_does(
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=atol)
 
 
-def test_answers_are_kept_when_the_next_batch_comes(
+def test_logits_are_not_overwritten_by_the_next_batch(
     tiny_bundle: Bundle, tiny_checkpoint: Path
 ) -> None:
     backend, _, _ = start(tiny_bundle, str(tiny_checkpoint))
@@ -78,17 +80,17 @@ def test_answers_are_kept_when_the_next_batch_comes(
     np.testing.assert_array_equal(first, kept)
 
 
-def test_more_images_than_golden_ones_repeat(tiny_bundle: Bundle, tiny_checkpoint: Path) -> None:
+def test_golden_images_repeat_in_a_large_batch(tiny_bundle: Bundle, tiny_checkpoint: Path) -> None:
     _, run, _ = start(tiny_bundle, str(tiny_checkpoint), batch=40)
     run()
 
 
-def test_below_fp32_all_is_channels_last(tiny_bundle: Bundle) -> None:
-    seen: list[bool] = []
+def test_float16_uses_channels_last(tiny_bundle: Bundle) -> None:
+    channels_last: list[bool] = []
     classifier = make_classifier()
 
-    def look(module: torch.nn.Module, given: Any) -> None:
-        seen.append(given[0].is_contiguous(memory_format=torch.channels_last))
+    def look(module: torch.nn.Module, inputs: Any) -> None:
+        channels_last.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
 
     for module in classifier.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -96,24 +98,24 @@ def test_below_fp32_all_is_channels_last(tiny_bundle: Bundle) -> None:
     forward = make_forward(classifier, MODES["eager-fp16"], "cpu")
     logits = forward(torch.zeros((2, SIZE, SIZE, 3), dtype=torch.uint8))
     assert logits.dtype is torch.float32
-    assert len(seen) == 12
-    assert all(seen)
+    assert len(channels_last) == 12
+    assert all(channels_last)
 
 
-def test_random_weights_are_timed_but_not_judged(tiny_bundle: Bundle) -> None:
+def test_random_weights_are_not_checked(tiny_bundle: Bundle) -> None:
     _, run, facts = start(tiny_bundle, RANDOM)
     assert facts["answers"] is None
     run()
 
 
-def test_another_network_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_rejects_a_checkpoint_of_another_network(tiny_bundle: Bundle, tmp_path: Path) -> None:
     other = dataclasses.replace(make_classifier().network.architecture, classes=5)
     torch.save(make_classifier(other).network.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="of 5 classes, the bundle holds"):
+    with pytest.raises(CheckpointError, match="with 5 classes, the bundle"):
         start(tiny_bundle, str(tmp_path / "other.pth"))
 
 
-def test_what_pytorch_fails_with_is_one_line(
+def test_an_error_of_pytorch_becomes_one_line(
     tiny_bundle: Bundle, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*arguments: object) -> None:
@@ -124,7 +126,7 @@ def test_what_pytorch_fails_with_is_one_line(
         start(tiny_bundle, str(tiny_checkpoint))
 
 
-def test_without_a_gpu_it_says_so(
+def test_raises_without_a_gpu(
     tiny_bundle: Bundle, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -16,7 +16,7 @@ from resdeploy.bundle.manifest import Encoding
 from resdeploy.export.graph.to_onnx import to_bytes
 from resdeploy.machine.cpu import Cpu, read_cpu
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu, session_options
-from resdeploy.runtime.backends.onnxruntime.session import HARMFUL_OPTIMIZER
+from resdeploy.runtime.backends.onnxruntime.session import DISABLED_OPTIMIZER
 from resdeploy.statistics import sqnr_db
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from tests.export.conftest import Exported, export_network
@@ -31,7 +31,7 @@ def optimised_kinds(graph: bytes, folder: Path, cpu: Cpu = VNNI) -> Counter[str]
     options = session_options(Encoding.CPU, cpu, threads=1)
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     onnxruntime.InferenceSession(
-        graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=[HARMFUL_OPTIMIZER]
+        graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=[DISABLED_OPTIMIZER]
     )
     model = onnx.load(folder / "optimised.onnx")
     return Counter(node.op_type for node in model.graph.node)
@@ -77,7 +77,7 @@ def logits_with(
 
 
 def test_the_disabled_optimiser_reduces_accuracy() -> None:
-    """If this fails, ONNX Runtime was fixed, and HARMFUL_OPTIMIZER can be removed."""
+    """If this fails, ONNX Runtime was fixed, and DISABLED_OPTIMIZER can be removed."""
     # With small weights and larger biases, typical of weight decay, the scale of a bias (scale of
     # the input times scale of the weight) is below the smallest float16.
     classifier = make_classifier()
@@ -87,7 +87,7 @@ def test_the_disabled_optimiser_reduces_accuracy() -> None:
     exported = export_network(classifier)
     graph = to_bytes(exported.quantised(Encoding.TENSORRT))
     expected = exported.pytorch(exported.images)
-    good = logits_with(graph, exported.images, [HARMFUL_OPTIMIZER])
+    good = logits_with(graph, exported.images, [DISABLED_OPTIMIZER])
     bad = logits_with(graph, exported.images, [])
     good_db, bad_db = (np.median(sqnr_db(expected, logits)) for logits in (good, bad))
     assert good_db > 20
@@ -96,7 +96,7 @@ def test_the_disabled_optimiser_reduces_accuracy() -> None:
     assert np.median(sqnr_db(expected, used)) > good_db - 1  # the order of sums differs
     options = session_options(Encoding.TENSORRT, read_cpu(), None)
     np.testing.assert_array_equal(
-        used, logits_with(graph, exported.images, [HARMFUL_OPTIMIZER], options)
+        used, logits_with(graph, exported.images, [DISABLED_OPTIMIZER], options)
     )
 
 

@@ -36,7 +36,7 @@ from resdeploy.export.source import ImagePools, Source, read_source
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
-from resdeploy.runtime.backends.onnxruntime.session import HARMFUL_OPTIMIZER
+from resdeploy.runtime.backends.onnxruntime.session import DISABLED_OPTIMIZER
 from resdeploy.statistics import agreement_percent, sqnr_db
 from tests.samples import CLASSES, SIZE
 
@@ -290,7 +290,7 @@ def test_cpu_convolutions_that_stay_are_integer_kernels(
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(
         to_bytes(recipe.apply(model)), options, providers=["CPUExecutionProvider"],
-        disabled_optimizers=[HARMFUL_OPTIMIZER],  # it would quantise the weights after all
+        disabled_optimizers=[DISABLED_OPTIMIZER],  # it would quantise the weights after all
     )  # fmt: skip
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert kinds.count("QLinearConv") == 12 - 2

@@ -1,4 +1,4 @@
-"""Ceilings as contenders: their arithmetic, the products timed, one real process of each."""
+"""Tests of the ceilings, with one real process of each worker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resdeploy.bench import ceilings
-from resdeploy.bench.ceilings import COPY, UNIT, Probe, best_of, ceilings_of, measure_beside
+from resdeploy.bench.ceilings import COPY, UNIT, Probe, best_ceilings, fastest_probe, probe_timer
 from resdeploy.bench.process import Contender, Worker
 from resdeploy.bench.roofline import Ceilings
 from tests.virtual_time import Clock
@@ -19,36 +19,36 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_the_best_shape_does_most_a_second(clock: Clock) -> None:
+def test_the_fastest_shape_has_the_highest_rate(clock: Clock) -> None:
     slow = Probe(kind="fp32", amount=10, run=lambda: clock.sleep(0.002))
     fast = Probe(kind="fp32", amount=1000, run=lambda: clock.sleep(0.004))
-    assert best_of([slow, fast]) is fast
+    assert fastest_probe([slow, fast]) is fast
 
 
-def test_each_kind_is_timed_apart(clock: Clock) -> None:
-    run = measure_beside(
+def test_each_arithmetic_has_its_own_time(clock: Clock) -> None:
+    run = probe_timer(
         [
             Probe(kind="int8", amount=UNIT // 10, run=lambda: clock.sleep(0.002)),
             Probe(kind=COPY, amount=UNIT, run=lambda: clock.sleep(0.001)),
         ]
     )
     times = run()
-    assert times["int8"] == pytest.approx(20e6)  # ten of those would make a unit
+    assert times["int8"] == pytest.approx(20e6)  # ten calls make a unit
     assert times["copy"] == pytest.approx(1e6)
 
 
-def test_the_best_library_is_the_ceiling_by_the_median_of_its_rounds() -> None:
-    one = {"fp32": [np.array([1.0, 1.0, 9.0]), np.array([2.0]), np.array([2.0])]}
-    other = {"fp32": [np.array([4.0])], "int8": [np.array([1.0])], "copy": [np.array([5.0])]}
-    assert ceilings_of([one, other]) == Ceilings(
+def test_the_ceiling_is_the_fastest_library_by_the_median_over_rounds() -> None:
+    first = {"fp32": [np.array([1.0, 1.0, 9.0]), np.array([2.0]), np.array([2.0])]}
+    second = {"fp32": [np.array([4.0])], "int8": [np.array([1.0])], "copy": [np.array([5.0])]}
+    assert best_ceilings([first, second]) == Ceilings(
         operations_per_second={"fp32": UNIT / 2e-3, "int8": UNIT / 1e-3},
         bytes_per_second=UNIT / 5e-3,
     )
-    assert ceilings_of([]) is None
+    assert best_ceilings([]) is None
 
 
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
-def test_the_products_are_one_node_each(kind: str) -> None:
+def test_each_product_is_a_graph_with_one_node(kind: str) -> None:
     onnx = pytest.importorskip("onnx")
     from resdeploy.runtime.bench.ceilings import read_product
 
@@ -64,17 +64,17 @@ def test_the_products_are_one_node_each(kind: str) -> None:
 
 
 @pytest.mark.parametrize("worker", [Worker.RUNTIME_CEILINGS, Worker.PYTORCH_CEILINGS])
-def test_a_process_measures_every_kind(worker: Worker) -> None:
+def test_a_worker_measures_every_arithmetic(worker: Worker) -> None:
     if worker is Worker.PYTORCH_CEILINGS:
         pytest.importorskip("torch")
     contender = Contender.start("ceilings", worker, ["1"], threads=1)
     contender.run_for(0.0)
     contender.stop()
-    found = ceilings_of([contender.stages])
+    found = best_ceilings([contender.stages])
     assert found is not None
     assert {"fp32", "int8"} <= found.operations_per_second.keys()
     assert found.bytes_per_second is not None
-    # Machines do 1e10 and more, and none 1e15. Those that are busy do less, so that the lower bound
-    # only tells units apart: nanoseconds for seconds would be a billion times less.
+    # Machines reach 1e10 and more, but not 1e15. A busy machine is slower, so the lower bound only
+    # detects a wrong unit: nanoseconds instead of seconds would give 1e9 times less.
     assert 1e4 < found.bytes_per_second < 1e13
     assert all(1e4 < speed < 1e15 for speed in found.operations_per_second.values())

@@ -1,4 +1,4 @@
-"""Nothing in a bundle is believed before it was checked."""
+"""A bundle is read only after its manifest and the sha256 of its files were checked."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resdeploy.bundle import bundle as bundles
-from resdeploy.bundle.bundle import GOLDEN, LABELS, Bundle, open_bundle
+from resdeploy.bundle import bundle as bundle_module
+from resdeploy.bundle import golden as golden_module
+from resdeploy.bundle.analysis import read_analysis
+from resdeploy.bundle.bundle import ANALYSIS, GOLDEN, LABELS, Bundle, open_bundle
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Encoding, Precision
 from resdeploy.errors import BundleError
@@ -25,7 +27,7 @@ from resdeploy.storage import sha256
 
 @pytest.fixture
 def copy(tiny_bundle: Bundle, tmp_path: Path) -> Path:
-    """A bundle that a test may damage."""
+    """Return a copy of the bundle that a test may damage."""
     return shutil.copytree(tiny_bundle.path, tmp_path / "copy.bundle")
 
 
@@ -36,13 +38,13 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
 
 
 def replace(folder: Path, name: str, data: bytes) -> None:
-    """Put another file in, and make the manifest vouch for it, as an attacker would."""
+    """Replace a file and update its record in the manifest, as an attacker would."""
     (folder / name).write_bytes(data)
     record = {"bytes": len(data), "sha256": sha256(data)}
     edit_manifest(folder, lambda document: document["files"][name].update(record))
 
 
-# What an intact bundle says
+# Intact bundles
 
 
 def test_contract_of_the_manifest(tiny_bundle: Bundle) -> None:
@@ -62,7 +64,7 @@ def test_contract_of_the_manifest(tiny_bundle: Bundle) -> None:
     assert {"versions", "command", "git_commit", "date"} <= set(document["provenance"])
 
 
-def test_the_files_are_those_of_the_contract(tiny_bundle: Bundle) -> None:
+def test_files_of_the_contract(tiny_bundle: Bundle) -> None:
     assert {path.name for path in tiny_bundle.path.iterdir()} == {
         "manifest.json", "fp32.onnx", "fp16.onnx", "int8.onnx", "int8-cpu.onnx", "labels.txt",
         "golden.npz", "report.html", "calibration.json", "calibration.cache",
@@ -79,7 +81,7 @@ def test_artifacts_are_found_by_name(tiny_bundle: Bundle) -> None:
     assert tiny_bundle.artifact("int8-cpu") == found["int8-cpu"]
 
 
-def test_manifest_survives_a_round_trip(tiny_bundle: Bundle) -> None:
+def test_manifest_round_trip(tiny_bundle: Bundle) -> None:
     document = json.loads((tiny_bundle.path / MANIFEST).read_text())
     assert json.loads(json.dumps(tiny_bundle.manifest.to_json())) == document
 
@@ -99,56 +101,59 @@ def test_every_file_can_be_read(tiny_bundle: Bundle) -> None:
             assert tiny_bundle.read(path.name) == path.read_bytes()
 
 
-# What is refused
+# Damaged bundles
 
 
 @pytest.mark.parametrize("name", ["fp32.onnx", "int8-cpu.onnx", LABELS, GOLDEN, "report.html"])
-def test_a_changed_byte_is_found(copy: Path, name: str) -> None:
+def test_rejects_a_changed_byte(copy: Path, name: str) -> None:
     data = bytearray((copy / name).read_bytes())
     data[len(data) // 2] ^= 1
     (copy / name).write_bytes(data)
     with pytest.raises(BundleError, match="was changed") as caught:
         open_bundle(copy).read(name)
     assert caught.value.hint
-    with pytest.raises(BundleError, match="was changed"), open_bundle(copy).verified(name):
+    with pytest.raises(BundleError, match="was changed"), open_bundle(copy).checked_path(name):
         pass
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x"])
-def test_another_length_is_found(copy: Path, change: Callable[[bytes], bytes]) -> None:
+def test_rejects_another_length(copy: Path, change: Callable[[bytes], bytes]) -> None:
     path = copy / "fp32.onnx"
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(BundleError, match="was changed"):
         open_bundle(copy).read("fp32.onnx")
-    with pytest.raises(BundleError, match="was changed"), open_bundle(copy).verified("fp32.onnx"):
+    with (
+        pytest.raises(BundleError, match="was changed"),
+        open_bundle(copy).checked_path("fp32.onnx"),
+    ):
         pass
 
 
-def test_a_verified_file_is_the_one_that_was_checked(copy: Path) -> None:
+def test_checked_path_ignores_a_file_that_replaces_the_checked_one(copy: Path) -> None:
     bundle = open_bundle(copy)
     whole = bundle.read("fp32.onnx")
-    with bundle.verified("fp32.onnx") as path:
+    with bundle.checked_path("fp32.onnx") as path:
         (copy / "other").write_bytes(b"another graph")
         (copy / "other").replace(copy / "fp32.onnx")
         assert path.read_bytes() == whole
     (copy / "fp32.onnx").unlink()
-    with pytest.raises(BundleError, match="cannot be read"), bundle.verified("fp32.onnx"):
+    with pytest.raises(BundleError, match="cannot be read"), bundle.checked_path("fp32.onnx"):
         pass
 
 
-def test_a_missing_file_is_named(copy: Path) -> None:
+def test_rejects_a_missing_file_by_name(copy: Path) -> None:
     (copy / "fp16.onnx").unlink()
     with pytest.raises(BundleError, match=r"fp16\.onnx cannot be read"):
         open_bundle(copy).read("fp16.onnx")
 
 
-def test_an_unlisted_file_is_not_read(copy: Path) -> None:
+def test_rejects_an_unlisted_file(copy: Path) -> None:
     (copy / "extra.onnx").write_bytes(b"x")
     with pytest.raises(BundleError, match=r"no file extra\.onnx"):
         open_bundle(copy).read("extra.onnx")
 
 
-def test_a_missing_artifact_says_how_to_make_it(copy: Path) -> None:
+def test_the_hint_for_a_missing_artifact_names_the_option(copy: Path) -> None:
     def keep_fp32(document: dict[str, Any]) -> None:
         document["artifacts"] = document["artifacts"][:1]
 
@@ -158,22 +163,22 @@ def test_a_missing_artifact_says_how_to_make_it(copy: Path) -> None:
     assert "--int8" in str(caught.value.hint)
 
 
-def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+def test_rejects_a_folder_without_a_manifest(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(BundleError, match="is not a bundle"):
             open_bundle(path)
 
 
 @pytest.mark.parametrize("schema", [0, 2, 99, "1", None, [1]])
-def test_an_unknown_schema_is_refused(copy: Path, schema: object) -> None:
+def test_rejects_an_unknown_schema(copy: Path, schema: object) -> None:
     edit_manifest(copy, lambda document: document.update(schema=schema))
     with pytest.raises(BundleError, match="schema") as caught:
         open_bundle(copy)
     assert "export it again" in str(caught.value.hint)
 
 
-def test_a_huge_manifest_is_not_parsed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "MAX_MANIFEST_BYTES", 1000)
+def test_rejects_a_large_manifest(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_module, "MAX_MANIFEST_BYTES", 1000)
     with pytest.raises(BundleError, match="larger than"):
         open_bundle(copy)
 
@@ -181,7 +186,7 @@ def test_a_huge_manifest_is_not_parsed(copy: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", "7", '"schema"', '{"schema": 1}', "\x00", "[" * 100_000]
 )
-def test_a_manifest_that_is_no_manifest_is_damaged(copy: Path, text: str) -> None:
+def test_rejects_a_manifest_of_another_form(copy: Path, text: str) -> None:
     (copy / MANIFEST).write_text(text)
     with pytest.raises(BundleError, match="is damaged"):
         open_bundle(copy)
@@ -190,13 +195,13 @@ def test_a_manifest_that_is_no_manifest_is_damaged(copy: Path, text: str) -> Non
 @pytest.mark.parametrize(
     "name", ["../evil", "/etc/passwd", "a/b", "", ".", "..", ".hidden", "a\nb", "fp32.onnx\n"]
 )
-def test_a_manifest_cannot_point_outside_its_folder(copy: Path, name: str) -> None:
+def test_rejects_paths_outside_the_bundle(copy: Path, name: str) -> None:
     edit_manifest(copy, lambda document: document["artifacts"][0].update(file=name))
     with pytest.raises(BundleError, match="not a plain file name"):
         open_bundle(copy)
 
 
-def test_a_link_out_of_the_bundle_still_needs_the_right_hash(copy: Path, tmp_path: Path) -> None:
+def test_rejects_a_link_to_a_file_with_another_hash(copy: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("secret")
     (copy / LABELS).unlink()
@@ -206,7 +211,7 @@ def test_a_link_out_of_the_bundle_still_needs_the_right_hash(copy: Path, tmp_pat
 
 
 def paths_of(document: Any, prefix: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    """Where every value of a JSON document is."""
+    """Return the path of every value in a JSON document."""
     found = [prefix] if prefix else []
     items = (
         document.items()
@@ -224,7 +229,7 @@ def paths_of(document: Any, prefix: tuple[str | int, ...] = ()) -> list[tuple[st
 @settings(
     max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
-def test_any_damaged_manifest_is_a_bundle_error_or_harmless(
+def test_any_damage_of_the_manifest_is_a_bundle_error_or_harmless(
     tiny_bundle: Bundle, tmp_path: Path, data: st.DataObject
 ) -> None:
     document = json.loads((tiny_bundle.path / MANIFEST).read_text())
@@ -246,23 +251,46 @@ def test_any_damaged_manifest_is_a_bundle_error_or_harmless(
 
 
 @pytest.mark.parametrize("size", [-1, 10**30, float("inf"), 3 << 30, "many"])
-def test_impossible_sizes_are_damage(copy: Path, size: object) -> None:
+def test_rejects_impossible_sizes(copy: Path, size: object) -> None:
     edit_manifest(copy, lambda document: document["artifacts"][0].update(bytes=size))
     with pytest.raises(BundleError, match="is damaged"):
         open_bundle(copy)
 
 
-@pytest.mark.parametrize("figure", ["images", "sqnr_db", "agreement"])
-def test_figures_are_numbers(copy: Path, figure: str) -> None:
-    edit_manifest(copy, lambda document: document["artifacts"][0]["parity"].update({figure: "x"}))
-    with pytest.raises(BundleError, match="is damaged"):
+@pytest.mark.parametrize("classes", [0, -3, None, "3", 3.5])
+def test_rejects_an_impossible_number_of_classes(copy: Path, classes: object) -> None:
+    edit_manifest(copy, lambda document: document["model"].update(classes=classes))
+    with pytest.raises(BundleError, match=r"is damaged: model\.classes is"):
         open_bundle(copy)
 
 
-def test_labels_must_fit_the_classes(copy: Path) -> None:
+@pytest.mark.parametrize("figure", ["images", "sqnr_db", "agreement"])
+def test_rejects_figures_that_are_not_numbers(copy: Path, figure: str) -> None:
+    edit_manifest(copy, lambda document: document["artifacts"][0]["parity"].update({figure: "x"}))
+    where = rf"is damaged: artifacts\[0\]\.parity\.{figure} is a string, not"
+    with pytest.raises(BundleError, match=where):
+        open_bundle(copy)
+
+
+def test_rejects_a_wrong_number_of_labels(copy: Path) -> None:
     replace(copy, LABELS, b"one\ntwo\n")
     with pytest.raises(BundleError, match="2 lines for 3 classes"):
         open_bundle(copy).labels()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"{", "analysis.json cannot be used: "),
+        (b"{}", "its schema is None, not resdeploy.analysis/1"),
+        (b'{"schema": "resdeploy.analysis/9"}', "its schema is 'resdeploy.analysis/9', not"),
+        (b'{"schema": "resdeploy.analysis/1", "layers": []}', "the document has no histograms"),
+    ],
+)
+def test_rejects_a_damaged_analysis(copy: Path, data: bytes, message: str) -> None:
+    replace(copy, ANALYSIS, data)
+    with pytest.raises(BundleError, match=message):
+        read_analysis(open_bundle(copy))
 
 
 def npz(**arrays: Any) -> bytes:
@@ -291,20 +319,20 @@ IMAGES, LOGITS = np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 3), np.float32
         npz(images=IMAGES, logits=LOGITS).replace(b"(2, 32, 32, 3), ", b"(2, 99999, 9999)"),
     ],
 )
-def test_golden_images_of_another_form_are_refused(copy: Path, data: bytes) -> None:
+def test_rejects_golden_images_of_another_form(copy: Path, data: bytes) -> None:
     replace(copy, GOLDEN, data)
     with pytest.raises(BundleError, match="cannot be used"):
         open_bundle(copy).golden()
 
 
-def test_a_zip_bomb_is_not_unpacked(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "MAX_GOLDEN_BYTES", 1 << 20)
+def test_rejects_a_zip_bomb(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golden_module, "MAX_GOLDEN_BYTES", 1 << 20)
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", bytes(1 << 21))
     assert len(stream.getvalue()) < 1 << 14
     replace(copy, GOLDEN, stream.getvalue())
-    with pytest.raises(BundleError, match="too large"):
+    with pytest.raises(BundleError, match="unpacks to 2097152 bytes; at most 1048576"):
         open_bundle(copy).golden()
 
 

@@ -1,4 +1,4 @@
-"""Pictures from outside: every colour mode, the right way up, limits before decoding."""
+"""Untrusted pictures decode in every colour mode, upright, and within the limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resdeploy.errors import ImageError
-from resdeploy.images import decode as images
+from resdeploy.images import decode as decode_module
 from resdeploy.images.decode import read_rgb
 from tests.samples import encoded
 
@@ -60,7 +60,7 @@ def test_transparent_palette_becomes_white() -> None:
     assert pixel(encoded(image, transparency=0)) == (255, 255, 255)
 
 
-def test_alpha_is_laid_over_white() -> None:
+def test_alpha_is_composited_over_white() -> None:
     assert pixel(encoded(Image.new("RGBA", (3, 3), (200, 0, 0, 0)))) == (255, 255, 255)
     assert pixel(encoded(Image.new("RGBA", (3, 3), (200, 0, 0, 255)))) == (200, 0, 0)
     half = pixel(encoded(Image.new("RGBA", (3, 3), (0, 0, 0, 128))))
@@ -86,7 +86,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(value: int, expected: int) -> No
 def test_exif_orientation_is_undone(orientation: int) -> None:
     upright = np.zeros((8, 16, 3), dtype=np.uint8)
     upright[:, :8] = RED  # the left half
-    # What a camera stores when it was held so; EXIF 2.3, tag 274.
+    # The pixels that a camera stores for each orientation; EXIF 2.3, tag 274.
     store: Callable[[np.ndarray], np.ndarray] = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -104,14 +104,14 @@ def test_exif_orientation_is_undone(orientation: int) -> None:
     np.testing.assert_array_equal(decoded, upright)
 
 
-def test_a_path_and_its_content_give_the_same(tmp_path: Path) -> None:
+def test_a_path_and_its_content_decode_alike(tmp_path: Path) -> None:
     data = encoded(red())
     path = tmp_path / "a.png"
     path.write_bytes(data)
     np.testing.assert_array_equal(np.array(read_rgb(path)), np.array(read_rgb(data)))
 
 
-def test_a_truncated_jpeg_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+def test_rejects_a_truncated_jpeg_by_name(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     path = tmp_path / "half.jpg"
     path.write_bytes(encoded(Image.fromarray(noise), "JPEG")[:-500])
@@ -121,32 +121,32 @@ def test_a_truncated_jpeg_is_an_error_that_names_the_file(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"not an image", b"\x89PNG\r\n\x1a\n", b"BM"])
-def test_what_is_no_image_is_refused(data: bytes) -> None:
+def test_rejects_data_that_is_not_an_image(data: bytes) -> None:
     with pytest.raises(ImageError, match="cannot be decoded"):
         read_rgb(data)
 
 
-def test_other_formats_are_refused() -> None:
+def test_rejects_other_formats() -> None:
     with pytest.raises(ImageError):
         read_rgb(encoded(red(), "TIFF"))
 
 
-def test_a_missing_file_and_a_folder_are_image_errors(tmp_path: Path) -> None:
+def test_rejects_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="No such file"):
         read_rgb(tmp_path / "nothing.png")
     with pytest.raises(ImageError, match="directory"):
         read_rgb(tmp_path)
 
 
-def test_a_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 100)
+def test_rejects_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_module, "MAX_FILE_BYTES", 100)
     (tmp_path / "a.png").write_bytes(bytes(101))
     with pytest.raises(ImageError, match="larger than"):
         read_rgb(tmp_path / "a.png")
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header promises many pixels: a decompression bomb."""
+    """Return a PNG of a few bytes whose header claims many pixels: a decompression bomb."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         body = name + data
@@ -162,7 +162,7 @@ def png_claiming(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(10_001, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
-def test_a_decompression_bomb_is_refused_before_it_is_decoded(size: tuple[int, int]) -> None:
+def test_rejects_a_decompression_bomb_before_decoding(size: tuple[int, int]) -> None:
     with pytest.raises(ImageError, match=r"pixels|cannot be decoded"):
         read_rgb(png_claiming(*size))
 

@@ -1,4 +1,4 @@
-"""Pictures in folders, and the labels that the folders give them."""
+"""Folders of images are listed, labelled, matched with the model's labels, and decoded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def images_of(classes: tuple[str, ...], labels: tuple[int, ...]) -> LabelledImag
     return LabelledImages(classes=classes, files=paths, labels=labels)
 
 
-def test_images_are_found_sorted_whatever_their_case(tmp_path: Path) -> None:
+def test_images_are_sorted_and_their_suffix_ignores_case(tmp_path: Path) -> None:
     touch(tmp_path, "b.JPG", "a.png", "sub/deep/c.webp", "d.bmp", "e.jpeg")
     touch(tmp_path, "notes.txt", ".hidden.png", ".cache/f.png")
     found = [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)]
@@ -62,7 +62,7 @@ def test_labels_are_the_sorted_folders(tmp_path: Path) -> None:
     assert [path.name for path in found.files] == ["2.png", "3.png", "1.png"]
 
 
-def test_images_without_a_folder_are_left_out(tmp_path: Path) -> None:
+def test_images_outside_class_folders_are_skipped(tmp_path: Path) -> None:
     touch(tmp_path, "dog/1.png", "cover.png")
     assert [path.name for path in read_image_folder(tmp_path).files] == ["1.png"]
 
@@ -80,7 +80,7 @@ def test_an_empty_class_folder_is_a_data_error(tmp_path: Path) -> None:
         read_image_folder(tmp_path)
 
 
-def test_split_folder_is_used_where_it_exists(tmp_path: Path) -> None:
+def test_split_folder_is_used_if_it_exists(tmp_path: Path) -> None:
     assert split_folder(tmp_path, "val") == tmp_path
     (tmp_path / "val").mkdir()
     assert split_folder(tmp_path, "val") == tmp_path / "val"
@@ -101,7 +101,7 @@ def test_other_names_are_matched_by_order_with_a_warning(
     assert "n01" in caplog.text
 
 
-def test_some_names_that_fit_are_never_overruled_by_order() -> None:
+def test_folders_are_not_matched_by_order_if_any_name_is_a_label() -> None:
     with pytest.raises(DataError, match="'plane' is not one of"):
         match_labels(images_of(("cat", "dog", "plane"), (0, 1, 2)), ("airplane", "cat", "dog"))
 
@@ -115,18 +115,18 @@ def test_linked_folders_and_files_are_followed(tmp_path: Path) -> None:
     assert found.labels == (0, 1, 1)
 
 
-def test_links_in_circles_end(tmp_path: Path) -> None:
+def test_circular_links_are_followed_once(tmp_path: Path) -> None:
     touch(tmp_path, "dog/1.png")
     (tmp_path / "dog" / "again").symlink_to(tmp_path)
     assert [path.name for path in list_images(tmp_path)] == ["1.png"]
 
 
-def test_other_names_and_another_number_are_a_data_error() -> None:
+def test_rejects_other_names_in_another_number() -> None:
     with pytest.raises(DataError, match="'n01' is not one of the model's 3 labels"):
         match_labels(images_of(("n01", "n02"), (1, 0)), ("a", "b", "c"))
 
 
-def test_batches_keep_positions_and_name_what_is_damaged(
+def test_batches_keep_positions_and_skip_damaged_images(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = []
@@ -142,16 +142,16 @@ def test_batches_keep_positions_and_name_what_is_damaged(
     assert np.concatenate([batch.images for batch in batches]).shape == (4, 8, 8, 3)
 
 
-def test_a_last_batch_may_be_smaller(tmp_path: Path) -> None:
+def test_the_last_batch_may_be_smaller(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     batches = list(read_batches([tmp_path / "a.png"] * 3, Preprocessing.standard(8), batch=2))
     assert [len(batch.images) for batch in batches] == [2, 1]
 
 
-def test_a_folder_that_may_not_be_read_is_named(
+def test_rejects_an_unreadable_folder_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a fake, since tests may run as root, who may read everything."""
+    """Permission is denied by a fake, because root, who may run the tests, can read everything."""
     (tmp_path / "closed").mkdir()
     (tmp_path / "1.png").write_bytes(b"")
     scandir = os.scandir

@@ -1,4 +1,4 @@
-"""One definition of resize and crop, held against Pillow's own operations in their usual order."""
+"""Resize and crop give the same pixels as Pillow's own operations in their usual order."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from resdeploy.documents import jsonable, parse
 from resdeploy.images.decode import ORIENTATION
 from resdeploy.images.preprocessing import (
     Preprocessing,
     UInt8Array,
     crop_and_resize,
     load_image,
-    prepare,
-    reduction,
+    reduction_factor,
+    resize_and_crop,
 )
 from tests.samples import encoded
 
@@ -30,7 +31,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def resize_then_crop(image: Image.Image, preprocessing: Preprocessing) -> UInt8Array:
-    """What torchvision's Resize and CenterCrop do to a Pillow image, written independently."""
+    """Do the same as torchvision's Resize and CenterCrop, written independently."""
     width, height = image.size
     short, size = preprocessing.resize, preprocessing.image_size
     if width <= height:
@@ -52,26 +53,28 @@ def test_same_pixels_as_scaling_first_and_cutting_afterwards(
     width: int, height: int, size: int, extra: int
 ) -> None:
     if max(width, height) / min(width, height) > 20:
-        return  # Pillow needs memory for the whole scaled picture; ours does not
+        return  # Pillow would need too much memory for the whole scaled picture
     preprocessing = Preprocessing(image_size=size, resize=size + extra)
     image = picture(width, height)
-    ours = prepare(image, preprocessing)
+    ours = resize_and_crop(image, preprocessing)
     assert ours.shape == (size, size, 3)
     assert ours.dtype == np.uint8
-    # Pillow rounds to whole numbers after each of two passes and holds a box in float32; where
-    # a sum lies half-way, each pass may round the other way: one step, and rarely two.
+    # Pillow rounds to integers after each of two passes and stores a box in float32. A sum that
+    # lies half-way may be rounded the other way in each pass: one step, and rarely two.
     difference = np.abs(ours.astype(int) - resize_then_crop(image, preprocessing))
     assert difference.max() <= 2
 
 
-def test_a_picture_of_the_right_size_is_left_alone() -> None:
+def test_a_picture_of_the_right_size_is_unchanged() -> None:
     image = picture(32, 32)
-    np.testing.assert_array_equal(prepare(image, Preprocessing.standard(32)), np.array(image))
+    np.testing.assert_array_equal(
+        resize_and_crop(image, Preprocessing.standard(32)), np.array(image)
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 5000), (5000, 1), (3, 2)])
 def test_extreme_shapes(width: int, height: int) -> None:
-    assert prepare(picture(width, height), Preprocessing.standard(32)).shape == (32, 32, 3)
+    assert resize_and_crop(picture(width, height), Preprocessing.standard(32)).shape == (32, 32, 3)
 
 
 def test_a_crop_may_be_a_fraction_of_a_pixel() -> None:
@@ -106,14 +109,14 @@ def test_standard_margins(size: int, resize: int) -> None:
         {"reducing_gap": math.nan},
     ],
 )
-def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
+def test_rejects_invalid_settings(wrong: dict[str, object]) -> None:
     good: dict[str, object] = {"image_size": 32, "resize": 32}
     with pytest.raises(ValueError):
         Preprocessing(**(good | wrong))  # type: ignore[arg-type]
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """Smooth, with edges: as far from noise as what cameras see."""
+    """Return a smooth picture with edges, as unlike noise as photographs are."""
     x, y = np.meshgrid(np.linspace(0, 9, width), np.linspace(0, 7, height))
     waves = [np.sin(x + phase) * np.cos(y * (1 + phase / 3)) for phase in range(3)]
     pixels = 127 + 90 * np.stack(waves, axis=-1) + 30 * (x > y)[..., np.newaxis]
@@ -123,7 +126,7 @@ def photograph(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("format", ["JPEG", "MPO"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(1000, 667), (668, 1000), (1022, 258), (500, 333)])
-def test_decoding_less_of_a_jpeg_hardly_changes_what_the_network_sees(
+def test_reduced_decoding_hardly_changes_the_input_of_the_network(
     size: tuple[int, int], orientation: int, format: str
 ) -> None:
     exif = Image.Exif()
@@ -132,7 +135,7 @@ def test_decoding_less_of_a_jpeg_hardly_changes_what_the_network_sees(
     chosen = Preprocessing.standard(32)
     reduced, whole = load_image(data, chosen), load_image(data, replace(chosen, reducing_gap=None))
     assert (reduced != whole).any() or any(side % 2 for side in size)
-    # Half a pixel to the side would be 4 on average here; benchmarks/decoding.py has photographs.
+    # A shift by half a pixel would change 4 on average; benchmarks/decoding.py has photographs.
     assert np.abs(reduced.astype(int) - whole).mean() < 1
 
 
@@ -153,39 +156,44 @@ def test_any_size_of_jpeg_and_any_gap(width: int, height: int, size: int, gap: f
         ((1, 1), (1, 1), 1), ((500, 333), (333, 500), 1),
     ],
 )  # fmt: skip
-def test_by_how_much_a_picture_was_reduced(
-    whole: tuple[int, int], decoded: tuple[int, int], by: int
-) -> None:
-    assert reduction(whole, decoded) == by
+def test_reduction_factor(whole: tuple[int, int], decoded: tuple[int, int], by: int) -> None:
+    assert reduction_factor(whole, decoded) == by
 
 
 def test_other_formats_are_decoded_whole() -> None:
     data = encoded(photograph(500, 333), "PNG")
     chosen = Preprocessing.standard(32)
-    np.testing.assert_array_equal(load_image(data, chosen), prepare(photograph(500, 333), chosen))
+    np.testing.assert_array_equal(
+        load_image(data, chosen), resize_and_crop(photograph(500, 333), chosen)
+    )
 
 
-def test_what_was_written_before_there_was_a_gap_decodes_whole() -> None:
-    old = Preprocessing.standard(32).to_json()
+def test_settings_of_an_older_version_decode_whole() -> None:
+    old = jsonable(Preprocessing.standard(32))
     del old["reducing_gap"]
-    chosen = Preprocessing.from_json(old)
+    chosen = parse(Preprocessing, old)
     assert chosen.reducing_gap is None
     data = encoded(photograph(500, 333), "JPEG")
     with Image.open(io.BytesIO(data)) as image:
-        np.testing.assert_array_equal(load_image(data, chosen), prepare(image, chosen))
+        np.testing.assert_array_equal(load_image(data, chosen), resize_and_crop(image, chosen))
 
 
 def test_json_round_trip() -> None:
     chosen = Preprocessing(
         image_size=30, resize=35, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), reducing_gap=1.5
     )
-    assert Preprocessing.from_json(chosen.to_json()) == chosen
+    assert parse(Preprocessing, jsonable(chosen)) == chosen
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [{"mean": [0.1, 0.2]}, {"mean": "abc"}, {"image_size": None}, {"std": [0, 0, 0]}],
+    ("damage", "message"),
+    [
+        ({"mean": [0.1, 0.2]}, "mean has 2 entries, not 3"),
+        ({"mean": "abc"}, "mean is a string, not a list"),
+        ({"image_size": None}, "image_size is null, not an integer"),
+        ({"std": [0, 0, 0]}, "those of std above 0"),
+    ],
 )
-def test_damaged_json_is_refused(damage: dict[str, object]) -> None:
-    with pytest.raises((KeyError, ValueError, TypeError)):
-        Preprocessing.from_json(Preprocessing.standard(32).to_json() | damage)
+def test_rejects_damaged_json(damage: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(Preprocessing, jsonable(Preprocessing.standard(32)) | damage)

@@ -1,4 +1,4 @@
-"""Reading processors: texts as the Linux kernel prints them."""
+"""Parsing of /proc/cpuinfo as the Linux kernel prints it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HASWELL = "model name : Intel(R) Core(TM) i7-4770\nflags : fpu sse avx avx2\n"
 ORIN = "processor : 0\nFeatures : fp asimd asimddp\nCPU implementer : 0x41\n"
 
 
-def test_the_first_processor_counts() -> None:
+def test_reads_the_first_processor() -> None:
     cpu = parse_cpuinfo(XEON, "x86_64")
     assert cpu.model == "Intel(R) Xeon(R) Platinum 8488C"
     assert cpu.features <= set(RELEVANT_FEATURES)
@@ -41,7 +41,7 @@ def test_arm_never_saturates() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "no colon here", "flags", "flags :"])
-def test_what_the_text_does_not_say_is_unknown(text: str) -> None:
+def test_missing_fields_are_unknown(text: str) -> None:
     cpu = parse_cpuinfo(text, "x86_64")
     assert cpu.model is None
     assert cpu.features == frozenset()

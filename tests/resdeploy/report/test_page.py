@@ -102,7 +102,7 @@ def test_accuracies_are_those_of_the_json(
 
 
 def test_times_are_those_of_the_json(page: webdriver.Chrome, documents: dict[str, Any]) -> None:
-    shown = rows(page, "Milliseconds for a run")
+    shown = rows(page, "Milliseconds per call")
     lines = documents["benchmark"]["results"]
     assert [cells[1:] for cells in shown] == [
         [

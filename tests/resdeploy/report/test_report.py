@@ -149,7 +149,7 @@ def test_commands_cannot_leave_their_fence(verification: Verification) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "is empty"),
+        ("[]", "has no results"),
         ("3", "its schema is None"),
         ("[[]]", "its schema is None"),
         ('{"schema": "resdeploy.benchmark/9"}', r"its schema is 'resdeploy\.benchmark/9'"),

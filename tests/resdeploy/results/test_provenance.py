@@ -1,4 +1,4 @@
-"""The command that a result records."""
+"""Tests of the command that a result records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from resdeploy.results.provenance import command_line
 
 
 @pytest.mark.parametrize(
-    ("typed", "seen", "recorded"),
+    ("typed", "argv", "recorded"),
     [
         (
             ["/env/bin/python", "/env/bin/resdeploy", "bench", "my photos"],
@@ -27,9 +27,9 @@ from resdeploy.results.provenance import command_line
         ([], ["inside-an-application"], "inside-an-application"),
     ],
 )
-def test_it_is_what_was_typed(
-    typed: list[str], seen: list[str], recorded: str, monkeypatch: pytest.MonkeyPatch
+def test_records_the_command_as_typed(
+    typed: list[str], argv: list[str], recorded: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "orig_argv", typed)
-    monkeypatch.setattr(sys, "argv", seen)
+    monkeypatch.setattr(sys, "argv", argv)
     assert command_line() == recorded

@@ -1,4 +1,4 @@
-"""CUDA's errors become ours; the real bindings are asked as far as a machine without a GPU goes."""
+"""CUDA errors, with fake bindings, and with the real ones as far as possible without a GPU."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ import pytest
 
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backends import cuda
-from resdeploy.runtime.backends.base import Obstacle
-from resdeploy.runtime.backends.cuda import CudaRuntime, cuda_version, find_obstacle, gpu_obstacle
+from resdeploy.runtime.backends.base import Unavailability
+from resdeploy.runtime.backends.cuda import (
+    CudaRuntime,
+    check_cuda_runtime,
+    check_gpu_availability,
+    cuda_version,
+)
 
 
 class Error(IntEnum):
-    """Some of cudaError_t."""
+    """Some members of cudaError_t."""
 
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
@@ -26,7 +31,7 @@ class Error(IntEnum):
 
 
 def fake_bindings(error: Error, *, driver: int = 0, devices: int = 0, **more: Any) -> Any:
-    """What `cuda.bindings.runtime` gives where every call ends with `error`."""
+    """Return a fake `cuda.bindings.runtime` whose calls end with `error`."""
     return SimpleNamespace(
         cudaGetDeviceCount=lambda: (error, devices),
         cudaDriverGetVersion=lambda: (Error.cudaSuccess, driver),
@@ -37,7 +42,7 @@ def fake_bindings(error: Error, *, driver: int = 0, devices: int = 0, **more: An
 
 
 @pytest.mark.parametrize(
-    ("bindings", "reason", "remedy"),
+    ("bindings", "reason", "hint"),
     [
         (fake_bindings(Error.cudaErrorNoDevice), "no NVIDIA GPU is visible", "nvidia-smi"),
         (fake_bindings(Error.cudaSuccess), "no NVIDIA GPU is visible", "CUDA_VISIBLE_DEVICES"),
@@ -63,53 +68,53 @@ def fake_bindings(error: Error, *, driver: int = 0, devices: int = 0, **more: An
         ),
     ],
 )
-def test_what_stands_in_the_way_is_named(bindings: Any, reason: str, remedy: str) -> None:
-    obstacle = find_obstacle(bindings)
-    assert obstacle is not None
-    assert obstacle.reason == reason
-    assert remedy in obstacle.remedy
+def test_gives_the_reason_and_a_hint(bindings: Any, reason: str, hint: str) -> None:
+    found = check_cuda_runtime(bindings)
+    assert found is not None
+    assert found.reason == reason
+    assert hint in found.hint
 
 
-def test_a_gpu_is_no_obstacle() -> None:
-    assert find_obstacle(fake_bindings(Error.cudaSuccess, devices=1)) is None
+def test_a_gpu_is_available() -> None:
+    assert check_cuda_runtime(fake_bindings(Error.cudaSuccess, devices=1)) is None
 
 
-def obstacle_with(
+def availability_with(
     import_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
-) -> Obstacle | None:
-    """What the machine's GPU lacks, by another way to import."""
+) -> Unavailability | None:
+    """Check the GPU with another import function."""
     monkeypatch.setattr(cuda, "import_module", import_module)
-    gpu_obstacle.cache_clear()
+    check_gpu_availability.cache_clear()
     try:
-        return gpu_obstacle()
+        return check_gpu_availability()
     finally:
-        gpu_obstacle.cache_clear()
+        check_gpu_availability.cache_clear()
 
 
-def test_without_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bindings_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    obstacle = obstacle_with(missing, monkeypatch)
-    assert obstacle is not None
-    assert obstacle.remedy == "pip install 'resdeploy[gpu]'"
+    found = availability_with(missing, monkeypatch)
+    assert found is not None
+    assert found.hint == "pip install 'resdeploy[gpu]'"
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("Failed to dlopen libcuda.so.1\nmore"), OSError("libcuda.so.1: gone")]
 )
-def test_bindings_that_do_not_load_are_an_obstacle(
+def test_bindings_that_do_not_load_are_unavailable(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """As those of 12.8 are where there is no driver: the CPU must not be lost for that."""
+    """The bindings of 12.8 do so if there is no driver; the CPU must stay usable."""
 
     def broken(name: str) -> Any:
         raise error
 
-    obstacle = obstacle_with(broken, monkeypatch)
-    assert obstacle is not None
-    assert obstacle.reason.startswith("CUDA does not load: ")
-    assert "\n" not in obstacle.reason
+    found = availability_with(broken, monkeypatch)
+    assert found is not None
+    assert found.reason.startswith("CUDA does not load: ")
+    assert "\n" not in found.reason
 
 
 def test_errors_name_the_call_and_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,8 +141,8 @@ def test_versions_are_read(number: int, text: str) -> None:
     assert cuda_version(number) == text
 
 
-def test_the_real_bindings_know_every_name_we_use() -> None:
-    """So that a misspelt call cannot wait for the first GPU."""
+def test_the_real_bindings_have_every_name() -> None:
+    """Find misspelt calls without a GPU."""
     runtime = pytest.importorskip("cuda.bindings.runtime")
     for name in (
         "cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaFreeHost", "cudaHostGetDevicePointer",
@@ -153,11 +158,11 @@ def test_the_real_bindings_know_every_name_we_use() -> None:
     assert hasattr(runtime.cudaDeviceAttr, "cudaDevAttrIntegrated")
 
 
-def test_without_a_driver_the_real_runtime_fails_as_ours() -> None:
+def test_without_a_driver_the_real_bindings_raise_backend_error() -> None:
     pytest.importorskip("cuda.bindings.runtime")
-    if (obstacle := gpu_obstacle()) is None:
+    if (found := check_gpu_availability()) is None:
         pytest.skip("there is a GPU")
-    assert obstacle.reason
+    assert found.reason
     with pytest.raises(BackendError, match="CUDA failed in cuda") as caught:
         CudaRuntime().gpu()
     assert "\n" not in str(caught.value)

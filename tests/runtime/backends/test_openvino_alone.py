@@ -1,4 +1,4 @@
-"""What needs OpenVINO, in a process of its own."""
+"""The tests that need OpenVINO, run in a separate process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TESTS = Path(__file__).parents[2]
 FILES = (TESTS / "runtime/backends/test_openvino.py", TESTS / "contract/test_backend.py")
 
 
-@pytest.mark.skipif(not SHARED, reason="here these tests run in the process that they are in")
-def test_it_holds_in_a_process_of_its_own() -> None:
+@pytest.mark.skipif(not SHARED, reason="without xdist these tests run in this process")
+def test_openvino_tests_pass_in_another_process() -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES],

@@ -1,4 +1,4 @@
-"""From rounds to millijoules; and a whole measurement of a rail that a test drives."""
+"""Tests of the energy per image, with a simulated power rail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ import pytest
 from resdeploy.bench.process import Contender
 from resdeploy.machine.device import Scope
 from resdeploy.runtime.bench import energy_per_image as per_image
-from resdeploy.runtime.bench.energy_per_image import Round, energy_per_image, idle_power, run_rounds
+from resdeploy.runtime.bench.energy_per_image import (
+    EnergyRound,
+    energy_per_image,
+    idle_power,
+    measure_rounds,
+)
 from resdeploy.runtime.energy import meter
 from resdeploy.runtime.energy.meter import PERIOD_SECONDS, Meter
 from resdeploy.runtime.energy.source import PowerSource, Reading
@@ -25,8 +30,8 @@ def source_of(read: Any) -> PowerSource:
 NONE = source_of(lambda: None)
 
 
-def test_idle_is_subtracted() -> None:
-    energy = energy_per_image(NONE, [4.0] * 8, [Round(10.0, 5.0)] * 5)
+def test_the_idle_power_is_subtracted() -> None:
+    energy = energy_per_image(NONE, [4.0] * 8, [EnergyRound(10.0, 5.0)] * 5)
     assert energy is not None
     assert energy.mj_per_image == pytest.approx((10 - 4) * 5)
     assert energy.total_mj_per_image == pytest.approx(10 * 5)
@@ -34,25 +39,27 @@ def test_idle_is_subtracted() -> None:
     assert (energy.watts, energy.idle_watts, energy.rounds) == (10.0, 4.0, 5)
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_contains_the_true_value_in_95_percent_of_cases() -> None:
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(2000):
         idle = generator.normal(4.0, 0.3, 8)
-        rounds = [Round(watts, 5.0) for watts in generator.normal(10.0, 0.5, 5)]
+        rounds = [EnergyRound(watts, 5.0) for watts in generator.normal(10.0, 0.5, 5)]
         energy = energy_per_image(NONE, list(idle), rounds)
         assert energy is not None
         covered += energy.mj_low <= 30.0 <= energy.mj_high
-    assert 0.94 < covered / 2000 < 0.985  # 95 %, and a little more for the idle power's freedom
+    assert (
+        0.94 < covered / 2000 < 0.985
+    )  # a little more than 95 %, because the idle power is estimated, too
 
 
 @pytest.mark.parametrize(("idle", "rounds"), [(0, 5), (1, 5), (8, 0), (8, 1)])
-def test_too_few_windows_give_nothing(idle: int, rounds: int) -> None:
-    assert energy_per_image(NONE, [4.0] * idle, [Round(10.0, 5.0)] * rounds) is None
+def test_too_few_windows_give_no_energy(idle: int, rounds: int) -> None:
+    assert energy_per_image(NONE, [4.0] * idle, [EnergyRound(10.0, 5.0)] * rounds) is None
 
 
 class Rail:
-    """A machine that takes 5 W, and 12 W while it runs; it counts its own energy."""
+    """A power rail with 5 W when idle and 12 W under load."""
 
     def __init__(self) -> None:
         self.running = False
@@ -63,7 +70,7 @@ class Rail:
 
 
 class FakeContender:
-    """Takes 10 ms for a run of its batch."""
+    """A contender whose calls take 10 ms."""
 
     def __init__(self, rail: Rail, clock: Clock) -> None:
         self.rail, self.clock = rail, clock
@@ -79,7 +86,7 @@ class FakeContender:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock by which meters sample, without a thread."""
+    """Return a clock that makes meters sample without a thread."""
     clock = Clock(PERIOD_SECONDS)
 
     class SteppedMeter(Meter):
@@ -98,13 +105,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_whole_measurement_is_right_within_1_percent(clock: Clock) -> None:
+def test_a_whole_measurement_is_accurate_to_1_percent(clock: Clock) -> None:
     rail = Rail()
     source = source_of(rail.read)
     idle = idle_power(source)
     assert idle == pytest.approx([5.0] * per_image.IDLE_WINDOWS)
     contender = cast(Contender, FakeContender(rail, clock))
-    ((rounds,),) = run_rounds([contender], [source], batch=4)
+    ((rounds,),) = measure_rounds([contender], [source], batch=4)
     assert len(rounds) == per_image.ROUNDS
     energy = energy_per_image(source, idle, rounds)
     assert energy is not None
@@ -112,27 +119,27 @@ def test_a_whole_measurement_is_right_within_1_percent(clock: Clock) -> None:
     assert energy.total_mj_per_image == pytest.approx(12 * 10 / 4, rel=0.01)
 
 
-def test_rounds_without_the_rail_are_left_out(clock: Clock) -> None:
+def test_rounds_without_readings_are_left_out(clock: Clock) -> None:
     rail = Rail()
 
     class Breaking(FakeContender):
         def run_for(self, seconds: float) -> np.ndarray:
             if self.calls == 3:
-                clock.sleep(PERIOD_SECONDS)  # so that the end of the third round is seen
+                clock.sleep(PERIOD_SECONDS)  # so that the third round is sampled completely
                 self.rail.gone = True
             return super().run_for(seconds)
 
     source = source_of(rail.read)
     idle = idle_power(source)
-    ((rounds,),) = run_rounds([cast(Contender, Breaking(rail, clock))], [source], batch=1)
+    ((rounds,),) = measure_rounds([cast(Contender, Breaking(rail, clock))], [source], batch=1)
     assert len(rounds) == 3
     energy = energy_per_image(source, idle, rounds)
     assert energy is not None
     assert energy.mj_per_image == pytest.approx((12 - 5) * 10, rel=0.01)
 
 
-def test_a_meter_samples_beside_what_runs() -> None:
-    # The only test with a real thread: however late it comes, it comes.
+def test_a_meter_samples_in_a_thread() -> None:
+    # This is the only test with a real thread. It waits for samples, so late ones do no harm.
     readings = threading.Semaphore(0)
 
     def read() -> Reading:
@@ -142,6 +149,6 @@ def test_a_meter_samples_beside_what_runs() -> None:
     with Meter(source_of(read), period=0.001) as meter:
         assert all(readings.acquire(timeout=60) for _ in range(3))
     trace = meter.trace()
-    assert len(trace.seconds) >= 4  # and one at its end
+    assert len(trace.seconds) >= 4  # and one at the end
     assert (np.diff(trace.seconds) > 0).all()
     assert set(trace.readings) == {5.0}

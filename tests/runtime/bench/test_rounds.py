@@ -1,4 +1,4 @@
-"""Turns, warm-up and the rule that ends a run, with contenders that only pretend."""
+"""Tests of rounds, warm-up and the rule that ends a benchmark, with fake contenders."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import pytest
 from resdeploy.progress import silent
 from resdeploy.runtime.bench import rounds
 from resdeploy.runtime.bench.rounds import (
-    MOST_WARM_UPS,
-    ROUNDS,
+    MAX_WARM_UPS,
+    MIN_ROUNDS,
     interleave,
     narrow_enough,
+    plan_rounds,
     run_round,
     speedup,
-    turns,
     warm_up,
 )
 
 
-class Pretender:
-    """Takes the given times, one after the other, and the last one for ever."""
+class FakeContender:
+    """A contender whose turns take the given times; the last time is repeated."""
 
     def __init__(self, *milliseconds: float) -> None:
         self._times: Iterator[float] = iter(milliseconds)
@@ -37,57 +37,57 @@ class Pretender:
         return np.array([self._last] * 3)
 
 
-def fields(*medians: float) -> list[Any]:
+def rounds_of(*medians: float) -> list[Any]:
     return [np.array([median]) for median in medians]
 
 
 def test_warm_up_ends_when_two_turns_agree() -> None:
-    contender: Any = Pretender(30.0, 20.0, 12.0, 11.9)
+    contender: Any = FakeContender(30.0, 20.0, 12.0, 11.9)
     assert warm_up(contender)
     assert len(contender.turns) == 4
 
 
-def test_what_never_settles_is_told() -> None:
-    contender: Any = Pretender(*(float(2**number) for number in range(20)))
+def test_reports_times_that_never_become_stable() -> None:
+    contender: Any = FakeContender(*(float(2**number) for number in range(20)))
     assert not warm_up(contender)
-    assert len(contender.turns) == MOST_WARM_UPS
+    assert len(contender.turns) == MAX_WARM_UPS
 
 
-def test_every_round_has_everyone_once_whatever_the_order() -> None:
-    contenders: list[Any] = [Pretender(float(number)) for number in (1, 2, 3)]
+def test_every_round_has_one_turn_of_each_contender() -> None:
+    contenders: list[Any] = [FakeContender(float(number)) for number in (1, 2, 3)]
     generator = random.Random(0)
     for _ in range(5):
-        laps = run_round(contenders, 0.5, generator)
-        assert [lap[0] for lap in laps] == [1.0, 2.0, 3.0]
+        times = run_round(contenders, 0.5, generator)
+        assert [turn[0] for turn in times] == [1.0, 2.0, 3.0]
     assert all(contender.turns == [0.5] * 5 for contender in contenders)
 
 
-def test_more_seconds_are_more_rounds_not_longer_turns() -> None:
-    assert turns(1.5) == (ROUNDS, 0.1)
-    rounds, turn = turns(10.0)
+def test_more_seconds_give_more_rounds_not_longer_turns() -> None:
+    assert plan_rounds(1.5) == (MIN_ROUNDS, 0.1)
+    rounds, turn = plan_rounds(10.0)
     assert rounds == 50
     assert turn == pytest.approx(0.2)
 
 
 def test_contenders_take_turns_after_their_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "ROUNDS", 4)
-    contenders: list[Any] = [Pretender(10.0), Pretender(5.0)]
+    monkeypatch.setattr(rounds, "MIN_ROUNDS", 4)
+    contenders: list[Any] = [FakeContender(10.0), FakeContender(5.0)]
     times = interleave(contenders, 0.4, silent)
     assert [len(rounds) for rounds in times] == [4, 4]
     assert contenders[0].turns == [rounds.WARM_UP_SECONDS] * 2 + [0.1] * 4
 
 
-def test_noise_that_slows_whole_rounds_leaves_the_speed_up_alone() -> None:
-    noise = np.random.default_rng(0).uniform(1, 3, ROUNDS)
-    found = speedup([fields(*(40 * noise))] * 3, [fields(*(10 * noise))] * 3)
+def test_noise_that_slows_whole_rounds_does_not_change_the_speed_up() -> None:
+    noise = np.random.default_rng(0).uniform(1, 3, MIN_ROUNDS)
+    found = speedup([rounds_of(*(40 * noise))] * 3, [rounds_of(*(10 * noise))] * 3)
     assert (found.low, found.centre, found.high) == pytest.approx((4, 4, 4))
 
 
-def test_enough_is_known_when_every_interval_is_narrow() -> None:
+def test_the_benchmark_ends_when_every_interval_is_narrow() -> None:
     generator = np.random.default_rng(0)
 
     def runs(mean: float, deviation: float) -> list[Any]:
-        return [fields(*generator.normal(mean, deviation, 3)) for _ in range(5)]
+        return [rounds_of(*generator.normal(mean, deviation, 3)) for _ in range(5)]
 
     baseline, steady, shaky = runs(40, 0.1), runs(10, 0.02), runs(10, 1.0)
     assert narrow_enough(baseline, [steady], 0.05)

@@ -1,4 +1,4 @@
-"""The benchmark's plan and arithmetic, and one short real run. Times themselves are not judged."""
+"""Tests of a short real benchmark; the times themselves are not checked."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from resdeploy.bench.workload import Mode as RunMode
-from resdeploy.bench.workload import Workload
+from resdeploy.bench.workload import BenchmarkMode, Workload
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import FileRecord, write_manifest
 from resdeploy.cli.bench import benchmark_text
 from resdeploy.errors import BackendError
 from resdeploy.machine.cpu import Cpu, read_cpu
-from resdeploy.results.benchmark import Benchmark
-from resdeploy.runtime.bench import contenders as contenders
-from resdeploy.runtime.bench import rounds
-from resdeploy.runtime.bench import runner as runner
+from resdeploy.results.benchmark import BaselineFacts, Benchmark
+from resdeploy.runtime.bench import contenders, rounds, runner
 from resdeploy.runtime.bench.contenders import (
     ContenderSpec,
-    backend_entries,
+    backend_contenders,
     list_contenders,
-    pytorch_entries,
+    pytorch_contenders,
 )
 from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
 from resdeploy.runtime.bench.runner import START_SECONDS
@@ -48,7 +45,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shorten(patch: pytest.MonkeyPatch) -> None:
     for module in (rounds, runner):
-        patch.setattr(module, "ROUNDS", 4)
+        patch.setattr(module, "MIN_ROUNDS", 4)
     patch.setattr(runner, "RUNS", 2)
     patch.setattr(rounds, "WARM_UP_SECONDS", 0.01)
 
@@ -67,21 +64,21 @@ def workload(path: Path, batch: int = 1) -> Workload:
     return Workload(bundle=path, batch=batch, threads=1)
 
 
-def test_one_entry_per_precision_and_backend(tiny_bundle: Bundle) -> None:
-    entries = backend_entries(tiny_bundle, workload(tiny_bundle.path))
-    assert [(e.precision, e.encoding.value) for e in entries] == [
+def test_one_contender_per_precision_and_backend(tiny_bundle: Bundle) -> None:
+    specs = backend_contenders(tiny_bundle, workload(tiny_bundle.path))
+    assert [(spec.precision, spec.encoding.value) for spec in specs] == [
         ("fp32", "float"), ("fp16", "float"), ("int8", "cpu"),
     ]  # fmt: skip
-    assert [e.file_bytes for e in entries] == [
+    assert [spec.file_bytes for spec in specs] == [
         tiny_bundle.artifact(name).bytes for name in ("fp32", "fp16", "int8-cpu")
     ]
 
 
-def test_the_lineup_is_what_was_asked_for(tiny_bundle: Bundle) -> None:
+def test_also_and_without_change_the_contenders(tiny_bundle: Bundle) -> None:
     here = workload(tiny_bundle.path)
     names = [
-        entry.name
-        for entry in list_contenders(
+        spec.name
+        for spec in list_contenders(
             tiny_bundle, here, checkpoint=None, also=["openvino"], without=["onnxruntime-cpu"]
         )
     ]
@@ -93,7 +90,9 @@ def test_the_lineup_is_what_was_asked_for(tiny_bundle: Bundle) -> None:
     assert "pytorch-eager" in str(caught.value.hint)
 
 
-def test_contenders_are_pytorch_every_precision_and_what_was_asked_for(result: Benchmark) -> None:
+def test_the_result_has_pytorch_every_precision_and_the_additional_backend(
+    result: Benchmark,
+) -> None:
     lines = [(line.contender, line.precision) for line in result.results]
     assert lines[0] == ("pytorch-eager", "fp32")
     assert (("pytorch-autocast", "bf16") in lines) == read_cpu().has_fast_bf16
@@ -109,8 +108,8 @@ def test_the_share_of_the_limit_follows_from_the_ceilings(result: Benchmark) -> 
     assert result.ceilings is not None
     assert {"fp32", "int8"} <= result.ceilings.operations_per_second.keys()
     integers = next(line for line in result.results if line.precision == "int8")
-    compute = 2 * 2 * result.work["macs"] / result.ceilings.operations_per_second["int8"]
-    moved = result.work["weights"] + 2 * result.work["activations"]
+    compute = 2 * 2 * result.work.macs / result.ceilings.operations_per_second["int8"]
+    moved = result.work.weights + 2 * result.work.activations
     assert result.ceilings.bytes_per_second is not None
     memory = moved / result.ceilings.bytes_per_second
     seconds = np.median(integers.round_ms) / 1000
@@ -118,38 +117,38 @@ def test_the_share_of_the_limit_follows_from_the_ceilings(result: Benchmark) -> 
     assert integers.bound == ("compute" if compute >= memory else "memory")
 
 
-def test_each_contender_tells_of_its_process(result: Benchmark) -> None:
+def test_each_contender_reports_its_process(result: Benchmark) -> None:
     for line in result.results:
         assert line.cold_start_s is not None
-        assert 0 < line.cold_start_s < START_SECONDS  # who takes longer is left out
+        assert 0 < line.cold_start_s < START_SECONDS  # slower contenders are left out
         assert line.peak_rss_bytes is not None
-        assert line.peak_rss_bytes > 10e6  # Python and numpy alone are more
+        assert line.peak_rss_bytes > 10e6  # Python and numpy alone need more
         assert line.peak_gpu_bytes is None
         assert line.file_bytes is not None
         assert line.stages_ms is None
 
 
-def test_end_to_end_begins_with_files_and_tells_its_stages(tiny_bundle: Bundle) -> None:
-    config = dataclasses.replace(QUICK, mode=RunMode.END_TO_END)
+def test_end_to_end_starts_from_files_and_reports_its_stages(tiny_bundle: Bundle) -> None:
+    config = dataclasses.replace(QUICK, mode=BenchmarkMode.END_TO_END)
     result = run_benchmark(tiny_bundle, config)
     for line in result.results:
         assert line.stages_ms is not None
         assert list(line.stages_ms) == ["decode", "resize", "copy", "inference", "post"]
-        # A run is longer than each of its stages, and so are the medians of rounds; those of all
-        # stages need not add up to that of the whole where a machine is busy.
+        # A call is longer than each of its stages, and so are the medians. On a busy machine, the
+        # medians of the stages need not add up to that of the call.
         assert max(line.stages_ms.values()) <= statistics.median(line.round_ms)
     text = benchmark_text(result)
     assert "end-to-end" in text
     assert "pytorch-eager fp32: decode " in text
 
 
-def test_offline_runs_batches(tiny_bundle: Bundle) -> None:
-    config = dataclasses.replace(QUICK, mode=RunMode.OFFLINE)
+def test_offline_uses_batches(tiny_bundle: Bundle) -> None:
+    config = dataclasses.replace(QUICK, mode=BenchmarkMode.OFFLINE)
     result = run_benchmark(tiny_bundle, config)
     assert {line.batch for line in result.results} == {8}
 
 
-def test_a_backend_with_other_answers_is_left_out(
+def test_a_backend_with_different_outputs_is_left_out(
     tiny_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "wrong.bundle"
@@ -163,13 +162,13 @@ def test_a_backend_with_other_answers_is_left_out(
     with caplog.at_level(logging.WARNING, "resdeploy"):
         result = run_benchmark(open_bundle(folder), QUICK)
     assert [line.contender for line in result.results] == ["pytorch-eager"]
-    assert "onnxruntime-cpu gives other answers than PyTorch with int8-cpu" in caplog.text
+    assert "the outputs of onnxruntime-cpu with int8-cpu differ from PyTorch's" in caplog.text
 
 
-def test_figures_belong_together(result: Benchmark) -> None:
+def test_the_figures_of_a_contender_are_consistent(result: Benchmark) -> None:
     for line in result.results:
         assert (line.batch, line.threads) == (2, 1)
-        assert line.runs >= 12  # four rounds of at least three
+        assert line.calls >= 12  # four rounds of at least three
         assert len(line.round_ms) == 4
         assert len(line.quantiles_ms) == 101
         assert line.quantiles_ms[50] == line.p50_ms
@@ -181,16 +180,16 @@ def test_figures_belong_together(result: Benchmark) -> None:
         assert line.speedup_low <= line.speedup <= line.speedup_high
 
 
-def test_the_environment_says_what_was_measured_and_where(
+def test_the_environment_describes_network_machine_and_baseline(
     result: Benchmark, tiny_checkpoint: Path
 ) -> None:
     environment = result.environment
-    assert environment["model"] == "resnet10"
-    assert environment["image_size"] == 32
-    assert environment["device"]["cores"] >= 1
-    assert environment["versions"]["torch"]
-    assert environment["baseline"] == {"weights": str(tiny_checkpoint), "device": "cpu"}
-    assert (environment["mode"], environment["rounds"]) == ("stream", 4)
+    assert environment.model == "resnet10"
+    assert environment.image_size == 32
+    assert environment.device.cores
+    assert environment.versions["torch"]
+    assert environment.baseline == BaselineFacts(weights=str(tiny_checkpoint), device="cpu")
+    assert (environment.mode, environment.rounds) == ("stream", 4)
 
 
 def test_the_table_has_a_row_per_contender(result: Benchmark) -> None:
@@ -200,7 +199,7 @@ def test_the_table_has_a_row_per_contender(result: Benchmark) -> None:
     assert "1.00x" in text
 
 
-def test_without_its_weights_the_baseline_has_random_ones(tiny_bundle: Bundle) -> None:
+def test_the_baseline_has_random_weights_without_the_checkpoint(tiny_bundle: Bundle) -> None:
     manifest = dataclasses.replace(
         tiny_bundle.manifest, model={**tiny_bundle.manifest.model, "source": "/gone.pth"}
     )
@@ -212,12 +211,10 @@ def test_without_its_weights_the_baseline_has_random_ones(tiny_bundle: Bundle) -
     assert (facts["weights"], facts["file_bytes"]) == ("random", None)
     logits = run()
     assert isinstance(logits, np.ndarray)
-    assert logits.shape == (40, 3)  # more than there are golden images: they repeat
+    assert logits.shape == (40, 3)  # golden images repeat in a larger batch
 
 
-def test_other_weights_under_the_same_name_are_no_baseline(
-    tiny_bundle: Bundle, tmp_path: Path
-) -> None:
+def test_a_changed_checkpoint_is_not_the_baseline(tiny_bundle: Bundle, tmp_path: Path) -> None:
     retrained = tmp_path / "retrained.pth"
     torch.save(make_classifier(seed=1).network.state_dict(), retrained)
     manifest = dataclasses.replace(
@@ -227,16 +224,16 @@ def test_other_weights_under_the_same_name_are_no_baseline(
     folder.mkdir()
     (folder / "golden.npz").write_bytes((tiny_bundle.path / "golden.npz").read_bytes())
     write_manifest(folder, manifest)
-    for given, weights in (("", "random"), (str(retrained), str(retrained))):
-        assert prepare(workload(folder), Mode.EAGER, given)[1]["weights"] == weights
+    for checkpoint, weights in (("", "random"), (str(retrained), str(retrained))):
+        assert prepare(workload(folder), Mode.EAGER, checkpoint)[1]["weights"] == weights
 
 
 @pytest.mark.parametrize(
     ("mode", "tolerance"),
     [
-        # The same weights and kernels, another batch: sums in another order.
+        # The weights and kernels are the same, but another batch size changes the order of sums.
         (Mode.EAGER, 1e-5),
-        # bfloat16 keeps 8 bits, and each of the dozen layers rounds.
+        # bfloat16 has 8 bits, and each of a dozen layers rounds.
         pytest.param(
             Mode.AUTOCAST,
             2e-2,
@@ -253,7 +250,7 @@ def test_pytorch_gives_the_golden_logits(tiny_bundle: Bundle, mode: Mode, tolera
     np.testing.assert_allclose(logits, golden.logits, rtol=0, atol=tolerance * scale)
 
 
-def test_a_network_that_does_not_compile_says_why(
+def test_reports_why_a_network_does_not_compile(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compiled(*arguments: object, **options: object) -> object:
@@ -267,16 +264,14 @@ def test_a_network_that_does_not_compile_says_why(
         prepare(workload(tiny_bundle.path), Mode.COMPILE, "")
 
 
-def test_without_bfloat16_there_is_no_autocast(
-    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_autocast_needs_bfloat16(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     old = Cpu(architecture="x86_64", model=None, features=frozenset({"avx2"}))
     monkeypatch.setattr("resdeploy.train.bench.worker.read_cpu", lambda: old)
     with pytest.raises(BackendError, match="no bfloat16"):
         prepare(workload(tiny_bundle.path), Mode.AUTOCAST, "")
 
 
-def test_another_networks_weights_are_no_baseline(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_rejects_a_checkpoint_of_another_network(tiny_bundle: Bundle, tmp_path: Path) -> None:
     other = dataclasses.replace(make_classifier().network.architecture, classes=5)
     torch.save(make_classifier(other).network.state_dict(), tmp_path / "other.pth")
     with pytest.raises(BackendError, match="of 5 classes, the bundle holds"):
@@ -284,8 +279,8 @@ def test_another_networks_weights_are_no_baseline(tiny_bundle: Bundle, tmp_path:
 
 
 def broken_pytorch(*arguments: Any) -> list[ContenderSpec]:
-    """The baseline alone, in front of a bundle that is not there."""
-    baseline, *_ = pytorch_entries(*arguments)
+    """Return only the baseline, with a bundle that does not exist."""
+    baseline, *_ = pytorch_contenders(*arguments)
     nowhere = (*baseline.arguments[:2], *workload(Path("nowhere")).to_arguments())
     return [dataclasses.replace(baseline, arguments=nowhere)]
 
@@ -293,19 +288,19 @@ def broken_pytorch(*arguments: Any) -> list[ContenderSpec]:
 def test_without_pytorch_there_are_no_speed_ups(
     tiny_bundle: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contenders, "pytorch_entries", broken_pytorch)
+    monkeypatch.setattr(contenders, "pytorch_contenders", broken_pytorch)
     with caplog.at_level(logging.WARNING, "resdeploy"):
         result = run_benchmark(tiny_bundle, QUICK)
     assert "pytorch-eager fp32 is left out" in caplog.text
     assert all(line.speedup is None for line in result.results)
     assert "-" in benchmark_text(result)
-    assert result.environment["baseline"] is None
+    assert result.environment.baseline is None
 
 
-def test_no_contender_at_all_is_an_error(
+def test_raises_if_no_contender_can_start(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contenders, "backend_entries", lambda *arguments: [])
-    monkeypatch.setattr(contenders, "pytorch_entries", broken_pytorch)
-    with pytest.raises(BackendError, match="not one contender"):
+    monkeypatch.setattr(contenders, "backend_contenders", lambda *arguments: [])
+    monkeypatch.setattr(contenders, "pytorch_contenders", broken_pytorch)
+    with pytest.raises(BackendError, match="no contender could start"):
         run_benchmark(tiny_bundle, QUICK)

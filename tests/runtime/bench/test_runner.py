@@ -1,4 +1,4 @@
-"""Heats and their end, with contenders that only pretend to run."""
+"""Tests of the runs of a benchmark and their end, with fake contenders."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import pytest
 from resdeploy.bench.process import Contender, Worker
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.progress import silent
-from resdeploy.runtime.bench import runner as runner
-from resdeploy.runtime.bench.contenders import BASELINE, ContenderSpec
-from resdeploy.runtime.bench.rounds import ROUNDS
+from resdeploy.results.benchmark import BASELINE
+from resdeploy.runtime.bench import runner
+from resdeploy.runtime.bench.contenders import ContenderSpec
+from resdeploy.runtime.bench.rounds import MIN_ROUNDS
 from resdeploy.runtime.bench.runner import RUNS, ContenderRunner, run_contenders
 from tests.virtual_time import Clock
 
-PATIENCE = 60.0
+LONG_SECONDS = 60.0
 
 
-class Pretender:
-    """A process that takes what it is told to; each run's is a little slower than the last's."""
+class FakeContender:
+    """A process whose calls take a given time with noise."""
 
     started = 0
 
@@ -46,14 +47,14 @@ class Pretender:
 
 @pytest.fixture
 def runners(monkeypatch: pytest.MonkeyPatch) -> list[ContenderRunner]:
-    """PyTorch, and a contender whose noise its one argument says."""
+    """Return PyTorch and a contender with virtual time."""
 
     def start(name: str, module: str, arguments: list[str], *rest: object) -> Any:
         noise, sleep = map(float, arguments)
-        return Pretender(clock, 40.0 if name == BASELINE else 10.0, noise, sleep)
+        return FakeContender(clock, 40.0 if name == BASELINE else 10.0, noise, sleep)
 
     clock = Clock()
-    Pretender.started = 0
+    FakeContender.started = 0
     monkeypatch.setattr(runner, "time", clock)
     monkeypatch.setattr(Contender, "start", start)
     return make("0.0", "0.0")
@@ -66,7 +67,7 @@ def make(noise: str, sleep: str) -> list[ContenderRunner]:
                 name=name,
                 precision="fp32",
                 encoding=Encoding.FLOAT,
-                module=Worker.RUNTIME,
+                worker=Worker.RUNTIME,
                 arguments=("0.0", sleep) if name == BASELINE else (noise, sleep),
             )
         )
@@ -80,33 +81,33 @@ def rounds_of(runners: list[ContenderRunner], *, seconds: float, within: float) 
     return count
 
 
-def test_each_heat_has_processes_of_its_own_and_the_last_ones_run_on(
+def test_each_run_has_new_processes_and_the_last_ones_keep_running(
     runners: list[ContenderRunner],
 ) -> None:
-    assert rounds_of(runners, seconds=PATIENCE, within=0.05) > ROUNDS
-    assert Pretender.started == 2 * RUNS
+    assert rounds_of(runners, seconds=LONG_SECONDS, within=0.05) > MIN_ROUNDS
+    assert FakeContender.started == 2 * RUNS
     assert [runner.ready_s for runner in runners] == [[0.5] * RUNS] * 2
     assert all(runner.contender is not None for runner in runners)
     assert runners[1].peak_rss_bytes == 1000 * 2 * RUNS
 
 
-def test_who_starts_slowly_is_started_once(
+def test_a_slow_starter_is_started_once(
     runners: list[ContenderRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "RESTART_SECONDS", 0.4)
     rounds_of(runners, seconds=1.0, within=0.05)
-    assert Pretender.started == 2
+    assert FakeContender.started == 2
 
 
-def test_the_last_heat_ends_when_the_speed_up_is_known(runners: list[ContenderRunner]) -> None:
+def test_the_last_run_ends_when_the_speed_up_is_known(runners: list[ContenderRunner]) -> None:
     planned = 300  # rounds of 0.2 s
-    assert rounds_of(runners, seconds=PATIENCE, within=0.05) == 4 * planned // 5 + 3
+    assert rounds_of(runners, seconds=LONG_SECONDS, within=0.05) == 4 * planned // 5 + 3
     noisy = make("0.9", "0.0")
-    assert rounds_of(noisy, seconds=PATIENCE, within=0.001) == planned
+    assert rounds_of(noisy, seconds=LONG_SECONDS, within=0.001) == planned
 
 
-def test_when_the_time_is_up_each_heat_keeps_its_share_of_the_least_rounds(
+def test_each_run_keeps_its_share_of_the_least_rounds_when_time_is_up(
     runners: list[ContenderRunner],
 ) -> None:
     slow = make("0.9", "0.02")
-    assert rounds_of(slow, seconds=0.1, within=0.001) == ROUNDS
+    assert rounds_of(slow, seconds=0.1, within=0.001) == MIN_ROUNDS

@@ -1,4 +1,4 @@
-"""Two bundles: what is planted is found, and a bundle is as good as itself."""
+"""Tests of the comparison of two bundles and of two files of benchmarks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from resdeploy.documents import jsonable, parse
 from resdeploy.errors import BundleError, DocumentError
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.report.comparison import comparison_text
-from resdeploy.results.benchmark import BenchmarkDocument
+from resdeploy.results.benchmark import Benchmark
 from resdeploy.results.comparison import Comparison
-from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends import registry
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Engine
 from resdeploy.runtime.comparison.accuracy import judge_drop
@@ -36,8 +36,10 @@ UNTIMED = CompareConfig(seconds=0)
 IMAGES = 5000
 
 
-def copied(bundle: Bundle, folder: Path, change: Callable[[Any], None] | None = None) -> Bundle:
-    """The bundle elsewhere; `change` may alter what its calibration.json holds."""
+def copy_bundle(
+    bundle: Bundle, folder: Path, change: Callable[[Any], None] | None = None
+) -> Bundle:
+    """Copy a bundle; `change` may modify the content of its calibration.json."""
     shutil.copytree(bundle.path, folder)
     manifest = bundle.manifest
     if change:
@@ -52,7 +54,7 @@ def copied(bundle: Bundle, folder: Path, change: Callable[[Any], None] | None = 
 
 
 class Oracle:
-    """Reads the class in a picture's colour; one bundle's is wrong where its green says so."""
+    """A backend that reads the class from the red value, and errs at one green value."""
 
     name = "oracle"
 
@@ -71,22 +73,22 @@ class Oracle:
 
 @pytest.fixture
 def oracles(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_artifact(bundle: Bundle, artifact: Artifact, opening: OpenOptions) -> Oracle:
+    def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> Oracle:
         return Oracle(250 if "worse" in bundle.path.name else None)
 
     engine = Engine(
         name="oracle",
         open=open_artifact,
-        obstacle=lambda: None,
+        check_availability=lambda: None,
         version=lambda: "1",
         artifacts=lambda version: ("fp32",),
     )
-    monkeypatch.setattr(selection, "ENGINES", (engine,))
+    monkeypatch.setattr(registry, "ENGINES", (engine,))
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """5,000 of plain colour; every 200th is green enough for a wrong answer."""
+    """Return 5,000 pictures of one colour; every 200th has the green value of an error."""
     for name in CLASSES:
         (tmp_path / "data" / name).mkdir(parents=True)
     for index in range(IMAGES):
@@ -97,10 +99,10 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_half_a_point_lost_of_5000_images_fails(
+def test_a_drop_of_half_a_point_on_5000_images_fails(
     tiny_bundle: Bundle, tmp_path: Path, oracles: None, pictures: Path
 ) -> None:
-    worse = copied(tiny_bundle, tmp_path / "worse.bundle")
+    worse = copy_bundle(tiny_bundle, tmp_path / "worse.bundle")
     config = dataclasses.replace(UNTIMED, data=pictures)
     result = compare_bundles(tiny_bundle, worse, config)
     (line,) = result.accuracy
@@ -115,24 +117,22 @@ def test_half_a_point_lost_of_5000_images_fails(
     ("lost", "gained", "verdict"),
     [
         (25, 0, Verdict.FAIL),
-        (87, 62, Verdict.FAIL),  # half a point among many answers that differ
+        (87, 62, Verdict.FAIL),  # half a point among many changed predictions
         (3, 3, Verdict.PASS),
-        (12, 4, Verdict.INCONCLUSIVE),  # a loss, and perhaps not too large
-        (300, 275, Verdict.INCONCLUSIVE),  # half a point, and perhaps none
+        (12, 4, Verdict.INCONCLUSIVE),  # a drop that may be small enough
+        (300, 275, Verdict.INCONCLUSIVE),  # half a point that may be chance
     ],
 )
-def test_a_certain_loss_that_looks_too_large_fails(
-    lost: int, gained: int, verdict: Verdict
-) -> None:
+def test_a_significant_drop_above_the_limit_fails(lost: int, gained: int, verdict: Verdict) -> None:
     paired = PairedAccuracy(
-        images=5000, baseline_right=4000, candidate_right=4000 - lost + gained, lost=lost,
+        images=5000, baseline_correct=4000, candidate_correct=4000 - lost + gained, lost=lost,
         gained=gained,
     )  # fmt: skip
     assert judge_drop(paired, 0.2) is verdict
 
 
-def test_a_bundle_is_as_good_as_itself_on_few_images(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    copy = copied(tiny_bundle, tmp_path / "copy.bundle")
+def test_a_copy_of_a_bundle_passes_on_few_images(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    copy = copy_bundle(tiny_bundle, tmp_path / "copy.bundle")
     result = compare_bundles(tiny_bundle, copy, UNTIMED)
     assert result.verdict is Verdict.PASS
     assert {line.different for line in result.accuracy} == {0}
@@ -142,10 +142,10 @@ def test_a_bundle_is_as_good_as_itself_on_few_images(tiny_bundle: Bundle, tmp_pa
     assert not result.missing
 
 
-def test_few_images_cannot_decide_where_logits_differ(
+def test_few_images_are_inconclusive_if_logits_differ(
     tiny_bundle: Bundle, tmp_path: Path, oracles: None
 ) -> None:
-    worse = copied(tiny_bundle, tmp_path / "worse.bundle")
+    worse = copy_bundle(tiny_bundle, tmp_path / "worse.bundle")
     pixels = tmp_path / "data" / "red"
     pixels.mkdir(parents=True)
     Image.new("RGB", (32, 32), (130, 250, 0)).save(pixels / "0.bmp")
@@ -156,12 +156,12 @@ def test_few_images_cannot_decide_where_logits_differ(
     assert "verdict: inconclusive" in comparison_text(result)
 
 
-def test_layers_that_changed_precision_are_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_lists_layers_whose_precision_changed(tiny_bundle: Bundle, tmp_path: Path) -> None:
     def change(document: Any) -> None:
         document["cpu"]["in_float"] = ["layer1.0.conv1", "layer1.0.conv2"]
         document["tensorrt"]["calibrator"] = "guess"
 
-    other = copied(tiny_bundle, tmp_path / "other.bundle", change)
+    other = copy_bundle(tiny_bundle, tmp_path / "other.bundle", change)
     there = compare_bundles(tiny_bundle, other, UNTIMED)
     by_encoding = {change.encoding: change for change in there.layers}
     assert by_encoding[Encoding.CPU].to_float == ("layer1.0.conv1", "layer1.0.conv2")
@@ -170,7 +170,7 @@ def test_layers_that_changed_precision_are_named(tiny_bundle: Bundle, tmp_path: 
     assert "2 layers to INT8 (layer1.0.conv1, layer1.0.conv2)" in comparison_text(back)
 
 
-def test_what_the_second_lacks_fails(tiny_bundle: Bundle) -> None:
+def test_a_missing_artifact_fails(tiny_bundle: Bundle) -> None:
     artifacts = tiny_bundle.manifest.artifacts[:2]
     fewer = dataclasses.replace(tiny_bundle.manifest, artifacts=artifacts)
     result = compare_bundles(tiny_bundle, Bundle(tiny_bundle.path, fewer), UNTIMED)
@@ -179,35 +179,35 @@ def test_what_the_second_lacks_fails(tiny_bundle: Bundle) -> None:
     assert "only the first has int8-cpu" in comparison_text(result)
 
 
-def test_golden_images_of_other_sizes_are_none(tiny_bundle: Bundle) -> None:
+def test_golden_images_need_the_same_size(tiny_bundle: Bundle) -> None:
     preprocessing = dataclasses.replace(
         tiny_bundle.manifest.preprocessing, image_size=64, resize=64
     )
     larger = dataclasses.replace(tiny_bundle.manifest, preprocessing=preprocessing)
-    with pytest.raises(BundleError, match="of 32 and 64 pixels"):
+    with pytest.raises(BundleError, match="are 32 and 64 pixels"):
         compare_bundles(tiny_bundle, Bundle(tiny_bundle.path, larger), UNTIMED)
 
 
-def test_both_are_timed(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resdeploy.runtime.comparison import latency as compare_latency
+def test_times_both_bundles(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from resdeploy.runtime.comparison import latency
 
-    monkeypatch.setattr(compare_latency, "LOOKS", (8,))
-    monkeypatch.setattr(compare_latency, "ROUNDS", 1)
-    monkeypatch.setattr(compare_latency, "ROUND_SECONDS", 0.01)
-    monkeypatch.setattr(compare_latency, "WARM_UP_SECONDS", 0.0)
-    # A run takes less than a millisecond: a busy machine makes one ten times as long, not a
-    # thousand times, and in the median of several.
+    monkeypatch.setattr(latency, "INTERIM_STARTS", (8,))
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(latency, "ROUND_SECONDS", 0.01)
+    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0.0)
+    # A call takes less than a millisecond. A busy machine may make it ten times as long, but not
+    # a thousand times.
     config = CompareConfig(precision="int8", threads=1, max_slowdown=100_000)
     result = compare(str(tiny_bundle.path), str(tiny_bundle.path), config)
-    (line,) = result.latency  # not TensorRT's graph, which no CPU need run fast
+    (line,) = result.latency  # without the graph for TensorRT
     assert (line.graph, line.samples, line.threads) == ("int8-cpu", 8, 1)
     assert line.slowdown_low <= line.slowdown <= line.slowdown_high
     assert result.verdict is Verdict.PASS
     assert parse(Comparison, json.loads(json.dumps(jsonable(result)))) == result
 
 
-def replace_times(document: BenchmarkDocument, factor: float) -> BenchmarkDocument:
-    """All but PyTorch slower."""
+def replace_times(document: Benchmark, factor: float) -> Benchmark:
+    """Return the benchmark with the times of all contenders but PyTorch multiplied."""
     results = tuple(
         line
         if line.contender == "pytorch-eager"
@@ -217,7 +217,7 @@ def replace_times(document: BenchmarkDocument, factor: float) -> BenchmarkDocume
     return dataclasses.replace(document, results=results)
 
 
-def test_files_of_benchmarks(tmp_path: Path, tiny_bundle: Bundle) -> None:
+def test_compares_files_of_benchmarks(tmp_path: Path, tiny_bundle: Bundle) -> None:
     days = [benchmark(date=f"2026-11-{day}T10:00:00+00:00", seed=day) for day in (23, 24)]
     (tmp_path / "all.json").write_text(json.dumps([jsonable(day) for day in days]))
     name = str(tmp_path / "all.json")
@@ -228,13 +228,13 @@ def test_files_of_benchmarks(tmp_path: Path, tiny_bundle: Bundle) -> None:
     (tmp_path / "elsewhere.json").write_text(json.dumps(jsonable(elsewhere)))
     apart = compare(f"{name}@2026-11-23", str(tmp_path / "elsewhere.json"), CompareConfig())
     assert apart.verdict is Verdict.INCONCLUSIVE  # however much slower
-    with pytest.raises(DocumentError, match="holds nothing of 2025"):
+    with pytest.raises(DocumentError, match="has no result of 2025"):
         compare(f"{name}@2025", name, CompareConfig())
     with pytest.raises(DocumentError, match="more than once"):
         compare(name, name, CompareConfig())
-    with pytest.raises(DocumentError, match="not of one kind"):
+    with pytest.raises(DocumentError, match="not of the same kind"):
         compare(name, str(tiny_bundle.path), CompareConfig())
-    with pytest.raises(DocumentError, match="--data concerns bundles"):
+    with pytest.raises(DocumentError, match="--data applies to bundles"):
         compare(name, name, CompareConfig(data=tmp_path))
     (tmp_path / "other.json").write_text('{"schema": "resdeploy.verification/1"}')
     with pytest.raises(DocumentError, match=r"not resdeploy\.benchmark/1"):

@@ -1,4 +1,4 @@
-"""The doctor: every advice on a machine that needs it, and silence on one that does not."""
+"""Tests of the diagnosis: each advice appears on a machine that needs it, and only there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.cli.doctor import diagnosis_text
 from resdeploy.machine.device import read_device
-from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends import registry
 from resdeploy.runtime.diagnosis import doctor
 from resdeploy.runtime.diagnosis.advice import Situation, advise
 from resdeploy.runtime.diagnosis.doctor import diagnose
@@ -48,49 +48,48 @@ def without(files: Files, *names: str) -> dict[str, str]:
     return {name: text for name, text in files.items() if not any(n in name for n in names)}
 
 
-def test_a_board_at_its_best_needs_no_advice(tmp_path: Path) -> None:
+def test_a_board_with_the_best_settings_needs_no_advice(tmp_path: Path) -> None:
     assert advise(situation(tmp_path, AGX_ORIN)) == []
 
 
-def test_a_processor_with_amx_is_told_of_openvino(tmp_path: Path) -> None:
+def test_recommends_openvino_for_a_processor_with_amx(tmp_path: Path) -> None:
     for installed, how in (
         ({}, "pip install 'resdeploy[openvino]', and use"),
         ({"openvino": "1"}, "use"),
     ):
-        seen = situation(tmp_path, AGX_ORIN, installed=installed)
-        cpu = dataclasses.replace(seen.device.cpu, features=frozenset({"avx512_vnni", "amx_int8"}))
-        device = dataclasses.replace(seen.device, cpu=cpu)
-        (advice,) = advise(dataclasses.replace(seen, device=device))
-        assert advice.endswith(f"runs INT8 faster; {how} --backend openvino")
+        board = situation(tmp_path, AGX_ORIN, installed=installed)
+        device = dataclasses.replace(board.device, cpu_features=("amx_int8", "avx512_vnni"))
+        (advice,) = advise(dataclasses.replace(board, device=device))
+        assert advice.endswith(f"than in ONNX Runtime; {how} --backend openvino")
 
 
-def test_a_slow_mode_and_moving_clocks_have_commands_with_the_boards_own_number(
+def test_the_power_mode_command_has_the_number_of_this_board(
     tmp_path: Path,
 ) -> None:
     assert advise(situation(tmp_path, ORIN_NANO, mode=power_mode("25W", 1))) == [
         "the power mode is 25W (1), which is slower than MAXN_SUPER; sudo nvpmodel -m 2",
-        "clocks follow the load, which blurs benchmarks; sudo jetson_clocks",
+        "clocks follow the load, so benchmarks vary more; sudo jetson_clocks",
     ]
 
 
-def test_jetpack_6_0_is_below_the_floor(tmp_path: Path) -> None:
+def test_jetpack_6_0_is_too_old(tmp_path: Path) -> None:
     release = {"etc/nv_tegra_release": "# R36 (release), REVISION: 3.0, GCID: 1\n"}
     (advice,) = advise(situation(tmp_path, {**AGX_ORIN, **release}))
     assert "JetPack 6.0" in advice
     assert "install JetPack 6.1" in advice
 
 
-def test_tensorrt_that_a_virtual_environment_hides(tmp_path: Path) -> None:
+def test_tensorrt_is_hidden_by_a_virtual_environment(tmp_path: Path) -> None:
     (advice,) = advise(
         situation(
             tmp_path, AGX_ORIN, sees_tensorrt=False, python=(3, 10), environment=Path("/home/me/v")
         )
     )
-    assert advice.startswith("TensorRT 10.3.0 is not seen from the virtual environment /home/me/v")
+    assert advice.startswith("TensorRT 10.3.0 is not visible in the virtual environment /home/me/v")
     assert advice.endswith("include-system-site-packages = true/' /home/me/v/pyvenv.cfg")
 
 
-def test_the_command_that_opens_a_virtual_environment_does(tmp_path: Path) -> None:
+def test_the_command_for_a_virtual_environment_works(tmp_path: Path) -> None:
     import subprocess
 
     settings = tmp_path / "pyvenv.cfg"
@@ -106,7 +105,7 @@ def test_the_command_that_opens_a_virtual_environment_does(tmp_path: Path) -> No
 
 def test_tensorrt_for_another_python(tmp_path: Path) -> None:
     (advice,) = advise(situation(tmp_path, AGX_ORIN, sees_tensorrt=False, python=(3, 11)))
-    assert "is for Python 3.10, this is 3.11" in advice
+    assert "supports Python 3.10, but this is Python 3.11" in advice
     assert advice.endswith("python3.10 -m venv --system-site-packages .venv")
 
 
@@ -131,7 +130,7 @@ def test_a_missing_dla_compiler(tmp_path: Path) -> None:
     assert advice.endswith("sudo apt-get install --reinstall nvidia-l4t-dla-compiler")
     (advice,) = advise(situation(tmp_path / "inside", {**files, ".dockerenv": ""}))
     assert advice.endswith("start the container with --runtime nvidia")
-    thor = situation(tmp_path / "thor", AGX_THOR)  # its TensorRT has no DLA
+    thor = situation(tmp_path / "thor", AGX_THOR)  # TensorRT does not need the library there
     assert not any("libnvdla" in advice for advice in advise(thor))
 
 
@@ -152,13 +151,15 @@ def test_a_missing_dla_compiler(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wheels_for_two_cudas(tmp_path: Path, installed: dict[str, str], command: str) -> None:
+def test_wheels_for_two_versions_of_cuda(
+    tmp_path: Path, installed: dict[str, str], command: str
+) -> None:
     (advice,) = advise(situation(tmp_path, {}, installed=installed))
     assert "CUDA 12 and 13" in advice
     assert advice.endswith(command)
 
 
-def test_wheels_for_one_cuda_are_fine(tmp_path: Path) -> None:
+def test_wheels_for_one_version_of_cuda_need_no_advice(tmp_path: Path) -> None:
     installed = {"nvidia-cublas-cu12": "12.6", "nvidia-cudnn-cu12": "9", "nvidia-ml-py": "13.0"}
     assert advise(situation(tmp_path, {}, installed=installed)) == []
 
@@ -169,7 +170,7 @@ def test_two_onnx_runtimes(tmp_path: Path) -> None:
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in advice
 
 
-def test_wheels_of_servers_on_an_orin(tmp_path: Path) -> None:
+def test_wheels_for_servers_on_an_orin(tmp_path: Path) -> None:
     installed = {"onnxruntime-gpu": "1.23.2", "nvidia-cudnn-cu12": "9.1", "numpy": "2.2.6"}
     (advice,) = advise(situation(tmp_path / "orin", AGX_ORIN, installed=installed))
     assert advice.endswith("pip uninstall -y nvidia-cudnn-cu12 onnxruntime-gpu")
@@ -190,7 +191,7 @@ def test_power_sensors_that_only_root_may_read(tmp_path: Path) -> None:
     assert "may not read 5 power sensors" in advice
     pattern = f"{tmp_path}/sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/*_input"
     assert advice.endswith(f"sudo chmod a+r {pattern}")
-    assert len(list(Path("/").glob(pattern[1:]))) == 10  # it reaches voltages as well
+    assert len(list(Path("/").glob(pattern[1:]))) == 10  # the pattern includes voltages
 
 
 def test_rapl_that_only_root_may_read(tmp_path: Path) -> None:
@@ -209,10 +210,7 @@ def test_a_processor_without_vnni(tmp_path: Path) -> None:
     assert advise(new) == []
 
 
-# The whole of it
-
-
-def test_this_machine_can_run_something() -> None:
+def test_this_machine_has_a_backend() -> None:
     found = diagnose()
     assert found.healthy
     assert found.backends[-1].version
@@ -220,7 +218,7 @@ def test_this_machine_can_run_something() -> None:
     assert found.self_test is None
 
 
-def test_a_missing_backend_says_what_to_install(
+def test_a_missing_backend_names_the_package_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(doctor, "ENGINES", (make_engine("cpu", installed=False),))
@@ -230,25 +228,27 @@ def test_a_missing_backend_says_what_to_install(
     assert found.advice[0] == "cpu: cpu is not installed; get it"
 
 
-def test_backends_for_gpus_are_advised_where_there_is_one(tmp_path: Path) -> None:
+def test_recommends_gpu_backends_only_with_a_gpu(tmp_path: Path) -> None:
     server = diagnose(host=host_of(tmp_path / "server", {}, nvml=FakeNvml))
     missing = [backend.name for backend in server.backends if not backend.available]
     assert [line.split(":")[0] for line in server.advice][: len(missing)] == missing
     board = diagnose(host=host_of(tmp_path / "board", AGX_ORIN))
-    assert not any("onnxruntime-gpu" in line for line in board.advice)  # PyPI's does not fit
+    assert not any(
+        "onnxruntime-gpu" in line for line in board.advice
+    )  # the wheel on PyPI does not fit
 
 
-def test_a_bundle_is_tried(tiny_bundle: Bundle) -> None:
+def test_a_bundle_is_checked(tiny_bundle: Bundle) -> None:
     found = diagnose(tiny_bundle.path)
     assert found.self_test is not None
     assert found.healthy
     assert "verdict: pass" in diagnosis_text(found)
 
 
-def test_a_bundle_with_other_answers_is_no_good_health(
+def test_a_failed_self_test_is_not_healthy(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "ENGINES", (make_engine("broken", factor=0.9),))
+    monkeypatch.setattr(registry, "ENGINES", (make_engine("broken", factor=0.9),))
     found = diagnose(tiny_bundle.path)
     assert found.self_test is not None
     assert found.self_test.verdict is Verdict.FAIL
@@ -256,7 +256,7 @@ def test_a_bundle_with_other_answers_is_no_good_health(
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_the_diagnosis_of_a_board_fits_a_screen(tmp_path: Path, name: str) -> None:
+def test_the_diagnosis_of_a_board_fits_on_a_screen(tmp_path: Path, name: str) -> None:
     found = diagnose(host=host_of(tmp_path, BOARDS[name], power_mode("15W", 0)))
     text = diagnosis_text(found)
     assert text.startswith("machine   NVIDIA Jetson")
@@ -265,7 +265,7 @@ def test_the_diagnosis_of_a_board_fits_a_screen(tmp_path: Path, name: str) -> No
     assert "power mode 15W (0)" in text
 
 
-def test_the_diagnosis_of_nothing_known(tmp_path: Path) -> None:
+def test_the_diagnosis_of_an_unknown_machine(tmp_path: Path) -> None:
     found = diagnose(host=host_of(tmp_path, {}))
     bare = dataclasses.replace(found, gpu=())
     assert "None" not in diagnosis_text(bare)

@@ -1,4 +1,4 @@
-"""Sensors of the three boards, tegrastats in all its forms, NVML and RAPL."""
+"""Power sources: the sensors of three boards, tegrastats, NVML and RAPL."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from resdeploy.runtime.energy.tegrastats import Tegrastats, parse_rails, start_t
 from tests.boards import AGX_ORIN, AGX_THOR, ORIN_NANO, Files, host_of, lay_out
 from tests.fake_nvml import FakeNvml
 
-# Lines of tegrastats seen in public: with a date; with cores that are off; without swap and with
-# VIN; with two averages. Then sensors that are off, a rail that is not connected, a negative one.
+# Published lines of tegrastats: with a date; with cores that are off; without swap and with VIN;
+# with two averages. ODD has sensors that are off, an unconnected rail and a negative one.
 NANO = (
     "11-15-2024 08:38:09 RAM 6185/7620MB (lfb 8x2MB) SWAP 851/3810MB (cached 1MB) CPU "
     "[15%@729,11%@729,14%@729,13%@729,11%@729,8%@729] EMC_FREQ 43%@2133 GR3D_FREQ 63%@[621] "
@@ -64,7 +64,9 @@ ODD = (
     ],
     ids=["nano", "orin", "thor", "averages", "odd", "message", "empty"],
 )
-def test_lines_of_tegrastats(line: str, rails: dict[str, float], total: float | None) -> None:
+def test_parses_lines_of_tegrastats(
+    line: str, rails: dict[str, float], total: float | None
+) -> None:
     assert parse_rails(line) == rails
     assert module_power(rails) == total
 
@@ -90,7 +92,7 @@ def test_sensors_of_the_boards(
     assert source.read() == pytest.approx(watts, rel=1e-12)
 
 
-def test_a_rail_that_disappears_makes_the_total_unknown_not_smaller(tmp_path: Path) -> None:
+def test_a_missing_rail_makes_the_total_unknown(tmp_path: Path) -> None:
     source = find_rails(host_of(tmp_path, AGX_ORIN))
     assert source is not None
     gone = tmp_path / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon4/curr2_input"
@@ -100,7 +102,7 @@ def test_a_rail_that_disappears_makes_the_total_unknown_not_smaller(tmp_path: Pa
     assert source.read() == pytest.approx(19 * 0.15 + 19 * 0.08 + 5 * 0.9)
 
 
-def test_a_part_below_zero_keeps_its_sign(tmp_path: Path) -> None:
+def test_negative_rails_keep_their_sign(tmp_path: Path) -> None:
     source = find_rails(host_of(tmp_path, AGX_ORIN))
     assert source is not None
     part = tmp_path / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon4/curr2_input"
@@ -108,17 +110,17 @@ def test_a_part_below_zero_keeps_its_sign(tmp_path: Path) -> None:
     assert source.read() == pytest.approx(19 * 0.15 - 19 * 0.004 + 5 * 0.9)
 
 
-def test_rails_of_an_unknown_board_are_not_added_up(tmp_path: Path) -> None:
+def test_ignores_rails_of_an_unknown_board(tmp_path: Path) -> None:
     files = {name: text.replace("VDD_IN", "VDD_NEW") for name, text in ORIN_NANO.items() if text}
     assert find_rails(host_of(tmp_path, files)) is None
 
 
-def test_a_hwmon_that_is_no_ina238_is_no_rail(tmp_path: Path) -> None:
+def test_ignores_other_hwmon_drivers(tmp_path: Path) -> None:
     files = {**AGX_THOR, "sys/class/hwmon/hwmon6/name": "another\n"}
     assert find_rails(host_of(tmp_path, files)) is None
 
 
-# tegrastats, running
+# A running tegrastats
 
 
 def script(path: Path, text: str) -> str:
@@ -128,14 +130,14 @@ def script(path: Path, text: str) -> str:
 
 
 @pytest.fixture
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine a script starts late, and is read late."""
+def _long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengthen the timeouts: on a busy machine a script starts late."""
     monkeypatch.setattr(tegrastats, "START_SECONDS", 600.0)
     monkeypatch.setattr(tegrastats, "STALE_SECONDS", 600.0)
 
 
-@pytest.mark.usefixtures("_patient")
-def test_a_running_tegrastats(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_long_timeouts")
+def test_reads_a_running_tegrastats(tmp_path: Path) -> None:
     command = script(tmp_path / "tegrastats", f"echo '{ORIN}'; exec sleep 60")
     source = start_tegrastats([command])
     assert source is not None
@@ -144,7 +146,7 @@ def test_a_running_tegrastats(tmp_path: Path) -> None:
     source.close()
 
 
-def test_a_tegrastats_that_falls_silent_tells_nothing(tmp_path: Path) -> None:
+def test_old_lines_of_tegrastats_are_ignored(tmp_path: Path) -> None:
     now = 10.0
     command = script(tmp_path / "tegrastats", f"echo '{NANO}'; exec sleep 60")
     running = Tegrastats([command], clock=lambda: now)
@@ -155,7 +157,7 @@ def test_a_tegrastats_that_falls_silent_tells_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["exit 1", "echo 'you must be root'"])
-def test_a_tegrastats_that_refuses_is_no_source(tmp_path: Path, text: str) -> None:
+def test_tegrastats_without_rails_is_no_source(tmp_path: Path, text: str) -> None:
     assert start_tegrastats([script(tmp_path / "tegrastats", text)]) is None
 
 
@@ -163,19 +165,17 @@ def test_without_tegrastats_there_is_no_source() -> None:
     assert start_tegrastats(["no-such-command-anywhere"]) is None
 
 
-@pytest.mark.usefixtures("_patient")
-def test_tegrastats_stands_in_where_sensors_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_long_timeouts")
+def test_falls_back_to_tegrastats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path / "tegrastats", f"echo '{NANO}'; exec sleep 60")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
-    def refuse(path: Path) -> bytes:
+    def deny(path: Path) -> bytes:
         if "ina3221" in str(path):
             raise PermissionError(path)
         return path.read_bytes()
 
-    (source,) = find_sources(host_of(tmp_path / "root", ORIN_NANO, read_bytes=refuse))
+    (source,) = find_sources(host_of(tmp_path / "root", ORIN_NANO, read_bytes=deny))
     assert source.name == "tegrastats"
     source.close()
 
@@ -183,36 +183,36 @@ def test_tegrastats_stands_in_where_sensors_cannot_be_read(
 # Discrete GPUs and x86
 
 
-def test_a_gpu_that_counts_its_energy() -> None:
+def test_reads_the_energy_counter_of_a_gpu() -> None:
     source = find_nvml(FakeNvml(), {})
     assert source is not None
-    assert (source.scope, source.counts) == (Scope.GPU, True)
+    assert (source.scope, source.cumulative) == (Scope.GPU, True)
     first, second = source.read(), source.read()
     assert first is not None
     assert second == first + 0.5
 
 
-def test_a_gpu_that_knows_its_power_alone() -> None:
+def test_reads_the_power_of_a_gpu_without_a_counter() -> None:
     source = find_nvml(FakeNvml(counts_energy=False), {})
     assert source is not None
-    assert (source.counts, source.read()) == (False, 350.0)
+    assert (source.cumulative, source.read()) == (False, 350.0)
 
 
-def test_a_gpu_that_measures_nothing_is_no_source() -> None:
+def test_a_gpu_without_sensors_is_no_source() -> None:
     assert find_nvml(FakeNvml(unsupported=True), {}) is None
     assert find_nvml(None, {}) is None
 
 
 @pytest.mark.parametrize(
-    ("visible", "asked"), [("", 0), ("0,1", 0), ("GPU-1234", "GPU-1234"), (" GPU-5 ,0", "GPU-5")]
+    ("visible", "opened"), [("", 0), ("0,1", 0), ("GPU-1234", "GPU-1234"), (" GPU-5 ,0", "GPU-5")]
 )
-def test_the_gpu_is_the_one_that_cuda_sees(visible: str, asked: object) -> None:
+def test_reads_the_gpu_that_cuda_sees(visible: str, opened: object) -> None:
     nvml = FakeNvml()
     assert find_nvml(nvml, {"CUDA_VISIBLE_DEVICES": visible}) is not None
-    assert nvml.asked_for == asked
+    assert nvml.opened == opened
 
 
-def test_a_gpu_that_is_not_there_is_no_source() -> None:
+def test_a_missing_gpu_is_no_source() -> None:
     assert find_nvml(FakeNvml(), {"CUDA_VISIBLE_DEVICES": "3"}) is None
 
 
@@ -220,20 +220,24 @@ RAPL = {
     "sys/class/powercap/intel-rapl:0/name": "package-0\n",
     "sys/class/powercap/intel-rapl:0/energy_uj": "900000\n",
     "sys/class/powercap/intel-rapl:0/max_energy_range_uj": "1000000\n",
-    "sys/class/powercap/intel-rapl:0:0/name": "core\n",  # inside the package
+    "sys/class/powercap/intel-rapl:0:0/name": "core\n",  # the package includes it
     "sys/class/powercap/intel-rapl:0:0/energy_uj": "5\n",
     "sys/class/powercap/intel-rapl:0:1/name": "dram\n",
     "sys/class/powercap/intel-rapl:0:1/energy_uj": "200000\n",
     "sys/class/powercap/intel-rapl:0:1/max_energy_range_uj": "1000000\n",
-    "sys/class/powercap/intel-rapl:1/name": "psys\n",  # counts the package again
+    "sys/class/powercap/intel-rapl:1/name": "psys\n",  # it includes the package
     "sys/class/powercap/intel-rapl:1/energy_uj": "7\n",
 }
 
 
-def test_rapl_counts_on_when_its_counter_starts_anew(tmp_path: Path) -> None:
+def test_rapl_handles_counter_overflow(tmp_path: Path) -> None:
     source = find_rapl(host_of(tmp_path, RAPL))
     assert source is not None
-    assert (source.rails, source.scope, source.counts) == (("package-0", "dram"), Scope.CPU, True)
+    assert (source.rails, source.scope, source.cumulative) == (
+        ("package-0", "dram"),
+        Scope.CPU,
+        True,
+    )
     assert source.read() == pytest.approx(1.1)
     lay_out(tmp_path, {"sys/class/powercap/intel-rapl:0/energy_uj": "100000\n"})
     assert source.read() == pytest.approx(1.3)
@@ -241,11 +245,11 @@ def test_rapl_counts_on_when_its_counter_starts_anew(tmp_path: Path) -> None:
     assert source.read() is None
 
 
-def test_a_machine_that_measures_nothing_has_no_source(tmp_path: Path) -> None:
+def test_a_machine_without_sensors_has_no_source(tmp_path: Path) -> None:
     assert find_sources(host_of(tmp_path, {})) == []
 
 
-def test_a_server_has_one_source_for_each_processor(tmp_path: Path) -> None:
+def test_a_server_has_sources_for_gpu_and_cpu(tmp_path: Path) -> None:
     found = meter.find_sources(host_of(tmp_path, RAPL, nvml=FakeNvml))
     assert [(source.name, source.scope) for source in found] == [
         ("nvml", Scope.GPU), ("rapl", Scope.CPU),
@@ -259,7 +263,5 @@ def test_a_server_has_one_source_for_each_processor(tmp_path: Path) -> None:
         (Scope.GPU, Scope.CPU, False), (Scope.CPU, Scope.GPU, False), (Scope.GPU, Scope.GPU, True),
     ],
 )  # fmt: skip
-def test_a_gpus_energy_is_not_that_of_work_on_the_cpu(
-    scope: Scope, work: Scope, covered: bool
-) -> None:
+def test_scope_covers_work(scope: Scope, work: Scope, covered: bool) -> None:
     assert scope.covers(work) is covered

@@ -1,4 +1,4 @@
-"""A server that many tests may ask, and one in this process with engines that tests decide on."""
+"""A server process that many tests share, and a server in this process with fake engines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.serving_process import ServerProcess
 
 @pytest.fixture(scope="session")
 def server(tiny_bundle: Bundle) -> Iterator[ServerProcess]:
-    """A process with HTTP and gRPC that serves the tests' bundle; do not stop it."""
+    """Run a server with HTTP and gRPC for the tests' bundle; tests must not stop it."""
     with ServerProcess(tiny_bundle.path, "--grpc-port", 0, "--threads", 1) as process:
         yield process.until_ready()
         assert process.stop()[0] == 0
@@ -38,7 +38,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 @dataclass
 class Local:
-    """The same without a process: the application, and what it stands on."""
+    """A server in this process: the ASGI application and its service."""
 
     app: ASGIApp
     service: Service
@@ -58,7 +58,7 @@ class Local:
 async def local_server(
     bundle: Bundle, settings: Mapping[str, Any] | None = None, token: bytes | None = None
 ) -> AsyncIterator[Local]:
-    """Serve `bundle` as `tiny`, with whatever engines `selection.ENGINES` has."""
+    """Serve `bundle` as `tiny`, with the engines of `registry.ENGINES`."""
     config = ServeConfig(threads=1, **(settings or {}))
     metrics = Metrics()
     model = ServedModel(

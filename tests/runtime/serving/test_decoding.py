@@ -1,4 +1,4 @@
-"""Decoding beside the event loop."""
+"""Decoding of pictures in a thread pool."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(work: Coroutine[Any, Any, Any]) -> None:
     asyncio.run(asyncio.wait_for(work, PATIENCE))
 
 
-def test_pixels_are_those_of_every_other_stage_in_order() -> None:
+def test_pixels_equal_those_of_all_other_stages_in_order() -> None:
     async def scenario() -> None:
         decoder = Decoder(3, max_pixels=10_000, max_wait=1.0)
         pixels = await decoder.decode(PICTURES, PREPROCESSING, math.inf)
@@ -41,14 +41,14 @@ def test_pixels_are_those_of_every_other_stage_in_order() -> None:
 def test_a_picture_over_the_limit_is_refused() -> None:
     async def scenario() -> None:
         decoder = Decoder(1, max_pixels=100, max_wait=1.0)
-        with pytest.raises(RequestError, match="2,400 pixels, over the limit of 100"):
+        with pytest.raises(RequestError, match="2,400 pixels; at most 100 are allowed"):
             await decoder.decode(PICTURES[:1], PREPROCESSING, math.inf)
         decoder.close()
 
     run(scenario())
 
 
-def test_what_is_late_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_picture_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "load_image", lambda *_: pytest.fail("it was decoded"))
 
     async def scenario() -> None:
@@ -60,7 +60,7 @@ def test_what_is_late_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     run(scenario())
 
 
-def test_too_much_work_is_refused_and_who_leaves_takes_it_along(
+def test_overload_is_refused_and_cancellation_removes_pending_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begun, hold = threading.Event(), threading.Event()
@@ -76,18 +76,18 @@ def test_too_much_work_is_refused_and_who_leaves_takes_it_along(
 
     async def scenario() -> None:
         decoder = Decoder(1, max_pixels=100, max_wait=0.5)
-        decoder._seconds = 0.3
+        decoder._seconds_per_picture = 0.3
         first = asyncio.ensure_future(decoder.decode(PICTURES[:1], PREPROCESSING, math.inf))
         await asyncio.to_thread(begun.wait, PATIENCE)
-        decoder.check()
+        decoder.check_capacity()
         second = asyncio.ensure_future(decoder.decode(PICTURES[1:], PREPROCESSING, math.inf))
-        await asyncio.sleep(0)  # it has asked its threads
+        await asyncio.sleep(0)  # now its jobs are in the pool
         with pytest.raises(QueueFull) as caught:
-            decoder.check()
+            decoder.check_capacity()
         assert caught.value.retry_after == pytest.approx(1.5)
         second.cancel()
         await asyncio.wait([second])
-        decoder.check()
+        decoder.check_capacity()
         hold.set()
         await first
         assert decoded == PICTURES[:1]

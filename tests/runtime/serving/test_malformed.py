@@ -1,4 +1,4 @@
-"""Malformed requests in small numbers; `benchmarks/serving/malformed.py` sends ten thousand."""
+"""A few malformed requests; `benchmarks/serving/malformed.py` sends 10,000."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving.malformed import Abuser, Footprint, Report, abuse
+from benchmarks.serving.malformed import (
+    Footprint,
+    MalformedRequests,
+    RobustnessReport,
+    send_malformed,
+)
 from resdeploy.bundle.bundle import Bundle
 from tests.serving_process import ServerProcess
 
@@ -18,35 +23,36 @@ CHECKS = (
 )  # fmt: skip
 
 
-def test_malformed_requests_do_no_harm(tiny_bundle: Bundle) -> None:
+def test_malformed_requests_cause_no_fault(tiny_bundle: Bundle) -> None:
     with ServerProcess(tiny_bundle.path, "--threads", 1) as server:
         server.until_ready()
-        report = abuse(server.port, server.process.pid, Abuser(tiny_bundle, "tiny"), 450)
+        requests = MalformedRequests(tiny_bundle, "tiny")
+        report = send_malformed(server.port, server.process.pid, requests, 450)
         assert report.faults == []
         assert {"200", "400", "404", "405"} <= set(report.statuses)
         assert not [line for line in server.log if line.get("level") == "error"]
         assert server.stop()[0] == 0
 
 
-def test_faults_are_found() -> None:
+def test_faults_are_reported() -> None:
     small, large = (
         Footprint(memory_mb=mb, threads=threads, files=files)
         for mb, threads, files in ((100.0, 5, 10), (300.0, 19, 90))
     )
-    statuses = {"500": 2, "503": 7, "silence": 1}
-    report = Report(statuses=statuses, before=small, after=large, same_answer=False)
+    statuses = {"500": 2, "503": 7, "no response": 1}
+    report = RobustnessReport(statuses=statuses, before=small, after=large, same_response=False)
     assert report.faults == [
-        "2 answers of 500",
-        "1 requests without an answer",
-        "200 MB more",
+        "2 responses with status 500",
+        "1 requests without a response",
+        "200 MB more memory",
         "80 more open files",
         "14 more threads",
-        "another answer than before",
+        "a valid request gets another response than before",
     ]
 
 
 @pytest.mark.slow
-def test_the_openapi_document_holds(server: ServerProcess, tmp_path: Path) -> None:
+def test_the_server_conforms_to_its_openapi_document(server: ServerProcess, tmp_path: Path) -> None:
     done = subprocess.run(
         [
             Path(sys.executable).parent / "schemathesis", "run",

@@ -1,4 +1,4 @@
-"""The protocol's tensors: what is understood, what is refused, and nothing else happens."""
+"""The conversion of the protocol's tensors, for valid and invalid requests and responses."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import json
 import struct
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from resdeploy.runtime.serving import open_inference as tensors
 from resdeploy.runtime.serving.open_inference import (
-    InferenceRequest,
-    OutputRequest,
-    encode_response,
+    MAX_JSON_BYTES,
+    OutputFormat,
+    ParsedRequest,
+    encode_output,
+    parse_request,
 )
 from resdeploy.runtime.serving.request_errors import RequestError, TooLarge
 
@@ -33,12 +35,12 @@ def document(**changes: Any) -> dict[str, Any]:
     }
 
 
-def parse(body: Any, json_bytes: int | None = None) -> InferenceRequest:
+def parse(body: Any, json_bytes: int | None = None) -> ParsedRequest:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return tensors.parse_request(data, json_bytes, SIZE, CLASSES)
+    return parse_request(data, json_bytes, SIZE, CLASSES)
 
 
-def binary_request(images: np.ndarray, announced: int | None = None) -> tuple[bytes, int]:
+def binary_request(images: np.ndarray, announced: Any = None) -> tuple[bytes, int]:
     size = images.nbytes if announced is None else announced
     head = json.dumps(
         document(
@@ -69,89 +71,108 @@ def test_binary_images_are_not_copied() -> None:
     assert not parse(body, length).images.flags.owndata
 
 
-def test_what_else_a_request_says() -> None:
+def test_the_other_fields_of_a_request_are_parsed() -> None:
     request = parse(document(id="a", parameters={"timeout": 1500, "binary_data_output": True}))
     assert request.id == "a"
     assert request.timeout == 0.0015
-    assert request.wanted == OutputRequest(binary=True)
+    assert request.output == OutputFormat(binary=True)
     assert parse(document(parameters={"timeout": 0})).timeout is None
     output = {"name": "logits", "parameters": {"binary_data": False, "classification": 99}}
     request = parse(document(outputs=[output], parameters={"binary_data_output": True}))
-    assert request.wanted == OutputRequest(binary=False, classes=CLASSES)
-    assert parse(document(outputs=[])).wanted == OutputRequest()
+    assert request.output == OutputFormat(binary=False, classes=CLASSES)
+    assert parse(document(outputs=[])).output == OutputFormat()
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "no JSON document"),
-        (b"\xff\xfe", "no JSON document"),
-        (b"[" * 100_000, "no JSON document"),
-        (b'{"inputs": NaN}', "no JSON document"),
-        (b"[]", "the request must be a JSON object"),
-        ({}, "takes one input, images"),
-        ({"inputs": {}}, "takes one input, images"),
-        ({"inputs": [1]}, "an input must be a JSON object"),
-        (document(entry={"name": "pixels"}), "input is called images"),
+        (b"", "not a JSON document"),
+        (b"\xff\xfe", "not a JSON document"),
+        (b'{"id": "\xff"}', "not a JSON document"),
+        (b"[" * 100_000, "Expected `object`, got `array`"),
+        (b'{"inputs": [{"data": ' + b"[" * 100_000, "not a JSON document"),
+        (b'{"inputs": NaN}', "not a JSON document"),
+        (document(entry={"data": [float("nan")] * 12}), "not a JSON document"),
+        (document(entry={"data": [float("inf")] * 12}), "not a JSON document"),
+        (json.dumps(document()).replace("[7,", "[1e999,").encode(), r"inputs\[0\]\.data\[0\]"),
+        (b"[]", "Expected `object`, got `array`"),
+        ({}, "required field `inputs`"),
+        ({"inputs": {}}, r"`\$\.inputs`"),
+        ({"inputs": []}, r"`\$\.inputs`"),
+        ({"inputs": [1]}, r"`\$\.inputs\[0\]`"),
+        (document(entry={"name": "pixels"}), r"'\^images\$' - at `\$\.inputs\[0\]\.name`"),
         (document(entry={"datatype": "FP32"}), "another datatype than UINT8"),
-        (document(entry={"datatype": None}), "another datatype than UINT8"),
-        (document(entry={"shape": None}), r"needs a shape of \[N, 2, 2, 3\]"),
-        (document(entry={"shape": "1223"}), "needs a shape"),
-        (document(entry={"shape": [1, 2, 2, True]}), "needs a shape"),
-        (document(entry={"shape": [0, 2, 2, 3]}), "not .* with N at least 1"),
-        (document(entry={"shape": [-1, 2, 2, 3]}), "with N at least 1"),
-        (document(entry={"shape": [1, 3, 2, 2]}), "not "),
+        (document(entry={"datatype": None}), "required field `datatype`"),
+        (document(entry={"shape": None}), "required field `shape`"),
+        (document(entry={"shape": "1223"}), r"Expected `array`, got `str` .*\.shape`"),
+        (document(entry={"shape": [1, 2, 2, True]}), r"got `bool` .*\.shape\[3\]`"),
+        (document(entry={"shape": [1, 2, 2]}), r"at `\$\.inputs\[0\]\.shape`"),
+        (document(entry={"shape": [0, 2, 2, 3]}), r"`int` >= 1 .*\.shape\[0\]`"),
+        (document(entry={"shape": [-1, 2, 2, 3]}), r"`int` >= 1 .*\.shape\[0\]`"),
+        (document(entry={"shape": [1, 3, 2, 2]}), r"has shape \[1, 3, 2, 2\], not \[N, 2, 2, 3\]"),
         (document(entry={"data": None}), "has no data"),
-        (document(entry={"data": "7" * 12}), "has no data"),
+        (document(entry={"data": "7" * 12}), r"got `str` .*\.data`"),
         (document(entry={"data": [7] * 11}), "needs 12 integers"),
         (document(entry={"data": [7.5] * 12}), "needs 12 integers"),
         (document(entry={"data": [True] * 12}), "needs 12 integers"),
         (document(entry={"data": [2**70] * 12}), "needs 12 integers"),
         (document(entry={"data": [None] * 12}), "needs 12 integers"),
         (document(entry={"data": [[1, 2], [3]]}), "no regular shape"),
-        (document(entry={"data": [256] * 12}), "from 0 to 255"),
-        (document(entry={"data": [-1] * 12}), "from 0 to 255"),
-        (document(entry={"parameters": []}), "parameters must be"),
-        (document(parameters=7), "parameters must be"),
-        (document(parameters={"timeout": -1}), "timeout must be"),
-        (document(parameters={"timeout": True}), "timeout must be"),
-        (document(parameters={"timeout": "1"}), "timeout must be"),
-        (document(parameters={"binary_data_output": 1}), "binary_data_output must be"),
-        (document(id=7), "the id must be"),
-        (document(id="x" * 257), "the id must be"),
-        (document(outputs={}), "gives one output, logits"),
-        (document(outputs=[{}, {}]), "gives one output, logits"),
-        (document(outputs=[{"name": "scores"}]), "output is called logits"),
+        (document(entry={"data": [256] * 12}), "between 0 and 255"),
+        (document(entry={"data": [-1] * 12}), "between 0 and 255"),
+        (document(entry={"parameters": []}), r"`\$\.inputs\[0\]\.parameters`"),
+        (document(parameters=7), r"`\$\.parameters`"),
+        (document(parameters={"timeout": -1}), r"`int` >= 0 - at `\$\.parameters\.timeout`"),
+        (document(parameters={"timeout": True}), r"`\$\.parameters\.timeout`"),
+        (document(parameters={"timeout": "1"}), r"`\$\.parameters\.timeout`"),
+        (document(parameters={"binary_data_output": 1}), r"`\$\.parameters\.binary_data_output`"),
+        (document(id=7), r"`\$\.id`"),
+        (document(id="x" * 257), r"length <= 256 - at `\$\.id`"),
+        (document(outputs={}), r"`\$\.outputs`"),
+        (document(outputs=[{"name": "logits"}] * 2), r"length <= 1 - at `\$\.outputs`"),
+        (document(outputs=[{"name": "scores"}]), r"'\^logits\$' - at `\$\.outputs\[0\]\.name`"),
         (
             document(outputs=[{"name": "logits", "parameters": {"classification": -1}}]),
-            "classification must be",
+            r"`\$\.outputs\[0\]\.parameters\.classification`",
         ),
         (
             document(outputs=[{"name": "logits", "parameters": {"binary_data": "yes"}}]),
-            "binary_data must be",
+            r"`\$\.outputs\[0\]\.parameters\.binary_data`",
         ),
     ],
 )
-def test_what_is_wrong_is_said(body: Any, message: str) -> None:
+def test_an_invalid_request_gets_a_precise_message(body: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         parse(body)
 
 
-@pytest.mark.parametrize("announced", [0, 11, 13, -12, 12.0, True, "12", 1 << 70])
-def test_binary_data_must_be_as_long_as_is_announced(announced: Any) -> None:
+@pytest.mark.parametrize("announced", [0, 11, 13])
+def test_binary_data_must_have_the_announced_length(announced: int) -> None:
     body, length = binary_request(np.ones((1, SIZE, SIZE, 3), np.uint8), announced)
     with pytest.raises(RequestError, match="announces other binary data"):
         parse(body, length)
 
 
-def test_binary_data_must_be_as_long_as_the_shape_needs() -> None:
+@pytest.mark.parametrize("announced", [-12, 12.0, True, "12", 1 << 70])
+def test_the_announced_length_must_be_a_natural_number(announced: Any) -> None:
+    body, length = binary_request(np.ones((1, SIZE, SIZE, 3), np.uint8), announced)
+    with pytest.raises(RequestError, match=r"`\$\.inputs\[0\]\.parameters\.binary_data_size`"):
+        parse(body, length)
+
+
+def test_the_last_of_duplicate_keys_counts() -> None:
+    text = json.dumps(document(id="last"))
+    assert parse(('{"id": "first", ' + text[1:]).encode()).id == "last"
+
+
+def test_binary_data_must_have_the_length_of_the_shape() -> None:
     body, length = binary_request(np.ones((1, SIZE, SIZE, 3), np.uint8))
     longer = body.replace(b"[1, ", b"[2, ")
     with pytest.raises(RequestError, match="12 bytes where its shape needs 24"):
         parse(longer, length)
 
 
-def test_bytes_that_nobody_announces_are_refused() -> None:
+def test_unannounced_bytes_are_refused() -> None:
     head = json.dumps(document()).encode()
     with pytest.raises(RequestError, match="no input announces"):
         parse(head + b"123", len(head))
@@ -167,12 +188,12 @@ def test_a_json_part_longer_than_the_body_is_refused(json_bytes: int) -> None:
 
 def test_a_document_that_takes_too_long_to_parse_is_refused() -> None:
     with pytest.raises(TooLarge, match="send binary tensors"):
-        parse(b" " * (tensors.MAX_JSON_BYTES + 1))
+        parse(b" " * (MAX_JSON_BYTES + 1))
 
 
 @given(st.binary(max_size=200), st.integers(-5, 250) | st.none())
 @example(b'{"inputs": [{"name": "images"}]}', None)
-def test_any_bytes_are_understood_or_refused(body: bytes, json_bytes: int | None) -> None:
+def test_random_bytes_are_refused(body: bytes, json_bytes: int | None) -> None:
     with pytest.raises(RequestError):
         parse(body, json_bytes)
 
@@ -186,44 +207,48 @@ FIELDS = ("name", "shape", "datatype", "data", "parameters")
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), VALUES), st.binary(max_size=24), VALUES, VALUES)
-def test_any_document_is_understood_or_refused(
+def test_any_document_is_parsed_or_refused(
     entry: dict[str, Any], binary: bytes, outputs: Any, parameters: Any
 ) -> None:
     whole = document(entry=entry, outputs=outputs, parameters=parameters)
     head = json.dumps(whole).encode()
     try:
         request = parse(head + binary, len(head))
-    except RequestError as refusal:
-        assert len(str(refusal)) < 400
+    except RequestError as error:
+        assert len(str(error)) < 400
     else:
         assert request.images.shape[1:] == (SIZE, SIZE, 3)
 
 
-# Answers
+# Responses
 
 
-def test_logits_as_numbers_keep_every_bit() -> None:
+def encode(logits: np.ndarray, output: OutputFormat) -> tuple[dict[str, Any], bytes]:
+    tensor, binary = encode_output(logits, LABELS, output)
+    document: dict[str, Any] = json.loads(msgspec.json.encode(tensor))
+    return document, binary
+
+
+def test_logits_as_numbers_are_exact() -> None:
     logits = np.array([[0.1, -2.5, 1e-20], [3, 4, 5]], np.float32)
-    text, binary = encode_response({"model_name": "m"}, logits, LABELS, OutputRequest())
-    answer = json.loads(text)
+    output, binary = encode(logits, OutputFormat())
     assert binary == b""
-    assert answer["model_name"] == "m"
-    (output,) = answer["outputs"]
+    assert "parameters" not in output
     assert (output["name"], output["datatype"], output["shape"]) == ("logits", "FP32", [2, 3])
     np.testing.assert_array_equal(np.array(output["data"], np.float32).reshape(2, 3), logits)
 
 
-def test_logits_as_bytes_are_announced() -> None:
+def test_binary_logits_are_announced() -> None:
     logits = np.array([[1, 2, 3]], np.float32)
-    text, binary = encode_response({}, logits, LABELS, OutputRequest(binary=True))
-    assert json.loads(text)["outputs"][0]["parameters"] == {"binary_data_size": 12}
+    output, binary = encode(logits, OutputFormat(binary=True))
+    assert output["parameters"] == {"binary_data_size": 12}
+    assert "data" not in output
     assert struct.unpack("<3f", binary) == (1, 2, 3)
 
 
-def test_classes_in_words_are_sorted() -> None:
+def test_classes_as_text_are_sorted() -> None:
     logits = np.array([[1, 3.5, 2], [9, 8, 7]], np.float32)
-    text, _ = encode_response({}, logits, LABELS, OutputRequest(classes=2))
-    (output,) = json.loads(text)["outputs"]
+    output, _ = encode(logits, OutputFormat(classes=2))
     assert output["datatype"] == "BYTES"
     assert output["shape"] == [2, 2]
     first, second = output["data"][:2], output["data"][2:]
@@ -231,10 +256,8 @@ def test_classes_in_words_are_sorted() -> None:
     assert second == ["9.000000:0:blue", "8.000000:1:green"]
 
 
-def test_words_as_bytes_have_their_length_in_front() -> None:
+def test_binary_text_is_preceded_by_its_length() -> None:
     logits = np.array([[1, 3.5, 2]], np.float32)
-    _, binary = encode_response(
-        {}, logits, ("b", "grün", "r"), OutputRequest(binary=True, classes=1)
-    )
+    _, binary = encode_output(logits, ("b", "grün", "r"), OutputFormat(binary=True, classes=1))
     expected = "3.500000:1:grün".encode()
     assert binary == struct.pack("<I", len(expected)) + expected

@@ -1,4 +1,4 @@
-"""A model in service: failing engines are replaced, changed bundles are taken, nobody is lost."""
+"""A served model: failed engines are replaced, changed bundles are reloaded, no request is lost."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError, BundleError
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends import registry
 from resdeploy.runtime.serving import served_model
 from resdeploy.runtime.serving.batching.instance import Answer
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.engine_instances import captured, run_parts, share_cores
+from resdeploy.runtime.serving.engine_instances import divide_cores, graph_batch_sizes, run_batch
 from resdeploy.runtime.serving.request_errors import RequestError, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
 from tests.fakes import GoldenBackend, make_engine
@@ -39,13 +39,13 @@ def _quick_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served_model, "RECOVERY_SECONDS", 0.05)
 
 
-class Fleet:
-    """Engines `first` and `second`; every backend that they opened."""
+class EnginePair:
+    """The engines `first` and `second`, with every backend that they opened."""
 
     def __init__(self) -> None:
         self.opened: dict[str, list[GoldenBackend]] = {"first": [], "second": []}
 
-    def engines(self) -> tuple[selection.Engine, ...]:
+    def registered(self) -> tuple[registry.Engine, ...]:
         return tuple(
             make_engine(name, ("fp32",), opened=backends.append)
             for name, backends in self.opened.items()
@@ -56,10 +56,10 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(monkeypatch: pytest.MonkeyPatch) -> Fleet:
-    fleet = Fleet()
-    monkeypatch.setattr(selection, "ENGINES", fleet.engines())
-    return fleet
+def engines(monkeypatch: pytest.MonkeyPatch) -> EnginePair:
+    engines = EnginePair()
+    monkeypatch.setattr(registry, "ENGINES", engines.registered())
+    return engines
 
 
 @pytest.fixture
@@ -72,36 +72,36 @@ def make_model(path: Path, **settings: Any) -> ServedModel:
 
 
 async def ask(model: ServedModel, count: int = 1, deadline: float = math.inf) -> Answer:
-    generation = model.generation()
-    images = generation.bundle.golden().images[:count]
-    with generation.batcher.admit(count, deadline) as place:
-        answer = await place.run(images)
-    expected = generation.bundle.golden().logits[:count]
+    loaded = model.loaded_bundle()
+    images = loaded.bundle.golden().images[:count]
+    with loaded.batcher.admit(count, deadline) as slot:
+        answer = await slot.run(images)
+    expected = loaded.bundle.golden().logits[:count]
     np.testing.assert_allclose(answer.logits, expected, rtol=1e-6)
     return answer
 
 
-def test_it_is_ready_only_when_an_engine_is_verified(fleet: Fleet, copy: Path) -> None:
+def test_a_model_is_ready_after_verification(engines: EnginePair, copy: Path) -> None:
     async def scenario() -> None:
         model = make_model(copy)
         assert not model.ready
         with pytest.raises(Unavailable, match="not ready"):
-            model.generation()
+            model.loaded_bundle()
         assert await model.load()
         assert model.ready
         assert (await ask(model)).backend == "first"
-        assert fleet.opened["second"] == []
+        assert engines.opened["second"] == []
         await model.close()
-        assert fleet.last("first").closed
+        assert engines.last("first").closed
 
     run(scenario())
 
 
-def test_what_does_not_verify_never_serves(monkeypatch: Any, tiny_bundle: Bundle) -> None:
+def test_an_engine_that_does_not_verify_never_serves(monkeypatch: Any, tiny_bundle: Bundle) -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(selection, "ENGINES", (make_engine("wrong", factor=-1.0),))
+        monkeypatch.setattr(registry, "ENGINES", (make_engine("wrong", factor=-1.0),))
         model = make_model(tiny_bundle.path)
-        with pytest.raises(BackendError, match="no backend gives PyTorch's answers"):
+        with pytest.raises(BackendError, match="no backend reproduces the golden logits"):
             await model.load()
         assert not model.ready
 
@@ -114,21 +114,21 @@ def test_a_missing_bundle_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("instances", [1, 3])
-def test_the_next_engine_takes_over_and_no_request_is_lost(
-    fleet: Fleet, copy: Path, instances: int, caplog: pytest.LogCaptureFixture
+def test_the_next_engine_replaces_a_failed_one_without_losing_requests(
+    engines: EnginePair, copy: Path, instances: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
         model = make_model(copy, instances=instances)
         await model.load()
-        assert len(fleet.opened["first"]) == instances
-        fleet.opened["first"][0].broken = True
+        assert len(engines.opened["first"]) == instances
+        engines.opened["first"][0].broken = True
         answers = await asyncio.gather(*(ask(model, 2) for _ in range(8)))
         assert {answer.backend for answer in answers} >= {"second"}
         assert model.ready
-        assert model.serving is not None
-        assert model.serving.backend == "second"
-        await until(lambda: all(backend.closed for backend in fleet.opened["first"]))
-        assert len(fleet.opened["second"]) == instances
+        assert model.active_instance is not None
+        assert model.active_instance.backend == "second"
+        await until(lambda: all(backend.closed for backend in engines.opened["first"]))
+        assert len(engines.opened["second"]) == instances
         await model.close()
 
     with caplog.at_level(logging.WARNING, "resdeploy"):
@@ -136,11 +136,11 @@ def test_the_next_engine_takes_over_and_no_request_is_lost(
     assert "first failed with fp32: it broke" in caplog.text
 
 
-def test_while_no_engine_works_it_is_not_ready_and_then_recovers(
+def test_a_model_without_engines_is_not_ready_and_recovers(
     monkeypatch: pytest.MonkeyPatch, copy: Path
 ) -> None:
     backends: list[GoldenBackend] = []
-    monkeypatch.setattr(selection, "ENGINES", (make_engine(opened=backends.append),))
+    monkeypatch.setattr(registry, "ENGINES", (make_engine(opened=backends.append),))
 
     async def scenario() -> None:
         model = make_model(copy)
@@ -153,7 +153,7 @@ def test_while_no_engine_works_it_is_not_ready_and_then_recovers(
         assert not model.ready
         with pytest.raises(Unavailable, match="not ready"):
             await ask(model)
-        await until(lambda: len(backends) >= 3)  # it is tried again and again
+        await until(lambda: len(backends) >= 3)  # all candidates are retried periodically
         broken.clear()
         await until(lambda: model.ready)
         assert (await ask(model)).backend == "fake"
@@ -163,11 +163,11 @@ def test_while_no_engine_works_it_is_not_ready_and_then_recovers(
     run(scenario())
 
 
-def test_logits_that_are_no_numbers_are_a_failure(fleet: Fleet, copy: Path) -> None:
+def test_logits_that_are_not_finite_are_a_failure(engines: EnginePair, copy: Path) -> None:
     async def scenario() -> None:
         model = make_model(copy)
         await model.load()
-        fleet.last("first").factor = float("nan")
+        engines.last("first").factor = float("nan")
         assert (await ask(model)).backend == "second"
         await model.close()
 
@@ -178,67 +178,67 @@ def test_logits_that_are_no_numbers_are_a_failure(fleet: Fleet, copy: Path) -> N
 
 
 def change(path: Path) -> None:
-    """Another manifest, as another export would write."""
+    """Change the manifest, as another export would."""
     manifest = path / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")
 
 
-def test_an_unchanged_bundle_is_left_alone(fleet: Fleet, copy: Path) -> None:
+def test_an_unchanged_bundle_is_not_reloaded(engines: EnginePair, copy: Path) -> None:
     async def scenario() -> None:
         model = make_model(copy)
         await model.load()
         assert not await model.load()
-        assert len(fleet.opened["first"]) == 1
+        assert len(engines.opened["first"]) == 1
         await model.close()
 
     run(scenario())
 
 
-def test_a_changed_bundle_takes_over_and_the_old_one_finishes_its_requests(
-    fleet: Fleet, copy: Path
+def test_a_changed_bundle_serves_while_the_old_one_finishes_its_requests(
+    engines: EnginePair, copy: Path
 ) -> None:
     async def scenario() -> None:
         model = make_model(copy)
         await model.load()
-        old = fleet.last("first")
+        old = engines.last("first")
         old.hold.clear()
         waiting = [asyncio.ensure_future(ask(model)) for _ in range(3)]
         await until(lambda: old.held)
-        before = model.generation()
+        before = model.loaded_bundle()
         change(copy)
         assert await model.load()
-        assert model.generation() is not before
-        assert (await ask(model)).backend == "first"  # the new one answers already
+        assert model.loaded_bundle() is not before
+        assert (await ask(model)).backend == "first"  # the new one answers
         assert not old.closed
         old.hold.set()
         await asyncio.gather(*waiting)
         await until(lambda: old.closed)
-        assert not fleet.last("first").closed
+        assert not engines.last("first").closed
         await model.close()
 
     run(scenario())
 
 
-def test_a_broken_bundle_is_not_taken(fleet: Fleet, copy: Path) -> None:
+def test_a_damaged_bundle_is_not_loaded(engines: EnginePair, copy: Path) -> None:
     async def scenario() -> None:
         model = make_model(copy)
         await model.load()
-        before = model.generation()
+        before = model.loaded_bundle()
         (copy / "manifest.json").write_text("{}")
         with pytest.raises(BundleError):
             await model.load()
         (copy / "manifest.json").unlink()
         with pytest.raises(BundleError):
             await model.load()
-        assert model.generation() is before
+        assert model.loaded_bundle() is before
         assert (await ask(model)).backend == "first"
         await model.close()
 
     run(scenario())
 
 
-def test_a_bundle_whose_engine_failed_is_loaded_again_though_unchanged(
-    fleet: Fleet, copy: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unchanged_bundle_is_reloaded_after_its_engine_failed(
+    engines: EnginePair, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(served_model, "RECOVERY_SECONDS", 60)
 
@@ -257,11 +257,11 @@ def test_a_bundle_whose_engine_failed_is_loaded_again_though_unchanged(
     run(scenario())
 
 
-def test_a_bundle_that_changes_while_its_engine_fails(fleet: Fleet, copy: Path) -> None:
+def test_a_bundle_may_change_while_its_engine_fails(engines: EnginePair, copy: Path) -> None:
     async def scenario() -> None:
         model = make_model(copy)
         await model.load()
-        old = fleet.last("first")
+        old = engines.last("first")
         old.hold.clear()
         waiting = asyncio.ensure_future(ask(model))
         await until(lambda: old.held)
@@ -269,7 +269,7 @@ def test_a_bundle_that_changes_while_its_engine_fails(fleet: Fleet, copy: Path) 
         await model.load()
         old.broken = True
         old.hold.set()
-        with pytest.raises(Unavailable):  # nobody recovers what was replaced
+        with pytest.raises(Unavailable):  # a replaced bundle is not recovered
             await waiting
         await until(lambda: old.closed)
         assert (await ask(model)).backend == "first"
@@ -278,7 +278,7 @@ def test_a_bundle_that_changes_while_its_engine_fails(fleet: Fleet, copy: Path) 
     run(scenario())
 
 
-# Batches as engines like them
+# Batches and instances
 
 
 class Recording:
@@ -296,7 +296,7 @@ class Recording:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "ready", "ran"),
+    ("sizes", "captured", "ran"),
     [
         ([3], (), 3),
         ([3], (1, 2, 4, 8), 4),
@@ -305,25 +305,25 @@ class Recording:
         ([5, 6], (1, 2, 4, 8), 11),
     ],
 )
-def test_batches_are_filled_up_to_what_is_captured(
-    sizes: list[int], ready: tuple[int, ...], ran: int
+def test_batches_are_padded_to_the_size_of_a_captured_graph(
+    sizes: list[int], captured: tuple[int, ...], ran: int
 ) -> None:
-    backend = Recording(frozenset(ready))
-    assert captured(backend) == set(ready)
+    backend = Recording(frozenset(captured))
+    assert graph_batch_sizes(backend) == set(captured)
     parts = [
         np.full((size, 2, 2, 3), number, np.uint8) for number, size in enumerate(sizes, start=1)
     ]
-    logits = run_parts(backend, parts)
+    logits = run_batch(backend, parts)
     assert len(backend.batches[0]) == ran
     assert backend.batches[0].flags.c_contiguous
     expected = [number for number, size in enumerate(sizes, start=1) for _ in range(size)]
     assert logits[:, 0].tolist() == expected
 
 
-def test_one_part_of_the_right_size_is_not_copied() -> None:
+def test_a_single_part_of_matching_size_is_not_copied() -> None:
     backend = Recording(frozenset())
     images = np.zeros((2, 2, 2, 3), np.uint8)
-    run_parts(backend, [images])
+    run_batch(backend, [images])
     assert backend.batches[0] is images
 
 
@@ -340,7 +340,7 @@ def test_one_part_of_the_right_size_is_not_copied() -> None:
         (8, 3, 5, (3, 5)),
     ],
 )
-def test_cores_are_shared(
+def test_cores_are_divided_among_instances(
     cores: int, instances: int | None, threads: int | None, expected: tuple[int, int]
 ) -> None:
-    assert share_cores(cores, instances, threads) == expected
+    assert divide_cores(cores, instances, threads) == expected

@@ -1,4 +1,4 @@
-"""A whole process: how it starts, drains, reloads, ends, and bears clients that misbehave."""
+"""A server process: start, graceful shutdown, reload, and clients that misbehave."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.runtime.serving.http.connection import LINGER_SECONDS
+from resdeploy.runtime.serving.http.connection import SHUTDOWN_SECONDS
 from tests.samples import SIZE
 from tests.serving_process import PATIENCE, ServerProcess, picture, tensor_request
 
@@ -32,7 +32,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 class Load:
-    """Clients that ask without a pause, half of them on connections that they keep."""
+    """Clients that send requests continuously, half of them on persistent connections."""
 
     def __init__(self, server: ServerProcess, clients: int = 8) -> None:
         self.statuses: list[int] = []
@@ -54,7 +54,7 @@ class Load:
                 if not used:
                     connection.connect()
             except ConnectionRefusedError:
-                break  # nobody listens any more: nothing was accepted
+                break  # the server has closed its socket and accepted nothing
             try:
                 connection.request("POST", INFER, body, headers)
                 asked = time.monotonic()
@@ -64,16 +64,16 @@ class Load:
                 if not keeps or answer.will_close:
                     connection.close()
             except (OSError, http.client.HTTPException) as error:
-                # A kept connection may be closed just before a request comes: RFC 9112, 9.3.1.
-                # So may a new one, by a server that stops, if the client is this slow to ask.
-                slow = (asked or time.monotonic()) - opened >= LINGER_SECONDS
+                # A persistent connection may be closed just before a request: RFC 9112, 9.3.1.
+                # A stopping server may also close a new one, if the client is this slow.
+                slow = (asked or time.monotonic()) - opened >= SHUTDOWN_SECONDS
                 if not ((used or slow) and isinstance(error, ConnectionError)):
                     self.lost.append(repr(error))
                 break
         connection.close()
 
     def until_served(self, times: int) -> None:
-        """So often from now on, however long it takes."""
+        """Wait for `times` more successful responses."""
         enough = self.statuses.count(200) + times
         until(lambda: self.statuses.count(200) >= enough or bool(self.lost))
 
@@ -89,7 +89,7 @@ class Load:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_under_load_it_answers_all_it_accepted(
+def test_a_server_stopped_under_load_answers_all_accepted_requests(
     tiny_bundle: Bundle, number: signal.Signals
 ) -> None:
     with ServerProcess(tiny_bundle.path, "--threads", 1) as server:
@@ -106,9 +106,7 @@ def test_stopped_under_load_it_answers_all_it_accepted(
         assert server.log[-1]["message"] == "stopped"
 
 
-def test_a_changed_bundle_is_taken_without_losing_a_request(
-    tiny_bundle: Bundle, tmp_path: Path
-) -> None:
+def test_a_reload_loses_no_request(tiny_bundle: Bundle, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_bundle.path, tmp_path / "tiny.bundle")
     with ServerProcess(copy, "--threads", 1) as server:
         server.until_ready()
@@ -120,7 +118,7 @@ def test_a_changed_bundle_is_taken_without_losing_a_request(
             text = manifest.read_text()
             manifest.write_text("{}")
             server.send(signal.SIGHUP)
-            server.wait_for(lambda line: "is not taken" in line["message"])
+            server.wait_for(lambda line: "reload failed" in line["message"])
             manifest.write_text(text + "\n")
             server.send(signal.SIGHUP)
             until(lambda: sum(line["message"] == "serving" for line in server.log) == 2)
@@ -137,13 +135,13 @@ def test_a_changed_bundle_is_taken_without_losing_a_request(
         (["nowhere.bundle"], "not a bundle"),
         (["{bundle}", "{bundle}"], "two bundles are called tiny"),
         (["{bundle}", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
-        (["{bundle}", "--token-file", "nothing"], "nothing cannot be read"),
+        (["{bundle}", "--token-file", "nothing"], "the token file nothing cannot be read"),
         (["{bundle}", "--token-file", "{empty}"], "the token is empty"),
         (["{bundle}", "--tls-cert", "{empty}", "--tls-key", "{empty}"], "the certificate"),
         (["{bundle}", "--backend", "abacus"], "no backend 'abacus'"),
     ],
 )
-def test_what_keeps_it_from_serving_is_exit_1_and_a_line(
+def test_a_failed_start_is_exit_1_with_one_error_line(
     tiny_bundle: Bundle, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     empty = tmp_path / "empty"
@@ -157,7 +155,7 @@ def test_what_keeps_it_from_serving_is_exit_1_and_a_line(
         assert any(line.startswith("hint: ") for line in lines)
 
 
-def test_a_port_that_is_taken_is_said(tiny_bundle: Bundle) -> None:
+def test_a_port_in_use_is_reported(tiny_bundle: Bundle) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with ServerProcess(tiny_bundle.path, "--port", port) as server:
@@ -182,7 +180,7 @@ def test_several_models_and_a_token_from_the_environment(
         assert server.stop()[0] == 0
 
 
-def test_systemd_is_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_systemd_is_notified(tiny_bundle: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(path))
@@ -200,7 +198,7 @@ def test_over_tls(tiny_bundle: Bundle, tmp_path: Path) -> None:
     import subprocess
 
     if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl to make a certificate with")
+        pytest.skip("openssl is not installed, so no certificate can be made")
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
         [
@@ -252,7 +250,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 @pytest.fixture(scope="module")
 def strict(tiny_bundle: Bundle) -> Iterator[ServerProcess]:
-    """A server whose patience is short."""
+    """Run a server with short time limits."""
     code = (
         "import dataclasses, sys; from resdeploy.runtime.serving import server; "
         "inner = server.serve; server.serve = lambda bundles, config, progress: inner(bundles, "
@@ -264,7 +262,7 @@ def strict(tiny_bundle: Bundle) -> Iterator[ServerProcess]:
         assert server.stop()[0] == 0
 
 
-def test_headers_that_do_not_end_are_cut_off(strict: ServerProcess) -> None:
+def test_headers_that_do_not_end_close_the_connection(strict: ServerProcess) -> None:
     with connect(strict) as silent, connect(strict) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\n")
         for _ in range(15):
@@ -277,7 +275,7 @@ def test_headers_that_do_not_end_are_cut_off(strict: ServerProcess) -> None:
         assert b"200" not in read_all(slow)
 
 
-def test_a_kept_connection_is_cut_off_in_its_second_headers(strict: ServerProcess) -> None:
+def test_incomplete_headers_close_a_persistent_connection(strict: ServerProcess) -> None:
     with connect(strict) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
         answer = b""
@@ -287,7 +285,7 @@ def test_a_kept_connection_is_cut_off_in_its_second_headers(strict: ServerProces
         assert read_all(connection) == b""
 
 
-def test_a_body_that_drips_is_408_and_then_cut_off(strict: ServerProcess) -> None:
+def test_a_slow_body_is_408_and_closes_the_connection(strict: ServerProcess) -> None:
     with connect(strict) as connection:
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nContent-Length: 999\r\n\r\n")
         deadline = time.monotonic() + PATIENCE
@@ -321,7 +319,7 @@ def test_endless_headers_are_refused(strict: ServerProcess) -> None:
         assert read_all(connection)[:12] in (b"", b"HTTP/1.1 431")
 
 
-def test_garbage_is_400_and_requests_cut_in_the_middle_do_no_harm(strict: ServerProcess) -> None:
+def test_random_bytes_are_400_and_truncated_requests_are_harmless(strict: ServerProcess) -> None:
     with connect(strict) as connection:
         connection.sendall(b"\x16\x03\x01\x00 not http\r\n\r\n")
         assert read_all(connection).startswith(b"HTTP/1.1 400 ")
@@ -336,7 +334,7 @@ def test_garbage_is_400_and_requests_cut_in_the_middle_do_no_harm(strict: Server
 
 
 def status(server: ServerProcess, *request: Any) -> int | None:
-    """None where it was cut off: on a busy machine a client may be too slow for its patience."""
+    """Return the status; None if the connection was closed, because this client was too slow."""
     try:
         return server.ask(*request).status
     except (OSError, http.client.HTTPException):
@@ -344,16 +342,16 @@ def status(server: ServerProcess, *request: Any) -> int | None:
 
 
 def until_answered(server: ServerProcess) -> None:
-    """Until the connections of before are gone."""
+    """Wait until the connections of earlier tests are gone."""
     until(lambda: status(server, "/v2") == 200)
 
 
-def test_too_many_connections_leave_room_for_probes(strict: ServerProcess) -> None:
+def test_with_too_many_connections_probes_are_answered(strict: ServerProcess) -> None:
     until_answered(strict)
     idle: list[socket.socket] = []
 
     def over_capacity() -> bool:
-        # On a busy machine, those of before may have been cut off meanwhile.
+        # On a busy machine, earlier connections may have been closed meanwhile.
         idle.extend(connect(strict) for _ in range(25))
         return status(strict, "/v2") == 503 and status(strict, "/healthz") == 200
 
@@ -373,11 +371,11 @@ def test_a_connection_without_requests_is_closed(strict: ServerProcess) -> None:
         while not data.endswith(b"}"):
             data += connection.recv(4096)
         assert read_all(connection) == b""
-        # Two seconds after the answer, not the one for headers; timers tick coarsely.
+        # The limit is 2 s after the response, not the 1 s for headers; timers are coarse.
         assert time.monotonic() - start > 1.8
 
 
-def test_files_and_threads_are_given_back(server: ServerProcess, image_data: Path) -> None:
+def test_files_and_threads_are_released(server: ServerProcess, image_data: Path) -> None:
     def counts() -> tuple[int, int]:
         process = Path(f"/proc/{server.process.pid}")
         return len(os.listdir(process / "fd")), len(os.listdir(process / "task"))
@@ -386,6 +384,6 @@ def test_files_and_threads_are_given_back(server: ServerProcess, image_data: Pat
     before = counts()
     for number in range(60):
         server.ask("/v1/classify", picture(image_data)[: number * 7])
-    # Connections end a little later; the pool that decodes grows to its size.
+    # Connections end a little later; the decoder's pool grows to its full size.
     most = before[0] + 1, before[1] + 2
     until(lambda: all(now <= limit for now, limit in zip(counts(), most)))

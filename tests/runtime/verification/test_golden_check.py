@@ -1,4 +1,4 @@
-"""What the golden check asks of integers: the same bits on every CPU."""
+"""The golden check, above all its rule that int8-cpu is bit-exact on every CPU."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BundleError
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.results.verification import Rule
-from resdeploy.runtime.backends import registry as selection
-from resdeploy.runtime.backends.base import DEFAULT_OPENING
+from resdeploy.runtime.backends import registry
+from resdeploy.runtime.backends.base import DEFAULT_OPTIONS
 from resdeploy.runtime.backends.onnxruntime.cpu import NAME, OnnxRuntimeCpu, open_artifact
 from resdeploy.runtime.backends.registry import Engine
 from resdeploy.runtime.model import load
@@ -29,7 +29,7 @@ from resdeploy.storage import sha256
 from tests.fakes import make_engine
 
 
-def test_the_export_records_the_logits_of_int8_cpu_alone(tiny_bundle: Bundle) -> None:
+def test_export_records_only_the_logits_of_int8_cpu(tiny_bundle: Bundle) -> None:
     golden = tiny_bundle.golden()
     assert set(golden.bit_exact) == {"int8-cpu"}
     backend = OnnxRuntimeCpu(tiny_bundle.read("int8-cpu.onnx"), Encoding.CPU, threads=1)
@@ -40,16 +40,16 @@ def test_the_export_records_the_logits_of_int8_cpu_alone(tiny_bundle: Bundle) ->
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_cpu_is_checked_bit_for_bit(tiny_bundle: Bundle, threads: int) -> None:
+def test_int8_cpu_is_checked_bit_exactly(tiny_bundle: Bundle, threads: int) -> None:
     results = {r.encoding: r for r in verify(tiny_bundle, threads=threads).results}
     assert results[Encoding.CPU].rule is Rule.BIT_EXACT
     assert results[Encoding.CPU].verdict is Verdict.PASS
     others = [result for encoding, result in results.items() if encoding is not Encoding.CPU]
-    assert {result.rule for result in others} == {Rule.CLOSE}
+    assert {result.rule for result in others} == {Rule.SQNR}
 
 
 class OneBitOff:
-    """ONNX Runtime whose last logit of each batch is the next float."""
+    """ONNX Runtime with the last logit of each batch replaced by the next larger float."""
 
     name = NAME
 
@@ -67,26 +67,27 @@ class OneBitOff:
 
 @pytest.fixture
 def _other_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = next(engine for engine in selection.ENGINES if engine.name == NAME)
+    original = next(engine for engine in registry.ENGINES if engine.name == NAME)
     engine = dataclasses.replace(
-        honest, open=lambda bundle, artifact, how: OneBitOff(open_artifact(bundle, artifact, how))
+        original,
+        open=lambda bundle, artifact, options: OneBitOff(open_artifact(bundle, artifact, options)),
     )
-    monkeypatch.setattr(selection, "ENGINES", (engine,))
+    monkeypatch.setattr(registry, "ENGINES", (engine,))
 
 
 @pytest.mark.usefixtures("_other_rounding")
-def test_one_bit_is_another_answer(tiny_bundle: Bundle) -> None:
+def test_one_different_bit_fails(tiny_bundle: Bundle) -> None:
     result = verify(tiny_bundle)
     by_name = {(line.precision, line.encoding): line for line in result.results}
     int8 = by_name[Precision.INT8, Encoding.CPU]
-    assert (int8.verdict, int8.different) == (Verdict.FAIL, 3)  # the last of each eight
+    assert (int8.verdict, int8.different) == (Verdict.FAIL, 3)  # the last of each batch of 8
     assert by_name[Precision.FP32, Encoding.FLOAT].verdict is Verdict.PASS
     text = verification_text(result)
     assert f"int8-cpu on {NAME}: 3 golden images with other logits than at the export" in text
 
 
 @pytest.mark.usefixtures("_other_rounding")
-def test_a_model_with_other_rounding_is_passed_over(
+def test_load_skips_a_model_with_other_rounding(
     tiny_bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING), load(tiny_bundle.path) as model:
@@ -94,30 +95,30 @@ def test_a_model_with_other_rounding_is_passed_over(
     assert "int8-cpu (2 of 2 images differ from the logits of the export)" in caplog.text
 
 
-def test_other_engines_need_not_round_alike(tiny_bundle: Bundle) -> None:
+def test_other_engines_are_checked_by_sqnr(tiny_bundle: Bundle) -> None:
     engine: Engine = make_engine("gpu", ("int8-cpu",))
     artifact = tiny_bundle.artifact("int8-cpu")
-    backend = engine.open(tiny_bundle, artifact, DEFAULT_OPENING)
+    backend = engine.open(tiny_bundle, artifact, DEFAULT_OPTIONS)
     check = check_golden(backend, artifact, tiny_bundle.golden())
-    assert (check.rule, check.different, check.passed) == (Rule.CLOSE, 0, True)
+    assert (check.rule, check.different, check.passed) == (Rule.SQNR, 0, True)
 
 
-def test_a_bundle_without_exact_logits_is_held_to_its_sqnr(tiny_bundle: Bundle) -> None:
+def test_without_recorded_logits_sqnr_is_checked(tiny_bundle: Bundle) -> None:
     older = dataclasses.replace(tiny_bundle.golden(), bit_exact={})
     artifact = tiny_bundle.artifact("int8-cpu")
     backend = OnnxRuntimeCpu(tiny_bundle.read(artifact.file), artifact.encoding)
     check = check_golden(backend, artifact, older)
-    assert (check.rule, check.passed) == (Rule.CLOSE, True)
+    assert (check.rule, check.passed) == (Rule.SQNR, True)
     assert "dB, at least" in check.figures
 
 
-def test_rows_that_differ() -> None:
+def test_counts_different_rows() -> None:
     ours = np.array([[0.0, 1.0], [2.0, 3.0]], np.float32)
     assert different_rows(ours, ours.copy()) == 0
     assert different_rows(ours, np.array([[-0.0, 1.0], [2.0, 3.0]], np.float32)) == 1
 
 
-def test_exact_logits_survive_the_file(tiny_bundle: Bundle) -> None:
+def test_bit_exact_logits_are_stored(tiny_bundle: Bundle) -> None:
     golden = tiny_bundle.golden()
     data = Golden(images=golden.images, logits=golden.logits, bit_exact=golden.bit_exact).to_bytes()
     with np.load(io.BytesIO(data)) as arrays:
@@ -125,7 +126,7 @@ def test_exact_logits_survive_the_file(tiny_bundle: Bundle) -> None:
         np.testing.assert_array_equal(arrays["bit-exact-int8-cpu"], golden.bit_exact["int8-cpu"])
 
 
-def test_exact_logits_of_another_form_are_refused(tmp_path: Path, tiny_bundle: Bundle) -> None:
+def test_rejects_bit_exact_logits_of_another_shape(tmp_path: Path, tiny_bundle: Bundle) -> None:
     golden = tiny_bundle.golden()
     bit_exact = {"int8-cpu": golden.bit_exact["int8-cpu"][:5]}
     data = dataclasses.replace(golden, bit_exact=bit_exact).to_bytes()

@@ -1,4 +1,4 @@
-"""Verification: golden images, labelled folders, verdicts."""
+"""Verification with golden images and with labelled folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BackendError, DataError
 from resdeploy.images.folder import read_batches, read_image_folder
 from resdeploy.results.verification import Verification
-from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends import registry
 from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import (
@@ -54,21 +54,21 @@ def test_every_artifact_passes_on_golden_images(tiny_bundle: Bundle) -> None:
     assert by_encoding(result) == expected
 
 
-def test_one_precision_alone(tiny_bundle: Bundle) -> None:
+def test_verifies_only_the_chosen_precision(tiny_bundle: Bundle) -> None:
     assert set(by_encoding(verify(tiny_bundle, precision="fp16"))) == {("fp16", "float")}
 
 
-def test_an_engine_that_computes_nonsense_fails(
+def test_an_engine_with_wrong_logits_fails(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines = (make_engine(), make_engine("broken", factor=0.9))
-    monkeypatch.setattr(selection, "ENGINES", engines)
+    monkeypatch.setattr(registry, "ENGINES", engines)
     result = verify(tiny_bundle)
     assert [r.verdict for r in result.results] == [Verdict.PASS, Verdict.FAIL]
     assert result.verdict is Verdict.FAIL
 
 
-def test_floors_follow_what_export_measured(tiny_bundle: Bundle) -> None:
+def test_floors_follow_the_export(tiny_bundle: Bundle) -> None:
     int8 = tiny_bundle.artifact("int8-cpu")
     assert floor_db(int8) == int8.parity.sqnr_db - INT8_MARGIN_DB
     ruined = dataclasses.replace(int8, parity=dataclasses.replace(int8.parity, sqnr_db=9.0))
@@ -76,13 +76,13 @@ def test_floors_follow_what_export_measured(tiny_bundle: Bundle) -> None:
     assert floor_db(tiny_bundle.artifact("fp32")) > floor_db(tiny_bundle.artifact("fp16"))
 
 
-def test_a_check_of_nan_does_not_pass(tiny_bundle: Bundle) -> None:
+def test_nan_does_not_pass(tiny_bundle: Bundle) -> None:
     golden = tiny_bundle.golden()
     backend = GoldenBackend(golden, factor=float("nan"))
     assert not check_golden(backend, tiny_bundle.artifact("fp32"), golden).passed
 
 
-def test_batches_of_any_size_are_put_together(tiny_bundle: Bundle) -> None:
+def test_run_batches_concatenates_batches_of_any_size(tiny_bundle: Bundle) -> None:
     golden = tiny_bundle.golden()
     for batch in (1, 5, 24, 100):
         np.testing.assert_array_equal(
@@ -93,7 +93,7 @@ def test_batches_of_any_size_are_put_together(tiny_bundle: Bundle) -> None:
 # Labelled folders
 
 
-def test_accuracy_is_that_of_the_logits(tiny_bundle: Bundle, image_data: Path) -> None:
+def test_top1_follows_from_the_logits(tiny_bundle: Bundle, image_data: Path) -> None:
     images = read_image_folder(image_data / "val")
     (batch,) = read_batches(images.files, tiny_bundle.manifest.preprocessing, 100)
     backend = OnnxRuntimeCpu(tiny_bundle.read("fp32.onnx"), Encoding.FLOAT)
@@ -105,10 +105,10 @@ def test_accuracy_is_that_of_the_logits(tiny_bundle: Bundle, image_data: Path) -
     assert result.verdict is Verdict.PASS
 
 
-def test_the_yardstick_itself_must_give_pytorchs_answers(
+def test_the_baseline_must_pass_the_golden_check(
     tiny_bundle: Bundle, image_data: Path, tmp_path: Path
 ) -> None:
-    # Another network's graph under a manifest that vouches for it.
+    # The graph of another network, with its sha256 in the manifest.
     pytest.importorskip("torch")
     from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
     from tests.samples import make_classifier
@@ -123,14 +123,14 @@ def test_the_yardstick_itself_must_give_pytorchs_answers(
     assert result.results[0].sqnr_db < 20
 
 
-def test_a_val_folder_is_used_where_there_is_one(tiny_bundle: Bundle, image_data: Path) -> None:
+def test_uses_the_val_folder(tiny_bundle: Bundle, image_data: Path) -> None:
     whole = verify(tiny_bundle, data=image_data, precision="fp16", max_drop=100)
     direct = verify(tiny_bundle, data=image_data / "val", precision="fp16", max_drop=100)
-    # They end at different seconds, on a machine that may have become warmer.
+    # The environments differ: they hold the date and the temperature.
     assert dataclasses.replace(whole, environment=direct.environment) == direct
 
 
-def test_drop_and_bound_belong_together(tiny_bundle: Bundle, image_data: Path) -> None:
+def test_drop_is_the_difference_and_below_its_bound(tiny_bundle: Bundle, image_data: Path) -> None:
     for line in verify(tiny_bundle, data=image_data, max_drop=100).results:
         assert line.top1 is not None
         assert line.baseline_top1 is not None
@@ -140,9 +140,7 @@ def test_drop_and_bound_belong_together(tiny_bundle: Bundle, image_data: Path) -
         assert line.drop_upper95 >= line.drop
 
 
-def test_few_images_decide_nothing_about_a_small_drop(
-    tiny_bundle: Bundle, image_data: Path
-) -> None:
+def test_few_images_are_inconclusive(tiny_bundle: Bundle, image_data: Path) -> None:
     result = verify(tiny_bundle, data=image_data, max_drop=0.5)
     verdicts = by_encoding(result)
     assert verdicts["fp32", "float"] is Verdict.PASS  # against itself
@@ -150,9 +148,7 @@ def test_few_images_decide_nothing_about_a_small_drop(
     assert result.verdict is Verdict.INCONCLUSIVE
 
 
-def test_images_that_made_int8_what_it_is_are_counted(
-    tiny_bundle: Bundle, image_data: Path
-) -> None:
+def test_counts_images_used_for_calibration(tiny_bundle: Bundle, image_data: Path) -> None:
     calibration = tiny_bundle.manifest.calibration
     assert calibration is not None
     used = [*calibration["image_sha256"], *calibration["selection_sha256"]]
@@ -162,7 +158,7 @@ def test_images_that_made_int8_what_it_is_are_counted(
     assert verify(tiny_bundle, data=image_data / "val", precision="fp32").used_before == 0
 
 
-def test_an_unreadable_image_is_counted_and_left_out(
+def test_counts_and_skips_unreadable_images(
     tiny_bundle: Bundle, image_data: Path, tmp_path: Path
 ) -> None:
     data = shutil.copytree(image_data / "val", tmp_path / "val")
@@ -171,11 +167,11 @@ def test_an_unreadable_image_is_counted_and_left_out(
     assert (result.images, result.unreadable) == (23, 1)
     for picture in data.rglob("*.png"):
         picture.write_bytes(b"")
-    with pytest.raises(DataError, match="not one image"):
+    with pytest.raises(DataError, match="no image of the folder"):
         verify(tiny_bundle, data=data)
 
 
-def test_folders_that_are_no_labels_are_an_error(
+def test_rejects_folders_that_are_no_labels(
     tiny_bundle: Bundle, image_data: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(image_data / "val" / "red", tmp_path / "data" / "crimson")
@@ -183,7 +179,7 @@ def test_folders_that_are_no_labels_are_an_error(
         verify(tiny_bundle, data=tmp_path / "data")
 
 
-def test_an_unknown_backend_is_an_error(tiny_bundle: Bundle) -> None:
+def test_rejects_an_unknown_backend(tiny_bundle: Bundle) -> None:
     with pytest.raises(BackendError):
         verify(tiny_bundle, backend="abacus")
 

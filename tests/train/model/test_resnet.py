@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.resnet import Normalize, ResNet
-from tests.samples import make_classifier, randomised
+from tests.samples import make_classifier, randomise_batch_norms
 
 RESNET34 = Architecture(classes=1000)
 
@@ -184,7 +184,7 @@ def functional_resnet(state: dict[str, Tensor], x: Tensor, blocks: tuple[int, ..
 @torch.inference_mode()
 def test_the_network_computes_what_the_paper_says() -> None:
     torch.manual_seed(0)
-    network = randomised(ResNet(Architecture(classes=10)))
+    network = randomise_batch_norms(ResNet(Architecture(classes=10)))
     images = torch.randn(2, 3, 64, 64)
     expected = functional_resnet(network.state_dict(), images, (3, 4, 6, 3))
     # The same sums in another order, in float32: a relative error of some 1e-5 after 34 layers.

@@ -1,4 +1,4 @@
-"""What differs from version to version of ONNX Runtime."""
+"""Differences between the versions of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from resdeploy.runtime.backends.onnxruntime.session import installed_version
         ("unknown", False),
     ],
 )
-def test_float16_is_rounded_since_1_30(version: str, rounds: bool) -> None:
+def test_float16_is_rounded_from_1_30_on(version: str, rounds: bool) -> None:
     assert rounds_float16(version) is rounds
     assert artifacts(version) == (
         ("int8-cpu", "fp32", "fp16", "int8", "int8-dla") if rounds else ("int8-cpu", "fp32", "fp16")
     )
 
 
-def test_the_installed_version_is_told() -> None:
+def test_returns_the_installed_version() -> None:
     assert installed_version() == onnxruntime.__version__
 
 
-def test_an_old_version_does_not_run_what_it_would_get_wrong(
+def test_old_versions_reject_float16_encodings(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
@@ -52,7 +52,7 @@ def test_an_old_version_does_not_run_what_it_would_get_wrong(
     open_artifact(tiny_bundle, tiny_bundle.artifact("int8-cpu"), OpenOptions()).close()
 
 
-def test_a_graph_that_is_none_is_a_backend_error() -> None:
-    with pytest.raises(BackendError, match="refuses the graph") as caught:
+def test_rejects_bytes_that_are_no_graph() -> None:
+    with pytest.raises(BackendError, match="rejects the graph") as caught:
         OnnxRuntimeCpu(b"not a graph", Encoding.FLOAT)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""ONNX Runtime's GPU providers: what they are told, and that the CPU never stands in for them."""
+"""ONNX Runtime's GPU providers: their options, and that they never fall back to the CPU."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Precision
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends.base import Batches, Obstacle, OpenOptions
+from resdeploy.runtime.backends.base import Batches, OpenOptions, Unavailability
 from resdeploy.runtime.backends.onnxruntime import gpu as onnxruntime_gpu
 from resdeploy.runtime.backends.onnxruntime.gpu import (
     CUDA,
     PROVIDERS,
     TENSORRT,
     OnnxRuntimeGpu,
+    check_availability,
     choose_providers,
-    obstacle,
-    open_backend,
+    open_artifact,
 )
 
 here = onnxruntime.get_available_providers()
@@ -30,24 +30,24 @@ no_cuda = pytest.mark.skipif(
 
 @no_cuda
 @pytest.mark.parametrize("name", [CUDA, TENSORRT])
-def test_the_cpu_package_cannot_and_says_what_to_install(name: str) -> None:
-    found = obstacle(name)
+def test_cpu_package_lacks_the_provider(name: str) -> None:
+    found = check_availability(name)
     assert found is not None
     assert PROVIDERS[name] in found.reason
-    assert "pip install onnxruntime-gpu" in found.remedy
+    assert "pip install onnxruntime-gpu" in found.hint
 
 
 @no_cuda
 @pytest.mark.parametrize("name", [CUDA, TENSORRT])
-def test_it_is_not_the_cpu_that_answers(tiny_bundle: Bundle, name: str) -> None:
+def test_does_not_fall_back_to_the_cpu(tiny_bundle: Bundle, name: str) -> None:
     with pytest.raises(BackendError, match=f"has no {PROVIDERS[name]}"):
-        open_backend(name)(tiny_bundle, tiny_bundle.artifact("fp16"), OpenOptions())
+        open_artifact(name, tiny_bundle, tiny_bundle.artifact("fp16"), OpenOptions())
 
 
-def test_a_session_that_fell_back_is_an_error(
+def test_rejects_a_session_that_fell_back(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ONNX Runtime does where its provider does not load, of cuDNN's absence for example."""
+    """ONNX Runtime falls back if its provider does not load, for example without cuDNN."""
 
     class FellBack:
         def get_providers(self) -> list[str]:
@@ -56,69 +56,70 @@ def test_a_session_that_fell_back_is_an_error(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDERS[CUDA]])
     monkeypatch.setattr(onnxruntime_gpu, "create_session", lambda *arguments: FellBack())
     with pytest.raises(BackendError, match="on CPUExecutionProvider instead of CUDAExecution"):
-        open_backend(CUDA)(tiny_bundle, tiny_bundle.artifact("fp16"), OpenOptions())
+        open_artifact(CUDA, tiny_bundle, tiny_bundle.artifact("fp16"), OpenOptions())
 
 
-def test_nodes_must_not_fall_back_either(
+def test_disables_the_fallback_of_single_nodes(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor may single nodes go to the CPU: the session is told to fail instead."""
-    seen: list[Any] = []
+    entries: list[Any] = []
 
     class OnCuda:
         def get_providers(self) -> list[str]:
             return [PROVIDERS[CUDA]]
 
     def create(graph: bytes, options: Any, providers: Any) -> OnCuda:
-        seen.append(options.get_session_config_entry("session.disable_cpu_ep_fallback"))
+        entries.append(options.get_session_config_entry("session.disable_cpu_ep_fallback"))
         return OnCuda()
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDERS[CUDA]])
     monkeypatch.setattr(onnxruntime_gpu, "create_session", create)
     OnnxRuntimeGpu(CUDA, tiny_bundle.read("fp16.onnx"), [(PROVIDERS[CUDA], {})]).close()
-    assert seen == ["1"]
+    assert entries == ["1"]
 
 
-def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime_gpu, "installed_version", lambda: None)
-    found = obstacle(CUDA)
+    found = check_availability(CUDA)
     assert found is not None
-    assert "resdeploy[gpu]" in found.remedy
+    assert "resdeploy[gpu]" in found.hint
 
 
-def test_without_a_gpu_the_provider_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_the_reason_is_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
-    monkeypatch.setattr(onnxruntime_gpu, "gpu_obstacle", lambda: Obstacle("no GPU", "buy one"))
-    assert obstacle(TENSORRT) == Obstacle("no GPU", "buy one")
+    monkeypatch.setattr(
+        onnxruntime_gpu, "check_gpu_availability", lambda: Unavailability("no GPU", "buy one")
+    )
+    assert check_availability(TENSORRT) == Unavailability("no GPU", "buy one")
 
 
 @pytest.mark.parametrize(
     ("wheel", "library", "runs"),
     [(None, None, False), ("10.13.0", None, True), (None, "libnvinfer.so.10", True)],
 )
-def test_a_provider_without_tensorrt_says_so(
+def test_provider_needs_the_tensorrt_library(
     monkeypatch: pytest.MonkeyPatch, wheel: str | None, library: str | None, runs: bool
 ) -> None:
-    """The package brings the provider whether or not what it links to is there."""
+    """The package contains the provider, but not the TensorRT library that it links to."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
-    monkeypatch.setattr(onnxruntime_gpu, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(onnxruntime_gpu, "check_gpu_availability", lambda: None)
     monkeypatch.setattr(onnxruntime_gpu, "tensorrt_version", lambda flavour: wheel)
     monkeypatch.setattr(onnxruntime_gpu, "find_library", lambda name: library)
-    found = obstacle(TENSORRT)
+    found = check_availability(TENSORRT)
     assert (found is None) == runs
     assert found is None or "needs TensorRT" in found.reason
-    assert obstacle(CUDA) is None
+    assert check_availability(CUDA) is None
 
 
 @pytest.mark.parametrize("precision", list(Precision))
-def test_every_option_is_given_as_text(precision: Precision) -> None:
+def test_provider_options_are_texts(precision: Precision) -> None:
     for name in (CUDA, TENSORRT):
         for provider, options in choose_providers(name, precision, 32, Batches()):
             assert provider in PROVIDERS.values()
             assert all(isinstance(value, str) for value in options.values())
 
 
-def test_tensorrt_comes_first_and_knows_batches_and_precision() -> None:
+def test_tensorrt_options_have_batches_and_precision() -> None:
     (first, options), (second, _) = choose_providers(
         TENSORRT, Precision.INT8, 224, Batches(1, 8, 32)
     )

@@ -1,4 +1,4 @@
-"""Builds that end with a message where the kernel would have ended them without one."""
+"""Builds that stop with a message before the kernel would kill them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 
 from resdeploy.errors import BackendError
-from resdeploy.machine.cpu import parse_cpuinfo
 from resdeploy.machine.device import Device
 from resdeploy.machine.jetson import Jetson
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt.build_memory import (
     RESERVE_BYTES,
     available_memory,
-    check_memory,
-    memory_watch,
+    make_memory_check,
+    require_memory,
 )
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions, default_options
 from tests.boards import host_of, lay_out
@@ -30,11 +29,11 @@ def meminfo(available_mib: int, swap_mib: int = 0) -> dict[str, str]:
     }
 
 
-def test_swap_counts_as_memory(tmp_path: Path) -> None:
+def test_available_memory_includes_swap(tmp_path: Path) -> None:
     assert available_memory(host_of(tmp_path, meminfo(300, 200))) == 500 << 20
 
 
-def test_a_container_has_less_than_its_machine(tmp_path: Path) -> None:
+def test_available_memory_respects_the_cgroup_limit(tmp_path: Path) -> None:
     cgroup = {"sys/fs/cgroup/memory.max": f"{400 << 20}\n",
               "sys/fs/cgroup/memory.current": f"{100 << 20}\n"}  # fmt: skip
     assert available_memory(host_of(tmp_path / "limited", {**meminfo(900), **cgroup})) == 300 << 20
@@ -42,27 +41,27 @@ def test_a_container_has_less_than_its_machine(tmp_path: Path) -> None:
     assert available_memory(host_of(tmp_path / "free", {**meminfo(900), **free})) == 900 << 20
 
 
-def test_a_machine_that_does_not_tell_is_trusted(tmp_path: Path) -> None:
+def test_unknown_memory_passes(tmp_path: Path) -> None:
     host = host_of(tmp_path, {})
     assert available_memory(host) is None
-    check_memory(GRAPH, "fp32.onnx", host)
-    memory_watch(host)()
+    require_memory(GRAPH, "fp32.onnx", host)
+    make_memory_check(host)()
 
 
-def test_what_cannot_succeed_is_refused(tmp_path: Path) -> None:
-    check_memory(GRAPH, "fp32.onnx", host_of(tmp_path / "enough", meminfo(400)))
+def test_rejects_a_build_with_too_little_memory(tmp_path: Path) -> None:
+    require_memory(GRAPH, "fp32.onnx", host_of(tmp_path / "enough", meminfo(400)))
     with pytest.raises(BackendError, match="at least 312 MiB of memory, and 300 MiB") as caught:
-        check_memory(GRAPH, "fp32.onnx", host_of(tmp_path / "short", meminfo(300)))
+        require_memory(GRAPH, "fp32.onnx", host_of(tmp_path / "short", meminfo(300)))
     assert "--batch 1" in str(caught.value.hint)
 
 
-def test_the_watch_raises_before_the_memory_is_gone(tmp_path: Path) -> None:
+def test_memory_check_raises_below_the_reserve(tmp_path: Path) -> None:
     host = host_of(tmp_path, meminfo(1000))
-    watch = memory_watch(host)
-    watch()
+    check_memory = make_memory_check(host)
+    check_memory()
     lay_out(tmp_path, meminfo((RESERVE_BYTES >> 20) - 1))
     with pytest.raises(BackendError, match="stopped with 255 MiB of memory left") as caught:
-        watch()
+        check_memory()
     assert "swap" in str(caught.value.hint)
 
 
@@ -75,9 +74,8 @@ def test_the_watch_raises_before_the_memory_is_gone(tmp_path: Path) -> None:
         (4 << 30, False, BuildOptions()),
     ],
 )
-def test_small_modules_get_small_engines(
+def test_small_modules_get_small_default_engines(
     memory: int | None, jetson: bool, options: BuildOptions
 ) -> None:
     board = Jetson(board="NVIDIA Jetson Orin Nano") if jetson else None
-    cpu = parse_cpuinfo("", "aarch64")
-    assert default_options(Device(cpu=cpu, cores=6, memory_bytes=memory, jetson=board)) == options
+    assert default_options(Device(cores=6, memory_bytes=memory, jetson=board)) == options

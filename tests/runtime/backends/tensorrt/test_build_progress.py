@@ -1,4 +1,4 @@
-"""How far a build is."""
+"""The progress of a build."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.runtime.backends.tensorrt.build_progress import Phases
+from resdeploy.runtime.backends.tensorrt.build_progress import BuildProgress
 
 
-def test_children_fill_the_step_that_their_parent_is_at() -> None:
-    phases = Phases()
-    assert phases.fraction() == 0
-    phases.start("building", None, 4)
-    phases.step("building")
-    assert phases.fraction() == pytest.approx(1 / 4)
-    phases.start("timing", "building", 10)
+def test_child_phases_fill_one_step_of_their_parent() -> None:
+    progress = BuildProgress()
+    assert progress.fraction() == 0
+    progress.start("building", None, 4)
+    progress.step("building")
+    assert progress.fraction() == pytest.approx(1 / 4)
+    progress.start("timing", "building", 10)
     for _ in range(5):
-        phases.step("timing")
-    assert phases.fraction() == pytest.approx(1 / 4 + 5 / 10 / 4)
-    phases.finish("timing")
-    phases.step("building")
-    assert phases.fraction() == pytest.approx(2 / 4)
+        progress.step("timing")
+    assert progress.fraction() == pytest.approx(1 / 4 + 5 / 10 / 4)
+    progress.finish("timing")
+    progress.step("building")
+    assert progress.fraction() == pytest.approx(2 / 4)
 
 
-def test_after_cancelling_every_step_says_stop() -> None:
-    phases = Phases()
-    phases.start("building", None, 4)
-    assert phases.step("building")
-    phases.cancel()
-    assert not phases.step("building")
-    assert not phases.step("of a phase that never began")
+def test_step_returns_false_after_cancel() -> None:
+    progress = BuildProgress()
+    progress.start("building", None, 4)
+    assert progress.step("building")
+    progress.cancel()
+    assert not progress.step("building")
+    assert not progress.step("of a phase that never began")
 
 
 events = st.lists(
@@ -44,18 +44,16 @@ events = st.lists(
 
 
 @given(events, st.integers(-1, 5))
-def test_the_fraction_never_falls_and_stays_within_bounds(
-    reported: list[tuple[str, str, str | None]], steps: int
-) -> None:
-    """Whatever TensorRT reports, in whatever order."""
-    phases = Phases()
+def test_fraction_never_decreases(reported: list[tuple[str, str, str | None]], steps: int) -> None:
+    """Any events of TensorRT, in any order."""
+    progress = BuildProgress()
     before = 0.0
     for what, name, parent in reported:
         if what == "start":
-            phases.start(name, parent if parent is None or parent < name else None, steps)
+            progress.start(name, parent if parent is None or parent < name else None, steps)
         elif what == "step":
-            phases.step(name)
+            progress.step(name)
         else:
-            phases.finish(name)
-        assert before <= phases.fraction() <= 1
-        before = phases.fraction()
+            progress.finish(name)
+        assert before <= progress.fraction() <= 1
+        before = progress.fraction()

@@ -1,4 +1,4 @@
-"""Engines of all precisions, by NVIDIA's own parser and builder; TensorRT-RTX needs no GPU."""
+"""Builds of all precisions with TensorRT-RTX, whose parser and builder need no GPU."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from resdeploy.errors import BackendError
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt import builder
-from resdeploy.runtime.backends.tensorrt.build_progress import Phases
+from resdeploy.runtime.backends.tensorrt.build_progress import BuildProgress
 from resdeploy.runtime.backends.tensorrt.builder import build_engine
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
-from resdeploy.runtime.backends.tensorrt.inspector import EngineCoverage, coverage_of
+from resdeploy.runtime.backends.tensorrt.inspector import EngineCoverage, count_convolutions
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this machine")
@@ -40,22 +40,24 @@ def test_every_precision_builds(rtx: TensorRt, tiny_bundle: Bundle, name: str) -
     artifact = tiny_bundle.artifact(name)
     built = build_engine(rtx, tiny_bundle.read(artifact.file), BuildOptions())
     assert len(built.engine) > 1 << 16
-    # What the builder itself says it made: the prediction from the graph holds.
-    assert coverage_of(built.layers) == EngineCoverage(artifact.convs, artifact.int8_convs)
+    # The counts in the manifest, predicted from the graph, are those of the builder's log.
+    assert count_convolutions(built.layers) == EngineCoverage(artifact.convs, artifact.int8_convs)
 
 
 @pytest.mark.parametrize("batches", [Batches(1, 1, 1), Batches(2, 4, 9)])
-def test_batches_are_those_asked_for(rtx: TensorRt, tiny_bundle: Bundle, batches: Batches) -> None:
+def test_builds_for_the_batches_of_the_options(
+    rtx: TensorRt, tiny_bundle: Bundle, batches: Batches
+) -> None:
     options = BuildOptions(batches=batches, workspace_mib=64)
     assert build_engine(rtx, tiny_bundle.read("fp16.onnx"), options).engine
 
 
-def test_nothing_is_measured_without_a_gpu(rtx: TensorRt, tiny_bundle: Bundle) -> None:
+def test_rtx_gives_no_timing_cache(rtx: TensorRt, tiny_bundle: Bundle) -> None:
     built = build_engine(rtx, tiny_bundle.read("fp32.onnx"), BuildOptions(), timings=b"x")
     assert built.timings is None
 
 
-def test_progress_goes_from_nothing_to_all(rtx: TensorRt, tiny_bundle: Bundle) -> None:
+def test_progress_adds_up_to_the_total(rtx: TensorRt, tiny_bundle: Bundle) -> None:
     steps: list[int] = []
 
     @contextmanager
@@ -68,14 +70,14 @@ def test_progress_goes_from_nothing_to_all(rtx: TensorRt, tiny_bundle: Bundle) -
     assert min(steps) >= 0
 
 
-def test_ctrl_c_stops_the_build_and_is_passed_on() -> None:
-    """The builder sees that it shall stop; until it does, nobody goes on."""
-    phases = Phases()
+def test_ctrl_c_stops_the_build() -> None:
+    """The interrupt is raised only after the builder has stopped."""
+    build_progress = BuildProgress()
     stopped = threading.Event()
 
     def build() -> None:
-        phases.start("building", None, 1000)
-        while phases.step("building"):
+        build_progress.start("building", None, 1000)
+        while build_progress.step("building"):
             time.sleep(0.001)
         stopped.set()
 
@@ -87,53 +89,53 @@ def test_ctrl_c_stops_the_build_and_is_passed_on() -> None:
         yield advance
 
     with pytest.raises(KeyboardInterrupt):
-        builder._interruptible(build, phases, interrupted)
+        builder._build_interruptibly(build, build_progress, interrupted)
     assert stopped.is_set()
 
 
-def test_a_build_stops_before_the_memory_is_gone() -> None:
-    phases = Phases()
+def test_memory_check_stops_the_build() -> None:
+    build_progress = BuildProgress()
     stopped = threading.Event()
 
     def build() -> None:
-        phases.start("building", None, 1000)
-        while phases.step("building"):
+        build_progress.start("building", None, 1000)
+        while build_progress.step("building"):
             time.sleep(0.001)
         stopped.set()
 
-    def watch() -> None:
+    def check_memory() -> None:
         raise BackendError("nearly gone")
 
     with pytest.raises(BackendError, match="nearly gone"):
-        builder._interruptible(build, phases, silent, watch)
+        builder._build_interruptibly(build, build_progress, silent, check_memory)
     assert stopped.is_set()
 
 
-def test_a_real_build_is_watched(rtx: TensorRt, tiny_bundle: Bundle) -> None:
+def test_a_real_build_checks_the_memory(rtx: TensorRt, tiny_bundle: Bundle) -> None:
     calls = []
 
-    def watch() -> None:
+    def check_memory() -> None:
         calls.append(1)
 
-    build_engine(rtx, tiny_bundle.read("int8.onnx"), BuildOptions(), watch=watch)
+    build_engine(rtx, tiny_bundle.read("int8.onnx"), BuildOptions(), check_memory=check_memory)
     assert calls
 
 
-def test_an_error_in_the_build_is_not_lost() -> None:
+def test_raises_the_error_of_the_build() -> None:
     def build() -> None:
         raise MemoryError("of the host")
 
     with pytest.raises(MemoryError, match="of the host"):
-        builder._interruptible(build, Phases(), silent)
+        builder._build_interruptibly(build, BuildProgress(), silent)
 
 
-# What TensorRT refuses
+# Errors of the parser
 
 
 def graph(
     nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], name: str = "images"
 ) -> bytes:
-    """A graph from uint8 images to logits that reads them as `x`."""
+    """Return a graph of `nodes` that map `x`, the images cast to float, to the logits."""
     cast = helper.make_node("Cast", [name], ["x"], name="cast", to=TensorProto.FLOAT)
     body = helper.make_graph(
         [cast, *nodes],
@@ -172,13 +174,13 @@ OTHER_INPUT = graph([helper.make_node("Relu", ["x"], ["logits"], name="relu")], 
 
 
 @pytest.mark.parametrize(
-    ("refused", "sentence", "remedy"),
+    ("rejected", "sentence", "hint"),
     [
         (
             INTEGER_BIAS,
             "odd.onnx at node bias.dequantize (DequantizeLinear): input has type Int32 but must "
             "have type FP8, FP4, Int4, Int8, or UInt8",
-            "wants the bias of a convolution as a float",
+            "needs the bias of a convolution in float",
         ),
         (
             quantised(np.int8(3)),
@@ -192,34 +194,32 @@ OTHER_INPUT = graph([helper.make_node("Relu", ["x"], ["logits"], name="relu")], 
         ),
         (
             UNKNOWN,
-            "odd.onnx at node odd (Frobnicate): it does not know this operator",
+            "odd.onnx at node odd (Frobnicate): it does not support this operator",
             "--backend onnxruntime-cuda",
         ),
         (
             UNSUPPORTED,
-            "odd.onnx at node unique (Unique): it does not know this operator",
+            "odd.onnx at node unique (Unique): it does not support this operator",
             "--backend onnxruntime-cuda",
         ),
         (b"no graph" * 50, "odd.onnx: Failed to parse the ONNX model", "damaged"),
-        (b"", "odd.onnx reads nothing; a graph of resdeploy reads images", "export"),
-        (OTHER_INPUT, "odd.onnx reads input_1; a graph of resdeploy reads images", "export"),
+        (b"", "the inputs of odd.onnx are none; only images is allowed", "export"),
+        (OTHER_INPUT, "the inputs of odd.onnx are input_1; only images is allowed", "export"),
     ],
     ids=["int32 bias", "int8 zero point", "uint8", "unknown", "unsupported", "garbage", "empty",
          "other input"],
 )  # fmt: skip
-def test_a_refusal_is_one_sentence_with_a_remedy(
-    rtx: TensorRt, refused: bytes, sentence: str, remedy: str
+def test_parser_errors_are_one_sentence_with_a_hint(
+    rtx: TensorRt, rejected: bytes, sentence: str, hint: str
 ) -> None:
     with pytest.raises(BackendError) as caught:
-        build_engine(rtx, refused, BuildOptions(), name="odd.onnx")
+        build_engine(rtx, rejected, BuildOptions(), name="odd.onnx")
     assert str(caught.value).endswith(sentence)
     assert "\n" not in str(caught.value)
-    assert remedy in str(caught.value.hint)
+    assert hint in str(caught.value.hint)
 
 
-def test_the_cpus_graph_is_refused_with_the_right_one_named(
-    rtx: TensorRt, tiny_bundle: Bundle
-) -> None:
+def test_rejects_int8_cpu_and_names_int8(rtx: TensorRt, tiny_bundle: Bundle) -> None:
     with pytest.raises(BackendError, match="zero point") as caught:
         build_engine(rtx, tiny_bundle.read("int8-cpu.onnx"), BuildOptions())
     assert "use the int8.onnx" in str(caught.value.hint)

@@ -1,7 +1,7 @@
-"""The backend's logic on a fake device: buffers, splitting, graphs, errors.
+"""The logic of the backend on a fake GPU: buffers, splitting, CUDA graphs, errors.
 
-The fakes do their work only when a stream is synchronised; a result that is read too early, or a
-buffer that is overwritten too soon, shows. What a real GPU does is not shown here.
+The fakes work only when a stream is synchronised, so these tests detect results that are read too
+early and buffers that are overwritten too soon. They do not show how a real GPU behaves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backends.base import Batches
-from resdeploy.runtime.backends.tensorrt.engine_backend import MOST_GRAPHS, EngineBackend, split
+from resdeploy.runtime.backends.tensorrt.engine_backend import MAX_GRAPHS, EngineBackend, split
 from tests.fake_gpu import FakeCuda, FakeEngine, fake_tensorrt
 
 
@@ -32,12 +32,12 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
 
 
 def expected(images: np.ndarray) -> np.ndarray:
-    """Sum and first value, as the fake computes them."""
+    """Return the sum and the first value of each image, as the fake computes them."""
     flat = images.reshape(len(images), -1)
     return np.stack([flat.sum(axis=1), flat[:, 0]], axis=1).astype(np.float32)
 
 
-def test_the_engine_tells_its_batches() -> None:
+def test_reads_the_batches_of_the_engine() -> None:
     cuda = FakeCuda()
     backend = open_backend(FakeEngine(cuda, (1, 3, 6)), cuda)
     assert backend.batches == Batches(1, 3, 6)
@@ -50,7 +50,7 @@ def test_the_engine_tells_its_batches() -> None:
 def test_every_image_gets_its_own_logits(count: int, capture: bool, zero_copy: bool) -> None:
     cuda = FakeCuda()
     backend = open_backend(FakeEngine(cuda), cuda, zero_copy=zero_copy, capture=capture)
-    for seed in range(4):  # the third time runs what the second captured
+    for seed in range(4):  # the second run captures a graph, later ones use it
         images = pictures(count, seed)
         logits = backend.run(images)
         assert logits.dtype == np.float32
@@ -59,7 +59,7 @@ def test_every_image_gets_its_own_logits(count: int, capture: bool, zero_copy: b
 
 
 @given(st.integers(1, 1000), st.integers(1, 64))
-def test_parts_are_whole_ordered_and_alike(count: int, largest: int) -> None:
+def test_split_covers_all_images_evenly(count: int, largest: int) -> None:
     parts = split(count, largest)
     assert [index for part in parts for index in range(count)[part]] == list(range(count))
     lengths = [part.stop - part.start for part in parts]
@@ -69,19 +69,19 @@ def test_parts_are_whole_ordered_and_alike(count: int, largest: int) -> None:
     assert lengths[-1] <= lengths[0]
 
 
-def test_large_batches_are_split_evenly_and_take_turns_on_two_contexts() -> None:
+def test_large_batches_alternate_between_two_streams() -> None:
     cuda = FakeCuda()
     engine = FakeEngine(cuda)
     backend = open_backend(engine, cuda)
-    assert cuda.calls.count("create_stream") == 1  # the second one's is taken when it is needed
+    assert cuda.calls.count("create_stream") == 1  # the second stream is created when needed
     backend.run(pictures(9))
     assert [context.shapes for context in engine.contexts] == [[3], [3]]
-    # Two batches were under way before the first was waited for.
+    # Two batches were queued before the first one was synchronised.
     order = [call for call in cuda.calls if call in ("copy_to_device", "synchronize")]
     assert order[:3] == ["copy_to_device", "copy_to_device", "synchronize"]
 
 
-def test_fewer_images_than_the_smallest_batch_are_filled_up() -> None:
+def test_fills_up_batches_below_the_minimum() -> None:
     cuda = FakeCuda()
     engine = FakeEngine(cuda, (3, 3, 4))
     backend = open_backend(engine, cuda)
@@ -96,7 +96,7 @@ def test_fewer_images_than_the_smallest_batch_are_filled_up() -> None:
 # CUDA graphs
 
 
-def test_a_size_is_captured_after_it_ran_once() -> None:
+def test_captures_a_batch_size_at_its_second_run() -> None:
     cuda = FakeCuda()
     backend = open_backend(FakeEngine(cuda), cuda)
     backend.run(pictures(2))
@@ -107,12 +107,12 @@ def test_a_size_is_captured_after_it_ran_once() -> None:
     before = cuda.calls.count("copy_to_device")
     backend.run(pictures(2))
     assert cuda.calls.count("launch") == 2
-    assert cuda.calls.count("copy_to_device") == before  # it is in the graph
+    assert cuda.calls.count("copy_to_device") == before  # the graph contains the copy
     assert cuda.calls.count("begin_capture") == 1
 
 
-def test_every_captured_size_has_a_context_of_its_own() -> None:
-    """A graph holds its context's state: the fake refuses one whose context was told otherwise."""
+def test_each_captured_batch_size_has_its_own_context() -> None:
+    """The fake rejects a graph whose context was set to another shape after the capture."""
     cuda = FakeCuda()
     engine = FakeEngine(cuda)
     backend = open_backend(engine, cuda)
@@ -123,18 +123,18 @@ def test_every_captured_size_has_a_context_of_its_own() -> None:
     assert [context.shapes for context in engine.contexts] == [[2], [1]]
 
 
-def test_contexts_of_one_slot_share_their_memory() -> None:
+def test_contexts_of_a_stream_share_a_workspace() -> None:
     cuda = FakeCuda()
     engine = FakeEngine(cuda)
     backend = open_backend(engine, cuda, workspace=4096)
     for count in (1, 2, 3, 9):
         backend.run(pictures(count))
     memories = {context.memory for context in engine.contexts}
-    assert len(memories) == 2  # one for each of the two slots
+    assert len(memories) == 2  # one for each of the two streams
     assert all(memory is not None and memory[1] == 4096 for memory in memories)
 
 
-def test_an_engine_that_records_graphs_itself_has_one_context() -> None:
+def test_without_capture_there_is_one_context() -> None:
     cuda = FakeCuda()
     engine = FakeEngine(cuda)
     backend = open_backend(engine, cuda, capture=False)
@@ -144,33 +144,33 @@ def test_an_engine_that_records_graphs_itself_has_one_context() -> None:
     assert engine.contexts[0].memory is None
 
 
-def test_graphs_are_limited() -> None:
+def test_the_number_of_graphs_is_limited() -> None:
     cuda = FakeCuda()
-    engine = FakeEngine(cuda, (1, 1, MOST_GRAPHS + 3))
+    engine = FakeEngine(cuda, (1, 1, MAX_GRAPHS + 3))
     backend = open_backend(engine, cuda)
-    for count in range(1, MOST_GRAPHS + 4):
+    for count in range(1, MAX_GRAPHS + 4):
         for seed in range(3):
             images = pictures(count, seed)
             np.testing.assert_array_equal(backend.run(images)[:, :2], expected(images))
-    assert len(backend.captured) == MOST_GRAPHS
-    assert len(engine.contexts) == MOST_GRAPHS + 1  # all further sizes take turns on one
+    assert len(backend.captured) == MAX_GRAPHS
+    assert len(engine.contexts) == MAX_GRAPHS + 1  # all further sizes share one context
 
 
 @pytest.mark.parametrize("failing", ["begin_capture", "end_capture"])
-def test_where_nothing_can_be_captured_it_runs_without(failing: str) -> None:
+def test_runs_without_graphs_if_capture_fails(failing: str) -> None:
     cuda = FakeCuda(failing)
     backend = open_backend(FakeEngine(cuda), cuda)
     for seed in range(4):
         images = pictures(2, seed)
         np.testing.assert_array_equal(backend.run(images)[:, :2], expected(images))
     assert backend.captured == frozenset()
-    assert cuda.calls.count(failing) == 1  # and is not tried again
+    assert cuda.calls.count(failing) == 1
 
 
 # Zero copy
 
 
-def test_shared_memory_is_not_copied() -> None:
+def test_zero_copy_copies_nothing() -> None:
     cuda = FakeCuda()
     backend = open_backend(FakeEngine(cuda), cuda, zero_copy=True)
     backend.run(pictures(3))
@@ -178,7 +178,7 @@ def test_shared_memory_is_not_copied() -> None:
     assert not {"malloc", "copy_to_device", "copy_to_host"} & set(cuda.calls)
 
 
-# Errors, and the end
+# Errors and close
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_shared_memory_is_not_copied() -> None:
     ],
     ids=["float", "NCHW", "no batch", "empty"],
 )
-def test_other_arrays_are_refused_and_do_no_harm(images: np.ndarray) -> None:
+def test_rejects_arrays_of_other_dtype_or_shape(images: np.ndarray) -> None:
     cuda = FakeCuda()
     backend = open_backend(FakeEngine(cuda), cuda)
     with pytest.raises(BackendError, match="takes uint8"):
@@ -200,21 +200,21 @@ def test_other_arrays_are_refused_and_do_no_harm(images: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("fails", ["set_input_shape", "execute_async_v3"])
-def test_when_tensorrt_fails_its_reason_is_told(fails: str) -> None:
+def test_error_has_the_reason_of_tensorrt(fails: str) -> None:
     cuda = FakeCuda()
     backend = open_backend(FakeEngine(cuda, fails=fails), cuda)
     with pytest.raises(BackendError, match="out of patience"):
         backend.run(pictures(1))
 
 
-def test_after_a_failure_nothing_is_answered_any_more() -> None:
+def test_refuses_to_run_after_a_failure() -> None:
     cuda = FakeCuda("synchronize", from_call=2)
     backend = open_backend(FakeEngine(cuda), cuda)
     backend.run(pictures(1))
     with pytest.raises(BackendError, match="CUDA failed in synchronize"):
         backend.run(pictures(1))
     cuda.failing = ""
-    with pytest.raises(BackendError, match="failed before: CUDA failed in synchronize"):
+    with pytest.raises(BackendError, match="failed earlier: CUDA failed in synchronize"):
         backend.run(pictures(1))
     backend.close()
     assert cuda.memory == {}
@@ -222,12 +222,12 @@ def test_after_a_failure_nothing_is_answered_any_more() -> None:
 
 @pytest.mark.parametrize("failing", ["create_stream", "malloc_host", "malloc"])
 @pytest.mark.parametrize("from_call", [1, 2])
-def test_what_was_taken_is_given_back_when_opening_fails(failing: str, from_call: int) -> None:
+def test_frees_everything_if_opening_fails(failing: str, from_call: int) -> None:
     cuda = FakeCuda(failing, from_call=from_call)
     engine = FakeEngine(cuda)
     if failing == "create_stream" and from_call == 2:
         backend = open_backend(engine, cuda)
-        images = pictures(9)  # for want of a second stream, one batch after the other
+        images = pictures(9)  # without a second stream, one batch runs after the other
         np.testing.assert_array_equal(backend.run(images)[:, :2], expected(images))
         backend.close()
     else:
@@ -237,7 +237,7 @@ def test_what_was_taken_is_given_back_when_opening_fails(failing: str, from_call
     assert cuda.streams == {}
 
 
-def test_an_engine_that_cannot_run_is_an_error() -> None:
+def test_rejects_an_engine_without_a_context() -> None:
     cuda = FakeCuda()
     backend = open_backend(FakeEngine(cuda, fails="create_execution_context"), cuda)
     with pytest.raises(BackendError, match="cannot run the engine: out of patience") as caught:
@@ -245,13 +245,13 @@ def test_an_engine_that_cannot_run_is_an_error() -> None:
     assert "--batch" in str(caught.value.hint)
 
 
-def test_another_kind_of_engine_is_refused() -> None:
+def test_rejects_an_engine_with_other_outputs() -> None:
     cuda = FakeCuda()
-    with pytest.raises(BackendError, match="other inputs and outputs"):
+    with pytest.raises(BackendError, match="not images, boxes"):
         open_backend(FakeEngine(cuda, output="boxes"), cuda)
 
 
-def test_closing_gives_everything_back_once() -> None:
+def test_close_frees_everything_once() -> None:
     cuda = FakeCuda()
     closed: list[str] = []
     backend = open_backend(FakeEngine(cuda), cuda, on_close=lambda: closed.append("saved"))
@@ -266,18 +266,18 @@ def test_closing_gives_everything_back_once() -> None:
         backend.run(pictures(1))
 
 
-def test_nothing_is_given_back_while_it_is_used() -> None:
+def test_close_synchronises_before_it_frees() -> None:
     cuda = FakeCuda("copy_to_host", from_call=3)
     backend = open_backend(FakeEngine(cuda), cuda)
     with pytest.raises(BackendError):
-        backend.run(pictures(16))  # fails in the third of four batches; the second is under way
+        backend.run(pictures(16))  # fails in the third of four batches, while the second runs
     cuda.failing = ""
     backend.close()
     releases = [index for index, call in enumerate(cuda.calls) if call.startswith(("free", "dest"))]
     assert cuda.calls[releases[0] - 1] == "synchronize"
 
 
-def test_a_keyboard_interrupt_leaves_no_recording() -> None:
+def test_ctrl_c_ends_a_capture() -> None:
     cuda = FakeCuda()
     engine = FakeEngine(cuda)
     backend = open_backend(engine, cuda)
@@ -290,23 +290,23 @@ def test_a_keyboard_interrupt_leaves_no_recording() -> None:
     with pytest.raises(KeyboardInterrupt):
         backend.run(pictures(1))
     assert not cuda.capturing
-    with pytest.raises(BackendError, match="failed before: KeyboardInterrupt"):
+    with pytest.raises(BackendError, match="failed earlier: KeyboardInterrupt"):
         backend.run(pictures(1))
 
 
-def test_a_closed_backend_lets_the_engine_go() -> None:
+def test_close_drops_the_last_reference_to_the_engine() -> None:
     cuda = FakeCuda()
     engine = FakeEngine(cuda)
-    left = weakref.ref(engine)
+    reference = weakref.ref(engine)
     backend = open_backend(engine, cuda)
     backend.run(pictures(9))
     backend.close()
     del engine
     gc.collect()
-    assert left() is None
+    assert reference() is None
 
 
-def test_threads_take_turns() -> None:
+def test_run_is_thread_safe() -> None:
     cuda = FakeCuda()
     backend = open_backend(FakeEngine(cuda), cuda)
     wrong: list[int] = []

@@ -1,4 +1,4 @@
-"""Finding TensorRT under its names, and not taking anything else for it."""
+"""The search for TensorRT under its module names."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends.base import Obstacle
-from resdeploy.runtime.backends.cuda import Gpu
+from resdeploy.runtime.backends.base import Unavailability
+from resdeploy.runtime.backends.cuda import CudaDevice
 from resdeploy.runtime.backends.tensorrt import flavour
 from resdeploy.runtime.backends.tensorrt.flavour import (
     KEPT_MESSAGES,
     Flavour,
+    check_availability,
+    dims_to_tuple,
     installed_version,
     load_tensorrt,
-    obstacle,
-    sizes,
 )
 
 
@@ -44,7 +44,7 @@ def fake_module(version: str = "10.3.0.26") -> Any:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **modules: Any) -> None:
-    """Let only `modules` be there; None for a folder without code."""
+    """Make only `modules` importable; None stands for a folder without code."""
 
     def find(name: str) -> Any:
         if name not in modules:
@@ -60,25 +60,25 @@ def install(monkeypatch: pytest.MonkeyPatch, **modules: Any) -> None:
     monkeypatch.setattr(flavour, "import_module", load)
 
 
-def test_each_flavour_has_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_flavour_imports_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, tensorrt=fake_module(), tensorrt_rtx=fake_module("1.7.1.116"))
     assert load_tensorrt(Flavour.TENSORRT).version == "10.3.0.26"
     assert load_tensorrt(Flavour.RTX).version == "1.7.1.116"
 
 
-def test_on_aarch64_rtx_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finds_rtx_under_its_aarch64_name(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, tensorrt_rtx_bindings=fake_module("1.7.1.116"))
     assert installed_version(Flavour.RTX) == "1.7.1.116"
 
 
-def test_a_folder_of_stubs_is_no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_stubs_is_not_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, tensorrt=None)
     with pytest.raises(BackendError, match="tensorrt is not installed") as caught:
         load_tensorrt(Flavour.TENSORRT)
     assert "--system-site-packages" in str(caught.value.hint)
 
 
-def test_nor_is_the_one_that_is_here() -> None:
+def test_installed_stubs_are_not_tensorrt() -> None:
     spec = find_spec("tensorrt")
     if spec is None or spec.origin is not None:
         pytest.skip("there are no stubs here, or there is a TensorRT")
@@ -88,7 +88,7 @@ def test_nor_is_the_one_that_is_here() -> None:
 @pytest.mark.parametrize(
     "error", [ImportError("libcudart.so.12: cannot open\nmore"), OSError("libnvinfer.so.10: gone")]
 )
-def test_one_that_does_not_load_says_what_is_missing(
+def test_import_error_names_the_missing_library(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     install(monkeypatch, tensorrt=error)
@@ -96,34 +96,36 @@ def test_one_that_does_not_load_says_what_is_missing(
         load_tensorrt(Flavour.TENSORRT)
     assert "\n" not in str(caught.value)
     assert installed_version(Flavour.TENSORRT) is None
-    monkeypatch.setattr(flavour, "gpu_obstacle", lambda: None)
-    found = obstacle(Flavour.TENSORRT)
+    monkeypatch.setattr(flavour, "check_gpu_availability", lambda: None)
+    found = check_availability(Flavour.TENSORRT)
     assert found is not None
     assert "does not load" in found.reason
 
 
-def test_a_gpu_is_looked_for_before_tensorrt_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_the_gpu_before_it_loads_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, tensorrt=RuntimeError("it must not be loaded"))
-    monkeypatch.setattr(flavour, "gpu_obstacle", lambda: Obstacle("no GPU", "buy one"))
-    assert obstacle(Flavour.TENSORRT) == Obstacle("no GPU", "buy one")
+    monkeypatch.setattr(
+        flavour, "check_gpu_availability", lambda: Unavailability("no GPU", "buy one")
+    )
+    assert check_availability(Flavour.TENSORRT) == Unavailability("no GPU", "buy one")
 
 
 @pytest.mark.parametrize(
     ("capability", "known"), [("8.6", True), ("12.0", True), ("9.0", False), ("7.5", False)]
 )
-def test_rtx_is_for_rtx_gpus_from_ampere_on(capability: str, known: bool) -> None:
-    gpu = Gpu(
+def test_rtx_supports_rtx_gpus_from_ampere_on(capability: str, known: bool) -> None:
+    gpu = CudaDevice(
         name="GPU", compute_capability=capability, multiprocessors=1, integrated=False,
         driver_cuda="13.0",
     )  # fmt: skip
     api = SimpleNamespace(ComputeCapability=SimpleNamespace(SM75=0, SM86=1, SM120=2))
-    found = flavour._unknown_gpu(api, gpu)
+    found = flavour._check_rtx_gpu(api, gpu)
     assert (found is None) is known
     if found is not None:
         assert f"compute capability {capability}" in found.reason
 
 
-def test_what_it_says_is_kept_in_part(
+def test_keeps_errors_and_layers_of_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     install(monkeypatch, tensorrt=fake_module())
@@ -141,10 +143,10 @@ def test_what_it_says_is_kept_in_part(
     assert len(tensorrt.errors) == KEPT_MESSAGES
     assert "a warning" in caplog.text
     assert "chatter" not in caplog.text
-    assert list(tensorrt.layers) == ["Name: conv1, LayerType: correlation, Inputs: ["]
+    assert list(tensorrt.layer_log) == ["Name: conv1, LayerType: correlation, Inputs: ["]
 
 
-def test_shapes_are_read_without_being_iterable() -> None:
+def test_converts_shapes_that_are_not_iterable() -> None:
     class Dims:
         def __len__(self) -> int:
             return 2
@@ -153,4 +155,4 @@ def test_shapes_are_read_without_being_iterable() -> None:
             return (3, 4)[index]
 
     dims: Any = Dims()
-    assert sizes(dims) == (3, 4)
+    assert dims_to_tuple(dims) == (3, 4)

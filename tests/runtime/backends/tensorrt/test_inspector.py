@@ -1,4 +1,4 @@
-"""Layers of an engine, in the spellings of TensorRT 10, TensorRT 11 and TensorRT-RTX."""
+"""Layers of an engine in the formats of TensorRT 10, TensorRT 11 and TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from resdeploy.runtime.backends.tensorrt.inspector import (
     EngineCoverage,
     EngineLayer,
-    coverage_of,
-    parse_document,
-    parse_lines,
+    count_convolutions,
+    parse_builder_log,
+    parse_inspector_json,
 )
 
 
@@ -44,44 +44,46 @@ def layer_of_11(kind: str, *types: str) -> dict[str, Any]:
         ("", "unknown"),
     ],
 )
-def test_types_are_known_in_every_spelling(text: str, expected: str) -> None:
+def test_recognises_types_in_every_format(text: str, expected: str) -> None:
     for make in (layer_of_10, layer_of_11):
-        (layer,) = parse_document({"Layers": [make("CaskConvolution", text)]})
+        (layer,) = parse_inspector_json({"Layers": [make("CaskConvolution", text)]})
         assert layer.input_types == (expected,)
 
 
 @pytest.mark.parametrize("make", [layer_of_10, layer_of_11])
-def test_convolutions_are_counted(make: Any) -> None:
+def test_counts_convolutions(make: Any) -> None:
     document = {
         "Layers": [
             make("Reformat", "UInt8"),
             make("CaskConvolution", "Int8", "Half"),
-            make("CaskConvolution", "Half", "Int8"),  # integers are added to a float convolution
+            make("CaskConvolution", "Half", "Int8"),  # a float convolution with an INT8 addition
             make("CaskPooling", "Int8"),
             make("CaskGemmConvolution", "Int8"),
         ],
         "Bindings": ["images", "logits"],
     }
-    assert coverage_of(parse_document(document)) == EngineCoverage(convs=3, int8_convs=2)
+    assert count_convolutions(parse_inspector_json(document)) == EngineCoverage(
+        convs=3, int8_convs=2
+    )
 
 
 @pytest.mark.parametrize(
     "document", [{}, {"Layers": []}, {"Layers": ["conv1 + relu", "fc"]}], ids=str
 )
-def test_names_alone_tell_nothing(document: dict[str, Any]) -> None:
-    assert coverage_of(parse_document(document)) is None
+def test_layers_without_details_are_skipped(document: dict[str, Any]) -> None:
+    assert count_convolutions(parse_inspector_json(document)) is None
 
 
 @pytest.mark.parametrize(
     "layer", [{}, {"Inputs": [3]}, {"LayerType": None, "Inputs": [{"DataType": None}]}], ids=str
 )
-def test_odd_layers_are_unknown(layer: dict[str, Any]) -> None:
-    (found,) = parse_document({"Layers": [layer]})
-    assert not found.in_int8
+def test_layers_without_types_are_unknown(layer: dict[str, Any]) -> None:
+    (found,) = parse_inspector_json({"Layers": [layer]})
+    assert not found.runs_in_int8
     assert not found.is_convolution
 
 
-def test_lines_of_the_log_of_rtx() -> None:
+def test_parses_the_log_of_rtx() -> None:
     text = (
         "Name: conv1_U120_myl0_2, LayerType: correlation, Inputs: [ { Name: x.1_19, "
         "Dimensions: [-1,4,32,32], Strides: [4096,1,128,4], StrideOrder: [3,0,2,1], "
@@ -90,7 +92,7 @@ def test_lines_of_the_log_of_rtx() -> None:
         "Name: __mye3627_0_myl0_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: []\n"
         "something else\n"
     )
-    assert parse_lines(text) == [
+    assert parse_builder_log(text) == [
         EngineLayer(name="conv1_U120_myl0_2", kind="correlation", input_types=("int8",)),
         EngineLayer(name="__mye3627_0_myl0_0", kind="shape_call", input_types=()),
     ]

@@ -1,4 +1,4 @@
-"""An engine is found, or built; one that does not load is built again. The loading is a fake."""
+"""The search for an engine in the cache, its build and its rebuild. The loading is a fake."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.base import Batches, OpenOptions
-from resdeploy.runtime.backends.cuda import Gpu
+from resdeploy.runtime.backends.cuda import CudaDevice
 from resdeploy.runtime.backends.tensorrt import build as building
-from resdeploy.runtime.backends.tensorrt import open_engine as opening
+from resdeploy.runtime.backends.tensorrt import open_engine
 from resdeploy.runtime.backends.tensorrt.build import build, choose_artifact
 from resdeploy.runtime.backends.tensorrt.builder import BuiltEngine
 from resdeploy.runtime.backends.tensorrt.engine_cache import EngineCache
@@ -26,7 +26,7 @@ from resdeploy.runtime.backends.tensorrt.open_engine import find_or_build
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 from tests.fake_gpu import fake_tensorrt
 
-GPU = Gpu(
+GPU = CudaDevice(
     name="Orin", compute_capability="8.7", multiprocessors=16,
     integrated=True, driver_cuda="12.6",
 )  # fmt: skip
@@ -34,27 +34,27 @@ CONV = EngineLayer(name="conv1", kind="CaskConvolution", input_types=("int8",))
 
 
 class Builds:
-    """Stands for the builder and the loader; counts, and refuses to load what it is told to."""
+    """A fake of the builder and the loader that counts builds and fails to load some engines."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.asked: list[str] = []
+        self.batches: list[str] = []
         self.timings: list[bytes | None] = []
-        self.refused: set[bytes] = set()
+        self.unloadable: set[bytes] = set()
         monkeypatch.setattr(building, "build_engine", self.build)
-        monkeypatch.setattr(opening, "deserialize", self.load)
+        monkeypatch.setattr(open_engine, "deserialize", self.load)
 
     def build(
         self, tensorrt: Any, graph: bytes, options: BuildOptions, *, timings: bytes | None,
         **more: Any,
     ) -> BuiltEngine:  # fmt: skip
-        self.asked.append(str(options.batches))
+        self.batches.append(str(options.batches))
         self.timings.append(timings)
-        engine = f"engine {len(self.asked)}".encode()
+        engine = f"engine {len(self.batches)}".encode()
         return BuiltEngine(engine=engine, timings=b"timings of " + engine, layers=(CONV,))
 
     def load(self, tensorrt: Any, data: bytes, options: Any) -> bytes:
-        if data in self.refused:
-            raise BackendError("tensorrt 10.3.0 does not load the engine: another GPU", "")
+        if data in self.unloadable:
+            raise BackendError("tensorrt 10.3.0 cannot load the engine: another GPU", "")
         return data
 
 
@@ -64,7 +64,7 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     return Builds(monkeypatch)
 
 
-def find(bundle: Bundle, batches: Batches | None = None, gpu: Gpu = GPU) -> Any:
+def find(bundle: Bundle, batches: Batches | None = None, gpu: CudaDevice = GPU) -> Any:
     artifact = bundle.artifact("int8")
     engine, _ = find_or_build(
         EngineCache(), fake_tensorrt(), b"graph", artifact, gpu, OpenOptions(batches=batches)
@@ -72,12 +72,12 @@ def find(bundle: Bundle, batches: Batches | None = None, gpu: Gpu = GPU) -> Any:
     return engine
 
 
-def test_what_was_built_is_found_again(builds: Builds, tiny_bundle: Bundle) -> None:
+def test_builds_an_engine_once(builds: Builds, tiny_bundle: Bundle) -> None:
     assert find(tiny_bundle) == find(tiny_bundle) == b"engine 1"
-    assert builds.asked == ["1,8,32"]
+    assert builds.batches == ["1,8,32"]
 
 
-def test_the_engine_built_last_is_the_one_that_runs(builds: Builds, tiny_bundle: Bundle) -> None:
+def test_runs_the_engine_that_was_built_last(builds: Builds, tiny_bundle: Bundle) -> None:
     find(tiny_bundle)
     assert find(tiny_bundle, Batches(1, 1, 1)) == b"engine 2"
     assert find(tiny_bundle) == b"engine 2"
@@ -89,61 +89,59 @@ def test_the_engine_built_last_is_the_one_that_runs(builds: Builds, tiny_bundle:
     [{"name": "Thor"}, {"compute_capability": "11.0"}, {"multiprocessors": 8},
      {"driver_cuda": "13.0"}],
 )  # fmt: skip
-def test_another_gpu_or_driver_gets_an_engine_of_its_own(
+def test_another_gpu_or_driver_needs_another_engine(
     builds: Builds, tiny_bundle: Bundle, change: dict[str, Any]
 ) -> None:
     find(tiny_bundle)
     assert find(tiny_bundle, gpu=dataclasses.replace(GPU, **change)) == b"engine 2"
 
 
-def test_an_engine_that_does_not_load_is_built_again(
+def test_rebuilds_an_engine_that_does_not_load(
     builds: Builds, tiny_bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     find(tiny_bundle)
-    builds.refused = {b"engine 1"}
+    builds.unloadable = {b"engine 1"}
     assert find(tiny_bundle) == b"engine 2"
-    assert "does not load the engine: another GPU; it is built again" in caplog.text
+    assert "cannot load the engine: another GPU; it is built again" in caplog.text
     assert find(tiny_bundle) == b"engine 2"
     assert len(EngineCache().records()) == 1
 
 
-def test_when_the_new_one_does_not_load_either_it_is_an_error(
-    builds: Builds, tiny_bundle: Bundle
-) -> None:
-    builds.refused = {b"engine 1"}
-    with pytest.raises(BackendError, match="does not load the engine"):
+def test_fails_if_a_new_engine_does_not_load(builds: Builds, tiny_bundle: Bundle) -> None:
+    builds.unloadable = {b"engine 1"}
+    with pytest.raises(BackendError, match="cannot load the engine"):
         find(tiny_bundle)
-    assert builds.asked == ["1,8,32"]
+    assert builds.batches == ["1,8,32"]
 
 
-def test_what_one_build_measured_is_there_for_the_next(builds: Builds, tiny_bundle: Bundle) -> None:
+def test_reuses_the_timing_cache(builds: Builds, tiny_bundle: Bundle) -> None:
     find(tiny_bundle)
     find(tiny_bundle, Batches(1, 1, 1))
     assert builds.timings == [None, b"timings of engine 1"]
 
 
-def test_what_two_builds_measured_at_once_is_merged(
+def test_merges_the_timing_caches_of_parallel_builds(
     builds: Builds, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         building, "merge_timings", lambda tensorrt, ours, theirs: ours + b" and " + theirs
     )
-    alone = builds.build
+    build = builds.build
 
-    def beside_another(*arguments: Any, **more: Any) -> BuiltEngine:
-        measured_on = {"version": "10.3.0", "gpu": dataclasses.asdict(GPU)}
-        EngineCache("timings").store(measured_on, b"those of another")
-        return alone(*arguments, **more)
+    def build_in_parallel(*arguments: Any, **more: Any) -> BuiltEngine:
+        key = {"version": "10.3.0", "gpu": dataclasses.asdict(GPU)}
+        EngineCache("timings").store(key, b"those of another")
+        return build(*arguments, **more)
 
-    monkeypatch.setattr(building, "build_engine", beside_another)
+    monkeypatch.setattr(building, "build_engine", build_in_parallel)
     find(tiny_bundle)
-    monkeypatch.setattr(building, "build_engine", alone)
+    monkeypatch.setattr(building, "build_engine", build)
     find(tiny_bundle, Batches(1, 1, 1))
     assert builds.timings[1] == b"timings of engine 1 and those of another"
 
 
-def keep(bundle: Bundle, version: str = "10.3.0", gpu: Gpu = GPU, **options: Any) -> None:
-    """Put an engine into the cache that was built elsewhere or otherwise."""
+def keep(bundle: Bundle, version: str = "10.3.0", gpu: CudaDevice = GPU, **options: Any) -> None:
+    """Store an engine that was built on another machine or with other options."""
     tensorrt = dataclasses.replace(fake_tensorrt(), version=version)
     parts = key_parts(tensorrt, bundle.artifact("int8"), gpu, BuildOptions(**options))
     EngineCache().store(parts, f"{version} {gpu.name}".encode())
@@ -153,7 +151,7 @@ THOR = dataclasses.replace(GPU, name="Thor")
 
 
 @pytest.mark.parametrize(
-    ("version", "gpu", "options", "fits"),
+    ("version", "gpu", "options", "can_run"),
     [
         ("10.1.0", GPU, {"version_compatible": True}, True),
         ("11.0.0", GPU, {"version_compatible": True}, False),
@@ -164,20 +162,25 @@ THOR = dataclasses.replace(GPU, name="Thor")
         ("10.1.0", THOR, {"version_compatible": True, "hardware_compatible": True}, True),
     ],
 )
-def test_compatible_engines_are_found_where_they_fit(
-    builds: Builds, tiny_bundle: Bundle, version: str, gpu: Gpu, options: dict[str, Any], fits: bool
+def test_finds_compatible_engines(
+    builds: Builds,
+    tiny_bundle: Bundle,
+    version: str,
+    gpu: CudaDevice,
+    options: dict[str, Any],
+    can_run: bool,
 ) -> None:
     keep(tiny_bundle, version, gpu, **options)
-    assert find(tiny_bundle) == (f"{version} {gpu.name}".encode() if fits else b"engine 1")
+    assert find(tiny_bundle) == (f"{version} {gpu.name}".encode() if can_run else b"engine 1")
 
 
-def test_an_engine_for_here_alone_is_faster(builds: Builds, tiny_bundle: Bundle) -> None:
+def test_prefers_an_engine_for_this_gpu(builds: Builds, tiny_bundle: Bundle) -> None:
     find(tiny_bundle)
     keep(tiny_bundle, "10.3.0", GPU, hardware_compatible=True)
     assert find(tiny_bundle) == b"engine 1"
 
 
-def test_what_cannot_be_kept_of_a_build_does_not_cost_the_engine(
+def test_an_unusable_timing_cache_does_not_stop_a_build(
     builds: Builds, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find(tiny_bundle, Batches(1, 1, 1))
@@ -187,13 +190,13 @@ def test_what_cannot_be_kept_of_a_build_does_not_cost_the_engine(
     assert len(EngineCache().records()) == 2
 
 
-def test_several_that_start_at_once_build_once(
+def test_parallel_callers_build_once(
     builds: Builds, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = builds.build
 
     def slow(*arguments: Any, **more: Any) -> BuiltEngine:
-        # Usually long enough for all to have asked; who asks later finds the same engine.
+        # This is usually long enough for all callers to wait; later ones find the same engine.
         time.sleep(0.2)
         return quick(*arguments, **more)
 
@@ -201,10 +204,10 @@ def test_several_that_start_at_once_build_once(
     with ThreadPoolExecutor(6) as pool:
         engines = list(pool.map(lambda _: find(tiny_bundle), range(6)))
     assert engines == [b"engine 1"] * 6
-    assert builds.asked == ["1,8,32"]
+    assert builds.batches == ["1,8,32"]
 
 
-def test_the_key_is_made_of_all_that_decides(tiny_bundle: Bundle) -> None:
+def test_key_parts_are_complete(tiny_bundle: Bundle) -> None:
     artifact = tiny_bundle.artifact("int8")
     parts = key_parts(fake_tensorrt(), artifact, GPU, BuildOptions())
     assert list(parts) == ["onnx_sha256", "flavour", "version", "revision", "gpu", "options"]
@@ -214,14 +217,14 @@ def test_the_key_is_made_of_all_that_decides(tiny_bundle: Bundle) -> None:
     assert set(parts["options"]) == {field.name for field in dataclasses.fields(BuildOptions)}
 
 
-def test_an_engine_of_rtx_fits_every_gpu(tiny_bundle: Bundle) -> None:
+def test_rtx_key_does_not_depend_on_the_gpu(tiny_bundle: Bundle) -> None:
     tensorrt = fake_tensorrt(Flavour.RTX)
     artifact = tiny_bundle.artifact("int8")
     here, elsewhere = (key_parts(tensorrt, artifact, gpu, BuildOptions()) for gpu in (GPU, None))
     assert here == elsewhere
 
 
-# Really built, by TensorRT-RTX
+# Real builds with TensorRT-RTX
 
 needs_rtx = pytest.mark.skipif(
     installed_version(Flavour.RTX) is None, reason="tensorrt-rtx has no wheel for this machine"
@@ -230,7 +233,7 @@ needs_rtx = pytest.mark.skipif(
 
 @needs_rtx
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8"])
-def test_a_real_engine_is_kept(
+def test_caches_a_real_engine(
     tiny_bundle: Bundle, name: str, tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -246,7 +249,7 @@ def test_a_real_engine_is_kept(
 
 
 @needs_rtx
-def test_fewer_integer_convolutions_than_expected_are_said(
+def test_warns_of_fewer_int8_convolutions(
     tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -256,11 +259,11 @@ def test_fewer_integer_convolutions_than_expected_are_said(
     )
     report = build(tiny_bundle, float_graph, Flavour.RTX, BuildOptions())
     assert report.int8_convs == 0
-    assert "runs 0 convolutions in INT8, where fp16.onnx asks for" in caplog.text
+    assert "runs only 0 convolutions in INT8, but fp16.onnx asks for" in caplog.text
 
 
 @needs_rtx
-def test_a_damaged_engine_is_built_again(
+def test_rebuilds_a_damaged_engine(
     tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -270,7 +273,7 @@ def test_a_damaged_engine_is_built_again(
     assert not build(tiny_bundle, artifact, Flavour.RTX, BuildOptions(), progress=silent).cached
 
 
-def test_the_fastest_graph_is_built_unless_one_is_named(tiny_bundle: Bundle) -> None:
+def test_chooses_the_fastest_or_the_given_graph(tiny_bundle: Bundle) -> None:
     assert choose_artifact(tiny_bundle, None).name == "int8"
     assert [choose_artifact(tiny_bundle, p.precision).name for p in tiny_bundle.manifest.artifacts][
         :2

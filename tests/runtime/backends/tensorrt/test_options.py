@@ -1,4 +1,4 @@
-"""Which TensorRT on which board builds what; sources in `options.py`."""
+"""The build options that each TensorRT supports on each board; sources in `options.py`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import re
 import pytest
 
 from resdeploy.errors import BackendError
-from resdeploy.machine.cpu import parse_cpuinfo
 from resdeploy.machine.device import Device
 from resdeploy.machine.jetson import Jetson
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour
-from resdeploy.runtime.backends.tensorrt.options import BuildOptions, check_rules
+from resdeploy.runtime.backends.tensorrt.options import BuildOptions, check_options
 
 ORIN = "NVIDIA Jetson AGX Orin Developer Kit"
 ORIN_NX = "NVIDIA Jetson Orin NX Engineering Reference Developer Kit"
@@ -23,14 +22,14 @@ SERVER = ""
 
 def machine(jetson: str, l4t: str | None) -> Device:
     board = Jetson(board=jetson, l4t=l4t) if jetson else None
-    return Device(cpu=parse_cpuinfo("", "aarch64"), cores=8, jetson=board)
+    return Device(architecture="aarch64", cores=8, jetson=board)
 
 
 def check(
     options: BuildOptions, version: str, jetson: str = SERVER, l4t: str | None = None,
     flavour: Flavour = Flavour.TENSORRT,
 ) -> None:  # fmt: skip
-    check_rules(options, flavour, version, machine(jetson, l4t))
+    check_options(options, flavour, version, machine(jetson, l4t))
 
 
 PLAIN = BuildOptions()
@@ -39,18 +38,18 @@ ON_DLA = BuildOptions(dla_core=0)
 
 @pytest.mark.parametrize("version", ["10.3.0.26", "10.13.3", "10.16.1", "11.0.0", "11.4.1"])
 @pytest.mark.parametrize(("jetson", "l4t"), [(SERVER, None), (ORIN, "36.4.7"), (THOR, "38.2")])
-def test_the_gpu_is_built_for_everywhere(version: str, jetson: str, l4t: str | None) -> None:
+def test_supported_versions_build_for_the_gpu(version: str, jetson: str, l4t: str | None) -> None:
     check(PLAIN, version, jetson, l4t)
 
 
 @pytest.mark.parametrize("version", ["8.6.2", "10.0.1", "10.2.0"])
-def test_older_versions_are_refused(version: str) -> None:
-    with pytest.raises(BackendError, match=r"10\.3 is the oldest") as caught:
+def test_rejects_old_versions(version: str) -> None:
+    with pytest.raises(BackendError, match=r"these graphs need 10\.3") as caught:
         check(PLAIN, version)
     assert "JetPack 6.1" in str(caught.value.hint)
 
 
-def test_rtx_counts_its_versions_from_one() -> None:
+def test_accepts_rtx_1_7() -> None:
     check(PLAIN, "1.7.1", flavour=Flavour.RTX)
 
 
@@ -64,7 +63,7 @@ def test_rtx_has_no_compatible_engines(options: BuildOptions) -> None:
 
 
 def test_a_jetson_has_no_hardware_compatible_engines() -> None:
-    with pytest.raises(BackendError, match="do not exist for a Jetson"):
+    with pytest.raises(BackendError, match="no hardware-compatible engines on a Jetson"):
         check(BuildOptions(hardware_compatible=True), "10.3.0", ORIN, "36.4.7")
 
 
@@ -82,18 +81,18 @@ def test_the_dla_of_an_agx_orin_with_a_new_jetpack() -> None:
         ("11.4.1", SERVER, None, "only a Jetson has a DLA"),
         ("11.4.1", THOR, "39.2.2", "Thor Developer Kit has no DLA"),
         ("11.4.1", NANO, "39.2.2", "Super has no DLA"),
-        ("11.4.1", ORIN_NX, "39.2.2", "drives the DLA of an AGX Orin"),
+        ("11.4.1", ORIN_NX, "39.2.2", "supports only the DLA of an AGX Orin"),
         ("11.4.1", ORIN, "39.2", "with L4T 39.2"),
         ("11.4.1", ORIN, "39.2.1", "with L4T 39.2.1"),
-        ("11.4.0", ORIN, "39.2.2", "11.4.0 has no DLA: 10.8 to 11.4.0 came without"),
-        ("11.0.0", ORIN, "39.2.2", "has no DLA"),
-        ("10.13.0", ORIN, "38.2", "has no DLA"),
-        ("10.8.0", ORIN, "36.4.7", "has no DLA"),
-        ("10.3.0", ORIN, "36.4.7", "takes INT8 only from a calibration cache"),
-        ("10.7.0", ORIN, "36.4.7", "takes INT8 only from a calibration cache"),
+        ("11.4.0", ORIN, "39.2.2", "11.4.0 does not support DLA; 10.8 to 11.4.0 do not"),
+        ("11.0.0", ORIN, "39.2.2", "does not support DLA"),
+        ("10.13.0", ORIN, "38.2", "does not support DLA"),
+        ("10.8.0", ORIN, "36.4.7", "does not support DLA"),
+        ("10.3.0", ORIN, "36.4.7", "supports INT8 on a DLA only with a calibration cache"),
+        ("10.7.0", ORIN, "36.4.7", "supports INT8 on a DLA only with a calibration cache"),
     ],
 )
-def test_where_there_is_no_dla_it_is_said(
+def test_rejects_unsupported_dlas(
     version: str, jetson: str, l4t: str | None, sentence: str
 ) -> None:
     with pytest.raises(BackendError, match=re.escape(sentence)) as caught:
@@ -101,16 +100,16 @@ def test_where_there_is_no_dla_it_is_said(
     assert caught.value.hint
 
 
-def test_the_old_way_to_the_dla_is_a_command() -> None:
+def test_hint_gives_the_trtexec_command() -> None:
     with pytest.raises(BackendError) as caught:
         check(BuildOptions(dla_core=1), "10.3.0", ORIN, "36.4.7")
     hint = str(caught.value.hint)
-    assert hint.startswith("trtexec --onnx=fp32.onnx --int8 --fp16 --calib=calibration.cache")
+    assert "trtexec --onnx=fp32.onnx --int8 --fp16 --calib=calibration.cache" in hint
     assert "--useDLACore=1" in hint
 
 
 @pytest.mark.parametrize("core", [-1, 2])
-def test_there_are_two_cores(core: int) -> None:
+def test_rejects_other_dla_cores(core: int) -> None:
     with pytest.raises(BackendError, match=f"no DLA core {core}"):
         check(BuildOptions(dla_core=core), "11.4.1", ORIN, "39.2.2")
 
@@ -127,12 +126,12 @@ def test_rtx_has_no_dla() -> None:
     ("text", "batches"),
     [("1,8,32", Batches(1, 8, 32)), ("4", Batches(4, 4, 4)), (" 1, 1 ,2", Batches(1, 1, 2))],
 )
-def test_batches_are_read(text: str, batches: Batches) -> None:
+def test_parses_batches(text: str, batches: Batches) -> None:
     assert Batches.parse(text) == batches
     assert Batches.parse(str(batches)) == batches
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,2", "1,2,3,4", "8,1,32", "1,8,4", "a", "-1,1,1"])
-def test_other_batches_are_refused(text: str) -> None:
+def test_rejects_invalid_batches(text: str) -> None:
     with pytest.raises(ValueError):
         Batches.parse(text)

@@ -1,4 +1,4 @@
-"""Who runs with whom and when, on a clock that the tests move."""
+"""The composition and timing of batches, on a virtual clock."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from resdeploy.runtime.serving.request_errors import (
 )
 from tests.virtual_time import run
 
-# 10 ms and 1 ms an image, so that larger batches are always better.
+# 10 ms per batch plus 1 ms per image: larger batches have a higher throughput.
 GAINING = {1: 0.011, 2: 0.012, 4: 0.014, 8: 0.018}
-# 10 ms an image, whatever the batch.
+# 10 ms per image: the throughput does not depend on the batch size.
 FLAT = {1: 0.010, 2: 0.020, 4: 0.040, 8: 0.080}
 
 
 class FakeInstance:
-    """Its logits are its images' first pixels; each batch takes as long as is predicted."""
+    """An instance whose logits are the first pixels, and whose batches take the measured time."""
 
     backend = "fake"
     artifact = "fp32"
@@ -48,10 +48,10 @@ class FakeInstance:
     async def run(self, parts: Sequence[UInt8Array]) -> Float32Array:
         images = np.concatenate(parts)
         self.batches.append((round(asyncio.get_running_loop().time(), 6), len(images)))
-        await asyncio.sleep(self.times.undisturbed(len(images)))
+        await asyncio.sleep(self.times.measured(len(images)))
         if self.fails:
             self.fails -= 1
-            raise BackendError("it is broken", "mend it")
+            raise BackendError("the instance failed", "repair it")
         return images[:, 0, 0].astype(np.float32)
 
     async def close(self) -> None:
@@ -65,12 +65,12 @@ def pictures(count: int, first: int = 0) -> UInt8Array:
 
 
 async def ask(batcher: Batcher, images: UInt8Array, deadline: float = math.inf) -> Answer:
-    with batcher.admit(len(images), deadline) as place:
-        return await place.run(images)
+    with batcher.admit(len(images), deadline) as slot:
+        return await slot.run(images)
 
 
 def ignore(instance: Instance, error: Exception) -> None:
-    raise AssertionError("nothing fails here")
+    raise AssertionError("unexpected failure")
 
 
 def make_batcher(
@@ -94,7 +94,7 @@ async def at(time: float, work: Coroutine[Any, Any, Any]) -> Any:
     return await work
 
 
-def test_a_request_alone_starts_at_once() -> None:
+def test_a_single_request_starts_immediately() -> None:
     async def scenario() -> None:
         instance = FakeInstance()
         batcher = make_batcher(instance, max_delay=1.0)
@@ -110,12 +110,12 @@ def test_a_request_alone_starts_at_once() -> None:
     run(scenario())
 
 
-def test_while_a_batch_runs_the_next_one_collects() -> None:
+def test_requests_collect_while_a_batch_runs() -> None:
     async def scenario() -> None:
         instance = FakeInstance()
         batcher = make_batcher(instance, max_delay=0.0)
-        asked = [at(0.001 * i, ask(batcher, pictures(1, i))) for i in range(6)]
-        answers = await asyncio.gather(*asked)
+        tasks = [at(0.001 * i, ask(batcher, pictures(1, i))) for i in range(6)]
+        answers = await asyncio.gather(*tasks)
         assert [int(answer.logits[0, 0]) for answer in answers] == list(range(6))
         assert instance.batches == [(0.0, 1), (0.011, 5)]
         assert answers[5].batch == 5
@@ -124,7 +124,7 @@ def test_while_a_batch_runs_the_next_one_collects() -> None:
     run(scenario())
 
 
-def test_a_batch_takes_no_more_than_is_worthwhile() -> None:
+def test_batches_do_not_exceed_the_best_size() -> None:
     async def scenario() -> None:
         gaining, flat = FakeInstance(GAINING), FakeInstance(FLAT)
         for instance in (gaining, flat):
@@ -136,7 +136,7 @@ def test_a_batch_takes_no_more_than_is_worthwhile() -> None:
     run(scenario())
 
 
-def test_company_that_is_expected_is_waited_for_but_not_long() -> None:
+def test_a_batch_waits_briefly_for_requests_that_usually_arrive_together() -> None:
     async def scenario() -> None:
         instance = FakeInstance()
         batcher = make_batcher(instance, max_delay=0.002)
@@ -145,14 +145,14 @@ def test_company_that_is_expected_is_waited_for_but_not_long() -> None:
             await asyncio.gather(*(at(start, ask(batcher, pictures(1))) for start in starts))
         assert [size for _, size in instance.batches[:2]] == [1, 3]
         assert [size for _, size in instance.batches[-2:]] == [4, 4]
-        # When all but one have gone, that one waits for nobody any more.
-        lonely = [await ask(batcher, pictures(1)) for _ in range(60)]
-        assert lonely[-1].queue_seconds == 0
+        # When only one client is left, its requests are no longer delayed.
+        single = [await ask(batcher, pictures(1)) for _ in range(60)]
+        assert single[-1].queue_seconds == 0
 
     run(scenario())
 
 
-def test_nobody_waits_when_all_who_are_expected_are_there() -> None:
+def test_a_batch_starts_when_all_expected_requests_are_present() -> None:
     async def scenario() -> None:
         instance = FakeInstance()
         batcher = make_batcher(instance, max_delay=0.5)
@@ -165,19 +165,19 @@ def test_nobody_waits_when_all_who_are_expected_are_there() -> None:
     run(scenario())
 
 
-def test_instances_run_at_the_same_time() -> None:
+def test_instances_run_concurrently() -> None:
     async def scenario() -> None:
-        one, other = FakeInstance(), FakeInstance()
-        batcher = make_batcher(one, other, max_delay=1.0)
+        first, second = FakeInstance(), FakeInstance()
+        batcher = make_batcher(first, second, max_delay=1.0)
         for _ in range(20):
             await asyncio.gather(*(ask(batcher, pictures(1)) for _ in range(2)))
-        assert [size for _, size in one.batches + other.batches] == [1] * 40
+        assert [size for _, size in first.batches + second.batches] == [1] * 40
         assert now() == pytest.approx(20 * 0.011)
 
     run(scenario())
 
 
-def test_a_request_of_many_images_runs_in_parts_and_comes_back_in_order() -> None:
+def test_a_large_request_runs_in_parts_and_keeps_its_order() -> None:
     async def scenario() -> None:
         instance = FakeInstance()
         batcher = make_batcher(instance, max_batch=8)
@@ -193,72 +193,72 @@ def test_a_request_of_many_images_runs_in_parts_and_comes_back_in_order() -> Non
 # Overload
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+def test_a_full_queue_rejects_with_a_retry_time() -> None:
     async def scenario() -> None:
         batcher = make_batcher(FakeInstance(FLAT), queue=8, max_wait=100.0)
-        asked = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(9)]
+        tasks = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(9)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull, match="full") as caught:
-            batcher.check(1)
-        assert caught.value.retry_after == pytest.approx(0.09)  # eight wait, one runs
-        await asyncio.gather(*asked)
-        batcher.check(8)
+            batcher.check_capacity(1)
+        assert caught.value.retry_after == pytest.approx(0.09)  # eight are queued, one runs
+        await asyncio.gather(*tasks)
+        batcher.check_capacity(8)
 
     run(scenario())
 
 
-def test_more_than_the_queue_holds_is_never_admitted() -> None:
+def test_a_request_larger_than_the_queue_is_too_large() -> None:
     async def scenario() -> None:
         with pytest.raises(TooLarge, match="9 images in one request; 8 are allowed"):
-            make_batcher(FakeInstance(), queue=8).check(9)
+            make_batcher(FakeInstance(), queue=8).check_capacity(9)
 
     run(scenario())
 
 
-def test_a_queue_that_takes_too_long_refuses() -> None:
+def test_a_long_expected_wait_is_rejected() -> None:
     async def scenario() -> None:
         batcher = make_batcher(FakeInstance(FLAT), max_wait=0.055)
-        asked = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(20)]
-        refused = await asyncio.gather(*asked, return_exceptions=True)
-        answers = [answer for answer in refused if isinstance(answer, Answer)]
+        tasks = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(20)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        answers = [answer for answer in results if isinstance(answer, Answer)]
         assert len(answers) == 6
         assert max(answer.queue_seconds for answer in answers) <= 0.055
-        errors = [error for error in refused if isinstance(error, Exception)]
+        errors = [error for error in results if isinstance(error, Exception)]
         assert all(isinstance(error, QueueFull) for error in errors)
 
     run(scenario())
 
 
-def test_an_engine_slower_than_the_longest_wait_still_gets_whole_batches() -> None:
+def test_an_engine_slower_than_the_maximum_wait_still_gets_full_batches() -> None:
     async def scenario() -> None:
         instance = FakeInstance({1: 1.0, 8: 1.2})
         batcher = make_batcher(instance, max_wait=0.01)
-        asked = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(30)]
-        await asyncio.gather(*asked, return_exceptions=True)
+        tasks = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(30)]
+        await asyncio.gather(*tasks, return_exceptions=True)
         assert [size for _, size in instance.batches] == [1, 8]
 
     run(scenario())
 
 
-def test_at_ten_times_the_load_waiting_stays_bounded_and_the_engine_busy() -> None:
+def test_under_tenfold_load_the_wait_is_bounded_and_throughput_kept() -> None:
     async def scenario(gap: float) -> tuple[list[float], int, float]:
         instance = FakeInstance(FLAT)
         batcher = make_batcher(instance, max_wait=0.1)
         latencies: list[float] = []
-        refused = 0
+        rejected = 0
 
         async def client(start: float) -> None:
-            nonlocal refused
+            nonlocal rejected
             await asyncio.sleep(start)
             try:
                 await ask(batcher, pictures(1))
             except QueueFull:
-                refused += 1
+                rejected += 1
             else:
                 latencies.append(now() - start)
 
         await asyncio.gather(*(client(gap * i) for i in range(int(5 / gap))))
-        return latencies, refused, now()
+        return latencies, rejected, now()
 
     at_capacity, few, _ = run(scenario(0.0101))
     overloaded, many, took = run(scenario(0.001))
@@ -269,15 +269,15 @@ def test_at_ten_times_the_load_waiting_stays_bounded_and_the_engine_busy() -> No
     assert np.percentile(at_capacity, 99) < 0.02
 
 
-def test_a_place_counts_while_its_picture_is_being_decoded() -> None:
+def test_a_slot_counts_while_its_picture_is_decoded() -> None:
     async def scenario() -> None:
         batcher = make_batcher(FakeInstance(), queue=8)
         with batcher.admit(8, math.inf):
             assert batcher.depth == 8
             with pytest.raises(QueueFull):
-                batcher.check(1)
+                batcher.check_capacity(1)
         assert batcher.depth == 0
-        batcher.check(8)
+        batcher.check_capacity(8)
 
     run(scenario())
 
@@ -285,46 +285,46 @@ def test_a_place_counts_while_its_picture_is_being_decoded() -> None:
 # Deadlines
 
 
-def test_what_cannot_be_met_is_refused_before_it_waits() -> None:
+def test_an_impossible_deadline_is_rejected_at_once() -> None:
     async def scenario() -> None:
         instance = FakeInstance(FLAT)
         batcher = make_batcher(instance, max_wait=10.0)
-        asked = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(10)]
+        tasks = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(10)]
         await asyncio.sleep(0)
         with pytest.raises(DeadlineExceeded, match="cannot be met"):
-            batcher.check(1, deadline=now() + 0.1)
-        batcher.check(1, deadline=now() + 0.2)
+            batcher.check_capacity(1, deadline=now() + 0.1)
+        batcher.check_capacity(1, deadline=now() + 0.2)
         with pytest.raises(DeadlineExceeded):
-            batcher.check(1, deadline=now() - 1)
-        await asyncio.gather(*asked)
+            batcher.check_capacity(1, deadline=now() - 1)
+        await asyncio.gather(*tasks)
 
     run(scenario())
 
 
-def test_what_became_late_is_dropped_before_it_costs_inference() -> None:
+def test_a_late_request_is_dropped_before_inference() -> None:
     async def scenario() -> None:
         instance = FakeInstance(FLAT)
         batcher = make_batcher(instance)
-        asked = [
+        tasks = [
             asyncio.ensure_future(ask(batcher, pictures(1), deadline))
             for deadline in (math.inf, 0.025, math.inf)
         ]
         await asyncio.sleep(0)
-        instance.times.undisturbed = lambda images: 0.02  # type: ignore[method-assign]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        instance.times.measured = lambda images: 0.02  # type: ignore[method-assign]
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(answers[1], DeadlineExceeded)
         assert sum(size for _, size in instance.batches) == 2
 
     run(scenario())
 
 
-def test_a_deadline_that_passes_in_the_queue_is_said_in_time() -> None:
+def test_a_deadline_that_passes_in_the_queue_is_reported_immediately() -> None:
     async def scenario() -> None:
         batcher = make_batcher(FakeInstance({1: 1.0}), max_batch=1)
         first = asyncio.ensure_future(ask(batcher, pictures(1)))
         await asyncio.sleep(0.5)
-        batcher._instances[0].times = ServiceTimes({1: 0.01})  # it is expected to be quick
-        batcher._runs.clear()
+        batcher._instances[0].times = ServiceTimes({1: 0.01})  # the expected wait becomes short
+        batcher._running.clear()
         with pytest.raises(DeadlineExceeded, match="passed"):
             await ask(batcher, pictures(1), deadline=0.7)
         assert now() == pytest.approx(0.7)
@@ -334,22 +334,22 @@ def test_a_deadline_that_passes_in_the_queue_is_said_in_time() -> None:
     run(scenario())
 
 
-def test_an_idle_engine_takes_what_has_just_time_enough() -> None:
+def test_an_idle_engine_accepts_a_tight_deadline() -> None:
     async def scenario() -> None:
         instance = FakeInstance()
         batcher = make_batcher(instance)
         for _ in range(50):
-            instance.times.observe(1, 10.0)  # it has been slow lately
+            instance.times.observe(1, 10.0)  # a recent slowdown
         answer = await ask(batcher, pictures(1), deadline=now() + 0.012)
         assert answer.batch == 1
 
     run(scenario())
 
 
-# Clients that leave
+# Cancellation
 
 
-def test_who_leaves_takes_the_work_along() -> None:
+def test_cancellation_removes_queued_images() -> None:
     async def scenario() -> None:
         instance = FakeInstance()
         batcher = make_batcher(instance)
@@ -363,7 +363,7 @@ def test_who_leaves_takes_the_work_along() -> None:
         await asyncio.gather(*waiting, running, return_exceptions=True)
         assert [size for _, size in instance.batches] == [1, 2]
         assert batcher.depth == 0
-        await batcher.empty()
+        await batcher.wait_until_answered()
 
     run(scenario())
 
@@ -371,7 +371,7 @@ def test_who_leaves_takes_the_work_along() -> None:
 # Failures
 
 
-def test_an_instance_that_fails_is_taken_out_and_its_images_run_elsewhere() -> None:
+def test_a_failed_instance_is_detached_and_its_images_run_on_another() -> None:
     async def scenario() -> None:
         broken, spare = FakeInstance(fails=1), FakeInstance()
         failed: list[Instance] = []
@@ -389,13 +389,13 @@ def test_an_instance_that_fails_is_taken_out_and_its_images_run_elsewhere() -> N
     run(scenario())
 
 
-def test_without_an_instance_nobody_is_admitted() -> None:
+def test_without_an_instance_no_request_is_admitted() -> None:
     async def scenario() -> None:
         batcher = make_batcher(FakeInstance(fails=1), on_failure=lambda instance, error: None)
         waiting = asyncio.ensure_future(ask(batcher, pictures(1), deadline=5.0))
         await asyncio.sleep(1)
         with pytest.raises(Unavailable, match="not ready"):
-            batcher.check(1)
+            batcher.check_capacity(1)
         with pytest.raises(DeadlineExceeded):
             await waiting
         assert now() == pytest.approx(5)
@@ -403,12 +403,12 @@ def test_without_an_instance_nobody_is_admitted() -> None:
     run(scenario())
 
 
-def test_those_who_wait_can_be_sent_away() -> None:
+def test_queued_requests_can_be_failed() -> None:
     async def scenario() -> None:
         batcher = make_batcher(FakeInstance(fails=1), on_failure=lambda instance, error: None)
         waiting = asyncio.ensure_future(ask(batcher, pictures(1)))
         await asyncio.sleep(1)
-        batcher.give_up("the model failed")
+        batcher.fail_queued("the model failed")
         with pytest.raises(Unavailable, match="the model failed"):
             await waiting
         assert batcher.depth == 0
@@ -416,7 +416,7 @@ def test_those_who_wait_can_be_sent_away() -> None:
     run(scenario())
 
 
-def test_a_request_that_fails_twice_is_not_tried_again() -> None:
+def test_a_request_that_fails_twice_is_not_retried() -> None:
     async def scenario() -> None:
         spares = [FakeInstance(fails=9), FakeInstance()]
         batcher = make_batcher(
@@ -431,7 +431,7 @@ def test_a_request_that_fails_twice_is_not_tried_again() -> None:
     run(scenario())
 
 
-def test_a_detached_instance_finishes_what_it_runs() -> None:
+def test_a_detached_instance_finishes_its_batch() -> None:
     async def scenario() -> None:
         instance, spare = FakeInstance(), FakeInstance()
         batcher = make_batcher(instance)
@@ -447,7 +447,7 @@ def test_a_detached_instance_finishes_what_it_runs() -> None:
     run(scenario())
 
 
-# Everything at once
+# Properties
 
 
 @given(
@@ -458,39 +458,39 @@ def test_a_detached_instance_finishes_what_it_runs() -> None:
     ),
     st.integers(1, 3),
 )
-def test_every_request_ends_and_nothing_is_left(
+def test_every_request_ends_and_the_queue_empties(
     requests: list[tuple[int, int, int, bool]], instances: int
 ) -> None:
     async def client(batcher: Batcher, request: tuple[int, int, int, bool], first: int) -> None:
-        start, count, patience, leaves = request
+        start, count, timeout_ms, cancelled = request
         await asyncio.sleep(start / 1000)
-        asked = asyncio.ensure_future(
-            ask(batcher, pictures(count, first), deadline=now() + patience / 1000)
+        task = asyncio.ensure_future(
+            ask(batcher, pictures(count, first), deadline=now() + timeout_ms / 1000)
         )
-        if leaves:
-            await asyncio.sleep(patience / 2000)
-            asked.cancel()
+        if cancelled:
+            await asyncio.sleep(timeout_ms / 2000)
+            task.cancel()
         try:
-            answer = await asked
+            answer = await task
         except (RequestError, asyncio.CancelledError):
             return
         assert answer.logits[:, 0].tolist() == [(first + i) % 256 for i in range(count)]
 
     async def scenario() -> None:
-        seen: list[int] = []
+        batches: list[int] = []
         engines = [FakeInstance() for _ in range(instances)]
         batcher = make_batcher(
             *engines,
             queue=16,
             max_batch=8,
             max_wait=0.05,
-            observe=lambda record: seen.append(record.images),
+            observe=lambda record: batches.append(record.images),
         )
         clients = [client(batcher, request, 7 * i) for i, request in enumerate(requests)]
         await asyncio.gather(*clients)
-        await batcher.empty()
+        await batcher.wait_until_answered()
         assert batcher.depth == 0
-        assert all(size <= 8 for size in seen)
-        batcher.check(16)  # all of the queue is free again
+        assert all(size <= 8 for size in batches)
+        batcher.check_capacity(16)  # the whole queue is free
 
     run(scenario())

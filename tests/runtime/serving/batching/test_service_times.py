@@ -1,4 +1,4 @@
-"""Measured times, what is between them, and what is learnt while serving."""
+"""Measured inference times, their interpolation, and their correction while serving."""
 
 from __future__ import annotations
 
@@ -8,53 +8,59 @@ import pytest
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.serving.batching import service_times
-from resdeploy.runtime.serving.batching.service_times import LARGEST_SLOWDOWN, ServiceTimes, measure
+from resdeploy.runtime.serving.batching.service_times import (
+    MAX_SLOWDOWN,
+    ServiceTimes,
+    measure_service_times,
+)
 from tests.virtual_time import Clock
 
 IMAGES = np.zeros((3, 2, 2, 3), np.uint8)
 
 
-def test_between_measurements_times_are_interpolated() -> None:
+def test_times_between_measurements_are_interpolated() -> None:
     times = ServiceTimes({1: 0.010, 4: 0.016, 8: 0.020})
-    assert times.undisturbed(1) == 0.010
-    assert times.undisturbed(2) == pytest.approx(0.012)
-    assert times.undisturbed(6) == pytest.approx(0.018)
-    assert times.undisturbed(16) == pytest.approx(0.040)
-    assert ServiceTimes({4: 0.4}).undisturbed(1) == 0.4
+    assert times.measured(1) == 0.010
+    assert times.measured(2) == pytest.approx(0.012)
+    assert times.measured(6) == pytest.approx(0.018)
+    assert times.measured(16) == pytest.approx(0.040)
+    assert ServiceTimes({4: 0.4}).measured(1) == 0.4
 
 
 @pytest.mark.parametrize(
     ("seconds", "best"),
     [
-        ({1: 0.01, 2: 0.02, 4: 0.04}, 1),  # nothing is gained
-        ({1: 0.01, 2: 0.0199, 4: 0.0397}, 1),  # hardly anything is
+        ({1: 0.01, 2: 0.02, 4: 0.04}, 1),  # larger batches have the same throughput
+        ({1: 0.01, 2: 0.0199, 4: 0.0397}, 1),  # the gain is below 5 %
         ({1: 0.01, 2: 0.012, 4: 0.016, 8: 0.031}, 4),
-        ({1: 0.0001, 2: 0.0002, 4: 0.0004, 8: 0.0008}, 8),  # handing over costs more than running
+        ({1: 0.0001, 2: 0.0002, 4: 0.0004, 8: 0.0008}, 8),  # the handover dominates
     ],
 )
-def test_the_best_batch_is_the_smallest_that_is_fast(seconds: dict[int, float], best: int) -> None:
-    assert ServiceTimes(seconds).best == best
+def test_the_best_batch_is_the_smallest_with_nearly_full_throughput(
+    seconds: dict[int, float], best: int
+) -> None:
+    assert ServiceTimes(seconds).best_batch == best
 
 
-def test_a_slow_spell_is_learnt_and_forgotten() -> None:
+def test_the_slowdown_rises_and_falls() -> None:
     times = ServiceTimes({1: 0.01})
     for _ in range(40):
         times.observe(1, 0.03)
     assert times.expected(1) == pytest.approx(0.03, rel=0.01)
-    assert times.undisturbed(1) == 0.01
+    assert times.measured(1) == 0.01
     for _ in range(40):
         times.observe(1, 0.01)
     assert times.expected(1) == pytest.approx(0.01, rel=0.01)
 
 
-def test_a_stall_is_not_believed_to_last() -> None:
+def test_a_single_stall_has_limited_effect() -> None:
     times = ServiceTimes({1: 0.01})
     times.observe(1, 3600.0)
-    assert times.expected(1) < 0.01 * LARGEST_SLOWDOWN
+    assert times.expected(1) < 0.01 * MAX_SLOWDOWN
 
 
 class Counting:
-    """Takes a time of its own for each image, and one for each run."""
+    """A backend that takes a fixed time per run and per image, on a virtual clock."""
 
     name = "counting"
 
@@ -70,13 +76,13 @@ class Counting:
     def close(self) -> None: ...
 
 
-def test_sizes_are_tried_while_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_larger_sizes_are_measured_while_throughput_rises(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(service_times, "time", clock)
     gaining = Counting(clock, 0.02, 0.0)
-    assert measure(gaining, IMAGES, 6).best == 6
+    assert measure_service_times(gaining, IMAGES, 6).best_batch == 6
     assert sorted(set(gaining.sizes)) == [1, 2, 4, 6]
     flat = Counting(clock, 0.0, 0.01)
-    assert measure(flat, IMAGES, 64).best == 1
-    assert max(flat.sizes) == 4  # what is no better is not tried much further
-    assert measure(Counting(clock, 0.0, 0.001), IMAGES, 1).best == 1
+    assert measure_service_times(flat, IMAGES, 64).best_batch == 1
+    assert max(flat.sizes) == 4  # stops soon after throughput stagnates
+    assert measure_service_times(Counting(clock, 0.0, 0.001), IMAGES, 1).best_batch == 1

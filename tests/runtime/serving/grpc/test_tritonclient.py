@@ -1,4 +1,4 @@
-"""The real client of Triton, over HTTP and gRPC: it must not notice another server."""
+"""Triton's own client against this server, over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def test_inference(client: Any, kind: str, tiny_bundle: Bundle, binary: bool) ->
     assert (response["id"] if kind == "http" else response.id) == "seven"
 
 
-def test_without_naming_outputs(client: Any, kind: str, tiny_bundle: Bundle) -> None:
+def test_all_outputs_are_the_default(client: Any, kind: str, tiny_bundle: Bundle) -> None:
     result = client.infer("tiny", [make_input(kind, tiny_bundle.golden().images)])
     assert result.as_numpy("logits").shape == (24, 3)
 
 
-def test_classes_in_words(client: Any, kind: str, tiny_bundle: Bundle) -> None:
+def test_classes_as_text(client: Any, kind: str, tiny_bundle: Bundle) -> None:
     images = tiny_bundle.golden().images[:2]
     wanted = KINDS[kind].InferRequestedOutput("logits", class_count=2)
     rows = client.infer("tiny", [make_input(kind, images)], outputs=[wanted]).as_numpy("logits")
@@ -89,7 +89,7 @@ def test_classes_in_words(client: Any, kind: str, tiny_bundle: Bundle) -> None:
         assert [CLASSES[int(index)] for index in indices] == list(labels)
 
 
-def test_many_at_a_time(client: Any, kind: str, tiny_bundle: Bundle) -> None:
+def test_concurrent_requests(client: Any, kind: str, tiny_bundle: Bundle) -> None:
     golden = tiny_bundle.golden()
     tensors = [make_input(kind, golden.images[i : i + 1]) for i in range(16)]
     if kind == "http":
@@ -123,13 +123,13 @@ ZEROS = np.zeros((1, SIZE, SIZE, 3), np.uint8)
         (np.zeros((300, SIZE, SIZE, 3), np.uint8), "UINT8", "tiny", "", "256 are allowed"),
     ],
 )
-def test_errors_say_what_is_wrong(
+def test_errors_describe_the_cause(
     client: Any, kind: str, images: np.ndarray, datatype: str, model: str, version: str,
     message: str,
 ) -> None:  # fmt: skip
     with pytest.raises(InferenceServerException, match=message):
         client.infer(model, [make_input(kind, images, datatype)], model_version=version)
-    with pytest.raises(InferenceServerException, match=r"called images|one input, images"):
+    with pytest.raises(InferenceServerException, match=r"\^images\$|one input, images"):
         other = KINDS[kind].InferInput("pixels", ZEROS.shape, "UINT8")
         other.set_data_from_numpy(ZEROS)
         client.infer("tiny", [other])
@@ -140,7 +140,7 @@ def test_a_timeout_in_microseconds_is_a_deadline(client: Any, kind: str) -> None
         client.infer("tiny", [make_input(kind, ZEROS)], timeout=1)
 
 
-# What only gRPC has
+# gRPC only
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def channel(server: ServerProcess) -> Iterator[Any]:
 
 
 def call(channel: Any, name: str, **options: Any) -> Any:
-    """A stub made from our own descriptors."""
+    """Call a method with a stub made from our own descriptors."""
     method = load_methods()[name]
     return channel.unary_unary(
         f"/inference.GRPCInferenceService/{name}",
@@ -169,7 +169,7 @@ def infer_fields(**changes: Any) -> dict[str, Any]:
     return {"model_name": "tiny", "inputs": [{**entry, **changes.pop("entry", {})}], **changes}
 
 
-def test_contents_may_be_numbers(channel: Any) -> None:
+def test_contents_may_be_integers(channel: Any) -> None:
     answer = call(channel, "ModelInfer", fields=infer_fields())
     raw = {"contents": None}
     images = np.full(ZEROS.shape, 7, np.uint8)
@@ -185,28 +185,32 @@ def test_contents_may_be_numbers(channel: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (infer_fields(raw_input_contents=[b"x"]), "its data once"),
+        (infer_fields(raw_input_contents=[b"x"]), "both raw data and contents"),
         (infer_fields(entry={"contents": {"uint_contents": [1]}}), "1 elements"),
-        (infer_fields(entry={"contents": {"uint_contents": [999] * ZEROS.size}}), "0 to 255"),
+        (
+            infer_fields(entry={"contents": {"uint_contents": [999] * ZEROS.size}}),
+            "between 0 and 255",
+        ),
         (infer_fields(entry={"contents": None}), "0 elements"),
         (infer_fields(outputs=[{"name": "scores"}]), "one output"),
-        (infer_fields(parameters={"timeout": {"string_param": "x"}}), "timeout must be"),
+        (infer_fields(parameters={"timeout": {"string_param": "x"}}), r"`\$\.timeout`"),
+        (infer_fields(id="x" * 257), "257 characters"),
         ({"model_name": "tiny"}, "one input"),
     ],
 )
-def test_calls_that_are_wrong(channel: Any, fields: dict[str, Any], message: str) -> None:
+def test_invalid_calls_are_refused(channel: Any, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(grpc.RpcError, match=message) as caught:
         call(channel, "ModelInfer", fields=fields)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_the_clients_own_deadline_is_heeded(channel: Any) -> None:
+def test_the_deadline_of_the_client_is_respected(channel: Any) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, "ModelInfer", fields=infer_fields(), timeout=0.0005)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_an_id_comes_back(channel: Any) -> None:
+def test_the_request_id_is_returned(channel: Any) -> None:
     stub = channel.unary_unary(
         "/inference.GRPCInferenceService/ServerLive",
         request_serializer=load_methods()["ServerLive"].request.SerializeToString,
@@ -218,7 +222,7 @@ def test_an_id_comes_back(channel: Any) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 20, b"\x0a\x04tiny"])
-def test_garbage_is_an_error_and_nothing_else(channel: Any, data: bytes) -> None:
+def test_random_bytes_are_an_error_without_consequences(channel: Any, data: bytes) -> None:
     for name in load_methods():
         stub = channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
         try:

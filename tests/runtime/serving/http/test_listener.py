@@ -1,4 +1,4 @@
-"""The last moments of a listening socket."""
+"""The shutdown of a listening socket."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from contextlib import closing
 
 import pytest
 
-from resdeploy.runtime.serving.http.listener import listen, turn_away
+from resdeploy.runtime.serving.http.listener import drop_new_connections, listen
 
-MOMENT = 0.2  # loopback connects in microseconds, where anybody answers
+TIMEOUT = 0.2  # a connection on the loopback interface takes microseconds
 
 
-def test_who_has_connected_is_served_and_nobody_else_connects() -> None:
+def test_the_backlog_is_served_and_new_connections_are_dropped() -> None:
     with closing(listen("127.0.0.1", 0)) as listening, socket.socket() as late:
         listening.setblocking(False)
         address = listening.getsockname()
         with socket.create_connection(address) as early:
-            if not turn_away(listening):
-                pytest.skip("turning connections away is not tested: this kernel has no filters")
-            late.settimeout(MOMENT)
+            if not drop_new_connections(listening):
+                pytest.skip("this kernel has no socket filters")
+            late.settimeout(TIMEOUT)
             with pytest.raises(TimeoutError):
                 late.connect(address)
             accepted, _ = listening.accept()
@@ -32,10 +32,10 @@ def test_who_has_connected_is_served_and_nobody_else_connects() -> None:
                 listening.accept()
 
 
-def test_who_tries_on_is_refused_when_it_is_closed() -> None:
+def test_a_dropped_client_is_refused_after_the_socket_is_closed() -> None:
     listening = listen("127.0.0.1", 0)
     address = listening.getsockname()
-    turn_away(listening)
+    drop_new_connections(listening)
     listening.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)

@@ -1,4 +1,4 @@
-"""Load, tokens, clients that leave: the application with engines that tests hold back."""
+"""Overload, tokens and disconnecting clients, with engines that the tests block."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.runtime.backends import registry as selection
+from resdeploy.runtime.backends import registry
 from resdeploy.runtime.serving.http.body import ByteBudget
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware
 from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.request_errors import QueueFull, Unauthorized
-from resdeploy.runtime.serving.request_log import check_token, request_id
+from resdeploy.runtime.serving.request_log import check_token, choose_request_id
 from tests.asgi import ask as ask_app
 from tests.fakes import GoldenBackend, make_engine
 from tests.runtime.serving.conftest import Local, local_server, until
@@ -32,18 +32,18 @@ def run(work: Coroutine[Any, Any, Any]) -> None:
 
 @pytest.fixture
 def backends(monkeypatch: pytest.MonkeyPatch) -> list[GoldenBackend]:
-    """What the one engine has opened."""
+    """The backends that the only engine has opened."""
     opened: list[GoldenBackend] = []
-    monkeypatch.setattr(selection, "ENGINES", (make_engine(opened=opened.append),))
+    monkeypatch.setattr(registry, "ENGINES", (make_engine(opened=opened.append),))
     return opened
 
 
 def golden(local: Local, count: int = 1) -> tuple[bytes, dict[str, str]]:
-    images = local.model.generation().bundle.golden().images
+    images = local.model.loaded_bundle().bundle.golden().images
     return tensor_request(np.resize(images, (count, *images.shape[1:])))
 
 
-class Leaving(asyncio.Event):
+class DisconnectEvent(asyncio.Event):
     awaited = False
 
     async def wait(self) -> Literal[True]:
@@ -55,41 +55,41 @@ def counted(local: Local, outcome: str) -> bool:
     return f'outcome="{outcome}"' in local.service.metrics.exposition().decode()
 
 
-def test_a_full_queue_is_503_and_says_when_to_come_again(
+def test_a_full_queue_is_503_with_retry_after(
     tiny_bundle: Bundle, backends: list[GoldenBackend]
 ) -> None:
     async def scenario() -> None:
         async with local_server(tiny_bundle, {"queue": 4}) as local:
             backends[0].hold.clear()
             body, headers = golden(local)
-            asked = [asyncio.ensure_future(local.ask(INFER, body, headers)) for _ in range(20)]
-            await until(lambda: sum(task.done() for task in asked) >= 15)
+            tasks = [asyncio.ensure_future(local.ask(INFER, body, headers)) for _ in range(20)]
+            await until(lambda: sum(task.done() for task in tasks) >= 15)
             backends[0].hold.set()
-            replies = await asyncio.gather(*asked)
+            replies = await asyncio.gather(*tasks)
             assert sorted(reply.status for reply in replies) == [200] * 5 + [503] * 15
-            refused = [reply for reply in replies if reply.status == 503]
-            assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
-            assert refused[0].json == {"error": "the queue is full"}
+            rejected = [reply for reply in replies if reply.status == 503]
+            assert all(int(reply.headers["retry-after"]) >= 1 for reply in rejected)
+            assert rejected[0].json == {"error": "the queue is full"}
             assert counted(local, "overloaded")
             assert (await local.ask(INFER, body, headers)).status == 200
 
     run(scenario())
 
 
-def test_under_overload_a_body_is_not_read(
+def test_an_overloaded_server_does_not_read_the_body(
     tiny_bundle: Bundle, backends: list[GoldenBackend]
 ) -> None:
     async def scenario() -> None:
         async with local_server(tiny_bundle, {"queue": 1}) as local:
             backends[0].hold.clear()
             body, headers = golden(local)
-            asked = [asyncio.ensure_future(local.ask(INFER, body, headers)) for _ in range(2)]
+            tasks = [asyncio.ensure_future(local.ask(INFER, body, headers)) for _ in range(2)]
             await until(lambda: local.model.depth == 1)
-            # Its last chunk never comes: whoever reads the body waits for it.
+            # The last chunk never arrives, so reading the body would block.
             for path in (INFER, "/v1/classify"):
                 assert (await local.ask(path, [b"x", b"y"], stalls=True)).status == 503
             backends[0].hold.set()
-            await asyncio.gather(*asked)
+            await asyncio.gather(*tasks)
 
     run(scenario())
 
@@ -110,19 +110,19 @@ def test_a_deadline_that_passes_is_503(
             if how == "header":
                 headers = {**headers, "X-Timeout-Ms": "50"}
             elif how == "parameter":
-                images = local.model.generation().bundle.golden().images[:1]
+                images = local.model.loaded_bundle().bundle.golden().images[:1]
                 body, headers = tensor_request(images, timeout=50_000)
             reply = await local.ask(INFER, body, headers)
             assert reply.status == 503
             assert "deadline" in reply.json["error"]
-            assert counted(local, "late")
+            assert counted(local, "deadline_exceeded")
             backends[0].hold.set()
             assert (await first).status == 200
 
     run(scenario())
 
 
-def test_a_client_that_leaves_takes_its_work_along(
+def test_a_disconnect_removes_the_request_from_the_queue(
     tiny_bundle: Bundle, backends: list[GoldenBackend]
 ) -> None:
     async def scenario() -> None:
@@ -131,11 +131,11 @@ def test_a_client_that_leaves_takes_its_work_along(
             body, headers = golden(local)
             first = asyncio.ensure_future(local.ask(INFER, body, headers))
             await until(lambda: backends[0].held)
-            leaves = asyncio.Event()
-            second = asyncio.ensure_future(local.ask(INFER, body, headers, leaves=leaves))
+            disconnect = asyncio.Event()
+            second = asyncio.ensure_future(local.ask(INFER, body, headers, disconnect=disconnect))
             await until(lambda: local.model.depth == 1)
-            leaves.set()
-            assert (await second).status == 0  # nobody is told anything
+            disconnect.set()
+            assert (await second).status == 0  # no response was sent
             await until(lambda: local.model.depth == 0)
             backends[0].hold.set()
             assert (await first).status == 200
@@ -144,28 +144,28 @@ def test_a_client_that_leaves_takes_its_work_along(
     run(scenario())
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body(
+def test_a_client_may_disconnect_during_its_body(
     tiny_bundle: Bundle, backends: list[GoldenBackend]
 ) -> None:
     async def scenario() -> None:
         async with local_server(tiny_bundle) as local:
-            leaves = asyncio.Event()
-            leaves.set()
-            reply = await local.ask(INFER, [b"a", b"b"], stalls=True, leaves=leaves)
+            disconnect = asyncio.Event()
+            disconnect.set()
+            reply = await local.ask(INFER, [b"a", b"b"], stalls=True, disconnect=disconnect)
             assert reply.status == 0
             assert counted(local, "disconnected")
 
     run(scenario())
 
 
-def test_a_body_that_does_not_come_is_408(
+def test_a_body_that_does_not_arrive_is_408(
     tiny_bundle: Bundle, backends: list[GoldenBackend]
 ) -> None:
     async def scenario() -> None:
         async with local_server(tiny_bundle, {"body_seconds": 0.05}) as local:
             reply = await local.ask(INFER, [b"a", b"b"], stalls=True)
             assert reply.status == 408
-            assert counted(local, "slow")
+            assert counted(local, "body_timeout")
 
     run(scenario())
 
@@ -188,30 +188,32 @@ def test_all_bodies_together_have_a_limit(
     async def scenario() -> None:
         async with local_server(tiny_bundle, {"bodies_mib": 1}) as local:
             large = [bytes(900 << 10), b"last"]
-            leaves = Leaving()
-            stalled = asyncio.ensure_future(local.ask(INFER, large, stalls=True, leaves=leaves))
-            await until(lambda: leaves.awaited)  # the first chunk is read
+            disconnect = DisconnectEvent()
+            stalled = asyncio.ensure_future(
+                local.ask(INFER, large, stalls=True, disconnect=disconnect)
+            )
+            await until(lambda: disconnect.awaited)  # the first chunk is read
             reply = await local.ask(INFER, large)
             assert reply.status == 503
             assert "large requests" in reply.json["error"]
-            leaves.set()
+            disconnect.set()
             await stalled
             assert (await local.ask(INFER, large)).status == 400  # there is room again
 
     run(scenario())
 
 
-def test_a_budget_is_given_back() -> None:
+def test_a_budget_is_released() -> None:
     budget = ByteBudget(10)
-    with budget.share() as share:
-        share.take(6)
-        share.take(4)
+    with budget.reservation() as reservation:
+        reservation.take(6)
+        reservation.take(4)
         with pytest.raises(QueueFull):
-            share.take(1)
+            reservation.take(1)
     assert budget.used == 0
 
 
-def test_until_it_is_loaded_only_probes_are_answered(tiny_bundle: Bundle) -> None:
+def test_before_loading_only_probes_are_answered(tiny_bundle: Bundle) -> None:
     async def scenario() -> None:
         async with local_server(tiny_bundle) as local:
             current, local.model._current = local.model._current, None
@@ -226,7 +228,7 @@ def test_until_it_is_loaded_only_probes_are_answered(tiny_bundle: Bundle) -> Non
     run(scenario())
 
 
-def test_while_it_drains_it_is_not_ready_but_answers(tiny_bundle: Bundle, image_data: Path) -> None:
+def test_a_draining_server_answers_but_is_not_ready(tiny_bundle: Bundle, image_data: Path) -> None:
     async def scenario() -> None:
         async with local_server(tiny_bundle) as local:
             local.service.draining = True
@@ -238,7 +240,7 @@ def test_while_it_drains_it_is_not_ready_but_answers(tiny_bundle: Bundle, image_
     run(scenario())
 
 
-def test_what_nobody_foresaw_is_500_without_details(
+def test_an_unexpected_error_is_500_without_details(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
@@ -271,7 +273,7 @@ def test_what_nobody_foresaw_is_500_without_details(
         ("secret", 401),
     ],
 )
-def test_a_token_is_asked_for(
+def test_a_token_is_required(
     tiny_bundle: Bundle, backends: list[GoldenBackend], header: str | None, status: int
 ) -> None:
     async def scenario() -> None:
@@ -289,15 +291,15 @@ def test_a_token_is_asked_for(
     run(scenario())
 
 
-def test_a_token_is_compared_byte_by_byte_whatever_it_holds() -> None:
+def test_a_token_may_contain_any_bytes() -> None:
     check_token(b"Bearer \xff\x00", b"\xff\x00")
     with pytest.raises(Unauthorized):
         check_token(b"Bearer \xc3\xbc", b"u")
 
 
-@pytest.mark.parametrize("given", [None, b"", b"a b", b"\n", b"x" * 129, "ü".encode()])
-def test_ids_that_could_do_harm_are_replaced(given: bytes | None) -> None:
-    assert len(request_id(given)) == 16
+@pytest.mark.parametrize("header", [None, b"", b"a b", b"\n", b"x" * 129, "ü".encode()])
+def test_unsafe_request_ids_are_replaced(header: bytes | None) -> None:
+    assert len(choose_request_id(header)) == 16
 
 
 def test_with_too_many_connections_only_probes_are_answered() -> None:
@@ -306,7 +308,7 @@ def test_with_too_many_connections_only_probes_are_answered() -> None:
         await send({"type": "http.response.body"})
 
     async def scenario() -> None:
-        gateway = RequestMiddleware(
+        middleware = RequestMiddleware(
             app,
             Metrics(),
             token=None,
@@ -314,8 +316,8 @@ def test_with_too_many_connections_only_probes_are_answered() -> None:
             over_capacity=lambda: True,
             closing=lambda: False,
         )
-        assert (await ask_app(gateway, "/healthz")).status == 200
-        reply = await ask_app(gateway, "/v2")
+        assert (await ask_app(middleware, "/healthz")).status == 200
+        reply = await ask_app(middleware, "/v2")
         assert reply.status == 503
         assert reply.headers["connection"] == "close"
 

@@ -1,4 +1,4 @@
-"""The page in a real browser, headless."""
+"""The web page in a headless browser."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def test_a_chosen_picture_is_classified(
     classify(page, path)
     expected = server.ask("/v1/classify", path.read_bytes()).json
     predictions = expected["results"][0]["predictions"]
-    assert labels(page) == [one["label"] for one in predictions]
+    assert labels(page) == [entry["label"] for entry in predictions]
     shown = [found.text for found in page.find_elements(By.CSS_SELECTOR, "#classes .number")]
-    assert shown == [f"{100 * one['probability']:.1f} %" for one in predictions]
+    assert shown == [f"{100 * entry['probability']:.1f} %" for entry in predictions]
     assert element(page, "engine").text == "onnxruntime-cpu, int8"
     assert element(page, "time-title").text.startswith("Answered in ")
     stages = [found.text for found in page.find_elements(By.CSS_SELECTOR, "#times dt")]
-    assert stages == ["Decoding", "Queue", "Inference", "The rest"]
+    assert stages == ["Decoding", "Queue", "Inference", "Other"]
     assert element(page, "preview").is_displayed()
     spoken = element(page, "spoken").get_attribute("textContent") or ""
     assert spoken.startswith(f"{predictions[0]['label']}, ")
 
 
-def test_what_is_no_picture_is_explained(page: webdriver.Chrome, tmp_path: Path) -> None:
+def test_an_invalid_picture_shows_an_error(page: webdriver.Chrome, tmp_path: Path) -> None:
     path = tmp_path / "cat.png"
     path.write_text("no picture")
     element(page, "file").send_keys(str(path))
@@ -85,7 +85,7 @@ def test_a_frame_of_the_camera_is_classified(page: webdriver.Chrome) -> None:
     until(page, lambda: not element(page, "video").is_displayed())
 
 
-def test_it_lives_without_a_mouse(page: webdriver.Chrome) -> None:
+def test_the_page_works_with_the_keyboard(page: webdriver.Chrome) -> None:
     reached = []
     for _ in range(3):
         webdriver.ActionChains(page).send_keys(Keys.TAB).perform()
@@ -97,14 +97,14 @@ def test_it_lives_without_a_mouse(page: webdriver.Chrome) -> None:
     until(page, lambda: element(page, "camera").get_attribute("aria-pressed") == "false")
 
 
-def test_everything_that_can_be_used_has_a_name(page: webdriver.Chrome) -> None:
+def test_all_controls_have_accessible_names(page: webdriver.Chrome) -> None:
     for found in page.find_elements(By.CSS_SELECTOR, "input, button, select, img, svg[role]"):
         if found.is_displayed():
             assert found.accessible_name, found.get_attribute("outerHTML")
     assert page.execute_script("return document.documentElement.lang") == "en"
 
 
-def test_the_plots_move(page: webdriver.Chrome, image_data: Path) -> None:
+def test_the_plots_show_the_statistics(page: webdriver.Chrome, image_data: Path) -> None:
     classify(page, image_data / "val" / "red" / "000.png")
     until(page, lambda: " / " in element(page, "latency").text)
     assert float(element(page, "rate").text) > 0
@@ -112,11 +112,11 @@ def test_the_plots_move(page: webdriver.Chrome, image_data: Path) -> None:
     until(page, lambda: (line.get_attribute("d") or "").startswith("M"))
 
 
-def test_nothing_leaves_the_machine_and_nothing_is_forbidden(
+def test_the_page_uses_this_server_only_and_violates_no_policy(
     page: webdriver.Chrome, server: ServerProcess, image_data: Path
 ) -> None:
     classify(page, image_data / "val" / "blue" / "000.png")
-    script = "return performance.getEntriesByType('resource').map(one => one.name)"
+    script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
     requested = page.execute_script(script)
     own = (f"http://127.0.0.1:{server.port}/", f"blob:http://127.0.0.1:{server.port}/")
     assert requested
@@ -126,7 +126,9 @@ def test_nothing_leaves_the_machine_and_nothing_is_forbidden(
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])
-def test_it_fits_every_screen(page: webdriver.Chrome, image_data: Path, width: int) -> None:
+def test_the_page_fits_every_screen_width(
+    page: webdriver.Chrome, image_data: Path, width: int
+) -> None:
     classify(page, image_data / "val" / "red" / "000.png")
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -137,7 +139,7 @@ def test_it_fits_every_screen(page: webdriver.Chrome, image_data: Path, width: i
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_a_token_is_asked_for(
+def test_the_page_asks_for_a_token(
     browser: webdriver.Chrome, tiny_bundle: Bundle, image_data: Path
 ) -> None:
     with ServerProcess(tiny_bundle.path, environment={"RESDEPLOY_TOKEN": "secret"}) as locked:

@@ -1,4 +1,4 @@
-"""What a server answers over HTTP, as a client sees it."""
+"""The HTTP interface of a running server, as a client sees it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_metadata(server: ServerProcess) -> None:
     "path",
     ["/v2/models/cat", "/v2/models/cat/ready", "/v2/models/tiny/versions/2", "/v3", "/v2/models"],
 )
-def test_what_is_not_there_is_404(server: ServerProcess, path: str) -> None:
+def test_an_unknown_path_is_404(server: ServerProcess, path: str) -> None:
     reply = server.ask(path)
     assert reply.status == 404
     assert set(reply.json) == {"error"}
@@ -114,14 +114,14 @@ def test_json_and_binary_agree(server: ServerProcess, tiny_bundle: Bundle) -> No
 @pytest.mark.parametrize(
     ("body", "headers", "status", "message"),
     [
-        (b"", {}, 400, "no JSON document"),
-        (b"{}", {"Inference-Header-Content-Length": "x"}, 400, "is no number"),
+        (b"", {}, 400, "not a JSON document"),
+        (b"{}", {"Inference-Header-Content-Length": "x"}, 400, "is not a number"),
         (b"{}", {"Inference-Header-Content-Length": "99"}, 400, "the JSON part has 99 bytes"),
         (b"{}", {"Content-Encoding": "gzip"}, 415, "compressed"),
         (b"{}", {"X-Timeout-Ms": "soon"}, 400, "X-Timeout-Ms"),
     ],
 )
-def test_a_bad_request_is_told_why(
+def test_an_invalid_request_gets_a_reason(
     server: ServerProcess, body: bytes, headers: dict[str, str], status: int, message: str
 ) -> None:
     reply = server.ask(INFER, body, headers)
@@ -137,7 +137,7 @@ def test_more_images_than_the_queue_holds_are_413(server: ServerProcess) -> None
 
 
 def test_a_kept_connection_is_answered_without_delay(server: ServerProcess) -> None:
-    # Nagle's algorithm holds the second packet back until the first is acknowledged: 40 ms.
+    # Nagle's algorithm would delay the second packet by 40 ms, until the first is acknowledged.
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
 
     def seconds() -> float:
@@ -146,7 +146,7 @@ def test_a_kept_connection_is_answered_without_delay(server: ServerProcess) -> N
         connection.getresponse().read()
         return time.perf_counter() - start
 
-    # It would hold all of them back; a busy machine delays many, but not one after the other.
+    # Nagle's algorithm would delay every request; a busy machine does not delay 500 in a row.
     assert any(seconds() < 0.03 for _ in range(500))
     connection.close()
 
@@ -154,7 +154,7 @@ def test_a_kept_connection_is_answered_without_delay(server: ServerProcess) -> N
 # Pictures
 
 
-def test_a_picture_is_classified_like_everywhere_else(
+def test_a_picture_is_classified_as_by_the_runtime(
     server: ServerProcess, tiny_bundle: Bundle, image_data: Path
 ) -> None:
     data = picture(image_data)
@@ -221,7 +221,7 @@ def test_usual_formats_are_decoded(
         (encoded(Image.new("1", (10_000, 6_000)), "PNG"), {}, 400, "60,000,000 pixels, over"),
     ],
 )
-def test_what_is_no_picture_is_told_why(
+def test_an_invalid_picture_gets_a_reason(
     server: ServerProcess, body: bytes, headers: dict[str, str], status: int, message: str
 ) -> None:
     reply = server.ask("/v1/classify", body, headers)
@@ -230,7 +230,7 @@ def test_what_is_no_picture_is_told_why(
     assert "/" not in reply.json["error"]  # no path
 
 
-def test_the_bad_one_of_several_is_named(server: ServerProcess, image_data: Path) -> None:
+def test_the_invalid_file_of_several_is_named(server: ServerProcess, image_data: Path) -> None:
     body, headers = form(("a.png", picture(image_data)), ("b.png", b"x"))
     assert server.ask("/v1/classify", body, headers).json["error"].startswith("file 2: ")
 
@@ -244,7 +244,7 @@ def test_top_must_be_a_number(server: ServerProcess, top: str) -> None:
     assert "top must be" in reply.json["error"]
 
 
-def test_a_body_over_the_limit_is_refused_unread(server: ServerProcess) -> None:
+def test_a_body_over_the_limit_is_refused_before_it_is_read(server: ServerProcess) -> None:
     import socket
 
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
@@ -252,10 +252,10 @@ def test_a_body_over_the_limit_is_refused_unread(server: ServerProcess) -> None:
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
 
 
-# What surrounds every answer
+# Headers, metrics, page
 
 
-def test_a_request_id_comes_back_if_it_is_harmless(server: ServerProcess) -> None:
+def test_a_safe_request_id_is_returned(server: ServerProcess) -> None:
     assert server.ask("/v2", headers={"X-Request-ID": "job-7"}).headers["x-request-id"] == "job-7"
     for bad in ("a b", "x" * 200, "<script>"):
         own = server.ask("/v2", headers={"X-Request-ID": bad}).headers["x-request-id"]
@@ -266,13 +266,13 @@ def test_a_request_id_comes_back_if_it_is_harmless(server: ServerProcess) -> Non
 
 
 @pytest.mark.parametrize("path", ["/", "/v2", "/nothing", "/v1/classify"])
-def test_nothing_tells_what_runs_here(server: ServerProcess, path: str) -> None:
+def test_headers_do_not_name_the_server(server: ServerProcess, path: str) -> None:
     headers = server.ask(path).headers
     assert "server" not in headers
     assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_page_may_load_nothing_from_elsewhere(server: ServerProcess) -> None:
+def test_the_page_loads_nothing_from_other_servers(server: ServerProcess) -> None:
     reply = server.ask("/")
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in reply.headers["content-security-policy"]
@@ -280,7 +280,7 @@ def test_the_page_may_load_nothing_from_elsewhere(server: ServerProcess) -> None
         assert outside not in reply.body.replace(b"http://www.w3.org/2000/svg", b"")
 
 
-def test_metrics_count_what_happened(server: ServerProcess, image_data: Path) -> None:
+def test_metrics_count_requests_and_images(server: ServerProcess, image_data: Path) -> None:
     server.ask("/v1/classify", picture(image_data))
     server.ask("/v1/classify", b"no picture")
     text = server.ask("/metrics").body.decode()
@@ -298,7 +298,7 @@ def test_metrics_count_what_happened(server: ServerProcess, image_data: Path) ->
     assert lines[used] == "1.0"
 
 
-def test_the_page_can_ask_how_it_goes(server: ServerProcess, image_data: Path) -> None:
+def test_stats_describe_the_last_seconds(server: ServerProcess, image_data: Path) -> None:
     server.ask("/v1/classify", picture(image_data))
     stats = server.ask("/v1/stats").json
     assert stats["images_per_second"] > 0
@@ -314,7 +314,7 @@ def test_the_page_can_ask_how_it_goes(server: ServerProcess, image_data: Path) -
     ]
 
 
-def test_a_photograph_with_odd_metadata_is_decoded_quietly(server: ServerProcess) -> None:
+def test_a_photograph_with_invalid_metadata_logs_no_warning(server: ServerProcess) -> None:
     stream = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -1,0 +1,69 @@
+"""The common steps of every gRPC call: request id, token, error status, metrics and log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from resdeploy.runtime.serving.request_errors import RequestError
+from resdeploy.runtime.serving.request_log import (
+    RequestRecord,
+    check_token,
+    choose_request_id,
+    finish_request,
+)
+from resdeploy.runtime.serving.service import Service
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID = "x-request-id"
+
+
+class CallGuard:
+    """The steps around a gRPC call, as the HTTP middleware does them around a request."""
+
+    def __init__(self, service: Service, token: bytes | None) -> None:
+        """Guard calls to `service` with `token`, if there is one."""
+        self._service = service
+        self._token = token
+
+    @asynccontextmanager
+    async def call(
+        self, name: str, context: Any, *, public: bool = False
+    ) -> AsyncIterator[RequestRecord]:
+        """Check and record the call inside the context; convert its errors to a gRPC status.
+
+        Args:
+            name: Method name, for the metrics and the log.
+            context: gRPC's context of the call.
+            public: True if the call needs no token.
+        """
+        metadata = dict(context.invocation_metadata())
+        header = str(metadata.get(REQUEST_ID, "")).encode()
+        record = RequestRecord(choose_request_id(header), time.monotonic(), endpoint=f"grpc/{name}")
+        await context.send_initial_metadata(((REQUEST_ID, record.id),))
+        try:
+            if self._token is not None and not public:
+                check_token(str(metadata.get("authorization", "")).encode(), self._token)
+            yield record
+        except RequestError as error:
+            record.outcome = error.outcome
+            await context.abort(grpc.StatusCode[error.grpc], str(error))
+        except (asyncio.CancelledError, GeneratorExit):
+            record.outcome = "disconnected"
+            raise
+        except Exception:
+            logger.exception("a call failed", extra={"fields": {"request_id": record.id}})
+            record.outcome = "failed"
+            await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
+        finally:
+            access_log = self._service.config.access_log
+            finish_request(
+                record, self._service.metrics, access_log=access_log, path=record.endpoint
+            )

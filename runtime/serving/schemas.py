@@ -1,0 +1,211 @@
+"""The JSON documents that clients send and receive; openapi.json describes these types.
+
+Those of the Open Inference Protocol have the fields of its REST document,
+https://github.com/kserve/open-inference-protocol (commit 011728e), and of Triton's extensions
+"binary tensor data" and "classification",
+https://github.com/triton-inference-server/server/tree/02c5c95/docs/protocol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, UnsetType
+
+from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
+from resdeploy.predictions import Prediction
+
+INPUT_TYPE = "UINT8"
+OUTPUT_TYPE = "FP32"
+MAX_ID_LENGTH = 256
+MAX_INTEGER = (1 << 63) - 1
+
+Count = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
+Dimension = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
+Microseconds = Annotated[int, Meta(ge=0, le=MAX_INTEGER, description="Time in microseconds.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Error:
+    """The reason why a request failed."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """The liveness of the server."""
+
+    live: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The readiness of the server."""
+
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReady:
+    """The readiness of a model."""
+
+    name: str
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerMetadata:
+    """Name, version and protocol extensions of the server."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorMetadata:
+    """Name, type and shape of an input or output; -1 marks a dimension of variable size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelMetadata:
+    """Inputs and outputs of a model, and the backend that runs it."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputParameters:
+    """Parameters of an input tensor."""
+
+    binary_data_size: Count | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputTensor:
+    """A batch of RGB images, as a flat or nested list or as binary data after the document."""
+
+    name: Annotated[str, Meta(pattern=f"^{INPUT_NAME}$")]
+    datatype: Annotated[str, Meta(extra_json_schema={"const": INPUT_TYPE})]
+    shape: Annotated[list[Dimension], Meta(min_length=4, max_length=4)]
+    data: list[Any] | None = None
+    parameters: InputParameters = InputParameters()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputParameters:
+    """Parameters of a requested output."""
+
+    binary_data: bool | None = None
+    classification: Count = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestedOutput:
+    """The form in which the client wants the output."""
+
+    name: Annotated[str, Meta(pattern=f"^{OUTPUT_NAME}$")]
+    parameters: OutputParameters = OutputParameters()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestParameters:
+    """Parameters of an inference request."""
+
+    timeout: Microseconds | None = None
+    binary_data_output: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferRequest:
+    """An inference request."""
+
+    inputs: Annotated[list[InputTensor], Meta(min_length=1, max_length=1)]
+    outputs: Annotated[list[RequestedOutput], Meta(max_length=1)] | None = None
+    id: Annotated[str, Meta(max_length=MAX_ID_LENGTH)] = ""
+    parameters: RequestParameters = RequestParameters()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputTensor:
+    """Logits as numbers or classes as text, in the document or as binary data after it."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] | UnsetType = UNSET
+    parameters: dict[str, int] | UnsetType = UNSET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferResponse:
+    """The answer to an inference request; the parameters name the backend and the graph."""
+
+    model_name: str
+    model_version: str
+    id: str | UnsetType = UNSET
+    parameters: dict[str, str]
+    outputs: list[OutputTensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMilliseconds:
+    """Time in milliseconds that a request spent in each stage."""
+
+    decode: float
+    queue: float
+    inference: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureClasses:
+    """The most likely classes of one picture, in order of their probability."""
+
+    image: str | None
+    predictions: list[Prediction]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classification:
+    """The classes of all pictures of a request, and how they were computed."""
+
+    model: str
+    backend: str
+    artifact: str
+    precision: str
+    batch: int
+    milliseconds: StageMilliseconds
+    results: list[PictureClasses]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStats:
+    """The current state of a model."""
+
+    name: str
+    ready: bool
+    queue: int
+    backend: str
+    artifact: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Rates and latencies of the last seconds, and the state of each model."""
+
+    seconds: float
+    requests_per_second: float
+    images_per_second: float
+    p50_ms: float | None
+    p99_ms: float | None
+    models: list[ModelStats]

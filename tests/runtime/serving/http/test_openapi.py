@@ -1,0 +1,69 @@
+"""The OpenAPI document: complete, without dangling references, and true to the responses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from resdeploy.runtime.serving import schemas
+from tests.serving_process import ServerProcess, picture
+
+
+@pytest.fixture(scope="module")
+def document(server: ServerProcess) -> dict[str, Any]:
+    reply: dict[str, Any] = server.ask("/openapi.json").json
+    return reply
+
+
+def test_every_reference_has_a_target(document: dict[str, Any]) -> None:
+    text = json.dumps(document)
+    references = {part.split('"')[0] for part in text.split('"$ref": "#/')[1:]}
+    assert len(references) > 10
+    for reference in references:
+        target: Any = document
+        for key in reference.split("/"):
+            target = target[key]
+        assert target
+
+
+def test_every_path_is_answered(document: dict[str, Any], server: ServerProcess) -> None:
+    for path, operations in document["paths"].items():
+        method = "GET" if "get" in operations else "POST"
+        filled = path.replace("{model}", "tiny").replace("{version}", "1")
+        assert server.ask(filled, method=method).status not in (404, 405), path
+
+
+def test_operation_identifiers_are_unique(document: dict[str, Any]) -> None:
+    identifiers = [
+        operation["operationId"]
+        for operations in document["paths"].values()
+        for method, operation in operations.items()
+        if method != "parameters"
+    ]
+    assert len(identifiers) == len(set(identifiers))
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/healthz", schemas.Live),
+        ("/v2/health/ready", schemas.Ready),
+        ("/v2", schemas.ServerMetadata),
+        ("/v2/models/tiny", schemas.ModelMetadata),
+        ("/v2/models/tiny/ready", schemas.ModelReady),
+        ("/v2/models/none", schemas.Error),
+        ("/v1/stats", schemas.Stats),
+    ],
+)
+def test_responses_have_the_documented_type(server: ServerProcess, path: str, kind: Any) -> None:
+    reply = msgspec.json.decode(server.ask(path).body, type=kind)
+    assert msgspec.json.encode(reply) == server.ask(path).body or path == "/v1/stats"
+
+
+def test_a_classification_has_the_documented_type(server: ServerProcess, image_data: Path) -> None:
+    body = server.ask("/v1/classify", picture(image_data)).body
+    msgspec.json.decode(body, type=schemas.Classification)
