@@ -40,7 +40,7 @@ def apply_space_to_depth(model: ir.Model) -> None:
 
 @dataclass(frozen=True, slots=True)
 class KernelAxis:
-    """One spatial axis of a kernel, and its padding for blocks of two pixels."""
+    """Spatial axis of a kernel, and its padding for blocks of two pixels."""
 
     size: int
     """Size of the kernel in pixels."""
