@@ -83,7 +83,7 @@ def write_labelled(bundle: Bundle, data: Path, limit: int, folder: Path) -> int:
     used = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}
     chosen = CalibrationImages(bundle.manifest.preprocessing, wanted=limit, excluded=used)
     try:
-        batches = list(chosen.admit(draw(labelled.files, seed=0), DECODED_AT_ONCE))
+        batches = list(chosen.add(draw(labelled.files, seed=0), DECODED_AT_ONCE))
     except CalibrationError as error:
         raise DataError(
             f"{data} has no readable image that was not used for calibration",

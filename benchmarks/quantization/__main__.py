@@ -215,7 +215,7 @@ def _draw(
         yield judge.row(name, seed, logits, _int8_convs(graph), took)
     # The very images that ours calibrated on; those before them only scored the calibrators.
     ledger = CalibrationImages(source.preprocessing, wanted=images + SCORING_IMAGES)
-    admitted = np.concatenate(list(ledger.admit(draw(source.pools.calibration, seed), 64)))
+    admitted = np.concatenate(list(ledger.add(draw(source.pools.calibration, seed), 64)))
     np.save(work / "calibration.npy", _normalise(work, admitted[SCORING_IMAGES:]))
     for peer, python in pythons.items():
         output = work / "peer.onnx"

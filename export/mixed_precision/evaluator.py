@@ -75,7 +75,7 @@ def draw_held_out_images(source: Source, seed: int, excluded: Collection[str]) -
         for path in draw(pool, seed)
     ]
     try:
-        images = np.concatenate(list(ledger.admit(paths, batch_size(size))))
+        images = np.concatenate(list(ledger.add(paths, batch_size(size))))
     except CalibrationError as error:
         raise CalibrationError(
             "no image is left to judge mixtures of INT8 and float on",

@@ -88,7 +88,7 @@ def calibrate(
     ledger = CalibrationImages(
         source.preprocessing, wanted=images + spared, excluded=golden_digests
     )
-    admitted = ledger.admit(paths, batch_size(source.preprocessing.image_size))
+    admitted = ledger.add(paths, batch_size(source.preprocessing.image_size))
     scoring, admitted = _take(admitted, spared)
     first, rest = _take(admitted, EQUALIZING_IMAGES)
     if first and not learned:
@@ -122,7 +122,7 @@ def calibrate(
         digests=tuple(ledger.digests[spared:]),
         selection_digests=tuple(ledger.digests[:spared]),
         scoring_images=sum(map(len, scoring)),
-        refused=ledger.refused,
+        refused=ledger.skipped,
         balance=_balance(source, ledger.paths[spared:]),
         growth_percent=100 * float(np.median([seen.growth for seen in statistics.values()])),
         statistics=statistics,
