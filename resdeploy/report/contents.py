@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resdeploy.bundle.analysis import Analysis
-from resdeploy.bundle.calibration_record import CalibrationRecord, FloatLayers
+from resdeploy.bundle.calibration_record import CalibrationRecord, float_layers_sentence
 from resdeploy.bundle.manifest import Manifest
 from resdeploy.documents import parse
 from resdeploy.errors import BundleError
@@ -129,12 +129,15 @@ def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
             f"the largest value grows by {record.growth_percent:.0f} % from half of the images to "
             "all (median of the tensors)",
         ),
-        *(("passed over", f"{count} {reason}") for reason, count in record.refused.items()),
+        *(("passed over", f"{count} {reason}") for reason, count in record.skipped.items()),
     ]
     if record.classes:
         one = record.classes
         facts.append(
-            ("classes", f"{one.seen} of {one.of}, with {one.fewest} to {one.most} images each")
+            (
+                "classes",
+                f"{one.represented} of {one.classes}, with {one.fewest} to {one.most} images each",
+            )
         )
     blocks: list[Block] = [Facts(facts=tuple(facts))]
     if record.scores:
@@ -164,19 +167,6 @@ def _scores(record: CalibrationRecord) -> Table:
             if record.method.get(score.encoding.value) == score.calibrator
         ),
         aside=True,
-    )
-
-
-def float_layers_sentence(handback: FloatLayers) -> str:
-    """What was given up for a gate, and what that bought."""
-    kept = f"{handback.agreement:.2f} % of {handback.images:,} images keep their class"
-    late = " The time for the search ended; fewer layers might do." * handback.out_of_time
-    if not handback.layers:
-        return f"Nothing was handed back to float for {handback.encoding.value}: {kept}.{late}"
-    return (
-        f"For {handback.encoding.value}, {len(handback.layers)} layers went back to float, with "
-        f"{handback.conv_share_percent:.1f} % of the convolutions' work: {kept} instead of "
-        f"{handback.agreement_before:.2f} %. They are {', '.join(handback.layers)}.{late}"
     )
 
 
