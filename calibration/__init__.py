@@ -1,1 +1,1 @@
-"""From activations of calibration images to quantisation ranges: numpy and ONNX Runtime only."""
+"""Quantisation ranges from the activations of calibration images: numpy and ONNX Runtime only."""

@@ -1,7 +1,7 @@
-"""From what was seen of a tensor to the range that its integers shall cover.
+"""Calibrators, which choose the range of values that a tensor's integers cover.
 
-A symmetric grid has 127 steps from zero to the range's larger end, an asymmetric one 255 steps
-from the range's lower end to its upper.
+A symmetric grid has 127 steps from zero to the larger end of the range. An asymmetric grid has
+255 steps from the lower end to the upper end.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from resdeploy.calibration.histogram import BINS, Float64Array
 from resdeploy.calibration.ranges import Range, TensorStatistics
 from resdeploy.calibration.scales import INT8_MAX, UINT8_MAX
 
-CLIP_CANDIDATES = np.geomspace(0.02, 1.0, 200)
-ENTROPY_FIRST = 128  # bins, and levels they are reduced to: TensorRT's numbers
-ENTROPY_STRIDE = 16  # a clip 2 % off is as good
+CLIP_CANDIDATES = np.geomspace(0.02, 1.0, 200)  # as shares of the extremes
+ENTROPY_LEVELS = 128  # levels of the reduced histogram, and bins of its first clip, as in TensorRT
+ENTROPY_STRIDE = 16  # in bins; a clip that is 2 % off is equally good
 
 
 class Calibrator(Protocol):
-    """Looks at a tensor's statistics and decides its range for one kind of grid."""
+    """Function that chooses a tensor's range from its statistics, for one kind of grid."""
 
     def __call__(self, statistics: TensorStatistics, *, symmetric: bool) -> Range: ...
 
 
 def max_range(statistics: TensorStatistics, *, symmetric: bool) -> Range:
-    """Everything that was seen: nothing of the calibration images is clipped.
+    """Return the smallest and the largest observed value: no observed value is clipped.
 
     Source: Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference: A
     whitepaper" (2018), arXiv:1806.08342, section 2.
@@ -36,17 +36,17 @@ def max_range(statistics: TensorStatistics, *, symmetric: bool) -> Range:
 
 
 def image_quantile(share: float, statistics: TensorStatistics, *, symmetric: bool) -> Range:
-    """What `share` of the images stay within from end to end.
+    """Return the range that contains the minima, and the maxima, of `share` of the images.
 
-    A few odd images have values many times those of all others; a quantile over images leaves
-    them out without clipping the usual ones, which a quantile over values does.
+    A few outlier images have values many times larger than all others. A quantile over images
+    ignores them without clipping typical images; a quantile over values clips those as well.
     """
     low = min(float(np.quantile(statistics.lows, 1 - share)), 0.0)
     return Range(low=low, high=max(float(np.quantile(statistics.highs, share)), 0.0))
 
 
 def percentile(share: float, statistics: TensorStatistics, *, symmetric: bool) -> Range:
-    """All values but the share `1 - share` at each end, zero included.
+    """Return the range without the share `1 - share` of the values at each end, zero included.
 
     Source: McKinstry et al., "Discovering low-precision networks close to full-precision networks
     for efficient embedded inference" (2018), arXiv:1809.04191, section 3.
@@ -54,45 +54,45 @@ def percentile(share: float, statistics: TensorStatistics, *, symmetric: bool) -
     histogram = statistics.histogram
     inside = share * histogram.counts.sum()
     last = int(np.searchsorted(np.cumsum(histogram.counts), inside))
-    first = int(np.searchsorted(np.cumsum(histogram.counts[::-1]), inside))  # from above
-    seen = statistics.extremes
-    low = max((BINS - 1 - first) * histogram.width, seen.low)
-    high = min((last - BINS + 1) * histogram.width, seen.high)
+    first = int(np.searchsorted(np.cumsum(histogram.counts[::-1]), inside))  # counted from the top
+    extremes = statistics.extremes
+    low = max((BINS - 1 - first) * histogram.width, extremes.low)
+    high = min((last - BINS + 1) * histogram.width, extremes.high)
     return Range(low=min(low, 0.0), high=max(high, 0.0))
 
 
 def mse(statistics: TensorStatistics, *, symmetric: bool) -> Range:
-    """The share of the extremes with the least mean squared error of rounding and clipping.
+    """Return the scaled extremes with the least mean squared error of rounding and clipping.
 
-    A value well inside the range is rounded by up to half a step either way, step^2 / 12 in the
-    mean, and a smaller one than that is lost whole; outside, what lies beyond the end is lost.
+    The squared error of a value inside the range is step^2 / 12 on average (rounding by up to half
+    a step), but at most the squared value itself. The error of a value outside the range is its
+    distance to the range.
 
     Source: Sung, Shin and Hwang, "Resiliency of deep neural networks under quantization" (2015),
     arXiv:1511.06488, section 3 (least squared error); the noise of rounding: Widrow, Kollar and
     Liu, "Statistical theory of quantization" (1996).
     """
-    seen = _with_zero(statistics.extremes)
-    values, counts = _occupied(statistics)
+    extremes = _with_zero(statistics.extremes)
+    values, counts = _occupied_bins(statistics)
     errors = []
     for share in CLIP_CANDIDATES:
-        low, high = share * seen.low, share * seen.high
+        low, high = share * extremes.low, share * extremes.high
         step = max(-low, high) / INT8_MAX if symmetric else (high - low) / UINT8_MAX
-        # A symmetric grid reaches as far on the other side as well.
-        reach = (-max(-low, high), max(-low, high)) if symmetric else (low, high)
-        clipped = values - np.clip(values, *reach)
+        limits = (-max(-low, high), max(-low, high)) if symmetric else (low, high)
+        clipped = values - np.clip(values, *limits)
         rounded = np.minimum(np.square(values), step**2 / 12)
         errors.append(float(counts @ np.where(clipped, np.square(clipped), rounded)))
     best = float(CLIP_CANDIDATES[int(np.argmin(errors))])
-    return Range(low=best * seen.low, high=best * seen.high)
+    return Range(low=best * extremes.low, high=best * extremes.high)
 
 
 def entropy(statistics: TensorStatistics, *, symmetric: bool) -> Range:
-    """The clip at which the distribution of magnitudes loses least when reduced to 128 levels.
+    """Return the clip with the least Kullback-Leibler divergence between P and Q.
 
-    Every `ENTROPY_STRIDE`-th clip from bin 128 on is tried: values beyond it are counted into its
-    last bin (P), the bins are merged to 128 levels and spread evenly over their occupied bins
-    again (Q), and the least Kullback-Leibler divergence of Q from P wins. Exact zeros, which any
-    scale keeps, count as much as the smallest values do.
+    Clips from bin 128 upwards are compared, in steps of `ENTROPY_STRIDE` bins. P is the histogram
+    of magnitudes up to the clip, with all larger values counted into its last bin. Q is the same
+    histogram merged to 128 levels, each spread evenly over its occupied bins again. The bin of
+    exact zeros, which every scale represents, gets the count of the bin above it.
 
     Source: Migacz, "8-bit inference with TensorRT", GPU Technology Conference 2017, slides 22-38.
     """
@@ -100,33 +100,34 @@ def entropy(statistics: TensorStatistics, *, symmetric: bool) -> Range:
     magnitudes = (counts[BINS:] + counts[:BINS][::-1]).astype(np.float64)
     magnitudes[0] = magnitudes[1]
     used = int(np.flatnonzero(magnitudes).max(initial=0)) + 1
-    clips = range(ENTROPY_FIRST, used + 1, ENTROPY_STRIDE)
+    clips = range(ENTROPY_LEVELS, used + 1, ENTROPY_STRIDE)
     if not clips:
         return statistics.extremes
     divergences = [_divergence(magnitudes[:used], clip) for clip in clips]
     clip = clips[int(np.argmin(divergences))] * statistics.histogram.width
-    seen = _with_zero(statistics.extremes)
-    return Range(low=max(seen.low, -clip), high=min(seen.high, clip))
+    extremes = _with_zero(statistics.extremes)
+    return Range(low=max(extremes.low, -clip), high=min(extremes.high, clip))
 
 
 def _divergence(magnitudes: Float64Array, clip: int) -> float:
-    """KL(P || Q) for the first `clip` bins, see `entropy`."""
+    """Return KL(P || Q) for the first `clip` bins, see `entropy`."""
     inside = magnitudes[:clip]
     reference = inside.copy()
     reference[-1] += magnitudes[clip:].sum()
-    level = np.arange(clip) * ENTROPY_FIRST // clip
+    level = np.arange(clip) * ENTROPY_LEVELS // clip
     occupied = inside > 0
-    total = np.bincount(level, weights=inside, minlength=ENTROPY_FIRST)
-    number = np.bincount(level, weights=occupied, minlength=ENTROPY_FIRST)
+    total = np.bincount(level, weights=inside, minlength=ENTROPY_LEVELS)
+    number = np.bincount(level, weights=occupied, minlength=ENTROPY_LEVELS)
     spread = np.where(occupied, total[level] / np.maximum(number[level], 1), 0.0)
     p, q = reference / reference.sum(), spread / max(spread.sum(), 1.0)
     both = (p > 0) & (q > 0)
-    lost = p[(p > 0) & (q == 0)].sum()  # an outlier counted into an empty bin: no Q explains it
+    # Clipped values in an empty last bin: the divergence is infinite there, so use a large factor.
+    lost = p[(p > 0) & (q == 0)].sum()
     return float(np.sum(p[both] * np.log(p[both] / q[both])) + lost * 100)
 
 
-def _occupied(statistics: TensorStatistics) -> tuple[Float64Array, Float64Array]:
-    """The middles of all bins that hold values, and how many."""
+def _occupied_bins(statistics: TensorStatistics) -> tuple[Float64Array, Float64Array]:
+    """Return the centres of all bins that contain values, and their counts."""
     histogram = statistics.histogram
     where = np.flatnonzero(histogram.counts)
     return histogram.centers[where], histogram.counts[where].astype(np.float64)

@@ -1,7 +1,8 @@
-"""A histogram that widens: bounded memory, and the same result for any order of the values.
+"""A histogram with a fixed number of bins, whose result does not depend on the order of values.
 
-Bins are 2^k wide and aligned to zero. When a value does not fit, k grows and neighbours are
-merged: floor(floor(x / w) / 2) = floor(x / 2w), so merging later is binning coarsely at once.
+Bins are 2^k wide and aligned to zero. When a value does not fit, k grows by one and neighbouring
+bins are merged. Because floor(floor(x / w) / 2) = floor(x / 2w), the merged counts are those that
+the wider bins would have had from the start.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-BINS = 4096  # on each side of zero; the larger side uses between half of them and all
-SMALLEST_EXPONENT = -40  # of a bin's width: finer than float16 can hold
+BINS = 4096  # on each side of zero; the larger side uses at least half of them
+SMALLEST_EXPONENT = -40  # a bin width of 2^-40 is below the smallest float16
 
 IntArray = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -24,26 +25,26 @@ class Histogram:
     """Counts of float32 values in bins `i` = floor(value / width), for i from -BINS to BINS - 1."""
 
     exponent: int = SMALLEST_EXPONENT
-    """log2 of a bin's width."""
+    """Base-2 logarithm of the bin width."""
     counts: IntArray = field(default_factory=lambda: np.zeros(2 * BINS, dtype=np.int64))
 
     @property
     def width(self) -> float:
-        """Of one bin."""
+        """Width of one bin."""
         return math.ldexp(1.0, self.exponent)
 
     @property
     def centers(self) -> Float64Array:
-        """The middle of every bin, (2 * BINS,)."""
+        """Centre of every bin, (2 * BINS,)."""
         return (np.arange(-BINS, BINS, dtype=np.float64) + 0.5) * self.width
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
-        """Count finite values of any shape."""
+        """Count the values of an array of any shape, all finite."""
         largest = float(np.abs(values).max(initial=0.0))
         while largest >= BINS * self.width:
             self._widen()
         flat = values.ravel()
-        # A product with a power of two is exact, except that the smallest numbers vanish in it.
+        # Multiplying by a power of two is exact, except that tiny negative values become -0.0.
         bins = np.floor(flat * np.float32(1 / self.width))
         bins -= (bins == 0) & (flat < 0)
         self.counts += np.bincount(bins.astype(np.int64) + BINS, minlength=2 * BINS)

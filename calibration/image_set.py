@@ -1,4 +1,4 @@
-"""Which images calibrate: each one counted, hashed, and different from the others."""
+"""The set of calibration images: readable, different from each other, and recorded by digest."""
 
 from __future__ import annotations
 
@@ -17,42 +17,46 @@ logger = logging.getLogger(__name__)
 
 
 def draw(paths: Sequence[Path], seed: int) -> list[Path]:
-    """All `paths` in a random order that depends on `seed` and on the name of each.
+    """Return `paths` in a pseudo-random order that depends on `seed` and on the file names.
 
-    An image that comes or goes leaves the others in their order, so that a damaged one does not
+    Adding or removing a file does not change the order of the others, so a damaged image does not
     change which others are used.
     """
 
-    def place(path: Path) -> tuple[str, Path]:
+    def key(path: Path) -> tuple[str, Path]:
         return sha256(f"{seed}/{path.parent.name}/{path.name}".encode()), path
 
-    return sorted(paths, key=place)
+    return sorted(paths, key=key)
 
 
 @dataclass(slots=True)
 class CalibrationImages:
-    """Admits images until enough are there, and writes down what became of each."""
+    """Collector of a given number of usable images, with counts of the skipped ones by reason."""
 
     preprocessing: Preprocessing
     wanted: int
+    """Number of images to collect."""
     excluded: Collection[str] = ()
-    """Digests of images that must not be used, because they verify."""
+    """Digests of the golden images, which must not be used for calibration."""
     digests: list[str] = field(default_factory=list)
-    """sha256 of the pixels of every image admitted, in order."""
+    """sha256 of the pixels of every collected image, in order."""
     paths: list[Path] = field(default_factory=list)
-    """Where each of them came from."""
+    """File of every collected image, in the same order."""
     unreadable: int = 0
     duplicates: int = 0
     constant: int = 0
-    overlapping: int = 0
+    golden: int = 0
 
-    def admit(self, paths: Sequence[Path], batch: int) -> Iterator[UInt8Array]:
-        """Yield the usable images of `paths`, (N, H, W, 3) with N at most `batch`.
+    def add(self, paths: Sequence[Path], batch: int) -> Iterator[UInt8Array]:
+        """Load images until `wanted` are collected, and yield them in batches.
+
+        Yields:
+            Batches (N, H, W, 3) with N at most `batch`.
 
         Raises:
-            CalibrationError: not one image can be used.
+            CalibrationError: None of the images can be used.
         """
-        seen: set[str] = set()
+        collected: set[str] = set()
         pixels: list[UInt8Array] = []
         for path in paths:
             if len(self.digests) == self.wanted:
@@ -60,18 +64,18 @@ class CalibrationImages:
             try:
                 image = load_image(path, self.preprocessing)
             except ImageError as error:
-                logger.warning("skipped: %s", error)
+                logger.warning("skipping an image: %s", error)
                 self.unreadable += 1
                 continue
             digest = image_digest(image)
-            if digest in seen:
+            if digest in collected:
                 self.duplicates += 1
             elif digest in self.excluded:
-                self.overlapping += 1
+                self.golden += 1
             elif (image == image[0, 0]).all():
                 self.constant += 1
             else:
-                seen.add(digest)
+                collected.add(digest)
                 self.digests.append(digest)
                 self.paths.append(path)
                 pixels.append(image)
@@ -80,32 +84,33 @@ class CalibrationImages:
                 pixels = []
         if pixels:
             yield np.stack(pixels)
-        self._close()
+        self._report()
 
-    def _close(self) -> None:
+    def _report(self) -> None:
+        """Log what was skipped, and raise an error if nothing was collected."""
         if not self.digests:
             raise CalibrationError(
-                "not one calibration image can be used", "name a folder of other images"
+                "none of the calibration images can be used",
+                "name another folder of images with --calibration-data",
             )
-        if refused := self.refused:
+        if skipped := self.skipped:
             logger.info(
-                "passed over %d images: %s",
-                sum(refused.values()),
-                ", ".join(f"{count} {reason}" for reason, count in refused.items()),
+                "skipped %d images: %s",
+                sum(skipped.values()),
+                ", ".join(f"{count} {reason}" for reason, count in skipped.items()),
             )
         if len(self.digests) < self.wanted:
             logger.info(
-                "only %d images can be used, of %d wanted",
-                len(self.digests), self.wanted,
-            )  # fmt: skip
+                "using %d calibration images; %d were requested", len(self.digests), self.wanted
+            )
 
     @property
-    def refused(self) -> dict[str, int]:
-        """How many images were passed over, by reason; only reasons that occurred."""
+    def skipped(self) -> dict[str, int]:
+        """Number of skipped images by reason, without reasons that did not occur."""
         reasons = {
             "unreadable": self.unreadable,
             "duplicate": self.duplicates,
             "constant": self.constant,
-            "also used to verify": self.overlapping,
+            "golden": self.golden,
         }
         return {reason: count for reason, count in reasons.items() if count}

@@ -1,7 +1,7 @@
-"""One streaming pass of the calibration images through the FP32 graph feeds every calibrator.
+"""The observer, which collects statistics of activations in one pass over the calibration images.
 
-Activations are reduced to a histogram and two numbers per image before the next batch is run, so
-that memory hardly depends on the number of images, and the result not at all on their order.
+Activations are reduced to a histogram and two numbers per image before the next batch runs.
+Therefore memory use hardly depends on the number of images, and the result not on their order.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from resdeploy.images.preprocessing import UInt8Array
 def observe(
     graph: bytes, tensors: Sequence[str], batches: Iterable[UInt8Array]
 ) -> dict[str, TensorStatistics]:
-    """Run every batch; keep, for each tensor, the extremes of each image and a histogram of all.
+    """Return the extremes of each image and a histogram of all values, for each tensor.
 
     Args:
         graph: An ONNX model in which every name in `tensors` is an output.
-        tensors: Names of float32 activations whose first axis counts images.
-        batches: uint8 images, each (N, H, W, 3); walked once.
+        tensors: Names of float32 activations whose first axis is the batch.
+        batches: Batches of uint8 images (N, H, W, 3); they are iterated once.
 
     Raises:
-        CalibrationError: there were no images, or an activation is NaN or infinite.
+        CalibrationError: There are no images, or an activation is NaN or infinite.
         MissingDependencyError: ONNX Runtime is not installed.
     """
     lows: dict[str, list[Float32Array]] = {tensor: [] for tensor in tensors}
@@ -40,14 +40,16 @@ def observe(
         low, high = values.min(axis=1), values.max(axis=1)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise CalibrationError(
-                f"the activation {tensor} is NaN or infinite on a calibration image",
+                f"the activation {tensor} is NaN or infinite for a calibration image",
                 "train again with a lower learning rate, or use another checkpoint",
             )
         lows[tensor].append(low)
         highs[tensor].append(high)
         histograms[tensor].add(values)
     if not tensors or not lows[tensors[0]]:
-        raise CalibrationError("no calibration image could be used", "name a folder of images")
+        raise CalibrationError(
+            "there are no calibration images", "name a folder of images with --calibration-data"
+        )
     return {
         tensor: TensorStatistics(
             lows=np.concatenate(lows[tensor]),
@@ -61,16 +63,16 @@ def observe(
 def channel_peaks(
     graph: bytes, tensors: Sequence[str], batches: Iterable[UInt8Array]
 ) -> dict[str, Float32Array]:
-    """Run every batch; keep, for each tensor, the largest magnitude of each image and channel.
+    """Return the largest magnitude of each image and channel, for each tensor.
 
     Args:
-        graph: As for `observe`.
+        graph: An ONNX model in which every name in `tensors` is an output.
         tensors: Names of float32 activations (N, C, ...).
-        batches: uint8 images, each (N, H, W, 3), at least one; few, for a number is kept for
-            each of their channels.
+        batches: Batches of uint8 images (N, H, W, 3), at least one. Memory use grows with their
+            number: one value is kept for each image and channel.
 
     Returns:
-        Arrays (images, C).
+        Arrays (images, C) by tensor name.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
@@ -85,7 +87,7 @@ def channel_peaks(
 def _activations(
     graph: bytes, tensors: Sequence[str], batches: Iterable[UInt8Array]
 ) -> Iterator[tuple[str, Float32Array]]:
-    """Batch by batch every tensor's name with its values."""
+    """Yield the name and the values of every tensor, batch by batch."""
     with needs_extra():
         import onnxruntime
 

@@ -1,4 +1,4 @@
-"""The vocabulary of calibration: what was seen of a tensor, and the range chosen for it."""
+"""Statistics of a tensor over the calibration images, and the range chosen for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resdeploy.errors import CalibrationError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """The values that a quantised tensor shall be able to hold; what lies outside is clipped."""
+    """Interval of values that a quantised tensor represents; values outside it are clipped."""
 
     low: float
     high: float
@@ -23,37 +23,37 @@ class Range:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
             raise CalibrationError(
-                f"a tensor's range is {self.low} to {self.high}",
-                "look for NaN or infinity in the weights",
+                f"the range of a tensor is {self.low} to {self.high}, which is no finite interval",
+                "check the weights for NaN and infinity",
             )
 
 
 Ranges = Mapping[str, Range]
-"""By the tensor's name."""
+"""Ranges by tensor name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorStatistics:
-    """What one pass over the calibration images leaves of a tensor, whatever their number."""
+    """Statistics of one tensor over all calibration images."""
 
     lows: npt.NDArray[np.float32]
-    """Smallest value in each image, shape (images,)."""
+    """Smallest value in each image, (images,)."""
     highs: npt.NDArray[np.float32]
-    """Largest value in each image, shape (images,)."""
+    """Largest value in each image, (images,)."""
     histogram: Histogram
-    """All values of all images."""
+    """Histogram of all values of all images."""
 
     @property
     def extremes(self) -> Range:
-        """Everything that was seen."""
+        """Smallest and largest observed value."""
         return Range(low=float(self.lows.min()), high=float(self.highs.max()))
 
     @property
     def growth(self) -> float:
-        """Share by which the largest magnitude grows from half of the images to all of them.
+        """Relative growth of the largest magnitude from half of the images to all of them.
 
-        Expected over all halves, so it does not depend on the order: the k-th largest of many
-        images is the largest of a random half with probability 2^-k.
+        The value is the expectation over all halves, so it does not depend on the order: the k-th
+        largest of many images is the largest of a random half with probability 2^-k.
         """
         magnitudes = np.sort(np.maximum(self.highs, -self.lows).astype(np.float64))[::-1]
         chances = 0.5 ** np.arange(1, len(magnitudes) + 1)

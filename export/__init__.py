@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle: ONNX graphs, their quantised edges, and their proof."""
+"""Export of a checkpoint to a bundle: ONNX graphs, their quantisation, and golden images."""

@@ -1,4 +1,4 @@
-"""What a report shows of the INT8 graph for TensorRT: what each layer costs, and how values lie."""
+"""Analysis of TensorRT's INT8 graph for the report: cost of each layer, activation histograms."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from resdeploy.bundle.analysis import ActivationHistogram, Analysis, LayerCost
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.histogram import BINS, Histogram
 from resdeploy.calibration.ranges import Range, TensorStatistics
-from resdeploy.export.graph.layers import products
+from resdeploy.export.graph.layers import macs
 from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.quantization.result import Calibration
 
-PLOTTED = 4
-BARS = 64
+HISTOGRAMS = 4  # number of tensors with a histogram
+BARS = 64  # of a histogram
 
 
 def analyse(model: ir.Model, calibration: Calibration, costs: Mapping[str, float]) -> Analysis:
-    """Layers of the FP32 graph with `sensitivity.costs_alone`, and the worst histograms."""
+    """Return the cost of each layer, and the histograms of the most sensitive activations.
+
+    Args:
+        model: The FP32 graph.
+        calibration: The result of the calibration.
+        costs: The SQNR in dB with only this tensor quantised, by tensor name, worst first.
+    """
     recipe = calibration.recipes[Encoding.TENSORRT]
-    worst = [tensor for tensor in costs if tensor in calibration.statistics][:PLOTTED]
+    worst = [tensor for tensor in costs if tensor in calibration.statistics][:HISTOGRAMS]
     return Analysis(
         layers=layer_costs(model, calibration, costs),
         histograms=tuple(
@@ -35,7 +41,7 @@ def analyse(model: ir.Model, calibration: Calibration, costs: Mapping[str, float
 def layer_costs(
     model: ir.Model, calibration: Calibration, costs: Mapping[str, float]
 ) -> tuple[LayerCost, ...]:
-    """Every convolution, and the classifier, in the order of the graph."""
+    """Return the costs of every convolution and the classifier, in the order of the graph."""
     edges = calibration.recipes[Encoding.TENSORRT].edges(model)
     read = {reader: edge.range_of for edge in edges for reader in edge.readers}
     layers = []
@@ -48,7 +54,7 @@ def layer_costs(
             LayerCost(
                 name=name,
                 kind=node.op_type,
-                macs=products(node),
+                macs=macs(node),
                 input_sqnr_db=costs.get(read.get((name, 0), "")),
                 weight_sqnr_db=costs.get(str(weight.name)),
                 in_float=tuple(
@@ -62,9 +68,9 @@ def layer_costs(
 
 
 def histogram_of(tensor: str, statistics: TensorStatistics, chosen: Range) -> ActivationHistogram:
-    """Counts in `BARS` bars from the smallest value that was seen, or zero, to the largest."""
-    seen = statistics.extremes
-    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    """Return a histogram with `BARS` logarithmic heights over all observed values and zero."""
+    extremes = statistics.extremes
+    low, high = min(extremes.low, 0.0), max(extremes.high, 0.0)
     high = high if high > low else low + 1.0
     logarithms = np.log1p(_rebin(statistics.histogram, low, high - low))
     heights = logarithms / max(float(logarithms.max()), 1e-12)

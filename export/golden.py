@@ -1,4 +1,4 @@
-"""The proof that travels in a bundle: golden images, and how every graph does on them."""
+"""Golden images of a bundle, their reference logits, and the parity of each graph with them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ GOLDEN_IMAGES = 32
 
 
 def choose_golden(pools: ImagePools, preprocessing: Preprocessing, seed: int) -> UInt8Array:
-    """Up to 32 different pictures, (N, H, W, 3), N at least 1; synthetic where there are none.
+    """Return up to 32 different images, (N, H, W, 3), or synthetic ones if none can be read.
 
-    Where the same files must also calibrate, at most a quarter of them becomes golden.
+    If the golden images come from the calibration images, at most a quarter of those is used.
     """
     count = GOLDEN_IMAGES
     if pools.golden == pools.calibration:
@@ -36,7 +36,7 @@ def choose_golden(pools: ImagePools, preprocessing: Preprocessing, seed: int) ->
         try:
             image = load_image(path, preprocessing)
         except ImageError as error:
-            logger.warning("skipped: %s", error)
+            logger.warning("skipping an image: %s", error)
             continue
         chosen.setdefault(image_digest(image), image)
     if not chosen:
@@ -45,7 +45,7 @@ def choose_golden(pools: ImagePools, preprocessing: Preprocessing, seed: int) ->
 
 
 def synthetic_images(size: int, count: int, seed: int) -> UInt8Array:
-    """Coloured gradients with noise, (count, size, size, 3): not photographs, but not flat."""
+    """Return random colour gradients with noise, (count, size, size, 3)."""
     generator = np.random.default_rng(seed)
     ramp = np.linspace(0.0, 1.0, size)
     corners = generator.uniform(0, 255, size=(4, count, 1, 1, 3))
@@ -58,14 +58,14 @@ def synthetic_images(size: int, count: int, seed: int) -> UInt8Array:
 
 @torch.inference_mode()
 def make_golden(classifier: Classifier, images: UInt8Array) -> Golden:
-    """The images with PyTorch's logits, one image at a time, in FP32, before any folding."""
+    """Compute PyTorch's FP32 logits, one image at a time, before batch norm is folded."""
     classifier = classifier.float().cpu().eval()
     logits = [classifier(torch.from_numpy(images[i : i + 1])).numpy() for i in range(len(images))]
     return Golden(images=images, logits=np.concatenate(logits))
 
 
 def measure_parity(golden: Golden, logits: Float32Array) -> Parity:
-    """Compare an artifact's logits (N, K) with the golden ones."""
+    """Compare the logits (N, K) of an artifact with the golden logits."""
     ratios = sqnr_db(golden.logits, logits)
     return Parity(
         images=len(logits),

@@ -43,8 +43,8 @@ from resdeploy.export.analysis import analyse
 from resdeploy.export.golden import choose_golden, make_golden, measure_parity
 from resdeploy.export.graph.coverage import coverage
 from resdeploy.export.graph.float16 import to_float16
-from resdeploy.export.graph.qdq import activation_scales
-from resdeploy.export.graph.residual_scales import all_agree
+from resdeploy.export.graph.qdq import activation_parameters
+from resdeploy.export.graph.residual_scales import has_aligned_scales
 from resdeploy.export.graph.to_onnx import OPSET, to_bytes, to_onnx
 from resdeploy.export.graph.work import work_of
 from resdeploy.export.mixed_precision.accuracy_target import (
@@ -292,8 +292,8 @@ def _is_bit_exact(model: ir.Model, calibration: Calibration | None, encoding: En
         return False
     recipe = calibration.recipes[encoding]
     edges = recipe.edges(model)
-    scales = activation_scales(model.graph, edges, recipe.ranges, recipe.encoding)
-    return not recipe.in_float and all_agree(model.graph, edges, scales)
+    parameters = activation_parameters(model.graph, edges, recipe.ranges, recipe.encoding)
+    return not recipe.in_float and has_aligned_scales(model.graph, edges, parameters)
 
 
 def _write_artifact(

@@ -1,4 +1,4 @@
-"""What an export starts from: weights, labels, pre-processing, and images to prove it with."""
+"""Source of an export: weights, labels, pre-processing, calibration images and golden images."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_IMAGE_SIZE = 224
-PICTURES_LOOKED_AT = 8
+DEFAULT_IMAGE_SIZE = 224  # in pixels
+CHECKED_IMAGES = 8  # number of images whose size is compared with an assumed input size
 MAX_LABELS_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePools:
-    """Image files that an export may look at; either may be empty."""
+    """Image files that an export may use; both may be empty."""
 
     calibration: tuple[Path, ...] = ()
     golden: tuple[Path, ...] = ()
-    """Best different from those of `calibration`."""
+    """Candidates for golden images; the same as `calibration` if there is no validation folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A checkpoint with nothing left open."""
+    """Checkpoint with its labels, its pre-processing and its images."""
 
     checkpoint: Checkpoint
     labels: tuple[str, ...]
@@ -44,12 +44,12 @@ class Source:
 
     @property
     def name(self) -> str:
-        """That of the run's folder, or of the file without its ending."""
+        """Name of the run's folder, or of the file without its suffix."""
         path = self.checkpoint.path.resolve()
         return path.name if path.is_dir() else path.stem
 
     def classes_of(self, paths: Sequence[Path]) -> list[int] | None:
-        """The class of each image, after the folder that it lies in; None if those say nothing."""
+        """Return the class of each image by the name of its folder, or None if one has no class."""
         index = {label: position for position, label in enumerate(self.labels)}
         classes = [index.get(path.parent.name) for path in paths]
         known = [label for label in classes if label is not None]
@@ -63,30 +63,31 @@ def read_source(
     labels: Path | None = None,
     calibration_data: Path | None = None,
 ) -> Source:
-    """Load a checkpoint and settle what it does not say.
+    """Load a checkpoint, and choose defaults for what it does not contain.
 
     Args:
-        path: A run's folder, a .safetensors or a .pth file.
-        image_size: Side of the input in pixels; None for the run's own, or 224.
-        labels: A text file with one class name a line; None for the checkpoint's, or numbers.
-        calibration_data: A folder of images; None for those that the run was trained on.
+        path: A run folder, a .safetensors file or a .pth file.
+        image_size: Side of the input in pixels. None means that of the run, or else 224.
+        labels: A text file with one class name per line. None means the names in the checkpoint,
+            or else `class 0`, `class 1` and so on.
+        calibration_data: A folder of images. None means the training images of the run.
 
     Raises:
-        CheckpointError: the weights cannot be used.
-        DataError: the folder of images cannot be used.
-        ExportError: the labels do not fit.
+        CheckpointError: The checkpoint is missing or cannot be used.
+        DataError: The folder of images is missing or has no images.
+        ExportError: The labels cannot be read, or their number is not that of the classes.
     """
     if path == LATEST and not path.exists():
         raise CheckpointError(
-            f"there is no finished run here ({LATEST} does not exist)",
+            f"there is no finished run here: {LATEST} does not exist",
             "run resdeploy train first, or name a checkpoint: resdeploy export SOURCE",
         )
-    # `runs/latest` is resolved, so that the bundle is named after the run.
+    # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
     checkpoint = load_checkpoint(path.resolve() if path.is_symlink() else path)
-    pools = _pools(checkpoint.data, calibration_data)
+    pools = _find_images(checkpoint.data, calibration_data)
     preprocessing = checkpoint.preprocessing
     if preprocessing is None and image_size is None:
-        _doubt_size(checkpoint.path, pools)
+        _check_default_size(checkpoint.path, pools)
     if preprocessing is None or image_size not in (None, preprocessing.image_size):
         preprocessing = Preprocessing.standard(image_size or DEFAULT_IMAGE_SIZE)
     return Source(
@@ -97,16 +98,16 @@ def read_source(
     )
 
 
-def _doubt_size(path: Path, pools: ImagePools) -> None:
-    """Say so where the size that is assumed does not fit the pictures."""
+def _check_default_size(path: Path, pools: ImagePools) -> None:
+    """Log a warning if the images are at most half as large as the default input size."""
     sides = []
-    for picture in pools.calibration[:PICTURES_LOOKED_AT]:
+    for image in pools.calibration[:CHECKED_IMAGES]:
         with suppress(ImageError):
-            sides.append(max(read_rgb(picture).size))
+            sides.append(max(read_rgb(image).size))
     if sides and 2 * max(sides) <= DEFAULT_IMAGE_SIZE:
         logger.warning(
-            "%s does not say for which image size it was trained, and %d is assumed, although "
-            "the pictures have %d pixels: name the right one with --image-size",
+            "%s does not contain the image size of the training; using %d pixels, but the images "
+            "have only %d: set the right size with --image-size",
             path, DEFAULT_IMAGE_SIZE, max(sides),
         )  # fmt: skip
 
@@ -115,32 +116,39 @@ def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
     classes = checkpoint.architecture.classes
     if path is None:
         named = checkpoint.labels or [f"class {index}" for index in range(classes)]
-        return tuple(" ".join(label.split()) for label in named)  # labels.txt has one a line
+        return tuple(" ".join(label.split()) for label in named)  # labels.txt has one per line
     try:
         if path.stat().st_size > MAX_LABELS_BYTES:
-            raise ExportError(f"{path} is too large for a list of labels", "is it the right file?")
+            raise ExportError(
+                f"{path} has more than {MAX_LABELS_BYTES} bytes, too many for a list of labels",
+                "name a text file with one class name per line",
+            )
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(
-            f"{path} cannot be read as text: {error}", "write one class name a line, in UTF-8"
+            f"{path} cannot be read as text: {error}",
+            "name a UTF-8 text file with one class name per line",
         ) from error
     labels = tuple(line.strip() for line in lines if line.strip())
     if len(labels) != classes:
         raise ExportError(
-            f"{path} has {len(labels)} labels and the network {classes} classes",
-            "write one class name a line, in the order of the classes",
+            f"{path} has {len(labels)} labels, but the network has {classes} classes",
+            "write one class name per line, in the order of the classes",
         )
     return labels
 
 
-def _pools(data: str | None, calibration_data: Path | None) -> ImagePools:
-    """Training images calibrate, validation images are golden, where there are such folders."""
+def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
+    """Return the images of `train` for calibration, and those of `val` as golden images.
+
+    Without these folders, all images are used for both.
+    """
     if calibration_data is not None:
         root = calibration_data
     elif data is not None:
         root = digits_folder() if data == DIGITS else Path(data)
         if not root.is_dir():
-            return ImagePools()  # the data moved away; only INT8 will miss it
+            return ImagePools()  # the data was moved; only INT8 needs it
     else:
         return ImagePools()
     calibration = list_images(split_folder(root, "train"))

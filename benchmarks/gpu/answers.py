@@ -83,7 +83,7 @@ def write_labelled(bundle: Bundle, data: Path, most: int, folder: Path) -> int:
     used = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}
     ledger = CalibrationImages(bundle.manifest.preprocessing, wanted=most, excluded=used)
     try:
-        admitted = list(ledger.admit(draw(labelled.files, seed=0), DECODED_AT_ONCE))
+        admitted = list(ledger.add(draw(labelled.files, seed=0), DECODED_AT_ONCE))
     except CalibrationError as error:
         raise DataError(
             f"no image in {data} can be decoded that did not choose INT8's ranges",

@@ -232,7 +232,7 @@ def _compare_all(
     # The same images on which resdeploy calibrates; the first ones only score its calibrators.
     scoring = min(SCORING_IMAGES, len(source.pools.calibration) // 4)
     image_set = CalibrationImages(source.preprocessing, wanted=images + scoring)
-    usable = np.concatenate(list(image_set.admit(draw(source.pools.calibration, seed), 64)))
+    usable = np.concatenate(list(image_set.add(draw(source.pools.calibration, seed), 64)))
     np.save(work / "calibration.npy", _normalise(work, usable[scoring:]))
     for peer, python in pythons.items():
         output = work / "peer.onnx"

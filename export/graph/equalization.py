@@ -1,7 +1,7 @@
-"""Scaling a graph's channels against each other without changing its answers.
+"""Cross-layer equalisation of a graph's channels, which keeps the outputs of the graph.
 
-`calibration.equalization` says by how much; here is which channels must go together, and which
-weights to change.
+`calibration.equalization` computes the factors. This module finds the tensors whose channels must
+share factors, and scales the weights that write and read them.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from resdeploy.export.graph.placement import WEIGHTED, is_residual_add
+from resdeploy.export.graph.placement import WEIGHTED, is_residual_add, value_name
 
-# They give each channel times a factor where they are given it times that factor, if it is > 0.
+# Operators with f(c x) = c f(x) for each channel and every factor c > 0.
 HOMOGENEOUS = ("Relu", "MaxPool", "GlobalAveragePool")
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelGroup:
-    """Tensors whose channels can only be scaled together: a residual stream, for example."""
+    """Tensors whose channels can only be scaled together, for example a residual stream."""
 
     tensors: tuple[str, ...]
     writers: tuple[str, ...]
-    """Convolutions that give one of the tensors."""
+    """Convolutions that compute one of the tensors."""
     readers: tuple[str, ...]
-    """Convolutions and classifiers that read one."""
+    """Convolutions and classifiers that read one of the tensors."""
 
 
 def channel_groups(graph: ir.Graph) -> tuple[ChannelGroup, ...]:
-    """Every group that can be scaled, in the order of the graph.
+    """Return every group that can be scaled, in the order of the graph.
 
-    A group is left out where something else than weights, additions and `HOMOGENEOUS` nodes
-    touches it: the pixels, the logits, a shortcut that pads channels.
+    Groups are excluded that contain an input or output of the graph, or a tensor of other nodes
+    than layers with weights, additions and `HOMOGENEOUS` nodes, such as a shortcut with padding.
     """
-    joined: dict[str, str] = {}  # a tensor, and one that it goes with; a root goes with itself
-    fixed = {_name(value) for value in (*graph.inputs, *graph.outputs)}
+    joined: dict[str, str] = {}  # union-find: the parent of each tensor; a root is its own parent
+    fixed = {value_name(value) for value in (*graph.inputs, *graph.outputs)}
     writers: dict[str, str] = {}
     readers: dict[str, list[str]] = {}
 
@@ -48,11 +48,11 @@ def channel_groups(graph: ir.Graph) -> tuple[ChannelGroup, ...]:
 
     for node in graph:
         activations = [
-            _name(value)
+            value_name(value)
             for value in node.inputs
             if value is not None and not value.is_initializer()
         ]
-        outputs = [_name(value) for value in node.outputs]
+        outputs = [value_name(value) for value in node.outputs]
         if node.op_type in WEIGHTED and _is_dense(node):
             writers[outputs[0]] = str(node.name)
             readers.setdefault(activations[0], []).append(str(node.name))
@@ -77,22 +77,22 @@ def channel_groups(graph: ir.Graph) -> tuple[ChannelGroup, ...]:
 
 
 def equalize(model: ir.Model, factors: Mapping[ChannelGroup, npt.NDArray[np.float32]]) -> ir.Model:
-    """A copy whose groups' channels are divided by `factors` (C,), and whose answers are the same.
+    """Return a copy in which the channels of each group are divided by its factors (C,).
 
-    They differ by the rounding of weights to float32 alone.
+    The outputs change only by the rounding of the weights to float32.
     """
     scaled = model.clone()
     nodes = {str(node.name): node for node in scaled.graph}
-    products: dict[str, npt.NDArray[np.float64]] = {}  # by weight: all factors at once, then round
+    products: dict[str, npt.NDArray[np.float64]] = {}  # by weight; rounded after the last factor
 
     def multiply(value: ir.Value | None, factor: npt.NDArray[np.float64], axis: int) -> None:
         if value is None:
             return
         assert value.const_value is not None
-        exact = products.get(_name(value), value.const_value.numpy().astype(np.float64))
+        exact = products.get(value_name(value), value.const_value.numpy().astype(np.float64))
         shape = [1] * exact.ndim
         shape[axis] = -1
-        products[_name(value)] = exact * factor.reshape(shape)
+        products[value_name(value)] = exact * factor.reshape(shape)
 
     for group, divisors in factors.items():
         exact = divisors.astype(np.float64)
@@ -109,19 +109,13 @@ def equalize(model: ir.Model, factors: Mapping[ChannelGroup, npt.NDArray[np.floa
 
 
 def _is_dense(node: ir.Node) -> bool:
-    """Whether every channel that it gives reads every channel that it is given."""
-    group = node.attributes.get("group")
-    return group is None or group.as_int() == 1
+    """Return True unless the node is a grouped convolution."""
+    return node.attributes.get_int("group", 1) == 1
 
 
 def _drops_axes(node: ir.Node) -> bool:
-    """Whether it only takes away the axes of a pooled tensor: (N, C, 1, 1) -> (N, C)."""
+    """Return True if the node only removes the axes of a pooled tensor: (N, C, 1, 1) -> (N, C)."""
     value = node.inputs[0] if node.inputs else None
     if node.op_type != "Flatten" or value is None or value.shape is None:
         return False
     return all(size == 1 for size in value.shape[2:])
-
-
-def _name(value: ir.Value) -> str:
-    assert value.name is not None
-    return value.name

@@ -1,4 +1,4 @@
-"""Turning a graph to float16 behind its normalisation, which stays in FP32."""
+"""Conversion of a graph to float16, except for the normalisation of the pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx_ir as ir
 from resdeploy.bundle.manifest import OUTPUT_NAME
 from resdeploy.errors import ExportError
 
-# Types are replaced, not changed: clones of a model share them.
+# Clones of a model share the type objects, so types are replaced and never modified.
 HALF = ir.TensorType(ir.DataType.FLOAT16)
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -16,11 +16,11 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)
 def to_float16(model: ir.Model) -> None:
     """Convert weights, biases, scales and activations of `model` to float16, in place.
 
-    The pixels are normalised in FP32 and rounded once; the logits are given as float32. Every
-    tensor then has one type, as a strongly typed TensorRT network asks.
+    The pixels are normalised in float32 and then rounded once; the logits are cast to float32. The
+    types of all tensors are explicit, as strongly typed TensorRT networks require.
 
     Raises:
-        ExportError: a number does not fit float16.
+        ExportError: A value is outside the range of float16.
     """
     graph = model.graph
     nodes = list(graph)
@@ -29,7 +29,7 @@ def to_float16(model: ir.Model) -> None:
     for node in body:
         for value in node.inputs:
             if value is not None and value.is_initializer() and value.dtype == ir.DataType.FLOAT:
-                _convert(value)
+                _convert_initializer(value)
         for value in node.outputs:
             if value.dtype == ir.DataType.FLOAT:
                 value.type = HALF
@@ -37,10 +37,9 @@ def to_float16(model: ir.Model) -> None:
     normalized = body[0].inputs[0]
     assert normalized is not None
     rounded = _cast(normalized, ir.DataType.FLOAT16, f"{normalized.name}.half")
+    ir.convenience.replace_all_uses_with(normalized, rounded.outputs[0])
+    rounded.replace_input_with(0, normalized)
     graph.insert_before(body[0], rounded)
-    for use in list(normalized.uses()):
-        if use.node is not rounded:
-            use.node.replace_input_with(use.idx, rounded.outputs[0])
 
     half_logits = graph.outputs[0]
     half_logits.name = f"{OUTPUT_NAME}.half"
@@ -49,22 +48,19 @@ def to_float16(model: ir.Model) -> None:
     graph.outputs[0] = widened.outputs[0]
 
 
-def _convert(value: ir.Value) -> None:
+def _convert_initializer(value: ir.Value) -> None:
     assert value.const_value is not None
     exact = value.const_value.numpy()
     largest = float(np.abs(exact).max(initial=0.0))
     if not largest <= FLOAT16_MAX:
         raise ExportError(
-            f"{value.name} holds {largest:g}, which float16 cannot (its largest is 65504)",
-            "export without --fp16 and --int8, or train with more weight decay",
+            f"{value.name} contains {largest:g}, but the largest float16 value is 65504",
+            "export without --fp16 and --int8, or train with a larger --weight-decay",
         )
     value.const_value = ir.tensor(exact.astype(np.float16), name=value.name)
     value.type = HALF
 
 
 def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
-    node = ir.node("Cast", [value], {"to": dtype.value}, name=f"{name}.cast")
-    node.outputs[0].name = name
-    node.outputs[0].type = ir.TensorType(dtype)
-    node.outputs[0].shape = value.shape
-    return node
+    output = ir.val(name, dtype, value.shape)
+    return ir.node("Cast", [value], {"to": dtype.value}, outputs=[output], name=f"{name}.cast")

@@ -1,4 +1,4 @@
-"""Which quantised edges a layer gives back when it returns to float, and what that costs."""
+"""Layers that can be kept in float, what that costs, and which edges are then not quantised."""
 
 from __future__ import annotations
 
@@ -9,48 +9,55 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.export.graph.placement import SAME_GRID, WEIGHTED, QuantizedEdge, is_residual_add
+from resdeploy.export.graph.placement import (
+    SAME_GRID,
+    WEIGHTED,
+    QuantizedEdge,
+    is_residual_add,
+    node_name,
+)
 
-# How many products (MACs) take as long as an element of a shortcut that stays float. Only the ratio
-# matters, and it need not be exact. A Jetson Orin moves an element about five bytes further
-# (written and read in float16, and quantised apart), at 204.8 GB/s and 42.5 T products a second in
-# INT8, half of them in FP16 (NVIDIA, Jetson AGX Orin series data sheet). Of a CPU it was measured:
-# two cores of a Xeon with VNNI, at 32 pixels.
-PRODUCTS_PER_ELEMENT = {Encoding.TENSORRT: 1000, Encoding.DLA: 1000, Encoding.CPU: 150}
+# Number of multiply-accumulates that take as long as one element of a shortcut in float. A rough
+# value is enough. For a Jetson Orin: a float16 element moves about five more bytes (it is written,
+# read and quantised separately), at 204.8 GB/s and 42.5 T multiply-accumulates per second in INT8,
+# half of that in FP16 (NVIDIA, Jetson AGX Orin series data sheet). For CPUs: measured on two cores
+# of a Xeon with VNNI, at 32 pixels.
+MACS_PER_ELEMENT = {Encoding.TENSORRT: 1000, Encoding.DLA: 1000, Encoding.CPU: 150}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """What can be handed back to float as a whole."""
+    """Group of nodes that are kept in float, or quantised, together."""
 
     name: str
-    """The node's; for several nodes the first one's."""
+    """Name of the node, or of the first of several nodes."""
     kind: str
-    """`convolution`, `classifier` or `shortcut`."""
+    """Kind of the layer: `convolution`, `classifier` or `shortcut`."""
     nodes: frozenset[str]
     cost: int
-    """Products (MACs) of one image that are no longer in INT8, or what takes as long."""
+    """Cost of the layer in float: multiply-accumulates of one image that do not run in INT8, or
+    the number that takes as long."""
 
 
 def layers_of(model: ir.Model, encoding: Encoding) -> tuple[Layer, ...]:
-    """Every layer that can be handed back, in the order of the graph.
+    """Return every layer that can be kept in float, in the order of the graph.
 
-    A CPU adds in integers only what comes and goes in integers, so there the shortcuts of a stage
-    are one layer: one alone would gain nothing.
+    On CPUs, an addition is an integer kernel only if its operands and its result are quantised.
+    Therefore, all shortcuts of a stage form one layer there: a single one would gain nothing.
     """
     layers: list[Layer] = []
-    shortcuts: dict[str, Layer] = {}  # by the addition that ends it
+    shortcuts: dict[str, Layer] = {}  # by name of the addition
     for node in model.graph:
-        name = _name(node)
+        name = node_name(node)
         if node.op_type in WEIGHTED:
             kind = "convolution" if node.op_type == "Conv" else "classifier"
-            nodes = frozenset([name, *_head(node)] if kind == "classifier" else [name])
-            layers.append(Layer(name=name, kind=kind, nodes=nodes, cost=products(node)))
+            nodes = frozenset([name, *_classifier_head(node)] if kind == "classifier" else [name])
+            layers.append(Layer(name=name, kind=kind, nodes=nodes, cost=macs(node)))
         elif is_residual_add(node):
-            cost = PRODUCTS_PER_ELEMENT[encoding] * _elements(node.outputs[0])
+            cost = MACS_PER_ELEMENT[encoding] * elements(node.outputs[0])
             layer = Layer(name=name, kind="shortcut", nodes=frozenset([name]), cost=cost)
-            before = [_unit(value) for value in node.inputs]
-            earlier = next((shortcuts[unit] for unit in before if unit in shortcuts), None)
+            sources = [_source_layer(value) for value in node.inputs]
+            earlier = next((shortcuts[source] for source in sources if source in shortcuts), None)
             if encoding is Encoding.CPU and earlier is not None:
                 layers.remove(earlier)
                 joined = earlier.nodes | layer.nodes
@@ -61,7 +68,7 @@ def layers_of(model: ir.Model, encoding: Encoding) -> tuple[Layer, ...]:
 
 
 def nodes_of(layers: Collection[Layer]) -> frozenset[str]:
-    """All nodes of these layers."""
+    """Return the names of all nodes of `layers`."""
     return frozenset(node for layer in layers for node in layer.nodes)
 
 
@@ -71,88 +78,86 @@ def keep_in_float(
     nodes: Collection[str],
     encoding: Encoding,
 ) -> tuple[QuantizedEdge, ...]:
-    """`edges` without those that only `nodes`, now float, would read.
+    """Return `edges` without the readers that run in float if `nodes` do.
 
-    The neighbours keep what they fuse with: a CPU's convolution is integer only when all that it
-    gives is quantised, so there an edge from a layer in integers stays. A pooling gives what it
-    reads, and follows those that read it, also behind a padding.
+    On CPUs, an edge remains if its source is a layer in integers, which needs a quantised output
+    to be an integer kernel. A pooling or padding is quantised only if all of its readers are.
     """
-    given_back = set(nodes)
-    by_name = {_name(node): node for node in model.graph}
-    producers = {value.name: value for node in model.graph for value in node.outputs}
+    in_float = set(nodes)
+    by_name = {node_name(node): node for node in model.graph}
+    values = ir.convenience.create_value_mapping(model.graph)
     quantised = {reader for edge in edges for reader in edge.readers}
 
     def readers_of(value: ir.Value) -> Iterator[tuple[str, int]]:
         for node, index in value.uses():
-            if node.op_type in SAME_GRID and (_name(node), index) not in quantised:
+            if node.op_type in SAME_GRID and (node_name(node), index) not in quantised:
                 yield from readers_of(node.outputs[0])
             else:
-                yield _name(node), index
+                yield node_name(node), index
 
-    def stays(edge: QuantizedEdge, reader: tuple[str, int]) -> bool:
+    def is_kept(edge: QuantizedEdge, reader: tuple[str, int]) -> bool:
         node = by_name[reader[0]]
-        if node.op_type in SAME_GRID and reader[0] not in given_back:
+        if reader[0] in in_float:
+            source = _source_layer(values[edge.tensor])
+            return encoding is Encoding.CPU and source is not None and source not in in_float
+        if node.op_type in SAME_GRID:
             return all(use in kept or use not in quantised for use in readers_of(node.outputs[0]))
-        if reader[0] not in given_back:
-            return True
-        source = _unit(producers[edge.tensor])
-        return encoding is Encoding.CPU and source is not None and source not in given_back
+        return True
 
     kept: set[tuple[str, int]] = set()
-    for edge in reversed(edges):  # a pooling's readers come behind it
-        kept |= {reader for reader in edge.readers if stays(edge, reader)}
-    left = [
+    for edge in reversed(edges):  # the readers of a pooling are decided before the pooling
+        kept |= {reader for reader in edge.readers if is_kept(edge, reader)}
+    remaining = [
         replace(edge, readers=tuple(reader for reader in edge.readers if reader in kept))
         for edge in edges
     ]
-    return tuple(edge for edge in left if edge.readers)
+    return tuple(edge for edge in remaining if edge.readers)
 
 
-def products(node: ir.Node) -> int:
-    """Multiply-accumulates of a convolution or matrix product for one image."""
+def macs(node: ir.Node) -> int:
+    """Return the multiply-accumulates of a convolution or matrix product for one image."""
     weight = node.inputs[1]
     assert weight is not None
     assert weight.shape is not None
     outputs, *rest = weight.shape.numpy()
-    return _elements(node.outputs[0]) // outputs * outputs * math.prod(rest)
+    return elements(node.outputs[0]) // outputs * outputs * math.prod(rest)
+
+
+def elements(value: ir.Value | None, *, batch_axis: bool = True) -> int:
+    """Return the number of elements of a tensor, per image if it has a batch axis."""
+    assert value is not None
+    assert value.shape is not None
+    sizes = value.shape[1 if batch_axis else 0 :]
+    numbers = [size for size in sizes if isinstance(size, int)]
+    assert len(numbers) == len(sizes), f"{value.name} has a dynamic shape: {value.shape}"
+    return math.prod(numbers)
 
 
 def conv_share(model: ir.Model, nodes: Collection[str]) -> tuple[int, float]:
-    """How many of `nodes` are convolutions, and their share of all convolutions' products."""
-    costs = {_name(node): products(node) for node in model.graph if node.op_type == "Conv"}
-    mine = [cost for name, cost in costs.items() if name in nodes]
-    return len(mine), sum(mine) / sum(costs.values())
+    """Return the number of convolutions in `nodes`, and their share of all convolutions' MACs."""
+    costs = {node_name(node): macs(node) for node in model.graph if node.op_type == "Conv"}
+    selected = [cost for name, cost in costs.items() if name in nodes]
+    return len(selected), sum(selected) / sum(costs.values())
 
 
-def _head(classifier: ir.Node) -> list[str]:
-    """What stands between the last addition or convolution and the classifier."""
+def _classifier_head(classifier: ir.Node) -> list[str]:
+    """Return the names of the nodes between the last ReLU or layer and the classifier."""
     names = []
     value = classifier.inputs[0]
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in (*WEIGHTED, "Add", "Relu", "MaxPool"):
             break
-        names.append(_name(node))
+        names.append(node_name(node))
         value = node.inputs[0]
     return names
 
 
-def _unit(value: ir.Value | None) -> str | None:
-    """The convolution or addition whose result `value` is, behind ReLU and what keeps the grid."""
+def _source_layer(value: ir.Value | None) -> str | None:
+    """Return the layer or addition that computes `value`, seen through ReLUs and poolings."""
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in WEIGHTED or is_residual_add(node):
-            return _name(node)
+            return node_name(node)
         if node.op_type not in (*SAME_GRID, "Relu"):
             return None
         value = node.inputs[0]
     return None
-
-
-def _elements(value: ir.Value) -> int:
-    """Of one image's tensor: the batch axis is left out."""
-    assert value.shape is not None
-    return math.prod(int(size) for size in value.shape[1:] if isinstance(size, int))
-
-
-def _name(node: ir.Node) -> str:
-    assert node.name is not None
-    return node.name

@@ -1,4 +1,4 @@
-"""Writing quantisation into a graph as QuantizeLinear and DequantizeLinear nodes."""
+"""Insertion of QuantizeLinear and DequantizeLinear (Q/DQ) nodes into a graph."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range
 from resdeploy.calibration.scales import (
-    Affine,
-    asymmetric,
+    QuantizationParameters,
+    asymmetric_parameters,
     quantize_bias,
     quantize_weight,
-    symmetric,
+    symmetric_parameters,
 )
-from resdeploy.export.graph.placement import WEIGHTED, QuantizedEdge
-from resdeploy.export.graph.residual_scales import agree
+from resdeploy.export.graph.placement import WEIGHTED, QuantizedEdge, value_name
+from resdeploy.export.graph.residual_scales import align_scales
 
 Weights = Mapping[str, tuple[npt.NDArray[np.int8], Float32Array]]
-"""Integers and their scales, by the weight's name."""
+"""Integers and their scales, by name of the weight."""
 
 
 def integer_weights(model: ir.Model, encoding: Encoding) -> Weights:
-    """The weights of all convolutions and classifiers as `encoding` holds them."""
+    """Return the quantised weights of all convolutions and classifiers for `encoding`."""
     weights = {}
     for node in model.graph:
         if node.op_type in WEIGHTED and (weight := node.inputs[1]) is not None:
@@ -48,82 +48,78 @@ def insert_qdq(
 ) -> None:
     """Quantise `edges`, and the weights of every convolution and classifier that reads one.
 
-    TensorRT, DLA: activations and weights int8, symmetric, scales that a float16 holds exactly;
-    biases float, for its parser refuses integers there. CPU: activations uint8 with a zero point,
-    weights int8, biases int32. Weights are stored as integers.
+    For TensorRT and DLA, activations and weights are symmetric int8 with scales that are float16
+    values, and biases stay float, because TensorRT's parser rejects integer biases. For CPUs,
+    activations are uint8 with a zero point, weights int8, and biases int32. Weights are stored as
+    integers.
 
     Args:
-        model: An FP32 graph; it is changed in place.
-        edges: From `placement.place`, for the same encoding.
-        ranges: For every `range_of` in `edges`.
+        model: The FP32 graph, modified in place.
+        edges: The edges to quantise, from `placement.place` with the same encoding.
+        ranges: The range of every `range_of` in `edges`.
         encoding: TENSORRT, CPU or DLA.
-        in_float: Names of nodes whose weights stay float though they read an edge.
-        weights: From `integer_weights`, where many graphs are made of one network.
+        in_float: Names of nodes whose weights stay float although the nodes read an edge.
+        weights: The result of `integer_weights`, to save time for many graphs of one network.
     """
     graph = model.graph
     nodes = {node.name: node for node in graph}
-    values = {value.name: value for node in graph for value in node.outputs}
+    values = ir.convenience.create_value_mapping(graph)
     on_cpu = encoding is Encoding.CPU
-    affine_of: dict[str, Affine] = {}  # by node that reads the quantised tensor first
-    scales = activation_scales(graph, edges, ranges, encoding)
+    input_scales: dict[str, np.float32] = {}  # by node whose first input is quantised
+    parameters = activation_parameters(graph, edges, ranges, encoding)
     for edge in edges:
-        affine = scales[edge.range_of]
-        dequantized = _quantize_activation(graph, values[edge.tensor], affine, on_cpu=on_cpu)
+        chosen = parameters[edge.range_of]
+        dequantized = _quantize_activation(graph, values[edge.tensor], chosen, on_cpu=on_cpu)
         for reader, index in edge.readers:
             nodes[reader].replace_input_with(index, dequantized)
             if index == 0:
-                affine_of[reader] = affine
-    for name, affine in affine_of.items():
+                input_scales[reader] = chosen.scale
+    for name, scale in input_scales.items():
         if nodes[name].op_type in WEIGHTED and name not in in_float:
-            _quantize_weights(graph, nodes[name], affine, weights or {}, on_cpu=on_cpu)
+            _quantize_weights(graph, nodes[name], scale, weights or {}, on_cpu=on_cpu)
 
 
-def activation_scales(
+def activation_parameters(
     graph: ir.Graph,
     edges: Sequence[QuantizedEdge],
     ranges: Mapping[str, Range],
     encoding: Encoding,
-) -> dict[str, Affine]:
-    """Scales and zero points, by `range_of`; for CPUs such that additions round alike on all."""
+) -> dict[str, QuantizationParameters]:
+    """Return scales and zero points by `range_of`, for CPUs with aligned residual additions."""
     chosen = {edge.range_of: ranges[edge.range_of] for edge in edges}
     if encoding is not Encoding.CPU:
-        return {name: symmetric(ends, half=True) for name, ends in chosen.items()}
-    return agree(graph, edges, {name: asymmetric(ends) for name, ends in chosen.items()})
+        return {name: symmetric_parameters(ends, half=True) for name, ends in chosen.items()}
+    parameters = {name: asymmetric_parameters(ends) for name, ends in chosen.items()}
+    return align_scales(graph, edges, parameters)
 
 
 def _quantize_activation(
-    graph: ir.Graph, value: ir.Value, affine: Affine, *, on_cpu: bool
+    graph: ir.Graph, value: ir.Value, parameters: QuantizationParameters, *, on_cpu: bool
 ) -> ir.Value:
-    name = value.name
-    grid = np.uint8 if on_cpu else np.int8
-    scale = _constant(graph, f"{name}.scale", np.array(affine.scale, dtype=np.float32))
-    zero = _constant(graph, f"{name}.zero_point", np.array(affine.zero_point, dtype=grid))
+    name, dtype = value_name(value), np.uint8 if on_cpu else np.int8
+    scale = _constant(graph, f"{name}.scale", np.array(parameters.scale, dtype=np.float32))
+    zero = _constant(graph, f"{name}.zero_point", np.array(parameters.zero_point, dtype=dtype))
+    quantized = ir.val(f"{name}.quantized", zero.dtype, value.shape)
     quantize = ir.node(
-        "QuantizeLinear", [value, scale, zero], name=f"{name}.quantize", num_outputs=1
+        "QuantizeLinear", [value, scale, zero], outputs=[quantized], name=f"{name}.quantize"
     )
-    quantize.outputs[0].name = f"{name}.quantized"
-    quantize.outputs[0].type = zero.type
-    quantize.outputs[0].shape = value.shape
-    dequantize = _dequantize(quantize.outputs[0], scale, zero, name=str(name))
+    dequantize = _dequantize(quantized, scale, zero, name=name)
     producer = value.producer()
-    assert producer is not None  # the graph's own input is never quantised: it is uint8
+    assert producer is not None  # the input of the graph is uint8 and is never quantised
     graph.insert_after(producer, [quantize, dequantize])
     return dequantize.outputs[0]
 
 
 def _quantize_weights(
-    graph: ir.Graph, node: ir.Node, affine: Affine, weights: Weights, *, on_cpu: bool
+    graph: ir.Graph, node: ir.Node, input_scale: np.float32, weights: Weights, *, on_cpu: bool
 ) -> None:
-    weight = node.inputs[1]
-    assert weight is not None
-    assert weight.name is not None
-    exact = _take(graph, weight)
-    integers, scales = weights.get(weight.name) or quantize_weight(exact, half=not on_cpu)
-    dequantized = [_dequantized_constant(graph, str(weight.name), integers, scales)]
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if on_cpu and bias is not None:
-        bias_integers, bias_scales = quantize_bias(_take(graph, bias), affine.scale, scales)
-        dequantized.append(_dequantized_constant(graph, str(bias.name), bias_integers, bias_scales))
+    name, exact = _pop_initializer(graph, node.inputs[1])
+    integers, scales = weights.get(name) or quantize_weight(exact, half=not on_cpu)
+    dequantized = [_dequantized_constant(graph, name, integers, scales)]
+    if on_cpu and len(node.inputs) > 2 and node.inputs[2] is not None:
+        name, bias = _pop_initializer(graph, node.inputs[2])
+        integers_and_scales = quantize_bias(bias, input_scale, scales)
+        dequantized.append(_dequantized_constant(graph, name, *integers_and_scales))
     for index, dequantize in enumerate(dequantized, start=1):
         graph.insert_before(node, dequantize)
         node.replace_input_with(index, dequantize.outputs[0])
@@ -135,7 +131,7 @@ def _dequantized_constant(
     integers: npt.NDArray[np.integer],
     scales: npt.NDArray[np.float32],
 ) -> ir.Node:
-    """A node that turns stored integers back to floats, one scale per index of axis 0."""
+    """Store integers with one scale per index of axis 0, and return their DequantizeLinear node."""
     stored = _constant(graph, f"{name}.quantized", integers)
     scale = _constant(graph, f"{name}.scale", scales)
     zero = _constant(graph, f"{name}.zero_point", np.zeros(len(scales), dtype=integers.dtype))
@@ -146,28 +142,22 @@ def _dequantize(
     value: ir.Value, scale: ir.Value, zero: ir.Value, *, name: str, axis: int | None = None
 ) -> ir.Node:
     attributes = {} if axis is None else {"axis": axis}
-    node = ir.node("DequantizeLinear", [value, scale, zero], attributes, name=f"{name}.dequantize")
-    node.outputs[0].name = f"{name}.dequantized"
-    node.outputs[0].type = scale.type
-    node.outputs[0].shape = value.shape
-    return node
+    output = ir.val(f"{name}.dequantized", scale.dtype, value.shape)
+    return ir.node(
+        "DequantizeLinear", [value, scale, zero], attributes, outputs=[output],
+        name=f"{name}.dequantize",
+    )  # fmt: skip
 
 
 def _constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        const_value=ir.tensor(array, name=name),
-    )
-    graph.initializers.add(value)
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
     return value
 
 
-def _take(graph: ir.Graph, value: ir.Value) -> npt.NDArray[np.float32]:
-    """An initialiser's numbers; the initialiser itself leaves the graph."""
-    assert value.name is not None
-    assert value.const_value is not None
-    array = value.const_value.numpy()
-    graph.initializers.pop(value.name)
-    return array.astype(np.float32)
+def _pop_initializer(graph: ir.Graph, value: ir.Value | None) -> tuple[str, Float32Array]:
+    """Remove an initialiser from the graph, and return its name and its values."""
+    name = value_name(value)
+    tensor = graph.initializers.pop(name).const_value
+    assert tensor is not None
+    return name, tensor.numpy().astype(np.float32)

@@ -1,9 +1,9 @@
-"""Scales with which residual additions round alike on every CPU.
+"""Scales with which residual additions give the same integers on every CPU.
 
-ONNX Runtime adds uint8 tensors in float32 on x86, and in 32-bit fixed point on Arm: the kernels
-differ in the last bits of a sum, and in which neighbour a sum half-way between two integers goes
-to. Where both scales are multiples p/d and q/d of the output's, with an odd d, no sum lies closer
-than 1/(2 d) to a half: then all that is asked of a kernel is an error below that.
+ONNX Runtime adds uint8 tensors in float32 on x86, and in 32-bit fixed point on Arm. The kernels
+differ in the last bits of a sum, and they round a sum half-way between two integers differently.
+If the scales of both operands are multiples p/d and q/d of the output's scale, with an odd d, every
+sum is at least 1/(2 d) away from half-way. Kernels with a smaller error then round alike.
 
 Source: github.com/microsoft/onnxruntime, v1.23.2, onnxruntime/core/mlas/lib/qladd.cpp.
 """
@@ -16,53 +16,61 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from resdeploy.calibration.scales import Affine
+from resdeploy.calibration.scales import QuantizationParameters
 from resdeploy.export.graph.placement import QuantizedEdge, is_residual_add
 
-# In steps of the output, for ratios below 4: fixed point has multipliers of 22 bits, which are off
-# by half a bit each and count up to 255 times, 2^-12 in all; float32 rounds sums below 1024 to
-# 2^-15. A half is 2^-11 away or more.
+# Largest errors in steps of the output, for ratios below 4: in fixed point, each of the two 22-bit
+# multipliers is off by at most half a bit and is multiplied by at most 255, which gives 2^-12;
+# float32 rounds sums below 1024 to 2^-15. With these denominators, every sum is at least 2^-11 away
+# from half-way.
 DENOMINATORS = np.arange(3, 1024, 2)
 LARGEST_RATIO = 4.0
-# Of the scales, when they are moved; further, the operand is too small beside the other to matter.
+# Maximum relative change of a scale. Only very small ratios need more; there the operand is
+# negligible beside the other one.
 LARGEST_CHANGE = 0.01
 
 
-def agree(
-    graph: ir.Graph, edges: Sequence[QuantizedEdge], scales: Mapping[str, Affine]
-) -> dict[str, Affine]:
-    """Move the scales of additions' operands, by far less than calibration knows them.
+def align_scales(
+    graph: ir.Graph,
+    edges: Sequence[QuantizedEdge],
+    parameters: Mapping[str, QuantizationParameters],
+) -> dict[str, QuantizationParameters]:
+    """Change the operand scales of residual additions slightly, so that all CPUs round alike.
 
     Args:
         graph: The FP32 graph.
-        edges: What is quantised.
-        scales: For every `range_of` in `edges`.
+        edges: The quantised edges.
+        parameters: The parameters of every `range_of` in `edges`.
 
     Returns:
-        All scales. Those of additions that cannot agree, or are not quantised throughout, stay.
+        The parameters of every `range_of`. They are unchanged for additions that are not in
+        integers, and for those without suitable fractions.
     """
-    agreed = dict(scales)
-    # Backwards: the output of one block is an operand of the next, which decides its scale.
-    for operands, output in reversed(_additions(graph, edges)):
-        unit = float(agreed[output].scale)
-        ratios = [float(agreed[operand].scale) / unit for operand in operands]
+    aligned = dict(parameters)
+    # From back to front: the next addition determines the output scale of the one before it.
+    for operands, output in reversed(_integer_additions(graph, edges)):
+        unit = float(aligned[output].scale)
+        ratios = [float(aligned[operand].scale) / unit for operand in operands]
         fractions = closest_fractions(ratios)
         if fractions is not None:
             for operand, fraction in zip(operands, fractions):
-                agreed[operand] = replace(agreed[operand], scale=np.float32(unit * fraction))
-    return agreed
+                aligned[operand] = replace(aligned[operand], scale=np.float32(unit * fraction))
+    return aligned
 
 
-def all_agree(
-    graph: ir.Graph, edges: Sequence[QuantizedEdge], scales: Mapping[str, Affine]
+def has_aligned_scales(
+    graph: ir.Graph,
+    edges: Sequence[QuantizedEdge],
+    parameters: Mapping[str, QuantizationParameters],
 ) -> bool:
-    """Whether every addition is in integers, with scales from `agree` that let it round alike."""
-    additions = _additions(graph, edges)
+    """Return True if every residual addition is in integers, with scales from `align_scales`."""
+    additions = _integer_additions(graph, edges)
     if len(additions) < sum(is_residual_add(node) for node in graph):
         return False
     for operands, output in additions:
         ratios = [
-            float(scales[operand].scale) / float(scales[output].scale) for operand in operands
+            float(parameters[operand].scale) / float(parameters[output].scale)
+            for operand in operands
         ]
         fractions = closest_fractions(ratios)
         if fractions is None or not np.allclose(ratios, fractions, rtol=1e-6, atol=0):
@@ -71,7 +79,7 @@ def all_agree(
 
 
 def closest_fractions(ratios: Sequence[float]) -> list[float] | None:
-    """The fractions with one small odd denominator that are closest to `ratios`, if any are."""
+    """Return the closest fractions with one small odd denominator, or None if all are too far."""
     exact = np.asarray(ratios)[:, None]
     fractions = np.rint(exact * DENOMINATORS) / DENOMINATORS
     changes = np.abs(fractions / exact - 1).max(axis=0)
@@ -81,10 +89,10 @@ def closest_fractions(ratios: Sequence[float]) -> list[float] | None:
     return [float(fraction) for fraction in fractions[:, best]]
 
 
-def _additions(
+def _integer_additions(
     graph: ir.Graph, edges: Sequence[QuantizedEdge]
 ) -> list[tuple[tuple[str, str], str]]:
-    """Of each addition in integers: whose scales its operands have, and its output."""
+    """Return `range_of` of both operands and of the output, for each addition in integers."""
     sources = {reader: edge.range_of for edge in edges for reader in edge.readers}
     outputs = {edge.tensor: edge.range_of for edge in edges}
     found = []
@@ -92,9 +100,9 @@ def _additions(
         if not is_residual_add(node):
             continue
         result = node.outputs[0]
-        uses = list(result.uses())
-        if len(uses) == 1 and uses[0].node.op_type == "Relu":  # it becomes a part of the addition
-            result = uses[0].node.outputs[0]
+        readers = node.successors()
+        if len(readers) == 1 and readers[0].op_type == "Relu":  # is fused into the addition
+            result = readers[0].outputs[0]
         operands = [sources.get((str(node.name), index)) for index in (0, 1)]
         output = outputs.get(str(result.name))
         if operands[0] is not None and operands[1] is not None and output is not None:

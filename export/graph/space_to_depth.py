@@ -1,10 +1,10 @@
-"""The convolution that reads the picture, laid out as a CPU's integer kernels like it.
+"""Space-to-depth for the first convolution, for faster INT8 kernels on CPUs.
 
-ONNX Runtime convolves directly where the channels are a multiple of four. Of a picture's three it
-gathers, for each output pixel, all that the kernel sees, and multiplies then: the stem took as long
-as five layers of equal work. Every two by two pixels become one of twelve channels, and the 7x7
-kernel of stride 2, with a row and a column of zeros, a 4x4 kernel of stride 1. The same products
-are summed: the integers stay the same to the last bit.
+ONNX Runtime has direct integer convolutions only for a multiple of four input channels. For the
+three channels of an image, it copies the inputs of each output pixel first (im2col): the stem took
+as long as five layers of equal work. Space-to-depth turns each block of two by two pixels into one
+pixel with twelve channels, and the 7x7 kernel of stride 2, padded with a row and a column of zeros,
+into a 4x4 kernel of stride 1. The same products are summed, so the integers stay identical.
 
 Sources: ONNX Runtime, core/mlas/lib/convsym.cpp (MlasConvSymPackWSize); TensorFlow,
 tensorflow/compiler/mlir/tensorflow/g3doc/space_to_depth.md; ONNX, operator SpaceToDepth.
@@ -14,142 +14,150 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from resdeploy.export.graph.placement import QDQ
+
 BLOCK = 2
 COLOURS = 3
-ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 Number = TypeVar("Number", bound=np.generic)
 
 
-def pack_stem(model: ir.Model) -> None:
-    """Rewrite a quantised convolution of stride 2 that reads a picture's colours, in place.
+def apply_space_to_depth(model: ir.Model) -> None:
+    """Rewrite the stem, a quantised convolution of stride 2 with three input channels, in place.
 
-    A stem with another stride, in float, or of a picture with odd sides stays as it is.
+    A stem in float, with another stride, or for images with odd sides is not changed.
     """
     for node in list(model.graph):
-        if node.op_type == "Conv" and (stem := _find(node)) is not None:
-            _pack(model.graph, stem)
+        if node.op_type == "Conv" and (stem := _match(node)) is not None:
+            _rewrite(model.graph, stem)
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
-    """A kernel along one axis of the picture, and how it is laid over blocks of two pixels."""
+class KernelAxis:
+    """One spatial axis of a kernel, and its padding for blocks of two pixels."""
 
     size: int
+    """Size of the kernel in pixels."""
     padding: int
-    """Zeros before the picture."""
+    """Number of zeros before the image."""
 
     @property
     def margins(self) -> tuple[int, int]:
-        """Zeros before and behind the kernel, so that its windows are whole blocks.
+        """Number of zeros before and after the kernel that make its windows whole blocks.
 
-        The first window begins `padding` pixels before the picture; blocks begin at even ones.
+        The first window begins `padding` pixels before the image; blocks begin at even pixels.
         """
         before = self.padding % BLOCK
         return before, -(before + self.size) % BLOCK
 
     def pads(self, inputs: int, outputs: int) -> tuple[int, int]:
-        """Blocks of zeros before and behind the picture.
+        """Return the number of blocks of zeros before and after the image.
 
         Args:
-            inputs: Pixels that are read.
-            outputs: How many windows there are.
+            inputs: Size of the image in pixels.
+            outputs: Size of the output in pixels.
         """
         blocks = (self.size + sum(self.margins)) // BLOCK
         before = (self.padding + self.margins[0]) // BLOCK
         return before, outputs - 1 + blocks - before - inputs // BLOCK
 
 
-def pack_kernel(weight: npt.NDArray[Number], axes: Sequence[Axis]) -> npt.NDArray[Number]:
-    """The kernel over blocks of pixels that does what `weight` does over pixels.
+def space_to_depth_kernel(
+    weight: npt.NDArray[Number], axes: Sequence[KernelAxis]
+) -> npt.NDArray[Number]:
+    """Return the kernel for blocks of pixels that is equivalent to `weight` for pixels.
 
     Args:
-        weight: (O, C, kh, kw).
-        axes: Of the height and the width.
+        weight: Kernel (O, C, kh, kw).
+        axes: The axes of height and width.
 
     Returns:
-        (O, 4 * C, kh', kw') with half the height and width that it has with its margins. Channels
-        are ordered as SpaceToDepth orders them: by row in the block, column, channel.
+        Kernel (O, 4 * C, kh', kw') with half the height and width of `weight` with its margins. The
+        order of channels is that of SpaceToDepth: by row in the block, column, channel.
     """
     even = np.pad(weight, [(0, 0), (0, 0), *(axis.margins for axis in axes)])
     outputs, channels, height, width = even.shape
     blocks = even.reshape(outputs, channels, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
-    packed = blocks.transpose(0, 3, 5, 1, 2, 4)
-    return packed.reshape(outputs, -1, height // BLOCK, width // BLOCK)
+    kernel = blocks.transpose(0, 3, 5, 1, 2, 4)
+    return kernel.reshape(outputs, -1, height // BLOCK, width // BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stem:
+    """Nodes of a quantised stem."""
+
     convolution: ir.Node
     quantize: ir.Node
     dequantize: ir.Node
     dequantize_weight: ir.Node
 
 
-def _find(convolution: ir.Node) -> _Stem | None:
+def _match(convolution: ir.Node) -> _Stem | None:
+    """Return the stem that ends in `convolution`, or None if it is not a suitable stem."""
     dequantize, dequantize_weight = _producer(convolution, 0), _producer(convolution, 1)
     quantize = dequantize and _producer(dequantize, 0)
-    if not (quantize and dequantize and dequantize_weight):  # in float
+    if not (quantize and dequantize and dequantize_weight):  # the convolution is in float
         return None
     _, channels, *sides = _shape(convolution.inputs[0])
     attributes = convolution.attributes
-    fits = (
+    is_suitable = (
         channels == COLOURS
         and not any(side % BLOCK for side in sides)
         and attributes.get_ints("strides") == (BLOCK, BLOCK)
         and attributes.get_ints("dilations") == (1, 1)
         and len(dequantize.outputs[0].uses()) == 1
     )
-    return _Stem(convolution, quantize, dequantize, dequantize_weight) if fits else None
+    return _Stem(convolution, quantize, dequantize, dequantize_weight) if is_suitable else None
 
 
-def _pack(graph: ir.Graph, stem: _Stem) -> None:
+def _rewrite(graph: ir.Graph, stem: _Stem) -> None:
     pixels, weight = stem.quantize.inputs[0], stem.dequantize_weight.inputs[0]
     assert pixels is not None
     assert weight is not None
     assert weight.const_value is not None
     kernel = weight.const_value.numpy()
     attributes = stem.convolution.attributes
-    axes = [Axis(*pair) for pair in zip(kernel.shape[2:], attributes.get_ints("pads", ()))]
-    packed = np.ascontiguousarray(pack_kernel(kernel, axes))
-    weight.const_value = ir.tensor(packed, name=weight.name)
-    weight.shape = stem.dequantize_weight.outputs[0].shape = ir.Shape(packed.shape)
+    axes = [KernelAxis(*pair) for pair in zip(kernel.shape[2:], attributes.get_ints("pads", ()))]
+    kernel = np.ascontiguousarray(space_to_depth_kernel(kernel, axes))
+    weight.const_value = ir.tensor(kernel, name=weight.name)
+    weight.shape = stem.dequantize_weight.outputs[0].shape = ir.Shape(kernel.shape)
 
-    # In float, because ONNX Runtime has had it for integers for a short time (its pull 29154).
-    blocks = ir.node("SpaceToDepth", [pixels], {"blocksize": BLOCK}, name=f"{pixels.name}.pack")
-    blocks.outputs[0].name = f"{pixels.name}.packed"
-    blocks.outputs[0].type = pixels.type
-    graph.insert_before(stem.quantize, blocks)
-    stem.quantize.replace_input_with(0, blocks.outputs[0])
     _, channels, *sides = _shape(pixels)
-    shape = [channels * BLOCK**2, *(side // BLOCK for side in sides)]
-    for node in (blocks, stem.quantize, stem.dequantize):
-        assert pixels.shape is not None
-        node.outputs[0].shape = ir.Shape([pixels.shape[0], *shape])
+    assert pixels.shape is not None
+    shape = (pixels.shape[0], channels * BLOCK**2, *(side // BLOCK for side in sides))
+    blocks = ir.val(f"{pixels.name}.packed", type=pixels.type, shape=ir.Shape(shape))
+    # SpaceToDepth is before QuantizeLinear, in float, because only recent versions of ONNX Runtime
+    # support it for integers (its pull request 29154).
+    node = ir.node(
+        "SpaceToDepth", [pixels], {"blocksize": BLOCK}, outputs=[blocks], name=f"{pixels.name}.pack"
+    )
+    graph.insert_before(stem.quantize, node)
+    stem.quantize.replace_input_with(0, blocks)
+    for value in (stem.quantize.outputs[0], stem.dequantize.outputs[0]):
+        value.shape = ir.Shape(shape)
 
     _, _, *windows = _shape(stem.convolution.outputs[0])
-    ends = [axis.pads(*sizes) for axis, *sizes in zip(axes, sides, windows)]
-    attributes.add(ir.AttrInt64s("kernel_shape", packed.shape[2:]))
+    pads = zip(*(axis.pads(*sizes) for axis, *sizes in zip(axes, sides, windows)))
+    attributes.add(ir.AttrInt64s("kernel_shape", kernel.shape[2:]))
     attributes.add(ir.AttrInt64s("strides", (1, 1)))
-    attributes.add(
-        ir.AttrInt64s("pads", [before for before, _ in ends] + [last for _, last in ends])
-    )
+    attributes.add(ir.AttrInt64s("pads", [*chain(*pads)]))
 
 
 def _producer(node: ir.Node, index: int) -> ir.Node | None:
-    """The node that makes a node's input, if that quantises or restores."""
+    """Return the QuantizeLinear or DequantizeLinear node that computes an input, or None."""
     value = node.inputs[index]
-    made_by = value.producer() if value is not None else None
-    return made_by if made_by is not None and made_by.op_type in ROUNDING else None
+    producer = value.producer() if value is not None else None
+    return producer if producer is not None and producer.op_type in QDQ else None
 
 
 def _shape(value: ir.Value | None) -> tuple[int, ...]:
-    """A tensor's shape; -1 where it is not known."""
+    """Return the shape of a tensor, with -1 for dynamic axes."""
     assert value is not None
     assert value.shape is not None
     return tuple(side if isinstance(side, int) else -1 for side in value.shape)

@@ -242,7 +242,7 @@ def draw_held_out_images(source: Source, seed: int, excluded: Collection[str]) -
         for path in draw(pool, seed)
     ]
     try:
-        images = np.concatenate(list(image_set.admit(paths, batch_size(size))))
+        images = np.concatenate(list(image_set.add(paths, batch_size(size))))
     except CalibrationError as error:
         raise CalibrationError(
             "no held-out image is left to evaluate mixtures of INT8 and float on",

@@ -88,7 +88,7 @@ def calibrate(
     image_set = CalibrationImages(
         source.preprocessing, wanted=images + wanted_scoring, excluded=golden_digests
     )
-    usable = image_set.admit(paths, batch_size(source.preprocessing.image_size))
+    usable = image_set.add(paths, batch_size(source.preprocessing.image_size))
     scoring, usable = _take(usable, wanted_scoring)
     first, rest = _take(usable, EQUALIZING_IMAGES)
     if first and not learned:
@@ -127,7 +127,7 @@ def calibrate(
         digests=tuple(image_set.digests[wanted_scoring:]),
         selection_digests=tuple(image_set.digests[:wanted_scoring]),
         scoring_images=sum(map(len, scoring)),
-        skipped=image_set.refused,
+        skipped=image_set.skipped,
         balance=_class_balance(source, image_set.paths[wanted_scoring:]),
         growth_percent=100 * float(np.median([tensor.growth for tensor in statistics.values()])),
         statistics=statistics,

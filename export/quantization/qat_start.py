@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.calibration.scales import symmetric
+from resdeploy.calibration.scales import symmetric_parameters
 from resdeploy.errors import TrainingError
 from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.graph.to_onnx import to_onnx
@@ -78,7 +78,7 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
     return QuantizedStart(
         weights=unfold_norms(calibration.model, network),
         scales={
-            tensor: float(symmetric(recipe.ranges[tensor], half=True).scale)
+            tensor: float(symmetric_parameters(recipe.ranges[tensor], half=True).scale)
             for tensor in dict.fromkeys(reads.values())
         },
         reads=reads,

@@ -17,7 +17,7 @@ from resdeploy.export.graph.float16 import to_float16
 from resdeploy.export.graph.layers import keep_in_float
 from resdeploy.export.graph.placement import QuantizedEdge, place
 from resdeploy.export.graph.qdq import Weights, insert_qdq
-from resdeploy.export.graph.space_to_depth import pack_stem
+from resdeploy.export.graph.space_to_depth import apply_space_to_depth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class QuantizationRecipe:
             quantised, edges, self.ranges, self.encoding, in_float=self.in_float, weights=weights
         )
         if self.encoding is Encoding.CPU:
-            pack_stem(quantised)
+            apply_space_to_depth(quantised)
         elif half:
             to_float16(quantised)
         return quantised

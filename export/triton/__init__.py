@@ -1,1 +1,1 @@
-"""TODO."""
+"""Model repositories for Triton Inference Server."""

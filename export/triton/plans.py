@@ -1,4 +1,4 @@
-"""The script that builds TensorRT plans where Triton will run them, with Triton's own TensorRT."""
+"""Script that builds the TensorRT plans of a repository on the target, with Triton's TensorRT."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from resdeploy.bundle.manifest import INPUT_NAME
 from resdeploy.runtime.backends.base import Batches
 
 PLANS = "build-plans.sh"
-# TensorRT 11 types strongly always, and may not know the option any more.
+# TensorRT 11 is always strongly typed, and may not accept the option --stronglyTyped any more.
 SCRIPT = """#!/bin/sh
-# Builds the TensorRT plans of this repository. A plan fits one GPU and one version of TensorRT:
-# run this where Triton will run, in Triton's own image (IMAGE, NVIDIA's tritonserver:YY.MM-py3):
+# Builds the TensorRT plans of this repository. A plan works on one kind of GPU with one version of
+# TensorRT. Run this on the target, in Triton's image (IMAGE: NVIDIA's tritonserver:YY.MM-py3):
 #   docker run --rm --gpus all -v "$PWD:/models" "$IMAGE" sh /models/build-plans.sh
 set -eu
 cd "$(dirname "$0")"
 trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)
 if [ ! -x "$trtexec" ]; then
-  echo "there is no trtexec here: use Triton's or TensorRT's image" >&2
+  echo "trtexec was not found: run this script in Triton's or TensorRT's image" >&2
   exit 1
 fi
 typed=
@@ -33,12 +33,12 @@ mv {partial} {plan}"""
 
 
 def plans_script(graphs: Mapping[Path, Path], size: int, batches: Batches) -> str:
-    """A shell script that builds a plan of each graph.
+    """Return a shell script that builds a TensorRT plan from each graph.
 
     Args:
-        graphs: Graph and plan, both within the repository.
-        size: Side of the pictures in pixels.
-        batches: What the plans are built for.
+        graphs: Paths of the plans by path of the graph, relative to the repository.
+        size: Side of the images in pixels.
+        batches: Batch sizes that the plans support.
     """
 
     def shape(batch: int) -> str:

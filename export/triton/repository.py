@@ -1,8 +1,8 @@
-"""A bundle as a model repository of Triton Inference Server: one model for each graph.
+"""Conversion of a bundle to a model repository of Triton, with one model for each graph.
 
 Sources: the schema of `config.pbtxt` is `model_config.proto`,
-https://github.com/triton-inference-server/common/blob/08365ea/protobuf/model_config.proto; what its
-backends read of it: https://github.com/triton-inference-server/onnxruntime_backend (013d274) and
+https://github.com/triton-inference-server/common/blob/08365ea/protobuf/model_config.proto; the
+backends' parameters: https://github.com/triton-inference-server/onnxruntime_backend (013d274) and
 tensorrt_backend (25e7b08).
 """
 
@@ -20,7 +20,7 @@ from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.storage import new_directory, refuse_existing, sha256
 
 SIGN = "resdeploy.json"
-"""In the repository's root, where Triton reads folders only: which bundle it was made from."""
+"""File in the root of the repository that names its bundle; Triton ignores files there."""
 VERSION = "1"
 CONFIG = "config.pbtxt"
 WARM_UP = "golden-image"
@@ -28,44 +28,47 @@ BATCHES = Batches()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """How Triton runs one kind of graph."""
+class ModelSettings:
+    """Triton's settings for one kind of graph."""
 
     backend: str
     instances: str
-    """Kind of the instances: on a GPU, on the CPU, or on a GPU where there is one."""
+    """Kind of the instances; KIND_AUTO means a GPU if there is one, and else the CPU."""
     file: str
-    """Which its backend looks for."""
-    half: bool = False
-    """Whether ONNX Runtime hands the graph to TensorRT, in float16."""
+    """Name of the file that the backend loads."""
+    tensorrt_fp16: bool = False
+    """True if ONNX Runtime runs the graph with TensorRT in float16."""
 
 
-# TensorRT inside ONNX Runtime is weakly typed, and Triton lets it have float16 or int8, not both:
-# what is not quantised in int8.onnx is float16, so that graph becomes a plan.
-VARIANTS = {
-    "fp32": Variant(backend="onnxruntime", instances="KIND_AUTO", file="model.onnx"),
-    "fp16": Variant(backend="onnxruntime", instances="KIND_GPU", file="model.onnx", half=True),
-    "int8": Variant(backend="tensorrt", instances="KIND_GPU", file="model.plan"),
-    "int8-cpu": Variant(backend="onnxruntime", instances="KIND_CPU", file="model.onnx"),
+# int8.onnx becomes a plan, because it needs both float16 and int8: TensorRT inside ONNX Runtime is
+# weakly typed, and Triton enables either float16 or int8 there.
+SETTINGS = {
+    "fp32": ModelSettings(backend="onnxruntime", instances="KIND_AUTO", file="model.onnx"),
+    "fp16": ModelSettings(
+        backend="onnxruntime", instances="KIND_GPU", file="model.onnx", tensorrt_fp16=True
+    ),
+    "int8": ModelSettings(backend="tensorrt", instances="KIND_GPU", file="model.plan"),
+    "int8-cpu": ModelSettings(backend="onnxruntime", instances="KIND_CPU", file="model.onnx"),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TritonModel:
-    """One model of a repository."""
+    """Model of a repository."""
 
     name: str
     artifact: str
+    """Name of the bundle's artifact."""
     backend: str
     graph: Path
-    """Within the repository."""
+    """Path of the ONNX file, relative to the repository."""
     plan: Path | None
-    """Where its TensorRT engine is expected, which only the target can build."""
+    """Path of the TensorRT plan, which must be built on the target; None for other backends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TritonRepository:
-    """What `resdeploy export --triton` reports."""
+    """Result of `resdeploy export --triton`."""
 
     repository: Path
     bundle: Path
@@ -73,32 +76,32 @@ class TritonRepository:
 
 
 def write_repository(bundle: Bundle, folder: Path, *, force: bool = False) -> TritonRepository:
-    """Write a model repository; when anything fails before it is whole, none is left.
+    """Write a model repository for a bundle. A failure leaves no incomplete repository.
 
     Raises:
-        BundleError: the bundle is damaged.
-        OutputError: the repository exists already, or cannot be written.
+        BundleError: The bundle is damaged.
+        OutputError: The repository exists already or cannot be written.
     """
     refuse_repository(folder, force=force)
     name = bundle.path.resolve().name.removesuffix(".bundle")
     models = tuple(
         _model(f"{name}-{artifact.name}", artifact.name)
         for artifact in bundle.manifest.artifacts
-        if artifact.name in VARIANTS
+        if artifact.name in SETTINGS
     )
     labels = "".join(f"{label}\n" for label in bundle.labels()).encode()
     warm_up = bundle.golden().images[0].tobytes()
     size = bundle.manifest.preprocessing.image_size
     with new_directory(folder, force=force, sign=SIGN) as root:
         for model in models:
-            home = root / model.name
-            (home / VERSION).mkdir(parents=True)
-            (home / "warmup").mkdir()
+            model_folder = root / model.name
+            (model_folder / VERSION).mkdir(parents=True)
+            (model_folder / "warmup").mkdir()
             (root / model.graph).write_bytes(bundle.read(bundle.artifact(model.artifact).file))
-            (home / LABELS).write_bytes(labels)
-            (home / "warmup" / WARM_UP).write_bytes(warm_up)
+            (model_folder / LABELS).write_bytes(labels)
+            (model_folder / "warmup" / WARM_UP).write_bytes(warm_up)
             config = config_text(model.name, model.artifact, size, bundle.manifest.classes)
-            (home / CONFIG).write_text(config, encoding="utf-8")
+            (model_folder / CONFIG).write_text(config, encoding="utf-8")
         graphs = {model.graph: model.plan for model in models if model.plan is not None}
         if graphs:
             (root / PLANS).write_text(plans_script(graphs, size, BATCHES), encoding="utf-8")
@@ -109,26 +112,26 @@ def write_repository(bundle: Bundle, folder: Path, *, force: bool = False) -> Tr
 
 
 def refuse_repository(folder: Path, *, force: bool) -> None:
-    """Check before long work whether `write_repository` may write there.
+    """Check, before a long export, that `write_repository` may write to `folder`.
 
     Raises:
-        OutputError: it may not.
+        OutputError: The folder exists without `force`, or is not a repository.
     """
     refuse_existing(folder, force=force, sign=SIGN)
 
 
 def config_text(name: str, artifact: str, size: int, classes: int) -> str:
-    """A model's `config.pbtxt`: a ModelConfig in protobuf's text format.
+    """Return the content of `config.pbtxt`, a ModelConfig in protobuf's text format.
 
-    Batches, waiting and refusals are what `resdeploy serve` does where nothing else is said.
+    Batching, queue and timeout have the defaults of `resdeploy serve`.
 
     Args:
-        name: Of the model and its folder.
-        artifact: Of `VARIANTS`.
-        size: Side of the pictures in pixels.
-        classes: Length of a row of logits.
+        name: Name of the model and of its folder.
+        artifact: Name of the artifact, a key of `SETTINGS`.
+        size: Side of the images in pixels.
+        classes: Number of classes.
     """
-    variant, serving = VARIANTS[artifact], ServeConfig()
+    settings, serving = SETTINGS[artifact], ServeConfig()
     dims = f"{size}, {size}, 3"
     warm_ups = ",".join(
         f"""
@@ -143,13 +146,13 @@ def config_text(name: str, artifact: str, size: int, classes: int) -> str:
         for batch in sorted({BATCHES.smallest, BATCHES.usual, BATCHES.largest})
     )
     return f"""name: {json.dumps(name, ensure_ascii=False)}
-backend: "{variant.backend}"
+backend: "{settings.backend}"
 max_batch_size: {BATCHES.largest}
 input [ {{ name: "{INPUT_NAME}" data_type: TYPE_UINT8 dims: [ {dims} ] }} ]
 output [
   {{ name: "{OUTPUT_NAME}" data_type: TYPE_FP32 dims: [ {classes} ] label_filename: "{LABELS}" }}
 ]
-instance_group [ {{ kind: {variant.instances} count: 1 }} ]
+instance_group [ {{ kind: {settings.instances} count: 1 }} ]
 dynamic_batching {{
   max_queue_delay_microseconds: {round(1000 * serving.max_delay_ms)}
   default_queue_policy {{
@@ -159,26 +162,26 @@ dynamic_batching {{
     max_queue_size: {serving.queue}
   }}
 }}
-{_accelerator(dims) if variant.half else ""}model_warmup [{warm_ups}
+{_tensorrt_accelerator(dims) if settings.tensorrt_fp16 else ""}model_warmup [{warm_ups}
 ]
 """
 
 
 def _model(name: str, artifact: str) -> TritonModel:
-    variant, home = VARIANTS[artifact], Path(name)
-    file = home / VERSION / variant.file
-    planned = file.suffix == ".plan"
+    settings = SETTINGS[artifact]
+    file = Path(name, VERSION, settings.file)
+    is_plan = file.suffix == ".plan"
     return TritonModel(
         name=name,
         artifact=artifact,
-        backend=variant.backend,
-        graph=home / f"{artifact}.onnx" if planned else file,
-        plan=file if planned else None,
+        backend=settings.backend,
+        graph=Path(name, f"{artifact}.onnx") if is_plan else file,
+        plan=file if is_plan else None,
     )
 
 
-def _accelerator(dims: str) -> str:
-    """TensorRT within ONNX Runtime, for all sizes of batches at once: else it builds for each."""
+def _tensorrt_accelerator(dims: str) -> str:
+    """Return the settings for TensorRT in ONNX Runtime, with one engine for all batch sizes."""
     shape = dims.replace(", ", "x")
     options = {
         "precision_mode": "FP16",

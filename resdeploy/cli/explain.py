@@ -47,7 +47,7 @@ def coverage_text(coverage: Coverage) -> str:
         f"{island.nodes[0]}"
         + (f" to {island.nodes[-1]} ({len(island.nodes)} nodes)" if len(island.nodes) > 1 else "")
         + f" in {island.dtype}"
-        for island in coverage.islands
+        for island in coverage.float_regions
     ]
     return (
         f"{coverage.int8_convs} of {coverage.convs} convolutions and {coverage.fused_additions} of "

@@ -1,4 +1,4 @@
-"""Calibrators against NumPy on the values themselves, and against ONNX Runtime's own."""
+"""Tests of the calibrators against NumPy and ONNX Runtime's calibrator."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Images = npt.NDArray[np.float32]
 
 
 def statistics(images: Images) -> TensorStatistics:
-    """Of activations (images, values)."""
+    """Return the statistics of activations (images, values)."""
     histogram = Histogram()
     histogram.add(images)
     return TensorStatistics(lows=images.min(axis=1), highs=images.max(axis=1), histogram=histogram)
 
 
 def activations(seed: int = 0, images: int = 200, *, relu: bool = True) -> Images:
-    """Bell-shaped, and a few images in which everything is many times larger."""
+    """Return normally distributed values (images, 500), 12 times larger in the first 3 images."""
     generator = np.random.default_rng(seed)
     values = generator.normal(size=(images, 500)) * generator.lognormal(0, 0.3, (images, 1))
     values[:3] *= 12
@@ -32,7 +32,7 @@ def activations(seed: int = 0, images: int = 200, *, relu: bool = True) -> Image
 
 
 def quantised(values: Images, chosen: Range, *, symmetric: bool) -> npt.NDArray[np.float64]:
-    """Rounded and clipped in float64: a definition that shares nothing with the calibrators."""
+    """Round and clip in float64, independently of the calibrators' code."""
     x = values.astype(np.float64)
     if symmetric:
         step = max(-chosen.low, chosen.high) / 127
@@ -45,7 +45,7 @@ def quantised(values: Images, chosen: Range, *, symmetric: bool) -> npt.NDArray[
 @pytest.mark.parametrize("symmetric", [True, False])
 @settings(max_examples=20)
 @given(seed=st.integers(0, 1000), relu=st.booleans(), scale=st.floats(1e-3, 1e3))
-def test_ranges_are_within_what_was_seen(
+def test_ranges_are_within_the_observed_values(
     name: str, symmetric: bool, seed: int, relu: bool, scale: float
 ) -> None:
     images = np.float32(scale) * activations(seed, images=20, relu=relu)
@@ -65,21 +65,21 @@ def test_the_order_of_images_does_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", CALIBRATORS)
 @pytest.mark.parametrize("values", [[0.0, 0.0], [0.0, 3.0], [-2.0, 0.0], [5.0, 5.0], [-1e-9, 1e-9]])
-def test_tensors_with_hardly_any_values(name: str, values: list[float]) -> None:
+def test_extreme_tensors_have_a_finite_range(name: str, values: list[float]) -> None:
     images = np.array([values], np.float32)
     chosen = CALIBRATORS[name](statistics(images), symmetric=True)
     assert chosen.low <= max(values)
     assert np.isfinite([chosen.low, chosen.high]).all()
 
 
-def test_max_keeps_everything() -> None:
+def test_max_is_the_range_of_all_values() -> None:
     images = activations(relu=False)
     chosen = max_range(statistics(images), symmetric=True)
     assert (chosen.low, chosen.high) == (float(images.min()), float(images.max()))
 
 
 @pytest.mark.parametrize("share", [95, 97, 99])
-def test_image_quantiles_are_numpys(share: int) -> None:
+def test_image_quantiles_match_numpy(share: int) -> None:
     images = activations(relu=False)
     chosen = CALIBRATORS[f"image-{share}"](statistics(images), symmetric=True)
     assert chosen.high == pytest.approx(np.percentile(images.max(1), share))
@@ -88,47 +88,48 @@ def test_image_quantiles_are_numpys(share: int) -> None:
 
 @pytest.mark.parametrize("share", [99.9, 99.99, 99.999])
 @pytest.mark.parametrize("relu", [True, False])
-def test_percentiles_are_numpys_to_a_bin(share: float, relu: bool) -> None:
-    images = activations(images=203, relu=relu)  # so that no share is a whole number of values
-    seen = statistics(images)
-    chosen = CALIBRATORS[f"percentile-{share:g}"](seen, symmetric=True)
+def test_percentiles_match_numpy_within_a_bin(share: float, relu: bool) -> None:
+    images = activations(images=203, relu=relu)  # 203, so that no share is a whole number
+    observed = statistics(images)
+    chosen = CALIBRATORS[f"percentile-{share:g}"](observed, symmetric=True)
     for ours, exact in (
         (chosen.high, np.percentile(images, share, method="inverted_cdf")),
         (chosen.low, -np.percentile(-images, share, method="inverted_cdf")),
     ):
-        assert ours == pytest.approx(float(exact), abs=seen.histogram.width)  # the value's bin
+        assert ours == pytest.approx(float(exact), abs=observed.histogram.width)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
-def test_mse_is_close_to_the_best_of_all_clips(symmetric: bool, relu: bool) -> None:
+def test_mse_is_close_to_the_best_clip(symmetric: bool, relu: bool) -> None:
     images = activations(relu=relu)
 
     def error(chosen: Range) -> float:
         return float(np.square(quantised(images, chosen, symmetric=symmetric) - images).sum())
 
-    seen = statistics(images)
-    low, high = min(seen.extremes.low, 0.0), seen.extremes.high
+    observed = statistics(images)
+    low, high = min(observed.extremes.low, 0.0), observed.extremes.high
     best = min(error(Range(low=s * low, high=s * high)) for s in np.linspace(0.02, 1, 400))
-    # Rounding noise is modelled, not counted, and clips are tried in steps of 2 %.
-    assert error(mse(seen, symmetric=symmetric)) <= 1.1 * best
-    assert error(mse(seen, symmetric=symmetric)) < error(max_range(seen, symmetric=symmetric))
+    # The tolerance is for the model of the rounding noise, and for steps of 2 % between clips.
+    ours, largest = (error(rule(observed, symmetric=symmetric)) for rule in (mse, max_range))
+    assert ours <= 1.1 * best
+    assert ours < largest
 
 
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize(
-    # Where a few images lie far out the divergence is flat over a wide range of clips, and other
-    # bins, other steps between clips and another rule for empty bins move its minimum.
-    ("odd", "tolerance"),
+    # With a few outlier images, the divergence is flat over a wide range of clips. Therefore its
+    # minimum depends on the bins, on the steps between clips and on the rule for empty bins.
+    ("outlier_factor", "tolerance"),
     [(1.0, 0.1), (12.0, 0.5)],
 )
-def test_entropy_clips_where_onnx_runtime_does(relu: bool, odd: float, tolerance: float) -> None:
+def test_entropy_matches_onnx_runtime(relu: bool, outlier_factor: float, tolerance: float) -> None:
     images = activations(relu=relu)
-    images[:3] *= np.float32(odd / 12)
+    images[:3] *= np.float32(outlier_factor / 12)
     largest = float(np.abs(images).max())
     counts, edges = np.histogram(np.abs(images), bins=2048, range=(0, largest))
     if relu:
-        counts[0] = counts[1]  # exact zeros need no steps
+        counts[0] = counts[1]  # every scale represents exact zeros
     both = np.concatenate([counts[::-1], counts]), np.concatenate([-edges[::-1], edges[1:]])
     ends = np.float32(-largest), np.float32(largest)
     collector = HistogramCollector("entropy", False, 2048, 128, 99.99, None)
@@ -138,17 +139,16 @@ def test_entropy_clips_where_onnx_runtime_does(relu: bool, odd: float, tolerance
     assert ours < 0.9 * largest
 
 
-def test_odd_images_spoil_the_maximum_but_not_the_quantile_over_images() -> None:
+def test_outlier_images_affect_the_maximum_but_not_the_quantile_over_images() -> None:
     images = activations()
-    usual = images[3:]
-    seen = statistics(images)
+    typical = images[3:]
+    observed = statistics(images)
 
-    def noise(name: str) -> float:
-        chosen = CALIBRATORS[name](seen, symmetric=True)
-        ratio = np.square(usual).sum(1) / np.square(
-            quantised(usual, chosen, symmetric=True) - usual
-        ).sum(1)
+    def sqnr(name: str) -> float:
+        chosen = CALIBRATORS[name](observed, symmetric=True)
+        error = quantised(typical, chosen, symmetric=True) - typical
+        ratio = np.square(typical).sum(1) / np.square(error).sum(1)
         return float(np.median(10 * np.log10(ratio)))
 
-    assert noise("image-97") > noise("max") + 10
-    assert noise("image-97") > noise("percentile-99.9")
+    assert sqnr("image-97") > sqnr("max") + 10
+    assert sqnr("image-97") > sqnr("percentile-99.9")

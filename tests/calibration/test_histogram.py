@@ -1,4 +1,4 @@
-"""A histogram whose result depends on the values alone, not on their order or batches."""
+"""Tests of the histogram: bins, widening, and independence of order and batches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_order_and_batches_do_not_matter(array: npt.NDArray[np.float32], random:
 
 
 @given(values)
-@example(np.array([4096, -1e-45], np.float32))  # the product with 1 / width is -0.0
+@example(np.array([4096, -1e-45], np.float32))  # -1e-45 / width is -0.0
 def test_every_value_is_in_its_bin(array: npt.NDArray[np.float32]) -> None:
     histogram = histogram_of(array)
     exact = np.floor(array.astype(np.float64) / histogram.width).astype(np.int64)
@@ -49,7 +49,7 @@ def test_the_larger_side_uses_at_least_half_of_its_bins(largest: float) -> None:
     assert BINS / 2 <= largest / histogram.width < BINS
 
 
-def test_memory_is_the_same_for_any_number_of_values() -> None:
+def test_memory_does_not_depend_on_the_number_of_values() -> None:
     small = histogram_of(np.ones(3, np.float32))
     large = histogram_of(
         *(np.random.default_rng(i).normal(size=10_000).astype(np.float32) for i in range(9))
@@ -58,7 +58,7 @@ def test_memory_is_the_same_for_any_number_of_values() -> None:
     assert large.counts.sum() == 90_000
 
 
-def test_zeros_alone_need_no_room() -> None:
+def test_zeros_do_not_widen_the_bins() -> None:
     histogram = histogram_of(np.zeros(5, np.float32))
     assert histogram.exponent == SMALLEST_EXPONENT
     assert histogram.counts[BINS] == 5

@@ -1,4 +1,4 @@
-"""One pass over the images, on a graph small enough to compute by hand."""
+"""Tests of the observer on a graph that is small enough to compute by hand."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ def images(*values: int) -> UInt8Array:
 def test_extremes_are_kept_per_image_in_order() -> None:
     batches = [images(0, 150), images(255)]
     batches[0][0, 0, 0, 0] = 200
-    seen = observe(GRAPH, ["centred"], batches)["centred"]
-    np.testing.assert_array_equal(seen.lows, [-100, 50, 155])
-    np.testing.assert_array_equal(seen.highs, [100, 50, 155])
-    assert seen.lows.dtype == np.float32
+    statistics = observe(GRAPH, ["centred"], batches)["centred"]
+    np.testing.assert_array_equal(statistics.lows, [-100, 50, 155])
+    np.testing.assert_array_equal(statistics.highs, [100, 50, 155])
+    assert statistics.lows.dtype == np.float32
 
 
-def test_batches_are_walked_once() -> None:
-    walked = []
+def test_batches_are_iterated_once() -> None:
+    yielded = []
 
     def batches() -> object:
         for value in (1, 2, 3):
-            walked.append(value)
+            yielded.append(value)
             yield images(value)
 
-    seen = observe(GRAPH, ["centred", "inverse"], batches())  # type: ignore[arg-type]
-    assert walked == [1, 2, 3]
-    assert set(seen) == {"centred", "inverse"}
+    statistics = observe(GRAPH, ["centred", "inverse"], batches())  # type: ignore[arg-type]
+    assert yielded == [1, 2, 3]
+    assert set(statistics) == {"centred", "inverse"}
 
 
 def test_the_size_of_the_batches_does_not_matter() -> None:
     pictures = np.random.default_rng(0).integers(0, 99, (7, 2, 2, 3), dtype=np.uint8)
-    once = observe(GRAPH, ["inverse"], [pictures])["inverse"]
-    often = observe(GRAPH, ["inverse"], [pictures[:3], pictures[3:4], pictures[4:]])["inverse"]
-    np.testing.assert_array_equal(once.lows, often.lows)
-    np.testing.assert_array_equal(once.highs, often.highs)
+    whole = observe(GRAPH, ["inverse"], [pictures])["inverse"]
+    parts = observe(GRAPH, ["inverse"], [pictures[:3], pictures[3:4], pictures[4:]])["inverse"]
+    np.testing.assert_array_equal(whole.lows, parts.lows)
+    np.testing.assert_array_equal(whole.highs, parts.highs)
 
 
 def test_an_infinite_activation_is_an_error_that_names_the_tensor() -> None:
@@ -63,5 +63,5 @@ def test_an_infinite_activation_is_an_error_that_names_the_tensor() -> None:
 
 
 def test_no_images_are_an_error() -> None:
-    with pytest.raises(CalibrationError, match="no calibration image"):
+    with pytest.raises(CalibrationError, match="no calibration images"):
         observe(GRAPH, ["centred"], [])

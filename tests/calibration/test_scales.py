@@ -1,4 +1,4 @@
-"""Scales and integers, against ONNX's own reference evaluator and by their defining properties."""
+"""Tests of scales and integers against ONNX's reference evaluator and by their definition."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from resdeploy.calibration.scales import (
     INT8_MAX,
     SMALLEST_SCALE,
     UINT8_MAX,
-    Affine,
-    asymmetric,
+    QuantizationParameters,
+    asymmetric_parameters,
     quantize_bias,
     quantize_weight,
-    symmetric,
+    symmetric_parameters,
 )
 from resdeploy.errors import CalibrationError
 
-# Activations of networks that work lie far inside; larger ones do not fit float16 anyway.
+# Larger activations are outside the range of float16.
 ends = st.floats(-1e4, 1e4, width=32)
 ranges = st.tuples(ends, ends).map(lambda pair: Range(low=min(pair), high=max(pair)))
 weights = hnp.arrays(
@@ -38,9 +38,9 @@ weights = hnp.arrays(
 
 
 def onnx_round_trip(
-    values: npt.NDArray[np.float32], affine: Affine, grid: type[np.generic]
+    values: npt.NDArray[np.float32], parameters: QuantizationParameters, grid: type[np.generic]
 ) -> npt.NDArray[np.float32]:
-    """Quantise and dequantise as the ONNX specification does."""
+    """Quantise and dequantise with ONNX's reference evaluator."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(grid))
     graph = helper.make_graph(
         [
@@ -51,8 +51,8 @@ def onnx_round_trip(
         [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [None])],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [None])],
         [
-            helper.make_tensor("scale", onnx.TensorProto.FLOAT, [], [float(affine.scale)]),
-            helper.make_tensor("zero", kind, [], [affine.zero_point]),
+            helper.make_tensor("scale", onnx.TensorProto.FLOAT, [], [float(parameters.scale)]),
+            helper.make_tensor("zero", kind, [], [parameters.zero_point]),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
@@ -62,16 +62,16 @@ def onnx_round_trip(
 
 @given(ranges, st.booleans())
 def test_symmetric_covers_the_range_without_clipping(chosen: Range, half: bool) -> None:
-    affine = symmetric(chosen, half=half)
+    parameters = symmetric_parameters(chosen, half=half)
     largest = max(abs(chosen.low), abs(chosen.high))
-    assert affine.zero_point == 0
+    assert parameters.zero_point == 0
     # Float32 rounds the scale by at most 2^-24 of itself; float16 scales are rounded up.
-    assert float(affine.scale) * INT8_MAX >= largest * (1 - 2**-23)
+    assert float(parameters.scale) * INT8_MAX >= largest * (1 - 2**-23)
 
 
 @given(ranges)
-def test_a_half_scale_is_a_float16_and_at_most_a_step_too_large(chosen: Range) -> None:
-    scale = symmetric(chosen, half=True).scale
+def test_a_half_scale_is_the_next_float16(chosen: Range) -> None:
+    scale = symmetric_parameters(chosen, half=True).scale
     exact = max(max(abs(chosen.low), abs(chosen.high)) / INT8_MAX, SMALLEST_SCALE)
     assert np.float32(np.float16(scale)) == scale
     assert scale >= exact
@@ -80,26 +80,26 @@ def test_a_half_scale_is_a_float16_and_at_most_a_step_too_large(chosen: Range) -
 
 
 @given(ranges, st.integers(0, 2**31))
-def test_asymmetric_keeps_every_value_to_half_a_step(chosen: Range, seed: int) -> None:
-    affine = asymmetric(chosen)
+def test_asymmetric_error_is_at_most_one_step(chosen: Range, seed: int) -> None:
+    parameters = asymmetric_parameters(chosen)
     generator = np.random.default_rng(seed)
     values = generator.uniform(chosen.low, chosen.high, 50).astype(np.float32)
-    error = np.abs(onnx_round_trip(values, affine, np.uint8) - values)
-    # Rounding to the grid: half a step. The zero point was itself rounded by up to half a step,
-    # so that the last step at one end may be cut off: one step in all. Float32 adds little.
-    assert error.max() <= 1.0 * float(affine.scale) * (1 + 1e-3)
+    error = np.abs(onnx_round_trip(values, parameters, np.uint8) - values)
+    # Rounding a value adds half a step, and rounding the zero point up to another half step at one
+    # end of the range. The factor allows for float32 arithmetic.
+    assert error.max() <= 1.0 * float(parameters.scale) * (1 + 1e-3)
 
 
 @given(ranges)
 def test_zero_is_exact(chosen: Range) -> None:
     zero = np.zeros(1, np.float32)
-    assert onnx_round_trip(zero, asymmetric(chosen), np.uint8)[0] == 0
-    assert onnx_round_trip(zero, symmetric(chosen, half=True), np.int8)[0] == 0
+    assert onnx_round_trip(zero, asymmetric_parameters(chosen), np.uint8)[0] == 0
+    assert onnx_round_trip(zero, symmetric_parameters(chosen, half=True), np.int8)[0] == 0
 
 
 @given(ranges)
 def test_zero_points_fit_their_type(chosen: Range) -> None:
-    assert 0 <= asymmetric(chosen).zero_point <= UINT8_MAX
+    assert 0 <= asymmetric_parameters(chosen).zero_point <= UINT8_MAX
 
 
 @pytest.mark.parametrize(
@@ -108,37 +108,38 @@ def test_zero_points_fit_their_type(chosen: Range) -> None:
         (0.0, 255.0, 1.0, 0),
         (-128.0, 127.0, 1.0, 128),
         (-255.0, 0.0, 1.0, 255),
-        (3.0, 51.0, 0.2, 0),  # widened to hold zero
+        (3.0, 51.0, 0.2, 0),  # widened to include zero
         (-5.1, -1.0, 0.02, 255),
     ],
 )
 def test_known_asymmetric_grids(low: float, high: float, scale: float, zero_point: int) -> None:
-    affine = asymmetric(Range(low=low, high=high))
-    assert float(affine.scale) == pytest.approx(scale)
-    assert affine.zero_point == zero_point
+    parameters = asymmetric_parameters(Range(low=low, high=high))
+    assert float(parameters.scale) == pytest.approx(scale)
+    assert parameters.zero_point == zero_point
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_a_dead_tensor_still_has_a_usable_scale(half: bool) -> None:
-    for affine in (symmetric(Range(low=0, high=0), half=half), asymmetric(Range(low=0, high=0))):
-        assert affine.scale == SMALLEST_SCALE
-        assert np.float16(affine.scale) == affine.scale
+def test_a_zero_tensor_has_the_smallest_scale(half: bool) -> None:
+    zero = Range(low=0, high=0)
+    for parameters in (symmetric_parameters(zero, half=half), asymmetric_parameters(zero)):
+        assert parameters.scale == SMALLEST_SCALE
+        assert np.float16(parameters.scale) == parameters.scale
 
 
 @given(weights, st.booleans())
-def test_weights_are_kept_to_half_a_step_per_channel(
+def test_the_error_of_weights_is_at_most_half_a_step(
     weight: npt.NDArray[np.float32], half: bool
 ) -> None:
     integers, scales = quantize_weight(weight, half=half)
     assert integers.dtype == np.int8
     assert integers.min() >= -INT8_MAX
     restored = integers.astype(np.float64) * scales[:, None].astype(np.float64)
-    # Half a step, and what float32 lost of the scale, 127 steps away from zero.
+    # Half a step, plus the float32 rounding of the scale times 127.
     assert (np.abs(restored - weight) <= scales[:, None] * (0.5 + 127 * 2**-23)).all()
 
 
 @given(weights)
-def test_the_largest_weight_of_a_channel_uses_the_whole_grid(
+def test_the_largest_weight_of_a_channel_is_127(
     weight: npt.NDArray[np.float32],
 ) -> None:
     integers, scales = quantize_weight(weight, half=False)
@@ -147,7 +148,7 @@ def test_the_largest_weight_of_a_channel_uses_the_whole_grid(
             assert np.abs(channel.astype(int)).max() == INT8_MAX
 
 
-def test_channels_do_not_share_a_scale() -> None:
+def test_each_channel_has_its_own_scale() -> None:
     weight = np.array([[1.0, -2.0], [100.0, 50.0]], dtype=np.float32)
     integers, scales = quantize_weight(weight, half=False)
     np.testing.assert_array_equal(integers, [[64, -127], [127, 64]])
@@ -166,7 +167,7 @@ def test_convolution_weights_keep_their_shape() -> None:
     st.floats(2**-13, 10, width=32),
     hnp.arrays(np.float32, 4, elements=st.floats(2**-13, 1, width=32)),
 )
-def test_bias_lies_on_the_accumulators_grid(
+def test_bias_scales_are_those_of_the_accumulator(
     bias: npt.NDArray[np.float32], input_scale: float, weight_scales: npt.NDArray[np.float32]
 ) -> None:
     integers, scales = quantize_bias(bias, np.float32(input_scale), weight_scales)
@@ -190,6 +191,6 @@ def test_a_bias_beyond_32_bits_is_clipped() -> None:
 @pytest.mark.parametrize(
     ("low", "high"), [(1.0, 0.0), (math.nan, 1.0), (0.0, math.nan), (-math.inf, 0.0), (0, math.inf)]
 )
-def test_a_range_that_is_none_is_refused(low: float, high: float) -> None:
-    with pytest.raises(CalibrationError):
+def test_an_invalid_range_is_rejected(low: float, high: float) -> None:
+    with pytest.raises(CalibrationError, match="no finite interval"):
         Range(low=low, high=high)

@@ -1,4 +1,4 @@
-"""TensorRT's calibration cache: ours is read back, and so is one that TensorRT wrote."""
+"""Tests of the calibration cache, with one that TensorRT wrote."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_scales_are_read_back(highs: dict[str, float]) -> None:
         assert scales[tensor] == pytest.approx(high / 127, rel=2**-23)  # a float32
 
 
-def test_a_cache_of_tensorrts_own() -> None:
+def test_reads_a_cache_that_tensorrt_wrote() -> None:
     # Lines of a cache that TensorRT 8.2.5 wrote for inputs from -0.5 to 0.5.
     scales = read_cache(
         b"TRT-8205-EntropyCalibration2\ninput: 3b810a13\nonnx::Conv_329: 3c96d93c\n"
@@ -40,8 +40,8 @@ def test_a_cache_of_tensorrts_own() -> None:
     "data",
     [b"", b"input: 3b810a13\n", b"TRT-1\ninput\n", b"TRT-1\na: xyz\n", b"TRT-1\na: 3b\n", b"\xff"],
 )
-def test_what_is_no_cache_is_refused(data: bytes) -> None:
-    with pytest.raises(CalibrationError, match="no calibration cache"):
+def test_rejects_other_files(data: bytes) -> None:
+    with pytest.raises(CalibrationError, match="not a TensorRT calibration cache"):
         read_cache(data)
 
 

@@ -1,4 +1,4 @@
-"""One real ResNet-34 for all tests of the export."""
+"""A real ResNet-34 for all tests of the export."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ TRACED: dict[str, ir.Model] = {}
 
 @pytest.fixture(autouse=True)
 def _traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch needs longer to trace a network than many a test here for all else.
+    """Trace each network once, because tracing takes longer than the rest of many tests.
 
-    The same network at the same size gives the same graph: test_to_onnx.py, which is the one where
-    each is traced anew, says so.
+    test_to_onnx.py, where every network is traced again, tests that the graphs are the same.
     """
     if request.path.name == "test_to_onnx.py":
         return
@@ -57,7 +56,7 @@ def _traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @dataclass(frozen=True)
 class Exported:
-    """A network, its FP32 graph, images, and the ranges of its tensors."""
+    """Network with its FP32 graph, images, and the ranges of its tensors."""
 
     classifier: Classifier
     model: ir.Model
@@ -70,7 +69,7 @@ class Exported:
         return logits
 
     def quantised(self, encoding: Encoding) -> ir.Model:
-        """The graph of `int8.onnx`, `int8-cpu.onnx` or `int8-dla.onnx`."""
+        """Return the graph of `int8.onnx`, `int8-cpu.onnx` or `int8-dla.onnx`."""
         recipe = QuantizationRecipe(encoding=encoding, calibrator="max", ranges=self.ranges)
         return recipe.apply(self.model)
 
@@ -82,8 +81,7 @@ class Exported:
 
 def export_network(classifier: Classifier) -> Exported:
     images = synthetic_images(SIZE, 64, seed=0)
-    # Scaled so that the logits are within +-10, as those of trained networks are: tolerances on
-    # logits would mean nothing otherwise.
+    # Scale the logits to +-10, like those of trained networks, so that tolerances are meaningful.
     with torch.inference_mode():
         largest = classifier(torch.from_numpy(images)).abs().max()
         for parameter in classifier.network.fc.parameters():
@@ -96,14 +94,13 @@ def export_network(classifier: Classifier) -> Exported:
             for edge in place(model.graph, kind)
         }
     )
-    seen = observe(
-        with_outputs(model, tensors), tensors, [images[i : i + 16] for i in range(0, 64, 16)]
-    )
-    ranges = {tensor: max_range(statistics, symmetric=True) for tensor, statistics in seen.items()}
+    batches = [images[i : i + 16] for i in range(0, 64, 16)]
+    observed = observe(with_outputs(model, tensors), tensors, batches)
+    ranges = {tensor: max_range(found, symmetric=True) for tensor, found in observed.items()}
     return Exported(classifier, model, images, ranges)
 
 
 @pytest.fixture(scope="session")
 def resnet34() -> Exported:
-    """Do not change it; `quantised` and `half` give copies."""
+    """Return a shared network, which tests must not modify; `quantised` and `half` copy it."""
     return export_network(make_classifier(Architecture(classes=CLASSES)))

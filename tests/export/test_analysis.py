@@ -1,4 +1,4 @@
-"""What the report plots."""
+"""Tests of the analysis that the report plots."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def statistics(values: np.ndarray) -> TensorStatistics:
     )
 
 
-def test_layers_stand_in_the_order_of_the_graph_with_their_costs(tiny_bundle: Bundle) -> None:
+def test_layers_have_costs_and_the_order_of_the_graph(tiny_bundle: Bundle) -> None:
     analysis = read_analysis(tiny_bundle)
     assert analysis is not None
     names = [layer.name for layer in analysis.layers]
@@ -31,17 +31,17 @@ def test_layers_stand_in_the_order_of_the_graph_with_their_costs(tiny_bundle: Bu
     assert analysis.layers[1].macs == 64 * 64 * 9 * 8 * 8  # channels, taps, pixels
     assert all(layer.weight_sqnr_db is not None for layer in analysis.layers)
     assert all(layer.input_sqnr_db is not None for layer in analysis.layers)
-    costs = {one.tensor: one.sqnr_alone_db for one in explain(tiny_bundle, images=8).layers}
+    costs = {layer.tensor: layer.sqnr_alone_db for layer in explain(tiny_bundle, images=8).layers}
     assert analysis.layers[1].weight_sqnr_db == pytest.approx(costs["layer1.0.conv1.weight"])
     assert analysis.layers[1].input_sqnr_db == pytest.approx(costs["relu"], abs=0.2)
 
 
-def test_the_histogram_is_numpys() -> None:
+def test_the_histogram_matches_numpy() -> None:
     values = np.random.default_rng(0).normal(1, 2, 100_000).astype(np.float32)
     plot = histogram_of("x", statistics(values), Range(low=-3.0, high=4.0))
     counts, _ = np.histogram(values, bins=BARS, range=(plot.low, plot.high))
     expected = np.log1p(counts) / np.log1p(counts).max()
-    # A fine bin that lies across the edge of a bar is counted whole to one side.
+    # A bin on the edge of two bars is counted in one of them.
     assert np.corrcoef(plot.heights, expected)[0, 1] > 0.999
     assert (plot.range_low, plot.range_high) == (-3.0, 4.0)
 

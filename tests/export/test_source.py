@@ -1,4 +1,4 @@
-"""What an export starts from, and which images it may look at."""
+"""Tests of the source of an export: defaults, labels, calibration and golden images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.samples import CLASSES, SIZE, make_classifier
 
 @pytest.fixture
 def run(tmp_path: Path, image_data: Path) -> Path:
-    """A finished run on `image_data`."""
+    """Return the folder of a finished run on `image_data`."""
     folder = tmp_path / "runs" / "one"
     save_model(
         folder, make_classifier().network, labels=CLASSES,
@@ -39,10 +39,10 @@ def run(tmp_path: Path, image_data: Path) -> Path:
     return folder
 
 
-# What is settled
+# Defaults
 
 
-def test_a_run_knows_everything(run: Path, image_data: Path) -> None:
+def test_a_run_has_labels_preprocessing_and_images(run: Path, image_data: Path) -> None:
     source = read_source(run)
     assert source.labels == CLASSES
     assert source.preprocessing == Preprocessing.standard(SIZE)
@@ -51,18 +51,18 @@ def test_a_run_knows_everything(run: Path, image_data: Path) -> None:
     assert all(path.is_relative_to(image_data / "val") for path in source.pools.golden)
 
 
-def test_another_size_gets_the_standard_preprocessing(run: Path) -> None:
+def test_another_size_has_the_standard_preprocessing(run: Path) -> None:
     assert read_source(run, image_size=64).preprocessing == Preprocessing.standard(64)
     assert read_source(run, image_size=SIZE).preprocessing == Preprocessing.standard(SIZE)
 
 
-def test_a_run_whose_data_moved_away_has_no_images(run: Path) -> None:
+def test_a_run_whose_data_was_moved_has_no_images(run: Path) -> None:
     model = run / "model.json"
     model.write_text(model.read_text().replace("images", "elsewhere"))
     assert read_source(run).pools == ImagePools()
 
 
-def test_a_bare_checkpoint_gets_usual_values(tiny_checkpoint: Path) -> None:
+def test_a_checkpoint_without_metadata_has_default_values(tiny_checkpoint: Path) -> None:
     source = read_source(tiny_checkpoint)
     assert source.labels == ("class 0", "class 1", "class 2")
     assert source.preprocessing.image_size == 224
@@ -76,12 +76,12 @@ def test_calibration_data_may_be_a_flat_folder(tiny_checkpoint: Path, image_data
 
 
 @pytest.mark.parametrize(
-    ("pixels", "given", "doubted"), [(32, None, True), (32, 32, False), (200, None, False)]
+    ("pixels", "image_size", "warns"), [(32, None, True), (32, 32, False), (200, None, False)]
 )
-def test_an_assumed_size_is_held_against_the_pictures(
+def test_a_too_large_default_size_logs_a_warning(
     pixels: int,
-    given: int | None,
-    doubted: bool,
+    image_size: int | None,
+    warns: bool,
     tiny_checkpoint: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -89,29 +89,29 @@ def test_an_assumed_size_is_held_against_the_pictures(
     Image.new("RGB", (pixels, pixels)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     with caplog.at_level(logging.WARNING, "resdeploy"):
-        read_source(tiny_checkpoint, image_size=given, calibration_data=tmp_path)
-    said = f"the pictures have {pixels} pixels: name the right one with --image-size"
-    assert (said in caplog.text) == doubted
+        read_source(tiny_checkpoint, image_size=image_size, calibration_data=tmp_path)
+    warning = f"the images have only {pixels}: set the right size with --image-size"
+    assert (warning in caplog.text) == warns
 
 
-def test_the_default_is_the_latest_run_under_its_own_name(run: Path) -> None:
+def test_the_latest_run_has_the_name_of_its_folder(run: Path) -> None:
     Path("runs/latest").symlink_to("one")
     assert read_source(Path("runs/latest")).checkpoint.path == run
 
 
 @pytest.mark.parametrize("name", ["v1.2", "imagenet.v2-2026"])
-def test_a_dot_in_a_runs_name_is_no_ending(run: Path, name: str, tmp_path: Path) -> None:
+def test_a_dot_in_the_name_of_a_run_is_kept(run: Path, name: str, tmp_path: Path) -> None:
     renamed = run.rename(tmp_path / name)
     assert read_source(renamed).name == name
     os.chdir(renamed)
     assert read_source(Path()).name == name
 
 
-def test_a_files_ending_is_not_part_of_its_name(tiny_checkpoint: Path) -> None:
+def test_the_name_of_a_file_has_no_suffix(tiny_checkpoint: Path) -> None:
     assert read_source(tiny_checkpoint).name == "tiny"
 
 
-def test_no_run_yet_is_explained() -> None:
+def test_a_missing_run_has_a_hint() -> None:
     with pytest.raises(CheckpointError, match="no finished run here") as caught:
         read_source(Path("runs/latest"))
     assert "resdeploy train" in str(caught.value.hint)
@@ -133,9 +133,12 @@ def test_labels_are_the_lines_of_a_file(tiny_checkpoint: Path, tmp_path: Path, t
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"a\nb", "2 labels and the network 3 classes"), (b"\xff\xfe\x00", "cannot be read as text")],
+    [
+        (b"a\nb", "2 labels, but the network has 3 classes"),
+        (b"\xff\xfe\x00", "cannot be read as text"),
+    ],
 )
-def test_wrong_labels_are_refused(
+def test_wrong_labels_are_rejected(
     tiny_checkpoint: Path, tmp_path: Path, data: bytes, message: str
 ) -> None:
     (tmp_path / "labels.txt").write_bytes(data)
@@ -148,7 +151,7 @@ def test_wrong_labels_are_refused(
 # Golden images
 
 
-def test_golden_images_are_different_pictures_of_the_pool(image_data: Path) -> None:
+def test_golden_images_are_different_and_depend_on_the_seed(image_data: Path) -> None:
     pools = ImagePools(golden=tuple(sorted((image_data / "val").rglob("*.png"))))
     images = choose_golden(pools, Preprocessing.standard(SIZE), seed=0)
     assert images.shape == (24, SIZE, SIZE, 3)
@@ -157,7 +160,7 @@ def test_golden_images_are_different_pictures_of_the_pool(image_data: Path) -> N
     assert (images != choose_golden(pools, Preprocessing.standard(SIZE), 1)).any()
 
 
-def test_shared_pools_keep_three_quarters_for_calibration(image_data: Path) -> None:
+def test_three_quarters_of_shared_images_remain_for_calibration(image_data: Path) -> None:
     paths = tuple(sorted((image_data / "train").rglob("*.png")))
     images = choose_golden(
         ImagePools(calibration=paths, golden=paths), Preprocessing.standard(SIZE), seed=0
@@ -168,9 +171,9 @@ def test_shared_pools_keep_three_quarters_for_calibration(image_data: Path) -> N
 def test_duplicates_and_damaged_files_are_not_golden(
     tmp_path: Path, image_data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = image_data / "val" / "red" / "000.png"
+    image = image_data / "val" / "red" / "000.png"
     for name in ("a.png", "b.png"):
-        shutil.copy(one, tmp_path / name)
+        shutil.copy(image, tmp_path / name)
     (tmp_path / "c.png").write_bytes(b"")
     pools = ImagePools(golden=tuple(sorted(tmp_path.glob("*.png"))))
     with caplog.at_level(logging.WARNING, "resdeploy"):
@@ -178,14 +181,14 @@ def test_duplicates_and_damaged_files_are_not_golden(
     assert "c.png" in caplog.text
 
 
-def test_without_pictures_golden_images_are_synthetic(tmp_path: Path) -> None:
+def test_without_readable_images_golden_images_are_synthetic(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     for pools in (ImagePools(), ImagePools(golden=(tmp_path / "bad.png",))):
         images = choose_golden(pools, Preprocessing.standard(SIZE), seed=0)
         assert images.shape == (GOLDEN_IMAGES, SIZE, SIZE, 3)
 
 
-def test_synthetic_images_are_neither_flat_nor_alike() -> None:
+def test_synthetic_images_are_not_constant_and_differ() -> None:
     images = synthetic_images(64, 8, seed=0)
     assert (images.dtype, images.shape) == (np.dtype(np.uint8), (8, 64, 64, 3))
     assert images.std(axis=(1, 2, 3)).min() > 10
@@ -193,7 +196,7 @@ def test_synthetic_images_are_neither_flat_nor_alike() -> None:
     assert Image.fromarray(images[0]).size == (64, 64)
 
 
-def test_golden_logits_are_pytorchs() -> None:
+def test_golden_logits_match_pytorch() -> None:
     classifier = make_classifier()
     images = synthetic_images(SIZE, 3, seed=0)
     golden = make_golden(classifier, images)
@@ -202,11 +205,11 @@ def test_golden_logits_are_pytorchs() -> None:
     np.testing.assert_array_equal(golden.logits[1:2], expected)
 
 
-def test_parity_is_what_its_fields_say() -> None:
+def test_parity_matches_a_computation_by_hand() -> None:
     logits = np.array([[3.0, 4.0], [4.0, 3.0]], np.float32)
     golden = Golden(images=np.zeros((2, 1, 1, 3), np.uint8), logits=logits)
     parity = measure_parity(golden, logits + np.array([[0.0, 0.5], [0.0, 1.5]], np.float32))
     assert (parity.images, parity.max_error, parity.agreement) == (2, 1.5, 50.0)
-    # 25 / 0.25 is 20 dB and 25 / 2.25 is 10.46 dB: their median lies half-way.
+    # 25 / 0.25 is 20 dB and 25 / 2.25 is 10.46 dB; the median is their mean.
     assert parity.sqnr_db == pytest.approx((20 + 10.458) / 2, abs=1e-3)
     assert parity.sqnr_db_p5 == pytest.approx(10.458 + 0.05 * (20 - 10.458), abs=1e-3)

@@ -1,4 +1,4 @@
-"""What an engine will run in integers, told from the graph."""
+"""Tests of the prediction of integer kernels."""
 
 from __future__ import annotations
 
@@ -47,55 +47,55 @@ def test_all_of_resnet34_runs_in_integers(resnet34: ir.Model, encoding: Encoding
     assert (found.fused_additions, found.additions) == (16, 16)
 
 
-def test_what_stays_float(resnet34: ir.Model) -> None:
-    tensorrt = quantised(resnet34, Encoding.TENSORRT).islands
-    assert [island.nodes for island in tensorrt] == [
+def test_float_regions_are_the_normalisation_the_pooling_and_casts(resnet34: ir.Model) -> None:
+    tensorrt = quantised(resnet34, Encoding.TENSORRT).float_regions
+    assert [region.nodes for region in tensorrt] == [
         (*NORMALISATION, "normalize.add.half.cast"),
         ("avgpool", "avgpool.flatten"),
         ("logits.cast",),
     ]
     assert tensorrt[1].dtype == "float16"
-    (front,) = quantised(resnet34, Encoding.CPU).islands
+    (front,) = quantised(resnet34, Encoding.CPU).float_regions
     assert front.nodes == (*NORMALISATION, "normalize.add.pack")
     assert front.dtype == "float32"
 
 
-def test_fp32_is_one_island(resnet34: ir.Model) -> None:
+def test_fp32_is_one_float_region(resnet34: ir.Model) -> None:
     found = coverage(resnet34.graph, Encoding.TENSORRT)
-    assert (found.int8_convs, found.fused_additions, len(found.islands)) == (0, 0, 1)
+    assert (found.int8_convs, found.fused_additions, len(found.float_regions)) == (0, 0, 1)
 
 
-def test_a_convolution_in_float_breaks_only_its_own_fusion(resnet34: ir.Model) -> None:
+def test_a_convolution_in_float_prevents_only_its_own_fusion(resnet34: ir.Model) -> None:
     found = quantised(resnet34, Encoding.TENSORRT, "layer3.2.conv2")
-    assert (found.int8_convs, found.fused_additions) == (35, 15)  # it carried an addition
+    assert (found.int8_convs, found.fused_additions) == (35, 15)  # an addition was fused into it
     assert ("layer3.2.conv2", "layer3.2.add", "layer3.2.relu2") in [
-        island.nodes for island in found.islands
+        region.nodes for region in found.float_regions
     ]
     other = quantised(resnet34, Encoding.TENSORRT, "layer3.2.conv1")
     assert (other.int8_convs, other.fused_additions) == (35, 16)
 
 
-def test_a_shortcut_in_float_costs_no_convolution(resnet34: ir.Model) -> None:
+def test_a_shortcut_in_float_leaves_all_convolutions_in_int8(resnet34: ir.Model) -> None:
     found = quantised(resnet34, Encoding.TENSORRT, "layer2.1.add")
     assert (found.int8_convs, found.fused_additions) == (36, 15)
     on_cpu = quantised(resnet34, Encoding.CPU, "layer2.0.add")
     assert (on_cpu.int8_convs, on_cpu.fused_additions) == (36, 12)
 
 
-def test_a_cpu_convolution_with_a_float_output_is_no_integer_kernel(resnet34: ir.Model) -> None:
+def test_a_cpu_convolution_with_a_float_output_is_not_an_integer_kernel(resnet34: ir.Model) -> None:
     model = resnet34.clone()
     tensors = {edge.range_of for kind in BOTH for edge in place(model.graph, kind)}
     ranges = dict.fromkeys(tensors, Range(low=-1.0, high=1.0))
-    # The TensorRT placement, judged as a CPU would run it.
+    # TensorRT's placement, evaluated with the rules of CPUs.
     as_placed = QuantizationRecipe(encoding=Encoding.TENSORRT, calibrator="none", ranges=ranges)
     found = coverage(as_placed.apply(model, half=False).graph, Encoding.CPU)
-    # Each block's second convolution, the down-sampling ones included, gives float.
+    # The output of the second convolution of each of the 16 blocks is float.
     assert (found.int8_convs, found.fused_additions) == (36 - 16, 0)
 
 
 @pytest.mark.parametrize("shortcut", list(Shortcut))
 @pytest.mark.parametrize("encoding", ALL)
-def test_every_kind_of_network_is_covered(shortcut: Shortcut, encoding: Encoding) -> None:
+def test_all_variants_run_in_integers(shortcut: Shortcut, encoding: Encoding) -> None:
     model = to_onnx(
         make_classifier(Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut)), SIZE
     )
@@ -104,7 +104,7 @@ def test_every_kind_of_network_is_covered(shortcut: Shortcut, encoding: Encoding
     assert found.fused_additions == found.additions == (0 if shortcut is Shortcut.PLAIN else 4)
 
 
-def test_bundles_say_the_same_as_their_manifest(tiny_bundle: Bundle) -> None:
+def test_the_manifest_has_the_same_counts(tiny_bundle: Bundle) -> None:
     for artifact in tiny_bundle.manifest.artifacts:
         if artifact.encoding is Encoding.FLOAT:
             continue

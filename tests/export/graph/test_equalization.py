@@ -1,4 +1,4 @@
-"""Equalised graphs: the same answers, in channels that share their tensors' grids better."""
+"""Tests of equalised graphs: the same outputs, with more similar ranges of channels."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def graph(text: str) -> ir.Graph:
 
 def logits(model: ir.Model, images: np.ndarray) -> np.ndarray:
     backend = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT)
-    answer = backend.run(images)
+    result = backend.run(images)
     backend.close()
-    return answer
+    return result
 
 
-def test_a_stage_is_one_group_and_the_inside_of_a_block_another(resnet34: Exported) -> None:
+def test_groups_are_the_stages_and_the_insides_of_blocks(resnet34: Exported) -> None:
     groups = channel_groups(resnet34.model.graph)
     assert len(groups) == 4 + 16
     stem = next(group for group in groups if "conv1" in group.writers)
@@ -47,11 +47,11 @@ def test_a_stage_is_one_group_and_the_inside_of_a_block_another(resnet34: Export
     assert inside.tensors == ("layer3.2.conv1", "layer3.2.relu1")
 
 
-def test_a_shortcut_that_pads_channels_is_left_alone() -> None:
+def test_a_shortcut_that_pads_channels_is_not_scaled() -> None:
     model = to_onnx(make_classifier(Architecture(classes=3, shortcut=Shortcut.A)), 32)
     groups = channel_groups(model.graph)
     streams = [group for group in groups if len(group.writers) > 1]
-    # Each pad joins two stages, so only what lies inside the blocks is left.
+    # Each padding connects two stages, so that only the insides of the blocks remain.
     assert not streams
     assert len(groups) == 16
 
@@ -66,7 +66,7 @@ def test_a_shortcut_that_pads_channels_is_left_alone() -> None:
     ],
     ids=["not homogeneous", "constant added", "grouped", "spatial axes flattened"],
 )
-def test_other_nodes_hold_their_channels(body: str) -> None:
+def test_tensors_of_other_nodes_are_not_scaled(body: str) -> None:
     text = f"""
     <ir_version: 9, opset_import: ["" : 20]>
     small (float[N,2,4,4] x) => (float[N,2,4,4] y)
@@ -80,11 +80,11 @@ def test_other_nodes_hold_their_channels(body: str) -> None:
     assert channel_groups(graph(text)) == ()
 
 
-def test_the_answers_stay_the_same_and_the_channels_come_closer(resnet34: Exported) -> None:
+def test_equalisation_keeps_the_outputs_and_reduces_the_spread(resnet34: Exported) -> None:
     model, images = resnet34.model, resnet34.images[:16]
     groups = channel_groups(model.graph)
     generator = np.random.default_rng(0)
-    # First make the channels unlike each other, as those of trained networks are.
+    # Give the channels different ranges first, as in trained networks.
     apart = equalize(
         model,
         {
@@ -97,15 +97,15 @@ def test_the_answers_stay_the_same_and_the_channels_come_closer(resnet34: Export
     factors = {group: channel_factors([before[group.tensors[-1]]]) for group in groups}
     together = equalize(apart, factors)
     after = channel_peaks(with_outputs(together, tensors), tensors, [images])
-    # Rounding of products to float32 alone, some 1e-7 of each weight.
+    # The only error is the float32 rounding of the weights, about 1e-7 of each weight.
     reference = logits(model, images)
     assert np.median(sqnr_db(reference, logits(apart, images))) > 110
     assert np.median(sqnr_db(reference, logits(together, images))) > 110
-    # Not all is made up: see STRENGTH, and what lies below SMALLEST_SHARE.
+    # STRENGTH and SMALLEST_SHARE limit the reduction.
     assert spread(after) < 0.9 * spread(before)
 
 
-def test_the_graph_itself_is_not_changed(resnet34: Exported) -> None:
+def test_the_original_graph_is_not_changed(resnet34: Exported) -> None:
     before = to_bytes(resnet34.model)
     group = channel_groups(resnet34.model.graph)[0]
     half = np.full(width(resnet34.model, group), 0.5, np.float32)
@@ -121,6 +121,6 @@ def width(model: ir.Model, group: object) -> int:
 
 
 def spread(peaks: dict[str, np.ndarray]) -> float:
-    """In octaves, of what the channels that are not silent reach; the mean over tensors."""
-    reaches = [peak.max(axis=0) for peak in peaks.values()]
-    return float(np.mean([np.log2(reach[reach > 0.01 * reach.max()]).std() for reach in reaches]))
+    """Return the standard deviation of the active channels' peaks in octaves, mean of tensors."""
+    channels = [peak.max(axis=0) for peak in peaks.values()]
+    return float(np.mean([np.log2(peak[peak > 0.01 * peak.max()]).std() for peak in channels]))

@@ -1,4 +1,4 @@
-"""Float16 behind the normalisation, and nowhere else."""
+"""Tests of the conversion to float16."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.export.conftest import Exported
 from tests.samples import make_classifier
 
 
-def test_every_tensor_behind_the_normalisation_is_half(resnet34: Exported) -> None:
+def test_every_tensor_after_the_normalisation_is_float16(resnet34: Exported) -> None:
     graph = resnet34.half().graph
     nodes = list(graph)
     first = next(index for index, node in enumerate(nodes) if node.op_type == "Conv")
@@ -33,23 +33,25 @@ def test_every_tensor_behind_the_normalisation_is_half(resnet34: Exported) -> No
 def test_pixels_are_normalised_in_fp32_and_rounded_once(resnet34: Exported) -> None:
     nodes = list(resnet34.half().graph)
     first = next(index for index, node in enumerate(nodes) if node.op_type == "Conv")
-    assert [node.op_type for node in nodes[:first]].count("Cast") == 2  # uint8 -> 32 -> 16 bits
+    assert [node.op_type for node in nodes[:first]].count(
+        "Cast"
+    ) == 2  # uint8 to float32 to float16
     assert all(
         value.dtype == ir.DataType.FLOAT for node in nodes[1 : first - 1] for value in node.outputs
     )
 
 
-def test_onnxs_checker_finds_the_same_types(resnet34: Exported) -> None:
-    # full_check infers every type anew and compares.
+def test_types_pass_onnxs_checker(resnet34: Exported) -> None:
+    # to_bytes runs the checker with full_check, which infers every type and compares it.
     onnx.load_from_string(to_bytes(resnet34.half()))
 
 
-def test_names_stay_those_of_the_contract(resnet34: Exported) -> None:
+def test_the_input_and_output_names_are_kept(resnet34: Exported) -> None:
     graph = resnet34.half().graph
     assert (graph.inputs[0].name, graph.outputs[0].name) == ("images", "logits")
 
 
-def test_logits_are_as_close_as_torchs_own_half(resnet34: Exported) -> None:
+def test_logits_are_as_accurate_as_torchs_float16(resnet34: Exported) -> None:
     images = resnet34.images[:16]
     expected = resnet34.pytorch(images)
     ours = OnnxRuntimeCpu(to_bytes(resnet34.half()), Encoding.FLOAT).run(images)
@@ -57,21 +59,21 @@ def test_logits_are_as_close_as_torchs_own_half(resnet34: Exported) -> None:
     with torch.inference_mode():
         pixels = resnet34.classifier.normalize(torch.from_numpy(images))
         torch_half = network(pixels.half()).float().numpy()
-    ours_db, theirs_db = (np.median(sqnr_db(expected, x)) for x in (ours, torch_half))
-    # Ten bits through 34 layers: some 55 dB; engines differ in where they round in between.
-    assert ours_db > theirs_db - 6
+    ours_db, torch_db = (np.median(sqnr_db(expected, x)) for x in (ours, torch_half))
+    # Ten bits through 34 layers give about 55 dB; engines round at different places.
+    assert ours_db > torch_db - 6
     assert ours_db > 40
 
 
-def test_the_original_is_untouched(resnet34: Exported) -> None:
+def test_the_original_graph_is_not_changed(resnet34: Exported) -> None:
     before = to_bytes(resnet34.model)
     resnet34.half()
     assert to_bytes(resnet34.model) == before
 
 
-def test_weights_that_do_not_fit_are_named() -> None:
+def test_too_large_weights_are_named() -> None:
     classifier = make_classifier()
     classifier.network.fc.weight.data[0, 0] = 1e6
     model = to_onnx(classifier, 32)
-    with pytest.raises(ExportError, match=r"fc\.weight holds 1e\+06, which float16 cannot"):
+    with pytest.raises(ExportError, match=r"fc\.weight contains 1e\+06, but the largest float16"):
         to_float16(model)

@@ -1,4 +1,4 @@
-"""Layers that return to float: which edges go with them, and which must not."""
+"""Tests of layers kept in float: the edges that are removed, and those that remain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.export.graph.layers import conv_share, keep_in_float, layers_of, products
+from resdeploy.export.graph.layers import conv_share, keep_in_float, layers_of, macs
 from resdeploy.export.graph.placement import QuantizedEdge, place
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.train.model.architecture import Architecture, Shortcut
@@ -25,7 +25,7 @@ def reads(edges: tuple[QuantizedEdge, ...]) -> set[Read]:
     return {(edge.tensor, reader) for edge in edges for reader in edge.readers}
 
 
-def lost(model: ir.Model, encoding: Encoding, *nodes: str) -> set[Read]:
+def removed(model: ir.Model, encoding: Encoding, *nodes: str) -> set[Read]:
     edges = place(model.graph, encoding)
     return reads(edges) - reads(keep_in_float(model, edges, nodes, encoding))
 
@@ -36,63 +36,63 @@ def nodes_of(model: ir.Model, encoding: Encoding, name: str) -> list[str]:
 
 def test_resnet34_has_36_convolutions_16_shortcuts_and_a_classifier() -> None:
     full = to_onnx(make_classifier(Architecture(classes=10)), 224)
-    for encoding, shortcuts in ((Encoding.TENSORRT, 16), (Encoding.CPU, 4)):  # a CPU's by stage
+    for encoding, shortcuts in ((Encoding.TENSORRT, 16), (Encoding.CPU, 4)):  # one per stage
         kinds = [layer.kind for layer in layers_of(full, encoding)]
         assert kinds.count("convolution") == 36
         assert kinds.count("shortcut") == shortcuts
         assert kinds.count("classifier") == 1
-    # He et al. 2015, table 1: 3.6e9 products, the fully connected layer among them.
-    convs = [products(node) for node in full.graph if node.op_type == "Conv"]
+    # He et al. 2015, table 1: 3.6e9 multiply-accumulates, including the classifier.
+    convs = [macs(node) for node in full.graph if node.op_type == "Conv"]
     assert sum(convs) == 3_663_249_408
-    assert products(next(node for node in full.graph if node.name == "conv1")) == 118_013_952
+    assert macs(next(node for node in full.graph if node.name == "conv1")) == 118_013_952
     assert conv_share(full, {"conv1", "fc"}) == (1, 118_013_952 / sum(convs))
 
 
 @pytest.mark.parametrize("encoding", BOTH)
-def test_nothing_handed_back_changes_nothing(model: ir.Model, encoding: Encoding) -> None:
+def test_no_layer_in_float_changes_nothing(model: ir.Model, encoding: Encoding) -> None:
     edges = place(model.graph, encoding)
     assert keep_in_float(model, edges, (), encoding) == edges
 
 
 @pytest.mark.parametrize("encoding", BOTH)
-def test_everything_handed_back_leaves_nothing(model: ir.Model, encoding: Encoding) -> None:
+def test_all_layers_in_float_leave_no_edges(model: ir.Model, encoding: Encoding) -> None:
     edges = place(model.graph, encoding)
-    everything = [node for layer in layers_of(model, encoding) for node in layer.nodes]
-    assert keep_in_float(model, edges, everything, encoding) == ()
+    all_nodes = [node for layer in layers_of(model, encoding) for node in layer.nodes]
+    assert keep_in_float(model, edges, all_nodes, encoding) == ()
 
 
-def test_tensorrt_convolution_reads_float_and_its_neighbours_do_not(model: ir.Model) -> None:
-    assert lost(model, Encoding.TENSORRT, "layer1.0.conv2") == {
+def test_a_tensorrt_convolution_in_float_leaves_its_neighbours_in_int8(model: ir.Model) -> None:
+    assert removed(model, Encoding.TENSORRT, "layer1.0.conv2") == {
         ("layer1.0.relu1", ("layer1.0.conv2", 0))
     }
-    # The shortcut goes on reading the tensor in INT8.
-    assert lost(model, Encoding.TENSORRT, "layer1.1.conv1") == {
+    # The shortcut still reads the tensor in INT8.
+    assert removed(model, Encoding.TENSORRT, "layer1.1.conv1") == {
         ("layer1.0.relu2", ("layer1.1.conv1", 0))
     }
 
 
-def test_a_cpu_convolution_in_float_leaves_its_producer_in_integers(model: ir.Model) -> None:
-    assert lost(model, Encoding.CPU, "layer1.0.conv2") == set()  # only its weight is float
-    assert lost(model, Encoding.CPU, "conv1") == {("normalize.add", ("conv1", 0))}
-    # Two in a row: between them nothing need be quantised.
-    assert lost(model, Encoding.CPU, "layer1.0.conv1", "layer1.0.conv2") == {
+def test_a_cpu_convolution_in_float_leaves_its_source_in_integers(model: ir.Model) -> None:
+    assert removed(model, Encoding.CPU, "layer1.0.conv2") == set()  # only its weight is float
+    assert removed(model, Encoding.CPU, "conv1") == {("normalize.add", ("conv1", 0))}
+    # Between two successive convolutions in float, nothing is quantised.
+    assert removed(model, Encoding.CPU, "layer1.0.conv1", "layer1.0.conv2") == {
         ("layer1.0.relu1", ("layer1.0.conv2", 0))
     }
 
 
-def test_a_shortcut_in_float_reads_what_the_pooling_read(model: ir.Model) -> None:
-    # Behind an INT8 pooling there would be nothing left to win.
-    assert lost(model, Encoding.TENSORRT, "layer1.0.add") == {
+def test_a_pooling_before_a_shortcut_in_float_is_float(model: ir.Model) -> None:
+    # After an INT8 pooling, a float shortcut would gain no accuracy.
+    assert removed(model, Encoding.TENSORRT, "layer1.0.add") == {
         ("maxpool", ("layer1.0.add", 1)),
         ("relu", ("maxpool", 0)),
     }
 
 
-def test_cpu_shortcuts_of_a_stage_go_together(model: ir.Model) -> None:
+def test_cpu_shortcuts_of_a_stage_are_one_layer(model: ir.Model) -> None:
     nodes = nodes_of(model, Encoding.CPU, "layer1.0.add")
     assert nodes == ["layer1.0.add", "layer1.1.add"]
-    # Each block's last convolution stays fused with its quantised output.
-    assert lost(model, Encoding.CPU, *nodes) == {("layer1.0.relu2", ("layer1.1.add", 1))}
+    # The output of each block's last convolution stays quantised.
+    assert removed(model, Encoding.CPU, *nodes) == {("layer1.0.relu2", ("layer1.1.add", 1))}
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ def test_cpu_shortcuts_of_a_stage_go_together(model: ir.Model) -> None:
         ),
     ],
 )
-def test_the_classifier_takes_the_pooling_along(
+def test_the_classifier_includes_the_pooling(
     model: ir.Model, encoding: Encoding, expected: set[Read]
 ) -> None:
-    assert lost(model, encoding, *nodes_of(model, encoding, "fc")) == expected
+    assert removed(model, encoding, *nodes_of(model, encoding, "fc")) == expected
 
 
 @pytest.mark.parametrize("shortcut", list(Shortcut))
 @pytest.mark.parametrize("encoding", BOTH)
-def test_every_kind_of_network_has_layers(shortcut: Shortcut, encoding: Encoding) -> None:
+def test_all_variants_have_layers(shortcut: Shortcut, encoding: Encoding) -> None:
     other = to_onnx(
         make_classifier(Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut)), SIZE
     )

@@ -1,4 +1,4 @@
-"""What ONNX Runtime makes of the INT8 graphs: integer convolutions, and an optimiser that harms."""
+"""Tests of ONNX Runtime's optimised INT8 graphs: integer kernels, and a harmful optimiser."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_VNNI = Cpu(architecture="x86_64", model=None, features=frozenset({"avx2"}))
 
 
 def optimised_kinds(graph: bytes, folder: Path, cpu: Cpu = VNNI) -> Counter[str]:
-    """Operators of the graph that ONNX Runtime runs."""
+    """Return the operators of the graph after ONNX Runtime's optimisation."""
     options = session_options(Encoding.CPU, cpu, threads=1)
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     onnxruntime.InferenceSession(
@@ -48,9 +48,9 @@ def test_36_of_36_convolutions_run_in_integers(
     assert not {"Conv", "FusedConv", "Gemm", "Relu"} & set(kinds)
 
 
-def test_between_the_convolutions_nothing_is_float(resnet34: Exported, tmp_path: Path) -> None:
+def test_no_tensor_between_the_convolutions_is_float(resnet34: Exported, tmp_path: Path) -> None:
     kinds = optimised_kinds(to_bytes(resnet34.quantised(Encoding.CPU)), tmp_path)
-    assert kinds["QuantizeLinear"] == 1  # behind the normalisation
+    assert kinds["QuantizeLinear"] == 1  # after the normalisation
     assert kinds["DequantizeLinear"] <= 1  # before the logits
 
 
@@ -76,10 +76,10 @@ def logits_with(
     return np.asarray(logits)
 
 
-def test_the_optimiser_that_is_switched_off_does_harm() -> None:
-    """When this fails, ONNX Runtime was mended: HARMFUL_OPTIMIZER can go."""
-    # Small weights and larger biases, as training with weight decay gives: a bias's scale, that of
-    # the input times that of the weight, is then below float16's smallest number.
+def test_the_disabled_optimiser_reduces_accuracy() -> None:
+    """If this fails, ONNX Runtime was fixed, and HARMFUL_OPTIMIZER can be removed."""
+    # With small weights and larger biases, typical of weight decay, the scale of a bias (scale of
+    # the input times scale of the weight) is below the smallest float16.
     classifier = make_classifier()
     for module in classifier.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -93,23 +93,23 @@ def test_the_optimiser_that_is_switched_off_does_harm() -> None:
     assert good_db > 20
     assert bad_db < good_db - 6
     used = OnnxRuntimeCpu(graph, Encoding.TENSORRT).run(exported.images)
-    assert np.median(sqnr_db(expected, used)) > good_db - 1  # sums in another order
+    assert np.median(sqnr_db(expected, used)) > good_db - 1  # the order of sums differs
     options = session_options(Encoding.TENSORRT, read_cpu(), None)
     np.testing.assert_array_equal(
         used, logits_with(graph, exported.images, [HARMFUL_OPTIMIZER], options)
     )
 
 
-def test_exact_products_are_asked_for_without_vnni() -> None:
-    def asked(encoding: Encoding, cpu: Cpu) -> bool:
+def test_exact_products_are_enabled_without_vnni() -> None:
+    def is_enabled(encoding: Encoding, cpu: Cpu) -> bool:
         options = session_options(encoding, cpu, threads=None)
         try:
             return bool(options.get_session_config_entry("session.x64quantprecision") == "1")
-        except RuntimeError:  # never set
+        except RuntimeError:  # raised if the entry is not set
             return False
 
-    assert asked(Encoding.CPU, NO_VNNI)
-    assert not asked(Encoding.CPU, VNNI)
-    assert not asked(Encoding.FLOAT, NO_VNNI)
+    assert is_enabled(Encoding.CPU, NO_VNNI)
+    assert not is_enabled(Encoding.CPU, VNNI)
+    assert not is_enabled(Encoding.FLOAT, NO_VNNI)
     arm = Cpu(architecture="aarch64", model=None, features=frozenset())
-    assert not asked(Encoding.CPU, arm)
+    assert not is_enabled(Encoding.CPU, arm)

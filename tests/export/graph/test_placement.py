@@ -1,4 +1,4 @@
-"""Which edges are quantised, counted on ResNet-34 and followed on the paper's variants."""
+"""Tests of the Q/DQ placement on ResNet-34 and on the variants of the paper."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.samples import make_classifier
 
 
 def readers_by_kind(graph: ir.Graph, edges: tuple[QuantizedEdge, ...]) -> Counter[str]:
-    """How many inputs of each kind of node are quantised."""
+    """Return the number of quantised inputs by operator."""
     nodes = {node.name: node for node in graph}
     return Counter(nodes[name].op_type for edge in edges for name, _ in edge.readers)
 
@@ -36,7 +36,7 @@ def test_float_graphs_have_no_quantised_edges(resnet34: Exported) -> None:
     assert place(resnet34.model.graph, Encoding.FLOAT) == ()
 
 
-def test_tensorrt_quantises_36_convolutions_and_16_skips(
+def test_tensorrt_quantises_36_convolutions_and_16_shortcuts(
     resnet34: Exported, tensorrt: tuple[QuantizedEdge, ...]
 ) -> None:
     assert readers_by_kind(resnet34.model.graph, tensorrt) == {
@@ -44,7 +44,7 @@ def test_tensorrt_quantises_36_convolutions_and_16_skips(
     }  # fmt: skip
 
 
-def test_identity_skips_share_the_scale_of_the_blocks_first_convolution(
+def test_identity_shortcuts_share_the_scale_of_the_first_convolution(
     tensorrt: tuple[QuantizedEdge, ...],
 ) -> None:
     shared = [
@@ -59,7 +59,7 @@ def test_identity_skips_share_the_scale_of_the_blocks_first_convolution(
     assert {edge.tensor for edge in own} == {f"layer{stage}.0.downsample.0" for stage in (2, 3, 4)}
 
 
-def test_tensorrt_leaves_the_convolutions_side_of_an_addition_float(
+def test_tensorrt_adds_the_output_of_a_convolution_in_float(
     resnet34: Exported, tensorrt: tuple[QuantizedEdge, ...]
 ) -> None:
     quantised = {(name, index) for edge in tensorrt for name, index in edge.readers}
@@ -72,14 +72,14 @@ def test_tensorrt_leaves_the_convolutions_side_of_an_addition_float(
         assert str(producer.name).endswith(".conv2")
 
 
-def test_pooling_keeps_the_scale_of_what_it_reads(tensorrt: tuple[QuantizedEdge, ...]) -> None:
+def test_pooling_keeps_the_scale_of_its_input(tensorrt: tuple[QuantizedEdge, ...]) -> None:
     by_tensor = {edge.tensor: edge for edge in tensorrt}
     assert by_tensor["relu"].range_of == by_tensor["maxpool"].range_of == "relu"
     others = [edge for edge in tensorrt if edge.tensor != "maxpool"]
     assert all(edge.range_of == edge.tensor for edge in others)
 
 
-def test_cpu_quantises_every_edge_behind_the_normalisation(
+def test_cpu_quantises_every_edge_after_the_normalisation(
     resnet34: Exported, cpu: tuple[QuantizedEdge, ...]
 ) -> None:
     quantised = {(name, index) for edge in cpu for name, index in edge.readers}
@@ -93,7 +93,7 @@ def test_cpu_quantises_every_edge_behind_the_normalisation(
             assert ((node.name, index) in quantised) is not fused_relu
 
 
-def test_the_graphs_input_and_the_normalisation_are_never_quantised(
+def test_the_input_and_the_normalisation_are_not_quantised(
     tensorrt: tuple[QuantizedEdge, ...], cpu: tuple[QuantizedEdge, ...]
 ) -> None:
     for edges in (tensorrt, cpu):
@@ -116,14 +116,12 @@ def test_every_convolution_of_the_variants_is_quantised(
     assert found["Add"] == adds * (1 if encoding is Encoding.TENSORRT else 2)
 
 
-def test_a_dla_gets_every_boundary_as_a_cpu_does(
-    resnet34: Exported, cpu: tuple[QuantizedEdge, ...]
-) -> None:
+def test_dla_has_the_placement_of_cpus(resnet34: Exported, cpu: tuple[QuantizedEdge, ...]) -> None:
     assert place(resnet34.model.graph, Encoding.DLA) == cpu
 
 
 @pytest.mark.parametrize("shortcut", list(Shortcut))
-def test_shortcuts_stay_float_and_the_pooling_before_them(shortcut: Shortcut) -> None:
+def test_shortcuts_and_the_pooling_before_them_stay_float(shortcut: Shortcut) -> None:
     architecture = Architecture(classes=3, blocks=(2, 1, 1, 1), shortcut=shortcut)
     model = to_onnx(make_classifier(architecture), 64)
     additions = {"layer1.0.add", "layer1.1.add", "layer2.0.add", "layer3.0.add", "layer4.0.add"}
@@ -132,6 +130,6 @@ def test_shortcuts_stay_float_and_the_pooling_before_them(shortcut: Shortcut) ->
     edges = keep_in_float(model, place(model.graph, Encoding.TENSORRT), in_float, Encoding.TENSORRT)
     found = readers_by_kind(model.graph, edges)
     convolutions = sum(node.op_type == "Conv" for node in model.graph)
-    # A pooling that only convolutions read loses nothing in INT8.
+    # A pooling whose readers are all convolutions stays in INT8.
     pooling = {"MaxPool": 1} if shortcut in (Shortcut.C, Shortcut.PLAIN) else {}
     assert found == {"Conv": convolutions, "Gemm": 1, **pooling}

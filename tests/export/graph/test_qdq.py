@@ -1,4 +1,4 @@
-"""Q/DQ in the graph: the types each engine asks for, and integers that give back the weights."""
+"""Tests of Q/DQ graphs: types for each engine, weights, biases, and logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from resdeploy.calibration.ranges import Range
 from resdeploy.export.graph.coverage import coverage
 from resdeploy.export.graph.placement import place
 from resdeploy.export.graph.qdq import insert_qdq
-from resdeploy.export.graph.space_to_depth import Axis, pack_kernel
+from resdeploy.export.graph.space_to_depth import KernelAxis, space_to_depth_kernel
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
@@ -34,7 +34,9 @@ def array(value: ir.Value | None) -> np.ndarray:
     return value.const_value.numpy()
 
 
-def test_36_of_36_convolutions(quantised: tuple[Encoding, ir.Model], resnet34: Exported) -> None:
+def test_all_36_convolutions_are_quantised(
+    quantised: tuple[Encoding, ir.Model], resnet34: Exported
+) -> None:
     assert coverage(quantised[1].graph, quantised[0]).int8_convs == 36
     assert coverage(resnet34.model.graph, quantised[0]).int8_convs == 0
 
@@ -70,19 +72,17 @@ def test_types_of_activations_weights_and_biases(quantised: tuple[Encoding, ir.M
 
 
 @pytest.mark.parametrize("encoding", [Encoding.TENSORRT, Encoding.DLA])
-def test_no_activation_is_clipped_by_rounding_its_scale(
-    resnet34: Exported, encoding: Encoding
-) -> None:
+def test_rounding_a_scale_clips_no_activation(resnet34: Exported, encoding: Encoding) -> None:
     constants = resnet34.quantised(encoding).graph.initializers
     for edge in place(resnet34.model.graph, encoding):
         chosen = resnet34.ranges[edge.range_of]
         largest = max(abs(chosen.low), abs(chosen.high))
         reach = 127 * float(array(constants[f"{edge.tensor}.scale"]))
-        # A float16 has ten bits behind the leading one: the scale is raised by less than a step.
+        # The scale is rounded up by less than one step of float16, which has ten fraction bits.
         assert largest <= reach < largest * (1 + 2**-10)
 
 
-def test_integers_and_scales_give_back_the_weights(
+def test_integers_times_scales_are_the_weights(
     quantised: tuple[Encoding, ir.Model], resnet34: Exported
 ) -> None:
     original = resnet34.model.graph.initializers
@@ -93,15 +93,15 @@ def test_integers_and_scales_give_back_the_weights(
             integers, scales = array(dequantize.inputs[0]), array(dequantize.inputs[1])
             steps = scales.astype(np.float64)[:, None, None, None]
             exact = array(original[f"{node.name}.weight"])
-            if integers.shape != exact.shape:  # the stem of the graph for CPUs, see stem.py
-                exact = pack_kernel(exact, [Axis(7, 3), Axis(7, 3)])
+            if integers.shape != exact.shape:  # the stem for CPUs, see space_to_depth.py
+                exact = space_to_depth_kernel(exact, [KernelAxis(7, 3), KernelAxis(7, 3)])
             error = np.abs(integers * steps - exact)
-            # Half a step, and float32's rounding of the scale, 127 steps away from zero.
+            # Half a step, plus the float32 rounding of the scale times 127.
             assert (error <= steps * (0.5 + 127 * 2**-23)).all()
             assert np.abs(integers.astype(int)).max() <= 127
 
 
-def test_cpu_biases_are_on_the_accumulators_grid(resnet34: Exported) -> None:
+def test_cpu_biases_have_the_scale_of_the_accumulator(resnet34: Exported) -> None:
     for node in resnet34.quantised(Encoding.CPU).graph:
         if node.op_type in ("Conv", "Gemm"):
             x, weight, bias = (value.producer() for value in node.inputs)  # type: ignore[union-attr]
@@ -112,7 +112,7 @@ def test_cpu_biases_are_on_the_accumulators_grid(resnet34: Exported) -> None:
             np.testing.assert_array_equal(array(bias.inputs[1]), expected)
 
 
-def test_no_float_weights_are_left_behind(quantised: tuple[Encoding, ir.Model]) -> None:
+def test_no_float_weights_remain(quantised: tuple[Encoding, ir.Model]) -> None:
     weights = [
         name
         for name, value in quantised[1].graph.initializers.items()
@@ -122,16 +122,16 @@ def test_no_float_weights_are_left_behind(quantised: tuple[Encoding, ir.Model]) 
     assert all(value.uses() for value in quantised[1].graph.initializers.values())
 
 
-def test_logits_stay_close(quantised: tuple[Encoding, ir.Model], resnet34: Exported) -> None:
+def test_logits_are_close_to_fp32(quantised: tuple[Encoding, ir.Model], resnet34: Exported) -> None:
     encoding, model = quantised
     logits = OnnxRuntimeCpu(to_bytes(model), encoding).run(resnet34.images)
     ratios = sqnr_db(resnet34.pytorch(resnet34.images), logits)
-    # INT8 through 34 layers of random weights; a wrong scale or zero point gives 5 dB and less.
+    # A wrong scale or zero point gives at most 5 dB.
     assert np.median(ratios) > 15
 
 
 @pytest.mark.parametrize("encoding", ALL)
-def test_onnxs_own_evaluator_agrees(encoding: Encoding) -> None:
+def test_logits_match_onnxs_reference_evaluator(encoding: Encoding) -> None:
     model = to_onnx(make_classifier(), 32)
     edges = place(model.graph, encoding)
     insert_qdq(model, edges, {edge.range_of: Range(low=-2.5, high=7.3) for edge in edges}, encoding)
@@ -139,18 +139,18 @@ def test_onnxs_own_evaluator_agrees(encoding: Encoding) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     (expected,) = ReferenceEvaluator(onnx.load_from_string(graph)).run(None, {"images": images})
     logits = OnnxRuntimeCpu(graph, encoding).run(images)
-    # Where a sum lies half-way between two integers, two float32 implementations may part by a
-    # step, which the layers behind spread: far below the noise of INT8 itself, which is 20 dB.
+    # Implementations may round sums half-way between two integers differently. The difference is
+    # far smaller than the noise of INT8 itself, which is at 20 dB.
     assert np.median(sqnr_db(np.asarray(expected), logits)) > 35
 
 
-def test_a_missing_range_is_not_overlooked(resnet34: Exported) -> None:
+def test_a_missing_range_is_an_error(resnet34: Exported) -> None:
     model = resnet34.model.clone()
     with pytest.raises(KeyError):
         insert_qdq(model, place(model.graph, Encoding.CPU), {}, Encoding.CPU)
 
 
-def test_one_input_that_is_not_quantised_makes_a_float_convolution(resnet34: Exported) -> None:
+def test_a_convolution_without_quantised_input_is_float(resnet34: Exported) -> None:
     model = resnet34.model.clone()
     edges = [edge for edge in place(model.graph, Encoding.TENSORRT) if edge.tensor != "maxpool"]
     insert_qdq(model, edges, resnet34.ranges, Encoding.TENSORRT)

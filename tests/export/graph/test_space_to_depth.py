@@ -1,4 +1,4 @@
-"""The stem over blocks of pixels gives what it gave over pixels, to the last bit."""
+"""Tests that space-to-depth does not change any bit of the outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from resdeploy.calibration.ranges import Range
 from resdeploy.export.graph.coverage import coverage
 from resdeploy.export.graph.placement import place
 from resdeploy.export.graph.qdq import insert_qdq
-from resdeploy.export.graph.space_to_depth import Axis, pack_kernel, pack_stem
+from resdeploy.export.graph.space_to_depth import (
+    KernelAxis,
+    apply_space_to_depth,
+    space_to_depth_kernel,
+)
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
@@ -26,10 +30,10 @@ from tests.samples import make_classifier
     st.integers(1, 8), st.integers(1, 8), st.integers(0, 4), st.integers(0, 4), st.integers(4, 8),
     st.integers(4, 8), st.integers(0, 1000),
 )  # fmt: skip
-def test_a_packed_kernel_gives_the_sums_of_the_kernel(
+def test_the_kernel_for_blocks_computes_the_same_sums(
     height: int, width: int, above: int, left: int, rows: int, columns: int, seed: int
 ) -> None:
-    """Against PyTorch's convolution; all sums of these integers are exact in float64."""
+    """Compare with PyTorch's convolution; float64 represents all sums of these integers."""
     random = np.random.default_rng(seed)
     kernel = random.integers(-127, 128, (2, 3, height, width)).astype(np.int8)
     picture = random.integers(0, 256, (1, 3, 2 * rows, 2 * columns)).astype(np.uint8)
@@ -37,12 +41,14 @@ def test_a_packed_kernel_gives_the_sums_of_the_kernel(
     pixels, weight = (torch.from_numpy(array).double() for array in (picture, kernel))
     expected = torch.nn.functional.conv2d(pixels, weight, stride=2, padding=(above, left))
 
-    axes = (Axis(height, above), Axis(width, left))
+    axes = (KernelAxis(height, above), KernelAxis(width, left))
     ends = [axis.pads(*size) for axis, *size in zip(axes, picture.shape[2:], expected.shape[2:])]
-    blocks = torch.nn.functional.pixel_unshuffle(pixels, 2)  # its channels: channel, row, column
+    blocks = torch.nn.functional.pixel_unshuffle(
+        pixels, 2
+    )  # orders channels by channel, row, column
     blocks = blocks.reshape(1, 3, 4, rows, columns).transpose(1, 2).reshape(1, 12, rows, columns)
     padded = torch.nn.functional.pad(blocks, (*ends[1], *ends[0]))
-    packed = torch.from_numpy(pack_kernel(kernel, axes)).double()
+    packed = torch.from_numpy(space_to_depth_kernel(kernel, axes)).double()
     assert min(min(pair) for pair in ends) >= 0
     assert torch.equal(torch.nn.functional.conv2d(padded, packed), expected)
 
@@ -57,9 +63,9 @@ def unpacked(exported: Exported) -> ir.Model:
     return model
 
 
-def test_a_network_gives_the_same_bits(resnet34: Exported) -> None:
+def test_the_logits_are_identical(resnet34: Exported) -> None:
     before, packed = unpacked(resnet34), unpacked(resnet34)
-    pack_stem(packed)
+    apply_space_to_depth(packed)
     images = resnet34.images[:8]
     assert np.array_equal(logits(packed, images), logits(before, images))
     (blocks,) = (node for node in packed.graph if node.op_type == "SpaceToDepth")
@@ -68,7 +74,7 @@ def test_a_network_gives_the_same_bits(resnet34: Exported) -> None:
     assert coverage(packed.graph, Encoding.CPU).int8_convs == 36
 
 
-def test_the_graph_for_cpus_has_it_and_that_for_tensorrt_does_not(resnet34: Exported) -> None:
+def test_only_the_graph_for_cpus_has_space_to_depth(resnet34: Exported) -> None:
     operators = {
         encoding: [node.op_type for node in resnet34.quantised(encoding).graph]
         for encoding in (Encoding.CPU, Encoding.TENSORRT, Encoding.DLA)
@@ -76,7 +82,7 @@ def test_the_graph_for_cpus_has_it_and_that_for_tensorrt_does_not(resnet34: Expo
     assert [names.count("SpaceToDepth") for names in operators.values()] == [1, 0, 0]
 
 
-def test_a_stem_that_was_handed_back_to_float_stays_as_it_is(resnet34: Exported) -> None:
+def test_a_stem_in_float_is_not_changed(resnet34: Exported) -> None:
     recipe = QuantizationRecipe(
         encoding=Encoding.CPU, calibrator="max", ranges=resnet34.ranges,
         in_float=frozenset({"conv1"}),
@@ -85,7 +91,7 @@ def test_a_stem_that_was_handed_back_to_float_stays_as_it_is(resnet34: Exported)
 
 
 @pytest.mark.parametrize(("size", "packed"), [(33, 0), (34, 1)])
-def test_a_picture_with_odd_sides_stays_as_it_is(size: int, packed: int) -> None:
+def test_images_with_odd_sides_have_no_space_to_depth(size: int, packed: int) -> None:
     model = to_onnx(make_classifier(), size)
     edges = place(model.graph, Encoding.CPU)
     ranges = {edge.range_of: Range(low=-2.5, high=7.3) for edge in edges}

@@ -1,4 +1,4 @@
-"""NVIDIA's own parser and builder take every graph. They build for a GPU that is not here."""
+"""Tests that TensorRT-RTX parses and builds every graph, ahead of time and without a GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for 
 
 
 class Log(trt.ILogger):  # type: ignore[misc,name-defined]
-    """Keeps what the parser says, for the message of a failing test."""
+    """Logger that keeps the messages for the output of a failing test."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def parse(graph: bytes, log: Log) -> tuple[Any, Any, list[str]]:
 
 
 def build(graph: bytes) -> int:
-    """Bytes of the engine; fails with what the parser or the builder said."""
+    """Build an engine and return its size in bytes."""
     log = Log()
     builder, network, errors = parse(graph, log)
     assert errors == []
@@ -81,8 +81,8 @@ def test_the_papers_variants_build_in_int8(shortcut: Shortcut, name: str) -> Non
     assert build(graph_of(exported, name)) > 1 << 20
 
 
-def test_integer_biases_are_refused(resnet34: Exported) -> None:
-    """Why the biases of int8.onnx stay float: the same graph with int32 ones does not parse."""
+def test_integer_biases_are_rejected(resnet34: Exported) -> None:
+    """Check the reason for float biases in int8.onnx: the parser rejects int32 biases."""
     proto = onnx.load_from_string(graph_of(resnet34, "int8"))
     conv = next(node for node in proto.graph.node if node.name == "conv1")
     scales = next(i for i in proto.graph.initializer if i.name == "conv1.weight.scale")
@@ -100,6 +100,6 @@ def test_integer_biases_are_refused(resnet34: Exported) -> None:
     )
     proto.graph.node.insert(list(proto.graph.node).index(conv), dequantize)
     conv.input[2] = "bias.float"
-    onnx.checker.check_model(proto, full_check=True)  # it is valid ONNX
+    onnx.checker.check_model(proto, full_check=True)  # the graph is valid ONNX
     *_, errors = parse(proto.SerializeToString(), Log())
     assert errors != []

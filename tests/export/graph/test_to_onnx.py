@@ -1,4 +1,4 @@
-"""The FP32 graph gives PyTorch's answers, for any batch, and reads well."""
+"""Tests of the FP32 graph: parity with PyTorch, batches, names and metadata."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ from resdeploy.train.model.architecture import Architecture, Shortcut
 from tests.export.conftest import Exported
 from tests.samples import TINY, make_classifier
 
-# Batch norm folded in FP32 and sums in another order, through 34 layers: measured 1e-5 and less
-# on logits within +-10. The requirement is 1e-4.
+# Required absolute accuracy for logits within +-10; the measured error is at most 1e-5.
 PARITY = 1e-4
 BATCHES = (1, 2, 7, 64)
 
@@ -38,19 +37,23 @@ def backend(resnet34: Exported) -> OnnxRuntimeCpu:
     return OnnxRuntimeCpu(to_bytes(resnet34.model), Encoding.FLOAT)
 
 
-def test_fp32_gives_pytorchs_logits(resnet34: Exported, backend: OnnxRuntimeCpu) -> None:
+def test_logits_match_pytorch(resnet34: Exported, backend: OnnxRuntimeCpu) -> None:
     expected = resnet34.pytorch(resnet34.images)
-    assert np.abs(expected).max() > 1  # else the next line would mean little
+    assert np.abs(expected).max() > 1  # otherwise the tolerance is meaningless
     np.testing.assert_allclose(backend.run(resnet34.images), expected, rtol=0, atol=PARITY)
 
 
 @pytest.mark.parametrize("value", [0, 255])
-def test_flat_images_agree_too(resnet34: Exported, backend: OnnxRuntimeCpu, value: int) -> None:
-    flat = np.full_like(resnet34.images[:2], value)
-    np.testing.assert_allclose(backend.run(flat), resnet34.pytorch(flat), rtol=0, atol=PARITY)
+def test_logits_of_constant_images_match_pytorch(
+    resnet34: Exported, backend: OnnxRuntimeCpu, value: int
+) -> None:
+    images = np.full_like(resnet34.images[:2], value)
+    np.testing.assert_allclose(backend.run(images), resnet34.pytorch(images), rtol=0, atol=PARITY)
 
 
-def test_batches_agree_with_each_other(resnet34: Exported, backend: OnnxRuntimeCpu) -> None:
+def test_logits_do_not_depend_on_the_batch_size(
+    resnet34: Exported, backend: OnnxRuntimeCpu
+) -> None:
     reference = run_batches(backend, resnet34.images, batch=1)
     for batch in BATCHES[1:]:
         logits = run_batches(backend, resnet34.images, batch=batch)
@@ -66,7 +69,9 @@ def test_identical_rows_give_identical_logits(
 
 
 @pytest.mark.parametrize("shortcut", [Shortcut.A, Shortcut.C, Shortcut.PLAIN])
-def test_the_papers_variants_agree(shortcut: Shortcut, resnet34: Exported) -> None:
+def test_logits_of_the_papers_variants_match_pytorch(
+    shortcut: Shortcut, resnet34: Exported
+) -> None:
     classifier = make_classifier(Architecture(classes=4, blocks=(2, 1, 1, 1), shortcut=shortcut))
     graph = to_bytes(to_onnx(classifier, 64))
     images = resnet34.images[:7]
@@ -76,7 +81,7 @@ def test_the_papers_variants_agree(shortcut: Shortcut, resnet34: Exported) -> No
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-def test_onnxs_own_evaluator_agrees() -> None:
+def test_logits_of_onnxs_reference_evaluator_match_pytorch() -> None:
     classifier = make_classifier()
     graph = onnx.load_from_string(to_bytes(to_onnx(classifier, 32)))
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
@@ -98,21 +103,21 @@ def test_versions_are_pinned(resnet34: Exported) -> None:
     assert proto.producer_name == "resdeploy"
 
 
-def test_other_versions_are_refused(resnet34: Exported) -> None:
+def test_other_versions_are_rejected(resnet34: Exported) -> None:
     other = resnet34.model.clone()
     other.ir_version = IR_VERSION + 1
-    with pytest.raises(ExportError, match="IR and operator versions"):
+    with pytest.raises(ExportError, match="IR and operator set versions"):
         to_bytes(other)
 
 
-def test_a_broken_graph_is_refused(resnet34: Exported) -> None:
+def test_an_invalid_graph_is_rejected(resnet34: Exported) -> None:
     broken = resnet34.model.clone()
     broken.graph.remove(next(node for node in broken.graph if node.name == "conv1"))
     with pytest.raises(ExportError, match="not valid ONNX"):
         to_bytes(broken)
 
 
-def test_input_and_output_are_those_of_the_contract(resnet34: Exported) -> None:
+def test_input_and_output_have_the_documented_types_and_shapes(resnet34: Exported) -> None:
     graph = onnx.load_from_string(to_bytes(resnet34.model)).graph
     (images,), (logits,) = graph.input, graph.output
     assert images.name == "images"
@@ -137,13 +142,13 @@ def test_nodes_and_weights_are_named_after_modules(resnet34: Exported) -> None:
     assert {"conv1.weight", "conv1.bias", "layer1.0.conv2.weight", "fc.bias"} <= initializers
 
 
-def test_batch_norm_is_folded_away(resnet34: Exported) -> None:
+def test_batch_norm_is_folded(resnet34: Exported) -> None:
     kinds = [node.op_type for node in resnet34.model.graph]
     assert "BatchNormalization" not in kinds
     assert (kinds.count("Conv"), kinds.count("Add") - 1, kinds.count("Gemm")) == (36, 16, 1)
 
 
-def test_nothing_of_the_exporting_machine_is_in_the_file(resnet34: Exported) -> None:
+def test_the_file_has_no_metadata_of_the_exporting_machine(resnet34: Exported) -> None:
     data = to_bytes(resnet34.model)
     assert b".py" not in data
     assert b"torch" not in data
@@ -154,14 +159,14 @@ def test_the_same_network_gives_the_same_file() -> None:
     assert graphs[0] == graphs[1]
 
 
-def test_more_outputs_leave_the_graph_alone(resnet34: Exported) -> None:
+def test_more_outputs_do_not_change_the_original_graph(resnet34: Exported) -> None:
     before = to_bytes(resnet34.model)
     proto = onnx.load_from_string(with_outputs(resnet34.model, ["maxpool", "layer4.2.relu2"]))
     assert [output.name for output in proto.graph.output] == ["logits", "maxpool", "layer4.2.relu2"]
     assert to_bytes(resnet34.model) == before
 
 
-def test_folding_keeps_the_function_and_the_original() -> None:
+def test_folding_keeps_the_outputs_and_the_original() -> None:
     classifier = make_classifier()
     images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
@@ -169,11 +174,11 @@ def test_folding_keeps_the_function_and_the_original() -> None:
         folded = fold_batch_norm(classifier)(images)
         after = classifier(images)
     assert torch.equal(before, after)
-    # One product folded into each weight: relative errors of a few 2^-24 per layer.
+    # Folding multiplies each weight once: relative errors of a few 2^-24 per layer.
     torch.testing.assert_close(folded, before, rtol=0, atol=1e-5 * before.abs().max().item())
 
 
-def test_the_exporter_is_quiet_and_its_logger_restored(
+def test_the_exporter_prints_nothing_and_its_logger_is_restored(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     level = logging.getLogger("torch.onnx").level

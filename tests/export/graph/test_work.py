@@ -1,4 +1,4 @@
-"""Work counted by hand."""
+"""Tests of the work of a graph against counts by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def value(name: str, *shape: int | str) -> ir.Value:
 
 
 def small_graph() -> ir.Model:
-    """(N, 3, 8, 8) -> convolution 3x3, stride 2 -> (N, 4, 4, 4) -> ReLU, pool -> (N, 4) -> 5."""
+    """Return (N, 3, 8, 8), 3x3 convolution of stride 2, (N, 4, 4, 4), ReLU, pool, (N, 4), 5."""
     images = value("images", "batch", 3, 8, 8)
     kernel, matrix = value("kernel", 4, 3, 3, 3), value("matrix", 5, 4)
     nodes = [
@@ -35,22 +35,22 @@ def small_graph() -> ir.Model:
     return ir.Model(graph, ir_version=9)
 
 
-def test_a_small_graph_is_counted_as_by_hand() -> None:
+def test_the_work_of_a_small_graph_matches_a_count_by_hand() -> None:
     work = work_of(small_graph())
     assert work.macs == 4 * 4 * 4 * 27 + 5 * 4
     assert work.weights == 4 * 27 + 5 * 4
     assert work.activations == (3 * 64 + 4 * 16) + (4 + 5)
 
 
-def test_resnet34_at_224_does_seven_gflop_an_image() -> None:
+def test_resnet34_at_224_takes_7_gflop_per_image() -> None:
     work = work_of(to_onnx(make_classifier(Architecture(classes=1000)), 224))
     assert 3.66e9 <= work.macs <= 3.67e9  # 3.6e9 in He et al. 2015, table 1, rounded down
     assert work.operations(8) == 16 * work.macs
-    # 21.8 million parameters, less the batch norms' and the classifier's biases.
+    # 21.8 million parameters without those of the batch norms and the biases of the classifier.
     assert 21.7e6 <= work.weights <= 21.8e6
 
 
-def test_a_bundle_says_what_work_its_fp32_graph_is(tiny_bundle: Bundle) -> None:
+def test_the_manifest_has_the_work_of_the_fp32_graph(tiny_bundle: Bundle) -> None:
     work = work_of(to_onnx(make_classifier(), 32))
     assert open_bundle(tiny_bundle.path).manifest.work == work
     older = dataclasses.replace(tiny_bundle.manifest, work=None)
@@ -65,8 +65,8 @@ def test_layers_are_named_as_in_the_graph() -> None:
     assert Work.from_json(work_of(small_graph()).to_json()) == work_of(small_graph())
 
 
-def test_an_open_shape_is_not_counted_as_one() -> None:
+def test_a_dynamic_shape_is_an_error() -> None:
     model = small_graph()
     model.graph.inputs[0].shape = ir.Shape(("batch", 3, "height", 8))
-    with pytest.raises(AssertionError, match="open shape"):
+    with pytest.raises(AssertionError, match="dynamic shape"):
         work_of(model)

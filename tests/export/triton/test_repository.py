@@ -1,4 +1,4 @@
-"""Model repositories of Triton: read by Triton's own schema, held against the graphs themselves."""
+"""Tests of Triton repositories with Triton's schema and with the graphs."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from resdeploy.runtime.verification.golden_check import FLOAT_FLOOR_DB, INT8_FLO
 from resdeploy.statistics import sqnr_db
 from tests.samples import CLASSES, SIZE
 
-SCHEMA: Any = model_config_pb2  # its classes are made when it is imported
+SCHEMA: Any = model_config_pb2  # protobuf creates its classes at import
 TYPES = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
 FAKE_TRTEXEC = """#!/bin/sh
-case " $* " in *" --help "*) echo '  --stronglyTyped   as the graph says'; exit;; esac
+case " $* " in *" --help "*) echo '  --stronglyTyped'; exit;; esac
 echo "$@" > "{log}"
 for argument; do case $argument in --saveEngine=*) echo plan > "${{argument#*=}}";; esac; done
 exit {code}
@@ -51,7 +51,7 @@ def repository(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def parse(text: str) -> Any:
-    """A configuration as Triton reads it: an unknown field or value is an error."""
+    """Parse a configuration like Triton, which rejects unknown fields and values."""
     return text_format.Parse(text, SCHEMA.ModelConfig())
 
 
@@ -74,7 +74,7 @@ def test_there_is_a_model_for_each_graph(repository: TritonRepository) -> None:
     assert folders == set(found)
 
 
-def test_configurations_say_what_the_graphs_are(repository: TritonRepository) -> None:
+def test_configurations_match_the_graphs(repository: TritonRepository) -> None:
     configs = configurations(repository)
     for model in repository.models:
         config = configs[model.artifact]
@@ -89,13 +89,13 @@ def test_configurations_say_what_the_graphs_are(repository: TritonRepository) ->
             (tensor,), (entry,) = tensors, described
             kind = SCHEMA.DataType.Name(entry.data_type)
             assert (entry.name, kind) == (tensor.name, TYPES[tensor.type])
-            # The first dimension is the batch: a name in the graph, max_batch_size for Triton.
+            # The batch dimension is a name in the graph, and max_batch_size in Triton.
             assert isinstance(tensor.shape[0], str)
             assert list(entry.dims) == tensor.shape[1:]
         assert config.max_batch_size == 32
 
 
-def test_where_instances_run(repository: TritonRepository) -> None:
+def test_each_graph_has_its_kind_of_instances(repository: TritonRepository) -> None:
     group = SCHEMA.ModelInstanceGroup
     kinds = {
         artifact: group.Kind.Name(config.instance_group[0].kind)
@@ -106,7 +106,7 @@ def test_where_instances_run(repository: TritonRepository) -> None:
     }  # fmt: skip
 
 
-def test_only_half_precision_is_handed_to_tensorrt(repository: TritonRepository) -> None:
+def test_only_fp16_runs_with_tensorrt_in_onnx_runtime(repository: TritonRepository) -> None:
     configs = configurations(repository)
     (accelerator,) = configs["fp16"].optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.name == "tensorrt"
@@ -120,7 +120,7 @@ def test_only_half_precision_is_handed_to_tensorrt(repository: TritonRepository)
     assert not any(config.HasField("optimization") for config in others)
 
 
-def test_requests_wait_as_they_do_at_resdeploy_serve(repository: TritonRepository) -> None:
+def test_the_queue_has_the_defaults_of_resdeploy_serve(repository: TritonRepository) -> None:
     for config in configurations(repository).values():
         policy = config.dynamic_batching.default_queue_policy
         assert config.dynamic_batching.max_queue_delay_microseconds == 2000
@@ -128,7 +128,7 @@ def test_requests_wait_as_they_do_at_resdeploy_serve(repository: TritonRepositor
         assert policy.allow_timeout_override
 
 
-def test_warm_up_is_a_golden_image_in_all_sizes_of_batches(
+def test_the_warm_up_is_a_golden_image_in_three_batch_sizes(
     repository: TritonRepository, tiny_bundle: Bundle
 ) -> None:
     golden = tiny_bundle.golden().images[0].tobytes()
@@ -153,10 +153,10 @@ def test_labels_are_those_of_the_bundle(repository: TritonRepository) -> None:
     ("artifact", "floor"),
     [("fp32", FLOAT_FLOOR_DB[Precision.FP32]), ("int8-cpu", INT8_FLOOR_DB)],
 )
-def test_what_runs_on_a_cpu_is_right_with_tritons_session(
+def test_graphs_for_cpus_are_accurate_with_tritons_session(
     repository: TritonRepository, tiny_bundle: Bundle, artifact: str, floor: float
 ) -> None:
-    """Triton optimises as far as it can, and has no way to leave a step out."""
+    """Use all optimisations, because Triton cannot disable a single one."""
     (model,) = (model for model in repository.models if model.artifact == artifact)
     session = onnxruntime.InferenceSession(
         repository.repository / model.graph, providers=["CPUExecutionProvider"]
@@ -201,7 +201,7 @@ def test_a_failed_build_leaves_no_plan(tiny_bundle: Bundle, tmp_path: Path) -> N
     assert not (written.repository / "tiny-int8/1/model.plan").exists()
 
 
-def test_without_trtexec_the_script_says_where_there_is_one(
+def test_the_script_fails_with_a_hint_without_trtexec(
     repository: TritonRepository, tmp_path: Path
 ) -> None:
     for tool in ("dirname", "grep"):
@@ -211,10 +211,10 @@ def test_without_trtexec_the_script_says_where_there_is_one(
         env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "use Triton's or TensorRT's image" in done.stderr
+    assert "run this script in Triton's or TensorRT's image" in done.stderr
 
 
-def test_a_bundle_becomes_a_repository_without_torch_and_onnx(tiny_bundle: Bundle) -> None:
+def test_exporting_a_bundle_imports_neither_torch_nor_onnx(tiny_bundle: Bundle) -> None:
     code = (
         "import sys; from resdeploy.cli.main import main\n"
         "try: main()\n"
@@ -241,7 +241,7 @@ def test_export_writes_bundle_and_repository_at_once(tiny_checkpoint: Path) -> N
     assert export_text(result).splitlines()[-1] == "models from x.bundle"
 
 
-def test_a_repository_is_refused_before_the_export(tiny_checkpoint: Path) -> None:
+def test_an_existing_repository_is_rejected_before_the_export(tiny_checkpoint: Path) -> None:
     Path("models").mkdir()
     Path("models/mine").touch()
     config = ExportConfig(
@@ -270,14 +270,14 @@ def test_a_damaged_bundle_leaves_no_repository(tiny_bundle: Bundle, tmp_path: Pa
     assert not (tmp_path / "models").exists()
 
 
-def test_the_options_of_an_export_do_not_concern_a_bundle(tiny_bundle: Bundle) -> None:
+def test_export_options_are_rejected_for_a_bundle(tiny_bundle: Bundle) -> None:
     arguments = ["export", str(tiny_bundle.path), "--triton", "models", "--int8"]
-    answer = CliRunner().invoke(main, arguments)
-    assert answer.exit_code == 2
-    assert "is a bundle already: leave --int8 out" in answer.stderr
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "is a bundle already: leave --int8 out" in result.stderr
 
 
-def test_what_is_left_to_do_is_said(repository: TritonRepository) -> None:
+def test_the_text_says_how_to_build_plans(repository: TritonRepository) -> None:
     lines = repository_text(repository).splitlines()
     assert lines[4].split() == ["tiny-int8", "tensorrt", "tiny-int8/1/model.plan", "to", "build"]
     assert lines[-2] == f"on the target, in Triton's image: sh {repository.repository}/{PLANS}"

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from resdeploy.calibration.ranges import Range
 from resdeploy.calibration.scales import quantize_weight as integers_of
-from resdeploy.calibration.scales import symmetric
+from resdeploy.calibration.scales import symmetric_parameters
 from resdeploy.train.qat.fake_quantization import half_up, quantize_activation, quantize_weight
 
 
 @given(st.floats(2.0**-20, 1000.0, width=32))
 def test_a_scale_is_rounded_up_as_the_graph_rounds_it(scale: float) -> None:
     largest = 127 * scale
-    expected = symmetric(Range(low=0, high=largest), half=True).scale
+    expected = symmetric_parameters(Range(low=0, high=largest), half=True).scale
     assert float(half_up(torch.tensor(largest / 127, dtype=torch.float32))) == expected
 
 
