@@ -81,7 +81,7 @@ def float_layers_sentence(chosen: FloatLayers) -> str:
         f"{graph} keeps {plural(len(chosen.layers), 'layer')} in float "
         f"({', '.join(chosen.layers)}), with {plural(chosen.convolutions, 'convolution')} and "
         f"{chosen.conv_share_percent:.1f} % of all convolutions' products; {agreement}, and "
-        f"{chosen.agreement_before:.2f} % without them{late}."
+        f"{chosen.agreement_before:.2f} % with all layers in INT8{late}."
     )
 
 
