@@ -1,4 +1,4 @@
-"""`resdeploy export`: checkpoint in, bundle out."""
+"""Pipeline of `resdeploy export`: from a checkpoint to a bundle."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from resdeploy.bundle.bundle import (
     REPORT,
     open_bundle,
 )
+from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import (
     MANIFEST,
@@ -46,14 +47,17 @@ from resdeploy.export.graph.qdq import activation_parameters
 from resdeploy.export.graph.residual_scales import has_aligned_scales
 from resdeploy.export.graph.to_onnx import OPSET, to_bytes, to_onnx
 from resdeploy.export.graph.work import work_of
-from resdeploy.export.mixed_precision.accuracy_target import mix
-from resdeploy.export.mixed_precision.evaluator import AccuracyTarget
-from resdeploy.export.mixed_precision.latency_target import fit_time
-from resdeploy.export.mixed_precision.tradeoff import trade_off
+from resdeploy.export.mixed_precision.accuracy_target import (
+    AccuracyTarget,
+    meet_accuracy_target,
+)
+from resdeploy.export.mixed_precision.evaluator import SearchContext, draw_held_out_images
+from resdeploy.export.mixed_precision.latency_target import meet_latency_target
+from resdeploy.export.mixed_precision.tradeoff import trade_off_points
 from resdeploy.export.quantization.calibrate import calibrate, require_images
-from resdeploy.export.quantization.recipe import write_recipes
+from resdeploy.export.quantization.recipe import encode_recipes
 from resdeploy.export.quantization.result import Calibration, with_dla
-from resdeploy.export.quantization.sensitivity import costs_alone
+from resdeploy.export.quantization.sensitivity import sqnr_per_tensor
 from resdeploy.export.source import Source, read_source
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.images.preprocessing import image_digest
@@ -79,10 +83,11 @@ from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)
 
-# An odd number of images at once against one at a time: a frozen batch axis would fail here.
+# Each graph must give the same logits for this many images at once and for one at a time, which
+# fails if the exporter froze the batch axis.
 ODD_BATCH = 7
-REPORT_IMAGES = 8  # a quarter of the golden ones: the order of the tensors needs no more
-VERSIONS_HINT = "install the versions in constraints.txt; if it persists, please report it"
+REPORT_IMAGES = 8  # more golden images hardly change the order of the tensors
+VERSIONS_HINT = "install the versions in constraints.txt, and report the error if it persists"
 FILE_NAMES = {
     (Precision.FP32, Encoding.FLOAT): "fp32.onnx",
     (Precision.FP16, Encoding.FLOAT): "fp16.onnx",
@@ -94,46 +99,48 @@ FILE_NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
-    """What to export, and how; `source.read_source` explains the first four."""
+    """Options of an export; `source.read_source` describes the first four."""
 
     source: Path = LATEST
     image_size: int | None = None
     labels: Path | None = None
     calibration_data: Path | None = None
     output: Path | None = None
-    """The bundle; None: NAME.bundle in the working folder, after the source."""
+    """Folder of the bundle; None for NAME.bundle in the working folder, NAME being the source's."""
     fp16: bool = False
     int8: bool = False
     dla: bool = False
-    """Also a graph for NVIDIA's deep-learning accelerator; with `int8`."""
+    """True to write a graph for NVIDIA's deep-learning accelerator, too; needs `int8`."""
     calibration_images: int = 512
     calibrator: str = "auto"
-    """See `calibrate.calibrate`."""
+    """Name of a calibrator or a family, or `auto`: see `calibrate.calibrate`."""
     int8_shortcuts: bool = False
-    """Whether TensorRT's INT8 graph carries shortcuts in INT8 rather than float16."""
+    """True if TensorRT's INT8 graph carries shortcuts in INT8 rather than float16."""
     min_agreement: float | None = None
-    """Percent; with `max_drop`, what layers are handed back to float for: see `AccuracyTarget`."""
+    """Limit of the accuracy target, in percent: see `AccuracyTarget`."""
     max_drop: float | None = None
+    """Limit of the accuracy target, in percentage points."""
     target_ms: float | None = None
-    """Instead: layers of the CPU's graph go back for as long as one image takes at most this."""
+    """Latency target for one image in the CPU's INT8 graph, in ms: see `meet_latency_target`."""
     search_seconds: float = 600.0
+    """Time limit of the search for a target, in seconds."""
     seed: int = 0
-    """Decides which images calibrate and which are golden."""
+    """Seed that decides which images calibrate and which are golden."""
     engine: bool = False
-    """Whether to build TensorRT engines of the graphs, too, for this machine."""
+    """True to build TensorRT engines of the graphs for this machine, too."""
     triton: Path | None = None
-    """Where to write a model repository of Triton, too."""
+    """Folder in which to write a Triton model repository, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """What `resdeploy export` reports."""
+    """Result of `resdeploy export`."""
 
     bundle: Path
     artifacts: tuple[Artifact, ...]
-    calibration: dict[str, Any] | None
+    calibration: CalibrationRecord | None
     parity: dict[str, Parity]
-    """By the artifact's name."""
+    """Parity with PyTorch by the artifact's name."""
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
     seconds: float
@@ -142,32 +149,21 @@ class ExportResult:
 def export(
     config: ExportConfig, *, force: bool = False, progress: Progress = silent
 ) -> ExportResult:
-    """Write a bundle; when anything fails before it is whole, no bundle is left.
+    """Write a bundle; if anything fails before the bundle is complete, leave none.
 
     Raises:
-        BackendError: engines were asked for, and cannot be built here.
-        CheckpointError: the source cannot be used.
-        DataError, CalibrationError: the images cannot be used.
-        ExportError: the labels do not fit, or a graph does not agree with PyTorch.
-        OutputError: an output exists already, or cannot be written.
+        BackendError: TensorRT engines were requested and cannot be built on this machine.
+        CheckpointError: The source cannot be used.
+        DataError, CalibrationError: The images cannot be used.
+        ExportError: Options contradict each other, the labels do not fit, a target cannot be met,
+            or a graph does not agree with PyTorch.
+        OutputError: An output exists already, or cannot be written.
     """
     start = time.perf_counter()
-    gate = AccuracyTarget(
-        min_agreement=config.min_agreement,
-        max_drop=config.max_drop,
-        seconds=config.search_seconds,
-    )
-    if gate.is_set and not config.int8:
-        raise ExportError("--min-agreement and --max-drop concern INT8 graphs", "add --int8")
-    if config.target_ms is not None and (gate.is_set or not config.int8):
-        raise ExportError(
-            "--target-ms chooses what --min-agreement and --max-drop choose, in INT8 graphs",
-            "leave those out, and add --int8",
-        )
-    if config.dla and not config.int8:
-        raise ExportError("--dla concerns an INT8 graph", "add --int8")
+    target = AccuracyTarget(min_agreement=config.min_agreement, max_drop=config.max_drop)
+    _check_options(config, target)
     if config.engine:
-        load_tensorrt(choose_flavour())  # before the work, rather than at its end
+        load_tensorrt(choose_flavour())  # fail before the work rather than at its end
     if config.output is not None:
         refuse_existing(config.output, force=force, marker=MANIFEST)
     source = read_source(
@@ -192,43 +188,19 @@ def export(
     model = to_onnx(classifier, preprocessing.image_size)
     calibration = None
     if config.int8:
-        golden_digests = {image_digest(image) for image in golden.images}
-        calibration = calibrate(
-            model,
-            source,
-            calibrator=config.calibrator,
-            images=config.calibration_images,
-            seed=config.seed,
-            golden_digests=golden_digests,
-            progress=progress,
-            int8_shortcuts=config.int8_shortcuts,
-        )
+        calibration = _calibrate(model, source, golden, config, target, progress)
         model = calibration.model
-        if gate.is_set:
-            calibration = mix(
-                model, source, calibration, gate, seed=config.seed,
-                golden_digests=golden_digests, progress=progress,
-            )  # fmt: skip
-        if config.target_ms is not None:
-            calibration = fit_time(
-                model, source, calibration, config.target_ms, seconds=config.search_seconds,
-                seed=config.seed, golden_digests=golden_digests, progress=progress,
-            )  # fmt: skip
-        points = trade_off(model, calibration, golden.images[:1], progress)
-        calibration = replace(calibration, points=points)
-        if config.dla:
-            calibration = with_dla(calibration)
     artifacts: list[Artifact] = []
     bit_exact: dict[str, Float32Array] = {}
     with new_directory(output, force=force, marker=MANIFEST) as folder:
         for precision, encoding, graph in _graphs(model, config, calibration):
             artifact, logits = _write_artifact(folder, precision, encoding, graph, golden)
             artifacts.append(artifact)
-            if logits is not None and _same_everywhere(model, calibration, encoding):
+            if logits is not None and _is_bit_exact(model, calibration, encoding):
                 bit_exact[artifact.name] = logits
         golden = replace(golden, bit_exact=bit_exact)
         analysis = _analyse(model, calibration, golden, progress)
-        manifest = _write_rest(
+        manifest = _write_other_files(
             folder, output.name, source, artifacts, golden, calibration, analysis, work_of(model)
         )
     engines = _build_engines(output, progress) if config.engine else ()
@@ -238,7 +210,7 @@ def export(
     return ExportResult(
         bundle=output,
         artifacts=manifest.artifacts,
-        calibration=calibration.summary() if calibration else None,
+        calibration=calibration.record() if calibration else None,
         parity={artifact.name: artifact.parity for artifact in artifacts},
         engines=engines,
         triton=triton,
@@ -246,9 +218,64 @@ def export(
     )
 
 
+def _check_options(config: ExportConfig, target: AccuracyTarget) -> None:
+    if config.target_ms is not None and target.is_set:
+        raise ExportError(
+            "--target-ms cannot be combined with --min-agreement or --max-drop",
+            "leave out --target-ms or the other two",
+        )
+    needs_int8 = {
+        "--min-agreement": config.min_agreement is not None,
+        "--max-drop": config.max_drop is not None,
+        "--target-ms": config.target_ms is not None,
+        "--dla": config.dla,
+    }
+    for option, used in needs_int8.items():
+        if used and not config.int8:
+            raise ExportError(f"{option} applies only to INT8 graphs", "add --int8")
+
+
+def _calibrate(
+    model: ir.Model,
+    source: Source,
+    golden: Golden,
+    config: ExportConfig,
+    target: AccuracyTarget,
+    progress: Progress,
+) -> Calibration:
+    """Choose ranges, and the layers that stay in float for the accuracy or latency target."""
+    golden_digests = {image_digest(image) for image in golden.images}
+    calibration = calibrate(
+        model,
+        source,
+        calibrator=config.calibrator,
+        images=config.calibration_images,
+        seed=config.seed,
+        golden_digests=golden_digests,
+        progress=progress,
+        int8_shortcuts=config.int8_shortcuts,
+    )
+    if target.is_set or config.target_ms is not None:
+        used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
+        context = SearchContext(
+            model=calibration.model,
+            held_out=draw_held_out_images(source, config.seed, used),
+            seconds=config.search_seconds,
+            progress=progress,
+        )
+        if config.target_ms is None:
+            calibration = meet_accuracy_target(calibration, target, context)
+        else:
+            calibration = meet_latency_target(calibration, config.target_ms, context)
+    points = trade_off_points(calibration, golden.images[:1], progress)
+    calibration = replace(calibration, points=points)
+    return with_dla(calibration) if config.dla else calibration
+
+
 def _graphs(
     model: ir.Model, config: ExportConfig, calibration: Calibration | None
 ) -> Iterator[tuple[Precision, Encoding, ir.Model]]:
+    """Yield each graph of the bundle."""
     yield Precision.FP32, Encoding.FLOAT, model
     if config.fp16:
         half = model.clone()
@@ -259,47 +286,49 @@ def _graphs(
             yield Precision.INT8, encoding, recipe.apply(model)
 
 
-def _same_everywhere(model: ir.Model, calibration: Calibration | None, encoding: Encoding) -> bool:
-    """Whether it is the CPU's graph, and leaves nothing to the order or rounding of a kernel."""
+def _is_bit_exact(model: ir.Model, calibration: Calibration | None, encoding: Encoding) -> bool:
+    """Return True for the CPU's graph if no logit depends on the order or rounding of a kernel."""
     if calibration is None or encoding is not Encoding.CPU:
         return False
     recipe = calibration.recipes[encoding]
     edges = recipe.edges(model)
-    scales = activation_parameters(model.graph, edges, recipe.ranges, recipe.encoding)
-    return not recipe.in_float and has_aligned_scales(model.graph, edges, scales)
+    parameters = activation_parameters(model.graph, edges, recipe.ranges, recipe.encoding)
+    return not recipe.in_float and has_aligned_scales(model.graph, edges, parameters)
 
 
 def _write_artifact(
     folder: Path, precision: Precision, encoding: Encoding, model: ir.Model, golden: Golden
 ) -> tuple[Artifact, Float32Array | None]:
-    """The artifact, and its golden logits where no bit of them depends on the batch."""
+    """Write and check a graph; return also its golden logits if no bit depends on the batch."""
     graph = to_bytes(model)
     file = FILE_NAMES[precision, encoding]
     (folder / file).write_bytes(graph)
     backend = OnnxRuntimeCpu(graph, encoding)
     logits = run_batches(backend, golden.images)
     parity = measure_parity(golden, logits)
-    apart = run_batches(backend, golden.images[:ODD_BATCH], batch=1)
-    together = run_batches(backend, golden.images[:ODD_BATCH], batch=ODD_BATCH)
+    single = run_batches(backend, golden.images[:ODD_BATCH], batch=1)
+    batched = run_batches(backend, golden.images[:ODD_BATCH], batch=ODD_BATCH)
     backend.close()
     floor = FLOAT_FLOOR_DB.get(precision, INT8_FLOOR_DB)
     if not parity.sqnr_db >= floor:
         raise ExportError(
-            f"{file} does not give PyTorch's answers: {parity.agreement:.0f} % are the same, at "
-            f"{parity.sqnr_db:.1f} dB where at least {floor:.0f} are expected",
-            "calibrate on images like those that the network will see, with --calibration-data"
+            f"{file} does not agree with PyTorch: the SQNR of its logits is {parity.sqnr_db:.1f} "
+            f"dB ({parity.agreement:.0f} % of the predicted classes agree), and at least "
+            f"{floor:.0f} dB are required",
+            "calibrate on images like those that the network will classify, with --calibration-data"
             if precision is Precision.INT8
             else VERSIONS_HINT,
         )
-    # Sums in another order may carry a value over to the next step of INT8: as far as that goes,
-    # but no further, may an answer depend on its batch.
-    between_batches = float(np.median(sqnr_db(apart, together)))
+    # Kernels add in another order for another batch size, which may move an INT8 value by one
+    # step. So the logits need not be equal, but must be as similar as required above.
+    between_batches = float(np.median(sqnr_db(single, batched)))
     if not between_batches >= floor:
         raise ExportError(
-            f"{file} answers differently in a batch of {ODD_BATCH}: {between_batches:.1f} dB",
+            f"the logits of {file} depend on the batch size: the SQNR between batches of 1 and "
+            f"{ODD_BATCH} is {between_batches:.1f} dB, and at least {floor:.0f} dB are required",
             VERSIONS_HINT,
         )
-    same = not different_rows(apart, together) and not different_rows(apart, logits[:ODD_BATCH])
+    same = not different_rows(single, batched) and not different_rows(single, logits[:ODD_BATCH])
     covered = coverage(model.graph, encoding)
     artifact = Artifact(
         precision=precision,
@@ -327,15 +356,15 @@ def _build_engines(path: Path, progress: Progress) -> tuple[BuildReport, ...]:
 def _analyse(
     model: ir.Model, calibration: Calibration | None, golden: Golden, progress: Progress
 ) -> Analysis | None:
-    """For the report: of the TensorRT encoding, which is the coarser one."""
+    """Analyse the TensorRT encoding, which is the coarser one, for the report."""
     if calibration is None:
         return None
     images = golden.images[:REPORT_IMAGES]
-    costs = costs_alone(model, calibration.recipes[Encoding.TENSORRT], images, progress)
-    return analyse(model, calibration, costs)
+    ratios = sqnr_per_tensor(model, calibration.recipes[Encoding.TENSORRT], images, progress)
+    return analyse(model, calibration, ratios)
 
 
-def _write_rest(
+def _write_other_files(
     folder: Path,
     name: str,
     source: Source,
@@ -345,6 +374,7 @@ def _write_rest(
     analysis: Analysis | None,
     work: Work,
 ) -> Manifest:
+    """Write all files but the graphs, and the manifest last."""
     provenance = collect_provenance(read_device().to_json())
     model = {
         **source.checkpoint.architecture.to_json(),
@@ -358,10 +388,10 @@ def _write_rest(
     recorded: dict[str, Any] | None = None
     if calibration is not None and analysis is not None:
         contents[ANALYSIS] = (json.dumps(jsonable(analysis)) + "\n").encode()
-        contents[CALIBRATION] = write_recipes(calibration.recipes)
+        contents[CALIBRATION] = encode_recipes(calibration.recipes)
         contents[CALIBRATION_CACHE] = write_cache(calibration.recipes[Encoding.TENSORRT].ranges)
         recorded = {
-            **calibration.summary(),
+            **jsonable(calibration.record()),
             "image_sha256": list(calibration.digests),
             "selection_sha256": list(calibration.selection_digests),
         }

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Benchmark of INT8 accuracy against other quantisers."""

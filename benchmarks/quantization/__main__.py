@@ -1,10 +1,11 @@
-"""INT8 accuracy against other quantisers, in one run: same weights, same images, same evaluation.
+"""Benchmark of INT8 accuracy against other quantisers, with the same weights and images.
 
     python -m benchmarks.quantization CHECKPOINT DATA --output docs/results/quantization.json
 
-DATA has train/, from which calibration images are drawn, and val/, on which all are judged. The
-other tools get environments of their own, made on first use. They see the network behind the
-normalisation, with float32 input, as they expect it. Every graph runs in ONNX Runtime on the CPU.
+Calibration images are drawn from train/ in DATA, and all graphs are evaluated on val/. Each of the
+other tools has its own environment, which is created at the first use. The other tools quantise
+the network without the normalisation, with the float32 input that they expect. Every graph runs in
+ONNX Runtime on the CPU.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import onnx
 import onnx.utils
 import onnxruntime
 
+from benchmarks.quantization.peers import CONTENDERS, INPUT
 from benchmarks.results import Quantization, QuantizedRow
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME, Encoding
@@ -47,41 +49,35 @@ from resdeploy.train.model.resnet import Classifier
 HERE = Path(__file__).parent
 OUR_MODULE = "benchmarks.quantization.ours"
 NORMALISED = "normalize.add"
-PEER_INPUT = "pixels"
 REQUIREMENTS = {
     "onnxruntime": ["onnx==1.21.0", "onnxruntime==1.32.0"],
     "nncf": ["nncf==3.4.0", "onnx==1.21.0", "onnxruntime==1.32.0"],
     "modelopt": ["torch==2.13.0", "nvidia-modelopt[onnx]==0.47.0"],
 }
-PEERS = (
-    "onnxruntime MinMax",
-    "onnxruntime Entropy",
-    "onnxruntime Percentile",
-    "nncf performance",
-    "nncf mixed",
-    "modelopt max",
-    "modelopt entropy",
-)
 OURS = {Encoding.TENSORRT: "resdeploy int8.onnx", Encoding.CPU: "resdeploy int8-cpu.onnx"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judge:
-    """The validation images, and what FP32 says of them."""
+class ValidationSet:
+    """Validation images with FP32's logits, against which every graph is compared."""
 
     images: UInt8Array
+    """uint8 (N, H, W, 3)."""
     normalised: Float32Array
+    """The same images as input of the other tools' graphs, (N, 3, H, W)."""
     classes: np.ndarray
+    """True class of each image, (N,)."""
     reference: Float32Array
+    """FP32's logits, (N, K)."""
 
-    def row(
-        self, name: str, seed: int, logits: Float32Array, convs: int, took: Any
+    def compare(
+        self, contender: str, seed: int, logits: Float32Array, convs: int, usage: Any
     ) -> QuantizedRow:
-        """How far `logits` are from FP32's."""
+        """Compare `logits` (N, K) with FP32's; `usage` is what the quantiser's process printed."""
         ratios = sqnr_db(self.reference, logits)
         paired = compare_accuracy(self.reference, logits, self.classes)
         return QuantizedRow(
-            contender=name,
+            contender=contender,
             seed=seed,
             top1=100 * paired.candidate_correct / paired.images,
             drop=paired.drop,
@@ -89,28 +85,47 @@ class Judge:
             sqnr_db=float(np.median(ratios)),
             sqnr_db_p5=float(np.percentile(ratios, 5)),
             int8_convs=convs,
-            seconds=took["seconds"],
-            peak_mb=took["peak_mb"],
+            seconds=usage["seconds"],
+            peak_mb=usage["peak_mb"],
         )
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
-@click.option("--image-size", type=int, default=32, show_default=True)
-@click.option("--images", type=int, default=512, show_default=True, help="To calibrate on.")
-@click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
 @click.option(
-    "--peer", "peers", type=click.Choice(PEERS), multiple=True, default=PEERS, help="[default: all]"
+    "--image-size", type=int, default=32, show_default=True, help="Side of the input, in pixels."
+)
+@click.option(
+    "--images", type=int, default=512, show_default=True, help="Number of calibration images."
+)
+@click.option(
+    "--seed",
+    "seeds",
+    type=int,
+    multiple=True,
+    default=(0, 1, 2),
+    show_default=True,
+    help="Seed that draws the calibration images; can be repeated.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    type=click.Choice(list(CONTENDERS)),
+    multiple=True,
+    default=tuple(CONTENDERS),
+    help="Other quantiser to compare with; can be repeated.  [default: all]",
 )
 @click.option(
     "--environments",
     type=click.Path(path_type=Path),
     default=Path("~/.cache/resdeploy/quantizers"),
     show_default=True,
-    help="Where the other tools are installed.",
+    help="Folder in which the other tools are installed.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="JSON file to write the results to."
+)
 def main(
     checkpoint: Path,
     data: Path,
@@ -121,17 +136,19 @@ def main(
     environments: Path,
     output: Path | None,
 ) -> None:
-    """Quantise with every tool and every draw, judge, print, and write down."""
+    """Quantise CHECKPOINT with every tool and seed, evaluate on DATA, and print a table."""
     folder = environments.expanduser()
     pythons = {peer: _environment(folder / peer.split()[0], peer.split()[0]) for peer in peers}
     source = read_source(checkpoint, image_size=image_size, calibration_data=data)
     checkpoint, data = checkpoint.resolve(), data.resolve()
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        judge = _prepare(source, data, work)
+        validation = _prepare(source, data, work)
         rows: list[QuantizedRow] = []
         for seed in seeds:
-            for row in _draw(source, checkpoint, data, images, seed, work, judge, pythons):
+            for row in _compare_all(
+                source, checkpoint, data, images, seed, work, validation, pythons
+            ):
                 rows.append(row)
                 click.echo(f"seed {seed}  {row.contender}: {row.agreement:.2f} %", err=True)
     click.echo(_text(rows))
@@ -142,28 +159,29 @@ def main(
             ),
             peers={tool: tuple(packages) for tool, packages in REQUIREMENTS.items()},
             calibration_images=images,
-            validation_images=len(judge.images),
-            fp32_top1=100 * float(np.mean(judge.reference.argmax(axis=1) == judge.classes)),
+            validation_images=len(validation.images),
+            fp32_top1=100
+            * float(np.mean(validation.reference.argmax(axis=1) == validation.classes)),
             rows=tuple(rows),
         )
         write_document(output, document)
 
 
 def _environment(folder: Path, tool: str) -> Path:
-    """A Python that has the tool; installed on first use."""
+    """Return a Python interpreter that has the tool, which is installed at the first use."""
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         click.echo(f"installing {tool} into {folder}", err=True)
         venv.create(folder, with_pip=True, clear=True)
-        # Without a CUDA build of PyTorch where the machine offers another one: asked for first.
+        # One by one: if torch is there first, the tool does not install a CUDA build of it.
         for requirement in REQUIREMENTS[tool]:
             subprocess.run([python, "-m", "pip", "install", "--quiet", requirement], check=True)
         (folder / "ready").touch()
     return python
 
 
-def _prepare(source: Source, data: Path, work: Path) -> Judge:
-    """Write `core.onnx`, the network behind the normalisation, and run FP32."""
+def _prepare(source: Source, data: Path, work: Path) -> ValidationSet:
+    """Write `core.onnx`, the network without the normalisation, and compute FP32's logits."""
     preprocessing = source.preprocessing
     classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
     whole = to_bytes(to_onnx(classifier, preprocessing.image_size))
@@ -172,8 +190,8 @@ def _prepare(source: Source, data: Path, work: Path) -> Judge:
         [NORMALISED], [OUTPUT_NAME]
     )
     for node in core.graph.node:
-        node.input[:] = [PEER_INPUT if name == NORMALISED else name for name in node.input]
-    core.graph.input[0].name = PEER_INPUT
+        node.input[:] = [INPUT if name == NORMALISED else name for name in node.input]
+    core.graph.input[0].name = INPUT
     onnx.save(core, work / "core.onnx")
     front = onnx.utils.Extractor(onnx.load_from_string(whole)).extract_model(
         [INPUT_NAME], [NORMALISED]
@@ -183,7 +201,7 @@ def _prepare(source: Source, data: Path, work: Path) -> Judge:
     batches = list(read_batches(labelled.files, preprocessing, 500))
     images = np.concatenate([batch.images for batch in batches])
     positions = [position for batch in batches for position in batch.positions]
-    return Judge(
+    return ValidationSet(
         images=images,
         normalised=_normalise(work, images),
         classes=np.array(labelled.labels)[positions],
@@ -196,52 +214,53 @@ def _normalise(work: Path, images: UInt8Array) -> Float32Array:
     return np.asarray(session.run([NORMALISED], {INPUT_NAME: images})[0])
 
 
-def _draw(
+def _compare_all(
     source: Source,
     checkpoint: Path,
     data: Path,
     images: int,
     seed: int,
     work: Path,
-    judge: Judge,
+    validation: ValidationSet,
     pythons: dict[str, Path],
 ) -> Iterator[QuantizedRow]:
-    """Every contender on one draw of the calibration images."""
+    """Quantise with every tool on one draw of the calibration images, and yield their results."""
     size = str(source.preprocessing.image_size)
-    took = _run([sys.executable, "-m", OUR_MODULE, checkpoint, size, data, images, seed, work])
+    usage = _run([sys.executable, "-m", OUR_MODULE, checkpoint, size, data, images, seed, work])
     for encoding, name in OURS.items():
         graph = (work / f"{encoding.value}.onnx").read_bytes()
-        logits = run_batches(OnnxRuntimeCpu(graph, encoding), judge.images, 50)
-        yield judge.row(name, seed, logits, _int8_convs(graph), took)
-    # The very images that ours calibrated on; those before them only scored the calibrators.
-    ledger = CalibrationImages(source.preprocessing, wanted=images + SCORING_IMAGES)
-    admitted = np.concatenate(list(ledger.add(draw(source.pools.calibration, seed), 64)))
-    np.save(work / "calibration.npy", _normalise(work, admitted[SCORING_IMAGES:]))
+        logits = run_batches(OnnxRuntimeCpu(graph, encoding), validation.images, 50)
+        yield validation.compare(name, seed, logits, _int8_convs(graph), usage)
+    # The same images on which resdeploy calibrates; the first ones only score its calibrators.
+    scoring = min(SCORING_IMAGES, len(source.pools.calibration) // 4)
+    image_set = CalibrationImages(source.preprocessing, wanted=images + scoring)
+    usable = np.concatenate(list(image_set.add(draw(source.pools.calibration, seed), 64)))
+    np.save(work / "calibration.npy", _normalise(work, usable[scoring:]))
     for peer, python in pythons.items():
         output = work / "peer.onnx"
         output.unlink(missing_ok=True)
-        took = _run(
+        usage = _run(
             [
-                python, HERE / "quantization_peer.py", peer,
+                python, HERE / "peers.py", peer,
                 work / "core.onnx", work / "calibration.npy", output,
             ]
         )  # fmt: skip
-        logits = _peer_logits(output, judge.normalised)
-        yield judge.row(peer, seed, logits, _int8_convs(output.read_bytes()), took)
+        logits = _peer_logits(output, validation.normalised)
+        yield validation.compare(peer, seed, logits, _int8_convs(output.read_bytes()), usage)
 
 
 def _run(command: Sequence[object]) -> Any:
-    """What the process printed last, as JSON."""
-    done = subprocess.run(
+    """Run a process and return the last line of its output, parsed as JSON."""
+    process = subprocess.run(
         [str(part) for part in command],
         capture_output=True,
         text=True,
         check=False,
-        cwd=HERE.parent,
+        cwd=HERE.parents[1],
     )
-    if done.returncode:
-        raise click.ClickException(f"{command[1]} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        raise click.ClickException(f"{command[1]} failed: {process.stderr[-2000:]}")
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def _peer_logits(graph: Path, normalised: Float32Array) -> Float32Array:
@@ -249,14 +268,14 @@ def _peer_logits(graph: Path, normalised: Float32Array) -> Float32Array:
     session = create_session(graph, options, [(PROVIDER, {})])
     return np.concatenate(
         [
-            np.asarray(session.run(None, {PEER_INPUT: normalised[start : start + 50]})[0])
+            np.asarray(session.run(None, {INPUT: normalised[start : start + 50]})[0])
             for start in range(0, len(normalised), 50)
         ]
     )
 
 
 def _int8_convs(graph: bytes) -> int:
-    """Convolutions whose input and weight are both dequantised: TensorRT runs those in INT8."""
+    """Count the convolutions that TensorRT runs in INT8: input and weight are dequantised."""
     model = onnx.load_from_string(graph)
     dequantised = {
         name
@@ -269,7 +288,7 @@ def _int8_convs(graph: bytes) -> int:
 
 
 def _text(rows: Sequence[QuantizedRow]) -> str:
-    """A line per contender: means over the draws, with the worst and the best agreement."""
+    """Return a table with the means over the draws, and the range of the agreement."""
     lines = []
     for name in dict.fromkeys(row.contender for row in rows):
         own = [row for row in rows if row.contender == name]
@@ -293,8 +312,8 @@ def _text(rows: Sequence[QuantizedRow]) -> str:
             ]
         )
     head = [
-        "quantiser", "top-1", "drop", "same class", "of the draws", "SQNR", "worst 5 %",
-        "int8 convs", "time", "memory",
+        "quantiser", "top-1", "drop", "agreement", "range", "SQNR", "SQNR p5", "INT8 convs",
+        "time", "memory",
     ]  # fmt: skip
     return table(head, lines)
 

@@ -1,8 +1,8 @@
-"""resdeploy's own part of `quantization.py`, in a process of its own.
+"""resdeploy's quantisation in a process of its own, for `benchmarks.quantization`.
 
     python -m benchmarks.quantization.ours CHECKPOINT IMAGE_SIZE DATA IMAGES SEED FOLDER
 
-Writes both INT8 graphs to FOLDER; prints seconds, peak memory and calibrators as JSON.
+The script writes both INT8 graphs to FOLDER and prints seconds and peak memory as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from resdeploy.train.model.resnet import Classifier
 
 
 def main(checkpoint: str, image_size: str, data: str, images: str, seed: str, folder: str) -> None:
-    """Calibrate with `auto`, decoding of the images included, and write the graphs."""
+    """Calibrate with `auto` and write the graphs; the time includes decoding the images."""
     source = read_source(Path(checkpoint), image_size=int(image_size), calibration_data=Path(data))
     preprocessing = source.preprocessing
     classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
@@ -36,8 +36,7 @@ def main(checkpoint: str, image_size: str, data: str, images: str, seed: str, fo
             to_bytes(recipe.apply(calibration.model))
         )
     seconds = time.perf_counter() - start
-    method = {kind.value: recipe.calibrator for kind, recipe in calibration.recipes.items()}
-    print(json.dumps({"seconds": seconds, "peak_mb": peak_megabytes(), "calibrators": method}))
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_megabytes()}))
 
 
 if __name__ == "__main__":

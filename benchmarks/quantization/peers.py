@@ -1,9 +1,9 @@
-"""One quantiser on one graph, in the environment that `quantization.py` made for it.
+"""Other quantisers, each in the environment that `benchmarks.quantization` made for it.
 
-    python quantization_peer.py nncf core.onnx images.npy int8.onnx
+    python peers.py "nncf mixed" core.onnx images.npy int8.onnx
 
-Images are normalised, float32 (N, 3, H, W). Prints seconds and peak memory as JSON. It imports
-nothing of resdeploy, so that each tool has its own versions of everything.
+Images are normalised float32 (N, 3, H, W). The script prints seconds and peak memory as JSON. It
+imports nothing of resdeploy, so that each tool can have its own versions of all packages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH = 16
 
 
 def onnxruntime_static(method: str, graph: str, images: Any, output: str) -> None:
-    """ONNX Runtime's `quantize_static`: QDQ, symmetric int8, weights per channel."""
+    """Quantise with ONNX Runtime's `quantize_static`: Q/DQ, symmetric int8, weights per channel."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,
@@ -54,7 +54,7 @@ def onnxruntime_static(method: str, graph: str, images: Any, output: str) -> Non
 
 
 def nncf(preset: str, graph: str, images: Any, output: str) -> None:
-    """NNCF's post-training quantisation, with its fast bias correction."""
+    """Quantise with NNCF's post-training quantisation and its fast bias correction."""
     import nncf  # pyright: ignore[reportMissingImports]
     import onnx
 
@@ -69,7 +69,7 @@ def nncf(preset: str, graph: str, images: Any, output: str) -> None:
 
 
 def modelopt(method: str, graph: str, images: Any, output: str) -> None:
-    """NVIDIA ModelOpt's ONNX quantisation, placed for TensorRT."""
+    """Quantise with NVIDIA ModelOpt's ONNX quantisation, placed for TensorRT."""
     from modelopt.onnx.quantization import (  # pyright: ignore[reportMissingImports]
         quantize,
     )
@@ -98,7 +98,7 @@ CONTENDERS: dict[str, tuple[Callable[[str, str, Any, str], None], str]] = {
 
 
 def main(contender: str, graph: str, images: str, output: str) -> None:
-    """Quantise, and say what it took."""
+    """Quantise one graph, and print the seconds and the peak memory in MB as JSON."""
     quantise, setting = CONTENDERS[contender]
     pixels = np.load(images)
     start = time.perf_counter()
@@ -108,7 +108,7 @@ def main(contender: str, graph: str, images: str, output: str) -> None:
 
 
 def peak_megabytes() -> float:
-    """Most memory that this process ever held; what `getrusage` says includes its parent's."""
+    """Return the peak memory of this process; that of `getrusage` includes its parent's."""
     with open("/proc/self/status") as status:
         (line,) = [line for line in status if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024

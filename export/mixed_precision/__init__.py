@@ -1,1 +1,1 @@
-"""TODO."""
+"""Mixed precision: the layers that stay in float in an INT8 graph."""

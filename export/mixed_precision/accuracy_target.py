@@ -1,141 +1,129 @@
-"""Mixed precision: the cheapest layers that, back in float, make the INT8 graph good enough."""
+"""Accuracy target: the cheapest layers to keep in float so that the INT8 graphs are accurate."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
-
-import onnx_ir as ir
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from resdeploy.bundle.calibration_record import FloatLayers
 from resdeploy.export.graph.layers import Layer, layers_of, nodes_of
-from resdeploy.export.mixed_precision.evaluator import (
-    AccuracyTarget,
-    HeldOutImages,
-    MixedPrecisionEvaluator,
-    draw_held_out_images,
-)
+from resdeploy.export.mixed_precision.evaluator import MixedPrecisionEvaluator, SearchContext
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, MixtureEvaluation
-from resdeploy.export.source import Source
-from resdeploy.progress import Progress
 
 
-def mix(
-    model: ir.Model,
-    source: Source,
-    calibration: Calibration,
-    gate: AccuracyTarget,
-    *,
-    seed: int,
-    golden_digests: Collection[str],
-    progress: Progress,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyTarget:
+    """Limits that the accuracy of an INT8 graph against FP32 must meet."""
+
+    min_agreement: float | None = None
+    """Images with FP32's predicted class, in percent."""
+    max_drop: float | None = None
+    """Accuracy lost, in percentage points; without true classes, images whose class changes."""
+
+    @property
+    def is_set(self) -> bool:
+        """Return True if there is a limit."""
+        return self.min_agreement is not None or self.max_drop is not None
+
+    def is_met_by(self, evaluation: MixtureEvaluation) -> bool:
+        """Return True if the mixture is within all limits."""
+        return (self.min_agreement is None or evaluation.agreement >= self.min_agreement) and (
+            self.max_drop is None or evaluation.drop <= self.max_drop
+        )
+
+
+def meet_accuracy_target(
+    calibration: Calibration, target: AccuracyTarget, context: SearchContext
 ) -> Calibration:
-    """Hand layers of both encodings back to float until `gate` holds; each has half of the time.
+    """Keep layers of each encoding in float until `target` is met; each has half of the time.
 
     Raises:
-        CalibrationError: no image is left to decide on, or the time is too short.
+        CalibrationError: The time is too short for the first evaluation.
     """
-    used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
-    held_out = draw_held_out_images(source, seed, used)
-    recipes, float_layers, tried = {}, list[FloatLayers](), list[MixtureEvaluation]()
+    share = replace(context, seconds=context.seconds / len(calibration.recipes))
+    recipes, float_layers, evaluations = {}, list[FloatLayers](), list[MixtureEvaluation]()
     for encoding, recipe in calibration.recipes.items():
-        recipes[encoding], handback, mixtures = search(
-            model, recipe, gate, held_out,
-            seconds=gate.seconds / len(calibration.recipes), progress=progress,
-        )  # fmt: skip
-        float_layers.append(handback)
-        tried += mixtures
+        recipes[encoding], chosen, evaluated = find_float_layers(recipe, target, share)
+        float_layers.append(chosen)
+        evaluations += evaluated
     return replace(
         calibration,
         recipes=recipes,
         float_layers=tuple(float_layers),
-        tried=tuple(tried),
-        selection_digests=(*calibration.selection_digests, *held_out.digests),
+        evaluations=tuple(evaluations),
+        selection_digests=(*calibration.selection_digests, *context.held_out.digests),
     )
 
 
-def search(
-    model: ir.Model,
-    recipe: QuantizationRecipe,
-    gate: AccuracyTarget,
-    held_out: HeldOutImages,
-    *,
-    seconds: float,
-    progress: Progress,
-    clock: Callable[[], float] = time.monotonic,
+def find_float_layers(
+    recipe: QuantizationRecipe, target: AccuracyTarget, context: SearchContext
 ) -> tuple[QuantizationRecipe, FloatLayers, tuple[MixtureEvaluation, ...]]:
-    """Hand layers back to float, those first that buy most per cost, until the gate holds.
+    """Find a short list of layers that must stay in float so that the graph meets `target`.
 
-    A layer buys the noise that its tensors alone make at the logits. The shortest list of layers
-    that holds the gate is found by bisection; then the costliest of them are taken back one by
-    one, where the gate holds without. Should the time end first, the best list known does.
+    Layers are ranked by the noise at the logits that each alone causes, divided by its cost. The
+    shortest list from the top of the ranking is found by bisection; then its layers revert to INT8
+    one by one, the costliest first, if the target is still met. If the time ends earlier, the best
+    list found so far is taken.
 
     Args:
-        model: The FP32 graph.
-        recipe: What is quantised so far.
-        gate: What must hold.
-        held_out: What it must hold on.
-        seconds: No evaluation is begun that would end later than this.
-        progress: Told of each evaluation.
-        clock: Seconds, for tests.
+        recipe: Ranges of the encoding, and the nodes that are in float anyway.
+        target: Limits to meet.
+        context: FP32 graph, held-out images and time limit.
 
     Returns:
-        The recipe that holds the gate, what it gave up, and all that was tried.
+        Recipe that meets the target, record of its layers in float, and all evaluations.
 
     Raises:
-        CalibrationError: `seconds` are too few for the first evaluation.
+        CalibrationError: The time is too short for the first evaluation.
     """
-    start = clock()
     layers = [
-        layer for layer in layers_of(model, recipe.encoding) if not layer.nodes <= recipe.in_float
+        layer
+        for layer in layers_of(context.model, recipe.encoding)
+        if not layer.nodes <= recipe.in_float
     ]
-    with progress("searching", len(layers) + 8) as advance:
-        evaluator = MixedPrecisionEvaluator(
-            model, recipe, held_out, gate, start + seconds, clock, advance
-        )
-        before = chosen = evaluator.evaluate_first()
-        given_back: list[Layer] = []
+    with context.progress("searching", len(layers) + 8) as advance:
+        evaluator = MixedPrecisionEvaluator(context, recipe, advance)
+        chosen = evaluator.evaluate_all_int8()
+        in_float: list[Layer] = []
         out_of_time = False
-        if not before.holds:
+        if not target.is_met_by(chosen):
             ranked = evaluator.rank(layers)
-            chosen = _all_float(before, ranked)
-            fails, holds = 0, len(ranked)  # lengths of lists; all in float holds any gate
-            while holds - fails > 1 and not out_of_time:
-                # Mostly few are enough: the first lists are short, so that one is known early.
-                length = min(max(1, 2 * fails), (fails + holds) // 2)
-                outcome = evaluator.evaluate(ranked[:length])
-                if outcome is None:
+            chosen = _all_in_float(chosen, ranked)
+            too_short, long_enough = 0, len(ranked)  # a graph in float meets any target
+            while long_enough - too_short > 1 and not out_of_time:
+                # A few layers usually suffice. Lists grow from 1 layer, so that a short list is
+                # known early.
+                length = min(max(1, 2 * too_short), (too_short + long_enough) // 2)
+                evaluation = evaluator.evaluate(ranked[:length])
+                if evaluation is None:
                     out_of_time = True
-                elif outcome.holds:
-                    holds, chosen = length, outcome
+                elif target.is_met_by(evaluation):
+                    long_enough, chosen = length, evaluation
                 else:
-                    fails = length
-            given_back = ranked[:holds]
-        for layer in sorted(given_back, key=lambda layer: -layer.cost):
-            fewer = [other for other in given_back if other != layer]
-            outcome = None if out_of_time else evaluator.evaluate(fewer)
-            if outcome is None:
+                    too_short = length
+            in_float = ranked[:long_enough]
+        for layer in sorted(in_float, key=lambda layer: -layer.cost):
+            fewer = [other for other in in_float if other != layer]
+            evaluation = None if out_of_time else evaluator.evaluate(fewer)
+            if evaluation is None:
                 out_of_time = True
                 break
-            if outcome.holds:
-                given_back, chosen = fewer, outcome
-    handback = evaluator.handback(before, chosen, seconds=clock() - start, out_of_time=out_of_time)
+            if target.is_met_by(evaluation):
+                in_float, chosen = fewer, evaluation
     return (
         replace(recipe, in_float=recipe.in_float | chosen.nodes),
-        handback,
-        tuple(evaluator.tried),
+        evaluator.float_layers(chosen, out_of_time=out_of_time),
+        tuple(evaluator.evaluations.values()),
     )
 
 
-def _all_float(before: MixtureEvaluation, ranked: Sequence[Layer]) -> MixtureEvaluation:
-    """What need not be evaluated."""
+def _all_in_float(all_int8: MixtureEvaluation, layers: Sequence[Layer]) -> MixtureEvaluation:
+    """Return the evaluation with all layers in float, which is known without running the graph."""
     return replace(
-        before,
-        layers=tuple(layer.name for layer in ranked),
-        nodes=nodes_of(ranked),
+        all_int8,
+        layers=tuple(layer.name for layer in layers),
+        nodes=nodes_of(layers),
         agreement=100.0,
         drop=0.0,
-        holds=True,
     )

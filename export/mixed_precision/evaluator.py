@@ -1,8 +1,9 @@
-"""Trying mixtures of INT8 and float on images that nothing else was chosen on."""
+"""Evaluation of mixtures of INT8 and float layers on held-out images."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -20,137 +21,127 @@ from resdeploy.export.graph.layers import Layer, conv_share, nodes_of
 from resdeploy.export.graph.qdq import Weights, integer_weights
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import MixtureEvaluation
-from resdeploy.export.quantization.simulate import batch_size, open_graph, rounded, sites_of
+from resdeploy.export.quantization.simulate import batch_size, open_graph, round_at, sites_of
 from resdeploy.export.source import Source
 from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.progress import Advance, Progress
 from resdeploy.statistics import agreement_percent
 
-# How many times its noise with everything quantised must an image's two best logits be apart, that
-# no other mixture is expected to swap them?
-REACH = 4.0
-RANKING_SHARE = 1 / 32  # of the gate's images; every layer is tried on them
-# The gate needs many images, each of which takes as long as it has pixels.
-MOST_GATE_IMAGES, FEWEST_GATE_IMAGES = 5120, 256
-PIXELS = MOST_GATE_IMAGES * 32 * 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccuracyTarget:
-    """What an INT8 graph must hold to, and how long may be searched for it."""
-
-    min_agreement: float | None = None
-    """Percent of the images that keep FP32's class."""
-    max_drop: float | None = None
-    """Points of accuracy; where no labels are known, of images whose class changes."""
-    seconds: float = 600.0
-    """For both encodings together."""
-
-    @property
-    def is_set(self) -> bool:
-        """True if there is a limit to hold."""
-        return self.min_agreement is not None or self.max_drop is not None
+# Images are not run again if their two best logits differ by more than this many times what the
+# noise with all layers in INT8 can bridge.
+NOISE_FACTOR = 4.0
+RANKING_SHARE = 1 / 32  # of the held-out images; every layer is evaluated on them
+# The time for an image grows with its pixels, so there are fewer held-out images if they are large.
+MAX_HELD_OUT_IMAGES, MIN_HELD_OUT_IMAGES = 5120, 256
+HELD_OUT_PIXELS = MAX_HELD_OUT_IMAGES * 32 * 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutImages:
-    """Images that decide, none of which calibrated, was scored on, or is golden."""
+    """Images on which mixtures are evaluated; none calibrated, scored calibrators or is golden."""
 
     images: UInt8Array
+    """uint8 (N, H, W, 3)."""
     classes: npt.NDArray[np.int64] | None
+    """True class of each image; None if the classes are not known."""
     digests: tuple[str, ...]
+    """sha256 of the pixels of each image."""
 
 
-def draw_held_out_images(source: Source, seed: int, excluded: Collection[str]) -> HeldOutImages:
-    """Draw validation images, and others only where they are too few: a net knows its own.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchContext:
+    """Inputs that all searches for layers in float share."""
 
-    Raises:
-        CalibrationError: no image is left.
-    """
-    size = source.preprocessing.image_size
-    wanted = int(np.clip(PIXELS // size**2, FEWEST_GATE_IMAGES, MOST_GATE_IMAGES))
-    ledger = CalibrationImages(source.preprocessing, wanted=wanted, excluded=excluded)
-    paths = [
-        path
-        for pool in (source.pools.golden, source.pools.calibration)
-        for path in draw(pool, seed)
-    ]
-    try:
-        images = np.concatenate(list(ledger.add(paths, batch_size(size))))
-    except CalibrationError as error:
-        raise CalibrationError(
-            "no image is left to judge mixtures of INT8 and float on",
-            "add more images than calibrate, best a folder val/ beside train/",
-        ) from error
-    classes = source.classes_of(ledger.paths)
-    return HeldOutImages(
-        images=images,
-        classes=None if classes is None else np.array(classes),
-        digests=tuple(ledger.digests),
-    )
+    model: ir.Model
+    """FP32 graph."""
+    held_out: HeldOutImages
+    seconds: float
+    """Time limit of the search; no evaluation starts that would end later."""
+    progress: Progress
+    clock: Callable[[], float] = time.monotonic
+    """Clock in seconds."""
 
 
 @dataclass(slots=True)
 class MixedPrecisionEvaluator:
-    """Tries mixtures, nothing twice, and watches the clock."""
+    """Evaluator of mixtures of one encoding, with a cache and a time limit from its creation on."""
 
-    model: ir.Model
+    context: SearchContext
     recipe: QuantizationRecipe
-    held_out: HeldOutImages
-    gate: AccuracyTarget
-    deadline: float
-    clock: Callable[[], float]
-    advance: Callable[[int], None]
-    tried: list[MixtureEvaluation] = field(default_factory=list)
-    """In the order of their evaluation."""
-    known: dict[frozenset[str], MixtureEvaluation] = field(default_factory=dict)
-    """By the nodes in float."""
-    reference: Float32Array | None = None
-    within_reach: npt.NDArray[np.intp] | None = None
-    """The images whose class another mixture could change: the others need not run again."""
-    slowest: float = 0.0
-    """Seconds that a batch took."""
+    advance: Advance
+    evaluations: dict[frozenset[str], MixtureEvaluation] = field(default_factory=dict)
+    """Results by the nodes in float, in the order of the evaluation."""
+    start: float = field(init=False)
     weights: Weights = field(init=False)
+    float_logits: Float32Array | None = None
+    """FP32's logits (N, K) of all held-out images, once they were computed."""
+    changeable: npt.NDArray[np.intp] | None = None
+    """Positions of the images whose class another mixture could change; only these run again."""
+    slowest: float = 0.0
+    """Longest time of a batch, in seconds."""
 
     def __post_init__(self) -> None:
-        self.weights = integer_weights(self.model, self.recipe.encoding)
+        self.start = self.context.clock()
+        self.weights = integer_weights(self.context.model, self.recipe.encoding)
 
     def evaluate(self, layers: Sequence[Layer]) -> MixtureEvaluation | None:
-        """How the graph does with `layers` in float; None where there is no time to find out."""
+        """Evaluate the graph with `layers` in float; return None if there is no time for it."""
         nodes = nodes_of(layers)
-        if nodes not in self.known:
-            logits = self._logits(nodes)
+        if nodes not in self.evaluations:
+            logits = self._mixture_logits(nodes)
             if logits is None:
                 return None
             self.advance(1)
-            self.known[nodes] = self._judge(layers, logits)
-            self.tried.append(self.known[nodes])
-        return self.known[nodes]
+            self.evaluations[nodes] = self._compare(layers, logits)
+        return self.evaluations[nodes]
 
-    def evaluate_first(self) -> MixtureEvaluation:
-        """The same with nothing handed back.
+    def evaluate_all_int8(self) -> MixtureEvaluation:
+        """Evaluate the graph with all layers in INT8.
 
         Raises:
-            CalibrationError: there is no time even for that.
+            CalibrationError: There is no time even for that.
         """
-        outcome = self.evaluate(())
-        if outcome is None:
+        evaluation = self.evaluate(())
+        if evaluation is None:
             raise CalibrationError(
-                f"the time is too short to try the INT8 graph on {len(self.held_out.images)} "
-                "images",
-                "allow more with --search-seconds",
+                f"{self.context.seconds:g} s are too short to evaluate the INT8 graph on "
+                f"{len(self.context.held_out.images)} images",
+                "allow more time with --search-seconds",
             )
-        return outcome
+        return evaluation
 
-    def handback(
-        self,
-        before: MixtureEvaluation,
-        chosen: MixtureEvaluation,
-        *,
-        seconds: float,
-        out_of_time: bool,
-    ) -> FloatLayers:
-        """What is recorded of it."""
-        count, share = conv_share(self.model, chosen.nodes)
+    def rank(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Sort layers by the noise at the logits that each alone causes, divided by its cost.
+
+        Layers that were not measured in time come last.
+        """
+        count = math.ceil(RANKING_SHARE * len(self.context.held_out.images))
+        images = self.context.held_out.images[:count]
+        all_sites = sites_of(self.context.model, self.recipe)
+        merit: dict[str, float] = {}
+        reference = self._reference()
+        for layer in layers:
+            without = replace(self.recipe, in_float=self.recipe.in_float | layer.nodes)
+            sites = all_sites - sites_of(self.context.model, without)
+            alone = round_at(self.context.model, self.recipe, sites, self.weights)
+            logits = self._run(images, alone, Encoding.FLOAT)
+            if reference is None or logits is None:
+                break
+            noise = np.square(logits - reference[:count]).sum(axis=1)
+            signal = np.maximum(np.square(reference[:count]).sum(axis=1), 1e-30)
+            # The median, because a few atypical images would dominate a mean.
+            merit[layer.name] = float(np.median(noise / signal)) / layer.cost
+            self.advance(1)
+        return sorted(layers, key=lambda layer: -merit.get(layer.name, -1.0))
+
+    def mixture(self, nodes: frozenset[str]) -> ir.Model:
+        """Return the graph with `nodes` in float, as it would be written."""
+        recipe = replace(self.recipe, in_float=self.recipe.in_float | nodes)
+        return recipe.apply(self.context.model, weights=self.weights)
+
+    def float_layers(self, chosen: MixtureEvaluation, *, out_of_time: bool) -> FloatLayers:
+        """Return the record of the search that chose `chosen`."""
+        count, share = conv_share(self.context.model, chosen.nodes)
         return FloatLayers(
             encoding=self.recipe.encoding,
             layers=chosen.layers,
@@ -158,82 +149,67 @@ class MixedPrecisionEvaluator:
             conv_share_percent=100 * share,
             agreement=chosen.agreement,
             drop=chosen.drop,
-            agreement_before=before.agreement,
+            agreement_before=self.evaluate_all_int8().agreement,
             images=chosen.images,
-            evaluations=len(self.tried),
-            seconds=seconds,
+            evaluations=len(self.evaluations),
+            seconds=self.context.clock() - self.start,
             out_of_time=out_of_time,
         )
 
-    def rank(self, layers: Sequence[Layer]) -> list[Layer]:
-        """Layers by the noise they make alone, per cost; those not reached in time come last."""
-        images = self.held_out.images[: math.ceil(RANKING_SHARE * len(self.held_out.images))]
-        everything = sites_of(self.model, self.recipe)
-        merit: dict[str, float] = {}
-        everyone = self._float_logits()
-        reference = None if everyone is None else everyone[: len(images)]
-        for layer in layers:
-            without = replace(self.recipe, in_float=self.recipe.in_float | layer.nodes)
-            its = everything - sites_of(self.model, without)
-            alone = rounded(self.model, self.recipe, its, self.weights)
-            logits = self._run(images, alone, Encoding.FLOAT)
-            if reference is None or logits is None:
-                break
-            noise = np.square(logits - reference).sum(axis=1)
-            signal = np.maximum(np.square(reference).sum(axis=1), 1e-30)
-            # The median: in a mean, an odd image or two would decide.
-            merit[layer.name] = float(np.median(noise / signal)) / layer.cost
-            self.advance(1)
-        return sorted(layers, key=lambda layer: -merit.get(layer.name, -1.0))
+    def _reference(self) -> Float32Array | None:
+        """Return FP32's logits of all held-out images; None if there is no time for them."""
+        if self.float_logits is None:
+            images = self.context.held_out.images
+            self.float_logits = self._run(images, self.context.model, Encoding.FLOAT)
+        return self.float_logits
 
-    def _float_logits(self) -> Float32Array | None:
-        """FP32's, of all images; None where there is no time for them."""
-        if self.reference is None:
-            self.reference = self._run(self.held_out.images, self.model, Encoding.FLOAT)
-        return self.reference
+    def _mixture_logits(self, nodes: frozenset[str]) -> Float32Array | None:
+        """Compute the logits of all images with `nodes` in float.
 
-    def _logits(self, nodes: frozenset[str]) -> Float32Array | None:
-        """Of all images, with `nodes` in float; FP32's for those out of reach."""
-        images = self.held_out.images
-        reference = self._float_logits()
+        Images whose class cannot change keep FP32's logits.
+        """
+        images = self.context.held_out.images
+        reference = self._reference()
         if reference is None:
             return None
-        mixture = replace(self.recipe, in_float=self.recipe.in_float | nodes)
-        graph = mixture.apply(self.model, weights=self.weights)
-        if self.within_reach is None:
+        graph = self.mixture(nodes)
+        if self.changeable is None:
             logits = self._run(images, graph, self.recipe.encoding)
             if logits is not None:
-                self.within_reach = within_reach(reference, logits)
+                self.changeable = changeable_images(reference, logits)
             return logits
-        again = self._run(images[self.within_reach], graph, self.recipe.encoding)
-        if again is None:
+        changed = self._run(images[self.changeable], graph, self.recipe.encoding)
+        if changed is None:
             return None
         logits = reference.copy()
-        logits[self.within_reach] = again
+        logits[self.changeable] = changed
         return logits
 
     def _run(self, images: UInt8Array, graph: ir.Model, encoding: Encoding) -> Float32Array | None:
-        """Logits; None where there is no time for all of them."""
+        """Return the logits of `images`; None if there is no time for all of them."""
         logits = []
-        size = batch_size(images.shape[1])
+        size, clock = batch_size(images.shape[1]), self.context.clock
         with closing(open_graph(graph, encoding)) as backend:
-            for start in range(0, len(images), size):
-                began = self.clock()
-                if began + self.slowest > self.deadline:
+            for first in range(0, len(images), size):
+                began = clock()
+                if began + self.slowest > self.start + self.context.seconds:
                     return None
-                logits.append(backend.run(images[start : start + size]))
-                self.slowest = max(self.slowest, self.clock() - began)
+                logits.append(backend.run(images[first : first + size]))
+                self.slowest = max(self.slowest, clock() - began)
         return np.concatenate(logits)
 
-    def _judge(self, layers: Sequence[Layer], logits: Float32Array) -> MixtureEvaluation:
-        assert self.reference is not None
-        classes, gate = self.held_out.classes, self.gate
-        agreement = agreement_percent(self.reference, logits)
-        drop = 100 - agreement  # where the classes are not known: it cannot be more
+    def _compare(self, layers: Sequence[Layer], logits: Float32Array) -> MixtureEvaluation:
+        """Compare the logits (N, K) of a mixture with FP32's."""
+        assert self.float_logits is not None
+        classes = self.context.held_out.classes
+        agreement = agreement_percent(self.float_logits, logits)
+        drop = 100 - agreement  # an upper bound, for images whose classes are not known
         if classes is not None:
-            both = (self.reference, logits)
-            right = [100 * float(np.mean(one.argmax(axis=1) == classes)) for one in both]
-            drop = right[0] - right[1]
+            top1 = [
+                100 * float(np.mean(either.argmax(axis=1) == classes))
+                for either in (self.float_logits, logits)
+            ]
+            drop = top1[0] - top1[1]
         return MixtureEvaluation(
             encoding=self.recipe.encoding,
             layers=tuple(layer.name for layer in layers),
@@ -241,23 +217,57 @@ class MixedPrecisionEvaluator:
             agreement=agreement,
             drop=drop,
             images=len(logits),
-            holds=(gate.min_agreement is None or agreement >= gate.min_agreement)
-            and (gate.max_drop is None or drop <= gate.max_drop),
         )
 
 
-def within_reach(reference: Float32Array, noisy: Float32Array) -> npt.NDArray[np.intp]:
-    """Which images might change their class under noise like this: positions, at least one.
+def draw_held_out_images(source: Source, seed: int, excluded: Collection[str]) -> HeldOutImages:
+    """Draw validation images, and training images only if there are too few of them.
 
-    Two logits come closer by at most sqrt(2) times the length of the noise (Cauchy and Schwarz).
+    A network is more accurate on its training images, so they come last.
 
     Args:
-        reference: Logits of FP32 (N, K), K > 1.
-        noisy: Logits with everything quantised (N, K).
+        source: Checkpoint and image files.
+        seed: Seed of the random order in which images are drawn.
+        excluded: sha256 of the images that must not be used.
+
+    Raises:
+        CalibrationError: No image is left.
+    """
+    size = source.preprocessing.image_size
+    wanted = int(np.clip(HELD_OUT_PIXELS // size**2, MIN_HELD_OUT_IMAGES, MAX_HELD_OUT_IMAGES))
+    image_set = CalibrationImages(source.preprocessing, wanted=wanted, excluded=excluded)
+    paths = [
+        path
+        for pool in (source.pools.golden, source.pools.calibration)
+        for path in draw(pool, seed)
+    ]
+    try:
+        images = np.concatenate(list(image_set.add(paths, batch_size(size))))
+    except CalibrationError as error:
+        raise CalibrationError(
+            "no held-out image is left to evaluate mixtures of INT8 and float on",
+            "add images that do not calibrate, preferably in a folder val/ beside train/",
+        ) from error
+    classes = source.classes_of(image_set.paths)
+    return HeldOutImages(
+        images=images,
+        classes=None if classes is None else np.array(classes),
+        digests=tuple(image_set.digests),
+    )
+
+
+def changeable_images(reference: Float32Array, noisy: Float32Array) -> npt.NDArray[np.intp]:
+    """Return the positions of the images whose class noise like this might change, at least one.
+
+    Noise reduces the difference of two logits by at most sqrt(2) times its norm (Cauchy-Schwarz).
+
+    Args:
+        reference: FP32's logits (N, K), K > 1.
+        noisy: Logits (N, K) with all layers in INT8.
     """
     best = np.sort(reference, axis=1)[:, -2:]
-    length = np.linalg.norm(noisy - reference, axis=1)
-    bridged = REACH * np.sqrt(2) * np.maximum(length, np.median(length))
-    apart = best[:, 1] - best[:, 0]
-    close = np.flatnonzero(apart <= bridged)
-    return close if len(close) else np.argmin(apart - bridged, keepdims=True)
+    norm = np.linalg.norm(noisy - reference, axis=1)
+    bridged = NOISE_FACTOR * np.sqrt(2) * np.maximum(norm, np.median(norm))
+    margin = best[:, 1] - best[:, 0]
+    close = np.flatnonzero(margin <= bridged)
+    return close if len(close) else np.argmin(margin - bridged, keepdims=True)

@@ -1,100 +1,80 @@
-"""TODO."""
+"""Latency target: the layers of the CPU's INT8 graph that there is time to run in float."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection
 from dataclasses import replace
-
-import onnx_ir as ir
 
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import ExportError
 from resdeploy.export.graph.layers import layers_of, nodes_of
-from resdeploy.export.mixed_precision.evaluator import (
-    AccuracyTarget,
-    MixedPrecisionEvaluator,
-    draw_held_out_images,
-)
+from resdeploy.export.mixed_precision.evaluator import MixedPrecisionEvaluator, SearchContext
 from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
 from resdeploy.export.quantization.result import Calibration
-from resdeploy.export.source import Source
-from resdeploy.progress import Progress
 
 
-def fit_time(
-    model: ir.Model,
-    source: Source,
+def meet_latency_target(
     calibration: Calibration,
     target_ms: float,
-    *,
-    seconds: float,
-    seed: int,
-    golden_digests: Collection[str],
-    progress: Progress,
+    context: SearchContext,
     stopwatch: Stopwatch = measure_ms,
 ) -> Calibration:
-    """Hand layers of the CPU's graph back to float for as long as it takes at most `target_ms`.
+    """Keep layers of the CPU's graph in float as long as its latency is at most `target_ms`.
 
-    Those come first that buy most accuracy per cost. The longest list that is fast enough is found
-    by bisection; of all that were tried and are fast enough, the most accurate one is taken.
+    Layers are ranked by the noise at the logits that each alone causes, divided by its cost. The
+    longest list that is fast enough is found by bisection. Of all evaluated mixtures that are fast
+    enough, the most accurate is taken.
 
     Args:
-        model: The FP32 graph.
-        source: Where the images come from that accuracy is found on.
         calibration: Ranges.
-        target_ms: For one image, with all cores of this machine.
-        seconds: No evaluation is begun that would end later than this.
-        seed: Decides which images.
-        golden_digests: Images that must not be used.
-        progress: Told of each evaluation.
-        stopwatch: Milliseconds of a graph; for tests.
+        target_ms: Latency limit for one image with all cores of this machine, in ms.
+        context: FP32 graph, held-out images and time limit.
+        stopwatch: Function that measures the latency of a graph in ms.
 
     Raises:
-        CalibrationError: no image is left, or the time is too short.
-        ExportError: even with everything in INT8 it takes longer.
+        CalibrationError: The time is too short for the first evaluation.
+        ExportError: The latency is higher even with all layers in INT8.
     """
-    used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
-    held_out = draw_held_out_images(source, seed, used)
     recipe = calibration.recipes[Encoding.CPU]
-    layers = layers_of(model, Encoding.CPU)
-    start, clock = time.monotonic(), time.monotonic
+    layers = layers_of(context.model, Encoding.CPU)
+    with context.progress("searching", len(layers) + 8) as advance:
+        evaluator = MixedPrecisionEvaluator(context, recipe, advance)
+        latencies: dict[frozenset[str], float] = {}
 
-    def took(nodes: frozenset[str]) -> float:
-        graph = replace(recipe, in_float=nodes).apply(model)
-        return stopwatch(graph, Encoding.CPU, held_out.images[:1])
+        def is_fast(nodes: frozenset[str]) -> bool:
+            image = context.held_out.images[:1]
+            latencies[nodes] = stopwatch(evaluator.mixture(nodes), Encoding.CPU, image)
+            return latencies[nodes] <= target_ms
 
-    times = {frozenset[str](): took(frozenset())}
-    if times[frozenset()] > target_ms:
-        raise ExportError(
-            f"int8-cpu.onnx takes {times[frozenset()]:.2f} ms here with everything in INT8, more "
-            f"than --target-ms {target_ms:g}",
-            "allow more, or take a smaller --image-size",
-        )
-    with progress("searching", len(layers) + 8) as advance:
-        evaluator = MixedPrecisionEvaluator(
-            model, recipe, held_out, AccuracyTarget(), start + seconds, clock, advance
-        )
-        before = evaluator.evaluate_first()
+        if not is_fast(frozenset()):
+            raise ExportError(
+                f"int8-cpu.onnx takes {latencies[frozenset()]:.2f} ms on this machine with all "
+                f"layers in INT8, and --target-ms allows {target_ms:g} ms",
+                "increase --target-ms, or decrease --image-size",
+            )
+        evaluator.evaluate_all_int8()
         ranked = evaluator.rank(layers)
-        low, high = 0, len(ranked) + 1  # the longest that fits, the shortest that does not
+        fast, slow = 0, len(ranked) + 1  # lengths of lists
         out_of_time = False
-        while high - low > 1 and not out_of_time:
-            middle = (low + high) // 2
-            nodes = nodes_of(ranked[:middle])
-            times[nodes] = took(nodes)
-            if times[nodes] > target_ms:
-                high = middle
+        while slow - fast > 1 and not out_of_time:
+            length = (fast + slow) // 2
+            if is_fast(nodes_of(ranked[:length])):
+                fast, out_of_time = length, evaluator.evaluate(ranked[:length]) is None
             else:
-                low, out_of_time = middle, evaluator.evaluate(ranked[:middle]) is None
-        tried = tuple(replace(one, p50_ms=times[one.nodes]) for one in evaluator.tried)
-        best = min(tried, key=lambda one: (one.drop, -one.agreement, len(one.layers)))
-        took_s = clock() - start
-        handback = evaluator.handback(before, best, seconds=took_s, out_of_time=out_of_time)
+                slow = length
+        evaluations = tuple(
+            replace(mixture, p50_ms=latencies[nodes])
+            for nodes, mixture in evaluator.evaluations.items()
+        )
+        best = min(
+            evaluations, key=lambda mixture: (mixture.drop, -mixture.agreement, len(mixture.layers))
+        )
     return replace(
         calibration,
-        recipes={**calibration.recipes, Encoding.CPU: replace(recipe, in_float=best.nodes)},
-        float_layers=(handback,),
-        tried=tried,
-        selection_digests=(*calibration.selection_digests, *held_out.digests),
+        recipes={
+            **calibration.recipes,
+            Encoding.CPU: replace(recipe, in_float=recipe.in_float | best.nodes),
+        },
+        float_layers=(evaluator.float_layers(best, out_of_time=out_of_time),),
+        evaluations=evaluations,
+        selection_digests=(*calibration.selection_digests, *context.held_out.digests),
     )

@@ -1,4 +1,4 @@
-"""Accuracy against time: every setting that was tried, and the best that is fast enough."""
+"""Trade-off of accuracy and latency: one point for each graph that an export evaluated."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ from resdeploy.export.quantization.simulate import open_graph
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress
 
-SECONDS, FEWEST_RUNS = 0.3, 5
-MOST_TIMED = 8  # mixtures, each of which takes about a second
+TIMING_SECONDS, MIN_RUNS = 0.3, 5
+MAX_TIMED = 8  # mixtures; timing one takes about a second
 FP32 = "fp32"
 
 Stopwatch = Callable[[ir.Model, Encoding, UInt8Array], float]
+"""Function that returns the latency of a graph for one image (1, H, W, 3), in ms."""
 
 
 def measure_ms(model: ir.Model, encoding: Encoding, image: UInt8Array) -> float:
-    """Median time of `image`, (1, H, W, 3), on ONNX Runtime's CPU provider with all cores."""
+    """Measure the median latency of `image` (1, H, W, 3) on ONNX Runtime's CPU provider, in ms.
+
+    All cores are used.
+    """
     backend = open_graph(model, encoding)
-    for _ in range(FEWEST_RUNS):
-        backend.run(image)  # the first ones are slower
+    for _ in range(MIN_RUNS):
+        backend.run(image)  # warm-up
     times: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while len(times) < FEWEST_RUNS or time.perf_counter() < end:
+    end = time.perf_counter() + TIMING_SECONDS
+    while len(times) < MIN_RUNS or time.perf_counter() < end:
         start = time.perf_counter_ns()
         backend.run(image)
         times.append((time.perf_counter_ns() - start) / 1e6)
@@ -39,34 +43,36 @@ def measure_ms(model: ir.Model, encoding: Encoding, image: UInt8Array) -> float:
     return float(np.median(times))
 
 
-def trade_off(
-    model: ir.Model,
+def trade_off_points(
     calibration: Calibration,
     image: UInt8Array,
     progress: Progress,
     stopwatch: Stopwatch = measure_ms,
 ) -> tuple[TradeOffPoint, ...]:
-    """FP32, and every calibrator and mixture that was tried, with times of the CPU's graphs.
+    """Return a point for FP32, every calibrator and every mixture, with the CPU graphs' latencies.
 
-    Calibrators share one time: ranges do not change the graph. TensorRT's graph has none, for
-    nothing but TensorRT runs it fast.
+    All calibrators have the same latency, because ranges do not change the graph. TensorRT's graphs
+    have none, because only TensorRT runs them fast.
 
     Args:
-        model: The FP32 graph.
-        calibration: What was tried and chosen.
+        calibration: Calibrators and mixtures that were evaluated and chosen.
         image: One image, (1, H, W, 3).
-        progress: Told of each graph that is timed.
-        stopwatch: Milliseconds of a graph; for tests.
+        progress: Progress display, advanced after each graph.
+        stopwatch: Function that measures the latency of a graph in ms.
     """
-    recipe = calibration.recipes[Encoding.CPU]
-    mixtures = [one for one in calibration.tried if one.encoding is Encoding.CPU]
-    known = {one.nodes: one.p50_ms for one in mixtures if one.p50_ms is not None}
-    latest = [one.nodes for one in mixtures[-MOST_TIMED:]]  # they are the nearest to the choice
-    wanted = {frozenset[str](), recipe.in_float, *latest} - known.keys()
+    model, recipe = calibration.model, calibration.recipes[Encoding.CPU]
+    mixtures = [mixture for mixture in calibration.evaluations if mixture.encoding is Encoding.CPU]
+    latencies = {
+        mixture.nodes: mixture.p50_ms for mixture in mixtures if mixture.p50_ms is not None
+    }
+    latest = [
+        mixture.nodes for mixture in mixtures[-MAX_TIMED:]
+    ]  # the most similar to the chosen one
+    wanted = {frozenset[str](), recipe.in_float, *latest} - latencies.keys()
     with progress("timing", 1 + len(wanted)) as advance:
         for nodes in wanted:
             graph = replace(recipe, in_float=nodes).apply(model)
-            known[nodes] = stopwatch(graph, Encoding.CPU, image)
+            latencies[nodes] = stopwatch(graph, Encoding.CPU, image)
             advance(1)
         fp32_ms = stopwatch(model, Encoding.FLOAT, image)
         advance(1)
@@ -94,32 +100,32 @@ def trade_off(
                 agreement=score.agreement,
                 drop=None,
                 images=calibration.scoring_images,
-                p50_ms=known[frozenset()] if on_cpu else None,
-                chosen=_chosen(calibration, score.encoding, score.calibrator, ()),
+                p50_ms=latencies[frozenset()] if on_cpu else None,
+                chosen=_is_chosen(calibration, score.encoding, score.calibrator, ()),
             )
         )
-    for one in calibration.tried:
-        calibrator = calibration.recipes[one.encoding].calibrator
+    for mixture in calibration.evaluations:
+        calibrator = calibration.recipes[mixture.encoding].calibrator
         points.append(
             TradeOffPoint(
-                encoding=one.encoding,
+                encoding=mixture.encoding,
                 calibrator=calibrator,
-                layers=one.layers,
-                float_share_percent=100 * conv_share(model, one.nodes)[1],
-                agreement=one.agreement,
-                drop=one.drop,
-                images=one.images,
-                p50_ms=known.get(one.nodes) if one.encoding is Encoding.CPU else None,
-                chosen=_chosen(calibration, one.encoding, calibrator, one.layers),
+                layers=mixture.layers,
+                float_share_percent=100 * conv_share(model, mixture.nodes)[1],
+                agreement=mixture.agreement,
+                drop=mixture.drop,
+                images=mixture.images,
+                p50_ms=latencies.get(mixture.nodes) if mixture.encoding is Encoding.CPU else None,
+                chosen=_is_chosen(calibration, mixture.encoding, calibrator, mixture.layers),
             )
         )
     return tuple(points)
 
 
-def _chosen(
+def _is_chosen(
     calibration: Calibration, encoding: Encoding, calibrator: str, layers: Collection[str]
 ) -> bool:
-    float_layers = {one.encoding: set(one.layers) for one in calibration.float_layers}
-    return calibration.recipes[encoding].calibrator == calibrator and float_layers.get(
+    in_float = {chosen.encoding: set(chosen.layers) for chosen in calibration.float_layers}
+    return calibration.recipes[encoding].calibrator == calibrator and in_float.get(
         encoding, set()
     ) == set(layers)

@@ -1,4 +1,4 @@
-"""From calibration images to the ranges of one graph's tensors, for both encodings."""
+"""Calibration: from images to the ranges of the FP32 graph's tensors, for both encodings."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from resdeploy.export.graph.qdq import integer_weights
 from resdeploy.export.graph.to_onnx import with_outputs
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration
-from resdeploy.export.quantization.simulate import answers, batch_size
+from resdeploy.export.quantization.simulate import batch_size, run_graph
 from resdeploy.export.source import Source
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress
 from resdeploy.statistics import agreement_percent, sqnr_db
 
 SCORING_IMAGES = 128
-EQUALIZING_IMAGES = 128  # of those that calibrate: more change the factors little
+EQUALIZING_IMAGES = 128  # more of the calibration images change the factors little
 ENCODINGS = (Encoding.TENSORRT, Encoding.CPU)
 LEARNED = "learned"
 
 
 def require_images(source: Source) -> None:
-    """Check before the long work that there will be something to calibrate on.
+    """Check that there are calibration images, before the long work starts.
 
     Raises:
-        CalibrationError: no images are known.
+        CalibrationError: No images are known.
     """
     if not source.pools.calibration:
         raise CalibrationError(
-            "INT8 needs images to calibrate on, and none are known for this checkpoint",
+            "INT8 needs calibration images, and none are known for this checkpoint",
             "name a folder of typical images with --calibration-data",
         )
 
@@ -59,80 +59,107 @@ def calibrate(
     progress: Progress,
     int8_shortcuts: bool = False,
 ) -> Calibration:
-    """Show `images` pictures to the FP32 graph and let calibrators choose the ranges.
+    """Run the FP32 graph on calibration images and choose the range of each tensor.
 
-    Where the checkpoint was trained quantised, TensorRT's graph takes the ranges that it learned.
+    If the checkpoint was trained with quantisation, TensorRT's graph takes the learned ranges.
 
     Args:
-        model: The FP32 graph; its channels are equalised first, unless ranges were learned.
-        source: Where the pictures come from.
-        calibrator: A name in CALIBRATORS, the part of one before the hyphen for all of a family,
-            or `auto` for all. Where there are several, each is scored on other pictures, and the
-            best serves; each encoding has its own.
-        images: Pictures to calibrate on.
-        seed: Decides which.
-        golden_digests: Pictures that must not be used.
-        progress: Told of each batch.
-        int8_shortcuts: Whether TensorRT's graph carries the shortcuts of its blocks in INT8, too.
+        model: FP32 graph; its channels are equalised first, unless ranges were learned.
+        source: Checkpoint and image files.
+        calibrator: Name in CALIBRATORS, the part before the hyphen for all of a family, or `auto`
+            for all. If there are several candidates, each is scored on other images, and each
+            encoding takes its best.
+        images: Number of calibration images.
+        seed: Seed of the random order in which images are drawn.
+        golden_digests: sha256 of the images that must not be used.
+        progress: Progress display, advanced after each batch.
+        int8_shortcuts: True to quantise the blocks' shortcuts in TensorRT's graph, too.
 
     Raises:
-        CalibrationError: there are no pictures, or none that can be used.
-        CheckpointError: the ranges that were learned are not this graph's.
+        CalibrationError: There are no images, or none can be used.
+        CheckpointError: The learned ranges do not fit this graph.
     """
     require_images(source)
     in_float = frozenset() if int8_shortcuts else float_shortcuts(model.graph)
-    learned = _learned(model, source, in_float)
+    learned = _learned_recipes(model, source, in_float)
     paths = draw(source.pools.calibration, seed)
-    chosen = family(calibrator)
-    spared = min(SCORING_IMAGES, len(paths) // 4) if len(chosen) > 1 else 0
-    ledger = CalibrationImages(
-        source.preprocessing, wanted=images + spared, excluded=golden_digests
+    calibrators = calibrators_named(calibrator)
+    wanted_scoring = min(SCORING_IMAGES, len(paths) // 4) if len(calibrators) > 1 else 0
+    image_set = CalibrationImages(
+        source.preprocessing, wanted=images + wanted_scoring, excluded=golden_digests
     )
-    admitted = ledger.add(paths, batch_size(source.preprocessing.image_size))
-    scoring, admitted = _take(admitted, spared)
-    first, rest = _take(admitted, EQUALIZING_IMAGES)
+    usable = image_set.add(paths, batch_size(source.preprocessing.image_size))
+    scoring, usable = _take(usable, wanted_scoring)
+    first, rest = _take(usable, EQUALIZING_IMAGES)
     if first and not learned:
         model = _equalized(model, first)
     edges = [edge for encoding in ENCODINGS for edge in place(model.graph, encoding)]
     tensors = list(dict.fromkeys(edge.range_of for edge in edges))
 
     def batches() -> Iterator[UInt8Array]:
-        with progress("calibrating", min(images, len(paths) - spared)) as advance:
+        with progress("calibrating", min(images, len(paths) - wanted_scoring)) as advance:
             for batch in chain(first, rest):
                 yield batch
                 advance(len(batch))
 
     statistics = observe(with_outputs(model, tensors), tensors, batches())
-    tried = {
+    candidates = {
         (name, encoding): choose_ranges(
             statistics, name, encoding, in_float if encoding is Encoding.TENSORRT else frozenset()
         )
-        for name in chosen
+        for name in calibrators
         for encoding in ENCODINGS
         if encoding not in learned
     }
-    scores = _score(model, tried.values(), np.concatenate(scoring), progress) if spared else ()
+    scores = (
+        _score(model, candidates.values(), np.concatenate(scoring), progress)
+        if wanted_scoring
+        else ()
+    )
     return Calibration(
         model=model,
         recipes={
-            encoding: learned.get(encoding) or tried[_best(scores, encoding, chosen), encoding]
+            encoding: learned.get(encoding)
+            or candidates[_best_calibrator(scores, encoding, calibrators), encoding]
             for encoding in ENCODINGS
         },
         scores=scores,
-        digests=tuple(ledger.digests[spared:]),
-        selection_digests=tuple(ledger.digests[:spared]),
+        digests=tuple(image_set.digests[wanted_scoring:]),
+        selection_digests=tuple(image_set.digests[:wanted_scoring]),
         scoring_images=sum(map(len, scoring)),
-        refused=ledger.skipped,
-        balance=_balance(source, ledger.paths[spared:]),
-        growth_percent=100 * float(np.median([seen.growth for seen in statistics.values()])),
+        skipped=image_set.skipped,
+        balance=_class_balance(source, image_set.paths[wanted_scoring:]),
+        growth_percent=100 * float(np.median([tensor.growth for tensor in statistics.values()])),
         statistics=statistics,
     )
 
 
-def _learned(
+def calibrators_named(name: str) -> list[str]:
+    """Return the names in CALIBRATORS that `auto`, a family's name, or a name stands for."""
+    if name == "auto":
+        return list(CALIBRATORS)
+    return [known for known in CALIBRATORS if name in (known, known.split("-")[0])]
+
+
+def choose_ranges(
+    statistics: Mapping[str, TensorStatistics],
+    calibrator: str,
+    encoding: Encoding,
+    in_float: frozenset[str],
+) -> QuantizationRecipe:
+    """Return a recipe with the calibrator's ranges that keeps the nodes `in_float` in float."""
+    symmetric = encoding is Encoding.TENSORRT
+    rule = CALIBRATORS[calibrator]
+    ranges = {tensor: rule(its, symmetric=symmetric) for tensor, its in statistics.items()}
+    return QuantizationRecipe(
+        encoding=encoding, calibrator=calibrator, ranges=ranges, in_float=in_float
+    )
+
+
+def _learned_recipes(
     model: ir.Model, source: Source, in_float: frozenset[str]
 ) -> dict[Encoding, QuantizationRecipe]:
-    """The recipe that training left; none where it was in float."""
+    """Return TensorRT's recipe with the ranges learned in training; empty if none were learned."""
     largest = source.checkpoint.learned_ranges
     if largest is None:
         return {}
@@ -144,8 +171,8 @@ def _learned(
     if needed != set(largest):
         odd = min(needed ^ set(largest))
         raise CheckpointError(
-            f"{source.checkpoint.path} has no learned range for the network's {odd}, or one "
-            "for no tensor of it",
+            f"the learned ranges of {source.checkpoint.path} do not fit the network: {odd} is "
+            "missing or unknown",
             "train it again with --qat, and export it without --int8-shortcuts",
         )
     return {Encoding.TENSORRT: recipe}
@@ -154,7 +181,7 @@ def _learned(
 def _take(
     batches: Iterator[UInt8Array], count: int
 ) -> tuple[list[UInt8Array], Iterator[UInt8Array]]:
-    """The first `count` images or all that there are, and an iterator over the others."""
+    """Return the first `count` images, or all if there are fewer, and an iterator over the rest."""
     taken: list[UInt8Array] = []
     while count > 0 and (batch := next(batches, None)) is not None:
         taken.append(batch[:count])
@@ -165,7 +192,7 @@ def _take(
 
 
 def _equalized(model: ir.Model, batches: Sequence[UInt8Array]) -> ir.Model:
-    """The same network, with channels that use the grids of their tensors alike."""
+    """Return the same network with its channels rescaled to similar ranges."""
     quantised = {edge.range_of for edge in place(model.graph, Encoding.TENSORRT)}
     groups = {
         group: [tensor for tensor in group.tensors if tensor in quantised]
@@ -181,36 +208,15 @@ def _equalized(model: ir.Model, batches: Sequence[UInt8Array]) -> ir.Model:
     return equalize(model, factors)
 
 
-def family(calibrator: str) -> list[str]:
-    """The names in CALIBRATORS that are meant by `auto`, a family's name, or a name."""
-    if calibrator == "auto":
-        return list(CALIBRATORS)
-    return [name for name in CALIBRATORS if calibrator in (name, name.split("-")[0])]
-
-
-def choose_ranges(
-    statistics: Mapping[str, TensorStatistics],
-    calibrator: str,
-    encoding: Encoding,
-    in_float: frozenset[str],
-) -> QuantizationRecipe:
-    """Quantised but for `in_float`, with the ranges that the calibrator of that name gives."""
-    symmetric = encoding is Encoding.TENSORRT
-    rule = CALIBRATORS[calibrator]
-    ranges = {tensor: rule(seen, symmetric=symmetric) for tensor, seen in statistics.items()}
-    return QuantizationRecipe(
-        encoding=encoding, calibrator=calibrator, ranges=ranges, in_float=in_float
-    )
-
-
-def _balance(source: Source, paths: Sequence[Path]) -> ClassBalance | None:
+def _class_balance(source: Source, paths: Sequence[Path]) -> ClassBalance | None:
+    """Count the images of each class; return None if the classes are not known."""
     classes = source.classes_of(paths)
     if not classes:
         return None
     counts = np.bincount(classes, minlength=len(source.labels))
     return ClassBalance(
-        seen=int(np.count_nonzero(counts)),
-        of=len(source.labels),
+        represented=int(np.count_nonzero(counts)),
+        classes=len(source.labels),
         fewest=int(counts.min()),
         most=int(counts.max()),
     )
@@ -219,13 +225,14 @@ def _balance(source: Source, paths: Sequence[Path]) -> ClassBalance | None:
 def _score(
     model: ir.Model, recipes: Collection[QuantizationRecipe], images: UInt8Array, progress: Progress
 ) -> tuple[Score, ...]:
-    reference = answers(model, Encoding.FLOAT, images)
+    """Compare the logits of each recipe's graph with those of FP32 on `images` (N, H, W, 3)."""
+    reference = run_graph(model, Encoding.FLOAT, images)
     weights = {encoding: integer_weights(model, encoding) for encoding in ENCODINGS}
     scores = []
     with progress("scoring", len(recipes)) as advance:
         for recipe in recipes:
             quantised = recipe.apply(model, half=False, weights=weights[recipe.encoding])
-            logits = answers(quantised, recipe.encoding, images)
+            logits = run_graph(quantised, recipe.encoding, images)
             ratios = sqnr_db(reference, logits)
             scores.append(
                 Score(
@@ -240,7 +247,9 @@ def _score(
     return tuple(scores)
 
 
-def _best(scores: Sequence[Score], encoding: Encoding, chosen: Sequence[str]) -> str:
-    """The calibrator of highest merit; without scores the first one."""
+def _best_calibrator(
+    scores: Sequence[Score], encoding: Encoding, calibrators: Sequence[str]
+) -> str:
+    """Return the calibrator with the highest merit; the first one if there are no scores."""
     own = [score for score in scores if score.encoding is encoding]
-    return max(own, key=lambda score: score.merit).calibrator if own else chosen[0]
+    return max(own, key=lambda score: score.merit).calibrator if own else calibrators[0]

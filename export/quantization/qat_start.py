@@ -1,6 +1,6 @@
-"""What quantisation-aware training starts from: the placement and calibration of the export.
+"""Start of quantisation-aware training, with the placement and calibration of the export.
 
-Training knows no graph, and the export decides what is quantised; so the two meet here.
+The export decides what is quantised, and `train` must not import it; so this module joins them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.source import read_source
 from resdeploy.progress import Progress, silent
 from resdeploy.storage import refuse_existing
-from resdeploy.train import trainer as loop
+from resdeploy.train import trainer
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.digits import digits_folder
 from resdeploy.train.model.resnet import Classifier, ResNet, normed_convolutions
 from resdeploy.train.qat.network import QuantizedStart
-from resdeploy.train.run import folder as run
+from resdeploy.train.run.folder import STATE_JSON
 
 CALIBRATION_IMAGES = 512
 
@@ -41,16 +41,16 @@ def train_quantized(
     device: Mapping[str, Any] | None = None,
     force: bool = False,
     progress: Progress = silent,
-) -> loop.TrainingResult:
-    """Adapt `config.init` to INT8 and write a run folder, whose ranges the export will use.
+) -> trainer.TrainingResult:
+    """Train `config.init` for INT8 and write a run folder with the ranges for the export.
 
     Raises:
-        CalibrationError: there are no images to calibrate on.
-        TrainingError: the network has another input than asked for; and as `loop.train`.
+        CalibrationError: There are no calibration images.
+        TrainingError: The network takes images of another size; and as `trainer.train`.
     """
-    refuse_existing(folder, force=force, marker=run.STATE_JSON)
+    refuse_existing(folder, force=force, marker=STATE_JSON)
     start = quantized_start(config, progress)
-    return loop.train(config, folder, start=start, device=device, force=force, progress=progress)
+    return trainer.train(config, folder, start=start, device=device, force=force, progress=progress)
 
 
 def quantized_start(config: TrainingConfig, progress: Progress = silent) -> QuantizedStart:
@@ -74,9 +74,9 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
         golden_digests=(), progress=progress,
     )  # fmt: skip
     recipe = calibration.recipes[Encoding.TENSORRT]
-    reads = grids_read(recipe, calibration.model)
+    reads = quantized_inputs(recipe, calibration.model)
     return QuantizedStart(
-        weights=unfolded(calibration.model, network),
+        weights=unfold_norms(calibration.model, network),
         scales={
             tensor: float(symmetric_parameters(recipe.ranges[tensor], half=True).scale)
             for tensor in dict.fromkeys(reads.values())
@@ -85,10 +85,11 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
     )
 
 
-def grids_read(recipe: QuantizationRecipe, model: ir.Model) -> dict[str, str]:
-    """The tensor whose grid a layer or the pooling reads, by the module's name.
+def quantized_inputs(recipe: QuantizationRecipe, model: ir.Model) -> dict[str, str]:
+    """Return the quantised tensor that each layer or pooling reads, by the module's name.
 
-    Residual additions are no modules; one that reads a grid reads what the pooling gives.
+    Residual additions are not modules, so they are left out; an addition that reads a quantised
+    tensor reads the output of the pooling.
     """
     layers = {str(node.name) for node in model.graph if node.op_type in (*WEIGHTED, "MaxPool")}
     return {
@@ -99,10 +100,10 @@ def grids_read(recipe: QuantizationRecipe, model: ir.Model) -> dict[str, str]:
     }
 
 
-def unfolded(model: ir.Model, network: ResNet) -> dict[str, Tensor]:
-    """A state of `network` with the weights of its graph, whose norms do nothing more.
+def unfold_norms(model: ir.Model, network: ResNet) -> dict[str, Tensor]:
+    """Return a state of `network` that has the graph's weights and norms without effect.
 
-    The graph's channels are equalised, and its norms are part of its convolutions.
+    The graph's channels are equalised, and its norms are folded into its convolutions.
     """
     weights = {
         name: np.array(value.const_value.numpy())

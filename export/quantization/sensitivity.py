@@ -1,4 +1,4 @@
-"""What each quantised tensor costs: alone, and among all the others."""
+"""Sensitivity of the logits to the quantisation of each tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resdeploy.bundle.manifest import Encoding
 from resdeploy.export.graph.coverage import Coverage, coverage
 from resdeploy.export.graph.qdq import integer_weights
 from resdeploy.export.quantization.recipe import QuantizationRecipe, read_recipe
-from resdeploy.export.quantization.simulate import Site, answers, rounded, sites_of
+from resdeploy.export.quantization.simulate import Site, round_at, run_graph, sites_of
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress, silent
 from resdeploy.statistics import sqnr_db
@@ -25,51 +25,55 @@ DEFAULT_IMAGES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSensitivity:
-    """One quantised tensor: an activation by its name, or a weight."""
+    """Effect of quantising one tensor, an activation or a weight."""
 
     tensor: str
     kind: str
     """`activation` or `weight`."""
     low: float | None
-    """Lower end of an activation's calibrated range; None for weights, whose channels differ."""
+    """Lower end of an activation's range; None for a weight, which has one range per channel."""
     high: float | None
+    """Upper end of an activation's range; None for a weight."""
     sqnr_alone_db: float
-    """At the logits, when this tensor alone is quantised: median over the images."""
+    """Median SQNR of the logits in dB if only this tensor is quantised."""
     gain_db: float
-    """How much better an image's logits are when all tensors but this one are quantised: median."""
+    """Median gain of the SQNR in dB if all tensors but this one are quantised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """What `resdeploy explain` found about one INT8 graph."""
+    """Result of `resdeploy explain` for one INT8 graph."""
 
     bundle: str
     encoding: Encoding
     calibrator: str
     images: int
     sqnr_db: float
-    """With every tensor quantised."""
+    """Median SQNR of the logits in dB with every tensor quantised."""
     coverage: Coverage
-    """What runs in integers at all, told from the graph."""
+    """Nodes that run in integers, and nodes that do not."""
     layers: tuple[TensorSensitivity, ...]
-    """The worst first."""
+    """Quantised tensors; the lowest SQNR comes first."""
 
 
-def costs_alone(
+def sqnr_per_tensor(
     model: ir.Model, recipe: QuantizationRecipe, images: UInt8Array, progress: Progress
 ) -> dict[str, float]:
-    """Median SQNR at the logits, in dB, with one tensor quantised; the worst tensor first."""
-    run = _with_sites(model, recipe, images)
+    """Return the median SQNR of the logits, in dB, with each tensor quantised alone.
+
+    The tensor with the lowest SQNR comes first.
+    """
+    run = _runner(model, recipe, images)
     sites = sites_of(model, recipe)
     tensors = _tensors(sites)
     reference = run(())
-    costs = {}
+    ratios = {}
     with progress("explaining", len(tensors)) as advance:
         for tensor in tensors:
             alone = run({site for site in sites if site.tensor == tensor})
-            costs[tensor] = float(np.median(sqnr_db(reference, alone)))
+            ratios[tensor] = float(np.median(sqnr_db(reference, alone)))
             advance(1)
-    return dict(sorted(costs.items(), key=lambda cost: cost[1]))
+    return dict(sorted(ratios.items(), key=lambda entry: entry[1]))
 
 
 def explain(
@@ -79,16 +83,16 @@ def explain(
     images: int = DEFAULT_IMAGES,
     progress: Progress = silent,
 ) -> Explanation:
-    """Measure, on golden images, what each quantised tensor of an INT8 graph costs.
+    """Measure on golden images how each quantised tensor of an INT8 graph changes the logits.
 
     Args:
-        bundle: One with INT8 graphs.
+        bundle: Bundle with INT8 graphs.
         encoding: TENSORRT for `int8.onnx`, CPU for `int8-cpu.onnx`.
-        images: Golden images to use; the time grows with them.
-        progress: Told of each combination.
+        images: Number of golden images; the time is proportional to it.
+        progress: Progress display, advanced after each run.
 
     Raises:
-        BundleError: the bundle is damaged, or has no INT8 graph.
+        BundleError: The bundle is damaged, or has no INT8 graph.
         MissingDependencyError: ONNX Runtime is not installed.
     """
     artifact = bundle.artifact("int8" if encoding is Encoding.TENSORRT else "int8-cpu")
@@ -97,7 +101,7 @@ def explain(
     ranges = recipe.ranges
     model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
     pixels = bundle.golden().images[:images]
-    run = _with_sites(model, recipe, pixels)
+    run = _runner(model, recipe, pixels)
     sites = sites_of(model, recipe)
     tensors = _tensors(sites)
     reference = run(())
@@ -105,10 +109,10 @@ def explain(
     layers = []
     with progress("explaining", 2 * len(tensors)) as advance:
         for tensor in tensors:
-            its = {site for site in sites if site.tensor == tensor}
-            alone = run(its)
+            own = {site for site in sites if site.tensor == tensor}
+            alone = run(own)
             advance(1)
-            without = run(sites - its)
+            without = run(sites - own)
             advance(1)
             layers.append(
                 TensorSensitivity(
@@ -131,14 +135,14 @@ def explain(
     )
 
 
-def _with_sites(
+def _runner(
     model: ir.Model, recipe: QuantizationRecipe, images: UInt8Array
 ) -> Callable[[Collection[Site]], Float32Array]:
-    """Logits of `images` when some sites are rounded, and no others."""
+    """Return a function that computes the logits of `images` with only the given sites rounded."""
     weights = integer_weights(model, recipe.encoding)
 
     def run(sites: Collection[Site]) -> Float32Array:
-        return answers(rounded(model, recipe, sites, weights), Encoding.FLOAT, images)
+        return run_graph(round_at(model, recipe, sites, weights), Encoding.FLOAT, images)
 
     return run
 

@@ -1,4 +1,4 @@
-"""What a network answers with all, a part or nothing of its quantisation, on this machine's CPU."""
+"""Simulation of all, part or none of a graph's quantisation, on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import run_batches
 
-# At once; all activations of a batch are in memory: 2 GB at 224 pixels where many are observed.
-PIXELS_AT_ONCE, MOST_AT_ONCE = 16 * 224 * 224, 64
+# All activations of a batch are in memory: 2 GB at 224 pixels if many tensors are observed.
+PIXELS_PER_BATCH, MAX_BATCH = 16 * 224 * 224, 64
 LARGE_BYTES = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where something is rounded."""
+    """Input of a node at which a tensor is rounded."""
 
     tensor: str
-    """The tensor that gives an activation its range, or the weight's name."""
+    """Tensor that gives an activation its range, or name of the weight."""
     reader: tuple[str, int]
-    """The node that reads it, and as which of its inputs."""
+    """Name of the node that reads the tensor, and index of its input."""
     weight: bool
 
 
 def sites_of(model: ir.Model, recipe: QuantizationRecipe) -> frozenset[Site]:
-    """All that `recipe` rounds, but for biases, whose grid is finer than any other by far."""
+    """Return all sites that `recipe` rounds, except biases, whose step is far smaller."""
     nodes = {node.name: node for node in model.graph}
     sites = set[Site]()
     for edge in recipe.edges(model):
@@ -48,24 +48,22 @@ def sites_of(model: ir.Model, recipe: QuantizationRecipe) -> frozenset[Site]:
     return frozenset(sites)
 
 
-def rounded(
+def round_at(
     model: ir.Model, recipe: QuantizationRecipe, sites: Collection[Site], weights: Weights
 ) -> ir.Model:
-    """The FP32 graph, rounded at some of the recipe's sites.
+    """Return a copy of the FP32 graph that rounds at some of the recipe's sites.
 
     Args:
-        model: The FP32 graph.
-        recipe: The ranges of its activations.
-        sites: Some of `sites_of(model, recipe)`.
-        weights: All of them as integers, see `qdq.integer_weights`.
+        model: FP32 graph.
+        recipe: Ranges of its activations.
+        sites: Subset of `sites_of(model, recipe)`.
+        weights: All weights as integers, see `qdq.integer_weights`.
     """
     copy = model.clone()
     edges = [
-        replace(edge, readers=chosen)
+        replace(edge, readers=readers)
         for edge in recipe.edges(model)
-        if (
-            chosen := tuple(one for one in edge.readers if Site(edge.range_of, one, False) in sites)
-        )
+        if (readers := tuple(r for r in edge.readers if Site(edge.range_of, r, False) in sites))
     ]
     insert_qdq(
         copy,
@@ -82,9 +80,10 @@ def rounded(
 
 
 def open_graph(model: ir.Model, encoding: Encoding) -> OnnxRuntimeCpu:
-    """A session that reads the weights where they lie: hundreds are opened, and copies take long.
+    """Open a session that reads the weights in place.
 
-    Nor is the graph checked, which takes long, too: only the one that is chosen will be.
+    A search opens hundreds of sessions, and copies of the weights would take long. So would a check
+    of the graph: only the graphs that are written are checked.
     """
     thin = model.clone()
     weights = {}
@@ -103,12 +102,12 @@ def open_graph(model: ir.Model, encoding: Encoding) -> OnnxRuntimeCpu:
     return OnnxRuntimeCpu(graph, encoding, weights=weights)
 
 
-def answers(model: ir.Model, encoding: Encoding, images: UInt8Array) -> Float32Array:
-    """Logits (N, K) of images (N, H, W, 3)."""
+def run_graph(model: ir.Model, encoding: Encoding, images: UInt8Array) -> Float32Array:
+    """Return the logits (N, K) of images (N, H, W, 3)."""
     with closing(open_graph(model, encoding)) as backend:
         return run_batches(backend, images, batch_size(images.shape[1]))
 
 
 def batch_size(image_size: int) -> int:
-    """Images to run at once: more of small ones."""
-    return int(np.clip(PIXELS_AT_ONCE // image_size**2, 1, MOST_AT_ONCE))
+    """Return how many images of this size, in pixels, to run at once."""
+    return int(np.clip(PIXELS_PER_BATCH // image_size**2, 1, MAX_BATCH))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,10 @@ import click
 from resdeploy.cli.build import build_text
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import FORCE
-from resdeploy.tables import plural, table
+from resdeploy.tables import table
 
 if TYPE_CHECKING:
+    from resdeploy.bundle.calibration_record import CalibrationRecord
     from resdeploy.export.pipeline import ExportResult
     from resdeploy.export.triton.repository import TritonRepository
 
@@ -164,30 +164,15 @@ def repository_text(result: TritonRepository) -> str:
     return "\n".join(lines)
 
 
-def calibration_text(calibration: Mapping[str, Any] | None) -> str:
+def calibration_text(record: CalibrationRecord | None) -> str:
     """Return lines about the calibrators and the layers in float; empty without calibration."""
-    if calibration is None:
+    if record is None:
         return ""
-    chosen = ", ".join(f"{name} for {kind}" for kind, name in calibration["method"].items())
-    count = len({score["calibrator"] for score in calibration["scores"]})
-    how = (
-        f", the best of {count} on {calibration['scoring_images']} held-out images" if count else ""
-    )
-    lines = [f"calibrated on {calibration['images']} images: {chosen}{how}"]
-    lines += [float_layers_text(handback) for handback in calibration["float_layers"]]
+    from resdeploy.bundle.calibration_record import float_layers_sentence
+
+    chosen = ", ".join(f"{name} for {kind}" for kind, name in record.method.items())
+    count = len({score.calibrator for score in record.scores})
+    how = f", the best of {count} on {record.scoring_images} held-out images" if count else ""
+    lines = [f"calibrated on {record.images} images: {chosen}{how}"]
+    lines += [float_layers_sentence(layers) for layers in record.float_layers]
     return "\n".join(lines) + "\n"
-
-
-def float_layers_text(handback: Mapping[str, Any]) -> str:
-    """One line: what was given up for the gate, and what that bought."""
-    names, convolutions = handback["layers"], handback["convolutions"]
-    kept = f"{handback['agreement']:.2f} % of {handback['images']} images keep their class"
-    if not names:
-        return f"nothing handed back for {handback['encoding'].value}: {kept}"
-    share = f"{plural(convolutions, 'convolution')} ({handback['conv_share_percent']:.0f} %)"
-    first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return (
-        f"back to float for {handback['encoding'].value}: {plural(len(names), 'layer')} ({first}), "
-        f"{share} among them: {kept}, instead of {handback['agreement_before']:.2f} %"
-        + ("; out of time, fewer might do" if handback["out_of_time"] else "")
-    )

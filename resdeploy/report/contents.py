@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from resdeploy.bundle.analysis import Analysis
-from resdeploy.bundle.calibration_record import CalibrationRecord, FloatLayers
+from resdeploy.bundle.calibration_record import CalibrationRecord, float_layers_sentence
 from resdeploy.bundle.manifest import Manifest
 from resdeploy.documents import parse
 from resdeploy.errors import BundleError
@@ -150,15 +150,15 @@ def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
             f"from half of the images to all of them, the largest value of a tensor grew by "
             f"{record.growth_percent:.0f} % (median over the tensors)",
         ),
-        *(("skipped", f"{count} {reason}") for reason, count in record.refused.items()),
+        *(("skipped", f"{count} {reason}") for reason, count in record.skipped.items()),
     ]
     if record.classes:
         balance = record.classes
         facts.append(
             (
                 "classes",
-                f"{balance.seen} of {balance.of}, with {balance.fewest} to {balance.most} images "
-                "each",
+                f"{balance.represented} of {balance.classes}, with {balance.fewest} to "
+                f"{balance.most} images each",
             )
         )
     blocks: list[Block] = [Facts(facts=tuple(facts))]
@@ -189,19 +189,6 @@ def _scores(record: CalibrationRecord) -> Table:
             if record.method.get(score.encoding.value) == score.calibrator
         ),
         html_only=True,
-    )
-
-
-def float_layers_sentence(handback: FloatLayers) -> str:
-    """What was given up for a gate, and what that bought."""
-    kept = f"{handback.agreement:.2f} % of {handback.images:,} images keep their class"
-    late = " The time for the search ended; fewer layers might do." * handback.out_of_time
-    if not handback.layers:
-        return f"Nothing was handed back to float for {handback.encoding.value}: {kept}.{late}"
-    return (
-        f"For {handback.encoding.value}, {len(handback.layers)} layers went back to float, with "
-        f"{handback.conv_share_percent:.1f} % of the convolutions' work: {kept} instead of "
-        f"{handback.agreement_before:.2f} %. They are {', '.join(handback.layers)}.{late}"
     )
 
 

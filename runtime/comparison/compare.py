@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy.bundle.bundle import CALIBRATION, Bundle, open_bundle
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.calibration_record import read_recipe_record
 from resdeploy.bundle.manifest import Encoding, Precision
 from resdeploy.errors import BundleError, DocumentError
 from resdeploy.progress import Progress, silent
@@ -164,13 +164,13 @@ def layer_changes(first: Bundle, second: Bundle, names: Collection[str]) -> tupl
     for artifact in first.manifest.artifacts:
         if artifact.encoding is Encoding.FLOAT or artifact.name not in names:
             continue
-        old, new = (_recipe(bundle, artifact.encoding) for bundle in (first, second))
+        old, new = (read_recipe_record(bundle, artifact.encoding) for bundle in (first, second))
         changes.append(
             LayerChange(
                 encoding=artifact.encoding,
-                calibrators=(old[0], new[0]),
-                to_float=tuple(sorted(new[1] - old[1])),
-                to_int8=tuple(sorted(old[1] - new[1])),
+                calibrators=(old.calibrator, new.calibrator),
+                to_float=tuple(sorted({*new.in_float} - {*old.in_float})),
+                to_int8=tuple(sorted({*old.in_float} - {*new.in_float})),
             )
         )
     return tuple(change for change in changes if _differs(change))
@@ -178,14 +178,3 @@ def layer_changes(first: Bundle, second: Bundle, names: Collection[str]) -> tupl
 
 def _differs(change: LayerChange) -> bool:
     return len(set(change.calibrators)) > 1 or bool(change.to_float or change.to_int8)
-
-
-def _recipe(bundle: Bundle, encoding: Encoding) -> tuple[str, set[str]]:
-    """Return the calibrator and the names of the nodes in float."""
-    try:
-        recipe = json.loads(bundle.read(CALIBRATION))[encoding.value]
-        return str(recipe["calibrator"]), {str(node) for node in recipe["in_float"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(
-            f"{bundle.path / CALIBRATION} cannot be used: {error!r}", "export the bundle again"
-        ) from error

@@ -1,9 +1,9 @@
-"""Handing layers back until a gate holds, in the time that was given."""
+"""Keeping layers in float until an accuracy target is met, within a time limit."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.calibration_record import FloatLayers
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range
 from resdeploy.cli.export import export_text
@@ -21,11 +22,11 @@ from resdeploy.errors import CalibrationError, ExportError
 from resdeploy.export import pipeline
 from resdeploy.export.graph.layers import Layer
 from resdeploy.export.graph.to_onnx import to_bytes
-from resdeploy.export.mixed_precision.accuracy_target import search
+from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget, find_float_layers
 from resdeploy.export.mixed_precision.evaluator import (
-    AccuracyTarget,
     HeldOutImages,
     MixedPrecisionEvaluator,
+    SearchContext,
     draw_held_out_images,
 )
 from resdeploy.export.pipeline import ExportConfig, export
@@ -45,7 +46,7 @@ BOTH = (Encoding.TENSORRT, Encoding.CPU)
 
 @pytest.fixture
 def model(tiny_bundle: Bundle, held_out: HeldOutImages) -> ir.Model:
-    """The small network, balanced: a random one gives nearly every picture the same class."""
+    """The small network with balanced classes: a random one predicts nearly always the same."""
     model = ir.from_proto(onnx.load_from_string(tiny_bundle.read("fp32.onnx")))
     logits = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(held_out.images)
     bias = model.graph.initializers["fc.bias"]
@@ -56,7 +57,7 @@ def model(tiny_bundle: Bundle, held_out: HeldOutImages) -> ir.Model:
 
 @pytest.fixture(params=BOTH, ids=lambda encoding: encoding.value)
 def recipe(request: pytest.FixtureRequest, tiny_bundle: Bundle) -> QuantizationRecipe:
-    """One tensor's range is so narrow that classes change."""
+    """A recipe in which the range of one tensor is so narrow that predicted classes change."""
     good = read_recipe(tiny_bundle, request.param)
     narrow = good.ranges["layer3.0.relu2"]
     ranges = {**good.ranges, "layer3.0.relu2": Range(low=0.0, high=narrow.high / 200)}
@@ -65,7 +66,7 @@ def recipe(request: pytest.FixtureRequest, tiny_bundle: Bundle) -> QuantizationR
 
 @pytest.fixture(scope="module")
 def held_out() -> HeldOutImages:
-    # A random colour each: many lie between two classes.
+    # Each image has a random colour, so that many lie between two classes.
     generator = np.random.default_rng(5)
     noise = generator.normal(0, 20, (64, SIZE, SIZE, 3))
     colours = generator.uniform(0, 256, (64, 1, 1, 3))
@@ -73,64 +74,66 @@ def held_out() -> HeldOutImages:
     return HeldOutImages(images=images, classes=None, digests=())
 
 
+@pytest.fixture
+def context(model: ir.Model, held_out: HeldOutImages) -> SearchContext:
+    return SearchContext(model=model, held_out=held_out, seconds=600, progress=silent)
+
+
+def ticking_clock() -> Callable[[], float]:
+    """Return a clock that advances by a second whenever it is read."""
+    return map(float, count()).__next__
+
+
 def run(model: ir.Model, recipe: QuantizationRecipe, images: np.ndarray) -> np.ndarray:
     return OnnxRuntimeCpu(to_bytes(recipe.apply(model, half=False)), recipe.encoding).run(images)
 
 
-def test_layers_are_handed_back_until_the_gate_holds(
-    model: ir.Model, recipe: QuantizationRecipe, held_out: HeldOutImages
+def test_layers_stay_in_float_until_the_target_is_met(
+    recipe: QuantizationRecipe, context: SearchContext
 ) -> None:
-    gate = AccuracyTarget(min_agreement=95.0)
-    given, result, _ = search(model, recipe, gate, held_out, seconds=600, progress=silent)
+    model, images = context.model, context.held_out.images
+    target = AccuracyTarget(min_agreement=95.0)
+    mixed, result, _ = find_float_layers(recipe, target, context)
     assert result.agreement_before < 95 <= result.agreement
     assert not result.out_of_time
     assert result.layers
-    # In another graph, without switches, the same holds.
-    reference = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(held_out.images)
-    logits = run(model, given, held_out.images)
-    assert agreement_percent(reference, logits) >= 95 - 100 / len(held_out.images)
+    # The graph with float32 in place of float16 meets the target, too.
+    reference = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(images)
+    logits = run(model, mixed, images)
+    assert agreement_percent(reference, logits) >= 95 - 100 / len(images)
     assert np.median(sqnr_db(reference, logits)) > np.median(
-        sqnr_db(reference, run(model, recipe, held_out.images))
+        sqnr_db(reference, run(model, recipe, images))
     )
 
 
-def test_what_the_gate_does_not_need_is_taken_back(
-    model: ir.Model,
-    recipe: QuantizationRecipe,
-    held_out: HeldOutImages,
-    monkeypatch: pytest.MonkeyPatch,
+def test_layers_that_the_target_does_not_need_revert_to_int8(
+    recipe: QuantizationRecipe, context: SearchContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever stands before them in the ranking, two layers that decide are all that remain."""
+    """Only the two layers that decide stay in float, wherever they are in the ranking."""
     needed = {"layer4.0.conv2", "layer1.0.conv1"}
 
     def evaluate(self: object, layers: Sequence[Layer]) -> MixtureEvaluation:
         names = tuple(layer.name for layer in layers)
-        holds = needed <= set(names)
         return MixtureEvaluation(
             encoding=recipe.encoding,
             layers=names,
             nodes=frozenset(node for layer in layers for node in layer.nodes),
-            agreement=99.0 + holds,
+            agreement=99.0 + (needed <= set(names)),
             drop=0.0,
             images=64,
-            holds=holds,
         )
 
     monkeypatch.setattr(MixedPrecisionEvaluator, "evaluate", evaluate)
-    gate = AccuracyTarget(min_agreement=100.0)
-    _, result, _ = search(model, recipe, gate, held_out, seconds=600, progress=silent)
+    _, result, _ = find_float_layers(recipe, AccuracyTarget(min_agreement=100.0), context)
     assert set(result.layers) == needed
     assert result.convolutions == 2
     assert not result.out_of_time
 
 
-def test_short_lists_are_tried_before_long_ones(
-    model: ir.Model,
-    recipe: QuantizationRecipe,
-    held_out: HeldOutImages,
-    monkeypatch: pytest.MonkeyPatch,
+def test_short_lists_are_evaluated_before_long_ones(
+    recipe: QuantizationRecipe, context: SearchContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Should the time end, a short list that holds is more likely known."""
+    """If the time ends, a short list that meets the target is more likely known."""
     lengths: list[int] = []
 
     def evaluate(self: object, layers: Sequence[Layer]) -> MixtureEvaluation:
@@ -142,68 +145,60 @@ def test_short_lists_are_tried_before_long_ones(
             agreement=90.0 + len(layers),
             drop=0.0,
             images=64,
-            holds=len(layers) >= 3,
         )
 
     monkeypatch.setattr(MixedPrecisionEvaluator, "evaluate", evaluate)
-    gate = AccuracyTarget(min_agreement=93.0)
-    _, result, _ = search(model, recipe, gate, held_out, seconds=600, progress=silent)
+    _, result, _ = find_float_layers(recipe, AccuracyTarget(min_agreement=93.0), context)
     assert lengths[:5] == [0, 1, 2, 4, 3]
     assert len(result.layers) == 3
 
 
-def test_a_gate_that_holds_costs_nothing(
-    model: ir.Model, tiny_bundle: Bundle, held_out: HeldOutImages
+def test_a_target_that_int8_meets_keeps_no_layer_in_float(
+    tiny_bundle: Bundle, context: SearchContext
 ) -> None:
     good = read_recipe(tiny_bundle, Encoding.CPU)
-    given, result, _ = search(
-        model, good, AccuracyTarget(min_agreement=10.0), held_out, seconds=600, progress=silent
-    )
-    assert given == good
+    mixed, result, _ = find_float_layers(good, AccuracyTarget(min_agreement=10.0), context)
+    assert mixed == good
     assert (result.layers, result.convolutions, result.evaluations) == ((), 0, 1)
 
 
-def test_the_drop_is_counted_with_classes_and_bounded_without(
-    model: ir.Model, recipe: QuantizationRecipe, held_out: HeldOutImages
+def test_the_drop_is_exact_with_classes_and_an_upper_bound_without(
+    recipe: QuantizationRecipe, context: SearchContext
 ) -> None:
-    gate = AccuracyTarget(max_drop=100.0)  # holds at once
-    _, unknown, _ = search(model, recipe, gate, held_out, seconds=600, progress=silent)
+    def float_layers_with(classes: np.ndarray | None) -> FloatLayers:
+        held_out = dataclasses.replace(context.held_out, classes=classes)
+        target = AccuracyTarget(max_drop=100.0)  # any graph meets it
+        return find_float_layers(
+            recipe, target, dataclasses.replace(context, held_out=held_out)
+        )[1]  # fmt: skip
+
+    unknown = float_layers_with(None)
     assert unknown.drop == pytest.approx(100 - unknown.agreement)
-    reference = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(held_out.images)
+    reference = OnnxRuntimeCpu(to_bytes(context.model), Encoding.FLOAT).run(context.held_out.images)
     classes = reference.argmax(axis=1)
-    right = dataclasses.replace(held_out, classes=classes)
-    _, known, _ = search(model, recipe, gate, right, seconds=600, progress=silent)
-    assert known.drop == pytest.approx(100 - known.agreement)  # FP32 is right on all of them
-    wrong = dataclasses.replace(held_out, classes=(classes + 1) % 3)
-    _, gained, _ = search(model, recipe, gate, wrong, seconds=600, progress=silent)
-    assert gained.drop <= 0  # FP32 is right on none
+    known = float_layers_with(classes)
+    assert known.drop == pytest.approx(100 - known.agreement)  # FP32's top-1 accuracy is 100 %
+    assert float_layers_with((classes + 1) % 3).drop <= 0  # FP32's top-1 accuracy is 0 %
 
 
-def test_no_evaluation_begins_that_would_end_too_late(
-    model: ir.Model, recipe: QuantizationRecipe, held_out: HeldOutImages
+def test_no_evaluation_starts_that_would_end_too_late(
+    recipe: QuantizationRecipe, context: SearchContext
 ) -> None:
-    # Every look at the clock is a second later, and there are two for each batch.
-    gate = AccuracyTarget(min_agreement=100.0)
+    # The clock is read twice for each batch.
+    target = AccuracyTarget(min_agreement=100.0)
     for seconds in (20, 30, 40):
-        ticks = count()
-        _, result, _ = search(
-            model, recipe, gate, held_out, seconds=seconds, progress=silent,
-            clock=map(float, ticks).__next__,
-        )  # fmt: skip
-        assert next(ticks) <= seconds + 5  # the looks that find that no time is left
+        clock = ticking_clock()
+        short = dataclasses.replace(context, seconds=seconds, clock=clock)
+        _, result, _ = find_float_layers(recipe, target, short)
+        assert clock() <= seconds + 5  # some readings find that no time is left
         assert result.out_of_time
-        assert result.agreement >= 100  # the shortest list that is known to hold, were it all
+        assert result.agreement >= 100  # the best list found, which may be all layers
 
 
-def test_too_little_time_is_one_sentence(
-    model: ir.Model, recipe: QuantizationRecipe, held_out: HeldOutImages
-) -> None:
-    ticks = count()
-    with pytest.raises(CalibrationError, match="too short to try") as caught:
-        search(
-            model, recipe, AccuracyTarget(max_drop=0.0), held_out, seconds=2, progress=silent,
-            clock=map(float, ticks).__next__,
-        )  # fmt: skip
+def test_too_little_time_is_an_error(recipe: QuantizationRecipe, context: SearchContext) -> None:
+    short = dataclasses.replace(context, seconds=2, clock=ticking_clock())
+    with pytest.raises(CalibrationError, match="too short to evaluate") as caught:
+        find_float_layers(recipe, AccuracyTarget(max_drop=0.0), short)
     assert "--search-seconds" in str(caught.value.hint)
 
 
@@ -213,7 +208,7 @@ def source(tiny_checkpoint: Path, image_data: Path) -> Source:
     return dataclasses.replace(source, labels=CLASSES)
 
 
-def test_gate_images_are_validation_images_that_nothing_else_used(source: Source) -> None:
+def test_held_out_images_are_validation_images_with_no_other_use(source: Source) -> None:
     only = dataclasses.replace(source, pools=ImagePools(golden=source.pools.golden))
     everything = draw_held_out_images(only, 0, ())
     assert len(everything.images) == 24  # all of val/
@@ -225,14 +220,14 @@ def test_gate_images_are_validation_images_that_nothing_else_used(source: Source
     assert [image_digest(image) for image in half.images] == list(half.digests)
 
 
-def test_no_image_left_for_the_gate_is_one_sentence(source: Source) -> None:
+def test_no_held_out_image_left_is_an_error(source: Source) -> None:
     empty = dataclasses.replace(source, pools=ImagePools())
-    with pytest.raises(CalibrationError, match="no image is left to judge") as caught:
+    with pytest.raises(CalibrationError, match="no held-out image is left") as caught:
         draw_held_out_images(empty, 0, ())
     assert "val/" in str(caught.value.hint)
 
 
-def test_an_export_to_a_gate_says_what_it_gave_up(
+def test_an_export_with_a_target_reports_the_layers_in_float(
     tiny_checkpoint: Path, tmp_path: Path, image_data: Path
 ) -> None:
     config = ExportConfig(
@@ -242,20 +237,21 @@ def test_an_export_to_a_gate_says_what_it_gave_up(
     result = export(config)
     bundle = open_bundle(result.bundle)
     assert bundle.manifest.calibration is not None
-    given = {line["encoding"]: line for line in bundle.manifest.calibration["float_layers"]}
-    assert set(given) == {"tensorrt", "cpu"}
+    recorded = {entry["encoding"]: entry for entry in bundle.manifest.calibration["float_layers"]}
+    assert set(recorded) == {"tensorrt", "cpu"}
     for artifact in result.artifacts[1:]:
-        line = given[artifact.encoding.value]
-        assert artifact.int8_convs == artifact.convs - line["convolutions"]
+        entry = recorded[artifact.encoding.value]
+        assert artifact.int8_convs == artifact.convs - entry["convolutions"]
         recipe = read_recipe(bundle, artifact.encoding)
         model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
         assert to_bytes(recipe.apply(model)) == bundle.read(artifact.file)
-    assert "handed back" in export_text(result)
-    # Sums of floats depend on their order, so on the CPU: only integers are the same everywhere.
-    assert set(bundle.golden().bit_exact) == (set() if given["cpu"]["layers"] else {"int8-cpu"})
+    assert "The cpu graph keeps" in export_text(result)
+    # Sums of floats depend on their order, so only integers are the same on every CPU.
+    bit_exact = set() if recorded["cpu"]["layers"] else {"int8-cpu"}
+    assert set(bundle.golden().bit_exact) == bit_exact
 
 
-def test_a_graph_with_a_layer_in_float_has_no_exact_logits(
+def test_a_graph_with_a_layer_in_float_has_no_bit_exact_logits(
     tiny_checkpoint: Path, tmp_path: Path, image_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def in_float(calibration: Calibration) -> Calibration:
@@ -265,7 +261,9 @@ def test_a_graph_with_a_layer_in_float_has_no_exact_logits(
         return dataclasses.replace(calibration, recipes={**calibration.recipes, Encoding.CPU: cpu})
 
     monkeypatch.setattr(
-        pipeline, "calibrate", lambda *given, **named: in_float(calibrate(*given, **named))
+        pipeline,
+        "calibrate",
+        lambda *positional, **named: in_float(calibrate(*positional, **named)),
     )
     config = ExportConfig(
         source=tiny_checkpoint, output=tmp_path / "x.bundle", image_size=SIZE, int8=True,
@@ -274,12 +272,12 @@ def test_a_graph_with_a_layer_in_float_has_no_exact_logits(
     assert open_bundle(export(config).bundle).golden().bit_exact == {}
 
 
-def test_a_gate_without_int8_is_refused(tiny_checkpoint: Path) -> None:
-    with pytest.raises(ExportError, match="concern INT8 graphs"):
+def test_rejects_an_accuracy_target_without_int8(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ExportError, match="--max-drop applies only to INT8 graphs"):
         export(ExportConfig(source=tiny_checkpoint, max_drop=0.5))
 
 
-def test_cpu_convolutions_that_stay_are_integer_kernels(
+def test_cpu_convolutions_that_stay_in_int8_are_integer_kernels(
     model: ir.Model, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
     recipe = dataclasses.replace(
@@ -290,7 +288,7 @@ def test_cpu_convolutions_that_stay_are_integer_kernels(
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(
         to_bytes(recipe.apply(model)), options, providers=["CPUExecutionProvider"],
-        disabled_optimizers=[DISABLED_OPTIMIZER],  # it would quantise the weights after all
+        disabled_optimizers=[DISABLED_OPTIMIZER],  # it would quantise the float weights
     )  # fmt: skip
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert kinds.count("QLinearConv") == 12 - 2

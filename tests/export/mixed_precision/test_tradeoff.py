@@ -1,4 +1,4 @@
-"""Accuracy against time: what was tried, and the most accurate graph that is fast enough."""
+"""The trade-off of accuracy and latency, and the most accurate graph that is fast enough."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import ExportError
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.mixed_precision import tradeoff
-from resdeploy.export.mixed_precision.latency_target import fit_time
-from resdeploy.export.mixed_precision.tradeoff import measure_ms, trade_off
+from resdeploy.export.mixed_precision.evaluator import SearchContext, draw_held_out_images
+from resdeploy.export.mixed_precision.latency_target import meet_latency_target
+from resdeploy.export.mixed_precision.tradeoff import measure_ms, trade_off_points
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.quantization.calibrate import calibrate
 from resdeploy.export.quantization.result import Calibration
@@ -50,7 +51,7 @@ def calibration(model: ir.Model, source: Source) -> Calibration:
 
 
 def stopwatch(model: ir.Model, encoding: Encoding, image: UInt8Array) -> float:
-    """A millisecond, and one more for each convolution that reads what was not quantised."""
+    """Return 1 ms, and 1 ms more for each convolution whose input is not quantised."""
     assert image.shape == (1, SIZE, SIZE, 3)
     convolutions = [node for node in model.graph if node.op_type == "Conv"]
     quantised = [
@@ -63,18 +64,18 @@ def stopwatch(model: ir.Model, encoding: Encoding, image: UInt8Array) -> float:
     return 1.0 + len(convolutions) - len(quantised)
 
 
-def fitted(
-    model: ir.Model, source: Source, calibration: Calibration, target_ms: float
-) -> Calibration:
-    return fit_time(
-        calibration.model, source, calibration, target_ms,
-        seconds=600, seed=0, golden_digests=(), progress=silent, stopwatch=stopwatch,
+def meet(source: Source, calibration: Calibration, target_ms: float) -> Calibration:
+    used = {*calibration.digests, *calibration.selection_digests}
+    context = SearchContext(
+        model=calibration.model, held_out=draw_held_out_images(source, 0, used), seconds=600,
+        progress=silent,
     )  # fmt: skip
+    return meet_latency_target(calibration, target_ms, context, stopwatch)
 
 
-def test_calibrators_share_a_time_and_tensorrt_has_none(calibration: Calibration) -> None:
+def test_calibrators_share_a_latency_and_tensorrt_has_none(calibration: Calibration) -> None:
     image = np.zeros((1, SIZE, SIZE, 3), np.uint8)
-    points = trade_off(calibration.model, calibration, image, silent, stopwatch)
+    points = trade_off_points(calibration, image, silent, stopwatch)
     by_encoding = {
         encoding: [point for point in points if point.encoding is encoding]
         for encoding in (Encoding.FLOAT, Encoding.CPU, Encoding.TENSORRT)
@@ -89,38 +90,42 @@ def test_calibrators_share_a_time_and_tensorrt_has_none(calibration: Calibration
         assert chosen == [calibration.recipes[encoding].calibrator]
 
 
-def test_the_most_accurate_that_is_fast_enough(
-    model: ir.Model, source: Source, calibration: Calibration
+def test_takes_the_most_accurate_mixture_that_is_fast_enough(
+    source: Source, calibration: Calibration
 ) -> None:
-    result = fitted(model, source, calibration, 4.0)
+    result = meet(source, calibration, 4.0)
     graph = result.recipes[Encoding.CPU].apply(result.model)
     assert stopwatch(graph, Encoding.CPU, np.zeros((1, SIZE, SIZE, 3), np.uint8)) <= 4
-    assert len(result.tried) > 1
-    assert all(one.p50_ms is not None and one.p50_ms <= 4 for one in result.tried)
-    (handback,) = result.float_layers
-    assert handback.drop == min(one.drop for one in result.tried)
+    assert len(result.evaluations) > 1
+    assert all(mix.p50_ms is not None and mix.p50_ms <= 4 for mix in result.evaluations)
+    (chosen,) = result.float_layers
+    assert chosen.drop == min(mix.drop for mix in result.evaluations)
     assert result.recipes[Encoding.TENSORRT] == calibration.recipes[Encoding.TENSORRT]
     assert set(calibration.selection_digests) < set(result.selection_digests)
 
 
-def test_a_target_that_nothing_reaches_is_one_sentence(
-    model: ir.Model, source: Source, calibration: Calibration
+def test_a_latency_target_that_int8_misses_is_an_error(
+    source: Source, calibration: Calibration
 ) -> None:
-    with pytest.raises(ExportError, match=r"takes 1\.00 ms here with everything in INT8, more"):
-        fitted(model, source, calibration, 0.5)
+    with pytest.raises(
+        ExportError, match=r"takes 1\.00 ms on this machine with all layers in INT8"
+    ):
+        meet(source, calibration, 0.5)
 
 
-def test_time_is_measured_in_milliseconds(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tradeoff, "SECONDS", 0.01)
+def test_latency_is_measured_in_milliseconds(
+    model: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tradeoff, "TIMING_SECONDS", 0.01)
     image = np.zeros((1, SIZE, SIZE, 3), np.uint8)
-    # A median of five runs and more, each below one: only seconds and microseconds are told apart.
+    # The bounds only exclude results in seconds or microseconds.
     assert 0.01 < measure_ms(model, Encoding.FLOAT, image) < 1000
 
 
-def test_an_export_records_what_was_tried(
+def test_an_export_records_all_evaluations(
     tiny_checkpoint: Path, image_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tradeoff, "SECONDS", 0.01)
+    monkeypatch.setattr(tradeoff, "TIMING_SECONDS", 0.01)
     config = ExportConfig(
         source=tiny_checkpoint,
         output=tmp_path / "x.bundle",
@@ -137,20 +142,26 @@ def test_an_export_records_what_was_tried(
         Encoding.FLOAT, Encoding.CPU, Encoding.TENSORRT,
     }  # fmt: skip
     in_float = json.loads(bundle.read("calibration.json"))["cpu"]["in_float"]
-    (handback,) = record.float_layers
-    assert bool(in_float) == bool(handback.layers)
+    (float_layers,) = record.float_layers
+    assert bool(in_float) == bool(float_layers.layers)
     assert "Accuracy or speed" in bundle.read("report.html").decode()
 
 
-@pytest.mark.parametrize("options", [{"int8": False}, {"int8": True, "max_drop": 1.0}])
-def test_a_target_goes_with_int8_and_no_gate(
-    tiny_checkpoint: Path, options: dict[str, float]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"int8": False}, "--target-ms applies only to INT8 graphs"),
+        ({"int8": True, "max_drop": 1.0}, "--target-ms cannot be combined"),
+    ],
+)
+def test_rejects_a_latency_target_without_int8_or_with_an_accuracy_target(
+    tiny_checkpoint: Path, options: dict[str, float], message: str
 ) -> None:
-    with pytest.raises(ExportError, match="--target-ms chooses"):
+    with pytest.raises(ExportError, match=message):
         export(ExportConfig(source=tiny_checkpoint, target_ms=1.0, **options))  # type: ignore[arg-type]
 
 
-def test_points_of_older_bundles_are_none(tiny_bundle: Bundle) -> None:
+def test_older_bundles_have_no_points(tiny_bundle: Bundle) -> None:
     calibration = {**(tiny_bundle.manifest.calibration or {})}
     del calibration["points"]
     manifest = dataclasses.replace(tiny_bundle.manifest, calibration=calibration)

@@ -1,4 +1,4 @@
-"""Choosing calibrators on images that were not calibrated on."""
+"""Calibration, and the choice of calibrators on images that did not calibrate."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.export.graph.coverage import coverage
 from resdeploy.export.graph.to_onnx import to_onnx
-from resdeploy.export.quantization.calibrate import ENCODINGS, calibrate, family
-from resdeploy.export.quantization.recipe import write_recipes
+from resdeploy.export.quantization.calibrate import ENCODINGS, calibrate, calibrators_named
+from resdeploy.export.quantization.recipe import encode_recipes
 from resdeploy.export.quantization.result import Calibration, with_dla
 from resdeploy.export.quantization.simulate import batch_size
 from resdeploy.export.source import ImagePools, Source, read_source
@@ -38,7 +38,7 @@ def run(source: Source, calibrator: str, images: int = 40, seed: int = 0) -> Cal
 
 
 @pytest.mark.parametrize(
-    ("asked", "names"),
+    ("name", "calibrators"),
     [
         ("max", ["max"]),
         ("entropy", ["entropy"]),
@@ -48,12 +48,14 @@ def run(source: Source, calibrator: str, images: int = 40, seed: int = 0) -> Cal
         ("auto", list(CALIBRATORS)),
     ],
 )
-def test_families(asked: str, names: list[str]) -> None:
-    assert family(asked) == names
+def test_a_name_stands_for_one_calibrator_a_family_or_all(
+    name: str, calibrators: list[str]
+) -> None:
+    assert calibrators_named(name) == calibrators
 
 
 @pytest.mark.parametrize(("size", "batch"), [(8, 64), (32, 64), (224, 16), (1024, 1)])
-def test_large_images_run_few_at_once(size: int, batch: int) -> None:
+def test_batches_of_large_images_are_small(size: int, batch: int) -> None:
     assert batch_size(size) == batch
 
 
@@ -92,14 +94,14 @@ def test_the_same_images_give_the_same_ranges(source: Source) -> None:
 
 
 def test_ranges_do_not_depend_on_the_order_of_the_calibration_images(source: Source) -> None:
-    # All images calibrate; another seed shows them in another order.
+    # All images calibrate; the seed changes only their order.
     first, second = (run(source, "entropy", images=60, seed=seed) for seed in (0, 1))
     assert first.digests != second.digests
     assert sorted(first.digests) == sorted(second.digests)
-    assert write_recipes(first.recipes) == write_recipes(second.recipes)
+    assert encode_recipes(first.recipes) == encode_recipes(second.recipes)
 
 
-def test_images_that_cannot_be_used_change_nothing_but_the_count(
+def test_skipped_images_change_only_their_count(
     source: Source, image_data: Path, tmp_path: Path
 ) -> None:
     data = shutil.copytree(image_data, tmp_path / "data")
@@ -108,9 +110,9 @@ def test_images_that_cannot_be_used_change_nothing_but_the_count(
     shutil.copy(data / "train" / "red" / "003.png", data / "train" / "red" / "copy.png")
     worse = dataclasses.replace(source, pools=ImagePools(calibration=list_images(data / "train")))
     first, second = run(source, "auto", images=60), run(worse, "auto", images=60)
-    assert second.refused == {"unreadable": 1, "duplicate": 1, "constant": 1}
+    assert second.skipped == {"unreadable": 1, "duplicate": 1, "constant": 1}
     assert sorted(first.digests) == sorted(second.digests)
-    assert write_recipes(first.recipes) == write_recipes(second.recipes)
+    assert encode_recipes(first.recipes) == encode_recipes(second.recipes)
 
 
 def test_each_encoding_has_its_own_ranges(source: Source) -> None:
@@ -121,21 +123,21 @@ def test_each_encoding_has_its_own_ranges(source: Source) -> None:
 
 
 def test_classes_are_counted_where_the_folders_are_the_labels(source: Source) -> None:
-    assert run(source, "max").balance is None  # the labels are numbers here
+    assert run(source, "max").balance is None  # the labels are not the names of folders
     named = dataclasses.replace(source, labels=CLASSES)
     balance = run(named, "max", images=60).balance
     assert balance is not None
-    assert (balance.seen, balance.of, balance.fewest, balance.most) == (3, 3, 20, 20)
+    assert (balance.represented, balance.classes, balance.fewest, balance.most) == (3, 3, 20, 20)
     few = run(dataclasses.replace(source, labels=(*CLASSES, "other")), "max", images=1).balance
     assert few is not None
-    assert (few.seen, few.of, few.fewest, few.most) == (1, 4, 0, 1)
+    assert (few.represented, few.classes, few.fewest, few.most) == (1, 4, 0, 1)
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_shortcuts_are_int8_for_tensorrt_when_asked_for(source: Source, asked: bool) -> None:
+@pytest.mark.parametrize("int8_shortcuts", [False, True])
+def test_tensorrts_shortcuts_are_int8_only_on_request(source: Source, int8_shortcuts: bool) -> None:
     calibration = calibrate(
         to_onnx(make_classifier(), SIZE), source, calibrator="max", images=40, seed=0,
-        golden_digests=(), progress=silent, int8_shortcuts=asked,
+        golden_digests=(), progress=silent, int8_shortcuts=int8_shortcuts,
     )  # fmt: skip
     found = {
         encoding: coverage(recipe.apply(calibration.model).graph, encoding)
@@ -143,6 +145,6 @@ def test_shortcuts_are_int8_for_tensorrt_when_asked_for(source: Source, asked: b
     }
     assert found[Encoding.TENSORRT].int8_convs == found[Encoding.TENSORRT].convs
     additions = found[Encoding.CPU].additions
-    assert found[Encoding.TENSORRT].fused_additions == (additions if asked else 0)
+    assert found[Encoding.TENSORRT].fused_additions == (additions if int8_shortcuts else 0)
     assert found[Encoding.CPU].fused_additions == additions
     assert found[Encoding.DLA].fused_additions == additions

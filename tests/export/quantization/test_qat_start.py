@@ -1,4 +1,4 @@
-"""Training quantised: what it computes is what the exported graph computes."""
+"""Quantisation-aware training computes the same logits as the exported graph."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import TrainingError
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.quantization.calibrate import LEARNED, calibrate
-from resdeploy.export.quantization.qat_start import grids_read, quantized_start, train_quantized
+from resdeploy.export.quantization.qat_start import (
+    quantized_inputs,
+    quantized_start,
+    train_quantized,
+)
 from resdeploy.export.source import read_source
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
-from resdeploy.train import trainer as loop
+from resdeploy.train import trainer
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.evaluation import evaluate
 from resdeploy.train.model.checkpoint import load_checkpoint
@@ -26,10 +30,10 @@ from resdeploy.train.qat.network import QuantizedClassifier
 from tests.samples import SIZE
 
 
-def config_for(checkpoint: Path, data: Path, **chosen: object) -> TrainingConfig:
+def config_for(checkpoint: Path, data: Path, **settings: object) -> TrainingConfig:
     return TrainingConfig.from_recipe(
         None, qat=True, init=str(checkpoint), data=str(data), image_size=SIZE, batch_size=16,
-        **chosen,
+        **settings,
     )  # fmt: skip
 
 
@@ -61,7 +65,7 @@ def test_the_export_takes_the_learned_ranges_and_gives_the_same_logits(
     assert recipe.calibrator == LEARNED
     images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), dtype=np.uint8)
     scales = {tensor: largest / 127 for tensor, largest in learned.items()}
-    twin = QuantizedClassifier(classifier, scales, grids_read(recipe, model)).eval()
+    twin = QuantizedClassifier(classifier, scales, quantized_inputs(recipe, model)).eval()
     with torch.inference_mode():
         ours = twin(torch.from_numpy(images)).numpy()
     backend = OnnxRuntimeCpu(
@@ -69,12 +73,12 @@ def test_the_export_takes_the_learned_ranges_and_gives_the_same_logits(
     )
     theirs = backend.run(images)
     backend.close()
-    # Sums in another order may carry a few values over to the next step of their grid; the median
-    # image has none (133 dB on the CIFAR-10 network), and INT8 itself is 30 dB from float.
+    # Sums in another order may move a few values by one step of INT8. The median image has none
+    # (133 dB on the CIFAR-10 network), while the SQNR of INT8 against float is about 30 dB.
     assert np.median(sqnr_db(ours, theirs)) > 60
 
 
-def test_the_start_gives_the_answers_of_the_network_it_starts_from(
+def test_the_start_has_the_logits_of_the_original_network(
     tiny_checkpoint: Path, image_data: Path
 ) -> None:
     start = quantized_start(config_for(tiny_checkpoint, image_data))
@@ -85,11 +89,11 @@ def test_the_start_gives_the_answers_of_the_network_it_starts_from(
         assert start.weights is not None
         network.load_state_dict(dict(start.weights))
         after = network(images).numpy()
-    # Norms folded and channels equalised: float32 rounds some weights anew, by 1e-7 of each.
+    # Folding norms and equalising channels rounds some weights again, by 1e-7 of each.
     assert np.median(sqnr_db(before, after)) > 100
 
 
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+def test_a_resumed_run_is_bit_identical(
     finished: Path, tiny_checkpoint: Path, image_data: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -103,18 +107,18 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
             raise KeyboardInterrupt
         return evaluate(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "evaluate", stop_at_second)
+    monkeypatch.setattr(trainer, "evaluate", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         train_quantized(config_for(tiny_checkpoint, image_data, epochs=2), folder)
-    monkeypatch.setattr(loop, "evaluate", evaluate)
-    loop.resume(folder)
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    trainer.resume(folder)
     resumed, whole = load_checkpoint(folder), load_checkpoint(finished)
     for name, tensor in whole.state.items():
         assert torch.equal(resumed.state[name], tensor), name
     assert resumed.learned_ranges == whole.learned_ranges
 
 
-def test_another_number_of_classes_is_refused(
+def test_rejects_another_number_of_classes(
     tiny_checkpoint: Path, image_data: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "two"
@@ -127,7 +131,7 @@ def test_another_number_of_classes_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("chosen", "message"),
+    ("settings", "message"),
     [
         ({"qat": True}, "name it with init"),
         ({"qat": True, "init": "x", "bf16": True}, "in float32"),
@@ -136,6 +140,6 @@ def test_another_number_of_classes_is_refused(
         ({"distillation": 1.5, "qat": True, "init": "x"}, "takes 0 to 1"),
     ],
 )
-def test_impossible_settings(chosen: dict[str, object], message: str) -> None:
+def test_rejects_invalid_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TrainingConfig(**chosen)  # type: ignore[arg-type]
+        TrainingConfig(**settings)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What each quantised tensor costs, against graphs in which that tensor alone is quantised."""
+"""Sensitivity to each quantised tensor, against graphs in which only that tensor is quantised."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from resdeploy.export.graph.qdq import integer_weights
 from resdeploy.export.graph.to_onnx import to_bytes
 from resdeploy.export.quantization.recipe import read_recipe
 from resdeploy.export.quantization.sensitivity import explain
-from resdeploy.export.quantization.simulate import answers, rounded, sites_of
+from resdeploy.export.quantization.simulate import round_at, run_graph, sites_of
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
 from resdeploy.storage import sha256
@@ -40,7 +40,7 @@ def fp32(bundle: Bundle) -> ir.Model:
 
 
 def with_float_biases(quantised: ir.Model, model: ir.Model) -> ir.Model:
-    """`quantised`, with the biases of `model` in place of those that are stored as integers."""
+    """Return `quantised` with the biases of `model` in place of integer biases."""
     for node in quantised.graph:
         bias = node.inputs[2] if node.op_type in WEIGHTED and len(node.inputs) > 2 else None
         if bias is not None and (dequantize := bias.producer()) is not None:
@@ -55,33 +55,33 @@ def with_float_biases(quantised: ir.Model, model: ir.Model) -> ir.Model:
     return quantised
 
 
-def test_no_site_rounded_is_fp32_and_all_of_them_are_int8(
+def test_rounding_at_no_site_gives_fp32_and_at_all_sites_int8(
     tiny_bundle: Bundle, encoding: Encoding
 ) -> None:
     images = tiny_bundle.golden().images
     model, recipe = fp32(tiny_bundle), read_recipe(tiny_bundle, encoding)
     weights = integer_weights(model, encoding)
-    nothing = answers(rounded(model, recipe, (), weights), Encoding.FLOAT, images)
-    np.testing.assert_array_equal(nothing, answers(model, Encoding.FLOAT, images))
+    nothing = run_graph(round_at(model, recipe, (), weights), Encoding.FLOAT, images)
+    np.testing.assert_array_equal(nothing, run_graph(model, Encoding.FLOAT, images))
     quantised = with_float_biases(recipe.apply(fp32(tiny_bundle), half=False), model)
-    # Not as a CPU's integers, whose biases are rounded: in a network so small, that weighs much.
-    int8_logits = answers(quantised, Encoding.FLOAT, images)
+    # Integer biases are avoided: in a network so small, their rounding would be visible.
+    int8_logits = run_graph(quantised, Encoding.FLOAT, images)
     sites = sites_of(model, recipe)
-    everything = answers(rounded(model, recipe, sites, weights), Encoding.FLOAT, images)
-    assert np.median(sqnr_db(int8_logits, everything)) > 100  # sums in another order, if at all
-    assert to_bytes(model) == tiny_bundle.read("fp32.onnx")  # what was given is as it was
+    everything = run_graph(round_at(model, recipe, sites, weights), Encoding.FLOAT, images)
+    assert np.median(sqnr_db(int8_logits, everything)) > 100  # sums may be in another order
+    assert to_bytes(model) == tiny_bundle.read("fp32.onnx")  # the argument was not changed
 
 
-def test_one_site_is_one_quantised_tensor(tiny_bundle: Bundle) -> None:
+def test_rounding_at_one_site_quantises_one_tensor(tiny_bundle: Bundle) -> None:
     tensor = "layer2.0.relu1"
     images = tiny_bundle.golden().images
     recipe = read_recipe(tiny_bundle, Encoding.TENSORRT)
     ranges = recipe.ranges
     model = fp32(tiny_bundle)
     weights = integer_weights(model, Encoding.TENSORRT)
-    its = {site for site in sites_of(model, recipe) if site.tensor == tensor}
-    alone = answers(rounded(model, recipe, its, weights), Encoding.FLOAT, images)
-    # The same by hand: NumPy quantises the activation, and the rest of the graph goes on.
+    own = {site for site in sites_of(model, recipe) if site.tensor == tensor}
+    alone = run_graph(round_at(model, recipe, own, weights), Encoding.FLOAT, images)
+    # The expected graph quantises this activation with Div, Round, Clip and Mul.
     nodes = {node.name: node for node in model.graph}
     scale = np.float32(np.float16(ranges[tensor].high / 127))
     if scale < ranges[tensor].high / 127:
@@ -105,10 +105,10 @@ def test_one_site_is_one_quantised_tensor(tiny_bundle: Bundle) -> None:
         if use.node is not divide:
             use.node.replace_input_with(use.idx, restored.outputs[0])
     model.graph.insert_after(nodes[tensor], [divide, whole, clipped, restored])
-    by_hand = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(images)
-    reference = answers(fp32(tiny_bundle), Encoding.FLOAT, images)
-    # Far closer to each other than either is to FP32: the same quantisation.
-    assert np.median(sqnr_db(by_hand, alone)) > np.median(sqnr_db(reference, alone)) + 15
+    expected_logits = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(images)
+    reference = run_graph(fp32(tiny_bundle), Encoding.FLOAT, images)
+    # The logits are far closer to each other than to FP32, so the quantisation is the same.
+    assert np.median(sqnr_db(expected_logits, alone)) > np.median(sqnr_db(reference, alone)) + 15
 
 
 def test_every_quantised_tensor_is_explained_once(tiny_bundle: Bundle, encoding: Encoding) -> None:
@@ -122,7 +122,7 @@ def test_every_quantised_tensor_is_explained_once(tiny_bundle: Bundle, encoding:
     assert {layer.tensor for layer in result.layers if layer.kind == "activation"} == expected
 
 
-def test_the_worst_comes_first_and_none_is_better_than_nothing_quantised(
+def test_the_most_sensitive_tensor_comes_first(
     tiny_bundle: Bundle,
 ) -> None:
     result = explain(tiny_bundle, images=4)
@@ -154,7 +154,7 @@ def test_a_range_that_clips_everything_is_found(tiny_bundle: Bundle, tmp_path: P
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '{"tensorrt": {"calibrator": "max", "ranges": 3}}']
 )
-def test_damaged_calibration_is_a_bundle_error(
+def test_a_damaged_calibration_json_is_an_error(
     tiny_bundle: Bundle, tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "calibration.json").write_text(text)
@@ -162,11 +162,11 @@ def test_damaged_calibration_is_a_bundle_error(
     manifest = dataclasses.replace(
         tiny_bundle.manifest, files={**tiny_bundle.manifest.files, "calibration.json": record}
     )
-    with pytest.raises(BundleError, match="cannot be used"):
+    with pytest.raises(BundleError, match="is damaged"):
         read_recipe(Bundle(tmp_path, manifest), Encoding.TENSORRT)
 
 
-def test_a_bundle_without_int8_says_how_to_get_it(tiny_bundle: Bundle) -> None:
+def test_a_bundle_without_int8_is_an_error_with_a_hint(tiny_bundle: Bundle) -> None:
     first = tiny_bundle.manifest.artifacts[:1]
     bundle = Bundle(tiny_bundle.path, dataclasses.replace(tiny_bundle.manifest, artifacts=first))
     with pytest.raises(BundleError, match="holds no int8 graph"):
