@@ -23,7 +23,7 @@ from resdeploy.images.folder import match_labels, read_image_folder, split_folde
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.base import Backend
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
-from resdeploy.runtime.verification.golden_check import FLOAT_FLOOR_DB, check_golden, run_batches
+from resdeploy.runtime.verification.golden_check import FLOAT_FLOOR_DB, check_golden, load_batches
 from resdeploy.statistics import agreement_percent, compare_accuracy
 
 IMAGES, CLASSES, REFERENCE = "images.npy", "classes.npy", "reference.npy"
@@ -94,7 +94,7 @@ def write_labelled(bundle: Bundle, data: Path, most: int, folder: Path) -> int:
     fp32 = OnnxRuntimeCpu(bundle.read("fp32.onnx"), Encoding.FLOAT)
     np.save(folder / IMAGES, images)
     np.save(folder / CLASSES, np.array([class_of[path] for path in ledger.paths]))
-    np.save(folder / REFERENCE, run_batches(fp32, images))
+    np.save(folder / REFERENCE, load_batches(fp32, images))
     fp32.close()
     return len(images)
 

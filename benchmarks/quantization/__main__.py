@@ -39,7 +39,7 @@ from resdeploy.machine.cpu import read_cpu
 from resdeploy.results.provenance import here
 from resdeploy.runtime.backends.onnxruntime.cpu import PROVIDER, OnnxRuntimeCpu, session_options
 from resdeploy.runtime.backends.onnxruntime.session import create_session
-from resdeploy.runtime.verification.golden_check import run_batches
+from resdeploy.runtime.verification.golden_check import load_batches
 from resdeploy.statistics import agreement_percent, compare_accuracy, sqnr_db
 from resdeploy.tables import table
 from resdeploy.train.model.resnet import Classifier
@@ -185,7 +185,7 @@ def _prepare(source: Source, data: Path, work: Path) -> Judge:
         images=images,
         normalised=_normalise(work, images),
         classes=np.array(labelled.labels)[positions],
-        reference=run_batches(OnnxRuntimeCpu(whole, Encoding.FLOAT), images, 50),
+        reference=load_batches(OnnxRuntimeCpu(whole, Encoding.FLOAT), images, 50),
     )
 
 
@@ -209,7 +209,7 @@ def _draw(
     took = _run([sys.executable, "-m", OUR_MODULE, checkpoint, size, data, images, seed, work])
     for encoding, name in OURS.items():
         graph = (work / f"{encoding.value}.onnx").read_bytes()
-        logits = run_batches(OnnxRuntimeCpu(graph, encoding), judge.images, 50)
+        logits = load_batches(OnnxRuntimeCpu(graph, encoding), judge.images, 50)
         yield judge.row(name, seed, logits, _int8_convs(graph), took)
     # The very images that ours calibrated on; those before them only scored the calibrators.
     ledger = CalibrationImages(source.preprocessing, wanted=images + SCORING_IMAGES)

@@ -100,25 +100,21 @@ def train(
 
     Under torchrun, all its processes train one network together.
     """
-    from resdeploy.machine.device import read_device
     from resdeploy.progress import progress_bar
     from resdeploy.train import trainer as loop
-    from resdeploy.train.distributed import is_first
+    from resdeploy.train.distributed import is_main_process
 
-    device = read_device().to_json()
     if resume is not None:
         refuse_given(
             {"data": data, "run": run, "recipe": recipe, **settings},
             "--resume takes the run's own settings",
         )
-        result = loop.resume(resume, device=device, progress=progress_bar)
+        result = loop.resume(resume, progress=progress_bar)
     else:
         config = TrainingConfig.from_recipe(recipe, data=data, **settings)
         folder = run or loop.default_folder(data)
-        result = training_of(config)(
-            config, folder, device=device, force=force, progress=progress_bar
-        )
-    return CommandResult(result, training_text(result), printed=is_first())
+        result = training_of(config)(config, folder, force=force, progress=progress_bar)
+    return CommandResult(result, training_text(result), printed=is_main_process())
 
 
 def training_of(config: TrainingConfig) -> Any:

@@ -15,7 +15,7 @@ import torch
 
 from resdeploy.errors import TrainingError
 from resdeploy.train import compiling
-from resdeploy.train.compiling import compile_mode, compile_obstacle, compiles
+from resdeploy.train.compiling import compile_mode, compile_obstacle, should_compile
 from resdeploy.train.config import TrainingConfig
 from tests.samples import SIZE
 from tests.train.learners import batch_of, learner
@@ -35,10 +35,10 @@ def complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("complete")
 def test_a_gpu_compiles_unless_told_not_to_and_a_cpu_if_told_to() -> None:
-    assert compiles(None, GPU)
-    assert compiles(True, CPU)
-    assert not compiles(None, CPU)
-    assert not compiles(False, GPU)
+    assert should_compile(None, GPU)
+    assert should_compile(True, CPU)
+    assert not should_compile(None, CPU)
+    assert not should_compile(False, GPU)
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +76,9 @@ def test_what_is_lacking_is_named_where_it_was_asked_for(
 ) -> None:
     lack(monkeypatch)
     assert (compile_obstacle(CPU) is not None) == on_a_cpu
-    assert not compiles(None, GPU)
+    assert not should_compile(None, GPU)
     with pytest.raises(TrainingError, match=f"--compile cannot be done: .*{reason}"):
-        compiles(True, GPU)
+        should_compile(True, GPU)
 
 
 def test_a_gpu_replays_a_step_where_nobody_keeps_its_gradients() -> None:

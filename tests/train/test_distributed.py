@@ -12,8 +12,8 @@ import torch
 
 from resdeploy.errors import TrainingError
 from resdeploy.train.distributed import Process, joined_processes
-from resdeploy.train.run import folder as runs
-from tests.train.joint_norm import PARTS, joint_batch, loss_of, make_network
+from resdeploy.train.run import folder as run_folder
+from tests.train.batch_norm_worker import PARTS, joint_batch, loss_of, make_network
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,10 +30,10 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_alone_there_is_nothing_to_exchange() -> None:
     with joined_processes() as process:
-        assert (process.rank, process.count, process.writes) == (0, 1, True)
+        assert (process.rank, process.count, process.is_main) == (0, 1, True)
         assert process.gather(torch.tensor([1.5, 2.0])).tolist() == [[1.5, 2.0]]
         assert process.total(torch.tensor([1.5, 2.0])).tolist() == [1.5, 2.0]
-    assert not Process(1, 2, torch.device("cpu")).writes
+    assert not Process(1, 2, torch.device("cpu")).is_main
 
 
 def test_processes_that_cannot_meet_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +44,7 @@ def test_processes_that_cannot_meet_are_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_joint_norm_is_that_of_the_joint_batch(tmp_path: Path) -> None:
-    finished = torchrun("tests.train.joint_norm", tmp_path)
+    finished = torchrun("tests.train.batch_norm_worker", tmp_path)
     assert finished.returncode == 0, finished.stderr
     parts = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
     network, images = make_network(), joint_batch().requires_grad_()
@@ -78,7 +78,7 @@ def test_two_processes_have_the_loss_curve_of_one(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert alone.returncode == 0, alone.stderr
-    one, two = (runs.load_metrics(tmp_path / name) for name in ("one", "two"))
+    one, two = (run_folder.load_metrics(tmp_path / name) for name in ("one", "two"))
     # Sums in another order: 1e-7 at first, and about ten times that after every step, because
     # norms over 15 values (the last maps are one pixel) divide by small deviations.
     for expected, found, tolerance in zip(one, two, (1e-3, 1e-2)):

@@ -14,10 +14,10 @@ from resdeploy.images.folder import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.results.provenance import collect_provenance
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data.dataset import EpochImages, Walk, read_splits, run_batches
+from resdeploy.train.data.dataset import BatchPlan, EpochImages, load_batches, read_splits
 from resdeploy.train.data.shards import ImageFile
 from resdeploy.train.distributed import Process
-from resdeploy.train.evaluation import WORST, Evaluation, Mistake, evaluate, validation_walk
+from resdeploy.train.evaluation import MAX_MISTAKES, Evaluation, Mistake, evaluate, validation_plan
 from resdeploy.train.run.curves import draw_curves
 from resdeploy.train.run.report import confused_pairs, matrix, write_report
 from tests.samples import SIZE, make_classifier
@@ -34,7 +34,7 @@ def images(image_data: Path) -> LabelledImages[ImageFile]:
 
 
 def evaluated(images: LabelledImages[ImageFile]) -> Evaluation:
-    batches = run_batches([EpochImages(images, PREPROCESSING)], validation_walk(ALONE))
+    batches = load_batches([EpochImages(images, PREPROCESSING)], validation_plan(ALONE))
     return evaluate(make_classifier(), batches, len(images.classes), ALONE)
 
 
@@ -46,8 +46,8 @@ def evaluation(images: LabelledImages[ImageFile]) -> Evaluation:
 def test_it_is_what_scikit_learn_counts(
     evaluation: Evaluation, images: LabelledImages[ImageFile]
 ) -> None:
-    (batch,) = run_batches(
-        [EpochImages(images, PREPROCESSING)], Walk(batch_size=100, shuffle=False)
+    (batch,) = load_batches(
+        [EpochImages(images, PREPROCESSING)], BatchPlan(batch_size=100, shuffle=False)
     )
     with torch.inference_mode():
         likely = make_classifier()(batch.images).double().softmax(1).numpy()
@@ -59,7 +59,7 @@ def test_it_is_what_scikit_learn_counts(
     # Logits of a batch of 24 and of the same batch: float32 throughout, sums in float64.
     assert evaluation.loss == pytest.approx(log_loss(truth, likely, labels=[0, 1, 2]), rel=1e-6)
     wrong = [int(n) for n in np.flatnonzero(truth != predicted)]
-    worst_first = sorted(wrong, key=lambda n: float(likely[n, truth[n]]))[:WORST]
+    worst_first = sorted(wrong, key=lambda n: float(likely[n, truth[n]]))[:MAX_MISTAKES]
     assert [mistake.position for mistake in evaluation.worst] == worst_first
     for mistake in evaluation.worst:
         assert mistake.label == truth[mistake.position] != mistake.predicted

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from resdeploy.train.run import folder as runs
+from resdeploy.train.run import folder as run_folder
 
 
 def start(*arguments: object, preexec: Callable[[], None] | None = None) -> subprocess.Popen[str]:
@@ -36,7 +36,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def wait_for_a_new_state(process: subprocess.Popen[str], folder: Path) -> None:
     """Until the state on disk is another one than now."""
-    path = folder / runs.STATE_FILE
+    path = folder / run_folder.STATE_FILE
 
     def written() -> tuple[int, int] | None:
         with suppress(FileNotFoundError):
@@ -61,7 +61,7 @@ def test_killed_three_times_it_ends_with_the_same_weights(
         "--mixup", 0.2, "--randaugment", 5, "--save-minutes", 0,
     )  # fmt: skip
     finish(start(*settings, "-o", "whole"))
-    places = []
+    positions = []
     generator = random.Random(0)
     for attempt in range(3):
         process = start(*(("--resume", "broken") if attempt else (*settings, "-o", "broken")))
@@ -72,15 +72,19 @@ def test_killed_three_times_it_ends_with_the_same_weights(
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL  # it had not come to its end
-        places.append(runs.load_state(Path("broken")).place)
-    steps = [7 * place.epochs_done + place.steps_done for place in places]  # 60 images by 8
+        positions.append(run_folder.load_state(Path("broken")).position)
+    steps = [
+        7 * position.epochs_done + position.steps_done for position in positions
+    ]  # 60 images by 8
     assert 0 < steps[0] < steps[1] < steps[2] < 21
     finish(start("--resume", "broken"))
     whole, broken = (load_file(f"{name}/model.safetensors") for name in ("whole", "broken"))
     assert whole.keys() == broken.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, broken[name], rtol=0, atol=0)
-    for expected, found in zip(*(runs.load_metrics(Path(name)) for name in ("whole", "broken"))):
+    for expected, found in zip(
+        *(run_folder.load_metrics(Path(name)) for name in ("whole", "broken"))
+    ):
         assert (found.loss, found.val_loss) == (expected.loss, expected.val_loss)
     assert not list(Path("broken").glob(".*"))  # what a kill left behind is swept away
 
@@ -89,8 +93,8 @@ def test_killed_three_times_it_ends_with_the_same_weights(
 def test_the_last_good_state_survives_a_full_disk(image_data: Path, tiny_checkpoint: Path) -> None:
     settings = (image_data, "--init", tiny_checkpoint, "--epochs", 1, "--batch-size", 30)
     finish(start(*settings, "-o", "run"))
-    before = (Path("run") / runs.STATE_FILE).read_bytes()
-    document = Path("run") / runs.STATE_JSON
+    before = (Path("run") / run_folder.STATE_FILE).read_bytes()
+    document = Path("run") / run_folder.STATE_JSON
     document.write_text(document.read_text().replace('"epochs": 1', '"epochs": 2'))
 
     def limit() -> None:  # of a file's size, as a quota would have it
@@ -101,7 +105,7 @@ def test_the_last_good_state_survives_a_full_disk(image_data: Path, tiny_checkpo
     assert process.returncode == 1
     assert "error: cannot write run/state.safetensors" in errors
     assert "free some space" in errors
-    assert (Path("run") / runs.STATE_FILE).read_bytes() == before
+    assert (Path("run") / run_folder.STATE_FILE).read_bytes() == before
     assert not list(Path("run").glob(".*"))
     finish(start("--resume", "run"))  # there is space again
-    assert len(runs.load_metrics(Path("run"))) == 2
+    assert len(run_folder.load_metrics(Path("run"))) == 2

@@ -23,12 +23,16 @@ from resdeploy.cli.train import training_text
 from resdeploy.errors import DataError, OutputError, TrainingError
 from resdeploy.images.folder import LabelledImages
 from resdeploy.progress import Advance
-from resdeploy.train import trainer as loop
 from resdeploy.train.config import TrainingConfig, learning_rate
-from resdeploy.train.initialization import adopt, balanced_weights, initial_network, make_optimizer
+from resdeploy.train.initialization import (
+    balanced_weights,
+    initial_network,
+    make_optimizer,
+    network_from_checkpoint,
+)
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.checkpoint import load_checkpoint
-from resdeploy.train.run import folder as runs
+from resdeploy.train.run import folder as run_folder
 from resdeploy.train.trainer import default_folder, resume, train
 from tests.samples import CLASSES, SIZE, TINY
 from tests.train.learners import batch_of, learner
@@ -64,16 +68,16 @@ def test_it_learns_and_leaves_a_run(config: TrainingConfig) -> None:
         "curves.png", "metrics.jsonl", "model.json", "model.safetensors", "report.html",
         "state.json", "state.safetensors",
     ]  # fmt: skip
-    assert runs.LATEST.resolve() == result.run.resolve()
+    assert run_folder.LATEST.resolve() == result.run.resolve()
     description = json.loads((result.run / "model.json").read_text())
     assert description["labels"] == list(CLASSES)
     assert description["training"]["seed"] == 0
     assert description["metrics"]["accuracy"] == result.accuracy
     assert description["provenance"]["versions"]["torch"]
-    lines = runs.load_metrics(result.run)
+    lines = run_folder.load_metrics(result.run)
     assert [line.epoch for line in lines] == [1, 2, 3]
     assert lines[-1].loss < lines[0].loss
-    assert load_checkpoint(runs.LATEST).architecture == TINY
+    assert load_checkpoint(run_folder.LATEST).architecture == TINY
 
 
 @pytest.mark.parametrize(
@@ -93,11 +97,11 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     whole, broken = (load_file(f"{name}/model.safetensors") for name in ("whole", "broken"))
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, broken[name], rtol=0, atol=0)
-    assert len(runs.load_metrics(Path("broken"))) == 3
+    assert len(run_folder.load_metrics(Path("broken"))) == 3
 
 
 def test_a_run_interrupted_in_its_first_epoch_starts_again(config: TrainingConfig) -> None:
-    runs.begin(Path("begun"), config.to_json())
+    run_folder.begin_run(Path("begun"), config.to_json())
     assert resume(Path("begun")).epochs == 3
 
 
@@ -132,7 +136,7 @@ def test_a_wild_learning_rate_is_an_error_with_a_hint(config: TrainingConfig) ->
         train(wild, Path("wild"))
     assert "--lr" in str(caught.value.hint)
     assert not Path("wild/model.json").exists()
-    assert not runs.LATEST.exists()
+    assert not run_folder.LATEST.exists()
 
 
 def test_a_loss_that_is_no_number_names_step_and_last_good_state(
@@ -147,7 +151,7 @@ def test_a_loss_that_is_no_number_names_step_and_last_good_state(
         TrainingError, match=r"in epoch 2, step [45]; .* after 1 epochs and 0 steps"
     ):
         train(config, Path("wild"))
-    assert runs.load_state(Path("wild")).place == runs.Place(epochs_done=1)
+    assert run_folder.load_state(Path("wild")).position == run_folder.RunPosition(epochs_done=1)
 
 
 def test_metrics_can_be_seen_in_tensorboard(config: TrainingConfig) -> None:
@@ -158,7 +162,9 @@ def test_metrics_can_be_seen_in_tensorboard(config: TrainingConfig) -> None:
     events = EventAccumulator(str(Path("one/tensorboard"))).Reload()
     for name in ("loss", "accuracy"):
         found = {event.step: event.value for event in events.Scalars(name)}
-        expected = {line.epoch: getattr(line, name) for line in runs.load_metrics(Path("one"))}
+        expected = {
+            line.epoch: getattr(line, name) for line in run_folder.load_metrics(Path("one"))
+        }
         assert found == pytest.approx(expected, rel=1e-6)  # event files hold float32
 
 
@@ -254,16 +260,18 @@ def test_damaged_settings_are_an_error(tmp_path: Path) -> None:
 
 def test_a_new_head_for_another_number_of_classes(tiny_checkpoint: Path) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint)
-    network = adopt(checkpoint, 7)
+    network = network_from_checkpoint(checkpoint, 7)
     assert network.architecture.classes == network.fc.out_features == 7
     assert network.architecture.blocks == TINY.blocks
     assert torch.equal(network.conv1.weight, checkpoint.state["conv1.weight"])
-    assert torch.equal(adopt(checkpoint, 3).fc.weight, checkpoint.state["fc.weight"])
+    assert torch.equal(
+        network_from_checkpoint(checkpoint, 3).fc.weight, checkpoint.state["fc.weight"]
+    )
 
 
 def test_default_folders_are_named_after_the_data() -> None:
     assert default_folder("some/where/flowers/").name.startswith("flowers-")
-    assert default_folder("digits").parent == runs.RUNS
+    assert default_folder("digits").parent == run_folder.RUNS
 
 
 # Fine-tuning

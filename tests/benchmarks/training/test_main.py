@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.training import degradation
 from benchmarks.training import loops as training_loops
-from benchmarks.training.degradation import first_of_each, plot
+from benchmarks.training.degradation import balanced_subset, plot
 from benchmarks.training.loops import operations_per_image
 from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from resdeploy.train.config import TrainingConfig
@@ -45,7 +45,7 @@ def test_the_reference_loop_sees_the_same_kind_of_pixels(image_data: Path) -> No
 
 
 def test_a_part_of_the_images_has_as_many_of_each_class(image_data: Path) -> None:
-    part = first_of_each(read_splits(image_data).train, 12)
+    part = balanced_subset(read_splits(image_data).train, 12)
     assert np.bincount(part.labels).tolist() == [4, 4, 4]
 
 

@@ -22,7 +22,7 @@ from resdeploy.export.graph.to_onnx import (
     with_outputs,
 )
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
-from resdeploy.runtime.verification.golden_check import run_batches
+from resdeploy.runtime.verification.golden_check import load_batches
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from tests.export.conftest import Exported
 from tests.samples import TINY, make_classifier
@@ -51,9 +51,9 @@ def test_flat_images_agree_too(resnet34: Exported, backend: OnnxRuntimeCpu, valu
 
 
 def test_batches_agree_with_each_other(resnet34: Exported, backend: OnnxRuntimeCpu) -> None:
-    reference = run_batches(backend, resnet34.images, batch=1)
+    reference = load_batches(backend, resnet34.images, batch=1)
     for batch in BATCHES[1:]:
-        logits = run_batches(backend, resnet34.images, batch=batch)
+        logits = load_batches(backend, resnet34.images, batch=batch)
         np.testing.assert_allclose(logits, reference, rtol=0, atol=PARITY)
 
 

@@ -33,7 +33,7 @@ from resdeploy.runtime.bench.contenders import (
 from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
 from resdeploy.runtime.bench.runner import START_SECONDS
 from resdeploy.storage import sha256
-from resdeploy.train.bench.worker import Mode, prepare
+from resdeploy.train.bench.worker import PyTorchMode, prepare_pytorch
 from tests.samples import make_classifier
 
 QUICK = BenchmarkConfig(
@@ -208,7 +208,7 @@ def test_without_its_weights_the_baseline_has_random_ones(tiny_bundle: Bundle) -
     folder.mkdir()
     (folder / "golden.npz").write_bytes((tiny_bundle.path / "golden.npz").read_bytes())
     write_manifest(folder, manifest)
-    run, facts = prepare(workload(folder, 40), Mode.EAGER, "")
+    run, facts = prepare_pytorch(workload(folder, 40), PyTorchMode.EAGER, "")
     assert (facts["weights"], facts["file_bytes"]) == ("random", None)
     logits = run()
     assert isinstance(logits, np.ndarray)
@@ -228,25 +228,27 @@ def test_other_weights_under_the_same_name_are_no_baseline(
     (folder / "golden.npz").write_bytes((tiny_bundle.path / "golden.npz").read_bytes())
     write_manifest(folder, manifest)
     for given, weights in (("", "random"), (str(retrained), str(retrained))):
-        assert prepare(workload(folder), Mode.EAGER, given)[1]["weights"] == weights
+        assert prepare_pytorch(workload(folder), PyTorchMode.EAGER, given)[1]["weights"] == weights
 
 
 @pytest.mark.parametrize(
     ("mode", "tolerance"),
     [
         # The same weights and kernels, another batch: sums in another order.
-        (Mode.EAGER, 1e-5),
+        (PyTorchMode.EAGER, 1e-5),
         # bfloat16 keeps 8 bits, and each of the dozen layers rounds.
         pytest.param(
-            Mode.AUTOCAST,
+            PyTorchMode.AUTOCAST,
             2e-2,
             marks=pytest.mark.skipif(not read_cpu().has_fast_bf16, reason="no bfloat16 here"),
         ),
     ],
 )
-def test_pytorch_gives_the_golden_logits(tiny_bundle: Bundle, mode: Mode, tolerance: float) -> None:
+def test_pytorch_gives_the_golden_logits(
+    tiny_bundle: Bundle, mode: PyTorchMode, tolerance: float
+) -> None:
     golden = tiny_bundle.golden()
-    run, _ = prepare(workload(tiny_bundle.path, 24), mode, "")
+    run, _ = prepare_pytorch(workload(tiny_bundle.path, 24), mode, "")
     logits = run()
     assert isinstance(logits, np.ndarray)
     scale = np.abs(golden.logits).max()
@@ -264,7 +266,7 @@ def test_a_network_that_does_not_compile_says_why(
 
     monkeypatch.setattr(torch, "compile", compiled)
     with pytest.raises(BackendError, match=r"cannot compile here: no C\+\+ compiler$"):
-        prepare(workload(tiny_bundle.path), Mode.COMPILE, "")
+        prepare_pytorch(workload(tiny_bundle.path), PyTorchMode.COMPILE, "")
 
 
 def test_without_bfloat16_there_is_no_autocast(
@@ -273,7 +275,7 @@ def test_without_bfloat16_there_is_no_autocast(
     old = Cpu(architecture="x86_64", model=None, features=frozenset({"avx2"}))
     monkeypatch.setattr("resdeploy.train.bench.worker.read_cpu", lambda: old)
     with pytest.raises(BackendError, match="no bfloat16"):
-        prepare(workload(tiny_bundle.path), Mode.AUTOCAST, "")
+        prepare_pytorch(workload(tiny_bundle.path), PyTorchMode.AUTOCAST, "")
 
 
 def test_another_networks_weights_are_no_baseline(tiny_bundle: Bundle, tmp_path: Path) -> None:

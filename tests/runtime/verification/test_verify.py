@@ -24,7 +24,7 @@ from resdeploy.runtime.verification.golden_check import (
     INT8_MARGIN_DB,
     check_golden,
     floor_db,
-    run_batches,
+    load_batches,
 )
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
@@ -86,7 +86,7 @@ def test_batches_of_any_size_are_put_together(tiny_bundle: Bundle) -> None:
     golden = tiny_bundle.golden()
     for batch in (1, 5, 24, 100):
         np.testing.assert_array_equal(
-            run_batches(GoldenBackend(golden), golden.images, batch), golden.logits
+            load_batches(GoldenBackend(golden), golden.images, batch), golden.logits
         )
 
 

@@ -13,8 +13,7 @@ from PIL import Image
 
 from resdeploy.images.decode import read_rgb
 from resdeploy.train.data.augment import SCALES, Augmentation, augment
-from resdeploy.train.data.mixing import mix
-from resdeploy.train.data.randaugment import DISTORTION, distort
+from resdeploy.train.data.randaugment import DISTORTIONS, distort
 from resdeploy.train.ema import WeightAverage
 from tests.samples import encoded, make_classifier
 
@@ -124,21 +123,21 @@ def test_a_smaller_picture_still_has_the_pixels_that_are_needed(
 
 
 def test_there_are_fourteen_distortions() -> None:
-    assert len(DISTORTION) == 14
+    assert len(DISTORTIONS) == 14
 
 
-@pytest.mark.parametrize("name", sorted(set(DISTORTION) - {"autocontrast", "equalize"}))
+@pytest.mark.parametrize("name", sorted(set(DISTORTIONS) - {"autocontrast", "equalize"}))
 def test_without_strength_nothing_changes(name: str) -> None:
     picture = photograph(20, 30)
     for sign in (-1.0, 1.0):
-        np.testing.assert_array_equal(DISTORTION[name](picture, 0.0, sign), picture)
+        np.testing.assert_array_equal(DISTORTIONS[name](picture, 0.0, sign), picture)
 
 
-@pytest.mark.parametrize("name", sorted(set(DISTORTION) - {"identity"}))
+@pytest.mark.parametrize("name", sorted(set(DISTORTIONS) - {"identity"}))
 def test_every_distortion_changes_and_keeps_the_size(name: str) -> None:
     # Dull colours, so that contrast can be stretched and brightness raised.
     dull = Image.fromarray(64 + np.asarray(photograph(20, 30)) // 2)
-    changed = DISTORTION[name](dull, 0.8, 1.0)
+    changed = DISTORTIONS[name](dull, 0.8, 1.0)
     assert changed.size == dull.size
     assert changed.mode == "RGB"
     assert np.any(np.asarray(changed) != np.asarray(dull))
@@ -146,7 +145,7 @@ def test_every_distortion_changes_and_keeps_the_size(name: str) -> None:
 
 def test_moving_moves_by_the_share_and_fills_with_grey() -> None:
     picture = photograph(100, 10)
-    moved = np.asarray(DISTORTION["translate-x"](picture, 20 / 45, 1.0))  # a fifth of the width
+    moved = np.asarray(DISTORTIONS["translate-x"](picture, 20 / 45, 1.0))  # a fifth of the width
     np.testing.assert_array_equal(moved[:, :80], np.asarray(picture)[:, 20:])
     assert (moved[:, 80:] == (124, 116, 104)).all()
 
@@ -155,7 +154,7 @@ def test_shearing_leaves_the_middle_where_it_is() -> None:
     picture = Image.new("RGB", (41, 41))
     picture.putpixel((20, 20), (255, 255, 255))
     for name in ("shear-x", "shear-y", "rotate"):
-        changed = np.asarray(DISTORTION[name](picture, 1.0, 1.0))[..., 0]
+        changed = np.asarray(DISTORTIONS[name](picture, 1.0, 1.0))[..., 0]
         row, column = np.unravel_index(changed.argmax(), changed.shape)
         assert max(abs(row - 20), abs(column - 20)) <= 1, name
 
@@ -179,7 +178,7 @@ def batch(count: int = 6, size: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_without_either_nothing_is_mixed() -> None:
     images, labels = batch()
-    mixed = mix(images, labels, 0.0, 0.0, np.random.default_rng(0))
+    mixed = mix_batch(images, labels, 0.0, 0.0, np.random.default_rng(0))
     assert mixed.share == 1
     assert torch.equal(mixed.images, images)
 
@@ -190,11 +189,11 @@ def test_pixels_and_labels_are_mixed_in_the_same_share(
 ) -> None:
     images, labels = batch()
     before = images.clone()
-    mixed = mix(images, labels, *parameters, np.random.default_rng(seed))
+    mixed = mix_batch(images, labels, *parameters, np.random.default_rng(seed))
     assert 0 <= mixed.share <= 1
     assert torch.equal(mixed.labels, labels)
-    assert sorted(mixed.others.tolist()) == labels.tolist()
-    expected = 40 * (mixed.share * labels + (1 - mixed.share) * mixed.others)
+    assert sorted(mixed.other_labels.tolist()) == labels.tolist()
+    expected = 40 * (mixed.share * labels + (1 - mixed.share) * mixed.other_labels)
     # Mixup rounds every pixel to a whole number; CutMix counts them exactly.
     mean = mixed.images.float().mean(dim=(1, 2, 3))
     torch.testing.assert_close(mean, expected.float(), rtol=0, atol=0.5001)
@@ -204,7 +203,7 @@ def test_pixels_and_labels_are_mixed_in_the_same_share(
 def test_cutmix_pastes_one_rectangle() -> None:
     images, labels = batch(2, 32)
     for seed in range(20):
-        mixed = mix(images, labels, 0.0, 1.0, np.random.default_rng(seed))
+        mixed = mix_batch(images, labels, 0.0, 1.0, np.random.default_rng(seed))
         foreign = (mixed.images[0] != images[0]).all(dim=-1)
         if foreign.any():
             rows, columns = foreign.any(dim=1), foreign.any(dim=0)

@@ -14,7 +14,7 @@ from resdeploy.images.folder import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.storage import cache_folder
 from resdeploy.train.data.augment import Augmentation
-from resdeploy.train.data.dataset import Batch, EpochImages, Walk, read_splits, run_batches
+from resdeploy.train.data.dataset import Batch, BatchPlan, EpochImages, load_batches, read_splits
 from resdeploy.train.data.digits import digits_folder
 from resdeploy.train.data.shards import ImageFile
 from tests.samples import CLASSES, SIZE
@@ -27,7 +27,7 @@ def walk(
     images: LabelledImages[ImageFile], *, epoch: int = 0, workers: int = 0, seed: int = 0
 ) -> list[Batch]:
     dataset = EpochImages(images, PREPROCESSING, STRONG, seed=seed, epoch=epoch)
-    return list(run_batches([dataset], Walk(batch_size=8, shuffle=True, workers=workers)))
+    return list(load_batches([dataset], BatchPlan(batch_size=8, shuffle=True, workers=workers)))
 
 
 def pixels(batches: list[Batch]) -> torch.Tensor:
@@ -105,7 +105,9 @@ def test_a_run_is_one_epoch_after_the_other(
     epochs = [
         EpochImages(train_images, PREPROCESSING, STRONG, seed=0, epoch=epoch) for epoch in range(3)
     ]
-    run = list(run_batches(epochs, Walk(batch_size=8, shuffle=True, start=5, workers=workers)))
+    run = list(
+        load_batches(epochs, BatchPlan(batch_size=8, shuffle=True, start=5, workers=workers))
+    )
     expected = walk(train_images)[5:] + walk(train_images, epoch=1) + walk(train_images, epoch=2)
     torch.testing.assert_close(pixels(run), pixels(expected), rtol=0, atol=0)
 
@@ -123,21 +125,21 @@ def test_a_shuffled_epoch_has_whole_batches_of_different_images(
     batches = walk(train_images)
     assert [len(batch.labels) for batch in batches] == [8] * 7
     plain = EpochImages(train_images, PREPROCESSING)
-    everything = list(run_batches([plain], Walk(batch_size=8, shuffle=False)))
+    everything = list(load_batches([plain], BatchPlan(batch_size=8, shuffle=False)))
     assert [len(batch.labels) for batch in everything] == [8] * 7 + [4]
     assert torch.cat([batch.labels for batch in everything]).tolist() == list(train_images.labels)
 
 
 def test_fewer_images_than_a_batch_are_one_batch(train_images: LabelledImages[ImageFile]) -> None:
     dataset = EpochImages(train_images, PREPROCESSING)
-    assert [len(b.labels) for b in run_batches([dataset], Walk(batch_size=100, shuffle=True))] == [
-        60
-    ]
+    assert [
+        len(b.labels) for b in load_batches([dataset], BatchPlan(batch_size=100, shuffle=True))
+    ] == [60]
 
 
 def test_validation_sees_the_deployed_pixels(train_images: LabelledImages[ImageFile]) -> None:
-    (first, *_) = run_batches(
-        [EpochImages(train_images, PREPROCESSING)], Walk(batch_size=1, shuffle=False)
+    (first, *_) = load_batches(
+        [EpochImages(train_images, PREPROCESSING)], BatchPlan(batch_size=1, shuffle=False)
     )
     with Image.open(paths(train_images)[0]) as image:
         np.testing.assert_array_equal(first.images[0].numpy(), np.array(image))
@@ -151,14 +153,18 @@ def test_a_damaged_file_is_left_out_and_named(
     images = LabelledImages(
         classes=CLASSES, files=(damaged, *train_images.files[:3]), labels=(2, 0, 0, 0)
     )
-    (batch,) = run_batches([EpochImages(images, PREPROCESSING)], Walk(batch_size=8, shuffle=False))
+    (batch,) = load_batches(
+        [EpochImages(images, PREPROCESSING)], BatchPlan(batch_size=8, shuffle=False)
+    )
     assert batch.labels.tolist() == [0, 0, 0]
     assert batch.unreadable == (0,)
 
 
 def test_a_batch_of_damaged_files_is_empty(tmp_path: Path) -> None:
     images = LabelledImages(classes=("a",), files=(tmp_path / "none.png",) * 2, labels=(0, 0))
-    (batch,) = run_batches([EpochImages(images, PREPROCESSING)], Walk(batch_size=8, shuffle=False))
+    (batch,) = load_batches(
+        [EpochImages(images, PREPROCESSING)], BatchPlan(batch_size=8, shuffle=False)
+    )
     assert (len(batch.images), len(batch.labels), batch.unreadable) == (0, 0, (0, 1))
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from resdeploy.errors import DataError, ImageError
 from resdeploy.images.decode import MAX_FILE_BYTES
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.train.data.dataset import EpochImages, Walk, read_splits, run_batches
-from resdeploy.train.data.shards import Member, read_shards, shards_in
+from resdeploy.train.data.dataset import BatchPlan, EpochImages, load_batches, read_splits
+from resdeploy.train.data.shards import TarMember, find_shards, read_shards
 from tests.samples import encoded
 
 
@@ -80,8 +80,8 @@ def test_training_sees_the_pixels_of_the_members(tmp_path: Path) -> None:
             {"0.png": picture(10), "0.cls": b"0", "1.png": b"damaged", "1.cls": b"1"},
         )
     images = read_splits(tmp_path).train
-    (batch,) = run_batches(
-        [EpochImages(images, Preprocessing.standard(8))], Walk(batch_size=9, shuffle=False)
+    (batch,) = load_batches(
+        [EpochImages(images, Preprocessing.standard(8))], BatchPlan(batch_size=9, shuffle=False)
     )
     np.testing.assert_array_equal(batch.images.numpy(), np.full((1, 8, 8, 3), 10, np.uint8))
     assert (batch.labels.tolist(), batch.unreadable) == ([0], (1,))
@@ -90,7 +90,7 @@ def test_training_sees_the_pixels_of_the_members(tmp_path: Path) -> None:
 def test_a_tar_file_among_class_folders_is_no_data(tmp_path: Path) -> None:
     write_tar(tmp_path / "backup.tar", {"0.png": picture(1)})
     (tmp_path / "cat").mkdir()
-    assert shards_in(tmp_path) == []
+    assert find_shards(tmp_path) == []
 
 
 # What can be wrong
@@ -137,10 +137,10 @@ def test_links_and_folders_in_it_are_passed_over(tmp_path: Path) -> None:
 def test_a_member_is_read_within_limits(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"0.png": picture(1)})
     with pytest.raises(ImageError, match="is larger than"):
-        Member(path, "0.png", 0, MAX_FILE_BYTES + 1).read()
+        TarMember(path, "0.png", 0, MAX_FILE_BYTES + 1).read()
     with pytest.raises(ImageError, match="cannot be read"):
-        Member(tmp_path / "none.tar", "0.png", 0, 10).read()
-    assert len(Member(path, "0.png", 0, MAX_FILE_BYTES).read()) == path.stat().st_size
+        TarMember(tmp_path / "none.tar", "0.png", 0, 10).read()
+    assert len(TarMember(path, "0.png", 0, MAX_FILE_BYTES).read()) == path.stat().st_size
 
 
 @given(st.integers(0, 4096), st.integers(0, 255), st.booleans())

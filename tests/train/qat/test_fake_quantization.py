@@ -11,14 +11,18 @@ from hypothesis import strategies as st
 from resdeploy.calibration.ranges import Range
 from resdeploy.calibration.scales import quantize_weight as integers_of
 from resdeploy.calibration.scales import symmetric
-from resdeploy.train.qat.fake_quantization import half_up, quantize_activation, quantize_weight
+from resdeploy.train.qat.fake_quantization import (
+    quantize_activation,
+    quantize_weight,
+    round_up_to_float16,
+)
 
 
 @given(st.floats(2.0**-20, 1000.0, width=32))
 def test_a_scale_is_rounded_up_as_the_graph_rounds_it(scale: float) -> None:
     largest = 127 * scale
     expected = symmetric(Range(low=0, high=largest), half=True).scale
-    assert float(half_up(torch.tensor(largest / 127, dtype=torch.float32))) == expected
+    assert float(round_up_to_float16(torch.tensor(largest / 127, dtype=torch.float32))) == expected
 
 
 def test_weights_are_those_that_the_graph_stores() -> None:

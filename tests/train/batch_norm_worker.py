@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from resdeploy.train.model.sync_batch_norm import norms_over_processes
+from resdeploy.train.model.sync_batch_norm import synchronize_batch_norms
 
 PARTS = (3, 5)  # images of each process
 SHAPE = (4, 2, 3)
@@ -33,7 +33,7 @@ def loss_of(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     dist.init_process_group("gloo")
     network = make_network()
-    norms_over_processes(network)
+    synchronize_batch_norms(network)
     mine = torch.split(joint_batch(), list(PARTS))[dist.get_rank()].requires_grad_()
     loss_of(network, mine).backward()  # type: ignore[no-untyped-call]
     assert mine.grad is not None
