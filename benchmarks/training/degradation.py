@@ -200,7 +200,7 @@ def plot(curves: Sequence[Curve]) -> bytes:
             axes.plot(epochs, curve.val_error, "--", label="validation", alpha=0.6, **style)
         axes.set(xlabel="epoch", title=kind)
         axes.legend(frameon=False, fontsize=8)
-    figure.axes[0].set_ylabel("top-1 error (%)")
+    figure.axes[0].set_ylabel("error (%)")
     return figure_png(figure)
 
 

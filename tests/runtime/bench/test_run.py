@@ -265,7 +265,7 @@ def test_a_network_that_does_not_compile_says_why(
         return fails
 
     monkeypatch.setattr(torch, "compile", compiled)
-    with pytest.raises(BackendError, match=r"cannot compile here: no C\+\+ compiler$"):
+    with pytest.raises(BackendError, match=r"failed on this machine: no C\+\+ compiler$"):
         prepare_pytorch(workload(tiny_bundle.path), PyTorchMode.COMPILE, "")
 
 
@@ -274,7 +274,7 @@ def test_without_bfloat16_there_is_no_autocast(
 ) -> None:
     old = Cpu(architecture="x86_64", model=None, features=frozenset({"avx2"}))
     monkeypatch.setattr("resdeploy.train.bench.worker.read_cpu", lambda: old)
-    with pytest.raises(BackendError, match="no bfloat16"):
+    with pytest.raises(BackendError, match="needs bfloat16"):
         prepare_pytorch(workload(tiny_bundle.path), PyTorchMode.AUTOCAST, "")
 
 

@@ -1,4 +1,4 @@
-"""The run folder: consistent at every moment."""
+"""Tests of the files in a run folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ POSITION = RunPosition(
 
 
 def test_state_round_trip(tmp_path: Path) -> None:
-    # channels_last weights must come back with the same numbers in the same places.
+    # Weights in the channels_last layout must keep their values.
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     state = TrainingState(
         position=POSITION,
@@ -93,7 +93,7 @@ def test_settings_round_trip(tmp_path: Path) -> None:
             load_config(tmp_path)
 
 
-def test_latest_is_a_relative_link_to_the_newest(tmp_path: Path) -> None:
+def test_latest_is_a_relative_link_to_the_newest_run(tmp_path: Path) -> None:
     for name in ("runs/one", "runs/two", "elsewhere"):
         (tmp_path / name).mkdir(parents=True)
         update_latest_link(Path(name))
@@ -110,7 +110,7 @@ def test_latest_never_replaces_a_folder() -> None:
 
 @pytest.mark.parametrize("epochs", [1, 5])
 @pytest.mark.parametrize("odd", [1.0, float("nan"), float("inf")])
-def test_curves_are_a_picture(tmp_path: Path, epochs: int, odd: float) -> None:
+def test_curves_are_a_png_file(tmp_path: Path, epochs: int, odd: float) -> None:
     lines = [metrics(epoch) for epoch in range(1, epochs + 1)]
     lines[0] = dataclasses.replace(lines[0], val_loss=odd)
     draw_curves(lines, tmp_path / "curves.png")
