@@ -77,11 +77,10 @@ def run(data: Path, image_size: int, batch_size: int, seconds: float) -> list[Lo
     contenders: list[Contender] = []
     try:
         for name in LOOPS:
-            contenders.append(
-                Contender.start(
-                    name, "benchmarks.training.loops", [name, *arguments], available_cores()
-                )
+            contender = Contender.start(
+                name, "benchmarks.training.loops", [name, *arguments], available_cores()
             )
+            contenders.append(contender)  # before the next one starts, so that all are stopped
         times = interleave(contenders, seconds, progress_bar)
     finally:
         for contender in contenders:

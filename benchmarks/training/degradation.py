@@ -1,6 +1,6 @@
 """A comparison of plain and residual networks of two depths, as in He et al. 2015, figure 4.
 
-    python -m benchmarks.training.degradation DATA --epochs 20 --output docs/results/degradation.json
+    python -m benchmarks.training.degradation DATA --output docs/results/degradation.json
 
 The script trains four networks on the same images, in the same order and from the same seed: plain
 and residual ones (option A, which adds no parameters, as in the paper's comparison) of 18 and of 34

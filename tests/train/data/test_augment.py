@@ -13,6 +13,7 @@ from PIL import Image
 
 from resdeploy.images.decode import read_rgb
 from resdeploy.train.data.augment import SCALES, Augmentation, augment
+from resdeploy.train.data.mixing import mix_batch
 from resdeploy.train.data.randaugment import DISTORTIONS, distort
 from resdeploy.train.ema import WeightAverage
 from tests.samples import encoded, make_classifier

@@ -36,7 +36,7 @@ def metrics(epoch: int) -> EpochMetrics:
 
 
 POSITION = RunPosition(
-    epochs_done=3, steps_done=7, loss=0.1 + 0.2, images=56, seconds=1 / 3, waiting=0.0
+    epochs_done=3, steps_done=7, loss=0.1 + 0.2, images=56, seconds=1 / 3, waiting_seconds=0.0
 )
 
 
