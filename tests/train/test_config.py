@@ -112,15 +112,17 @@ def test_the_documentation_shows_the_recipes_as_they_are() -> None:
         assert shown["epochs"] == str(config.epochs)
         assert shown["image size"] == str(config.image_size)
         assert shown["batch size"] == str(config.batch_size)
-        assert float(shown["rate, for a batch of 256"]) == config.lr
+        assert float(shown["learning rate for a batch of 256"]) == config.lr
         assert shown["schedule"] == config.schedule
-        assert float(shown["warm-up, epochs"]) == config.warmup_epochs
+        assert float(shown["warm-up epochs"]) == config.warmup_epochs
         assert float(shown["weight decay"].split(",")[0]) == config.weight_decay
-        assert ("everything" in shown["weight decay"]) is config.decay_all
+        assert ("all parameters" in shown["weight decay"]) is config.decay_all
         assert float(shown["label smoothing"]) == config.label_smoothing
         assert shown["crop"].split(",")[0] == config.crop
         mixed = [config.randaugment, config.mixup, config.cutmix]
         assert shown["RandAugment, mixup, CutMix"] == (
             ", ".join(map(str, mixed)) if any(mixed) else ""
         )
-        assert shown["average of the weights"] == (str(config.ema) if config.ema else "")
+        assert shown["decay of the average of the weights"] == (
+            str(config.ema) if config.ema else ""
+        )
