@@ -11,7 +11,7 @@ from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.recipes import FINETUNE, QAT, QUICK, RECIPES
 
 DIGITS = "digits"
-REFERENCE_BATCH = 256  # the batch that `lr` is given for
+REFERENCE_BATCH = 256  # batch size for which `lr` is given
 SCHEDULES = ("cosine", "step")
 CROPS = ("area", "scale")
 STEPS = (0.5, 0.75)  # fractions of the epochs at which `step` divides the learning rate by 10

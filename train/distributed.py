@@ -52,7 +52,7 @@ def is_main_process() -> bool:
 
 
 @contextmanager
-def joined_processes() -> Iterator[Process]:
+def connect_processes() -> Iterator[Process]:
     """Yield this process, connected with the others that `torchrun` started, if any.
 
     Raises:

@@ -33,7 +33,7 @@ RECIPES: Mapping[str, TrainingRecipe] = MappingProxyType(
             purpose="repeats the original training of residual networks",
             source="He et al. 2015, arXiv:1512.03385, section 3.4 (8 GPUs)",
             settings={
-                "epochs": 120,  # 60e4 steps of 256 of ImageNet's 1.28 million images
+                "epochs": 120,  # 600,000 steps of 256 images, with ImageNet's 1.28 million images
                 "image_size": 224,
                 "batch_size": 256,
                 "lr": 0.1,

@@ -88,7 +88,7 @@ class Learner:
         self._model: nn.Module = self.quantized or self.classifier
         self._parallel: DistributedDataParallel | None = None
         if process.count > 1:
-            # PyTorch for Jetson lacks torch.distributed, which this module imports.
+            # PyTorch builds for Jetson lack parts of torch.distributed.
             from resdeploy.train.model.sync_batch_norm import synchronize_batch_norms
 
             synchronize_batch_norms(self.network)

@@ -32,7 +32,7 @@ from resdeploy.train.data.dataset import (
     read_splits,
 )
 from resdeploy.train.data.digits import digits_folder
-from resdeploy.train.distributed import Process, joined_processes
+from resdeploy.train.distributed import Process, connect_processes
 from resdeploy.train.evaluation import Evaluation, evaluate, validation_plan
 from resdeploy.train.initialization import balanced_weights, initial_network
 from resdeploy.train.qat.distillation import Teacher
@@ -91,7 +91,7 @@ def train(
         CheckpointError: The initial weights cannot be used.
         TrainingError: The loss is NaN or infinite, or the batch is too small for the processes.
     """
-    with joined_processes() as process:
+    with connect_processes() as process:
         if process.is_main:
             refuse_existing(folder, force=force, sign=run_folder.STATE_JSON)
         trainer = _Trainer(config, folder, process, progress, start)
@@ -116,7 +116,7 @@ def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
         raise TrainingError(
             f"{folder / run_folder.STATE_JSON} is damaged", "start a new run"
         ) from error
-    with joined_processes() as process:
+    with connect_processes() as process:
         # A float run without a state starts again. A QAT run cannot: only the state holds its
         # initial scales.
         state = None

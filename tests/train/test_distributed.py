@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from resdeploy.errors import TrainingError
-from resdeploy.train.distributed import Process, joined_processes
+from resdeploy.train.distributed import Process, connect_processes
 from resdeploy.train.run import folder as run_folder
 from tests.train.batch_norm_worker import PARTS, global_batch, loss_of, make_network
 
@@ -29,7 +29,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_single_process_exchanges_nothing() -> None:
-    with joined_processes() as process:
+    with connect_processes() as process:
         assert (process.rank, process.count, process.is_main) == (0, 1, True)
         assert process.gather(torch.tensor([1.5, 2.0])).tolist() == [[1.5, 2.0]]
         assert process.total(torch.tensor([1.5, 2.0])).tolist() == [1.5, 2.0]
@@ -39,7 +39,7 @@ def test_a_single_process_exchanges_nothing() -> None:
 def test_processes_that_cannot_connect_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")  # without an address to connect to
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(TrainingError, match="cannot connect to the others"), joined_processes():
+    with pytest.raises(TrainingError, match="cannot connect to the others"), connect_processes():
         pass
 
 
