@@ -66,7 +66,7 @@ def test_a_missing_split_is_named(tmp_path: Path) -> None:
 
 def test_rejects_data_with_one_class(tmp_path: Path) -> None:
     picture(tmp_path, "train/a/1.png", "val/a/1.png")
-    with pytest.raises(DataError, match="one class only"):
+    with pytest.raises(DataError, match="only one class"):
         read_splits(tmp_path)
 
 
