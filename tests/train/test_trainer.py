@@ -205,7 +205,7 @@ def test_a_damaged_training_image_is_skipped_and_counted(
     victim.write_bytes(victim.read_bytes()[:100])
     with caplog.at_level(logging.WARNING, "resdeploy"):
         train(dataclasses.replace(config, data=str(data), epochs=2, batch_size=2), Path("one"))
-    assert caplog.text.count("red/000.png cannot be decoded") == 1
+    assert caplog.text.count("red/000.png: it cannot be decoded") == 1
     description = json.loads(Path("one/model.json").read_text())
     assert description["metrics"]["unreadable_images"] == 1
     assert Path("one/unreadable.txt").read_text() == f"{victim}\n"
@@ -243,7 +243,7 @@ def test_a_damaged_validation_image_is_skipped_and_counted(
     (data / "val" / "red" / "000.png").write_bytes(b"")
     with caplog.at_level(logging.WARNING, "resdeploy"):
         result = train(dataclasses.replace(config, data=str(data), epochs=1), Path("one"))
-    assert "red/000.png cannot be decoded" in caplog.text
+    assert "red/000.png: it cannot be decoded" in caplog.text
     assert result.unreadable == 1
     assert "1 images could not be decoded" in training_text(result)
 
