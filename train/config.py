@@ -100,9 +100,7 @@ class TrainingConfig:
             ("randaugment", 31),
         ):
             if not 0 <= getattr(self, name) < limit:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; it must be at least 0 and below {limit}"
-                )
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, {limit})")
         for name, choices in (("schedule", SCHEDULES), ("crop", CROPS), ("recipe", RECIPES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose from {list(choices)}")

@@ -28,9 +28,6 @@ GPU_REPEATS = 5  # calls per measurement on a GPU, so that the final synchronisa
 def prepare_probes(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
     """Return a function that times matrix products and a copy, on a GPU if there is one.
 
-    Args:
-        threads: Number of CPU threads.
-
     Raises:
         MissingDependencyError: PyTorch is not installed.
     """
@@ -54,14 +51,7 @@ def prepare_probes(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
 
 
 def product_probe(precision: str, device: str, shape: Shape) -> Probe:
-    """Return a probe of matrix products.
-
-    The matrices are random, because a GPU needs less power for zeros and is then faster.
-
-    Args:
-        precision: Arithmetic: `fp32`, `tf32`, `fp16`, `bf16` or `int8`.
-        device: PyTorch's name of the device.
-        shape: Shape of the product.
+    """Return a probe of products of random matrices, because a GPU multiplies zeros faster.
 
     Raises:
         RuntimeError, AttributeError, NotImplementedError: The precision is not supported.

@@ -40,9 +40,6 @@ def prepare_pytorch(
         checkpoint: Path of the weights; empty for those that the bundle was exported from, or
             random ones if these are missing (their values do not change the time).
 
-    Returns:
-        The function, and facts about the contender for the results.
-
     Raises:
         BackendError: This machine does not support the mode.
         CheckpointError: The weights in `checkpoint` cannot be used.

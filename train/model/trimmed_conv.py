@@ -30,18 +30,9 @@ class TrimmedConv2d(nn.Conv2d):
 
 
 def used_taps(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
-    """Return the range of kernel taps that touch the image along an axis, and the padding left.
+    """Return the first used tap along an axis, the tap after the last one, and the padding left.
 
     If the remaining padding would differ between the two sides, return the whole kernel.
-
-    Args:
-        size: Pixels of the map along the axis.
-        kernel: Taps of the kernel.
-        stride: Stride in pixels.
-        padding: Pixels of padding on each side.
-
-    Returns:
-        The first tap, the tap after the last one, and the padding on each side.
     """
     if size >= kernel:  # the common case, without the loop below
         return 0, kernel, padding

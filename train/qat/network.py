@@ -50,10 +50,7 @@ class QuantizedClassifier(nn.Module):
     ) -> None:
         """Share the weights of `classifier`, and freeze its batch-norm statistics.
 
-        Args:
-            classifier: Float network with its normalisation.
-            scales: See `QuantizedStart`.
-            quantized_inputs: See `QuantizedStart`.
+        `scales` and `quantized_inputs` are those of `QuantizedStart`.
         """
         super().__init__()
         self.classifier = classifier

@@ -214,16 +214,7 @@ def save_model(
 ) -> None:
     """Write the finished network; `model.json` comes last, because it marks a finished run.
 
-    Args:
-        folder: Run folder.
-        network: Network to save.
-        labels: Names of the classes.
-        preprocessing: Preprocessing of the images.
-        data: Data that the network was trained on: a folder, or `digits`.
-        config: Settings of the run.
-        metrics: Results of the run.
-        provenance: Versions, command and machine.
-        learned: After quantisation-aware training, largest value of each quantised tensor.
+    After quantisation-aware training, `learned` holds the largest value of each quantised tensor.
     """
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()

@@ -281,7 +281,7 @@ def test_without_bfloat16_there_is_no_autocast(
 def test_another_networks_weights_are_no_baseline(tiny_bundle: Bundle, tmp_path: Path) -> None:
     other = dataclasses.replace(make_classifier().network.architecture, classes=5)
     torch.save(make_classifier(other).network.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(BackendError, match="of 5 classes, the bundle holds"):
+    with pytest.raises(BackendError, match="with 5 classes, but the bundle holds"):
         run_benchmark(tiny_bundle, dataclasses.replace(QUICK, checkpoint=tmp_path / "other.pth"))
 
 
