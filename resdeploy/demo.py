@@ -10,7 +10,6 @@ from pathlib import Path
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.export.pipeline import ExportConfig, export
-from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
 from resdeploy.report.report import ReportInputs, make_page, to_html
 from resdeploy.results.benchmark import Benchmark
@@ -71,8 +70,7 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     refuse_existing(output, force=force, marker=MANIFEST)
     refuse_existing_file(page, force=force)
     logger.info("1/5 train a ResNet-34 on handwritten digits")
-    device = read_device().to_json()
-    trained = train(TrainingConfig(), run, device=device, force=force, progress=progress)
+    trained = train(TrainingConfig(), run, force=force, progress=progress)
     logger.info("2/5 export FP32, FP16, INT8 for TensorRT and INT8 for CPUs")
     export(
         ExportConfig(source=run, output=output, fp16=True, int8=True),

@@ -1,1 +1,1 @@
-"""Residual networks, their data, and the loop that trains them. The only stage that needs torch."""
+"""Training of residual networks: models, data, trainer and run folders."""

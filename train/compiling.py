@@ -1,7 +1,7 @@
-"""PyTorch's compiler, where it can work.
+"""The choice of whether and how to compile a training step with `torch.compile`.
 
-Sources: PyTorch's documentation of `torch.compile` (its kernels are written in Triton for a GPU,
-and a C compiler builds what calls them) and of CUDAGraph Trees (what replays them).
+Sources: PyTorch's documentation of `torch.compile` (GPU kernels need Triton, and their launchers a
+C compiler) and of CUDAGraph Trees (how recorded kernels are replayed).
 """
 
 from __future__ import annotations
@@ -17,48 +17,51 @@ import torch
 
 from resdeploy.errors import TrainingError
 
-OLDEST_GPU = (7, 0)  # that Triton knows
+MIN_COMPUTE_CAPABILITY = (7, 0)  # of Triton
 
 
 def compile_obstacle(device: torch.device) -> str | None:
-    """Why `torch.compile` cannot be used on this device; None where it can."""
+    """Return the reason why `torch.compile` cannot be used on `device`, or None if it can."""
     if not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
-        return "there is no C compiler"
-    # It builds a module for Python: on Debian the headers are a package of their own.
+        return "no C compiler is installed"
+    # The compiler builds a Python extension; Debian packages the headers separately.
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        return f"the headers of Python {sys.version_info[0]}.{sys.version_info[1]} are not here"
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        return f"the headers of Python {version} are not installed"
     if device.type != "cuda":
         return None
     if find_spec("triton") is None:
         return "Triton is not installed"
-    if torch.cuda.get_device_capability(device) < OLDEST_GPU:
-        return "this GPU is older than Triton knows"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_COMPUTE_CAPABILITY:
+        found, least = (".".join(map(str, pair)) for pair in (capability, MIN_COMPUTE_CAPABILITY))
+        return f"this GPU has compute capability {found}, and Triton needs {least}"
     return None
 
 
-def compiles(asked: bool | None, device: torch.device) -> bool:
-    """Whether to compile: as asked, otherwise on a GPU where it is possible.
+def should_compile(requested: bool | None, device: torch.device) -> bool:
+    """Return `requested`; for None, return True on a GPU for which compiling is possible.
 
     Raises:
-        TrainingError: it was asked for, and cannot be.
+        TrainingError: Compiling was requested, but is not possible.
     """
-    if asked is False or (asked is None and device.type != "cuda"):
+    if requested is False or (requested is None and device.type != "cuda"):
         return False
     obstacle = compile_obstacle(device)
-    if asked and obstacle:
-        raise TrainingError(f"--compile cannot be done: {obstacle}", "leave it out")
+    if requested and obstacle:
+        raise TrainingError(f"--compile is not possible: {obstacle}", "remove --compile")
     return obstacle is None
 
 
 def compile_mode(device: torch.device, shares: int) -> str:
-    """How a step's work reaches the device.
+    """Return the `mode` for `torch.compile`.
 
-    A GPU computes a step of ResNet-34 in half the time that it takes to launch its 600 kernels one
-    by one. As CUDA graphs they are recorded once and then launched together. Their results lie
-    where those of the next run will: gradients that have to outlive it would be lost.
+    A GPU computes a step of ResNet-34 in half the time that launching its 600 kernels one by one
+    takes, so they are recorded once as CUDA graphs and launched together. Each replay overwrites
+    the memory of the previous one, so gradients cannot be accumulated or exchanged.
 
     Args:
-        device: What computes.
-        shares: Into how many a batch is divided, over processes and parts.
+        device: Device of the network.
+        shares: Number of shares of a batch: processes times accumulated parts.
     """
     return "reduce-overhead" if device.type == "cuda" and shares == 1 else "default"

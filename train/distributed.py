@@ -1,6 +1,6 @@
-"""The processes that train one network together, as `torchrun` starts them; usually just one.
+"""Data-parallel training in the processes that `torchrun` starts; without it, in one process.
 
-Source: torchrun's environment variables, PyTorch's documentation of `torch.distributed.run`.
+Source: the environment variables in PyTorch's documentation of `torch.distributed.run`.
 """
 
 from __future__ import annotations
@@ -19,44 +19,44 @@ from resdeploy.errors import TrainingError
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """This process among `count`, and the device that it computes on."""
+    """One of `count` training processes, and its device."""
 
     rank: int
     count: int
     device: torch.device
-    host: dist.ProcessGroup | None = None
-    """Exchanges numbers without waiting for a GPU; None where there is one process."""
+    host_group: dist.ProcessGroup | None = None
+    """Group that exchanges CPU tensors without waiting for a GPU; None for a single process."""
 
     @property
-    def writes(self) -> bool:
-        """Whether this is the one that writes files and shows progress."""
+    def is_main(self) -> bool:
+        """Return True for the process that writes files and shows progress."""
         return self.rank == 0
 
     def gather(self, numbers: Tensor) -> Tensor:
-        """The numbers of every process: any shape, the same everywhere -> float64 (count, ...)."""
-        mine = numbers.detach().to("cpu", torch.float64)
-        if self.host is None:
-            return mine.unsqueeze(0)
-        everyone = [torch.empty_like(mine) for _ in range(self.count)]
-        dist.all_gather(everyone, mine, group=self.host)
-        return torch.stack(everyone)
+        """Return the tensors of all processes, float64 (count, ...); their shapes must be equal."""
+        own = numbers.detach().to("cpu", torch.float64)
+        if self.host_group is None:
+            return own.unsqueeze(0)
+        gathered = [torch.empty_like(own) for _ in range(self.count)]
+        dist.all_gather(gathered, own, group=self.host_group)
+        return torch.stack(gathered)
 
     def total(self, numbers: Tensor) -> Tensor:
-        """Their sums over the processes, in float64."""
+        """Return the sum of the tensors of all processes, in float64."""
         return self.gather(numbers).sum(0)
 
 
-def is_first() -> bool:
-    """Whether this is the only process, or the one of several that answers for all."""
+def is_main_process() -> bool:
+    """Return True if this process has rank 0, which is also the rank of a single process."""
     return _rank() == 0
 
 
 @contextmanager
-def joined_processes() -> Iterator[Process]:
-    """This process with those that `torchrun` started beside it; alone where it started none.
+def connect_processes() -> Iterator[Process]:
+    """Yield this process, connected with the others that `torchrun` started, if any.
 
     Raises:
-        TrainingError: the processes cannot find each other, or there are more than GPUs.
+        TrainingError: The processes cannot connect, or this machine has fewer GPUs than processes.
     """
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), _rank()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -68,14 +68,16 @@ def joined_processes() -> Iterator[Process]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (ValueError, RuntimeError) as error:
         raise TrainingError(
-            f"process {rank} of {count} cannot join the others: {error}",
-            "start all of them with torchrun",
+            f"process {rank} of {count} cannot connect to the others: {error}",
+            "start all processes with torchrun",
         ) from error
     try:
-        host = dist.new_group(backend="gloo")
-        if not isinstance(host, dist.ProcessGroup):
-            raise TrainingError("the processes have no group", "start all of them with torchrun")
-        yield Process(rank, count, device, host)
+        host_group = dist.new_group(backend="gloo")
+        if not isinstance(host_group, dist.ProcessGroup):
+            raise TrainingError(
+                "this process is in no process group", "start all processes with torchrun"
+            )
+        yield Process(rank, count, device, host_group)
     finally:
         dist.destroy_process_group()
 
@@ -90,7 +92,7 @@ def _device(local_rank: int) -> torch.device:
     gpus = torch.cuda.device_count()
     if local_rank >= gpus:
         raise TrainingError(
-            f"process {local_rank} of this machine has no GPU: there are {gpus}",
+            f"the process of local rank {local_rank} has no GPU: this machine has {gpus}",
             f"start torchrun with --nproc-per-node {gpus}",
         )
     torch.cuda.set_device(local_rank)

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is often better than the last of them.
+"""An exponential moving average (EMA) of the weights, often more accurate than the last weights.
 
 Source: Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging"; as an
 exponential average, Szegedy et al. 2015, arXiv:1512.00567, section 8.
@@ -17,36 +17,36 @@ from resdeploy.train.model.resnet import Classifier
 
 
 class WeightAverage:
-    """Follows a classifier: after every step, `decay` of itself and the rest of the new weights.
+    """The moving average of a classifier's weights: `decay * average + (1 - decay) * weights`.
 
-    Unlike `torch.optim.swa_utils.AveragedModel`, it takes no count of the steps to the GPU, which
-    would have to be waited for.
+    Unlike `torch.optim.swa_utils.AveragedModel`, it keeps no step counter on the GPU, because
+    reading one would wait for the GPU.
     """
 
     def __init__(self, classifier: Classifier, decay: float) -> None:
         self.classifier = copy.deepcopy(classifier)
-        """With the average as its weights; do not train it."""
-        self._followed = classifier
-        # Collected once: walking over the network takes longer than the average itself.
-        self._mine, self._theirs = _numbers(self.classifier), _numbers(classifier)
+        """Copy with the averaged weights; do not train it."""
+        self._source = classifier
+        # Collected once, because collecting takes longer than averaging.
+        self._averaged, self._current = _float_tensors(self.classifier), _float_tensors(classifier)
         self._average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._empty = True
 
     def update(self) -> None:
-        """Take a step's weights and statistics in; the first ones are taken as they are."""
+        """Add the current weights and batch-norm statistics; the first call copies them."""
         if self._empty:
-            self.restore(self._followed.network.state_dict())
+            self.restore(self._source.network.state_dict())
         else:
-            self._average(self._mine, self._theirs, None)
+            self._average(self._averaged, self._current, None)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a network's state; the next step is averaged with it."""
+        """Set the average to `state`."""
         self.classifier.network.load_state_dict(dict(state))
         self._empty = False
 
 
-def _numbers(classifier: Classifier) -> list[Tensor]:
-    """All that changes and is no count."""
+def _float_tensors(classifier: Classifier) -> list[Tensor]:
+    """Return weights and batch-norm statistics, without the integer step counters."""
     return [
         tensor for tensor in classifier.network.state_dict().values() if tensor.is_floating_point()
     ]

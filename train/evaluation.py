@@ -1,4 +1,4 @@
-"""How good a network is on images that it was not trained on, and where it is wrong."""
+"""Loss, confusion matrix and worst mistakes of a network on the validation images."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resdeploy.errors import DataError
-from resdeploy.train.data.dataset import Batch, Walk
+from resdeploy.train.data.dataset import Batch, BatchPlan
 from resdeploy.train.distributed import Process
 
-BATCH = 100
-WORST = 24
+BATCH_SIZE = 100
+MAX_MISTAKES = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """An image whose most likely class is not its own."""
+    """An image whose predicted class is wrong."""
 
     position: int
-    """In the data."""
+    """Index of the image in the data."""
     label: int
     predicted: int
     probability: float
-    """Of the class that was predicted, from 0 to 1."""
+    """Probability of the predicted class, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Of all images that could be decoded, each counted once."""
+    """The results on all images that could be decoded, each counted once."""
 
     loss: float
     """Mean cross entropy."""
     confusion: npt.NDArray[np.int64]
-    """Shape (K, K): images of the row's class that were taken for the column's."""
+    """Confusion matrix (K, K): rows are true classes, columns predicted classes."""
     worst: tuple[Mistake, ...]
-    """Up to `WORST` mistakes, those with the lowest probability of the right class first."""
+    """Up to `MAX_MISTAKES` mistakes, sorted by the probability of the true class, lowest first."""
     unreadable: tuple[int, ...]
-    """Positions that this process could not decode."""
+    """Positions of the images that this process could not decode."""
 
     @property
     def accuracy(self) -> float:
-        """In percent."""
+        """Return the top-1 accuracy in percent."""
         return 100 * float(self.confusion.trace() / self.confusion.sum())
 
 
-def validation_walk(process: Process, workers: int = 0) -> Walk:
-    """Each image once, in order; every process takes its part."""
-    return Walk(
-        batch_size=BATCH * process.count, shuffle=False, rank=process.rank,
+def validation_plan(process: Process, workers: int = 0) -> BatchPlan:
+    """Return the plan of a validation pass: every image once, in order, shared by processes."""
+    return BatchPlan(
+        batch_size=BATCH_SIZE * process.count, shuffle=False, rank=process.rank,
         processes=process.count, workers=workers,
     )  # fmt: skip
 
@@ -62,16 +62,16 @@ def validation_walk(process: Process, workers: int = 0) -> Walk:
 def evaluate(
     classifier: nn.Module, batches: Iterable[Batch], classes: int, process: Process
 ) -> Evaluation:
-    """Measure a network.
+    """Measure loss and accuracy of a network, together with the other processes.
 
     Args:
-        classifier: Images to logits (N, `classes`).
-        batches: All that this process takes, as `validation_walk` says.
-        classes: How many there are.
-        process: This one.
+        classifier: Model that maps images to logits (N, `classes`).
+        batches: Batches of this process, in the order of `validation_plan`.
+        classes: Number of classes.
+        process: This process.
 
     Raises:
-        DataError: no image can be decoded.
+        DataError: No image can be decoded.
     """
     classifier.eval()
     loss = torch.zeros((), dtype=torch.float64)
@@ -82,33 +82,34 @@ def evaluate(
         unreadable += batch.unreadable
         if not len(batch.labels):
             continue
-        here = batch.to(process.device)
-        log_likely = F.log_softmax(classifier(here.images).double(), 1).cpu()
-        right = log_likely[torch.arange(len(batch.labels)), batch.labels]
-        likely, predicted = log_likely.max(1)
-        loss -= right.sum()
+        moved = batch.to(process.device)
+        log_probs = F.log_softmax(classifier(moved.images).double(), 1).cpu()
+        true_log_prob = log_probs[torch.arange(len(batch.labels)), batch.labels]
+        top_log_prob, predicted = log_probs.max(1)
+        loss -= true_log_prob.sum()
         confusion += torch.bincount(batch.labels * classes + predicted, minlength=classes * classes)
-        rows = [right, torch.tensor(batch.positions), batch.labels, predicted, likely.exp()]
-        table = torch.stack([row.double() for row in rows], 1)
-        mistakes = _worst(torch.cat([mistakes, table[predicted != batch.labels]]))
+        positions = torch.tensor(batch.positions)
+        columns = [true_log_prob, positions, batch.labels, predicted, top_log_prob.exp()]
+        rows = torch.stack([column.double() for column in columns], 1)
+        mistakes = _worst(torch.cat([mistakes, rows[predicted != batch.labels]]))
     confusion = process.total(confusion)
     if not confusion.sum():
-        raise DataError("not one validation image can be decoded", "add intact images to val")
-    padded = F.pad(mistakes, (0, 0, 0, WORST - len(mistakes)), value=torch.inf)
+        raise DataError("no validation image can be decoded", "add intact images to val")
+    padded = F.pad(mistakes, (0, 0, 0, MAX_MISTAKES - len(mistakes)), value=torch.inf)
     worst = _worst(process.gather(padded).flatten(0, 1))
     return Evaluation(
         loss=float(process.total(loss) / confusion.sum()),
         confusion=confusion.reshape(classes, classes).long().numpy(),
         worst=tuple(
             Mistake(int(position), int(label), int(predicted), probability)
-            for right, position, label, predicted, probability in worst.tolist()
-            if right < torch.inf
+            for true_log_prob, position, label, predicted, probability in worst.tolist()
+            if true_log_prob < torch.inf
         ),
         unreadable=tuple(unreadable),
     )
 
 
 def _worst(rows: Tensor) -> Tensor:
-    """The rows with the least likely right class; of equal ones those that come first."""
+    """Return the rows with the lowest probability of the true class; ties keep their position."""
     rows = rows[rows[:, 1].argsort()]
-    return rows[rows[:, 0].argsort(stable=True)[:WORST]]
+    return rows[rows[:, 0].argsort(stable=True)[:MAX_MISTAKES]]

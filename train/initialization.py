@@ -1,4 +1,4 @@
-"""What a run starts from: a network, an optimiser, the weights of the classes."""
+"""The initial network, optimiser and class weights of a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from resdeploy.train.model.resnet import ResNet
 
 
 def initial_network(config: TrainingConfig, classes: int) -> ResNet:
-    """A new network, or that of `config.init`; with `config.freeze` only its head can be trained.
+    """Return a new network, or that of `config.init`; `config.freeze` freezes all but its head.
 
     Raises:
-        CheckpointError: the weights cannot be used.
-        TrainingError: they are of another kind of network than asked for.
+        CheckpointError: The weights cannot be used.
+        TrainingError: The network of `config.init` does not fit the settings.
     """
     torch.manual_seed(config.seed)
     if config.init is None:
@@ -28,24 +28,25 @@ def initial_network(config: TrainingConfig, classes: int) -> ResNet:
     checkpoint = load_checkpoint(Path(config.init))
     if config.shortcut not in (None, checkpoint.architecture.shortcut):
         raise TrainingError(
-            f"{config.init} is a {checkpoint.architecture.name}",
-            "leave --shortcut out, or start without --init",
+            f"{config.init} is a {checkpoint.architecture.name} with shortcut option "
+            f"{checkpoint.architecture.shortcut.value}, which --shortcut cannot change",
+            "remove --shortcut or --init",
         )
     if config.qat and checkpoint.architecture.classes != classes:
         raise TrainingError(
-            f"{config.init} knows {checkpoint.architecture.classes} classes and {config.data} "
-            f"has {classes}",
-            "fine-tune it without --qat first",
+            f"{config.init} has {checkpoint.architecture.classes} classes, but {config.data} has "
+            f"{classes}",
+            "fine-tune the network without --qat first",
         )
-    network = adopt(checkpoint, classes)
+    network = network_from_checkpoint(checkpoint, classes)
     if config.freeze:
         network.requires_grad_(False)
         network.fc.requires_grad_(True)
     return network
 
 
-def adopt(checkpoint: Checkpoint, classes: int) -> ResNet:
-    """A network that starts from `checkpoint`; for another number of classes, with a new head."""
+def network_from_checkpoint(checkpoint: Checkpoint, classes: int) -> ResNet:
+    """Return the network of `checkpoint`, with a new head if its number of classes differs."""
     network = checkpoint.network().train()
     if checkpoint.architecture.classes != classes:
         network.fc = nn.Linear(network.fc.in_features, classes)
@@ -55,15 +56,15 @@ def adopt(checkpoint: Checkpoint, classes: int) -> ResNet:
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
-    """SGD on what may be trained; biases, norms and scales are not drawn to zero.
+    """Return SGD for the parameters that are not frozen.
 
-    With `decay_all` they are, as in the paper.
+    Biases, batch norm and scales have no weight decay unless `config.decay_all` is set.
     """
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
         {
-            "params": [p for p in trained if p.ndim <= 1],
+            "params": [p for p in trainable if p.ndim <= 1],
             "weight_decay": config.weight_decay if config.decay_all else 0.0,
         },
     ]
@@ -72,11 +73,11 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.SG
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
-        fused=True,  # one walk over the weights instead of four
+        fused=True,  # reads the weights once per step instead of four times
     )
 
 
 def balanced_weights(images: LabelledImages[object]) -> Tensor:
-    """A weight for each class, float32 (K,), with which all classes together count alike."""
+    """Return class weights, float32 (K,), with which every class has the same total weight."""
     counts = torch.bincount(torch.tensor(images.labels), minlength=len(images.classes))
     return len(images.labels) / (len(images.classes) * counts).float()

@@ -1,4 +1,4 @@
-"""Named sets of training settings; any of them can be overridden."""
+"""Named sets of training settings; every setting can be overridden."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ QAT = "qat"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRecipe:
-    """Settings of `config.TrainingConfig` that differ from its defaults, and where from."""
+    """A set of training settings and the publication that it follows."""
 
     purpose: str
     source: str
     settings: Mapping[str, Any]
+    """Fields of `TrainingConfig` whose values differ from the defaults."""
 
 
 RECIPES: Mapping[str, TrainingRecipe] = MappingProxyType(
     {
         QUICK: TrainingRecipe(
-            purpose="minutes on a CPU: small images, few epochs",
+            purpose="trains in minutes on a CPU: small images and few epochs",
             source="the defaults of resdeploy",
             settings={},
         ),
         "paper": TrainingRecipe(
-            purpose="as the residual networks were first trained",
-            source="He et al. 2015, arXiv:1512.03385, section 3.4; rate and batch for 8 GPUs there",
+            purpose="repeats the original training of residual networks",
+            source="He et al. 2015, arXiv:1512.03385, section 3.4 (8 GPUs)",
             settings={
-                "epochs": 120,  # 60e4 steps of 256 of ImageNet's 1.28 million images
+                "epochs": 120,  # 600,000 steps of 256 images, with ImageNet's 1.28 million images
                 "image_size": 224,
                 "batch_size": 256,
                 "lr": 0.1,
@@ -46,9 +47,9 @@ RECIPES: Mapping[str, TrainingRecipe] = MappingProxyType(
             },
         ),
         "modern": TrainingRecipe(
-            purpose="the best accuracy for 100 epochs",
-            source="Wightman, Touvron, Jegou 2021, arXiv:2110.00476, recipe A3; SGD and cross "
-            "entropy in place of LAMB and binary cross entropy, and an average of the weights",
+            purpose="trains for 100 epochs with strong augmentation, for the best accuracy",
+            source="Wightman, Touvron, Jegou 2021, arXiv:2110.00476, recipe A3, with SGD and cross "
+            "entropy instead of LAMB and binary cross entropy, and an average of the weights",
             settings={
                 "epochs": 100,
                 "image_size": 160,
@@ -64,9 +65,9 @@ RECIPES: Mapping[str, TrainingRecipe] = MappingProxyType(
             },
         ),
         FINETUNE: TrainingRecipe(
-            purpose="a trained network on other pictures",
-            source="Kornblith, Shlens, Le 2018, arXiv:1805.08974, section 4.3 (lower rate, less "
-            "decay)",
+            purpose="adapts a trained network to other images",
+            source="Kornblith, Shlens, Le 2018, arXiv:1805.08974, section 4.3 (lower learning rate "
+            "and weight decay)",
             settings={
                 "epochs": 20,
                 "image_size": 224,
@@ -76,9 +77,9 @@ RECIPES: Mapping[str, TrainingRecipe] = MappingProxyType(
             },
         ),
         QAT: TrainingRecipe(
-            purpose="a trained network that adapts to INT8",
-            source="Krishnamoorthi 2018, arXiv:1806.08342, section 3.2 (fine-tuning, norms held); "
-            "Esser et al. 2020, arXiv:1902.08153 (learned scales)",
+            purpose="adapts a trained network to INT8 (quantisation-aware training)",
+            source="Krishnamoorthi 2018, arXiv:1806.08342, section 3.2 (fine-tuning with frozen "
+            "batch-norm statistics); Esser et al. 2020, arXiv:1902.08153 (learned scales)",
             settings={
                 "qat": True,
                 "epochs": 1,
@@ -86,7 +87,7 @@ RECIPES: Mapping[str, TrainingRecipe] = MappingProxyType(
                 "weight_decay": 0.0,
                 "warmup_epochs": 0.1,
                 "label_smoothing": 0.0,
-                "flip": False,  # as it comes, a picture is what the teacher knows best
+                "flip": False,  # the teacher is most accurate on images that are not mirrored
                 "min_area": 0.8,
                 "distillation": 1.0,
             },

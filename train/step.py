@@ -1,9 +1,9 @@
-"""One step of training: SGD with momentum on a batch that processes and parts may share.
+"""One training step: SGD with momentum on a global batch, divided among processes and parts.
 
 Sources: He et al. 2015, arXiv:1512.03385, section 3.4 (SGD, momentum 0.9); Szegedy et al. 2015,
 arXiv:1512.00567, section 7 (label smoothing); Goyal et al. 2017, arXiv:1706.02677, section 3 (the
-loss is a mean over the joint batch, whoever computes which part of it); Hinton, Vinyals and Dean
-2015, arXiv:1503.02531, section 2 (one network's answers as another's labels).
+loss is a mean over the global batch); Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2
+(distillation).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from resdeploy.errors import TrainingError
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.cpu import read_cpu
-from resdeploy.train.compiling import compile_mode, compiles
+from resdeploy.train.compiling import compile_mode, should_compile
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import Batch
-from resdeploy.train.data.mixing import mix
+from resdeploy.train.data.mixing import mix_batch
 from resdeploy.train.distributed import Process
 from resdeploy.train.ema import WeightAverage
 from resdeploy.train.initialization import make_optimizer
@@ -32,11 +32,11 @@ from resdeploy.train.model.resnet import Classifier, ResNet
 from resdeploy.train.qat.distillation import Teacher
 from resdeploy.train.qat.network import QuantizedClassifier, QuantizedStart
 
-LEAST_IMAGES = 2  # of a part: batch norm needs two
+MIN_IMAGES = 2  # images per part, because batch norm needs two
 
 
 class Learner:
-    """A network with all that a step changes: weights, momentum, average."""
+    """A network with the state that a training step changes: weights, momentum and average."""
 
     def __init__(
         self,
@@ -48,52 +48,53 @@ class Learner:
         start: QuantizedStart | None = None,
         teacher: Teacher | None = None,
     ) -> None:
-        """Take over `network`.
+        """Take ownership of `network` and move it to the device of `process`.
 
         Args:
-            config: Settings.
-            network: With the weights to start from.
-            preprocessing: Its mean and deviation.
-            process: This process, with whose like the batches are shared.
-            class_weights: float32 (K,); None: every image counts alike.
-            start: What is quantised while training; None: it trains in float.
-            teacher: Whose answers count as `config.distillation` says.
+            config: Settings of the run.
+            network: Network with its initial weights.
+            preprocessing: Mean and standard deviation of the images.
+            process: This process.
+            class_weights: Weights of the classes in the loss, float32 (K,); None: all are 1.
+            start: Tensors to quantise and their scales; None: training in float.
+            teacher: Network whose predictions replace labels by the share `config.distillation`.
 
         Raises:
-            TrainingError: the batch is too small for the number of processes and parts.
+            TrainingError: The batch is too small for the number of processes and parts.
         """
         shares = process.count * config.accumulate
-        if config.batch_size < LEAST_IMAGES * shares:
+        if config.batch_size < MIN_IMAGES * shares:
             raise TrainingError(
-                f"a batch of {config.batch_size} cannot be divided by {process.count} processes "
-                f"and {config.accumulate} parts",
-                f"use --batch-size {LEAST_IMAGES * shares} or more",
+                f"a batch of {config.batch_size} images is too small for {process.count} processes "
+                f"with {config.accumulate} parts each",
+                f"use --batch-size {MIN_IMAGES * shares} or more",
             )
         self.config = config
         self.process = process
         self.network = network
         self._teacher = None if teacher is None else teacher.to(process.device)
-        # channels_last is the layout that convolution libraries compute in.
+        # Convolution libraries compute in this memory layout.
         self.classifier = Classifier(
             network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
             preprocessing.mean,
             preprocessing.std,
         ).to(process.device)
         self.quantized = (
-            QuantizedClassifier(self.classifier, start.scales, start.reads) if start else None
+            QuantizedClassifier(self.classifier, start.scales, start.quantized_inputs)
+            if start
+            else None
         )
         self._trained = self.network if self.quantized is None else self.quantized
         self._model: nn.Module = self.quantized or self.classifier
         self._parallel: DistributedDataParallel | None = None
         if process.count > 1:
-            from resdeploy.train.model.sync_batch_norm import (
-                norms_over_processes,
-            )  # Jetson's torch lacks it
+            # PyTorch builds for Jetson lack parts of torch.distributed.
+            from resdeploy.train.model.sync_batch_norm import synchronize_batch_norms
 
-            norms_over_processes(self.network)
+            synchronize_batch_norms(self.network)
             self._parallel = DistributedDataParallel(self._model, forward_sync_buffers=False)
             self._model = self._parallel
-        if start is None and compiles(config.compile, process.device):
+        if start is None and should_compile(config.compile, process.device):
             mode = compile_mode(process.device, shares)
             self._model = cast("nn.Module", torch.compile(self._model, mode=mode))
         self.average = WeightAverage(self.classifier, config.ema) if config.ema else None
@@ -101,70 +102,70 @@ class Learner:
         self._class_weights = class_weights
         self._loss_weights = None if class_weights is None else class_weights.to(process.device)
         self._bf16 = config.bf16
-        if config.bf16 is None:  # its rounding would hide that to int8
+        if config.bf16 is None:  # not with QAT: bfloat16's rounding would hide that of INT8
             self._bf16 = start is None and computes_bf16(process.device)
 
     @property
-    def kept(self) -> ResNet:
-        """The network that is kept: the average where there is one."""
+    def final_network(self) -> ResNet:
+        """Return the network to save: the averaged one if there is an average."""
         return self.network if self.average is None else self.average.classifier.network
 
     @property
-    def measured(self) -> nn.Module:
-        """What is measured: images to logits, as it will be deployed."""
+    def evaluated_model(self) -> nn.Module:
+        """Return the model to evaluate, which maps images to logits as the deployed model does."""
         return self.quantized or (
             self.classifier if self.average is None else self.average.classifier
         )
 
     def train_mode(self) -> None:
-        """Before the steps of an epoch."""
+        """Set the network to training mode; call this before the steps of an epoch."""
         self._model.train()
         if self.config.freeze:
-            self.network.eval()  # the norms' statistics belong to the features
+            self.network.eval()  # batch-norm statistics are part of the frozen features
 
     def step(self, batch: Batch, lr: float, generator: np.random.Generator) -> Tensor:
-        """Take one step, together with the other processes.
+        """Train one step, together with the other processes.
 
         Args:
-            batch: This process's part.
-            lr: The rate of this step.
-            generator: Decides on mixup and CutMix.
+            batch: Images of this process.
+            lr: Learning rate of this step.
+            generator: Source of randomness for mixup and CutMix.
 
         Returns:
-            This process's share of the joint loss and of its images, float32 (2,), on the device
-            so that a GPU need not be waited for. Both are 0 where one process has too few images:
-            then all of them leave the step out.
+            This process's share of the loss and its number of images, float32 (2,), on the device,
+            so that a GPU is not waited for. Both are 0 if any process has too few images: then all
+            processes skip the step.
         """
         config = self.config
         weight = len(batch.labels) if self._class_weights is None else self._class_weights[
             batch.labels
         ].sum()  # fmt: skip
-        everyone = self.process.gather(torch.tensor([float(weight), len(batch.labels)]))
-        if everyone[:, 1].min() < LEAST_IMAGES * config.accumulate:
+        sizes = self.process.gather(torch.tensor([float(weight), len(batch.labels)]))
+        if sizes[:, 1].min() < MIN_IMAGES * config.accumulate:
             return torch.zeros(2, device=self.process.device)
-        joint_weight = float(everyone[:, 0].sum())
-        here = batch.to(self.process.device)
-        mixed = mix(here.images, here.labels, config.mixup, config.cutmix, generator)
+        global_weight = float(sizes[:, 0].sum())
+        moved = batch.to(self.process.device)
+        mixed = mix_batch(moved.images, moved.labels, config.mixup, config.cutmix, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.process.device)
         parts = [
             value.tensor_split(config.accumulate)
-            for value in (mixed.images, mixed.labels, mixed.others)
+            for value in (mixed.images, mixed.labels, mixed.other_labels)
         ]
-        for index, (images, labels, others) in enumerate(zip(*parts), start=1):
-            with self._exchange(last=index == config.accumulate):
+        for index, (images, labels, other_labels) in enumerate(zip(*parts), start=1):
+            with self._gradient_exchange(last=index == config.accumulate):
                 with self._autocast():
                     logits = self._model(images)
                 loss = mixed.share * self._loss(logits, labels)
                 if mixed.share < 1:
-                    loss = loss + (1 - mixed.share) * self._loss(logits, others)
+                    loss = loss + (1 - mixed.share) * self._loss(logits, other_labels)
                 if self._teacher is not None:
-                    taught = self._teacher.loss(logits, images)
-                    loss = loss + config.distillation * (taught - loss)
-                loss = loss / joint_weight
-                # The exchange takes the mean of the processes' gradients; their sum is wanted.
+                    teacher_loss = self._teacher.loss(logits, images)
+                    loss = loss + config.distillation * (teacher_loss - loss)
+                loss = loss / global_weight
+                # DistributedDataParallel averages gradients, but their sum is needed.
                 (loss * self.process.count).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         self.optimizer.step()
@@ -173,7 +174,7 @@ class Learner:
         return torch.stack([total, torch.full_like(total, len(batch.labels))])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Weights, momentum by parameter, and the average (empty where there is none)."""
+        """Return the weights, the momentum by parameter, and the average (empty without one)."""
         momentum = {
             name: self.optimizer.state[parameter]["momentum_buffer"]
             for name, parameter in self._trained.named_parameters()
@@ -188,15 +189,15 @@ class Learner:
         momentum: Mapping[str, Tensor],
         average: Mapping[str, Tensor],
     ) -> None:
-        """Go on from what `state` gave."""
+        """Restore the values that `state` returned."""
         self._trained.load_state_dict(dict(weights))
         if self.average is not None:
             self.average.restore(average)
         parameters = dict(self._trained.named_parameters())
         for name, buffer in momentum.items():
-            # In the parameter's own layout: the fused optimiser walks over both as they lie.
-            like = torch.empty_like(parameters[name]).copy_(buffer)
-            self.optimizer.state[parameters[name]]["momentum_buffer"] = like
+            # The fused optimiser requires the memory layout of the parameter.
+            copied = torch.empty_like(parameters[name]).copy_(buffer)
+            self.optimizer.state[parameters[name]]["momentum_buffer"] = copied
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(
@@ -207,8 +208,8 @@ class Learner:
             reduction="sum",
         )
 
-    def _exchange(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged with the last part only."""
+    def _gradient_exchange(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Return a context in which gradients are exchanged only for the last part of a batch."""
         if last or self._parallel is None:
             return nullcontext()
         return self._parallel.no_sync()
@@ -220,5 +221,5 @@ class Learner:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster there than float32."""
+    """Return True if bfloat16 is faster than float32 on `device`."""
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else read_cpu().has_fast_bf16

@@ -1,4 +1,4 @@
-"""A training run, from its settings to its folder; a step is in `step.py`."""
+"""The training loop: it reads the data, trains epoch by epoch and writes the run folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
 from resdeploy.results.provenance import collect_provenance
 from resdeploy.storage import refuse_existing
@@ -25,20 +25,21 @@ from resdeploy.train.config import DIGITS, TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import (
     Batch,
+    BatchPlan,
     EpochImages,
-    Walk,
     default_workers,
+    load_batches,
     read_splits,
-    run_batches,
 )
 from resdeploy.train.data.digits import digits_folder
-from resdeploy.train.distributed import Process, joined_processes
-from resdeploy.train.evaluation import Evaluation, evaluate, validation_walk
+from resdeploy.train.distributed import Process, connect_processes
+from resdeploy.train.evaluation import Evaluation, evaluate, validation_plan
 from resdeploy.train.initialization import balanced_weights, initial_network
 from resdeploy.train.qat.distillation import Teacher
 from resdeploy.train.qat.network import QuantizedStart
-from resdeploy.train.run import folder as runs
+from resdeploy.train.run import folder as run_folder
 from resdeploy.train.run.curves import draw_curves
+from resdeploy.train.run.folder import EpochMetrics, RunPosition, TrainingState
 from resdeploy.train.run.progress_table import epoch_line, header_line
 from resdeploy.train.run.report import write_report
 from resdeploy.train.run.tensorboard import event_writer
@@ -46,23 +47,24 @@ from resdeploy.train.step import Learner
 
 logger = logging.getLogger(__name__)
 
-GPU_STEPS = 20  # between looks at the loss, for which a GPU has to be waited for
-MIXING = 1  # sets the randomness of mixing apart from that of the augmentation
+GPU_STEPS = 20  # steps between reads of the loss, because each read waits for the GPU
+MIXING_STREAM = 1  # last part of the seed, so that mixing and augmentation draw different numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """What `resdeploy train` reports."""
+    """The outcome of a training run, as `resdeploy train` reports it."""
 
     run: Path
     accuracy: float
-    """Of the last epoch on `val`, in percent."""
+    """Top-1 accuracy on `val` after the last epoch, in percent."""
     images_per_second: float
-    """Median over the epochs, training only."""
+    """Median training throughput of the epochs, without validation."""
     epochs: int
     unreadable: int
-    """Images that could not be decoded and were left out."""
+    """Number of images that were skipped because they could not be decoded."""
     seconds: float
+    """Duration of this call."""
 
 
 def train(
@@ -70,71 +72,73 @@ def train(
     folder: Path,
     *,
     start: QuantizedStart | None = None,
-    device: Mapping[str, Any] | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> TrainingResult:
-    """Train a network and write a run folder; under `torchrun`, together with other processes.
+    """Train a network and write a run folder; under `torchrun`, share the work between processes.
 
     Args:
-        config: Settings.
-        folder: Where the run is written.
-        start: With `config.qat`, what it starts from; `export.quantized_training` makes it.
-        device: What this machine is, for the record; `runtime.device` describes it.
-        force: Replace a run that is there.
-        progress: Told of each step.
+        config: Settings of the run.
+        folder: Run folder to write.
+        start: Initial weights and scales from `export.quantization.qat_start`; only for
+            `config.qat`.
+        force: True to replace an existing run.
+        progress: Receiver of the number of images done.
 
     Raises:
-        OutputError: `folder` exists already and `force` is not set, or cannot be written.
-        DataError, CheckpointError: the data or the initial weights cannot be used.
-        TrainingError: the loss is no longer a number, or processes and batch do not fit.
+        OutputError: `folder` exists and `force` is not set, or it cannot be written.
+        DataError: The images cannot be used.
+        CheckpointError: The initial weights cannot be used.
+        TrainingError: The loss is NaN or infinite, or the batch is too small for the processes.
     """
-    with joined_processes() as process:
-        if process.writes:
-            refuse_existing(folder, force=force, marker=runs.STATE_JSON)
-        trainer = _Trainer(config, folder, process, progress, start, device)
-        if process.writes:
-            runs.begin(folder, config.to_json())
+    with connect_processes() as process:
+        if process.is_main:
+            refuse_existing(folder, force=force, marker=run_folder.STATE_JSON)
+        trainer = _Trainer(config, folder, process, progress, start)
+        if process.is_main:
+            run_folder.begin_run(folder, config.to_json())
         return trainer.train()
 
 
-def resume(
-    folder: Path, *, device: Mapping[str, Any] | None = None, progress: Progress = silent
-) -> TrainingResult:
-    """Go on with an interrupted run, with its own settings, from its newest state.
+def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
+    """Continue an interrupted run from its newest state, with the settings stored in its folder.
 
-    Where `torchrun` started several processes, all of them read the folder.
+    Under `torchrun` every process reads the folder.
 
     Raises:
-        TrainingError: the folder holds no run that can be resumed.
-        DataError, OutputError: as for `train`.
+        TrainingError: The folder holds no run that can be resumed.
+        DataError: The images cannot be used.
+        OutputError: The folder cannot be written.
     """
     try:
-        config = TrainingConfig.from_json(runs.load_config(folder))
+        config = TrainingConfig.from_json(run_folder.load_config(folder))
     except (KeyError, TypeError, ValueError) as error:
-        raise TrainingError(f"{folder / runs.STATE_JSON} is damaged", "start a new run") from error
-    with joined_processes() as process:
-        # Without a state it begins again; but what INT8 started from stands in the state alone.
+        raise TrainingError(
+            f"{folder / run_folder.STATE_JSON} is damaged", "start a new run"
+        ) from error
+    with connect_processes() as process:
+        # A float run without a state starts again. A QAT run cannot: only the state holds its
+        # initial scales.
         state = None
-        if config.qat or (folder / runs.STATE_FILE).exists():
-            state = runs.load_state(folder)
+        if config.qat or (folder / run_folder.STATE_FILE).exists():
+            state = run_folder.load_state(folder)
         start = state.quantized_start() if config.qat and state else None
-        trainer = _Trainer(config, folder, process, progress, start, device)
+        trainer = _Trainer(config, folder, process, progress, start)
         if state is not None:
-            trainer.restore(state, runs.load_metrics(folder))
-        process.gather(torch.zeros(()))  # nobody writes before all have read
-        if process.writes:
-            runs.sweep(folder)
+            trainer.restore(state, run_folder.load_metrics(folder))
+        process.gather(torch.zeros(()))  # a barrier: all processes read before one writes
+        if process.is_main:
+            run_folder.remove_temporary_files(folder)
         return trainer.train()
 
 
 def default_folder(data: str) -> Path:
-    """`runs/NAME-DATE-TIME`, after the data's name."""
-    return runs.RUNS / f"{Path(data).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Return `runs/NAME-DATE-TIME`, where NAME is the name of the data folder."""
+    return run_folder.RUNS / f"{Path(data).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 class _Trainer:
-    """The parts of a run, put together."""
+    """The objects and counters of one training run."""
 
     def __init__(
         self,
@@ -143,17 +147,15 @@ class _Trainer:
         process: Process,
         progress: Progress,
         start: QuantizedStart | None,
-        device: Mapping[str, Any] | None,
     ) -> None:
         self.config = config
-        self.device = device
         self.folder = folder
         self.process = process
-        self.progress = progress if process.writes else silent
+        self.progress = progress if process.is_main else silent
         self.preprocessing = Preprocessing.standard(config.image_size)
         is_digits = config.data == DIGITS
         self.splits = read_splits(digits_folder() if is_digits else Path(config.data))
-        # A digit fills its picture: cropped hard or mirrored, it becomes another one or none.
+        # A digit fills its image, so mirroring or a small crop can change what it shows.
         self.augmentation = Augmentation(
             flip=not is_digits if config.flip is None else config.flip,
             min_area=config.min_area or (0.85 if is_digits else 0.35),
@@ -164,7 +166,7 @@ class _Trainer:
         teacher = None
         if config.distillation:
             teacher = Teacher(
-                copy.deepcopy(network), self.preprocessing, mirrors=self.augmentation.flip
+                copy.deepcopy(network), self.preprocessing, average_mirrored=self.augmentation.flip
             )
         if start is not None and start.weights is not None:
             network.load_state_dict(dict(start.weights))
@@ -177,51 +179,51 @@ class _Trainer:
             start,
             teacher,
         )
-        self.reads = start.reads if start is not None else {}
+        self.quantized_inputs = start.quantized_inputs if start is not None else {}
         self.workers = default_workers() if config.workers is None else config.workers
-        self.val_walk = validation_walk(process, self.workers)
-        self.place = runs.Place()
-        self.metrics: list[runs.EpochMetrics] = []
-        self.unreadable: tuple[set[int], set[int]] = (set(), set())  # of train and of val
+        self.val_plan = validation_plan(process, self.workers)
+        self.position = RunPosition()
+        self.metrics: list[EpochMetrics] = []
+        # Positions of the undecodable images of `train` and of `val`.
+        self.unreadable: tuple[set[int], set[int]] = (set(), set())
 
-    def restore(self, state: runs.TrainingState, metrics: list[runs.EpochMetrics]) -> None:
+    def restore(self, state: TrainingState, metrics: list[EpochMetrics]) -> None:
         self.learner.restore(state.model, state.momentum, state.average)
-        self.place = state.place
-        self.metrics = metrics[: state.place.epochs_done]
-        self._say(
-            "resuming after %d epochs and %d steps", self.place.epochs_done, self.place.steps_done
-        )
+        self.position = position = state.position
+        self.metrics = metrics[: position.epochs_done]
+        done = (position.epochs_done, position.steps_done)
+        self._log("resuming after %d epochs and %d steps", *done)
 
     def train(self) -> TrainingResult:
         start = time.perf_counter()
         config = self.config
         evaluation = None
-        note = None
-        if config.tensorboard and self.process.writes:
-            note = event_writer(self.folder, self.place.epochs_done)
-        if config.qat and self.process.writes and self.place == runs.Place():
+        write_event = None
+        if config.tensorboard and self.process.is_main:
+            write_event = event_writer(self.folder, self.position.epochs_done)
+        if config.qat and self.process.is_main and self.position == RunPosition():
             self._save_state()
         train_batches, val_batches = self._batches()
-        self._say("%s", header_line())
+        self._log("%s", header_line())
         try:
-            while self.place.epochs_done < config.epochs:
+            while self.position.epochs_done < config.epochs:
                 self._train_epoch(train_batches)
                 evaluation = self._evaluate(val_batches)
                 self.metrics.append(self._epoch_metrics(evaluation))
-                self.place = runs.Place(epochs_done=self.place.epochs_done + 1)
-                if self.process.writes:
-                    runs.save_metrics(self.folder, self.metrics)
+                self.position = RunPosition(epochs_done=self.position.epochs_done + 1)
+                if self.process.is_main:
+                    run_folder.save_metrics(self.folder, self.metrics)
                     self._save_state()
-                if note is not None:
-                    note(self.metrics[-1])
-                self._say("%s", epoch_line(self.metrics, config.epochs))
+                if write_event is not None:
+                    write_event(self.metrics[-1])
+                self._log("%s", epoch_line(self.metrics, config.epochs))
         except KeyboardInterrupt:
-            self._say("interrupted; resdeploy train --resume %s goes on", self.folder)
+            self._log("interrupted; to continue: resdeploy train --resume %s", self.folder)
             raise
-        # Of a run that had come to its end before:
+        # A resumed run may have finished all its epochs before.
         evaluation = evaluation or self._evaluate(val_batches)
         unreadable = self._unreadable_names()
-        if self.process.writes:
+        if self.process.is_main:
             self._finish(evaluation, unreadable)
         rates = sorted(line.images_per_second for line in self.metrics)
         return TrainingResult(
@@ -234,19 +236,19 @@ class _Trainer:
         )
 
     def _finish(self, evaluation: Evaluation, unreadable: Sequence[str]) -> None:
-        """Write what a finished run holds; `model.json` and the link to it come last."""
+        """Write the files of a finished run; `model.json` and the link to the run come last."""
         config = self.config
-        provenance = collect_provenance(self.device)
-        draw_curves(self.metrics, self.folder / runs.CURVES)
+        provenance = collect_provenance(read_device().to_json())
+        draw_curves(self.metrics, self.folder / run_folder.CURVES)
         if unreadable:
-            runs.save_unreadable(self.folder, unreadable)
+            run_folder.save_unreadable(self.folder, unreadable)
         write_report(
             self.folder, config, self.metrics, evaluation, self.splits.val, self.preprocessing,
             unreadable, provenance,
         )  # fmt: skip
-        runs.save_model(
+        run_folder.save_model(
             self.folder,
-            self.learner.kept,
+            self.learner.final_network,
             labels=self.splits.train.classes,
             preprocessing=self.preprocessing,
             data=config.data if config.data == DIGITS else str(Path(config.data).resolve()),
@@ -255,43 +257,43 @@ class _Trainer:
             learned=self.learner.quantized.learned() if self.learner.quantized else None,
             provenance=provenance,
         )
-        runs.point_latest_to(self.folder)
+        run_folder.update_latest_link(self.folder)
 
     def _batches(self) -> tuple[Iterator[Batch], Iterator[Batch]]:
-        """What is left of the run to train on, and as many walks over the validation images."""
-        config, process, place = self.config, self.process, self.place
-        left = range(place.epochs_done, config.epochs)
+        """Return the remaining training batches, and validation batches for as many epochs."""
+        config, process, position = self.config, self.process, self.position
+        epochs = range(position.epochs_done, config.epochs)
         train = [
             EpochImages(
                 self.splits.train, self.preprocessing, self.augmentation,
                 seed=config.seed, epoch=epoch,
             )
-            for epoch in left
+            for epoch in epochs
         ]  # fmt: skip
-        walk = Walk(
-            batch_size=config.batch_size, shuffle=True, start=place.steps_done,
+        plan = BatchPlan(
+            batch_size=config.batch_size, shuffle=True, start=position.steps_done,
             rank=process.rank, processes=process.count, workers=self.workers,
         )  # fmt: skip
-        val = [EpochImages(self.splits.val, self.preprocessing)] * max(1, len(left))
-        return run_batches(train, walk), run_batches(val, self.val_walk)
+        val = [EpochImages(self.splits.val, self.preprocessing)] * max(1, len(epochs))
+        return load_batches(train, plan), load_batches(val, self.val_plan)
 
     def _train_epoch(self, batches: Iterator[Batch]) -> None:
-        """Take the steps of an epoch that are not done yet."""
-        config, process, epoch = self.config, self.process, self.place.epochs_done
+        """Train the remaining steps of the current epoch."""
+        config, process, epoch = self.config, self.process, self.position.epochs_done
         images = len(self.splits.train.files)
         steps = max(1, images // config.batch_size)
         self.learner.train_mode()
-        saved = clock = time.perf_counter()
+        last_save = last_read = time.perf_counter()
         pending: list[Tensor] = []
-        waiting = 0.0
+        waiting_seconds = 0.0
         with self.progress(f"epoch {epoch + 1}", images) as advance:
-            advance(self.place.steps_done * config.batch_size)
-            for step in range(self.place.steps_done, steps):
-                asked = time.perf_counter()
+            advance(self.position.steps_done * config.batch_size)
+            for step in range(self.position.steps_done, steps):
+                wait_start = time.perf_counter()
                 batch = next(batches)
-                waiting += time.perf_counter() - asked
-                self._note_unreadable(0, batch.unreadable)
-                seeds = [config.seed, epoch, step, process.rank, MIXING]
+                waiting_seconds += time.perf_counter() - wait_start
+                self._add_unreadable(0, batch.unreadable)
+                seeds = [config.seed, epoch, step, process.rank, MIXING_STREAM]
                 loss = self.learner.step(
                     batch,
                     learning_rate(config, epoch + step / steps),
@@ -301,87 +303,88 @@ class _Trainer:
                 if process.device.type == "cuda" and len(pending) < GPU_STEPS < steps - step:
                     continue
                 now = time.perf_counter()
-                self._count(pending, now - clock, waiting)
+                self._add_steps(pending, now - last_read, waiting_seconds)
                 advance(len(pending) * config.batch_size)
-                pending, waiting, clock = [], 0.0, now
-                if process.writes and now - saved >= 60 * config.save_minutes:
+                pending, waiting_seconds, last_read = [], 0.0, now
+                if process.is_main and now - last_save >= 60 * config.save_minutes:
                     self._save_state()
-                    saved = now
-        if not self.place.images:
-            raise DataError("not one batch of training images can be used", "add intact images")
+                    last_save = now
+        if not self.position.images:
+            raise DataError("no batch has enough decodable training images", "add intact images")
 
-    def _count(self, steps: list[Tensor], seconds: float, waiting: float) -> None:
-        """Add steps to the epoch's account; all processes come here after the same steps."""
-        loss, images = self.place.loss, self.place.images
-        for index, (share, seen) in enumerate(self.process.total(torch.stack(steps)).tolist()):
-            if not math.isfinite(share):
-                self._fail(share, self.place.steps_done + index + 1)
-            loss += share * seen
-            images += int(seen)
-        self.place = replace(
-            self.place,
-            steps_done=self.place.steps_done + len(steps),
+    def _add_steps(self, steps: list[Tensor], seconds: float, waiting_seconds: float) -> None:
+        """Add results of `Learner.step` to the epoch; all processes do so after the same steps."""
+        loss, images = self.position.loss, self.position.images
+        totals = self.process.total(torch.stack(steps)).tolist()
+        for index, (step_loss, step_images) in enumerate(totals):
+            if not math.isfinite(step_loss):
+                raise self._divergence(step_loss, self.position.steps_done + index + 1)
+            loss += step_loss * step_images
+            images += int(step_images)
+        self.position = replace(
+            self.position,
+            steps_done=self.position.steps_done + len(steps),
             loss=loss,
             images=images,
-            seconds=self.place.seconds + seconds,
-            waiting=self.place.waiting + waiting,
+            seconds=self.position.seconds + seconds,
+            waiting_seconds=self.position.waiting_seconds + waiting_seconds,
         )
 
-    def _fail(self, loss: float, step: int) -> None:
-        path = self.folder / runs.STATE_FILE
-        good = runs.load_state(self.folder).place if path.exists() else None
-        raise TrainingError(
-            f"the loss is {loss} in epoch {self.place.epochs_done + 1}, step {step}"
+    def _divergence(self, loss: float, step: int) -> TrainingError:
+        path = self.folder / run_folder.STATE_FILE
+        saved = run_folder.load_state(self.folder).position if path.exists() else None
+        return TrainingError(
+            f"the loss is {loss} in epoch {self.position.epochs_done + 1}, step {step}"
             + (
-                f"; the last good state is that after {good.epochs_done} epochs and "
-                f"{good.steps_done} steps, in {path}"
-                if good
+                f"; {path} holds the last state before it, after {saved.epochs_done} epochs and "
+                f"{saved.steps_done} steps"
+                if saved
                 else ", before the first state was saved"
             ),
-            f"start again with a lower --lr; it was {self.config.lr:g}",
+            f"start again with an --lr below {self.config.lr:g}",
         )
 
-    def _epoch_metrics(self, evaluation: Evaluation) -> runs.EpochMetrics:
-        place = self.place
-        return runs.EpochMetrics(
-            epoch=place.epochs_done + 1,
-            loss=place.loss / place.images,
+    def _epoch_metrics(self, evaluation: Evaluation) -> EpochMetrics:
+        position = self.position
+        return EpochMetrics(
+            epoch=position.epochs_done + 1,
+            loss=position.loss / position.images,
             val_loss=evaluation.loss,
             accuracy=evaluation.accuracy,
-            lr=learning_rate(self.config, place.epochs_done + 1),
-            images_per_second=place.images / place.seconds,
-            seconds=place.seconds,
-            waiting=place.waiting / place.seconds,
+            lr=learning_rate(self.config, position.epochs_done + 1),
+            images_per_second=position.images / position.seconds,
+            seconds=position.seconds,
+            waiting=position.waiting_seconds / position.seconds,
         )
 
     def _evaluate(self, batches: Iterator[Batch]) -> Evaluation:
         images = self.splits.val
-        mine = islice(batches, math.ceil(len(images.files) / self.val_walk.batch_size))
-        evaluation = evaluate(self.learner.measured, mine, len(images.classes), self.process)
-        self._note_unreadable(1, evaluation.unreadable)
+        once = islice(batches, math.ceil(len(images.files) / self.val_plan.batch_size))
+        evaluation = evaluate(self.learner.evaluated_model, once, len(images.classes), self.process)
+        self._add_unreadable(1, evaluation.unreadable)
         return evaluation
 
     def _save_state(self) -> None:
         model, momentum, average = self.learner.state()
-        runs.save_state(
+        run_folder.save_state(
             self.folder,
-            runs.TrainingState(
-                place=self.place,
+            TrainingState(
+                position=self.position,
                 model=model,
                 momentum=momentum,
                 average=average,
-                reads=self.reads,
+                quantized_inputs=self.quantized_inputs,
             ),
         )
 
-    def _note_unreadable(self, split: int, positions: Sequence[int]) -> None:
+    def _add_unreadable(self, split: int, positions: Sequence[int]) -> None:
         files = (self.splits.train, self.splits.val)[split].files
         for position in set(positions) - self.unreadable[split]:
-            logger.warning("skipped: %s cannot be decoded", files[position])
+            logger.warning("skipping %s: it cannot be decoded", files[position])
         self.unreadable[split].update(positions)
 
     def _unreadable_names(self) -> list[str]:
-        """What all processes together could not decode."""
+        """Return the names of the files that any process could not decode."""
         names = []
         for images, positions in zip((self.splits.train, self.splits.val), self.unreadable):
             mask = torch.zeros(len(images.files))
@@ -390,6 +393,6 @@ class _Trainer:
             names += [str(images.files[position]) for position in found]
         return names
 
-    def _say(self, text: str, *values: object) -> None:
-        if self.process.writes:
+    def _log(self, text: str, *values: object) -> None:
+        if self.process.is_main:
             logger.info(text, *values)

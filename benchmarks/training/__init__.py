@@ -1,1 +1,1 @@
-"""TODO."""
+"""Benchmarks of training: throughput, and the degradation of plain networks."""

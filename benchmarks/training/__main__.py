@@ -1,9 +1,9 @@
-"""Images per second of `resdeploy train`, against a plain loop, in turns on the same machine.
+"""A benchmark of the throughput of `resdeploy train`, compared with a plain training loop.
 
     python -m benchmarks.training DATA --image-size 32 --output docs/results/training.json
 
-DATA holds `train/` and `val/`. Each loop runs in its own process; see `training_loops.py` for what
-they do. The share of the peak is that of the fastest matrix product, measured in the same run.
+DATA holds `train/` and `val/`. Each loop of `loops.py` runs in its own process, and the loops take
+turns. The peak is the speed of the fastest matrix product, measured before the loops.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ CPU_MATRIX = 2048
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--image-size", type=int, default=32, show_default=True)
-@click.option("--batch-size", type=int, default=64, show_default=True)
-@click.option("--seconds", type=float, default=60.0, show_default=True, help="For each loop.")
+@click.option(
+    "--image-size", type=int, default=32, show_default=True, help="Side of the images in pixels."
+)
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Images per step.")
+@click.option(
+    "--seconds", type=float, default=60.0, show_default=True, help="Time to measure each loop."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(data: Path, image_size: int, batch_size: int, seconds: float, output: Path | None) -> None:
-    """Measure, print, and write down."""
+    """Measure the training loops on the images in DATA and print a table."""
     results = run(data, image_size, batch_size, seconds)
     rows = [
         [
@@ -60,7 +64,7 @@ def main(data: Path, image_size: int, batch_size: int, seconds: float, output: P
 
 
 def run(data: Path, image_size: int, batch_size: int, seconds: float) -> list[LoopResult]:
-    """Let the loops take turns; the first one is the reference."""
+    """Measure the loops in turns; speed-ups are relative to the first one."""
     on_gpu = device().type == "cuda"
     ceilings = (
         measure()["operations_per_second"]
@@ -70,18 +74,19 @@ def run(data: Path, image_size: int, batch_size: int, seconds: float) -> list[Lo
     classes = len(read_image_folder(data / "train").classes)
     operations = operations_per_image(image_size, classes)
     arguments = [str(data), str(image_size), str(batch_size)]
-    running: list[Contender] = []
+    contenders: list[Contender] = []
     try:
         for name in LOOPS:
-            given = [name, *arguments]
-            child = Contender.start(name, "benchmarks.training.loops", given, available_cores())
-            running.append(child)  # at once, so that it is stopped whatever happens
-        times = interleave(running, seconds, progress_bar)
+            contender = Contender.start(
+                name, "benchmarks.training.loops", [name, *arguments], available_cores()
+            )
+            contenders.append(contender)  # before the next one starts, so that all are stopped
+        times = interleave(contenders, seconds, progress_bar)
     finally:
-        for contender in running:
+        for contender in contenders:
             contender.stop()
     results = []
-    for contender, rounds in zip(running, times):
+    for contender, rounds in zip(contenders, times):
         pooled = np.concatenate(rounds)
         rate = 1000 * contender.facts["images"] * len(pooled) / float(pooled.sum())
         speedup, low, high = ratio_interval(medians(times[0]), medians(rounds))
@@ -102,7 +107,7 @@ def run(data: Path, image_size: int, batch_size: int, seconds: float) -> list[Lo
 
 
 def precision_of(loop: str) -> str:
-    """What `resdeploy train` computes in here, unless the loop is one of FP32."""
+    """Return the precision in which a loop computes on this machine."""
     if loop != LOOPS[-1]:
         return "fp32"
     return "bf16" if computes_bf16(device()) else "fp32"

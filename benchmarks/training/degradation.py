@@ -1,14 +1,12 @@
-"""Do deeper plain networks train worse, and residual ones not? As in He et al. 2015, figure 4.
+"""A comparison of plain and residual networks of two depths, as in He et al. 2015, figure 4.
 
-    python -m benchmarks.training.degradation DATA --epochs 20 --output docs/results/degradation.json
+    python -m benchmarks.training.degradation DATA --output docs/results/degradation.json
 
-Trains four networks on the same images in the same order from the same seed: plain and residual
-(option A, which adds no parameters, as in the paper's comparison), of 18 and of 34 layers. The
-figure next to the JSON file plots the error on the training images, not mixed, not smoothed, and on
-the validation images.
-
-The paper's effect is one of ImageNet at 224 pixels and 120 epochs; what small images and few epochs
-show is what they show.
+The script trains four networks on the same images, in the same order and from the same seed: plain
+and residual ones (option A, which adds no parameters, as in the paper's comparison) of 18 and of 34
+layers. It writes a JSON file and plots the top-1 errors on training and validation images next to
+it. The paper used ImageNet at 224 pixels and 120 epochs; smaller images and fewer epochs may give
+other results.
 """
 
 from __future__ import annotations
@@ -36,64 +34,74 @@ from resdeploy.storage import write_file
 from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import (
+    BatchPlan,
     DataSplits,
     EpochImages,
-    Walk,
     default_workers,
+    load_batches,
     read_splits,
-    run_batches,
 )
 from resdeploy.train.data.shards import ImageFile
 from resdeploy.train.distributed import Process
-from resdeploy.train.evaluation import evaluate, validation_walk
+from resdeploy.train.evaluation import evaluate, validation_plan
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.resnet import ResNet
-from resdeploy.train.run.curves import BLUE, ORANGE, new_figure, png_of
+from resdeploy.train.run.curves import BLUE, ORANGE, figure_png, new_figure
 from resdeploy.train.step import Learner
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 KINDS = {"plain": Shortcut.PLAIN, "residual": Shortcut.A}
-LOOKED_AT = 2000  # of the training images, for their error
+ERROR_IMAGES = 2000  # training images on which the training error is measured
 COLOURS = {18: BLUE, 34: ORANGE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """One network's errors after each epoch."""
+    """The top-1 errors of one network after each epoch."""
 
     kind: str
+    """Key of `KINDS`."""
     layers: int
     train_error: tuple[float, ...]
-    """In percent, of the training images that were looked at, as they are deployed."""
+    """Error on training images without augmentation, in percent."""
     val_error: tuple[float, ...]
-    """In percent."""
+    """Error on validation images, in percent."""
     seconds: float
+    """Duration of training and evaluation."""
 
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--images", type=int, default=10_000, show_default=True, help="To train on.")
-@click.option("--epochs", type=int, default=20, show_default=True)
-@click.option("--image-size", type=int, default=32, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON file.")
+@click.option(
+    "--images", type=int, default=10_000, show_default=True, help="Number of training images."
+)
+@click.option("--epochs", type=int, default=20, show_default=True, help="Number of epochs.")
+@click.option(
+    "--image-size", type=int, default=32, show_default=True, help="Side of the images in pixels."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all randomness.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="JSON file to write."
+)
 def main(data: Path, images: int, epochs: int, image_size: int, seed: int, output: Path) -> None:
-    """Train the four networks, print, plot, and write down."""
+    """Train the four networks on the images in DATA, and write their errors and a plot."""
     config = TrainingConfig(
         data=data.name, epochs=epochs, image_size=image_size, batch_size=128, lr=0.1,
         weight_decay=1e-4, decay_all=True, nesterov=False, label_smoothing=0.0, seed=seed,
         compile=False,
     )  # fmt: skip
     splits = read_splits(data)
-    splits = DataSplits(train=first_of_each(splits.train, images), val=splits.val)
+    splits = DataSplits(train=balanced_subset(splits.train, images), val=splits.val)
     networks = [(kind, layers) for kind in KINDS for layers in DEPTHS]
-    # Small networks on small images leave most of a GPU idle: there all four train at once.
-    together = len(networks) if device().type == "cuda" else 1
+    # Small networks on small images leave most of a GPU idle, so all four train at the same time.
+    parallel = len(networks) if device().type == "cuda" else 1
     curves = []
-    with ProcessPoolExecutor(together, get_context("spawn")) as pool:
-        jobs = [pool.submit(train, config, splits, *network, together) for network in networks]
-        for job in jobs:
-            curve = job.result()
+    with ProcessPoolExecutor(parallel, get_context("spawn")) as pool:
+        futures = [
+            pool.submit(train_network, config, splits, *network, parallel) for network in networks
+        ]
+        for future in futures:
+            curve = future.result()
             curves.append(curve)
             click.echo(
                 f"{curve.kind} {curve.layers}: training error {curve.train_error[-1]:.2f} %, "
@@ -109,33 +117,33 @@ def main(data: Path, images: int, epochs: int, image_size: int, seed: int, outpu
     write_file(output, (json.dumps(document, indent=2) + "\n").encode())
 
 
-def first_of_each(images: LabelledImages[ImageFile], count: int) -> LabelledImages[ImageFile]:
-    """About `count` images, as many of each class as the others."""
-    each = max(1, count // len(images.classes))
-    chosen = np.concatenate(
+def balanced_subset(images: LabelledImages[ImageFile], count: int) -> LabelledImages[ImageFile]:
+    """Return about `count` images, with the same number of images of every class."""
+    per_class = max(1, count // len(images.classes))
+    indices = np.concatenate(
         [
-            np.flatnonzero(np.array(images.labels) == label)[:each]
+            np.flatnonzero(np.array(images.labels) == label)[:per_class]
             for label in range(len(images.classes))
         ]
     )
     return LabelledImages(
         classes=images.classes,
-        files=tuple(images.files[index] for index in chosen),
-        labels=tuple(images.labels[index] for index in chosen),
+        files=tuple(images.files[index] for index in indices),
+        labels=tuple(images.labels[index] for index in indices),
     )
 
 
-def train(
-    config: TrainingConfig, splits: DataSplits, kind: str, layers: int, together: int = 1
+def train_network(
+    config: TrainingConfig, splits: DataSplits, kind: str, layers: int, parallel: int = 1
 ) -> Curve:
-    """Train one of the networks, and look at both errors after each epoch.
+    """Train one of the networks, and measure both errors after each epoch.
 
     Args:
-        config: Settings of all of them.
-        splits: The images.
-        kind: A key of `KINDS`.
-        layers: A key of `DEPTHS`.
-        together: How many are trained at the same time, and share the cores.
+        config: Settings of all networks.
+        splits: Training and validation images.
+        kind: Key of `KINDS`.
+        layers: Key of `DEPTHS`.
+        parallel: Number of networks that are trained at the same time and share the cores.
     """
     torch.manual_seed(config.seed)
     architecture = Architecture(
@@ -144,7 +152,7 @@ def train(
     preprocessing = Preprocessing.standard(config.image_size)
     process = Process(0, 1, device())
     learner = Learner(config, ResNet(architecture), preprocessing, process)
-    workers = -(-default_workers() // together)
+    workers = -(-default_workers() // parallel)
     epochs = [
         EpochImages(
             splits.train, preprocessing, Augmentation(flip=True, min_area=0.5),
@@ -153,12 +161,13 @@ def train(
         for epoch in range(config.epochs)
     ]  # fmt: skip
     steps = len(splits.train.files) // config.batch_size
-    walk = Walk(batch_size=config.batch_size, shuffle=True, workers=workers)
-    batches = run_batches(epochs, walk)
-    look = validation_walk(process, min(workers, 1))
-    looked_at = [
-        (images, run_batches([EpochImages(images, preprocessing)] * config.epochs, look))
-        for images in (first_of_each(splits.train, LOOKED_AT), splits.val)
+    batches = load_batches(
+        epochs, BatchPlan(batch_size=config.batch_size, shuffle=True, workers=workers)
+    )
+    plan = validation_plan(process, min(workers, 1))
+    evaluated = [
+        (images, load_batches([EpochImages(images, preprocessing)] * config.epochs, plan))
+        for images in (balanced_subset(splits.train, ERROR_IMAGES), splits.val)
     ]
     errors: list[list[float]] = [[], []]
     start = time.perf_counter()
@@ -167,10 +176,10 @@ def train(
         for step in range(steps):
             rate = learning_rate(config, epoch + step / steps)
             learner.step(next(batches), rate, np.random.default_rng(0))
-        for errors_of, (images, walks) in zip(errors, looked_at):
-            once = islice(walks, math.ceil(len(images.files) / look.batch_size))
-            found = evaluate(learner.classifier, once, len(images.classes), process)
-            errors_of.append(100 - found.accuracy)
+        for split_errors, (images, split_batches) in zip(errors, evaluated):
+            once = islice(split_batches, math.ceil(len(images.files) / plan.batch_size))
+            evaluation = evaluate(learner.classifier, once, len(images.classes), process)
+            split_errors.append(100 - evaluation.accuracy)
     return Curve(
         kind=kind,
         layers=layers,
@@ -181,7 +190,7 @@ def train(
 
 
 def plot(curves: Sequence[Curve]) -> bytes:
-    """A PNG: plain networks to the left, residual ones to the right; dashed is validation."""
+    """Return a PNG with plain networks left and residual ones right; dashes show validation."""
     figure = new_figure(8, 3.4)
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), KINDS):
         for curve in (curve for curve in curves if curve.kind == kind):
@@ -192,7 +201,7 @@ def plot(curves: Sequence[Curve]) -> bytes:
         axes.set(xlabel="epoch", title=kind)
         axes.legend(frameon=False, fontsize=8)
     figure.axes[0].set_ylabel("error (%)")
-    return png_of(figure)
+    return figure_png(figure)
 
 
 if __name__ == "__main__":

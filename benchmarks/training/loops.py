@@ -1,8 +1,8 @@
-"""One training loop, told to run by its owner: `python -m benchmarks.training.loops LOOP DATA ...`.
+"""A worker that runs one training loop: `python -m benchmarks.training.loops LOOP DATA SIZE BATCH`.
 
-`reference` is what a careful beginner writes: a DataLoader that hands over normalised floats from
-Pillow, FP32, eager, the plain SGD. `resdeploy-fp32` and `resdeploy` are the steps of
-`resdeploy train`. All see random crops and mirrored images of the same data.
+`reference` is a plain PyTorch loop: a DataLoader that returns normalised floats, images decoded by
+Pillow, FP32, eager mode and unfused SGD. `resdeploy-fp32` and `resdeploy` are the steps of
+`resdeploy train`. All loops use random crops and mirrored images of the same data.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preproce
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import (
+    BatchPlan,
     EpochImages,
-    Walk,
     default_workers,
+    load_batches,
     read_splits,
-    run_batches,
 )
 from resdeploy.train.distributed import Process
 from resdeploy.train.initialization import initial_network
@@ -43,20 +43,21 @@ from resdeploy.train.step import Learner
 LOOPS = ("reference", "resdeploy-fp32", "resdeploy")
 MIN_AREA = 0.35
 LR = 0.01
-EPOCHS = 10_000  # more than anyone waits for
+EPOCHS = 10_000  # more than a benchmark reaches
 WARM_UP_STEPS = 5
-MEASURED_STEPS = 15  # for the share of waiting
+MEASURED_STEPS = 15  # steps in which the time of waiting for images is measured
 
 Step = Callable[[], float]
-"""Take a step; how many seconds of it went by before its images were there."""
+"""Function that trains one step and returns the seconds for which it waited for images."""
 
 
 def device() -> torch.device:
+    """Return the GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class ReferenceImages(Dataset[tuple[Tensor, int]]):
-    """A random part of each image, mirrored or not, as a normalised float32 (3, H, W)."""
+    """The training images of the reference loop: random crops, normalised float32 (3, H, W)."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self.images = read_image_folder(folder)
@@ -71,20 +72,21 @@ class ReferenceImages(Dataset[tuple[Tensor, int]]):
         width, height = image.size
         area = width * height * (MIN_AREA + (1 - MIN_AREA) * float(torch.rand(())))
         ratio = math.exp(math.log(4 / 3) * (2 * float(torch.rand(())) - 1))
-        across = min(width, round(math.sqrt(area * ratio)))
-        down = min(height, round(math.sqrt(area / ratio)))
-        left = int(torch.randint(width - across + 1, ()))
-        upper = int(torch.randint(height - down + 1, ()))
-        part = image.crop((left, upper, left + across, upper + down))
-        part = part.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        crop_width = min(width, round(math.sqrt(area * ratio)))
+        crop_height = min(height, round(math.sqrt(area / ratio)))
+        left = int(torch.randint(width - crop_width + 1, ()))
+        upper = int(torch.randint(height - crop_height + 1, ()))
+        crop = image.crop((left, upper, left + crop_width, upper + crop_height))
+        crop = crop.resize((self.size, self.size), Image.Resampling.BILINEAR)
         if torch.rand(()) < 0.5:
-            part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1).float() / 255
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
         return (pixels - mean) / std, self.images.labels[index]
 
 
-def reference(data: Path, image_size: int, batch_size: int) -> Step:
+def reference_step(data: Path, image_size: int, batch_size: int) -> Step:
+    """Return a function that trains one step of the plain loop."""
     images = ReferenceImages(data / "train", image_size)
     network = ResNet(Architecture(classes=len(images.images.classes))).to(device()).train()
     optimizer = torch.optim.SGD(network.parameters(), LR, momentum=0.9, weight_decay=1e-4)
@@ -96,9 +98,9 @@ def reference(data: Path, image_size: int, batch_size: int) -> Step:
     batches = chain.from_iterable(repeat(loader))
 
     def step() -> float:
-        asked = time.perf_counter()
+        start = time.perf_counter()
         pixels, labels = next(batches)
-        waited = time.perf_counter() - asked
+        waited = time.perf_counter() - start
         loss = F.cross_entropy(network(pixels.to(device())), labels.to(device()))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -109,7 +111,8 @@ def reference(data: Path, image_size: int, batch_size: int) -> Step:
     return step
 
 
-def ours(data: Path, image_size: int, batch_size: int, *, bf16: bool | None) -> Step:
+def resdeploy_step(data: Path, image_size: int, batch_size: int, *, bf16: bool | None) -> Step:
+    """Return a function that trains one step as `resdeploy train` does."""
     preprocessing = Preprocessing.standard(image_size)
     images = read_splits(data).train
     config = TrainingConfig(
@@ -119,19 +122,18 @@ def ours(data: Path, image_size: int, batch_size: int, *, bf16: bool | None) -> 
     network = initial_network(config, len(images.classes))
     learner = Learner(config, network, preprocessing, Process(0, 1, device()))
     learner.train_mode()
-    walk = Walk(batch_size=batch_size, shuffle=True, workers=default_workers())
+    plan = BatchPlan(batch_size=batch_size, shuffle=True, workers=default_workers())
     augmentation = Augmentation(flip=True, min_area=MIN_AREA)
-
     epochs = [
         EpochImages(images, preprocessing, augmentation, epoch=number) for number in range(EPOCHS)
     ]
-    batches = run_batches(epochs, walk)
+    batches = load_batches(epochs, plan)
     generator = np.random.default_rng(0)
 
     def step() -> float:
-        asked = time.perf_counter()
+        start = time.perf_counter()
         batch = next(batches)
-        waited = time.perf_counter() - asked
+        waited = time.perf_counter() - start
         loss = learner.step(batch, LR, generator)
         if device().type == "cpu":
             loss.tolist()
@@ -141,7 +143,11 @@ def ours(data: Path, image_size: int, batch_size: int, *, bf16: bool | None) -> 
 
 
 def operations_per_image(image_size: int, classes: int) -> int:
-    """Of a step: forwards, and twice as many backwards; 2 for each product, no others."""
+    """Return the operations of a training step per image.
+
+    Only matrix products and convolutions are counted, as two operations per multiply-add. The
+    backward pass needs twice as many operations as the forward pass.
+    """
     network = ResNet(Architecture(classes=classes)).eval()
     macs = 0
 
@@ -157,15 +163,15 @@ def operations_per_image(image_size: int, classes: int) -> int:
     return 3 * 2 * macs
 
 
-def prepare() -> tuple[Callable[[], object], dict[str, Any]]:
-    """What `contender.answer` needs, from the command line's arguments."""
+def prepare_loop() -> tuple[Callable[[], object], dict[str, Any]]:
+    """Warm up the loop that the command line names, and return it and facts about it."""
     name, data, size, batch = sys.argv[1:5]
     torch.manual_seed(0)
     if name == "reference":
-        step = reference(Path(data), int(size), int(batch))
+        step = reference_step(Path(data), int(size), int(batch))
     else:
         bf16 = False if name == "resdeploy-fp32" else None
-        step = ours(Path(data), int(size), int(batch), bf16=bf16)
+        step = resdeploy_step(Path(data), int(size), int(batch), bf16=bf16)
     for _ in range(WARM_UP_STEPS):
         step()
     wait()
@@ -173,8 +179,8 @@ def prepare() -> tuple[Callable[[], object], dict[str, Any]]:
     waited = sum(step() for _ in range(MEASURED_STEPS))
     wait()
     facts = {"waiting": waited / (time.perf_counter() - start), "torch": torch.__version__}
-    # Before each turn one run goes uncounted: it takes what was decoded while others had theirs,
-    # which is two batches by each process that decodes (DataLoader's prefetch_factor).
+    # The benchmark does not count the first run of each turn. This run must use up the batches
+    # that were decoded during the other turns: two per worker (DataLoader's prefetch_factor).
     steps = max(1, 2 * default_workers())
 
     def run() -> None:
@@ -186,10 +192,10 @@ def prepare() -> tuple[Callable[[], object], dict[str, Any]]:
 
 
 def wait() -> None:
-    """Until a GPU has done what it was told."""
+    """Wait until the GPU has finished its work."""
     if device().type == "cuda":
         torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
-    run_worker(prepare)
+    run_worker(prepare_loop)

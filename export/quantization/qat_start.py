@@ -5,9 +5,7 @@ The export decides what is quantised, and `train` must not import it; so this mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -38,7 +36,6 @@ def train_quantized(
     config: TrainingConfig,
     folder: Path,
     *,
-    device: Mapping[str, Any] | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> trainer.TrainingResult:
@@ -50,7 +47,7 @@ def train_quantized(
     """
     refuse_existing(folder, force=force, marker=STATE_JSON)
     start = quantized_start(config, progress)
-    return trainer.train(config, folder, start=start, device=device, force=force, progress=progress)
+    return trainer.train(config, folder, start=start, force=force, progress=progress)
 
 
 def quantized_start(config: TrainingConfig, progress: Progress = silent) -> QuantizedStart:
@@ -81,7 +78,7 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
             tensor: float(symmetric_parameters(recipe.ranges[tensor], half=True).scale)
             for tensor in dict.fromkeys(reads.values())
         },
-        reads=reads,
+        quantized_inputs=reads,
     )
 
 

@@ -155,18 +155,16 @@ def train(
     DATA is a folder with train/ and val/, or `digits` (the default). Under torchrun, all processes
     train one network together.
     """
-    from resdeploy.machine.device import read_device
     from resdeploy.progress import progress_bar
     from resdeploy.train import trainer
-    from resdeploy.train.distributed import is_first
+    from resdeploy.train.distributed import is_main_process
 
-    device = read_device().to_json()
     if resume is not None:
         reject_options(
             {"data": data, "run": run, "recipe": recipe, **settings},
             "--resume takes the run's own settings",
         )
-        result = trainer.resume(resume, device=device, progress=progress_bar)
+        result = trainer.resume(resume, progress=progress_bar)
     else:
         config = TrainingConfig.from_recipe(recipe, data=data, **settings)
         run_training: Callable[..., TrainingResult] = trainer.train
@@ -175,8 +173,8 @@ def train(
 
             run_training = train_quantized
         folder = run or trainer.default_folder(data)
-        result = run_training(config, folder, device=device, force=force, progress=progress_bar)
-    return CommandResult(result, training_text(result), printed=is_first())
+        result = run_training(config, folder, force=force, progress=progress_bar)
+    return CommandResult(result, training_text(result), printed=is_main_process())
 
 
 def training_text(result: TrainingResult) -> str:

@@ -1,4 +1,4 @@
-"""A learner on the CPU, and a batch for one step of it."""
+"""Helpers of the tests: a learner on the CPU, and a batch of random images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from resdeploy.train.step import Learner
 from tests.samples import CLASSES, SIZE
 
 
-def batch_of(images: int, seed: int = 0) -> Batch:
+def make_batch(images: int, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     return Batch(
         images=torch.randint(
@@ -26,10 +26,10 @@ def batch_of(images: int, seed: int = 0) -> Batch:
     )
 
 
-def learner(config: TrainingConfig) -> Learner:
-    made = Learner(
+def make_learner(config: TrainingConfig) -> Learner:
+    learner = Learner(
         config, initial_network(config, len(CLASSES)), Preprocessing.standard(SIZE),
         Process(0, 1, torch.device("cpu")),
     )  # fmt: skip
-    made.train_mode()
-    return made
+    learner.train_mode()
+    return learner

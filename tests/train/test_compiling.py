@@ -1,4 +1,4 @@
-"""Where PyTorch's compiler is asked for, and that a compiled step is the plain one."""
+"""Tests of the choice of `torch.compile`, and of a compiled step."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import torch
 
 from resdeploy.errors import TrainingError
 from resdeploy.train import compiling
-from resdeploy.train.compiling import compile_mode, compile_obstacle, compiles
+from resdeploy.train.compiling import compile_mode, compile_obstacle, should_compile
 from resdeploy.train.config import TrainingConfig
 from tests.samples import SIZE
-from tests.train.learners import batch_of, learner
+from tests.train.learners import make_batch, make_learner
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
 def complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine with all that the compiler needs, and an H100."""
+    """Simulate a machine with an H100 and everything that the compiler needs."""
     (tmp_path / "Python.h").touch()
     monkeypatch.setenv("CC", "cc")
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
@@ -34,11 +34,11 @@ def complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("complete")
-def test_a_gpu_compiles_unless_told_not_to_and_a_cpu_if_told_to() -> None:
-    assert compiles(None, GPU)
-    assert compiles(True, CPU)
-    assert not compiles(None, CPU)
-    assert not compiles(False, GPU)
+def test_compiling_is_the_default_on_gpus_alone() -> None:
+    assert should_compile(None, GPU)
+    assert should_compile(True, CPU)
+    assert not should_compile(None, CPU)
+    assert not should_compile(False, GPU)
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,13 +62,13 @@ def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("lack", "reason", "on_a_cpu"),
     [
-        (no_compiler, "no C compiler", True),
+        (no_compiler, "no C compiler is installed", True),
         (no_headers, "the headers of Python", True),
         (no_triton, "Triton is not installed", False),
-        (old_gpu, "older than Triton knows", False),
+        (old_gpu, r"compute capability 6\.1, and Triton needs 7\.0", False),
     ],
 )
-def test_what_is_lacking_is_named_where_it_was_asked_for(
+def test_a_requested_compilation_names_what_is_missing(
     lack: Callable[[pytest.MonkeyPatch], None],
     reason: str,
     on_a_cpu: bool,
@@ -76,36 +76,36 @@ def test_what_is_lacking_is_named_where_it_was_asked_for(
 ) -> None:
     lack(monkeypatch)
     assert (compile_obstacle(CPU) is not None) == on_a_cpu
-    assert not compiles(None, GPU)
-    with pytest.raises(TrainingError, match=f"--compile cannot be done: .*{reason}"):
-        compiles(True, GPU)
+    assert not should_compile(None, GPU)
+    with pytest.raises(TrainingError, match=f"--compile is not possible: .*{reason}"):
+        should_compile(True, GPU)
 
 
-def test_a_gpu_replays_a_step_where_nobody_keeps_its_gradients() -> None:
+def test_cuda_graphs_are_used_if_no_gradients_are_kept() -> None:
     assert compile_mode(GPU, shares=1) == "reduce-overhead"
     assert compile_mode(GPU, shares=2) == "default"
     assert compile_mode(CPU, shares=1) == "default"
 
 
 def step(config: TrainingConfig) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    made = learner(config)
-    loss = made.step(batch_of(8), 0.1, np.random.default_rng(0))
-    return loss, made.state()[0]
+    learner = make_learner(config)
+    loss = learner.step(make_batch(8), 0.1, np.random.default_rng(0))
+    return loss, learner.state()[0]
 
 
 @pytest.mark.usefixtures("complete")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own tracing
-def test_a_compiled_step_is_the_plain_one(
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own tracing causes some
+def test_a_compiled_step_gives_identical_weights(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced as for a GPU; what generates kernels is left out, so that the bits are the same."""
+    """Trace the step without generating kernels, so that the results must be bit-identical."""
     traced: list[object] = []
-    compile_for_real: Any = torch.compile
+    original_compile: Any = torch.compile
 
     def without_kernels(model: torch.nn.Module, *, mode: str) -> Any:
-        assert mode == "default"  # on a CPU
+        assert mode == "default"  # the mode for CPUs
         traced.append(model)
-        return compile_for_real(model, backend="eager")
+        return original_compile(model, backend="eager")
 
     monkeypatch.setattr(torch, "compile", without_kernels)
     settings: dict[str, Any] = {
@@ -117,6 +117,6 @@ def test_a_compiled_step_is_the_plain_one(
     loss, weights = step(TrainingConfig(**settings, compile=True))
     assert len(traced) == 1
     assert torch.equal(loss, plain_loss)
-    assert weights.keys() == plain.keys()  # a saved run does not know that it was compiled
+    assert weights.keys() == plain.keys()  # compiling must not change the saved names
     for name, tensor in weights.items():
         assert torch.equal(tensor, plain[name]), name

@@ -1,4 +1,4 @@
-"""Settings of a run, and the course of the learning rate."""
+"""Tests of the settings of a run and of the learning rate."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def test_json_round_trip() -> None:
         {"freeze": True},
     ],
 )
-def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
+def test_rejects_impossible_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         TrainingConfig(**wrong)
 
 
-def test_the_rate_rises_to_its_highest_and_falls_to_zero() -> None:
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     config = TrainingConfig(epochs=10, lr=0.4, batch_size=256, warmup_epochs=2)
     assert learning_rate(config, 0) == 0
     assert learning_rate(config, 1) == pytest.approx(0.2)
@@ -54,14 +54,14 @@ def test_the_rate_rises_to_its_highest_and_falls_to_zero() -> None:
     assert learning_rate(config, 10) == pytest.approx(0)
 
 
-def test_steps_are_after_a_half_and_three_quarters() -> None:
+def test_the_step_schedule_divides_by_ten_twice() -> None:
     config = TrainingConfig(epochs=8, lr=1.0, batch_size=256, warmup_epochs=0, schedule="step")
     rates = [learning_rate(config, epoch) for epoch in (0, 3.9, 4, 5.9, 6, 7.9)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_every_recipe_is_possible_and_names_its_source(name: str) -> None:
+def test_every_recipe_is_valid_and_names_its_source(name: str) -> None:
     config = TrainingConfig.from_recipe(name, init="runs/x")  # `qat` starts from weights
     assert config.recipe == name
     assert TrainingConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
@@ -69,24 +69,24 @@ def test_every_recipe_is_possible_and_names_its_source(name: str) -> None:
     assert RECIPES[name].purpose
 
 
-def test_anything_chosen_takes_the_recipes_place() -> None:
+def test_settings_override_the_recipe() -> None:
     config = TrainingConfig.from_recipe("modern", epochs=3, mixup=0.0, flip=None, shortcut="A")
     assert (config.epochs, config.mixup, config.shortcut) == (3, 0.0, Shortcut.A)
     assert config.cutmix == RECIPES["modern"].settings["cutmix"]
 
 
-def test_the_recipe_depends_on_whether_there_are_weights() -> None:
+def test_the_default_recipe_depends_on_init() -> None:
     assert TrainingConfig.from_recipe().recipe == "quick"
     assert TrainingConfig.from_recipe(init="a.pth").recipe == "finetune"
     assert TrainingConfig.from_recipe("paper", init="a.pth").lr == 0.1
 
 
-def test_an_unknown_recipe_lists_the_known() -> None:
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="choose from quick, paper, modern, finetune"):
         TrainingConfig.from_recipe("grandmother's")
 
 
-def test_the_rate_is_in_proportion_to_the_batch() -> None:
+def test_the_learning_rate_is_proportional_to_the_batch_size() -> None:
     rates = [
         learning_rate(TrainingConfig(batch_size=size, lr=0.1), 1.0) for size in (64, 256, 1024)
     ]
@@ -94,7 +94,7 @@ def test_the_rate_is_in_proportion_to_the_batch() -> None:
 
 
 @given(st.integers(1, 50), st.floats(0, 10), st.floats(0, 1))
-def test_the_rate_is_never_negative_nor_above_its_highest(
+def test_the_learning_rate_stays_between_zero_and_its_maximum(
     epochs: int, warmup: float, done: float
 ) -> None:
     config = TrainingConfig(epochs=epochs, warmup_epochs=warmup, batch_size=256)
@@ -112,15 +112,17 @@ def test_the_documentation_shows_the_recipes_as_they_are() -> None:
         assert shown["epochs"] == str(config.epochs)
         assert shown["image size"] == str(config.image_size)
         assert shown["batch size"] == str(config.batch_size)
-        assert float(shown["rate, for a batch of 256"]) == config.lr
+        assert float(shown["learning rate for a batch of 256"]) == config.lr
         assert shown["schedule"] == config.schedule
-        assert float(shown["warm-up, epochs"]) == config.warmup_epochs
+        assert float(shown["warm-up epochs"]) == config.warmup_epochs
         assert float(shown["weight decay"].split(",")[0]) == config.weight_decay
-        assert ("everything" in shown["weight decay"]) is config.decay_all
+        assert ("all parameters" in shown["weight decay"]) is config.decay_all
         assert float(shown["label smoothing"]) == config.label_smoothing
         assert shown["crop"].split(",")[0] == config.crop
         mixed = [config.randaugment, config.mixup, config.cutmix]
         assert shown["RandAugment, mixup, CutMix"] == (
             ", ".join(map(str, mixed)) if any(mixed) else ""
         )
-        assert shown["average of the weights"] == (str(config.ema) if config.ema else "")
+        assert shown["decay of the average of the weights"] == (
+            str(config.ema) if config.ema else ""
+        )

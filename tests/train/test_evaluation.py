@@ -1,4 +1,4 @@
-"""Accuracy, confusion and mistakes; and the page that shows them."""
+"""Tests of the evaluation, and of the report that shows it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from resdeploy.images.folder import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.results.provenance import collect_provenance
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data.dataset import EpochImages, Walk, read_splits, run_batches
+from resdeploy.train.data.dataset import BatchPlan, EpochImages, load_batches, read_splits
 from resdeploy.train.data.shards import ImageFile
 from resdeploy.train.distributed import Process
-from resdeploy.train.evaluation import WORST, Evaluation, Mistake, evaluate, validation_walk
+from resdeploy.train.evaluation import MAX_MISTAKES, Evaluation, Mistake, evaluate, validation_plan
 from resdeploy.train.run.curves import draw_curves
-from resdeploy.train.run.report import confused_pairs, matrix, write_report
+from resdeploy.train.run.report import confused_pairs, confusion_rows, write_report
 from tests.samples import SIZE, make_classifier
 from tests.train.run.test_folder import metrics
 
@@ -34,7 +34,7 @@ def images(image_data: Path) -> LabelledImages[ImageFile]:
 
 
 def evaluated(images: LabelledImages[ImageFile]) -> Evaluation:
-    batches = run_batches([EpochImages(images, PREPROCESSING)], validation_walk(ALONE))
+    batches = load_batches([EpochImages(images, PREPROCESSING)], validation_plan(ALONE))
     return evaluate(make_classifier(), batches, len(images.classes), ALONE)
 
 
@@ -43,11 +43,11 @@ def evaluation(images: LabelledImages[ImageFile]) -> Evaluation:
     return evaluated(images)
 
 
-def test_it_is_what_scikit_learn_counts(
+def test_the_results_are_scikit_learns(
     evaluation: Evaluation, images: LabelledImages[ImageFile]
 ) -> None:
-    (batch,) = run_batches(
-        [EpochImages(images, PREPROCESSING)], Walk(batch_size=100, shuffle=False)
+    (batch,) = load_batches(
+        [EpochImages(images, PREPROCESSING)], BatchPlan(batch_size=100, shuffle=False)
     )
     with torch.inference_mode():
         likely = make_classifier()(batch.images).double().softmax(1).numpy()
@@ -56,10 +56,10 @@ def test_it_is_what_scikit_learn_counts(
         evaluation.confusion, confusion_matrix(truth, predicted, labels=[0, 1, 2])
     )
     assert evaluation.accuracy == pytest.approx(100 * accuracy_score(truth, predicted))
-    # Logits of a batch of 24 and of the same batch: float32 throughout, sums in float64.
+    # Both compute logits in float32 and sums in float64.
     assert evaluation.loss == pytest.approx(log_loss(truth, likely, labels=[0, 1, 2]), rel=1e-6)
     wrong = [int(n) for n in np.flatnonzero(truth != predicted)]
-    worst_first = sorted(wrong, key=lambda n: float(likely[n, truth[n]]))[:WORST]
+    worst_first = sorted(wrong, key=lambda n: float(likely[n, truth[n]]))[:MAX_MISTAKES]
     assert [mistake.position for mistake in evaluation.worst] == worst_first
     for mistake in evaluation.worst:
         assert mistake.label == truth[mistake.position] != mistake.predicted
@@ -78,23 +78,23 @@ def test_images_that_cannot_be_decoded_are_not_counted(
     found = evaluated(damaged)
     assert (int(found.confusion.sum()), found.unreadable) == (3, (3,))
     nothing = LabelledImages(classes=images.classes, files=(tmp_path / "damaged.png",), labels=(0,))
-    with pytest.raises(DataError, match="not one validation image"):
+    with pytest.raises(DataError, match="no validation image"):
         evaluated(nothing)
 
 
-# The page
+# The report
 
 CONFUSION = np.array([[8, 2, 0], [0, 5, 5], [0, 0, 0]])
 MADE = Evaluation(loss=1.0, confusion=CONFUSION, worst=(), unreadable=())
 
 
-def test_the_most_frequent_confusion_comes_first() -> None:
+def test_confused_pairs_are_sorted_by_frequency() -> None:
     pairs = confused_pairs(MADE, ("ant", "bee", "cow"))
-    assert [(pair.shown, pair.taken_for, pair.count) for pair in pairs] == [
+    assert [(pair.label, pair.predicted, pair.count) for pair in pairs] == [
         ("bee", "cow", 5), ("ant", "bee", 2),
     ]  # fmt: skip
     assert [pair.percent for pair in pairs] == [50, 20]
-    assert [row.right for row in matrix(MADE, ("ant", "bee", "cow"))] == [80, 50, 0]
+    assert [row.accuracy for row in confusion_rows(MADE, ("ant", "bee", "cow"))] == [80, 50, 0]
 
 
 def page(folder: Path, evaluation: Evaluation, images: LabelledImages[ImageFile], name: str) -> str:
@@ -113,11 +113,11 @@ def page(folder: Path, evaluation: Evaluation, images: LabelledImages[ImageFile]
     return (folder / "report.html").read_text()
 
 
-def test_the_page_shows_matrix_mistakes_and_settings(
+def test_the_report_shows_matrix_mistakes_and_settings(
     tmp_path: Path, evaluation: Evaluation, images: LabelledImages[ImageFile]
 ) -> None:
     text = page(tmp_path, evaluation, images, "data")
-    assert f"{evaluation.accuracy:.2f} % right" in text
+    assert f"{evaluation.accuracy:.2f} % top-1 accuracy" in text
     assert text.count("data:image/png;base64,") == 1 + len(evaluation.worst)
     assert '<table class="matrix">' in text
     assert "label_smoothing" in text
@@ -125,7 +125,7 @@ def test_the_page_shows_matrix_mistakes_and_settings(
     assert "http" not in text.lower().replace("https://pytorch.org", "")
 
 
-def test_many_classes_are_shown_as_pairs_alone(
+def test_many_classes_are_shown_without_the_matrix(
     tmp_path: Path, images: LabelledImages[ImageFile]
 ) -> None:
     many = LabelledImages(
@@ -144,7 +144,7 @@ def test_many_classes_are_shown_as_pairs_alone(
     assert "<tr><td>class 3</td><td>class 4</td><td>7</td>" in text
 
 
-def test_names_from_outside_are_escaped(tmp_path: Path, images: LabelledImages[ImageFile]) -> None:
+def test_labels_and_settings_are_escaped(tmp_path: Path, images: LabelledImages[ImageFile]) -> None:
     odd = LabelledImages(
         classes=("<script>alert(1)</script>", "b", "c"),
         files=images.files,

@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on bit for bit; a full disk takes nothing that was saved."""
+"""Tests of resuming after a kill and after a full disk."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from resdeploy.train.run import folder as runs
+from resdeploy.train.run import folder as run_folder
 
 
 def start(*arguments: object, preexec: Callable[[], None] | None = None) -> subprocess.Popen[str]:
-    """`resdeploy train` with one thread, so that sums are always added in the same order."""
+    """Start `resdeploy train` with one thread, so that the order of summation is fixed."""
     return subprocess.Popen(
         [sys.executable, "-m", "resdeploy", "train", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=preexec,
@@ -35,13 +35,13 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 
 def wait_for_a_new_state(process: subprocess.Popen[str], folder: Path) -> None:
-    """Until the state on disk is another one than now."""
-    path = folder / runs.STATE_FILE
+    """Wait until the state on disk is replaced."""
+    path = folder / run_folder.STATE_FILE
 
     def written() -> tuple[int, int] | None:
         with suppress(FileNotFoundError):
             found = path.stat()
-            return found.st_mtime_ns, found.st_ino  # the number of one that was replaced comes back
+            return found.st_mtime_ns, found.st_ino  # the inode number alone may be reused
         return None
 
     before = written()
@@ -53,7 +53,7 @@ def wait_for_a_new_state(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_three_times_it_ends_with_the_same_weights(
+def test_a_run_that_was_killed_three_times_gives_identical_weights(
     image_data: Path, tiny_checkpoint: Path
 ) -> None:
     settings = (
@@ -61,39 +61,43 @@ def test_killed_three_times_it_ends_with_the_same_weights(
         "--mixup", 0.2, "--randaugment", 5, "--save-minutes", 0,
     )  # fmt: skip
     finish(start(*settings, "-o", "whole"))
-    places = []
+    positions = []
     generator = random.Random(0)
     for attempt in range(3):
         process = start(*(("--resume", "broken") if attempt else (*settings, "-o", "broken")))
         for _ in range(1 + generator.randrange(4)):
             wait_for_a_new_state(process, Path("broken"))
-        # A step takes about 0.1 s, a good part of it to write the state: any moment may be hit.
+        # A step takes about 0.1 s, much of it for writing the state, which the kill may interrupt.
         time.sleep(generator.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL  # it had not come to its end
-        places.append(runs.load_state(Path("broken")).place)
-    steps = [7 * place.epochs_done + place.steps_done for place in places]  # 60 images by 8
+        assert process.returncode == -signal.SIGKILL  # the run was not finished
+        positions.append(run_folder.load_state(Path("broken")).position)
+    steps = [
+        7 * position.epochs_done + position.steps_done for position in positions
+    ]  # 60 images by 8
     assert 0 < steps[0] < steps[1] < steps[2] < 21
     finish(start("--resume", "broken"))
     whole, broken = (load_file(f"{name}/model.safetensors") for name in ("whole", "broken"))
     assert whole.keys() == broken.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, broken[name], rtol=0, atol=0)
-    for expected, found in zip(*(runs.load_metrics(Path(name)) for name in ("whole", "broken"))):
+    for expected, found in zip(
+        *(run_folder.load_metrics(Path(name)) for name in ("whole", "broken"))
+    ):
         assert (found.loss, found.val_loss) == (expected.loss, expected.val_loss)
-    assert not list(Path("broken").glob(".*"))  # what a kill left behind is swept away
+    assert not list(Path("broken").glob(".*"))  # temporary files of the killed processes are gone
 
 
 @pytest.mark.slow
-def test_the_last_good_state_survives_a_full_disk(image_data: Path, tiny_checkpoint: Path) -> None:
+def test_the_last_state_survives_a_full_disk(image_data: Path, tiny_checkpoint: Path) -> None:
     settings = (image_data, "--init", tiny_checkpoint, "--epochs", 1, "--batch-size", 30)
     finish(start(*settings, "-o", "run"))
-    before = (Path("run") / runs.STATE_FILE).read_bytes()
-    document = Path("run") / runs.STATE_JSON
+    before = (Path("run") / run_folder.STATE_FILE).read_bytes()
+    document = Path("run") / run_folder.STATE_JSON
     document.write_text(document.read_text().replace('"epochs": 1', '"epochs": 2'))
 
-    def limit() -> None:  # of a file's size, as a quota would have it
+    def limit() -> None:  # limits the size of a file, as a disk quota would
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
     process = start("--resume", "run", preexec=limit)
@@ -101,7 +105,7 @@ def test_the_last_good_state_survives_a_full_disk(image_data: Path, tiny_checkpo
     assert process.returncode == 1
     assert "error: cannot write run/state.safetensors" in errors
     assert "free some space" in errors
-    assert (Path("run") / runs.STATE_FILE).read_bytes() == before
+    assert (Path("run") / run_folder.STATE_FILE).read_bytes() == before
     assert not list(Path("run").glob(".*"))
-    finish(start("--resume", "run"))  # there is space again
-    assert len(runs.load_metrics(Path("run"))) == 2
+    finish(start("--resume", "run"))  # without the limit
+    assert len(run_folder.load_metrics(Path("run"))) == 2

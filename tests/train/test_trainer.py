@@ -1,4 +1,4 @@
-"""The training loop on a small network: it learns, it can be interrupted, it says what is wrong."""
+"""Tests of the trainer on a small network: learning, resuming, errors and single steps."""
 
 from __future__ import annotations
 
@@ -23,20 +23,25 @@ from resdeploy.cli.train import training_text
 from resdeploy.errors import DataError, OutputError, TrainingError
 from resdeploy.images.folder import LabelledImages
 from resdeploy.progress import Advance
-from resdeploy.train import trainer as loop
+from resdeploy.train import trainer
 from resdeploy.train.config import TrainingConfig, learning_rate
-from resdeploy.train.initialization import adopt, balanced_weights, initial_network, make_optimizer
+from resdeploy.train.initialization import (
+    balanced_weights,
+    initial_network,
+    make_optimizer,
+    network_from_checkpoint,
+)
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.checkpoint import load_checkpoint
-from resdeploy.train.run import folder as runs
+from resdeploy.train.run import folder as run_folder
 from resdeploy.train.trainer import default_folder, resume, train
 from tests.samples import CLASSES, SIZE, TINY
-from tests.train.learners import batch_of, learner
+from tests.train.learners import make_batch, make_learner
 
 
 @pytest.fixture
 def config(image_data: Path, tiny_checkpoint: Path) -> TrainingConfig:
-    """Three short epochs of the small network."""
+    """Return the settings of three short epochs of the small network."""
     return TrainingConfig(
         data=str(image_data), init=str(tiny_checkpoint), image_size=SIZE, epochs=3, batch_size=8
     )
@@ -55,25 +60,25 @@ def interrupted_in_epoch_2(what: str, total: int) -> Iterator[Advance]:
     yield advance
 
 
-def test_it_learns_and_leaves_a_run(config: TrainingConfig) -> None:
+def test_training_learns_and_writes_a_run_folder(config: TrainingConfig) -> None:
     result = train(config, Path("runs/one"))
-    # Three colours: chance is 33 %, and a network that learns at all tells them apart.
+    # With three classes, guessing gives 33 %.
     assert result.accuracy > 90
     assert result.images_per_second > 0
     assert sorted(path.name for path in result.run.iterdir()) == [
         "curves.png", "metrics.jsonl", "model.json", "model.safetensors", "report.html",
         "state.json", "state.safetensors",
     ]  # fmt: skip
-    assert runs.LATEST.resolve() == result.run.resolve()
+    assert run_folder.LATEST.resolve() == result.run.resolve()
     description = json.loads((result.run / "model.json").read_text())
     assert description["labels"] == list(CLASSES)
     assert description["training"]["seed"] == 0
     assert description["metrics"]["accuracy"] == result.accuracy
     assert description["provenance"]["versions"]["torch"]
-    lines = runs.load_metrics(result.run)
+    lines = run_folder.load_metrics(result.run)
     assert [line.epoch for line in lines] == [1, 2, 3]
     assert lines[-1].loss < lines[0].loss
-    assert load_checkpoint(runs.LATEST).architecture == TINY
+    assert load_checkpoint(run_folder.LATEST).architecture == TINY
 
 
 @pytest.mark.parametrize(
@@ -81,7 +86,7 @@ def test_it_learns_and_leaves_a_run(config: TrainingConfig) -> None:
     [{}, {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "randaugment": 9, "class_weights": True}],
     ids=["plain", "everything"],
 )
-def test_an_interrupted_run_goes_on_bit_for_bit(
+def test_a_resumed_run_gives_identical_weights(
     config: TrainingConfig, settings: dict[str, Any]
 ) -> None:
     config = dataclasses.replace(config, **settings)
@@ -93,11 +98,11 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     whole, broken = (load_file(f"{name}/model.safetensors") for name in ("whole", "broken"))
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, broken[name], rtol=0, atol=0)
-    assert len(runs.load_metrics(Path("broken"))) == 3
+    assert len(run_folder.load_metrics(Path("broken"))) == 3
 
 
 def test_a_run_interrupted_in_its_first_epoch_starts_again(config: TrainingConfig) -> None:
-    runs.begin(Path("begun"), config.to_json())
+    run_folder.begin_run(Path("begun"), config.to_json())
     assert resume(Path("begun")).epochs == 3
 
 
@@ -109,7 +114,7 @@ def test_resuming_a_finished_run_changes_no_weights(config: TrainingConfig) -> N
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
 
-def test_the_same_seed_gives_the_same_network_and_another_one_another(
+def test_the_weights_depend_on_the_seed_alone(
     config: TrainingConfig,
 ) -> None:
     short = dataclasses.replace(config, epochs=1)
@@ -120,37 +125,37 @@ def test_the_same_seed_gives_the_same_network_and_another_one_another(
     assert not torch.equal(a, c)
 
 
-def test_no_weights_to_start_from_gives_a_resnet34(config: TrainingConfig) -> None:
+def test_the_default_network_is_a_resnet34(config: TrainingConfig) -> None:
     fresh = dataclasses.replace(config, init=None, epochs=1, batch_size=30)
     train(fresh, Path("fresh"))
     assert load_checkpoint(Path("fresh")).architecture == Architecture(classes=3)
 
 
-def test_a_wild_learning_rate_is_an_error_with_a_hint(config: TrainingConfig) -> None:
-    wild = dataclasses.replace(config, lr=1e30)
+def test_divergence_is_an_error_with_a_hint(config: TrainingConfig) -> None:
+    diverging = dataclasses.replace(config, lr=1e30)
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf)") as caught:
-        train(wild, Path("wild"))
+        train(diverging, Path("run"))
     assert "--lr" in str(caught.value.hint)
-    assert not Path("wild/model.json").exists()
-    assert not runs.LATEST.exists()
+    assert not Path("run/model.json").exists()
+    assert not run_folder.LATEST.exists()
 
 
-def test_a_loss_that_is_no_number_names_step_and_last_good_state(
+def test_divergence_names_the_step_and_the_last_saved_state(
     config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rate = learning_rate
     monkeypatch.setattr(
-        loop, "learning_rate", lambda config, done: 1e30 if done >= 1.4 else rate(config, done)
+        trainer, "learning_rate", lambda config, done: 1e30 if done >= 1.4 else rate(config, done)
     )
-    # Epochs have 7 steps; from the fourth of the second on, weights are infinite.
+    # An epoch has 7 steps; the weights are infinite after the fourth step of the second epoch.
     with pytest.raises(
         TrainingError, match=r"in epoch 2, step [45]; .* after 1 epochs and 0 steps"
     ):
-        train(config, Path("wild"))
-    assert runs.load_state(Path("wild")).place == runs.Place(epochs_done=1)
+        train(config, Path("run"))
+    assert run_folder.load_state(Path("run")).position == run_folder.RunPosition(epochs_done=1)
 
 
-def test_metrics_can_be_seen_in_tensorboard(config: TrainingConfig) -> None:
+def test_tensorboard_holds_every_epoch_once(config: TrainingConfig) -> None:
     config = dataclasses.replace(config, tensorboard=True, epochs=2)
     with pytest.raises(Interruption):
         train(config, Path("one"), progress=interrupted_in_epoch_2)
@@ -158,13 +163,15 @@ def test_metrics_can_be_seen_in_tensorboard(config: TrainingConfig) -> None:
     events = EventAccumulator(str(Path("one/tensorboard"))).Reload()
     for name in ("loss", "accuracy"):
         found = {event.step: event.value for event in events.Scalars(name)}
-        expected = {line.epoch: getattr(line, name) for line in runs.load_metrics(Path("one"))}
+        expected = {
+            line.epoch: getattr(line, name) for line in run_folder.load_metrics(Path("one"))
+        }
         assert found == pytest.approx(expected, rel=1e-6)  # event files hold float32
 
 
-def test_odd_photographs_can_be_trained_on(config: TrainingConfig, tmp_path: Path) -> None:
+def test_trains_on_unusual_image_formats(config: TrainingConfig, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    odd = {
+    pictures = {
         "deep.png": Image.fromarray(generator.integers(0, 65535, (40, 30), dtype=np.uint16)),
         "print.jpg": Image.new("CMYK", (300, 200), (200, 0, 0, 0)),
         "palette.png": Image.new("P", (9, 70)),
@@ -175,14 +182,14 @@ def test_odd_photographs_can_be_trained_on(config: TrainingConfig, tmp_path: Pat
     for split in ("train", "val"):
         for label in CLASSES:
             (tmp_path / split / label).mkdir(parents=True)
-            for name, picture in odd.items():
+            for name, picture in pictures.items():
                 picture.save(tmp_path / split / label / name)
     for crop in ("area", "scale"):
         changed = dataclasses.replace(config, data=str(tmp_path), epochs=1, crop=crop)
         assert train(changed, Path(crop)).unreadable == 0
 
 
-def test_an_existing_run_needs_force(config: TrainingConfig) -> None:
+def test_replacing_a_run_needs_force(config: TrainingConfig) -> None:
     short = dataclasses.replace(config, epochs=1)
     train(short, Path("one"))
     with pytest.raises(OutputError, match="exists already"):
@@ -190,7 +197,7 @@ def test_an_existing_run_needs_force(config: TrainingConfig) -> None:
     train(short, Path("one"), force=True)
 
 
-def test_a_damaged_picture_is_skipped_with_a_count(
+def test_a_damaged_training_image_is_skipped_and_counted(
     config: TrainingConfig, tmp_path: Path, image_data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = shutil.copytree(image_data, tmp_path / "data")
@@ -198,14 +205,16 @@ def test_a_damaged_picture_is_skipped_with_a_count(
     victim.write_bytes(victim.read_bytes()[:100])
     with caplog.at_level(logging.WARNING, "resdeploy"):
         train(dataclasses.replace(config, data=str(data), epochs=2, batch_size=2), Path("one"))
-    assert caplog.text.count("red/000.png cannot be decoded") == 1
+    assert caplog.text.count("red/000.png: it cannot be decoded") == 1
     description = json.loads(Path("one/model.json").read_text())
     assert description["metrics"]["unreadable_images"] == 1
     assert Path("one/unreadable.txt").read_text() == f"{victim}\n"
-    assert "1 files that could not be decoded" in Path("one/report.html").read_text()
+    assert "Files that could not be decoded: 1<" in Path("one/report.html").read_text()
 
 
-def test_ctrl_c_says_how_to_go_on(config: TrainingConfig, caplog: pytest.LogCaptureFixture) -> None:
+def test_ctrl_c_prints_the_command_to_resume(
+    config: TrainingConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     @contextmanager
     def interrupted(what: str, total: int) -> Iterator[Advance]:
         raise KeyboardInterrupt
@@ -213,92 +222,94 @@ def test_ctrl_c_says_how_to_go_on(config: TrainingConfig, caplog: pytest.LogCapt
 
     with caplog.at_level(logging.INFO, "resdeploy"), pytest.raises(KeyboardInterrupt):
         train(config, Path("runs/one"), progress=interrupted)
-    assert "interrupted; resdeploy train --resume runs/one goes on" in caplog.text
+    assert "interrupted; to continue: resdeploy train --resume runs/one" in caplog.text
     assert resume(Path("runs/one")).epochs == config.epochs
 
 
-def test_only_damaged_pictures_are_an_error(
+def test_rejects_data_without_an_intact_training_image(
     config: TrainingConfig, tmp_path: Path, image_data: Path
 ) -> None:
     data = shutil.copytree(image_data, tmp_path / "data")
     for picture in data.rglob("train/**/*.png"):
         picture.write_bytes(b"")
-    with pytest.raises(DataError, match="not one batch"):
+    with pytest.raises(DataError, match="no batch has enough"):
         train(dataclasses.replace(config, data=str(data)), Path("one"))
 
 
-def test_a_damaged_validation_picture_is_named_and_counted(
+def test_a_damaged_validation_image_is_skipped_and_counted(
     config: TrainingConfig, tmp_path: Path, image_data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = shutil.copytree(image_data, tmp_path / "data")
     (data / "val" / "red" / "000.png").write_bytes(b"")
     with caplog.at_level(logging.WARNING, "resdeploy"):
         result = train(dataclasses.replace(config, data=str(data), epochs=1), Path("one"))
-    assert "red/000.png cannot be decoded" in caplog.text
+    assert "red/000.png: it cannot be decoded" in caplog.text
     assert result.unreadable == 1
     assert "skipped 1 image that could not be decoded" in training_text(result)
 
 
-def test_the_shortcut_is_that_of_the_weights_to_start_from(config: TrainingConfig) -> None:
+def test_the_shortcut_must_be_that_of_the_initial_weights(config: TrainingConfig) -> None:
     with pytest.raises(TrainingError, match="is a resnet10"):
         train(dataclasses.replace(config, shortcut=Shortcut.A), Path("one"))
     assert train(dataclasses.replace(config, shortcut=Shortcut.B, epochs=1), Path("two")).epochs
 
 
-def test_damaged_settings_are_an_error(tmp_path: Path) -> None:
+def test_rejects_damaged_settings(tmp_path: Path) -> None:
     for content in ('{"epochs": 3}', '{"shortcut": "Z"}', '{"shortcut": "B", "colour": 1}'):
         (tmp_path / "state.json").write_text(content)
         with pytest.raises(TrainingError, match="is damaged"):
             resume(tmp_path)
 
 
-def test_a_new_head_for_another_number_of_classes(tiny_checkpoint: Path) -> None:
+def test_another_number_of_classes_gives_a_new_head(tiny_checkpoint: Path) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint)
-    network = adopt(checkpoint, 7)
+    network = network_from_checkpoint(checkpoint, 7)
     assert network.architecture.classes == network.fc.out_features == 7
     assert network.architecture.blocks == TINY.blocks
     assert torch.equal(network.conv1.weight, checkpoint.state["conv1.weight"])
-    assert torch.equal(adopt(checkpoint, 3).fc.weight, checkpoint.state["fc.weight"])
+    assert torch.equal(
+        network_from_checkpoint(checkpoint, 3).fc.weight, checkpoint.state["fc.weight"]
+    )
 
 
 def test_default_folders_are_named_after_the_data() -> None:
     assert default_folder("some/where/flowers/").name.startswith("flowers-")
-    assert default_folder("digits").parent == runs.RUNS
+    assert default_folder("digits").parent == run_folder.RUNS
 
 
 # Fine-tuning
 
 
-def test_a_frozen_network_trains_its_head_alone(config: TrainingConfig) -> None:
+def test_a_frozen_network_trains_only_its_head(config: TrainingConfig) -> None:
     before = load_checkpoint(Path(str(config.init))).state
     train(dataclasses.replace(config, freeze=True, epochs=1), Path("frozen"))
     after = load_file("frozen/model.safetensors")
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
-    assert changed == {"fc.weight", "fc.bias"}  # the norms' statistics stay, too
+    assert changed == {"fc.weight", "fc.bias"}  # batch-norm statistics are frozen, too
 
 
-def test_rare_classes_count_alike() -> None:
+def test_class_weights_are_scikit_learns() -> None:
     labels = (0,) * 10 + (1,) * 5 + (2,)
     images = LabelledImages(
         classes=("a", "b", "c"), files=tuple(Path(f"{i}") for i in range(16)), labels=labels
     )
     independent = compute_class_weight("balanced", classes=np.arange(3), y=np.array(labels))
-    # A quotient of small integers in float32 and in float64: a rounding of 2^-24 apart.
+    # Quotients of small integers in float32 and float64 differ by one rounding, 2^-24.
     np.testing.assert_allclose(balanced_weights(images).numpy(), independent, rtol=2**-23)
 
 
-def test_the_average_is_what_is_measured_and_kept(config: TrainingConfig) -> None:
-    """With nearly all of it kept at each step, the average stays at the first step's weights."""
+def test_the_average_of_the_weights_is_evaluated_and_saved(config: TrainingConfig) -> None:
+    """Check with a decay near 1, which keeps the average at the weights of the first step."""
     train(dataclasses.replace(config, ema=0.999999, epochs=1), Path("averaged"))
     train(dataclasses.replace(config, epochs=1), Path("last"))
     start = load_checkpoint(Path(str(config.init))).state["fc.weight"]
-    kept, last = (
+    averaged, last = (
         load_file(f"{name}/model.safetensors")["fc.weight"] for name in ("averaged", "last")
     )
-    assert 0 <= (kept - start).norm() < 0.5 * (last - start).norm()
+    assert 0 <= (averaged - start).norm() < 0.5 * (last - start).norm()
 
 
-def test_the_paper_decays_biases_and_norms_too() -> None:
+def test_decay_all_includes_biases_and_norms() -> None:
     config = TrainingConfig(weight_decay=0.1)
     network = initial_network(config, 3)
     for decay_all, expected in ((False, {0.1, 0.0}), (True, {0.1})):
@@ -311,39 +322,39 @@ def test_the_paper_decays_biases_and_norms_too() -> None:
 # Steps
 
 
-def test_the_fused_optimiser_is_the_plain_one(config: TrainingConfig) -> None:
-    """It walks over weights as they lie in memory, which is where it could go wrong."""
+def test_the_fused_optimiser_gives_the_weights_of_the_plain_one(config: TrainingConfig) -> None:
+    """Check the memory layout, which the fused optimiser requires to be that of the weights."""
     config = dataclasses.replace(config, bf16=False)
-    fused, plain = learner(config), learner(config)
+    fused, plain = make_learner(config), make_learner(config)
     for group in plain.optimizer.param_groups:
         group["fused"], group["foreach"] = False, False
     for step in range(3):
-        for each in (fused, plain):
-            each.step(batch_of(8, step), 0.05, np.random.default_rng(0))
+        for learner in (fused, plain):
+            learner.step(make_batch(8, step), 0.05, np.random.default_rng(0))
     for name, tensor in plain.network.state_dict().items():
-        # The same few products and sums in float32; a step magnifies their last bits a little.
+        # The same few products and sums in float32, whose last bits each step amplifies slightly.
         torch.testing.assert_close(fused.network.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_parts_of_a_batch_add_up(config: TrainingConfig) -> None:
-    """With the norms frozen, which see a part only, the gradient is that of the whole batch."""
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(config: TrainingConfig) -> None:
+    """Freeze batch norm, whose statistics would be those of a part."""
     config = dataclasses.replace(config, bf16=False, class_weights=True)
     results = []
     for parts in (1, 3):
-        each = learner(dataclasses.replace(config, accumulate=parts))
-        each.network.eval()
-        loss, images = each.step(batch_of(8), 0.05, np.random.default_rng(0)).tolist()
+        learner = make_learner(dataclasses.replace(config, accumulate=parts))
+        learner.network.eval()
+        loss, images = learner.step(make_batch(8), 0.05, np.random.default_rng(0)).tolist()
         assert images == 8
-        results.append((loss, each.network.fc.weight.detach()))
+        results.append((loss, learner.network.fc.weight.detach()))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)  # float32 sums of 8 losses
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_too_small_for_its_parts_is_refused_or_left_out(config: TrainingConfig) -> None:
-    with pytest.raises(TrainingError, match="cannot be divided") as caught:
-        learner(dataclasses.replace(config, batch_size=6, accumulate=4))
+def test_rejects_or_skips_a_batch_too_small_for_its_parts(config: TrainingConfig) -> None:
+    with pytest.raises(TrainingError, match="is too small for 1 processes") as caught:
+        make_learner(dataclasses.replace(config, batch_size=6, accumulate=4))
     assert "--batch-size 8" in str(caught.value.hint)
-    each = learner(dataclasses.replace(config, accumulate=4))
-    before = each.network.fc.weight.detach().clone()
-    assert each.step(batch_of(7), 0.05, np.random.default_rng(0)).tolist() == [0, 0]
-    assert torch.equal(each.network.fc.weight, before)
+    learner = make_learner(dataclasses.replace(config, accumulate=4))
+    before = learner.network.fc.weight.detach().clone()
+    assert learner.step(make_batch(7), 0.05, np.random.default_rng(0)).tolist() == [0, 0]
+    assert torch.equal(learner.network.fc.weight, before)

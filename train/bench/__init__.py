@@ -1,1 +1,1 @@
-"""TODO."""
+"""Benchmark worker processes that use PyTorch."""

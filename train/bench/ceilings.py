@@ -1,4 +1,7 @@
-"""A machine's ceilings by PyTorch's products: `python -m resdeploy.train.bench.ceilings THREADS`."""
+"""A benchmark worker that measures the machine's peak speeds with PyTorch.
+
+Usage: `python -m resdeploy.train.bench.ceilings THREADS`.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,15 @@ from resdeploy.machine.cpu import read_cpu
 logger = logging.getLogger(__name__)
 
 Shape = tuple[int, int, int]
-"""Rows, depth, columns."""
-# Large enough to fill every GPU, small enough for the memory of the smallest (800 MB in FP32).
+"""Rows, depth and columns of a matrix product."""
+# Large enough to load every GPU, and small enough (800 MB in FP32) for the smallest memory.
 GPU_SHAPE = (8192, 8192, 8192)
 GPU_COPY_BYTES = 512 << 20
-TOGETHER = 5  # products in a row on a GPU: the wait for the last one is then small beside them
+GPU_REPEATS = 5  # calls per measurement on a GPU, so that the final synchronisation is negligible
 
 
-def prepare(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Products on the GPU where PyTorch sees one, otherwise on the CPU, and a copy.
+def prepare_probes(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
+    """Return a function that times matrix products and a copy, on a GPU if there is one.
 
     Raises:
         MissingDependencyError: PyTorch is not installed.
@@ -35,40 +38,42 @@ def prepare(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
     on_gpu = torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     shapes, copy_bytes = ([GPU_SHAPE], GPU_COPY_BYTES) if on_gpu else (SHAPES, COPY_BYTES)
-    kinds = ["fp32", "tf32", "fp16", "bf16", "int8"] if on_gpu else ["fp32", "int8"]
+    precisions = ["fp32", "tf32", "fp16", "bf16", "int8"] if on_gpu else ["fp32", "int8"]
     if not on_gpu and read_cpu().has_fast_bf16:
-        kinds.append("bf16")
-    chosen = [copy_probe(device, copy_bytes)]
-    for kind in kinds:
+        precisions.append("bf16")
+    probes = [copy_probe(device, copy_bytes)]
+    for precision in precisions:
         try:
-            chosen.append(fastest_probe([product_probe(kind, device, shape) for shape in shapes]))
+            probes.append(
+                fastest_probe([product_probe(precision, device, shape) for shape in shapes])
+            )
         except (RuntimeError, AttributeError, NotImplementedError) as error:
-            logger.debug("no product in %s: %s", kind, error)
-    return probe_timer(chosen), {"device": device}
+            logger.debug("%s products are not available: %s", precision, error)
+    return probe_timer(probes), {"device": device}
 
 
-def product_probe(kind: str, device: str, shape: Shape) -> Probe:
-    """A product of random matrices; a GPU multiplies zeros at a lower power, and therefore faster.
+def product_probe(precision: str, device: str, shape: Shape) -> Probe:
+    """Return a probe of products of random matrices, because a GPU multiplies zeros faster.
 
     Raises:
-        RuntimeError, AttributeError, NotImplementedError: the device or this PyTorch has none.
+        RuntimeError, AttributeError, NotImplementedError: The precision is not supported.
     """
     import torch
 
     rows, depth, columns = shape
     generator = torch.Generator(device).manual_seed(0)
     on_gpu = device == "cuda"
-    # Integer tensor cores read only what lies in a row of memory on both sides; a CPU's kernels
-    # would have to turn the second matrix first.
+    # INT8 tensor cores need a transposed second matrix; CPU kernels would have to transpose it
+    # back first.
     sizes = ((rows, depth), (columns, depth) if on_gpu else (depth, columns))
-    if kind == "int8":
+    if precision == "int8":
         left, right = (
             torch.randint(-127, 128, size, dtype=torch.int8, generator=generator, device=device)
             for size in sizes
         )
         result = None
     else:
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(kind, torch.float32)
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
         left, right = (
             torch.randn(size, generator=generator, device=device).to(dtype) for size in sizes
         )
@@ -77,20 +82,20 @@ def product_probe(kind: str, device: str, shape: Shape) -> Probe:
 
     def multiply() -> object:
         if result is None:
-            return torch.ops.aten._int_mm(left, second)  # the only one there is
+            return torch.ops.aten._int_mm(left, second)  # PyTorch has no other INT8 product
         return torch.matmul(left, second, out=result)
 
     def run() -> None:
-        torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
-        for _ in range(_together(device)):
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        for _ in range(_repeats(device)):
             multiply()
         _wait(device)
 
-    return Probe(kind=kind, amount=2 * rows * depth * columns * _together(device), run=run)
+    return Probe(kind=precision, amount=2 * rows * depth * columns * _repeats(device), run=run)
 
 
 def copy_probe(device: str, size: int) -> Probe:
-    """A copy of `size` bytes within the device's memory: read once and written once."""
+    """Return a probe that copies `size` bytes within the device's memory."""
     import torch
 
     source, target = (
@@ -98,15 +103,15 @@ def copy_probe(device: str, size: int) -> Probe:
     )
 
     def run() -> None:
-        for _ in range(_together(device)):
+        for _ in range(_repeats(device)):
             target.copy_(source)
         _wait(device)
 
-    return Probe(kind=COPY, amount=2 * size * _together(device), run=run)
+    return Probe(kind=COPY, amount=2 * size * _repeats(device), run=run)
 
 
-def _together(device: str) -> int:
-    return TOGETHER if device == "cuda" else 1
+def _repeats(device: str) -> int:
+    return GPU_REPEATS if device == "cuda" else 1
 
 
 def _wait(device: str) -> None:
@@ -118,4 +123,4 @@ def _wait(device: str) -> None:
 
 if __name__ == "__main__":
     (threads,) = sys.argv[1:]
-    run_worker(lambda: prepare(int(threads)))
+    run_worker(lambda: prepare_probes(int(threads)))

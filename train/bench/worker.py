@@ -1,4 +1,4 @@
-"""PyTorch as a benchmark's contender: `python -m resdeploy.train.bench.worker`."""
+"""A benchmark worker that runs PyTorch: `python -m resdeploy.train.bench.worker`."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from resdeploy.train.model.resnet import Classifier
 
 
-class Mode(str, Enum):
-    """How PyTorch runs the network: on a GPU where it sees one, otherwise on the CPU."""
+class PyTorchMode(str, Enum):
+    """The ways in which PyTorch runs the network, on a GPU if there is one."""
 
-    EAGER = "pytorch-eager"  # FP32, as it was trained
-    COMPILE = "pytorch-compile"  # FP32 through torch.compile, with constant weights
+    EAGER = "pytorch-eager"  # FP32
+    COMPILE = "pytorch-compile"  # FP32 with torch.compile and constant weights
     AUTOCAST = "pytorch-autocast"  # bfloat16 on a CPU, float16 on a GPU; channels last
 
 
-def prepare(
-    workload: Workload, mode: Mode, checkpoint: str
+def prepare_pytorch(
+    workload: Workload, mode: PyTorchMode, checkpoint: str
 ) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Build the bundle's network in PyTorch and return what runs it.
+    """Build the bundle's network in PyTorch, and return a function that runs the workload.
 
     Args:
-        workload: What is run.
-        mode: How.
-        checkpoint: Weights to use; empty for those that the bundle was exported from, and random
-            ones where these are gone (their values do not change the time).
+        workload: Workload to run.
+        mode: Mode of PyTorch.
+        checkpoint: Path of the weights; empty for those that the bundle was exported from, or
+            random ones if these are missing (their values do not change the time).
 
     Raises:
-        BackendError: this machine cannot do what the mode asks for.
-        CheckpointError: the weights that were asked for cannot be used.
+        BackendError: This machine does not support the mode.
+        CheckpointError: The weights in `checkpoint` cannot be used.
         MissingDependencyError: PyTorch is not installed.
     """
     with needs_extra():
@@ -54,46 +54,50 @@ def prepare(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     infer, precision = make_infer(classifier.to(device).eval(), mode, device)
     run = workload.make_call(bundle, bundle.golden().images, infer)
-    if mode is Mode.COMPILE:
+    if mode is PyTorchMode.COMPILE:
         try:
             run()
-        except Exception as error:  # the compiler raises many types of its own
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except Exception as error:  # the compiler has many exception types of its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BackendError(
-                f"torch.compile cannot compile here: {why}", "install a C++ compiler, such as g++"
+                f"torch.compile failed on this machine: {reason}",
+                "install a C++ compiler, such as g++",
             ) from error
     size = Path(weights).stat().st_size if Path(weights).is_file() else None
     facts = {"weights": weights, "device": device, "precision": precision, "file_bytes": size}
     return run, facts
 
 
-def make_infer(classifier: Classifier, mode: Mode, device: str) -> tuple[Infer, str]:
-    """What runs `classifier` on `device`, and the precision in which it does.
+def make_infer(classifier: Classifier, mode: PyTorchMode, device: str) -> tuple[Infer, str]:
+    """Return a function that runs `classifier` on `device`, and its precision.
 
     Raises:
-        BackendError: the CPU has no bfloat16 arithmetic.
+        BackendError: The CPU has no bfloat16 arithmetic.
     """
     import torch
 
     forward: Callable[[torch.Tensor], torch.Tensor] = classifier
-    narrow: Callable[[], Any] = nullcontext
+    autocast: Callable[[], Any] = nullcontext
     precision = "fp32"
-    if mode is Mode.COMPILE:
+    if mode is PyTorchMode.COMPILE:
         import torch._inductor.config
 
-        torch._inductor.config.freezing = True  # weights are laid out for the kernels beforehand
+        torch._inductor.config.freezing = True  # converts the weights to the kernels' layout once
         forward = torch.compile(classifier, mode="reduce-overhead" if device == "cuda" else None)
-    elif mode is Mode.AUTOCAST:
+    elif mode is PyTorchMode.AUTOCAST:
         on_gpu = device == "cuda"
         if not on_gpu and not read_cpu().has_fast_bf16:
-            raise BackendError("this processor has no bfloat16 arithmetic", "leave it out")
+            raise BackendError(
+                f"{mode.value} needs bfloat16 arithmetic, which this CPU lacks",
+                f"leave {mode.value} out",
+            )
         dtype, precision = (torch.float16, "fp16") if on_gpu else (torch.bfloat16, "bf16")
         torch.nn.utils.convert_conv2d_weight_memory_format(classifier, torch.channels_last)
-        narrow = lambda: torch.autocast(device, dtype)  # noqa: E731
+        autocast = lambda: torch.autocast(device, dtype)  # noqa: E731
 
-    @torch.no_grad()  # not inference mode, in which constant weights are not folded
+    @torch.no_grad()  # inference mode would disable the folding of constant weights
     def infer(images: UInt8Array) -> Float32Array:
-        with narrow():
+        with autocast():
             logits = forward(torch.from_numpy(images).to(device))
         return logits.float().cpu().numpy()
 
@@ -101,7 +105,7 @@ def make_infer(classifier: Classifier, mode: Mode, device: str) -> tuple[Infer, 
 
 
 def _classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
-    """The network, and where its weights came from."""
+    """Return the network and the path of its weights, or `random`."""
     from resdeploy.train.model.architecture import Architecture
     from resdeploy.train.model.checkpoint import load_checkpoint
     from resdeploy.train.model.resnet import Classifier, ResNet
@@ -114,12 +118,12 @@ def _classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
         loaded = load_checkpoint(Path(weights))
         if loaded.architecture != architecture:
             raise CheckpointError(
-                f"{weights} is a {loaded.architecture.name} of {loaded.architecture.classes} "
-                f"classes, the bundle holds a {architecture.name} of {architecture.classes}",
-                "name the checkpoint that the bundle was exported from with --baseline",
+                f"{weights} is a {loaded.architecture.name} with {loaded.architecture.classes} "
+                f"classes, but the bundle holds a {architecture.name} with {architecture.classes}",
+                "use --baseline with the checkpoint that the bundle was exported from",
             )
         if not checkpoint and loaded.sha256 != model.get("source_sha256"):
-            raise CheckpointError(f"{weights} is not what the bundle was exported from")
+            raise CheckpointError(f"{weights} is not the checkpoint that the bundle comes from")
         network = loaded.network()
     except CheckpointError:
         if checkpoint:
@@ -130,4 +134,6 @@ def _classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
 
 if __name__ == "__main__":
     mode, checkpoint, *rest = sys.argv[1:]
-    run_worker(lambda: prepare(Workload.from_arguments(rest), Mode(mode), checkpoint))
+    run_worker(
+        lambda: prepare_pytorch(Workload.from_arguments(rest), PyTorchMode(mode), checkpoint)
+    )

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Training images: reading, augmentation and batches."""

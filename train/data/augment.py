@@ -1,6 +1,6 @@
-"""How a training image differs from the file: a random part of it, and distorted.
+"""Augmentation of training images: random crops and distortions.
 
-All randomness comes from the generator that is given.
+All randomness comes from the generator in the arguments.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from resdeploy.images.preprocessing import Box, UInt8Array, crop_and_resize
 from resdeploy.train.data.randaugment import distort
 
 MAX_STRETCH = 4 / 3
-# The shorter side of the paper's images, of which 224 pixels are cut out.
+# Shorter side of the paper's images, relative to the crop of 224 pixels.
 SCALES = (256 / 224, 480 / 224)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """Sources of the two crops.
+    """The settings of the augmentation.
 
-    `area`: Szegedy et al., "Going deeper with convolutions" (2014), arXiv:1409.4842, section 6: a
-    random part of the image, 3/4 to 4/3 as wide as high. `scale`: He et al. 2015,
-    arXiv:1512.03385, section 3.4: a square out of the image at a random scale.
+    Sources of the crops: `area` is a part of random size and an aspect ratio from 3/4 to 4/3
+    (Szegedy et al., "Going deeper with convolutions", 2014, arXiv:1409.4842, section 6); `scale` is
+    a square from the randomly scaled image (He et al. 2015, arXiv:1512.03385, section 3.4).
     """
 
     flip: bool
-    """Mirror half of the images, see `data.Batch.to`; wrong for digits and text."""
+    """True to mirror half of the images, in `Batch.to`; unsuitable for digits and text."""
     min_area: float
-    """Smallest share of the image's area that a crop may keep, above 0 and up to 1."""
+    """Smallest fraction of the image's area that an area crop may keep, above 0 and up to 1."""
     crop: str = "area"
-    """`area` or `scale`."""
+    """Random crop: `area` or `scale`."""
     randaugment: int = 0
     """Magnitude of two random distortions, 0 (none) to 30; see `randaugment.distort`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= 1:
-            raise ValueError(f"min_area is {self.min_area}; it takes a share above 0, up to 1")
+            raise ValueError(f"min_area is {self.min_area}; it must be above 0 and at most 1")
 
 
 def augment(
     source: Path | bytes, size: int, augmentation: Augmentation, generator: np.random.Generator
 ) -> UInt8Array:
-    """A random part of an image file, perhaps distorted: uint8 (size, size, 3).
+    """Return a random crop of an image file, distorted if set: uint8 (size, size, 3).
 
-    A JPEG file is decoded at the lowest resolution that the part needs.
+    A JPEG file is decoded at the lowest resolution that the crop needs.
 
     Raises:
-        ImageError: the file cannot be decoded.
+        ImageError: The file cannot be decoded.
     """
     draws = generator.random(4)
     box = _area_box if augmentation.crop == "area" else _scale_box
@@ -62,7 +62,7 @@ def augment(
         return min(right - left, lower - upper) / size
 
     picture = read_rgb(source, shrink)
-    # Where a box lies depends on the picture's shape and not on its resolution.
+    # The crop depends on the shape of the image, but not on its resolution.
     pixels = crop_and_resize(picture, box(picture.size, augmentation, draws), size)
     if augmentation.randaugment:
         pixels = distort(pixels, augmentation.randaugment, generator)
@@ -70,14 +70,15 @@ def augment(
 
 
 Draws = npt.NDArray[np.float64]
-"""Four shares from 0 to 1: size, shape, and the place across and down."""
+"""Four random numbers from 0 to 1, for the size, aspect ratio, column and row of a crop."""
 
 
 def _area_box(shape: tuple[int, int], augmentation: Augmentation, draws: Draws) -> Box:
     width, height = shape
     least = augmentation.min_area
     area = (least + draws[0] * (1 - least)) * width * height
-    # Close to the whole image the shape cannot vary much; log-uniform so that both ways are equal.
+    # A crop of nearly the whole image leaves little room for other aspect ratios. The ratio is
+    # log-uniform, so that wide and high crops are equally likely.
     ratio = min(MAX_STRETCH, 1 / least) ** (2 * draws[1] - 1)
     crop_width = min(width, math.sqrt(area * ratio))
     crop_height = min(height, math.sqrt(area / ratio))

@@ -1,7 +1,7 @@
-"""Training images: decode, augment, batches of uint8.
+"""Batches of decoded and augmented training images, as uint8.
 
-All randomness comes from (seed, epoch, position), so that a resumed run, or one with another
-number of workers, sees the very same pixels.
+All randomness depends only on seed, epoch and position, so a resumed run and a run with another
+number of workers get exactly the same pixels.
 """
 
 from __future__ import annotations
@@ -20,36 +20,40 @@ from resdeploy.errors import DataError, ImageError
 from resdeploy.images.folder import LabelledImages, match_labels, read_image_folder
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
 from resdeploy.train.data.augment import Augmentation, augment
-from resdeploy.train.data.shards import ImageFile, content_of, read_shards, shards_in
+from resdeploy.train.data.shards import ImageFile, find_shards, image_content, read_shards
 
-MOST_WORKERS = 16  # of one process: batches come back to it one at a time
+MAX_WORKERS = 16  # per process, because it receives their batches one at a time
+
+
+EpochPosition = tuple[int, int]
+"""Indices of an epoch and of an image in the data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSplits:
-    """Labelled images to train on, and others to measure accuracy with."""
+    """The labelled images for training and for validation."""
 
     train: LabelledImages[ImageFile]
     val: LabelledImages[ImageFile]
 
 
 def read_splits(data: Path) -> DataSplits:
-    """`data/train` and `data/val`, with the same classes: class folders, or tar files.
+    """Read `data/train` and `data/val`, which hold class folders or tar files.
 
     Raises:
-        DataError: a folder is missing, empty or unlabelled, or the classes do not fit.
+        DataError: A folder is missing, empty or unlabelled, or `val` has an unknown class.
     """
     for split in ("train", "val"):
         if not (data / split).is_dir():
             raise DataError(
                 f"{data} has no folder {split!r}",
-                "sort the images as train/CLASS/*.jpg and val/CLASS/*.jpg",
+                "store the images as train/CLASS/*.jpg and val/CLASS/*.jpg",
             )
     train, val = _read_images(data / "train"), _read_images(data / "val")
     if len(train.classes) == 1:
         raise DataError(
-            f"{data / 'train'} has one class only, {next(iter(train.classes))!r}",
-            "a classifier needs at least two class folders",
+            f"{data / 'train'} has only one class, {next(iter(train.classes))!r}",
+            "add a second class folder",
         )
     if unknown := sorted(set(val.classes) - set(train.classes)):
         raise DataError(
@@ -59,27 +63,23 @@ def read_splits(data: Path) -> DataSplits:
     return DataSplits(train=train, val=match_labels(val, train.classes))
 
 
-def _read_images(folder: Path) -> LabelledImages[ImageFile]:
-    return read_shards(folder) if shards_in(folder) else read_image_folder(folder)
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a step of training sees."""
+    """The images of one step."""
 
     images: Tensor
-    """uint8 (N, H, W, 3); N may be 0 when no file could be decoded."""
+    """Pixels, uint8 (N, H, W, 3); N is 0 if no file could be decoded."""
     labels: Tensor
-    """int64 (N,)."""
+    """Class numbers, int64 (N,)."""
     mirrored: Tensor
-    """bool (N,): which images are to be mirrored, where that costs nothing."""
+    """Images that `to` will mirror, bool (N,)."""
     positions: tuple[int, ...]
-    """Of the N images in the data."""
+    """Indices of the N images in the data."""
     unreadable: tuple[int, ...]
-    """Positions of files that could not be decoded."""
+    """Indices of the files that could not be decoded."""
 
     def to(self, device: torch.device) -> Batch:
-        """On a device, where the images are mirrored that have to be."""
+        """Return a copy on `device`, and mirror the images there."""
         images = self.images.to(device, non_blocking=True)
         mirrored = self.mirrored.to(device, non_blocking=True)
         if len(images) and bool(self.mirrored.any()):
@@ -88,7 +88,7 @@ class Batch:
         return replace(self, images=images, labels=labels, mirrored=torch.zeros_like(mirrored))
 
     def pin_memory(self) -> Batch:
-        """In memory that a GPU reads by itself; the loader calls this."""
+        """Return a copy in page-locked memory; the DataLoader calls this."""
         return replace(
             self,
             images=self.images.pin_memory(),
@@ -99,16 +99,18 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image; the pixels are None where its file cannot be decoded."""
+    """One image of an epoch."""
 
     pixels: UInt8Array | None
+    """Pixels, uint8 (H, W, 3); None if the file cannot be decoded."""
     label: int
     position: int
+    """Index of the image in the data."""
     mirrored: bool = False
 
 
 class EpochImages(Dataset[Sample]):
-    """The images of one epoch, augmented; without an augmentation, as they are deployed."""
+    """The images of one epoch, augmented; without an augmentation, preprocessed for inference."""
 
     def __init__(
         self,
@@ -131,92 +133,92 @@ class EpochImages(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         label = self.images.labels[position]
         try:
-            content = content_of(self.images.files[position])
+            source = image_content(self.images.files[position])
             if self.augmentation is None:
-                return Sample(load_image(content, self.preprocessing), label, position)
+                return Sample(load_image(source, self.preprocessing), label, position)
             generator = np.random.default_rng([self.seed, self.epoch, position])
             mirrored = self.augmentation.flip and generator.random() < 0.5
             size = self.preprocessing.image_size
-            pixels = augment(content, size, self.augmentation, generator)
+            pixels = augment(source, size, self.augmentation, generator)
         except ImageError:
             return Sample(None, label, position)
         return Sample(pixels, label, position, mirrored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Walk:
-    """In which order an epoch goes through the data, and which part of it this process takes."""
+class BatchPlan:
+    """The order of the images in an epoch, and their division into batches and processes."""
 
     batch_size: int
-    """Images of a step, of all processes together."""
+    """Images per step, summed over all processes."""
     shuffle: bool
-    """In an order of the epoch's own, without a last batch that is not full."""
+    """True for an order that depends on seed and epoch, without the last partial batch."""
     start: int = 0
-    """Steps that are done already."""
+    """Number of steps to skip, because they are done already."""
     rank: int = 0
     processes: int = 1
     workers: int = 0
-    """Processes that decode for this one; 0: it decodes itself."""
+    """Number of processes that decode images for this one; 0: it decodes them itself."""
 
     def batches(self, images: EpochImages) -> list[list[int]]:
-        """The positions that this process takes, step by step; together they miss none."""
+        """Return the positions of this process for each step."""
         count = len(images)
         if self.shuffle:
             order = np.random.default_rng([images.seed, images.epoch]).permutation(count)
             order = order[: count // self.batch_size * self.batch_size or count]
         else:
             order = np.arange(count)
-        whole = range(self.start * self.batch_size, len(order), self.batch_size)
-        steps = [order[first : first + self.batch_size] for first in whole]
+        firsts = range(self.start * self.batch_size, len(order), self.batch_size)
+        steps = [order[first : first + self.batch_size] for first in firsts]
         return [step[self.rank :: self.processes].tolist() for step in steps]
 
 
 def default_workers() -> int:
-    """On a CPU none: decoding in other processes would take the cores from the network."""
+    """Return 0 on a CPU, whose cores the network needs, and one per core except one on a GPU."""
     if not torch.cuda.is_available():
         return 0
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(MOST_WORKERS, max(1, cores - 1))
+    return min(MAX_WORKERS, max(1, cores - 1))
 
 
-def run_batches(epochs: Sequence[EpochImages], walk: Walk) -> Iterator[Batch]:
-    """One epoch after the other, the first from where `walk` starts.
+def load_batches(epochs: Sequence[EpochImages], plan: BatchPlan) -> Iterator[Batch]:
+    """Yield the batches of all epochs; `plan.start` applies to the first epoch.
 
-    The processes that decode stay for all of them, and are ahead across the end of an epoch.
+    The workers run until the last epoch and already decode the next one at the end of an epoch.
     """
     yield from DataLoader(
         _Epochs(epochs),
-        batch_sampler=_Places(epochs, walk),
+        batch_sampler=_EpochSampler(epochs, plan),
         collate_fn=_collate,
-        num_workers=walk.workers,
-        pin_memory=torch.cuda.is_available(),  # where a GPU reads by itself
+        num_workers=plan.workers,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
-Place = tuple[int, int]
-"""Which epoch, and which position in it."""
+def _read_images(folder: Path) -> LabelledImages[ImageFile]:
+    return read_shards(folder) if find_shards(folder) else read_image_folder(folder)
 
 
 class _Epochs(Dataset[Sample]):
     def __init__(self, epochs: Sequence[EpochImages]) -> None:
         self.epochs = epochs
 
-    def __getitem__(self, place: Place) -> Sample:
-        epoch, position = place
+    def __getitem__(self, index: EpochPosition) -> Sample:
+        epoch, position = index
         return self.epochs[epoch][position]
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
-    """Batches of places; an epoch's order is drawn when its turn comes."""
+class _EpochSampler:
+    """A batch sampler, which draws the order of an epoch only when the epoch starts."""
 
     epochs: Sequence[EpochImages]
-    walk: Walk
+    plan: BatchPlan
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[EpochPosition]]:
         for epoch, images in enumerate(self.epochs):
-            walk = self.walk if epoch == 0 else replace(self.walk, start=0)
-            for positions in walk.batches(images):
+            plan = self.plan if epoch == 0 else replace(self.plan, start=0)
+            for positions in plan.batches(images):
                 yield [(epoch, position) for position in positions]
 
 

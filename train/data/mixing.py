@@ -1,4 +1,4 @@
-"""Mixup and CutMix: a batch mixed with itself in another order, labels and all.
+"""Mixup and CutMix, which mix a batch with a shuffled copy of itself.
 
 Sources: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup" (2017), arXiv:1710.09412, section 2; Yun et al.,
 "CutMix" (2019), arXiv:1905.04899, section 3.1 and algorithm A1.
@@ -15,32 +15,34 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Mixed:
-    """Images that show `share` of one class and the rest of another."""
+class MixedBatch:
+    """A batch of images that each show two classes."""
 
     images: Tensor
-    """(N, H, W, 3), uint8 as before."""
+    """Pixels, uint8 (N, H, W, 3)."""
     labels: Tensor
-    others: Tensor
+    """First class of each image, int64 (N,)."""
+    other_labels: Tensor
+    """Second class of each image, int64 (N,)."""
     share: float
-    """Of `labels`, from 0 to 1; 1 where nothing was mixed."""
+    """Weight of `labels`, from 0 to 1; 1 if nothing was mixed."""
 
 
-def mix(
+def mix_batch(
     images: Tensor, labels: Tensor, mixup: float, cutmix: float, generator: np.random.Generator
-) -> Mixed:
-    """Mix a batch by one of the two methods; where both are on, either is as likely.
+) -> MixedBatch:
+    """Mix a batch by mixup or CutMix; if both are enabled, both are equally likely.
 
     Args:
-        images: uint8 (N, H, W, 3), on any device.
-        labels: int64 (N,).
-        mixup: Parameter of mixup's Beta distribution; 0: off.
-        cutmix: The same of CutMix.
-        generator: Decides on method, share, order and place.
+        images: Pixels, uint8 (N, H, W, 3), on any device.
+        labels: Class numbers, int64 (N,).
+        mixup: Parameter of mixup's Beta distribution; 0 disables it.
+        cutmix: Parameter of CutMix's Beta distribution; 0 disables it.
+        generator: Source of randomness.
     """
     if not mixup and not cutmix:
-        return Mixed(images, labels, labels, 1.0)
-    # Without a wait: a GPU is still at the step before, and has to be given work meanwhile.
+        return MixedBatch(images, labels, labels, 1.0)
+    # Without a wait, so that work can be queued while the GPU still computes the previous step.
     order = torch.from_numpy(generator.permutation(len(labels)))
     order = order.to(labels.device, non_blocking=True)
     use_cutmix = bool(cutmix) and (not mixup or generator.random() < 0.5)
@@ -51,13 +53,13 @@ def mix(
     else:
         blended = images.float().mul_(share).add_(images[order].float(), alpha=1 - share)
         mixed = blended.round_().to(torch.uint8)
-    return Mixed(mixed, labels, labels[order], share)
+    return MixedBatch(mixed, labels, labels[order], share)
 
 
 def _paste(
     images: Tensor, others: Tensor, share: float, generator: np.random.Generator
 ) -> tuple[Tensor, float]:
-    """`images` with a part of `others` in them; and the share that is left of `images`."""
+    """Return `images` with a rectangle of `others`, and the fraction of `images` that is left."""
     height, width = images.shape[1:3]
     side = math.sqrt(1 - share)
     row, column = generator.integers(height), generator.integers(width)

@@ -1,9 +1,9 @@
-"""Images in tar files, as WebDataset lays them out: few large files instead of millions of small.
+"""Images in tar files of the WebDataset format.
 
-Source: the WebDataset format, Aizman, Maltby, Breuel, "High performance I/O for large scale deep
-learning" (2020), arXiv:2001.01858: members that share a path up to the first dot of the name make
-one sample, `.cls` holds the class's number. The files are indexed once and then read at random, so
-that shuffling, resuming and dividing an epoch are as exact as with a folder.
+Source: Aizman, Maltby, Breuel, "High performance I/O for large scale deep learning" (2020),
+arXiv:2001.01858: members whose paths are equal up to the first dot of the name form a sample, and
+its `.cls` member holds the class number. The files are indexed once and then read in any order, so
+shuffling and resuming work exactly as with a folder.
 """
 
 from __future__ import annotations
@@ -19,28 +19,32 @@ from resdeploy.images.folder import LabelledImages
 
 NAMES_FILE = "labels.txt"
 CLASS_SUFFIX = ".cls"
-MOST_CLASSES = 1_000_000
+MAX_CLASSES = 1_000_000
 MAX_CLASS_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """An image file inside of a tar file."""
+class TarMember:
+    """An image file inside a tar file."""
 
     shard: Path
     name: str
     offset: int
-    """Of its first byte in the tar file."""
+    """Offset of the first byte in the tar file."""
     size: int
+    """Size in bytes."""
 
     def read(self) -> bytes:
-        """The image file's content.
+        """Return the content of the image file.
 
         Raises:
-            ImageError: it is too large, or the tar file cannot be read.
+            ImageError: The image file is too large, or the tar file cannot be read.
         """
         if self.size > MAX_FILE_BYTES:
-            raise ImageError(f"{self} is larger than {MAX_FILE_BYTES >> 20} MiB", "scale it down")
+            raise ImageError(
+                f"{self} has {self.size} bytes, more than {MAX_FILE_BYTES >> 20} MiB",
+                "scale the image down",
+            )
         try:
             with self.shard.open("rb") as stream:
                 stream.seek(self.offset)
@@ -54,52 +58,56 @@ class Member:
         return f"{self.shard}:{self.name}"
 
 
-ImageFile = Path | Member
+ImageFile = Path | TarMember
 
 
-def content_of(file: ImageFile) -> Path | bytes:
-    """What `images.read_rgb` takes.
+def image_content(file: ImageFile) -> Path | bytes:
+    """Return the source that `read_rgb` accepts: a path, or the bytes of a tar member.
 
     Raises:
-        ImageError: see `Member.read`.
+        ImageError: The tar member cannot be read.
     """
     return file if isinstance(file, Path) else file.read()
 
 
-def shards_in(folder: Path) -> list[Path]:
-    """The tar files right in a folder, sorted; none where it holds folders, of classes then."""
+def find_shards(folder: Path) -> list[Path]:
+    """Return the sorted tar files in a folder; none if it has subfolders, which are classes."""
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     if any(entry.is_dir() for entry in entries):
         return []
     return sorted(entry for entry in entries if entry.suffix == ".tar")
 
 
-def read_shards(folder: Path) -> LabelledImages[Member]:
-    """Index the tar files of `folder`; members are sorted by tar file and place in it.
+def read_shards(folder: Path) -> LabelledImages[TarMember]:
+    """Index the tar files of `folder`, in the order of their members.
 
-    A sample's class is the number in its `.cls` member, named by the lines of `labels.txt` in
-    `folder` where there is one; without `.cls`, it is the folder inside of the tar file.
+    The class of a sample is the number in its `.cls` member, and line number N of
+    `folder/labels.txt`, if this file exists, names class N - 1. Without `.cls` members, the class
+    is the folder inside the tar file.
 
     Raises:
-        DataError: a tar file is compressed or damaged, or a sample has no usable class.
+        DataError: A tar file is compressed or damaged, or the class of a sample is unknown.
     """
-    numbered: list[tuple[Member, int]] = []
-    named: list[tuple[Member, str]] = []
-    for shard in shards_in(folder):
+    numbered: list[tuple[TarMember, int]] = []
+    named: list[tuple[TarMember, str]] = []
+    for shard in find_shards(folder):
         for member, number in _samples(shard):
             if number is not None:
                 numbered.append((member, number))
             else:
-                named.append((member, _folder_of(member)))
+                named.append((member, _class_folder(member)))
     if numbered and named:
         raise DataError(
-            f"{named[0][0]} has no {CLASS_SUFFIX} file beside it, unlike others",
-            "give every image one, or none and a folder for each class",
+            f"{named[0][0]} has no {CLASS_SUFFIX} file, but other images have one",
+            f"add a {CLASS_SUFFIX} file to every image, or remove all and use class folders",
         )
     if not numbered and not named:
-        raise DataError(f"the tar files in {folder} hold no images", "check what is in them")
+        raise DataError(
+            f"the tar files in {folder} hold no images",
+            f"add images that end in {', '.join(sorted(SUFFIXES))}",
+        )
     if numbered:
-        classes = _names(folder, max(number for _, number in numbered) + 1)
+        classes = _class_names(folder, max(number for _, number in numbered) + 1)
         labels = [number for _, number in numbered]
     else:
         classes = tuple(sorted({name for _, name in named}))
@@ -109,8 +117,8 @@ def read_shards(folder: Path) -> LabelledImages[Member]:
     return LabelledImages(classes=classes, files=members, labels=tuple(labels))
 
 
-def _samples(shard: Path) -> Iterator[tuple[Member, int | None]]:
-    images: dict[str, Member] = {}
+def _samples(shard: Path) -> Iterator[tuple[TarMember, int | None]]:
+    images: dict[str, TarMember] = {}
     numbers: dict[str, int] = {}
     try:
         with tarfile.open(shard, "r:") as archive:
@@ -120,13 +128,13 @@ def _samples(shard: Path) -> Iterator[tuple[Member, int | None]]:
                 if not info.isreg() or path.name.startswith("."):
                     continue
                 if path.suffix.lower() in SUFFIXES:
-                    images[key] = Member(shard, info.name, info.offset_data, info.size)
+                    images[key] = TarMember(shard, info.name, info.offset_data, info.size)
                 elif path.suffix == CLASS_SUFFIX:
                     numbers[key] = _number(shard, info, archive)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(
             f"{shard} cannot be read as a tar file: {error}",
-            "copy it again; a compressed one has to be unpacked to a plain .tar",
+            "decompress it to a plain .tar, or copy it again",
         ) from error
     for key, member in images.items():
         yield member, numbers.get(key)
@@ -135,32 +143,32 @@ def _samples(shard: Path) -> Iterator[tuple[Member, int | None]]:
 def _number(shard: Path, info: tarfile.TarInfo, archive: tarfile.TarFile) -> int:
     stream = archive.extractfile(info)
     text = stream.read(MAX_CLASS_BYTES) if stream else b""
-    if not text.strip().isdigit() or (number := int(text)) >= MOST_CLASSES:
+    if not text.strip().isdigit() or (number := int(text)) >= MAX_CLASSES:
         raise DataError(
-            f"{shard}:{info.name} holds {text.decode(errors='replace')!r}, not a class's number",
-            "write the class as a number from 0",
+            f"{shard}:{info.name} holds {text.decode(errors='replace')!r}, not a class number",
+            f"write the class as a number from 0 to {MAX_CLASSES - 1}",
         )
     return number
 
 
-def _folder_of(member: Member) -> str:
+def _class_folder(member: TarMember) -> str:
     parent = PurePosixPath(member.name).parent.name
     if not parent:
         raise DataError(
-            f"{member} has no class: neither a {CLASS_SUFFIX} file nor a folder",
-            f"put KEY{CLASS_SUFFIX} with the class's number beside KEY.jpg",
+            f"{member} has no class: it has no {CLASS_SUFFIX} file and is in no folder",
+            f"add KEY{CLASS_SUFFIX} with the class number next to KEY.jpg",
         )
     return parent
 
 
-def _names(folder: Path, count: int) -> tuple[str, ...]:
+def _class_names(folder: Path, count: int) -> tuple[str, ...]:
     path = folder / NAMES_FILE
     if not path.is_file():
         return tuple(str(number) for number in range(count))
     names = tuple(path.read_text("utf-8", errors="replace").splitlines())
     if len(names) < count or len(set(names)) != len(names):
         raise DataError(
-            f"{path} names {len(set(names))} classes, and the tar files hold {count}",
-            "write one name per line, all different, in the order of the classes' numbers",
+            f"{path} has {len(set(names))} different names for {count} classes",
+            "write one name per line, all different, in the order of the class numbers",
         )
     return names

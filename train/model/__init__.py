@@ -1,1 +1,1 @@
-"""TODO."""
+"""Residual networks and their checkpoints."""

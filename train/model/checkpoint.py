@@ -1,6 +1,6 @@
-"""Weights from outside: a run's folder, a .safetensors file or a torchvision .pth file.
+"""Checkpoint loading from run folders, .safetensors files and torchvision's .pth files.
 
-Nothing of a file is executed: safetensors has no code, and .pth files are read with
+No code in a file is executed: safetensors files hold none, and .pth files are read with
 `weights_only=True`.
 """
 
@@ -29,7 +29,7 @@ from resdeploy.train.model.resnet import WIDTHS, ResNet
 MODEL_FILE = "model.safetensors"
 MODEL_JSON = "model.json"
 MAX_FILE_BYTES = 4 << 30
-# Where other trainers put the weights in a .pth file, and what they put before the names.
+# Keys and name prefixes under which other training programs store weights in .pth files.
 NESTED = ("state_dict", "model", "model_state_dict")
 PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -37,7 +37,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Weights, and what is known about them."""
+    """The weights of a network and the facts that came with them."""
 
     path: Path
     sha256: str
@@ -46,38 +46,39 @@ class Checkpoint:
     labels: tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
     data: str | None = None
-    """What the network was trained on: a folder, or `digits`."""
+    """Data that the network was trained on: a folder, or `digits`."""
     learned_ranges: Mapping[str, float] | None = None
-    """Of a network that was trained quantised: the largest value of each tensor's int8 grid."""
+    """After quantisation-aware training: largest representable value of each quantised tensor."""
 
     def network(self) -> ResNet:
-        """The network with these weights, in evaluation mode."""
+        """Return the network with these weights, in evaluation mode."""
         network = ResNet(self.architecture)
         network.load_state_dict(self.state, strict=True)
         return network.eval()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a run's folder or a file of weights, and check that they fit the network.
+    """Load a run folder or a file of weights, and check that the weights fit the network.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not a state dict, or of another network.
+        CheckpointError: The file is missing, damaged, no state dict, or of an unknown network.
     """
     if path.is_dir():
         return _load_run(path)
     if not path.is_file():
         raise CheckpointError(
             f"there is no checkpoint at {path}",
-            "name a run's folder, a .safetensors or a .pth file",
+            "give the path of a run folder, a .safetensors file or a .pth file",
         )
     if path.suffix not in SUFFIXES:
         raise CheckpointError(
-            f"{path} is not a checkpoint: its ending is {path.suffix or 'missing'}",
-            f"name a run's folder or a file ending in {', '.join(SUFFIXES)}",
+            f"{path} is not a checkpoint: its suffix is {path.suffix or 'missing'}",
+            f"give the path of a run folder or of a file that ends in {', '.join(SUFFIXES)}",
         )
     if path.stat().st_size > MAX_FILE_BYTES:
         raise CheckpointError(
-            f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB", "is it the right file?"
+            f"{path} has {path.stat().st_size} bytes, more than {MAX_FILE_BYTES >> 30} GiB",
+            "check that the path is right",
         )
     state, metadata = (
         _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -98,11 +99,11 @@ def _load_run(folder: Path) -> Checkpoint:
     if not description.is_file():
         unfinished = (folder / "state.safetensors").exists()
         raise CheckpointError(
-            f"{folder} is {'an unfinished run' if unfinished else 'not a run'}: "
+            f"{folder} is {'an unfinished run' if unfinished else 'not a run folder'}: "
             f"it has no {MODEL_JSON}",
-            f"finish it with resdeploy train --resume {folder}"
+            f"finish the run with resdeploy train --resume {folder}"
             if unfinished
-            else "make one with resdeploy train",
+            else "create a run with resdeploy train",
         )
     try:
         model = json.loads(description.read_bytes())
@@ -114,10 +115,11 @@ def _load_run(folder: Path) -> Checkpoint:
         if learned is not None:
             learned = {str(tensor): float(largest) for tensor, largest in learned.items()}
             if not all(0 < largest < math.inf for largest in learned.values()):
-                raise ValueError("learned_ranges are not all above 0")
+                raise ValueError("learned_ranges has a value that is not finite and above 0")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{description} is damaged: {error!r}", "train again, or name the weights themselves"
+            f"{description} is damaged: {error!r}",
+            f"train again, or give the path of {MODEL_FILE} instead of the folder",
         ) from error
     path = folder / MODEL_FILE
     if not path.is_file():
@@ -147,48 +149,48 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not an intact safetensors file: {error}", "copy or download it again"
+            f"{path} is not an intact safetensors file: {error}",
+            "copy or download the file again",
         ) from error
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how the pickle was written
+            warnings.simplefilter("ignore")  # warnings about old pickle formats
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any exception
         raise CheckpointError(
-            f"{path} is not a file of weights alone, so nothing in it was executed",
-            "save model.state_dict() with torch.save, or copy the file again if it is damaged",
+            f"{path} is damaged or holds more than weights; no code in it was executed",
+            "save model.state_dict() with torch.save, or copy the file again",
         ) from error
     for key in NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, not a state dict",
+            f"{path} holds an object of type {type(content).__name__}, not a state dict",
             "save model.state_dict() with torch.save",
         )
     return dict(content), {}
 
 
 def _name_tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors under torchvision's names; nothing is copied yet."""
+    """Return the tensors by torchvision's names, without copying them."""
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         name = PREFIXES.sub("", str(key))
-        if not isinstance(value, Tensor) or not _is_plain(value):
+        if not isinstance(value, Tensor) or not _is_dense(value):
             raise CheckpointError(
-                f"{path} holds a {type(value).__name__} under {name!r}, where a plain tensor "
-                "belongs",
+                f"{name!r} in {path} is of type {type(value).__name__}, not a dense tensor",
                 "save model.state_dict() with torch.save",
             )
         tensors[name] = value
     return tensors
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether every number of it is stored, so that a small file cannot claim a huge tensor."""
+def _is_dense(tensor: Tensor) -> bool:
+    """Return True if every element is stored, so that a small file cannot hold a huge tensor."""
     if tensor.layout is not torch.strided:
         return False
     return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
@@ -204,16 +206,16 @@ def _infer_architecture(
     head = state.get("fc.weight")
     if "layer1.0.conv3.weight" in state or not all(blocks) or head is None or head.ndim != 2:
         raise CheckpointError(
-            f"{path} is not a residual network of basic blocks such as ResNet-34",
-            "use the weights of ResNet-18 or ResNet-34, or of one that resdeploy trained",
+            f"{path} does not hold a residual network of basic blocks such as ResNet-34",
+            "use the weights of ResNet-18, of ResNet-34, or of a run of resdeploy train",
         )
     projections = sum(name.endswith("downsample.0.weight") for name in state)
     if "shortcut" in metadata and metadata["shortcut"] in [option.value for option in Shortcut]:
         shortcut = Shortcut(metadata["shortcut"])
     elif projections == 0:
         raise CheckpointError(
-            f"{path} has no projections, so it may have identity shortcuts or none",
-            "name the run's folder, whose model.json says which",
+            f"{path} has no projections, so its shortcuts may be of option A or missing",
+            f"give the path of the run folder, whose {MODEL_JSON} names the shortcuts",
         )
     else:
         shortcut = Shortcut.C if projections == sum(blocks) else Shortcut.B
@@ -221,33 +223,33 @@ def _infer_architecture(
 
 
 def _fit(path: Path, architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 copies, after all names and shapes were found right and all numbers finite."""
+    """Return float32 copies, after checking that names and shapes fit and numbers are finite."""
     with torch.device("meta"):
         expected = ResNet(architecture).state_dict()
-    # Older files lack the counters of batch norm, which inference does not need.
+    # Older files lack the step counters of batch norm, which inference does not need.
     missing = [
         name for name in expected if name not in state and not name.endswith("num_batches_tracked")
     ]
-    surplus = [name for name in state if name not in expected]
-    wrong = [
+    unknown = [name for name in state if name not in expected]
+    misshapen = [
         name for name in expected if name in state and state[name].shape != expected[name].shape
     ]
-    for names, what in (
+    for names, problem in (
         (missing, "lacks"),
-        (surplus, "has the unknown"),
-        (wrong, "has the wrong shape for"),
+        (unknown, "has the unknown tensor"),
+        (misshapen, "has the wrong shape for"),
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise CheckpointError(
-                f"{path} {what} {names[0]}{more}, so it is not a {architecture.name} "
-                f"of {architecture.classes} classes",
-                "check that it is the right file",
+                f"{path} {problem} {names[0]}{more}, so it is not a {architecture.name} "
+                f"with {architecture.classes} classes",
+                "check that the path is right",
             )
     for name, tensor in state.items():
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(
-                f"{name} in {path} is NaN or infinite", "use an earlier checkpoint"
+                f"{name} in {path} has NaN or infinite values", "use an earlier checkpoint"
             )
     return {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
 
@@ -256,16 +258,16 @@ def _labels(
     path: Path, architecture: Architecture, metadata: Mapping[str, str]
 ) -> tuple[str, ...] | None:
     try:
-        named = json.loads(metadata["labels"]) if "labels" in metadata else None
+        labels = json.loads(metadata["labels"]) if "labels" in metadata else None
     except ValueError:
-        named = None
-    if named is None and "classes" in metadata:
-        named = metadata["classes"].split()
-    if not isinstance(named, list):
+        labels = None
+    if labels is None and "classes" in metadata:
+        labels = metadata["classes"].split()
+    if not isinstance(labels, list):
         return None
-    if len(named) != architecture.classes:
+    if len(labels) != architecture.classes:
         raise CheckpointError(
-            f"{path} names {len(named)} classes and has weights for {architecture.classes}",
-            "give the names with --labels",
+            f"{path} has {len(labels)} labels for {architecture.classes} classes",
+            "give the labels with --labels",
         )
-    return tuple(str(name) for name in named)
+    return tuple(str(label) for label in labels)

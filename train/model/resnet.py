@@ -1,4 +1,4 @@
-"""Residual networks of basic blocks, and their plain twins, with torchvision's key names.
+"""Residual networks of basic blocks, and plain networks, with torchvision's parameter names.
 
 Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", arXiv:1512.03385:
 table 1 (layers), section 3.3 (plain network, shortcut options), section 4.1 (options A, B, C).
@@ -21,7 +21,7 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)."""
+    """A block of two 3x3 convolutions: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class BasicBlock(nn.Module):
 
 
 class ZeroPadShortcut(nn.Module):
-    """Option A: every `stride`-th pixel, and `extra` channels of zeros; no parameters."""
+    """The shortcut of option A: every `stride`-th pixel, and `extra` new channels of zeros."""
 
     def __init__(self, stride: int, extra: int) -> None:
         super().__init__()
@@ -59,22 +59,22 @@ class ZeroPadShortcut(nn.Module):
         self.extra = extra
 
     def forward(self, x: Tensor) -> Tensor:
-        # A pool of single pixels: the same as slicing, and every engine runs it in integers.
+        # Pooling single pixels is the same as slicing, but every engine can run it in INT8.
         x = F.max_pool2d(x, kernel_size=1, stride=self.stride)
-        return F.pad(x, (0, 0, 0, 0, 0, self.extra))  # pairs from the last axis: W, H, C
+        return F.pad(x, (0, 0, 0, 0, 0, self.extra))  # pairs for W, H and C
 
 
 class GlobalAveragePool(nn.Module):
-    """The mean of each channel: (N, C, H, W) -> (N, C)."""
+    """A layer that returns the mean of each channel: (N, C, H, W) -> (N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
 
 
 class ResNet(nn.Module):
-    """The network on normalised images: float (N, 3, H, W) -> logits (N, K).
+    """A network for normalised images: float (N, 3, H, W) -> logits (N, K).
 
-    At 224x224 the shapes walk 112 (stem), 56x56x64, 28x28x128, 14x14x256, 7x7x512.
+    For 224x224 the maps are 112x112x64 (stem), 56x56x64, 28x28x128, 14x14x256 and 7x7x512.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -95,14 +95,14 @@ class ResNet(nn.Module):
         self.avgpool = GlobalAveragePool()
         self.fc = nn.Linear(inputs, architecture.classes)
         for module in self.modules():
-            # Drawing for a tensor without memory would load PyTorch's compiler, for seconds.
+            # Initialising a meta tensor would import PyTorch's compiler, which takes seconds.
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 # He et al. 2015b, arXiv:1502.01852
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @property
     def stages(self) -> Sequence[nn.Module]:
-        """The four stages, in order."""
+        """Return the four stages in order."""
         return [getattr(self, f"layer{stage}") for stage in range(1, len(WIDTHS) + 1)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class ResNet(nn.Module):
 def normed_convolutions(
     module: nn.Module,
 ) -> Iterator[tuple[str, nn.Conv2d, str, nn.BatchNorm2d]]:
-    """Every convolution with the norm behind it, both with their names in `module`."""
+    """Yield every convolution that batch norm follows, and this norm, each after its name."""
     for parent_name, parent in module.named_modules():
         prefix = f"{parent_name}." if parent_name else ""
         for (name, convolution), (norm_name, norm) in pairwise(parent.named_children()):
@@ -125,7 +125,7 @@ def normed_convolutions(
 
 
 class Normalize(nn.Module):
-    """uint8 pixels (N, H, W, 3) -> (pixels / 255 - mean) / std, float32 (N, 3, H, W)."""
+    """The normalisation (pixels / 255 - mean) / std: uint8 (N, H, W, 3) -> float32 (N, 3, H, W)."""
 
     scale: Tensor
     shift: Tensor
@@ -133,21 +133,21 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         exact_mean, exact_std = (torch.tensor(x, dtype=torch.float64) for x in (mean, std))
-        # One product and one sum, whose constants are rounded to float32 once.
+        # One multiplication and one addition, whose constants are rounded to float32 only once.
         scale, shift = 1 / (255 * exact_std), -exact_mean / exact_std
         self.register_buffer("scale", scale.float().view(1, 3, 1, 1))
         self.register_buffer("shift", shift.float().view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        # Contiguous: with permuted strides PyTorch would run convolutions 1.6 times slower on CPUs.
+        # Without contiguous(), PyTorch's convolutions take 1.6 times as long on CPUs.
         pixels = images.float().permute(0, 3, 1, 2).contiguous()
         return pixels * self.scale + self.shift
 
 
 class Classifier(nn.Module):
-    """The network as it is deployed: uint8 images (N, H, W, 3), RGB -> float32 logits (N, K).
+    """A network with its normalisation: uint8 RGB (N, H, W, 3) -> float32 logits (N, K).
 
-    The normalisation is part of the model, so that training, export and serving cannot differ.
+    The normalisation is part of the model, so that it is the same in training and deployment.
     """
 
     def __init__(self, network: ResNet, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Quantisation-aware training: the fake-quantised network and its teacher."""

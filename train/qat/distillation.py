@@ -1,7 +1,7 @@
-"""A trained network whose answers another one learns, in place of labels.
+"""Knowledge distillation: a network learns the predictions of another one instead of labels.
 
 Sources: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2; Beyer et al. 2021,
-arXiv:2106.05237, section 3 (teacher and student look at the very same crop).
+arXiv:2106.05237, section 3 (teacher and student get the same crop).
 """
 
 from __future__ import annotations
@@ -15,34 +15,36 @@ from resdeploy.train.model.resnet import Classifier, ResNet
 
 
 class Teacher:
-    """A network that stays as it is."""
+    """A frozen network whose predictions are the targets of another one."""
 
-    def __init__(self, network: ResNet, preprocessing: Preprocessing, *, mirrors: bool) -> None:
-        """Take over `network`.
+    def __init__(
+        self, network: ResNet, preprocessing: Preprocessing, *, average_mirrored: bool
+    ) -> None:
+        """Take ownership of `network` and freeze it.
 
         Args:
-            network: With its weights.
-            preprocessing: Its mean and deviation.
-            mirrors: Whether a mirrored image shows the same. Then the teacher looks at both, and is
-                right more often than by one look.
+            network: Trained network.
+            preprocessing: Mean and standard deviation of the images.
+            average_mirrored: True to average the predictions for an image and its mirror image,
+                which are more accurate if a mirrored image shows the same class.
         """
         self._classifier = Classifier(network, preprocessing.mean, preprocessing.std)
         self._classifier.eval().requires_grad_(False)
-        self._mirrors = mirrors
+        self._average_mirrored = average_mirrored
 
     def to(self, device: torch.device) -> Teacher:
-        """Itself, on `device`."""
+        """Move the teacher to `device` and return it."""
         self._classifier.to(device)
         return self
 
     @torch.no_grad()
-    def answers(self, images: Tensor) -> Tensor:
-        """Probabilities, float32 (N, K), for uint8 images (N, H, W, 3)."""
-        answers: Tensor = self._classifier(images).softmax(1)
-        if self._mirrors:
-            answers = (answers + self._classifier(images.flip(2)).softmax(1)) / 2
-        return answers
+    def predict(self, images: Tensor) -> Tensor:
+        """Return class probabilities, float32 (N, K), for uint8 images (N, H, W, 3)."""
+        probabilities: Tensor = self._classifier(images).softmax(1)
+        if self._average_mirrored:
+            probabilities = (probabilities + self._classifier(images.flip(2)).softmax(1)) / 2
+        return probabilities
 
     def loss(self, logits: Tensor, images: Tensor) -> Tensor:
-        """How far another network's logits are from the answers: the images' KL divergences."""
-        return F.kl_div(F.log_softmax(logits, 1), self.answers(images), reduction="sum")
+        """Return the KL divergence of the student's logits from the teacher, summed over images."""
+        return F.kl_div(F.log_softmax(logits, 1), self.predict(images), reduction="sum")

@@ -1,7 +1,7 @@
-"""Quantisation that stays in floats and lets gradients through: to train with its errors.
+"""Fake quantisation with straight-through gradients.
 
-The grids are those of the exported graph: int8 from -127 to 127, zero point 0, scales that a
-float16 holds. `tests/train` holds them against `resdeploy.calibration.scales`.
+The values are those of the exported graph: int8 from -127 to 127, zero point 0 and float16 scales.
+A test compares them with `resdeploy.calibration.scales`, which training must not import.
 """
 
 from __future__ import annotations
@@ -13,42 +13,42 @@ import torch
 from torch import Tensor
 
 INT8_MAX = 127
-SMALLEST_SCALE = 2.0**-20  # as in `calibration.scales`
+MIN_SCALE = 2.0**-20  # the same as in `calibration.scales`
 
 
-def half_up(scale: Tensor) -> Tensor:
-    """The smallest float16 that is not below `scale`, as float32; both > 0."""
-    scale = scale.clamp(min=SMALLEST_SCALE)
+def round_up_to_float16(scale: Tensor) -> Tensor:
+    """Return the smallest float16 value that is at least `scale` > 0, as float32."""
+    scale = scale.clamp(min=MIN_SCALE)
     half = scale.half()
-    above = (half.view(torch.int16) + 1).view(torch.float16)  # of positive numbers: the next one
+    above = (half.view(torch.int16) + 1).view(torch.float16)  # the next larger float16
     return torch.where(half.float() < scale, above, half).float()
 
 
 def quantize_weight(weight: Tensor) -> Tensor:
-    """A weight (C, ...) on the grids of its output channels; gradients pass as if it were not."""
+    """Quantise a weight (C, ...) per output channel, with straight-through gradients."""
     flat = weight.detach().flatten(1)
-    scale = half_up(flat.abs().amax(1) / INT8_MAX)[:, None]
+    scale = round_up_to_float16(flat.abs().amax(1) / INT8_MAX)[:, None]
     rounded = (flat / scale).round().clamp(-INT8_MAX, INT8_MAX) * scale
     return weight + (rounded.view_as(weight) - weight.detach())
 
 
 def quantize_activation(activation: Tensor, scale: Tensor) -> Tensor:
-    """An activation on the grid of `scale`, float32 (), which learns.
+    """Quantise an activation with a learned scale, float32 ().
 
-    What is clipped has no gradient; the scale's is damped so that it moves, in proportion, like a
-    weight.
+    Clipped values have no gradient. The gradient of the scale is damped, so that its relative
+    change per step is similar to that of a weight.
 
     Source: Esser et al., "Learned Step Size Quantization" (2020), arXiv:1902.08153, equations 1 to
     3 and section 2.2.
     """
-    quantized: Tensor = _Learned.apply(activation, scale)  # type: ignore[no-untyped-call]
+    quantized: Tensor = _LearnedStep.apply(activation, scale)  # type: ignore[no-untyped-call]
     return quantized
 
 
-class _Learned(torch.autograd.Function):
+class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, activation: Tensor, scale: Tensor) -> Tensor:
-        step = half_up(scale)
+        step = round_up_to_float16(scale)
         ratio = activation / step
         integer = ratio.round().clamp_(-INT8_MAX, INT8_MAX)
         ctx.save_for_backward(ratio, integer)

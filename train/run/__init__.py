@@ -1,1 +1,1 @@
-"""TODO."""
+"""The run folder: its files, curves, report and progress table."""

@@ -1,4 +1,4 @@
-"""`curves.png`: how loss and accuracy went."""
+"""The plot of loss and accuracy per epoch, `curves.png`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from resdeploy.train.run.folder import EpochMetrics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which stay apart for colour-blind eyes.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 def draw_curves(metrics: Sequence[EpochMetrics], path: Path) -> None:
-    """Plot loss (training, validation) and accuracy over the epochs.
+    """Write a plot of the losses and the validation accuracy per epoch.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -33,17 +33,17 @@ def draw_curves(metrics: Sequence[EpochMetrics], path: Path) -> None:
     left.plot(epochs, [line.loss for line in metrics], ".-", color=BLUE, label="training")
     left.plot(epochs, [line.val_loss for line in metrics], ".-", color=ORANGE, label="validation")
     left.set(xlabel="epoch", ylabel="loss")
-    # While the norms' running statistics settle, the validation loss can be huge: let it leave.
+    # The validation loss can be huge until the batch-norm statistics settle, so it is cut off.
     finite = [line.val_loss for line in metrics if math.isfinite(line.val_loss)] or [1.0]
     left.set_ylim(0, 1.15 * max(np.percentile(finite, 75), *(line.loss for line in metrics)))
     left.legend(frameon=False)
     right.plot(epochs, [line.accuracy for line in metrics], ".-", color=ORANGE)
     right.set(xlabel="epoch", ylabel="validation accuracy (%)")
-    write_file(path, png_of(figure))
+    write_file(path, figure_png(figure))
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, without pyplot: no global state, no window system.
+    """Return an empty figure of `width` by `height` inches, without pyplot and its global state.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -57,8 +57,8 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def png_of(figure: Figure) -> bytes:
-    """The figure as a PNG file, its axes with whole epochs, a pale grid and no frame."""
+def figure_png(figure: Figure) -> bytes:
+    """Return the figure as a PNG file, with whole epochs, a pale grid and no frame."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

@@ -1,7 +1,7 @@
-"""The run folder: what training leaves behind, and what it needs to go on after an interruption.
+"""The files of a run folder: results of training, and the state to resume it.
 
-`state.safetensors` is replaced whole, after every epoch and every few minutes, and carries its own
-place in the run, so the newest one on disk is always consistent; `model.json` appears last and
+`state.safetensors` is replaced atomically after every epoch and every few minutes, and includes the
+position in the run, so the file on disk is always consistent. `model.json` is written last and
 marks a finished run.
 """
 
@@ -41,54 +41,54 @@ AVERAGE_PREFIX = "average."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochMetrics:
-    """One line of `metrics.jsonl`."""
+    """The metrics of one epoch, a line of `metrics.jsonl`."""
 
     epoch: int
     loss: float
-    """Mean over the training images, with label smoothing."""
+    """Mean loss of the training images, with label smoothing."""
     val_loss: float
-    """Mean over the validation images, without."""
+    """Mean loss of the validation images, without label smoothing."""
     accuracy: float
-    """On the validation images, in percent."""
+    """Top-1 accuracy on the validation images, in percent."""
     lr: float
     images_per_second: float
-    """In training, all processes together."""
+    """Training throughput of all processes together."""
     seconds: float
-    """Of training."""
+    """Training time, without validation."""
     waiting: float
-    """Share of them, from 0 to 1, in which the network waited for images."""
+    """Fraction of `seconds`, from 0 to 1, in which the network waited for images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """How far a run is, and what the epoch that it is in has added up so far."""
+class RunPosition:
+    """The progress of a run, with the totals of its current epoch."""
 
     epochs_done: int = 0
     steps_done: int = 0
-    """Of the epoch after them."""
+    """Finished steps of the current epoch."""
     loss: float = 0.0
-    """Sum over the images."""
+    """Sum of the losses of the images."""
     images: int = 0
     seconds: float = 0.0
-    waiting: float = 0.0
-    """Seconds."""
+    waiting_seconds: float = 0.0
+    """Time in which the network waited for images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
-    """Everything that the next step depends on; randomness is a function of seed and place."""
+    """The state from which a run can be resumed; randomness depends only on seed and position."""
 
-    place: Place
+    position: RunPosition
     model: dict[str, Tensor]
     momentum: dict[str, Tensor]
-    """Momentum buffers of the optimiser, by parameter."""
+    """Momentum buffers of the optimiser by parameter."""
     average: dict[str, Tensor]
-    """The average of the weights; empty where there is none."""
-    reads: Mapping[str, str] = field(default_factory=dict)
-    """See `QuantizedStart`; empty where the run is in float."""
+    """Moving average of the weights; empty without one."""
+    quantized_inputs: Mapping[str, str] = field(default_factory=dict)
+    """See `QuantizedStart`; empty without quantisation-aware training."""
 
     def quantized_start(self) -> QuantizedStart:
-        """The tensors that the run quantises, with the scales that they have so far."""
+        """Return the quantised tensors with their current scales."""
         return QuantizedStart(
             weights=None,
             scales={
@@ -96,7 +96,7 @@ class TrainingState:
                 for name, tensor in self.model.items()
                 if name.startswith(SCALES)
             },
-            reads=self.reads,
+            quantized_inputs=self.quantized_inputs,
         )
 
 
@@ -104,60 +104,64 @@ def save_state(folder: Path, state: TrainingState) -> None:
     """Replace the state on disk.
 
     Raises:
-        OutputError: it cannot be written; the former state is still there.
+        OutputError: The state cannot be written; the previous one is kept.
     """
     tensors = {f"{MODEL_PREFIX}{name}": tensor for name, tensor in state.model.items()}
     tensors |= {f"{AVERAGE_PREFIX}{name}": tensor for name, tensor in state.average.items()}
     tensors |= {f"{MOMENTUM_PREFIX}{name}": tensor for name, tensor in state.momentum.items()}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    facts = {"place": json.dumps(asdict(state.place)), "reads": json.dumps(dict(state.reads))}
-    write_file(folder / STATE_FILE, save(contiguous, facts))
+    metadata = {
+        "position": json.dumps(asdict(state.position)),
+        "quantized_inputs": json.dumps(dict(state.quantized_inputs)),
+    }
+    write_file(folder / STATE_FILE, save(contiguous, metadata))
 
 
 def load_state(folder: Path) -> TrainingState:
-    """The newest state of an interrupted run.
+    """Load the newest state of an interrupted run.
 
     Raises:
-        TrainingError: there is none, or it is damaged.
+        TrainingError: The state is missing or damaged.
     """
     path = folder / STATE_FILE
     if not path.is_file():
         raise TrainingError(f"{folder} has no {STATE_FILE} to resume from", "start a new run")
     try:
         with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
-            place = Place(**json.loads(facts["place"]))
-            reads = {
-                str(layer): str(tensor) for layer, tensor in json.loads(facts["reads"]).items()
+            metadata = file.metadata() or {}
+            position = RunPosition(**json.loads(metadata["position"]))
+            quantized_inputs = {
+                str(layer): str(tensor)
+                for layer, tensor in json.loads(metadata["quantized_inputs"]).items()
             }
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, AttributeError, KeyError, ValueError, TypeError) as error:
         raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
     return TrainingState(
-        place=place,
+        position=position,
         model=_without_prefix(tensors, MODEL_PREFIX),
         momentum=_without_prefix(tensors, MOMENTUM_PREFIX),
         average=_without_prefix(tensors, AVERAGE_PREFIX),
-        reads=reads,
+        quantized_inputs=quantized_inputs,
     )
 
 
-def begin(folder: Path, config: Mapping[str, Any]) -> None:
-    """Make `folder` that of a new run: an older run's results go, the settings are written."""
-    for leftover in (MODEL_JSON, STATE_FILE, METRICS, REPORT, UNREADABLE):
-        (folder / leftover).unlink(missing_ok=True)
+def begin_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write the settings of a new run to `folder`, and delete the results of an older run."""
+    for name in (MODEL_JSON, STATE_FILE, METRICS, REPORT, UNREADABLE):
+        (folder / name).unlink(missing_ok=True)
     write_file(folder / STATE_JSON, _json(config))
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote has left."""
-    for leftover in folder.glob(".*.tmp-*"):
-        leftover.unlink(missing_ok=True)
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files of a process that was killed while writing."""
+    for path in folder.glob(".*.tmp-*"):
+        path.unlink(missing_ok=True)
 
 
 def save_unreadable(folder: Path, names: Sequence[str]) -> None:
-    """List the image files that could not be decoded, one per line."""
+    """Write the names of the image files that could not be decoded, one per line."""
     write_file(folder / UNREADABLE, "".join(f"{name}\n" for name in names).encode())
 
 
@@ -168,10 +172,10 @@ def save_metrics(folder: Path, metrics: Sequence[EpochMetrics]) -> None:
 
 
 def load_metrics(folder: Path) -> list[EpochMetrics]:
-    """The epochs so far; none where there is no file.
+    """Load the metrics of the finished epochs; none if the file is missing.
 
     Raises:
-        TrainingError: the file is damaged.
+        TrainingError: The file is damaged.
     """
     path = folder / METRICS
     if not path.is_file():
@@ -183,10 +187,10 @@ def load_metrics(folder: Path) -> list[EpochMetrics]:
 
 
 def load_config(folder: Path) -> dict[str, Any]:
-    """The settings of a run that was begun.
+    """Load the settings of a run.
 
     Raises:
-        TrainingError: they are missing or damaged.
+        TrainingError: The settings are missing or damaged.
     """
     try:
         config = json.loads((folder / STATE_JSON).read_bytes())
@@ -209,9 +213,9 @@ def save_model(
     provenance: Mapping[str, Any],
     learned: Mapping[str, float] | None = None,
 ) -> None:
-    """Write the finished network; `model.json` comes last, as a run without it is unfinished.
+    """Write the finished network; `model.json` comes last, because it marks a finished run.
 
-    `learned` holds, for a network that was trained quantised, the largest value of each tensor.
+    After quantisation-aware training, `learned` holds the largest value of each quantised tensor.
     """
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
@@ -236,14 +240,16 @@ def save_model(
     write_file(folder / MODEL_JSON, _json(document))
 
 
-def point_latest_to(folder: Path) -> None:
-    """Let `runs/latest` in the working folder name the newest finished run.
+def update_latest_link(folder: Path) -> None:
+    """Point the link `runs/latest` in the working folder to a finished run.
 
     Raises:
-        OutputError: `runs/latest` is something else, or cannot be written.
+        OutputError: `runs/latest` is not a link, or cannot be written.
     """
     if LATEST.exists() and not LATEST.is_symlink():
-        raise OutputError(f"{LATEST} is not a link", "rename it; resdeploy keeps a link there")
+        raise OutputError(
+            f"{LATEST} is not a link, so resdeploy does not replace it", f"rename {LATEST}"
+        )
     try:
         RUNS.mkdir(exist_ok=True)
         temporary = RUNS / f".latest.tmp-{os.getpid()}"

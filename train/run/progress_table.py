@@ -1,4 +1,4 @@
-"""The table that grows by a line with every epoch."""
+"""The progress table of the terminal, with one line per epoch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ WIDTHS = (9, 9, 9, 10, 10, 8, 10)
 
 
 def header_line() -> str:
-    """The names of the columns."""
+    """Return the line with the names of the columns."""
     return _row(HEAD)
 
 
 def epoch_line(metrics: Sequence[EpochMetrics], epochs: int) -> str:
-    """The last of the epochs so far; how long the rest takes is told from the mean of all."""
+    """Return the line of the last epoch; the time left is extrapolated from all epochs so far."""
     last = metrics[-1]
-    left = sum(line.seconds for line in metrics) / len(metrics) * (epochs - len(metrics))
+    seconds_left = sum(line.seconds for line in metrics) / len(metrics) * (epochs - len(metrics))
     return _row(
         (
             f"{last.epoch}/{epochs}",
@@ -27,7 +27,7 @@ def epoch_line(metrics: Sequence[EpochMetrics], epochs: int) -> str:
             f"{last.accuracy:.2f} %",
             f"{last.images_per_second:.0f}",
             f"{last.waiting:.0%}",
-            _duration(left),
+            _duration(seconds_left),
         )
     )
 

@@ -1,4 +1,4 @@
-"""A run's `report.html`: how good the network became, what it confuses, and its worst mistakes."""
+"""The report of a run, `report.html`: accuracy, confusion matrix and worst mistakes."""
 
 from __future__ import annotations
 
@@ -16,55 +16,56 @@ from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
 from resdeploy.pages.template import render_page
 from resdeploy.storage import write_file
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data.shards import ImageFile, Member, content_of
+from resdeploy.train.data.shards import ImageFile, TarMember, image_content
 from resdeploy.train.evaluation import Evaluation, Mistake
 from resdeploy.train.run.folder import CURVES, REPORT, EpochMetrics
 
 TEMPLATE = "train/run/report.html.j2"
-LARGEST_MATRIX = 25  # classes; more do not fit on a page
-PAIRS = 10
+MAX_MATRIX_CLASSES = 25  # larger matrices do not fit on a page
+MAX_PAIRS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """Of the confusion matrix."""
+class ConfusionCell:
+    """One cell of the confusion matrix."""
 
     count: int
+    """Number of images."""
     share: float
-    """Of the row's images, 0 to 1."""
+    """Fraction of the images in the row, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A class with what its images were taken for."""
+class ConfusionRow:
+    """The predictions for the images of one class."""
 
     label: str
-    cells: tuple[Cell, ...]
-    right: float
-    """In percent."""
+    cells: tuple[ConfusionCell, ...]
+    accuracy: float
+    """Share of correct predictions, in percent."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfusedPair:
-    """Images of one class that were taken for another."""
+    """The images of one class for which another class was predicted."""
 
-    shown: str
-    taken_for: str
+    label: str
+    predicted: str
     count: int
     percent: float
-    """Of the images of `shown`."""
+    """Share of the images of `label`, in percent."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A mistake, to be looked at."""
+class MistakePicture:
+    """An image with a wrong prediction, for display."""
 
     file: str
-    pixels: str
-    """A data URI."""
+    data_uri: str
     label: str
     predicted: str
     percent: float
+    """Probability of the predicted class, in percent."""
 
 
 def write_report(
@@ -77,21 +78,21 @@ def write_report(
     unreadable: Sequence[str],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Write `folder/report.html`, with `folder/curves.png` in it.
+    """Write `folder/report.html`, which includes `folder/curves.png`.
 
     Args:
-        folder: Of the run.
-        config: Its settings.
-        metrics: A line for each epoch.
-        evaluation: Of the finished network.
-        images: Those that were evaluated.
-        preprocessing: How they become pixels.
-        unreadable: Names of files that could not be decoded.
+        folder: Run folder.
+        config: Settings of the run.
+        metrics: Metrics of each epoch.
+        evaluation: Results of the finished network.
+        images: Images that were evaluated.
+        preprocessing: Preprocessing of these images.
+        unreadable: Names of the files that could not be decoded.
         provenance: Versions, command and machine.
 
     Raises:
         MissingDependencyError: Jinja2 is not installed.
-        OutputError: the page cannot be written.
+        OutputError: The page cannot be written.
     """
     labels = images.classes
     page = render_page(
@@ -101,7 +102,7 @@ def write_report(
         metrics=metrics,
         labels=labels,
         curves=_data_uri((folder / CURVES).read_bytes()),
-        matrix=matrix(evaluation, labels) if len(labels) <= LARGEST_MATRIX else (),
+        confusion=confusion_rows(evaluation, labels) if len(labels) <= MAX_MATRIX_CLASSES else (),
         pairs=confused_pairs(evaluation, labels),
         pictures=[_picture(mistake, images, preprocessing) for mistake in evaluation.worst],
         unreadable=unreadable,
@@ -111,24 +112,24 @@ def write_report(
     write_file(folder / REPORT, page)
 
 
-def matrix(evaluation: Evaluation, labels: Sequence[str]) -> list[Row]:
-    """The rows of the confusion matrix."""
+def confusion_rows(evaluation: Evaluation, labels: Sequence[str]) -> list[ConfusionRow]:
+    """Return the rows of the confusion matrix."""
     rows = []
     for index, counts in enumerate(evaluation.confusion):
         total = max(1, int(counts.sum()))
-        cells = tuple(Cell(int(count), float(count) / total) for count in counts)
-        rows.append(Row(labels[index], cells, 100 * cells[index].share))
+        cells = tuple(ConfusionCell(int(count), float(count) / total) for count in counts)
+        rows.append(ConfusionRow(labels[index], cells, 100 * cells[index].share))
     return rows
 
 
 def confused_pairs(evaluation: Evaluation, labels: Sequence[str]) -> list[ConfusedPair]:
-    """The pairs of classes that are confused most often, the most frequent first."""
+    """Return the pairs of classes that are confused most often, the most frequent first."""
     wrong = evaluation.confusion.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_PAIRS]
     pairs = []
-    for place in order:
-        row, column = divmod(int(place), len(labels))
+    for index in order:
+        row, column = divmod(int(index), len(labels))
         if count := int(wrong[row, column]):
             total = int(evaluation.confusion[row].sum())
             pairs.append(ConfusedPair(labels[row], labels[column], count, 100 * count / total))
@@ -137,11 +138,11 @@ def confused_pairs(evaluation: Evaluation, labels: Sequence[str]) -> list[Confus
 
 def _picture(
     mistake: Mistake, images: LabelledImages[ImageFile], preprocessing: Preprocessing
-) -> Picture:
+) -> MistakePicture:
     file = images.files[mistake.position]
-    return Picture(
-        file=file.name if isinstance(file, Member) else f"{file.parent.name}/{file.name}",
-        pixels=_data_uri(_png(load_image(content_of(file), preprocessing))),
+    return MistakePicture(
+        file=file.name if isinstance(file, TarMember) else f"{file.parent.name}/{file.name}",
+        data_uri=_data_uri(_png(load_image(image_content(file), preprocessing))),
         label=images.classes[mistake.label],
         predicted=images.classes[mistake.predicted],
         percent=100 * mistake.probability,

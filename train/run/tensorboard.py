@@ -1,4 +1,4 @@
-"""The metrics of each epoch as TensorBoard's event files."""
+"""TensorBoard event files with the metrics of each epoch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SCALARS = ("loss", "val_loss", "accuracy", "lr", "images_per_second", "waiting")
 
 
 def event_writer(folder: Path, epochs_done: int) -> Callable[[EpochMetrics], None]:
-    """A function that adds an epoch to `folder/tensorboard`, at once.
+    """Return a function that appends an epoch to the event files in `folder/tensorboard`.
 
     Args:
-        folder: Of the run.
-        epochs_done: What an interrupted run had written after them no longer counts.
+        folder: Run folder.
+        epochs_done: Number of epochs to keep; events of later epochs are discarded.
 
     Raises:
         MissingDependencyError: the package tensorboard is not installed.

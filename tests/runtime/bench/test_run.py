@@ -30,7 +30,7 @@ from resdeploy.runtime.bench.contenders import (
 from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
 from resdeploy.runtime.bench.runner import START_SECONDS
 from resdeploy.storage import sha256
-from resdeploy.train.bench.worker import Mode, prepare
+from resdeploy.train.bench.worker import PyTorchMode, prepare_pytorch
 from tests.samples import make_classifier
 
 QUICK = BenchmarkConfig(
@@ -207,7 +207,7 @@ def test_the_baseline_has_random_weights_without_the_checkpoint(tiny_bundle: Bun
     folder.mkdir()
     (folder / "golden.npz").write_bytes((tiny_bundle.path / "golden.npz").read_bytes())
     write_manifest(folder, manifest)
-    run, facts = prepare(workload(folder, 40), Mode.EAGER, "")
+    run, facts = prepare_pytorch(workload(folder, 40), PyTorchMode.EAGER, "")
     assert (facts["weights"], facts["file_bytes"]) == ("random", None)
     logits = run()
     assert isinstance(logits, np.ndarray)
@@ -224,26 +224,28 @@ def test_a_changed_checkpoint_is_not_the_baseline(tiny_bundle: Bundle, tmp_path:
     folder.mkdir()
     (folder / "golden.npz").write_bytes((tiny_bundle.path / "golden.npz").read_bytes())
     write_manifest(folder, manifest)
-    for checkpoint, weights in (("", "random"), (str(retrained), str(retrained))):
-        assert prepare(workload(folder), Mode.EAGER, checkpoint)[1]["weights"] == weights
+    for given, weights in (("", "random"), (str(retrained), str(retrained))):
+        assert prepare_pytorch(workload(folder), PyTorchMode.EAGER, given)[1]["weights"] == weights
 
 
 @pytest.mark.parametrize(
     ("mode", "tolerance"),
     [
-        # The weights and kernels are the same, but another batch size changes the order of sums.
-        (Mode.EAGER, 1e-5),
-        # bfloat16 has 8 bits, and each of a dozen layers rounds.
+        # The same weights and kernels, another batch: sums in another order.
+        (PyTorchMode.EAGER, 1e-5),
+        # bfloat16 keeps 8 bits, and each of the dozen layers rounds.
         pytest.param(
-            Mode.AUTOCAST,
+            PyTorchMode.AUTOCAST,
             2e-2,
             marks=pytest.mark.skipif(not read_cpu().has_fast_bf16, reason="no bfloat16 here"),
         ),
     ],
 )
-def test_pytorch_gives_the_golden_logits(tiny_bundle: Bundle, mode: Mode, tolerance: float) -> None:
+def test_pytorch_gives_the_golden_logits(
+    tiny_bundle: Bundle, mode: PyTorchMode, tolerance: float
+) -> None:
     golden = tiny_bundle.golden()
-    run, _ = prepare(workload(tiny_bundle.path, 24), mode, "")
+    run, _ = prepare_pytorch(workload(tiny_bundle.path, 24), mode, "")
     logits = run()
     assert isinstance(logits, np.ndarray)
     scale = np.abs(golden.logits).max()
@@ -260,21 +262,21 @@ def test_reports_why_a_network_does_not_compile(
         return fails
 
     monkeypatch.setattr(torch, "compile", compiled)
-    with pytest.raises(BackendError, match=r"cannot compile here: no C\+\+ compiler$"):
-        prepare(workload(tiny_bundle.path), Mode.COMPILE, "")
+    with pytest.raises(BackendError, match=r"failed on this machine: no C\+\+ compiler$"):
+        prepare_pytorch(workload(tiny_bundle.path), PyTorchMode.COMPILE, "")
 
 
 def test_autocast_needs_bfloat16(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     old = Cpu(architecture="x86_64", model=None, features=frozenset({"avx2"}))
     monkeypatch.setattr("resdeploy.train.bench.worker.read_cpu", lambda: old)
-    with pytest.raises(BackendError, match="no bfloat16"):
-        prepare(workload(tiny_bundle.path), Mode.AUTOCAST, "")
+    with pytest.raises(BackendError, match="needs bfloat16"):
+        prepare_pytorch(workload(tiny_bundle.path), PyTorchMode.AUTOCAST, "")
 
 
 def test_rejects_a_checkpoint_of_another_network(tiny_bundle: Bundle, tmp_path: Path) -> None:
     other = dataclasses.replace(make_classifier().network.architecture, classes=5)
     torch.save(make_classifier(other).network.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(BackendError, match="of 5 classes, the bundle holds"):
+    with pytest.raises(BackendError, match="with 5 classes, but the bundle holds"):
         run_benchmark(tiny_bundle, dataclasses.replace(QUICK, checkpoint=tmp_path / "other.pth"))
 
 

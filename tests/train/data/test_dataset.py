@@ -1,4 +1,4 @@
-"""Training images: the same pixels for the same seed, whoever decodes them."""
+"""Tests of the batches of training images and of the built-in digits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resdeploy.images.folder import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.storage import cache_folder
 from resdeploy.train.data.augment import Augmentation
-from resdeploy.train.data.dataset import Batch, EpochImages, Walk, read_splits, run_batches
+from resdeploy.train.data.dataset import Batch, BatchPlan, EpochImages, load_batches, read_splits
 from resdeploy.train.data.digits import digits_folder
 from resdeploy.train.data.shards import ImageFile
 from tests.samples import CLASSES, SIZE
@@ -23,11 +23,11 @@ PREPROCESSING = Preprocessing.standard(SIZE)
 STRONG = Augmentation(flip=True, min_area=0.3)
 
 
-def walk(
+def epoch_batches(
     images: LabelledImages[ImageFile], *, epoch: int = 0, workers: int = 0, seed: int = 0
 ) -> list[Batch]:
     dataset = EpochImages(images, PREPROCESSING, STRONG, seed=seed, epoch=epoch)
-    return list(run_batches([dataset], Walk(batch_size=8, shuffle=True, workers=workers)))
+    return list(load_batches([dataset], BatchPlan(batch_size=8, shuffle=True, workers=workers)))
 
 
 def pixels(batches: list[Batch]) -> torch.Tensor:
@@ -64,19 +64,19 @@ def test_a_missing_split_is_named(tmp_path: Path) -> None:
         read_splits(tmp_path)
 
 
-def test_one_class_is_no_classification(tmp_path: Path) -> None:
+def test_rejects_data_with_one_class(tmp_path: Path) -> None:
     picture(tmp_path, "train/a/1.png", "val/a/1.png")
-    with pytest.raises(DataError, match="one class only"):
+    with pytest.raises(DataError, match="only one class"):
         read_splits(tmp_path)
 
 
-def test_a_class_without_training_images_is_named(tmp_path: Path) -> None:
+def test_rejects_a_class_without_training_images(tmp_path: Path) -> None:
     picture(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png")
     with pytest.raises(DataError, match="the class 'c'"):
         read_splits(tmp_path)
 
 
-def test_a_class_without_validation_images_is_no_problem(tmp_path: Path) -> None:
+def test_accepts_a_class_without_validation_images(tmp_path: Path) -> None:
     picture(tmp_path, "train/a/1.png", "train/b/1.png", "val/b/1.png")
     assert read_splits(tmp_path).val.labels == (1,)
 
@@ -88,62 +88,72 @@ def test_the_same_seed_and_epoch_give_the_same_pixels(
     train_images: LabelledImages[ImageFile],
 ) -> None:
     torch.testing.assert_close(
-        pixels(walk(train_images)), pixels(walk(train_images)), rtol=0, atol=0
+        pixels(epoch_batches(train_images)), pixels(epoch_batches(train_images)), rtol=0, atol=0
     )
 
 
-def test_workers_change_nothing(train_images: LabelledImages[ImageFile]) -> None:
-    alone, together = walk(train_images), walk(train_images, workers=2)
+def test_the_pixels_do_not_depend_on_the_workers(train_images: LabelledImages[ImageFile]) -> None:
+    alone, together = epoch_batches(train_images), epoch_batches(train_images, workers=2)
     torch.testing.assert_close(pixels(alone), pixels(together), rtol=0, atol=0)
     assert [b.labels.tolist() for b in alone] == [b.labels.tolist() for b in together]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_is_one_epoch_after_the_other(
+def test_batches_of_epochs_follow_each_other(
     train_images: LabelledImages[ImageFile], workers: int
 ) -> None:
     epochs = [
         EpochImages(train_images, PREPROCESSING, STRONG, seed=0, epoch=epoch) for epoch in range(3)
     ]
-    run = list(run_batches(epochs, Walk(batch_size=8, shuffle=True, start=5, workers=workers)))
-    expected = walk(train_images)[5:] + walk(train_images, epoch=1) + walk(train_images, epoch=2)
+    run = list(
+        load_batches(epochs, BatchPlan(batch_size=8, shuffle=True, start=5, workers=workers))
+    )
+    expected = (
+        epoch_batches(train_images)[5:]
+        + epoch_batches(train_images, epoch=1)
+        + epoch_batches(train_images, epoch=2)
+    )
     torch.testing.assert_close(pixels(run), pixels(expected), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}])
-def test_other_epochs_and_seeds_give_others(
+def test_other_epochs_and_seeds_give_other_pixels(
     train_images: LabelledImages[ImageFile], other: dict[str, int]
 ) -> None:
-    assert not torch.equal(pixels(walk(train_images)), pixels(walk(train_images, **other)))
+    assert not torch.equal(
+        pixels(epoch_batches(train_images)), pixels(epoch_batches(train_images, **other))
+    )
 
 
-def test_a_shuffled_epoch_has_whole_batches_of_different_images(
+def test_a_shuffled_epoch_drops_the_last_partial_batch(
     train_images: LabelledImages[ImageFile],
 ) -> None:
-    batches = walk(train_images)
+    batches = epoch_batches(train_images)
     assert [len(batch.labels) for batch in batches] == [8] * 7
     plain = EpochImages(train_images, PREPROCESSING)
-    everything = list(run_batches([plain], Walk(batch_size=8, shuffle=False)))
+    everything = list(load_batches([plain], BatchPlan(batch_size=8, shuffle=False)))
     assert [len(batch.labels) for batch in everything] == [8] * 7 + [4]
     assert torch.cat([batch.labels for batch in everything]).tolist() == list(train_images.labels)
 
 
-def test_fewer_images_than_a_batch_are_one_batch(train_images: LabelledImages[ImageFile]) -> None:
+def test_fewer_images_than_a_batch_give_one_batch(train_images: LabelledImages[ImageFile]) -> None:
     dataset = EpochImages(train_images, PREPROCESSING)
-    assert [len(b.labels) for b in run_batches([dataset], Walk(batch_size=100, shuffle=True))] == [
-        60
-    ]
+    assert [
+        len(b.labels) for b in load_batches([dataset], BatchPlan(batch_size=100, shuffle=True))
+    ] == [60]
 
 
-def test_validation_sees_the_deployed_pixels(train_images: LabelledImages[ImageFile]) -> None:
-    (first, *_) = run_batches(
-        [EpochImages(train_images, PREPROCESSING)], Walk(batch_size=1, shuffle=False)
+def test_validation_images_have_the_pixels_of_inference(
+    train_images: LabelledImages[ImageFile],
+) -> None:
+    (first, *_) = load_batches(
+        [EpochImages(train_images, PREPROCESSING)], BatchPlan(batch_size=1, shuffle=False)
     )
     with Image.open(paths(train_images)[0]) as image:
         np.testing.assert_array_equal(first.images[0].numpy(), np.array(image))
 
 
-def test_a_damaged_file_is_left_out_and_named(
+def test_a_damaged_file_is_skipped_and_reported(
     tmp_path: Path, train_images: LabelledImages[ImageFile]
 ) -> None:
     damaged = tmp_path / "damaged.png"
@@ -151,14 +161,18 @@ def test_a_damaged_file_is_left_out_and_named(
     images = LabelledImages(
         classes=CLASSES, files=(damaged, *train_images.files[:3]), labels=(2, 0, 0, 0)
     )
-    (batch,) = run_batches([EpochImages(images, PREPROCESSING)], Walk(batch_size=8, shuffle=False))
+    (batch,) = load_batches(
+        [EpochImages(images, PREPROCESSING)], BatchPlan(batch_size=8, shuffle=False)
+    )
     assert batch.labels.tolist() == [0, 0, 0]
     assert batch.unreadable == (0,)
 
 
 def test_a_batch_of_damaged_files_is_empty(tmp_path: Path) -> None:
     images = LabelledImages(classes=("a",), files=(tmp_path / "none.png",) * 2, labels=(0, 0))
-    (batch,) = run_batches([EpochImages(images, PREPROCESSING)], Walk(batch_size=8, shuffle=False))
+    (batch,) = load_batches(
+        [EpochImages(images, PREPROCESSING)], BatchPlan(batch_size=8, shuffle=False)
+    )
     assert (len(batch.images), len(batch.labels), batch.unreadable) == (0, 0, (0, 1))
 
 
@@ -187,7 +201,7 @@ def test_no_digit_is_in_both_splits() -> None:
     assert not names[0] & names[1]
 
 
-def test_digits_are_the_same_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_split_of_digits_is_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = {path.relative_to(digits_folder()) for path in digits_folder().rglob("*.png")}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder().is_relative_to(tmp_path)

@@ -1,4 +1,4 @@
-"""Tar files as WebDataset lays them out, good and hostile ones."""
+"""Tests of reading tar files of the WebDataset format, including malicious ones."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from PIL import Image
 from resdeploy.errors import DataError, ImageError
 from resdeploy.images.decode import MAX_FILE_BYTES
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.train.data.dataset import EpochImages, Walk, read_splits, run_batches
-from resdeploy.train.data.shards import Member, read_shards, shards_in
+from resdeploy.train.data.dataset import BatchPlan, EpochImages, load_batches, read_splits
+from resdeploy.train.data.shards import TarMember, find_shards, read_shards
 from tests.samples import encoded
 
 
@@ -38,7 +38,7 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
 
 @pytest.fixture
 def numbered(tmp_path: Path) -> Path:
-    """Two tar files with images of classes 1, 0 and 2."""
+    """Return a folder of two tar files with images of classes 1, 0 and 2."""
     write_tar(
         tmp_path / "a.tar",
         {"0.png": picture(10), "0.cls": b"1", "1.png": picture(20), "1.cls": b"0\n"},
@@ -47,7 +47,7 @@ def numbered(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_samples_class_is_the_number_beside_it(numbered: Path) -> None:
+def test_the_class_is_the_number_in_the_cls_member(numbered: Path) -> None:
     shards = read_shards(numbered)
     assert shards.classes == ("0", "1", "2")
     assert shards.labels == (1, 0, 2)
@@ -57,58 +57,58 @@ def test_a_samples_class_is_the_number_beside_it(numbered: Path) -> None:
     assert [member.read() for member in shards.files] == [picture(n) for n in (10, 20, 30)]
 
 
-def test_classes_are_named_by_a_list(numbered: Path) -> None:
+def test_labels_txt_names_the_classes(numbered: Path) -> None:
     (numbered / "labels.txt").write_text("cat\ndog\nowl\nyak\n")
     assert read_shards(numbered).classes == ("cat", "dog", "owl", "yak")
     for text in ("cat\ndog\n", "cat\ncat\ndog\n"):
         (numbered / "labels.txt").write_text(text)
-        with pytest.raises(DataError, match=r"names \d classes"):
+        with pytest.raises(DataError, match=r"different names for 3 classes"):
             read_shards(numbered)
 
 
-def test_without_numbers_the_folder_is_the_class(tmp_path: Path) -> None:
+def test_without_cls_members_the_folder_is_the_class(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"x/dog/1.png": picture(1), "x/cat/1.png": picture(2)})
     shards = read_shards(tmp_path)
     assert shards.classes == ("cat", "dog")
     assert shards.labels == (1, 0)
 
 
-def test_training_sees_the_pixels_of_the_members(tmp_path: Path) -> None:
+def test_batches_hold_the_pixels_of_the_members(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_tar(
             tmp_path / split / "0.tar",
             {"0.png": picture(10), "0.cls": b"0", "1.png": b"damaged", "1.cls": b"1"},
         )
     images = read_splits(tmp_path).train
-    (batch,) = run_batches(
-        [EpochImages(images, Preprocessing.standard(8))], Walk(batch_size=9, shuffle=False)
+    (batch,) = load_batches(
+        [EpochImages(images, Preprocessing.standard(8))], BatchPlan(batch_size=9, shuffle=False)
     )
     np.testing.assert_array_equal(batch.images.numpy(), np.full((1, 8, 8, 3), 10, np.uint8))
     assert (batch.labels.tolist(), batch.unreadable) == ([0], (1,))
 
 
-def test_a_tar_file_among_class_folders_is_no_data(tmp_path: Path) -> None:
+def test_tar_files_next_to_class_folders_are_ignored(tmp_path: Path) -> None:
     write_tar(tmp_path / "backup.tar", {"0.png": picture(1)})
     (tmp_path / "cat").mkdir()
-    assert shards_in(tmp_path) == []
+    assert find_shards(tmp_path) == []
 
 
-# What can be wrong
+# Invalid tar files
 
 
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"0.png": picture(1), "0.cls": b"one"}, "holds 'one', not a class's number"),
-        ({"0.png": picture(1), "0.cls": b"-1"}, "not a class's number"),
-        ({"0.png": picture(1), "0.cls": b"9" * 16}, "not a class's number"),
-        ({"0.png": picture(1), "0.cls": b""}, "not a class's number"),
+        ({"0.png": picture(1), "0.cls": b"one"}, "holds 'one', not a class number"),
+        ({"0.png": picture(1), "0.cls": b"-1"}, "not a class number"),
+        ({"0.png": picture(1), "0.cls": b"9" * 16}, "not a class number"),
+        ({"0.png": picture(1), "0.cls": b""}, "not a class number"),
         ({"0.png": picture(1)}, "has no class"),
-        ({"a/0.png": picture(1), "1.png": picture(1), "1.cls": b"0"}, "unlike others"),
+        ({"a/0.png": picture(1), "1.png": picture(1), "1.cls": b"0"}, "but other images have one"),
         ({"readme.txt": b"hello"}, "hold no images"),
     ],
 )
-def test_what_has_no_class_is_named(
+def test_rejects_images_without_a_class(
     tmp_path: Path, members: dict[str, bytes], message: str
 ) -> None:
     write_tar(tmp_path / "a.tar", members)
@@ -116,7 +116,7 @@ def test_what_has_no_class_is_named(
         read_shards(tmp_path)
 
 
-def test_a_compressed_one_is_refused(tmp_path: Path) -> None:
+def test_rejects_a_compressed_tar_file(tmp_path: Path) -> None:
     content = write_tar(tmp_path / "a.tar", {"0.png": picture(1), "0.cls": b"0"}).read_bytes()
     (tmp_path / "a.tar").write_bytes(gzip.compress(content))
     with pytest.raises(DataError, match="cannot be read as a tar file") as caught:
@@ -124,7 +124,7 @@ def test_a_compressed_one_is_refused(tmp_path: Path) -> None:
     assert "plain .tar" in str(caught.value.hint)
 
 
-def test_links_and_folders_in_it_are_passed_over(tmp_path: Path) -> None:
+def test_ignores_links_and_folders_in_a_tar_file(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE):
             info = tarfile.TarInfo(f"{kind.decode()}.png")
@@ -134,17 +134,17 @@ def test_links_and_folders_in_it_are_passed_over(tmp_path: Path) -> None:
         read_shards(tmp_path)
 
 
-def test_a_member_is_read_within_limits(tmp_path: Path) -> None:
+def test_reading_a_member_is_limited(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"0.png": picture(1)})
-    with pytest.raises(ImageError, match="is larger than"):
-        Member(path, "0.png", 0, MAX_FILE_BYTES + 1).read()
+    with pytest.raises(ImageError, match="bytes, more than"):
+        TarMember(path, "0.png", 0, MAX_FILE_BYTES + 1).read()
     with pytest.raises(ImageError, match="cannot be read"):
-        Member(tmp_path / "none.tar", "0.png", 0, 10).read()
-    assert len(Member(path, "0.png", 0, MAX_FILE_BYTES).read()) == path.stat().st_size
+        TarMember(tmp_path / "none.tar", "0.png", 0, 10).read()
+    assert len(TarMember(path, "0.png", 0, MAX_FILE_BYTES).read()) == path.stat().st_size
 
 
 @given(st.integers(0, 4096), st.integers(0, 255), st.booleans())
-def test_a_damaged_tar_file_is_read_or_refused(place: int, value: int, cut: bool) -> None:
+def test_a_damaged_tar_file_is_read_or_rejected(place: int, value: int, cut: bool) -> None:
     members = {"0.png": picture(10), "0.cls": b"1", "1.png": picture(20), "1.cls": b"0"}
     folder = Path("damaged")
     data = bytearray(write_tar(folder / "a.tar", members).read_bytes())

@@ -1,4 +1,4 @@
-"""Weights from outside: what is accepted, and that nothing of the rest is executed."""
+"""Tests of loading checkpoints, including damaged and malicious files."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def save(path: Path, content: object) -> Path:
     return path
 
 
-def refused(path: Path, message: str) -> None:
+def assert_rejected(path: Path, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         load_checkpoint(path)
     assert caught.value.hint
     assert "\n" not in str(caught.value)
 
 
-# What is accepted
+# Accepted files
 
 
 def test_a_torchvision_style_state_dict(tmp_path: Path, state: State) -> None:
@@ -54,7 +54,7 @@ def test_a_torchvision_style_state_dict(tmp_path: Path, state: State) -> None:
 
 
 @pytest.mark.parametrize("blocks", [(3, 4, 6, 3), (2, 2, 2, 2)])
-def test_resnet34_and_resnet18_are_told_apart(tmp_path: Path, blocks: tuple[int, ...]) -> None:
+def test_recognises_resnet34_and_resnet18(tmp_path: Path, blocks: tuple[int, ...]) -> None:
     network = ResNet(Architecture(classes=4, blocks=blocks))
     loaded = load_checkpoint(save(tmp_path / "a.pt", network.state_dict()))
     assert loaded.architecture.blocks == blocks
@@ -62,32 +62,32 @@ def test_resnet34_and_resnet18_are_told_apart(tmp_path: Path, blocks: tuple[int,
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
-def test_other_trainers_nest_the_weights(tmp_path: Path, state: State, key: str) -> None:
+def test_reads_nested_weights(tmp_path: Path, state: State, key: str) -> None:
     assert load_checkpoint(save(tmp_path / "a.pth", {key: state, "epoch": 3})).architecture == TINY
 
 
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
 )
-def test_wrappers_leave_prefixes(tmp_path: Path, state: State, prefix: str) -> None:
+def test_removes_prefixes_of_wrappers(tmp_path: Path, state: State, prefix: str) -> None:
     wrapped = {prefix + name: tensor for name, tensor in state.items()}
     assert set(load_checkpoint(save(tmp_path / "a.pth", wrapped)).state) == set(state)
 
 
-def test_half_weights_become_float32(tmp_path: Path, state: State) -> None:
+def test_float16_weights_become_float32(tmp_path: Path, state: State) -> None:
     halves = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
     loaded = load_checkpoint(save(tmp_path / "a.pth", halves))
     assert loaded.state["conv1.weight"].dtype == torch.float32
 
 
-def test_old_files_lack_the_counters(tmp_path: Path, state: State) -> None:
+def test_reads_old_files_without_step_counters(tmp_path: Path, state: State) -> None:
     old = {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
     loaded = load_checkpoint(save(tmp_path / "a.pth", old))
     assert loaded.network().bn1.running_mean is not None
 
 
 @pytest.mark.parametrize("shortcut", list(Shortcut))
-def test_our_own_files_travel_alone(tmp_path: Path, shortcut: Shortcut) -> None:
+def test_reads_model_safetensors_without_its_run_folder(tmp_path: Path, shortcut: Shortcut) -> None:
     network = ResNet(Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut))
     save_model(
         tmp_path, network, labels=CLASSES, preprocessing=Preprocessing.standard(32), data="digits",
@@ -103,103 +103,108 @@ def test_our_own_files_travel_alone(tmp_path: Path, shortcut: Shortcut) -> None:
     assert whole.sha256 == alone.sha256
 
 
-def test_classes_in_safetensors_metadata(tmp_path: Path, state: State) -> None:
+def test_reads_labels_from_safetensors_metadata(tmp_path: Path, state: State) -> None:
     save_file(state, tmp_path / "a.safetensors", {"classes": "one two three"})
     assert load_checkpoint(tmp_path / "a.safetensors").labels == ("one", "two", "three")
 
 
-# What is refused
+# Rejected files
 
 
-class Evil:
-    """Unpickling this would create the file `hacked`."""
+class Malicious:
+    """An object that would create the file `hacked` when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("hacked"),)
 
 
-@pytest.mark.parametrize("wrap", [lambda evil: evil, lambda evil: {"state_dict": evil}])
+@pytest.mark.parametrize("wrap", [lambda content: content, lambda content: {"state_dict": content}])
 def test_a_pickle_with_code_is_never_executed(
-    tmp_path: Path, wrap: Callable[[Evil], object]
+    tmp_path: Path, wrap: Callable[[Malicious], object]
 ) -> None:
     with (tmp_path / "plain.pth").open("wb") as stream:
-        pickle.dump(wrap(Evil()), stream)
-    for path in (tmp_path / "plain.pth", save(tmp_path / "zipped.pth", wrap(Evil()))):
-        refused(path, "nothing in it was executed")
+        pickle.dump(wrap(Malicious()), stream)
+    for path in (tmp_path / "plain.pth", save(tmp_path / "zipped.pth", wrap(Malicious()))):
+        assert_rejected(path, "no code in it was executed")
     assert not Path("hacked").exists()
     assert not (tmp_path / "hacked").exists()
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"PK\x03\x04", b"\x80\x04.", bytes(1000)])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_damaged_files(tmp_path: Path, data: bytes, suffix: str) -> None:
+def test_rejects_damaged_files(tmp_path: Path, data: bytes, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(data)
-    refused(path, "not a file of weights|not an intact safetensors")
+    assert_rejected(path, "is damaged or holds more than weights|not an intact safetensors")
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
-def test_truncated_files(tmp_path: Path, state: State, kept: float) -> None:
+def test_rejects_truncated_files(tmp_path: Path, state: State, kept: float) -> None:
     save_file(state, tmp_path / "a.safetensors")
     for path in (save(tmp_path / "a.pth", state), tmp_path / "a.safetensors"):
         data = path.read_bytes()
         path.write_bytes(data[: int(kept * len(data))])
-        refused(path, "not a file of weights|not an intact safetensors")
+        assert_rejected(path, "is damaged or holds more than weights|not an intact safetensors")
 
 
-def test_a_missing_file_another_ending_and_a_huge_file(
+def test_rejects_missing_files_unknown_suffixes_and_huge_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State
 ) -> None:
-    refused(tmp_path / "none.pth", "there is no checkpoint")
+    assert_rejected(tmp_path / "none.pth", "there is no checkpoint")
     (tmp_path / "model.onnx").touch()
-    refused(tmp_path / "model.onnx", r"its ending is \.onnx")
+    assert_rejected(tmp_path / "model.onnx", r"its suffix is \.onnx")
     monkeypatch.setattr(checkpoints, "MAX_FILE_BYTES", 1000)
-    refused(save(tmp_path / "a.pth", state), "larger than")
+    assert_rejected(save(tmp_path / "a.pth", state), "bytes, more than")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, 7, torch.zeros(3), {"state_dict": {}}])
-def test_what_is_no_state_dict(tmp_path: Path, content: object) -> None:
-    refused(save(tmp_path / "a.pth", content), "not a state dict|not a residual|plain tensor")
+def test_rejects_files_without_a_state_dict(tmp_path: Path, content: object) -> None:
+    assert_rejected(
+        save(tmp_path / "a.pth", content), "not a state dict|does not hold a residual|dense tensor"
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda s: s.pop("layer2.0.bn1.weight"), r"lacks layer2\.0\.bn1\.weight"),
-        (lambda s: s.pop("fc.weight"), "not a residual network"),
-        (lambda s: s.update({"extra.weight": torch.zeros(1)}), r"unknown extra\.weight"),
+        (lambda s: s.pop("fc.weight"), "does not hold a residual network"),
+        (lambda s: s.update({"extra.weight": torch.zeros(1)}), r"unknown tensor extra\.weight"),
         (lambda s: s.update({"conv1.weight": torch.zeros(64, 1, 7, 7)}), "wrong shape for conv1"),
         (lambda s: s.update({"fc.weight": torch.zeros(5, 512)}), r"wrong shape for fc\.bias"),
-        (lambda s: s["conv1.weight"].fill_(torch.nan), r"conv1\.weight in .* is NaN or infinite"),
+        (lambda s: s["conv1.weight"].fill_(torch.nan), r"conv1\.weight in .* has NaN or infinite"),
         (lambda s: s["bn1.running_var"].fill_(torch.inf), "NaN or infinite"),
-        (lambda s: s.update({"fc.bias": "text"}), "holds a str under 'fc.bias'"),
-        (lambda s: s.update({"fc.bias": torch.zeros(3).to_sparse()}), "plain tensor"),
-        (lambda s: s.update({"fc.weight": torch.tensor(1.0)}), "not a residual network"),
-        (lambda s: s.update({"layer1.0.conv3.weight": torch.zeros(1)}), "not a residual network"),
+        (lambda s: s.update({"fc.bias": "text"}), r"'fc\.bias' in .* is of type str"),
+        (lambda s: s.update({"fc.bias": torch.zeros(3).to_sparse()}), "not a dense tensor"),
+        (lambda s: s.update({"fc.weight": torch.tensor(1.0)}), "does not hold a residual network"),
+        (
+            lambda s: s.update({"layer1.0.conv3.weight": torch.zeros(1)}),
+            "does not hold a residual network",
+        ),
     ],
 )
-def test_weights_of_another_network(
+def test_rejects_weights_of_another_network(
     tmp_path: Path, state: State, change: Callable[[Any], object], message: str
 ) -> None:
     change(state)
-    refused(save(tmp_path / "a.pth", state), message)
+    assert_rejected(save(tmp_path / "a.pth", state), message)
 
 
-def test_a_shape_that_claims_terabytes_is_not_copied(tmp_path: Path, state: State) -> None:
-    # One number, stretched by strides of zero: the file is small, a copy would not be.
+def test_rejects_a_small_file_with_a_huge_tensor(tmp_path: Path, state: State) -> None:
+    # Strides of zero repeat one stored number, so the file is small but a copy would be huge.
     state["conv1.weight"] = torch.zeros(1).half().expand(1 << 20, 1 << 20)
-    refused(save(tmp_path / "a.pth", state), "plain tensor")
+    assert_rejected(save(tmp_path / "a.pth", state), "not a dense tensor")
 
 
-def test_no_projections_may_mean_identity_or_none(tmp_path: Path) -> None:
+def test_rejects_weights_with_ambiguous_shortcuts(tmp_path: Path) -> None:
     for shortcut in (Shortcut.A, Shortcut.PLAIN):
         network = ResNet(Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut))
-        refused(save(tmp_path / "a.pth", network.state_dict()), "no projections")
+        assert_rejected(save(tmp_path / "a.pth", network.state_dict()), "no projections")
 
 
 def test_labels_must_fit_the_classes(tmp_path: Path, state: State) -> None:
     save_file(state, tmp_path / "a.safetensors", {"labels": json.dumps(["one"])})
-    refused(tmp_path / "a.safetensors", "names 1 classes and has weights for 3")
+    assert_rejected(tmp_path / "a.safetensors", "has 1 labels for 3 classes")
 
 
 # Run folders
@@ -216,32 +221,32 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_folder_that_is_no_run_or_an_unfinished_one(tmp_path: Path) -> None:
-    refused(tmp_path, "not a run")
+def test_rejects_unfinished_runs_and_other_folders(tmp_path: Path) -> None:
+    assert_rejected(tmp_path, "not a run folder")
     (tmp_path / "state.safetensors").touch()
-    refused(tmp_path, "an unfinished run")
+    assert_rejected(tmp_path, "an unfinished run")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"architecture": 3}', "null"])
-def test_a_damaged_description(run: Path, text: str) -> None:
+def test_rejects_a_damaged_model_json(run: Path, text: str) -> None:
     (run / "model.json").write_text(text)
-    refused(run, r"model\.json is damaged")
+    assert_rejected(run, r"model\.json is damaged")
 
 
-def test_a_run_without_its_weights(run: Path) -> None:
+def test_rejects_a_run_without_weights(run: Path) -> None:
     (run / "model.safetensors").unlink()
-    refused(run, r"has no model\.safetensors")
+    assert_rejected(run, r"has no model\.safetensors")
 
 
-def test_a_run_whose_description_is_of_another_network(run: Path) -> None:
+def test_rejects_a_run_whose_description_does_not_fit(run: Path) -> None:
     document = json.loads((run / "model.json").read_text())
     document["architecture"]["blocks"] = [3, 4, 6, 3]
     (run / "model.json").write_text(json.dumps(document))
-    refused(run, "is not a resnet34")
+    assert_rejected(run, "is not a resnet34")
 
 
-def test_a_run_with_too_few_labels(run: Path) -> None:
+def test_rejects_a_run_with_too_few_labels(run: Path) -> None:
     document = json.loads((run / "model.json").read_text())
     document["labels"] = ["one"]
     (run / "model.json").write_text(json.dumps(document))
-    refused(run, "1 labels for 3 classes")
+    assert_rejected(run, "1 labels for 3 classes")

@@ -1,4 +1,4 @@
-"""The network of the paper, layer by layer, and against an independent one."""
+"""Tests of the network against the paper and against an independent implementation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESNET34 = Architecture(classes=1000)
 
 
 def on_meta(architecture: Architecture) -> ResNet:
-    """The network without memory for its weights."""
+    """Return the network without memory for its weights."""
     with torch.device("meta"):
         return ResNet(architecture)
 
@@ -29,7 +29,7 @@ def parameters(network: nn.Module) -> int:
 
 
 def weighted_layers(network: nn.Module) -> int:
-    """As the paper counts: convolutions on the main path, and the classifier."""
+    """Return the paper's number of layers: convolutions of the main path, and the head."""
     return sum(
         isinstance(module, (nn.Conv2d, nn.Linear)) and "downsample" not in name
         for name, module in network.named_modules()
@@ -37,16 +37,16 @@ def weighted_layers(network: nn.Module) -> int:
 
 
 def shapes(network: ResNet, size: int) -> dict[str, tuple[int, ...]]:
-    """What each child of the network gives, without the batch."""
-    seen: dict[str, tuple[int, ...]] = {}
+    """Return the output shape of each child of the network, without the batch axis."""
+    found: dict[str, tuple[int, ...]] = {}
 
-    def note(name: str) -> Any:
-        return lambda module, inputs, output: seen.update({name: tuple(output.shape[1:])})
+    def record(name: str) -> Any:
+        return lambda module, inputs, output: found.update({name: tuple(output.shape[1:])})
 
     for name, child in network.named_children():
-        child.register_forward_hook(note(name))
+        child.register_forward_hook(record(name))
     network(torch.empty((2, 3, size, size), device="meta"))
-    return seen
+    return found
 
 
 # Table 1 of the paper
@@ -59,11 +59,11 @@ def test_resnet34_has_21797672_parameters() -> None:
 @pytest.mark.parametrize(
     ("shortcut", "expected"),
     [
-        # Without the three projections: 64*128 + 128*256 + 256*512 weights and two numbers of
-        # batch norm for each of 128 + 256 + 512 channels.
+        # The three projections have 64*128 + 128*256 + 256*512 weights, and two batch-norm
+        # parameters for each of 128 + 256 + 512 channels.
         (Shortcut.A, 21_797_672 - 172_032 - 1_792),
         (Shortcut.PLAIN, 21_797_672 - 172_032 - 1_792),
-        # And with one in each of the other 13 blocks: 3, 3, 5, 2 of widths 64 to 512.
+        # The other 13 blocks have projections, too: 3, 3, 5 and 2 blocks of widths 64 to 512.
         (
             Shortcut.C,
             21_797_672
@@ -91,9 +91,9 @@ def test_sixteen_blocks_of_3x3_convolutions() -> None:
 
 
 @pytest.mark.parametrize("shortcut", list(Shortcut))
-def test_shape_walk_at_224_pixels(shortcut: Shortcut) -> None:
-    walked = shapes(on_meta(Architecture(classes=1000, shortcut=shortcut)), 224)
-    assert walked == {
+def test_shapes_at_224_pixels(shortcut: Shortcut) -> None:
+    found = shapes(on_meta(Architecture(classes=1000, shortcut=shortcut)), 224)
+    assert found == {
         "conv1": (64, 112, 112), "bn1": (64, 112, 112), "relu": (64, 112, 112),
         "maxpool": (64, 56, 56), "layer1": (64, 56, 56), "layer2": (128, 28, 28),
         "layer3": (256, 14, 14), "layer4": (512, 7, 7), "avgpool": (512,), "fc": (1000,),
@@ -101,7 +101,7 @@ def test_shape_walk_at_224_pixels(shortcut: Shortcut) -> None:
 
 
 @pytest.mark.parametrize("size", [8, 31, 32, 33, 100, 225])
-def test_any_size_of_image(size: int) -> None:
+def test_accepts_any_image_size(size: int) -> None:
     assert shapes(on_meta(RESNET34), size)["fc"] == (1000,)
 
 
@@ -121,17 +121,17 @@ def test_names_are_the_papers(blocks: tuple[int, ...], shortcut: Shortcut, name:
 
 
 @pytest.mark.parametrize("blocks", [(3, 4, 6), (0, 1, 1, 1), (1, 1, 1, 9999)])
-def test_blocks_that_make_no_network_are_refused(blocks: tuple[int, ...]) -> None:
+def test_rejects_impossible_numbers_of_blocks(blocks: tuple[int, ...]) -> None:
     with pytest.raises(ValueError):
         Architecture(classes=10, blocks=blocks)
 
 
-def test_no_classes_are_refused() -> None:
+def test_rejects_zero_classes() -> None:
     with pytest.raises(ValueError):
         Architecture(classes=0)
 
 
-# Against a network written down independently
+# Comparison with an independent implementation
 
 
 def test_keys_are_torchvisions() -> None:
@@ -157,7 +157,7 @@ def test_keys_are_torchvisions() -> None:
 
 
 def functional_resnet(state: dict[str, Tensor], x: Tensor, blocks: tuple[int, ...]) -> Tensor:
-    """Option B from the paper's table 1, as functions of a state dict alone."""
+    """Compute the network of option B in the paper's table 1 from a state dict."""
 
     def norm(name: str, x: Tensor) -> Tensor:
         mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
@@ -182,12 +182,12 @@ def functional_resnet(state: dict[str, Tensor], x: Tensor, blocks: tuple[int, ..
 
 
 @torch.inference_mode()
-def test_the_network_computes_what_the_paper_says() -> None:
+def test_the_network_computes_the_papers_function() -> None:
     torch.manual_seed(0)
     network = randomise_batch_norms(ResNet(Architecture(classes=10)))
     images = torch.randn(2, 3, 64, 64)
     expected = functional_resnet(network.state_dict(), images, (3, 4, 6, 3))
-    # The same sums in another order, in float32: a relative error of some 1e-5 after 34 layers.
+    # Another order of summation in float32 gives a relative error of about 1e-5 after 34 layers.
     torch.testing.assert_close(
         network(images), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item()
     )
@@ -197,7 +197,7 @@ def test_the_network_computes_what_the_paper_says() -> None:
 
 
 @pytest.mark.parametrize("shortcut", list(Shortcut))
-def test_what_each_option_puts_into_the_blocks(shortcut: Shortcut) -> None:
+def test_the_projections_of_each_option(shortcut: Shortcut) -> None:
     network = on_meta(Architecture(classes=10, shortcut=shortcut))
     blocks = [block for stage in network.stages for block in stage.children()]
     projected = sum(isinstance(block.downsample, nn.Sequential) for block in blocks)
@@ -237,7 +237,7 @@ def test_normalisation_is_torchvisions_to_float32() -> None:
     )
     exact = (images.permute(0, 3, 1, 2).double() / 255 - mean) / std
     ours = Normalize(IMAGENET_MEAN, IMAGENET_STD)(images)
-    # Two roundings of numbers below 3: a few times 2^-24.
+    # Two roundings of numbers below 3 give an error of a few times 2^-24.
     torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-6)
     assert ours.dtype == torch.float32
     assert ours.is_contiguous()

@@ -1,4 +1,4 @@
-"""Trimming a kernel changes no output and no gradient."""
+"""Tests of the trimmed convolution against `nn.Conv2d`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resdeploy.train.model.trimmed_conv import TrimmedConv2d, used_taps
 @given(
     st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 3), st.integers(0, 2)
 )
-def test_outputs_and_gradients_are_those_of_the_whole_kernel(
+def test_outputs_and_gradients_equal_those_of_the_whole_kernel(
     height: int, width: int, kernel: int, stride: int, padding: int
 ) -> None:
     if min(height, width) + 2 * padding < kernel:
@@ -33,7 +33,7 @@ def test_outputs_and_gradients_are_those_of_the_whole_kernel(
         assert conv.weight.grad is not None
         outputs.append((out, x.grad, conv.weight.grad))
     for expected, found in zip(*outputs):
-        # Sums of at most 50 products of numbers near 1 in another order: far below 1e-12.
+        # Another order of at most 50 products of numbers near 1 changes far less than 1e-12.
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -41,7 +41,7 @@ def test_outputs_and_gradients_are_those_of_the_whole_kernel(
     ("size", "stride", "expected"),
     [(1, 1, (1, 2, 0)), (2, 2, (1, 3, 0)), (1, 2, (1, 2, 0)), (2, 1, (0, 3, 1)), (7, 2, (0, 3, 1))],
 )
-def test_the_taps_of_a_kernel_of_three(
+def test_the_used_taps_of_a_3x3_kernel(
     size: int, stride: int, expected: tuple[int, int, int]
 ) -> None:
     assert used_taps(size, 3, stride, 1) == expected

@@ -1,4 +1,4 @@
-"""A teacher answers for an image and its mirror image, and stays as it is."""
+"""Tests of the teacher network."""
 
 from __future__ import annotations
 
@@ -21,44 +21,46 @@ def images() -> Tensor:
     return torch.randint(0, 256, (6, SIZE, SIZE, 3), generator=generator, dtype=torch.uint8)
 
 
-def teacher(*, mirrors: bool) -> Teacher:
-    return Teacher(copy.deepcopy(make_classifier().network), PREPROCESSING, mirrors=mirrors)
+def make_teacher(*, average_mirrored: bool) -> Teacher:
+    return Teacher(
+        copy.deepcopy(make_classifier().network), PREPROCESSING, average_mirrored=average_mirrored
+    )
 
 
-def test_it_answers_as_the_network_does(images: Tensor) -> None:
+def test_the_teacher_predicts_as_its_network(images: Tensor) -> None:
     with torch.no_grad():
         expected = make_classifier()(images).softmax(1)
-    torch.testing.assert_close(teacher(mirrors=False).answers(images), expected)
+    torch.testing.assert_close(make_teacher(average_mirrored=False).predict(images), expected)
 
 
-def test_with_mirrors_both_sides_count_alike(images: Tensor) -> None:
-    seen = teacher(mirrors=True)
+def test_predictions_for_mirrored_images_are_averaged(images: Tensor) -> None:
+    teacher = make_teacher(average_mirrored=True)
     with torch.no_grad():
         both = [make_classifier()(x).softmax(1) for x in (images, torch.flip(images, (2,)))]
-    torch.testing.assert_close(seen.answers(images), torch.stack(both).mean(0))
-    torch.testing.assert_close(seen.answers(images), seen.answers(images.flip(2)))
+    torch.testing.assert_close(teacher.predict(images), torch.stack(both).mean(0))
+    torch.testing.assert_close(teacher.predict(images), teacher.predict(images.flip(2)))
 
 
-def test_the_loss_is_least_for_its_own_answers(images: Tensor) -> None:
-    seen = teacher(mirrors=True)
-    answers = seen.answers(images)
+def test_the_loss_is_zero_for_the_teachers_own_predictions(images: Tensor) -> None:
+    teacher = make_teacher(average_mirrored=True)
+    predictions = teacher.predict(images)
     # float32 sums of a few numbers near 1.
-    assert seen.loss(answers.log(), images).item() == pytest.approx(0, abs=1e-5)
-    logits = torch.randn(answers.shape, generator=torch.Generator().manual_seed(1))
+    assert teacher.loss(predictions.log(), images).item() == pytest.approx(0, abs=1e-5)
+    logits = torch.randn(predictions.shape, generator=torch.Generator().manual_seed(1))
     logits.requires_grad_()
-    loss = seen.loss(logits, images)
+    loss = teacher.loss(logits, images)
     assert loss.item() > 0.01
     loss.backward()  # type: ignore[no-untyped-call]
     # The gradient of a Kullback-Leibler divergence behind a softmax.
     assert logits.grad is not None
-    torch.testing.assert_close(logits.grad, (logits.softmax(1) - answers).detach())
+    torch.testing.assert_close(logits.grad, (logits.softmax(1) - predictions).detach())
 
 
-def test_it_does_not_learn(images: Tensor) -> None:
+def test_the_teacher_is_frozen(images: Tensor) -> None:
     network = copy.deepcopy(make_classifier().network)
-    seen = Teacher(network, PREPROCESSING, mirrors=True)
+    teacher = Teacher(network, PREPROCESSING, average_mirrored=True)
     before = copy.deepcopy(network.state_dict())
-    seen.answers(images)
+    teacher.predict(images)
     assert not any(parameter.requires_grad for parameter in network.parameters())
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name]), name  # the norms' statistics among them

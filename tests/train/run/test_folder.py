@@ -1,4 +1,4 @@
-"""The run folder: consistent at every moment."""
+"""Tests of the files in a run folder."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from resdeploy.train.run.curves import draw_curves
 from resdeploy.train.run.folder import (
     LATEST,
     EpochMetrics,
-    Place,
+    RunPosition,
     TrainingState,
-    begin,
+    begin_run,
     load_config,
     load_metrics,
     load_state,
-    point_latest_to,
     save_metrics,
     save_state,
+    update_latest_link,
 )
 
 
@@ -35,18 +35,23 @@ def metrics(epoch: int) -> EpochMetrics:
     )  # fmt: skip
 
 
-PLACE = Place(epochs_done=3, steps_done=7, loss=0.1 + 0.2, images=56, seconds=1 / 3, waiting=0.0)
+POSITION = RunPosition(
+    epochs_done=3, steps_done=7, loss=0.1 + 0.2, images=56, seconds=1 / 3, waiting_seconds=0.0
+)
 
 
 def test_state_round_trip(tmp_path: Path) -> None:
-    # channels_last weights must come back with the same numbers in the same places.
+    # Weights in the channels_last layout must keep their values.
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     state = TrainingState(
-        place=PLACE, model={"w": weight}, momentum={"w": weight + 1}, average={"w": weight / 2}
+        position=POSITION,
+        model={"w": weight},
+        momentum={"w": weight + 1},
+        average={"w": weight / 2},
     )
     save_state(tmp_path, state)
     loaded = load_state(tmp_path)
-    assert loaded.place == PLACE
+    assert loaded.position == POSITION
     torch.testing.assert_close(loaded.model["w"], weight, rtol=0, atol=0)
     torch.testing.assert_close(loaded.momentum["w"], weight + 1, rtol=0, atol=0)
     torch.testing.assert_close(loaded.average["w"], weight / 2, rtol=0, atol=0)
@@ -80,7 +85,7 @@ def test_damaged_metrics_are_a_training_error(tmp_path: Path, text: str) -> None
 
 
 def test_settings_round_trip(tmp_path: Path) -> None:
-    begin(tmp_path, {"seed": 7})
+    begin_run(tmp_path, {"seed": 7})
     assert load_config(tmp_path) == {"seed": 7}
     for text in ("", "{"):
         (tmp_path / "state.json").write_text(text)
@@ -88,10 +93,10 @@ def test_settings_round_trip(tmp_path: Path) -> None:
             load_config(tmp_path)
 
 
-def test_latest_is_a_relative_link_to_the_newest(tmp_path: Path) -> None:
+def test_latest_is_a_relative_link_to_the_newest_run(tmp_path: Path) -> None:
     for name in ("runs/one", "runs/two", "elsewhere"):
         (tmp_path / name).mkdir(parents=True)
-        point_latest_to(Path(name))
+        update_latest_link(Path(name))
         assert LATEST.resolve() == (tmp_path / name).resolve()
     assert not Path(os.readlink(LATEST)).is_absolute()
     assert sorted(os.listdir("runs")) == ["latest", "one", "two"]
@@ -100,12 +105,12 @@ def test_latest_is_a_relative_link_to_the_newest(tmp_path: Path) -> None:
 def test_latest_never_replaces_a_folder() -> None:
     LATEST.mkdir(parents=True)
     with pytest.raises(OutputError, match="is not a link"):
-        point_latest_to(Path("runs/one"))
+        update_latest_link(Path("runs/one"))
 
 
 @pytest.mark.parametrize("epochs", [1, 5])
 @pytest.mark.parametrize("odd", [1.0, float("nan"), float("inf")])
-def test_curves_are_a_picture(tmp_path: Path, epochs: int, odd: float) -> None:
+def test_curves_are_a_png_file(tmp_path: Path, epochs: int, odd: float) -> None:
     lines = [metrics(epoch) for epoch in range(1, epochs + 1)]
     lines[0] = dataclasses.replace(lines[0], val_loss=odd)
     draw_curves(lines, tmp_path / "curves.png")

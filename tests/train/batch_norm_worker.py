@@ -1,4 +1,4 @@
-"""Run by torchrun in `test_processes.py`: batch norm on this process's part of a batch."""
+"""A process that `test_distributed.py` starts with torchrun, for synchronised batch norm."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from resdeploy.train.model.sync_batch_norm import norms_over_processes
+from resdeploy.train.model.sync_batch_norm import synchronize_batch_norms
 
 PARTS = (3, 5)  # images of each process
 SHAPE = (4, 2, 3)
 
 
-def joint_batch() -> torch.Tensor:
-    """Far from zero, where a variance from sums of squares would lose digits."""
+def global_batch() -> torch.Tensor:
+    """Return images far from zero, for which sums of squares would lose precision."""
     generator = torch.Generator().manual_seed(0)
     return 1e4 + torch.randn(sum(PARTS), *SHAPE, generator=generator, dtype=torch.float64)
 
@@ -27,18 +27,18 @@ def make_network() -> nn.Sequential:
 
 def loss_of(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     outputs: torch.Tensor = network(images)
-    return (outputs**3).sum()  # a power, so that every image's gradient differs
+    return (outputs**3).sum()  # a power, so that the gradients of all images differ
 
 
 def main() -> None:
     dist.init_process_group("gloo")
     network = make_network()
-    norms_over_processes(network)
-    mine = torch.split(joint_batch(), list(PARTS))[dist.get_rank()].requires_grad_()
-    loss_of(network, mine).backward()  # type: ignore[no-untyped-call]
-    assert mine.grad is not None
+    synchronize_batch_norms(network)
+    images = torch.split(global_batch(), list(PARTS))[dist.get_rank()].requires_grad_()
+    loss_of(network, images).backward()  # type: ignore[no-untyped-call]
+    assert images.grad is not None
     torch.save(
-        {"input": mine.grad, "weight": network[0].weight.grad, "state": network.state_dict()},
+        {"input": images.grad, "weight": network[0].weight.grad, "state": network.state_dict()},
         Path(sys.argv[1]) / f"{dist.get_rank()}.pth",
     )
     dist.destroy_process_group()
