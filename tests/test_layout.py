@@ -125,7 +125,7 @@ def test_public_names_mean_one_thing() -> None:
 # Openings of docstrings that say neither what a function does nor what an object is.
 RIDDLES = {
     "what", "whether", "how", "who", "whose", "which", "it", "its", "of", "that", "those", "these",
-    "this", "they", "them", "he", "she", "one", "where", "when", "why", "so", "such",
+    "this", "they", "them", "he", "she", "where", "when", "why", "so", "such",
 }  # fmt: skip
 NOUN_OPENINGS = {"a", "all", "an", "any", "each", "every", "no", "some", "the"}
 
