@@ -171,7 +171,7 @@ def read_tables(folder: Path) -> tuple[dict[str, PerformanceTable], list[str]]:
     return tables, others
 
 
-def make_page(tables: Mapping[str, PerformanceTable], others: Sequence[str]) -> str:
+def make_performance_page(tables: Mapping[str, PerformanceTable], others: Sequence[str]) -> str:
     """Return the text of `docs/performance.md`."""
     blocks = [NOTICE, HEAD.strip()]
     for name, table in tables.items():
@@ -219,7 +219,7 @@ def _percent(share: float | None) -> str:
 def main() -> None:
     """Write `docs/performance.md` and the tables of `README.md`."""
     tables, others = read_tables(RESULTS)
-    write_file(PAGE, make_page(tables, others).encode())
+    write_file(PAGE, make_performance_page(tables, others).encode())
     readme = README.read_text(encoding="utf-8")
     write_file(README, replace_tables(readme, tables).encode())
 

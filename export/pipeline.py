@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from resdeploy.bundle.analysis import Analysis
 from resdeploy.bundle.bundle import (
-    ANALYSIS,
-    CALIBRATION,
-    CALIBRATION_CACHE,
-    GOLDEN,
-    LABELS,
-    REPORT,
     open_bundle,
 )
 from resdeploy.bundle.calibration_record import CalibrationRecord
@@ -29,23 +20,17 @@ from resdeploy.bundle.manifest import (
     MANIFEST,
     Artifact,
     Encoding,
-    FileRecord,
-    Manifest,
     Parity,
     Precision,
-    write_manifest,
 )
-from resdeploy.bundle.work import Work
-from resdeploy.calibration.tensorrt_cache import write_cache
-from resdeploy.documents import jsonable
 from resdeploy.errors import ExportError
 from resdeploy.export.analysis import analyse
-from resdeploy.export.golden import choose_golden, make_golden, measure_parity
-from resdeploy.export.graph.coverage import coverage
+from resdeploy.export.bundle_files import write_artifact, write_other_files
+from resdeploy.export.golden import choose_golden, make_golden
 from resdeploy.export.graph.float16 import to_float16
 from resdeploy.export.graph.qdq import activation_parameters
 from resdeploy.export.graph.residual_scales import has_aligned_scales
-from resdeploy.export.graph.to_onnx import OPSET, to_bytes, to_onnx
+from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.graph.work import work_of
 from resdeploy.export.mixed_precision.accuracy_target import (
     AccuracyTarget,
@@ -55,46 +40,23 @@ from resdeploy.export.mixed_precision.evaluator import SearchContext, draw_held_
 from resdeploy.export.mixed_precision.latency_target import meet_latency_target
 from resdeploy.export.mixed_precision.tradeoff import trade_off_points
 from resdeploy.export.quantization.calibrate import calibrate, require_images
-from resdeploy.export.quantization.recipe import encode_recipes
 from resdeploy.export.quantization.result import Calibration, with_dla
 from resdeploy.export.quantization.sensitivity import sqnr_per_tensor
 from resdeploy.export.source import Source, read_source
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.images.preprocessing import image_digest
-from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
-from resdeploy.report.bundle_page import bundle_page
-from resdeploy.results.provenance import collect_provenance
-from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.backends.tensorrt.build import BuildReport, build, choose_flavour
 from resdeploy.runtime.backends.tensorrt.flavour import ARTIFACTS as TENSORRT_ARTIFACTS
 from resdeploy.runtime.backends.tensorrt.flavour import load_tensorrt
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
-from resdeploy.runtime.verification.golden_check import (
-    FLOAT_FLOOR_DB,
-    INT8_FLOOR_DB,
-    different_rows,
-    run_batches,
-)
-from resdeploy.statistics import sqnr_db
-from resdeploy.storage import new_directory, refuse_existing, sha256
+from resdeploy.storage import new_directory, refuse_existing
 from resdeploy.train.model.resnet import Classifier
 from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)
 
-# Each graph must give the same logits for this many images at once and for one at a time, which
-# fails if the exporter froze the batch axis.
-ODD_BATCH = 7
 REPORT_IMAGES = 8  # more golden images hardly change the order of the tensors
-VERSIONS_HINT = "install the versions in constraints.txt, and report the error if it persists"
-FILE_NAMES = {
-    (Precision.FP32, Encoding.FLOAT): "fp32.onnx",
-    (Precision.FP16, Encoding.FLOAT): "fp16.onnx",
-    (Precision.INT8, Encoding.TENSORRT): "int8.onnx",
-    (Precision.INT8, Encoding.CPU): "int8-cpu.onnx",
-    (Precision.INT8, Encoding.DLA): "int8-dla.onnx",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,13 +156,13 @@ def export(
     bit_exact: dict[str, Float32Array] = {}
     with new_directory(output, force=force, marker=MANIFEST) as folder:
         for precision, encoding, graph in _graphs(model, config, calibration):
-            artifact, logits = _write_artifact(folder, precision, encoding, graph, golden)
+            artifact, logits = write_artifact(folder, precision, encoding, graph, golden)
             artifacts.append(artifact)
             if logits is not None and _is_bit_exact(model, calibration, encoding):
                 bit_exact[artifact.name] = logits
         golden = replace(golden, bit_exact=bit_exact)
         analysis = _analyse(model, calibration, golden, progress)
-        manifest = _write_other_files(
+        manifest = write_other_files(
             folder, output.name, source, artifacts, golden, calibration, analysis, work_of(model)
         )
     engines = _build_engines(output, progress) if config.engine else ()
@@ -296,54 +258,6 @@ def _is_bit_exact(model: ir.Model, calibration: Calibration | None, encoding: En
     return not recipe.in_float and has_aligned_scales(model.graph, edges, parameters)
 
 
-def _write_artifact(
-    folder: Path, precision: Precision, encoding: Encoding, model: ir.Model, golden: Golden
-) -> tuple[Artifact, Float32Array | None]:
-    """Write and check a graph; return also its golden logits if no bit depends on the batch."""
-    graph = to_bytes(model)
-    file = FILE_NAMES[precision, encoding]
-    (folder / file).write_bytes(graph)
-    backend = OnnxRuntimeCpu(graph, encoding)
-    logits = run_batches(backend, golden.images)
-    parity = measure_parity(golden, logits)
-    single = run_batches(backend, golden.images[:ODD_BATCH], batch=1)
-    batched = run_batches(backend, golden.images[:ODD_BATCH], batch=ODD_BATCH)
-    backend.close()
-    floor = FLOAT_FLOOR_DB.get(precision, INT8_FLOOR_DB)
-    if not parity.sqnr_db >= floor:
-        raise ExportError(
-            f"{file} does not agree with PyTorch: the SQNR of its logits is {parity.sqnr_db:.1f} "
-            f"dB ({parity.agreement:.0f} % of the predicted classes agree), and at least "
-            f"{floor:.0f} dB are required",
-            "calibrate on images like those that the network will classify, with --calibration-data"
-            if precision is Precision.INT8
-            else VERSIONS_HINT,
-        )
-    # Kernels add in another order for another batch size, which may move an INT8 value by one
-    # step. So the logits need not be equal, but must be as similar as required above.
-    between_batches = float(np.median(sqnr_db(single, batched)))
-    if not between_batches >= floor:
-        raise ExportError(
-            f"the logits of {file} depend on the batch size: the SQNR between batches of 1 and "
-            f"{ODD_BATCH} is {between_batches:.1f} dB, and at least {floor:.0f} dB are required",
-            VERSIONS_HINT,
-        )
-    same = not different_rows(single, batched) and not different_rows(single, logits[:ODD_BATCH])
-    covered = coverage(model.graph, encoding)
-    artifact = Artifact(
-        precision=precision,
-        encoding=encoding,
-        file=file,
-        bytes=len(graph),
-        sha256=sha256(graph),
-        opset=OPSET,
-        convs=covered.convs,
-        int8_convs=covered.int8_convs,
-        parity=parity,
-    )
-    return artifact, logits if same else None
-
-
 def _build_engines(path: Path, progress: Progress) -> tuple[BuildReport, ...]:
     bundle = open_bundle(path)
     return tuple(
@@ -362,59 +276,3 @@ def _analyse(
     images = golden.images[:REPORT_IMAGES]
     ratios = sqnr_per_tensor(model, calibration.recipes[Encoding.TENSORRT], images, progress)
     return analyse(model, calibration, ratios)
-
-
-def _write_other_files(
-    folder: Path,
-    name: str,
-    source: Source,
-    artifacts: list[Artifact],
-    golden: Golden,
-    calibration: Calibration | None,
-    analysis: Analysis | None,
-    work: Work,
-) -> Manifest:
-    """Write all files but the graphs, and the manifest last."""
-    provenance = collect_provenance(read_device().to_json())
-    model = {
-        **source.checkpoint.architecture.to_json(),
-        "source": str(source.checkpoint.path.resolve()),
-        "source_sha256": source.checkpoint.sha256,
-    }
-    contents = {
-        LABELS: "".join(f"{label}\n" for label in source.labels).encode(),
-        GOLDEN: golden.to_bytes(),
-    }
-    recorded: dict[str, Any] | None = None
-    if calibration is not None and analysis is not None:
-        contents[ANALYSIS] = (json.dumps(jsonable(analysis)) + "\n").encode()
-        contents[CALIBRATION] = encode_recipes(calibration.recipes)
-        contents[CALIBRATION_CACHE] = write_cache(calibration.recipes[Encoding.TENSORRT].ranges)
-        recorded = {
-            **jsonable(calibration.record()),
-            "image_sha256": list(calibration.digests),
-            "selection_sha256": list(calibration.selection_digests),
-        }
-    manifest = Manifest(
-        model=model,
-        preprocessing=source.preprocessing,
-        artifacts=tuple(artifacts),
-        files={},
-        calibration=recorded,
-        golden={
-            "images": len(golden.images),
-            "from": "data" if source.pools.golden else "synthetic",
-        },
-        provenance=provenance,
-        work=work,
-    )
-    contents[REPORT] = bundle_page(name, manifest, analysis)
-    for file, content in contents.items():
-        (folder / file).write_bytes(content)
-    records = {
-        file: FileRecord(bytes=len(content), sha256=sha256(content))
-        for file, content in contents.items()
-    }
-    manifest = replace(manifest, files=records)
-    write_manifest(folder, manifest)
-    return manifest

@@ -25,9 +25,9 @@ from benchmarks.gpu.ceilings import parse_ceilings
 from benchmarks.gpu.children import (
     NAMES,
     Notes,
-    backend_contenders,
     build_engines,
-    pytorch_contenders,
+    gpu_backend_contenders,
+    gpu_pytorch_contenders,
     start_for_facts,
     time_in_turns,
 )
@@ -39,7 +39,7 @@ from benchmarks.gpu.report import (
     answers_text,
     document,
     engines_text,
-    summarise,
+    summarise_gpu,
     times_text,
 )
 from resdeploy.bundle.bundle import Bundle, open_bundle
@@ -160,11 +160,11 @@ def measure(subject: Subject, plan: Plan, output: Path | None, notes: Notes) -> 
     for number, batch in enumerate(plan.batches, start=1):
         shared = (subject.bundle, batch, subject.labelled)
         specs = [
-            *backend_contenders(*shared, plan.without, notes),
-            *pytorch_contenders(*shared, subject.weights, plan.bf16, plan.without, notes),
+            *gpu_backend_contenders(*shared, plan.without, notes),
+            *gpu_pytorch_contenders(*shared, subject.weights, plan.bf16, plan.without, notes),
         ]
         timed = time_in_turns(specs, batch, plan.seconds, notes)
-        fresh = summarise(timed, batch, work, parse_ceilings(ceilings) if ceilings else None)
+        fresh = summarise_gpu(timed, batch, work, parse_ceilings(ceilings) if ceilings else None)
         rows += fresh
         click.echo(f"\n{times_text(fresh)}")
         if output is None or not rows:

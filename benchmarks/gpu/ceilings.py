@@ -22,7 +22,7 @@ MIN_SAMPLES = 3
 KINDS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 
-def measure(
+def measure_gpu_ceilings(
     device: str = "cuda",
     *,
     matrix: int = GPU_SHAPE[0],
@@ -81,7 +81,7 @@ def fastest_run(probe: Probe, seconds: float) -> float:
 
 
 def parse_ceilings(measured: dict[str, Any]) -> Ceilings:
-    """Convert the result of `measure`."""
+    """Convert the result of `measure_gpu_ceilings`."""
     return Ceilings(
         operations_per_second=measured["operations_per_second"],
         bytes_per_second=measured["bytes_per_second"],
@@ -90,7 +90,7 @@ def parse_ceilings(measured: dict[str, Any]) -> Ceilings:
 
 def prepare() -> tuple[Callable[[], object], dict[str, Any]]:
     """Measure the ceilings and return them as facts, with a function that does nothing."""
-    return lambda: None, measure()
+    return lambda: None, measure_gpu_ceilings()
 
 
 if __name__ == "__main__":

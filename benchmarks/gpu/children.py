@@ -85,7 +85,7 @@ def build_engines(
     return engines
 
 
-def backend_contenders(
+def gpu_backend_contenders(
     bundle: Bundle, batch: int, labelled: str, without: Collection[str], notes: Notes
 ) -> list[GpuContender]:
     """Return the best artifact of each precision for every GPU backend that runs here."""
@@ -112,7 +112,7 @@ def backend_contenders(
     return specs
 
 
-def pytorch_contenders(
+def gpu_pytorch_contenders(
     bundle: Bundle,
     batch: int,
     labelled: str,

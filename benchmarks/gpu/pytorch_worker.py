@@ -35,7 +35,7 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PyTorchMode:
+class ExecutionMode:
     """A way to run the network; FP16 and BF16 use channels last, the format of tensor cores."""
 
     name: str
@@ -45,11 +45,11 @@ class PyTorchMode:
 
 
 MODES = {
-    "eager-fp32": PyTorchMode(name="pytorch-eager", precision="fp32"),
-    "eager-fp16": PyTorchMode(name="pytorch-eager", precision="fp16"),
-    "compile-fp16": PyTorchMode(name="pytorch-compile", precision="fp16", compiled=True),
-    "eager-bf16": PyTorchMode(name="pytorch-eager", precision="bf16"),
-    "compile-bf16": PyTorchMode(name="pytorch-compile", precision="bf16", compiled=True),
+    "eager-fp32": ExecutionMode(name="pytorch-eager", precision="fp32"),
+    "eager-fp16": ExecutionMode(name="pytorch-eager", precision="fp16"),
+    "compile-fp16": ExecutionMode(name="pytorch-compile", precision="fp16", compiled=True),
+    "eager-bf16": ExecutionMode(name="pytorch-eager", precision="bf16"),
+    "compile-bf16": ExecutionMode(name="pytorch-compile", precision="bf16", compiled=True),
 }
 OPTIONAL = ("eager-bf16", "compile-bf16")
 
@@ -117,7 +117,7 @@ class PyTorchBackend:
 
 
 def make_forward(
-    classifier: Classifier, mode: PyTorchMode, device: str
+    classifier: Classifier, mode: ExecutionMode, device: str
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a function from images (N, H, W, 3) to float32 logits (N, K); modify `classifier`."""
     import torch

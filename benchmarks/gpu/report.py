@@ -99,7 +99,7 @@ class GpuResult:
         return None if answers is None else bool(answers["golden"]["passed"])
 
 
-def summarise(
+def summarise_gpu(
     timed: Sequence[TimedContender],
     batch: int,
     work: WorkTotals | None,
@@ -149,7 +149,7 @@ def document(
         machine: The device, GPU, versions, commit and date.
         network: The name, classes and image size.
         settings: The batch sizes, seconds and rounds.
-        ceilings: The result of `ceilings.measure`.
+        ceilings: The result of `ceilings.measure_gpu_ceilings`.
         work: The work of the network for one image.
         engines: The facts of each engine that was built.
         rows: The figures at all batch sizes.

@@ -110,7 +110,7 @@ async def open_loop(target: Target, tally: Tally, ends: float, rate: float) -> N
     await asyncio.gather(*pending)
 
 
-def summarise(tally: Tally, seconds: float) -> dict[str, object]:
+def summarise_load(tally: Tally, seconds: float) -> dict[str, object]:
     """Return rates and percentiles."""
     answered = sorted(tally.latencies.get(200, ()))
 
@@ -151,7 +151,7 @@ def main() -> None:
         asyncio.run(closed_loop(target, tally, ends, int(number)))
     else:
         asyncio.run(open_loop(target, tally, ends, float(number)))
-    json.dump(summarise(tally, float(seconds)), sys.stdout)
+    json.dump(summarise_load(tally, float(seconds)), sys.stdout)
 
 
 if __name__ == "__main__":

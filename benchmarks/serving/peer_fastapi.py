@@ -18,7 +18,7 @@ app = FastAPI()
 
 
 @app.post("/classify")  # type: ignore[untyped-decorator]
-def classify(image: UploadFile) -> dict[str, list[float]]:
+def classify_upload(image: UploadFile) -> dict[str, list[float]]:
     """Classify one picture in one of FastAPI's threads."""
     pixels = decode(image.file.read())
     return top_classes(session.run(None, {"images": pixels[np.newaxis]})[0][0])

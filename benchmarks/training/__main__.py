@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.gpu.ceilings import measure
+from benchmarks.gpu.ceilings import measure_gpu_ceilings
 from benchmarks.results import LoopResult, Training
 from benchmarks.training.loops import LOOPS, device, operations_per_image
 from resdeploy.bench.process import Contender
@@ -67,9 +67,9 @@ def run(data: Path, image_size: int, batch_size: int, seconds: float) -> list[Lo
     """Measure the loops in turns; speed-ups are relative to the first one."""
     on_gpu = device().type == "cuda"
     ceilings = (
-        measure()["operations_per_second"]
+        measure_gpu_ceilings()["operations_per_second"]
         if on_gpu
-        else measure("cpu", matrix=CPU_MATRIX, seconds=1.0)["operations_per_second"]
+        else measure_gpu_ceilings("cpu", matrix=CPU_MATRIX, seconds=1.0)["operations_per_second"]
     )
     classes = len(read_image_folder(data / "train").classes)
     operations = operations_per_image(image_size, classes)

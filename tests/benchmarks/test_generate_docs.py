@@ -11,7 +11,7 @@ from benchmarks.generate_docs import (
     PAGE,
     README,
     RESULTS,
-    make_page,
+    make_performance_page,
     read_tables,
     replace_tables,
 )
@@ -20,7 +20,7 @@ from tests.results import benchmark
 
 
 def test_the_committed_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == make_page(*read_tables(RESULTS)), (
+    assert PAGE.read_text(encoding="utf-8") == make_performance_page(*read_tables(RESULTS)), (
         "run python -m benchmarks.generate_docs"
     )
 
@@ -45,7 +45,7 @@ def test_new_results_appear_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "latency.json").write_text(json.dumps(documents))
     (tmp_path / "unknown.json").write_text('{"schema": "elsewhere/1"}')
     tables, others = read_tables(tmp_path)
-    text = make_page(tables, others)
+    text = make_performance_page(tables, others)
     assert "4.32x" in text
     assert "AMD EPYC, 2 cores and Other &lt;CPU&gt;, 2 cores" in text
     assert "* [unknown.json](results/unknown.json)" in text

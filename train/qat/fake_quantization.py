@@ -24,7 +24,7 @@ def round_up_to_float16(scale: Tensor) -> Tensor:
     return torch.where(half.float() < scale, above, half).float()
 
 
-def quantize_weight(weight: Tensor) -> Tensor:
+def fake_quantize_weight(weight: Tensor) -> Tensor:
     """Quantise a weight (C, ...) per output channel, with straight-through gradients."""
     flat = weight.detach().flatten(1)
     scale = round_up_to_float16(flat.abs().amax(1) / INT8_MAX)[:, None]
@@ -32,7 +32,7 @@ def quantize_weight(weight: Tensor) -> Tensor:
     return weight + (rounded.view_as(weight) - weight.detach())
 
 
-def quantize_activation(activation: Tensor, scale: Tensor) -> Tensor:
+def fake_quantize_activation(activation: Tensor, scale: Tensor) -> Tensor:
     """Quantise an activation with a learned scale, float32 ().
 
     Clipped values have no gradient. The gradient of the scale is damped, so that its relative

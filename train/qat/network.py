@@ -18,8 +18,8 @@ from torch.func import functional_call
 from resdeploy.train.model.resnet import Classifier, normed_convolutions
 from resdeploy.train.qat.fake_quantization import (
     INT8_MAX,
-    quantize_activation,
-    quantize_weight,
+    fake_quantize_activation,
+    fake_quantize_weight,
     round_up_to_float16,
 )
 
@@ -83,7 +83,7 @@ class QuantizedClassifier(nn.Module):
         }
 
     def _quantizer(self, name: str) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
-        return lambda _module, inputs: quantize_activation(inputs[0], self.scales[name])
+        return lambda _module, inputs: fake_quantize_activation(inputs[0], self.scales[name])
 
     def _folded_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the names and values of the folded network's tensors."""
@@ -96,10 +96,10 @@ class QuantizedClassifier(nn.Module):
             assert variance is not None
             inverse_std = torch.rsqrt(variance + norm.eps)
             factor = (norm.weight * inverse_std).view(-1, 1, 1, 1)
-            yield f"{name}.weight", quantize_weight(convolution.weight * factor)
+            yield f"{name}.weight", fake_quantize_weight(convolution.weight * factor)
             yield f"{name}.bias", -mean * inverse_std * norm.weight + norm.bias
         head = self.classifier.network.fc
-        yield "network.fc.weight", quantize_weight(head.weight)
+        yield "network.fc.weight", fake_quantize_weight(head.weight)
         yield "network.fc.bias", head.bias
 
 

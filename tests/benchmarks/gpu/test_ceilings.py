@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.gpu.ceilings import MIN_SAMPLES, fastest_run, measure, parse_ceilings
+from benchmarks.gpu.ceilings import MIN_SAMPLES, fastest_run, measure_gpu_ceilings, parse_ceilings
 from resdeploy.bench.ceilings import CALLS, Probe
 from resdeploy.errors import BackendError
 
 
 def test_measures_every_product_and_the_copy() -> None:
-    measured = measure("cpu", matrix=32, copy_bytes=4096, seconds=0.0)
+    measured = measure_gpu_ceilings("cpu", matrix=32, copy_bytes=4096, seconds=0.0)
     assert set(measured["operations_per_second"]) == {"fp32", "tf32", "fp16", "bf16", "int8"}
     assert measured["bytes_per_second"] > 0
     assert measured["missing"] == []
@@ -23,7 +23,7 @@ def test_reports_a_product_that_cannot_run(monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError("not on this GPU\nat some line")
 
     monkeypatch.setattr(torch.ops.aten, "_int_mm", fails)
-    measured = measure("cpu", matrix=32, copy_bytes=4096, seconds=0.0)
+    measured = measure_gpu_ceilings("cpu", matrix=32, copy_bytes=4096, seconds=0.0)
     assert measured["missing"] == [{"what": "ceiling of int8", "why": "not on this GPU"}]
     assert "int8" not in parse_ceilings(measured).operations_per_second
     assert measured["operations_per_second"]["fp16"] > 0
@@ -32,7 +32,7 @@ def test_reports_a_product_that_cannot_run(monkeypatch: pytest.MonkeyPatch) -> N
 def test_raises_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendError, match="sees no GPU"):
-        measure()
+        measure_gpu_ceilings()
 
 
 def test_zero_seconds_give_the_least_number_of_samples() -> None:

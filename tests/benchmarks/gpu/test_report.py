@@ -16,7 +16,7 @@ from benchmarks.gpu.report import (
     answers_text,
     document,
     engines_text,
-    summarise,
+    summarise_gpu,
     times_text,
 )
 from resdeploy.bench.roofline import Ceilings
@@ -50,7 +50,7 @@ def rows() -> list[GpuResult]:
         timed("pytorch-eager", "fp32", 8.0),
         timed("pytorch-compile", "fp16", 4.0),
     ]
-    return summarise(contenders, 8, WORK.totals, CEILINGS)
+    return summarise_gpu(contenders, 8, WORK.totals, CEILINGS)
 
 
 def test_computes_the_figures_from_the_times(rows: list[GpuResult]) -> None:
@@ -77,7 +77,7 @@ def test_the_ratio_of_a_baseline_to_itself_is_1(rows: list[GpuResult]) -> None:
 
 
 def test_figures_are_none_without_a_baseline_or_a_ceiling() -> None:
-    (row,) = summarise([timed("tensorrt", "int8", 1.0)], 1, WORK.totals, CEILINGS)
+    (row,) = summarise_gpu([timed("tensorrt", "int8", 1.0)], 1, WORK.totals, CEILINGS)
     assert row.to_eager_fp32 is None
     assert row.to_compile_fp16 is None
     assert (row.roofline_ms, row.roofline_bound, row.roofline_share) == (None, None, None)

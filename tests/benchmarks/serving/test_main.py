@@ -24,7 +24,7 @@ from benchmarks.serving.__main__ import (
     saturation_text,
     write_part,
 )
-from benchmarks.serving.load import Tally, Target, closed_loop, open_loop, summarise
+from benchmarks.serving.load import Tally, Target, closed_loop, open_loop, summarise_load
 from benchmarks.serving.payloads import other_request, picture_request
 from benchmarks.serving.servers import LoadResult
 from resdeploy.runtime.serving.http.uploads import read_uploads
@@ -104,7 +104,7 @@ def test_an_upload_has_the_format_of_curl(tmp_path: Path) -> None:
 def test_percentiles_cover_only_successful_requests() -> None:
     tally = Tally(0.0)
     tally.latencies = {200: [float(number) for number in range(1, 101)], 503: [0.5], 0: [9999.0]}
-    summary = summarise(tally, 10.0)
+    summary = summarise_load(tally, 10.0)
     assert (summary["p50_ms"], summary["p99_ms"]) == (51.0, 100.0)
     assert summary["offered_per_second"] == 10.2
     assert summary["statuses"] == {"0": 1, "200": 100, "503": 1}
@@ -166,4 +166,4 @@ def test_the_load_generator_needs_only_the_standard_library() -> None:
         "assert not {'numpy', 'click', 'resdeploy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-S", "-c", code], check=True)
-    assert json.dumps(summarise(Tally(0.0), 1.0))
+    assert json.dumps(summarise_load(Tally(0.0), 1.0))

@@ -12,8 +12,8 @@ from resdeploy.calibration.ranges import Range
 from resdeploy.calibration.scales import quantize_weight as integers_of
 from resdeploy.calibration.scales import symmetric_parameters
 from resdeploy.train.qat.fake_quantization import (
-    quantize_activation,
-    quantize_weight,
+    fake_quantize_activation,
+    fake_quantize_weight,
     round_up_to_float16,
 )
 
@@ -29,7 +29,7 @@ def test_weights_are_those_of_the_exported_graph() -> None:
     weight = np.random.default_rng(0).normal(0, 0.1, (8, 4, 3, 3)).astype(np.float32)
     weight[3] = 0
     integers, scales = integers_of(weight, half=True)
-    ours = quantize_weight(torch.from_numpy(weight)).numpy()
+    ours = fake_quantize_weight(torch.from_numpy(weight)).numpy()
     # Training adds the rounding error to the weight and the graph multiplies integer and scale, so
     # they differ by one float32 rounding.
     np.testing.assert_allclose(ours, integers * scales.reshape(-1, 1, 1, 1), atol=1e-7)
@@ -38,7 +38,7 @@ def test_weights_are_those_of_the_exported_graph() -> None:
 def test_gradients_of_activations_and_scales() -> None:
     activation = torch.tensor([[0.2, 0.7, 200.0]], requires_grad=True)
     scale = torch.tensor(1.0, requires_grad=True)
-    quantized = quantize_activation(activation, scale)
+    quantized = fake_quantize_activation(activation, scale)
     assert quantized.tolist() == [[0, 1, 127]]
     quantized.sum().backward()  # type: ignore[no-untyped-call]
     assert activation.grad is not None

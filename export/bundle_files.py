@@ -1,0 +1,168 @@
+"""The files of a bundle: graphs that are checked against PyTorch, and everything beside them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from resdeploy.bundle.analysis import Analysis
+from resdeploy.bundle.bundle import (
+    ANALYSIS,
+    CALIBRATION,
+    CALIBRATION_CACHE,
+    GOLDEN,
+    LABELS,
+    REPORT,
+)
+from resdeploy.bundle.golden import Float32Array, Golden
+from resdeploy.bundle.manifest import (
+    Artifact,
+    Encoding,
+    FileRecord,
+    Manifest,
+    Precision,
+    write_manifest,
+)
+from resdeploy.bundle.work import Work
+from resdeploy.calibration.tensorrt_cache import write_cache
+from resdeploy.documents import jsonable
+from resdeploy.errors import ExportError
+from resdeploy.export.golden import measure_parity
+from resdeploy.export.graph.coverage import coverage
+from resdeploy.export.graph.to_onnx import OPSET, to_bytes
+from resdeploy.export.quantization.recipe import encode_recipes
+from resdeploy.export.quantization.result import Calibration
+from resdeploy.export.source import Source
+from resdeploy.machine.device import read_device
+from resdeploy.report.bundle_page import bundle_page
+from resdeploy.results.provenance import collect_provenance
+from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
+from resdeploy.runtime.verification.golden_check import (
+    FLOAT_FLOOR_DB,
+    INT8_FLOOR_DB,
+    different_rows,
+    run_batches,
+)
+from resdeploy.statistics import sqnr_db
+from resdeploy.storage import sha256
+
+# Each graph must give the same logits for this many images at once and for one at a time, which
+# fails if the exporter froze the batch axis.
+ODD_BATCH = 7
+VERSIONS_HINT = "install the versions in constraints.txt, and report the error if it persists"
+FILE_NAMES = {
+    (Precision.FP32, Encoding.FLOAT): "fp32.onnx",
+    (Precision.FP16, Encoding.FLOAT): "fp16.onnx",
+    (Precision.INT8, Encoding.TENSORRT): "int8.onnx",
+    (Precision.INT8, Encoding.CPU): "int8-cpu.onnx",
+    (Precision.INT8, Encoding.DLA): "int8-dla.onnx",
+}
+
+
+def write_artifact(
+    folder: Path, precision: Precision, encoding: Encoding, model: ir.Model, golden: Golden
+) -> tuple[Artifact, Float32Array | None]:
+    """Write and check a graph; return also its golden logits if no bit depends on the batch."""
+    graph = to_bytes(model)
+    file = FILE_NAMES[precision, encoding]
+    (folder / file).write_bytes(graph)
+    backend = OnnxRuntimeCpu(graph, encoding)
+    logits = run_batches(backend, golden.images)
+    parity = measure_parity(golden, logits)
+    single = run_batches(backend, golden.images[:ODD_BATCH], batch=1)
+    batched = run_batches(backend, golden.images[:ODD_BATCH], batch=ODD_BATCH)
+    backend.close()
+    floor = FLOAT_FLOOR_DB.get(precision, INT8_FLOOR_DB)
+    if not parity.sqnr_db >= floor:
+        raise ExportError(
+            f"{file} does not agree with PyTorch: the SQNR of its logits is {parity.sqnr_db:.1f} "
+            f"dB ({parity.agreement:.0f} % of the predicted classes agree), and at least "
+            f"{floor:.0f} dB are required",
+            "calibrate on images like those that the network will classify, with --calibration-data"
+            if precision is Precision.INT8
+            else VERSIONS_HINT,
+        )
+    # Kernels add in another order for another batch size, which may move an INT8 value by one
+    # step. So the logits need not be equal, but must be as similar as required above.
+    between_batches = float(np.median(sqnr_db(single, batched)))
+    if not between_batches >= floor:
+        raise ExportError(
+            f"the logits of {file} depend on the batch size: the SQNR between batches of 1 and "
+            f"{ODD_BATCH} is {between_batches:.1f} dB, and at least {floor:.0f} dB are required",
+            VERSIONS_HINT,
+        )
+    same = not different_rows(single, batched) and not different_rows(single, logits[:ODD_BATCH])
+    covered = coverage(model.graph, encoding)
+    artifact = Artifact(
+        precision=precision,
+        encoding=encoding,
+        file=file,
+        bytes=len(graph),
+        sha256=sha256(graph),
+        opset=OPSET,
+        convs=covered.convs,
+        int8_convs=covered.int8_convs,
+        parity=parity,
+    )
+    return artifact, logits if same else None
+
+
+def write_other_files(
+    folder: Path,
+    name: str,
+    source: Source,
+    artifacts: list[Artifact],
+    golden: Golden,
+    calibration: Calibration | None,
+    analysis: Analysis | None,
+    work: Work,
+) -> Manifest:
+    """Write all files but the graphs, and the manifest last."""
+    provenance = collect_provenance(read_device().to_json())
+    model = {
+        **source.checkpoint.architecture.to_json(),
+        "source": str(source.checkpoint.path.resolve()),
+        "source_sha256": source.checkpoint.sha256,
+    }
+    contents = {
+        LABELS: "".join(f"{label}\n" for label in source.labels).encode(),
+        GOLDEN: golden.to_bytes(),
+    }
+    recorded: dict[str, Any] | None = None
+    if calibration is not None and analysis is not None:
+        contents[ANALYSIS] = (json.dumps(jsonable(analysis)) + "\n").encode()
+        contents[CALIBRATION] = encode_recipes(calibration.recipes)
+        contents[CALIBRATION_CACHE] = write_cache(calibration.recipes[Encoding.TENSORRT].ranges)
+        recorded = {
+            **jsonable(calibration.record()),
+            "image_sha256": list(calibration.digests),
+            "selection_sha256": list(calibration.selection_digests),
+        }
+    manifest = Manifest(
+        model=model,
+        preprocessing=source.preprocessing,
+        artifacts=tuple(artifacts),
+        files={},
+        calibration=recorded,
+        golden={
+            "images": len(golden.images),
+            "from": "data" if source.pools.golden else "synthetic",
+        },
+        provenance=provenance,
+        work=work,
+    )
+    contents[REPORT] = bundle_page(name, manifest, analysis)
+    for file, content in contents.items():
+        (folder / file).write_bytes(content)
+    records = {
+        file: FileRecord(bytes=len(content), sha256=sha256(content))
+        for file, content in contents.items()
+    }
+    manifest = replace(manifest, files=records)
+    write_manifest(folder, manifest)
+    return manifest
