@@ -99,7 +99,7 @@ def graph_batch_sizes(backend: Backend) -> frozenset[int]:
 
 
 class EngineFactory:
-    """An opener of the verified candidates of a bundle, in order of their usual speed."""
+    """A source of verified backends for a bundle, in order of their usual speed."""
 
     def __init__(self, bundle: Bundle, config: ServeConfig, progress: Progress) -> None:
         """Prepare to open engines, without opening one."""

@@ -1,4 +1,4 @@
-"""The opening of backends that must pass a short golden check before they are used."""
+"""Loading of backends that must pass a short golden check before they are used."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from resdeploy.errors import (
     ExportError,
     OutputError,
 )  # fmt: skip
-from resdeploy.export import bundle_files
+from resdeploy.export import bundle_files, pipeline
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.quantization.calibrate import calibrate
@@ -130,7 +130,7 @@ def dla_bundle(
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         # The small network meets every target in INT8, so no layer would stay in float.
-        patch.setattr(bundle_files, "meet_accuracy_target", revert_one)
+        patch.setattr(pipeline, "meet_accuracy_target", revert_one)
         return open_bundle(export(config).bundle)
 
 
@@ -200,7 +200,7 @@ def test_engines_that_cannot_be_built_are_an_error_before_the_work(
     def missing(flavour: Flavour) -> None:
         raise BackendError("tensorrt is not installed", "install it")
 
-    monkeypatch.setattr(bundle_files, "load_tensorrt", missing)
+    monkeypatch.setattr(pipeline, "load_tensorrt", missing)
     monkeypatch.setattr(
         pipeline, "read_source", lambda *a, **k: pytest.fail("the work has started")
     )
@@ -272,7 +272,7 @@ def test_a_graph_that_does_not_agree_is_not_written(
     config: ExportConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = to_onnx(make_classifier(seed=1), SIZE)
-    monkeypatch.setattr(bundle_files, "to_onnx", lambda *arguments: wrong)
+    monkeypatch.setattr(pipeline, "to_onnx", lambda *arguments: wrong)
     with pytest.raises(ExportError, match=r"fp32\.onnx does not agree with PyTorch"):
         export(config)
     assert nothing_is_left()
@@ -296,7 +296,7 @@ def test_ranges_far_from_the_data_are_not_written(
         }
         return dataclasses.replace(calibration, recipes=recipes)
 
-    monkeypatch.setattr(bundle_files, "calibrate", narrow)
+    monkeypatch.setattr(pipeline, "calibrate", narrow)
     with pytest.raises(ExportError, match=r"int8\.onnx does not agree with PyTorch") as caught:
         export(dataclasses.replace(config, int8=True, calibration_data=image_data))
     assert "--calibration-data" in str(caught.value.hint)
@@ -344,7 +344,7 @@ def test_an_interruption_leaves_nothing(
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundle_files, "_write_other_files", interrupt)
+    monkeypatch.setattr(pipeline, "write_other_files", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export(config)
     assert nothing_is_left()

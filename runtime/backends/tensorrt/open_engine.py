@@ -1,4 +1,4 @@
-"""The opening of a bundle's graph with TensorRT: find its engine in the cache, or build it."""
+"""Loading of a bundle's graph with TensorRT: find its engine in the cache, or build it."""
 
 from __future__ import annotations
 
