@@ -22,7 +22,7 @@ from benchmarks.gpu.report import (
 from resdeploy.bench.roofline import Ceilings
 from resdeploy.bundle.work import LayerWork, Work
 
-WORK = Work(layers=(LayerWork(name="conv", macs=1_000_000, weights=0, activations=1),))
+WORK = Work(layers=(LayerWork(name="conv", macs=1_000_000, weights=1, activations=1),))
 CEILINGS = Ceilings(operations_per_second={"tf32": 2e9, "fp16": 4e9}, bytes_per_second=1e9)
 GOLDEN = {"images": 32, "agreement": 100.0, "sqnr_db": 51.25, "floor_db": 40.0, "passed": True}
 LABELLED = {
