@@ -7,7 +7,6 @@ from pathlib import Path
 
 from resdeploy.runtime.backends.base import AUTO
 
-MIB = 1 << 20
 TOKEN_VARIABLE = "RESDEPLOY_TOKEN"
 
 
@@ -65,4 +64,4 @@ class ServeConfig:
     @property
     def max_body(self) -> int:
         """Maximum size of one request body in bytes."""
-        return self.max_body_mib * MIB
+        return self.max_body_mib << 20

@@ -33,13 +33,7 @@ class EngineInstance:
     def __init__(
         self, candidate: Candidate, backend: Backend, images: UInt8Array, max_batch: int
     ) -> None:
-        """Take ownership of a backend, warm it up and time it.
-
-        Args:
-            candidate: Engine and graph of the backend.
-            backend: Open backend that no other object uses.
-            images: Images (N, H, W, 3) for the timing.
-            max_batch: Maximum number of images in a batch.
+        """Take ownership of a backend, warm it up and time it with images (N, H, W, 3).
 
         Raises:
             BackendError: The backend failed; it has been closed.
@@ -81,7 +75,8 @@ def run_batch(backend: Backend, parts: Sequence[UInt8Array]) -> Float32Array:
         BackendError: The engine failed or returned logits that are not finite.
     """
     count = sum(map(len, parts))
-    size = min((size for size in graph_batch_sizes(backend) if size >= count), default=count)
+    captured = getattr(backend, "captured", ())  # batch sizes with a CUDA graph
+    size = min((size for size in captured if size >= count), default=count)
     if len(parts) == 1 and size == count:
         batch = np.ascontiguousarray(parts[0])
     else:
@@ -93,22 +88,15 @@ def run_batch(backend: Backend, parts: Sequence[UInt8Array]) -> Float32Array:
     return logits
 
 
-def graph_batch_sizes(backend: Backend) -> frozenset[int]:
-    """Return the batch sizes with a captured CUDA graph; empty for backends without graphs."""
-    return frozenset(getattr(backend, "captured", ()))
-
-
 class EngineFactory:
     """A source of verified backends for a bundle, in order of their usual speed."""
 
     def __init__(self, bundle: Bundle, config: ServeConfig, progress: Progress) -> None:
-        """Prepare to open engines, without opening one."""
         self._bundle = bundle
         self._config = config
         self._golden = bundle.golden()
-        self._cpu_instances, threads = divide_cores(
-            available_cores(), config.instances, config.threads
-        )
+        cores = available_cores()
+        self._cpu_instances, threads = divide_cores(cores, config.instances, config.threads)
         self._options = OpenOptions(threads=threads, progress=progress)
         self._candidates = self._verified_candidates()
 
@@ -129,8 +117,8 @@ class EngineFactory:
         return []
 
     def _verified_candidates(self) -> Iterator[tuple[Candidate, Backend]]:
-        config = self._config
-        return verified_backends(self._bundle, config.backend, config.precision, self._options)
+        backend, precision = self._config.backend, self._config.precision
+        return verified_backends(self._bundle, backend, precision, self._options)
 
     def _open_instances(self, candidate: Candidate, backend: Backend) -> list[EngineInstance]:
         """Open the configured number of instances; fewer or none if the memory is too small."""

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import MANIFEST, Precision
 from resdeploy.errors import BackendError, BundleError, ResdeployError
 from resdeploy.progress import Progress, silent
-from resdeploy.runtime.serving.batching.batcher import Batcher, BatcherLimits
+from resdeploy.runtime.serving.batching.batcher import Batcher
 from resdeploy.runtime.serving.batching.instance import BatchRecord, Instance
 from resdeploy.runtime.serving.batching.queue import RECOVERY_SECONDS
 from resdeploy.runtime.serving.config import ServeConfig
@@ -45,13 +45,6 @@ class LoadedBundle:
         return self.bundle.artifact(artifact).precision
 
 
-class _OpenedBundle(NamedTuple):
-    bundle: Bundle
-    labels: tuple[str, ...]
-    engines: EngineFactory
-    instances: list[EngineInstance]
-
-
 class ServedModel:
     """A model name, the bundle that currently serves it, and its replacement on failure."""
 
@@ -60,7 +53,6 @@ class ServedModel:
         name: str,
         path: Path,
         config: ServeConfig,
-        *,
         observe: Callable[[BatchRecord], None] = lambda record: None,
         progress: Progress = silent,
     ) -> None:
@@ -112,10 +104,17 @@ class ServedModel:
         previous = self._current
         if previous is not None and previous.digest == digest and self.ready:
             return False
-        opened = await asyncio.to_thread(self._open)
-        loaded = self._make_loaded_bundle(opened, digest)
-        for instance in opened.instances:
-            loaded.batcher.attach(instance)
+        bundle, labels, engines, instances = await asyncio.to_thread(self._open)
+        batcher = Batcher(
+            self._config,
+            on_failure=lambda instance, error: self._handle_failure(loaded, instance, error),
+            observe=self._observe,
+        )
+        loaded = LoadedBundle(
+            bundle=bundle, digest=digest, labels=labels, batcher=batcher, engines=engines
+        )
+        for instance in instances:
+            batcher.attach(instance)
         self._current = loaded
         if previous is not None:
             self._spawn(_close_when_answered(previous))
@@ -129,7 +128,7 @@ class ServedModel:
         if self._current is not None:
             await _close_when_answered(self._current)
 
-    def _open(self) -> _OpenedBundle:
+    def _open(self) -> tuple[Bundle, tuple[str, ...], EngineFactory, list[EngineInstance]]:
         bundle = open_bundle(self._path)
         labels = bundle.labels()
         engines = EngineFactory(bundle, self._config, self._progress)
@@ -139,28 +138,7 @@ class ServedModel:
                 f"no backend reproduces the golden logits of {self._path} on this machine",
                 "run resdeploy verify for the differences and resdeploy doctor for the cause",
             )
-        return _OpenedBundle(bundle, labels, engines, instances)
-
-    def _make_loaded_bundle(self, opened: _OpenedBundle, digest: str) -> LoadedBundle:
-        config = self._config
-        batcher = Batcher(
-            BatcherLimits(
-                max_batch=config.max_batch,
-                max_delay=config.max_delay_ms / 1000,
-                max_wait=config.max_wait_ms / 1000,
-                queue=config.queue,
-            ),
-            on_failure=lambda instance, error: self._handle_failure(loaded, instance, error),
-            observe=self._observe,
-        )
-        loaded = LoadedBundle(
-            bundle=opened.bundle,
-            digest=digest,
-            labels=opened.labels,
-            batcher=batcher,
-            engines=opened.engines,
-        )
-        return loaded
+        return bundle, labels, engines, instances
 
     def _handle_failure(self, loaded: LoadedBundle, instance: Instance, error: Exception) -> None:
         logger.error(

@@ -48,7 +48,7 @@ def test_a_picture_over_the_limit_is_refused() -> None:
     run(scenario())
 
 
-def test_a_late_picture_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_is_not_decoded_after_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "load_image", lambda *_: pytest.fail("it was decoded"))
 
     async def scenario() -> None:
