@@ -28,7 +28,7 @@ MAX_CPU_INSTANCES = 4
 
 
 class EngineInstance:
-    """A backend and the one thread that runs it; it implements `instance.Instance`."""
+    """A backend and the thread that runs it, as a `batching.instance.Instance`."""
 
     def __init__(
         self, candidate: Candidate, backend: Backend, images: UInt8Array, max_batch: int
@@ -103,8 +103,8 @@ class EngineFactory:
     def open_next(self) -> list[EngineInstance]:
         """Open the instances of the next candidate that verifies.
 
-        This takes seconds, or minutes if an engine must be built. After the last candidate the
-        list is empty, and the next call starts from the first one again, which may have recovered.
+        This takes seconds, or minutes if an engine must be built. If no candidate is left, the list
+        is empty, and the next call tries all candidates again.
 
         Raises:
             BackendError: No requested backend can run on this machine.
@@ -121,7 +121,7 @@ class EngineFactory:
         return verified_backends(self._bundle, backend, precision, self._options)
 
     def _open_instances(self, candidate: Candidate, backend: Backend) -> list[EngineInstance]:
-        """Open the configured number of instances; fewer or none if the memory is too small."""
+        """Open the configured number of instances, or fewer if one cannot be opened."""
         count = self._config.instances or (self._cpu_instances if candidate.engine.on_cpu else 1)
         instances: list[EngineInstance] = []
         opened: Backend | None = backend

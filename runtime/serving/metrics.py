@@ -48,9 +48,7 @@ class Metrics:
             Histogram, "resdeploy_batch_images", "Images per batch.", buckets=SIZES
         )
         self._queued = self._add(
-            Gauge,
-            "resdeploy_queue_images",
-            "Queued images, including those that are being decoded.",
+            Gauge, "resdeploy_queue_images", "Queued images, including those being decoded."
         )
         self._ready = self._add(
             Gauge, "resdeploy_ready", "1 if a verified backend serves the model, otherwise 0."
@@ -60,7 +58,7 @@ class Metrics:
         )
         self._recent: deque[tuple[float, float, int]] = deque(maxlen=MAX_RECENT_REQUESTS)
 
-    def batch(self, model: str, record: BatchRecord) -> None:
+    def count_batch(self, model: str, record: BatchRecord) -> None:
         self.images += record.images
         self._images.labels(model).inc(record.images)
         self._batches.labels(model).observe(record.images)
@@ -69,14 +67,14 @@ class Metrics:
         for seconds in record.queue_seconds:
             queue.observe(seconds)
 
-    def decoded(self, model: str, seconds: float) -> None:
-        """Count the decoding time of the pictures of one request."""
+    def count_decoding(self, model: str, seconds: float) -> None:
+        """Record the seconds in which the pictures of one request were decoded."""
         self._stages.labels(model, "decode").observe(seconds)
 
-    def request(
-        self, model: str, endpoint: str, outcome: str, seconds: float, images: int = 0
+    def count_request(
+        self, model: str, endpoint: str, outcome: str, seconds: float, images: int
     ) -> None:
-        """Count a request; one with classified images also counts for the recent statistics."""
+        """Count a request, and include it in the recent statistics if it classified images."""
         self.requests += 1
         self._requests.labels(model, endpoint, outcome).inc()
         if images:
@@ -92,7 +90,7 @@ class Metrics:
                 self._backend.labels(model.name, model.backend, model.artifact).set(1)
         return generate_latest(self._registry)
 
-    def recent(self, models: list[ModelStats]) -> Stats:
+    def recent_stats(self, models: list[ModelStats]) -> Stats:
         """Return rates and latencies of the last seconds, together with `models`."""
         since = time.monotonic() - RECENT_SECONDS
         while self._recent and self._recent[0][0] < since:

@@ -137,7 +137,7 @@ def images_from_values(data: Any, shape: Sequence[int], datatype: str, size: int
         values = np.array(data)
     except ValueError as error:  # ragged, or nested too deep
         raise RequestError(f"the data of input {INPUT_NAME} has no regular shape") from error
-    if values.dtype.kind != "i" or values.size != expected:
+    if values.dtype.kind not in "iu" or values.size != expected:
         raise RequestError(
             f"input {INPUT_NAME} needs {expected} integers, but has {values.size} values of type "
             f"{values.dtype}"

@@ -40,7 +40,7 @@ def finish_request(record: RequestRecord, service: Service, **fields: object) ->
     seconds = time.monotonic() - record.arrived
     succeeded = record.outcome == OK
     images = record.images if succeeded else 0
-    service.metrics.request(record.model, record.endpoint, record.outcome, seconds, images)
+    service.metrics.count_request(record.model, record.endpoint, record.outcome, seconds, images)
     if not succeeded or (service.config.access_log and record.model):
         line = {
             "request_id": record.id,

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBundle:
-    """A bundle as it was when it was loaded, with the batcher and the engines that serve it."""
+    """A loaded bundle with its batcher and engines; later changes of its files have no effect."""
 
     bundle: Bundle
     digest: str
@@ -46,7 +46,7 @@ class LoadedBundle:
 
 
 class ServedModel:
-    """A model name, the bundle that currently serves it, and its replacement on failure."""
+    """A model: its name, the bundle that currently serves it, and the recovery after failures."""
 
     def __init__(
         self,
@@ -82,7 +82,9 @@ class ServedModel:
         return self._current.batcher.depth if self._current else 0
 
     def loaded_bundle(self) -> LoadedBundle:
-        """Return the current bundle; reserve queue space before the next `await`.
+        """Return the current bundle.
+
+        Admit the request before the next `await`: a replaced bundle closes when all are answered.
 
         Raises:
             Unavailable: The model is not loaded yet.

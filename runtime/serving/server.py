@@ -92,7 +92,9 @@ class _Process:
         self._metrics = Metrics()
         progress = self._until_stopped(progress)
         self._models = {
-            name: ServedModel(name, path, config, partial(self._metrics.batch, name), progress)
+            name: ServedModel(
+                name, path, config, partial(self._metrics.count_batch, name), progress
+            )
             for name, path in names.items()
         }
         decoder = Decoder(

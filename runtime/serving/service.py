@@ -98,7 +98,7 @@ class Service:
         states = self.states()
         if self.draining:
             states = [replace(state, ready=False) for state in states]
-        return self.metrics.recent(states)
+        return self.metrics.recent_stats(states)
 
     def model(self, name: str = "", version: str = "") -> ServedModel:
         """Return the model called `name`; the first one if the name is empty.
@@ -151,7 +151,7 @@ class Service:
             preprocessing = loaded.bundle.manifest.preprocessing
             pixels = await self.decoder.decode(files, preprocessing, deadline)
             decode_seconds = loop.time() - start
-            self.metrics.decoded(model.name, decode_seconds)
+            self.metrics.count_decoding(model.name, decode_seconds)
             answer = await infer(pixels)
         return ClassificationResult(
             inference=InferenceResult(answer=answer, loaded=loaded),

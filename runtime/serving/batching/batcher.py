@@ -91,7 +91,7 @@ class Batcher:
         self._dispatch()
 
     def detach(self, instance: Instance) -> None:
-        """Remove an instance; a batch that it runs is finished."""
+        """Remove an instance; its running batch still finishes."""
         if instance in self._instances:
             self._instances.remove(instance)
         if instance in self._idle:

@@ -65,7 +65,7 @@ async def local_server(
     """Serve `bundle` as `tiny`, with the engines of `registry.ENGINES`."""
     config = ServeConfig(threads=1, **(settings or {}))
     metrics = Metrics()
-    model = ServedModel("tiny", bundle.path, config, partial(metrics.batch, "tiny"))
+    model = ServedModel("tiny", bundle.path, config, partial(metrics.count_batch, "tiny"))
     decoder = Decoder(2, max_pixels=config.max_pixels, max_wait=config.max_wait_ms / 1000)
     service = Service({"tiny": model}, decoder, metrics, config)
     app = RequestMiddleware(make_app(service), service, token, over_capacity=lambda: False)

@@ -201,7 +201,7 @@ def test_contents_may_be_integers(channel: Any) -> None:
         ({"model_name": "tiny"}, "one input"),
     ],
 )
-def test_invalid_calls_are_refused(channel: Any, fields: dict[str, Any], message: str) -> None:
+def test_invalid_calls_are_rejected(channel: Any, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(grpc.RpcError, match=message) as caught:
         call(channel, "ModelInfer", fields=fields)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

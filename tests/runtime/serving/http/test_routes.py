@@ -244,7 +244,7 @@ def test_top_must_be_a_number(server: ServerProcess, top: str) -> None:
     assert "top must be" in reply.json["error"]
 
 
-def test_a_body_over_the_limit_is_refused_before_it_is_read(server: ServerProcess) -> None:
+def test_a_body_over_the_limit_is_rejected_before_it_is_read(server: ServerProcess) -> None:
     import socket
 
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
