@@ -38,7 +38,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @dataclass
-class Local:
+class LocalServer:
     """A server in this process: the ASGI application and its service."""
 
     app: ASGIApp
@@ -51,9 +51,6 @@ class Local:
     async def ask(self, path: str, *arguments: Any, **options: Any) -> Reply:
         return await ask(self.app, path, *arguments, **options)
 
-    async def until_ready(self) -> None:
-        await until(lambda: self.service.ready)
-
     def metrics(self) -> str:
         return self.service.metrics.exposition(self.service.states()).decode()
 
@@ -61,7 +58,7 @@ class Local:
 @asynccontextmanager
 async def local_server(
     bundle: Bundle, settings: Mapping[str, Any] | None = None, token: bytes | None = None
-) -> AsyncIterator[Local]:
+) -> AsyncIterator[LocalServer]:
     """Serve `bundle` as `tiny`, with the engines of `registry.ENGINES`."""
     config = ServeConfig(threads=1, **(settings or {}))
     metrics = Metrics()
@@ -71,7 +68,7 @@ async def local_server(
     app = RequestMiddleware(make_app(service), service, token, over_capacity=lambda: False)
     await model.load()
     try:
-        yield Local(app, service)
+        yield LocalServer(app, service)
     finally:
         await model.close()
         decoder.close()

@@ -23,7 +23,7 @@ from resdeploy.runtime.serving.request_log import check_token, choose_request_id
 from resdeploy.runtime.serving.service import Service
 from tests.asgi import ask as ask_app
 from tests.fakes import GoldenBackend, make_engine
-from tests.runtime.serving.conftest import Local, local_server, until
+from tests.runtime.serving.conftest import LocalServer, local_server, until
 from tests.serving_process import PATIENCE, picture, tensor_request
 
 INFER = "/v2/models/tiny/infer"
@@ -41,7 +41,7 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> list[GoldenBackend]:
     return opened
 
 
-def golden(local: Local, count: int = 1) -> tuple[bytes, dict[str, str]]:
+def golden(local: LocalServer, count: int = 1) -> tuple[bytes, dict[str, str]]:
     images = local.model.loaded_bundle().bundle.golden().images
     return tensor_request(np.resize(images, (count, *images.shape[1:])))
 
@@ -54,7 +54,7 @@ class DisconnectEvent(asyncio.Event):
         return await super().wait()
 
 
-def counted(local: Local, outcome: str) -> bool:
+def counted(local: LocalServer, outcome: str) -> bool:
     return f'outcome="{outcome}"' in local.metrics()
 
 
