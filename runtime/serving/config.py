@@ -7,7 +7,6 @@ from pathlib import Path
 
 from resdeploy.runtime.backends.base import AUTO
 
-MIB = 1 << 20
 TOKEN_VARIABLE = "RESDEPLOY_TOKEN"
 
 
@@ -30,11 +29,11 @@ class ServeConfig:
     max_batch: int = 32
     """Maximum number of images in a batch; batches stay smaller if that is as fast."""
     max_delay_ms: float = 2.0
-    """Maximum delay of a batch, in milliseconds, while an idle engine expects more requests."""
+    """Maximum time in milliseconds that an idle engine waits for more requests."""
     max_wait_ms: float = 200.0
     """Maximum expected wait in the queue in milliseconds; above it a request is rejected."""
     queue: int = 256
-    """Maximum number of queued images, decoded or not."""
+    """Maximum number of queued images, including images that are not decoded yet."""
     timeout_ms: float = 10_000.0
     """Deadline in milliseconds of a request that does not specify one."""
     max_body_mib: int = 64
@@ -50,7 +49,7 @@ class ServeConfig:
     header_seconds: float = 10.0
     """Time limit in seconds to send the headers of a request."""
     body_seconds: float = 30.0
-    """Time limit in seconds to send a body, and to receive a response that fills the buffers."""
+    """Time limit in seconds to send a body, and to read a response that filled the buffers."""
     idle_seconds: int = 75
     """Time in seconds after which an idle connection is closed."""
     drain_seconds: int = 30
@@ -65,4 +64,4 @@ class ServeConfig:
     @property
     def max_body(self) -> int:
         """Maximum size of one request body in bytes."""
-        return self.max_body_mib * MIB
+        return self.max_body_mib << 20

@@ -19,16 +19,10 @@ SMOOTHING = 0.1
 
 
 class Decoder:
-    """A pool of threads that decodes pictures with the function of all other stages."""
+    """A pool of threads that decodes pictures with the function that all stages use."""
 
     def __init__(self, threads: int, *, max_pixels: int, max_wait: float) -> None:
-        """Create a pool whose threads start on first use.
-
-        Args:
-            threads: Number of pictures that are decoded concurrently.
-            max_pixels: Maximum number of pixels of a picture.
-            max_wait: Maximum expected wait for a thread in seconds.
-        """
+        """Create a pool; `max_wait` is the maximum expected wait for a thread in seconds."""
         self._threads = threads
         self._max_pixels = max_pixels
         self._max_wait = max_wait
@@ -50,12 +44,9 @@ class Decoder:
     async def decode(
         self, files: Sequence[bytes], preprocessing: Preprocessing, deadline: float
     ) -> UInt8Array:
-        """Return the pixels, uint8 (N, H, W, 3), of N image files.
+        """Return the pixels, uint8 (N, H, W, 3), of the contents of N image files.
 
-        Args:
-            files: Contents of the files.
-            preprocessing: Pre-processing of the model.
-            deadline: Time of the event loop's clock after which no decoding starts.
+        No decoding starts after `deadline`, a time of the event loop's clock.
 
         Raises:
             DeadlineExceeded: The deadline passed.
@@ -85,7 +76,6 @@ class Decoder:
         return np.stack(pixels)
 
     def close(self) -> None:
-        """Shut the pool down without waiting for its threads."""
         self._pool.shutdown(wait=False)
 
     def _decode(

@@ -28,18 +28,12 @@ MAX_CPU_INSTANCES = 4
 
 
 class EngineInstance:
-    """A backend and the one thread that runs it; it implements `instance.Instance`."""
+    """A backend and the thread that runs it, as a `batching.instance.Instance`."""
 
     def __init__(
         self, candidate: Candidate, backend: Backend, images: UInt8Array, max_batch: int
     ) -> None:
-        """Take ownership of a backend, warm it up and time it.
-
-        Args:
-            candidate: Engine and graph of the backend.
-            backend: Open backend that no other object uses.
-            images: Images (N, H, W, 3) for the timing.
-            max_batch: Maximum number of images in a batch.
+        """Take ownership of a backend, warm it up and time it with images (N, H, W, 3).
 
         Raises:
             BackendError: The backend failed; it has been closed.
@@ -81,7 +75,8 @@ def run_batch(backend: Backend, parts: Sequence[UInt8Array]) -> Float32Array:
         BackendError: The engine failed or returned logits that are not finite.
     """
     count = sum(map(len, parts))
-    size = min((size for size in graph_batch_sizes(backend) if size >= count), default=count)
+    captured = getattr(backend, "captured", ())  # batch sizes with a CUDA graph
+    size = min((size for size in captured if size >= count), default=count)
     if len(parts) == 1 and size == count:
         batch = np.ascontiguousarray(parts[0])
     else:
@@ -93,30 +88,23 @@ def run_batch(backend: Backend, parts: Sequence[UInt8Array]) -> Float32Array:
     return logits
 
 
-def graph_batch_sizes(backend: Backend) -> frozenset[int]:
-    """Return the batch sizes with a captured CUDA graph; empty for backends without graphs."""
-    return frozenset(getattr(backend, "captured", ()))
-
-
 class EngineFactory:
     """A source of verified backends for a bundle, in order of their usual speed."""
 
     def __init__(self, bundle: Bundle, config: ServeConfig, progress: Progress) -> None:
-        """Prepare to open engines, without opening one."""
         self._bundle = bundle
         self._config = config
         self._golden = bundle.golden()
-        self._cpu_instances, threads = divide_cores(
-            available_cores(), config.instances, config.threads
-        )
+        cores = available_cores()
+        self._cpu_instances, threads = divide_cores(cores, config.instances, config.threads)
         self._options = OpenOptions(threads=threads, progress=progress)
         self._candidates = self._verified_candidates()
 
     def open_next(self) -> list[EngineInstance]:
         """Open the instances of the next candidate that verifies.
 
-        This takes seconds, or minutes if an engine must be built. After the last candidate the
-        list is empty, and the next call starts from the first one again, which may have recovered.
+        This takes seconds, or minutes if an engine must be built. If no candidate is left, the list
+        is empty, and the next call tries all candidates again.
 
         Raises:
             BackendError: No requested backend can run on this machine.
@@ -129,11 +117,11 @@ class EngineFactory:
         return []
 
     def _verified_candidates(self) -> Iterator[tuple[Candidate, Backend]]:
-        config = self._config
-        return verified_backends(self._bundle, config.backend, config.precision, self._options)
+        backend, precision = self._config.backend, self._config.precision
+        return verified_backends(self._bundle, backend, precision, self._options)
 
     def _open_instances(self, candidate: Candidate, backend: Backend) -> list[EngineInstance]:
-        """Open the configured number of instances; fewer or none if the memory is too small."""
+        """Open the configured number of instances, or fewer if one cannot be opened."""
         count = self._config.instances or (self._cpu_instances if candidate.engine.on_cpu else 1)
         instances: list[EngineInstance] = []
         opened: Backend | None = backend

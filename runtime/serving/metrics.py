@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from resdeploy.runtime.serving.batching.instance import BatchRecord
 from resdeploy.runtime.serving.schemas import ModelStats, Stats
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 # Buckets of the histograms, in seconds and in images.
 SECONDS = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
@@ -22,63 +19,46 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 RECENT_SECONDS = 10.0
 MAX_RECENT_REQUESTS = 20_000
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelState:
-    """The current state of a model."""
-
-    ready: bool
-    depth: int
-    """Number of queued images."""
-    backend: str
-    artifact: str
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 
 class Metrics:
     """Counters and histograms of one server; only its event loop may call the methods."""
 
     def __init__(self) -> None:
-        """Start all counters at zero."""
         self.requests = 0
         self.images = 0
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "resdeploy_requests", "Requests by model, endpoint and outcome.",
-            ["model", "endpoint", "outcome"], registry=self._registry,
-        )  # fmt: skip
-        self._images = Counter(
-            "resdeploy_images", "Images that a model has classified.",
-            ["model"], registry=self._registry,
-        )  # fmt: skip
-        self._stages = Histogram(
-            "resdeploy_stage_seconds", "Seconds that a request spends in each stage.",
-            ["model", "stage"], buckets=SECONDS, registry=self._registry,
-        )  # fmt: skip
-        self._batches = Histogram(
-            "resdeploy_batch_images", "Images per batch.",
-            ["model"], buckets=SIZES, registry=self._registry,
-        )  # fmt: skip
-        self._depth = Gauge(
-            "resdeploy_queue_images", "Queued images, including those that are being decoded.",
-            ["model"], registry=self._registry,
-        )  # fmt: skip
-        self._ready = Gauge(
-            "resdeploy_ready", "1 if a verified backend serves the model, otherwise 0.",
-            ["model"], registry=self._registry,
-        )  # fmt: skip
-        self._backend = Gauge(
-            "resdeploy_backend", "1 for the backend and graph in use.",
-            ["model", "backend", "artifact"], registry=self._registry,
-        )  # fmt: skip
+        self._requests = self._add(
+            Counter,
+            "resdeploy_requests",
+            "Requests by model, endpoint and outcome.",
+            "endpoint",
+            "outcome",
+        )
+        self._images = self._add(Counter, "resdeploy_images", "Images that a model has classified.")
+        self._stages = self._add(
+            Histogram,
+            "resdeploy_stage_seconds",
+            "Seconds that a request spends in each stage.",
+            "stage",
+            buckets=SECONDS,
+        )
+        self._batches = self._add(
+            Histogram, "resdeploy_batch_images", "Images per batch.", buckets=SIZES
+        )
+        self._queued = self._add(
+            Gauge, "resdeploy_queue_images", "Queued images, including those being decoded."
+        )
+        self._ready = self._add(
+            Gauge, "resdeploy_ready", "1 if a verified backend serves the model, otherwise 0."
+        )
+        self._backend = self._add(
+            Gauge, "resdeploy_backend", "1 for the backend and graph in use.", "backend", "artifact"
+        )
         self._recent: deque[tuple[float, float, int]] = deque(maxlen=MAX_RECENT_REQUESTS)
-        self._states: Callable[[], dict[str, ModelState]] = dict
 
-    def watch(self, states: Callable[[], dict[str, ModelState]]) -> None:
-        """Call `states` for the current states of the models whenever metrics are requested."""
-        self._states = states
-
-    def batch(self, model: str, record: BatchRecord) -> None:
-        """Count a batch."""
+    def count_batch(self, model: str, record: BatchRecord) -> None:
         self.images += record.images
         self._images.labels(model).inc(record.images)
         self._batches.labels(model).observe(record.images)
@@ -87,30 +67,30 @@ class Metrics:
         for seconds in record.queue_seconds:
             queue.observe(seconds)
 
-    def decoded(self, model: str, seconds: float) -> None:
-        """Count the decoding time of the pictures of one request."""
+    def count_decoding(self, model: str, seconds: float) -> None:
+        """Record the seconds in which the pictures of one request were decoded."""
         self._stages.labels(model, "decode").observe(seconds)
 
-    def request(
-        self, model: str, endpoint: str, outcome: str, seconds: float, images: int = 0
+    def count_request(
+        self, model: str, endpoint: str, outcome: str, seconds: float, images: int
     ) -> None:
-        """Count a request; one with classified images also counts for the recent statistics."""
+        """Count a request, and include it in the recent statistics if it classified images."""
         self.requests += 1
         self._requests.labels(model, endpoint, outcome).inc()
         if images:
             self._recent.append((time.monotonic(), seconds, images))
 
-    def exposition(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
+    def exposition(self, models: list[ModelStats]) -> bytes:
+        """Return all metrics, and the states of `models`, in the text format of Prometheus."""
         self._backend.clear()
-        for name, state in self._states().items():
-            self._depth.labels(name).set(state.depth)
-            self._ready.labels(name).set(state.ready)
-            if state.ready:
-                self._backend.labels(name, state.backend, state.artifact).set(1)
+        for model in models:
+            self._queued.labels(model.name).set(model.queue)
+            self._ready.labels(model.name).set(model.ready)
+            if model.ready:
+                self._backend.labels(model.name, model.backend, model.artifact).set(1)
         return generate_latest(self._registry)
 
-    def recent(self, models: list[ModelStats]) -> Stats:
+    def recent_stats(self, models: list[ModelStats]) -> Stats:
         """Return rates and latencies of the last seconds, together with `models`."""
         since = time.monotonic() - RECENT_SECONDS
         while self._recent and self._recent[0][0] < since:
@@ -129,3 +109,8 @@ class Metrics:
             p99_ms=percentile(0.99),
             models=models,
         )
+
+    def _add(
+        self, kind: type[Metric], name: str, text: str, *labels: str, **options: Any
+    ) -> Metric:
+        return kind(name, text, ["model", *labels], registry=self._registry, **options)

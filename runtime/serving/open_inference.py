@@ -6,10 +6,10 @@ K the number of classes.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,13 +26,12 @@ from resdeploy.runtime.serving.schemas import (
     InputTensor,
     OutputParameters,
     OutputTensor,
-    RequestParameters,
 )
 
 # Parsing this much JSON blocks the event loop for about 0.1 s. It is 20 images of 224 pixels.
 MAX_JSON_BYTES = 12 << 20
 
-Document = TypeVar("Document")
+Parameters = TypeVar("Parameters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,17 +84,22 @@ def parse_request(body: bytes, json_bytes: int | None, size: int, classes: int) 
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the request is not a JSON document: {error}") from error
     parameters = request.parameters
-    output = request.outputs[0].parameters if request.outputs else OutputParameters()
+    requested = request.outputs[0].parameters if request.outputs else OutputParameters()
     return ParsedRequest(
         images=_images(request.inputs[0], view[length:], size),
         id=request.id,
-        output=output_format(output, classes, binary=parameters.binary_data_output),
-        timeout=timeout_seconds(parameters),
+        output=OutputFormat(
+            binary=parameters.binary_data_output
+            if requested.binary_data is None
+            else requested.binary_data,
+            classes=min(requested.classification, classes),
+        ),
+        timeout=parameters.timeout / 1e6 if parameters.timeout else None,
     )
 
 
-def convert(value: object, kind: type[Document]) -> Document:
-    """Return `value`, a tree of plain objects, as an instance of a type of `schemas`.
+def convert(value: object, kind: type[Parameters]) -> Parameters:
+    """Return `value`, a tree of plain objects, as an instance of `kind`, a type of `schemas`.
 
     Raises:
         RequestError: A value has the wrong type or range.
@@ -106,29 +110,77 @@ def convert(value: object, kind: type[Document]) -> Document:
         raise RequestError(f"the request is invalid: {error}") from error
 
 
-def output_format(parameters: OutputParameters, classes: int, *, binary: bool) -> OutputFormat:
-    """Return the requested form of the output; `binary` is the default of the request."""
-    return OutputFormat(
-        binary=binary if parameters.binary_data is None else parameters.binary_data,
-        classes=min(parameters.classification, classes),
-    )
-
-
-def timeout_seconds(parameters: RequestParameters) -> float | None:
-    """Return the timeout of a request in seconds; None for none or zero."""
-    return parameters.timeout / 1e6 if parameters.timeout else None
-
-
 def images_from_bytes(data: Any, shape: Sequence[int], datatype: str, size: int) -> UInt8Array:
     """Return a buffer as images (N, S, S, 3), without a copy.
 
     Raises:
         RequestError: The type, shape or length does not suit the model.
     """
-    return _reshape(data, check_input(datatype, shape, size), size)
+    count = _check_input(datatype, shape, size)
+    expected = count * size * size * 3
+    if len(data) != expected:
+        raise RequestError(
+            f"input {INPUT_NAME} has {len(data)} bytes where its shape needs {expected}"
+        )
+    return np.frombuffer(data, np.uint8).reshape(count, size, size, 3)
 
 
-def check_input(datatype: str, shape: Sequence[int], size: int) -> int:
+def images_from_values(data: Any, shape: Sequence[int], datatype: str, size: int) -> UInt8Array:
+    """Return a flat or nested sequence of integers as images (N, S, S, 3).
+
+    Raises:
+        RequestError: The type, the shape or a value does not suit the model.
+    """
+    count = _check_input(datatype, shape, size)
+    expected = count * size * size * 3
+    try:
+        values = np.array(data)
+    except ValueError as error:  # ragged, or nested too deep
+        raise RequestError(f"the data of input {INPUT_NAME} has no regular shape") from error
+    if values.dtype.kind not in "iu" or values.size != expected:
+        raise RequestError(
+            f"input {INPUT_NAME} needs {expected} integers, but has {values.size} values of type "
+            f"{values.dtype}"
+        )
+    if values.min() < 0 or values.max() > 255:
+        raise RequestError(f"the data of input {INPUT_NAME} is not between 0 and 255")
+    return values.astype(np.uint8).reshape(count, size, size, 3)
+
+
+def encode_output(
+    logits: Float32Array, labels: Sequence[str], output: OutputFormat
+) -> tuple[OutputTensor, bytes]:
+    """Return the output tensor of a response and the binary data after the JSON document.
+
+    Args:
+        logits: Logits (N, K).
+        labels: Label of each class.
+        output: Requested form.
+    """
+    texts: list[str] = []
+    if output.classes:
+        order = np.argsort(-logits, axis=1, kind="stable")[:, : output.classes]
+        texts = [
+            f"{row[index]:f}:{index}:{labels[index]}"
+            for row, indices in zip(logits, order)
+            for index in indices
+        ]
+        datatype, shape = "BYTES", list(order.shape)
+    else:
+        datatype, shape = OUTPUT_TYPE, list(logits.shape)
+    tensor = partial(OutputTensor, name=OUTPUT_NAME, datatype=datatype, shape=shape)
+    if not output.binary:
+        return tensor(data=texts or logits.ravel().tolist()), b""
+    if texts:
+        # Each element of BYTES is its length in four bytes and its text in UTF-8.
+        encoded = [text.encode() for text in texts]
+        binary = b"".join(struct.pack("<I", len(text)) + text for text in encoded)
+    else:
+        binary = logits.astype("<f4", copy=False).tobytes()
+    return tensor(parameters={"binary_data_size": len(binary)}), binary
+
+
+def _check_input(datatype: str, shape: Sequence[int], size: int) -> int:
     """Return the number of images N of an input.
 
     Raises:
@@ -144,60 +196,7 @@ def check_input(datatype: str, shape: Sequence[int], size: int) -> int:
     return shape[0]
 
 
-def classify(logits: Float32Array, labels: Sequence[str], count: int) -> list[list[str]]:
-    """Return `value:index:label` of the `count` largest logits of each row, in descending order."""
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
-    return [
-        [f"{row[index]:f}:{index}:{labels[index]}" for index in indices]
-        for row, indices in zip(logits, order)
-    ]
-
-
-def encode_strings(rows: Sequence[Sequence[str]]) -> bytes:
-    """Encode BYTES elements: each is its length in four bytes and its text in UTF-8."""
-    texts = [text.encode() for row in rows for text in row]
-    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
-
-
-def encode_output(
-    logits: Float32Array, labels: Sequence[str], output: OutputFormat
-) -> tuple[OutputTensor, bytes]:
-    """Return the output tensor of a response and the binary data after the JSON document.
-
-    Args:
-        logits: Logits (N, K).
-        labels: Label of each class.
-        output: Requested form.
-    """
-    data: list[Any]
-    if output.classes:
-        rows = classify(logits, labels, output.classes)
-        datatype, shape = "BYTES", [len(rows), output.classes]
-        binary = encode_strings(rows) if output.binary else b""
-        data = [text for row in rows for text in row]
-    else:
-        datatype, shape = OUTPUT_TYPE, list(logits.shape)
-        binary = encode_floats(logits) if output.binary else b""
-        data = [] if output.binary else logits.ravel().tolist()
-    return (
-        OutputTensor(
-            name=OUTPUT_NAME,
-            datatype=datatype,
-            shape=shape,
-            data=msgspec.UNSET if output.binary else data,
-            parameters={"binary_data_size": len(binary)} if output.binary else msgspec.UNSET,
-        ),
-        binary,
-    )
-
-
-def encode_floats(values: Float32Array) -> bytes:
-    """Return the values in row-major order as little-endian float32."""
-    return values.astype("<f4", copy=False).tobytes()
-
-
 def _images(tensor: InputTensor, binary: memoryview, size: int) -> UInt8Array:
-    count = check_input(tensor.datatype, tensor.shape, size)
     announced = tensor.parameters.binary_data_size
     if announced is not None:
         if announced != len(binary) or tensor.data is not None:
@@ -205,31 +204,9 @@ def _images(tensor: InputTensor, binary: memoryview, size: int) -> UInt8Array:
                 f"input {INPUT_NAME} announces other binary data than the {len(binary)} bytes "
                 "after the JSON document"
             )
-        return _reshape(binary, count, size)
+        return images_from_bytes(binary, tensor.shape, tensor.datatype, size)
     if len(binary):
         raise RequestError("no input announces the bytes after the JSON document")
     if tensor.data is None:
         raise RequestError(f"input {INPUT_NAME} has no data")
-    return _images_from_list(tensor.data, count, size)
-
-
-def _reshape(data: Any, count: int, size: int) -> UInt8Array:
-    expected = count * size * size * 3
-    if len(data) != expected:
-        raise RequestError(
-            f"input {INPUT_NAME} has {len(data)} bytes where its shape needs {expected}"
-        )
-    return np.frombuffer(data, np.uint8).reshape(count, size, size, 3)
-
-
-def _images_from_list(data: list[Any], count: int, size: int) -> UInt8Array:
-    shape = (count, size, size, 3)
-    try:
-        values = np.array(data)
-    except ValueError as error:  # ragged, or nested too deep
-        raise RequestError(f"the data of input {INPUT_NAME} has no regular shape") from error
-    if values.dtype.kind != "i" or values.size != math.prod(shape):
-        raise RequestError(f"input {INPUT_NAME} needs {math.prod(shape)} integers")
-    if values.min() < 0 or values.max() > 255:
-        raise RequestError(f"the data of input {INPUT_NAME} is not between 0 and 255")
-    return values.astype(np.uint8).reshape(shape)
+    return images_from_values(tensor.data, tensor.shape, tensor.datatype, size)

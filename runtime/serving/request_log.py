@@ -9,8 +9,8 @@ import re
 import time
 from dataclasses import dataclass
 
-from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.request_errors import Unauthorized
+from resdeploy.runtime.serving.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +32,16 @@ class RequestRecord:
     outcome: str = OK
 
 
-def finish_request(
-    record: RequestRecord, metrics: Metrics, *, access_log: bool, **fields: object
-) -> None:
+def finish_request(record: RequestRecord, service: Service, **fields: object) -> None:
     """Count a request in the metrics and log it, with additional `fields`.
 
-    Failed requests are always logged, successful ones only if `access_log` is true.
+    Failed requests are always logged, successful ones only with `ServeConfig.access_log`.
     """
     seconds = time.monotonic() - record.arrived
     succeeded = record.outcome == OK
     images = record.images if succeeded else 0
-    metrics.request(record.model, record.endpoint, record.outcome, seconds, images)
-    if not succeeded or (access_log and record.model):
+    service.metrics.count_request(record.model, record.endpoint, record.outcome, seconds, images)
+    if not succeeded or (service.config.access_log and record.model):
         line = {
             "request_id": record.id,
             **fields,

@@ -1,17 +1,16 @@
-"""The JSON documents that clients send and receive; openapi.json describes these types.
+"""The JSON documents that clients send and receive; the OpenAPI description contains their types.
 
-Those of the Open Inference Protocol have the fields of its REST document,
-https://github.com/kserve/open-inference-protocol (commit 011728e), and of Triton's extensions
+Sources of the Open Inference Protocol's documents: its REST specification,
+https://github.com/kserve/open-inference-protocol (commit 011728e), and Triton's extensions
 "binary tensor data" and "classification",
 https://github.com/triton-inference-server/server/tree/02c5c95/docs/protocol.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.predictions import Prediction
@@ -26,37 +25,26 @@ Dimension = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
 Microseconds = Annotated[int, Meta(ge=0, le=MAX_INTEGER, description="Time in microseconds.")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Error:
+class Error(Struct, frozen=True):
     """The reason why a request failed."""
 
     error: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Live:
-    """The liveness of the server."""
-
+class Live(Struct, frozen=True):
     live: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """The readiness of the server."""
-
+class Ready(Struct, frozen=True):
     ready: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelReady:
-    """The readiness of a model."""
-
+class ModelReady(Struct, frozen=True):
     name: str
     ready: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerMetadata:
+class ServerMetadata(Struct, frozen=True):
     """Name, version and protocol extensions of the server."""
 
     name: str
@@ -64,8 +52,7 @@ class ServerMetadata:
     extensions: list[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorMetadata:
+class TensorMetadata(Struct, frozen=True):
     """Name, type and shape of an input or output; -1 marks a dimension of variable size."""
 
     name: str
@@ -73,8 +60,7 @@ class TensorMetadata:
     shape: list[int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelMetadata:
+class ModelMetadata(Struct, frozen=True):
     """Inputs and outputs of a model, and the backend that runs it."""
 
     name: str
@@ -84,15 +70,11 @@ class ModelMetadata:
     outputs: list[TensorMetadata]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputParameters:
-    """Parameters of an input tensor."""
-
+class InputParameters(Struct, frozen=True):
     binary_data_size: Count | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputTensor:
+class InputTensor(Struct, frozen=True):
     """A batch of RGB images, as a flat or nested list or as binary data after the document."""
 
     name: Annotated[str, Meta(pattern=f"^{INPUT_NAME}$")]
@@ -102,42 +84,31 @@ class InputTensor:
     parameters: InputParameters = InputParameters()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputParameters:
-    """Parameters of a requested output."""
-
+class OutputParameters(Struct, frozen=True):
     binary_data: bool | None = None
     classification: Count = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestedOutput:
+class RequestedOutput(Struct, frozen=True):
     """The form in which the client wants the output."""
 
     name: Annotated[str, Meta(pattern=f"^{OUTPUT_NAME}$")]
     parameters: OutputParameters = OutputParameters()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestParameters:
-    """Parameters of an inference request."""
-
+class RequestParameters(Struct, frozen=True):
     timeout: Microseconds | None = None
     binary_data_output: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferRequest:
-    """An inference request."""
-
+class InferRequest(Struct, frozen=True):
     inputs: Annotated[list[InputTensor], Meta(min_length=1, max_length=1)]
     outputs: Annotated[list[RequestedOutput], Meta(max_length=1)] | None = None
     id: Annotated[str, Meta(max_length=MAX_ID_LENGTH)] = ""
     parameters: RequestParameters = RequestParameters()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputTensor:
+class OutputTensor(Struct, frozen=True):
     """Logits as numbers or classes as text, in the document or as binary data after it."""
 
     name: str
@@ -147,8 +118,7 @@ class OutputTensor:
     parameters: dict[str, int] | UnsetType = UNSET
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferResponse:
+class InferResponse(Struct, frozen=True, kw_only=True):
     """The answer to an inference request; the parameters name the backend and the graph."""
 
     model_name: str
@@ -158,8 +128,7 @@ class InferResponse:
     outputs: list[OutputTensor]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageMilliseconds:
+class StageMilliseconds(Struct, frozen=True):
     """Time in milliseconds that a request spent in each stage."""
 
     decode: float
@@ -167,16 +136,14 @@ class StageMilliseconds:
     inference: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PictureClasses:
+class PictureClasses(Struct, frozen=True):
     """The most likely classes of one picture, in order of their probability."""
 
     image: str | None
     predictions: list[Prediction]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Classification:
+class Classification(Struct, frozen=True):
     """The classes of all pictures of a request, and how they were computed."""
 
     model: str
@@ -188,8 +155,7 @@ class Classification:
     results: list[PictureClasses]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelStats:
+class ModelStats(Struct, frozen=True):
     """The current state of a model."""
 
     name: str
@@ -199,8 +165,7 @@ class ModelStats:
     artifact: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
+class Stats(Struct, frozen=True):
     """Rates and latencies of the last seconds, and the state of each model."""
 
     seconds: float

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import MANIFEST, Precision
 from resdeploy.errors import BackendError, BundleError, ResdeployError
 from resdeploy.progress import Progress, silent
-from resdeploy.runtime.serving.batching.batcher import Batcher, BatcherLimits
+from resdeploy.runtime.serving.batching.batcher import Batcher
 from resdeploy.runtime.serving.batching.instance import BatchRecord, Instance
 from resdeploy.runtime.serving.batching.queue import RECOVERY_SECONDS
 from resdeploy.runtime.serving.config import ServeConfig
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBundle:
-    """A bundle as it was when it was loaded, with the batcher and the engines that serve it."""
+    """A loaded bundle with its batcher and engines; later changes of its files have no effect."""
 
     bundle: Bundle
     digest: str
@@ -45,22 +45,14 @@ class LoadedBundle:
         return self.bundle.artifact(artifact).precision
 
 
-class _OpenedBundle(NamedTuple):
-    bundle: Bundle
-    labels: tuple[str, ...]
-    engines: EngineFactory
-    instances: list[EngineInstance]
-
-
 class ServedModel:
-    """A model name, the bundle that currently serves it, and its replacement on failure."""
+    """A model: its name, the bundle that currently serves it, and the recovery after failures."""
 
     def __init__(
         self,
         name: str,
         path: Path,
         config: ServeConfig,
-        *,
         observe: Callable[[BatchRecord], None] = lambda record: None,
         progress: Progress = silent,
     ) -> None:
@@ -90,7 +82,9 @@ class ServedModel:
         return self._current.batcher.depth if self._current else 0
 
     def loaded_bundle(self) -> LoadedBundle:
-        """Return the current bundle; reserve queue space before the next `await`.
+        """Return the current bundle.
+
+        Admit the request before the next `await`: a replaced bundle closes when all are answered.
 
         Raises:
             Unavailable: The model is not loaded yet.
@@ -112,10 +106,17 @@ class ServedModel:
         previous = self._current
         if previous is not None and previous.digest == digest and self.ready:
             return False
-        opened = await asyncio.to_thread(self._open)
-        loaded = self._make_loaded_bundle(opened, digest)
-        for instance in opened.instances:
-            loaded.batcher.attach(instance)
+        bundle, labels, engines, instances = await asyncio.to_thread(self._open)
+        batcher = Batcher(
+            self._config,
+            on_failure=lambda instance, error: self._handle_failure(loaded, instance, error),
+            observe=self._observe,
+        )
+        loaded = LoadedBundle(
+            bundle=bundle, digest=digest, labels=labels, batcher=batcher, engines=engines
+        )
+        for instance in instances:
+            batcher.attach(instance)
         self._current = loaded
         if previous is not None:
             self._spawn(_close_when_answered(previous))
@@ -129,7 +130,7 @@ class ServedModel:
         if self._current is not None:
             await _close_when_answered(self._current)
 
-    def _open(self) -> _OpenedBundle:
+    def _open(self) -> tuple[Bundle, tuple[str, ...], EngineFactory, list[EngineInstance]]:
         bundle = open_bundle(self._path)
         labels = bundle.labels()
         engines = EngineFactory(bundle, self._config, self._progress)
@@ -139,28 +140,7 @@ class ServedModel:
                 f"no backend reproduces the golden logits of {self._path} on this machine",
                 "run resdeploy verify for the differences and resdeploy doctor for the cause",
             )
-        return _OpenedBundle(bundle, labels, engines, instances)
-
-    def _make_loaded_bundle(self, opened: _OpenedBundle, digest: str) -> LoadedBundle:
-        config = self._config
-        batcher = Batcher(
-            BatcherLimits(
-                max_batch=config.max_batch,
-                max_delay=config.max_delay_ms / 1000,
-                max_wait=config.max_wait_ms / 1000,
-                queue=config.queue,
-            ),
-            on_failure=lambda instance, error: self._handle_failure(loaded, instance, error),
-            observe=self._observe,
-        )
-        loaded = LoadedBundle(
-            bundle=opened.bundle,
-            digest=digest,
-            labels=opened.labels,
-            batcher=batcher,
-            engines=opened.engines,
-        )
-        return loaded
+        return bundle, labels, engines, instances
 
     def _handle_failure(self, loaded: LoadedBundle, instance: Instance, error: Exception) -> None:
         logger.error(

@@ -90,13 +90,10 @@ class _Process:
         self._stopping = threading.Event()
         self._failure: Exception | None = None
         self._metrics = Metrics()
+        progress = self._until_stopped(progress)
         self._models = {
             name: ServedModel(
-                name,
-                path,
-                config,
-                observe=partial(self._metrics.batch, name),
-                progress=self._until_stopped(progress),
+                name, path, config, partial(self._metrics.count_batch, name), progress
             )
             for name, path in names.items()
         }
@@ -151,11 +148,9 @@ class _Process:
         config = self._config
         app = RequestMiddleware(
             make_app(self._service),
-            self._metrics,
-            token=self._token,
-            access_log=config.access_log,
+            self._service,
+            self._token,
             over_capacity=lambda: len(server.server_state.connections) > config.connections,
-            closing=lambda: self._service.draining,
         )
         settings = uvicorn.Config(
             app,
@@ -180,7 +175,7 @@ class _Process:
                 f"{error.strerror or error}",
                 "name a matching pair of PEM files with --tls-cert and --tls-key",
             ) from error
-        server = HttpServer(settings)
+        server = HttpServer(settings)  # the middleware counts its connections
         return server
 
     def _handle_signals(self, server: HttpServer) -> None:
@@ -188,10 +183,13 @@ class _Process:
             server.force_exit = self._stop.is_set()  # the second signal skips the graceful shutdown
             self._stop.set()
 
+        def reload() -> None:
+            self._reload_task = asyncio.ensure_future(self._load_changed())
+
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, reload)
 
     async def _load(self) -> None:
         """Load every model; stop the server if one cannot be loaded."""
@@ -205,9 +203,6 @@ class _Process:
             return
         notify_systemd("READY=1")
 
-    def _reload(self) -> None:
-        self._reload_task = asyncio.ensure_future(self._load_changed())
-
     async def _load_changed(self) -> None:
         async with self._reloading:
             for model in self._models.values():
@@ -218,12 +213,9 @@ class _Process:
                     else:
                         _log("unchanged", model=model.name)
                 except ResdeployError as error:
+                    message = "reload failed, the previous bundle keeps serving: %s"
                     fields = {"model": model.name, "hint": error.hint}
-                    logger.warning(
-                        "reload failed, the previous bundle keeps serving: %s",
-                        error,
-                        extra={"fields": fields},
-                    )
+                    logger.warning(message, error, extra={"fields": fields})
 
     def _until_stopped(self, progress: Progress) -> Progress:
         """Return a progress that aborts a long build when the server is told to stop."""

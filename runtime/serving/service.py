@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from resdeploy import __version__
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.runtime.serving.batching.instance import Answer
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoding import Decoder
-from resdeploy.runtime.serving.metrics import Metrics, ModelState
+from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.open_inference import ParsedRequest
 from resdeploy.runtime.serving.request_errors import NotFound, Unavailable
 from resdeploy.runtime.serving.schemas import (
@@ -26,7 +28,6 @@ from resdeploy.runtime.serving.schemas import (
 )
 from resdeploy.runtime.serving.served_model import LoadedBundle, ServedModel
 
-EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
 VERSION = "1"
 """Version of every model: a changed bundle replaces the previous one under the same version."""
 
@@ -64,13 +65,11 @@ class Service:
         metrics: Metrics,
         config: ServeConfig,
     ) -> None:
-        """Combine the parts of a server; the models may still be loading."""
         self.models = models
         self.decoder = decoder
         self.metrics = metrics
         self.config = config
         self.draining = False
-        metrics.watch(self.states)
 
     @property
     def ready(self) -> bool:
@@ -81,31 +80,25 @@ class Service:
         """Return True if a model can answer and the server is not stopping."""
         return model.ready and not self.draining
 
-    def states(self) -> dict[str, ModelState]:
-        """Return the current state of each model."""
-        return {
-            name: ModelState(
+    def states(self) -> list[ModelStats]:
+        """Return the state of each model; a ready model stays ready while the server stops."""
+        return [
+            ModelStats(
+                name=name,
                 ready=model.ready,
-                depth=model.depth,
+                queue=model.depth,
                 backend=instance.backend if (instance := model.active_instance) else "",
                 artifact=instance.artifact if instance else "",
             )
             for name, model in self.models.items()
-        }
+        ]
 
     def stats(self) -> Stats:
-        """Return the statistics of the last seconds and the state of each model."""
-        models = [
-            ModelStats(
-                name=name,
-                ready=state.ready and not self.draining,
-                queue=state.depth,
-                backend=state.backend,
-                artifact=state.artifact,
-            )
-            for name, state in self.states().items()
-        ]
-        return self.metrics.recent(models)
+        """Return the statistics of the last seconds; no model is ready while the server stops."""
+        states = self.states()
+        if self.draining:
+            states = [replace(state, ready=False) for state in states]
+        return self.metrics.recent_stats(states)
 
     def model(self, name: str = "", version: str = "") -> ServedModel:
         """Return the model called `name`; the first one if the name is empty.
@@ -133,18 +126,13 @@ class Service:
     async def infer(
         self, loaded: LoadedBundle, request: ParsedRequest, deadline: float
     ) -> InferenceResult:
-        """Return the logits of a request's images.
-
-        Args:
-            loaded: Bundle that the request was parsed for.
-            request: Parsed request.
-            deadline: Time of the event loop's clock.
+        """Return the logits of a request that was parsed for `loaded`.
 
         Raises:
             RequestError: The request is too large, cannot meet its deadline or is rejected.
         """
-        with loaded.batcher.admit(len(request.images), deadline) as slot:
-            return InferenceResult(answer=await slot.run(request.images), loaded=loaded)
+        with loaded.batcher.admit(len(request.images), deadline) as infer:
+            return InferenceResult(answer=await infer(request.images), loaded=loaded)
 
     async def classify(
         self, model: ServedModel, files: Sequence[bytes], top: int, deadline: float
@@ -158,13 +146,13 @@ class Service:
         loaded = model.loaded_bundle()
         self.decoder.check_capacity()
         # Queue space is reserved first, so that no decoding effort is wasted.
-        with loaded.batcher.admit(len(files), deadline) as slot:
+        with loaded.batcher.admit(len(files), deadline) as infer:
             start = loop.time()
             preprocessing = loaded.bundle.manifest.preprocessing
             pixels = await self.decoder.decode(files, preprocessing, deadline)
             decode_seconds = loop.time() - start
-            self.metrics.decoded(model.name, decode_seconds)
-            answer = await slot.run(pixels)
+            self.metrics.count_decoding(model.name, decode_seconds)
+            answer = await infer(pixels)
         return ClassificationResult(
             inference=InferenceResult(answer=answer, loaded=loaded),
             predictions=[top_predictions(row, loaded.labels, top) for row in answer.logits],
@@ -173,7 +161,8 @@ class Service:
 
     def server_metadata(self) -> ServerMetadata:
         """Return the protocol's description of the server."""
-        return ServerMetadata(name="resdeploy", version=__version__, extensions=list(EXTENSIONS))
+        extensions = ["binary_tensor_data", "classification", "parameters"]
+        return ServerMetadata(name="resdeploy", version=__version__, extensions=extensions)
 
     def model_metadata(self, model: ServedModel) -> ModelMetadata:
         """Return the protocol's description of a model.
@@ -185,12 +174,12 @@ class Service:
             raise Unavailable("the model is not ready")
         loaded = model.loaded_bundle()
         size, classes = loaded.image_size, len(loaded.labels)
+        images = TensorMetadata(name=INPUT_NAME, datatype=INPUT_TYPE, shape=[-1, size, size, 3])
+        logits = TensorMetadata(name=OUTPUT_NAME, datatype=OUTPUT_TYPE, shape=[-1, classes])
         return ModelMetadata(
             name=model.name,
             versions=[VERSION],
             platform=model.active_instance.backend,
-            inputs=[
-                TensorMetadata(name=INPUT_NAME, datatype=INPUT_TYPE, shape=[-1, size, size, 3])
-            ],
-            outputs=[TensorMetadata(name=OUTPUT_NAME, datatype=OUTPUT_TYPE, shape=[-1, classes])],
+            inputs=[images],
+            outputs=[logits],
         )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.images.preprocessing import UInt8Array
@@ -24,6 +24,7 @@ from resdeploy.runtime.serving.batching.instance import (
 )
 from resdeploy.runtime.serving.batching.queue import RECOVERY_SECONDS, QueuedPart, RequestQueue
 from resdeploy.runtime.serving.batching.service_times import ServiceTimes
+from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.request_errors import (
     DeadlineExceeded,
     QueueFull,
@@ -32,59 +33,11 @@ from resdeploy.runtime.serving.request_errors import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatcherLimits:
-    """Limits of a batcher, with the meaning and the defaults of `ServeConfig`, in seconds."""
-
-    max_batch: int = 32
-    max_delay: float = 0.002
-    max_wait: float = 0.2
-    queue: int = 256
-
-
 @dataclass(slots=True, eq=False)
 class _RunningBatch:
     instance: Instance
-    parts: int
+    parts: list[QueuedPart]
     expected_end: float
-
-
-class QueueSlot:
-    """Queue space that is reserved for a request while its images are decoded."""
-
-    def __init__(self, batcher: Batcher, images: int, deadline: float) -> None:
-        """Store a reservation that `Batcher.admit` has made."""
-        self._batcher = batcher
-        self._reserved = images
-        self._deadline = deadline
-
-    async def run(self, images: UInt8Array) -> Answer:
-        """Queue images (N, H, W, 3) and return their logits (N, K).
-
-        Cancelling the call removes the images that have not started from the queue.
-
-        Raises:
-            DeadlineExceeded: The deadline cannot be met any more.
-            Unavailable: No engine is left.
-        """
-        self._release()
-        return await self._batcher._enqueue(images, self._deadline)
-
-    def _release(self) -> None:
-        self._batcher._reserved -= self._reserved
-        self._reserved = 0
-
-    def __enter__(self) -> QueueSlot:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._release()
-        self._batcher._finish_request()
 
 
 class Batcher:
@@ -92,7 +45,7 @@ class Batcher:
 
     def __init__(
         self,
-        limits: BatcherLimits,
+        config: ServeConfig,
         *,
         on_failure: Callable[[Instance, Exception], None],
         observe: Callable[[BatchRecord], None] = lambda record: None,
@@ -100,12 +53,12 @@ class Batcher:
         """Create a batcher without instances, which admits no request yet.
 
         Args:
-            limits: Limits of batch size, delay, wait and queue length.
+            config: Limits of batch size, delay, wait and queue length.
             on_failure: Function called with an instance that failed and was detached. The images
                 of its batch are queued again.
             observe: Function called after every successful batch.
         """
-        self.limits = limits
+        self._config = config
         self._on_failure = on_failure
         self._observe = observe
         self._loop = asyncio.get_running_loop()
@@ -138,7 +91,7 @@ class Batcher:
         self._dispatch()
 
     def detach(self, instance: Instance) -> None:
-        """Remove an instance; a batch that it runs is finished."""
+        """Remove an instance; its running batch still finishes."""
         if instance in self._instances:
             self._instances.remove(instance)
         if instance in self._idle:
@@ -157,33 +110,58 @@ class Batcher:
             QueueFull: The queue has no space, or the expected wait exceeds the limit.
             DeadlineExceeded: The deadline cannot be met.
         """
-        if images > self.limits.queue:
-            raise TooLarge(f"{images} images in one request; {self.limits.queue} are allowed")
+        if images > self._config.queue:
+            raise TooLarge(f"{images} images in one request; {self._config.queue} are allowed")
         if not self._instances:
             raise Unavailable("the model is not ready", RECOVERY_SECONDS)
         wait = self.expected_wait()
-        if self.depth + images > self.limits.queue:
+        next_batches = self._times.best_batch * len(self._instances)
+        if self.depth + images > self._config.queue:
             raise QueueFull("the queue is full", wait)
         if not self.depth:
             wait = 0.0  # the request will be in the next batch
-        elif self.depth >= self._next_batches and wait > self.limits.max_wait:
+        elif self.depth >= next_batches and wait > self._config.max_wait_ms / 1000:
             raise QueueFull("the expected wait in the queue is too long", wait)
-        fastest = self._times.measured(min(images, self.limits.max_batch))
+        fastest = self._times.measured(min(images, self._config.max_batch))
         if self._loop.time() + wait + fastest > deadline:
             raise DeadlineExceeded("the deadline cannot be met", wait)
 
-    def admit(self, images: int, deadline: float) -> QueueSlot:
-        """Reserve queue space for `images` images.
+    @contextmanager
+    def admit(
+        self, images: int, deadline: float
+    ) -> Iterator[Callable[[UInt8Array], Awaitable[Answer]]]:
+        """Reserve queue space for `images` images, for example while they are decoded.
+
+        Yields:
+            A function that queues the images (N, H, W, 3) and returns their logits (N, K). If it is
+            cancelled, the images that have not started are removed from the queue.
 
         Raises:
-            TooLarge, Unavailable, QueueFull, DeadlineExceeded: `check_capacity` failed.
+            RequestError: `check_capacity` failed, the deadline passed, or no engine is left.
         """
         self.check_capacity(images, deadline)
         self._arrivals.observe(self._unanswered)
         self._unanswered += 1
         self._all_answered.clear()
         self._reserved += images
-        return QueueSlot(self, images, deadline)
+        reserved = images
+
+        def release() -> None:
+            nonlocal reserved
+            self._reserved -= reserved
+            reserved = 0
+
+        async def run(pixels: UInt8Array) -> Answer:
+            release()
+            return await self._enqueue(pixels, deadline)
+
+        try:
+            yield run
+        finally:
+            release()
+            self._unanswered -= 1
+            if not self._unanswered:
+                self._all_answered.set()
 
     def expected_wait(self) -> float:
         """Estimate the seconds until images that arrive now would start."""
@@ -206,23 +184,9 @@ class Batcher:
     def _times(self) -> ServiceTimes:
         return self._instances[0].times
 
-    @property
-    def _running_parts(self) -> int:
-        return sum(batch.parts for batch in self._running)
-
-    @property
-    def _next_batches(self) -> int:
-        """Number of images in the next batches of all instances together."""
-        return self._times.best_batch * len(self._instances)
-
-    def _finish_request(self) -> None:
-        self._unanswered -= 1
-        if not self._unanswered:
-            self._all_answered.set()
-
     async def _enqueue(self, images: UInt8Array, deadline: float) -> Answer:
         now = self._loop.time()
-        size = self.limits.max_batch
+        size = self._config.max_batch
         parts = [
             QueuedPart(images[start : start + size], now, deadline, self._loop.create_future())
             for start in range(0, len(images), size)
@@ -256,10 +220,11 @@ class Batcher:
 
         A delay helps only if more requests are likely and just one instance is idle.
         """
-        start = self._queue.oldest_arrival + self.limits.max_delay
+        running = sum(len(batch.parts) for batch in self._running)
+        start = self._queue.oldest_arrival + self._config.max_delay_ms / 1000
         if (
             len(self._idle) > 1
-            or not self._arrivals.expects_more(len(self._queue) + self._running_parts)
+            or not self._arrivals.expects_more(len(self._queue) + running)
             or self._queue.images >= self._times.best_batch
             or start <= self._loop.time()
         ):
@@ -269,50 +234,44 @@ class Batcher:
     def _start(self, instance: Instance, parts: list[QueuedPart]) -> None:
         images = sum(part.count for part in parts)
         expected_end = self._loop.time() + instance.times.expected(images)
-        batch = _RunningBatch(instance, len(parts), expected_end)
+        batch = _RunningBatch(instance, parts, expected_end)
         self._running.add(batch)
-        task = self._loop.create_task(self._run(batch, parts, images))
+        task = self._loop.create_task(self._run(batch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, batch: _RunningBatch, parts: list[QueuedPart], images: int) -> None:
+    async def _run(self, batch: _RunningBatch) -> None:
         instance, start = batch.instance, self._loop.time()
         try:
-            logits = await instance.run([part.images for part in parts])
+            logits = await instance.run([part.images for part in batch.parts])
         except Exception as error:  # after any error the engine may be in an undefined state
             self._running.discard(batch)
-            self._queue.requeue(parts)
+            self._queue.requeue(batch.parts)
             if instance in self._instances:
                 self.detach(instance)
                 self._on_failure(instance, error)
-            self._dispatch()
-            return
-        self._running.discard(batch)
-        seconds = self._loop.time() - start
-        instance.times.observe(images, seconds)
-        if instance in self._instances:
-            self._idle.append(instance)
-        self._set_answers(instance, parts, logits, start, seconds)
+        else:
+            self._running.discard(batch)
+            seconds = self._loop.time() - start
+            instance.times.observe(len(logits), seconds)
+            if instance in self._instances:
+                self._idle.append(instance)
+            self._set_answers(batch, logits, start, seconds)
         self._dispatch()
 
     def _set_answers(
-        self,
-        instance: Instance,
-        parts: list[QueuedPart],
-        logits: Float32Array,
-        start: float,
-        seconds: float,
+        self, batch: _RunningBatch, logits: Float32Array, start: float, seconds: float
     ) -> None:
         first = 0
-        for part in parts:
+        for part in batch.parts:
             rows = logits[first : first + part.count]
             first += part.count
             if not part.future.done():
                 part.future.set_result(
                     Answer(
                         logits=rows,
-                        backend=instance.backend,
-                        artifact=instance.artifact,
+                        backend=batch.instance.backend,
+                        artifact=batch.instance.artifact,
                         batch=len(logits),
                         queue_seconds=start - part.arrived,
                         inference_seconds=seconds,
@@ -321,7 +280,7 @@ class Batcher:
         self._observe(
             BatchRecord(
                 images=len(logits),
-                queue_seconds=tuple(start - part.arrived for part in parts),
+                queue_seconds=tuple(start - part.arrived for part in batch.parts),
                 inference_seconds=seconds,
             )
         )

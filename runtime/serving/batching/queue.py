@@ -47,11 +47,7 @@ class RequestQueue:
     """A first-in, first-out queue of parts; each part is removed when its deadline passes."""
 
     def __init__(self, expected_wait: Callable[[], float]) -> None:
-        """Create an empty queue.
-
-        Args:
-            expected_wait: Function that returns the seconds after which a retry may succeed.
-        """
+        """Create an empty queue; `expected_wait` returns the seconds after which a retry helps."""
         self._loop = asyncio.get_running_loop()
         self._expected_wait = expected_wait
         self._parts: deque[QueuedPart] = deque()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -64,7 +64,8 @@ def measure_service_times(backend: Backend, images: UInt8Array, max_batch: int) 
         BackendError: The engine failed.
     """
     seconds: dict[int, float] = {}
-    for size in _doubling(max_batch):
+    powers = range(max_batch.bit_length() + 1)
+    for size in sorted({min(1 << power, max_batch) for power in powers}):
         batch = np.resize(images, (size, *images.shape[1:]))
         for _ in range(2):  # the second run captures a CUDA graph
             backend.run(batch)
@@ -81,14 +82,6 @@ def _fastest_run(backend: Backend, batch: UInt8Array) -> float:
         backend.run(batch)
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def _doubling(largest: int) -> Iterable[int]:
-    size = 1
-    while size < largest:
-        yield size
-        size *= 2
-    yield largest
 
 
 def _smallest_worthwhile(sizes: list[int], seconds: list[float]) -> int:

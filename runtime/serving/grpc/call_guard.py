@@ -29,7 +29,6 @@ class CallGuard:
     """The steps around a gRPC call, as the HTTP middleware does them around a request."""
 
     def __init__(self, service: Service, token: bytes | None) -> None:
-        """Guard calls to `service` with `token`, if there is one."""
         self._service = service
         self._token = token
 
@@ -37,12 +36,9 @@ class CallGuard:
     async def call(
         self, name: str, context: Any, *, public: bool = False
     ) -> AsyncIterator[RequestRecord]:
-        """Check and record the call inside the context; convert its errors to a gRPC status.
+        """Check and record the call `name` inside the context; convert its errors to a gRPC status.
 
-        Args:
-            name: Method name, for the metrics and the log.
-            context: gRPC's context of the call.
-            public: True if the call needs no token.
+        A public call needs no token.
         """
         metadata = dict(context.invocation_metadata())
         header = str(metadata.get(REQUEST_ID, "")).encode()
@@ -63,7 +59,4 @@ class CallGuard:
             record.outcome = "failed"
             await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
         finally:
-            access_log = self._service.config.access_log
-            finish_request(
-                record, self._service.metrics, access_log=access_log, path=record.endpoint
-            )
+            finish_request(record, self._service, path=record.endpoint)

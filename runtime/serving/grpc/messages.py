@@ -18,9 +18,8 @@ COMPILED = "open_inference.binpb"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """The name of a remote procedure and the classes of its messages."""
+    """The classes of the messages of a remote procedure."""
 
-    name: str
     request: Any
     response: Any
 
@@ -56,7 +55,6 @@ def load_methods() -> dict[str, Method]:
 
     return {
         method.name: Method(
-            method.name,
             message_factory.GetMessageClass(method.input_type),
             message_factory.GetMessageClass(method.output_type),
         )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import grpc
-import numpy as np
+import msgspec
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
@@ -21,32 +20,28 @@ from resdeploy.runtime.serving.grpc.standard_services import HealthService, Refl
 from resdeploy.runtime.serving.open_inference import (
     OutputFormat,
     ParsedRequest,
-    check_input,
-    classify,
     convert,
-    encode_floats,
-    encode_strings,
+    encode_output,
     images_from_bytes,
-    output_format,
-    timeout_seconds,
+    images_from_values,
 )
 from resdeploy.runtime.serving.request_errors import RequestError
 from resdeploy.runtime.serving.request_log import RequestRecord
 from resdeploy.runtime.serving.schemas import MAX_ID_LENGTH, OutputParameters, RequestParameters
-from resdeploy.runtime.serving.service import VERSION, InferenceResult, Service
+from resdeploy.runtime.serving.service import VERSION, Service
 
 # Maximum size of the names, shapes and parameters beside the tensors of a message.
 ENVELOPE_BYTES = 64 << 10
 PUBLIC_METHODS = ("ServerLive", "ServerReady")
 
-Call = Callable[[Any, Any, RequestRecord], Awaitable[Any]]
+Fields = dict[str, Any]
+Call = Callable[[Any, Any, RequestRecord], Awaitable[Fields]]
 
 
 class InferenceService:
     """The inference service; its `handler` is registered with a gRPC server."""
 
     def __init__(self, service: Service, guard: CallGuard) -> None:
-        """Offer the operations of `service` over gRPC."""
         self._service = service
         self._guard = guard
         self._methods = load_methods()
@@ -71,31 +66,32 @@ class InferenceService:
         )
 
     def _guarded(self, name: str, call: Call) -> Callable[[Any, Any], Awaitable[Any]]:
+        response = self._methods[name].response
+
         async def guarded(request: Any, context: Any) -> Any:
             async with self._guard.call(name, context, public=name in PUBLIC_METHODS) as record:
-                return await call(request, context, record)
+                return response(**await call(request, context, record))
 
         return guarded
 
-    async def _server_live(self, request: Any, context: Any, record: RequestRecord) -> Any:
-        return self._methods["ServerLive"].response(live=True)
+    async def _server_live(self, request: Any, context: Any, record: RequestRecord) -> Fields:
+        return {"live": True}
 
-    async def _server_ready(self, request: Any, context: Any, record: RequestRecord) -> Any:
-        return self._methods["ServerReady"].response(ready=self._service.ready)
+    async def _server_ready(self, request: Any, context: Any, record: RequestRecord) -> Fields:
+        return {"ready": self._service.ready}
 
-    async def _model_ready(self, request: Any, context: Any, record: RequestRecord) -> Any:
+    async def _model_ready(self, request: Any, context: Any, record: RequestRecord) -> Fields:
         model = self._service.model(request.name, request.version)
-        return self._methods["ModelReady"].response(ready=self._service.is_model_ready(model))
+        return {"ready": self._service.is_model_ready(model)}
 
-    async def _server_metadata(self, request: Any, context: Any, record: RequestRecord) -> Any:
-        return self._methods["ServerMetadata"].response(**asdict(self._service.server_metadata()))
+    async def _server_metadata(self, request: Any, context: Any, record: RequestRecord) -> Fields:
+        return dict(msgspec.to_builtins(self._service.server_metadata()))
 
-    async def _model_metadata(self, request: Any, context: Any, record: RequestRecord) -> Any:
+    async def _model_metadata(self, request: Any, context: Any, record: RequestRecord) -> Fields:
         model = self._service.model(request.name, request.version)
-        metadata = self._service.model_metadata(model)
-        return self._methods["ModelMetadata"].response(**asdict(metadata))
+        return dict(msgspec.to_builtins(self._service.model_metadata(model)))
 
-    async def _model_infer(self, request: Any, context: Any, record: RequestRecord) -> Any:
+    async def _model_infer(self, request: Any, context: Any, record: RequestRecord) -> Fields:
         model = self._service.model(request.model_name, request.model_version)
         record.model = model.name
         loaded = model.loaded_bundle()
@@ -104,14 +100,17 @@ class InferenceService:
         limits = [self._service.config.timeout_ms / 1000, parsed.timeout, context.time_remaining()]
         deadline = record.arrived + min(seconds for seconds in limits if seconds is not None)
         result = await self._service.infer(loaded, parsed, deadline)
-        response = self._methods["ModelInfer"].response(
-            model_name=model.name,
-            model_version=VERSION,
-            id=parsed.id,
-            parameters={name: {"string_param": text} for name, text in result.parameters.items()},
-        )
-        _add_output(response, result, parsed.output)
-        return response
+        output, binary = encode_output(result.answer.logits, loaded.labels, parsed.output)
+        return {
+            "model_name": model.name,
+            "model_version": VERSION,
+            "id": parsed.id,
+            "parameters": {
+                name: {"string_param": text} for name, text in result.parameters.items()
+            },
+            "outputs": [{"name": output.name, "datatype": output.datatype, "shape": output.shape}],
+            "raw_output_contents": [binary],
+        }
 
 
 def parse_call(request: Any, size: int, classes: int) -> ParsedRequest:
@@ -131,13 +130,14 @@ def parse_call(request: Any, size: int, classes: int) -> ParsedRequest:
         raise RequestError(f"the model has one output, {OUTPUT_NAME}")
     parameters = convert(_parameters(request.parameters), RequestParameters)
     requested = _parameters(request.outputs[0].parameters) if request.outputs else {}
+    output = convert(requested, OutputParameters)
     if len(request.id) > MAX_ID_LENGTH:
         raise RequestError(f"the id has {len(request.id)} characters; {MAX_ID_LENGTH} are allowed")
     return ParsedRequest(
         images=_images(request, size),
         id=request.id,
-        output=output_format(convert(requested, OutputParameters), classes, binary=True),
-        timeout=timeout_seconds(parameters),
+        output=OutputFormat(binary=True, classes=min(output.classification, classes)),
+        timeout=parameters.timeout / 1e6 if parameters.timeout else None,
     )
 
 
@@ -179,21 +179,11 @@ async def start_grpc(service: Service, config: ServeConfig, token: bytes | None)
 def _images(request: Any, size: int) -> UInt8Array:
     tensor = request.inputs[0]
     shape = list(tensor.shape)
-    values = tensor.contents.uint_contents
     if len(request.raw_input_contents) == 1 and not tensor.HasField("contents"):
         return images_from_bytes(request.raw_input_contents[0], shape, tensor.datatype, size)
     if request.raw_input_contents:
         raise RequestError(f"input {INPUT_NAME} has both raw data and contents; send one of them")
-    count = check_input(tensor.datatype, shape, size)
-    expected = count * size * size * 3
-    if len(values) != expected:
-        raise RequestError(
-            f"input {INPUT_NAME} has {len(values)} elements where its shape needs {expected}"
-        )
-    numbers = np.array(values, np.uint32)
-    if numbers.max() > 255:
-        raise RequestError(f"the data of input {INPUT_NAME} is not between 0 and 255")
-    return numbers.astype(np.uint8).reshape(shape)
+    return images_from_values(tensor.contents.uint_contents, shape, tensor.datatype, size)
 
 
 def _parameters(parameters: Any) -> dict[str, Any]:
@@ -201,15 +191,3 @@ def _parameters(parameters: Any) -> dict[str, Any]:
         name: getattr(value, value.WhichOneof("parameter_choice") or "bool_param")
         for name, value in parameters.items()
     }
-
-
-def _add_output(response: Any, result: InferenceResult, output: OutputFormat) -> None:
-    logits = result.answer.logits
-    if output.classes:
-        rows = classify(logits, result.loaded.labels, output.classes)
-        shape = [len(rows), output.classes]
-        response.outputs.add(name=OUTPUT_NAME, datatype="BYTES", shape=shape)
-        response.raw_output_contents.append(encode_strings(rows))
-    else:
-        response.outputs.add(name=OUTPUT_NAME, datatype="FP32", shape=list(logits.shape))
-        response.raw_output_contents.append(encode_floats(logits))

@@ -28,7 +28,6 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """The health of the server (""), of the inference service, and of each model by its name."""
 
     def __init__(self, service: Service, guard: CallGuard) -> None:
-        """Report the readiness of `service`."""
         self._service = service
         self._guard = guard
 
@@ -68,7 +67,7 @@ class ReflectionService(reflection.aio.ReflectionServicer):  # type: ignore[misc
     """The descriptions of all services, for clients such as grpcurl."""
 
     def __init__(self, guard: CallGuard) -> None:
-        """Describe the services from the pool of our messages, completed by the standard ones."""
+        """Add the messages of the standard services to those of the inference service."""
         pool = load_pool()
         for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
             pool.AddSerializedFile(file.serialized_pb)
@@ -76,7 +75,6 @@ class ReflectionService(reflection.aio.ReflectionServicer):  # type: ignore[misc
         self._guard = guard
 
     async def ServerReflectionInfo(self, requests: Any, context: Any) -> AsyncIterator[Any]:
-        """Yield the answer to each question of a client."""
         async with self._guard.call("ServerReflectionInfo", context):
             async for response in super().ServerReflectionInfo(requests, context):
                 yield response

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from starlette.requests import Request
@@ -24,90 +25,69 @@ class ByteBudget:
     """A limit on the bytes of the bodies of all requests in progress."""
 
     def __init__(self, max_bytes: int) -> None:
-        """Allow `max_bytes` bytes."""
         self._max_bytes = max_bytes
         self.used = 0
 
     @contextmanager
-    def reservation(self) -> Iterator[BudgetReservation]:
-        """Yield the reservation of one request, and release its bytes at the end."""
-        reservation = BudgetReservation(self)
+    def reservation(self) -> Iterator[Callable[[int], None]]:
+        """Yield a function that counts bytes of one request, and release them at the end.
+
+        The function raises `QueueFull` if the budget is exhausted.
+        """
+        reserved = 0
+
+        def reserve(size: int) -> None:
+            nonlocal reserved
+            if self.used + size > self._max_bytes:
+                raise QueueFull("too many large requests at once")
+            self.used += size
+            reserved += size
+
         try:
-            yield reservation
+            yield reserve
         finally:
-            self.used -= reservation.used
-
-    def take(self, size: int) -> None:
-        """Count `size` more bytes.
-
-        Raises:
-            QueueFull: The budget is exhausted.
-        """
-        if self.used + size > self._max_bytes:
-            raise QueueFull("too many large requests at once")
-        self.used += size
+            self.used -= reserved
 
 
-class BudgetReservation:
-    """The bytes that one request uses of a budget."""
-
-    def __init__(self, budget: ByteBudget) -> None:
-        """Start with zero bytes."""
-        self._budget = budget
-        self.used = 0
-
-    def take(self, size: int) -> None:
-        """Count `size` more bytes.
-
-        Raises:
-            QueueFull: The budget is exhausted.
-        """
-        self._budget.take(size)
-        self.used += size
-
-
-def check_content_length(request: Request, max_bytes: int) -> None:
-    """Check the Content-Length header, if there is one.
+def parse_integer(text: str, name: str, low: int, high: int) -> int:
+    """Return `text`, the value of `name`, as an integer from `low` to `high`.
 
     Raises:
-        RequestError: The header is not a number.
-        TooLarge: The length exceeds `max_bytes`.
+        RequestError: The text is not such an integer.
     """
-    text = request.headers.get("content-length")
-    if text is None:
-        return
-    if not text.isascii() or not text.isdigit():
-        raise RequestError("the header Content-Length is not a number")
-    if int(text[:20]) > max_bytes:
-        raise TooLarge(f"the body is larger than {max_bytes} bytes")
+    # Python refuses to convert thousands of digits.
+    number = int(text[:20]) if text.isascii() and text.isdigit() else -1
+    if not low <= number <= high:
+        raise RequestError(f"{name} must be an integer from {low} to {high}")
+    return number
 
 
 async def read_body(
-    request: Request, reservation: BudgetReservation, max_bytes: int, seconds: float
+    request: Request, reserve: Callable[[int], None], max_bytes: int, seconds: float
 ) -> bytes:
     """Return the whole body of a request.
 
     Args:
         request: Request whose body has not been read yet.
-        reservation: Reservation that counts the bytes; it must live as long as the body.
+        reserve: Function of `ByteBudget.reservation` that counts the bytes.
         max_bytes: Maximum size in bytes.
         seconds: Time limit in seconds.
 
     Raises:
         Disconnected: The client closed the connection.
-        RequestError: A header is invalid.
-        TooLarge: The body exceeds `max_bytes`.
-        RequestTimeout: The body did not arrive in time.
-        QueueFull: The budget is exhausted.
+        RequestError: The Content-Length is invalid, the body is too large or does not arrive in
+            time, or the budget is exhausted.
     """
-    check_content_length(request, max_bytes)
+    length = request.headers.get("content-length", "0")
+    if parse_integer(length, "the header Content-Length", 0, sys.maxsize) > max_bytes:
+        raise TooLarge(f"the body is larger than {max_bytes} bytes")
     try:
-        return await asyncio.wait_for(_collect(request, reservation, max_bytes), seconds)
+        return await asyncio.wait_for(_collect(request, reserve, max_bytes), seconds)
     except asyncio.TimeoutError:
         raise RequestTimeout("the body did not arrive in time") from None
 
 
-async def _collect(request: Request, reservation: BudgetReservation, max_bytes: int) -> bytes:
+async def _collect(request: Request, reserve: Callable[[int], None], max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -118,7 +98,7 @@ async def _collect(request: Request, reservation: BudgetReservation, max_bytes: 
         size += len(chunk)
         if size > max_bytes:
             raise TooLarge(f"the body is larger than {max_bytes} bytes")
-        reservation.take(len(chunk))
+        reserve(len(chunk))
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)

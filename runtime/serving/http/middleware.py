@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resdeploy.runtime.serving.http.body import Disconnected
-from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.request_errors import (
     QueueFull,
     RequestError,
@@ -29,15 +29,13 @@ from resdeploy.runtime.serving.request_log import (
     finish_request,
 )
 from resdeploy.runtime.serving.schemas import Error
+from resdeploy.runtime.serving.service import Service
 
 logger = logging.getLogger(__name__)
 
 # Health probes and the static web page need no token.
 PUBLIC_PATHS = frozenset({"/", "/healthz", "/v2/health/live", "/v2/health/ready"})
-COMMON_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"no-store"),
-)
+COMMON_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
 
 class RequestMiddleware:
@@ -46,37 +44,28 @@ class RequestMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        metrics: Metrics,
-        *,
+        service: Service,
         token: bytes | None,
-        access_log: bool,
         over_capacity: Callable[[], bool],
-        closing: Callable[[], bool],
     ) -> None:
         """Wrap `app`.
 
         Args:
             app: Application that raises `RequestError` for requests that fail.
-            metrics: Metrics that count every request.
+            service: Service of the application, with its metrics and settings.
             token: Bearer token of authorised clients; None if no token is needed.
-            access_log: True to log every request for a model, False to log only failed requests.
             over_capacity: Function that returns True if there are too many connections.
-            closing: Function that returns True if connections must close after a response.
         """
         self._app = app
-        self._metrics = metrics
+        self._service = service
         self._token = token
-        self._access_log = access_log
         self._over_capacity = over_capacity
-        self._closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
-        request_id = choose_request_id(headers.get(b"x-request-id"))
-        record = RequestRecord(request_id, time.monotonic())
+        record = RequestRecord(choose_request_id(headers.get(b"x-request-id")), time.monotonic())
         scope["record"] = record
 
         async def send_with_headers(message: Message) -> None:
@@ -95,62 +84,44 @@ class RequestMiddleware:
         except Disconnected:
             record.outcome = "disconnected"
         except RequestError as error:
-            await self._send_request_error(error, record, send_with_headers)
+            record.outcome = error.outcome
+            response = _error_response(error.status, str(error), _extra_headers(error))
+            await response(scope, receive, send_with_headers)
         except HTTPException as error:  # from Starlette's router: unknown path or method
             record.outcome = RequestError.outcome
-            extra = [(k.encode(), v.encode()) for k, v in (error.headers or {}).items()]
-            await send_error(send_with_headers, error.status_code, error.detail.lower(), extra)
+            response = _error_response(error.status_code, error.detail.lower(), error.headers)
+            await response(scope, receive, send_with_headers)
         except Exception:
             logger.exception("a request failed", extra={"fields": {"request_id": record.id}})
             record.outcome = "failed"
             if not record.status:
-                await send_error(send_with_headers, 500, "the server failed")
+                response = _error_response(500, "the server failed")
+                await response(scope, receive, send_with_headers)
         finally:
             finish_request(
                 record,
-                self._metrics,
-                access_log=self._access_log,
+                self._service,
                 method=scope["method"],
                 path=scope["path"][:200],
                 status=record.status,
             )
 
-    async def _send_request_error(
-        self, error: RequestError, record: RequestRecord, send: Send
-    ) -> None:
-        record.outcome = error.outcome
-        headers: list[tuple[bytes, bytes]] = []
-        if isinstance(error, Unavailable):
-            headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after))).encode()))
-        if isinstance(error, Unauthorized):
-            headers.append((b"www-authenticate", b"Bearer"))
-        await send_error(send, error.status, str(error), headers)
-
     def _headers(self, message: Message, record: RequestRecord) -> list[tuple[bytes, bytes]]:
-        headers = [
-            *message.get("headers", ()),
-            (b"x-request-id", record.id.encode()),
-            *COMMON_HEADERS,
-        ]
-        if self._closing() or self._over_capacity():
+        request_id = (b"x-request-id", record.id.encode())
+        headers = [*message.get("headers", ()), request_id, *COMMON_HEADERS]
+        if self._service.draining or self._over_capacity():
             headers.append((b"connection", b"close"))
         return headers
 
 
-async def send_error(
-    send: Send, status: int, message: str, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
-    """Send a response with the protocol's error document."""
+def _error_response(
+    status: int, message: str, headers: Mapping[str, str] | None = None
+) -> Response:
     body = msgspec.json.encode(Error(error=message))
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                *(headers or ()),
-            ],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})
+    return Response(body, status, headers, media_type="application/json")
+
+
+def _extra_headers(error: RequestError) -> dict[str, str]:
+    if isinstance(error, Unavailable):
+        return {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+    return {"www-authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}

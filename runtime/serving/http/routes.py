@@ -9,22 +9,27 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from importlib.resources import files
 from typing import Any, TypeVar
 
 import msgspec
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from resdeploy.runtime.serving.http.body import ByteBudget, Disconnected, read_body
-from resdeploy.runtime.serving.http.openapi import MAX_CLASSES, openapi_document
+from resdeploy.runtime.serving.http.body import (
+    ByteBudget,
+    Disconnected,
+    parse_integer,
+    read_body,
+)
+from resdeploy.runtime.serving.http.openapi import MODEL, VERSIONED_MODEL, openapi_document
 from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
-from resdeploy.runtime.serving.metrics import CONTENT_TYPE
 from resdeploy.runtime.serving.open_inference import encode_output, parse_request
-from resdeploy.runtime.serving.request_errors import RequestError, UnsupportedMediaType
+from resdeploy.runtime.serving.request_errors import UnsupportedMediaType
 from resdeploy.runtime.serving.request_log import RequestRecord
 from resdeploy.runtime.serving.schemas import (
     Classification,
@@ -37,8 +42,9 @@ from resdeploy.runtime.serving.schemas import (
 )
 from resdeploy.runtime.serving.service import VERSION, ClassificationResult, Service
 
-JSON_LENGTH = "inference-header-content-length"
-TIMEOUT = "x-timeout-ms"
+JSON_LENGTH = "Inference-Header-Content-Length"
+MAX_CLASSES = 1000
+MAX_TIMEOUT_MS = 999_999_999
 # Larger forms are parsed in a thread, because python-multipart is pure Python.
 MAX_INLINE_FORM_BYTES = 1 << 20
 
@@ -48,7 +54,6 @@ Result = TypeVar("Result")
 def make_app(service: Service) -> ASGIApp:
     """Return an ASGI application with all routes."""
     api = _Api(service)
-    model = "/v2/models/{model}"
     paths: dict[str, tuple[str, Callable[[Request], Coroutine[Any, Any, Response]]]] = {
         "/": ("GET", api.page),
         "/healthz": ("GET", api.live),
@@ -60,7 +65,7 @@ def make_app(service: Service) -> ASGIApp:
         "/v2/health/live": ("GET", api.live),
         "/v2/health/ready": ("GET", api.ready),
     }
-    for prefix in (model, model + "/versions/{version}"):
+    for prefix in (MODEL, VERSIONED_MODEL):
         paths[prefix] = ("GET", api.model_metadata)
         paths[prefix + "/ready"] = ("GET", api.model_ready)
         paths[prefix + "/infer"] = ("POST", api.infer)
@@ -129,14 +134,11 @@ class _Api:
         record = _update_record(request, "infer", model.name)
         _check_not_compressed(request)
         self._service.check_capacity(model)
-        with self._budget.reservation() as reservation:
-            body = await read_body(
-                request, reservation, self._config.max_body, self._config.body_seconds
-            )
+        with self._budget.reservation() as reserve:
+            body = await self._read_body(request, reserve)
             loaded = model.loaded_bundle()
-            parsed = parse_request(
-                body, _json_length(request), loaded.image_size, len(loaded.labels)
-            )
+            length = self._json_length(request)
+            parsed = parse_request(body, length, loaded.image_size, len(loaded.labels))
             record.images = len(parsed.images)
             if parsed.timeout is not None:
                 deadline = min(deadline, record.arrived + parsed.timeout)
@@ -159,15 +161,13 @@ class _Api:
 
     async def classify(self, request: Request) -> Response:
         deadline = self._deadline(request)
-        top = _top(request.query_params)
+        top = parse_integer(request.query_params.get("top", "5"), "top", 1, MAX_CLASSES)
         model = self._service.model(request.query_params.get("model", ""))
         record = _update_record(request, "classify", model.name)
         _check_not_compressed(request)
         self._service.check_capacity(model, decode=True)
-        with self._budget.reservation() as reservation:
-            body = await read_body(
-                request, reservation, self._config.max_body, self._config.body_seconds
-            )
+        with self._budget.reservation() as reserve:
+            body = await self._read_body(request, reserve)
             uploads = await self._read_uploads(request.headers.get("content-type", ""), body)
             record.images = len(uploads)
             contents = [upload.data for upload in uploads]
@@ -180,13 +180,18 @@ class _Api:
         return _json_response(self._service.stats())
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._service.metrics.exposition(), media_type=CONTENT_TYPE)
+        metrics = self._service.metrics.exposition(self._service.states())
+        return Response(metrics, media_type=CONTENT_TYPE_LATEST)
 
     async def openapi(self, request: Request) -> Response:
         return Response(self._openapi, media_type="application/json")
 
     async def page(self, request: Request) -> Response:
         return Response(self._page, headers=self._page_headers, media_type="text/html")
+
+    async def _read_body(self, request: Request, reserve: Callable[[int], None]) -> bytes:
+        max_bytes, seconds = self._config.max_body, self._config.body_seconds
+        return await read_body(request, reserve, max_bytes, seconds)
 
     async def _read_uploads(self, content_type: str, body: bytes) -> list[Upload]:
         max_files = self._config.max_files
@@ -197,12 +202,15 @@ class _Api:
     def _deadline(self, request: Request) -> float:
         """Return the deadline on the event loop's clock, from the header or the configuration."""
         arrived: float = request.scope["record"].arrived
-        text = request.headers.get(TIMEOUT)
-        if text is None:
-            return arrived + self._config.timeout_ms / 1000
-        if not text.isascii() or not text.isdigit() or not 1 <= len(text) <= 9:
-            raise RequestError("the header X-Timeout-Ms must be an integer in milliseconds")
-        return arrived + int(text) / 1000
+        milliseconds = self._config.timeout_ms
+        if (text := request.headers.get("x-timeout-ms")) is not None:
+            milliseconds = parse_integer(text, "the header X-Timeout-Ms", 0, MAX_TIMEOUT_MS)
+        return arrived + milliseconds / 1000
+
+    def _json_length(self, request: Request) -> int | None:
+        if (text := request.headers.get(JSON_LENGTH)) is None:
+            return None
+        return parse_integer(text, f"the header {JSON_LENGTH}", 0, self._config.max_body)
 
 
 async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -229,10 +237,8 @@ def _json_response(document: object, status: int = 200) -> Response:
 
 
 def _model_and_version(request: Request) -> dict[str, str]:
-    return {
-        "name": request.path_params["model"],
-        "version": request.path_params.get("version", ""),
-    }
+    path = request.path_params
+    return {"name": path["model"], "version": path.get("version", "")}
 
 
 def _update_record(request: Request, endpoint: str, model: str) -> RequestRecord:
@@ -244,22 +250,6 @@ def _update_record(request: Request, endpoint: str, model: str) -> RequestRecord
 def _check_not_compressed(request: Request) -> None:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMediaType("compressed bodies are not supported")
-
-
-def _json_length(request: Request) -> int | None:
-    text = request.headers.get(JSON_LENGTH)
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 12:
-        raise RequestError("the header Inference-Header-Content-Length is not a number")
-    return int(text)
-
-
-def _top(query: Mapping[str, str]) -> int:
-    text = query.get("top", "5")
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_CLASSES:
-        raise RequestError(f"top must be an integer from 1 to {MAX_CLASSES}")
-    return int(text)
 
 
 def _classification(

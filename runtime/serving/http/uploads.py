@@ -28,12 +28,7 @@ class Upload:
 
 
 def read_uploads(content_type: str, body: bytes, max_files: int) -> list[Upload]:
-    """Return the files in a body.
-
-    Args:
-        content_type: Value of the Content-Type header.
-        body: An image file, or a form with image files.
-        max_files: Maximum number of files.
+    """Return the files in a body, which is an image file or a form with image files.
 
     Raises:
         RequestError: The form is damaged, or there is no file.

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @dataclass
-class Local:
+class LocalServer:
     """A server in this process: the ASGI application and its service."""
 
     app: ASGIApp
@@ -50,36 +51,24 @@ class Local:
     async def ask(self, path: str, *arguments: Any, **options: Any) -> Reply:
         return await ask(self.app, path, *arguments, **options)
 
-    async def until_ready(self) -> None:
-        await until(lambda: self.service.ready)
+    def metrics(self) -> str:
+        return self.service.metrics.exposition(self.service.states()).decode()
 
 
 @asynccontextmanager
 async def local_server(
     bundle: Bundle, settings: Mapping[str, Any] | None = None, token: bytes | None = None
-) -> AsyncIterator[Local]:
+) -> AsyncIterator[LocalServer]:
     """Serve `bundle` as `tiny`, with the engines of `registry.ENGINES`."""
     config = ServeConfig(threads=1, **(settings or {}))
     metrics = Metrics()
-    model = ServedModel(
-        "tiny",
-        bundle.path,
-        config,
-        observe=lambda record: metrics.batch("tiny", record),
-    )
+    model = ServedModel("tiny", bundle.path, config, partial(metrics.count_batch, "tiny"))
     decoder = Decoder(2, max_pixels=config.max_pixels, max_wait=config.max_wait_ms / 1000)
     service = Service({"tiny": model}, decoder, metrics, config)
-    app = RequestMiddleware(
-        make_app(service),
-        metrics,
-        token=token,
-        access_log=True,
-        over_capacity=lambda: False,
-        closing=lambda: service.draining,
-    )
+    app = RequestMiddleware(make_app(service), service, token, over_capacity=lambda: False)
     await model.load()
     try:
-        yield Local(app, service)
+        yield LocalServer(app, service)
     finally:
         await model.close()
         decoder.close()

@@ -38,7 +38,7 @@ def test_pixels_equal_those_of_all_other_stages_in_order() -> None:
     run(scenario())
 
 
-def test_a_picture_over_the_limit_is_refused() -> None:
+def test_a_picture_over_the_limit_is_rejected() -> None:
     async def scenario() -> None:
         decoder = Decoder(1, max_pixels=100, max_wait=1.0)
         with pytest.raises(RequestError, match="2,400 pixels; at most 100 are allowed"):
@@ -48,7 +48,7 @@ def test_a_picture_over_the_limit_is_refused() -> None:
     run(scenario())
 
 
-def test_a_late_picture_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_is_not_decoded_after_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "load_image", lambda *_: pytest.fail("it was decoded"))
 
     async def scenario() -> None:
@@ -60,7 +60,7 @@ def test_a_late_picture_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     run(scenario())
 
 
-def test_overload_is_refused_and_cancellation_removes_pending_work(
+def test_overload_is_rejected_and_cancellation_removes_pending_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begun, hold = threading.Event(), threading.Event()

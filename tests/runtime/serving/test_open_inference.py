@@ -172,7 +172,7 @@ def test_binary_data_must_have_the_length_of_the_shape() -> None:
         parse(longer, length)
 
 
-def test_unannounced_bytes_are_refused() -> None:
+def test_unannounced_bytes_are_rejected() -> None:
     head = json.dumps(document()).encode()
     with pytest.raises(RequestError, match="no input announces"):
         parse(head + b"123", len(head))
@@ -181,19 +181,19 @@ def test_unannounced_bytes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("json_bytes", [-1, 10**9])
-def test_a_json_part_longer_than_the_body_is_refused(json_bytes: int) -> None:
+def test_a_json_part_longer_than_the_body_is_rejected(json_bytes: int) -> None:
     with pytest.raises(RequestError, match="the JSON part has"):
         parse(b"{}", json_bytes)
 
 
-def test_a_document_that_takes_too_long_to_parse_is_refused() -> None:
+def test_a_document_that_takes_too_long_to_parse_is_rejected() -> None:
     with pytest.raises(TooLarge, match="send binary tensors"):
         parse(b" " * (MAX_JSON_BYTES + 1))
 
 
 @given(st.binary(max_size=200), st.integers(-5, 250) | st.none())
 @example(b'{"inputs": [{"name": "images"}]}', None)
-def test_random_bytes_are_refused(body: bytes, json_bytes: int | None) -> None:
+def test_random_bytes_are_rejected(body: bytes, json_bytes: int | None) -> None:
     with pytest.raises(RequestError):
         parse(body, json_bytes)
 
@@ -207,7 +207,7 @@ FIELDS = ("name", "shape", "datatype", "data", "parameters")
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), VALUES), st.binary(max_size=24), VALUES, VALUES)
-def test_any_document_is_parsed_or_refused(
+def test_any_document_is_parsed_or_rejected(
     entry: dict[str, Any], binary: bytes, outputs: Any, parameters: Any
 ) -> None:
     whole = document(entry=entry, outputs=outputs, parameters=parameters)

@@ -40,15 +40,16 @@ class Load:
         self._port = server.port
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=self._ask, args=(number % 2 == 0,)) for number in range(clients)
+            threading.Thread(target=self._send_requests, args=(number % 2 == 0,))
+            for number in range(clients)
         ]
 
-    def _ask(self, keeps: bool) -> None:
+    def _send_requests(self, persistent: bool) -> None:
         body, headers = tensor_request(np.zeros((2, SIZE, SIZE, 3), np.uint8))
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
         while not self._stop.is_set():
             used = connection.sock is not None
-            asked = None
+            sent = None
             opened = time.monotonic()
             try:
                 if not used:
@@ -57,16 +58,16 @@ class Load:
                 break  # the server has closed its socket and accepted nothing
             try:
                 connection.request("POST", INFER, body, headers)
-                asked = time.monotonic()
+                sent = time.monotonic()
                 answer = connection.getresponse()
                 answer.read()
                 self.statuses.append(answer.status)
-                if not keeps or answer.will_close:
+                if not persistent or answer.will_close:
                     connection.close()
             except (OSError, http.client.HTTPException) as error:
                 # A persistent connection may be closed just before a request: RFC 9112, 9.3.1.
                 # A stopping server may also close a new one, if the client is this slow.
-                slow = (asked or time.monotonic()) - opened >= SHUTDOWN_SECONDS
+                slow = (sent or time.monotonic()) - opened >= SHUTDOWN_SECONDS
                 if not ((used or slow) and isinstance(error, ConnectionError)):
                     self.lost.append(repr(error))
                 break
@@ -306,7 +307,7 @@ def test_a_slow_body_is_408_and_closes_the_connection(strict: ServerProcess) -> 
         assert time.monotonic() < deadline
 
 
-def test_endless_headers_are_refused(strict: ServerProcess) -> None:
+def test_endless_headers_are_rejected(strict: ServerProcess) -> None:
     with connect(strict) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nX: ")
         sent = 0

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.serving.batching.batcher import Batcher, BatcherLimits
+from resdeploy.runtime.serving.batching.batcher import Batcher
 from resdeploy.runtime.serving.batching.instance import Answer, BatchRecord, Instance
 from resdeploy.runtime.serving.batching.service_times import ServiceTimes
+from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.request_errors import (
     DeadlineExceeded,
     QueueFull,
@@ -65,8 +66,8 @@ def pictures(count: int, first: int = 0) -> UInt8Array:
 
 
 async def ask(batcher: Batcher, images: UInt8Array, deadline: float = math.inf) -> Answer:
-    with batcher.admit(len(images), deadline) as slot:
-        return await slot.run(images)
+    with batcher.admit(len(images), deadline) as infer:
+        return await infer(images)
 
 
 def ignore(instance: Instance, error: Exception) -> None:
@@ -77,9 +78,9 @@ def make_batcher(
     *instances: FakeInstance,
     on_failure: Callable[[Instance, Exception], None] = ignore,
     observe: Callable[[BatchRecord], None] = lambda record: None,
-    **limits: Any,
+    **settings: Any,
 ) -> Batcher:
-    batcher = Batcher(BatcherLimits(**limits), on_failure=on_failure, observe=observe)
+    batcher = Batcher(ServeConfig(**settings), on_failure=on_failure, observe=observe)
     for instance in instances:
         batcher.attach(instance)
     return batcher
@@ -97,7 +98,7 @@ async def at(time: float, work: Coroutine[Any, Any, Any]) -> Any:
 def test_a_single_request_starts_immediately() -> None:
     async def scenario() -> None:
         instance = FakeInstance()
-        batcher = make_batcher(instance, max_delay=1.0)
+        batcher = make_batcher(instance, max_delay_ms=1000)
         for start in (0.0, 0.1, 0.2):
             answer = await at(start, ask(batcher, pictures(1, 7)))
             assert answer.logits.tolist() == [[7.0, 0.0, 0.0]]
@@ -113,7 +114,7 @@ def test_a_single_request_starts_immediately() -> None:
 def test_requests_collect_while_a_batch_runs() -> None:
     async def scenario() -> None:
         instance = FakeInstance()
-        batcher = make_batcher(instance, max_delay=0.0)
+        batcher = make_batcher(instance, max_delay_ms=0)
         tasks = [at(0.001 * i, ask(batcher, pictures(1, i))) for i in range(6)]
         answers = await asyncio.gather(*tasks)
         assert [int(answer.logits[0, 0]) for answer in answers] == list(range(6))
@@ -128,7 +129,7 @@ def test_batches_do_not_exceed_the_best_size() -> None:
     async def scenario() -> None:
         gaining, flat = FakeInstance(GAINING), FakeInstance(FLAT)
         for instance in (gaining, flat):
-            batcher = make_batcher(instance, max_wait=10.0)
+            batcher = make_batcher(instance, max_wait_ms=10000)
             await asyncio.gather(*(ask(batcher, pictures(1)) for _ in range(20)))
         assert max(size for _, size in gaining.batches) == 8
         assert {size for _, size in flat.batches} == {1}
@@ -139,7 +140,7 @@ def test_batches_do_not_exceed_the_best_size() -> None:
 def test_a_batch_waits_briefly_for_requests_that_usually_arrive_together() -> None:
     async def scenario() -> None:
         instance = FakeInstance()
-        batcher = make_batcher(instance, max_delay=0.002)
+        batcher = make_batcher(instance, max_delay_ms=2)
         for burst in range(30):
             starts = [0.1 * burst + 0.0005 * i for i in range(4)]
             await asyncio.gather(*(at(start, ask(batcher, pictures(1))) for start in starts))
@@ -155,7 +156,7 @@ def test_a_batch_waits_briefly_for_requests_that_usually_arrive_together() -> No
 def test_a_batch_starts_when_all_expected_requests_are_present() -> None:
     async def scenario() -> None:
         instance = FakeInstance()
-        batcher = make_batcher(instance, max_delay=0.5)
+        batcher = make_batcher(instance, max_delay_ms=500)
         for _ in range(30):
             await asyncio.gather(*(ask(batcher, pictures(1)) for _ in range(3)))
         last = await asyncio.gather(*(ask(batcher, pictures(1)) for _ in range(3)))
@@ -168,7 +169,7 @@ def test_a_batch_starts_when_all_expected_requests_are_present() -> None:
 def test_instances_run_concurrently() -> None:
     async def scenario() -> None:
         first, second = FakeInstance(), FakeInstance()
-        batcher = make_batcher(first, second, max_delay=1.0)
+        batcher = make_batcher(first, second, max_delay_ms=1000)
         for _ in range(20):
             await asyncio.gather(*(ask(batcher, pictures(1)) for _ in range(2)))
         assert [size for _, size in first.batches + second.batches] == [1] * 40
@@ -195,7 +196,7 @@ def test_a_large_request_runs_in_parts_and_keeps_its_order() -> None:
 
 def test_a_full_queue_rejects_with_a_retry_time() -> None:
     async def scenario() -> None:
-        batcher = make_batcher(FakeInstance(FLAT), queue=8, max_wait=100.0)
+        batcher = make_batcher(FakeInstance(FLAT), queue=8, max_wait_ms=100000)
         tasks = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(9)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull, match="full") as caught:
@@ -217,7 +218,7 @@ def test_a_request_larger_than_the_queue_is_too_large() -> None:
 
 def test_a_long_expected_wait_is_rejected() -> None:
     async def scenario() -> None:
-        batcher = make_batcher(FakeInstance(FLAT), max_wait=0.055)
+        batcher = make_batcher(FakeInstance(FLAT), max_wait_ms=55)
         tasks = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(20)]
         results = await asyncio.gather(*tasks, return_exceptions=True)
         answers = [answer for answer in results if isinstance(answer, Answer)]
@@ -232,7 +233,7 @@ def test_a_long_expected_wait_is_rejected() -> None:
 def test_an_engine_slower_than_the_maximum_wait_still_gets_full_batches() -> None:
     async def scenario() -> None:
         instance = FakeInstance({1: 1.0, 8: 1.2})
-        batcher = make_batcher(instance, max_wait=0.01)
+        batcher = make_batcher(instance, max_wait_ms=10)
         tasks = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(30)]
         await asyncio.gather(*tasks, return_exceptions=True)
         assert [size for _, size in instance.batches] == [1, 8]
@@ -243,7 +244,7 @@ def test_an_engine_slower_than_the_maximum_wait_still_gets_full_batches() -> Non
 def test_under_tenfold_load_the_wait_is_bounded_and_throughput_kept() -> None:
     async def scenario(gap: float) -> tuple[list[float], int, float]:
         instance = FakeInstance(FLAT)
-        batcher = make_batcher(instance, max_wait=0.1)
+        batcher = make_batcher(instance, max_wait_ms=100)
         latencies: list[float] = []
         rejected = 0
 
@@ -269,7 +270,7 @@ def test_under_tenfold_load_the_wait_is_bounded_and_throughput_kept() -> None:
     assert np.percentile(at_capacity, 99) < 0.02
 
 
-def test_a_slot_counts_while_its_picture_is_decoded() -> None:
+def test_reserved_space_counts_while_its_picture_is_decoded() -> None:
     async def scenario() -> None:
         batcher = make_batcher(FakeInstance(), queue=8)
         with batcher.admit(8, math.inf):
@@ -288,7 +289,7 @@ def test_a_slot_counts_while_its_picture_is_decoded() -> None:
 def test_an_impossible_deadline_is_rejected_at_once() -> None:
     async def scenario() -> None:
         instance = FakeInstance(FLAT)
-        batcher = make_batcher(instance, max_wait=10.0)
+        batcher = make_batcher(instance, max_wait_ms=10000)
         tasks = [asyncio.ensure_future(ask(batcher, pictures(1))) for _ in range(10)]
         await asyncio.sleep(0)
         with pytest.raises(DeadlineExceeded, match="cannot be met"):
@@ -301,7 +302,7 @@ def test_an_impossible_deadline_is_rejected_at_once() -> None:
     run(scenario())
 
 
-def test_a_late_request_is_dropped_before_inference() -> None:
+def test_a_request_that_misses_its_deadline_is_dropped_before_inference() -> None:
     async def scenario() -> None:
         instance = FakeInstance(FLAT)
         batcher = make_batcher(instance)
@@ -483,7 +484,7 @@ def test_every_request_ends_and_the_queue_empties(
             *engines,
             queue=16,
             max_batch=8,
-            max_wait=0.05,
+            max_wait_ms=50,
             observe=lambda record: batches.append(record.images),
         )
         clients = [client(batcher, request, 7 * i) for i, request in enumerate(requests)]

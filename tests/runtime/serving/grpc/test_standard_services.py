@@ -22,7 +22,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.serving.grpc.service import start_grpc
 from tests.fakes import make_engine
-from tests.runtime.serving.conftest import Local, local_server
+from tests.runtime.serving.conftest import LocalServer, local_server
 from tests.serving_process import PATIENCE, ServerProcess
 
 INFERENCE = "inference.GRPCInferenceService"
@@ -60,7 +60,7 @@ def test_reflection_describes_all_services(channel: Any) -> None:
 @asynccontextmanager
 async def grpc_server(
     bundle: Bundle, token: bytes | None = None
-) -> AsyncIterator[tuple[Local, Any]]:
+) -> AsyncIterator[tuple[LocalServer, Any]]:
     """Serve `bundle` over gRPC in this process; yield the server and a channel to it."""
     async with local_server(bundle, {"grpc_port": 0}) as local:
         server, port = await start_grpc(local.service, local.service.config, token)
@@ -132,7 +132,6 @@ def test_only_the_health_check_needs_no_token(tiny_bundle: Bundle) -> None:
             assert len(answer.list_services_response.service) == len(SERVICES)
             watch = HealthStub(channel).Watch(HealthCheckRequest(), metadata=token)
             assert (await watch.read()).status == SERVING
-            text = local.service.metrics.exposition().decode()
-            assert 'endpoint="grpc/Watch",model="",outcome="unauthorized"' in text
+            assert 'endpoint="grpc/Watch",model="",outcome="unauthorized"' in local.metrics()
 
     run(scenario())

@@ -186,19 +186,22 @@ def test_contents_may_be_integers(channel: Any) -> None:
     ("fields", "message"),
     [
         (infer_fields(raw_input_contents=[b"x"]), "both raw data and contents"),
-        (infer_fields(entry={"contents": {"uint_contents": [1]}}), "1 elements"),
+        (
+            infer_fields(entry={"contents": {"uint_contents": [1]}}),
+            "needs 3072 integers, but has 1 values",
+        ),
         (
             infer_fields(entry={"contents": {"uint_contents": [999] * ZEROS.size}}),
             "between 0 and 255",
         ),
-        (infer_fields(entry={"contents": None}), "0 elements"),
+        (infer_fields(entry={"contents": None}), "needs 3072 integers, but has 0 values"),
         (infer_fields(outputs=[{"name": "scores"}]), "one output"),
         (infer_fields(parameters={"timeout": {"string_param": "x"}}), r"`\$\.timeout`"),
         (infer_fields(id="x" * 257), "257 characters"),
         ({"model_name": "tiny"}, "one input"),
     ],
 )
-def test_invalid_calls_are_refused(channel: Any, fields: dict[str, Any], message: str) -> None:
+def test_invalid_calls_are_rejected(channel: Any, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(grpc.RpcError, match=message) as caught:
         call(channel, "ModelInfer", fields=fields)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -13,21 +13,21 @@ TIMEOUT = 0.2  # a connection on the loopback interface takes microseconds
 
 
 def test_the_backlog_is_served_and_new_connections_are_dropped() -> None:
-    with closing(listen("127.0.0.1", 0)) as listening, socket.socket() as late:
+    with closing(listen("127.0.0.1", 0)) as listening, socket.socket() as dropped:
         listening.setblocking(False)
         address = listening.getsockname()
-        with socket.create_connection(address) as early:
+        with socket.create_connection(address) as waiting:
             if not drop_new_connections(listening):
                 pytest.skip("this kernel has no socket filters")
-            late.settimeout(TIMEOUT)
+            dropped.settimeout(TIMEOUT)
             with pytest.raises(TimeoutError):
-                late.connect(address)
+                dropped.connect(address)
             accepted, _ = listening.accept()
             with accepted:
-                early.sendall(b"question")
+                waiting.sendall(b"question")
                 assert accepted.recv(8) == b"question"
                 accepted.sendall(b"answer")
-                assert early.recv(8) == b"answer"
+                assert waiting.recv(8) == b"answer"
             with pytest.raises(BlockingIOError):
                 listening.accept()
 

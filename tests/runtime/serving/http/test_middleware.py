@@ -13,14 +13,17 @@ import pytest
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.backends import registry
+from resdeploy.runtime.serving.config import ServeConfig
+from resdeploy.runtime.serving.decoding import Decoder
 from resdeploy.runtime.serving.http.body import ByteBudget
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware
 from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.request_errors import QueueFull, Unauthorized
 from resdeploy.runtime.serving.request_log import check_token, choose_request_id
+from resdeploy.runtime.serving.service import Service
 from tests.asgi import ask as ask_app
 from tests.fakes import GoldenBackend, make_engine
-from tests.runtime.serving.conftest import Local, local_server, until
+from tests.runtime.serving.conftest import LocalServer, local_server, until
 from tests.serving_process import PATIENCE, picture, tensor_request
 
 INFER = "/v2/models/tiny/infer"
@@ -38,7 +41,7 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> list[GoldenBackend]:
     return opened
 
 
-def golden(local: Local, count: int = 1) -> tuple[bytes, dict[str, str]]:
+def golden(local: LocalServer, count: int = 1) -> tuple[bytes, dict[str, str]]:
     images = local.model.loaded_bundle().bundle.golden().images
     return tensor_request(np.resize(images, (count, *images.shape[1:])))
 
@@ -51,8 +54,8 @@ class DisconnectEvent(asyncio.Event):
         return await super().wait()
 
 
-def counted(local: Local, outcome: str) -> bool:
-    return f'outcome="{outcome}"' in local.service.metrics.exposition().decode()
+def counted(local: LocalServer, outcome: str) -> bool:
+    return f'outcome="{outcome}"' in local.metrics()
 
 
 def test_a_full_queue_is_503_with_retry_after(
@@ -205,11 +208,11 @@ def test_all_bodies_together_have_a_limit(
 
 def test_a_budget_is_released() -> None:
     budget = ByteBudget(10)
-    with budget.reservation() as reservation:
-        reservation.take(6)
-        reservation.take(4)
+    with budget.reservation() as reserve:
+        reserve(6)
+        reserve(4)
         with pytest.raises(QueueFull):
-            reservation.take(1)
+            reserve(1)
     assert budget.used == 0
 
 
@@ -308,14 +311,9 @@ def test_with_too_many_connections_only_probes_are_answered() -> None:
         await send({"type": "http.response.body"})
 
     async def scenario() -> None:
-        middleware = RequestMiddleware(
-            app,
-            Metrics(),
-            token=None,
-            access_log=False,
-            over_capacity=lambda: True,
-            closing=lambda: False,
-        )
+        config = ServeConfig()
+        service = Service({}, Decoder(1, max_pixels=1, max_wait=0.0), Metrics(), config)
+        middleware = RequestMiddleware(app, service, None, over_capacity=lambda: True)
         assert (await ask_app(middleware, "/healthz")).status == 200
         reply = await ask_app(middleware, "/v2")
         assert reply.status == 503

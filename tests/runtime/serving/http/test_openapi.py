@@ -10,6 +10,9 @@ import msgspec
 import pytest
 
 from resdeploy.runtime.serving import schemas
+from resdeploy.runtime.serving.http.routes import MAX_CLASSES, MAX_TIMEOUT_MS
+from resdeploy.runtime.serving.request_log import REQUEST_ID
+from resdeploy.runtime.serving.service import VERSION
 from tests.serving_process import ServerProcess, picture
 
 
@@ -45,6 +48,16 @@ def test_operation_identifiers_are_unique(document: dict[str, Any]) -> None:
         if method != "parameters"
     ]
     assert len(identifiers) == len(set(identifiers))
+
+
+def test_limits_are_those_of_the_code(document: dict[str, Any]) -> None:
+    parameters = document["components"]["parameters"]
+    top = document["paths"]["/v1/classify"]["post"]["parameters"][0]
+    assert (top["name"], top["schema"]["maximum"]) == ("top", MAX_CLASSES)
+    assert parameters["Timeout"]["schema"]["maximum"] == MAX_TIMEOUT_MS
+    assert parameters["RequestId"]["schema"]["pattern"] == f"^{REQUEST_ID.pattern.decode()}$"
+    assert parameters["Version"]["schema"]["enum"] == [VERSION]
+    assert parameters["Model"]["schema"]["enum"] == ["tiny"]
 
 
 @pytest.mark.parametrize(

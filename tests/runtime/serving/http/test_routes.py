@@ -115,13 +115,13 @@ def test_json_and_binary_agree(server: ServerProcess, tiny_bundle: Bundle) -> No
     ("body", "headers", "status", "message"),
     [
         (b"", {}, 400, "not a JSON document"),
-        (b"{}", {"Inference-Header-Content-Length": "x"}, 400, "is not a number"),
+        (b"{}", {"Inference-Header-Content-Length": "x"}, 400, "must be an integer from 0 to"),
         (b"{}", {"Inference-Header-Content-Length": "99"}, 400, "the JSON part has 99 bytes"),
         (b"{}", {"Content-Encoding": "gzip"}, 415, "compressed"),
-        (b"{}", {"X-Timeout-Ms": "soon"}, 400, "X-Timeout-Ms"),
+        (b"{}", {"X-Timeout-Ms": "soon"}, 400, "X-Timeout-Ms must be an integer"),
     ],
 )
-def test_an_invalid_request_gets_a_reason(
+def test_an_invalid_request_is_rejected_with_a_reason(
     server: ServerProcess, body: bytes, headers: dict[str, str], status: int, message: str
 ) -> None:
     reply = server.ask(INFER, body, headers)
@@ -136,7 +136,7 @@ def test_more_images_than_the_queue_holds_are_413(server: ServerProcess) -> None
     assert reply.json["error"] == "300 images in one request; 256 are allowed"
 
 
-def test_a_kept_connection_is_answered_without_delay(server: ServerProcess) -> None:
+def test_a_persistent_connection_is_answered_without_delay(server: ServerProcess) -> None:
     # Nagle's algorithm would delay the second packet by 40 ms, until the first is acknowledged.
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
 
@@ -146,7 +146,7 @@ def test_a_kept_connection_is_answered_without_delay(server: ServerProcess) -> N
         connection.getresponse().read()
         return time.perf_counter() - start
 
-    # Nagle's algorithm would delay every request; a busy machine does not delay 500 in a row.
+    # A busy machine does not delay 500 requests in a row.
     assert any(seconds() < 0.03 for _ in range(500))
     connection.close()
 
@@ -221,7 +221,7 @@ def test_usual_formats_are_decoded(
         (encoded(Image.new("1", (10_000, 6_000)), "PNG"), {}, 400, "60,000,000 pixels"),
     ],
 )
-def test_an_invalid_picture_gets_a_reason(
+def test_an_invalid_picture_is_rejected_with_a_reason(
     server: ServerProcess, body: bytes, headers: dict[str, str], status: int, message: str
 ) -> None:
     reply = server.ask("/v1/classify", body, headers)
@@ -244,7 +244,7 @@ def test_top_must_be_a_number(server: ServerProcess, top: str) -> None:
     assert "top must be" in reply.json["error"]
 
 
-def test_a_body_over_the_limit_is_refused_before_it_is_read(server: ServerProcess) -> None:
+def test_a_body_over_the_limit_is_rejected_before_it_is_read(server: ServerProcess) -> None:
     import socket
 
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
