@@ -73,10 +73,7 @@ def connect_processes() -> Iterator[Process]:
         ) from error
     try:
         host_group = dist.new_group(backend="gloo")
-        if not isinstance(host_group, dist.ProcessGroup):
-            raise TrainingError(
-                "this process is in no process group", "start all processes with torchrun"
-            )
+        assert isinstance(host_group, dist.ProcessGroup)
         yield Process(rank, count, device, host_group)
     finally:
         dist.destroy_process_group()

@@ -90,7 +90,7 @@ def test_cuda_graphs_are_used_if_no_gradients_are_kept() -> None:
 def step(config: TrainingConfig) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     learner = make_learner(config)
     loss = learner.step(make_batch(8), 0.1, np.random.default_rng(0))
-    return loss, learner.state()[0]
+    return loss, learner.state()["model"]
 
 
 @pytest.mark.usefixtures("complete")

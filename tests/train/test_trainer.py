@@ -102,7 +102,7 @@ def test_a_resumed_run_gives_identical_weights(
 
 
 def test_a_run_interrupted_in_its_first_epoch_starts_again(config: TrainingConfig) -> None:
-    run_folder.begin_run(Path("begun"), config.to_json())
+    run_folder.begin_run(Path("begun"), config)
     assert resume(Path("begun")).epochs == 3
 
 
@@ -257,7 +257,7 @@ def test_the_shortcut_must_be_that_of_the_initial_weights(config: TrainingConfig
 def test_rejects_damaged_settings(tmp_path: Path) -> None:
     for content in ('{"epochs": 3}', '{"shortcut": "Z"}', '{"shortcut": "B", "colour": 1}'):
         (tmp_path / "state.json").write_text(content)
-        with pytest.raises(TrainingError, match="is damaged"):
+        with pytest.raises(TrainingError, match="is missing or damaged"):
             resume(tmp_path)
 
 

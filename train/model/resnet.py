@@ -1,8 +1,7 @@
 """Residual networks of basic blocks, and plain networks, with torchvision's parameter names.
 
-Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", arXiv:1512.03385:
-table 1 (layers), section 3.3 (plain network, shortcut options), section 4.1 (options A, B, C).
-Shape letters: N images, C channels, H rows, W columns, K classes.
+Source: the paper named in `architecture`. Shape letters: N images, C channels, H rows, W columns,
+K classes.
 """
 
 from __future__ import annotations
