@@ -113,9 +113,7 @@ class TrainingConfig:
     def from_recipe(cls, name: str | None = None, **chosen: Any) -> TrainingConfig:
         """Return the settings of a recipe, overridden by those in `chosen` that are not None.
 
-        Args:
-            name: Recipe; None: `qat` with `qat`, `finetune` with `init`, otherwise `quick`.
-            chosen: Fields of TrainingConfig.
+        Without `name`, the recipe is `qat` with `qat`, `finetune` with `init`, otherwise `quick`.
 
         Raises:
             ValueError: The recipe does not exist, or a setting is out of range.

@@ -109,6 +109,6 @@ def evaluate(
 
 
 def _worst(rows: Tensor) -> Tensor:
-    """Return the rows with the lowest probability of the true class; ties keep their position."""
+    """Return the rows with the lowest probability of the true class; ties are in image order."""
     rows = rows[rows[:, 1].argsort()]
     return rows[rows[:, 0].argsort(stable=True)[:MAX_MISTAKES]]

@@ -17,7 +17,7 @@ from resdeploy.train.model.resnet import ResNet
 
 
 def initial_network(config: TrainingConfig, classes: int) -> ResNet:
-    """Return a new network, or that of `config.init`; `config.freeze` freezes all but its head.
+    """Return a new network or that of `config.init`, frozen except its head with `config.freeze`.
 
     Raises:
         CheckpointError: The weights cannot be used.

@@ -83,6 +83,7 @@ class Learner:
             if start
             else None
         )
+        # `_trained` holds the parameters; a step calls `_model`.
         self._trained = self.network if self.quantized is None else self.quantized
         self._model: nn.Module = self.quantized or self.classifier
         self._parallel: DistributedDataParallel | None = None

@@ -54,7 +54,7 @@ MIXING_STREAM = 1  # last part of the seed, so that mixing and augmentation draw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """The outcome of a training run, as `resdeploy train` reports it."""
+    """The result of a training run, as `resdeploy train` reports it."""
 
     run: Path
     accuracy: float
@@ -63,7 +63,7 @@ class TrainingResult:
     """Median training throughput of the epochs, without validation."""
     epochs: int
     unreadable: int
-    """Number of images that were skipped because they could not be decoded."""
+    """Number of images that could not be decoded."""
     seconds: float
     """Duration of this call."""
 
@@ -120,7 +120,7 @@ def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
         trainer = _Trainer(config, folder, process, progress, start)
         if state is not None:
             trainer.restore(state, run_folder.load_metrics(folder))
-        process.gather(torch.zeros(()))  # a barrier: all processes read before one writes
+        process.gather(torch.zeros(()))  # waits until all processes have read the folder
         if process.is_main:
             for path in folder.glob(".*.tmp-*"):  # a killed process may have left some
                 path.unlink(missing_ok=True)
@@ -294,7 +294,7 @@ class _Trainer:
             raise DataError("no batch has enough decodable training images", "add intact images")
 
     def _add_steps(self, steps: list[Tensor], seconds: float, waiting_seconds: float) -> None:
-        """Add results of `Learner.step` to the epoch; all processes do so after the same steps."""
+        """Add the results of steps to the totals; all processes do this after the same steps."""
         loss, images = self.position.loss, self.position.images
         totals = self.process.total(torch.stack(steps)).tolist()
         for index, (step_loss, step_images) in enumerate(totals):

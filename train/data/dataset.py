@@ -158,7 +158,7 @@ class BatchPlan:
 
 
 def default_workers() -> int:
-    """Return the cores except one with a GPU, and 0 without, where the network needs all cores."""
+    """Return 0 without a GPU, because the network needs the cores; otherwise all cores but one."""
     if not torch.cuda.is_available():
         return 0
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

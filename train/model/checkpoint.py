@@ -74,7 +74,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Load a run folder or a file of weights, and check that the weights fit the network.
 
     Raises:
-        CheckpointError: The file is missing, damaged, no state dict, or of an unknown network.
+        CheckpointError: The file is missing or damaged, or holds another kind of network.
     """
     if path.is_dir():
         return _load_run(path)
@@ -174,7 +174,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _name_tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors by torchvision's names, without copying them."""
+    """Return the tensors under torchvision's names, without copying them."""
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         # DataParallel and torch.compile add these prefixes.

@@ -115,7 +115,7 @@ class ResNet(nn.Module):
 def normed_convolutions(
     module: nn.Module,
 ) -> Iterator[tuple[str, nn.Conv2d, str, nn.BatchNorm2d]]:
-    """Yield every convolution that batch norm follows, and this norm, each after its name."""
+    """Yield name and module of each convolution, and of the batch norm that follows it."""
     for parent_name, parent in module.named_modules():
         prefix = f"{parent_name}." if parent_name else ""
         for (name, convolution), (norm_name, norm) in pairwise(parent.named_children()):

@@ -18,7 +18,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """A `BatchNorm2d` with the statistics of the global batch, for any device."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise this process's part (N, C, H, W) of the global batch; N may differ."""
+        """Normalise this process's part (N, C, H, W) of the batch; N may differ among processes."""
         if not self.training:
             return super().forward(input)
         if self.running_mean is None or self.running_var is None or self.momentum is None:

@@ -177,11 +177,12 @@ def load_config(folder: Path) -> TrainingConfig:
     Raises:
         TrainingError: The settings are missing or damaged.
     """
-    path = folder / STATE_JSON
     try:
-        return TrainingConfig.from_json(json.loads(path.read_bytes()))
+        return TrainingConfig.from_json(json.loads((folder / STATE_JSON).read_bytes()))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(f"{path} is missing or damaged", "start a new run") from error
+        raise TrainingError(
+            f"{folder} cannot be resumed: its {STATE_JSON} is missing or damaged", "start a new run"
+        ) from error
 
 
 def save_model(

@@ -8,8 +8,6 @@ from pathlib import Path
 from resdeploy.errors import needs_extra
 from resdeploy.train.run.folder import EpochMetrics
 
-SCALARS = ("loss", "val_loss", "accuracy", "lr", "images_per_second", "waiting")
-
 
 def event_writer(folder: Path, epochs_done: int) -> Callable[[EpochMetrics], None]:
     """Return a function that appends an epoch to the event files in `folder/tensorboard`.
@@ -25,7 +23,7 @@ def event_writer(folder: Path, epochs_done: int) -> Callable[[EpochMetrics], Non
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
 
     def add(metrics: EpochMetrics) -> None:
-        for name in SCALARS:
+        for name in ("loss", "val_loss", "accuracy", "lr", "images_per_second", "waiting"):
             writer.add_scalar(name, getattr(metrics, name), metrics.epoch)
         writer.flush()
 

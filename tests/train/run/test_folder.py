@@ -90,7 +90,7 @@ def test_settings_round_trip(tmp_path: Path) -> None:
     assert load_config(tmp_path) == TrainingConfig(seed=7)
     for text in ("", "{"):
         (tmp_path / "state.json").write_text(text)
-        with pytest.raises(TrainingError, match="is missing or damaged"):
+        with pytest.raises(TrainingError, match="cannot be resumed"):
             load_config(tmp_path)
 
 
