@@ -81,7 +81,7 @@ def test_the_default_recipe_depends_on_init() -> None:
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="choose from quick, paper, modern, finetune"):
-        TrainingConfig.from_recipe("grandmother's")
+        TrainingConfig.from_recipe("unknown")
 
 
 def test_the_learning_rate_is_proportional_to_the_batch_size() -> None:

@@ -43,7 +43,7 @@ def evaluation(images: LabelledImages[ImageFile]) -> Evaluation:
     return evaluated(images)
 
 
-def test_the_results_are_scikit_learns(
+def test_the_results_equal_those_of_scikit_learn(
     evaluation: Evaluation, images: LabelledImages[ImageFile]
 ) -> None:
     (batch,) = load_batches(

@@ -114,7 +114,7 @@ def test_resuming_a_finished_run_changes_no_weights(config: TrainingConfig) -> N
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
 
-def test_the_weights_depend_on_the_seed_alone(
+def test_the_weights_depend_only_on_the_seed(
     config: TrainingConfig,
 ) -> None:
     short = dataclasses.replace(config, epochs=1)
@@ -288,7 +288,7 @@ def test_a_frozen_network_trains_only_its_head(config: TrainingConfig) -> None:
     assert changed == {"fc.weight", "fc.bias"}  # batch-norm statistics are frozen, too
 
 
-def test_class_weights_are_scikit_learns() -> None:
+def test_class_weights_equal_those_of_scikit_learn() -> None:
     labels = (0,) * 10 + (1,) * 5 + (2,)
     images = LabelledImages(
         classes=("a", "b", "c"), files=tuple(Path(f"{i}") for i in range(16)), labels=labels
