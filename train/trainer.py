@@ -41,7 +41,7 @@ from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run import folder as run_folder
 from resdeploy.train.run.curves import draw_curves
 from resdeploy.train.run.folder import EpochMetrics, RunPosition, TrainingState
-from resdeploy.train.run.progress_table import epoch_line, header_line
+from resdeploy.train.run.progress_table import HEADER, epoch_line
 from resdeploy.train.run.report import write_report
 from resdeploy.train.run.tensorboard import event_writer
 from resdeploy.train.step import Learner
@@ -194,7 +194,7 @@ class _Trainer:
         if config.qat and self.process.is_main and self.position == RunPosition():
             self._save_state()
         train_batches, val_batches = self._batches()
-        self._log("%s", header_line())
+        self._log("%s", HEADER)
         try:
             while self.position.epochs_done < config.epochs:
                 self._train_epoch(train_batches)

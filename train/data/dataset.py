@@ -48,7 +48,7 @@ def read_splits(data: Path) -> DataSplits:
     train, val = _read_images(data / "train"), _read_images(data / "val")
     if len(train.classes) == 1:
         raise DataError(
-            f"{data / 'train'} has only one class, {next(iter(train.classes))!r}",
+            f"{data / 'train'} has only one class, {train.classes[0]!r}",
             "add a second class folder",
         )
     if unknown := sorted(set(val.classes) - set(train.classes)):
