@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from resdeploy.documents import jsonable
 from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.recipes import FINETUNE, QAT, QUICK, RECIPES
 
 DIGITS = "digits"
-REFERENCE_BATCH = 256  # batch size for which `lr` is given
 SCHEDULES = ("cosine", "step")
 CROPS = ("area", "scale")
-STEPS = (0.5, 0.75)  # fractions of the epochs at which `step` divides the learning rate by 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """The settings of a run; they are stored in its folder, and resuming uses them again."""
+    """The settings of a run, which are stored in its folder and used again to resume it."""
 
     data: str = DIGITS
     """Folder with `train/` and `val/`, or `digits`."""
@@ -29,7 +28,7 @@ class TrainingConfig:
     batch_size: int = 64
     """Images per step, summed over all processes."""
     lr: float = 0.05
-    """Highest learning rate for a batch of 256; it is scaled in proportion to the batch size."""
+    """Highest learning rate for a batch of 256; other batch sizes scale it in proportion."""
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
@@ -41,13 +40,13 @@ class TrainingConfig:
     """Epochs in which the learning rate rises linearly from 0."""
     label_smoothing: float = 0.1
     mixup: float = 0.0
-    """Parameter of mixup's Beta distribution; 0 disables it."""
+    """Parameter of mixup's Beta distribution; 0: no mixup."""
     cutmix: float = 0.0
-    """Parameter of CutMix's Beta distribution; 0 disables it."""
+    """Parameter of CutMix's Beta distribution; 0: no CutMix."""
     randaugment: int = 0
-    """Magnitude of RandAugment's distortions, up to 30; 0 disables it."""
+    """Magnitude of RandAugment's distortions, up to 30; 0: no distortions."""
     ema: float = 0.0
-    """Decay of the moving average of the weights; 0 disables it."""
+    """Decay of the moving average of the weights; 0: no average."""
     flip: bool | None = None
     """True to mirror half of the images; None: True except for digits."""
     crop: str = "area"
@@ -78,39 +77,27 @@ class TrainingConfig:
     save_minutes: float = 10.0
     """Minutes between saves of the state within an epoch; it is always saved after an epoch."""
     tensorboard: bool = False
-    """True to write TensorBoard event files."""
     workers: int | None = None
     """Processes that decode images; None: 0 on a CPU, otherwise one per core except one."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("epochs", 1),
-            ("batch_size", 2),
-            ("accumulate", 1),
-            ("save_minutes", 0),
-        ):
+        minima = {"epochs": 1, "batch_size": 2, "accumulate": 1}
+        minima |= dict.fromkeys(("save_minutes", "mixup", "cutmix", "weight_decay"), 0)
+        for name, least in minima.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}; it must be a finite number above 0")
-        for name, limit in (
-            ("momentum", 1),
-            ("label_smoothing", 1),
-            ("ema", 1),
-            ("randaugment", 31),
-        ):
+        limits = {"momentum": 1, "label_smoothing": 1, "ema": 1, "randaugment": 31}
+        for name, limit in limits.items():
             if not 0 <= getattr(self, name) < limit:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, {limit})")
         for name, choices in (("schedule", SCHEDULES), ("crop", CROPS), ("recipe", RECIPES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose from {list(choices)}")
-        for name in ("mixup", "cutmix", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if self.freeze and self.init is None:
-            raise ValueError("freeze trains the head of a trained network: add init")
-        if self.qat and self.init is None:
-            raise ValueError("qat adapts a trained network: add init")
+        for name in ("freeze", "qat"):
+            if getattr(self, name) and self.init is None:
+                raise ValueError(f"{name} needs a trained network: add init")
         if self.qat and (self.freeze or self.ema or self.bf16):
             raise ValueError("qat cannot be combined with freeze, ema or bf16")
         if not 0 <= self.distillation <= 1:
@@ -119,16 +106,14 @@ class TrainingConfig:
             raise ValueError("distillation is only possible with qat: add qat")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form of `state.json`."""
-        return asdict(self) | {"shortcut": self.shortcut and self.shortcut.value}
+        """Return the settings in JSON's types."""
+        return dict(jsonable(self))
 
     @classmethod
     def from_recipe(cls, name: str | None = None, **chosen: Any) -> TrainingConfig:
         """Return the settings of a recipe, overridden by those in `chosen` that are not None.
 
-        Args:
-            name: Recipe; None: `qat` with `qat`, `finetune` with `init`, otherwise `quick`.
-            chosen: Fields of TrainingConfig.
+        Without `name`, the recipe is `qat` with `qat`, `finetune` with `init`, otherwise `quick`.
 
         Raises:
             ValueError: The recipe does not exist, or a setting is out of range.
@@ -137,9 +122,9 @@ class TrainingConfig:
         name = name or (QAT if chosen.get("qat") else FINETUNE if "init" in chosen else QUICK)
         if name not in RECIPES:
             raise ValueError(f"recipe {name!r} does not exist; choose from {', '.join(RECIPES)}")
-        if isinstance(chosen.get("shortcut"), str):
+        if "shortcut" in chosen:
             chosen["shortcut"] = Shortcut(chosen["shortcut"])
-        return cls(**{**RECIPES[name].settings, **chosen, "recipe": name})
+        return cls(**{**RECIPES[name], **chosen, "recipe": name})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainingConfig:
@@ -159,11 +144,11 @@ def learning_rate(config: TrainingConfig, epochs_done: float) -> float:
     batch); Loshchilov and Hutter 2016, arXiv:1608.03983, equation 5 (cosine); He et al. 2015,
     arXiv:1512.03385, section 4.2 (division by 10 after 1/2 and 3/4).
     """
-    highest = config.lr * config.batch_size / REFERENCE_BATCH
+    highest = config.lr * config.batch_size / 256
     warmup = min(config.warmup_epochs, config.epochs / 2)
     if epochs_done < warmup:
         return highest * epochs_done / warmup
     if config.schedule == "step":
-        return highest * 0.1 ** sum(epochs_done >= share * config.epochs for share in STEPS)
+        return highest * 0.1 ** sum(epochs_done >= share * config.epochs for share in (0.5, 0.75))
     share = (epochs_done - warmup) / (config.epochs - warmup)
     return highest * (1 + math.cos(math.pi * min(share, 1.0))) / 2

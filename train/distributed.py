@@ -47,8 +47,8 @@ class Process:
 
 
 def is_main_process() -> bool:
-    """Return True if this process has rank 0, which is also the rank of a single process."""
-    return _rank() == 0
+    """Return True if this process has rank 0; a single process has it, too."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def connect_processes() -> Iterator[Process]:
     Raises:
         TrainingError: The processes cannot connect, or this machine has fewer GPUs than processes.
     """
-    count, rank = int(os.environ.get("WORLD_SIZE", 1)), _rank()
+    count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = _device(local_rank)
     if count == 1:
@@ -73,17 +73,10 @@ def connect_processes() -> Iterator[Process]:
         ) from error
     try:
         host_group = dist.new_group(backend="gloo")
-        if not isinstance(host_group, dist.ProcessGroup):
-            raise TrainingError(
-                "this process is in no process group", "start all processes with torchrun"
-            )
+        assert isinstance(host_group, dist.ProcessGroup)
         yield Process(rank, count, device, host_group)
     finally:
         dist.destroy_process_group()
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", 0))
 
 
 def _device(local_rank: int) -> torch.device:

@@ -7,7 +7,6 @@ exponential average, Szegedy et al. 2015, arXiv:1512.00567, section 8.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -39,9 +38,9 @@ class WeightAverage:
         else:
             self._average(self._averaged, self._current, None)
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: dict[str, Tensor]) -> None:
         """Set the average to `state`."""
-        self.classifier.network.load_state_dict(dict(state))
+        self.classifier.network.load_state_dict(state)
         self._empty = False
 
 

@@ -15,7 +15,6 @@ from resdeploy.errors import DataError
 from resdeploy.train.data.dataset import Batch, BatchPlan
 from resdeploy.train.distributed import Process
 
-BATCH_SIZE = 100
 MAX_MISTAKES = 24
 
 
@@ -53,7 +52,7 @@ class Evaluation:
 def validation_plan(process: Process, workers: int = 0) -> BatchPlan:
     """Return the plan of a validation pass: every image once, in order, shared by processes."""
     return BatchPlan(
-        batch_size=BATCH_SIZE * process.count, shuffle=False, rank=process.rank,
+        batch_size=100 * process.count, shuffle=False, rank=process.rank,
         processes=process.count, workers=workers,
     )  # fmt: skip
 
@@ -110,6 +109,6 @@ def evaluate(
 
 
 def _worst(rows: Tensor) -> Tensor:
-    """Return the rows with the lowest probability of the true class; ties keep their position."""
+    """Return the rows with the lowest probability of the true class; ties are in image order."""
     rows = rows[rows[:, 1].argsort()]
     return rows[rows[:, 0].argsort(stable=True)[:MAX_MISTAKES]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from resdeploy.train.model.resnet import ResNet
 
 
 def initial_network(config: TrainingConfig, classes: int) -> ResNet:
-    """Return a new network, or that of `config.init`; `config.freeze` freezes all but its head.
+    """Return a new network or that of `config.init`, frozen except its head with `config.freeze`.
 
     Raises:
         CheckpointError: The weights cannot be used.
@@ -50,8 +51,7 @@ def network_from_checkpoint(checkpoint: Checkpoint, classes: int) -> ResNet:
     network = checkpoint.network().train()
     if checkpoint.architecture.classes != classes:
         network.fc = nn.Linear(network.fc.in_features, classes)
-        blocks, shortcut = checkpoint.architecture.blocks, checkpoint.architecture.shortcut
-        network.architecture = Architecture(classes=classes, blocks=blocks, shortcut=shortcut)
+        network.architecture = replace(checkpoint.architecture, classes=classes)
     return network
 
 
@@ -61,20 +61,14 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.SG
     Biases, batch norm and scales have no weight decay unless `config.decay_all` is set.
     """
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    weights = [parameter for parameter in trainable if parameter.ndim > 1]
+    others = [parameter for parameter in trainable if parameter.ndim <= 1]
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {
-            "params": [p for p in trainable if p.ndim <= 1],
-            "weight_decay": config.weight_decay if config.decay_all else 0.0,
-        },
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": config.weight_decay if config.decay_all else 0.0},
     ]
-    return torch.optim.SGD(
-        groups,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        fused=True,  # reads the weights once per step instead of four times
-    )
+    # The fused optimiser reads the weights once per step instead of four times.
+    return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov, fused=True)
 
 
 def balanced_weights(images: LabelledImages[object]) -> Tensor:

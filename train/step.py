@@ -8,7 +8,6 @@ loss is a mean over the global batch); Hinton, Vinyals and Dean 2015, arXiv:1503
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -32,7 +31,7 @@ from resdeploy.train.model.resnet import Classifier, ResNet
 from resdeploy.train.qat.distillation import Teacher
 from resdeploy.train.qat.network import QuantizedClassifier, QuantizedStart
 
-MIN_IMAGES = 2  # images per part, because batch norm needs two
+MIN_IMAGES = 2  # images per part of a batch, because batch norm needs two
 
 
 class Learner:
@@ -57,7 +56,7 @@ class Learner:
             process: This process.
             class_weights: Weights of the classes in the loss, float32 (K,); None: all are 1.
             start: Tensors to quantise and their scales; None: training in float.
-            teacher: Network whose predictions replace labels by the share `config.distillation`.
+            teacher: Network whose predictions are targets; `config.distillation` is their share.
 
         Raises:
             TrainingError: The batch is too small for the number of processes and parts.
@@ -84,6 +83,7 @@ class Learner:
             if start
             else None
         )
+        # `_trained` holds the parameters; a step calls `_model`.
         self._trained = self.network if self.quantized is None else self.quantized
         self._model: nn.Module = self.quantized or self.classifier
         self._parallel: DistributedDataParallel | None = None
@@ -101,7 +101,7 @@ class Learner:
         self.optimizer = make_optimizer(self._trained, config)
         self._class_weights = class_weights
         self._loss_weights = None if class_weights is None else class_weights.to(process.device)
-        self._bf16 = config.bf16
+        self._bf16 = bool(config.bf16)
         if config.bf16 is None:  # not with QAT: bfloat16's rounding would hide that of INT8
             self._bf16 = start is None and computes_bf16(process.device)
 
@@ -132,15 +132,15 @@ class Learner:
             generator: Source of randomness for mixup and CutMix.
 
         Returns:
-            This process's share of the loss and its number of images, float32 (2,), on the device,
-            so that a GPU is not waited for. Both are 0 if any process has too few images: then all
-            processes skip the step.
+            This process's share of the loss and its number of images, float32 (2,). They stay on
+            the device, so that nothing waits for a GPU. Both are 0 if any process has too few
+            images, because then all processes skip the step.
         """
         config = self.config
-        weight = len(batch.labels) if self._class_weights is None else self._class_weights[
-            batch.labels
-        ].sum()  # fmt: skip
-        sizes = self.process.gather(torch.tensor([float(weight), len(batch.labels)]))
+        weight = count = float(len(batch.labels))
+        if self._class_weights is not None:
+            weight = float(self._class_weights[batch.labels].sum())
+        sizes = self.process.gather(torch.tensor([weight, count]))
         if sizes[:, 1].min() < MIN_IMAGES * config.accumulate:
             return torch.zeros(2, device=self.process.device)
         global_weight = float(sizes[:, 0].sum())
@@ -155,8 +155,11 @@ class Learner:
             for value in (mixed.images, mixed.labels, mixed.other_labels)
         ]
         for index, (images, labels, other_labels) in enumerate(zip(*parts), start=1):
-            with self._gradient_exchange(last=index == config.accumulate):
-                with self._autocast():
+            exchange: AbstractContextManager[Any] = nullcontext()
+            if self._parallel is not None and index < config.accumulate:
+                exchange = self._parallel.no_sync()  # only the last part exchanges gradients
+            with exchange:
+                with torch.autocast(moved.images.device.type, torch.bfloat16, enabled=self._bf16):
                     logits = self._model(images)
                 loss = mixed.share * self._loss(logits, labels)
                 if mixed.share < 1:
@@ -171,26 +174,23 @@ class Learner:
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
-        return torch.stack([total, torch.full_like(total, len(batch.labels))])
+        return torch.stack([total, torch.full_like(total, count)])
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Return the weights, the momentum by parameter, and the average (empty without one)."""
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Return the `model`, the `momentum` by parameter, and the `average` or an empty one."""
         momentum = {
             name: self.optimizer.state[parameter]["momentum_buffer"]
             for name, parameter in self._trained.named_parameters()
             if self.optimizer.state[parameter].get("momentum_buffer") is not None
         }
         average = {} if self.average is None else self.average.classifier.network.state_dict()
-        return self._trained.state_dict(), momentum, average
+        return {"model": self._trained.state_dict(), "momentum": momentum, "average": average}
 
     def restore(
-        self,
-        weights: Mapping[str, Tensor],
-        momentum: Mapping[str, Tensor],
-        average: Mapping[str, Tensor],
+        self, model: dict[str, Tensor], momentum: dict[str, Tensor], average: dict[str, Tensor]
     ) -> None:
         """Restore the values that `state` returned."""
-        self._trained.load_state_dict(dict(weights))
+        self._trained.load_state_dict(model)
         if self.average is not None:
             self.average.restore(average)
         parameters = dict(self._trained.named_parameters())
@@ -207,17 +207,6 @@ class Learner:
             label_smoothing=self.config.label_smoothing,
             reduction="sum",
         )
-
-    def _gradient_exchange(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Return a context in which gradients are exchanged only for the last part of a batch."""
-        if last or self._parallel is None:
-            return nullcontext()
-        return self._parallel.no_sync()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if not self._bf16:
-            return nullcontext()
-        return torch.autocast(self.process.device.type, torch.bfloat16)
 
 
 def computes_bf16(device: torch.device) -> bool:

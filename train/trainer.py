@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from statistics import median_high
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
 from resdeploy.results.provenance import collect_provenance
-from resdeploy.storage import refuse_existing
+from resdeploy.storage import refuse_existing, write_file
 from resdeploy.train.config import DIGITS, TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import (
@@ -40,7 +41,7 @@ from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run import folder as run_folder
 from resdeploy.train.run.curves import draw_curves
 from resdeploy.train.run.folder import EpochMetrics, RunPosition, TrainingState
-from resdeploy.train.run.progress_table import epoch_line, header_line
+from resdeploy.train.run.progress_table import HEADER, epoch_line
 from resdeploy.train.run.report import write_report
 from resdeploy.train.run.tensorboard import event_writer
 from resdeploy.train.step import Learner
@@ -48,12 +49,12 @@ from resdeploy.train.step import Learner
 logger = logging.getLogger(__name__)
 
 GPU_STEPS = 20  # steps between reads of the loss, because each read waits for the GPU
-MIXING_STREAM = 1  # last part of the seed, so that mixing and augmentation draw different numbers
+MIXING_STREAM = 1  # last part of the seed, so that mixing and augmentation draw other numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """The outcome of a training run, as `resdeploy train` reports it."""
+    """The result of a training run, as `resdeploy train` reports it."""
 
     run: Path
     accuracy: float
@@ -62,7 +63,7 @@ class TrainingResult:
     """Median training throughput of the epochs, without validation."""
     epochs: int
     unreadable: int
-    """Number of images that were skipped because they could not be decoded."""
+    """Number of images that could not be decoded."""
     seconds: float
     """Duration of this call."""
 
@@ -80,8 +81,7 @@ def train(
     Args:
         config: Settings of the run.
         folder: Run folder to write.
-        start: Initial weights and scales from `export.quantization.qat_start`; only for
-            `config.qat`.
+        start: Initial weights and scales for `config.qat`, from `export.quantization.qat_start`.
         force: True to replace an existing run.
         progress: Receiver of the number of images done.
 
@@ -96,7 +96,7 @@ def train(
             refuse_existing(folder, force=force, marker=run_folder.STATE_JSON)
         trainer = _Trainer(config, folder, process, progress, start)
         if process.is_main:
-            run_folder.begin_run(folder, config.to_json())
+            run_folder.begin_run(folder, config)
         return trainer.train()
 
 
@@ -110,15 +110,9 @@ def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
         DataError: The images cannot be used.
         OutputError: The folder cannot be written.
     """
-    try:
-        config = TrainingConfig.from_json(run_folder.load_config(folder))
-    except (KeyError, TypeError, ValueError) as error:
-        raise TrainingError(
-            f"{folder / run_folder.STATE_JSON} is damaged", "start a new run"
-        ) from error
+    config = run_folder.load_config(folder)
     with connect_processes() as process:
-        # A float run without a state starts again. A QAT run cannot: only the state holds its
-        # initial scales.
+        # A run without a state starts again, but not with QAT, as only the state holds the scales.
         state = None
         if config.qat or (folder / run_folder.STATE_FILE).exists():
             state = run_folder.load_state(folder)
@@ -126,9 +120,10 @@ def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
         trainer = _Trainer(config, folder, process, progress, start)
         if state is not None:
             trainer.restore(state, run_folder.load_metrics(folder))
-        process.gather(torch.zeros(()))  # a barrier: all processes read before one writes
+        process.gather(torch.zeros(()))  # waits until all processes have read the folder
         if process.is_main:
-            run_folder.remove_temporary_files(folder)
+            for path in folder.glob(".*.tmp-*"):  # a killed process may have left some
+                path.unlink(missing_ok=True)
         return trainer.train()
 
 
@@ -170,29 +165,24 @@ class _Trainer:
             )
         if start is not None and start.weights is not None:
             network.load_state_dict(dict(start.weights))
+        class_weights = balanced_weights(self.splits.train) if config.class_weights else None
         self.learner = Learner(
-            config,
-            network,
-            self.preprocessing,
-            process,
-            balanced_weights(self.splits.train) if config.class_weights else None,
-            start,
-            teacher,
+            config, network, self.preprocessing, process, class_weights, start, teacher
         )
         self.quantized_inputs = start.quantized_inputs if start is not None else {}
         self.workers = default_workers() if config.workers is None else config.workers
         self.val_plan = validation_plan(process, self.workers)
         self.position = RunPosition()
         self.metrics: list[EpochMetrics] = []
-        # Positions of the undecodable images of `train` and of `val`.
-        self.unreadable: tuple[set[int], set[int]] = (set(), set())
+        # Positions of the images in each split that this process could not decode.
+        self.unreadable: dict[str, set[int]] = {"train": set(), "val": set()}
 
     def restore(self, state: TrainingState, metrics: list[EpochMetrics]) -> None:
         self.learner.restore(state.model, state.momentum, state.average)
-        self.position = position = state.position
-        self.metrics = metrics[: position.epochs_done]
-        done = (position.epochs_done, position.steps_done)
-        self._log("resuming after %d epochs and %d steps", *done)
+        self.position = state.position
+        done, steps = self.position.epochs_done, self.position.steps_done
+        self.metrics = metrics[:done]
+        self._log("resuming after %d epochs and %d steps", done, steps)
 
     def train(self) -> TrainingResult:
         start = time.perf_counter()
@@ -204,7 +194,7 @@ class _Trainer:
         if config.qat and self.process.is_main and self.position == RunPosition():
             self._save_state()
         train_batches, val_batches = self._batches()
-        self._log("%s", header_line())
+        self._log("%s", HEADER)
         try:
             while self.position.epochs_done < config.epochs:
                 self._train_epoch(train_batches)
@@ -225,11 +215,10 @@ class _Trainer:
         unreadable = self._unreadable_names()
         if self.process.is_main:
             self._finish(evaluation, unreadable)
-        rates = sorted(line.images_per_second for line in self.metrics)
         return TrainingResult(
             run=self.folder,
             accuracy=evaluation.accuracy,
-            images_per_second=rates[len(rates) // 2],
+            images_per_second=median_high(line.images_per_second for line in self.metrics),
             epochs=config.epochs,
             unreadable=len(unreadable),
             seconds=time.perf_counter() - start,
@@ -241,7 +230,8 @@ class _Trainer:
         provenance = collect_provenance(read_device().to_json())
         draw_curves(self.metrics, self.folder / run_folder.CURVES)
         if unreadable:
-            run_folder.save_unreadable(self.folder, unreadable)
+            lines = "".join(f"{name}\n" for name in unreadable)
+            write_file(self.folder / run_folder.UNREADABLE, lines.encode())
         write_report(
             self.folder, config, self.metrics, evaluation, self.splits.val, self.preprocessing,
             unreadable, provenance,
@@ -263,13 +253,8 @@ class _Trainer:
         """Return the remaining training batches, and validation batches for as many epochs."""
         config, process, position = self.config, self.process, self.position
         epochs = range(position.epochs_done, config.epochs)
-        train = [
-            EpochImages(
-                self.splits.train, self.preprocessing, self.augmentation,
-                seed=config.seed, epoch=epoch,
-            )
-            for epoch in epochs
-        ]  # fmt: skip
+        settings = (self.preprocessing, self.augmentation, config.seed)
+        train = [EpochImages(self.splits.train, *settings, epoch) for epoch in epochs]
         plan = BatchPlan(
             batch_size=config.batch_size, shuffle=True, start=position.steps_done,
             rank=process.rank, processes=process.count, workers=self.workers,
@@ -292,14 +277,10 @@ class _Trainer:
                 wait_start = time.perf_counter()
                 batch = next(batches)
                 waiting_seconds += time.perf_counter() - wait_start
-                self._add_unreadable(0, batch.unreadable)
-                seeds = [config.seed, epoch, step, process.rank, MIXING_STREAM]
-                loss = self.learner.step(
-                    batch,
-                    learning_rate(config, epoch + step / steps),
-                    np.random.default_rng(seeds),
-                )
-                pending.append(loss)
+                self._add_unreadable("train", batch.unreadable)
+                rate = learning_rate(config, epoch + step / steps)
+                seed = [config.seed, epoch, step, process.rank, MIXING_STREAM]
+                pending.append(self.learner.step(batch, rate, np.random.default_rng(seed)))
                 if process.device.type == "cuda" and len(pending) < GPU_STEPS < steps - step:
                     continue
                 now = time.perf_counter()
@@ -313,7 +294,7 @@ class _Trainer:
             raise DataError("no batch has enough decodable training images", "add intact images")
 
     def _add_steps(self, steps: list[Tensor], seconds: float, waiting_seconds: float) -> None:
-        """Add results of `Learner.step` to the epoch; all processes do so after the same steps."""
+        """Add the results of steps to the totals; all processes do this after the same steps."""
         loss, images = self.position.loss, self.position.images
         totals = self.process.total(torch.stack(steps)).tolist()
         for index, (step_loss, step_images) in enumerate(totals):
@@ -361,24 +342,17 @@ class _Trainer:
         images = self.splits.val
         once = islice(batches, math.ceil(len(images.files) / self.val_plan.batch_size))
         evaluation = evaluate(self.learner.evaluated_model, once, len(images.classes), self.process)
-        self._add_unreadable(1, evaluation.unreadable)
+        self._add_unreadable("val", evaluation.unreadable)
         return evaluation
 
     def _save_state(self) -> None:
-        model, momentum, average = self.learner.state()
-        run_folder.save_state(
-            self.folder,
-            TrainingState(
-                position=self.position,
-                model=model,
-                momentum=momentum,
-                average=average,
-                quantized_inputs=self.quantized_inputs,
-            ),
+        state = TrainingState(
+            position=self.position, quantized_inputs=self.quantized_inputs, **self.learner.state()
         )
+        run_folder.save_state(self.folder, state)
 
-    def _add_unreadable(self, split: int, positions: Sequence[int]) -> None:
-        files = (self.splits.train, self.splits.val)[split].files
+    def _add_unreadable(self, split: str, positions: Sequence[int]) -> None:
+        files = getattr(self.splits, split).files
         for position in set(positions) - self.unreadable[split]:
             logger.warning("skipping %s: it cannot be decoded", files[position])
         self.unreadable[split].update(positions)
@@ -386,11 +360,12 @@ class _Trainer:
     def _unreadable_names(self) -> list[str]:
         """Return the names of the files that any process could not decode."""
         names = []
-        for images, positions in zip((self.splits.train, self.splits.val), self.unreadable):
-            mask = torch.zeros(len(images.files))
+        for split, positions in self.unreadable.items():
+            files = getattr(self.splits, split).files
+            mask = torch.zeros(len(files))
             mask[sorted(positions)] = 1
             found = self.process.total(mask).nonzero().flatten().tolist()
-            names += [str(images.files[position]) for position in found]
+            names += [str(files[position]) for position in found]
         return names
 
     def _log(self, text: str, *values: object) -> None:

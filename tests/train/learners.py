@@ -1,4 +1,4 @@
-"""Helpers of the tests: a learner on the CPU, and a batch of random images."""
+"""Helpers for tests: a learner on the CPU, and a batch of random images."""
 
 from __future__ import annotations
 

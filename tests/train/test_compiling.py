@@ -24,7 +24,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
-def complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def complete_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Simulate a machine with an H100 and everything that the compiler needs."""
     (tmp_path / "Python.h").touch()
     monkeypatch.setenv("CC", "cc")
@@ -33,8 +33,8 @@ def complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
-@pytest.mark.usefixtures("complete")
-def test_compiling_is_the_default_on_gpus_alone() -> None:
+@pytest.mark.usefixtures("complete_machine")
+def test_compiling_is_the_default_only_on_gpus() -> None:
     assert should_compile(None, GPU)
     assert should_compile(True, CPU)
     assert not should_compile(None, CPU)
@@ -58,9 +58,9 @@ def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
 
 
-@pytest.mark.usefixtures("complete")
+@pytest.mark.usefixtures("complete_machine")
 @pytest.mark.parametrize(
-    ("lack", "reason", "on_a_cpu"),
+    ("remove", "reason", "on_a_cpu"),
     [
         (no_compiler, "no C compiler is installed", True),
         (no_headers, "the headers of Python", True),
@@ -69,12 +69,12 @@ def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_requested_compilation_names_what_is_missing(
-    lack: Callable[[pytest.MonkeyPatch], None],
+    remove: Callable[[pytest.MonkeyPatch], None],
     reason: str,
     on_a_cpu: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lack(monkeypatch)
+    remove(monkeypatch)
     assert (compile_obstacle(CPU) is not None) == on_a_cpu
     assert not should_compile(None, GPU)
     with pytest.raises(TrainingError, match=f"--compile is not possible: .*{reason}"):
@@ -90,10 +90,10 @@ def test_cuda_graphs_are_used_if_no_gradients_are_kept() -> None:
 def step(config: TrainingConfig) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     learner = make_learner(config)
     loss = learner.step(make_batch(8), 0.1, np.random.default_rng(0))
-    return loss, learner.state()[0]
+    return loss, learner.state()["model"]
 
 
-@pytest.mark.usefixtures("complete")
+@pytest.mark.usefixtures("complete_machine")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own tracing causes some
 def test_a_compiled_step_gives_identical_weights(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch

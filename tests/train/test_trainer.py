@@ -102,7 +102,7 @@ def test_a_resumed_run_gives_identical_weights(
 
 
 def test_a_run_interrupted_in_its_first_epoch_starts_again(config: TrainingConfig) -> None:
-    run_folder.begin_run(Path("begun"), config.to_json())
+    run_folder.begin_run(Path("begun"), config)
     assert resume(Path("begun")).epochs == 3
 
 
@@ -114,7 +114,7 @@ def test_resuming_a_finished_run_changes_no_weights(config: TrainingConfig) -> N
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
 
-def test_the_weights_depend_on_the_seed_alone(
+def test_the_weights_depend_only_on_the_seed(
     config: TrainingConfig,
 ) -> None:
     short = dataclasses.replace(config, epochs=1)
@@ -257,7 +257,7 @@ def test_the_shortcut_must_be_that_of_the_initial_weights(config: TrainingConfig
 def test_rejects_damaged_settings(tmp_path: Path) -> None:
     for content in ('{"epochs": 3}', '{"shortcut": "Z"}', '{"shortcut": "B", "colour": 1}'):
         (tmp_path / "state.json").write_text(content)
-        with pytest.raises(TrainingError, match="is damaged"):
+        with pytest.raises(TrainingError, match="is missing or damaged"):
             resume(tmp_path)
 
 
@@ -288,7 +288,7 @@ def test_a_frozen_network_trains_only_its_head(config: TrainingConfig) -> None:
     assert changed == {"fc.weight", "fc.bias"}  # batch-norm statistics are frozen, too
 
 
-def test_class_weights_are_scikit_learns() -> None:
+def test_class_weights_equal_those_of_scikit_learn() -> None:
     labels = (0,) * 10 + (1,) * 5 + (2,)
     images = LabelledImages(
         classes=("a", "b", "c"), files=tuple(Path(f"{i}") for i in range(16)), labels=labels

@@ -22,7 +22,6 @@ Shape = tuple[int, int, int]
 # Large enough to load every GPU, and small enough (800 MB in FP32) for the smallest memory.
 GPU_SHAPE = (8192, 8192, 8192)
 GPU_COPY_BYTES = 512 << 20
-GPU_REPEATS = 5  # calls per measurement on a GPU, so that the final synchronisation is negligible
 
 
 def prepare_probes(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
@@ -44,16 +43,15 @@ def prepare_probes(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
     probes = [copy_probe(device, copy_bytes)]
     for precision in precisions:
         try:
-            probes.append(
-                fastest_probe([product_probe(precision, device, shape) for shape in shapes])
-            )
+            products = [product_probe(precision, device, shape) for shape in shapes]
+            probes.append(fastest_probe(products))
         except (RuntimeError, AttributeError, NotImplementedError) as error:
             logger.debug("%s products are not available: %s", precision, error)
     return probe_timer(probes), {"device": device}
 
 
 def product_probe(precision: str, device: str, shape: Shape) -> Probe:
-    """Return a probe of products of random matrices, because a GPU multiplies zeros faster.
+    """Return a probe of matrix products; the matrices are random, as a GPU multiplies zeros faster.
 
     Raises:
         RuntimeError, AttributeError, NotImplementedError: The precision is not supported.
@@ -81,17 +79,12 @@ def product_probe(precision: str, device: str, shape: Shape) -> Probe:
     second = right.t() if on_gpu else right
 
     def multiply() -> object:
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         if result is None:
             return torch.ops.aten._int_mm(left, second)  # PyTorch has no other INT8 product
         return torch.matmul(left, second, out=result)
 
-    def run() -> None:
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        for _ in range(_repeats(device)):
-            multiply()
-        _wait(device)
-
-    return Probe(kind=precision, amount=2 * rows * depth * columns * _repeats(device), run=run)
+    return _probe(precision, 2 * rows * depth * columns, multiply, device)
 
 
 def copy_probe(device: str, size: int) -> Probe:
@@ -101,24 +94,22 @@ def copy_probe(device: str, size: int) -> Probe:
     source, target = (
         torch.full((size,), number, dtype=torch.uint8, device=device) for number in (1, 2)
     )
-
-    def run() -> None:
-        for _ in range(_repeats(device)):
-            target.copy_(source)
-        _wait(device)
-
-    return Probe(kind=COPY, amount=2 * size * _repeats(device), run=run)
+    return _probe(COPY, 2 * size, lambda: target.copy_(source), device)
 
 
-def _repeats(device: str) -> int:
-    return GPU_REPEATS if device == "cuda" else 1
-
-
-def _wait(device: str) -> None:
+def _probe(kind: str, amount: int, operation: Callable[[], object], device: str) -> Probe:
     import torch
 
-    if device == "cuda":
-        torch.cuda.synchronize()
+    # On a GPU, several calls are timed together, so that the synchronisation is negligible.
+    calls = 5 if device == "cuda" else 1
+
+    def run() -> None:
+        for _ in range(calls):
+            operation()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return Probe(kind=kind, amount=amount * calls, run=run)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,11 +33,8 @@ def prepare_pytorch(
 ) -> tuple[Callable[[], object], dict[str, Any]]:
     """Build the bundle's network in PyTorch, and return a function that runs the workload.
 
-    Args:
-        workload: Workload to run.
-        mode: Mode of PyTorch.
-        checkpoint: Path of the weights; empty for those that the bundle was exported from, or
-            random ones if these are missing (their values do not change the time).
+    `checkpoint` is the path of the weights. If it is empty, they are those that the bundle was
+    exported from or, if these are missing, random ones, whose values do not change the time.
 
     Raises:
         BackendError: This machine does not support the mode.
@@ -77,7 +73,6 @@ def make_infer(classifier: Classifier, mode: PyTorchMode, device: str) -> tuple[
     import torch
 
     forward: Callable[[torch.Tensor], torch.Tensor] = classifier
-    autocast: Callable[[], Any] = nullcontext
     precision = "fp32"
     if mode is PyTorchMode.COMPILE:
         import torch._inductor.config
@@ -93,13 +88,11 @@ def make_infer(classifier: Classifier, mode: PyTorchMode, device: str) -> tuple[
             )
         dtype, precision = (torch.float16, "fp16") if on_gpu else (torch.bfloat16, "bf16")
         torch.nn.utils.convert_conv2d_weight_memory_format(classifier, torch.channels_last)
-        autocast = lambda: torch.autocast(device, dtype)  # noqa: E731
+        forward = torch.autocast(device, dtype)(classifier.forward)
 
     @torch.no_grad()  # inference mode would disable the folding of constant weights
     def infer(images: UInt8Array) -> Float32Array:
-        with autocast():
-            logits = forward(torch.from_numpy(images).to(device))
-        return logits.float().cpu().numpy()
+        return forward(torch.from_numpy(images).to(device)).float().cpu().numpy()
 
     return infer, precision
 

@@ -16,18 +16,19 @@ from resdeploy.images.decode import read_rgb
 from resdeploy.images.preprocessing import Box, UInt8Array, crop_and_resize
 from resdeploy.train.data.randaugment import distort
 
-MAX_STRETCH = 4 / 3
 # Shorter side of the paper's images, relative to the crop of 224 pixels.
 SCALES = (256 / 224, 480 / 224)
+Draws = npt.NDArray[np.float64]
+"""Four random numbers from 0 to 1, for the size, aspect ratio, column and row of a crop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
     """The settings of the augmentation.
 
-    Sources of the crops: `area` is a part of random size and an aspect ratio from 3/4 to 4/3
-    (Szegedy et al., "Going deeper with convolutions", 2014, arXiv:1409.4842, section 6); `scale` is
-    a square from the randomly scaled image (He et al. 2015, arXiv:1512.03385, section 3.4).
+    The crop `area` has a random area and an aspect ratio from 3/4 to 4/3 (Szegedy et al., "Going
+    deeper with convolutions", 2014, arXiv:1409.4842, section 6). The crop `scale` is a square from
+    the randomly scaled image (He et al. 2015, arXiv:1512.03385, section 3.4).
     """
 
     flip: bool
@@ -35,7 +36,6 @@ class Augmentation:
     min_area: float
     """Smallest fraction of the image's area that an area crop may keep, above 0 and up to 1."""
     crop: str = "area"
-    """Random crop: `area` or `scale`."""
     randaugment: int = 0
     """Magnitude of two random distortions, 0 (none) to 30; see `randaugment.distort`."""
 
@@ -47,7 +47,7 @@ class Augmentation:
 def augment(
     source: Path | bytes, size: int, augmentation: Augmentation, generator: np.random.Generator
 ) -> UInt8Array:
-    """Return a random crop of an image file, distorted if set: uint8 (size, size, 3).
+    """Return a random crop of an image file, with the distortions: uint8 (size, size, 3).
 
     A JPEG file is decoded at the lowest resolution that the crop needs.
 
@@ -69,17 +69,13 @@ def augment(
     return pixels
 
 
-Draws = npt.NDArray[np.float64]
-"""Four random numbers from 0 to 1, for the size, aspect ratio, column and row of a crop."""
-
-
 def _area_box(shape: tuple[int, int], augmentation: Augmentation, draws: Draws) -> Box:
     width, height = shape
     least = augmentation.min_area
     area = (least + draws[0] * (1 - least)) * width * height
     # A crop of nearly the whole image leaves little room for other aspect ratios. The ratio is
     # log-uniform, so that wide and high crops are equally likely.
-    ratio = min(MAX_STRETCH, 1 / least) ** (2 * draws[1] - 1)
+    ratio = min(4 / 3, 1 / least) ** (2 * draws[1] - 1)
     crop_width = min(width, math.sqrt(area * ratio))
     crop_height = min(height, math.sqrt(area / ratio))
     return _placed(shape, crop_width, crop_height, draws)
@@ -94,4 +90,4 @@ def _scale_box(shape: tuple[int, int], augmentation: Augmentation, draws: Draws)
 def _placed(shape: tuple[int, int], width: float, height: float, draws: Draws) -> Box:
     left = draws[2] * (shape[0] - width)
     upper = draws[3] * (shape[1] - height)
-    return (left, upper, left + width, upper + height)
+    return left, upper, left + width, upper + height

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from resdeploy.errors import DataError, ImageError
 from resdeploy.images.folder import LabelledImages, match_labels, read_image_folder
@@ -23,10 +23,6 @@ from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.data.shards import ImageFile, find_shards, image_content, read_shards
 
 MAX_WORKERS = 16  # per process, because it receives their batches one at a time
-
-
-EpochPosition = tuple[int, int]
-"""Indices of an epoch and of an image in the data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +48,7 @@ def read_splits(data: Path) -> DataSplits:
     train, val = _read_images(data / "train"), _read_images(data / "val")
     if len(train.classes) == 1:
         raise DataError(
-            f"{data / 'train'} has only one class, {next(iter(train.classes))!r}",
+            f"{data / 'train'} has only one class, {train.classes[0]!r}",
             "add a second class folder",
         )
     if unknown := sorted(set(val.classes) - set(train.classes)):
@@ -89,12 +85,8 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Return a copy in page-locked memory; the DataLoader calls this."""
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            labels=self.labels.pin_memory(),
-            mirrored=self.mirrored.pin_memory(),
-        )
+        names = ("images", "labels", "mirrored")
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,23 +101,15 @@ class Sample:
     mirrored: bool = False
 
 
+@dataclass(frozen=True, eq=False)
 class EpochImages(Dataset[Sample]):
     """The images of one epoch, augmented; without an augmentation, preprocessed for inference."""
 
-    def __init__(
-        self,
-        images: LabelledImages[ImageFile],
-        preprocessing: Preprocessing,
-        augmentation: Augmentation | None = None,
-        *,
-        seed: int = 0,
-        epoch: int = 0,
-    ) -> None:
-        self.images = images
-        self.preprocessing = preprocessing
-        self.augmentation = augmentation
-        self.seed = seed
-        self.epoch = epoch
+    images: LabelledImages[ImageFile]
+    preprocessing: Preprocessing
+    augmentation: Augmentation | None = None
+    seed: int = 0
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.images.files)
@@ -140,9 +124,9 @@ class EpochImages(Dataset[Sample]):
             mirrored = self.augmentation.flip and generator.random() < 0.5
             size = self.preprocessing.image_size
             pixels = augment(source, size, self.augmentation, generator)
+            return Sample(pixels, label, position, mirrored)
         except ImageError:
             return Sample(None, label, position)
-        return Sample(pixels, label, position, mirrored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,11 +138,11 @@ class BatchPlan:
     shuffle: bool
     """True for an order that depends on seed and epoch, without the last partial batch."""
     start: int = 0
-    """Number of steps to skip, because they are done already."""
+    """Number of finished steps to skip."""
     rank: int = 0
     processes: int = 1
     workers: int = 0
-    """Number of processes that decode images for this one; 0: it decodes them itself."""
+    """Processes that decode images for this process; 0: it decodes them itself."""
 
     def batches(self, images: EpochImages) -> list[list[int]]:
         """Return the positions of this process for each step."""
@@ -174,7 +158,7 @@ class BatchPlan:
 
 
 def default_workers() -> int:
-    """Return 0 on a CPU, whose cores the network needs, and one per core except one on a GPU."""
+    """Return 0 without a GPU, because the network needs the cores; otherwise all cores but one."""
     if not torch.cuda.is_available():
         return 0
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -184,11 +168,11 @@ def default_workers() -> int:
 def load_batches(epochs: Sequence[EpochImages], plan: BatchPlan) -> Iterator[Batch]:
     """Yield the batches of all epochs; `plan.start` applies to the first epoch.
 
-    The workers run until the last epoch and already decode the next one at the end of an epoch.
+    At the end of an epoch, the workers already decode the images of the next one.
     """
     yield from DataLoader(
-        _Epochs(epochs),
-        batch_sampler=_EpochSampler(epochs, plan),
+        ConcatDataset(epochs),
+        batch_sampler=_positions(epochs, plan),
         collate_fn=_collate,
         num_workers=plan.workers,
         pin_memory=torch.cuda.is_available(),
@@ -199,27 +183,14 @@ def _read_images(folder: Path) -> LabelledImages[ImageFile]:
     return read_shards(folder) if find_shards(folder) else read_image_folder(folder)
 
 
-class _Epochs(Dataset[Sample]):
-    def __init__(self, epochs: Sequence[EpochImages]) -> None:
-        self.epochs = epochs
-
-    def __getitem__(self, index: EpochPosition) -> Sample:
-        epoch, position = index
-        return self.epochs[epoch][position]
-
-
-@dataclass(frozen=True, slots=True)
-class _EpochSampler:
-    """A batch sampler, which draws the order of an epoch only when the epoch starts."""
-
-    epochs: Sequence[EpochImages]
-    plan: BatchPlan
-
-    def __iter__(self) -> Iterator[list[EpochPosition]]:
-        for epoch, images in enumerate(self.epochs):
-            plan = self.plan if epoch == 0 else replace(self.plan, start=0)
-            for positions in plan.batches(images):
-                yield [(epoch, position) for position in positions]
+def _positions(epochs: Sequence[EpochImages], plan: BatchPlan) -> Iterator[list[int]]:
+    """Yield batches of indices in the concatenated epochs; each order is drawn when needed."""
+    first = 0
+    for images in epochs:
+        for positions in plan.batches(images):
+            yield [first + position for position in positions]
+        first += len(images)
+        plan = replace(plan, start=0)
 
 
 def _collate(samples: list[Sample]) -> Batch:

@@ -11,17 +11,13 @@ import logging
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from resdeploy.errors import OutputError, needs_extra
 from resdeploy.storage import cache_folder, new_directory
 from resdeploy.train.config import DIGITS
 
 logger = logging.getLogger(__name__)
-
-MAX_VALUE = 16
-SIDE = 8
-VAL_SHARE = 1 / 4
-SPLIT_SEED = 0
 
 
 def digits_folder() -> Path:
@@ -30,7 +26,7 @@ def digits_folder() -> Path:
     A fixed quarter of each digit's images is the validation split.
 
     Raises:
-        MissingDependencyError: scikit-learn or Pillow is not installed.
+        MissingDependencyError: scikit-learn is not installed.
         OutputError: The cache folder cannot be written.
     """
     folder = cache_folder() / DIGITS
@@ -45,16 +41,15 @@ def digits_folder() -> Path:
 
 def _write_digits(folder: Path) -> None:
     with needs_extra():
-        from PIL import Image
         from sklearn.datasets import load_digits
 
     values, labels = load_digits(return_X_y=True)
-    pixels = np.rint(values * (255 / MAX_VALUE)).astype(np.uint8).reshape(-1, SIDE, SIDE)
-    generator = np.random.default_rng(SPLIT_SEED)
+    pixels = np.rint(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    generator = np.random.default_rng(0)
     with new_directory(folder) as temporary:
         for label in range(10):
             members = generator.permutation(np.flatnonzero(labels == label))
-            val_count = round(len(members) * VAL_SHARE)
+            val_count = round(len(members) / 4)
             for split, indices in (("val", members[:val_count]), ("train", members[val_count:])):
                 target = temporary / split / str(label)
                 target.mkdir(parents=True)

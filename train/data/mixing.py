@@ -36,14 +36,14 @@ def mix_batch(
     Args:
         images: Pixels, uint8 (N, H, W, 3), on any device.
         labels: Class numbers, int64 (N,).
-        mixup: Parameter of mixup's Beta distribution; 0 disables it.
-        cutmix: Parameter of CutMix's Beta distribution; 0 disables it.
+        mixup: Parameter of mixup's Beta distribution; 0 disables mixup.
+        cutmix: Parameter of CutMix's Beta distribution; 0 disables CutMix.
         generator: Source of randomness.
     """
     if not mixup and not cutmix:
         return MixedBatch(images, labels, labels, 1.0)
-    # Without a wait, so that work can be queued while the GPU still computes the previous step.
     order = torch.from_numpy(generator.permutation(len(labels)))
+    # Not blocking, so that work can be queued while the GPU still computes the previous step.
     order = order.to(labels.device, non_blocking=True)
     use_cutmix = bool(cutmix) and (not mixup or generator.random() < 0.5)
     alpha = cutmix if use_cutmix else mixup
@@ -62,13 +62,15 @@ def _paste(
     """Return `images` with a rectangle of `others`, and the fraction of `images` that is left."""
     height, width = images.shape[1:3]
     side = math.sqrt(1 - share)
-    row, column = generator.integers(height), generator.integers(width)
-    top, bottom = (_clip(row + sign * height * side / 2, height) for sign in (-1, 1))
-    left, right = (_clip(column + sign * width * side / 2, width) for sign in (-1, 1))
+    top, bottom = _random_span(height, side, generator)
+    left, right = _random_span(width, side, generator)
     mixed = images.clone()
     mixed[:, top:bottom, left:right] = others[:, top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def _clip(edge: float, limit: int) -> int:
-    return min(max(round(edge), 0), limit)
+def _random_span(length: int, fraction: float, generator: np.random.Generator) -> tuple[int, int]:
+    """Return the start and end of a span around a random centre, cut off at the edges."""
+    centre = generator.integers(length)
+    first, last = (round(centre + sign * length * fraction / 2) for sign in (-1, 1))
+    return max(first, 0), min(last, length)

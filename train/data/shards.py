@@ -17,10 +17,8 @@ from resdeploy.errors import DataError, ImageError
 from resdeploy.images.decode import MAX_FILE_BYTES, SUFFIXES
 from resdeploy.images.folder import LabelledImages
 
-NAMES_FILE = "labels.txt"
 CLASS_SUFFIX = ".cls"
 MAX_CLASSES = 1_000_000
-MAX_CLASS_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +28,7 @@ class TarMember:
     shard: Path
     name: str
     offset: int
-    """Offset of the first byte in the tar file."""
+    """Position of the first byte in the tar file."""
     size: int
     """Size in bytes."""
 
@@ -88,45 +86,41 @@ def read_shards(folder: Path) -> LabelledImages[TarMember]:
     Raises:
         DataError: A tar file is compressed or damaged, or the class of a sample is unknown.
     """
-    numbered: list[tuple[TarMember, int]] = []
-    named: list[tuple[TarMember, str]] = []
-    for shard in find_shards(folder):
-        for member, number in _samples(shard):
-            if number is not None:
-                numbered.append((member, number))
-            else:
-                named.append((member, _class_folder(member)))
-    if numbered and named:
-        raise DataError(
-            f"{named[0][0]} has no {CLASS_SUFFIX} file, but other images have one",
-            f"add a {CLASS_SUFFIX} file to every image, or remove all and use class folders",
-        )
-    if not numbered and not named:
+    samples = [sample for shard in find_shards(folder) for sample in _samples(shard)]
+    if not samples:
         raise DataError(
             f"the tar files in {folder} hold no images",
             f"add images that end in {', '.join(sorted(SUFFIXES))}",
         )
-    if numbered:
-        classes = _class_names(folder, max(number for _, number in numbered) + 1)
-        labels = [number for _, number in numbered]
-    else:
-        classes = tuple(sorted({name for _, name in named}))
+    labels = [number for _, number in samples if number is not None]
+    if not labels:
+        names = [_class_folder(member) for member, _ in samples]
+        classes = tuple(sorted(set(names)))
         index = {name: position for position, name in enumerate(classes)}
-        labels = [index[name] for _, name in named]
-    members = tuple(member for member, _ in [*numbered, *named])
-    return LabelledImages(classes=classes, files=members, labels=tuple(labels))
+        labels = [index[name] for name in names]
+    elif len(labels) == len(samples):
+        classes = _class_names(folder, max(labels) + 1)
+    else:
+        unnumbered = next(member for member, number in samples if number is None)
+        raise DataError(
+            f"{unnumbered} has no {CLASS_SUFFIX} file, but other images have one",
+            f"add a {CLASS_SUFFIX} file to every image, or remove all and use class folders",
+        )
+    files = tuple(member for member, _ in samples)
+    return LabelledImages(classes=classes, files=files, labels=tuple(labels))
 
 
 def _samples(shard: Path) -> Iterator[tuple[TarMember, int | None]]:
+    """Yield the images of a tar file, each with the number in its `.cls` member if it has one."""
     images: dict[str, TarMember] = {}
     numbers: dict[str, int] = {}
     try:
         with tarfile.open(shard, "r:") as archive:
             for info in archive:
                 path = PurePosixPath(info.name)
-                key = str(path.with_name(path.name.split(".")[0])) if path.name else ""
-                if not info.isreg() or path.name.startswith("."):
+                if not info.isreg() or not path.name or path.name.startswith("."):
                     continue
+                key = str(path.with_name(path.name.split(".")[0]))
                 if path.suffix.lower() in SUFFIXES:
                     images[key] = TarMember(shard, info.name, info.offset_data, info.size)
                 elif path.suffix == CLASS_SUFFIX:
@@ -142,7 +136,7 @@ def _samples(shard: Path) -> Iterator[tuple[TarMember, int | None]]:
 
 def _number(shard: Path, info: tarfile.TarInfo, archive: tarfile.TarFile) -> int:
     stream = archive.extractfile(info)
-    text = stream.read(MAX_CLASS_BYTES) if stream else b""
+    text = stream.read(16) if stream else b""
     if not text.strip().isdigit() or (number := int(text)) >= MAX_CLASSES:
         raise DataError(
             f"{shard}:{info.name} holds {text.decode(errors='replace')!r}, not a class number",
@@ -162,7 +156,7 @@ def _class_folder(member: TarMember) -> str:
 
 
 def _class_names(folder: Path, count: int) -> tuple[str, ...]:
-    path = folder / NAMES_FILE
+    path = folder / "labels.txt"
     if not path.is_file():
         return tuple(str(number) for number in range(count))
     names = tuple(path.read_text("utf-8", errors="replace").splitlines())

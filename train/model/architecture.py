@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-RESNET34_BLOCKS = (3, 4, 6, 3)
+from resdeploy.documents import jsonable, parse
+
 MAX_BLOCKS = 1000
 
 
@@ -28,8 +29,8 @@ class Architecture:
     """The architecture of a network of basic blocks."""
 
     classes: int
-    blocks: tuple[int, ...] = RESNET34_BLOCKS
-    """Number of blocks in each of the four stages."""
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    """Number of blocks in each of the four stages; by default those of ResNet-34."""
     shortcut: Shortcut = Shortcut.B
 
     def __post_init__(self) -> None:
@@ -55,22 +56,13 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form of `model.json` and the bundle's manifest."""
-        return {
-            "name": self.name,
-            "classes": self.classes,
-            "blocks": list(self.blocks),
-            "shortcut": self.shortcut.value,
-        }
+        return {"name": self.name, **jsonable(self)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Architecture:
         """Read the form that `to_json` returns.
 
         Raises:
-            KeyError, ValueError, TypeError: `data` does not describe an architecture.
+            ValueError: `data` does not describe an architecture.
         """
-        return cls(
-            classes=int(data["classes"]),
-            blocks=tuple(int(count) for count in data["blocks"]),
-            shortcut=Shortcut(data["shortcut"]),
-        )
+        return parse(cls, data)

@@ -7,7 +7,6 @@ No code in a file is executed: safetensors files hold none, and .pth files are r
 from __future__ import annotations
 
 import json
-import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from resdeploy.documents import parse
+from resdeploy.documents import decode
 from resdeploy.errors import CheckpointError
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.storage import sha256_file
@@ -29,9 +28,6 @@ from resdeploy.train.model.resnet import WIDTHS, ResNet
 MODEL_FILE = "model.safetensors"
 MODEL_JSON = "model.json"
 MAX_FILE_BYTES = 4 << 30
-# Keys and name prefixes under which other training programs store weights in .pth files.
-NESTED = ("state_dict", "model", "model_state_dict")
-PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
@@ -57,11 +53,28 @@ class Checkpoint:
         return network.eval()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ModelDocument:
+    """The fields of `model.json` that are needed again."""
+
+    architecture: Architecture
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    data: str
+    learned_ranges: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != (classes := self.architecture.classes):
+            raise ValueError(f"it has {len(self.labels)} labels for {classes} classes")
+        if self.learned_ranges and min(self.learned_ranges.values()) <= 0:
+            raise ValueError("learned_ranges has a value that is not above 0")
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Load a run folder or a file of weights, and check that the weights fit the network.
 
     Raises:
-        CheckpointError: The file is missing, damaged, no state dict, or of an unknown network.
+        CheckpointError: The file is missing or damaged, or holds another kind of network.
     """
     if path.is_dir():
         return _load_run(path)
@@ -80,9 +93,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} has {path.stat().st_size} bytes, more than {MAX_FILE_BYTES >> 30} GiB",
             "check that the path is right",
         )
-    state, metadata = (
-        _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    )
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
+    state, metadata = read(path)
     named = _name_tensors(path, state)
     architecture = _infer_architecture(path, named, metadata)
     return Checkpoint(
@@ -106,39 +118,25 @@ def _load_run(folder: Path) -> Checkpoint:
             else "create a run with resdeploy train",
         )
     try:
-        model = json.loads(description.read_bytes())
-        architecture = Architecture.from_json(model["architecture"])
-        preprocessing = parse(Preprocessing, model["preprocessing"])
-        labels = tuple(str(label) for label in model["labels"])
-        data = str(model["data"])
-        learned = model.get("learned_ranges")
-        if learned is not None:
-            learned = {str(tensor): float(largest) for tensor, largest in learned.items()}
-            if not all(0 < largest < math.inf for largest in learned.values()):
-                raise ValueError("learned_ranges has a value that is not finite and above 0")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        model = decode(_ModelDocument, description.read_bytes())
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{description} is damaged: {error!r}",
+            f"{description} is damaged: {error}",
             f"train again, or give the path of {MODEL_FILE} instead of the folder",
         ) from error
     path = folder / MODEL_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {MODEL_FILE}", "train again")
     state = _name_tensors(path, _read_safetensors(path)[0])
-    if len(labels) != architecture.classes:
-        raise CheckpointError(
-            f"{description} has {len(labels)} labels for {architecture.classes} classes",
-            "train again",
-        )
     return Checkpoint(
         path=folder,
         sha256=sha256_file(path),
-        architecture=architecture,
-        state=_fit(path, architecture, state),
-        labels=labels,
-        preprocessing=preprocessing,
-        data=data,
-        learned_ranges=learned,
+        architecture=model.architecture,
+        state=_fit(path, model.architecture, state),
+        labels=model.labels,
+        preprocessing=model.preprocessing,
+        data=model.data,
+        learned_ranges=model.learned_ranges,
     )
 
 
@@ -164,7 +162,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             f"{path} is damaged or holds more than weights; no code in it was executed",
             "save model.state_dict() with torch.save, or copy the file again",
         ) from error
-    for key in NESTED:
+    for key in ("state_dict", "model", "model_state_dict"):  # keys that other programs use
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
@@ -176,10 +174,11 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _name_tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors by torchvision's names, without copying them."""
+    """Return the tensors under torchvision's names, without copying them."""
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
-        name = PREFIXES.sub("", str(key))
+        # DataParallel and torch.compile add these prefixes.
+        name = re.sub(r"^(module\.|_orig_mod\.)+", "", str(key))
         if not isinstance(value, Tensor) or not _is_dense(value):
             raise CheckpointError(
                 f"{name!r} in {path} is of type {type(value).__name__}, not a dense tensor",
@@ -199,10 +198,11 @@ def _is_dense(tensor: Tensor) -> bool:
 def _infer_architecture(
     path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Architecture:
-    blocks = []
-    for stage in range(1, len(WIDTHS) + 1):
-        pattern = re.compile(rf"layer{stage}\.(\d+)\.conv1\.weight")
-        blocks.append(sum(bool(pattern.fullmatch(name)) for name in state))
+    names = "\n".join(state)
+    blocks = tuple(
+        len(re.findall(rf"^layer{stage}\.\d+\.conv1\.weight$", names, re.MULTILINE))
+        for stage in range(1, len(WIDTHS) + 1)
+    )
     head = state.get("fc.weight")
     if "layer1.0.conv3.weight" in state or not all(blocks) or head is None or head.ndim != 2:
         raise CheckpointError(
@@ -210,7 +210,7 @@ def _infer_architecture(
             "use the weights of ResNet-18, of ResNet-34, or of a run of resdeploy train",
         )
     projections = sum(name.endswith("downsample.0.weight") for name in state)
-    if "shortcut" in metadata and metadata["shortcut"] in [option.value for option in Shortcut]:
+    if metadata.get("shortcut") in [option.value for option in Shortcut]:
         shortcut = Shortcut(metadata["shortcut"])
     elif projections == 0:
         raise CheckpointError(
@@ -219,26 +219,24 @@ def _infer_architecture(
         )
     else:
         shortcut = Shortcut.C if projections == sum(blocks) else Shortcut.B
-    return Architecture(classes=len(head), blocks=tuple(blocks), shortcut=shortcut)
+    return Architecture(classes=len(head), blocks=blocks, shortcut=shortcut)
 
 
 def _fit(path: Path, architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return float32 copies, after checking that names and shapes fit and numbers are finite."""
     with torch.device("meta"):
         expected = ResNet(architecture).state_dict()
-    # Older files lack the step counters of batch norm, which inference does not need.
-    missing = [
-        name for name in expected if name not in state and not name.endswith("num_batches_tracked")
-    ]
-    unknown = [name for name in state if name not in expected]
-    misshapen = [
-        name for name in expected if name in state and state[name].shape != expected[name].shape
-    ]
-    for names, problem in (
-        (missing, "lacks"),
-        (unknown, "has the unknown tensor"),
-        (misshapen, "has the wrong shape for"),
-    ):
+    missing = [name for name in expected if name not in state]
+    problems = {
+        # Older files lack the step counters of batch norm, which inference does not need.
+        "lacks": [name for name in missing if not name.endswith("num_batches_tracked")],
+        "has the unknown tensor": [name for name in state if name not in expected],
+        "has the wrong shape for": [
+            name for name, tensor in state.items()
+            if name in expected and tensor.shape != expected[name].shape
+        ],
+    }  # fmt: skip
+    for problem, names in problems.items():
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise CheckpointError(

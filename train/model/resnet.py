@@ -1,8 +1,7 @@
 """Residual networks of basic blocks, and plain networks, with torchvision's parameter names.
 
-Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", arXiv:1512.03385:
-table 1 (layers), section 3.3 (plain network, shortcut options), section 4.1 (options A, B, C).
-Shape letters: N images, C channels, H rows, W columns, K classes.
+Source: the paper named in `architecture`. Shape letters: N images, C channels, H rows, W columns,
+K classes.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ class ResNet(nn.Module):
 def normed_convolutions(
     module: nn.Module,
 ) -> Iterator[tuple[str, nn.Conv2d, str, nn.BatchNorm2d]]:
-    """Yield every convolution that batch norm follows, and this norm, each after its name."""
+    """Yield name and module of each convolution, and of the batch norm that follows it."""
     for parent_name, parent in module.named_modules():
         prefix = f"{parent_name}." if parent_name else ""
         for (name, convolution), (norm_name, norm) in pairwise(parent.named_children()):

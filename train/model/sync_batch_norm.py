@@ -18,7 +18,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """A `BatchNorm2d` with the statistics of the global batch, for any device."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise this process's part (N, C, H, W) of the global batch; N may differ."""
+        """Normalise this process's part (N, C, H, W) of the batch; N may differ among processes."""
         if not self.training:
             return super().forward(input)
         if self.running_mean is None or self.running_var is None or self.momentum is None:
@@ -29,9 +29,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         size = mean.new_full((1,), values.numel() // values.shape[1])
         # One exchange of C means, C variances and the number of values of each process.
         parts = _Gather.apply(torch.cat([mean, variance, size]))  # type: ignore[no-untyped-call]
-        channels = len(mean)
-        means, variances = parts[:, :channels], parts[:, channels:-1]
-        sizes = parts[:, -1:]
+        means, variances, sizes = parts.split([len(mean), len(mean), 1], 1)
         total = sizes.sum()
         global_mean = (sizes * means).sum(0) / total
         global_variance = (sizes * (variances + (means - global_mean).square())).sum(0) / total
@@ -65,20 +63,13 @@ class _Gather(torch.autograd.Function):
 
 def synchronize_batch_norms(network: nn.Module) -> None:
     """Replace every batch norm of `network` by a synchronised one."""
-    on_gpu = next(network.parameters()).is_cuda and dist.get_backend() == "nccl"
+    if next(network.parameters()).is_cuda and dist.get_backend() == "nccl":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        return
     for module in list(network.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
-                setattr(module, name, _synchronized(child, on_gpu=on_gpu))
-
-
-def _synchronized(norm: nn.BatchNorm2d, *, on_gpu: bool) -> nn.Module:
-    if on_gpu:
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(  # type: ignore[no-untyped-call]
-            norm
-        )
-        return converted
-    replacement = GlobalBatchNorm2d(norm.num_features, norm.eps, norm.momentum).to(norm.weight)
-    replacement.load_state_dict(norm.state_dict())
-    replacement.requires_grad_(norm.weight.requires_grad)
-    return replacement.train(norm.training)
+        for name, norm in module.named_children():
+            if type(norm) is nn.BatchNorm2d:
+                synchronized = GlobalBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+                synchronized.to(norm.weight).load_state_dict(norm.state_dict())
+                synchronized.requires_grad_(norm.weight.requires_grad).train(norm.training)
+                setattr(module, name, synchronized)

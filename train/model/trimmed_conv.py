@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class TrimmedConv2d(nn.Conv2d):
-    """A drop-in `nn.Conv2d` that trains faster on maps smaller than the kernel."""
+    """An `nn.Conv2d` that trains faster on maps smaller than the kernel."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, C_in, H, W) to (N, C_out, H', W'); in evaluation exactly as `nn.Conv2d`."""
@@ -30,9 +30,9 @@ class TrimmedConv2d(nn.Conv2d):
 
 
 def used_taps(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
-    """Return the first used tap along an axis, the tap after the last one, and the padding left.
+    """Return the first used tap along an axis, the end of the used taps, and the remaining padding.
 
-    If the remaining padding would differ between the two sides, return the whole kernel.
+    If the two sides would need different padding, return the whole kernel and its padding.
     """
     if size >= kernel:  # the common case, without the loop below
         return 0, kernel, padding

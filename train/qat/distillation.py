@@ -7,14 +7,14 @@ arXiv:2106.05237, section 3 (teacher and student get the same crop).
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.model.resnet import Classifier, ResNet
 
 
-class Teacher:
+class Teacher(nn.Module):
     """A frozen network whose predictions are the targets of another one."""
 
     def __init__(
@@ -22,20 +22,13 @@ class Teacher:
     ) -> None:
         """Take ownership of `network` and freeze it.
 
-        Args:
-            network: Trained network.
-            preprocessing: Mean and standard deviation of the images.
-            average_mirrored: True to average the predictions for an image and its mirror image,
-                which are more accurate if a mirrored image shows the same class.
+        With `average_mirrored`, the predictions for an image and its mirror image are averaged,
+        which is more accurate if mirroring does not change the class.
         """
+        super().__init__()
         self._classifier = Classifier(network, preprocessing.mean, preprocessing.std)
         self._classifier.eval().requires_grad_(False)
         self._average_mirrored = average_mirrored
-
-    def to(self, device: torch.device) -> Teacher:
-        """Move the teacher to `device` and return it."""
-        self._classifier.to(device)
-        return self
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

@@ -59,6 +59,6 @@ class _LearnedStep(torch.autograd.Function):
         (gradient,) = grad_outputs
         ratio, integer = ctx.saved_tensors
         inside = ratio.abs() <= INT8_MAX
-        moves = torch.where(inside, integer - ratio, integer)
+        derivative = torch.where(inside, integer - ratio, integer)  # with respect to the scale
         damping = 1 / math.sqrt(ratio.numel() / len(ratio) * INT8_MAX)
-        return gradient * inside, (gradient * moves).sum() * damping
+        return gradient * inside, (gradient * derivative).sum() * damping

@@ -23,7 +23,7 @@ from resdeploy.train.qat.fake_quantization import (
     round_up_to_float16,
 )
 
-DOT = "/"  # replacement, because PyTorch's parameter names must not contain dots
+DOT = "/"  # replaces dots, which PyTorch does not allow in names of parameters
 SCALES = "scales."  # prefix of the scales in the state
 
 
@@ -36,7 +36,7 @@ class QuantizedStart:
     scales: Mapping[str, float]
     """Scales by the names of the quantised tensors."""
     quantized_inputs: Mapping[str, str]
-    """For each layer with a quantised input, by its name in the network: a key of `scales`."""
+    """Name of the quantised tensor, by the name of the layer in the network that reads it."""
 
 
 class QuantizedClassifier(nn.Module):
@@ -48,16 +48,13 @@ class QuantizedClassifier(nn.Module):
         scales: Mapping[str, float],
         quantized_inputs: Mapping[str, str],
     ) -> None:
-        """Share the weights of `classifier`, and freeze its batch-norm statistics.
-
-        `scales` and `quantized_inputs` are those of `QuantizedStart`.
-        """
+        """Share the weights of `classifier`; the mappings are those of `QuantizedStart`."""
         super().__init__()
         self.classifier = classifier
         self.scales = nn.ParameterDict(
             {name.replace(".", DOT): torch.tensor(scale) for name, scale in scales.items()}
         )
-        # It has no weights, so the tuple hides it from PyTorch's list of submodules.
+        # The copy has no weights; the tuple hides it from PyTorch's list of submodules.
         self._folded = (_without_norms(classifier),)
         for layer, tensor in quantized_inputs.items():
             module = self._folded[0].network.get_submodule(layer)

@@ -22,11 +22,7 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 def draw_curves(metrics: Sequence[EpochMetrics], path: Path) -> None:
-    """Write a plot of the losses and the validation accuracy per epoch.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
+    """Write a plot of the losses and the validation accuracy per epoch."""
     epochs = [line.epoch for line in metrics]
     figure = new_figure(8, 3.2)
     left, right = figure.subplots(1, 2)

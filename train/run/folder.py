@@ -18,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from resdeploy.documents import jsonable
+from resdeploy.documents import decode, write_document
 from resdeploy.errors import OutputError, TrainingError
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.storage import write_file
+from resdeploy.train.config import TrainingConfig
 from resdeploy.train.model.checkpoint import MODEL_FILE, MODEL_JSON
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.qat.network import DOT, SCALES, QuantizedStart
@@ -34,9 +35,7 @@ REPORT = "report.html"
 UNREADABLE = "unreadable.txt"
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
-MODEL_PREFIX = "model."
-MOMENTUM_PREFIX = "momentum."
-AVERAGE_PREFIX = "average."
+TENSORS = ("model", "momentum", "average")  # fields of `TrainingState`, and prefixes in its file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,7 @@ class RunPosition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
-    """The state from which a run can be resumed; randomness depends only on seed and position."""
+    """The state from which a run can be resumed."""
 
     position: RunPosition
     model: dict[str, Tensor]
@@ -106,15 +105,16 @@ def save_state(folder: Path, state: TrainingState) -> None:
     Raises:
         OutputError: The state cannot be written; the previous one is kept.
     """
-    tensors = {f"{MODEL_PREFIX}{name}": tensor for name, tensor in state.model.items()}
-    tensors |= {f"{AVERAGE_PREFIX}{name}": tensor for name, tensor in state.average.items()}
-    tensors |= {f"{MOMENTUM_PREFIX}{name}": tensor for name, tensor in state.momentum.items()}
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {
+        f"{group}.{name}": tensor.detach().cpu().contiguous()
+        for group in TENSORS
+        for name, tensor in getattr(state, group).items()
+    }
     metadata = {
         "position": json.dumps(asdict(state.position)),
         "quantized_inputs": json.dumps(dict(state.quantized_inputs)),
     }
-    write_file(folder / STATE_FILE, save(contiguous, metadata))
+    write_file(folder / STATE_FILE, save(tensors, metadata))
 
 
 def load_state(folder: Path) -> TrainingState:
@@ -126,43 +126,28 @@ def load_state(folder: Path) -> TrainingState:
     path = folder / STATE_FILE
     if not path.is_file():
         raise TrainingError(f"{folder} has no {STATE_FILE} to resume from", "start a new run")
+    tensors: dict[str, dict[str, Tensor]] = {group: {} for group in TENSORS}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            position = RunPosition(**json.loads(metadata["position"]))
-            quantized_inputs = {
-                str(layer): str(tensor)
-                for layer, tensor in json.loads(metadata["quantized_inputs"]).items()
-            }
             names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, AttributeError, KeyError, ValueError, TypeError) as error:
+            for full_name in names:
+                group, _, name = full_name.partition(".")
+                tensors[group][name] = file.get_tensor(full_name)
+        return TrainingState(
+            position=decode(RunPosition, metadata["position"].encode()),
+            quantized_inputs=decode(dict[str, str], metadata["quantized_inputs"].encode()),
+            **tensors,
+        )
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
-    return TrainingState(
-        position=position,
-        model=_without_prefix(tensors, MODEL_PREFIX),
-        momentum=_without_prefix(tensors, MOMENTUM_PREFIX),
-        average=_without_prefix(tensors, AVERAGE_PREFIX),
-        quantized_inputs=quantized_inputs,
-    )
 
 
-def begin_run(folder: Path, config: Mapping[str, Any]) -> None:
+def begin_run(folder: Path, config: TrainingConfig) -> None:
     """Write the settings of a new run to `folder`, and delete the results of an older run."""
     for name in (MODEL_JSON, STATE_FILE, METRICS, REPORT, UNREADABLE):
         (folder / name).unlink(missing_ok=True)
-    write_file(folder / STATE_JSON, _json(config))
-
-
-def remove_temporary_files(folder: Path) -> None:
-    """Remove the temporary files of a process that was killed while writing."""
-    for path in folder.glob(".*.tmp-*"):
-        path.unlink(missing_ok=True)
-
-
-def save_unreadable(folder: Path, names: Sequence[str]) -> None:
-    """Write the names of the image files that could not be decoded, one per line."""
-    write_file(folder / UNREADABLE, "".join(f"{name}\n" for name in names).encode())
+    write_document(folder / STATE_JSON, config)
 
 
 def save_metrics(folder: Path, metrics: Sequence[EpochMetrics]) -> None:
@@ -186,19 +171,18 @@ def load_metrics(folder: Path) -> list[EpochMetrics]:
         raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
 
 
-def load_config(folder: Path) -> dict[str, Any]:
+def load_config(folder: Path) -> TrainingConfig:
     """Load the settings of a run.
 
     Raises:
         TrainingError: The settings are missing or damaged.
     """
     try:
-        config = json.loads((folder / STATE_JSON).read_bytes())
-    except (OSError, ValueError) as error:
+        return TrainingConfig.from_json(json.loads((folder / STATE_JSON).read_bytes()))
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(
             f"{folder} cannot be resumed: its {STATE_JSON} is missing or damaged", "start a new run"
         ) from error
-    return dict(config)
 
 
 def save_model(
@@ -224,20 +208,20 @@ def save_model(
     metadata = {
         "arch": architecture.name,
         "shortcut": architecture.shortcut.value,
-        "labels": json.dumps(list(labels)),
+        "labels": json.dumps(labels),
     }
     write_file(folder / MODEL_FILE, save(weights, metadata))
     document = {
         "architecture": architecture.to_json(),
-        "labels": list(labels),
-        "preprocessing": jsonable(preprocessing),
+        "labels": labels,
+        "preprocessing": preprocessing,
         "data": data,
-        "metrics": dict(metrics),
-        "training": dict(config),
-        "learned_ranges": None if learned is None else dict(learned),
-        "provenance": dict(provenance),
+        "metrics": metrics,
+        "training": config,
+        "learned_ranges": learned,
+        "provenance": provenance,
     }
-    write_file(folder / MODEL_JSON, _json(document))
+    write_document(folder / MODEL_JSON, document)
 
 
 def update_latest_link(folder: Path) -> None:
@@ -258,15 +242,3 @@ def update_latest_link(folder: Path) -> None:
         temporary.replace(LATEST)
     except OSError as error:
         raise OutputError(f"cannot write {LATEST}: {error.strerror}", "check the folder") from error
-
-
-def _json(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -6,34 +6,23 @@ from collections.abc import Sequence
 
 from resdeploy.train.run.folder import EpochMetrics
 
-HEAD = ("epoch", "loss", "val loss", "top-1", "images/s", "waiting", "time left")
-WIDTHS = (9, 9, 9, 10, 10, 8, 10)
-
-
-def header_line() -> str:
-    """Return the line with the names of the columns."""
-    return _row(HEAD)
+ROW = "{:>9}{:>9}{:>9}{:>10}{:>10}{:>8}{:>10}"
+HEADER = ROW.format("epoch", "loss", "val loss", "top-1", "images/s", "waiting", "time left")
 
 
 def epoch_line(metrics: Sequence[EpochMetrics], epochs: int) -> str:
     """Return the line of the last epoch; the time left is extrapolated from all epochs so far."""
     last = metrics[-1]
     seconds_left = sum(line.seconds for line in metrics) / len(metrics) * (epochs - len(metrics))
-    return _row(
-        (
-            f"{last.epoch}/{epochs}",
-            f"{last.loss:.3f}",
-            f"{last.val_loss:.3f}",
-            f"{last.accuracy:.2f} %",
-            f"{last.images_per_second:.0f}",
-            f"{last.waiting:.0%}",
-            _duration(seconds_left),
-        )
+    return ROW.format(
+        f"{last.epoch}/{epochs}",
+        f"{last.loss:.3f}",
+        f"{last.val_loss:.3f}",
+        f"{last.accuracy:.2f} %",
+        f"{last.images_per_second:.0f}",
+        f"{last.waiting:.0%}",
+        _duration(seconds_left),
     )
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS))
 
 
 def _duration(seconds: float) -> str:

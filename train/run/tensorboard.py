@@ -8,27 +8,22 @@ from pathlib import Path
 from resdeploy.errors import needs_extra
 from resdeploy.train.run.folder import EpochMetrics
 
-FOLDER = "tensorboard"
-SCALARS = ("loss", "val_loss", "accuracy", "lr", "images_per_second", "waiting")
-
 
 def event_writer(folder: Path, epochs_done: int) -> Callable[[EpochMetrics], None]:
     """Return a function that appends an epoch to the event files in `folder/tensorboard`.
 
-    Args:
-        folder: Run folder.
-        epochs_done: Number of epochs to keep; events of later epochs are discarded.
+    Existing events of epochs after `epochs_done` are discarded.
 
     Raises:
-        MissingDependencyError: the package tensorboard is not installed.
+        MissingDependencyError: The package tensorboard is not installed.
     """
     with needs_extra():
         from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder / FOLDER), purge_step=epochs_done + 1)
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
 
     def add(metrics: EpochMetrics) -> None:
-        for name in SCALARS:
+        for name in ("loss", "val_loss", "accuracy", "lr", "images_per_second", "waiting"):
             writer.add_scalar(name, getattr(metrics, name), metrics.epoch)
         writer.flush()
 

@@ -179,7 +179,7 @@ def test_a_batch_of_damaged_files_is_empty(tmp_path: Path) -> None:
 # Digits
 
 
-def test_digits_are_scikit_learns() -> None:
+def test_digits_equal_those_of_scikit_learn() -> None:
     from sklearn.datasets import load_digits
 
     splits = read_splits(digits_folder())

@@ -144,13 +144,13 @@ def test_reading_a_member_is_limited(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 4096), st.integers(0, 255), st.booleans())
-def test_a_damaged_tar_file_is_read_or_rejected(place: int, value: int, cut: bool) -> None:
+def test_a_damaged_tar_file_is_read_or_rejected(offset: int, value: int, cut: bool) -> None:
     members = {"0.png": picture(10), "0.cls": b"1", "1.png": picture(20), "1.cls": b"0"}
     folder = Path("damaged")
     data = bytearray(write_tar(folder / "a.tar", members).read_bytes())
-    place = min(place, len(data) - 1)
-    data[place] = value
-    (folder / "a.tar").write_bytes(bytes(data[:place] if cut else data))
+    offset = min(offset, len(data) - 1)
+    data[offset] = value
+    (folder / "a.tar").write_bytes(bytes(data[:offset] if cut else data))
     try:
         shards = read_shards(folder)
     except DataError:

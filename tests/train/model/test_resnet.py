@@ -114,7 +114,9 @@ def test_accepts_any_image_size(size: int) -> None:
         ((3, 4, 6, 3), Shortcut.PLAIN, "plain34"),
     ],
 )
-def test_names_are_the_papers(blocks: tuple[int, ...], shortcut: Shortcut, name: str) -> None:
+def test_names_are_those_of_the_paper(
+    blocks: tuple[int, ...], shortcut: Shortcut, name: str
+) -> None:
     architecture = Architecture(classes=5, blocks=blocks, shortcut=shortcut)
     assert architecture.name == name
     assert Architecture.from_json(architecture.to_json()) == architecture
@@ -182,7 +184,7 @@ def functional_resnet(state: dict[str, Tensor], x: Tensor, blocks: tuple[int, ..
 
 
 @torch.inference_mode()
-def test_the_network_computes_the_papers_function() -> None:
+def test_the_network_computes_the_function_of_the_paper() -> None:
     torch.manual_seed(0)
     network = randomise_batch_norms(ResNet(Architecture(classes=10)))
     images = torch.randn(2, 3, 64, 64)
@@ -230,7 +232,7 @@ def test_an_identity_shortcut_passes_through_a_block_of_zeros() -> None:
 # Normalisation
 
 
-def test_normalisation_is_torchvisions_to_float32() -> None:
+def test_normalisation_equals_that_of_torchvision() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
     mean, std = (
         torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from resdeploy.errors import OutputError, TrainingError
+from resdeploy.train.config import TrainingConfig
 from resdeploy.train.run.curves import draw_curves
 from resdeploy.train.run.folder import (
     LATEST,
@@ -85,8 +86,8 @@ def test_damaged_metrics_are_a_training_error(tmp_path: Path, text: str) -> None
 
 
 def test_settings_round_trip(tmp_path: Path) -> None:
-    begin_run(tmp_path, {"seed": 7})
-    assert load_config(tmp_path) == {"seed": 7}
+    begin_run(tmp_path, TrainingConfig(seed=7))
+    assert load_config(tmp_path) == TrainingConfig(seed=7)
     for text in ("", "{"):
         (tmp_path / "state.json").write_text(text)
         with pytest.raises(TrainingError, match="cannot be resumed"):
