@@ -4,41 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
+from click import FloatRange, IntRange, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, exit_code
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 
 
-@click.command()
-@click.argument("first")
-@click.argument("second")
-@click.option(
+@command
+@argument("first")
+@argument("second")
+@option(
     "--data", type=PATH, help="Folder of labelled images.  [default: the golden images of FIRST]"
 )
-@click.option(
+@option(
     "--max-drop",
-    type=click.FloatRange(0, 100),
+    type=FloatRange(0, 100),
     default=0.2,
     help="Largest accepted drop of top-1 accuracy, in percentage points.",
 )
-@click.option(
+@option(
     "--max-slowdown",
-    type=click.FloatRange(0),
+    type=FloatRange(0),
     default=5.0,
     help="Largest accepted increase of latency, in percent.",
 )
 @BACKEND
 @PRECISION
-@click.option("--batch", type=click.IntRange(1, 4096), default=1, help="Images in one inference.")
+@option("--batch", type=IntRange(1, 4096), default=1, help="Images in one inference.")
 @THREADS
-@click.option(
+@option(
     "--seconds",
-    type=click.FloatRange(0),
+    type=FloatRange(0),
     default=60.0,
     help="Longest measuring time for each graph, in seconds; 0: compare accuracy only.",
 )
-@command
 def compare(first: str, second: str, **settings: Any) -> CommandResult:
     """Check that SECOND is as accurate and as fast as FIRST.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
+from click import Choice, IntRange, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import THREADS
@@ -17,25 +17,20 @@ if TYPE_CHECKING:
     from resdeploy.runtime.diagnosis.slowdown import Slowdown
 
 
-@click.command()
-@click.argument("bundle", type=PATH)
-@click.option(
+@command
+@argument("bundle", type=PATH)
+@option(
     "--encoding",
-    type=click.Choice(["tensorrt", "cpu"]),
+    type=Choice(["tensorrt", "cpu"]),
     help="Graph to explain: int8.onnx (tensorrt) or int8-cpu.onnx (cpu).  "
     "[default: tensorrt; cpu with --slow]",
 )
-@click.option(
-    "--images", type=click.IntRange(1), default=16, help="Golden images to measure the noise on."
-)
-@click.option(
+@option("--images", type=IntRange(1), default=16, help="Golden images to measure the noise on.")
+@option(
     "--slow", is_flag=True, help="Explain instead why INT8 is not faster on this machine's CPU."
 )
-@click.option(
-    "--batch", type=click.IntRange(1, 4096), default=1, help="Images in one inference, with --slow."
-)
+@option("--batch", type=IntRange(1, 4096), default=1, help="Images in one inference, with --slow.")
 @THREADS
-@command
 def explain(
     bundle: Path, encoding: str | None, images: int, slow: bool, batch: int, threads: int | None
 ) -> CommandResult:

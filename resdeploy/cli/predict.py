@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from click import FloatRange, IntRange, UsageError, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS
@@ -17,30 +17,29 @@ if TYPE_CHECKING:
     from resdeploy.runtime.model import FilePredictions
 
 
-@click.command()
-@click.argument("bundle", type=PATH)
-@click.argument("images", type=PATH, nargs=-1)
-@click.option(
+@command
+@argument("bundle", type=PATH)
+@argument("images", type=PATH, nargs=-1)
+@option(
     "--camera",
     metavar="SOURCE",
     help="Classify the frames of a camera or a video instead: a number, /dev/video0, a URL or a "
     "file.",
 )
-@click.option(
+@option(
     "--frames",
-    type=click.IntRange(1),
+    type=IntRange(1),
     help="Stop the camera after this many frames.  [default: at Ctrl-C]",
 )
-@click.option(
+@option(
     "--seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=FloatRange(0, min_open=True),
     help="Stop the camera after this many seconds.  [default: at Ctrl-C]",
 )
-@click.option("--top", type=click.IntRange(1), default=5, help="Classes per image.")
+@option("--top", type=IntRange(1), default=5, help="Classes per image.")
 @BACKEND
 @PRECISION
 @THREADS
-@command
 def predict(
     bundle: Path, images: tuple[Path, ...], camera: str | None, frames: int | None,
     seconds: float | None, top: int, **settings: Any,
@@ -50,7 +49,7 @@ def predict(
     from resdeploy.runtime.model import load, predict_files
 
     if bool(images) == bool(camera):
-        raise click.UsageError("name either IMAGES or a --camera")
+        raise UsageError("name either IMAGES or a --camera")
     if camera is None:
         reject_options(("frames", "seconds"), "--frames and --seconds need --camera")
         with load(bundle, progress=progress_bar, **settings) as model:

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
+from click import argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command
 from resdeploy.cli.options import FORCE
 
 
-@click.command()
-@click.argument("sources", nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, help="File to write.  [default: report.html]")
-@click.option(
+@command
+@argument("sources", nargs=-1, required=True)
+@option("-o", "--output", type=PATH, help="File to write.  [default: report.html]")
+@option(
     "--markdown",
     is_flag=True,
     help="Write short Markdown, for a pull request; without -o it is printed.",
 )
-@click.option(
+@option(
     "--time-layers",
     "with_times",
     is_flag=True,
     help="Measure the time of each layer of the bundles, on this machine's CPU.",
 )
 @FORCE
-@command
 def report(sources: tuple[str, ...], with_times: bool, **settings: Any) -> CommandResult:
     """Write one HTML page about SOURCES.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from click import argument, option
 
+from resdeploy.bundle.manifest import graph_name
 from resdeploy.cli.console import PATH, CommandResult, command, exit_code
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 from resdeploy.tables import plural, table
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
     from resdeploy.results.verification import Verification
 
 
-@click.command()
-@click.argument("bundle", type=PATH)
-@click.option(
+@command
+@argument("bundle", type=PATH)
+@option(
     "--data",
     type=PATH,
     help="Folder of labelled images, to measure top-1 accuracy on.  [default: golden images only]",
 )
-@click.option(
+@option(
     "--max-drop",
     type=float,
     default=1.0,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 @BACKEND
 @PRECISION
 @THREADS
-@command
 def verify(bundle: Path, **settings: Any) -> CommandResult:
     """Check that BUNDLE predicts the same as PyTorch on this machine.
 
@@ -47,13 +47,11 @@ def verify(bundle: Path, **settings: Any) -> CommandResult:
 
 def verification_text(result: Verification) -> str:
     """Return a table with a row per graph and backend, then notes and the verdict."""
-    from resdeploy.bundle.manifest import graph_name
-
     with_labels = result.max_drop is not None
     rows = [
         [
             line.backend,
-            graph_name(line.precision.value, line.encoding),
+            graph_name(line.precision, line.encoding),
             f"{line.agreement:.2f} %",
             f"{line.sqnr_db:.1f} dB",
             *(
@@ -69,7 +67,7 @@ def verification_text(result: Verification) -> str:
     accuracy = ["top-1", "drop", "95 % bound"] if with_labels else []
     lines = [table(["backend", "graph", "agreement", "SQNR", *accuracy, "rule", "verdict"], rows)]
     lines += [
-        f"{graph_name(line.precision.value, line.encoding)} on {line.backend}: the logits of "
+        f"{graph_name(line.precision, line.encoding)} on {line.backend}: the logits of "
         f"{plural(line.different, 'golden image')} differ from those of the export"
         for line in result.results
         if line.different

@@ -20,7 +20,7 @@ from resdeploy.report.contents import (
     export_summary,
 )
 from resdeploy.report.latency import benchmark_section, benchmark_summary
-from resdeploy.report.origin import commands_section, origin_section
+from resdeploy.report.origin import origin_sections
 from resdeploy.results import benchmark, comparison, verification
 from resdeploy.results.benchmark import Benchmark, LayerTimes
 from resdeploy.results.comparison import Comparison
@@ -150,8 +150,7 @@ def make_page(inputs: ReportInputs) -> Page:
             *map(verification_section, inputs.verifications),
             *map(benchmark_section, inputs.benchmarks),
             *bundle_sections(bundles),
-            origin_section(environments),
-            commands_section([environment for _, environment in environments]),
+            *origin_sections(environments),
         ),
     )
 
