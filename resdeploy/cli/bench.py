@@ -53,7 +53,7 @@ def _parse_percentage(context: object, parameter: object, text: str) -> float:
     "--seconds",
     type=FloatRange(0.1),
     default=15.0,
-    help="Longest measuring time of each contender, without starts and warm-up, in seconds.",
+    help="Longest measuring time of each contender, without start and warm-up, in seconds.",
 )
 @option(
     "--within",
@@ -73,8 +73,8 @@ def _parse_percentage(context: object, parameter: object, text: str) -> float:
     "--without",
     metavar="NAME",
     multiple=True,
-    help="Leave out a contender, such as pytorch-compile or onnxruntime-cpu, or `ceilings`, the "
-    "measurement of this machine's limits.",
+    help="Leave out a contender, such as pytorch-compile, or `ceilings`, the measurement of this "
+    "machine's limits; may be repeated.",
 )
 @option("-o", "--output", type=PATH, help="Also write the JSON document to this file.")
 @FORCE
@@ -83,8 +83,8 @@ def bench(
 ) -> CommandResult:
     """Measure latency and throughput of BUNDLE on this machine.
 
-    All backends that can run here are compared with PyTorch. They run in processes of their own and
-    take turns.
+    The command compares all backends that can run here with PyTorch. Each of them runs in processes
+    of its own, and they take turns.
     """
     from resdeploy.bench.workload import BenchmarkMode
     from resdeploy.bundle.bundle import open_bundle

@@ -52,32 +52,25 @@ def _parse_batches(context: object, parameter: object, text: str | None) -> Batc
     "[default: no limit; 256 on a module with 4 GB]",
 )
 @option(
-    "--version-compatible",
-    is_flag=True,
-    help="Let later TensorRT versions of the same major release load the engine.",
+    "--version-compatible", is_flag=True, help="Let later minor TensorRT versions load the engine."
 )
 @option(
     "--hardware-compatible",
     is_flag=True,
-    help="Let other GPUs, from Ampere on, run the engine, at some loss of speed.",
+    help="Let other GPUs, from Ampere on, run the engine, slower.",
 )
 @option(
     "--dla",
     type=int,
     metavar="CORE",
-    help="Build for this DLA core of a Jetson.  [default: for the GPU]",
+    help="Build for the DLA core of this number, on a Jetson.  [default: for the GPU]",
 )
-@option(
-    "--prune",
-    is_flag=True,
-    help="Build nothing; remove the least recently used engines from the cache.",
-)
+@option("--prune", is_flag=True, help="Only remove the least recently used engines from the cache.")
 @option(
     "--keep",
     type=FloatRange(0),
-    metavar="GIB",
     default=4.0,
-    help="Size of the cache after --prune, in GiB.",
+    help="Largest size of the cache after --prune, in GiB.",
 )
 @option("--force", is_flag=True, help="Build even if the cache has this engine.")
 def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> CommandResult:
@@ -91,7 +84,7 @@ def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> Com
     from resdeploy.runtime.backends.tensorrt.engine_cache import prune_engines
 
     if prune:
-        reject_options({"bundle": bundle, **settings}, "--prune builds nothing")
+        reject_options(("bundle", *settings), "--prune builds nothing")
         pruned = prune_engines(int(keep * 2**30))
         return CommandResult(pruned, prune_text(pruned))
     if bundle is None:
@@ -101,7 +94,6 @@ def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> Com
 
 
 def build_text(result: BuildReport) -> str:
-    """Return the path of an engine, its properties, and its number of INT8 convolutions."""
     origin = "found in the cache" if result.cached else f"built in {result.seconds:.1f} s"
     lines = [
         str(result.engine),
@@ -117,7 +109,6 @@ def build_text(result: BuildReport) -> str:
 
 
 def prune_text(result: PruneReport) -> str:
-    """Return how many engines were removed and kept, with their sizes."""
     return (
         f"{plural(result.removed, 'engine')} removed ({result.freed_bytes / 1e6:.1f} MB), "
         f"{result.kept} kept ({result.bytes / 1e6:.1f} MB) in {result.folder}"

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def demo(force: bool) -> CommandResult:
     """Run the whole pipeline once on handwritten digits.
 
-    This trains, exports, verifies, benchmarks and reports a ResNet-34, in a few minutes on a
-    laptop's CPU, and downloads nothing. It writes runs/demo, runs/demo.bundle and runs/demo.html.
+    The demo trains, exports, verifies and benchmarks a ResNet-34. It takes a few minutes on a
+    laptop's CPU and downloads nothing. It writes runs/demo, runs/demo.bundle and runs/demo.html.
     """
     from resdeploy.demo import run_demo
     from resdeploy.progress import progress_bar

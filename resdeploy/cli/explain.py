@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from click import Choice, IntRange, argument, option
 
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import THREADS
 from resdeploy.tables import NONE, WORST, plural, table
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
     help="Graph to explain: int8.onnx (tensorrt) or int8-cpu.onnx (cpu).  "
     "[default: tensorrt; cpu with --slow]",
 )
-@option("--images", type=IntRange(1), default=16, help="Golden images to measure the noise on.")
-@option(
-    "--slow", is_flag=True, help="Explain instead why INT8 is not faster on this machine's CPU."
-)
-@option("--batch", type=IntRange(1, 4096), default=1, help="Images in one inference, with --slow.")
+@option("--images", type=IntRange(1), default=16, help="Number of golden images for the noise.")
+@option("--slow", is_flag=True, help="Instead explain why INT8 is not faster on this CPU.")
+@option("--batch", type=IntRange(1, 4096), default=1, help="With --slow: images in one inference.")
 @THREADS
 def explain(
     bundle: Path, encoding: str | None, images: int, slow: bool, batch: int, threads: int | None
@@ -39,7 +38,6 @@ def explain(
     The tensor that causes the most noise at the logits comes first.
     """
     from resdeploy.bundle.bundle import open_bundle
-    from resdeploy.bundle.manifest import Encoding
     from resdeploy.progress import progress_bar
 
     if slow:
@@ -89,7 +87,6 @@ def explanation_text(result: Explanation) -> str:
 
 
 def coverage_text(coverage: Coverage) -> str:
-    """Return a line about the nodes in INT8, and one that lists the nodes in float."""
     islands = [
         f"{island.nodes[0]}"
         + (f" to {island.nodes[-1]} ({len(island.nodes)} nodes)" if len(island.nodes) > 1 else "")
@@ -104,7 +101,6 @@ def coverage_text(coverage: Coverage) -> str:
 
 
 def slowness_text(result: Slowdown) -> str:
-    """Return the latency, the causes with their remedies, and the slowest kernels."""
     lines = [
         f"{result.artifact}.onnx takes {result.ms:.2f} ms, {result.speedup:.2f}x FP32 "
         f"({result.fp32_ms:.2f} ms), batch {result.batch}, {plural(result.threads, 'thread')}",

@@ -34,9 +34,7 @@ if TYPE_CHECKING:
     type=PATH,
     help="Folder of images to calibrate on.  [default: the training images of the run]",
 )
-@option(
-    "--calibration-images", type=IntRange(1), default=512, help="Number of images to calibrate on."
-)
+@option("--calibration-images", type=IntRange(1), default=512, help="Number of calibration images.")
 @option(
     "--calibrator",
     type=Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
 @option(
     "--int8-shortcuts",
     is_flag=True,
-    help="Quantise the shortcuts of int8.onnx, too: a little faster, less accurate.",
+    help="Also quantise the shortcuts of int8.onnx; less accurate.",
 )
 @option(
     "--min-agreement",
@@ -71,20 +69,25 @@ if TYPE_CHECKING:
     "--search-seconds",
     type=FloatRange(1),
     default=600.0,
-    help="Longest search for those layers, in seconds.",
+    help="Longest search for the layers to keep in float, in seconds.",
 )
 @option("--engine", is_flag=True, help="Also build TensorRT engines for this machine.")
 @option(
     "--triton",
     type=PATH,
-    help="Also write a Triton model repository to this folder; if SOURCE is a bundle, only that.",
+    help="Also write a Triton model repository to this folder; if SOURCE is a bundle, write only "
+    "the repository.",
 )
 @option(
     "--image-size",
     type=IntRange(8, 1024),
     help="Height and width of the input, in pixels.  [default: that of the run, or 224]",
 )
-@option("--labels", type=PATH, help="Text file with one class name per line.")
+@option(
+    "--labels",
+    type=PATH,
+    help="Text file with one class name per line.  [default: the names in SOURCE]",
+)
 @option(
     "--seed",
     type=IntRange(0),
@@ -96,7 +99,7 @@ def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> C
     """Export SOURCE to a bundle of ONNX graphs.
 
     SOURCE is a run folder, a .safetensors file or a .pth file; the default is runs/latest. The
-    bundle also holds golden images, to verify the graphs on any machine.
+    bundle also holds golden images (inputs with PyTorch's logits) to verify the graphs anywhere.
     """
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.bundle.manifest import MANIFEST
@@ -140,15 +143,9 @@ def export_text(result: ExportResult) -> str:
 
 
 def repository_text(result: TritonRepository) -> str:
-    """Return a table with a row per Triton model, and the command that builds missing engines."""
     rows = [
-        [
-            model.name,
-            model.backend,
-            str(model.plan or model.graph),
-            "to build" if model.plan else "",
-        ]
-        for model in result.models
+        [m.name, m.backend, str(m.plan or m.graph), "to build" if m.plan else ""]
+        for m in result.models
     ]
     lines = [table(["Triton model", "backend", "file", ""], rows)]
     if any(model.plan for model in result.models):

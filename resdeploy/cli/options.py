@@ -18,7 +18,5 @@ PRECISION = option(
     "compares graphs.",
 )
 THREADS = option(
-    "--threads",
-    type=IntRange(1, 1024),
-    help="CPU threads of one inference.  [default: one per core]",
+    "--threads", type=IntRange(1, 1024), help="CPU threads per inference.  [default: one per core]"
 )

@@ -23,20 +23,18 @@ if TYPE_CHECKING:
 @option(
     "--camera",
     metavar="SOURCE",
-    help="Classify the frames of a camera or a video instead: a number, /dev/video0, a URL or a "
+    help="Instead classify the frames of a camera or a video: a number, /dev/video0, a URL or a "
     "file.",
 )
 @option(
-    "--frames",
-    type=IntRange(1),
-    help="Stop the camera after this many frames.  [default: at Ctrl-C]",
+    "--frames", type=IntRange(1), help="With --camera: number of frames.  [default: until Ctrl-C]"
 )
 @option(
     "--seconds",
     type=FloatRange(0, min_open=True),
-    help="Stop the camera after this many seconds.  [default: at Ctrl-C]",
+    help="With --camera: time limit, in seconds.  [default: until Ctrl-C]",
 )
-@option("--top", type=IntRange(1), default=5, help="Classes per image.")
+@option("--top", type=IntRange(1), default=5, help="Number of classes to print per image.")
 @BACKEND
 @PRECISION
 @THREADS
@@ -46,24 +44,22 @@ def predict(
 ) -> CommandResult:  # fmt: skip
     """Classify IMAGES, or the frames of a camera, with BUNDLE."""
     from resdeploy.progress import progress_bar
+    from resdeploy.runtime.camera import watch_camera
     from resdeploy.runtime.model import load, predict_files
 
     if bool(images) == bool(camera):
-        raise UsageError("name either IMAGES or a --camera")
+        raise UsageError("give either IMAGES or --camera")
     if camera is None:
         reject_options(("frames", "seconds"), "--frames and --seconds need --camera")
-        with load(bundle, progress=progress_bar, **settings) as model:
-            result = predict_files(model, images, top)
-        return CommandResult(result, predictions_text(result))
-    from resdeploy.runtime.camera import watch_camera
-
     with load(bundle, progress=progress_bar, **settings) as model:
+        if camera is None:
+            result = predict_files(model, images, top)
+            return CommandResult(result, predictions_text(result))
         report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
     return CommandResult(report, camera_text(report))
 
 
 def predictions_text(files: Sequence[FilePredictions]) -> str:
-    """Return the most likely classes of each image, with their probabilities as bars."""
     blocks = []
     for file in files:
         width = max(len(line.label) for line in file.predictions)
@@ -77,7 +73,6 @@ def predictions_text(files: Sequence[FilePredictions]) -> str:
 
 
 def camera_text(report: CameraReport) -> str:
-    """Return the most frequent classes of a camera, then the number and the rate of frames."""
     width = max(len(label) for label in report.labels)
     lines = [
         f"  {label.ljust(width)}  {plural(count, 'frame')}"

@@ -18,21 +18,17 @@ from resdeploy.cli.options import FORCE
     is_flag=True,
     help="Write short Markdown, for a pull request; without -o it is printed.",
 )
-@option(
-    "--time-layers",
-    "with_times",
-    is_flag=True,
-    help="Measure the time of each layer of the bundles, on this machine's CPU.",
-)
+@option("--time-layers", is_flag=True, help="Also measure each layer of the bundles on this CPU.")
 @FORCE
-def report(sources: tuple[str, ...], with_times: bool, **settings: Any) -> CommandResult:
+def report(sources: tuple[str, ...], time_layers: bool, **settings: Any) -> CommandResult:
     """Write one HTML page about SOURCES.
 
     SOURCES are bundles, and JSON files of verify, bench and compare. The page loads nothing from
     the network and runs no script.
     """
     from resdeploy.report.report import report as write_report
-    from resdeploy.runtime.backends.onnxruntime.profile import time_layers
+    from resdeploy.runtime.backends.onnxruntime import profile
 
-    result = write_report(sources, time_layers=time_layers if with_times else None, **settings)
+    timer = profile.time_layers if time_layers else None
+    result = write_report(sources, time_layers=timer, **settings)
     return CommandResult(result, str(result.report or result.markdown))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @argument("bundles", metavar="BUNDLE...", type=PATH, nargs=-1, required=True)
 @option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all networks.")
 @option("--port", type=IntRange(0, 65535), default=8000, help="HTTP port; 0 for any free one.")
-@option("--grpc-port", type=IntRange(0, 65535), help="Also serve gRPC, on this port.")
+@option("--grpc-port", type=IntRange(0, 65535), help="Port for gRPC.  [default: no gRPC]")
 @option(
     "--instances",
     type=IntRange(1, 64),
@@ -49,19 +49,14 @@ if TYPE_CHECKING:
     "--timeout-ms",
     type=FloatRange(1),
     default=10_000.0,
-    help="Deadline of a request that sets none, in milliseconds.",
+    help="Default deadline of a request, in ms.",
 )
-@option(
-    "--max-body-mib",
-    type=IntRange(1, 2047),
-    default=64,
-    help="Largest body of one request, in MiB.",
-)
+@option("--max-body-mib", type=IntRange(1, 2047), default=64, help="Largest request body, in MiB.")
 @option(
     "--bodies-mib",
     type=IntRange(1),
     default=512,
-    help="Largest total of the bodies of all open requests, in MiB.",
+    help="Largest total of all request bodies, in MiB.",
 )
 @option("--max-pixels", type=IntRange(1), default=50_000_000, help="Largest picture, in pixels.")
 @option("--connections", type=IntRange(1), default=1024, help="Largest number of open connections.")
@@ -72,7 +67,7 @@ if TYPE_CHECKING:
     "RESDEPLOY_TOKEN; no token if it is not set]",
 )
 @option("--tls-cert", type=PATH, help="PEM file with the certificate; needs --tls-key.")
-@option("--tls-key", type=PATH, help="PEM file with its private key.")
+@option("--tls-key", type=PATH, help="PEM file with the private key; needs --tls-cert.")
 @option(
     "--access-log/--no-access-log", default=True, help="Log each request, or only those that fail."
 )
@@ -81,9 +76,9 @@ if TYPE_CHECKING:
 def serve(bundles: tuple[Path, ...], **settings: Any) -> CommandResult:
     """Serve BUNDLEs over HTTP and gRPC.
 
-    The server speaks the Open Inference Protocol, and has image uploads, a web page and metrics. A
-    model is named like its folder, without `.bundle`. SIGHUP loads the bundles that changed.
-    SIGTERM completes the accepted requests, then exits.
+    The server supports the Open Inference Protocol and image uploads, and has a web page and
+    metrics. A model has the name of its bundle's folder, without `.bundle`. On SIGHUP, the server
+    loads the bundles that changed; on SIGTERM, it completes the accepted requests and exits.
     """
     from resdeploy.errors import needs_extra
     from resdeploy.progress import progress_bar
@@ -99,7 +94,6 @@ def serve(bundles: tuple[Path, ...], **settings: Any) -> CommandResult:
 
 
 def served_text(served: ServeSummary) -> str:
-    """Return the number of requests, images and reloads until the server stopped."""
     reloads = f", {plural(served.reloads, 'reload')}" if served.reloads else ""
     return (
         f"{plural(served.requests, 'request')} and {plural(served.images, 'image')} in "

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def verify(bundle: Path, **settings: Any) -> CommandResult:
     """Check that BUNDLE predicts the same as PyTorch on this machine.
 
-    Exit code: 0 yes, 1 no, 3 too few images to decide.
+    Exit code: 0 passed, 1 failed, 3 too few images to decide.
     """
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.progress import progress_bar
@@ -83,7 +83,6 @@ def verification_text(result: Verification) -> str:
         "" if result.max_drop is None else f"; limit: a drop of {plural(result.max_drop, 'point')}"
     )
     lines.append(f"verdict: {result.verdict.value} on {result.images} images{limit}")
-    needed = [line.images_to_decide for line in result.results if line.images_to_decide]
-    if needed:
+    if needed := [line.images_to_decide for line in result.results if line.images_to_decide]:
         lines.append(f"about {max(needed):,} images would decide, if predictions change as often")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ def render_page(template: str, **values: Any) -> bytes:
 
     Args:
         template: Path below the package of a template that extends `pages/page.html.j2`.
-        values: Every variable of the template.
+        values: Variables of the template.
 
     Raises:
         MissingDependencyError: Jinja2 is not installed.

@@ -95,18 +95,15 @@ def _latency(result: Comparison) -> list[Table]:
 
 
 def _notes(result: Comparison) -> list[str]:
-    needed = [line.images_to_decide for line in result.accuracy if line.images_to_decide]
-    return [
+    notes = [
         *(_layers(change) for change in result.layers),
         *(f"only the first has {name}" for name in result.missing),
         *(f"only the second has {name}" for name in result.added),
         *result.notices,
-        *(
-            [f"about {max(needed):,} images would decide, if predictions change as often"]
-            if needed
-            else []
-        ),
     ]
+    if needed := [line.images_to_decide for line in result.accuracy if line.images_to_decide]:
+        notes.append(f"about {max(needed):,} images would decide, if predictions change as often")
+    return notes
 
 
 def _layers(change: LayerChange) -> str:
