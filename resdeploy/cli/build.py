@@ -52,12 +52,14 @@ def _parse_batches(context: object, parameter: object, text: str | None) -> Batc
     "[default: no limit; 256 on a module with 4 GB]",
 )
 @option(
-    "--version-compatible", is_flag=True, help="Let later minor TensorRT versions load the engine."
+    "--version-compatible",
+    is_flag=True,
+    help="Let later minor versions of TensorRT load the engine.",
 )
 @option(
     "--hardware-compatible",
     is_flag=True,
-    help="Let other GPUs, from Ampere on, run the engine, slower.",
+    help="Let all GPUs from Ampere on run the engine, but slower.",
 )
 @option(
     "--dla",

@@ -76,7 +76,6 @@ def command(function: Callable[..., CommandResult]) -> click.Command:
 
 
 def exit_code(verdict: Verdict) -> ExitCode:
-    """Return the exit code of a verdict."""
     return {"pass": ExitCode.OK, "fail": ExitCode.FAILED}.get(verdict.value, ExitCode.INCONCLUSIVE)
 
 

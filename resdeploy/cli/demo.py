@@ -30,7 +30,6 @@ def demo(force: bool) -> CommandResult:
 
 
 def demo_text(result: DemoResult) -> str:
-    """Return a table with accuracy, agreement and latency of each graph, then a prediction."""
     baseline, *others = result.benchmark.results
     timings = {
         graph_name(line.precision, line.encoding): line

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     help="Graph to explain: int8.onnx (tensorrt) or int8-cpu.onnx (cpu).  "
     "[default: tensorrt; cpu with --slow]",
 )
-@option("--images", type=IntRange(1), default=16, help="Number of golden images for the noise.")
+@option("--images", type=IntRange(1), default=16, help="Number of golden images to measure on.")
 @option("--slow", is_flag=True, help="Instead explain why INT8 is not faster on this CPU.")
 @option("--batch", type=IntRange(1, 4096), default=1, help="With --slow: images in one inference.")
 @THREADS
@@ -40,24 +40,19 @@ def explain(
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.progress import progress_bar
 
+    graph = Encoding(encoding or ("cpu" if slow else "tensorrt"))
     if slow:
         from resdeploy.runtime.diagnosis.slowdown import explain_slowdown
 
         reject_options(("images",), "--slow measures one batch of golden images")
         slowness = explain_slowdown(
-            open_bundle(bundle), encoding=Encoding(encoding or "cpu"), threads=threads,
-            batch=batch, progress=progress_bar,
-        )  # fmt: skip
+            open_bundle(bundle), encoding=graph, threads=threads, batch=batch, progress=progress_bar
+        )
         return CommandResult(slowness, slowness_text(slowness))
     reject_options(("batch", "threads"), "only --slow measures time")
     from resdeploy.export.quantization.sensitivity import explain as run_explain
 
-    result = run_explain(
-        open_bundle(bundle),
-        encoding=Encoding(encoding or "tensorrt"),
-        images=images,
-        progress=progress_bar,
-    )
+    result = run_explain(open_bundle(bundle), encoding=graph, images=images, progress=progress_bar)
     return CommandResult(result, explanation_text(result))
 
 

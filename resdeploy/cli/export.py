@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @option(
     "--int8-shortcuts",
     is_flag=True,
-    help="Also quantise the shortcuts of int8.onnx; less accurate.",
+    help="Also quantise int8.onnx's shortcuts: faster, less accurate.",
 )
 @option(
     "--min-agreement",

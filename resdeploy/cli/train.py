@@ -51,9 +51,7 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 @option("--cutmix", type=FloatRange(0), help="Alpha of CutMix's Beta distribution; 0: no CutMix.")
 @option("--randaugment", type=IntRange(0, 30), help="Magnitude of RandAugment; 0: off.")
 @option("--accumulate", type=IntRange(1), help="Gradient accumulation: number of parts of a batch.")
-@option(
-    "--ema", type=BELOW_1, help="Decay of the exponential average of the weights; 0: no average."
-)
+@option("--ema", type=BELOW_1, help="Decay of the exponential moving average of weights; 0: none.")
 @option(
     "--crop",
     type=Choice(CROPS),

@@ -64,8 +64,8 @@ def verification_text(result: Verification) -> str:
         ]
         for line in result.results
     ]
-    accuracy = ["top-1", "drop", "95 % bound"] if with_labels else []
-    lines = [table(["backend", "graph", "agreement", "SQNR", *accuracy, "rule", "verdict"], rows)]
+    labelled = ["top-1", "drop", "95 % bound"] if with_labels else []
+    lines = [table(["backend", "graph", "agreement", "SQNR", *labelled, "rule", "verdict"], rows)]
     lines += [
         f"{graph_name(line.precision, line.encoding)} on {line.backend}: the logits of "
         f"{plural(line.different, 'golden image')} differ from those of the export"

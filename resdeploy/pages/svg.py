@@ -14,8 +14,7 @@ AXIS = 34
 PLOT_HEIGHT = 300
 LETTER = 7  # approximate width of a letter
 GUTTER = 58  # width of the tick labels of a vertical axis
-BANDS = ((1, 99, "outer"), (5, 95, "middle"), (25, 75, "inner"))
-"""First and last percentile and CSS class of each band."""
+BANDS = ((1, 99, "outer"), (5, 95, "middle"), (25, 75, "inner"))  # percentiles, CSS class
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +87,9 @@ def bands(rows: Sequence[tuple[str, Sequence[float], str]], *, axis: str, descri
     for index, (label, percentiles, figure) in enumerate(rows):
         top = index * ROW
         parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, figure, "end")]
-        for low, high, name in BANDS:
+        for low, high, css in BANDS:
             start, end = x_scale(percentiles[low]), x_scale(percentiles[high])
-            parts.append(_rectangle(start, top + 19, max(end - start, 1.5), 14, name))
+            parts.append(_rectangle(start, top + 19, max(end - start, 1.5), 14, css))
         middle = x_scale(percentiles[50])
         parts.append(_line(middle, top + 17, middle, top + 35, "median"))
     numbers = "; ".join(
@@ -208,8 +207,8 @@ def histogram(
     for index, height in enumerate(heights):
         left, right = LEFT + index * width, LEFT + (index + 1) * width
         inside = left < x_scale(clip[1]) and right > x_scale(clip[0])
-        name = "value" if inside else "clipped"
-        parts.append(_rectangle(left, 6 + full * (1 - height), width * 0.9, full * height, name))
+        css = "value" if inside else "clipped"
+        parts.append(_rectangle(left, 6 + full * (1 - height), width * 0.9, full * height, css))
     parts += [_line(x_scale(value), 0, x_scale(value), 6 + full, "mark") for value in clip]
     return _svg(6 + full + AXIS - 12, description, [*parts, *_axis(x_scale, 6 + full, "")])
 
@@ -227,14 +226,14 @@ def _svg(height: float, description: str, parts: Sequence[str]) -> str:
     return f'<svg viewBox="{view}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", name: str = "") -> str:
-    kind = f' class="{name}"' if name else ""
-    return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+def _text(x: float, y: float, words: str, anchor: str = "start", css: str = "") -> str:
+    css = f' class="{css}"' if css else ""
+    return f'<text{css} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) -> list[str]:
     """Return the marks of points, each with its label at the first free place beside or below."""
-    parts, taken = [], list[tuple[float, float, float]]()
+    parts, occupied = [], list[tuple[float, float, float]]()
     for point in points:
         x, y = x_scale(point.x), y_scale(point.y)
         parts.append(_mark(x, y, point.kind, highlighted=point.highlighted))
@@ -249,9 +248,9 @@ def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) 
         for left, right, label_y, anchor in places if point.label else ():
             if all(
                 right < other_left or other_right < left or abs(label_y - other_y) >= 13
-                for other_left, other_right, other_y in taken
+                for other_left, other_right, other_y in occupied
             ):
-                taken.append((left, right, label_y))
+                occupied.append((left, right, label_y))
                 label_x = left if anchor == "start" else right
                 parts.append(_text(label_x, label_y, point.label, anchor))
                 break
@@ -259,34 +258,34 @@ def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) 
 
 
 def _mark(x: float, y: float, kind: int, *, highlighted: bool) -> str:
-    name = f"point kind{kind}{' highlighted' if highlighted else ''}"
+    css = f"point kind{kind}{' highlighted' if highlighted else ''}"
     if kind == 0:
-        return f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
+        return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
     if kind == 1:
-        return f'<rect class="{name}" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>'
+        return f'<rect class="{css}" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>'
     corners = f"{x:.1f},{y - 6:.1f} {x + 6:.1f},{y + 5:.1f} {x - 6:.1f},{y + 5:.1f}"
-    return f'<polygon class="{name}" points="{corners}"/>'
+    return f'<polygon class="{css}" points="{corners}"/>'
 
 
-def _axis(x_scale: AxisScale, y: float, name: str) -> list[str]:
+def _axis(x_scale: AxisScale, y: float, label: str) -> list[str]:
     parts = [_line(x_scale.start, y, RIGHT, y, "axis")]
     for value in x_scale.ticks():
         x = x_scale(value)
         anchor = "start" if x < LEFT + 14 else "end" if x > RIGHT - 14 else "middle"
         parts.append(_line(x, y, x, y + 4, "axis"))
         parts.append(_text(x, y + 16, short_number(value), anchor, "dim"))
-    if name:
-        parts.append(_text((x_scale.start + RIGHT) / 2, y + 31, name, "middle", "dim"))
+    if label:
+        parts.append(_text((x_scale.start + RIGHT) / 2, y + 31, label, "middle", "dim"))
     return parts
 
 
-def _rectangle(x: float, y: float, width: float, height: float, name: str) -> str:
+def _rectangle(x: float, y: float, width: float, height: float, css: str) -> str:
     size = f'width="{width:.1f}" height="{height:.1f}"'
-    return f'<rect class="{name}" x="{x:.1f}" y="{y:.1f}" {size}/>'
+    return f'<rect class="{css}" x="{x:.1f}" y="{y:.1f}" {size}/>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
-    return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+    return f'<line class="{css}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def _decades(axis: AxisScale) -> list[float]:
@@ -303,6 +302,5 @@ def _round(axis: AxisScale) -> list[float]:
     span = (axis.high - axis.low) / 5
     power = 10.0 ** math.floor(math.log10(span))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= span)
-    first = math.ceil(axis.low / step)
-    last = math.floor(axis.high / step)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    indices = range(math.ceil(axis.low / step), math.floor(axis.high / step) + 1)
+    return [round(index * step, 12) for index in indices]

@@ -11,7 +11,8 @@ MAX_LAYER_NAMES = 8
 
 def comparison_text(result: Comparison) -> str:
     """Return the tables, notes and verdict of a comparison for a terminal."""
-    tables = [table(one.head, one.rows) + "\n" for one in (*_accuracy(result), *_latency(result))]
+    blocks = (*_accuracy(result), *_latency(result))
+    tables = [table(block.head, block.rows) + "\n" for block in blocks]
     return "\n".join([*tables, *_notes(result), f"verdict: {_verdict(result)}"])
 
 

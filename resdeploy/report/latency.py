@@ -208,7 +208,6 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
 
 
 def contender_label(line: Timing) -> str:
-    """Return the contender with its graph."""
     return f"{line.contender}, {graph_name(line.precision, line.encoding)}"
 
 

@@ -166,7 +166,6 @@ def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> byt
 def _title(inputs: ReportInputs) -> str:
     if inputs.bundles:
         return ", ".join(bundle.name for bundle in inputs.bundles)
-    environments = [result.environment for result in inputs.verifications]
-    environments += [result.environment for result in inputs.benchmarks]
-    models = dict.fromkeys(environment.model or "a network" for environment in environments)
+    results = (*inputs.verifications, *inputs.benchmarks)
+    models = dict.fromkeys(result.environment.model or "a network" for result in results)
     return ", ".join(models) or "comparison"

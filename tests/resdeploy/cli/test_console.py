@@ -87,7 +87,7 @@ def test_an_unexpected_error_is_one_line_with_its_type() -> None:
     assert "--debug" in answer.stderr
 
 
-def test_wrong_usage_is_exit_2() -> None:
+def test_wrong_usage_exits_with_2() -> None:
     assert raising(click.UsageError("no")).exit_code == 2
 
 
