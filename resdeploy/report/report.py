@@ -166,6 +166,6 @@ def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> byt
 def _title(inputs: ReportInputs) -> str:
     if inputs.bundles:
         return ", ".join(bundle.name for bundle in inputs.bundles)
-    results = (*inputs.verifications, *inputs.benchmarks)
-    models = dict.fromkeys(result.environment.model or "a network" for result in results)
-    return ", ".join(models) or "comparison"
+    models = [result.environment.model for result in inputs.verifications]
+    models += [result.environment.model for result in inputs.benchmarks]
+    return ", ".join(dict.fromkeys(model or "a network" for model in models)) or "comparison"
