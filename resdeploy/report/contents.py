@@ -33,12 +33,12 @@ class BundleContents:
 def export_summary(manifest: Manifest) -> str:
     """Return one sentence with the agreement that the export measured."""
     agreement = min(artifact.parity.agreement for artifact in manifest.artifacts)
-    images = manifest.artifacts[0].parity.images
-    count = len(manifest.artifacts)
+    images, count = manifest.artifacts[0].parity.images, len(manifest.artifacts)
     graphs = "the graph" if count == 1 else f"each of the {count} graphs"
+    share = f"at least {agreement:.1f} %" if agreement < 100 else "all"
     return (
-        f"At the export, {graphs} had the same predicted class as PyTorch on {agreement:.1f} % or "
-        f"more of {images} golden images."
+        f"At the export, {graphs} had the same predicted class as PyTorch on {share} of the "
+        f"{images} golden images."
     )
 
 
