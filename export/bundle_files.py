@@ -39,7 +39,7 @@ from resdeploy.export.quantization.recipe import encode_recipes
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.source import Source
 from resdeploy.machine.device import read_device
-from resdeploy.report.bundle_page import bundle_page
+from resdeploy.report.report import bundle_page
 from resdeploy.results.provenance import collect_provenance
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import (

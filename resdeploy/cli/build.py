@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from click import BadParameter, Choice, FloatRange, IntRange, UsageError, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import PRECISION
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from resdeploy.runtime.backends.tensorrt.engine_cache import PruneReport
 
 
-def _parse_batches(
-    context: click.Context, parameter: click.Parameter, text: str | None
-) -> Batches | None:
+def _parse_batches(context: object, parameter: object, text: str | None) -> Batches | None:
     """Return the value of `--batch`."""
     if text is None:
         return None
@@ -28,63 +26,55 @@ def _parse_batches(
     try:
         return Batches.parse(text)
     except ValueError as error:
-        raise click.BadParameter(
-            f"{text!r} is not MIN,OPT,MAX, in ascending order from 1"
-        ) from error
+        raise BadParameter(f"{text!r} is not MIN,OPT,MAX, in ascending order from 1") from error
 
 
-@click.command()
-@click.argument("bundle", type=PATH, required=False)
+@command
+@argument("bundle", type=PATH, required=False)
 @PRECISION
-@click.option(
+@option(
     "--flavour",
-    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    type=Choice(["tensorrt", "tensorrt-rtx"]),
     help="TensorRT product to build with.  [default: tensorrt if it is installed]",
 )
-@click.option(
+@option(
     "--batch",
     metavar="MIN,OPT,MAX",
     callback=_parse_batches,
     help="Smallest, usual and largest batch size; one number for all three.  "
     "[default: 1,8,32; 1,1,4 on a module with 4 GB]",
 )
-@click.option(
+@option(
     "--workspace",
-    type=click.IntRange(1),
+    type=IntRange(1),
     metavar="MIB",
     help="Scratch memory that kernels may use, in MiB.  "
     "[default: no limit; 256 on a module with 4 GB]",
 )
-@click.option(
+@option(
     "--version-compatible",
     is_flag=True,
-    help="Let later TensorRT versions of the same major release load the engine.",
+    help="Let later minor versions of TensorRT load the engine.",
 )
-@click.option(
+@option(
     "--hardware-compatible",
     is_flag=True,
-    help="Let other GPUs, from Ampere on, run the engine, at some loss of speed.",
+    help="Let all GPUs from Ampere on run the engine, but slower.",
 )
-@click.option(
+@option(
     "--dla",
     type=int,
     metavar="CORE",
-    help="Build for this DLA core of a Jetson.  [default: for the GPU]",
+    help="Build for the DLA core of this number, on a Jetson.  [default: for the GPU]",
 )
-@click.option(
-    "--prune",
-    is_flag=True,
-    help="Build nothing; remove the least recently used engines from the cache.",
-)
-@click.option(
+@option("--prune", is_flag=True, help="Only remove the least recently used engines from the cache.")
+@option(
     "--keep",
-    type=click.FloatRange(0),
-    metavar="GIB",
+    type=FloatRange(0),
     default=4.0,
-    help="Size of the cache after --prune, in GiB.",
+    help="Largest size of the cache after --prune, in GiB.",
 )
-@click.option("--force", is_flag=True, help="Build even if the cache has this engine.")
-@command
+@option("--force", is_flag=True, help="Build even if the cache has this engine.")
 def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> CommandResult:
     """Build a TensorRT engine of BUNDLE for this machine.
 
@@ -96,17 +86,16 @@ def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> Com
     from resdeploy.runtime.backends.tensorrt.engine_cache import prune_engines
 
     if prune:
-        reject_options({"bundle": bundle, **settings}, "--prune builds nothing")
+        reject_options(("bundle", *settings), "--prune builds nothing")
         pruned = prune_engines(int(keep * 2**30))
         return CommandResult(pruned, prune_text(pruned))
     if bundle is None:
-        raise click.UsageError("name a BUNDLE to build, or add --prune")
+        raise UsageError("name a BUNDLE to build, or add --prune")
     result = build_for_this_machine(open_bundle(bundle), progress=progress_bar, **settings)
     return CommandResult(result, build_text(result))
 
 
 def build_text(result: BuildReport) -> str:
-    """Return the path of an engine, its properties, and its number of INT8 convolutions."""
     origin = "found in the cache" if result.cached else f"built in {result.seconds:.1f} s"
     lines = [
         str(result.engine),
@@ -122,7 +111,6 @@ def build_text(result: BuildReport) -> str:
 
 
 def prune_text(result: PruneReport) -> str:
-    """Return how many engines were removed and kept, with their sizes."""
     return (
         f"{plural(result.removed, 'engine')} removed ({result.freed_bytes / 1e6:.1f} MB), "
         f"{result.kept} kept ({result.bytes / 1e6:.1f} MB) in {result.folder}"

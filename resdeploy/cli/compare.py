@@ -4,48 +4,47 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
+from click import FloatRange, IntRange, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, exit_code
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 
 
-@click.command()
-@click.argument("first")
-@click.argument("second")
-@click.option(
+@command
+@argument("first")
+@argument("second")
+@option(
     "--data", type=PATH, help="Folder of labelled images.  [default: the golden images of FIRST]"
 )
-@click.option(
+@option(
     "--max-drop",
-    type=click.FloatRange(0, 100),
+    type=FloatRange(0, 100),
     default=0.2,
     help="Largest accepted drop of top-1 accuracy, in percentage points.",
 )
-@click.option(
+@option(
     "--max-slowdown",
-    type=click.FloatRange(0),
+    type=FloatRange(0),
     default=5.0,
     help="Largest accepted increase of latency, in percent.",
 )
 @BACKEND
 @PRECISION
-@click.option("--batch", type=click.IntRange(1, 4096), default=1, help="Images in one inference.")
+@option("--batch", type=IntRange(1, 4096), default=1, help="Images in one inference.")
 @THREADS
-@click.option(
+@option(
     "--seconds",
-    type=click.FloatRange(0),
+    type=FloatRange(0),
     default=60.0,
     help="Longest measuring time for each graph, in seconds; 0: compare accuracy only.",
 )
-@command
 def compare(first: str, second: str, **settings: Any) -> CommandResult:
     """Check that SECOND is as accurate and as fast as FIRST.
 
-    FIRST and SECOND are two bundles, which are run here, or two benchmark files. FILE@DATE selects
-    the documents of a file whose date begins with DATE.
+    FIRST and SECOND are two bundles, which the command runs, or two benchmark files. FILE@DATE
+    selects the documents of a file whose date begins with DATE.
 
-    Exit code: 0 yes, 1 no, 3 the measurements do not decide.
+    Exit code: 0 passed, 1 failed, 3 the measurements do not decide.
     """
     from resdeploy.progress import progress_bar
     from resdeploy.report.comparison import comparison_text

@@ -21,7 +21,8 @@ from resdeploy.errors import ResdeployError, missing_dependency
 if TYPE_CHECKING:
     from resdeploy.statistics import Verdict
 
-PATH = click.Path(path_type=Path)  # the called functions check existence, and give a hint
+PATH = click.Path(path_type=Path)
+"""A path that may be missing: the functions that open it raise errors with better hints."""
 
 
 class ExitCode(IntEnum):
@@ -45,11 +46,10 @@ class CommandResult:
     """False in all but the first process of a distributed training: they print nothing."""
 
 
-def command(function: Callable[..., CommandResult]) -> Callable[..., None]:
-    """Add `--json` and `--debug` to a command, print its result, and report errors in one line."""
+def command(function: Callable[..., CommandResult]) -> click.Command:
+    """Return a command with `--json` and `--debug` that prints its result or a one-line error."""
 
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-    @click.option("--debug", is_flag=True, help="Show debug messages, and tracebacks of errors.")
+    @click.command()
     @functools.wraps(function)
     def run_command(*, as_json: bool, debug: bool, **arguments: Any) -> None:
         _log_to_stderr(debug=debug)
@@ -68,11 +68,14 @@ def command(function: Callable[..., CommandResult]) -> Callable[..., None]:
             click.echo(result.text)
         sys.exit(result.exit)
 
+    run_command.params += [
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON."),
+        click.Option(["--debug"], is_flag=True, help="Print debug messages and full tracebacks."),
+    ]
     return run_command
 
 
 def exit_code(verdict: Verdict) -> ExitCode:
-    """Return the exit code of a verdict."""
     return {"pass": ExitCode.OK, "fail": ExitCode.FAILED}.get(verdict.value, ExitCode.INCONCLUSIVE)
 
 
@@ -80,7 +83,7 @@ def reject_options(names: Iterable[str], reason: str) -> None:
     """Raise a usage error if a parameter in `names` was given on the command line."""
     context = click.get_current_context()
     for parameter in context.command.params:
-        source = context.get_parameter_source(str(parameter.name))
+        source = context.get_parameter_source(parameter.name or "")
         if source is ParameterSource.COMMANDLINE and parameter.name in names:
             raise click.UsageError(f"{reason}: leave {parameter.opts[0]} out")
 
@@ -89,7 +92,7 @@ def _print_error(error: Exception) -> None:
     if isinstance(error, ModuleNotFoundError):
         error = missing_dependency(error)
     message, hint = " ".join(str(error).split()), getattr(error, "hint", None)
-    if not isinstance(error, (ResdeployError, ValueError)):  # a bug of ours
+    if not isinstance(error, (ResdeployError, ValueError)):  # a bug in resdeploy
         message = f"{type(error).__name__}: {message}"
         hint = "run the command again with --debug and report its output"
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)

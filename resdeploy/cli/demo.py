@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
+from resdeploy.bundle.manifest import graph_name
 from resdeploy.cli.console import CommandResult, command, exit_code
 from resdeploy.cli.options import FORCE
 from resdeploy.cli.predict import predictions_text
@@ -15,14 +14,13 @@ if TYPE_CHECKING:
     from resdeploy.demo import DemoResult
 
 
-@click.command()
-@FORCE
 @command
+@FORCE
 def demo(force: bool) -> CommandResult:
     """Run the whole pipeline once on handwritten digits.
 
-    This trains, exports, verifies, benchmarks and reports a ResNet-34, in a few minutes on a
-    laptop's CPU, and downloads nothing. It writes runs/demo, runs/demo.bundle and runs/demo.html.
+    The demo trains, exports, verifies and benchmarks a ResNet-34. It takes a few minutes on a
+    laptop's CPU and downloads nothing. It writes runs/demo, runs/demo.bundle and runs/demo.html.
     """
     from resdeploy.demo import run_demo
     from resdeploy.progress import progress_bar
@@ -32,9 +30,6 @@ def demo(force: bool) -> CommandResult:
 
 
 def demo_text(result: DemoResult) -> str:
-    """Return a table with accuracy, agreement and latency of each graph, then a prediction."""
-    from resdeploy.bundle.manifest import graph_name
-
     baseline, *others = result.benchmark.results
     timings = {
         graph_name(line.precision, line.encoding): line
@@ -46,7 +41,7 @@ def demo_text(result: DemoResult) -> str:
          f"{baseline.speedup or 1:.2f}x", NONE]
     ]  # fmt: skip
     for line in result.verification.results:
-        name = graph_name(line.precision.value, line.encoding)
+        name = graph_name(line.precision, line.encoding)
         timing = timings.get(name)
         rows.append(
             [

@@ -5,24 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
+from click import argument
 
 from resdeploy.cli.console import PATH, CommandResult, ExitCode, command
-from resdeploy.cli.machine_text import conditions_lines, gpu_text, jetson_lines
 from resdeploy.cli.verify import verification_text
 
 if TYPE_CHECKING:
     from resdeploy.runtime.diagnosis.doctor import Diagnosis
 
 
-@click.command()
-@click.argument("bundle", type=PATH, required=False)
 @command
+@argument("bundle", type=PATH, required=False)
 def doctor(bundle: Path | None) -> CommandResult:
     """Show the hardware and the inference backends of this machine.
 
-    The advice says how to install missing backends. With BUNDLE, also verify it on its golden
-    images.
+    The output includes how to install missing backends. With BUNDLE, the command also verifies the
+    bundle on its golden images.
 
     Exit code: 1 if no backend can run here, or if BUNDLE fails the verification; otherwise 0.
     """
@@ -37,26 +35,26 @@ def doctor(bundle: Path | None) -> CommandResult:
 
 def diagnosis_text(result: Diagnosis) -> str:
     """Return lines about the machine, its backends and advice, and the verification if any."""
-    device = result.platform
-    memory = device.memory_bytes
+    from resdeploy.report.origin import conditions_text, gpu_text, software_text
+
+    device, memory = result.platform, result.platform.memory_bytes
     cores = f"{device.cores} cores, " if device.jetson else ""  # otherwise part of the name
-    lines = [
-        f"machine   {device.name} ({device.architecture}, {cores}"
-        f"{f'{memory / 2**30:.0f} GiB' if memory else 'memory unknown'})",
-        *jetson_lines(device),
-        f"features  {', '.join(device.cpu_features) or 'no relevant ones'}",
-        *(f"gpu       {text}" for text in [gpu_text(gpu) for gpu in result.gpu] or ["none"]),
-        *conditions_lines(device.conditions),
+    size = f"{memory / 2**30:.0f} GiB" if memory else "memory unknown"
+    facts = [
+        ("machine", f"{device.name} ({device.architecture}, {cores}{size})"),
+        ("software", software_text(device)),
+        ("features", ", ".join(device.cpu_features) or "no relevant ones"),
+        *(("gpu", text) for text in [gpu_text(gpu) for gpu in result.gpu] or ["none"]),
+        ("state", conditions_text(device.conditions)),
     ]
     for backend in result.backends:
-        state = (
-            f"ready, {backend.version}"
-            if backend.available
-            else f"not available: {backend.obstacle}"
-        )
-        lines.append(f"backend   {backend.name}: {state}")
-    lines += [f"advice    {line}" for line in result.advice]
-    lines.append(f"python    {', '.join(f'{k} {v}' for k, v in result.versions.items())}")
+        state = f"ready, {backend.version}"
+        if not backend.available:
+            state = f"not available: {backend.obstacle}"
+        facts.append(("backend", f"{backend.name}: {state}"))
+    facts += [("advice", line) for line in result.advice]
+    facts.append(("python", ", ".join(f"{k} {v}" for k, v in result.versions.items())))
+    lines = [f"{name:<10}{text}" for name, text in facts if text]
     if result.self_test:
         lines += ["", verification_text(result.self_test)]
     return "\n".join(lines)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
+from click import Choice, IntRange, argument, option
 
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import THREADS
 from resdeploy.tables import NONE, WORST, plural, table
@@ -17,25 +18,18 @@ if TYPE_CHECKING:
     from resdeploy.runtime.diagnosis.slowdown import Slowdown
 
 
-@click.command()
-@click.argument("bundle", type=PATH)
-@click.option(
+@command
+@argument("bundle", type=PATH)
+@option(
     "--encoding",
-    type=click.Choice(["tensorrt", "cpu"]),
+    type=Choice(["tensorrt", "cpu"]),
     help="Graph to explain: int8.onnx (tensorrt) or int8-cpu.onnx (cpu).  "
     "[default: tensorrt; cpu with --slow]",
 )
-@click.option(
-    "--images", type=click.IntRange(1), default=16, help="Golden images to measure the noise on."
-)
-@click.option(
-    "--slow", is_flag=True, help="Explain instead why INT8 is not faster on this machine's CPU."
-)
-@click.option(
-    "--batch", type=click.IntRange(1, 4096), default=1, help="Images in one inference, with --slow."
-)
+@option("--images", type=IntRange(1), default=16, help="Number of golden images to measure on.")
+@option("--slow", is_flag=True, help="Instead explain why INT8 is not faster on this CPU.")
+@option("--batch", type=IntRange(1, 4096), default=1, help="With --slow: images in one inference.")
 @THREADS
-@command
 def explain(
     bundle: Path, encoding: str | None, images: int, slow: bool, batch: int, threads: int | None
 ) -> CommandResult:
@@ -44,27 +38,21 @@ def explain(
     The tensor that causes the most noise at the logits comes first.
     """
     from resdeploy.bundle.bundle import open_bundle
-    from resdeploy.bundle.manifest import Encoding
     from resdeploy.progress import progress_bar
 
+    graph = Encoding(encoding or ("cpu" if slow else "tensorrt"))
     if slow:
         from resdeploy.runtime.diagnosis.slowdown import explain_slowdown
 
         reject_options(("images",), "--slow measures one batch of golden images")
         slowness = explain_slowdown(
-            open_bundle(bundle), encoding=Encoding(encoding or "cpu"), threads=threads,
-            batch=batch, progress=progress_bar,
-        )  # fmt: skip
+            open_bundle(bundle), encoding=graph, threads=threads, batch=batch, progress=progress_bar
+        )
         return CommandResult(slowness, slowness_text(slowness))
     reject_options(("batch", "threads"), "only --slow measures time")
     from resdeploy.export.quantization.sensitivity import explain as run_explain
 
-    result = run_explain(
-        open_bundle(bundle),
-        encoding=Encoding(encoding or "tensorrt"),
-        images=images,
-        progress=progress_bar,
-    )
+    result = run_explain(open_bundle(bundle), encoding=graph, images=images, progress=progress_bar)
     return CommandResult(result, explanation_text(result))
 
 
@@ -94,7 +82,6 @@ def explanation_text(result: Explanation) -> str:
 
 
 def coverage_text(coverage: Coverage) -> str:
-    """Return a line about the nodes in INT8, and one that lists the nodes in float."""
     islands = [
         f"{island.nodes[0]}"
         + (f" to {island.nodes[-1]} ({len(island.nodes)} nodes)" if len(island.nodes) > 1 else "")
@@ -109,7 +96,6 @@ def coverage_text(coverage: Coverage) -> str:
 
 
 def slowness_text(result: Slowdown) -> str:
-    """Return the latency, the causes with their remedies, and the slowest kernels."""
     lines = [
         f"{result.artifact}.onnx takes {result.ms:.2f} ms, {result.speedup:.2f}x FP32 "
         f"({result.fp32_ms:.2f} ms), batch {result.batch}, {plural(result.threads, 'thread')}",

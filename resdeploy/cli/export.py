@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from click import Choice, FloatRange, IntRange, argument, option
 
 from resdeploy.cli.build import build_text
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
@@ -18,89 +18,88 @@ if TYPE_CHECKING:
     from resdeploy.export.triton.repository import TritonRepository
 
 
-@click.command()
-@click.argument("source", type=PATH, default="runs/latest")
-@click.option("-o", "--output", type=PATH, help="Bundle to write.  [default: NAME.bundle]")
-@click.option("--fp16", is_flag=True, help="Also write fp16.onnx.")
-@click.option("--int8", is_flag=True, help="Also write int8.onnx (for TensorRT) and int8-cpu.onnx.")
-@click.option(
+@command
+@argument("source", type=PATH, default="runs/latest")
+@option("-o", "--output", type=PATH, help="Bundle to write.  [default: NAME.bundle]")
+@option("--fp16", is_flag=True, help="Also write fp16.onnx.")
+@option("--int8", is_flag=True, help="Also write int8.onnx (for TensorRT) and int8-cpu.onnx.")
+@option(
     "--dla",
     is_flag=True,
     help="With --int8: also write int8-dla.onnx, for the DLA (deep-learning accelerator) of a "
     "Jetson.",
 )
-@click.option(
+@option(
     "--calibration-data",
     type=PATH,
     help="Folder of images to calibrate on.  [default: the training images of the run]",
 )
-@click.option(
-    "--calibration-images",
-    type=click.IntRange(1),
-    default=512,
-    help="Number of images to calibrate on.",
-)
-@click.option(
+@option("--calibration-images", type=IntRange(1), default=512, help="Number of calibration images.")
+@option(
     "--calibrator",
-    type=click.Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
+    type=Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
     default="auto",
     help="Method that chooses the quantisation ranges; auto tries all and keeps the best on "
     "held-out images.",
 )
-@click.option(
+@option(
     "--int8-shortcuts",
     is_flag=True,
-    help="Quantise the shortcuts of int8.onnx, too: a little faster, less accurate.",
+    help="Also quantise int8.onnx's shortcuts: faster, less accurate.",
 )
-@click.option(
+@option(
     "--min-agreement",
-    type=click.FloatRange(0, 100),
+    type=FloatRange(0, 100),
     help="Keep the most sensitive layers in float until this percentage of images has the same "
     "predicted class as FP32.",
 )
-@click.option(
+@option(
     "--max-drop",
-    type=click.FloatRange(0, 100),
+    type=FloatRange(0, 100),
     help="Keep the most sensitive layers in float until top-1 accuracy drops by no more than "
     "this, in percentage points.",
 )
-@click.option(
+@option(
     "--target-ms",
-    type=click.FloatRange(0, min_open=True),
+    type=FloatRange(0, min_open=True),
     help="Keep as many sensitive layers of int8-cpu.onnx in float as this latency for one image "
     "on this CPU allows, in milliseconds.",
 )
-@click.option(
+@option(
     "--search-seconds",
-    type=click.FloatRange(1),
+    type=FloatRange(1),
     default=600.0,
-    help="Longest search for those layers, in seconds.",
+    help="Longest search for the layers to keep in float, in seconds.",
 )
-@click.option("--engine", is_flag=True, help="Also build TensorRT engines for this machine.")
-@click.option(
+@option("--engine", is_flag=True, help="Also build TensorRT engines for this machine.")
+@option(
     "--triton",
     type=PATH,
-    help="Also write a Triton model repository to this folder; if SOURCE is a bundle, only that.",
+    help="Also write a Triton model repository to this folder; if SOURCE is a bundle, write only "
+    "the repository.",
 )
-@click.option(
+@option(
     "--image-size",
-    type=click.IntRange(8, 1024),
+    type=IntRange(8, 1024),
     help="Height and width of the input, in pixels.  [default: that of the run, or 224]",
 )
-@click.option("--labels", type=PATH, help="Text file with one class name per line.")
-@click.option(
+@option(
+    "--labels",
+    type=PATH,
+    help="Text file with one class name per line.  [default: the names in SOURCE]",
+)
+@option(
     "--seed",
-    type=click.IntRange(0),
+    type=IntRange(0),
     default=0,
     help="Seed of the choice of calibration and golden images.",
 )
 @FORCE
-@command
 def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> CommandResult:
     """Export SOURCE to a bundle of ONNX graphs.
 
     SOURCE is a run folder, a .safetensors file or a .pth file; the default is runs/latest. The
-    bundle also holds golden images, to verify the graphs on any machine.
+    bundle also holds golden images (inputs with PyTorch's logits) to verify the graphs anywhere.
     """
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.bundle.manifest import MANIFEST
@@ -144,15 +143,9 @@ def export_text(result: ExportResult) -> str:
 
 
 def repository_text(result: TritonRepository) -> str:
-    """Return a table with a row per Triton model, and the command that builds missing engines."""
     rows = [
-        [
-            model.name,
-            model.backend,
-            str(model.plan or model.graph),
-            "to build" if model.plan else "",
-        ]
-        for model in result.models
+        [m.name, m.backend, str(m.plan or m.graph), "to build" if m.plan else ""]
+        for m in result.models
     ]
     lines = [table(["Triton model", "backend", "file", ""], rows)]
     if any(model.plan for model in result.models):

@@ -29,15 +29,7 @@ def main() -> None:
     """Train a ResNet, export it to ONNX, run it on GPUs, Jetsons and CPUs, and verify it there."""
 
 
-main.add_command(demo)
-main.add_command(train)
-main.add_command(export)
-main.add_command(build)
-main.add_command(verify)
-main.add_command(bench)
-main.add_command(compare)
-main.add_command(report)
-main.add_command(predict)
-main.add_command(serve)
-main.add_command(explain)
-main.add_command(doctor)
+for _command in (
+    demo, train, export, build, verify, bench, compare, report, predict, serve, explain, doctor
+):  # fmt: skip
+    main.add_command(_command)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import click
+from click import Choice, IntRange, option
 
-FORCE = click.option("--force", is_flag=True, help="Replace an output that exists.")
-BACKEND = click.option(
+FORCE = option("--force", is_flag=True, help="Replace an output that exists.")
+BACKEND = option(
     "--backend",
     default="auto",
     help="Inference backend, such as onnxruntime-cpu; `resdeploy doctor` lists them.",
 )
-PRECISION = click.option(
+PRECISION = option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+    type=Choice(["auto", "fp32", "fp16", "int8"]),
     default="auto",
-    help="Precision of the graph to use.",
+    help="Precision of the graph to use; auto: the fastest graph, or all graphs if the command "
+    "compares graphs.",
 )
-THREADS = click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    help="CPU threads of one inference.  [default: one per core]",
+THREADS = option(
+    "--threads", type=IntRange(1, 1024), help="CPU threads per inference.  [default: one per core]"
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from click import FloatRange, IntRange, UsageError, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS
@@ -17,54 +17,49 @@ if TYPE_CHECKING:
     from resdeploy.runtime.model import FilePredictions
 
 
-@click.command()
-@click.argument("bundle", type=PATH)
-@click.argument("images", type=PATH, nargs=-1)
-@click.option(
+@command
+@argument("bundle", type=PATH)
+@argument("images", type=PATH, nargs=-1)
+@option(
     "--camera",
     metavar="SOURCE",
-    help="Classify the frames of a camera or a video instead: a number, /dev/video0, a URL or a "
+    help="Instead classify the frames of a camera or a video: a number, /dev/video0, a URL or a "
     "file.",
 )
-@click.option(
-    "--frames",
-    type=click.IntRange(1),
-    help="Stop the camera after this many frames.  [default: at Ctrl-C]",
+@option(
+    "--frames", type=IntRange(1), help="With --camera: number of frames.  [default: until Ctrl-C]"
 )
-@click.option(
+@option(
     "--seconds",
-    type=click.FloatRange(0, min_open=True),
-    help="Stop the camera after this many seconds.  [default: at Ctrl-C]",
+    type=FloatRange(0, min_open=True),
+    help="With --camera: time limit, in seconds.  [default: until Ctrl-C]",
 )
-@click.option("--top", type=click.IntRange(1), default=5, help="Classes per image.")
+@option("--top", type=IntRange(1), default=5, help="Number of classes to print per image.")
 @BACKEND
 @PRECISION
 @THREADS
-@command
 def predict(
     bundle: Path, images: tuple[Path, ...], camera: str | None, frames: int | None,
     seconds: float | None, top: int, **settings: Any,
 ) -> CommandResult:  # fmt: skip
     """Classify IMAGES, or the frames of a camera, with BUNDLE."""
     from resdeploy.progress import progress_bar
+    from resdeploy.runtime.camera import watch_camera
     from resdeploy.runtime.model import load, predict_files
 
     if bool(images) == bool(camera):
-        raise click.UsageError("name either IMAGES or a --camera")
+        raise UsageError("give either IMAGES or --camera")
     if camera is None:
         reject_options(("frames", "seconds"), "--frames and --seconds need --camera")
-        with load(bundle, progress=progress_bar, **settings) as model:
-            result = predict_files(model, images, top)
-        return CommandResult(result, predictions_text(result))
-    from resdeploy.runtime.camera import watch_camera
-
     with load(bundle, progress=progress_bar, **settings) as model:
+        if camera is None:
+            result = predict_files(model, images, top)
+            return CommandResult(result, predictions_text(result))
         report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
     return CommandResult(report, camera_text(report))
 
 
 def predictions_text(files: Sequence[FilePredictions]) -> str:
-    """Return the most likely classes of each image, with their probabilities as bars."""
     blocks = []
     for file in files:
         width = max(len(line.label) for line in file.predictions)
@@ -78,7 +73,6 @@ def predictions_text(files: Sequence[FilePredictions]) -> str:
 
 
 def camera_text(report: CameraReport) -> str:
-    """Return the most frequent classes of a camera, then the number and the rate of frames."""
     width = max(len(label) for label in report.labels)
     lines = [
         f"  {label.ljust(width)}  {plural(count, 'frame')}"

@@ -4,36 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
+from click import argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command
 from resdeploy.cli.options import FORCE
 
 
-@click.command()
-@click.argument("sources", nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, help="File to write.  [default: report.html]")
-@click.option(
+@command
+@argument("sources", nargs=-1, required=True)
+@option("-o", "--output", type=PATH, help="File to write.  [default: report.html]")
+@option(
     "--markdown",
     is_flag=True,
     help="Write short Markdown, for a pull request; without -o it is printed.",
 )
-@click.option(
-    "--time-layers",
-    "with_times",
-    is_flag=True,
-    help="Measure the time of each layer of the bundles, on this machine's CPU.",
-)
+@option("--time-layers", is_flag=True, help="Also measure each layer of the bundles on this CPU.")
 @FORCE
-@command
-def report(sources: tuple[str, ...], with_times: bool, **settings: Any) -> CommandResult:
+def report(sources: tuple[str, ...], time_layers: bool, **settings: Any) -> CommandResult:
     """Write one HTML page about SOURCES.
 
     SOURCES are bundles, and JSON files of verify, bench and compare. The page loads nothing from
     the network and runs no script.
     """
     from resdeploy.report.report import report as write_report
-    from resdeploy.runtime.backends.onnxruntime.profile import time_layers
+    from resdeploy.runtime.backends.onnxruntime import profile
 
-    result = write_report(sources, time_layers=time_layers if with_times else None, **settings)
+    timer = profile.time_layers if time_layers else None
+    result = write_report(sources, time_layers=timer, **settings)
     return CommandResult(result, str(result.report or result.markdown))

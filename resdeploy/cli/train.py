@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from click import Choice, FloatRange, IntRange, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import FORCE
@@ -18,167 +18,124 @@ from resdeploy.train.recipes import RECIPES
 if TYPE_CHECKING:
     from resdeploy.train.trainer import TrainingResult
 
+BELOW_1 = FloatRange(0, 1, max_open=True)
 
-@click.command(epilog="Options without a default above take the value of the recipe.")
-@click.argument("data", default=DIGITS)
-@click.option(
-    "-o", "--output", "run", type=PATH, help="Run folder to write.  [default: runs/DATA-TIME]"
-)
-@click.option(
+
+@command
+@argument("data", default=DIGITS)
+@option("-o", "--output", "run", type=PATH, help="Run folder to write.  [default: runs/DATA-TIME]")
+@option(
     "--recipe",
-    type=click.Choice(list(RECIPES)),
+    type=Choice(list(RECIPES)),
     help="Set of settings to start from.  [default: qat with --qat, finetune with --init, else "
     "quick]",
 )
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.")
-@click.option(
-    "--image-size", type=click.IntRange(8, 1024), help="Height and width of the input, in pixels."
-)
-@click.option("--batch-size", type=click.IntRange(2), help="Images per optimiser step.")
-@click.option(
+@option("--epochs", type=IntRange(1), help="Number of passes over the training images.")
+@option("--image-size", type=IntRange(8, 1024), help="Height and width of the input, in pixels.")
+@option("--batch-size", type=IntRange(2), help="Number of images per optimiser step.")
+@option(
     "--lr",
     type=float,
     help="Highest learning rate at a batch size of 256; it is scaled to the actual batch size.",
 )
-@click.option(
+@option(
     "--schedule",
-    type=click.Choice(SCHEDULES),
+    type=Choice(SCHEDULES),
     help="Decay of the learning rate; step: to a tenth after 50 % and 75 % of the epochs.",
 )
-@click.option(
-    "--warmup-epochs", type=click.FloatRange(0), help="Epochs of linear learning-rate warm-up."
-)
-@click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="Momentum of SGD.")
-@click.option("--weight-decay", type=click.FloatRange(0), help="Weight decay of SGD.")
-@click.option(
-    "--label-smoothing",
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Label smoothing of the cross entropy.",
-)
-@click.option(
-    "--mixup", type=click.FloatRange(0), help="Alpha of mixup's Beta distribution; 0: no mixup."
-)
-@click.option(
-    "--cutmix", type=click.FloatRange(0), help="Alpha of CutMix's Beta distribution; 0: no CutMix."
-)
-@click.option("--randaugment", type=click.IntRange(0, 30), help="Magnitude of RandAugment; 0: off.")
-@click.option(
-    "--accumulate",
-    type=click.IntRange(1),
-    help="Gradient accumulation: parts of a batch that are computed one after the other.",
-)
-@click.option(
-    "--ema",
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Decay of the exponential moving average of the weights; 0: no average.",
-)
-@click.option(
+@option("--warmup-epochs", type=FloatRange(0), help="Linear learning-rate warm-up, in epochs.")
+@option("--momentum", type=BELOW_1, help="Momentum of SGD.")
+@option("--weight-decay", type=FloatRange(0), help="Weight decay of SGD.")
+@option("--label-smoothing", type=BELOW_1, help="Label smoothing of the cross entropy.")
+@option("--mixup", type=FloatRange(0), help="Alpha of mixup's Beta distribution; 0: no mixup.")
+@option("--cutmix", type=FloatRange(0), help="Alpha of CutMix's Beta distribution; 0: no CutMix.")
+@option("--randaugment", type=IntRange(0, 30), help="Magnitude of RandAugment; 0: off.")
+@option("--accumulate", type=IntRange(1), help="Gradient accumulation: number of parts of a batch.")
+@option("--ema", type=BELOW_1, help="Decay of the exponential moving average of weights; 0: none.")
+@option(
     "--crop",
-    type=click.Choice(CROPS),
+    type=Choice(CROPS),
     help="Random crop; area: a random area and aspect ratio, scale: a square at a random scale.",
 )
-@click.option(
+@option(
     "--min-area",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FloatRange(0, 1, min_open=True),
     help="Smallest share of the image that --crop area keeps.",
 )
-@click.option(
-    "--freeze", is_flag=True, default=None, help="With --init: train only the classifier."
-)
-@click.option(
+@option("--freeze", is_flag=True, default=None, help="With --init: train only the classifier.")
+@option(
     "--class-weights",
     is_flag=True,
     default=None,
     help="Weight the loss so that all classes count equally, however many images they have.",
 )
-@click.option(
-    "--qat",
-    is_flag=True,
-    default=None,
-    help="With --init: quantisation-aware training for int8.onnx.",
+@option(
+    "--qat", is_flag=True, default=None, help="With --init: quantisation-aware training for INT8."
 )
-@click.option(
+@option(
     "--distillation",
-    type=click.FloatRange(0, 1),
-    help="With --qat: weight of the predictions of --init as training targets, against the "
-    "labels; 1: no labels.",
+    type=FloatRange(0, 1),
+    help="With --qat: share of the training target that is the prediction of --init; the rest is "
+    "the label.",
 )
-@click.option(
+@option(
     "--shortcut",
-    type=click.Choice([option.value for option in Shortcut]),
+    type=Choice([shortcut.value for shortcut in Shortcut]),
     help="Shortcut option of the ResNet paper; plain: no shortcuts.  [default: that of --init, "
     "else B]",
 )
-@click.option(
-    "--flip/--no-flip",
-    default=None,
-    help="Mirror images at random.  [default: yes, except for digits]",
+@option(
+    "--flip/--no-flip", default=None, help="Mirror images at random.  [default: yes; no for digits]"
 )
-@click.option(
+@option(
     "--bf16/--no-bf16", default=None, help="Compute in bfloat16.  [default: if it is faster here]"
 )
-@click.option(
+@option(
     "--compile/--no-compile",
     default=None,
-    help="Use torch.compile.  [default: on a GPU, if it works there]",
+    help="Use torch.compile.  [default: on GPUs, if it works]",
 )
-@click.option("--init", help="Weights to start from: a run folder, a .pth or a .safetensors file.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of all random numbers.")
-@click.option(
+@option("--init", help="Weights to start from: a run folder, a .pth or a .safetensors file.")
+@option("--seed", type=IntRange(0), help="Seed of all random numbers.")
+@option(
     "--workers",
-    type=click.IntRange(0),
-    help="Processes that decode images.  [default: 0 on a CPU, else one per core but one]",
+    type=IntRange(0),
+    help="Number of processes that decode images.  [default: 0 on a CPU, else the cores less 1]",
 )
-@click.option(
-    "--save-minutes",
-    type=click.FloatRange(0),
-    help="Minutes between two saves of the state within an epoch.",
+@option(
+    "--save-minutes", type=FloatRange(0), help="Time between saves within an epoch, in minutes."
 )
-@click.option(
-    "--tensorboard", is_flag=True, default=None, help="Also write metrics for TensorBoard."
-)
-@click.option(
-    "--resume", type=PATH, help="Continue the training in this run folder, with its settings."
-)
+@option("--tensorboard", is_flag=True, default=None, help="Also write metrics for TensorBoard.")
+@option("--resume", type=PATH, help="Continue the training in this run folder, with its settings.")
 @FORCE
-@command
 def train(
-    data: str,
-    run: Path | None,
-    resume: Path | None,
-    force: bool,
-    recipe: str | None,
-    **settings: Any,
+    run: Path | None, resume: Path | None, force: bool, recipe: str | None, **settings: Any
 ) -> CommandResult:
     """Train a ResNet-34 on DATA.
 
-    DATA is a folder with train/ and val/, or `digits` (the default). Under torchrun, all processes
-    train one network together.
+    DATA is a folder with train/ and val/, or `digits` (the default). Options without a default take
+    the value of the recipe. Under torchrun, all processes train one network together.
     """
     from resdeploy.progress import progress_bar
     from resdeploy.train import trainer
     from resdeploy.train.distributed import is_main_process
 
     if resume is not None:
-        reject_options(
-            {"data": data, "run": run, "recipe": recipe, **settings},
-            "--resume takes the run's own settings",
-        )
+        reject_options(("run", "recipe", *settings), "--resume keeps the run's settings")
         result = trainer.resume(resume, progress=progress_bar)
     else:
-        config = TrainingConfig.from_recipe(recipe, data=data, **settings)
+        config = TrainingConfig.from_recipe(recipe, **settings)
         run_training: Callable[..., TrainingResult] = trainer.train
         if config.qat:
             from resdeploy.export.quantization.qat_start import train_quantized
 
             run_training = train_quantized
-        folder = run or trainer.default_folder(data)
+        folder = run or trainer.default_folder(config.data)
         result = run_training(config, folder, force=force, progress=progress_bar)
     return CommandResult(result, training_text(result), printed=is_main_process())
 
 
 def training_text(result: TrainingResult) -> str:
-    """Return the run folder, its accuracy and speed, and the command to export it."""
     lines = [
         f"{result.run}: top-1 accuracy {result.accuracy:.2f} % after "
         f"{plural(result.epochs, 'epoch')} ({result.images_per_second:.0f} images/s)",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from click import argument, option
 
+from resdeploy.bundle.manifest import graph_name
 from resdeploy.cli.console import PATH, CommandResult, command, exit_code
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 from resdeploy.tables import plural, table
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
     from resdeploy.results.verification import Verification
 
 
-@click.command()
-@click.argument("bundle", type=PATH)
-@click.option(
+@command
+@argument("bundle", type=PATH)
+@option(
     "--data",
     type=PATH,
     help="Folder of labelled images, to measure top-1 accuracy on.  [default: golden images only]",
 )
-@click.option(
+@option(
     "--max-drop",
     type=float,
     default=1.0,
@@ -31,11 +32,10 @@ if TYPE_CHECKING:
 @BACKEND
 @PRECISION
 @THREADS
-@command
 def verify(bundle: Path, **settings: Any) -> CommandResult:
     """Check that BUNDLE predicts the same as PyTorch on this machine.
 
-    Exit code: 0 yes, 1 no, 3 too few images to decide.
+    Exit code: 0 passed, 1 failed, 3 too few images to decide.
     """
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.progress import progress_bar
@@ -47,13 +47,11 @@ def verify(bundle: Path, **settings: Any) -> CommandResult:
 
 def verification_text(result: Verification) -> str:
     """Return a table with a row per graph and backend, then notes and the verdict."""
-    from resdeploy.bundle.manifest import graph_name
-
     with_labels = result.max_drop is not None
     rows = [
         [
             line.backend,
-            graph_name(line.precision.value, line.encoding),
+            graph_name(line.precision, line.encoding),
             f"{line.agreement:.2f} %",
             f"{line.sqnr_db:.1f} dB",
             *(
@@ -66,10 +64,10 @@ def verification_text(result: Verification) -> str:
         ]
         for line in result.results
     ]
-    accuracy = ["top-1", "drop", "95 % bound"] if with_labels else []
-    lines = [table(["backend", "graph", "agreement", "SQNR", *accuracy, "rule", "verdict"], rows)]
+    labelled = ["top-1", "drop", "95 % bound"] if with_labels else []
+    lines = [table(["backend", "graph", "agreement", "SQNR", *labelled, "rule", "verdict"], rows)]
     lines += [
-        f"{graph_name(line.precision.value, line.encoding)} on {line.backend}: the logits of "
+        f"{graph_name(line.precision, line.encoding)} on {line.backend}: the logits of "
         f"{plural(line.different, 'golden image')} differ from those of the export"
         for line in result.results
         if line.different
@@ -85,7 +83,6 @@ def verification_text(result: Verification) -> str:
         "" if result.max_drop is None else f"; limit: a drop of {plural(result.max_drop, 'point')}"
     )
     lines.append(f"verdict: {result.verdict.value} on {result.images} images{limit}")
-    needed = [line.images_to_decide for line in result.results if line.images_to_decide]
-    if needed:
+    if needed := [line.images_to_decide for line in result.results if line.images_to_decide]:
         lines.append(f"about {max(needed):,} images would decide, if predictions change as often")
     return "\n".join(lines)

@@ -1,7 +1,4 @@
-"""Plots as inline SVG, without scripts; the style sheet of the page sets fonts and colours.
-
-A plot is `WIDTH` units wide, so that on a phone its text is as large as that of the page.
-"""
+"""Plots as inline SVG without scripts; the style sheet of the page sets fonts and colours."""
 
 from __future__ import annotations
 
@@ -10,20 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-WIDTH = 480
+WIDTH = 480  # about the width of a phone, so that text is as large as on the rest of the page
 LEFT, RIGHT = 8, 472
 ROW = 42
 AXIS = 34
 PLOT_HEIGHT = 300
 LETTER = 7  # approximate width of a letter
 GUTTER = 58  # width of the tick labels of a vertical axis
-BANDS = ((1, 99, "outer"), (5, 95, "middle"), (25, 75, "inner"))
-"""First and last percentile and CSS class of each band."""
+BANDS = ((1, 99, "outer"), (5, 95, "middle"), (25, 75, "inner"))  # percentiles, CSS class
 
 
 @dataclass(frozen=True, slots=True)
 class AxisScale:
-    """A linear or logarithmic map from values to units of the drawing."""
+    """A linear or logarithmic map from values to coordinates of the drawing."""
 
     low: float
     high: float
@@ -32,7 +28,7 @@ class AxisScale:
     logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
-        """Return the place of `value`; values outside the axis go to its nearer end."""
+        """Return the coordinate of `value`, or the nearer end if it lies outside the axis."""
         low, high = self.low, self.high
         value = min(max(value, low), high)
         if self.logarithmic:
@@ -83,7 +79,7 @@ def bands(rows: Sequence[tuple[str, Sequence[float], str]], *, axis: str, descri
     Args:
         rows: Label, 101 percentiles, and text on the right.
         axis: Label of the axis.
-        description: Text alternative of the plot.
+        description: Beginning of the text alternative, which also has the numbers of the rows.
     """
     ends = [percentiles[end] for _, percentiles, _ in rows for end in (1, 99)]
     x_scale = axis_scale(ends, LEFT, RIGHT, logarithmic=True)
@@ -91,13 +87,19 @@ def bands(rows: Sequence[tuple[str, Sequence[float], str]], *, axis: str, descri
     for index, (label, percentiles, figure) in enumerate(rows):
         top = index * ROW
         parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, figure, "end")]
-        for low, high, name in BANDS:
+        for low, high, css in BANDS:
             start, end = x_scale(percentiles[low]), x_scale(percentiles[high])
-            parts.append(_rectangle(start, top + 19, max(end - start, 1.5), 14, name))
+            parts.append(_rectangle(start, top + 19, max(end - start, 1.5), 14, css))
         middle = x_scale(percentiles[50])
         parts.append(_line(middle, top + 17, middle, top + 35, "median"))
+    numbers = "; ".join(
+        f"{label}: {figure}, 50 % from {values[25]:.2f} to {values[75]:.2f}, "
+        f"98 % from {values[1]:.2f} to {values[99]:.2f}"
+        for label, values, figure in rows
+    )
     bottom = len(rows) * ROW + 2
-    return _svg(bottom + AXIS, description, [*parts, *_axis(x_scale, bottom, axis)])
+    parts += _axis(x_scale, bottom, axis)
+    return _svg(bottom + AXIS, f"{description} {numbers}", parts)
 
 
 def intervals(
@@ -113,7 +115,7 @@ def intervals(
     Args:
         rows: Label, lower end, value, upper end, and text on the right.
         axis: Label of the axis.
-        description: Text alternative of the plot.
+        description: Beginning of the text alternative, which also has the numbers of the rows.
         marks: Positions and names of vertical lines, such as a limit.
         logarithmic: True for a logarithmic axis.
     """
@@ -131,34 +133,38 @@ def intervals(
         parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, figure, "end")]
         parts.append(_line(x_scale(low), top + 26, x_scale(high), top + 26, "whisker"))
         parts.append(f'<circle class="dot" cx="{x_scale(value):.1f}" cy="{top + 26}" r="5"/>')
-    return _svg(bottom + AXIS, description, [*parts, *_axis(x_scale, bottom, axis)])
+    numbers = "; ".join(
+        f"{label}: {figure}, {low:.2f} to {high:.2f}" for label, low, _, high, figure in rows
+    )
+    parts += _axis(x_scale, bottom, axis)
+    return _svg(bottom + AXIS, f"{description} {numbers}", parts)
 
 
 def scatter(
     points: Sequence[PlotPoint],
-    lines: Sequence[PlotLine],
+    lines: Sequence[PlotLine] = (),
     *,
     x_label: str,
     y_label: str,
     description: str,
-    logarithmic: tuple[bool, bool],
+    logarithmic: bool = False,
     y_max: float = math.inf,
 ) -> str:
-    """Draw points and lines in a plane.
+    """Draw points, and lines below them, in a plane.
 
     Args:
         points: Points with their labels.
-        lines: Polylines below the points.
+        lines: Polylines with their labels.
         x_label: Label of the horizontal axis.
         y_label: Label of the vertical axis.
-        description: Text alternative of the plot.
-        logarithmic: True for a logarithmic axis: x, y.
-        y_max: Largest possible value, where the vertical axis ends at the latest.
+        description: Text alternative.
+        logarithmic: True if both axes are logarithmic.
+        y_max: Largest possible value: the vertical axis does not go beyond it.
     """
     xs = [p.x for p in points] + [x for line in lines for x, _ in line.points]
     ys = [p.y for p in points] + [y for line in lines for _, y in line.points]
-    x_scale = axis_scale(xs, GUTTER, RIGHT, logarithmic=logarithmic[0])
-    y_scale = axis_scale(ys, PLOT_HEIGHT, 24, logarithmic=logarithmic[1])
+    x_scale = axis_scale(xs, GUTTER, RIGHT, logarithmic=logarithmic)
+    y_scale = axis_scale(ys, PLOT_HEIGHT, 24, logarithmic=logarithmic)
     y_scale = replace(y_scale, high=min(y_scale.high, y_max))
     parts = [_text(LEFT, 12, y_label, "start", "dim"), *_axis(x_scale, PLOT_HEIGHT, x_label)]
     for value in y_scale.ticks():
@@ -180,14 +186,15 @@ def bars(rows: Sequence[tuple[str, float, str]], *, description: str) -> str:
 
     Args:
         rows: Label, length from 0 to 1, and text on the right.
-        description: Text alternative of the plot.
+        description: Beginning of the text alternative, which also has the numbers of the rows.
     """
+    numbers = "; ".join(f"{label}: {figure}" for label, _, figure in rows)
     parts = []
     for index, (label, share, figure) in enumerate(rows):
         top = index * 32
         parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, figure, "end")]
         parts.append(_rectangle(LEFT, top + 18, max(share * (RIGHT - LEFT), 1), 8, "value"))
-    return _svg(len(rows) * 32 + 2, description, parts)
+    return _svg(len(rows) * 32 + 2, f"{description} {numbers}", parts)
 
 
 def histogram(
@@ -200,8 +207,8 @@ def histogram(
     for index, height in enumerate(heights):
         left, right = LEFT + index * width, LEFT + (index + 1) * width
         inside = left < x_scale(clip[1]) and right > x_scale(clip[0])
-        name = "value" if inside else "clipped"
-        parts.append(_rectangle(left, 6 + full * (1 - height), width * 0.9, full * height, name))
+        css = "value" if inside else "clipped"
+        parts.append(_rectangle(left, 6 + full * (1 - height), width * 0.9, full * height, css))
     parts += [_line(x_scale(value), 0, x_scale(value), 6 + full, "mark") for value in clip]
     return _svg(6 + full + AXIS - 12, description, [*parts, *_axis(x_scale, 6 + full, "")])
 
@@ -215,23 +222,18 @@ def short_number(value: float) -> str:
 
 
 def _svg(height: float, description: str, parts: Sequence[str]) -> str:
-    """Return the SVG element with its text alternative."""
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(description)}">'
-        + "".join(parts)
-        + "</svg>"
-    )
+    view, label = f"0 0 {WIDTH} {height:.0f}", escape(description)
+    return f'<svg viewBox="{view}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", name: str = "") -> str:
-    """Return a text element with escaped `words`."""
-    kind = f' class="{name}"' if name else ""
-    return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+def _text(x: float, y: float, words: str, anchor: str = "start", css: str = "") -> str:
+    css = f' class="{css}"' if css else ""
+    return f'<text{css} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) -> list[str]:
-    """Return the marks of points, each with its label where no other label is."""
-    parts, taken = [], list[tuple[float, float, float]]()
+    """Return the marks of points, each with its label at the first free place beside or below."""
+    parts, occupied = [], list[tuple[float, float, float]]()
     for point in points:
         x, y = x_scale(point.x), y_scale(point.y)
         parts.append(_mark(x, y, point.kind, highlighted=point.highlighted))
@@ -246,9 +248,9 @@ def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) 
         for left, right, label_y, anchor in places if point.label else ():
             if all(
                 right < other_left or other_right < left or abs(label_y - other_y) >= 13
-                for other_left, other_right, other_y in taken
+                for other_left, other_right, other_y in occupied
             ):
-                taken.append((left, right, label_y))
+                occupied.append((left, right, label_y))
                 label_x = left if anchor == "start" else right
                 parts.append(_text(label_x, label_y, point.label, anchor))
                 break
@@ -256,48 +258,41 @@ def _marks(points: Sequence[PlotPoint], x_scale: AxisScale, y_scale: AxisScale) 
 
 
 def _mark(x: float, y: float, kind: int, *, highlighted: bool) -> str:
-    name = f"point kind{kind}{' highlighted' if highlighted else ''}"
+    css = f"point kind{kind}{' highlighted' if highlighted else ''}"
     if kind == 0:
-        return f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
+        return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
     if kind == 1:
-        return f'<rect class="{name}" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>'
+        return f'<rect class="{css}" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>'
     corners = f"{x:.1f},{y - 6:.1f} {x + 6:.1f},{y + 5:.1f} {x - 6:.1f},{y + 5:.1f}"
-    return f'<polygon class="{name}" points="{corners}"/>'
+    return f'<polygon class="{css}" points="{corners}"/>'
 
 
-def _axis(x_scale: AxisScale, y: float, name: str) -> list[str]:
+def _axis(x_scale: AxisScale, y: float, label: str) -> list[str]:
     parts = [_line(x_scale.start, y, RIGHT, y, "axis")]
     for value in x_scale.ticks():
         x = x_scale(value)
         anchor = "start" if x < LEFT + 14 else "end" if x > RIGHT - 14 else "middle"
-        parts += [
-            _line(x, y, x, y + 4, "axis"),
-            _text(x, y + 16, short_number(value), anchor, "dim"),
-        ]
-    if name:
-        parts.append(_text((x_scale.start + RIGHT) / 2, y + 31, name, "middle", "dim"))
+        parts.append(_line(x, y, x, y + 4, "axis"))
+        parts.append(_text(x, y + 16, short_number(value), anchor, "dim"))
+    if label:
+        parts.append(_text((x_scale.start + RIGHT) / 2, y + 31, label, "middle", "dim"))
     return parts
 
 
-def _rectangle(x: float, y: float, width: float, height: float, name: str) -> str:
-    return (
-        f'<rect class="{name}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
-    )
+def _rectangle(x: float, y: float, width: float, height: float, css: str) -> str:
+    size = f'width="{width:.1f}" height="{height:.1f}"'
+    return f'<rect class="{css}" x="{x:.1f}" y="{y:.1f}" {size}/>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
-    return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+    return f'<line class="{css}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def _decades(axis: AxisScale) -> list[float]:
     powers = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8)):
-        found = [
-            step * 10.0**power
-            for power in powers
-            for step in steps
-            if axis.low <= step * 10.0**power <= axis.high
-        ]
+        values = [step * 10.0**power for power in powers for step in steps]
+        found = [value for value in values if axis.low <= value <= axis.high]
         if len(found) >= 4:
             return found
     return found if len(found) > 1 else _round(axis)
@@ -307,6 +302,5 @@ def _round(axis: AxisScale) -> list[float]:
     span = (axis.high - axis.low) / 5
     power = 10.0 ** math.floor(math.log10(span))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= span)
-    first = math.ceil(axis.low / step)
-    last = math.floor(axis.high / step)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    indices = range(math.ceil(axis.low / step), math.floor(axis.high / step) + 1)
+    return [round(index * step, 12) for index in indices]

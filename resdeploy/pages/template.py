@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 from resdeploy.errors import needs_extra
@@ -12,8 +11,8 @@ def render_page(template: str, **values: Any) -> bytes:
     """Return a filled-in template as UTF-8; all values are escaped.
 
     Args:
-        template: Path below the package of a template that extends `pages/page.html.j2`.
-        values: Every variable of the template.
+        template: Path, below the package, of a template that extends `pages/page.html.j2`.
+        values: Variables of the template.
 
     Raises:
         MissingDependencyError: Jinja2 is not installed.
@@ -21,11 +20,8 @@ def render_page(template: str, **values: Any) -> bytes:
     with needs_extra():
         import jinja2
 
-    def source(name: str) -> str:
-        return resources.files("resdeploy").joinpath(name).read_text(encoding="utf-8")
-
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(source),
+        loader=jinja2.PackageLoader("resdeploy", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

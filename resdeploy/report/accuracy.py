@@ -1,4 +1,4 @@
-"""The results of a verification: accuracy with intervals, agreement, and the confusion matrix."""
+"""Report section of a verification: accuracy with intervals, agreement, confusion matrix."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def verification_section(result: Verification) -> Section:
     """Return tables of a verification; with labels also the drops and the confusion matrix."""
     if result.max_drop is None:
         return Section(title="Agreement", blocks=(_agreement(result),))
-    blocks: list[Block] = [_accuracy(result), _drops(result), _agreement(result)]
+    notes = []
     if result.used_before:
-        blocks.append(
-            Text(
-                text=f"The export chose INT8 ranges or layers on {result.used_before:,} of the "
-                "images, which flatters the INT8 graphs."
-            )
+        notes.append(
+            f"The export chose INT8 ranges or layers on {result.used_before:,} of the images, "
+            "which flatters the INT8 graphs."
         )
     if result.unreadable:
-        blocks.append(Text(text=f"{result.unreadable:,} images could not be decoded."))
-    return Section(title="Accuracy", blocks=(*blocks, *_confusion(result)))
+        notes.append(f"{result.unreadable:,} images could not be decoded.")
+    tables = (_accuracy(result), _drops(result), _agreement(result))
+    blocks = (*tables, *(Text(text=note) for note in notes), *_confusion(result))
+    return Section(title="Accuracy", blocks=blocks)
 
 
 def _accuracy(result: Verification) -> Table:
@@ -79,14 +79,13 @@ def _drops(result: Verification) -> Figure:
     assert result.max_drop is not None
     rows = []
     for line in result.results:
-        low, drop, high = (line.drop_lower95 or 0.0, line.drop or 0.0, line.drop_upper95 or 0.0)
+        low, drop, high = line.drop_lower95 or 0.0, line.drop or 0.0, line.drop_upper95 or 0.0
         rows.append((_name(line), low, drop, high, f"{drop:+.2f}, bound {high:+.2f}"))
-    described = "; ".join(f"{label}: {figure}" for label, *_, figure in rows)
     return Figure(
         svg=intervals(
             rows,
             axis="drop of top-1 accuracy against FP32, in points",
-            description=f"Drop of top-1 accuracy against FP32, in points. {described}",
+            description="Drop of top-1 accuracy against FP32, in points.",
             marks=((0.0, "no drop"), (result.max_drop, "limit")),
         ),
         caption="Drop of top-1 accuracy against FP32. Each end of an interval is a one-sided 95 % "
@@ -115,26 +114,29 @@ def _agreement(result: Verification) -> Table:
 
 
 def _confusion(result: Verification) -> list[Block]:
-    """Return the confusion matrix of one graph, and its most frequent errors beside FP32's.
+    """Return the confusion matrix and the most frequent errors of one graph.
 
-    The graph is the CPU's INT8 graph, or else the last one; a failed one is not shown.
+    That is the INT8 graph for CPUs if it did not fail, otherwise the last graph that did not fail.
     """
     known = [line for line in result.results if line.confusion and line.verdict is not Verdict.FAIL]
     if not known or not result.labels:
         return []
     baseline = known[0]
     shown = next((line for line in known if line.encoding is Encoding.CPU), known[-1])
-    labels, blocks = result.labels, list[Block]()
+    labels, counts, blocks = result.labels, _counts(shown), list[Block]()
     if len(labels) <= MAX_MATRIX_CLASSES:
         blocks.append(
             Matrix(
                 caption=f"Confusion matrix of {_graph(shown)}: rows are true classes, columns "
                 "predicted classes.",
                 labels=labels,
-                counts=_counts(shown, len(labels)),
+                counts=tuple(
+                    tuple(counts.get((true, predicted), 0) for predicted in range(len(labels)))
+                    for true in range(len(labels))
+                ),
             )
         )
-    baseline_counts = {(true, predicted): n for true, predicted, n in baseline.confusion}
+    baseline_counts = _counts(baseline)
     errors = sorted((cell for cell in shown.confusion if cell[0] != cell[1]), key=lambda c: -c[2])
     rows = tuple(
         (
@@ -157,12 +159,8 @@ def _confusion(result: Verification) -> list[Block]:
     return blocks
 
 
-def _counts(line: ArtifactResult, classes: int) -> tuple[tuple[int, ...], ...]:
-    counts = {(true, predicted): n for true, predicted, n in line.confusion}
-    return tuple(
-        tuple(counts.get((true, predicted), 0) for predicted in range(classes))
-        for true in range(classes)
-    )
+def _counts(line: ArtifactResult) -> dict[tuple[int, int], int]:
+    return {(true, predicted): count for true, predicted, count in line.confusion}
 
 
 def _label(labels: Sequence[str], index: int) -> str:

@@ -11,7 +11,8 @@ MAX_LAYER_NAMES = 8
 
 def comparison_text(result: Comparison) -> str:
     """Return the tables, notes and verdict of a comparison for a terminal."""
-    tables = [table(one.head, one.rows) + "\n" for one in (*_accuracy(result), *_latency(result))]
+    blocks = (*_accuracy(result), *_latency(result))
+    tables = [table(block.head, block.rows) + "\n" for block in blocks]
     return "\n".join([*tables, *_notes(result), f"verdict: {_verdict(result)}"])
 
 
@@ -95,18 +96,15 @@ def _latency(result: Comparison) -> list[Table]:
 
 
 def _notes(result: Comparison) -> list[str]:
-    needed = [line.images_to_decide for line in result.accuracy if line.images_to_decide]
-    return [
+    notes = [
         *(_layers(change) for change in result.layers),
         *(f"only the first has {name}" for name in result.missing),
         *(f"only the second has {name}" for name in result.added),
         *result.notices,
-        *(
-            [f"about {max(needed):,} images would decide, if predictions change as often"]
-            if needed
-            else []
-        ),
     ]
+    if needed := [line.images_to_decide for line in result.accuracy if line.images_to_decide]:
+        notes.append(f"about {max(needed):,} images would decide, if predictions change as often")
+    return notes
 
 
 def _layers(change: LayerChange) -> str:

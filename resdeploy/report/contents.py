@@ -1,4 +1,4 @@
-"""The contents of a bundle: its graphs, its calibration and its layers."""
+"""Report sections of a bundle: its graphs, its calibration and its layers."""
 
 from __future__ import annotations
 
@@ -33,44 +33,31 @@ class BundleContents:
 def export_summary(manifest: Manifest) -> str:
     """Return one sentence with the agreement that the export measured."""
     agreement = min(artifact.parity.agreement for artifact in manifest.artifacts)
-    images = manifest.artifacts[0].parity.images
-    count = len(manifest.artifacts)
+    images, count = manifest.artifacts[0].parity.images, len(manifest.artifacts)
     graphs = "the graph" if count == 1 else f"each of the {count} graphs"
+    share = f"at least {agreement:.1f} %" if agreement < 100 else "all"
     return (
-        f"At the export, {graphs} had the same predicted class as PyTorch on {agreement:.1f} % or "
-        f"more of {images} golden images."
+        f"At the export, {graphs} had the same predicted class as PyTorch on {share} of the "
+        f"{images} golden images."
     )
 
 
 def bundle_sections(bundles: Sequence[BundleContents]) -> list[Section]:
-    """Return the sections about each bundle; with several, each title names its bundle.
-
-    Raises:
-        BundleError: The record of the calibration in a manifest is damaged.
-    """
-    sections = []
-    for bundle in bundles:
-        for title, blocks in _sections(bundle):
-            name = f"{title} of {bundle.name}" if len(bundles) > 1 else title
-            sections.append(Section(title=name, blocks=blocks))
-    return sections
+    """Return the sections about each bundle; with several bundles, each title names its bundle."""
+    return [
+        Section(title=f"{title} of {bundle.name}" if len(bundles) > 1 else title, blocks=blocks)
+        for bundle in bundles
+        for title, blocks in _sections(bundle)
+    ]
 
 
 def calibration_record(manifest: Manifest) -> CalibrationRecord:
-    """Return the calibration of a manifest in its typed form.
-
-    Raises:
-        BundleError: The record is damaged.
-    """
+    """Return the calibration of a manifest, or raise BundleError if it is damaged."""
     return _parse(CalibrationRecord, manifest.calibration, "calibration")
 
 
 def export_environment(manifest: Manifest) -> Environment:
-    """Return when, where and with which command a bundle was exported.
-
-    Raises:
-        BundleError: The provenance is damaged.
-    """
+    """Return the provenance of a bundle, or raise BundleError if it is damaged."""
     return _parse(Environment, manifest.provenance, "provenance")
 
 
@@ -82,10 +69,8 @@ def _parse(kind: type[Document], value: Any, key: str) -> Document:
 
 
 def _sections(bundle: BundleContents) -> list[tuple[str, tuple[Block, ...]]]:
-    manifest = bundle.manifest
-    sections: list[tuple[str, tuple[Block, ...]]] = [
-        ("Graphs", (_parity(manifest), _input(manifest)))
-    ]
+    manifest, sections = bundle.manifest, list[tuple[str, tuple[Block, ...]]]()
+    sections.append(("Graphs", (_parity(manifest), _input(manifest))))
     if manifest.calibration is not None:
         record = calibration_record(manifest)
         sections.append(("Calibration", _calibration(record)))
@@ -120,8 +105,7 @@ def _parity(manifest: Manifest) -> Table:
 
 
 def _input(manifest: Manifest) -> Facts:
-    prep, size = manifest.preprocessing, manifest.preprocessing.image_size
-    model = manifest.model
+    model, prep, size = manifest.model, manifest.preprocessing, manifest.preprocessing.image_size
     return Facts(
         facts=(
             ("network", f"{model.get('name')}, {manifest.classes} classes"),
@@ -142,6 +126,7 @@ def _input(manifest: Manifest) -> Facts:
 
 
 def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
+    balance = record.classes
     facts = [
         ("calibrator", ", ".join(f"{name} for {kind}" for kind, name in record.method.items())),
         ("images", f"{record.images:,}; manifest.json lists their sha256"),
@@ -152,15 +137,9 @@ def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
         ),
         *(("skipped", f"{count} {reason}") for reason, count in record.skipped.items()),
     ]
-    if record.classes:
-        balance = record.classes
-        facts.append(
-            (
-                "classes",
-                f"{balance.represented} of {balance.classes}, with {balance.fewest} to "
-                f"{balance.most} images each",
-            )
-        )
+    if balance:
+        images = f"with {balance.fewest} to {balance.most} images each"
+        facts.append(("classes", f"{balance.represented} of {balance.classes}, {images}"))
     blocks: list[Block] = [Facts(facts=tuple(facts))]
     if record.scores:
         blocks.append(_scores(record))

@@ -1,4 +1,4 @@
-"""The report section of a benchmark: times, speed-ups, resources and the roofline."""
+"""Report section of a benchmark: times, speed-ups, resources and the roofline."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from resdeploy.tables import NONE, plural
 
 
 def benchmark_summary(result: Benchmark) -> str:
-    """Return one sentence: the fastest contender and its speed-up."""
+    """Return one sentence with the fastest contender and its speed-up."""
     fastest = max(result.results, key=lambda line: line.images_per_second)
-    gain = (
-        f", {fastest.speedup:.2f} times as fast as PyTorch eager (95 % interval "
-        f"{fastest.speedup_low:.2f} to {fastest.speedup_high:.2f})"
-        if fastest.speedup is not None
-        else ""
-    )
+    gain = ""
+    if fastest.speedup is not None:
+        gain = (
+            f", {fastest.speedup:.2f} times as fast as PyTorch eager (95 % interval "
+            f"{fastest.speedup_low:.2f} to {fastest.speedup_high:.2f})"
+        )
     graph = graph_name(fastest.precision, fastest.encoding)
     return (
         f"The fastest contender is {fastest.contender} with {graph}: {fastest.p50_ms:.2f} ms"
@@ -41,26 +41,21 @@ def benchmark_section(result: Benchmark) -> Section:
     if result.work and result.ceilings:
         blocks += _roofline(result, result.work, result.ceilings)
     blocks += [Text(text=f"Notice: {notice}") for notice in result.notices]
-    subject = f"{result.environment.model} at {result.environment.image_size} pixels"
-    mode = result.environment.mode or "stream"
-    first = result.results[0]
-    title = f"Speed: {subject}, {mode}, batch {first.batch}, threads {first.threads}"
+    environment, first = result.environment, result.results[0]
+    title = (
+        f"Speed: {environment.model} at {environment.image_size} pixels, "
+        f"{environment.mode or 'stream'}, batch {first.batch}, threads {first.threads}"
+    )
     return Section(title=title, blocks=tuple(blocks))
 
 
 def _spread(lines: list[Timing]) -> Figure:
     rows = [(contender_label(line), line.quantiles_ms, f"{line.p50_ms:.2f} ms") for line in lines]
-    described = "; ".join(
-        f"{contender_label(line)}: 50 % from {line.quantiles_ms[25]:.2f} to "
-        f"{line.quantiles_ms[75]:.2f} ms, 98 % from {line.quantiles_ms[1]:.2f} to "
-        f"{line.quantiles_ms[99]:.2f} ms"
-        for line in lines
-    )
     return Figure(
         svg=bands(
             rows,
             axis="milliseconds per call, on a logarithmic scale",
-            description=f"Distribution of the times of single calls. {described}",
+            description="Distribution of the times of single calls, in milliseconds.",
         ),
         caption="Distribution of the times of single calls: the line is the median, the dark band "
         "contains 50 %, the middle band 90 % and the pale band 98 %.",
@@ -101,14 +96,11 @@ def _speedups(lines: list[Timing]) -> Figure:
         )
         for line in lines
     ]
-    described = "; ".join(
-        f"{label}: {value:.2f}, {low:.2f} to {high:.2f}" for label, low, value, high, _ in rows
-    )
     return Figure(
         svg=intervals(
             rows,
             axis="times as fast as PyTorch eager, on a logarithmic scale",
-            description=f"Speed-ups with 95 % confidence intervals. {described}",
+            description="Speed-ups with 95 % confidence intervals.",
             marks=((1.0, "PyTorch eager"),),
             logarithmic=True,
         ),
@@ -117,37 +109,31 @@ def _speedups(lines: list[Timing]) -> Figure:
 
 
 def _resources(result: Benchmark) -> Table:
-    measured = any(line.energy for line in result.results)
-    on_gpu = any(line.peak_gpu_bytes for line in result.results)
-    limited = any(line.limit_share for line in result.results)
-    head = ["contender", "cold start", "peak memory", "file"]
-    head += ["share of the limit", "bound by"] if limited else []
-    rows = []
-    for line in result.results:
-        row = [
-            contender_label(line),
-            NONE if line.cold_start_s is None else f"{line.cold_start_s:.2f} s",
-            _megabytes(line.peak_rss_bytes),
-            _megabytes(line.file_bytes),
-        ]
-        if limited:
-            row.append(NONE if line.limit_share is None else f"{100 * line.limit_share:.0f} %")
-            row.append(line.bound or NONE)
-        if on_gpu:
-            row.append(_megabytes(line.peak_gpu_bytes))
-        if measured:
-            energy = line.energy
-            row.append(
-                NONE
-                if energy is None
-                else f"{energy.mj_per_image:.1f} ({energy.mj_low:.1f} to {energy.mj_high:.1f})"
-            )
-        rows.append(tuple(row))
+    lines = result.results
+    cold_starts = [NONE if x.cold_start_s is None else f"{x.cold_start_s:.2f} s" for x in lines]
+    columns = {
+        "contender": [contender_label(line) for line in lines],
+        "cold start": cold_starts,
+        "peak memory": [_megabytes(line.peak_rss_bytes) for line in lines],
+        "file": [_megabytes(line.file_bytes) for line in lines],
+        "share of the limit": [_percentage(line.limit_share) for line in lines],
+        "bound by": [line.bound or NONE for line in lines],
+        "GPU memory": [_megabytes(line.peak_gpu_bytes) for line in lines],
+        "mJ/image": [
+            f"{energy.mj_per_image:.1f} ({energy.mj_low:.1f} to {energy.mj_high:.1f})"
+            if (energy := line.energy)
+            else NONE
+            for line in lines
+        ],
+    }
+    for optional in ("share of the limit", "bound by", "GPU memory", "mJ/image"):
+        if set(columns[optional]) == {NONE}:
+            del columns[optional]
     return Table(
         caption="Resources: the time from the start of a process to its first result, peak memory, "
         "file size, and the speed as a share of this machine's limit.",
-        head=(*head, *(["GPU memory"] if on_gpu else []), *(["mJ/image"] if measured else [])),
-        rows=tuple(rows),
+        head=tuple(columns),
+        rows=tuple(zip(*columns.values())),
         html_only=True,
     )
 
@@ -180,19 +166,15 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
         points.append(
             PlotPoint(intensity, rate, str(number), 2 if "torch" in line.contender else 0)
         )
-        share = NONE if line.limit_share is None else f"{100 * line.limit_share:.0f} %"
-        rows.append(
-            (f"{number}  {contender_label(line)}", f"{rate / 1e9:.0f}", f"{intensity:.0f}", share)
-        )
+        name, share = f"{number}  {contender_label(line)}", _percentage(line.limit_share)
+        rows.append((name, f"{rate / 1e9:.0f}", f"{intensity:.0f}", share))
     left = min(point.x for point in points) / 4
     right = max(max(point.x for point in points), max(rates.values()) / memory) * 4
     lines = [
         PlotLine(((left, left * memory), (rate / memory, rate), (right, rate)), name)
         for name, rate in sorted(rates.items(), key=lambda item: -item[1])
     ]
-    described = "; ".join(
-        f"{name}: {rate} billion operations per second" for name, rate, *_ in rows
-    )
+    described = "; ".join(f"{name}: {rate}" for name, rate, *_ in rows)
     roofs = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
     return [
         Figure(
@@ -201,9 +183,9 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
                 lines,
                 x_label="operations per byte moved",
                 y_label="operations per second",
-                description=f"Roofline. Ceilings in billions of operations per second: {roofs}. "
+                description=f"Roofline in billions of operations per second. Ceilings: {roofs}. "
                 f"{described}",
-                logarithmic=(True, True),
+                logarithmic=True,
             ),
             caption="Roofline: each line is the limit for one arithmetic. The numbers refer to the "
             "table; triangles are PyTorch.",
@@ -226,8 +208,11 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
 
 
 def contender_label(line: Timing) -> str:
-    """Return the contender with its graph."""
     return f"{line.contender}, {graph_name(line.precision, line.encoding)}"
+
+
+def _percentage(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.0f} %"
 
 
 def _megabytes(size: int | None) -> str:

@@ -1,4 +1,4 @@
-"""The quantisation noise and the time of each layer, and histograms of activations."""
+"""Report section of the layers: quantisation noise, times, and histograms of activations."""
 
 from __future__ import annotations
 
@@ -14,27 +14,21 @@ NOISIEST = 12  # layers in the plot
 
 
 def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, ...]:
-    """Return a plot of the noisiest layers, a table of all, and histograms of activations."""
+    """Return a plot of the noisiest layers, a table of all layers, and histograms."""
     noisiest = sorted(
         (layer for layer in analysis.layers if layer.worst_db is not None),
         key=lambda layer: layer.worst_db or 0.0,
     )[:NOISIEST]
     names = {layer.name for layer in noisiest}
+    measured = {name: f"{ms:.3f} ms" for name, ms in times.ms.items()} if times else {}
+    time_head = ["time"] if times else []
     total = sum(layer.macs for layer in analysis.layers) or 1
     table = Table(
         caption="Convolutions and the classifier in graph order: share of the multiply-accumulates "
         "(MACs), and SQNR of the logits of int8.onnx when only the input, or only the weights, of "
         f"this layer are quantised. The {len(names)} noisiest are highlighted."
         + (f" Time: in {times.graph}, from ONNX Runtime's profile." if times else ""),
-        head=(
-            "layer",
-            "kind",
-            "MACs",
-            "SQNR, input",
-            "SQNR, weights",
-            "in float for",
-            *(["time"] if times else []),
-        ),
+        head=("layer", "kind", "MACs", "SQNR, input", "SQNR, weights", "in float for", *time_head),
         rows=tuple(
             (
                 layer.name,
@@ -43,7 +37,7 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
                 _decibels(layer.input_sqnr_db),
                 _decibels(layer.weight_sqnr_db),
                 ", ".join(layer.in_float) or NONE,
-                *([_time(times, layer.name)] if times else []),
+                *([measured.get(layer.name, NONE)] if times else []),
             )
             for layer in analysis.layers
         ),
@@ -61,11 +55,7 @@ def _noise(layers: Sequence[LayerCost]) -> Figure:
         for layer in layers
     ]
     return Figure(
-        svg=svg.bars(
-            rows,
-            description="Noise of the logits by layer. "
-            + "; ".join(f"{name}: {figure}" for name, _, figure in rows),
-        ),
+        svg=svg.bars(rows, description="Noise of the logits by layer."),
         caption="The noisiest layers: SQNR of the logits of int8.onnx when only the layer's input, "
         "or only its weights, are quantised, whichever is worse. The bars show the amplitude of "
         "the noise.",
@@ -88,10 +78,6 @@ def _histogram(values: ActivationHistogram) -> Figure:
         caption=f"{values.tensor} on the calibration images: {ranges}. Counts are on a logarithmic "
         "scale; values outside the dashed lines are clipped.",
     )
-
-
-def _time(times: LayerTimes, layer: str) -> str:
-    return f"{times.ms[layer]:.3f} ms" if layer in times.ms else NONE
 
 
 def _decibels(value: float | None) -> str:

@@ -1,82 +1,78 @@
-"""The environments that results were measured in, and the commands that produced them."""
+"""Environments of results, and the commands that produced the results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from resdeploy.machine.conditions import Conditions
 from resdeploy.machine.device import Device
+from resdeploy.machine.nvml import Gpu
 from resdeploy.pages.blocks import Commands, Facts, Section
 from resdeploy.results.provenance import Environment
 
 
-def origin_section(environments: Sequence[tuple[str, Environment]]) -> Section:
-    """Return a section with each environment, below its name, such as `Benchmark`."""
-    return Section(
-        title="Environments",
-        blocks=tuple(
-            Facts(caption=name, facts=environment_facts(environment))
-            for name, environment in environments
-        ),
+def origin_sections(environments: Sequence[tuple[str, Environment]]) -> tuple[Section, Section]:
+    """Return the environments, each below its name, and the distinct commands of a report."""
+    facts = [Facts(caption=name, facts=_facts(environment)) for name, environment in environments]
+    commands = dict.fromkeys(e.command for _, e in environments if e.command)
+    return (
+        Section(title="Environments", blocks=tuple(facts)),
+        Section(title="Commands", blocks=(Commands(lines=tuple(commands)),)),
     )
 
 
-def commands_section(environments: Sequence[Environment]) -> Section:
-    """Return a section with the commands that produced the results, each once."""
-    lines = [environment.command for environment in environments if environment.command]
-    return Section(title="Commands", blocks=(Commands(lines=tuple(dict.fromkeys(lines))),))
+def software_text(device: Device) -> str:
+    """Return the known software of a machine, with the module of a Jetson."""
+    board = device.jetson
+    return _join(
+        board and board.module and f"module {board.module}",
+        board and board.jetpack and f"JetPack {board.jetpack}",
+        board and board.l4t and f"L4T {board.l4t}",
+        device.cuda and f"CUDA {device.cuda}",
+        device.tensorrt and f"TensorRT {device.tensorrt}",
+        device.container and f"container {device.container}",
+    )
 
 
-def environment_facts(environment: Environment) -> tuple[tuple[str, str], ...]:
-    """Return the known facts about an environment: date, machine, state and versions."""
+def gpu_text(gpu: Gpu) -> str:
+    """Return the name and the known properties of a GPU."""
+    return _join(
+        gpu.name,
+        gpu.compute_capability and f"compute capability {gpu.compute_capability}",
+        gpu.driver and f"driver {gpu.driver}",
+        gpu.memory_bytes and f"{gpu.memory_bytes / 2**30:.0f} GiB",
+        gpu.clock_mhz and f"{gpu.clock_mhz} of {gpu.max_clock_mhz} MHz",
+        gpu.power_limit_w and f"limit {gpu.power_limit_w:.0f} W",
+    )
+
+
+def conditions_text(now: Conditions) -> str:
+    """Return the known power mode, clocks, temperature and active cooling devices."""
+    clocks = {"CPU": now.cpu_clock, "GPU": now.gpu_clock}
+    return _join(
+        now.power_mode and f"power mode {now.power_mode.name} ({now.power_mode.number})",
+        *(c and f"{name} at {c.now:.0f} of {c.high:.0f} MHz" for name, c in clocks.items()),
+        now.temperature_c is not None and f"{now.temperature_c:.0f} C",
+        now.cooling and f"cooled by {', '.join(now.cooling)}",
+    )
+
+
+def _facts(environment: Environment) -> tuple[tuple[str, str], ...]:
     device = environment.device
-    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     facts = {
         "date": environment.date,
         "machine": device.name,
         "memory": f"{device.memory_bytes / 2**30:.0f} GiB" if device.memory_bytes else "",
         "CPU features": ", ".join(device.cpu_features),
-        "software": _software(device),
-        "GPU": "; ".join(_gpu_facts(device)),
-        "state": _state(device),
+        "software": software_text(device),
+        "GPU": "; ".join(map(gpu_text, device.gpus)),
+        "state": conditions_text(device.conditions),
         "system": environment.platform,
-        "versions": versions,
+        "versions": ", ".join(f"{name} {text}" for name, text in environment.versions.items()),
         "commit": environment.git_commit or "",
     }
     return tuple((name, value) for name, value in facts.items() if value)
 
 
-def _software(device: Device) -> str:
-    board = device.jetson
-    known = {
-        "module": board and board.module,
-        "JetPack": board and board.jetpack,
-        "L4T": board and board.l4t,
-        "CUDA": device.cuda,
-        "TensorRT": device.tensorrt,
-        "container": device.container,
-    }
-    return ", ".join(f"{name} {value}" for name, value in known.items() if value)
-
-
-def _gpu_facts(device: Device) -> list[str]:
-    found = []
-    for gpu in device.gpus:
-        facts = [
-            gpu.driver and f"driver {gpu.driver}",
-            gpu.clock_mhz and f"{gpu.clock_mhz} of {gpu.max_clock_mhz} MHz",
-            gpu.power_limit_w and f"limit {gpu.power_limit_w:.0f} W",
-        ]
-        found.append(", ".join([gpu.name, *(fact for fact in facts if fact)]))
-    return found
-
-
-def _state(device: Device) -> str:
-    now = device.conditions
-    clocks = [("CPU", now.cpu_clock), ("GPU", now.gpu_clock)]
-    facts = [
-        f"power mode {now.power_mode.name}" if now.power_mode else "",
-        *(f"{name} at {c.now:.0f} of {c.high:.0f} MHz" for name, c in clocks if c),
-        f"{now.temperature_c:.0f} C" if now.temperature_c is not None else "",
-        f"cooled by {', '.join(now.cooling)}" if now.cooling else "",
-    ]
-    return ", ".join(fact for fact in facts if fact)
+def _join(*facts: object) -> str:
+    return ", ".join(str(fact) for fact in facts if fact)

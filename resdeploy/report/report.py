@@ -1,4 +1,4 @@
-"""Reports about bundles, benchmarks, verifications and comparisons, on one page."""
+"""Report about bundles, benchmarks, verifications and comparisons, on one page."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resdeploy.bundle.analysis import read_analysis
+from resdeploy.bundle.analysis import Analysis, read_analysis
 from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.manifest import Manifest
 from resdeploy.pages.blocks import Page
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.pages.template import render_page
@@ -20,7 +21,7 @@ from resdeploy.report.contents import (
     export_summary,
 )
 from resdeploy.report.latency import benchmark_section, benchmark_summary
-from resdeploy.report.origin import commands_section, origin_section
+from resdeploy.report.origin import origin_sections
 from resdeploy.results import benchmark, comparison, verification
 from resdeploy.results.benchmark import Benchmark, LayerTimes
 from resdeploy.results.comparison import Comparison
@@ -30,8 +31,7 @@ from resdeploy.statistics import Verdict, worst_verdict
 from resdeploy.storage import refuse_existing_file, write_file
 
 LayerTimer = Callable[[Bundle], LayerTimes]
-DEFAULT = Path("report.html")
-TEMPLATE = "report/report.html.j2"
+"""Function that measures the layers of a bundle on this machine."""
 DOCUMENTS: dict[str, type[Benchmark] | type[Verification] | type[Comparison]] = {
     benchmark.SCHEMA: Benchmark,
     verification.SCHEMA: Verification,
@@ -49,12 +49,7 @@ class ReportInputs:
     comparisons: list[Comparison] = field(default_factory=list)
 
     def add(self, name: str, *, time_layers: LayerTimer | None = None) -> None:
-        """Read a bundle or a file of results.
-
-        Args:
-            name: Path of a bundle, or name of a file as for `read_results`.
-            time_layers: Function that measures the layers of a bundle on this machine; None for
-                no measurement.
+        """Read a bundle, or a file of results that is named as for `read_results`.
 
         Raises:
             BundleError: The bundle is damaged.
@@ -80,7 +75,7 @@ class Report:
     """A report that was written or is to be printed."""
 
     report: Path | None
-    """File that was written; None for Markdown that is only printed."""
+    """File that was written; None if the Markdown is only printed."""
     verdict: Verdict | None
     markdown: str
 
@@ -93,23 +88,22 @@ def report(
     time_layers: LayerTimer | None = None,
     force: bool = False,
 ) -> Report:
-    """Read bundles and results, and write a page about them.
+    """Read the bundles and results that `sources` name, and write a page about them.
 
     Args:
         sources: Names as for `ReportInputs.add`.
         output: File to write; None for `report.html`, or for no file if `markdown` is set.
-        markdown: True to write Markdown, False for HTML.
-        time_layers: As for `ReportInputs.add`.
+        markdown: True for Markdown instead of HTML.
+        time_layers: Function that measures the layers of the bundles, if they are to be measured.
         force: True to replace an existing file.
 
     Raises:
-        BundleError: A bundle is damaged.
-        DocumentError: A file holds no results that can be read.
-        MissingDependencyError: Jinja2 is not installed; Markdown does not need it.
+        BundleError, DocumentError: A source is damaged.
+        MissingDependencyError: Jinja2, which HTML needs, is not installed.
         OutputError: The file exists, or cannot be written.
     """
     if output is None and not markdown:
-        output = DEFAULT
+        output = Path("report.html")
     if output is not None:
         refuse_existing_file(output, force=force)
     inputs = ReportInputs()
@@ -150,25 +144,28 @@ def make_page(inputs: ReportInputs) -> Page:
             *map(verification_section, inputs.verifications),
             *map(benchmark_section, inputs.benchmarks),
             *bundle_sections(bundles),
-            origin_section(environments),
-            commands_section([environment for _, environment in environments]),
+            *origin_sections(environments),
         ),
     )
 
 
 def to_html(page: Page) -> bytes:
-    """Return a page as one HTML file that needs no network and no script.
+    """Return a page as one HTML file that needs no network and no script."""
+    return render_page("report/report.html.j2", page=page)
+
+
+def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> bytes:
+    """Return the `report.html` of a bundle that is being exported.
 
     Raises:
         MissingDependencyError: Jinja2 is not installed.
     """
-    return render_page(TEMPLATE, page=page)
+    return to_html(make_page(ReportInputs(bundles=[BundleContents(name, manifest, analysis)])))
 
 
 def _title(inputs: ReportInputs) -> str:
     if inputs.bundles:
         return ", ".join(bundle.name for bundle in inputs.bundles)
-    environments = [result.environment for result in inputs.verifications]
-    environments += [result.environment for result in inputs.benchmarks]
-    models = dict.fromkeys(environment.model or "a network" for environment in environments)
-    return ", ".join(models) or "comparison"
+    models = [result.environment.model for result in inputs.verifications]
+    models += [result.environment.model for result in inputs.benchmarks]
+    return ", ".join(dict.fromkeys(model or "a network" for model in models)) or "comparison"

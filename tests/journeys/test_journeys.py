@@ -107,7 +107,7 @@ def test_pictures_of_every_format_are_classified(tiny_bundle: Any, tmp_path: Pat
         assert sum(line["probability"] for line in entry["predictions"]) == pytest.approx(1)
 
 
-def test_a_full_disk_leaves_nothing_half_written(tiny_checkpoint: Path, image_data: Path) -> None:
+def test_a_full_disk_leaves_no_partial_file(tiny_checkpoint: Path, image_data: Path) -> None:
     def limit() -> None:  # limits files to 1 MiB, like a quota
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
@@ -124,7 +124,7 @@ def test_a_full_disk_leaves_nothing_half_written(tiny_checkpoint: Path, image_da
     assert not Path("run/model.json").exists()
 
 
-def test_an_interrupted_export_leaves_no_half_bundle(
+def test_an_interrupted_export_leaves_no_partial_bundle(
     tiny_checkpoint: Path, image_data: Path
 ) -> None:
     process = subprocess.Popen(
@@ -157,14 +157,14 @@ def test_progress_and_logs_never_reach_stdout(tiny_checkpoint: Path) -> None:
 def cifar(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a CIFAR-10 folder with 100 images of each class in `val/` and in `train/`."""
     folder = tmp_path_factory.mktemp("cifar")
-    taken: Counter[tuple[str, str]] = Counter()
+    extracted: Counter[tuple[str, str]] = Counter()
     with tarfile.open(shared_data / "cifar10.tar.gz") as archive:
         for member in archive:
             if not member.isfile():
                 continue
             split, label = Path(member.name).parts[-3:-1]
-            taken[split, label] += 1
-            if taken[split, label] <= 100:
+            extracted[split, label] += 1
+            if extracted[split, label] <= 100:
                 archive.extract(member, folder, filter="data")
     (val,) = folder.rglob("val")
     return val.parent
@@ -184,7 +184,7 @@ def test_cifar10_keeps_its_accuracy(cifar: Path, shared_data: Path) -> None:
     result = document("verify", "cifar.bundle", "--data", cifar)
     assert (result["verdict"], result["images"]) == ("pass", 1000)
     top1 = {(r["precision"], r["encoding"]): r["top1"] for r in result["results"]}
-    # 79.88 % of all 5,000; of a thousand, three standard deviations are 3.8 points.
+    # On all 5,000 images it is 79.88 %; on 1,000, three standard deviations are 3.8 points.
     assert top1["fp32", "float"] == pytest.approx(79.88, abs=3.8)
     assert top1["fp16", "float"] == pytest.approx(top1["fp32", "float"], abs=0.2)
     for encoding in ("tensorrt", "cpu"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from resdeploy.cli.console import CommandResult, ExitCode, command
 from resdeploy.documents import jsonable
@@ -22,21 +23,20 @@ class Colour(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Document:
     path: Path
     colour: Colour
     parts: tuple[float, ...]
 
 
-RESULT = Result(path=Path("a/b"), colour=Colour.RED, parts=(0.1, 2.0))
+RESULT = Document(path=Path("a/b"), colour=Colour.RED, parts=(0.1, 2.0))
 
 
-def run(function: object, *arguments: str) -> object:
-    assert callable(function)
-    return CliRunner().invoke(click.command()(command(function)), arguments)
+def run(function: Callable[[], CommandResult], *arguments: str) -> Result:
+    return CliRunner().invoke(command(function), arguments)
 
 
-def raising(error: BaseException) -> object:
+def raising(error: BaseException) -> Result:
     def function() -> CommandResult:
         raise error
 
@@ -47,29 +47,29 @@ def test_a_result_is_printed_as_text_or_as_json() -> None:
     def function() -> CommandResult:
         return CommandResult(RESULT, "a table")
 
-    assert run(function).output == "a table\n"  # type: ignore[attr-defined]
+    assert run(function).output == "a table\n"
     answer = run(function, "--json")
-    assert json.loads(answer.stdout) == {  # type: ignore[attr-defined]
+    assert json.loads(answer.stdout) == {
         "path": "a/b", "colour": "red", "parts": [0.1, 2.0],
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("code", list(ExitCode))
 def test_exit_codes(code: ExitCode) -> None:
-    assert run(lambda: CommandResult(RESULT, "", code)).exit_code == code  # type: ignore[attr-defined]
+    assert run(lambda: CommandResult(RESULT, "", code)).exit_code == code
 
 
 def test_an_error_is_one_line_and_a_hint() -> None:
     answer = raising(DataError("folder\n  is  empty", "fill it"))
-    assert answer.exit_code == 1  # type: ignore[attr-defined]
-    assert answer.stdout == ""  # type: ignore[attr-defined]
-    assert answer.stderr == "error: folder is empty\nhint: fill it\n"  # type: ignore[attr-defined]
+    assert answer.exit_code == 1
+    assert answer.stdout == ""
+    assert answer.stderr == "error: folder is empty\nhint: fill it\n"
 
 
 def test_a_missing_package_names_its_extra() -> None:
     answer = raising(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
-    assert "needs torch" in answer.stderr  # type: ignore[attr-defined]
-    assert "resdeploy[train]" in answer.stderr  # type: ignore[attr-defined]
+    assert "needs torch" in answer.stderr
+    assert "resdeploy[train]" in answer.stderr
 
 
 def test_debug_keeps_the_traceback() -> None:
@@ -77,18 +77,18 @@ def test_debug_keeps_the_traceback() -> None:
         raise DataError("x")
 
     answer = run(function, "--debug")
-    assert isinstance(answer.exception, DataError)  # type: ignore[attr-defined]
+    assert isinstance(answer.exception, DataError)
 
 
 def test_an_unexpected_error_is_one_line_with_its_type() -> None:
     answer = raising(ZeroDivisionError("by zero"))
-    assert answer.exit_code == 1  # type: ignore[attr-defined]
-    assert answer.stderr.startswith("error: ZeroDivisionError: by zero\nhint:")  # type: ignore[attr-defined]
-    assert "--debug" in answer.stderr  # type: ignore[attr-defined]
+    assert answer.exit_code == 1
+    assert answer.stderr.startswith("error: ZeroDivisionError: by zero\nhint:")
+    assert "--debug" in answer.stderr
 
 
-def test_wrong_usage_is_exit_2() -> None:
-    assert raising(click.UsageError("no")).exit_code == 2  # type: ignore[attr-defined]
+def test_wrong_usage_exits_with_2() -> None:
+    assert raising(click.UsageError("no")).exit_code == 2
 
 
 def test_enums_and_paths_become_json_strings() -> None:

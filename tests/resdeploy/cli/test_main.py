@@ -90,7 +90,7 @@ def test_help_names_every_command_and_the_version() -> None:
         ["train", "--resume", "runs/x", "-o", "y"],
     ],
 )
-def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     assert invoke(*arguments).exit_code == 2
 
 
@@ -173,7 +173,7 @@ def test_verify_with_data_has_the_documented_keys(tiny_bundle: Bundle, image_dat
     } <= set(result["results"][0])  # fmt: skip
 
 
-def test_too_few_images_are_exit_3(tiny_bundle: Bundle, image_data: Path) -> None:
+def test_too_few_images_exit_with_3(tiny_bundle: Bundle, image_data: Path) -> None:
     answer = invoke("verify", tiny_bundle.path, "--data", image_data, "--max-drop", 0.1)
     assert answer.exit_code == 3
     assert "verdict: inconclusive on 24 images" in answer.stdout

@@ -67,7 +67,7 @@ def test_a_plot_is_well_formed_inside_its_view_box_and_described() -> None:
                 PlotPoint(2, 90, "c", 2, highlighted=True),
             ],
             [PlotLine(((1, 10), (2, 100)), "roof"), PlotLine(((1, 20), (2, 20)), dashed=True)],
-            x_label="x", y_label="y", description="d", logarithmic=(False, True),
+            x_label="x", y_label="y", description="d", logarithmic=True,
         ),
     ]  # fmt: skip
     for plot in plots:
@@ -85,15 +85,7 @@ def test_a_plot_is_well_formed_inside_its_view_box_and_described() -> None:
 
 def test_an_axis_ends_at_the_largest_possible_value() -> None:
     points = [PlotPoint(1, 100, "a"), PlotPoint(2, 100, "b")]
-    drawing = scatter(
-        points,
-        [],
-        x_label="x",
-        y_label="%",
-        description="d",
-        logarithmic=(False, False),
-        y_max=100.0,
-    )
+    drawing = scatter(points, x_label="x", y_label="%", description="d", y_max=100.0)
     ticks = [
         float(part.text or "0")
         for part in ET.fromstring(drawing)

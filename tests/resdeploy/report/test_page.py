@@ -59,7 +59,7 @@ def rows(page: webdriver.Chrome, caption: str) -> list[list[str]]:
     raise AssertionError(f"there is no table {caption!r}")
 
 
-def test_it_loads_nothing_and_logs_nothing(
+def test_the_page_loads_nothing_and_logs_nothing(
     page: webdriver.Chrome, documents: dict[str, Any]
 ) -> None:
     assert page.get_log("browser") == []  # type: ignore[no-untyped-call]
@@ -72,7 +72,7 @@ def test_it_loads_nothing_and_logs_nothing(
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
-def test_it_fits_every_screen(page: webdriver.Chrome, width: int) -> None:
+def test_the_page_fits_every_screen(page: webdriver.Chrome, width: int) -> None:
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
@@ -179,7 +179,7 @@ def contrast(first: list[int], second: list[int]) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_it_prints_on_paper(page: webdriver.Chrome) -> None:
+def test_the_page_prints_on_paper(page: webdriver.Chrome) -> None:
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
         navigation = page.find_element(By.TAG_NAME, "nav")

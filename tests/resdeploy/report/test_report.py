@@ -255,7 +255,7 @@ def test_the_numbers_on_a_page_are_those_of_the_json(verification: Verification)
     }  # fmt: skip
     for names, (lines, keys) in shown.items():
         exact = [[line[key] for key in keys] for line in lines]
-        # A page rounds to one or two places.
+        # A page rounds to one or two decimals.
         np.testing.assert_allclose(page.columns(*names), exact, atol=0.0501, rtol=0)
 
 
