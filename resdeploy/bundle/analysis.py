@@ -14,16 +14,15 @@ SCHEMA = "resdeploy.analysis/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCost:
-    """The quantisation noise of a convolution or the classifier, encoded for TensorRT."""
+    """The quantisation noise of a convolution or the classifier in the graph for TensorRT."""
 
     name: str
-    """Name of the node."""
     kind: str
     """ONNX operator."""
     macs: int
     """Multiply-accumulate operations for one image."""
     input_sqnr_db: float | None
-    """SQNR of the logits in dB if only this layer's input is quantised; None if that is float."""
+    """SQNR of the logits in dB if only this layer's input is quantised; None if it is in float."""
     weight_sqnr_db: float | None
     """SQNR of the logits in dB if only this layer's weights are quantised; None if in float."""
     in_float: tuple[str, ...]
@@ -44,13 +43,11 @@ class ActivationHistogram:
     heights: tuple[float, ...]
     """Heights of equally wide bars, 0 to 1, proportional to the logarithm of the count."""
     low: float
-    """Left edge of the first bar."""
     high: float
-    """Right edge of the last bar."""
+    """Right edge of the last bar; `low` is the left edge of the first."""
     range_low: float
-    """Lower end of the calibrated range; smaller values are clipped."""
     range_high: float
-    """Upper end of the calibrated range; larger values are clipped."""
+    """Upper end of the calibrated range, which starts at `range_low`; other values are clipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +55,7 @@ class Analysis:
     """The content of `analysis.json`."""
 
     layers: tuple[LayerCost, ...]
-    """Costs in the order of the graph."""
+    """Layers in the order of the graph."""
     histograms: tuple[ActivationHistogram, ...]
     """Histograms of the activations with the most quantisation noise."""
     schema: str = SCHEMA
