@@ -1,7 +1,7 @@
 """JSON documents that one command writes and another reads, as frozen dataclasses.
 
-`jsonable` converts a dataclass to JSON's types; `parse` and `decode` check a document and convert it
-back. Documents are not trusted: their size is limited, and every field is checked.
+`jsonable` converts a dataclass to JSON's types; `parse` and `decode` check a document and convert
+it back. Documents are not trusted: their size is limited, and every field is checked.
 """
 
 from __future__ import annotations

@@ -117,8 +117,8 @@ def interval_verdict(low: float, high: float, limit: float) -> Verdict:
 
 def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     """Return FAIL if any verdict is FAIL, else INCONCLUSIVE if any is, else PASS."""
-    found = set(verdicts)
-    return next((v for v in (Verdict.FAIL, Verdict.INCONCLUSIVE) if v in found), Verdict.PASS)
+    order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
+    return min(verdicts, key=order.index, default=Verdict.PASS)
 
 
 def wilson_interval(correct: int, images: int) -> tuple[float, float]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from resdeploy.bundle.bundle import ANALYSIS, Bundle
 from resdeploy.documents import decode, parse
-from resdeploy.errors import BundleError
 
 SCHEMA = "resdeploy.analysis/1"
 
@@ -75,6 +74,4 @@ def read_analysis(bundle: Bundle) -> Analysis | None:
             raise ValueError(f"its schema is {document.get('schema')!r:.60}, not {SCHEMA}")
         return parse(Analysis, document)
     except ValueError as error:
-        raise BundleError(
-            f"{bundle.path / ANALYSIS} cannot be used: {error}", "export the bundle again"
-        ) from error
+        raise bundle.damaged(ANALYSIS, error) from error

@@ -78,13 +78,13 @@ class Bundle:
         Raises:
             BundleError: The bundle has no such artifact.
         """
-        for artifact in self.manifest.artifacts:
-            if artifact.name == name:
-                return artifact
-        names = ", ".join(artifact.name for artifact in self.manifest.artifacts)
+        artifacts = {artifact.name: artifact for artifact in self.manifest.artifacts}
+        if name in artifacts:
+            return artifacts[name]
         option = "--int8 --dla" if name == "int8-dla" else f"--{name.split('-')[0]}"
         raise BundleError(
-            f"{self.path} holds no {name} graph, only {names}", f"export it with {option}"
+            f"{self.path} holds no {name} graph, only {', '.join(artifacts)}",
+            f"export it with {option}",
         )
 
     def labels(self) -> tuple[str, ...]:
@@ -96,10 +96,8 @@ class Bundle:
         text = self.read(LABELS).decode("utf-8", errors="replace")
         labels = tuple(text.removesuffix("\n").split("\n"))
         if len(labels) != self.manifest.classes:
-            raise BundleError(
-                f"{LABELS} has {len(labels)} lines for {self.manifest.classes} classes",
-                "export the bundle again",
-            )
+            reason = f"it has {len(labels)} lines for {self.manifest.classes} classes"
+            raise self.damaged(LABELS, reason)
         return labels
 
     def golden(self) -> Golden:
@@ -112,9 +110,13 @@ class Bundle:
         try:
             return read_golden(data, self.manifest.preprocessing.image_size, self.manifest.classes)
         except Exception as error:  # damaged archives and arrays raise exceptions of many types
-            raise BundleError(
-                f"{self.path / GOLDEN} cannot be used: {error}", "export the bundle again"
-            ) from error
+            raise self.damaged(GOLDEN, error) from error
+
+    def damaged(self, name: str, reason: object) -> BundleError:
+        """Return an error for a file that is unchanged since the export, but cannot be used."""
+        return BundleError(
+            f"{self.path / name} cannot be used: {reason}", "export the bundle again"
+        )
 
     def _changed(self, name: str) -> BundleError:
         return BundleError(
