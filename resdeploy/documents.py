@@ -63,12 +63,7 @@ def parse(kind: type[Kind], value: Any, where: str = "") -> Kind:
     """Return a JSON value as an instance of `kind`, in most cases a dataclass.
 
     Unknown keys are ignored, and fields with a default may be missing, so that documents of other
-    versions can be read. Numbers must be finite.
-
-    Args:
-        kind: Type of the result; its `__post_init__` may raise a ValueError.
-        value: Decoded JSON.
-        where: Name of `value` in error messages.
+    versions can be read. Numbers must be finite. Error messages call the value `where`.
 
     Raises:
         ValueError: A key is missing, or a value is not allowed; the message names its place.
@@ -85,9 +80,7 @@ def parse(kind: type[Kind], value: Any, where: str = "") -> Kind:
 def jsonable(value: Any) -> Any:
     """Convert `value` to JSON's types: dataclasses become objects, enums and paths strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): jsonable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,4 @@
-"""Reading of files of limited size, and atomic writing.
-
-A result is written under a temporary name, flushed to disk, and then renamed.
-"""
+"""Reading of files of limited size, and atomic writing of files and folders."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Golden:
         """Return the content of `golden.npz`."""
         stream = io.BytesIO()
         bit_exact: dict[str, Any] = {
-            BIT_EXACT_PREFIX + name: self.bit_exact[name] for name in self.bit_exact
+            BIT_EXACT_PREFIX + name: logits for name, logits in self.bit_exact.items()
         }
         np.savez_compressed(stream, images=self.images, logits=self.logits, **bit_exact)
         return stream.getvalue()

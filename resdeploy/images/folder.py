@@ -55,11 +55,7 @@ def read_image_folder(folder: Path) -> LabelledImages[Path]:
         DataError: The folder is missing, has no images in sub-folders, or has an empty sub-folder.
     """
     paths = list_images(folder)
-    classes = tuple(
-        entry.name
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+    classes = tuple(sorted(entry.name for entry in folder.glob("[!.]*") if entry.is_dir()))
     files = tuple(path for path in paths if path.parent != folder)
     if not files:
         raise DataError(
@@ -91,7 +87,7 @@ def match_labels(images: LabelledImages[File], labels: Sequence[str]) -> Labelle
     """
     unknown = [name for name in images.classes if name not in labels]
     if not unknown:
-        table = [list(labels).index(name) for name in images.classes]
+        table = [labels.index(name) for name in images.classes]
     elif len(unknown) == len(images.classes) == len(labels):
         logger.warning(
             "folder names such as %r are not labels: the %d folders are matched by their order",

@@ -130,9 +130,7 @@ def load_image(
 def reduction_factor(whole: tuple[int, int], decoded: tuple[int, int]) -> int:
     """Return the factor by which a decoder reduced a picture: 1, 2, 4 or 8; 1 if none fits.
 
-    Args:
-        whole: Width and height in the file, in pixels.
-        decoded: Width and height after decoding; decoders round them up.
+    Both sizes are width and height in pixels; decoders round them up.
     """
     width, height = whole
     return next((n for n in REDUCTIONS if decoded == (-(-width // n), -(-height // n))), 1)
@@ -140,6 +138,4 @@ def reduction_factor(whole: tuple[int, int], decoded: tuple[int, int]) -> int:
 
 def image_digest(image: UInt8Array) -> str:
     """Return the sha256 of an image's pixels after pre-processing."""
-    import numpy as np
-
-    return sha256(np.ascontiguousarray(image).data)
+    return sha256(image.tobytes())

@@ -32,7 +32,7 @@ from resdeploy.storage import (
 
 @pytest.fixture
 def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every flush to disk fail because the disk is full."""
+    """Make every flush to the disk fail as if the disk were full."""
 
     def fail(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -151,7 +151,7 @@ def test_the_last_batch_may_be_smaller(tmp_path: Path) -> None:
 def test_rejects_an_unreadable_folder_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Permission is denied by a fake, because root, who may run the tests, can read everything."""
+    # The tests may run as root, which can read every folder, so a fake denies the permission.
     (tmp_path / "closed").mkdir()
     (tmp_path / "1.png").write_bytes(b"")
     scandir = os.scandir
