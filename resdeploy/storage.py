@@ -85,7 +85,7 @@ def refuse_existing(path: Path, *, force: bool, marker: str) -> None:
 
 
 def refuse_existing_file(path: Path, *, force: bool) -> None:
-    """Raise an OutputError before long work if `path` is a folder, or a file and not `force`."""
+    """Raise an OutputError before long work if `path` is a folder, or exists without `force`."""
     if path.is_dir() or (path.exists() and not force):
         raise OutputError(f"{path} exists already", "choose another name, or add --force")
 
