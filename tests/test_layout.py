@@ -95,8 +95,8 @@ def test_folders_hold_a_few_modules() -> None:
 
 @in_a_clone
 def test_public_names_are_unique() -> None:
-    # Every backend has the first three functions, every script has `main`, and every module of
-    # ceilings has the last two. A command has the name of the function that it calls.
+    # Every backend has the first three functions, every script `main`, every worker `prepare`, and
+    # every module of ceilings `copy_probe`. A command has the name of the function that it calls.
     shared = {
         "check_availability", "installed_version", "open_artifact", "main", "prepare", "copy_probe",
     }  # fmt: skip

@@ -52,7 +52,7 @@ class Bundle:
 
     @contextmanager
     def checked_path(self, name: str) -> Iterator[Path]:
-        """Yield a path to one file after the checks of `read`; it is valid within the `with` block.
+        """Yield a path to one file, valid within the `with` block, after the checks of `read`.
 
         A library that loads the file itself needs no second copy in memory. The path refers to the
         open file, so it never leads to a file that meanwhile replaces the checked one.

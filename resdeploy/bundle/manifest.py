@@ -29,7 +29,7 @@ class Precision(str, Enum):
 
 
 class Encoding(str, Enum):
-    """The placement of quantised tensors in a graph, by the engines that it is meant for."""
+    """The placement of quantised tensors in a graph, which depends on the target engine."""
 
     FLOAT = "float"  # nothing is quantised
     TENSORRT = "tensorrt"  # symmetric Q/DQ on the inputs of convolutions; FP16 elsewhere

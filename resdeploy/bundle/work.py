@@ -37,7 +37,7 @@ class WorkTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWork:
-    """The same numbers for one convolution or the classifier."""
+    """The work of one convolution or of the classifier for one image; see `WorkTotals`."""
 
     name: str
     macs: int

@@ -25,8 +25,7 @@ REDUCTIONS = (1, 2, 4, 8)  # supported by JPEG decoders, within the cosine trans
 MAX_PIXELS = 100_000_000  # 300 MB in RGB; the largest phone cameras have 50 to 200 megapixels
 
 Shrink = Callable[[int, int], float]
-"""A function that takes the width and height of an upright picture, in pixels, and returns the
-largest factor by which they may be reduced."""
+"""Largest allowed reduction of an upright picture, from its width and height in pixels."""
 
 
 def read_rgb(
