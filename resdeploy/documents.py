@@ -1,7 +1,7 @@
 """JSON documents that one command writes and another reads, as frozen dataclasses.
 
-`jsonable` turns a dataclass into JSON's types; `parse` and `decode` check such a document and turn
-it back. Nothing in a document is trusted: its size is limited, and every field is checked.
+`jsonable` converts a dataclass to JSON's types; `parse` and `decode` check a document and convert
+it back. Documents are not trusted: their size is limited, and every field is checked.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from resdeploy.errors import DocumentError
-from resdeploy.storage import write_file
+from resdeploy.storage import read_limited, write_file
 
 MAX_BYTES = 64 << 20
 HINT = "name a file that --json or --output of a resdeploy command wrote"
 
 Kind = TypeVar("Kind")
 
-# msgspec's words for types, as an error names them.
+# Names of types in error messages, by msgspec's names.
 _WORDS = {
     "array": "a list",
     "bool": "a boolean",
@@ -33,7 +33,7 @@ _WORDS = {
     "object": "an object",
     "str": "a string",
 }
-# One step of msgspec's path to a value: a field, an index of a list, or some key of a mapping.
+# One step of msgspec's path to a value: a field, an index of a list, or any key of a mapping.
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
 
 
@@ -43,41 +43,30 @@ def read_json(path: Path) -> Any:
     Raises:
         DocumentError: The file cannot be read, is too large, or is not JSON.
     """
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise DocumentError(f"{path} cannot be read: {error.strerror or error}", HINT) from error
-    if len(data) > MAX_BYTES:
-        raise DocumentError(f"{path} is larger than {MAX_BYTES >> 20} MiB", HINT)
+    data = read_limited(path, MAX_BYTES, DocumentError, HINT)
     try:
         return _decode(data)
     except ValueError as error:
         raise DocumentError(f"{path} is not JSON: {error}", HINT) from error
 
 
-def decode(kind: type[Kind], data: bytes, where: str = "") -> Kind:
-    """Return the JSON text `data` as an instance of `kind`, checked as by `parse`.
+def decode(kind: type[Kind], data: bytes) -> Kind:
+    """Return the JSON text `data` as an instance of `kind`; see `parse` for the checks.
 
     Raises:
         ValueError: `data` is not JSON, or does not fit `kind`.
     """
-    return parse(kind, _decode(data), where)
+    return parse(kind, _decode(data))
 
 
 def parse(kind: type[Kind], value: Any, where: str = "") -> Kind:
     """Return a JSON value as an instance of `kind`, in most cases a dataclass.
 
     Unknown keys are ignored, and fields with a default may be missing, so that documents of other
-    versions can be read. Numbers must be finite.
-
-    Args:
-        kind: The dataclass. Its `__post_init__` may raise a ValueError.
-        value: The decoded JSON.
-        where: The name of `value` in error messages; without, it is `the document`.
+    versions can be read. Numbers must be finite. Error messages call the value `where`.
 
     Raises:
-        ValueError: A key is missing, or a value has the wrong type; the message says where.
+        ValueError: A key is missing, or a value is not allowed; the message names its place.
     """
     import msgspec  # here, because it takes 30 ms, and few commands read a document
 
@@ -89,11 +78,9 @@ def parse(kind: type[Kind], value: Any, where: str = "") -> Kind:
 
 
 def jsonable(value: Any) -> Any:
-    """Return `value` in JSON's types: dataclasses become objects, enums and paths become text."""
+    """Convert `value` to JSON's types: dataclasses become objects, enums and paths strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): jsonable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -104,11 +91,7 @@ def jsonable(value: Any) -> Any:
 
 
 def write_document(path: Path, result: Any) -> None:
-    """Write what `--json` prints to a file.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Write a result to a JSON file, in the form that `--json` prints."""
     write_file(path, (json.dumps(jsonable(result), indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -138,7 +121,7 @@ def _name(place: str) -> str:
 
 
 def _explain(error: Exception, kind: Any, where: str) -> str:
-    """Return msgspec's message in plain words, with the place in front."""
+    """Return msgspec's message in plain words, after the place of the value."""
     message, _, path = str(error).partition(" - at `$")
     path = path.rstrip("`")
     place = _name(where + path)

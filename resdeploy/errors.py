@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class ResdeployError(Exception):
-    """An error whose message is one sentence with the cause, and whose `hint` is the remedy."""
+    """An error with one sentence that names the cause, and a `hint` that names the remedy."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -18,7 +18,7 @@ class ResdeployError(Exception):
 
 
 class BackendError(ResdeployError):
-    """An unusable or failed inference backend."""
+    """An inference backend that failed or cannot be used."""
 
 
 class BundleError(ResdeployError):
@@ -26,7 +26,7 @@ class BundleError(ResdeployError):
 
 
 class CalibrationError(ResdeployError):
-    """Calibration images that are not sufficient for scales."""
+    """Calibration images from which no scales can be computed."""
 
 
 class CheckpointError(ResdeployError):
@@ -34,15 +34,15 @@ class CheckpointError(ResdeployError):
 
 
 class DataError(ResdeployError):
-    """A missing or empty folder of images, or one with wrong labels."""
+    """A folder of images that is missing or empty, or has wrong labels."""
 
 
 class DocumentError(ResdeployError):
-    """A damaged file of results, or results that cannot be compared."""
+    """A file of results that is damaged, or results that cannot be compared."""
 
 
 class ExportError(ResdeployError):
-    """A network that cannot be written as ONNX, or whose logits differ too much afterwards."""
+    """A network that cannot be exported to ONNX, or whose exported logits differ too much."""
 
 
 class ImageError(ResdeployError):
@@ -65,46 +65,32 @@ class TrainingError(ResdeployError):
     """Training that cannot start or continue."""
 
 
-# The extra that installs an optional package, by the name of its import.
+# Import names of the optional packages, by the extra that installs them.
 EXTRAS = {
-    "onnxruntime": "cpu",
-    "cuda": "gpu",
-    "cv2": "camera",
-    "openvino": "openvino",
-    "torch": "train",
-    "safetensors": "train",
-    "sklearn": "train",
-    "matplotlib": "train",
-    "onnx": "export",
-    "onnx_ir": "export",
-    "onnxscript": "export",
-    "jinja2": "report",
-    "tensorboard": "tensorboard",
-    "starlette": "serve",
-    "uvicorn": "serve",
-    "httptools": "serve",
-    "prometheus_client": "serve",
-    "python_multipart": "serve",
-    "grpc": "serve",
+    "cpu": ("onnxruntime",),
+    "gpu": ("cuda",),
+    "camera": ("cv2",),
+    "openvino": ("openvino",),
+    "train": ("torch", "safetensors", "sklearn", "matplotlib"),
+    "export": ("onnx", "onnx_ir", "onnxscript"),
+    "report": ("jinja2",),
+    "tensorboard": ("tensorboard",),
+    "serve": ("starlette", "uvicorn", "httptools", "prometheus_client", "python_multipart", "grpc"),
 }
 
 
 def missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError:
     """Return an error that names the extra to install."""
     package = (error.name or "").split(".")[0]
+    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "all")
     return MissingDependencyError(
-        f"this needs {package}, which is not installed",
-        f"pip install 'resdeploy[{EXTRAS.get(package, 'all')}]'",
+        f"this needs {package}, which is not installed", f"pip install 'resdeploy[{extra}]'"
     )
 
 
 @contextmanager
 def needs_extra() -> Iterator[None]:
-    """Turn a failed import within the `with` block into an error that names the extra to install.
-
-    Raises:
-        MissingDependencyError: An optional package is not installed.
-    """
+    """Raise a MissingDependencyError if an import within the `with` block fails."""
     try:
         yield
     except ModuleNotFoundError as error:

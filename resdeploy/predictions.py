@@ -1,4 +1,4 @@
-"""Predictions: the labels and probabilities of the most likely classes."""
+"""Predictions: the most likely classes of a picture and their probabilities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resdeploy.bundle.golden import Float32Array
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A class with its probability for one picture."""
+    """A class and its probability for one picture."""
 
     label: str
     index: int
@@ -20,7 +20,7 @@ class Prediction:
 
 
 def top_predictions(logits: Float32Array, labels: Sequence[str], top: int) -> list[Prediction]:
-    """Return the `top` most likely classes of logits (K,), the most likely first."""
+    """Return the `top` most likely classes from logits (K,), in order of probability."""
     probabilities = softmax(logits)
     return [
         Prediction(label=labels[index], index=index, probability=float(probabilities[index]))

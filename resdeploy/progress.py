@@ -1,4 +1,4 @@
-"""Progress of long work: the functions that report it do not know how it is displayed."""
+"""Progress of long work: callbacks that display how many items are finished."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 Advance = Callable[[int], None]
-"""Takes the number of items that were finished since the last call."""
+"""A callback for the number of items that were finished since the last call."""
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""Takes the name of the work and its number of items."""
+"""A callback for the name of the work and its number of items."""
 
 
 @contextmanager

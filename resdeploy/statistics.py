@@ -15,10 +15,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-MAX_IMAGES = 10_000_000
-"""The largest number of images that `PairedAccuracy.images_to_decide` considers."""
-T_975 = (12.706, 4.303, 3.182, 2.776)
-"""The 97.5 % quantiles of Student's t for 1, 2, 3 and 4 degrees of freedom."""
+MAX_IMAGES = 10_000_000  # the largest result of `PairedAccuracy.images_to_decide`
+RESAMPLES = 2000  # of each bootstrap
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
 BoolArray = npt.NDArray[np.bool_]
@@ -33,24 +31,20 @@ class Verdict(str, Enum):
 
 
 def sqnr_db(reference: FloatArray, logits: FloatArray) -> npt.NDArray[np.float64]:
-    """Return the signal to quantisation noise ratio of each image's logits, in dB: (N,).
+    """Return the signal to quantisation noise ratio (N,) of each image's logits (N, K), in dB.
 
-    10 log10(sum reference^2 / sum (logits - reference)^2), at most 200 dB. Do not pool the sums
-    over images: a few outliers would determine the result.
-
-    Args:
-        reference: Logits (N, K).
-        logits: Logits (N, K) of the other network.
+    The ratio is 10 log10(sum reference^2 / sum (logits - reference)^2), at most 200 dB. Do not sum
+    over several images: a few outliers would determine the result.
     """
     exact = reference.astype(np.float64)
-    signal = np.maximum(np.square(exact).sum(axis=1), 1e-280)  # below any real signal, and not 0
+    signal = np.maximum(np.square(exact).sum(axis=1), 1e-280)  # above 0, below any real signal
     noise = np.square(logits.astype(np.float64) - exact).sum(axis=1)
     ratio = signal / np.maximum(noise, signal * 1e-20)
     return np.asarray(10 * np.log10(ratio), dtype=np.float64)
 
 
 def agreement_percent(reference: FloatArray, logits: FloatArray) -> float:
-    """Return the share of images with the same predicted class, in percent, from logits (N, K)."""
+    """Return the percentage of images with the same predicted class, from logits (N, K)."""
     return float(100 * np.mean(reference.argmax(axis=1) == logits.argmax(axis=1)))
 
 
@@ -68,20 +62,20 @@ class PairedAccuracy:
 
     @property
     def drop(self) -> float:
-        """Drop of the accuracy in percentage points; negative if the candidate is better."""
+        """Drop in accuracy, in percentage points; negative if the candidate is better."""
         return 100 * (self.lost - self.gained) / self.images
 
-    def drop_upper_bound(self, confidence: float = 0.95) -> float:
-        """Return the one-sided upper bound of the true drop, in percentage points."""
-        return 100 * upper_bound_of_difference(self.lost, self.gained, self.images, confidence)
+    def drop_upper_bound(self) -> float:
+        """Return the one-sided 95 % upper bound of the true drop, in percentage points."""
+        return _drop_bounds(self.lost, self.gained, self.images)[1]
 
-    def drop_lower_bound(self, confidence: float = 0.95) -> float:
-        """Return the one-sided lower bound of the true drop, in percentage points."""
-        return -100 * upper_bound_of_difference(self.gained, self.lost, self.images, confidence)
+    def drop_lower_bound(self) -> float:
+        """Return the one-sided 95 % lower bound of the true drop, in percentage points."""
+        return _drop_bounds(self.lost, self.gained, self.images)[0]
 
     @property
     def mcnemar_p(self) -> float:
-        """Two-sided p-value of equal accuracy, from the images that only one classifies correctly.
+        """Two-sided p-value of the hypothesis that both classifiers are equally accurate.
 
         Source: McNemar, "Note on the sampling error of the difference between correlated
         proportions or percentages", Psychometrika 12 (1947) 153-157; exact binomial form.
@@ -91,18 +85,18 @@ class PairedAccuracy:
         return min(1.0, 2 * float(Fraction(tail, 2**differing)))
 
     def images_to_decide(self, max_drop: float) -> int | None:
-        """Estimate how many images a verdict needs if losses and gains stay as frequent as now.
+        """Estimate how many images a conclusive verdict needs, rounded up to two digits.
 
-        Returns:
-            A number rounded up to two digits; None if more than `MAX_IMAGES` are needed.
+        Losses and gains are expected to stay as frequent as now. The result is None if more than
+        `MAX_IMAGES` are needed.
         """
 
-        def decides(images: int) -> bool:
+        def verdict(images: int) -> Verdict:
             lost, gained = (images / self.images * count for count in (self.lost, self.gained))
-            return _verdict(lost, gained, images, max_drop) is not Verdict.INCONCLUSIVE
+            return interval_verdict(*_drop_bounds(lost, gained, images), max_drop)
 
         images = self.images
-        while not decides(images):
+        while verdict(images) is Verdict.INCONCLUSIVE:
             images = math.ceil(1.05 * images)
             if images > MAX_IMAGES:
                 return None
@@ -110,12 +104,12 @@ class PairedAccuracy:
         return math.ceil(images / digits) * digits
 
     def verdict(self, max_drop: float) -> Verdict:
-        """Return PASS if the drop is at most `max_drop` points, FAIL if not, at 95 % confidence."""
-        return _verdict(self.lost, self.gained, self.images, max_drop)
+        """Return the result of the check that the drop is at most `max_drop` percentage points."""
+        return interval_verdict(*_drop_bounds(self.lost, self.gained, self.images), max_drop)
 
 
 def interval_verdict(low: float, high: float, limit: float) -> Verdict:
-    """Return PASS if the interval is at most `limit`, FAIL if it is above, else INCONCLUSIVE."""
+    """Return PASS if both ends are at most `limit`, FAIL if both are above, else INCONCLUSIVE."""
     if high <= limit:
         return Verdict.PASS
     return Verdict.FAIL if low > limit else Verdict.INCONCLUSIVE
@@ -123,17 +117,17 @@ def interval_verdict(low: float, high: float, limit: float) -> Verdict:
 
 def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     """Return FAIL if any verdict is FAIL, else INCONCLUSIVE if any is, else PASS."""
-    found = set(verdicts)
-    return next((v for v in (Verdict.FAIL, Verdict.INCONCLUSIVE) if v in found), Verdict.PASS)
+    order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
+    return min(verdicts, key=order.index, default=Verdict.PASS)
 
 
-def wilson_interval(correct: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the two-sided interval of an accuracy in percent, from `correct` of `images`.
+def wilson_interval(correct: int, images: int) -> tuple[float, float]:
+    """Return the two-sided 95 % confidence interval of an accuracy, in percent.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", Journal
     of the American Statistical Association 22 (1927) 209-212.
     """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = NormalDist().inv_cdf(0.975)
     share, weight = correct / images, z * z / images
     middle = (share + weight / 2) / (1 + weight)
     half = math.sqrt(share * (1 - share) * weight + weight * weight / 4) / (1 + weight)
@@ -159,10 +153,10 @@ def pair_predictions(first: BoolArray, second: BoolArray) -> PairedAccuracy:
 
 
 def upper_bound_of_difference(lost: float, gained: float, images: int, confidence: float) -> float:
-    """Return the upper confidence bound of p(lost) - p(gained) for paired predictions, up to 1.
+    """Return the one-sided upper confidence bound of p(lost) - p(gained) for paired predictions.
 
-    It is the score bound: the largest difference that the score test does not reject. Unlike the
-    normal approximation it is valid for small counts, and is above 0 if nothing was lost.
+    This score bound is the largest difference that the score test does not reject. Unlike the
+    normal approximation, it is valid for small counts, and above 0 if nothing was lost.
 
     Source: Tango, "Equivalence test and confidence interval for the difference in proportions
     for the paired-sample design", Statistics in Medicine 17 (1998) 891-908, section 4.
@@ -170,7 +164,7 @@ def upper_bound_of_difference(lost: float, gained: float, images: int, confidenc
     z = NormalDist().inv_cdf(confidence)
 
     def score(difference: float) -> float:
-        # The p(gained) of maximum likelihood if p(lost) - p(gained) is `difference`.
+        # `share` is the maximum likelihood estimate of p(gained) for this difference.
         a = 2 * images
         b = -lost - gained + (2 * images - lost + gained) * difference
         c = -gained * difference * (1 - difference)
@@ -186,36 +180,28 @@ def upper_bound_of_difference(lost: float, gained: float, images: int, confidenc
     return high
 
 
-def ratio_interval(
-    baseline: FloatArray, contender: FloatArray, *, confidence: float = 0.95, resamples: int = 2000
-) -> tuple[float, float, float]:
+def ratio_interval(baseline: FloatArray, contender: FloatArray) -> tuple[float, float, float]:
     """Estimate a speedup, baseline time / contender time, from the times of paired rounds (R,).
 
+    Return the median ratio of the rounds, and the ends of its 95 % percentile bootstrap interval.
     Rounds are resampled, not single times, because a disturbance slows both times of a round.
-
-    Returns:
-        The median ratio of a round, and the ends of its percentile bootstrap interval.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3.
     """
     ratios = np.asarray(baseline, dtype=np.float64) / np.asarray(contender, dtype=np.float64)
-    medians = _resampled_medians(ratios, resamples, np.random.default_rng(0))
-    return float(np.median(ratios)), *_percentiles(medians, confidence)
+    medians = _resampled_medians(ratios, np.random.default_rng(0))
+    return float(np.median(ratios)), *_percentiles(medians, 0.95)
 
 
 def unpaired_ratio_interval(
-    first: FloatArray, second: FloatArray, *, confidence: float = 0.95, resamples: int = 2000
+    first: FloatArray, second: FloatArray, *, confidence: float
 ) -> tuple[float, float, float]:
     """Estimate median of `second` / median of `first` from separate measurements (R,) and (S,).
 
-    Returns:
-        The ratio, and the ends of its percentile bootstrap interval over the rounds of each.
+    Return the ratio, and the ends of its percentile bootstrap interval.
     """
     generator = np.random.default_rng(0)
-    below, above = (
-        _resampled_medians(np.asarray(times, dtype=np.float64), resamples, generator)
-        for times in (first, second)
-    )
+    below, above = (_resampled_medians(times, generator) for times in (first, second))
     ratio = float(np.median(second) / np.median(first))
     return ratio, *_percentiles(above / below, confidence)
 
@@ -223,7 +209,8 @@ def unpaired_ratio_interval(
 def median_interval(values: FloatArray, confidence: float) -> tuple[float, float] | None:
     """Return the two-sided interval of the true median, from values (N,) of any distribution.
 
-    Its ends are two order statistics, chosen by the binomial distribution; None if N is too small.
+    The ends are order statistics, chosen by the binomial distribution. The result is None if N is
+    too small.
 
     Source: Conover, "Practical Nonparametric Statistics" (1999), section 3.2.
     """
@@ -242,13 +229,11 @@ def repeated_ratio_interval(
 ) -> tuple[float, float, float]:
     """Estimate a speedup from several repetitions, each with the times of paired rounds (R,).
 
-    Rounds of one repetition are more alike than rounds of different ones, which run in other
-    processes beside other load. So each repetition counts once, with the median ratio of its
-    rounds, and the interval is Student's over the logarithms of these ratios.
-
-    Returns:
-        The geometric mean over repetitions, and the ends of its 95 % interval; for a single
-        repetition the result of `ratio_interval`.
+    Return the geometric mean over the repetitions, and the ends of its 95 % interval; for a single
+    repetition, return the result of `ratio_interval`. Rounds of one repetition are more alike than
+    rounds of different repetitions, which run in other processes and under another load. So each
+    repetition counts once, with the median ratio of its rounds, and the interval is Student's over
+    the logarithms of these ratios.
 
     Source: Kalibera and Jones, "Rigorous benchmarking in reasonable time", ISMM 2013, section 5.
     """
@@ -265,19 +250,19 @@ def repeated_ratio_interval(
 
 def student_975(freedom: int) -> float:
     """Return the 97.5 % quantile of Student's t; slightly too large above 4 degrees of freedom."""
-    return T_975[min(freedom, len(T_975)) - 1]
+    return (12.706, 4.303, 3.182, 2.776)[min(freedom, 4) - 1]
 
 
-def _verdict(lost: float, gained: float, images: int, max_drop: float) -> Verdict:
-    most = 100 * upper_bound_of_difference(lost, gained, images, 0.95)
-    least = -100 * upper_bound_of_difference(gained, lost, images, 0.95)
-    return interval_verdict(least, most, max_drop)
+def _drop_bounds(lost: float, gained: float, images: int) -> tuple[float, float]:
+    """Return the one-sided 95 % lower and upper bound of a drop, in percentage points."""
+    lower = -100 * upper_bound_of_difference(gained, lost, images, 0.95)
+    return lower, 100 * upper_bound_of_difference(lost, gained, images, 0.95)
 
 
 def _resampled_medians(
-    values: FloatArray, resamples: int, generator: np.random.Generator
+    values: FloatArray, generator: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    draws = generator.integers(0, len(values), size=(resamples, len(values)))
+    draws = generator.integers(0, len(values), size=(RESAMPLES, len(values)))
     return np.asarray(np.median(values[draws], axis=1), dtype=np.float64)
 
 

@@ -1,4 +1,4 @@
-"""Atomic writing: a result gets a temporary name, is flushed, and is then renamed."""
+"""Reading of files of limited size, and atomic writing of files and folders."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from resdeploy.errors import OutputError
+from resdeploy.errors import OutputError, ResdeployError
 
 
 def sha256(data: bytes | memoryview) -> str:
-    """Return the digest of `data` as 64 hexadecimal digits."""
+    """Return the SHA-256 digest of `data` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Return the digest of a file of any size, which is read in blocks of 1 MiB."""
+    """Return the SHA-256 digest of a file without loading the whole file into memory."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -28,11 +28,27 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees either the old file or the complete new one.
+def read_limited(path: Path, limit: int, error_type: type[ResdeployError], hint: str) -> bytes:
+    """Return the content of a file of at most `limit` bytes.
 
     Raises:
-        OutputError: The file cannot be written; the old one is unchanged.
+        ResdeployError: An `error_type`, with `hint`, if the file cannot be read or is larger.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise error_type(f"{path} cannot be read: {error.strerror or error}", hint) from error
+    if len(data) > limit:
+        raise error_type(f"{path} is larger than {limit >> 20} MiB", hint)
+    return data
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees either the old file or the complete new file.
+
+    Raises:
+        OutputError: The file cannot be written; the old file is unchanged.
     """
     with _output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,14 +67,11 @@ def write_file(path: Path, data: bytes) -> None:
 def refuse_existing(path: Path, *, force: bool, marker: str) -> None:
     """Check before long work that `new_directory` will accept `path` at the end.
 
-    Args:
-        path: The folder to write.
-        force: True if an older result may be replaced.
-        marker: The name of a file that every result of this kind has; a folder without it is the
-            user's own and is never replaced.
+    With `force`, an empty folder or an older result may be replaced. `marker` is the name of a file
+    that every result of this kind has; a folder without it belongs to the user.
 
     Raises:
-        OutputError: `path` exists, and `force` is not set or it is not an older result.
+        OutputError: `path` exists and must not be replaced.
     """
     if not path.exists():
         return
@@ -72,20 +85,16 @@ def refuse_existing(path: Path, *, force: bool, marker: str) -> None:
 
 
 def refuse_existing_file(path: Path, *, force: bool) -> None:
-    """Check before long work that `write_file` may write `path`.
-
-    Raises:
-        OutputError: `path` exists and `force` is not set, or `path` is a folder.
-    """
+    """Raise an OutputError before long work if `path` is a folder, or exists without `force`."""
     if path.is_dir() or (path.exists() and not force):
         raise OutputError(f"{path} exists already", "choose another name, or add --force")
 
 
 @contextmanager
 def new_directory(path: Path, *, force: bool = False, marker: str = "") -> Iterator[Path]:
-    """Yield an empty folder that becomes `path` when the block ends without an error.
+    """Yield an empty folder that is renamed to `path` if the `with` block ends without an error.
 
-    With `force` an older result is replaced (see `refuse_existing`), once the new one is complete.
+    With `force`, the complete new result replaces an older one (see `refuse_existing`).
 
     Raises:
         OutputError: `path` exists and must not be replaced, or it cannot be written.
@@ -99,7 +108,7 @@ def new_directory(path: Path, *, force: bool = False, marker: str = "") -> Itera
             yield temporary
             _flush(temporary)
             if path.exists():
-                # It may have been created since the first check.
+                # Another process may have created it since the first check.
                 refuse_existing(path, force=force, marker=marker)
                 os.replace(path, retired)
             os.replace(temporary, path)
@@ -113,14 +122,14 @@ def new_directory(path: Path, *, force: bool = False, marker: str = "") -> Itera
 
 
 def cache_folder() -> Path:
-    """Return the folder for files that can be made again: `$XDG_CACHE_HOME/resdeploy`."""
+    """Return the folder for files that can be created again: `$XDG_CACHE_HOME/resdeploy`."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "resdeploy"
 
 
 def _temporary_sibling(path: Path, kind: str) -> Path:
-    # The name is chosen before the file exists: an interrupt can come between any two steps, and
-    # the file must be found to be removed.
+    # The name is known before the file exists, so that the file can be removed after an interrupt
+    # between any two steps.
     return path.parent / f".{path.name}.{kind}-{secrets.token_hex(8)}"
 
 

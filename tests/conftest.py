@@ -32,7 +32,7 @@ NEEDED_PACKAGES = {
 }
 collect_ignore = [path for path, package in NEEDED_PACKAGES.items() if find_spec(package) is None]
 
-# `make test` tries the same examples on every machine. HYPOTHESIS_PROFILE=search looks for new
+# `make test` checks the same examples on every machine. HYPOTHESIS_PROFILE=search looks for new
 # counterexamples; each one found is added as an @example. Slow machines are not an error.
 SLOW = [HealthCheck.too_slow]
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=SLOW)

@@ -1,4 +1,4 @@
-"""The layout: links to stages, sizes of folders, unique names, docstrings, mirrored tests."""
+"""The layout: links to the stages, sizes of modules and folders, unique names, docstrings."""
 
 from __future__ import annotations
 
@@ -11,22 +11,14 @@ from pathlib import Path
 import pytest
 
 import resdeploy
+from resdeploy.bundle.bundle import Bundle
 
 PACKAGE = Path(resdeploy.__file__).parent
 ROOT = PACKAGE.parent
 STAGES = ("train", "export", "calibration", "runtime")
 CODE_FOLDERS = ("resdeploy", *STAGES, "benchmarks")
-LONGEST_MODULE = 400
-LARGEST_FOLDER = 16
-
-FORBID = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {forbidden!r}:
-            raise ImportError(name + " must not be imported here")
-sys.meta_path.insert(0, Refuse())
-"""
+LONGEST_MODULE = 400  # lines
+LARGEST_FOLDER = 16  # modules
 
 in_a_clone = pytest.mark.skipif(
     "site-packages" in PACKAGE.parts, reason="a wheel holds copies instead of links, and no tests"
@@ -49,8 +41,11 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 PACKAGES = sorted({path.parent for path in MODULES})
 
 
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+def run_without(forbidden: set[str], code: str) -> str:
+    """Return the output of Python code in a new process that must not import some packages."""
+    code += f"\nimport sys; assert not set(sys.modules) & {forbidden!r}"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 @in_a_clone
@@ -64,52 +59,44 @@ def test_link_points_to_its_sibling_folder(stage: str) -> None:
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("resdeploy.runtime", ("torch", "onnx", "onnx_ir", "sklearn", "matplotlib")),
-        ("resdeploy.runtime.bench.worker", ("torch", "onnx", "onnx_ir")),
-        ("resdeploy.calibration.observer", ("torch", "onnx", "onnx_ir")),
-        ("resdeploy.cli.main", ("torch", "onnx", "onnxruntime", "numpy", "PIL", "tensorrt")),
+        ("resdeploy.runtime", {"torch", "onnx", "onnx_ir", "sklearn", "matplotlib"}),
+        ("resdeploy.runtime.bench.worker", {"torch", "onnx", "onnx_ir"}),
+        ("resdeploy.calibration.observer", {"torch", "onnx", "onnx_ir"}),
+        ("resdeploy.cli.main", {"torch", "onnx", "onnxruntime", "numpy", "PIL", "tensorrt"}),
     ],
 )
-def test_module_imports_without(module: str, forbidden: tuple[str, ...]) -> None:
-    code = FORBID.format(forbidden=set(forbidden)) + f"import {module}\n"
-    code += f"assert not set(sys.modules) & set({forbidden!r})\n"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_module_imports_no_heavy_package(module: str, forbidden: set[str]) -> None:
+    run_without(forbidden, f"import {module}")
 
 
-def test_runtime_serves_without_torch_or_onnx(tiny_bundle: object) -> None:
-    from resdeploy.bundle.bundle import Bundle
-
-    assert isinstance(tiny_bundle, Bundle)
-    code = FORBID.format(forbidden={"torch", "onnx", "onnx_ir"}) + (
+def test_runtime_infers_without_torch_or_onnx(tiny_bundle: Bundle) -> None:
+    code = (
         "from resdeploy.runtime import load\n"
         f"model = load({str(tiny_bundle.path)!r})\n"
-        "print(model.run(model.bundle.golden().images).shape)\n"
+        "print(model.run(model.bundle.golden().images).shape)"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    )
-    assert answer.stdout.strip() == "(24, 3)"
+    assert run_without({"torch", "onnx", "onnx_ir"}, code) == "(24, 3)\n"
 
 
 @in_a_clone
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_module_is_short_enough_to_read(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_MODULE
+def test_modules_are_short_enough_to_read() -> None:
+    sizes = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert [str(path) for path, lines in sizes.items() if lines > LONGEST_MODULE] == []
 
 
 @in_a_clone
-@pytest.mark.parametrize("folder", PACKAGES, ids=name_of)
-def test_folder_holds_a_few_modules(folder: Path) -> None:
-    modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
-    packages = [path for path in folder.iterdir() if (path / "__init__.py").is_file()]
-    assert len(modules) <= LARGEST_FOLDER
-    assert len(modules) + len(packages) >= 2, "a layer that holds one thing only is empty"
+def test_folders_hold_a_few_modules() -> None:
+    for folder in PACKAGES:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        packages = [path for path in folder.iterdir() if (path / "__init__.py").is_file()]
+        assert len(modules) <= LARGEST_FOLDER, folder
+        assert len(modules) + len(packages) >= 2, f"{folder} holds only one module or package"
 
 
 @in_a_clone
-def test_public_names_mean_one_thing() -> None:
-    # A command is called like the function that it calls. Each backend offers the first functions,
-    # each script the next, each set of ceilings the last.
+def test_public_names_are_unique() -> None:
+    # Every backend has the first three functions, every script `main`, every worker `prepare`, and
+    # every module of ceilings `copy_probe`. A command has the name of the function that it calls.
     shared = {
         "check_availability", "installed_version", "open_artifact", "main", "prepare", "copy_probe",
     }  # fmt: skip
@@ -124,12 +111,13 @@ def test_public_names_mean_one_thing() -> None:
     assert sorted(name for name, count in names.items() if count > 1 and name not in shared) == []
 
 
-# Openings of docstrings that say neither what a function does nor what an object is.
-RIDDLES = {
+# First words of docstrings that say neither what a function does nor what an object is.
+UNCLEAR_WORDS = {
     "what", "whether", "how", "who", "whose", "which", "it", "its", "of", "that", "those", "these",
-    "this", "they", "them", "he", "she", "where", "when", "why", "so", "such",
+    "this", "they", "them", "he", "she", "where", "when", "why", "so", "such", "todo",
 }  # fmt: skip
-NOUN_OPENINGS = {"a", "all", "an", "any", "each", "every", "no", "some", "the"}
+# First words of a noun phrase, which describes an object, but not a function.
+DETERMINERS = {"a", "all", "an", "any", "each", "every", "no", "some", "the"}
 
 
 def docstrings_of(tree: ast.Module) -> list[tuple[ast.AST, int, str]]:
@@ -139,36 +127,35 @@ def docstrings_of(tree: ast.Module) -> list[tuple[ast.AST, int, str]]:
         body = getattr(node, "body", None)
         if not isinstance(body, list):
             continue
-        for before, statement in zip([node, *body], body):
-            if (
-                isinstance(statement, ast.Expr)
-                and isinstance(statement.value, ast.Constant)
-                and isinstance(statement.value.value, str)
-            ):
-                found.append((before, statement.lineno, statement.value.value))
+        for owner, statement in zip([node, *body], body):
+            match statement:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    found.append((owner, statement.lineno, text))
     return found
 
 
+def is_described_by_a_verb(owner: ast.AST) -> bool:
+    """Return True for a function that is not a property."""
+    return isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef) and not any(
+        isinstance(decorator, ast.Name) and "property" in decorator.id
+        for decorator in owner.decorator_list
+    )
+
+
 @in_a_clone
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_docstrings_open_with_what_they_describe(path: Path) -> None:
-    riddles = []
-    for owner, line, text in docstrings_of(TREES[path]):
-        words = text.split()
-        first = words[0].strip("`.,:;").lower() if words else ""
-        is_function = isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef)
-        is_property = is_function and any(
-            isinstance(decorator, ast.Name) and "property" in decorator.id
-            for decorator in owner.decorator_list  # type: ignore[attr-defined]
-        )
-        if not first or first in RIDDLES or first == "todo":
-            riddles.append(f"line {line}: {text[:60]}")
-        elif is_function and not is_property and first in NOUN_OPENINGS:
-            riddles.append(f"line {line}: a function's docstring begins with a verb: {text[:60]}")
-    assert riddles == []
+def test_docstrings_begin_with_a_clear_word() -> None:
+    unclear = []
+    for path, tree in TREES.items():
+        for owner, line, text in docstrings_of(tree):
+            first = text.split(maxsplit=1)[0].strip("`.,:;").lower() if text.strip() else ""
+            if first in UNCLEAR_WORDS | {""} or (
+                first in DETERMINERS and is_described_by_a_verb(owner)
+            ):
+                unclear.append(f"{path}:{line}: {text[:60]}")
+    assert unclear == []
 
 
-# Folders of tests that go through several modules.
+# Folders of tests that use several modules together.
 ACROSS = {"aarch64", "contract", "deploy", "journeys", "pythons"}
 
 
@@ -176,5 +163,5 @@ ACROSS = {"aarch64", "contract", "deploy", "journeys", "pythons"}
 def test_folders_of_tests_mirror_the_modules() -> None:
     tests = ROOT / "tests"
     folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")} - {Path()}
-    code = {path.relative_to(ROOT) for path in PACKAGES}
-    assert sorted(str(folder) for folder in folders - code if folder.parts[0] not in ACROSS) == []
+    mirrored = {folder for folder in folders if folder.parts[0] not in ACROSS}
+    assert mirrored - {path.relative_to(ROOT) for path in PACKAGES} == set()

@@ -7,23 +7,21 @@ from typing import Any
 
 from resdeploy.bundle.bundle import ANALYSIS, Bundle
 from resdeploy.documents import decode, parse
-from resdeploy.errors import BundleError
 
 SCHEMA = "resdeploy.analysis/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCost:
-    """The quantisation noise of a convolution or the classifier, encoded for TensorRT."""
+    """The quantisation noise of a convolution or the classifier in the graph for TensorRT."""
 
     name: str
-    """Name of the node."""
     kind: str
     """ONNX operator."""
     macs: int
     """Multiply-accumulate operations for one image."""
     input_sqnr_db: float | None
-    """SQNR of the logits in dB if only this layer's input is quantised; None if that is float."""
+    """SQNR of the logits in dB if only this layer's input is quantised; None if it is in float."""
     weight_sqnr_db: float | None
     """SQNR of the logits in dB if only this layer's weights are quantised; None if in float."""
     in_float: tuple[str, ...]
@@ -44,13 +42,11 @@ class ActivationHistogram:
     heights: tuple[float, ...]
     """Heights of equally wide bars, 0 to 1, proportional to the logarithm of the count."""
     low: float
-    """Left edge of the first bar."""
     high: float
-    """Right edge of the last bar."""
+    """Right edge of the last bar; `low` is the left edge of the first."""
     range_low: float
-    """Lower end of the calibrated range; smaller values are clipped."""
     range_high: float
-    """Upper end of the calibrated range; larger values are clipped."""
+    """Upper end of the calibrated range, which starts at `range_low`; other values are clipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +54,7 @@ class Analysis:
     """The content of `analysis.json`."""
 
     layers: tuple[LayerCost, ...]
-    """Costs in the order of the graph."""
+    """Layers in the order of the graph."""
     histograms: tuple[ActivationHistogram, ...]
     """Histograms of the activations with the most quantisation noise."""
     schema: str = SCHEMA
@@ -78,6 +74,4 @@ def read_analysis(bundle: Bundle) -> Analysis | None:
             raise ValueError(f"its schema is {document.get('schema')!r:.60}, not {SCHEMA}")
         return parse(Analysis, document)
     except ValueError as error:
-        raise BundleError(
-            f"{bundle.path / ANALYSIS} cannot be used: {error}", "export the bundle again"
-        ) from error
+        raise bundle.damaged(ANALYSIS, error) from error

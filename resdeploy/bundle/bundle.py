@@ -1,7 +1,7 @@
-"""The bundle: one folder with the graphs, their labels, golden images and origin.
+"""The reader of a bundle, the folder with the graphs of a network and all that belongs to them.
 
-A file is read only if its size and sha256 match the manifest; the manifest itself is limited in
-size and checked field by field. Shape letters: N images, H rows, W columns, K classes.
+A file is used only if its size and sha256 match the manifest. The size of the manifest is limited,
+and all its fields are checked. Shape letters: N images, H rows, W columns, K classes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from resdeploy.bundle.golden import Golden, read_golden
 from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Artifact, FileRecord, Manifest
 from resdeploy.documents import decode, parse
 from resdeploy.errors import BundleError
-from resdeploy.storage import sha256, sha256_file
+from resdeploy.storage import read_limited, sha256, sha256_file
 
 LABELS = "labels.txt"
 GOLDEN = "golden.npz"
@@ -29,7 +29,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle, whose files are checked each time that they are read."""
+    """An open bundle, which checks a file each time that it is read."""
 
     path: Path
     manifest: Manifest
@@ -41,17 +41,21 @@ class Bundle:
             BundleError: The file is missing, was changed, or is not listed in the manifest.
         """
         record = self._record(name)
-        data = _read(self.path / name, record.bytes)
+        try:
+            with (self.path / name).open("rb") as stream:
+                data = stream.read(record.bytes + 1)
+        except OSError as error:
+            raise _unreadable(self.path / name, error) from error
         if len(data) != record.bytes or sha256(data) != record.sha256:
             raise self._changed(name)
         return data
 
     @contextmanager
     def checked_path(self, name: str) -> Iterator[Path]:
-        """Yield a path to one file, checked as by `read`, that is valid within the `with` block.
+        """Yield a path to one file, valid within the `with` block, after the checks of `read`.
 
-        Engines that read files themselves need no second copy in memory. The path is that of the
-        open file, so a file that replaces it in the folder meanwhile is not read.
+        A library that loads the file itself needs no second copy in memory. The path refers to the
+        open file, so it never leads to a file that meanwhile replaces the checked one.
 
         Raises:
             BundleError: The file is missing, was changed, or is not listed in the manifest.
@@ -62,8 +66,8 @@ class Bundle:
         except OSError as error:
             raise _unreadable(self.path / name, error) from error
         with stream:
-            opened = Path(f"/proc/self/fd/{stream.fileno()}")
-            path = opened if opened.exists() else self.path / name
+            descriptor = Path(f"/proc/self/fd/{stream.fileno()}")
+            path = descriptor if descriptor.exists() else self.path / name
             if path.stat().st_size != record.bytes or sha256_file(path) != record.sha256:
                 raise self._changed(name)
             yield path
@@ -72,15 +76,15 @@ class Bundle:
         """Return the artifact called `name`.
 
         Raises:
-            BundleError: The bundle has no such artifact; the message lists those that it has.
+            BundleError: The bundle has no such artifact.
         """
-        for artifact in self.manifest.artifacts:
-            if artifact.name == name:
-                return artifact
-        names = ", ".join(artifact.name for artifact in self.manifest.artifacts)
+        artifacts = {artifact.name: artifact for artifact in self.manifest.artifacts}
+        if name in artifacts:
+            return artifacts[name]
         option = "--int8 --dla" if name == "int8-dla" else f"--{name.split('-')[0]}"
         raise BundleError(
-            f"{self.path} holds no {name} graph, only {names}", f"export it with {option}"
+            f"{self.path} holds no {name} graph, only {', '.join(artifacts)}",
+            f"export it with {option}",
         )
 
     def labels(self) -> tuple[str, ...]:
@@ -89,14 +93,11 @@ class Bundle:
         Raises:
             BundleError: `labels.txt` is damaged or has a wrong number of lines.
         """
-        labels = tuple(
-            self.read(LABELS).decode("utf-8", errors="replace").removesuffix("\n").split("\n")
-        )
+        text = self.read(LABELS).decode("utf-8", errors="replace")
+        labels = tuple(text.removesuffix("\n").split("\n"))
         if len(labels) != self.manifest.classes:
-            raise BundleError(
-                f"{LABELS} has {len(labels)} lines for {self.manifest.classes} classes",
-                "export the bundle again",
-            )
+            reason = f"it has {len(labels)} lines for {self.manifest.classes} classes"
+            raise self.damaged(LABELS, reason)
         return labels
 
     def golden(self) -> Golden:
@@ -108,10 +109,14 @@ class Bundle:
         data = self.read(GOLDEN)
         try:
             return read_golden(data, self.manifest.preprocessing.image_size, self.manifest.classes)
-        except Exception as error:  # damaged archives and arrays raise nearly every type
-            raise BundleError(
-                f"{self.path / GOLDEN} cannot be used: {error}", "export the bundle again"
-            ) from error
+        except Exception as error:  # damaged archives and arrays raise exceptions of many types
+            raise self.damaged(GOLDEN, error) from error
+
+    def damaged(self, name: str, reason: object) -> BundleError:
+        """Return an error for a file that is unchanged since the export, but cannot be used."""
+        return BundleError(
+            f"{self.path / name} cannot be used: {reason}", "export the bundle again"
+        )
 
     def _changed(self, name: str) -> BundleError:
         return BundleError(
@@ -129,7 +134,7 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Open a bundle: read and check its manifest.
+    """Read and check the manifest of a bundle.
 
     Raises:
         BundleError: The folder is not a bundle, is damaged, or has an unknown schema.
@@ -139,32 +144,20 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(
             f"{path} is not a bundle: it has no {MANIFEST}", "make one with resdeploy export"
         )
-    data = _read(manifest, MAX_MANIFEST_BYTES)
+    hint = "copy or export the bundle again"
+    data = read_limited(manifest, MAX_MANIFEST_BYTES, BundleError, hint)
     try:
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
         document = decode(dict[str, Any], data)
         if "schema" not in document:
             raise ValueError("it has no schema")
         if document["schema"] == SCHEMA:
             return Bundle(path, parse(Manifest, document))
     except ValueError as error:
-        raise BundleError(
-            f"{manifest} is damaged: {error}", "copy or export the bundle again"
-        ) from error
+        raise BundleError(f"{manifest} is damaged: {error}", hint) from error
     raise BundleError(
         f"{path} has schema {document['schema']!r:.60}; this version of resdeploy reads {SCHEMA}",
         "export it again, or install the version that made it",
     )
-
-
-def _read(path: Path, limit: int) -> bytes:
-    """Return the content of a file; one byte more than `limit` where it is larger."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(limit + 1)
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: OSError) -> BundleError:

@@ -1,4 +1,4 @@
-"""Golden images with their logits: `golden.npz`, with which a bundle checks itself."""
+"""Golden images and their expected logits: `golden.npz`, for checking graphs and engines."""
 
 from __future__ import annotations
 
@@ -21,31 +21,30 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
-    """Images with the logits that PyTorch computed for them in FP32."""
+    """Golden images, and the logits that PyTorch computed for them in FP32."""
 
     images: UInt8Array
     """Shape (N, H, W, 3)."""
     logits: Float32Array
     """Shape (N, K)."""
     bit_exact: Mapping[str, Float32Array] = field(default_factory=dict)
-    """For some artifacts, by name: the logits (N, K) that every CPU computes, bit for bit."""
+    """Logits (N, K) that an artifact must compute on every CPU, bit for bit, by its name."""
 
     def to_bytes(self) -> bytes:
         """Return the content of `golden.npz`."""
         stream = io.BytesIO()
         bit_exact: dict[str, Any] = {
-            f"{BIT_EXACT_PREFIX}{name}": logits for name, logits in self.bit_exact.items()
+            BIT_EXACT_PREFIX + name: logits for name, logits in self.bit_exact.items()
         }
         np.savez_compressed(stream, images=self.images, logits=self.logits, **bit_exact)
         return stream.getvalue()
 
 
 def read_golden(data: bytes, image_size: int, classes: int) -> Golden:
-    """Return the golden images in the content of a `golden.npz`.
+    """Return the golden images from the content of a `golden.npz`.
 
     Raises:
-        Exception: The file is damaged, or does not fit the model. Damaged archives and arrays raise
-            exceptions of many types.
+        Exception: The file is damaged (the type depends on the damage) or does not fit the model.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         size = sum(entry.file_size for entry in archive.infolist())

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: `manifest.json`, its fields, and the names that every graph shares."""
+"""The manifest of a bundle, `manifest.json`, and the names that all graphs share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
-MAX_FILE_BYTES = 2 << 30  # protobuf's limit, and so that of an ONNX file
+MAX_FILE_BYTES = 2 << 30  # protobuf's limit, which an ONNX file cannot exceed
 
 
 class Precision(str, Enum):
@@ -29,7 +29,7 @@ class Precision(str, Enum):
 
 
 class Encoding(str, Enum):
-    """The kind of engine for which the quantised edges were placed."""
+    """The placement of quantised tensors in a graph, which depends on the target engine."""
 
     FLOAT = "float"  # nothing is quantised
     TENSORRT = "tensorrt"  # symmetric Q/DQ on the inputs of convolutions; FP16 elsewhere
@@ -39,7 +39,7 @@ class Encoding(str, Enum):
 
 def graph_name(precision: str, encoding: Encoding) -> str:
     """Return the artifact's name: `fp32`, `fp16`, `int8`, `int8-cpu` or `int8-dla`."""
-    value = str.__str__(precision)  # str() of a Precision is `Precision.INT8`
+    value = str.__str__(precision)  # str() of a member is `Precision.INT8`
     return f"{value}-{encoding.value}" if encoding in (Encoding.CPU, Encoding.DLA) else value
 
 
@@ -51,16 +51,16 @@ class Parity:
     max_error: float
     """Largest absolute difference of a logit."""
     agreement: float
-    """Share of images with the same predicted class, in percent."""
+    """Images with the same predicted class, in percent."""
     sqnr_db: float
-    """Signal to quantisation noise ratio of the logits, in dB: median over the images."""
+    """Median SQNR of the logits over the images, in dB."""
     sqnr_db_p5: float
-    """5th percentile of the same ratio over the images, in dB."""
+    """5th percentile of the SQNR over the images, in dB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
-    """Size and digest of a file in the bundle."""
+    """Size and digest of a file in a bundle."""
 
     bytes: int
     sha256: str
@@ -71,7 +71,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """One ONNX file of the bundle."""
+    """One ONNX file of a bundle."""
 
     precision: Precision
     encoding: Encoding
@@ -89,7 +89,7 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """The file's name without its suffix: `fp32`, `fp16`, `int8`, `int8-cpu`, `int8-dla`."""
+        """Name of the file without its suffix: `fp32`, `fp16`, `int8`, `int8-cpu`, `int8-dla`."""
         return Path(self.file).stem
 
 
@@ -98,11 +98,11 @@ class Manifest:
     """The content of `manifest.json`."""
 
     model: dict[str, Any]
-    """Architecture, and the file that the weights came from."""
+    """Architecture, and origin of the weights."""
     preprocessing: Preprocessing
     artifacts: tuple[Artifact, ...]
     files: dict[str, FileRecord]
-    """The other files, by name."""
+    """Files that are no artifacts, by name."""
     calibration: dict[str, Any] | None
     """A `CalibrationRecord` with the digests of the images; None without INT8."""
     golden: dict[str, Any]
@@ -138,12 +138,12 @@ class Manifest:
 
     @property
     def classes(self) -> int:
-        """Number of classes, the length of a row of logits."""
+        """Number of classes, which is the number of logits for an image."""
         return int(self.model["classes"])
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` into the folder of a bundle that is being made."""
+    """Write `manifest.json` into the folder of a new bundle."""
     text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
@@ -154,6 +154,6 @@ def _check_size(size: int) -> None:
 
 
 def _check_file_name(name: str) -> None:
-    # Only a plain name, so that a manifest cannot point outside its folder.
+    # A path in a manifest must not lead outside of the folder.
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         raise ValueError(f"{name!r:.80} is not a plain file name")

@@ -19,35 +19,30 @@ BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkTotals:
-    """The work of a whole network for one image."""
+    """Numbers of multiply-accumulates, weights and activations of a whole network for one image."""
 
     macs: int
-    """Multiply-accumulate operations."""
     weights: int
-    """Elements."""
     activations: int
-    """Elements that all layers read and write."""
+    """Number of elements that all layers read and write."""
 
     def operations(self, batch: int) -> int:
-        """Return the operations for one batch, see `FLOPS_RULE`."""
+        """Return the number of operations for one batch; see `FLOPS_RULE`."""
         return 2 * self.macs * batch
 
     def bytes(self, batch: int, arithmetic: str) -> int:
-        """Return the bytes that are moved for one batch, see `BYTES_RULE`."""
+        """Return the number of bytes that one batch reads and writes; see `BYTES_RULE`."""
         return BYTES[arithmetic] * (self.weights + batch * self.activations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWork:
-    """The work of a convolution or the classifier for one image."""
+    """The work of one convolution or of the classifier for one image; see `WorkTotals`."""
 
     name: str
     macs: int
-    """Multiply-accumulate operations."""
     weights: int
-    """Elements."""
     activations: int
-    """Elements that the layer reads and writes."""
 
     def __post_init__(self) -> None:
         for field in ("macs", "weights", "activations"):
@@ -63,7 +58,7 @@ class Work:
 
     @property
     def totals(self) -> WorkTotals:
-        """The sums over all layers."""
+        """Sums over all layers."""
         return WorkTotals(
             macs=sum(layer.macs for layer in self.layers),
             weights=sum(layer.weights for layer in self.layers),
@@ -71,5 +66,5 @@ class Work:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form that the manifest holds."""
+        """Return the value of `work` in the manifest."""
         return {**asdict(self.totals), "layers": [asdict(layer) for layer in self.layers]}

@@ -1,4 +1,4 @@
-"""Decoding of untrusted image files to RGB: limits first, any colour mode."""
+"""Decoding of untrusted image files to RGB, with limits on size and format."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resdeploy.errors import ImageError
+from resdeploy.storage import read_limited
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 MAX_FILE_BYTES = 64 << 20
-ORIENTATION = 0x0112  # tag in EXIF; the values 5 to 8 swap width and height
-# Orientations that move the right or the bottom edge of the file to another side.
+ORIENTATION = 0x0112  # EXIF tag; the values 5 to 8 swap width and height
+# Orientations that move the right or the bottom edge of the stored picture to another side.
 MIRRORED = frozenset({2, 3, 4, 6, 7, 8})
-REDUCTIONS = (1, 2, 4, 8)  # those of a JPEG decoder, in the cosine transform
-MAX_PIXELS = 100_000_000  # 300 MB once decoded; the largest phone cameras take 50 to 200 Mpixel
+REDUCTIONS = (1, 2, 4, 8)  # supported by JPEG decoders, within the cosine transform
+MAX_PIXELS = 100_000_000  # 300 MB in RGB; the largest phone cameras have 50 to 200 megapixels
 
 Shrink = Callable[[int, int], float]
-"""Takes an upright picture's width and height, returns how many times smaller it may be decoded."""
+"""Largest allowed reduction of an upright picture, from its width and height in pixels."""
 
 
 def read_rgb(
@@ -36,21 +37,22 @@ def read_rgb(
 
     Args:
         source: Path or content of a file.
-        shrink: Largest reduction by a JPEG decoder, which uses 1, 2, 4 or 8 (in the cosine
-            transform, which saves most of its work); other formats are decoded whole.
-        max_pixels: Largest number of pixels; larger pictures are rejected before decoding.
+        shrink: Limit for the reduction of a JPEG file, which saves most of the decoder's work;
+            other formats are decoded at full resolution.
+        max_pixels: Limit for the number of pixels, which is checked before decoding.
 
     Raises:
-        ImageError: The file cannot be read, is damaged, exceeds a limit, or has another format
-            than `FORMATS`.
+        ImageError: The file cannot be read, is damaged, is too large, or has an unknown format.
     """
     from PIL import Image, ImageOps
 
-    name = "the image" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read_limited(source)
+    name, data = "the image", source
+    if isinstance(data, Path):
+        hint = f"name a readable image file of at most {MAX_FILE_BYTES >> 20} MiB"
+        name, data = str(data), read_limited(data, MAX_FILE_BYTES, ImageError, hint)
     try:
         with warnings.catch_warnings():
-            # Pillow warns about size and odd metadata; the limits of this function replace that.
+            # Pillow warns about large sizes, which are limited below, and about odd metadata.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 pixels = image.width * image.height
@@ -77,8 +79,8 @@ def _decode_smaller(image: ImageFile, shrink: Shrink) -> None:
     width, height = image.size
     orientation = image.getexif().get(ORIENTATION, 1)
     factor = shrink(height, width) if orientation >= 5 else shrink(width, height)
-    # The decoder pads the last column and row. A mirrored picture has the padding on another side,
-    # which moves it by a fraction of a pixel: there, only reductions that divide both sides do.
+    # The decoder pads the last column and row. In a mirrored picture, padding would come first and
+    # move the picture by a fraction of a pixel, so only divisors of both sides are used there.
     may_pad = orientation not in MIRRORED
     by = max(
         n for n in REDUCTIONS if n <= max(factor, 1) and (may_pad or not (width % n or height % n))
@@ -87,31 +89,15 @@ def _decode_smaller(image: ImageFile, shrink: Shrink) -> None:
         image.draft(None, (max(width // by, 1), max(height // by, 1)))
 
 
-def _read_limited(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ImageError(
-            f"{path} cannot be read: {error.strerror or error}", "check the path"
-        ) from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ImageError(
-            f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB", "use a smaller image file"
-        )
-    return data
-
-
 def _to_rgb(image: Image) -> Image:
     from PIL import Image as images
 
     if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255 instead of scaling.
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
-    elif image.mode == "I":
+        image = image.convert("I")
+    if image.mode == "I":
+        # Pillow's own conversion to 8 bits clips at 255 instead of scaling.
         image = image.point(lambda value: value / 256).convert("L")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
         white = images.new("RGBA", image.size, "white")
-        image = images.alpha_composite(white, image)
+        image = images.alpha_composite(white, image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")

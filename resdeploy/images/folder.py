@@ -23,19 +23,20 @@ File = TypeVar("File")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledImages(Generic[File_co]):
-    """Image files with the index of each one's class in `classes`."""
+    """Image files with their classes."""
 
     classes: tuple[str, ...]
     files: tuple[File_co, ...]
     """Paths, or other names of files."""
     labels: tuple[int, ...]
+    """Index of each file's class in `classes`."""
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:
-    """Return every image file below `folder` that is not hidden, sorted by path.
+    """Return all image files below `folder` that are not hidden, sorted by path.
 
     Raises:
-        DataError: `folder` does not exist or holds no image.
+        DataError: The folder does not exist or holds no image.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", "name a folder of images")
@@ -48,38 +49,26 @@ def list_images(folder: Path) -> tuple[Path, ...]:
 
 
 def read_image_folder(folder: Path) -> LabelledImages[Path]:
-    """Return the images of `folder`, labelled by the name of their sub-folder.
+    """Return the images in the sub-folders of `folder`, each of which holds one class.
 
     Raises:
-        DataError: `folder` is missing, has no images in class folders, or has an empty class
-            folder.
+        DataError: The folder is missing, has no images in sub-folders, or has an empty sub-folder.
     """
     paths = list_images(folder)
-    classes = tuple(
-        entry.name
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
-    index = {name: position for position, name in enumerate(classes)}
-    labelled = [
-        (path, index[parts[0]])
-        for path in paths
-        if len(parts := path.relative_to(folder).parts) > 1
-    ]
-    if not labelled:
+    classes = tuple(sorted(entry.name for entry in folder.glob("[!.]*") if entry.is_dir()))
+    files = tuple(path for path in paths if path.parent != folder)
+    if not files:
         raise DataError(
             f"the images in {folder} have no labels", "sort them into one sub-folder per class"
         )
-    if missing := set(index.values()) - {label for _, label in labelled}:
+    index = {name: position for position, name in enumerate(classes)}
+    labels = tuple(index[path.relative_to(folder).parts[0]] for path in files)
+    if missing := set(index.values()).difference(labels):
         raise DataError(
             f"the class folder {folder / classes[min(missing)]} holds no images",
             "fill it or remove it",
         )
-    return LabelledImages(
-        classes=classes,
-        files=tuple(path for path, _ in labelled),
-        labels=tuple(label for _, label in labelled),
-    )
+    return LabelledImages(classes=classes, files=files, labels=labels)
 
 
 def split_folder(data: Path, split: str) -> Path:
@@ -88,17 +77,17 @@ def split_folder(data: Path, split: str) -> Path:
 
 
 def match_labels(images: LabelledImages[File], labels: Sequence[str]) -> LabelledImages[File]:
-    """Return the same images with the model's class indices instead of the folder's.
+    """Replace the class indices of a folder by those of a model with these `labels`.
 
     Folders are matched by name. If no name is a label (for example WordNet ids) and there are as
     many folders as labels, they are matched by their order.
 
     Raises:
-        DataError: A folder's name is not a label.
+        DataError: The name of a folder is not a label.
     """
     unknown = [name for name in images.classes if name not in labels]
     if not unknown:
-        table = [list(labels).index(name) for name in images.classes]
+        table = [labels.index(name) for name in images.classes]
     elif len(unknown) == len(images.classes) == len(labels):
         logger.warning(
             "folder names such as %r are not labels: the %d folders are matched by their order",
@@ -110,16 +99,13 @@ def match_labels(images: LabelledImages[File], labels: Sequence[str]) -> Labelle
             f"the folder {unknown[0]!r} is not one of the model's {len(labels)} labels",
             "name the folders as in labels.txt, or provide one folder for every class",
         )
-    return LabelledImages(
-        classes=tuple(labels),
-        files=images.files,
-        labels=tuple(table[label] for label in images.labels),
-    )
+    matched = tuple(table[label] for label in images.labels)
+    return LabelledImages(classes=tuple(labels), files=images.files, labels=matched)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageBatch:
-    """Decoded images with their positions in the list of paths."""
+    """Decoded images, and their positions in the list of paths."""
 
     images: UInt8Array
     """Shape (N, image_size, image_size, 3)."""
@@ -146,7 +132,7 @@ def read_batches(
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield image files, also behind links; skip hidden files and folders that a link repeats."""
+    """Yield image files, following links; visit each folder once, and no hidden ones."""
     visited: set[str] = set()
     for root, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         real = os.path.realpath(root)

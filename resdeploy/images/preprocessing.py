@@ -1,7 +1,7 @@
-"""Pre-processing that turns a picture into the network's input, the same in every stage.
+"""Pre-processing that converts a picture to the network's input, the same in every stage.
 
-Resize and crop run here, with the numbers of the manifest; the normalisation is part of the
-network's graph, which therefore takes plain uint8 pixels.
+This module resizes and crops, with the settings from the manifest. The normalisation is part of the
+network's graph, whose input is therefore uint8 pixels.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
-# A string, because a command line that imports this module must start without NumPy.
+# A string, because the command line imports this module and must start without NumPy.
 UInt8Array: TypeAlias = "npt.NDArray[np.uint8]"
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge, in pixels of the picture."""
 
-# Mean and standard deviation of ImageNet's training images: torchvision's constants, RGB in 0..1.
+# Mean and standard deviation of ImageNet's RGB pixels, from 0 to 1: torchvision's constants.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_IMAGE_SIZE = 1024
@@ -34,21 +34,21 @@ REDUCING_GAP = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """The settings that turn a picture into `image_size` x `image_size` normalised RGB pixels."""
+    """Settings of the conversion of a picture to `image_size` x `image_size` normalised pixels."""
 
     image_size: int
     """Side of the network's square input, in pixels."""
     resize: int
     """Length of the shorter side before the central square is cut out, in pixels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Per channel, subtracted in the graph from pixels scaled to 0..1."""
+    """Value that the graph subtracts from each RGB channel, after scaling pixels to 0..1."""
     std: tuple[float, float, float] = IMAGENET_STD
-    """Per channel, the divisor in the graph."""
+    """Value by which the graph then divides each channel."""
     interpolation: str = "bilinear"
-    """Pillow's bilinear filter, which widens when it shrinks a picture."""
+    """Filter of Pillow, which is widened when a picture is made smaller."""
     reducing_gap: float | None = None
     """Minimum shorter side of a JPEG decoded at 1/2, 1/4 or 1/8 resolution, as a multiple of
-    `resize`; None decodes at full resolution, as did versions that did not write this field."""
+    `resize`; None, the value of older versions, decodes at full resolution."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
@@ -69,30 +69,25 @@ class Preprocessing:
 
     @classmethod
     def standard(cls, image_size: int) -> Preprocessing:
-        """Return the settings of ImageNet models (224 of 256); no margin below 128 pixels."""
-        margin = 256 / 224 if image_size >= 128 else 1.0
-        resize = round(image_size * margin)
+        """Return settings with the margin of ImageNet models, 224 of 256; none below 128 pixels."""
+        resize = round(image_size * (256 / 224)) if image_size >= 128 else image_size
         return cls(image_size=image_size, resize=resize, reducing_gap=REDUCING_GAP)
 
 
 def crop_and_resize(image: Image, box: Box, size: int) -> UInt8Array:
-    """Return the part `box` of an RGB image as uint8 (size, size, 3)."""
+    """Cut `box` out of an RGB image and resize it: uint8 (size, size, 3)."""
     import numpy as np
     from PIL import Image as images
 
-    if box == (0, 0, size, size) and image.size == (size, size):
-        return np.array(image)
     return np.array(image.resize((size, size), images.Resampling.BILINEAR, box=box))
 
 
 def central_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
-    """Return the part of a picture that the network sees."""
+    """Return the part of a picture that becomes the network's input."""
     resize, size = preprocessing.resize, preprocessing.image_size
-    # Integer sizes and offsets as torchvision's Resize and CenterCrop compute them.
-    if width <= height:
-        scaled_width, scaled_height = resize, int(resize * height / width)
-    else:
-        scaled_width, scaled_height = int(resize * width / height), resize
+    # Integer sizes and offsets, computed as in torchvision's Resize and CenterCrop.
+    shorter = min(width, height)
+    scaled_width, scaled_height = int(resize * width / shorter), int(resize * height / shorter)
     left, upper = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
     across, down = width / scaled_width, height / scaled_height
     return left * across, upper * down, (left + size) * across, (upper + size) * down
@@ -101,8 +96,8 @@ def central_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
 def resize_and_crop(image: Image, preprocessing: Preprocessing) -> UInt8Array:
     """Return the central square of a resized RGB image: uint8 (image_size, image_size, 3).
 
-    The square is cut out of the source before it is scaled, so that a very long picture needs no
-    memory; the pixels are the same as if the whole picture were scaled first.
+    The square is cut out before it is scaled, so that a very long picture needs little memory. The
+    pixels are the same as if the whole picture were scaled first.
     """
     box = central_box(*image.size, preprocessing)
     return crop_and_resize(image, box, preprocessing.image_size)
@@ -126,26 +121,21 @@ def load_image(
 
     picture = read_rgb(source, shrink, max_pixels)
     factor = reduction_factor(whole, picture.size)
-    # The box comes from the size of the whole picture; from that of the reduced one it would be
-    # rounded differently.
+    # The box is computed from the size in the file, because the reduced size is rounded.
     box = central_box(*(whole if factor > 1 else picture.size), preprocessing)
     left, upper, right, lower = (edge / factor for edge in box)
     return crop_and_resize(picture, (left, upper, right, lower), preprocessing.image_size)
 
 
 def reduction_factor(whole: tuple[int, int], decoded: tuple[int, int]) -> int:
-    """Return by how much a decoder reduced a picture: 1, 2, 4 or 8; 1 also for unrelated sizes.
+    """Return the factor by which a decoder reduced a picture: 1, 2, 4 or 8; 1 if none fits.
 
-    Args:
-        whole: Width and height in the file, in pixels.
-        decoded: Width and height after decoding; decoders round them up.
+    Both sizes are width and height in pixels; decoders round them up.
     """
     width, height = whole
     return next((n for n in REDUCTIONS if decoded == (-(-width // n), -(-height // n))), 1)
 
 
 def image_digest(image: UInt8Array) -> str:
-    """Return the sha256 of an image's pixels as the network sees them."""
-    import numpy as np
-
-    return sha256(np.ascontiguousarray(image).data)
+    """Return the sha256 of an image's pixels after pre-processing."""
+    return sha256(image.tobytes())

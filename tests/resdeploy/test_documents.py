@@ -1,4 +1,4 @@
-"""Documents survive a round trip, and an error names the place of whatever is wrong."""
+"""Documents survive a round trip, and an error names the place of a wrong value."""
 
 from __future__ import annotations
 
@@ -113,16 +113,18 @@ def test_an_error_names_place_value_and_what_is_allowed(
         parse(Outer, {**jsonable(WHOLE), **change})
     if not re.search("finite|range", message):  # JSON has no such numbers
         with pytest.raises(ValueError, match=rf"^r\.{message}"):
-            decode(Outer, json.dumps({**jsonable(WHOLE), **change}).encode(), "r")
+            parse(Outer, json.loads(json.dumps({**jsonable(WHOLE), **change})), "r")
 
 
-def test_the_document_itself_is_named() -> None:
+def test_an_error_names_the_document_itself() -> None:
     with pytest.raises(ValueError, match="the document has no count"):
         parse(Outer, {"name": "x"})
     with pytest.raises(ValueError, match="the document is a list, not an object"):
         parse(Outer, [])
     with pytest.raises(ValueError, match="calibration is null, not an object"):
-        decode(Outer, b"null", "calibration")
+        parse(Outer, None, "calibration")
+    with pytest.raises(ValueError, match="the document is null, not an object"):
+        decode(Outer, b"null")
 
 
 json_values = st.recursive(

@@ -85,16 +85,16 @@ def test_agreement_counts_predicted_classes() -> None:
 
 def test_predictions_are_paired() -> None:
     labels = np.array([0, 1, 0, 1])
-    right = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    correct = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     other = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    result = compare_accuracy(right, other, labels)
+    result = compare_accuracy(correct, other, labels)
     assert (result.baseline_correct, result.candidate_correct) == (4, 2)
     assert (result.lost, result.gained, result.drop) == (2, 0, 50.0)
-    assert compare_accuracy(other, right, labels).drop == -50.0
+    assert compare_accuracy(other, correct, labels).drop == -50.0
 
 
 def tango_by_likelihood(lost: int, gained: int, images: int, confidence: float) -> float:
-    """Return the same bound by maximising the likelihood with SciPy; no formula is shared."""
+    """Return the same bound by maximising the likelihood with SciPy, without Tango's formulas."""
     z = stats.norm.ppf(confidence)
     same = images - lost - gained
 
@@ -138,7 +138,7 @@ def test_bound_with_nothing_lost_is_the_binomial_score_bound() -> None:
     assert ours == pytest.approx(wilson, abs=1e-9)
 
 
-def test_bound_agrees_with_the_normal_one_for_many_images() -> None:
+def test_bound_agrees_with_the_normal_approximation_for_many_images() -> None:
     lost, gained, images = 5200, 4800, 1_000_000
     p = (lost - gained) / images
     wald = p + stats.norm.ppf(0.95) * math.sqrt(((lost + gained) / images - p * p) / images)
@@ -293,12 +293,13 @@ def test_bounds_of_a_drop_of_half_a_point() -> None:
     assert 0.2 < paired.drop_lower_bound() < 0.5 < paired.drop_upper_bound()
 
 
-@given(right=st.integers(0, 500), more=st.integers(0, 500))
-def test_wilson_interval_agrees_with_scipy(right: int, more: int) -> None:
-    assume(right + more > 0)
-    ours = wilson_interval(right, right + more)
-    theirs = stats.binomtest(right, right + more).proportion_ci(method="wilson")
-    assert ours == pytest.approx((100 * theirs.low, 100 * theirs.high), abs=1e-6)
+@given(correct=st.integers(0, 500), wrong=st.integers(0, 500))
+def test_wilson_interval_agrees_with_scipy(correct: int, wrong: int) -> None:
+    assume(correct + wrong > 0)
+    expected = stats.binomtest(correct, correct + wrong).proportion_ci(method="wilson")
+    assert wilson_interval(correct, correct + wrong) == pytest.approx(
+        (100 * expected.low, 100 * expected.high), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(("count", "rank"), [(8, 1), (12, 2), (24, 6), (32, 9)])
@@ -327,7 +328,7 @@ def test_unpaired_ratio_of_times() -> None:
     generator = np.random.default_rng(2)
     first = 10 + generator.normal(0, 0.2, 15)
     second = 11 + generator.normal(0, 0.2, 21)
-    ratio, low, high = unpaired_ratio_interval(first, second)
+    ratio, low, high = unpaired_ratio_interval(first, second, confidence=0.95)
     assert low < ratio < high
     assert 1.05 < low < 1.1 < high < 1.15
 
@@ -342,8 +343,8 @@ def test_repetitions_that_differ_widen_the_interval_of_a_ratio() -> None:
 
 
 def test_a_single_repetition_uses_the_interval_of_its_rounds() -> None:
-    ours, theirs = np.array([40.0, 44.0, 42.0]), np.array([10.0, 10.0, 11.0])
-    assert repeated_ratio_interval([ours], [theirs]) == ratio_interval(ours, theirs)
+    slow, fast = np.array([40.0, 44.0, 42.0]), np.array([10.0, 10.0, 11.0])
+    assert repeated_ratio_interval([slow], [fast]) == ratio_interval(slow, fast)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4])

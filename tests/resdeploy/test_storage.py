@@ -32,7 +32,7 @@ from resdeploy.storage import (
 
 @pytest.fixture
 def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every flush to disk fail because the disk is full."""
+    """Make every flush to the disk fail as if the disk were full."""
 
     def fail(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -46,7 +46,7 @@ def test_digest_agrees_with_hashlib(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
-def test_digest_of_a_file_equals_that_of_its_content(tmp_path: Path, size: int) -> None:
+def test_digest_of_a_file_equals_the_digest_of_its_content(tmp_path: Path, size: int) -> None:
     data = b"x" * size
     (tmp_path / "file").write_bytes(data)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()

@@ -121,7 +121,7 @@ def test_circular_links_are_followed_once(tmp_path: Path) -> None:
     assert [path.name for path in list_images(tmp_path)] == ["1.png"]
 
 
-def test_rejects_other_names_in_another_number() -> None:
+def test_rejects_unknown_names_in_a_wrong_number() -> None:
     with pytest.raises(DataError, match="'n01' is not one of the model's 3 labels"):
         match_labels(images_of(("n01", "n02"), (1, 0)), ("a", "b", "c"))
 
@@ -151,7 +151,7 @@ def test_the_last_batch_may_be_smaller(tmp_path: Path) -> None:
 def test_rejects_an_unreadable_folder_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Permission is denied by a fake, because root, who may run the tests, can read everything."""
+    # The tests may run as root, which can read every folder, so a fake denies the permission.
     (tmp_path / "closed").mkdir()
     (tmp_path / "1.png").write_bytes(b"")
     scandir = os.scandir

@@ -116,7 +116,7 @@ def test_rejects_invalid_settings(wrong: dict[str, object]) -> None:
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """Return a smooth picture with edges, as unlike noise as photographs are."""
+    """Return a smooth picture with edges, similar to a photograph."""
     x, y = np.meshgrid(np.linspace(0, 9, width), np.linspace(0, 7, height))
     waves = [np.sin(x + phase) * np.cos(y * (1 + phase / 3)) for phase in range(3)]
     pixels = 127 + 90 * np.stack(waves, axis=-1) + 30 * (x > y)[..., np.newaxis]
