@@ -79,7 +79,7 @@ class Plan:
     """True if engines and compiled kernels are kept after the benchmark."""
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.argument("checkpoint")
 @click.option(
     "--bundle",
@@ -89,9 +89,7 @@ class Plan:
 @click.option(
     "--data", type=click.Path(exists=True, path_type=Path), help="Folder of labelled images."
 )
-@click.option(
-    "--images", type=int, default=2000, show_default=True, help="Largest number of labelled images."
-)
+@click.option("--images", default=2000, help="Largest number of labelled images.")
 @click.option("--image-size", type=int, help="Pixels.  [default: that of the run, or 224]")
 @click.option(
     "--batch",
@@ -99,10 +97,9 @@ class Plan:
     type=click.IntRange(min=1),
     multiple=True,
     default=(1, 8, 32, 128),
-    show_default=True,
     help="Images in one call.",
 )
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="Limit per contender.")
+@click.option("--seconds", default=3.0, help="Limit per contender.")
 @click.option("--bf16", is_flag=True, help="Also time PyTorch in bfloat16.")
 @click.option("--without", multiple=True, type=click.Choice(NAMES), help="Contender to leave out.")
 @click.option(

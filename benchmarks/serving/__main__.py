@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.environment import make_environment
 from benchmarks.latency import make_bundle
-from benchmarks.serving.payloads import Request, other_request, picture_request, tensor_request
+from benchmarks.serving.payloads import Request, picture_request, tensor_request
 from benchmarks.serving.servers import (
     FASTAPI,
     LITSERVE,
@@ -39,17 +40,17 @@ from benchmarks.serving.servers import (
     REQUIREMENTS,
     LoadResult,
     Server,
+    footprint,
     get_status,
     load_result,
-    make_environment,
     run_ours,
     run_server,
 )
 from resdeploy.bench.process import Contender, Worker
 from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.documents import write_document
 from resdeploy.machine.cpu import read_cpu
 from resdeploy.machine.device import available_cores
-from resdeploy.storage import write_file
 from resdeploy.tables import table
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
@@ -58,7 +59,7 @@ OVERLOAD = 10
 STOP_LOAD_SECONDS = 4.0
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.argument("part", type=click.Choice(["tensors", "pictures", "load"]))
 @click.option(
     "--bundle",
@@ -66,36 +67,24 @@ STOP_LOAD_SECONDS = 4.0
     type=click.Path(path_type=Path),
     help="Bundle to serve.  [default: a new one]",
 )
-@click.option("--batch", type=int, default=8, show_default=True, help="Images per tensor request.")
+@click.option("--batch", default=8, help="Images per tensor request.")
 @click.option(
     "--picture",
     default="500x375",  # the most frequent size in ImageNet
-    show_default=True,
     callback=lambda context, parameter, text: tuple(map(int, text.split("x"))),
     help="Width and height in pixels.",
 )
 @click.option(
     "--plain", is_flag=True, help="Also measure servers that decode as torchvision's examples do."
 )
-@click.option(
-    "--clients", type=int, default=16, show_default=True, help="Clients of a closed loop."
-)
-@click.option(
-    "--seconds", type=float, default=10.0, show_default=True, help="Duration of each load."
-)
-@click.option("--rounds", type=int, default=5, show_default=True, help="Rounds of a comparison.")
-@click.option(
-    "--overload-seconds",
-    type=float,
-    default=60.0,
-    show_default=True,
-    help="Duration of the overload.",
-)
+@click.option("--clients", default=16, help="Clients of a closed loop.")
+@click.option("--seconds", default=10.0, help="Duration of each load.")
+@click.option("--rounds", default=5, help="Rounds of a comparison.")
+@click.option("--overload-seconds", default=60.0, help="Duration of the overload.")
 @click.option(
     "--environment",
     type=click.Path(path_type=Path),
     default=Path("~/.cache/resdeploy/servers"),
-    show_default=True,
     help="Virtual environment of the other servers.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to update.")
@@ -124,15 +113,15 @@ def main(
             layouts = measure_layouts(bundle, tensors, clients, seconds)
             click.echo(f"{batch} images in a request: {saturation_text(saturation)}\n")
             click.echo(f"instances x threads\n{rows_text(layouts)}")
-            results = {"batch": batch, **saturation, "layouts": [asdict(row) for row in layouts]}
+            results = {"batch": batch, **saturation, "layouts": layouts}
         elif part == "pictures":
-            python = make_environment(environment.expanduser())
+            python = make_environment(environment.expanduser(), REQUIREMENTS)
             servers = compared_servers(available_cores(), plain=plain)
             rows = measure_pictures(bundle, upload, servers, python, clients, rounds, seconds)
             click.echo(rows_text(rows))
             size = bundle.manifest.preprocessing.image_size
             name = f"pictures of {picture[0]}x{picture[1]}, network of {size}"
-            results = {"clients": clients, "rows": [asdict(row) for row in rows]}
+            results = {"clients": clients, "rows": rows}
         else:
             results = measure_load(bundle, upload, clients, seconds, overload_seconds)
             click.echo(load_text(results))
@@ -149,7 +138,7 @@ def write_part(output: Path, name: str, results: dict[str, Any]) -> None:
         "others": REQUIREMENTS,
         name: results,
     }
-    write_file(output, (json.dumps(document, indent=2) + "\n").encode())
+    write_document(output, document)
 
 
 def measure_saturation(
@@ -229,7 +218,7 @@ def measure_pictures(
     for _ in range(rounds):
         for server, own in rows.items():
             with run_server(server, bundle, python) as running:
-                sent = request if server.kind == OURS else other_request(request)
+                sent = request if server.kind == OURS else replace(request, path="/classify")
                 own.append(running.row(sent, seconds / rounds, "closed", clients))
     return [median_round(own) for own in rows.values()]
 
@@ -242,12 +231,12 @@ def measure_load(
         capacity = server.row(request, seconds, "closed", clients).answered_per_second
     with run_ours(bundle) as server:
         rows = [server.row(request, seconds, "open", share * capacity) for share in SHARES]
-        before = server.memory_mb()
+        before = footprint(server.process.pid).memory_mb
         overloaded = server.row(request, overload_seconds, "open", OVERLOAD * capacity)
         time.sleep(1)
         healthy = get_status(server.port, "/v2/health/ready") == 200
         after = server.row(request, 2, "closed", 1)
-        memory = server.memory_mb()
+        memory = footprint(server.process.pid).memory_mb
         load = server.load(request, STOP_LOAD_SECONDS, "closed", clients)
         time.sleep(STOP_LOAD_SECONDS - 0.5)
         server.process.send_signal(signal.SIGTERM)
@@ -261,9 +250,9 @@ def measure_load(
     lost = sum(count for reason, count in stopped["unanswered"].items() if "Refused" not in reason)
     return {
         "capacity": capacity,
-        "open": [asdict(row) for row in rows],
+        "open": rows,
         "overload": {
-            "row": asdict(overloaded),
+            "row": overloaded,
             "capacity_p99_ms": at_capacity.p99_ms,
             "p99_ratio": ratio,
             "memory_mb_before": before,
@@ -334,9 +323,9 @@ def load_text(results: dict[str, Any]) -> str:
     row = overload["row"]
     ratio = "-" if overload["p99_ratio"] is None else f"{overload['p99_ratio']:.2f}"
     return (
-        f"{rows_text([LoadResult(**fields) for fields in results['open']])}\n\n"
+        f"{rows_text(results['open'])}\n\n"
         f"{OVERLOAD} times the capacity of {results['capacity']:.1f} images/s: statuses "
-        f"{row['statuses']}, unanswered {row['unanswered']}, p99 {row['p99_ms']:.0f} ms, {ratio} "
+        f"{row.statuses}, unanswered {row.unanswered}, p99 {row.p99_ms:.0f} ms, {ratio} "
         f"times that at capacity; memory {overload['memory_mb_before']:.0f} to "
         f"{overload['memory_mb_after']:.0f} MB; healthy after 1 s: "
         f"{overload['healthy_after_1_s']}\n"

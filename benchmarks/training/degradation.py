@@ -11,12 +11,11 @@ other results.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.training.loops import device
+from resdeploy.documents import write_document
 from resdeploy.images.folder import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import read_device
@@ -70,16 +70,12 @@ class Curve:
     """Duration of training and evaluation."""
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option(
-    "--images", type=int, default=10_000, show_default=True, help="Number of training images."
-)
-@click.option("--epochs", type=int, default=20, show_default=True, help="Number of epochs.")
-@click.option(
-    "--image-size", type=int, default=32, show_default=True, help="Side of the images in pixels."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all randomness.")
+@click.option("--images", default=10_000, help="Number of training images.")
+@click.option("--epochs", default=20, help="Number of epochs.")
+@click.option("--image-size", default=32, help="Side of the images in pixels.")
+@click.option("--seed", default=0, help="Seed of all randomness.")
 @click.option(
     "--output", type=click.Path(path_type=Path), required=True, help="JSON file to write."
 )
@@ -112,9 +108,9 @@ def main(data: Path, images: int, epochs: int, image_size: int, seed: int, outpu
         "training_images": len(splits.train.files),
         "config": config.to_json(),
         **collect_provenance(read_device().to_json()),
-        "curves": [asdict(curve) for curve in curves],
+        "curves": curves,
     }
-    write_file(output, (json.dumps(document, indent=2) + "\n").encode())
+    write_document(output, document)
 
 
 def balanced_subset(images: LabelledImages[ImageFile], count: int) -> LabelledImages[ImageFile]:
