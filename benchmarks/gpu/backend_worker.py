@@ -28,12 +28,7 @@ def prepare(
 ) -> tuple[Callable[[], object], dict[str, Any]]:
     """Open one artifact for one batch size, check its outputs, and return the function to time.
 
-    Args:
-        path: The bundle.
-        backend: The name of the engine.
-        artifact: The name of the graph.
-        batch: Images in one call.
-        labelled: The folder of `answers.write_labelled`; empty for none.
+    `labelled` is the folder of `answers.write_labelled`; empty for none.
     """
     bundle = open_bundle(Path(path))
     (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
@@ -41,7 +36,6 @@ def prepare(
     opened = candidate.open(bundle, OpenOptions(batches=Batches(batch, batch, batch)))
     opening_seconds = time.perf_counter() - start
     precision = candidate.artifact.precision.value
-    answers = check_outputs(opened, batch, bundle, precision, artifact, labelled)
     golden = bundle.golden().images
     images = golden[np.arange(batch) % len(golden)]
     facts = {
@@ -49,7 +43,7 @@ def prepare(
         "version": candidate.engine.version(),
         "opening_seconds": opening_seconds,
         "cuda_graphs": cuda_graphs(opened, batch),
-        "answers": answers,
+        "answers": check_outputs(opened, batch, bundle, precision, artifact, labelled),
     }
     return lambda: opened.run(images), facts
 

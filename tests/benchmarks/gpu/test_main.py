@@ -16,6 +16,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import backend_worker, build_worker, pytorch_worker
 from benchmarks.gpu import children as gpu_children
 from benchmarks.gpu.children import GpuContender, Notes, time_in_turns
+from benchmarks.gpu.report import RULES
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError, CalibrationError
 from resdeploy.runtime.backends.base import Unavailability
@@ -93,7 +94,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "restored after the test")
     monkeypatch.setattr(gpu, "check_gpu_availability", lambda: None)
     monkeypatch.setattr(gpu, "CudaRuntime", lambda: SimpleNamespace(gpu=lambda: A_GPU))
-    monkeypatch.setattr(pytorch_worker, "obstacle", lambda: None)
+    monkeypatch.setattr(pytorch_worker, "check_pytorch", lambda device: None)
     monkeypatch.setattr(gpu_children, "BACKENDS", (CPU, "tensorrt"))
     monkeypatch.setattr(
         flavour,
@@ -144,6 +145,11 @@ def test_writes_results_and_missing_figures(
     assert "all times include the transfers" in result.output
     assert written["gpu"]["name"] == "a GPU"
     assert written["network"]["name"] == "resnet10"
+    assert written["network"]["work_of_one_image"]["macs"] > 0
+    assert written["rules"] == RULES
+    assert written["ceilings"] == CEILINGS
+    assert written["rows"][1]["to_eager_fp32"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert written["rows"][0]["facts"] == {"cuda_graphs": "no", "answers": None}
     assert written["rows"][0]["roofline_share"] > 0
     assert written["rows"][2]["roofline_share"] is None
     assert not written["settings"]["cache_kept"]

@@ -15,8 +15,8 @@ from benchmarks.gpu.pytorch_worker import (
     MODES,
     RANDOM,
     PyTorchBackend,
+    check_pytorch,
     make_forward,
-    obstacle,
     prepare,
 )
 from resdeploy.bundle.bundle import Bundle
@@ -130,6 +130,7 @@ def test_raises_without_a_gpu(
     tiny_bundle: Bundle, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert obstacle() is not None
+    with pytest.raises(BackendError, match="sees no GPU"):
+        check_pytorch("cuda")
     with pytest.raises(BackendError, match="sees no GPU"):
         prepare(str(tiny_bundle.path), str(tiny_checkpoint), "eager-fp32", 1, "")
