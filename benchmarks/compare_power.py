@@ -57,17 +57,17 @@ def main(
         for _ in range(count):
             start = time.monotonic()
             found = compare_latency(normal, second, limit=LIMIT, threads=threads, seconds=SECONDS)
-            verdict = interval_verdict(found.low, found.high, LIMIT)
+            verdict = interval_verdict(found.low, found.high, LIMIT).value
             duration = time.monotonic() - start
             results.append(
                 {"second": name, "verdict": verdict, "seconds": duration, **asdict(found)}
             )
             click.echo(
                 f"{name}: {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f}), "
-                f"{found.starts} starts, {duration:.0f} s: {verdict.value}"
+                f"{found.starts} starts, {duration:.0f} s: {verdict}"
             )
     for (name, verdict), count in Counter((r["second"], r["verdict"]) for r in results).items():
-        click.echo(f"{name}: {count} times {verdict.value}")
+        click.echo(f"{name}: {count} times {verdict}")
     if output is not None:
         document = {
             "schema": "resdeploy.comparing/1",

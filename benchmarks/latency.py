@@ -33,9 +33,7 @@ CALIBRATION_IMAGES = 64
 @click.option("--batch", default=1, help="Images in one call.")
 @click.option("--image-size", default=224, help="Pixels.")
 @click.option("--seconds", default=10.0, help="Limit per contender.")
-@click.option(
-    "--bundle", type=click.Path(path_type=Path), help="Bundle to use instead of a new one."
-)
+@click.option("--bundle", type=click.Path(path_type=Path), help="Bundle.  [default: a new one]")
 @click.option("--also", multiple=True, default=("openvino",), help="Additional backend.")
 @click.option("--without", multiple=True, help="Contender to leave out.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")

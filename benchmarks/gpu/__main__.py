@@ -47,17 +47,13 @@ from resdeploy.results.provenance import collect_provenance
 from resdeploy.runtime.backends.cuda import CudaRuntime, check_gpu_availability
 from resdeploy.runtime.bench.rounds import plan_rounds
 
+EXISTING = click.Path(exists=True, path_type=Path)
+
 
 @click.command(context_settings={"show_default": True})
 @click.argument("checkpoint")
-@click.option(
-    "--bundle",
-    type=click.Path(exists=True, path_type=Path),
-    help="Bundle of CHECKPOINT.  [default: export one]",
-)
-@click.option(
-    "--data", type=click.Path(exists=True, path_type=Path), help="Folder of labelled images."
-)
+@click.option("--bundle", type=EXISTING, help="Bundle of CHECKPOINT.  [default: export one]")
+@click.option("--data", type=EXISTING, help="Folder of labelled images.")
 @click.option("--images", default=2000, help="Largest number of labelled images.")
 @click.option("--image-size", type=int, help="Pixels.  [default: that of the run, or 224]")
 @click.option(

@@ -120,9 +120,7 @@ class ValidationSet:
     default=Path("~/.cache/resdeploy/quantizers"),
     help="Folder in which the other tools are installed.",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="JSON file to write the results to."
-)
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
     checkpoint: Path,
     data: Path,

@@ -70,9 +70,7 @@ def nncf(preset: str, graph: str, images: Any, output: str) -> None:
 
 def modelopt(method: str, graph: str, images: Any, output: str) -> None:
     """Quantise with NVIDIA ModelOpt's ONNX quantisation, placed for TensorRT."""
-    from modelopt.onnx.quantization import (  # pyright: ignore[reportMissingImports]
-        quantize,
-    )
+    from modelopt.onnx.quantization import quantize  # pyright: ignore[reportMissingImports]
 
     quantize(
         graph,

@@ -31,6 +31,7 @@ import numpy as np
 
 from benchmarks.environment import make_environment
 from benchmarks.latency import make_bundle
+from benchmarks.serving.malformed import footprint
 from benchmarks.serving.payloads import Request, picture_request, tensor_request
 from benchmarks.serving.servers import (
     FASTAPI,
@@ -40,7 +41,6 @@ from benchmarks.serving.servers import (
     REQUIREMENTS,
     LoadResult,
     Server,
-    footprint,
     get_status,
     load_result,
     run_ours,
@@ -57,16 +57,12 @@ SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
 """Offered loads as fractions of the capacity."""
 OVERLOAD = 10
 STOP_LOAD_SECONDS = 4.0
+PATH = click.Path(path_type=Path)
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("part", type=click.Choice(["tensors", "pictures", "load"]))
-@click.option(
-    "--bundle",
-    "path",
-    type=click.Path(path_type=Path),
-    help="Bundle to serve.  [default: a new one]",
-)
+@click.option("--bundle", "path", type=PATH, help="Bundle to serve.  [default: a new one]")
 @click.option("--batch", default=8, help="Images per tensor request.")
 @click.option(
     "--picture",
@@ -83,11 +79,11 @@ STOP_LOAD_SECONDS = 4.0
 @click.option("--overload-seconds", default=60.0, help="Duration of the overload.")
 @click.option(
     "--environment",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("~/.cache/resdeploy/servers"),
     help="Virtual environment of the other servers.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file to update.")
+@click.option("--output", type=PATH, help="JSON file to update.")
 def main(
     part: str,
     path: Path | None,
@@ -273,13 +269,9 @@ def compared_servers(cores: int, *, plain: bool) -> list[Server]:
     """Return our server with its defaults and with one instance, and the other servers."""
     others = [Server(kind=LITSERVE, workers=count) for count in sorted({1, cores})]
     others.append(Server(kind=FASTAPI))
-    plain_servers = [Server(kind=other.kind, workers=other.workers, plain=True) for other in others]
-    return [
-        Server(kind=OURS),
-        Server(kind=OURS, workers=1),
-        *others,
-        *(plain_servers if plain else ()),
-    ]
+    if plain:
+        others += [replace(other, plain=True) for other in others]
+    return [Server(kind=OURS), Server(kind=OURS, workers=1), *others]
 
 
 def rows_text(rows: Sequence[LoadResult]) -> str:

@@ -9,6 +9,7 @@ truncated requests, from a fixed seed; slow clients send a byte now and then mea
 from __future__ import annotations
 
 import json
+import os
 import random
 import socket
 import sys
@@ -25,15 +26,26 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.serving.payloads import tensor_head
-from benchmarks.serving.servers import Footprint, footprint, free_port, run_process
+from benchmarks.serving.servers import free_port, run_process
 from resdeploy.bundle.bundle import Bundle, open_bundle
 
 TIMEOUT_SECONDS = 20.0
 SLOW_CLIENTS = 20
 NO_RESPONSE = "no response"
+SETTLE_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """The resources of a process."""
+
+    memory_mb: float
+    threads: int
+    files: int
+
+
 # Thread pools reach their full size, and allocators keep some freed memory.
 ALLOWED_GROWTH = Footprint(memory_mb=96, threads=4, files=4)
-SETTLE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +231,17 @@ def status_of(response: bytes) -> str:
     if response.startswith(b"HTTP/1.1 "):
         return response[9:12].decode()
     return NO_RESPONSE if response == NO_RESPONSE.encode() else "closed"
+
+
+def footprint(pid: int) -> Footprint:
+    """Return the current resources of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return Footprint(
+        memory_mb=int(fields["VmRSS"].split()[0]) / 1024,
+        threads=int(fields["Threads"]),
+        files=len(os.listdir(f"/proc/{pid}/fd")),
+    )
 
 
 def _encode(pixels: np.ndarray, kind: str) -> bytes:

@@ -51,15 +51,6 @@ class LoadResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
-    """The resources of a process."""
-
-    memory_mb: float
-    threads: int
-    files: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """A server and its variant."""
 
@@ -118,17 +109,6 @@ def load_result(load: subprocess.Popen[bytes]) -> dict[str, Any]:
         raise BackendError(f"the load ended with exit code {load.returncode}")
     document: dict[str, Any] = json.loads(printed)
     return document
-
-
-def footprint(pid: int) -> Footprint:
-    """Return the current resources of a process."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    return Footprint(
-        memory_mb=int(fields["VmRSS"].split()[0]) / 1024,
-        threads=int(fields["Threads"]),
-        files=len(os.listdir(f"/proc/{pid}/fd")),
-    )
 
 
 @contextmanager
