@@ -85,14 +85,14 @@ def write_labelled(bundle: Bundle, data: Path, limit: int, folder: Path) -> int:
 def check_outputs(
     backend: Backend, batch: int, bundle: Bundle, precision: str, artifact: str, labelled: str
 ) -> dict[str, Any]:
-    """Check the outputs of a backend on golden and on labelled images.
+    """Check the outputs of a backend on the golden images of a bundle and on labelled images.
 
     Args:
         backend: The backend to time.
         batch: Images in one call.
-        bundle: The bundle with the golden images.
-        precision: The precision of the contender: fp32, fp16, bf16 or int8.
-        artifact: The graph of the contender; empty for PyTorch.
+        bundle: The bundle.
+        precision: fp32, fp16, bf16 or int8.
+        artifact: The graph of the backend; empty for PyTorch.
         labelled: The folder of `write_labelled`; empty for none.
     """
     fixed = FixedBatch(backend, batch)

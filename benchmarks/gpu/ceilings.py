@@ -27,11 +27,8 @@ def measure_gpu_ceilings(
 ) -> dict[str, Any]:
     """Measure each ceiling as the fastest of many samples; report those that cannot run.
 
-    Args:
-        device: The name of the device in PyTorch.
-        matrix: Rows and columns of the matrices.
-        copy_bytes: Bytes of the copy, which are read once and written once.
-        seconds: The time for each measurement; clocks need some tenths of a second to rise.
+    Matrices have `matrix` rows and columns. The clocks of a GPU need some tenths of a second to
+    rise, so `seconds` of one measurement should be longer.
 
     Raises:
         BackendError, MissingDependencyError: PyTorch cannot use the device.

@@ -78,11 +78,7 @@ class Notes:
 
 
 def start_for_facts(name: str, module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Start a worker process, stop it, and return the facts that it reported.
-
-    Raises:
-        BackendError: The process cannot start.
-    """
+    """Start a worker process, stop it, and return the facts that it reported."""
     child = Contender.start(name, module, list(arguments), available_cores())
     child.stop()
     return dict(child.facts)

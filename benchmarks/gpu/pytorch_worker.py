@@ -184,13 +184,7 @@ def prepare(
 ) -> tuple[Callable[[], object], dict[str, Any]]:
     """Load the network, check its outputs, and return the function to time.
 
-    Args:
-        path: The bundle.
-        checkpoint: The weights, or `RANDOM`.
-        mode: A key of `MODES`.
-        batch: Images in one call.
-        labelled: The folder of `answers.write_labelled`; empty for none.
-        device: The name of the device in PyTorch.
+    The arguments are those of the command line. The outputs of random weights are not checked.
 
     Raises:
         BackendError: There is no GPU, or PyTorch failed.

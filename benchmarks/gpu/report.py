@@ -90,10 +90,7 @@ class GpuResult:
 
 
 def summarise_gpu(
-    timed: Sequence[TimedContender],
-    batch: int,
-    work: WorkTotals | None,
-    ceilings: Ceilings | None,
+    timed: Sequence[TimedContender], batch: int, work: WorkTotals | None, ceilings: Ceilings | None
 ) -> list[GpuResult]:
     """Return the figures of the contenders at one batch size."""
     by_name = {(contender.name, contender.precision): contender.rounds for contender in timed}

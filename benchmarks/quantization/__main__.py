@@ -27,12 +27,7 @@ import onnxruntime
 
 from benchmarks.environment import make_environment
 from benchmarks.quantization.peers import CONTENDERS, INPUT
-from benchmarks.results import (
-    QUANTIZATION_HEAD,
-    Quantization,
-    QuantizedRow,
-    quantization_cells,
-)
+from benchmarks.results import QUANTIZATION_HEAD, Quantization, QuantizedRow, quantization_cells
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME, Encoding
 from resdeploy.calibration.image_set import CalibrationImages, draw

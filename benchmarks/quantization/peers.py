@@ -60,10 +60,7 @@ def nncf(preset: str, graph: str, images: Any, output: str) -> None:
 
     dataset = nncf.Dataset([{INPUT: images[index : index + 1]} for index in range(len(images))])
     quantised = nncf.quantize(
-        onnx.load(graph),
-        dataset,
-        preset=nncf.QuantizationPreset[preset],
-        subset_size=len(images),
+        onnx.load(graph), dataset, preset=nncf.QuantizationPreset[preset], subset_size=len(images)
     )
     onnx.save(quantised, output)
 

@@ -18,9 +18,9 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -47,6 +47,7 @@ from benchmarks.serving.servers import (
     run_server,
 )
 from resdeploy.bench.process import Contender, Worker
+from resdeploy.bench.workload import Workload
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.documents import write_document
 from resdeploy.machine.cpu import read_cpu
@@ -147,12 +148,15 @@ def measure_saturation(
     cores = available_cores()
     layouts = {f"bare {count} x {cores // count}": count for count in sorted({1, cores})}
     rates: dict[str, list[float]] = {name: [] for name in (*layouts, OURS)}
+    bare: dict[str, list[Contender]] = {name: [] for name in layouts}
     with ExitStack() as stack:
-        bare = {
-            name: [stack.enter_context(bare_backend(bundle, request.images, cores // count))
-                   for _ in range(count)]
-            for name, count in layouts.items()
-        }  # fmt: skip
+        for name, count in layouts.items():
+            threads = cores // count
+            workload = Workload(bundle=bundle.path, batch=request.images, threads=threads)
+            arguments = ["onnxruntime-cpu", "int8-cpu", *workload.to_arguments()]
+            for _ in range(count):
+                bare[name].append(Contender.start(name, Worker.RUNTIME, arguments, threads))
+                stack.callback(bare[name][-1].stop)
         server = stack.enter_context(run_ours(bundle, "--max-batch", request.images, *NO_REJECTION))
         for _ in range(rounds):
             for name, contenders in bare.items():
@@ -161,17 +165,6 @@ def measure_saturation(
             rates[OURS].append(row.answered_per_second)
     shares = [ours / max(bare_rates) for *bare_rates, ours in zip(*rates.values())]
     return {"images_per_second": rates, "share": statistics.median(shares), "shares": shares}
-
-
-@contextmanager
-def bare_backend(bundle: Bundle, batch: int, threads: int) -> Iterator[Contender]:
-    """Run the backend in its own process, without a server."""
-    arguments = [str(bundle.path), "onnxruntime-cpu", "int8-cpu", str(batch), str(threads)]
-    contender = Contender.start("bare", Worker.RUNTIME, arguments, threads)
-    try:
-        yield contender
-    finally:
-        contender.stop()
 
 
 def rate_of(contenders: Sequence[Contender], batch: int, seconds: float) -> float:
@@ -238,10 +231,7 @@ def measure_load(
         server.process.send_signal(signal.SIGTERM)
         stopped = load_result(load)
         code = server.process.wait()
-    at_capacity = rows[SHARES.index(1.0)]
-    ratio = None
-    if overloaded.p99_ms is not None and at_capacity.p99_ms is not None:
-        ratio = overloaded.p99_ms / at_capacity.p99_ms
+    p99_ms = rows[SHARES.index(1.0)].p99_ms
     # A refused connection was not accepted, so it is not lost.
     lost = sum(count for reason, count in stopped["unanswered"].items() if "Refused" not in reason)
     return {
@@ -249,8 +239,8 @@ def measure_load(
         "open": rows,
         "overload": {
             "row": overloaded,
-            "capacity_p99_ms": at_capacity.p99_ms,
-            "p99_ratio": ratio,
+            "capacity_p99_ms": p99_ms,
+            "p99_ratio": overloaded.p99_ms / p99_ms if overloaded.p99_ms and p99_ms else None,
             "memory_mb_before": before,
             "memory_mb_after": memory,
             "healthy_after_1_s": healthy,

@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.serving.payloads import Request
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError
+from resdeploy.tables import plural
 
 HERE = Path(__file__).parent
 REQUIREMENTS = (
@@ -64,9 +65,8 @@ class Server:
     def name(self) -> str:
         """Name in tables."""
         unit = "instance" if self.kind == OURS else "worker"
-        count = "" if self.workers is None else f" {self.workers} {unit}"
-        plural = "s" if self.workers not in (None, 1) else ""
-        return f"{self.kind}{count}{plural}{', plain decoding' if self.plain else ''}"
+        count = "" if self.workers is None else f" {plural(self.workers, unit)}"
+        return f"{self.kind}{count}{', plain decoding' if self.plain else ''}"
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -87,7 +87,7 @@ def main(data: Path, images: int, epochs: int, image_size: int, seed: int, outpu
         compile=False,
     )  # fmt: skip
     splits = read_splits(data)
-    splits = DataSplits(train=balanced_subset(splits.train, images), val=splits.val)
+    splits = replace(splits, train=balanced_subset(splits.train, images))
     networks = [(kind, layers) for kind in KINDS for layers in DEPTHS]
     # Small networks on small images leave most of a GPU idle, so all four train at the same time.
     parallel = len(networks) if device().type == "cuda" else 1
@@ -116,14 +116,12 @@ def main(data: Path, images: int, epochs: int, image_size: int, seed: int, outpu
 def balanced_subset(images: LabelledImages[ImageFile], count: int) -> LabelledImages[ImageFile]:
     """Return about `count` images, with the same number of images of every class."""
     per_class = max(1, count // len(images.classes))
+    labels = np.array(images.labels)
     indices = np.concatenate(
-        [
-            np.flatnonzero(np.array(images.labels) == label)[:per_class]
-            for label in range(len(images.classes))
-        ]
+        [np.flatnonzero(labels == label)[:per_class] for label in range(len(images.classes))]
     )
-    return LabelledImages(
-        classes=images.classes,
+    return replace(
+        images,
         files=tuple(images.files[index] for index in indices),
         labels=tuple(images.labels[index] for index in indices),
     )
@@ -134,20 +132,14 @@ def train_network(
 ) -> Curve:
     """Train one of the networks, and measure both errors after each epoch.
 
-    Args:
-        config: Settings of all networks.
-        splits: Training and validation images.
-        kind: Key of `KINDS`.
-        layers: Key of `DEPTHS`.
-        parallel: Number of networks that are trained at the same time and share the cores.
+    `parallel` networks are trained at the same time and share the cores.
     """
     torch.manual_seed(config.seed)
-    architecture = Architecture(
-        blocks=DEPTHS[layers], shortcut=KINDS[kind], classes=len(splits.train.classes)
-    )
+    classes = len(splits.train.classes)
+    network = ResNet(Architecture(blocks=DEPTHS[layers], shortcut=KINDS[kind], classes=classes))
     preprocessing = Preprocessing.standard(config.image_size)
     process = Process(0, 1, device())
-    learner = Learner(config, ResNet(architecture), preprocessing, process)
+    learner = Learner(config, network, preprocessing, process)
     workers = -(-default_workers() // parallel)
     epochs = [
         EpochImages(
@@ -174,7 +166,7 @@ def train_network(
             learner.step(next(batches), rate, np.random.default_rng(0))
         for split_errors, (images, split_batches) in zip(errors, evaluated):
             once = islice(split_batches, math.ceil(len(images.files) / plan.batch_size))
-            evaluation = evaluate(learner.classifier, once, len(images.classes), process)
+            evaluation = evaluate(learner.classifier, once, classes, process)
             split_errors.append(100 - evaluation.accuracy)
     return Curve(
         kind=kind,
