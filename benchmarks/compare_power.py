@@ -39,9 +39,7 @@ SLOWER = "slower"
 @click.option("--threads", default=1, help="Threads per worker.")
 @click.option("--same", default=20, help="Comparisons of the graph with itself.")
 @click.option("--slower", default=10, help="Comparisons with the slower worker.")
-@click.option(
-    "--share", default=0.1, help="Extra time of the slower worker, as a share of each call."
-)
+@click.option("--share", default=0.1, help="Extra time of the slower worker / time of a call.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
     bundle: Path, graph: str, threads: int, same: int, slower: int, share: float,

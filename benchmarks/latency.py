@@ -57,11 +57,11 @@ def main(
             )
             result = run_benchmark(opened, config, progress=progress_bar)
             click.echo(benchmark_text(result) + "\n")
-            results.append(jsonable(result))
+            document = jsonable(result)
+            if baseline := document["environment"]["baseline"]:
+                baseline["weights"] = "random"  # instead of the path of a temporary checkpoint
+            results.append(document)
     if output is not None:
-        for result in results:  # the path of the temporary checkpoint is meaningless
-            if baseline := result["environment"]["baseline"]:
-                baseline["weights"] = "random"
         write_document(output, results)
 
 

@@ -95,7 +95,11 @@ def main(
     try:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            _keep_caches_in((cache or folder / "cache").resolve())
+            # Engines and compiled kernels of this process and its children.
+            caches = (cache or folder / "cache").resolve()
+            os.environ["XDG_CACHE_HOME"] = str(caches)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(caches / "inductor")
+            os.environ["TRITON_CACHE_DIR"] = str(caches / "triton")
             opened, weights = _open_or_export(checkpoint, bundle, data, image_size, folder, notes)
             plan = Plan(
                 bundle=opened,
@@ -163,13 +167,6 @@ def measure(plan: Plan, output: Path | None, notes: Notes) -> list[GpuResult]:
         }
         write_document(output, document)
     return rows
-
-
-def _keep_caches_in(folder: Path) -> None:
-    """Set the folder of engines and compiled kernels for this process and its children."""
-    os.environ["XDG_CACHE_HOME"] = str(folder)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-    os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
 
 
 def _open_or_export(

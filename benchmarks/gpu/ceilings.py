@@ -28,10 +28,7 @@ def measure_gpu_ceilings(
     """Measure each ceiling as the fastest of many samples; report those that cannot run.
 
     Matrices have `matrix` rows and columns. The clocks of a GPU need some tenths of a second to
-    rise, so `seconds` of one measurement should be longer.
-
-    Raises:
-        BackendError, MissingDependencyError: PyTorch cannot use the device.
+    rise, so each measurement takes at least `seconds`.
     """
     check_pytorch(device)
     probes: dict[str, Callable[[], Probe]] = {

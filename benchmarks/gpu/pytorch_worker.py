@@ -53,11 +53,7 @@ MODES = {
 
 
 def check_pytorch(device: str) -> None:
-    """Check that PyTorch is installed and can use the device.
-
-    Raises:
-        BackendError, MissingDependencyError: It is not, or it cannot.
-    """
+    """Raise an error unless PyTorch is installed and can use the device."""
     with needs_extra():
         import torch
 
@@ -138,22 +134,21 @@ def make_forward(
                 return logits
 
         module = Narrow().eval()
+    run: Callable[[torch.Tensor], torch.Tensor] = module
+    if mode.compiled:
+        run = torch.compile(module, mode="max-autotune", fullgraph=True, dynamic=False)
+
     # Inference mode saves a little time per kernel. Compiled code is one call, and torch.compile is
     # tested mostly without it.
-    if not mode.compiled:
-        return torch.inference_mode()(module)
-    return torch.no_grad()(
-        torch.compile(module, mode="max-autotune", fullgraph=True, dynamic=False)
-    )
+    @(torch.no_grad if mode.compiled else torch.inference_mode)()
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return run(images)
+
+    return forward
 
 
 def load_classifier(bundle: Bundle, checkpoint: str) -> Classifier:
-    """Load the network of the bundle with the weights of a checkpoint, or with random weights.
-
-    Raises:
-        CheckpointError: The file cannot be used or contains another network.
-        MissingDependencyError: PyTorch is not installed.
-    """
+    """Load the network of the bundle with the weights of a checkpoint, or with random weights."""
     with needs_extra():
         import torch
 
@@ -185,9 +180,6 @@ def prepare(
     """Load the network, check its outputs, and return the function to time.
 
     The arguments are those of the command line. The outputs of random weights are not checked.
-
-    Raises:
-        BackendError: There is no GPU, or PyTorch failed.
     """
     check_pytorch(device)
     bundle = open_bundle(Path(path))

@@ -94,13 +94,7 @@ class ValidationSet:
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option("--image-size", default=32, help="Side of the input, in pixels.")
 @click.option("--images", default=512, help="Number of calibration images.")
-@click.option(
-    "--seed",
-    "seeds",
-    multiple=True,
-    default=(0, 1, 2),
-    help="Seed that draws the calibration images; can be repeated.",
-)
+@click.option("--seed", "seeds", multiple=True, default=(0, 1, 2), help="Seed of a draw of images.")
 @click.option(
     "--peer",
     "peers",

@@ -71,9 +71,7 @@ PATH = click.Path(path_type=Path)
     callback=lambda context, parameter, text: tuple(map(int, text.split("x"))),
     help="Width and height in pixels.",
 )
-@click.option(
-    "--plain", is_flag=True, help="Also measure servers that decode as torchvision's examples do."
-)
+@click.option("--plain", is_flag=True, help="Also measure servers with torchvision's decoding.")
 @click.option("--clients", default=16, help="Clients of a closed loop.")
 @click.option("--seconds", default=10.0, help="Duration of each load.")
 @click.option("--rounds", default=5, help="Rounds of a comparison.")

@@ -76,9 +76,7 @@ class Curve:
 @click.option("--epochs", default=20, help="Number of epochs.")
 @click.option("--image-size", default=32, help="Side of the images in pixels.")
 @click.option("--seed", default=0, help="Seed of all randomness.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), required=True, help="JSON file to write."
-)
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON file.")
 def main(data: Path, images: int, epochs: int, image_size: int, seed: int, output: Path) -> None:
     """Train the four networks on the images in DATA, and write their errors and a plot."""
     config = TrainingConfig(
