@@ -88,11 +88,10 @@ def compare_outputs(files: Sequence[Path], path: Path) -> dict[str, Any]:
     with load(path, precision="fp32") as model:
         preprocessing = model.bundle.manifest.preprocessing
         standard = Preprocessing.standard(preprocessing.image_size)
-
-        def logits(applied: Preprocessing) -> np.ndarray:
-            return model.run(np.stack([load_image(file, applied) for file in files]))
-
-        reduced, full = logits(standard), logits(replace(standard, reducing_gap=None))
+        reduced, full = (
+            model.run(np.stack([load_image(file, applied) for file in files]))
+            for applied in (standard, replace(standard, reducing_gap=None))
+        )
     return {
         "network": preprocessing.image_size,
         "pictures": len(files),

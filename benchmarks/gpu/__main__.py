@@ -230,10 +230,9 @@ def _decode(bundle: Bundle, data: Path | None, most: int, folder: Path, notes: N
 
 
 def _network(bundle: Bundle) -> dict[str, Any]:
-    kept = ("name", "classes", "blocks", "shortcut", "source_sha256")
-    model = bundle.manifest.model
+    kept = {"name", "classes", "blocks", "shortcut", "source_sha256"}
     return {
-        **{key: model[key] for key in kept if key in model},
+        **{key: value for key, value in bundle.manifest.model.items() if key in kept},
         "image_size": bundle.manifest.preprocessing.image_size,
         "artifacts": {artifact.name: artifact.sha256 for artifact in bundle.manifest.artifacts},
     }

@@ -48,7 +48,6 @@ class FixedBatch:
         return np.concatenate(parts)[: len(images)]
 
     def close(self) -> None:
-        """Close the backend."""
         self._backend.close()
 
 
@@ -57,9 +56,6 @@ def write_labelled(bundle: Bundle, data: Path, limit: int, folder: Path) -> int:
 
     Images used for calibration or layer selection are skipped, because they would favour the INT8
     graphs. Duplicates are skipped, too.
-
-    Raises:
-        DataError: The folder cannot be used with this model, or no image is left.
     """
     labelled = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
     calibration: Mapping[str, Any] = bundle.manifest.calibration or {}
@@ -87,13 +83,7 @@ def check_outputs(
 ) -> dict[str, Any]:
     """Check the outputs of a backend on the golden images of a bundle and on labelled images.
 
-    Args:
-        backend: The backend to time.
-        batch: Images in one call.
-        bundle: The bundle.
-        precision: fp32, fp16, bf16 or int8.
-        artifact: The graph of the backend; empty for PyTorch.
-        labelled: The folder of `write_labelled`; empty for none.
+    `artifact` is empty for PyTorch. `labelled` is the folder of `write_labelled`; empty for none.
     """
     fixed = FixedBatch(backend, batch)
     graph = bundle.artifact(artifact or Precision.FP32.value)

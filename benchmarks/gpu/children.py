@@ -24,6 +24,7 @@ from resdeploy.runtime.bench.contenders import best_candidates
 from resdeploy.runtime.bench.rounds import interleave
 
 BACKENDS = tuple(engine.name for engine in ENGINES if not engine.on_cpu)
+ENGINE_WORKER = "benchmarks.gpu.engine_worker"
 NAMES = (*BACKENDS, *dict.fromkeys(mode.name for mode in MODES.values()))
 
 
@@ -98,10 +99,10 @@ def build_engines(
             continue
         for artifact in (name for name in ARTIFACTS if name in present):
             for batch in batches:
-                arguments = [str(bundle.path), kind.value, artifact, str(batch)]
+                arguments = ["build", str(bundle.path), kind.value, artifact, str(batch)]
                 what = f"engine of {kind.value} {artifact} for batch {batch}"
                 with notes.leave_out_on_error(what):
-                    engines.append(start_for_facts(what, "benchmarks.gpu.build_worker", arguments))
+                    engines.append(start_for_facts(what, ENGINE_WORKER, arguments))
     return engines
 
 
@@ -117,11 +118,13 @@ def gpu_contenders(plan: Plan, batch: int, notes: Notes) -> list[GpuContender]:
                 GpuContender(
                     name=backend,
                     precision=candidate.artifact.precision.value,
-                    module="benchmarks.gpu.backend_worker",
-                    arguments=(bundle, backend, candidate.artifact.name, str(batch), plan.labelled),
+                    module=ENGINE_WORKER,
+                    arguments=(
+                        "time", bundle, backend, candidate.artifact.name, str(batch), plan.labelled
+                    ),
                 )
                 for candidate in best_candidates(plan.bundle, backend)
-            ]
+            ]  # fmt: skip
     with notes.leave_out_on_error("pytorch"):
         pytorch_worker.check_pytorch("cuda")
         contenders += [

@@ -72,15 +72,14 @@ class PyTorchBackend:
 
     def __init__(
         self,
-        name: str,
         forward: Callable[[torch.Tensor], torch.Tensor],
-        shape: tuple[int, int, int, int],
+        shape: tuple[int, ...],
         classes: int,
         device: str,
     ) -> None:
         import torch
 
-        self.name = name
+        self.name = "pytorch"
         self._forward = forward
         self._on_gpu = device == "cuda"
         self._images = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._on_gpu)
@@ -140,9 +139,11 @@ def make_forward(
 
     # Inference mode saves a little time per kernel. Compiled code is one call, and torch.compile is
     # tested mostly without it.
-    @(torch.no_grad if mode.compiled else torch.inference_mode)()
+    without_gradients = torch.no_grad if mode.compiled else torch.inference_mode
+
     def forward(images: torch.Tensor) -> torch.Tensor:
-        return run(images)
+        with without_gradients():
+            return run(images)
 
     return forward
 
@@ -190,11 +191,10 @@ def prepare(
     torch.backends.cudnn.benchmark = True
     chosen, golden = MODES[mode], bundle.golden().images
     images = golden[np.arange(batch) % len(golden)]
-    shape = (batch, *golden.shape[1:])
     start = time.perf_counter()
     try:
         forward = make_forward(classifier, chosen, device)
-        backend = PyTorchBackend(chosen.name, forward, shape, bundle.manifest.classes, device)
+        backend = PyTorchBackend(forward, images.shape, bundle.manifest.classes, device)
         backend.run(images)
     except Exception as error:  # compilers behind torch.compile raise many types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -94,7 +94,7 @@ class ValidationSet:
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option("--image-size", default=32, help="Side of the input, in pixels.")
 @click.option("--images", default=512, help="Number of calibration images.")
-@click.option("--seed", "seeds", multiple=True, default=(0, 1, 2), help="Seed of a draw of images.")
+@click.option("--seed", "seeds", multiple=True, default=(0, 1, 2), help="Seed of the calibration.")
 @click.option(
     "--peer",
     "peers",
@@ -121,11 +121,10 @@ def main(
     output: Path | None,
 ) -> None:
     """Quantise CHECKPOINT with every tool and seed, evaluate on DATA, and print a table."""
-    folder = environments.expanduser()
-    tools = {peer: peer.split()[0] for peer in peers}
-    pythons = {
-        peer: make_environment(folder / tool, REQUIREMENTS[tool]) for peer, tool in tools.items()
-    }
+    pythons = {}
+    for peer in peers:
+        tool = peer.split()[0]
+        pythons[peer] = make_environment(environments.expanduser() / tool, REQUIREMENTS[tool])
     source = read_source(checkpoint, image_size=image_size, calibration_data=data)
     checkpoint, data = checkpoint.resolve(), data.resolve()
     with tempfile.TemporaryDirectory() as scratch:

@@ -178,9 +178,7 @@ def measure_layouts(
     """Measure the server with the cores divided among 1, 2 and more instances."""
     cores = available_cores()
     rows = []
-    for instances in sorted({1, 2, cores}):
-        if cores % instances:
-            continue
+    for instances in (count for count in sorted({1, 2, cores}) if cores % count == 0):
         share = ("--instances", instances, "--threads", cores // instances)
         with run_ours(bundle, *share, *NO_REJECTION) as server:
             server.name = f"{instances} x {cores // instances}"

@@ -82,7 +82,6 @@ class MalformedRequests:
     """A generator of malformed requests, by kind."""
 
     def __init__(self, bundle: Bundle, model: str, seed: int = 0) -> None:
-        """Derive the requests from a golden image of the model."""
         self._random = random.Random(seed)
         images = bundle.golden().images[:1]
         head = tensor_head(images)
@@ -101,7 +100,6 @@ class MalformedRequests:
         self.incomplete = (self.random_bytes, self.truncated)
 
     def valid(self) -> bytes:
-        """Return a valid request."""
         return self._post(self._infer, self._tensor, self._announce(self._length))
 
     def mutated_tensor(self) -> bytes:

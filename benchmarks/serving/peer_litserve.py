@@ -33,7 +33,6 @@ class ClassifierApi(litserve.LitAPI):  # type: ignore[misc]
         return np.stack(inputs)
 
     def predict(self, images: UInt8Array) -> Any:
-        """Return logits (N, K)."""
         return self.session.run(None, {"images": images})[0]
 
     def unbatch(self, output: Any) -> list[Any]:

@@ -71,8 +71,6 @@ class Server:
 
 @dataclass(slots=True)
 class RunningServer:
-    """A running server."""
-
     name: str
     port: int
     process: subprocess.Popen[bytes]
@@ -107,8 +105,7 @@ def load_result(load: subprocess.Popen[bytes]) -> dict[str, Any]:
     printed, _ = load.communicate()
     if load.returncode:
         raise BackendError(f"the load ended with exit code {load.returncode}")
-    document: dict[str, Any] = json.loads(printed)
-    return document
+    return dict(json.loads(printed))
 
 
 @contextmanager

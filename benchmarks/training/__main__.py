@@ -52,11 +52,8 @@ def main(data: Path, image_size: int, batch_size: int, seconds: float, output: P
 def run(data: Path, image_size: int, batch_size: int, seconds: float) -> list[LoopResult]:
     """Measure the loops in turns; speed-ups are relative to the first one."""
     on_gpu = device().type == "cuda"
-    measured = (
-        measure_gpu_ceilings() if on_gpu else measure_gpu_ceilings("cpu", matrix=2048, seconds=1.0)
-    )
-    classes = len(read_image_folder(data / "train").classes)
-    operations = operations_per_image(image_size, classes)
+    measured = measure_gpu_ceilings() if on_gpu else measure_gpu_ceilings("cpu", matrix=2048)
+    operations = operations_per_image(image_size, len(read_image_folder(data / "train").classes))
     contenders: list[Contender] = []
     with ExitStack() as stack:
         for name in LOOPS:

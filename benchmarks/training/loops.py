@@ -152,7 +152,7 @@ def operations_per_image(image_size: int, classes: int) -> int:
     network = ResNet(Architecture(classes=classes)).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, image_size, image_size))
-    return 3 * counter.get_total_flops()
+    return 3 * int(counter.get_total_flops())
 
 
 def prepare_loop() -> tuple[Callable[[], object], dict[str, Any]]:

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import backend_worker, build_worker, pytorch_worker
 from benchmarks.gpu import children as gpu_children
+from benchmarks.gpu import engine_worker, pytorch_worker
 from benchmarks.gpu.children import GpuContender, Notes, time_in_turns
 from benchmarks.gpu.report import RULES
 from resdeploy.bundle.bundle import Bundle
@@ -56,8 +56,8 @@ class FakeContender:
         self.facts: dict[str, Any] = {"cuda_graphs": "no", "answers": None}
         if module.endswith("gpu.ceilings"):
             self.facts = CEILINGS
-        elif module.endswith("build_worker"):
-            self.facts = {**REPORT, "artifact": arguments[2], "batch": int(arguments[3])}
+        elif arguments[:1] == ["build"]:
+            self.facts = {**REPORT, "artifact": arguments[3], "batch": int(arguments[4])}
         self.ended = False
         self.stopped = False
         self.process = SimpleNamespace(poll=lambda: 1 if self.ended else None)
@@ -212,7 +212,7 @@ def test_builds_every_engine_for_each_batch_size(
     children.refusing = "tensorrt-rtx fp32"
     notes = Notes()
     engines = gpu_children.build_engines(tiny_bundle, (1, 8), (), notes)
-    assert [child.arguments[1:] for child in children.started] == [
+    assert [child.arguments[2:] for child in children.started] == [
         [kind, artifact, batch]
         for kind in ("tensorrt", "tensorrt-rtx")
         for artifact in ("int8", "fp16", "fp32")
@@ -278,7 +278,7 @@ def test_int8_needs_calibration_images(
 
 
 def test_the_backend_worker_reports_its_check(tiny_bundle: Bundle) -> None:
-    run, facts = backend_worker.prepare(str(tiny_bundle.path), CPU, "int8-cpu", 3, "")
+    run, facts = engine_worker.prepare(str(tiny_bundle.path), CPU, "int8-cpu", 3, "")
     assert facts["artifact"] == "int8-cpu"
     assert facts["cuda_graphs"] == "no"
     assert facts["answers"]["golden"]["passed"] is True
@@ -293,10 +293,10 @@ def test_reports_who_records_cuda_graphs(tiny_bundle: Bundle) -> None:
         captured = frozenset({8})
 
     backend = Capturing(tiny_bundle.golden())
-    assert backend_worker.cuda_graphs(backend, 8) == "yes"
-    assert backend_worker.cuda_graphs(backend, 1) == "no"
+    assert engine_worker.cuda_graphs(backend, 8) == "yes"
+    assert engine_worker.cuda_graphs(backend, 1) == "no"
     backend.name = "tensorrt-rtx"
-    assert backend_worker.cuda_graphs(backend, 8) == "its own"
+    assert engine_worker.cuda_graphs(backend, 8) == "its own"
 
 
 def test_the_build_worker_builds_for_one_batch_size(
@@ -305,6 +305,6 @@ def test_the_build_worker_builds_for_one_batch_size(
     def build(bundle: Bundle, artifact: Any, kind: Any, options: Any) -> dict[str, Any]:
         return {"engine": "somewhere", "batches": str(options.batches), "flavour": kind.value}
 
-    monkeypatch.setattr(build_worker, "build", build)
-    _, facts = build_worker.prepare(str(tiny_bundle.path), "tensorrt", "int8", 8)
+    monkeypatch.setattr(engine_worker, "build", build)
+    _, facts = engine_worker.build_engine(str(tiny_bundle.path), "tensorrt", "int8", 8)
     assert facts == {"batches": "8,8,8", "flavour": "tensorrt", "batch": 8}
