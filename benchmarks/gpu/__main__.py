@@ -215,7 +215,7 @@ def _export(
     return open_bundle(export(config, progress=progress_bar).bundle)
 
 
-def _decode(bundle: Bundle, data: Path | None, most: int, folder: Path, notes: Notes) -> str:
+def _decode(bundle: Bundle, data: Path | None, limit: int, folder: Path, notes: Notes) -> str:
     """Decode labelled images for the children; return their folder, or an empty string."""
     if data is None:
         notes.add("labelled images", "no --data")
@@ -223,7 +223,7 @@ def _decode(bundle: Bundle, data: Path | None, most: int, folder: Path, notes: N
     decoded = folder / "labelled"
     decoded.mkdir()
     with notes.leave_out_on_error("labelled images"):
-        count = write_labelled(bundle, data, most, decoded)
+        count = write_labelled(bundle, data, limit, decoded)
         click.echo(f"{count} labelled images", err=True)
         return str(decoded)
     return ""

@@ -1,4 +1,4 @@
-"""The worker processes of the GPU benchmark, as seen by their owner."""
+"""The contenders of the GPU benchmark, and the processes in which they are built and timed."""
 
 from __future__ import annotations
 

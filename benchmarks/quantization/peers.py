@@ -66,7 +66,7 @@ def nncf(preset: str, graph: str, images: Any, output: str) -> None:
 
 
 def modelopt(method: str, graph: str, images: Any, output: str) -> None:
-    """Quantise with NVIDIA ModelOpt's ONNX quantisation, placed for TensorRT."""
+    """Quantise with NVIDIA ModelOpt's ONNX quantisation, which TensorRT can fuse."""
     from modelopt.onnx.quantization import quantize  # pyright: ignore[reportMissingImports]
 
     quantize(

@@ -3,7 +3,7 @@
     python -m benchmarks.serving.malformed BUNDLE --count 10000
 
 The requests are mutated tensors, truncated and hostile pictures, damaged forms, random bytes and
-truncated requests, from a fixed seed; slow clients send a byte now and then meanwhile.
+truncated requests, from a fixed seed. Meanwhile, slow clients send single bytes.
 """
 
 from __future__ import annotations

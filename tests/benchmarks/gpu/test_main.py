@@ -44,9 +44,9 @@ class FakeContender:
     """A child process whose calls take 1 ms; class attributes make it fail."""
 
     started: list[FakeContender]
-    refusing: str
+    not_starting: str
     """Part of the label of contenders that do not start."""
-    dying: str
+    ending_early: str
     """Part of the label of contenders that end when they should run."""
 
     def __init__(self, name: str, module: str, arguments: list[str]) -> None:
@@ -64,13 +64,13 @@ class FakeContender:
 
     @classmethod
     def start(cls, name: str, module: str, arguments: list[str], threads: int) -> FakeContender:
-        if cls.refusing and cls.refusing in name:
-            raise BackendError("it does not\nwant to", "ask again")
+        if cls.not_starting and cls.not_starting in name:
+            raise BackendError("the process\nfailed", "try again")
         cls.started.append(cls(name, module, arguments))
         return cls.started[-1]
 
     def run_for(self, seconds: float) -> np.ndarray:
-        if self.dying and self.dying in self.name:
+        if self.ending_early and self.ending_early in self.name:
             self.ended = True
             raise BackendError(f"the benchmark of {self.name} ended early", "see above")
         return np.array([1.0, 1.0, 2.0])
@@ -81,7 +81,7 @@ class FakeContender:
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeContender]]:
-    FakeContender.started, FakeContender.refusing, FakeContender.dying = [], "", ""
+    FakeContender.started, FakeContender.not_starting, FakeContender.ending_early = [], "", ""
     monkeypatch.setattr(gpu_children, "Contender", FakeContender)
     yield FakeContender
     assert all(child.stopped for child in FakeContender.started)
@@ -123,7 +123,7 @@ def test_fails_without_a_gpu(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatc
 def test_writes_results_and_missing_figures(
     tiny_bundle: Bundle, tiny_checkpoint: Path, children: type[FakeContender]
 ) -> None:
-    children.refusing = "eager fp16 at batch 2"
+    children.not_starting = "eager fp16 at batch 2"
     result = measure(tiny_bundle, str(tiny_checkpoint), "--batch", "1", "--batch", "2")
     assert result.exit_code == 0, result.output
     written = json.loads(Path("out/gpu.json").read_text())
@@ -138,7 +138,7 @@ def test_writes_results_and_missing_figures(
         {"what": "ceiling of int8", "why": "no such product"},
         {"what": "tensorrt", "why": "tensorrt is not installed"},
         {"what": "tensorrt-rtx", "why": "tensorrt-rtx is not installed"},
-        {"what": "pytorch-eager fp16 at batch 2", "why": "it does not want to"},
+        {"what": "pytorch-eager fp16 at batch 2", "why": "the process failed"},
     ]
     assert "left out: tensorrt: tensorrt is not installed\n" in result.output
     assert "batch 1\n" in result.output
@@ -190,7 +190,7 @@ def test_without_leaves_contenders_out_and_reports_them(
 def test_writes_nothing_if_no_contender_starts(
     tiny_bundle: Bundle, children: type[FakeContender]
 ) -> None:
-    children.refusing = "at batch"
+    children.not_starting = "at batch"
     result = measure(tiny_bundle, "random", "--batch", "1")
     assert result.exit_code == 1
     assert "no contender could be timed" in result.output
@@ -209,7 +209,7 @@ def test_builds_every_engine_for_each_batch_size(
     tiny_bundle: Bundle, children: type[FakeContender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flavour, "check_availability", lambda kind: None)
-    children.refusing = "tensorrt-rtx fp32"
+    children.not_starting = "tensorrt-rtx fp32"
     notes = Notes()
     engines = gpu_children.build_engines(tiny_bundle, (1, 8), (), notes)
     assert [child.arguments[2:] for child in children.started] == [
@@ -229,7 +229,7 @@ def test_leaves_out_a_contender_that_ends_early(
     children: type[FakeContender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rounds, "MIN_ROUNDS", 3)
-    children.dying = "weak"
+    children.ending_early = "weak"
     specs = [
         GpuContender(name=name, precision="fp16", module="none", arguments=())
         for name in ("strong", "weak", "steady")
@@ -241,7 +241,7 @@ def test_leaves_out_a_contender_that_ends_early(
     (missing,) = notes.entries
     assert missing.what == "weak fp16 at batch 4"
     assert "ended early" in missing.why
-    children.dying = "s"
+    children.ending_early = "s"
     assert time_in_turns([specs[0], specs[2]], 4, 0.1, notes) == []
 
 
@@ -287,7 +287,7 @@ def test_the_backend_worker_reports_its_check(tiny_bundle: Bundle) -> None:
     assert logits.shape == (3, 3)
 
 
-def test_reports_who_records_cuda_graphs(tiny_bundle: Bundle) -> None:
+def test_reports_if_cuda_graphs_are_replayed(tiny_bundle: Bundle) -> None:
     class Capturing(GoldenBackend):
         name = "tensorrt"
         captured = frozenset({8})

@@ -32,10 +32,9 @@ EAGER = [name for name, mode in MODES.items() if not mode.compiled]
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    torch.set_num_threads(
-        1
-    )  # more threads slow so small a network down; conftest.py restores the number
+def _restore_settings() -> Iterator[None]:
+    # More threads would slow such a small network down. conftest.py restores the number.
+    torch.set_num_threads(1)
     before = torch.backends.cudnn.benchmark
     yield
     torch.backends.cudnn.benchmark = before
