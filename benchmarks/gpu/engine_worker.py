@@ -28,7 +28,7 @@ from resdeploy.runtime.backends.tensorrt.flavour import Flavour
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 
 
-def build_engine(
+def build_for_batch(
     path: str, flavour: str, artifact: str, batch: int
 ) -> tuple[Callable[[], object], dict[str, Any]]:
     """Build an engine and return its facts, with a function that does nothing."""
@@ -71,6 +71,6 @@ def cuda_graphs(backend: Backend, batch: int) -> str:
 if __name__ == "__main__":
     command, path, engine, artifact, batch, *rest = sys.argv[1:]
     if command == "build":
-        run_worker(lambda: build_engine(path, engine, artifact, int(batch)))
+        run_worker(lambda: build_for_batch(path, engine, artifact, int(batch)))
     else:
         run_worker(lambda: prepare(path, engine, artifact, int(batch), *rest))

@@ -306,5 +306,5 @@ def test_the_build_worker_builds_for_one_batch_size(
         return {"engine": "somewhere", "batches": str(options.batches), "flavour": kind.value}
 
     monkeypatch.setattr(engine_worker, "build", build)
-    _, facts = engine_worker.build_engine(str(tiny_bundle.path), "tensorrt", "int8", 8)
+    _, facts = engine_worker.build_for_batch(str(tiny_bundle.path), "tensorrt", "int8", 8)
     assert facts == {"batches": "8,8,8", "flavour": "tensorrt", "batch": 8}
