@@ -8,7 +8,6 @@ waits after each call without releasing the core.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import Counter
@@ -22,37 +21,25 @@ import click
 from resdeploy.bench.process import Worker
 from resdeploy.bench.worker import run_worker
 from resdeploy.bench.workload import Workload
-from resdeploy.documents import jsonable
+from resdeploy.documents import write_document
 from resdeploy.results.provenance import Environment
 from resdeploy.runtime.backends.onnxruntime.cpu import NAME
 from resdeploy.runtime.bench.worker import prepare
 from resdeploy.runtime.comparison.latency import WorkerCommand, compare_latency
 from resdeploy.statistics import interval_verdict
-from resdeploy.storage import write_file
 
-SCHEMA = "resdeploy.comparing/1"
 LIMIT = 1.05
 SECONDS = 60.0
 SLOWER = "slower"
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
-@click.option("--graph", default="int8-cpu", show_default=True, help="Artifact to time.")
-@click.option("--threads", type=int, default=1, show_default=True, help="Threads per worker.")
-@click.option(
-    "--same", type=int, default=20, show_default=True, help="Comparisons of the graph with itself."
-)
-@click.option(
-    "--slower", type=int, default=10, show_default=True, help="Comparisons with the slower worker."
-)
-@click.option(
-    "--share",
-    type=float,
-    default=0.1,
-    show_default=True,
-    help="Extra time of the slower worker, as a share of each call.",
-)
+@click.option("--graph", default="int8-cpu", help="Artifact to time.")
+@click.option("--threads", default=1, help="Threads per worker.")
+@click.option("--same", default=20, help="Comparisons of the graph with itself.")
+@click.option("--slower", default=10, help="Comparisons with the slower worker.")
+@click.option("--share", default=0.1, help="Extra time of the slower worker / time of a call.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
     bundle: Path, graph: str, threads: int, same: int, slower: int, share: float,
@@ -68,20 +55,20 @@ def main(
         for _ in range(count):
             start = time.monotonic()
             found = compare_latency(normal, second, limit=LIMIT, threads=threads, seconds=SECONDS)
-            verdict = interval_verdict(found.low, found.high, LIMIT)
+            verdict = interval_verdict(found.low, found.high, LIMIT).value
             duration = time.monotonic() - start
             results.append(
                 {"second": name, "verdict": verdict, "seconds": duration, **asdict(found)}
             )
             click.echo(
                 f"{name}: {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f}), "
-                f"{found.starts} starts, {duration:.0f} s: {verdict.value}"
+                f"{found.starts} starts, {duration:.0f} s: {verdict}"
             )
     for (name, verdict), count in Counter((r["second"], r["verdict"]) for r in results).items():
-        click.echo(f"{name}: {count} times {verdict.value}")
+        click.echo(f"{name}: {count} times {verdict}")
     if output is not None:
         document = {
-            "schema": SCHEMA,
+            "schema": "resdeploy.comparing/1",
             "environment": Environment.collect(bundle=bundle.name),
             "graph": graph,
             "threads": threads,
@@ -89,7 +76,7 @@ def main(
             "share": share,
             "results": results,
         }
-        write_file(output, (json.dumps(jsonable(document), indent=2) + "\n").encode())
+        write_document(output, document)
 
 
 def prepare_slower(

@@ -2,32 +2,29 @@
 
     python -m benchmarks.decoding PICTURES --bundle r34.bundle --output docs/results/decoding.json
 
-Times: the fastest of several calls in one thread, for pictures of several sizes. Changes: the mean
-difference of the pixels, in steps of 1/255, for the files in PICTURES and networks of several
-sizes. With --bundle, also the change of its FP32 outputs.
+A time is that of the fastest of several calls in one thread, for pictures of several sizes. A
+change is the mean difference of the pixels, in steps of 1/255, for the files in PICTURES and
+networks of several sizes. With --bundle, the script also compares the bundle's FP32 outputs.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
-from io import BytesIO
 from pathlib import Path
-from time import perf_counter
+from timeit import repeat
 from typing import Any
 
 import click
 import numpy as np
-from PIL import Image
 
-from resdeploy.export.golden import synthetic_images
-from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
+from benchmarks.serving.payloads import make_jpeg
+from resdeploy.documents import write_document
+from resdeploy.images.preprocessing import Preprocessing, load_image
 from resdeploy.machine.cpu import read_cpu
 from resdeploy.runtime.model import load
-from resdeploy.statistics import sqnr_db
-from resdeploy.storage import write_file
+from resdeploy.statistics import agreement_percent, sqnr_db
 from resdeploy.tables import table
 
 SIZES = ((500, 375), (1600, 1200), (4032, 3024))
@@ -35,7 +32,7 @@ NETWORKS = (32, 64, 112, 224)
 REPEATS = 9
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.argument("pictures", type=click.Path(path_type=Path))
 @click.option("--bundle", type=click.Path(path_type=Path), help="Bundle whose outputs to compare.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
@@ -52,36 +49,30 @@ def main(pictures: Path, bundle: Path | None, output: Path | None) -> None:
         results["outputs"] = compare_outputs(files, bundle)
     click.echo(format_results(results))
     if output is not None:
-        write_file(output, (json.dumps(results, indent=2) + "\n").encode())
-
-
-def at_full_resolution(preprocessing: Preprocessing) -> Preprocessing:
-    """Return the pre-processing without decoding at a reduced resolution."""
-    return replace(preprocessing, reducing_gap=None)
+        write_document(output, results)
 
 
 def measure_time(size: tuple[int, int]) -> dict[str, Any]:
     """Time the decoding of a picture of `size` for a network of 224 pixels."""
-    stream = BytesIO()
-    picture = Image.fromarray(synthetic_images(512, 1, seed=3)[0])
-    picture.resize(size, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
-    data, standard = stream.getvalue(), Preprocessing.standard(224)
+    data, reduced = make_jpeg(size), Preprocessing.standard(224)
+    full = replace(reduced, reducing_gap=None)
     return {
         "width": size[0],
         "height": size[1],
         "bytes": len(data),
-        "full_ms": _fastest(lambda: load_image(data, at_full_resolution(standard))),
-        "reduced_ms": _fastest(lambda: load_image(data, standard)),
+        "full_ms": _fastest_ms(lambda: load_image(data, full)),
+        "reduced_ms": _fastest_ms(lambda: load_image(data, reduced)),
     }
 
 
 def measure_change(files: Sequence[Path], size: int) -> dict[str, Any]:
     """Measure the change of the pixels for a network of `size` pixels."""
-    standard = Preprocessing.standard(size)
-    means = []
-    for file in files:
-        reduced, full = load_image(file, standard), load_image(file, at_full_resolution(standard))
-        means.append(float(np.abs(reduced.astype(int) - full).mean()))
+    reduced = Preprocessing.standard(size)
+    full = replace(reduced, reducing_gap=None)
+    means = [
+        float(np.abs(load_image(file, reduced).astype(int) - load_image(file, full)).mean())
+        for file in files
+    ]
     changed = [mean for mean in means if mean]
     return {
         "network": size,
@@ -97,16 +88,14 @@ def compare_outputs(files: Sequence[Path], path: Path) -> dict[str, Any]:
     with load(path, precision="fp32") as model:
         preprocessing = model.bundle.manifest.preprocessing
         standard = Preprocessing.standard(preprocessing.image_size)
-
-        def logits(applied: Preprocessing) -> np.ndarray:
-            images: list[UInt8Array] = [load_image(file, applied) for file in files]
-            return model.run(np.stack(images))
-
-        reduced, full = logits(standard), logits(at_full_resolution(standard))
+        reduced, full = (
+            model.run(np.stack([load_image(file, applied) for file in files]))
+            for applied in (standard, replace(standard, reducing_gap=None))
+        )
     return {
         "network": preprocessing.image_size,
         "pictures": len(files),
-        "agreement_percent": float(100 * (reduced.argmax(1) == full.argmax(1)).mean()),
+        "agreement_percent": agreement_percent(full, reduced),
         "sqnr_db": float(np.median(sqnr_db(full, reduced))),
     }
 
@@ -144,13 +133,8 @@ def format_results(results: dict[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _fastest(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        start = perf_counter()
-        call()
-        times.append(1000 * (perf_counter() - start))
-    return min(times)
+def _fastest_ms(call: Callable[[], object]) -> float:
+    return 1000 * min(repeat(call, number=1, repeat=REPEATS))
 
 
 if __name__ == "__main__":

@@ -11,17 +11,24 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from benchmarks.results import QUANTIZATION, TRAINING, Quantization, QuantizedRow, Training
+from benchmarks.results import (
+    QUANTIZATION,
+    QUANTIZATION_HEAD,
+    TRAINING,
+    TRAINING_HEAD,
+    Quantization,
+    Training,
+    quantization_cells,
+)
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.documents import parse, read_json
 from resdeploy.results.benchmark import SCHEMA as BENCHMARK
 from resdeploy.results.benchmark import Benchmark
 from resdeploy.results.provenance import Environment
 from resdeploy.storage import write_file
-from resdeploy.tables import markdown_cell, markdown_table
+from resdeploy.tables import NONE, markdown_cell, markdown_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -33,7 +40,6 @@ HEAD = """# Performance
 These tables are generated from the files in [docs/results](results), which the named scripts wrote.
 The date and the machine are below each table. On another machine the figures differ.
 """
-NONE = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,30 +83,14 @@ def benchmark_table(documents: Sequence[Benchmark]) -> PerformanceTable:
 
 def training_table(documents: Sequence[Training]) -> PerformanceTable:
     """Return a table with a row for each training loop."""
-    rows = [
-        [
-            line.loop,
-            line.precision,
-            f"{line.images_per_second:.0f}",
-            f"{line.speedup:.2f}x",
-            f"{line.speedup_low:.2f} to {line.speedup_high:.2f}",
-            _percent(line.waiting),
-            _percent(line.share_of_peak),
-        ]
-        for document in documents
-        for line in document.results
-    ]
-    head = [
-        "loop", "precision", "images/s", "speed-up", "95 % interval", "waiting for images",
-        "share of the fastest product",
-    ]  # fmt: skip
+    rows = [line.cells for document in documents for line in document.results]
     first = documents[0]
     return PerformanceTable(
         title="Training",
         text=f"`python -m benchmarks.training`: {first.image_size} pixels, batch "
         f"{first.batch_size}. The reference is a plain FP32 loop with DataLoader and Pillow; all "
         "loops take turns.",
-        table=markdown_table(head, rows),
+        table=markdown_table(TRAINING_HEAD, rows),
         origin=origin([document.environment for document in documents]),
     )
 
@@ -108,25 +98,7 @@ def training_table(documents: Sequence[Training]) -> PerformanceTable:
 def quantization_table(documents: Sequence[Quantization]) -> PerformanceTable:
     """Return a table with the means of each quantiser over its sets of calibration images."""
     (document,) = documents
-    rows = []
-    for name in dict.fromkeys(row.contender for row in document.rows):
-        own = [row for row in document.rows if row.contender == name]
-        agreements = [row.agreement for row in own]
-        rows.append(
-            [
-                name,
-                f"{_mean(own, 'top1'):.2f} %",
-                f"{_mean(own, 'drop'):+.2f}",
-                f"{_mean(own, 'agreement'):.2f} %",
-                f"{min(agreements):.2f} to {max(agreements):.2f}",
-                f"{_mean(own, 'sqnr_db'):.1f} dB",
-                f"{_mean(own, 'sqnr_db_p5'):.1f} dB",
-                f"{_mean(own, 'seconds'):.0f} s",
-            ]
-        )
-    head = [
-        "quantiser", "top-1", "drop", "agreement", "range", "SQNR", "SQNR, 5th percentile", "time",
-    ]  # fmt: skip
+    rows = [cells[:-2] for cells in quantization_cells(document.rows)]
     draws = len({row.seed for row in document.rows})
     return PerformanceTable(
         title="Accuracy of INT8",
@@ -136,24 +108,17 @@ def quantization_table(documents: Sequence[Quantization]) -> PerformanceTable:
         "images. Every tool has its own environment, and every graph runs in ONNX Runtime. Drop: "
         "percentage points of top-1 accuracy. Agreement: images with the same predicted class as "
         "in FP32; range: over the sets. Time: to calibrate and quantise.",
-        table=markdown_table(head, rows),
+        table=markdown_table(QUANTIZATION_HEAD[:-2], rows),
         origin=origin([document.environment]),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TableFormat:
-    """The dataclass and the table of one schema."""
-
-    document: type[Any]
-    table: Callable[[Sequence[Any]], PerformanceTable]
-
-
-FORMATS: Mapping[str, TableFormat] = {
-    BENCHMARK: TableFormat(Benchmark, benchmark_table),
-    TRAINING: TableFormat(Training, training_table),
-    QUANTIZATION: TableFormat(Quantization, quantization_table),
+FORMATS: Mapping[str, tuple[type[Any], Callable[[Sequence[Any]], PerformanceTable]]] = {
+    BENCHMARK: (Benchmark, benchmark_table),
+    TRAINING: (Training, training_table),
+    QUANTIZATION: (Quantization, quantization_table),
 }
+"""The dataclass and the table of each schema."""
 
 
 def read_tables(folder: Path) -> tuple[dict[str, PerformanceTable], list[str]]:
@@ -163,11 +128,12 @@ def read_tables(folder: Path) -> tuple[dict[str, PerformanceTable], list[str]]:
     for path in sorted(folder.glob("*.json")):
         content = read_json(path)
         entries = content if isinstance(content, list) else [content]
-        format_ = FORMATS.get(str(entries[0].get("schema")))
-        if format_ is None:
+        schema = str(entries[0].get("schema"))
+        if schema not in FORMATS:
             others.append(path.name)
             continue
-        tables[path.stem] = format_.table([parse(format_.document, entry) for entry in entries])
+        kind, make_table = FORMATS[schema]
+        tables[path.stem] = make_table([parse(kind, entry) for entry in entries])
     return tables, others
 
 
@@ -206,10 +172,6 @@ def origin(environments: Sequence[Environment]) -> str:
     versions = [f"{names[key]} {first.versions[key]}" for key in names if key in first.versions]
     words = [", ".join(dates), " and ".join(map(markdown_cell, machines)), *versions]
     return f"Measured on {', '.join(words)}."
-
-
-def _mean(rows: Sequence[QuantizedRow], field: str) -> float:
-    return fmean(getattr(row, field) for row in rows)
 
 
 def _percent(share: float | None) -> str:

@@ -8,7 +8,6 @@ benchmark, as `resdeploy bench` makes it, with all contenders.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -18,31 +17,24 @@ from PIL import Image
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.cli.bench import benchmark_text
-from resdeploy.documents import jsonable
+from resdeploy.documents import jsonable, write_document
 from resdeploy.export.golden import synthetic_images
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.progress import progress_bar
 from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
-from resdeploy.storage import write_file
 from resdeploy.train.model.architecture import Architecture
 from resdeploy.train.model.resnet import ResNet
 
 CALIBRATION_IMAGES = 64
 
 
-@click.command()
-@click.option(
-    "--threads", type=int, multiple=True, default=(1, 2), show_default=True, help="Threads."
-)
-@click.option("--batch", type=int, default=1, show_default=True, help="Images in one call.")
-@click.option("--image-size", type=int, default=224, show_default=True, help="Pixels.")
-@click.option("--seconds", type=float, default=10.0, show_default=True, help="Limit per contender.")
-@click.option(
-    "--bundle", type=click.Path(path_type=Path), help="Bundle to use instead of a new one."
-)
-@click.option(
-    "--also", multiple=True, default=("openvino",), show_default=True, help="Additional backend."
-)
+@click.command(context_settings={"show_default": True})
+@click.option("--threads", multiple=True, default=(1, 2), help="Threads.")
+@click.option("--batch", default=1, help="Images in one call.")
+@click.option("--image-size", default=224, help="Pixels.")
+@click.option("--seconds", default=10.0, help="Limit per contender.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="Bundle.  [default: a new one]")
+@click.option("--also", multiple=True, default=("openvino",), help="Additional backend.")
 @click.option("--without", multiple=True, help="Contender to leave out.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
@@ -65,12 +57,12 @@ def main(
             )
             result = run_benchmark(opened, config, progress=progress_bar)
             click.echo(benchmark_text(result) + "\n")
-            results.append(jsonable(result))
+            document = jsonable(result)
+            if baseline := document["environment"]["baseline"]:
+                baseline["weights"] = "random"  # instead of the path of a temporary checkpoint
+            results.append(document)
     if output is not None:
-        for result in results:  # the path of the temporary checkpoint is meaningless
-            if baseline := result["environment"]["baseline"]:
-                baseline["weights"] = "random"
-        write_file(output, (json.dumps(results, indent=2) + "\n").encode())
+        write_document(output, results)
 
 
 def make_bundle(folder: Path, image_size: int) -> Bundle:

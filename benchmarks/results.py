@@ -1,13 +1,23 @@
-"""The formats of the results in `docs/results` that `generate_docs.py` reads."""
+"""The formats of the results in `docs/results`, and the cells of their tables."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from resdeploy.results.provenance import Environment
 
 QUANTIZATION = "resdeploy.quantization/1"
 TRAINING = "resdeploy.training/1"
+QUANTIZATION_HEAD = [
+    "quantiser", "top-1", "drop", "agreement", "range", "SQNR", "SQNR, 5th percentile", "time",
+    "INT8 convs", "memory",
+]  # fmt: skip
+TRAINING_HEAD = [
+    "loop", "precision", "images/s", "speed-up", "95 % interval", "waiting for images",
+    "share of the fastest product",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +67,19 @@ class LoopResult:
     share_of_peak: float
     """The speed as a share of the fastest matrix product in this precision, from 0 to 1."""
 
+    @property
+    def cells(self) -> list[str]:
+        """The row of this loop in a table with `TRAINING_HEAD`."""
+        return [
+            self.loop,
+            self.precision,
+            f"{self.images_per_second:.0f}",
+            f"{self.speedup:.2f}x",
+            f"{self.speedup_low:.2f} to {self.speedup_high:.2f}",
+            f"{100 * self.waiting:.0f} %",
+            f"{100 * self.share_of_peak:.0f} %",
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
@@ -67,3 +90,26 @@ class Training:
     batch_size: int
     results: tuple[LoopResult, ...]
     schema: str = TRAINING
+
+
+def quantization_cells(rows: Sequence[QuantizedRow]) -> list[list[str]]:
+    """Return a table with `QUANTIZATION_HEAD`: the means of each quantiser over its seeds."""
+    table = []
+    for name in dict.fromkeys(row.contender for row in rows):
+        own = [row for row in rows if row.contender == name]
+        agreements = [row.agreement for row in own]
+        table.append(
+            [
+                name,
+                f"{fmean(row.top1 for row in own):.2f} %",
+                f"{fmean(row.drop for row in own):+.2f}",
+                f"{fmean(agreements):.2f} %",
+                f"{min(agreements):.2f} to {max(agreements):.2f}",
+                f"{fmean(row.sqnr_db for row in own):.1f} dB",
+                f"{fmean(row.sqnr_db_p5 for row in own):.1f} dB",
+                f"{fmean(row.seconds for row in own):.0f} s",
+                f"{fmean(row.int8_convs for row in own):.0f}",
+                f"{fmean(row.peak_mb for row in own) / 1024:.1f} GB",
+            ]
+        )
+    return table

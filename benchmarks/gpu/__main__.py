@@ -10,88 +10,51 @@ Start the script in the root of the repository.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks.gpu.answers import write_labelled
-from benchmarks.gpu.ceilings import parse_ceilings
 from benchmarks.gpu.children import (
     NAMES,
     Notes,
+    Plan,
     build_engines,
-    gpu_backend_contenders,
-    gpu_pytorch_contenders,
+    gpu_contenders,
     start_for_facts,
     time_in_turns,
 )
 from benchmarks.gpu.pytorch_worker import RANDOM
 from benchmarks.gpu.report import (
-    TRANSFERS,
+    RULES,
     GpuResult,
     Missing,
     answers_text,
-    document,
     engines_text,
     summarise_gpu,
     times_text,
 )
+from resdeploy.bench.roofline import Ceilings
 from resdeploy.bundle.bundle import Bundle, open_bundle
-from resdeploy.bundle.work import WorkTotals
+from resdeploy.documents import parse, write_document
 from resdeploy.errors import CalibrationError, ResdeployError, needs_extra
 from resdeploy.machine.device import read_device
 from resdeploy.progress import progress_bar
 from resdeploy.results.provenance import collect_provenance
 from resdeploy.runtime.backends.cuda import CudaRuntime, check_gpu_availability
 from resdeploy.runtime.bench.rounds import plan_rounds
-from resdeploy.storage import write_file
 
-DEFAULT_IMAGE_SIZE = 224
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """The network to measure."""
-
-    bundle: Bundle
-    weights: str
-    """A checkpoint for PyTorch, or `RANDOM`."""
-    labelled: str
-    """The folder of decoded labelled images; empty for none."""
+EXISTING = click.Path(exists=True, path_type=Path)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The settings of the measurement."""
-
-    batches: Sequence[int]
-    seconds: float
-    """The time limit for each contender at each batch size."""
-    bf16: bool
-    without: Collection[str]
-    cache_kept: bool
-    """True if engines and compiled kernels are kept after the benchmark."""
-
-
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.argument("checkpoint")
-@click.option(
-    "--bundle",
-    type=click.Path(exists=True, path_type=Path),
-    help="Bundle of CHECKPOINT.  [default: export one]",
-)
-@click.option(
-    "--data", type=click.Path(exists=True, path_type=Path), help="Folder of labelled images."
-)
-@click.option(
-    "--images", type=int, default=2000, show_default=True, help="Largest number of labelled images."
-)
+@click.option("--bundle", type=EXISTING, help="Bundle of CHECKPOINT.  [default: export one]")
+@click.option("--data", type=EXISTING, help="Folder of labelled images.")
+@click.option("--images", default=2000, help="Largest number of labelled images.")
 @click.option("--image-size", type=int, help="Pixels.  [default: that of the run, or 224]")
 @click.option(
     "--batch",
@@ -99,10 +62,9 @@ class Plan:
     type=click.IntRange(min=1),
     multiple=True,
     default=(1, 8, 32, 128),
-    show_default=True,
     help="Images in one call.",
 )
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="Limit per contender.")
+@click.option("--seconds", default=3.0, help="Limit per contender.")
 @click.option("--bf16", is_flag=True, help="Also time PyTorch in bfloat16.")
 @click.option("--without", multiple=True, type=click.Choice(NAMES), help="Contender to leave out.")
 @click.option(
@@ -130,41 +92,55 @@ def main(
     notes = Notes()
     for name in without:
         notes.add(name, "--without")
-    plan = Plan(
-        batches=batches, seconds=seconds, bf16=bf16, without=without, cache_kept=cache is not None
-    )
     try:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            _keep_caches_in((cache or folder / "cache").resolve())
+            # Engines and compiled kernels of this process and its children.
+            caches = (cache or folder / "cache").resolve()
+            os.environ["XDG_CACHE_HOME"] = str(caches)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(caches / "inductor")
+            os.environ["TRITON_CACHE_DIR"] = str(caches / "triton")
             opened, weights = _open_or_export(checkpoint, bundle, data, image_size, folder, notes)
-            labelled = _decode(opened, data, images, folder, notes)
-            subject = Subject(bundle=opened, weights=weights, labelled=labelled)
-            rows = measure(subject, plan, output, notes)
+            plan = Plan(
+                bundle=opened,
+                weights=weights,
+                labelled=_decode(opened, data, images, folder, notes),
+                batches=batches,
+                seconds=seconds,
+                bf16=bf16,
+                without=without,
+                cache_kept=cache is not None,
+            )
+            rows = measure(plan, output, notes)
     except ResdeployError as error:
         raise click.ClickException(f"{error} ({error.hint})") from error
     if not rows:
         raise click.ClickException("no contender could be timed; read the messages above")
-    click.echo(f"\n{answers_text(rows)}\n\n{TRANSFERS}")
+    click.echo(f"\n{answers_text(rows)}\n\n{RULES['transfers']}")
 
 
-def measure(subject: Subject, plan: Plan, output: Path | None, notes: Notes) -> list[GpuResult]:
+def measure(plan: Plan, output: Path | None, notes: Notes) -> list[GpuResult]:
     """Measure ceilings, engines and each batch size; print and write each batch size at once.
 
     If the script is interrupted, only the current batch size is lost, and the file records that.
     """
-    work, ceilings = _work(subject.bundle, notes), _ceilings(notes)
-    engines = build_engines(subject.bundle, plan.batches, plan.without, notes)
+    work = measured = ceilings = None
+    with notes.leave_out_on_error("roofline"):
+        with needs_extra():
+            from resdeploy.export.graph.work import work_of_bundle
+
+        work = work_of_bundle(plan.bundle).totals
+    with notes.leave_out_on_error("roofline"):
+        measured = start_for_facts("ceilings", "benchmarks.gpu.ceilings", [])
+        ceilings = parse(Ceilings, measured)
+        for missing in measured["missing"]:
+            notes.add(missing["what"], missing["why"])
+    engines = build_engines(plan.bundle, plan.batches, plan.without, notes)
     click.echo(engines_text(engines))
     rows: list[GpuResult] = []
     for number, batch in enumerate(plan.batches, start=1):
-        shared = (subject.bundle, batch, subject.labelled)
-        specs = [
-            *gpu_backend_contenders(*shared, plan.without, notes),
-            *gpu_pytorch_contenders(*shared, subject.weights, plan.bf16, plan.without, notes),
-        ]
-        timed = time_in_turns(specs, batch, plan.seconds, notes)
-        fresh = summarise_gpu(timed, batch, work, parse_ceilings(ceilings) if ceilings else None)
+        timed = time_in_turns(gpu_contenders(plan, batch, notes), batch, plan.seconds, notes)
+        fresh = summarise_gpu(timed, batch, work, ceilings)
         rows += fresh
         click.echo(f"\n{times_text(fresh)}")
         if output is None or not rows:
@@ -173,30 +149,24 @@ def measure(subject: Subject, plan: Plan, output: Path | None, notes: Notes) -> 
             Missing(what=f"batch {other}", why="the script ended before it")
             for other in plan.batches[number:]
         ]
-        result = document(
-            machine=_machine(),
-            network=_network(subject.bundle),
-            settings={
-                "batches": list(plan.batches),
+        document = {
+            **collect_provenance(read_device().to_json()),
+            "gpu": CudaRuntime().gpu(),
+            "network": {**_network(plan.bundle), "work_of_one_image": work},
+            "settings": {
+                "batches": plan.batches,
                 "seconds": plan.seconds,
                 "rounds": plan_rounds(plan.seconds)[0],
                 "cache_kept": plan.cache_kept,
             },
-            ceilings=ceilings,
-            work=work,
-            engines=engines,
-            rows=rows,
-            missing=[*notes.entries, *later],
-        )
-        write_file(output, (json.dumps(result, indent=2) + "\n").encode())
+            "rules": RULES,
+            "ceilings": measured,
+            "engines": engines,
+            "rows": rows,
+            "missing": [*notes.entries, *later],
+        }
+        write_document(output, document)
     return rows
-
-
-def _keep_caches_in(folder: Path) -> None:
-    """Set the folder of engines and compiled kernels for this process and its children."""
-    os.environ["XDG_CACHE_HOME"] = str(folder)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-    os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
 
 
 def _open_or_export(
@@ -208,16 +178,15 @@ def _open_or_export(
     notes: Notes,
 ) -> tuple[Bundle, str]:
     """Return the bundle and the weights for PyTorch; skip INT8 without calibration images."""
+    weights = checkpoint if checkpoint == RANDOM else str(Path(checkpoint).resolve())
     if bundle is not None:
-        weights = checkpoint if checkpoint == RANDOM else str(Path(checkpoint).resolve())
         return open_bundle(bundle.resolve()), weights
     if checkpoint == RANDOM:
         with needs_extra():
             from benchmarks.latency import make_bundle
 
-        return make_bundle(folder, image_size or DEFAULT_IMAGE_SIZE), str(folder / "resnet34.pth")
+        return make_bundle(folder, image_size or 224), str(folder / "resnet34.pth")
 
-    weights = str(Path(checkpoint).resolve())
     # The images of the run are preferred to those that will measure the accuracy.
     reason = ""
     for images in dict.fromkeys((None, data)):
@@ -246,54 +215,24 @@ def _export(
     return open_bundle(export(config, progress=progress_bar).bundle)
 
 
-def _decode(bundle: Bundle, data: Path | None, most: int, folder: Path, notes: Notes) -> str:
+def _decode(bundle: Bundle, data: Path | None, limit: int, folder: Path, notes: Notes) -> str:
     """Decode labelled images for the children; return their folder, or an empty string."""
     if data is None:
         notes.add("labelled images", "no --data")
         return ""
     decoded = folder / "labelled"
     decoded.mkdir()
-    try:
-        count = write_labelled(bundle, data, most, decoded)
-    except ResdeployError as error:
-        notes.add("labelled images", str(error))
-        return ""
-    click.echo(f"{count} labelled images", err=True)
-    return str(decoded)
-
-
-def _work(bundle: Bundle, notes: Notes) -> WorkTotals | None:
-    try:
-        with needs_extra():
-            from resdeploy.export.graph.work import work_of_bundle
-
-        return work_of_bundle(bundle).totals
-    except ResdeployError as error:
-        notes.add("roofline", str(error))
-        return None
-
-
-def _ceilings(notes: Notes) -> dict[str, Any] | None:
-    """Measure the ceilings of this GPU in a child process."""
-    try:
-        measured = start_for_facts("ceilings", "benchmarks.gpu.ceilings", [])
-    except ResdeployError as error:
-        notes.add("roofline", str(error))
-        return None
-    for missing in measured["missing"]:
-        notes.add(missing["what"], missing["why"])
-    return measured
-
-
-def _machine() -> dict[str, Any]:
-    return collect_provenance(read_device().to_json()) | {"gpu": asdict(CudaRuntime().gpu())}
+    with notes.leave_out_on_error("labelled images"):
+        count = write_labelled(bundle, data, limit, decoded)
+        click.echo(f"{count} labelled images", err=True)
+        return str(decoded)
+    return ""
 
 
 def _network(bundle: Bundle) -> dict[str, Any]:
-    kept = ("name", "classes", "blocks", "shortcut", "source_sha256")
-    model = bundle.manifest.model
+    kept = {"name", "classes", "blocks", "shortcut", "source_sha256"}
     return {
-        **{key: model[key] for key in kept if key in model},
+        **{key: value for key, value in bundle.manifest.model.items() if key in kept},
         "image_size": bundle.manifest.preprocessing.image_size,
         "artifacts": {artifact.name: artifact.sha256 for artifact in bundle.manifest.artifacts},
     }

@@ -1,13 +1,13 @@
-"""The check of the outputs of each engine at the batch size that is timed.
+"""The check of the outputs of each contender at the batch size that is timed.
 
 Outputs are compared with PyTorch's logits on the golden images, and with the labels and the FP32
-outputs on labelled images. The owner of the benchmark decodes these once into a folder of arrays.
+outputs on labelled images, which are decoded once into a folder of arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from resdeploy.runtime.verification.golden_check import FLOAT_FLOOR_DB, check_go
 from resdeploy.statistics import agreement_percent, compare_accuracy
 
 IMAGES, CLASSES, REFERENCE = "images.npy", "classes.npy", "reference.npy"
-DECODED_AT_ONCE = 64
 BF16_FLOOR_DB = FLOAT_FLOOR_DB[Precision.FP16] - 18.0
 """The mantissa has three bits fewer than that of float16; each bit is 6 dB."""
 
@@ -41,49 +40,29 @@ class FixedBatch:
         self._batch = batch
 
     def run(self, images: UInt8Array) -> Float32Array:
-        """Run the images in batches; fill the last batch up with the first image."""
-        parts = []
-        for start in range(0, len(images), self._batch):
-            part = images[start : start + self._batch]
-            filling = np.repeat(images[:1], self._batch - len(part), axis=0)
-            parts.append(self._backend.run(np.concatenate([part, filling]))[: len(part)])
-        return np.concatenate(parts)
+        """Run the images in batches; fill the last batch up with images from the start."""
+        parts = [
+            self._backend.run(images[np.arange(start, start + self._batch) % len(images)])
+            for start in range(0, len(images), self._batch)
+        ]
+        return np.concatenate(parts)[: len(images)]
 
     def close(self) -> None:
-        """Close the backend."""
         self._backend.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledAnswers:
-    """The accuracy against fp32.onnx in ONNX Runtime, in percent and percentage points."""
-
-    images: int
-    agreement: float
-    top1: float
-    fp32_top1: float
-    drop: float
-    drop_upper95: float
-
-
 def write_labelled(bundle: Bundle, data: Path, limit: int, folder: Path) -> int:
-    """Decode up to `limit` labelled images and store them with the FP32 outputs on the CPU.
+    """Store up to `limit` decoded images with classes and FP32 outputs; return their number.
 
     Images used for calibration or layer selection are skipped, because they would favour the INT8
     graphs. Duplicates are skipped, too.
-
-    Returns:
-        The number of images.
-
-    Raises:
-        DataError: The folder cannot be used with this model, or no image is left.
     """
     labelled = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
     calibration: Mapping[str, Any] = bundle.manifest.calibration or {}
     used = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}
     chosen = CalibrationImages(bundle.manifest.preprocessing, wanted=limit, excluded=used)
     try:
-        batches = list(chosen.add(draw(labelled.files, seed=0), DECODED_AT_ONCE))
+        batches = list(chosen.add(draw(labelled.files, seed=0), 64))
     except CalibrationError as error:
         raise DataError(
             f"{data} has no readable image that was not used for calibration",
@@ -102,18 +81,9 @@ def write_labelled(bundle: Bundle, data: Path, limit: int, folder: Path) -> int:
 def check_outputs(
     backend: Backend, batch: int, bundle: Bundle, precision: str, artifact: str, labelled: str
 ) -> dict[str, Any]:
-    """Check the outputs of a backend and return the figures in JSON form.
+    """Check the outputs of a backend on the golden images of a bundle and on labelled images.
 
-    Args:
-        backend: The backend to time.
-        batch: Images in one call.
-        bundle: The bundle with the golden images.
-        precision: The precision of the contender: fp32, fp16, bf16 or int8.
-        artifact: The graph of the contender; empty for PyTorch.
-        labelled: The folder of `write_labelled`; empty for none.
-
-    Returns:
-        The figures on `golden` images, including `passed`, and on `labelled` images or None.
+    `artifact` is empty for PyTorch. `labelled` is the folder of `write_labelled`; empty for none.
     """
     fixed = FixedBatch(backend, batch)
     graph = bundle.artifact(artifact or Precision.FP32.value)
@@ -122,7 +92,7 @@ def check_outputs(
         check = replace(check, floor_db=float_floor_db(precision))
     return {
         "golden": {**jsonable(check), "passed": check.passed},
-        "labelled": jsonable(_check_labelled(fixed, Path(labelled))) if labelled else None,
+        "labelled": _check_labelled(fixed, Path(labelled)) if labelled else None,
     }
 
 
@@ -131,17 +101,18 @@ def float_floor_db(precision: str) -> float:
     return BF16_FLOOR_DB if precision == "bf16" else FLOAT_FLOOR_DB[Precision(precision)]
 
 
-def _check_labelled(backend: FixedBatch, folder: Path) -> LabelledAnswers:
+def _check_labelled(backend: FixedBatch, folder: Path) -> dict[str, float]:
+    """Return the accuracy in percent, and its drop against FP32's outputs in percentage points."""
     images, classes, reference = (
         np.load(folder / name, mmap_mode="r") for name in (IMAGES, CLASSES, REFERENCE)
     )
     logits = backend.run(images)
     paired = compare_accuracy(reference, logits, classes)
-    return LabelledAnswers(
-        images=paired.images,
-        agreement=agreement_percent(reference, logits),
-        top1=100 * paired.candidate_correct / paired.images,
-        fp32_top1=100 * paired.baseline_correct / paired.images,
-        drop=paired.drop,
-        drop_upper95=paired.drop_upper_bound(),
-    )
+    return {
+        "images": paired.images,
+        "agreement": agreement_percent(reference, logits),
+        "top1": 100 * paired.candidate_correct / paired.images,
+        "fp32_top1": 100 * paired.baseline_correct / paired.images,
+        "drop": paired.drop,
+        "drop_upper95": paired.drop_upper_bound(),
+    }

@@ -1,16 +1,16 @@
-"""The worker processes of the GPU benchmark, as seen by their owner."""
+"""The contenders of the GPU benchmark, and the processes in which they are built and timed."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import click
 
 from benchmarks.gpu import pytorch_worker
-from benchmarks.gpu.pytorch_worker import MODES, OPTIONAL
+from benchmarks.gpu.pytorch_worker import MODES
 from benchmarks.gpu.report import Missing, TimedContender
 from resdeploy.bench.process import Contender
 from resdeploy.bundle.bundle import Bundle
@@ -20,11 +20,30 @@ from resdeploy.progress import progress_bar
 from resdeploy.runtime.backends.registry import ENGINES
 from resdeploy.runtime.backends.tensorrt import flavour
 from resdeploy.runtime.backends.tensorrt.flavour import ARTIFACTS, Flavour
-from resdeploy.runtime.bench import rounds
 from resdeploy.runtime.bench.contenders import best_candidates
+from resdeploy.runtime.bench.rounds import interleave
 
 BACKENDS = tuple(engine.name for engine in ENGINES if not engine.on_cpu)
+ENGINE_WORKER = "benchmarks.gpu.engine_worker"
 NAMES = (*BACKENDS, *dict.fromkeys(mode.name for mode in MODES.values()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The network to measure and the settings of the measurement."""
+
+    bundle: Bundle
+    weights: str
+    """A checkpoint for PyTorch, or `RANDOM`."""
+    labelled: str
+    """The folder of decoded labelled images; empty for none."""
+    batches: Sequence[int]
+    seconds: float
+    """The time limit for each contender at each batch size."""
+    bf16: bool
+    without: Collection[str]
+    cache_kept: bool
+    """True if engines and compiled kernels are kept after the benchmark."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +69,17 @@ class Notes:
             self.entries.append(entry)
             click.echo(f"left out: {what}: {entry.why}", err=True)
 
+    @contextmanager
+    def leave_out_on_error(self, what: str) -> Iterator[None]:
+        """Turn a ResdeployError within the `with` block into a note that `what` is missing."""
+        try:
+            yield
+        except ResdeployError as error:
+            self.add(what, str(error).removeprefix(f"{what} cannot run here: "))
+
 
 def start_for_facts(name: str, module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Start a worker process, stop it, and return the facts that it reported.
-
-    Raises:
-        BackendError: The process cannot start.
-    """
+    """Start a worker process, stop it, and return the facts that it reported."""
     child = Contender.start(name, module, list(arguments), available_cores())
     child.stop()
     return dict(child.facts)
@@ -76,114 +99,78 @@ def build_engines(
             continue
         for artifact in (name for name in ARTIFACTS if name in present):
             for batch in batches:
-                arguments = [str(bundle.path), kind.value, artifact, str(batch)]
+                arguments = ["build", str(bundle.path), kind.value, artifact, str(batch)]
                 what = f"engine of {kind.value} {artifact} for batch {batch}"
-                try:
-                    engines.append(start_for_facts(what, "benchmarks.gpu.build_worker", arguments))
-                except ResdeployError as error:
-                    notes.add(what, str(error))
+                with notes.leave_out_on_error(what):
+                    engines.append(start_for_facts(what, ENGINE_WORKER, arguments))
     return engines
 
 
-def gpu_backend_contenders(
-    bundle: Bundle, batch: int, labelled: str, without: Collection[str], notes: Notes
-) -> list[GpuContender]:
-    """Return the best artifact of each precision for every GPU backend that runs here."""
-    specs = []
+def gpu_contenders(plan: Plan, batch: int, notes: Notes) -> list[GpuContender]:
+    """Return the best graph of each precision for every GPU backend, and the modes of PyTorch."""
+    bundle = str(plan.bundle.path)
+    contenders: list[GpuContender] = []
     for backend in BACKENDS:
-        if backend in without:
+        if backend in plan.without:
             continue
-        try:
-            best = best_candidates(bundle, backend)
-        except BackendError as error:
-            notes.add(backend, str(error).removeprefix(f"{backend} cannot run here: "))
-            continue
-        specs += [
+        with notes.leave_out_on_error(backend):
+            contenders += [
+                GpuContender(
+                    name=backend,
+                    precision=candidate.artifact.precision.value,
+                    module=ENGINE_WORKER,
+                    arguments=(
+                        "time", bundle, backend, candidate.artifact.name, str(batch), plan.labelled
+                    ),
+                )
+                for candidate in best_candidates(plan.bundle, backend)
+            ]  # fmt: skip
+    with notes.leave_out_on_error("pytorch"):
+        pytorch_worker.check_pytorch("cuda")
+        contenders += [
             GpuContender(
-                name=backend,
-                precision=candidate.artifact.precision.value,
-                module="benchmarks.gpu.backend_worker",
-                arguments=(
-                    str(bundle.path), backend, candidate.artifact.name, str(batch), labelled
-                ),
+                name=mode.name,
+                precision=mode.precision,
+                module="benchmarks.gpu.pytorch_worker",
+                arguments=(bundle, plan.weights, key, str(batch), plan.labelled),
             )
-            for candidate in best
-        ]  # fmt: skip
-    return specs
-
-
-def gpu_pytorch_contenders(
-    bundle: Bundle,
-    batch: int,
-    labelled: str,
-    weights: str,
-    bf16: bool,
-    without: Collection[str],
-    notes: Notes,
-) -> list[GpuContender]:
-    """Return PyTorch in each requested mode."""
-    if obstacle := pytorch_worker.obstacle():
-        notes.add("pytorch", obstacle.reason)
-        return []
-    return [
-        GpuContender(
-            name=mode.name,
-            precision=mode.precision,
-            module="benchmarks.gpu.pytorch_worker",
-            arguments=(str(bundle.path), weights, key, str(batch), labelled),
-        )
-        for key, mode in MODES.items()
-        if mode.name not in without and (bf16 or key not in OPTIONAL)
-    ]
+            for key, mode in MODES.items()
+            if mode.name not in plan.without and (plan.bf16 or mode.precision != "bf16")
+        ]
+    return contenders
 
 
 def time_in_turns(
-    specs: Sequence[GpuContender], batch: int, seconds: float, notes: Notes
+    contenders: Sequence[GpuContender], batch: int, seconds: float, notes: Notes
 ) -> list[TimedContender]:
     """Time the contenders in turns; leave out those that do not start or that end early."""
-    with _started(specs, batch, notes) as running:
+    running: list[tuple[GpuContender, Contender]] = []
+    with ExitStack() as stack:
+        for contender in contenders:
+            label = f"{contender.name} {contender.precision} at batch {batch}"
+            arguments = list(contender.arguments)
+            with notes.leave_out_on_error(label):
+                child = Contender.start(label, contender.module, arguments, available_cores())
+                stack.callback(child.stop)
+                running.append((contender, child))
         while running:
-            contenders = [contender for _, contender in running]
             try:
-                times = rounds.interleave(contenders, seconds, progress_bar)
+                times = interleave([child for _, child in running], seconds, progress_bar)
             except BackendError as error:
-                alive = [pair for pair in running if pair[1].process.poll() is None]
-                if len(alive) == len(running):
+                ended = [child for _, child in running if child.process.poll() is not None]
+                if not ended:
                     raise
-                for spec, _ in (pair for pair in running if pair not in alive):
-                    notes.add(_label(spec, batch), str(error))
-                running = alive
+                for child in ended:
+                    notes.add(child.name, str(error))
+                running = [pair for pair in running if pair[1] not in ended]
                 continue
             return [
                 TimedContender(
-                    name=spec.name,
-                    precision=spec.precision,
-                    facts=contender.facts,
+                    name=contender.name,
+                    precision=contender.precision,
+                    facts=child.facts,
                     rounds=rounds,
                 )
-                for (spec, contender), rounds in zip(running, times)
+                for (contender, child), rounds in zip(running, times)
             ]
     return []
-
-
-@contextmanager
-def _started(
-    specs: Sequence[GpuContender], batch: int, notes: Notes
-) -> Iterator[list[tuple[GpuContender, Contender]]]:
-    running: list[tuple[GpuContender, Contender]] = []
-    try:
-        for spec in specs:
-            label = _label(spec, batch)
-            try:
-                child = Contender.start(label, spec.module, list(spec.arguments), available_cores())
-                running.append((spec, child))
-            except ResdeployError as error:
-                notes.add(label, str(error))
-        yield list(running)
-    finally:
-        for _, child in running:
-            child.stop()
-
-
-def _label(spec: GpuContender, batch: int) -> str:
-    return f"{spec.name} {spec.precision} at batch {batch}"

@@ -21,9 +21,8 @@ from benchmarks.gpu.answers import check_outputs
 from resdeploy.bench.worker import run_worker
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
-from resdeploy.errors import BackendError, CheckpointError, MissingDependencyError, needs_extra
+from resdeploy.errors import BackendError, CheckpointError, needs_extra
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import Unavailability
 
 if TYPE_CHECKING:
     import torch
@@ -51,46 +50,36 @@ MODES = {
     "eager-bf16": ExecutionMode(name="pytorch-eager", precision="bf16"),
     "compile-bf16": ExecutionMode(name="pytorch-compile", precision="bf16", compiled=True),
 }
-OPTIONAL = ("eager-bf16", "compile-bf16")
 
 
-def obstacle() -> Unavailability | None:
-    """Return the reason why PyTorch cannot use a GPU here; None if it can."""
-    try:
-        with needs_extra():
-            import torch
-    except MissingDependencyError as error:
-        return Unavailability(str(error), error.hint or "")
-    if not torch.cuda.is_available():
-        return Unavailability(
+def check_pytorch(device: str) -> None:
+    """Raise an error unless PyTorch is installed and can use the device."""
+    with needs_extra():
+        import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
             f"PyTorch {torch.__version__} sees no GPU", "install a build of PyTorch for CUDA"
         )
-    return None
 
 
 class PyTorchBackend:
-    """A backend that runs the network on a device with pinned memory for one batch size."""
+    """The network on a device, with pinned memory for batches of one shape.
+
+    `forward` converts uint8 images of `shape`, (N, H, W, 3), to float32 logits (N, `classes`); both
+    are on `device`.
+    """
 
     def __init__(
         self,
-        name: str,
         forward: Callable[[torch.Tensor], torch.Tensor],
-        shape: tuple[int, int, int, int],
+        shape: tuple[int, ...],
         classes: int,
         device: str,
     ) -> None:
-        """Allocate the memory of one batch.
-
-        Args:
-            name: The name of the contender.
-            forward: A function from uint8 images (N, H, W, 3) to float32 logits (N, K) on `device`.
-            shape: The shape (N, H, W, 3).
-            classes: The number of classes K.
-            device: The name of the device in PyTorch.
-        """
         import torch
 
-        self.name = name
+        self.name = "pytorch"
         self._forward = forward
         self._on_gpu = device == "cuda"
         self._images = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._on_gpu)
@@ -145,11 +134,12 @@ def make_forward(
 
         module = Narrow().eval()
     run: Callable[[torch.Tensor], torch.Tensor] = module
+    if mode.compiled:
+        run = torch.compile(module, mode="max-autotune", fullgraph=True, dynamic=False)
+
     # Inference mode saves a little time per kernel. Compiled code is one call, and torch.compile is
     # tested mostly without it.
     without_gradients = torch.no_grad if mode.compiled else torch.inference_mode
-    if mode.compiled:
-        run = torch.compile(module, mode="max-autotune", fullgraph=True, dynamic=False)
 
     def forward(images: torch.Tensor) -> torch.Tensor:
         with without_gradients():
@@ -159,12 +149,7 @@ def make_forward(
 
 
 def load_classifier(bundle: Bundle, checkpoint: str) -> Classifier:
-    """Load the network of the bundle with the weights of a checkpoint, or with random weights.
-
-    Raises:
-        CheckpointError: The file cannot be used or contains another network.
-        MissingDependencyError: PyTorch is not installed.
-    """
+    """Load the network of the bundle with the weights of a checkpoint, or with random weights."""
     with needs_extra():
         import torch
 
@@ -172,7 +157,6 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> Classifier:
         from resdeploy.train.model.checkpoint import load_checkpoint
         from resdeploy.train.model.resnet import Classifier, ResNet
 
-    preprocessing = bundle.manifest.preprocessing
     architecture = Architecture.from_json(bundle.manifest.model)
     if checkpoint == RANDOM:
         torch.manual_seed(0)
@@ -187,6 +171,7 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> Classifier:
                 "use the checkpoint that the bundle was exported from",
             )
         network = loaded.network()
+    preprocessing = bundle.manifest.preprocessing
     return Classifier(network, preprocessing.mean, preprocessing.std)
 
 
@@ -195,19 +180,9 @@ def prepare(
 ) -> tuple[Callable[[], object], dict[str, Any]]:
     """Load the network, check its outputs, and return the function to time.
 
-    Args:
-        path: The bundle.
-        checkpoint: The weights, or `RANDOM`.
-        mode: A key of `MODES`.
-        batch: Images in one call.
-        labelled: The folder of `answers.write_labelled`; empty for none.
-        device: The name of the device in PyTorch.
-
-    Raises:
-        BackendError: There is no GPU, or PyTorch failed.
+    The arguments are those of the command line. The outputs of random weights are not checked.
     """
-    if device == "cuda" and (missing := obstacle()):
-        raise BackendError(missing.reason, missing.hint)
+    check_pytorch(device)
     bundle = open_bundle(Path(path))
     classifier = load_classifier(bundle, checkpoint)
     import torch
@@ -216,31 +191,25 @@ def prepare(
     torch.backends.cudnn.benchmark = True
     chosen, golden = MODES[mode], bundle.golden().images
     images = golden[np.arange(batch) % len(golden)]
-    shape = (batch, *golden.shape[1:])
     start = time.perf_counter()
     try:
-        backend = PyTorchBackend(
-            chosen.name,
-            make_forward(classifier, chosen, device),
-            shape,
-            bundle.manifest.classes,
-            device,
-        )
+        forward = make_forward(classifier, chosen, device)
+        backend = PyTorchBackend(forward, images.shape, bundle.manifest.classes, device)
         backend.run(images)
     except Exception as error:  # compilers behind torch.compile raise many types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BackendError(f"PyTorch failed: {reason}", "use a smaller batch") from error
-    facts: dict[str, Any] = {
+    facts = {
         "artifact": None,
         "version": torch.__version__,
         "opening_seconds": time.perf_counter() - start,
         "cuda_graphs": "its own" if chosen.compiled else "no",
         "tf32_convolutions": torch.backends.cudnn.allow_tf32,
-        "answers": None,
+        "answers": None
+        if checkpoint == RANDOM
+        else check_outputs(backend, batch, bundle, chosen.precision, "", labelled),
     }
-    if checkpoint != RANDOM:
-        facts["answers"] = check_outputs(backend, batch, bundle, chosen.precision, "", labelled)
-        backend.run(images)
+    backend.run(images)  # the check has replaced the images in the pinned memory
     return backend.infer, facts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,37 +11,27 @@ import numpy as np
 from resdeploy.bench.process import Rounds
 from resdeploy.bench.roofline import GPU_ARITHMETIC, ROOFLINE_RULE, Ceilings, roofline
 from resdeploy.bundle.work import BYTES_RULE, FLOPS_RULE, WorkTotals
-from resdeploy.documents import jsonable
 from resdeploy.runtime.bench.rounds import medians
 from resdeploy.statistics import ratio_interval
-from resdeploy.tables import table
+from resdeploy.tables import NONE, table
 
 EAGER = ("pytorch-eager", "fp32")
 COMPILED = ("pytorch-compile", "fp16")
-TRANSFERS = (
-    "every time is that of one call, from a uint8 NHWC batch in host memory to float32 logits in "
-    "host memory, so all times include the transfers. PyTorch's batch is in pinned memory; the "
-    "backends of the runtime receive ordinary memory and copy it within the measured time"
-)
-CUDA_GRAPHS = (
-    "yes: the backend records and replays the kernels; its own: the framework decides; no: every "
-    "kernel is launched separately"
-)
-PYTORCH = (
-    "eager fp32 is the trained network with PyTorch's defaults (TF32 in convolutions); fp16 and "
-    "bf16 use channels last; compile is torch.compile(mode='max-autotune'); cudnn.benchmark, the "
-    "choice of kernels by timing, is on in all modes"
-)
 RULES = {
-    "transfers": TRANSFERS,
-    "cuda_graphs": CUDA_GRAPHS,
-    "pytorch": PYTORCH,
+    "transfers": "every time is that of one call, from a uint8 NHWC batch in host memory to "
+    "float32 logits in host memory, so all times include the transfers. PyTorch's batch is in "
+    "pinned memory; the backends of the runtime receive ordinary memory and copy it within the "
+    "measured time",
+    "cuda_graphs": "yes: the backend records and replays the kernels; its own: the framework "
+    "decides; no: every kernel is launched separately",
+    "pytorch": "eager fp32 is the trained network with PyTorch's defaults (TF32 in convolutions); "
+    "fp16 and bf16 use channels last; compile is torch.compile(mode='max-autotune'); "
+    "cudnn.benchmark, the choice of kernels by timing, is on in all modes",
     "operations": FLOPS_RULE,
     "bytes": BYTES_RULE,
     "roofline": ROOFLINE_RULE,
     "ratios": "median over rounds, in which all contenders take turns; 95 % bootstrap interval",
 }
-NONE = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +53,7 @@ class TimedContender:
     rounds: Rounds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Ratio:
     """A speed-up with its 95 % confidence interval."""
 
@@ -100,10 +90,7 @@ class GpuResult:
 
 
 def summarise_gpu(
-    timed: Sequence[TimedContender],
-    batch: int,
-    work: WorkTotals | None,
-    ceilings: Ceilings | None,
+    timed: Sequence[TimedContender], batch: int, work: WorkTotals | None, ceilings: Ceilings | None
 ) -> list[GpuResult]:
     """Return the figures of the contenders at one batch size."""
     by_name = {(contender.name, contender.precision): contender.rounds for contender in timed}
@@ -130,41 +117,6 @@ def summarise_gpu(
             )
         )
     return rows
-
-
-def document(
-    *,
-    machine: Mapping[str, Any],
-    network: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    ceilings: Mapping[str, Any] | None,
-    work: WorkTotals | None,
-    engines: Sequence[Mapping[str, Any]],
-    rows: Sequence[GpuResult],
-    missing: Sequence[Missing],
-) -> dict[str, Any]:
-    """Return the content of the result file.
-
-    Args:
-        machine: The device, GPU, versions, commit and date.
-        network: The name, classes and image size.
-        settings: The batch sizes, seconds and rounds.
-        ceilings: The result of `ceilings.measure_gpu_ceilings`.
-        work: The work of the network for one image.
-        engines: The facts of each engine that was built.
-        rows: The figures at all batch sizes.
-        missing: The figures that could not be measured.
-    """
-    return {
-        **machine,
-        "network": {**network, "work_of_one_image": work and asdict(work)},
-        "settings": dict(settings),
-        "rules": RULES,
-        "ceilings": ceilings,
-        "engines": [dict(engine) for engine in engines],
-        "rows": [jsonable(row) for row in rows],
-        "missing": [asdict(note) for note in missing],
-    }
 
 
 def times_text(rows: Sequence[GpuResult]) -> str:
@@ -216,31 +168,26 @@ def answers_text(rows: Sequence[GpuResult]) -> str:
         "contender", "graph", "batch", "golden", "SQNR", "limit", "agreement", "top-1", "drop",
         "upper bound (95 %)", "images",
     ]  # fmt: skip
-    lines = []
-    for row in rows:
-        answers = row.facts.get("answers")
-        if answers is None:
-            continue
-        golden, labelled = answers["golden"], answers["labelled"]
-        lines.append(
-            [
-                row.contender,
-                row.precision,
-                str(row.batch),
-                f"{golden['agreement']:.1f} %",
-                f"{golden['sqnr_db']:.1f} dB",
-                f"{golden['floor_db']:.1f} dB",
-                *_labelled_cells(labelled),
-            ]
-        )
+    lines = [
+        [
+            row.contender,
+            row.precision,
+            str(row.batch),
+            f"{answers['golden']['agreement']:.1f} %",
+            f"{answers['golden']['sqnr_db']:.1f} dB",
+            f"{answers['golden']['floor_db']:.1f} dB",
+            *_labelled_cells(answers["labelled"]),
+        ]
+        for row in rows
+        if (answers := row.facts.get("answers")) is not None
+    ]
     return table(head, lines) if lines else ""
 
 
 def _ratio(baseline: Rounds | None, rounds: Rounds) -> Ratio | None:
     if baseline is None:
         return None
-    median, low, high = ratio_interval(medians(baseline), medians(rounds))
-    return Ratio(median=median, low=low, high=high)
+    return Ratio(*ratio_interval(medians(baseline), medians(rounds)))
 
 
 def _ratio_cells(ratio: Ratio | None) -> list[str]:

@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,9 @@ import onnx
 import onnx.utils
 import onnxruntime
 
+from benchmarks.environment import make_environment
 from benchmarks.quantization.peers import CONTENDERS, INPUT
-from benchmarks.results import Quantization, QuantizedRow
+from benchmarks.results import QUANTIZATION_HEAD, Quantization, QuantizedRow, quantization_cells
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME, Encoding
 from resdeploy.calibration.image_set import CalibrationImages, draw
@@ -47,7 +47,6 @@ from resdeploy.tables import table
 from resdeploy.train.model.resnet import Classifier
 
 HERE = Path(__file__).parent
-OUR_MODULE = "benchmarks.quantization.ours"
 NORMALISED = "normalize.add"
 REQUIREMENTS = {
     "onnxruntime": ["onnx==1.21.0", "onnxruntime==1.32.0"],
@@ -90,42 +89,27 @@ class ValidationSet:
         )
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--image-size", type=int, default=32, show_default=True, help="Side of the input, in pixels."
-)
-@click.option(
-    "--images", type=int, default=512, show_default=True, help="Number of calibration images."
-)
-@click.option(
-    "--seed",
-    "seeds",
-    type=int,
-    multiple=True,
-    default=(0, 1, 2),
-    show_default=True,
-    help="Seed that draws the calibration images; can be repeated.",
-)
+@click.option("--image-size", default=32, help="Side of the input, in pixels.")
+@click.option("--images", default=512, help="Number of calibration images.")
+@click.option("--seed", "seeds", multiple=True, default=(0, 1, 2), help="Seed of the calibration.")
 @click.option(
     "--peer",
     "peers",
     type=click.Choice(list(CONTENDERS)),
     multiple=True,
     default=tuple(CONTENDERS),
-    help="Other quantiser to compare with; can be repeated.  [default: all]",
+    help="Other quantiser to compare with; can be repeated.",
 )
 @click.option(
     "--environments",
     type=click.Path(path_type=Path),
     default=Path("~/.cache/resdeploy/quantizers"),
-    show_default=True,
     help="Folder in which the other tools are installed.",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="JSON file to write the results to."
-)
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
     checkpoint: Path,
     data: Path,
@@ -137,8 +121,10 @@ def main(
     output: Path | None,
 ) -> None:
     """Quantise CHECKPOINT with every tool and seed, evaluate on DATA, and print a table."""
-    folder = environments.expanduser()
-    pythons = {peer: _environment(folder / peer.split()[0], peer.split()[0]) for peer in peers}
+    pythons = {}
+    for peer in peers:
+        tool = peer.split()[0]
+        pythons[peer] = make_environment(environments.expanduser() / tool, REQUIREMENTS[tool])
     source = read_source(checkpoint, image_size=image_size, calibration_data=data)
     checkpoint, data = checkpoint.resolve(), data.resolve()
     with tempfile.TemporaryDirectory() as scratch:
@@ -151,7 +137,7 @@ def main(
             ):
                 rows.append(row)
                 click.echo(f"seed {seed}  {row.contender}: {row.agreement:.2f} %", err=True)
-    click.echo(_text(rows))
+    click.echo(table(QUANTIZATION_HEAD, quantization_cells(rows)))
     if output is not None:
         document = Quantization(
             environment=Environment.collect(
@@ -167,36 +153,18 @@ def main(
         write_document(output, document)
 
 
-def _environment(folder: Path, tool: str) -> Path:
-    """Return a Python interpreter that has the tool, which is installed at the first use."""
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        click.echo(f"installing {tool} into {folder}", err=True)
-        venv.create(folder, with_pip=True, clear=True)
-        # One by one: if torch is there first, the tool does not install a CUDA build of it.
-        for requirement in REQUIREMENTS[tool]:
-            subprocess.run([python, "-m", "pip", "install", "--quiet", requirement], check=True)
-        (folder / "ready").touch()
-    return python
-
-
 def _prepare(source: Source, data: Path, work: Path) -> ValidationSet:
     """Write `core.onnx`, the network without the normalisation, and compute FP32's logits."""
     preprocessing = source.preprocessing
     classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
     whole = to_bytes(to_onnx(classifier, preprocessing.image_size))
-    (work / "whole.onnx").write_bytes(whole)
-    core = onnx.utils.Extractor(onnx.load_from_string(whole)).extract_model(
-        [NORMALISED], [OUTPUT_NAME]
-    )
+    extractor = onnx.utils.Extractor(onnx.load_from_string(whole))
+    onnx.save(extractor.extract_model([INPUT_NAME], [NORMALISED]), work / "front.onnx")
+    core = extractor.extract_model([NORMALISED], [OUTPUT_NAME])
     for node in core.graph.node:
         node.input[:] = [INPUT if name == NORMALISED else name for name in node.input]
     core.graph.input[0].name = INPUT
     onnx.save(core, work / "core.onnx")
-    front = onnx.utils.Extractor(onnx.load_from_string(whole)).extract_model(
-        [INPUT_NAME], [NORMALISED]
-    )
-    onnx.save(front, work / "front.onnx")
     labelled = match_labels(read_image_folder(data / "val"), source.labels)
     batches = list(read_batches(labelled.files, preprocessing, 500))
     images = np.concatenate([batch.images for batch in batches])
@@ -226,7 +194,8 @@ def _compare_all(
 ) -> Iterator[QuantizedRow]:
     """Quantise with every tool on one draw of the calibration images, and yield their results."""
     size = str(source.preprocessing.image_size)
-    usage = _run([sys.executable, "-m", OUR_MODULE, checkpoint, size, data, images, seed, work])
+    ours = [sys.executable, "-m", "benchmarks.quantization.ours"]
+    usage = _run([*ours, checkpoint, size, data, images, seed, work])
     for encoding, name in OURS.items():
         graph = (work / f"{encoding.value}.onnx").read_bytes()
         logits = run_batches(OnnxRuntimeCpu(graph, encoding), validation.images, 50)
@@ -239,12 +208,8 @@ def _compare_all(
     for peer, python in pythons.items():
         output = work / "peer.onnx"
         output.unlink(missing_ok=True)
-        usage = _run(
-            [
-                python, HERE / "peers.py", peer,
-                work / "core.onnx", work / "calibration.npy", output,
-            ]
-        )  # fmt: skip
+        files = (work / "core.onnx", work / "calibration.npy", output)
+        usage = _run([python, HERE / "peers.py", peer, *files])
         logits = _peer_logits(output, validation.normalised)
         yield validation.compare(peer, seed, logits, _int8_convs(output.read_bytes()), usage)
 
@@ -252,11 +217,7 @@ def _compare_all(
 def _run(command: Sequence[object]) -> Any:
     """Run a process and return the last line of its output, parsed as JSON."""
     process = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=HERE.parents[1],
+        list(map(str, command)), capture_output=True, text=True, check=False, cwd=HERE.parents[1]
     )
     if process.returncode:
         raise click.ClickException(f"{command[1]} failed: {process.stderr[-2000:]}")
@@ -278,44 +239,10 @@ def _int8_convs(graph: bytes) -> int:
     """Count the convolutions that TensorRT runs in INT8: input and weight are dequantised."""
     model = onnx.load_from_string(graph)
     dequantised = {
-        name
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear"
-        for name in node.output
+        node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"
     }
     convs = [node for node in model.graph.node if node.op_type == "Conv"]
     return sum(set(node.input[:2]) <= dequantised for node in convs)
-
-
-def _text(rows: Sequence[QuantizedRow]) -> str:
-    """Return a table with the means over the draws, and the range of the agreement."""
-    lines = []
-    for name in dict.fromkeys(row.contender for row in rows):
-        own = [row for row in rows if row.contender == name]
-
-        def mean(field: str, own: Sequence[QuantizedRow] = own) -> float:
-            return float(np.mean([getattr(row, field) for row in own]))
-
-        agreements = [row.agreement for row in own]
-        lines.append(
-            [
-                name,
-                f"{mean('top1'):.2f} %",
-                f"{mean('drop'):+.2f}",
-                f"{mean('agreement'):.2f} %",
-                f"{min(agreements):.2f} to {max(agreements):.2f}",
-                f"{mean('sqnr_db'):.1f} dB",
-                f"{mean('sqnr_db_p5'):.1f} dB",
-                f"{mean('int8_convs'):.0f}",
-                f"{mean('seconds'):.0f} s",
-                f"{mean('peak_mb') / 1024:.1f} GB",
-            ]
-        )
-    head = [
-        "quantiser", "top-1", "drop", "agreement", "range", "SQNR", "SQNR p5", "INT8 convs",
-        "time", "memory",
-    ]  # fmt: skip
-    return table(head, lines)
 
 
 if __name__ == "__main__":

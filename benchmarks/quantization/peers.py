@@ -60,19 +60,14 @@ def nncf(preset: str, graph: str, images: Any, output: str) -> None:
 
     dataset = nncf.Dataset([{INPUT: images[index : index + 1]} for index in range(len(images))])
     quantised = nncf.quantize(
-        onnx.load(graph),
-        dataset,
-        preset=nncf.QuantizationPreset[preset],
-        subset_size=len(images),
+        onnx.load(graph), dataset, preset=nncf.QuantizationPreset[preset], subset_size=len(images)
     )
     onnx.save(quantised, output)
 
 
 def modelopt(method: str, graph: str, images: Any, output: str) -> None:
-    """Quantise with NVIDIA ModelOpt's ONNX quantisation, placed for TensorRT."""
-    from modelopt.onnx.quantization import (  # pyright: ignore[reportMissingImports]
-        quantize,
-    )
+    """Quantise with NVIDIA ModelOpt's ONNX quantisation, which TensorRT can fuse."""
+    from modelopt.onnx.quantization import quantize  # pyright: ignore[reportMissingImports]
 
     quantize(
         graph,

@@ -18,10 +18,10 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.environment import make_environment
 from benchmarks.latency import make_bundle
-from benchmarks.serving.payloads import Request, other_request, picture_request, tensor_request
+from benchmarks.serving.malformed import footprint
+from benchmarks.serving.payloads import Request, picture_request, tensor_request
 from benchmarks.serving.servers import (
     FASTAPI,
     LITSERVE,
@@ -41,64 +43,46 @@ from benchmarks.serving.servers import (
     Server,
     get_status,
     load_result,
-    make_environment,
     run_ours,
     run_server,
 )
 from resdeploy.bench.process import Contender, Worker
+from resdeploy.bench.workload import Workload
 from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.documents import write_document
 from resdeploy.machine.cpu import read_cpu
 from resdeploy.machine.device import available_cores
-from resdeploy.storage import write_file
 from resdeploy.tables import table
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
 """Offered loads as fractions of the capacity."""
 OVERLOAD = 10
 STOP_LOAD_SECONDS = 4.0
+PATH = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.argument("part", type=click.Choice(["tensors", "pictures", "load"]))
-@click.option(
-    "--bundle",
-    "path",
-    type=click.Path(path_type=Path),
-    help="Bundle to serve.  [default: a new one]",
-)
-@click.option("--batch", type=int, default=8, show_default=True, help="Images per tensor request.")
+@click.option("--bundle", "path", type=PATH, help="Bundle to serve.  [default: a new one]")
+@click.option("--batch", default=8, help="Images per tensor request.")
 @click.option(
     "--picture",
     default="500x375",  # the most frequent size in ImageNet
-    show_default=True,
     callback=lambda context, parameter, text: tuple(map(int, text.split("x"))),
     help="Width and height in pixels.",
 )
-@click.option(
-    "--plain", is_flag=True, help="Also measure servers that decode as torchvision's examples do."
-)
-@click.option(
-    "--clients", type=int, default=16, show_default=True, help="Clients of a closed loop."
-)
-@click.option(
-    "--seconds", type=float, default=10.0, show_default=True, help="Duration of each load."
-)
-@click.option("--rounds", type=int, default=5, show_default=True, help="Rounds of a comparison.")
-@click.option(
-    "--overload-seconds",
-    type=float,
-    default=60.0,
-    show_default=True,
-    help="Duration of the overload.",
-)
+@click.option("--plain", is_flag=True, help="Also measure servers with torchvision's decoding.")
+@click.option("--clients", default=16, help="Clients of a closed loop.")
+@click.option("--seconds", default=10.0, help="Duration of each load.")
+@click.option("--rounds", default=5, help="Rounds of a comparison.")
+@click.option("--overload-seconds", default=60.0, help="Duration of the overload.")
 @click.option(
     "--environment",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("~/.cache/resdeploy/servers"),
-    show_default=True,
     help="Virtual environment of the other servers.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file to update.")
+@click.option("--output", type=PATH, help="JSON file to update.")
 def main(
     part: str,
     path: Path | None,
@@ -124,15 +108,15 @@ def main(
             layouts = measure_layouts(bundle, tensors, clients, seconds)
             click.echo(f"{batch} images in a request: {saturation_text(saturation)}\n")
             click.echo(f"instances x threads\n{rows_text(layouts)}")
-            results = {"batch": batch, **saturation, "layouts": [asdict(row) for row in layouts]}
+            results = {"batch": batch, **saturation, "layouts": layouts}
         elif part == "pictures":
-            python = make_environment(environment.expanduser())
+            python = make_environment(environment.expanduser(), REQUIREMENTS)
             servers = compared_servers(available_cores(), plain=plain)
             rows = measure_pictures(bundle, upload, servers, python, clients, rounds, seconds)
             click.echo(rows_text(rows))
             size = bundle.manifest.preprocessing.image_size
             name = f"pictures of {picture[0]}x{picture[1]}, network of {size}"
-            results = {"clients": clients, "rows": [asdict(row) for row in rows]}
+            results = {"clients": clients, "rows": rows}
         else:
             results = measure_load(bundle, upload, clients, seconds, overload_seconds)
             click.echo(load_text(results))
@@ -149,7 +133,7 @@ def write_part(output: Path, name: str, results: dict[str, Any]) -> None:
         "others": REQUIREMENTS,
         name: results,
     }
-    write_file(output, (json.dumps(document, indent=2) + "\n").encode())
+    write_document(output, document)
 
 
 def measure_saturation(
@@ -162,12 +146,15 @@ def measure_saturation(
     cores = available_cores()
     layouts = {f"bare {count} x {cores // count}": count for count in sorted({1, cores})}
     rates: dict[str, list[float]] = {name: [] for name in (*layouts, OURS)}
+    bare: dict[str, list[Contender]] = {name: [] for name in layouts}
     with ExitStack() as stack:
-        bare = {
-            name: [stack.enter_context(bare_backend(bundle, request.images, cores // count))
-                   for _ in range(count)]
-            for name, count in layouts.items()
-        }  # fmt: skip
+        for name, count in layouts.items():
+            threads = cores // count
+            workload = Workload(bundle=bundle.path, batch=request.images, threads=threads)
+            arguments = ["onnxruntime-cpu", "int8-cpu", *workload.to_arguments()]
+            for _ in range(count):
+                bare[name].append(Contender.start(name, Worker.RUNTIME, arguments, threads))
+                stack.callback(bare[name][-1].stop)
         server = stack.enter_context(run_ours(bundle, "--max-batch", request.images, *NO_REJECTION))
         for _ in range(rounds):
             for name, contenders in bare.items():
@@ -176,17 +163,6 @@ def measure_saturation(
             rates[OURS].append(row.answered_per_second)
     shares = [ours / max(bare_rates) for *bare_rates, ours in zip(*rates.values())]
     return {"images_per_second": rates, "share": statistics.median(shares), "shares": shares}
-
-
-@contextmanager
-def bare_backend(bundle: Bundle, batch: int, threads: int) -> Iterator[Contender]:
-    """Run the backend in its own process, without a server."""
-    arguments = [str(bundle.path), "onnxruntime-cpu", "int8-cpu", str(batch), str(threads)]
-    contender = Contender.start("bare", Worker.RUNTIME, arguments, threads)
-    try:
-        yield contender
-    finally:
-        contender.stop()
 
 
 def rate_of(contenders: Sequence[Contender], batch: int, seconds: float) -> float:
@@ -202,9 +178,7 @@ def measure_layouts(
     """Measure the server with the cores divided among 1, 2 and more instances."""
     cores = available_cores()
     rows = []
-    for instances in sorted({1, 2, cores}):
-        if cores % instances:
-            continue
+    for instances in (count for count in sorted({1, 2, cores}) if cores % count == 0):
         share = ("--instances", instances, "--threads", cores // instances)
         with run_ours(bundle, *share, *NO_REJECTION) as server:
             server.name = f"{instances} x {cores // instances}"
@@ -229,7 +203,7 @@ def measure_pictures(
     for _ in range(rounds):
         for server, own in rows.items():
             with run_server(server, bundle, python) as running:
-                sent = request if server.kind == OURS else other_request(request)
+                sent = request if server.kind == OURS else replace(request, path="/classify")
                 own.append(running.row(sent, seconds / rounds, "closed", clients))
     return [median_round(own) for own in rows.values()]
 
@@ -242,30 +216,27 @@ def measure_load(
         capacity = server.row(request, seconds, "closed", clients).answered_per_second
     with run_ours(bundle) as server:
         rows = [server.row(request, seconds, "open", share * capacity) for share in SHARES]
-        before = server.memory_mb()
+        before = footprint(server.process.pid).memory_mb
         overloaded = server.row(request, overload_seconds, "open", OVERLOAD * capacity)
         time.sleep(1)
         healthy = get_status(server.port, "/v2/health/ready") == 200
         after = server.row(request, 2, "closed", 1)
-        memory = server.memory_mb()
+        memory = footprint(server.process.pid).memory_mb
         load = server.load(request, STOP_LOAD_SECONDS, "closed", clients)
         time.sleep(STOP_LOAD_SECONDS - 0.5)
         server.process.send_signal(signal.SIGTERM)
         stopped = load_result(load)
         code = server.process.wait()
-    at_capacity = rows[SHARES.index(1.0)]
-    ratio = None
-    if overloaded.p99_ms is not None and at_capacity.p99_ms is not None:
-        ratio = overloaded.p99_ms / at_capacity.p99_ms
+    p99_ms = rows[SHARES.index(1.0)].p99_ms
     # A refused connection was not accepted, so it is not lost.
     lost = sum(count for reason, count in stopped["unanswered"].items() if "Refused" not in reason)
     return {
         "capacity": capacity,
-        "open": [asdict(row) for row in rows],
+        "open": rows,
         "overload": {
-            "row": asdict(overloaded),
-            "capacity_p99_ms": at_capacity.p99_ms,
-            "p99_ratio": ratio,
+            "row": overloaded,
+            "capacity_p99_ms": p99_ms,
+            "p99_ratio": overloaded.p99_ms / p99_ms if overloaded.p99_ms and p99_ms else None,
             "memory_mb_before": before,
             "memory_mb_after": memory,
             "healthy_after_1_s": healthy,
@@ -284,13 +255,9 @@ def compared_servers(cores: int, *, plain: bool) -> list[Server]:
     """Return our server with its defaults and with one instance, and the other servers."""
     others = [Server(kind=LITSERVE, workers=count) for count in sorted({1, cores})]
     others.append(Server(kind=FASTAPI))
-    plain_servers = [Server(kind=other.kind, workers=other.workers, plain=True) for other in others]
-    return [
-        Server(kind=OURS),
-        Server(kind=OURS, workers=1),
-        *others,
-        *(plain_servers if plain else ()),
-    ]
+    if plain:
+        others += [replace(other, plain=True) for other in others]
+    return [Server(kind=OURS), Server(kind=OURS, workers=1), *others]
 
 
 def rows_text(rows: Sequence[LoadResult]) -> str:
@@ -334,9 +301,9 @@ def load_text(results: dict[str, Any]) -> str:
     row = overload["row"]
     ratio = "-" if overload["p99_ratio"] is None else f"{overload['p99_ratio']:.2f}"
     return (
-        f"{rows_text([LoadResult(**fields) for fields in results['open']])}\n\n"
+        f"{rows_text(results['open'])}\n\n"
         f"{OVERLOAD} times the capacity of {results['capacity']:.1f} images/s: statuses "
-        f"{row['statuses']}, unanswered {row['unanswered']}, p99 {row['p99_ms']:.0f} ms, {ratio} "
+        f"{row.statuses}, unanswered {row.unanswered}, p99 {row.p99_ms:.0f} ms, {ratio} "
         f"times that at capacity; memory {overload['memory_mb_before']:.0f} to "
         f"{overload['memory_mb_after']:.0f} MB; healthy after 1 s: "
         f"{overload['healthy_after_1_s']}\n"

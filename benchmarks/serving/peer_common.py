@@ -21,16 +21,9 @@ from PIL import Image
 from resdeploy.documents import parse
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image, resize_and_crop
 
-TOP = 5
-
 
 def make_decoder(manifest: str, decoding: str) -> Callable[[bytes], UInt8Array]:
-    """Return the function from a file's content to the pixels of the model's input.
-
-    Args:
-        manifest: Path of the bundle's manifest.
-        decoding: `resdeploy` or `plain`.
-    """
+    """Return a function that decodes a file's content; `decoding` is `resdeploy` or `plain`."""
     document = json.loads(Path(manifest).read_bytes())["preprocessing"]
     preprocessing = parse(Preprocessing, document)
     if decoding == "plain":
@@ -50,5 +43,5 @@ def open_session(graph: str, processes: int = 1) -> Any:
 def top_classes(logits: np.ndarray) -> dict[str, Any]:
     """Return the most likely classes of one picture."""
     powers = np.exp(logits - logits.max())
-    best = np.argsort(-logits)[:TOP]
+    best = np.argsort(-logits)[:5]
     return {"classes": best.tolist(), "probabilities": (powers[best] / powers.sum()).tolist()}

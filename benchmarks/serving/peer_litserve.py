@@ -22,29 +22,23 @@ class ClassifierApi(litserve.LitAPI):  # type: ignore[misc]
     graph, manifest, decoding, workers = "", "", "", 1
 
     def setup(self, device: str) -> None:
-        """Load the model."""
         self.decode = make_decoder(self.manifest, self.decoding)
         self.session = open_session(self.graph, self.workers)
 
     def decode_request(self, request: Request) -> UInt8Array:
-        """Return the pixels of the uploaded file."""
         form: Any = request  # LitServe passes the form that it has read
         return self.decode(form["image"].file.read())
 
     def batch(self, inputs: list[UInt8Array]) -> UInt8Array:
-        """Stack pictures to one array."""
         return np.stack(inputs)
 
     def predict(self, images: UInt8Array) -> Any:
-        """Return logits (N, K)."""
         return self.session.run(None, {"images": images})[0]
 
     def unbatch(self, output: Any) -> list[Any]:
-        """Return the logits of each picture."""
         return list(output)
 
     def encode_response(self, output: Any) -> dict[str, Any]:
-        """Return the response of one request."""
         return top_classes(output)
 
 

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from benchmarks.serving.payloads import Request
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError
+from resdeploy.tables import plural
 
 HERE = Path(__file__).parent
 REQUIREMENTS = (
@@ -66,15 +65,12 @@ class Server:
     def name(self) -> str:
         """Name in tables."""
         unit = "instance" if self.kind == OURS else "worker"
-        count = "" if self.workers is None else f" {self.workers} {unit}"
-        plural = "s" if self.workers not in (None, 1) else ""
-        return f"{self.kind}{count}{plural}{', plain decoding' if self.plain else ''}"
+        count = "" if self.workers is None else f" {plural(self.workers, unit)}"
+        return f"{self.kind}{count}{', plain decoding' if self.plain else ''}"
 
 
 @dataclass(slots=True)
 class RunningServer:
-    """A running server."""
-
     name: str
     port: int
     process: subprocess.Popen[bytes]
@@ -98,20 +94,10 @@ class RunningServer:
         return LoadResult(
             contender=self.name,
             load=f"{mode} {number:.4g}",
-            offered_per_second=request.images * results["offered_per_second"],
-            answered_per_second=request.images * results["answered_per_second"],
-            p50_ms=results["p50_ms"],
-            p95_ms=results["p95_ms"],
-            p99_ms=results["p99_ms"],
-            statuses=results["statuses"],
-            unanswered=results["unanswered"],
+            offered_per_second=request.images * results.pop("offered_per_second"),
+            answered_per_second=request.images * results.pop("answered_per_second"),
+            **results,
         )
-
-    def memory_mb(self) -> float:
-        """Return the resident memory of the main process in MB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) / 1024
 
 
 def load_result(load: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -119,8 +105,7 @@ def load_result(load: subprocess.Popen[bytes]) -> dict[str, Any]:
     printed, _ = load.communicate()
     if load.returncode:
         raise BackendError(f"the load ended with exit code {load.returncode}")
-    document: dict[str, Any] = json.loads(printed)
-    return document
+    return dict(json.loads(printed))
 
 
 @contextmanager
@@ -135,10 +120,10 @@ def run_server(server: Server, bundle: Bundle, python: Path) -> Iterator[Running
     port = free_port()
     graph, manifest = bundle.path / "int8-cpu.onnx", bundle.path / "manifest.json"
     decoding = "plain" if server.plain else OURS
-    command: list[object] = [python, HERE / f"peer_{server.kind}.py", graph, manifest, port]
-    command += [decoding]
-    if server.kind == LITSERVE:
-        command += [server.workers, LITSERVE_BATCH]
+    batching = (server.workers, LITSERVE_BATCH) if server.kind == LITSERVE else ()
+    command = [
+        python, HERE / f"peer_{server.kind}.py", graph, manifest, port, decoding, *batching
+    ]  # fmt: skip
     with run_process(server.name, command, port, "/docs") as running:
         yield running
 
@@ -198,15 +183,3 @@ def free_port() -> int:
     """Return a port on which no process listens."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])
-
-
-def make_environment(folder: Path) -> Path:
-    """Return the interpreter of the other servers, installed on first use and after changes."""
-    python = folder / "bin" / "python"
-    installed, requirements = folder / "installed.txt", "\n".join(REQUIREMENTS)
-    if not installed.exists() or installed.read_text() != requirements:
-        click.echo(f"installing LitServe and FastAPI into {folder}", err=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
-        installed.write_text(requirements)
-    return python

@@ -11,12 +11,11 @@ other results.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.training.loops import device
+from resdeploy.documents import write_document
 from resdeploy.images.folder import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import read_device
@@ -70,19 +70,13 @@ class Curve:
     """Duration of training and evaluation."""
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option(
-    "--images", type=int, default=10_000, show_default=True, help="Number of training images."
-)
-@click.option("--epochs", type=int, default=20, show_default=True, help="Number of epochs.")
-@click.option(
-    "--image-size", type=int, default=32, show_default=True, help="Side of the images in pixels."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all randomness.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), required=True, help="JSON file to write."
-)
+@click.option("--images", default=10_000, help="Number of training images.")
+@click.option("--epochs", default=20, help="Number of epochs.")
+@click.option("--image-size", default=32, help="Side of the images in pixels.")
+@click.option("--seed", default=0, help="Seed of all randomness.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON file.")
 def main(data: Path, images: int, epochs: int, image_size: int, seed: int, output: Path) -> None:
     """Train the four networks on the images in DATA, and write their errors and a plot."""
     config = TrainingConfig(
@@ -91,7 +85,7 @@ def main(data: Path, images: int, epochs: int, image_size: int, seed: int, outpu
         compile=False,
     )  # fmt: skip
     splits = read_splits(data)
-    splits = DataSplits(train=balanced_subset(splits.train, images), val=splits.val)
+    splits = replace(splits, train=balanced_subset(splits.train, images))
     networks = [(kind, layers) for kind in KINDS for layers in DEPTHS]
     # Small networks on small images leave most of a GPU idle, so all four train at the same time.
     parallel = len(networks) if device().type == "cuda" else 1
@@ -112,22 +106,20 @@ def main(data: Path, images: int, epochs: int, image_size: int, seed: int, outpu
         "training_images": len(splits.train.files),
         "config": config.to_json(),
         **collect_provenance(read_device().to_json()),
-        "curves": [asdict(curve) for curve in curves],
+        "curves": curves,
     }
-    write_file(output, (json.dumps(document, indent=2) + "\n").encode())
+    write_document(output, document)
 
 
 def balanced_subset(images: LabelledImages[ImageFile], count: int) -> LabelledImages[ImageFile]:
     """Return about `count` images, with the same number of images of every class."""
     per_class = max(1, count // len(images.classes))
+    labels = np.array(images.labels)
     indices = np.concatenate(
-        [
-            np.flatnonzero(np.array(images.labels) == label)[:per_class]
-            for label in range(len(images.classes))
-        ]
+        [np.flatnonzero(labels == label)[:per_class] for label in range(len(images.classes))]
     )
-    return LabelledImages(
-        classes=images.classes,
+    return replace(
+        images,
         files=tuple(images.files[index] for index in indices),
         labels=tuple(images.labels[index] for index in indices),
     )
@@ -138,20 +130,14 @@ def train_network(
 ) -> Curve:
     """Train one of the networks, and measure both errors after each epoch.
 
-    Args:
-        config: Settings of all networks.
-        splits: Training and validation images.
-        kind: Key of `KINDS`.
-        layers: Key of `DEPTHS`.
-        parallel: Number of networks that are trained at the same time and share the cores.
+    `parallel` networks are trained at the same time and share the cores.
     """
     torch.manual_seed(config.seed)
-    architecture = Architecture(
-        blocks=DEPTHS[layers], shortcut=KINDS[kind], classes=len(splits.train.classes)
-    )
+    classes = len(splits.train.classes)
+    network = ResNet(Architecture(blocks=DEPTHS[layers], shortcut=KINDS[kind], classes=classes))
     preprocessing = Preprocessing.standard(config.image_size)
     process = Process(0, 1, device())
-    learner = Learner(config, ResNet(architecture), preprocessing, process)
+    learner = Learner(config, network, preprocessing, process)
     workers = -(-default_workers() // parallel)
     epochs = [
         EpochImages(
@@ -178,7 +164,7 @@ def train_network(
             learner.step(next(batches), rate, np.random.default_rng(0))
         for split_errors, (images, split_batches) in zip(errors, evaluated):
             once = islice(split_batches, math.ceil(len(images.files) / plan.batch_size))
-            evaluation = evaluate(learner.classifier, once, len(images.classes), process)
+            evaluation = evaluate(learner.classifier, once, classes, process)
             split_errors.append(100 - evaluation.accuracy)
     return Curve(
         kind=kind,

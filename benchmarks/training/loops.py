@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from resdeploy.bench.worker import run_worker
 from resdeploy.images.folder import read_image_folder
@@ -149,18 +150,9 @@ def operations_per_image(image_size: int, classes: int) -> int:
     backward pass needs twice as many operations as the forward pass.
     """
     network = ResNet(Architecture(classes=classes)).eval()
-    macs = 0
-
-    def count(module: nn.Conv2d | nn.Linear, inputs: Any, output: Tensor) -> None:
-        nonlocal macs
-        macs += output.numel() * module.weight[0].numel()
-
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_hook(count)
-    with torch.inference_mode():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, image_size, image_size))
-    return 3 * 2 * macs
+    return 3 * int(counter.get_total_flops())
 
 
 def prepare_loop() -> tuple[Callable[[], object], dict[str, Any]]:
@@ -178,7 +170,7 @@ def prepare_loop() -> tuple[Callable[[], object], dict[str, Any]]:
     start = time.perf_counter()
     waited = sum(step() for _ in range(MEASURED_STEPS))
     wait()
-    facts = {"waiting": waited / (time.perf_counter() - start), "torch": torch.__version__}
+    waiting = waited / (time.perf_counter() - start)
     # The benchmark does not count the first run of each turn. This run must use up the batches
     # that were decoded during the other turns: two per worker (DataLoader's prefetch_factor).
     steps = max(1, 2 * default_workers())
@@ -188,7 +180,7 @@ def prepare_loop() -> tuple[Callable[[], object], dict[str, Any]]:
             step()
         wait()
 
-    return run, {**facts, "images": steps * int(batch)}
+    return run, {"waiting": waiting, "torch": torch.__version__, "images": steps * int(batch)}
 
 
 def wait() -> None:

@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import backend_worker, build_worker, pytorch_worker
 from benchmarks.gpu import children as gpu_children
+from benchmarks.gpu import engine_worker, pytorch_worker
 from benchmarks.gpu.children import GpuContender, Notes, time_in_turns
+from benchmarks.gpu.report import RULES
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError, CalibrationError
 from resdeploy.runtime.backends.base import Unavailability
@@ -43,9 +44,9 @@ class FakeContender:
     """A child process whose calls take 1 ms; class attributes make it fail."""
 
     started: list[FakeContender]
-    refusing: str
+    not_starting: str
     """Part of the label of contenders that do not start."""
-    dying: str
+    ending_early: str
     """Part of the label of contenders that end when they should run."""
 
     def __init__(self, name: str, module: str, arguments: list[str]) -> None:
@@ -55,21 +56,21 @@ class FakeContender:
         self.facts: dict[str, Any] = {"cuda_graphs": "no", "answers": None}
         if module.endswith("gpu.ceilings"):
             self.facts = CEILINGS
-        elif module.endswith("build_worker"):
-            self.facts = {**REPORT, "artifact": arguments[2], "batch": int(arguments[3])}
+        elif arguments[:1] == ["build"]:
+            self.facts = {**REPORT, "artifact": arguments[3], "batch": int(arguments[4])}
         self.ended = False
         self.stopped = False
         self.process = SimpleNamespace(poll=lambda: 1 if self.ended else None)
 
     @classmethod
     def start(cls, name: str, module: str, arguments: list[str], threads: int) -> FakeContender:
-        if cls.refusing and cls.refusing in name:
-            raise BackendError("it does not\nwant to", "ask again")
+        if cls.not_starting and cls.not_starting in name:
+            raise BackendError("the process\nfailed", "try again")
         cls.started.append(cls(name, module, arguments))
         return cls.started[-1]
 
     def run_for(self, seconds: float) -> np.ndarray:
-        if self.dying and self.dying in self.name:
+        if self.ending_early and self.ending_early in self.name:
             self.ended = True
             raise BackendError(f"the benchmark of {self.name} ended early", "see above")
         return np.array([1.0, 1.0, 2.0])
@@ -80,7 +81,7 @@ class FakeContender:
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeContender]]:
-    FakeContender.started, FakeContender.refusing, FakeContender.dying = [], "", ""
+    FakeContender.started, FakeContender.not_starting, FakeContender.ending_early = [], "", ""
     monkeypatch.setattr(gpu_children, "Contender", FakeContender)
     yield FakeContender
     assert all(child.stopped for child in FakeContender.started)
@@ -93,7 +94,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "restored after the test")
     monkeypatch.setattr(gpu, "check_gpu_availability", lambda: None)
     monkeypatch.setattr(gpu, "CudaRuntime", lambda: SimpleNamespace(gpu=lambda: A_GPU))
-    monkeypatch.setattr(pytorch_worker, "obstacle", lambda: None)
+    monkeypatch.setattr(pytorch_worker, "check_pytorch", lambda device: None)
     monkeypatch.setattr(gpu_children, "BACKENDS", (CPU, "tensorrt"))
     monkeypatch.setattr(
         flavour,
@@ -122,7 +123,7 @@ def test_fails_without_a_gpu(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatc
 def test_writes_results_and_missing_figures(
     tiny_bundle: Bundle, tiny_checkpoint: Path, children: type[FakeContender]
 ) -> None:
-    children.refusing = "eager fp16 at batch 2"
+    children.not_starting = "eager fp16 at batch 2"
     result = measure(tiny_bundle, str(tiny_checkpoint), "--batch", "1", "--batch", "2")
     assert result.exit_code == 0, result.output
     written = json.loads(Path("out/gpu.json").read_text())
@@ -137,13 +138,18 @@ def test_writes_results_and_missing_figures(
         {"what": "ceiling of int8", "why": "no such product"},
         {"what": "tensorrt", "why": "tensorrt is not installed"},
         {"what": "tensorrt-rtx", "why": "tensorrt-rtx is not installed"},
-        {"what": "pytorch-eager fp16 at batch 2", "why": "it does not want to"},
+        {"what": "pytorch-eager fp16 at batch 2", "why": "the process failed"},
     ]
     assert "left out: tensorrt: tensorrt is not installed\n" in result.output
     assert "batch 1\n" in result.output
     assert "all times include the transfers" in result.output
     assert written["gpu"]["name"] == "a GPU"
     assert written["network"]["name"] == "resnet10"
+    assert written["network"]["work_of_one_image"]["macs"] > 0
+    assert written["rules"] == RULES
+    assert written["ceilings"] == CEILINGS
+    assert written["rows"][1]["to_eager_fp32"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert written["rows"][0]["facts"] == {"cuda_graphs": "no", "answers": None}
     assert written["rows"][0]["roofline_share"] > 0
     assert written["rows"][2]["roofline_share"] is None
     assert not written["settings"]["cache_kept"]
@@ -184,7 +190,7 @@ def test_without_leaves_contenders_out_and_reports_them(
 def test_writes_nothing_if_no_contender_starts(
     tiny_bundle: Bundle, children: type[FakeContender]
 ) -> None:
-    children.refusing = "at batch"
+    children.not_starting = "at batch"
     result = measure(tiny_bundle, "random", "--batch", "1")
     assert result.exit_code == 1
     assert "no contender could be timed" in result.output
@@ -203,10 +209,10 @@ def test_builds_every_engine_for_each_batch_size(
     tiny_bundle: Bundle, children: type[FakeContender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flavour, "check_availability", lambda kind: None)
-    children.refusing = "tensorrt-rtx fp32"
+    children.not_starting = "tensorrt-rtx fp32"
     notes = Notes()
     engines = gpu_children.build_engines(tiny_bundle, (1, 8), (), notes)
-    assert [child.arguments[1:] for child in children.started] == [
+    assert [child.arguments[2:] for child in children.started] == [
         [kind, artifact, batch]
         for kind in ("tensorrt", "tensorrt-rtx")
         for artifact in ("int8", "fp16", "fp32")
@@ -223,7 +229,7 @@ def test_leaves_out_a_contender_that_ends_early(
     children: type[FakeContender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rounds, "MIN_ROUNDS", 3)
-    children.dying = "weak"
+    children.ending_early = "weak"
     specs = [
         GpuContender(name=name, precision="fp16", module="none", arguments=())
         for name in ("strong", "weak", "steady")
@@ -235,7 +241,7 @@ def test_leaves_out_a_contender_that_ends_early(
     (missing,) = notes.entries
     assert missing.what == "weak fp16 at batch 4"
     assert "ended early" in missing.why
-    children.dying = "s"
+    children.ending_early = "s"
     assert time_in_turns([specs[0], specs[2]], 4, 0.1, notes) == []
 
 
@@ -272,7 +278,7 @@ def test_int8_needs_calibration_images(
 
 
 def test_the_backend_worker_reports_its_check(tiny_bundle: Bundle) -> None:
-    run, facts = backend_worker.prepare(str(tiny_bundle.path), CPU, "int8-cpu", 3, "")
+    run, facts = engine_worker.prepare(str(tiny_bundle.path), CPU, "int8-cpu", 3, "")
     assert facts["artifact"] == "int8-cpu"
     assert facts["cuda_graphs"] == "no"
     assert facts["answers"]["golden"]["passed"] is True
@@ -281,16 +287,16 @@ def test_the_backend_worker_reports_its_check(tiny_bundle: Bundle) -> None:
     assert logits.shape == (3, 3)
 
 
-def test_reports_who_records_cuda_graphs(tiny_bundle: Bundle) -> None:
+def test_reports_if_cuda_graphs_are_replayed(tiny_bundle: Bundle) -> None:
     class Capturing(GoldenBackend):
         name = "tensorrt"
         captured = frozenset({8})
 
     backend = Capturing(tiny_bundle.golden())
-    assert backend_worker.cuda_graphs(backend, 8) == "yes"
-    assert backend_worker.cuda_graphs(backend, 1) == "no"
+    assert engine_worker.cuda_graphs(backend, 8) == "yes"
+    assert engine_worker.cuda_graphs(backend, 1) == "no"
     backend.name = "tensorrt-rtx"
-    assert backend_worker.cuda_graphs(backend, 8) == "its own"
+    assert engine_worker.cuda_graphs(backend, 8) == "its own"
 
 
 def test_the_build_worker_builds_for_one_batch_size(
@@ -299,6 +305,6 @@ def test_the_build_worker_builds_for_one_batch_size(
     def build(bundle: Bundle, artifact: Any, kind: Any, options: Any) -> dict[str, Any]:
         return {"engine": "somewhere", "batches": str(options.batches), "flavour": kind.value}
 
-    monkeypatch.setattr(build_worker, "build", build)
-    _, facts = build_worker.prepare(str(tiny_bundle.path), "tensorrt", "int8", 8)
+    monkeypatch.setattr(engine_worker, "build", build)
+    _, facts = engine_worker.build_for_batch(str(tiny_bundle.path), "tensorrt", "int8", 8)
     assert facts == {"batches": "8,8,8", "flavour": "tensorrt", "batch": 8}

@@ -15,8 +15,8 @@ from benchmarks.gpu.pytorch_worker import (
     MODES,
     RANDOM,
     PyTorchBackend,
+    check_pytorch,
     make_forward,
-    obstacle,
     prepare,
 )
 from resdeploy.bundle.bundle import Bundle
@@ -32,10 +32,9 @@ EAGER = [name for name, mode in MODES.items() if not mode.compiled]
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    torch.set_num_threads(
-        1
-    )  # more threads slow so small a network down; conftest.py restores the number
+def _restore_settings() -> Iterator[None]:
+    # More threads would slow such a small network down. conftest.py restores the number.
+    torch.set_num_threads(1)
     before = torch.backends.cudnn.benchmark
     yield
     torch.backends.cudnn.benchmark = before
@@ -130,6 +129,7 @@ def test_raises_without_a_gpu(
     tiny_bundle: Bundle, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert obstacle() is not None
+    with pytest.raises(BackendError, match="sees no GPU"):
+        check_pytorch("cuda")
     with pytest.raises(BackendError, match="sees no GPU"):
         prepare(str(tiny_bundle.path), str(tiny_checkpoint), "eager-fp32", 1, "")

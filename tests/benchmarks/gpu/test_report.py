@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.gpu.report import (
-    RULES,
     GpuResult,
-    Missing,
     TimedContender,
     answers_text,
-    document,
     engines_text,
     summarise_gpu,
     times_text,
@@ -110,26 +106,3 @@ def test_the_tables_of_outputs_and_engines(rows: list[GpuResult]) -> None:
     assert "cached" in lines[1]
     assert lines[1].split()[-2:] == ["-", "36"]
     assert answers_text([]) == engines_text([]) == ""
-
-
-def test_the_document_is_json(rows: list[GpuResult]) -> None:
-    written = document(
-        machine={"gpu": {"name": "a GPU"}, "device": {"cores": 2}},
-        network={"name": "resnet34"},
-        settings={"seconds": 3.0},
-        ceilings=None,
-        work=WORK.totals,
-        engines=[ENGINE],
-        rows=rows,
-        missing=[Missing(what="tensorrt-rtx", why="not installed")],
-    )
-    read = json.loads(json.dumps(written))
-    assert read == written
-    assert read["gpu"] == {"name": "a GPU"}
-    assert read["network"]["work_of_one_image"]["macs"] == 1_000_000
-    assert read["rules"] == RULES
-    assert read["engines"] == [ENGINE]
-    assert read["missing"] == [{"what": "tensorrt-rtx", "why": "not installed"}]
-    assert [row["contender"] for row in read["rows"]] == [row.contender for row in rows]
-    assert read["rows"][1]["to_eager_fp32"] == {"median": 4.0, "low": 4.0, "high": 4.0}
-    assert read["rows"][0]["facts"]["answers"]["golden"]["passed"] is False

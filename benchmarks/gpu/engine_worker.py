@@ -1,8 +1,10 @@
-"""The benchmark worker for a backend, which reports the check of its outputs.
+"""The workers that build an engine of TensorRT, and that time a backend of the runtime.
 
-    python -m benchmarks.gpu.backend_worker BUNDLE BACKEND ARTIFACT BATCH LABELLED
+    python -m benchmarks.gpu.engine_worker build BUNDLE FLAVOUR ARTIFACT BATCH
+    python -m benchmarks.gpu.engine_worker time BUNDLE BACKEND ARTIFACT BATCH LABELLED
 
-It checks all golden and labelled images, unlike `resdeploy.runtime.bench.worker`.
+A builder that crashes or leaks does not affect the benchmark, because it has its own process.
+Unlike `resdeploy.runtime.bench.worker`, the second one checks all golden and labelled images.
 """
 
 from __future__ import annotations
@@ -18,30 +20,35 @@ import numpy as np
 from benchmarks.gpu.answers import check_outputs
 from resdeploy.bench.worker import run_worker
 from resdeploy.bundle.bundle import open_bundle
+from resdeploy.documents import jsonable
 from resdeploy.runtime.backends.base import Backend, Batches, OpenOptions
 from resdeploy.runtime.backends.registry import candidates
+from resdeploy.runtime.backends.tensorrt.build import build
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour
+from resdeploy.runtime.backends.tensorrt.options import BuildOptions
+
+
+def build_for_batch(
+    path: str, flavour: str, artifact: str, batch: int
+) -> tuple[Callable[[], object], dict[str, Any]]:
+    """Build an engine and return its facts, with a function that does nothing."""
+    bundle = open_bundle(Path(path))
+    options = BuildOptions(batches=Batches(batch, batch, batch))
+    facts = jsonable(build(bundle, bundle.artifact(artifact), Flavour(flavour), options))
+    del facts["engine"]  # the path in the cache is meaningless
+    return lambda: None, {**facts, "batch": batch}
 
 
 def prepare(
     path: str, backend: str, artifact: str, batch: int, labelled: str
 ) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Open one artifact for one batch size, check its outputs, and return the function to time.
-
-    Args:
-        path: The bundle.
-        backend: The name of the engine.
-        artifact: The name of the graph.
-        batch: Images in one call.
-        labelled: The folder of `answers.write_labelled`; empty for none.
-    """
+    """Open one artifact for one batch size, check its outputs, and return the function to time."""
     bundle = open_bundle(Path(path))
     (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
     start = time.perf_counter()
     opened = candidate.open(bundle, OpenOptions(batches=Batches(batch, batch, batch)))
     opening_seconds = time.perf_counter() - start
     precision = candidate.artifact.precision.value
-    answers = check_outputs(opened, batch, bundle, precision, artifact, labelled)
     golden = bundle.golden().images
     images = golden[np.arange(batch) % len(golden)]
     facts = {
@@ -49,7 +56,7 @@ def prepare(
         "version": candidate.engine.version(),
         "opening_seconds": opening_seconds,
         "cuda_graphs": cuda_graphs(opened, batch),
-        "answers": answers,
+        "answers": check_outputs(opened, batch, bundle, precision, artifact, labelled),
     }
     return lambda: opened.run(images), facts
 
@@ -62,5 +69,8 @@ def cuda_graphs(backend: Backend, batch: int) -> str:
 
 
 if __name__ == "__main__":
-    path, backend, artifact, batch, labelled = sys.argv[1:]
-    run_worker(lambda: prepare(path, backend, artifact, int(batch), labelled))
+    command, path, engine, artifact, batch, *rest = sys.argv[1:]
+    if command == "build":
+        run_worker(lambda: build_for_batch(path, engine, artifact, int(batch)))
+    else:
+        run_worker(lambda: prepare(path, engine, artifact, int(batch), *rest))
