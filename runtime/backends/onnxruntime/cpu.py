@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Encoding
 from resdeploy.errors import BackendError, needs_extra
-from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.cpu import Cpu, read_cpu
 from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,
+    SessionBackend,
     create_session,
     installed_version,
-    run_session,
 )
 
 if TYPE_CHECKING:
@@ -62,13 +60,7 @@ def rounds_float16(version: str) -> bool:
 
 
 def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> OnnxRuntimeCpu:
-    """Check the sha256 of a bundle's graph and load it.
-
-    Raises:
-        BackendError: ONNX Runtime rejects the graph.
-        BundleError: The file is missing or was changed.
-        MissingDependencyError: ONNX Runtime is not installed.
-    """
+    """Open an artifact; see `registry.Engine.open`."""
     with bundle.checked_path(artifact.file) as graph:
         return OnnxRuntimeCpu(graph, artifact.encoding, options.threads)
 
@@ -93,7 +85,7 @@ def session_options(
     return options
 
 
-class OnnxRuntimeCpu:
+class OnnxRuntimeCpu(SessionBackend):
     """A session of ONNX Runtime on the CPU provider."""
 
     name = NAME
@@ -129,10 +121,4 @@ class OnnxRuntimeCpu:
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
-        self._session: Any = create_session(graph, options, [(PROVIDER, {})])
-
-    def run(self, images: UInt8Array) -> Float32Array:
-        return run_session(self._session, images)
-
-    def close(self) -> None:
-        self._session = None
+        super().__init__(create_session(graph, options, [(PROVIDER, {})]))

@@ -10,21 +10,18 @@ options; "session.disable_cpu_ep_fallback" in its list of session options.
 from __future__ import annotations
 
 from ctypes.util import find_library
-from typing import Any
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Precision
 from resdeploy.errors import BackendError, needs_extra
-from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.base import Batches, OpenOptions, Unavailability
 from resdeploy.runtime.backends.cuda import check_gpu_availability
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,
     Provider,
+    SessionBackend,
     create_session,
     installed_version,
-    run_session,
 )
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour
 from resdeploy.runtime.backends.tensorrt.flavour import installed_version as tensorrt_version
@@ -63,13 +60,7 @@ def check_availability(name: str) -> Unavailability | None:
 def open_artifact(
     name: str, bundle: Bundle, artifact: Artifact, options: OpenOptions
 ) -> OnnxRuntimeGpu:
-    """Check the sha256 of a bundle's graph and load it with the backend `name`.
-
-    Raises:
-        BackendError: ONNX Runtime rejects the graph, or would not run it on the GPU.
-        BundleError: The file is missing or was changed.
-        MissingDependencyError: ONNX Runtime is not installed.
-    """
+    """Open an artifact with the backend `name`; see `registry.Engine.open`."""
     graph = bundle.read(artifact.file)
     size = bundle.manifest.preprocessing.image_size
     providers = choose_providers(name, artifact.precision, size, options.batches or Batches())
@@ -81,11 +72,7 @@ def choose_providers(
 ) -> list[Provider]:
     """Return the providers and their options: CUDA runs the nodes that TensorRT does not support.
 
-    Args:
-        name: Name of the backend.
-        precision: Precision of the graph.
-        image_size: Height and width of the input, in pixels.
-        batches: Batch sizes of the TensorRT engine.
+    The image size is the height and the width of the input, in pixels.
     """
     cuda = (
         PROVIDERS[CUDA],
@@ -123,16 +110,11 @@ def choose_providers(
     return [tensorrt, cuda]
 
 
-class OnnxRuntimeGpu:
+class OnnxRuntimeGpu(SessionBackend):
     """A session of ONNX Runtime whose nodes all run on the GPU."""
 
     def __init__(self, name: str, graph: bytes, providers: list[Provider]) -> None:
-        """Load a graph.
-
-        Args:
-            name: Name of the backend.
-            graph: The content of an ONNX file of a bundle.
-            providers: The result of `choose_providers`.
+        """Load a graph with the providers that `choose_providers` returns.
 
         Raises:
             BackendError: ONNX Runtime rejects the graph, or would run it on another provider.
@@ -151,19 +133,13 @@ class OnnxRuntimeGpu:
                 f"the installed onnxruntime has no {provider}",
                 "uninstall onnxruntime and install onnxruntime-gpu",
             )
-        self._session: Any = create_session(graph, options, providers)
+        super().__init__(create_session(graph, options, providers))
         used = self._session.get_providers()
         if used[:1] != [provider]:
             raise BackendError(
                 f"ONNX Runtime would run the graph on {', '.join(used)} instead of {provider}",
                 "run resdeploy doctor and check the versions of CUDA and cuDNN; one may be missing",
             )
-
-    def run(self, images: UInt8Array) -> Float32Array:
-        return run_session(self._session, images)
-
-    def close(self) -> None:
-        self._session = None
 
 
 def _load_libraries(provider: str) -> None:

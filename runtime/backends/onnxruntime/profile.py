@@ -22,7 +22,7 @@ from resdeploy.machine.cpu import read_cpu
 from resdeploy.machine.device import available_cores
 from resdeploy.results.benchmark import LayerTimes
 from resdeploy.runtime.backends.onnxruntime.cpu import PROVIDER, session_options
-from resdeploy.runtime.backends.onnxruntime.session import create_session, run_session
+from resdeploy.runtime.backends.onnxruntime.session import SessionBackend, create_session
 
 SUFFIX = "_kernel_time"
 WARM_UP_RUNS = 3  # until caches and clocks are warm
@@ -69,8 +69,9 @@ def profile(
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         session = create_session(graph, options, [(PROVIDER, {})])
+        backend = SessionBackend(session)
         for _ in range(WARM_UP_RUNS + runs):
-            run_session(session, images)
+            backend.run(images)
         events = json.loads(Path(session.end_profiling()).read_bytes())
     layers = bundle.manifest.work.layers if bundle.manifest.work else ()
     return parse_profile(events, {layer.name: layer.macs * len(images) for layer in layers})

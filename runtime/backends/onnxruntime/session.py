@@ -1,4 +1,4 @@
-"""Functions for all providers of ONNX Runtime: create a session, run it, translate its errors."""
+"""Sessions of ONNX Runtime, with any provider: create and run them, and translate their errors."""
 
 from __future__ import annotations
 
@@ -55,28 +55,31 @@ def create_session(
         )
     except Exception as error:  # pybind raises error classes that have no common base
         raise BackendError(
-            f"ONNX Runtime rejects the graph: {first_line(error)}",
+            f"ONNX Runtime rejects the graph: {_first_line(error)}",
             "install onnxruntime 1.23.2 or newer; resdeploy doctor shows the installed version",
         ) from error
 
 
-def run_session(session: Any, images: UInt8Array) -> Float32Array:
-    """Return the logits, float32 (N, K), of uint8 images (N, H, W, 3).
+class SessionBackend:
+    """A backend that runs a session; its subclasses create the session."""
 
-    Raises:
-        BackendError: The session is closed, or ONNX Runtime failed.
-    """
-    if session is None:
-        raise BackendError("the session was closed", "load the bundle again")
-    try:
-        (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images})
-    except Exception as error:
-        raise BackendError(
-            f"ONNX Runtime failed: {first_line(error)}", "try a smaller batch"
-        ) from error
-    return np.asarray(logits, dtype=np.float32)
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def run(self, images: UInt8Array) -> Float32Array:
+        if self._session is None:
+            raise BackendError("the session was closed", "load the bundle again")
+        try:
+            (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime failed: {_first_line(error)}", "try a smaller batch"
+            ) from error
+        return np.asarray(logits, dtype=np.float32)
+
+    def close(self) -> None:
+        self._session = None
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or the name of its class if it has no text."""
+def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

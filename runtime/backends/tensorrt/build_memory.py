@@ -6,8 +6,6 @@ Sources: Linux, "The /proc Filesystem" (`MemAvailable`) and "Control Group v2" (
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from resdeploy.errors import BackendError
 from resdeploy.machine.device import parse_memory
 from resdeploy.machine.host import Host
@@ -37,7 +35,7 @@ def available_memory(host: Host) -> int | None:
 
 
 def require_memory(graph_bytes: int, name: str, host: Host) -> None:
-    """Raise an error if there is too little memory to build the graph `name`.
+    """Raise an error if there is too little memory to start a build of the graph `name`.
 
     Raises:
         BackendError: Less memory is available than any build of such a graph takes.
@@ -52,16 +50,16 @@ def require_memory(graph_bytes: int, name: str, host: Host) -> None:
         )
 
 
-def make_memory_check(host: Host) -> Callable[[], None]:
-    """Return a function for the builder to poll; it raises BackendError if memory is short."""
+def check_free_memory(host: Host) -> None:
+    """Raise an error if a running build has to stop, since too little memory is left.
 
-    def check() -> None:
-        free = available_memory(host)
-        if free is not None and free < RESERVE_BYTES:
-            raise BackendError(
-                f"the build was stopped with {max(free, 0) >> 20} MiB of memory left; at least "
-                f"{RESERVE_BYTES >> 20} MiB must stay free",
-                HINT,
-            )
-
-    return check
+    Raises:
+        BackendError: Less than `RESERVE_BYTES` are available.
+    """
+    free = available_memory(host)
+    if free is not None and free < RESERVE_BYTES:
+        raise BackendError(
+            f"the build was stopped with {max(free, 0) >> 20} MiB of memory left; at least "
+            f"{RESERVE_BYTES >> 20} MiB must stay free",
+            HINT,
+        )

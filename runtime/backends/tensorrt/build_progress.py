@@ -74,9 +74,6 @@ def make_monitor(api: Any, progress: BuildProgress) -> trt.IProgressMonitor:
     """
 
     class Monitor(api.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             progress.start(phase_name, parent_phase, num_steps)
 

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from resdeploy.documents import parse
 from resdeploy.errors import OutputError
 from resdeploy.storage import cache_folder, sha256, write_file
 
@@ -94,11 +95,7 @@ class EngineCache:
     """One folder of the cache."""
 
     def __init__(self, kind: str = "engines") -> None:
-        """Choose the folder; `store` creates it.
-
-        Args:
-            kind: `engines`, `timings` or `kernels`.
-        """
+        """Choose the folder `engines`, `timings` or `kernels`; `store` creates it."""
         self.folder = cache_folder() / kind
 
     def store(
@@ -109,7 +106,7 @@ class EngineCache:
         Raises:
             OutputError: The folder cannot be used.
         """
-        self.prepare()
+        self._prepare()
         record = CachedEngine(
             key=compute_key(parts), parts=dict(parts), sha256=sha256(data), bytes=len(data),
             built=time.time(), notes=dict(notes or {}),
@@ -140,8 +137,12 @@ class EngineCache:
 
     @contextmanager
     def lock(self, parts: Parts) -> Iterator[None]:
-        """Hold the lock of these parts, so that only one process builds them."""
-        self.prepare()
+        """Hold the lock of these parts, so that only one process builds them.
+
+        Raises:
+            OutputError: The folder cannot be used.
+        """
+        self._prepare()
         with (self.folder / f".{compute_key(parts)}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -174,11 +175,9 @@ class EngineCache:
             self.data_path(record.key).unlink(missing_ok=True)
 
     def prune(self, limit: int = LIMIT_BYTES, *, keep: str = "") -> list[CachedEngine]:
-        """Remove the least recently used data beyond `limit`, and abandoned files.
+        """Remove the least recently used data until at most `limit` bytes are left.
 
-        Args:
-            limit: Maximum size of the folder in bytes.
-            keep: Key of a record that is not removed.
+        The engine with the key `keep` stays. Files that a crashed process left are removed, too.
 
         Returns:
             The records that were removed.
@@ -212,15 +211,8 @@ class EngineCache:
             if path.stat().st_size > MAX_RECORD_BYTES:
                 return None
             document = json.loads(path.read_bytes())
-            record = CachedEngine(
-                key=path.stem,
-                parts=dict(document["parts"]),
-                sha256=str(document["sha256"]),
-                bytes=int(document["bytes"]),
-                built=float(document["built"]),
-                notes={str(name): int(count) for name, count in document["notes"].items()},
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            record = parse(CachedEngine, {**document, "key": path.stem})
+        except (OSError, ValueError, TypeError):
             return None
         return record if compute_key(record.parts) == record.key else None
 
@@ -239,12 +231,7 @@ class EngineCache:
         private = not ours.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         return private and not above.st_mode & stat.S_IWOTH and ours.st_uid == os.getuid()
 
-    def prepare(self) -> None:
-        """Create the folder; call this before a long build whose result it will hold.
-
-        Raises:
-            OutputError: The folder cannot be created, or other users can write to it.
-        """
+    def _prepare(self) -> None:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             self.folder.mkdir(exist_ok=True, mode=0o700)

@@ -45,11 +45,6 @@ class Flavour(str, Enum):
             return ("tensorrt",)
         return ("tensorrt_rtx", "tensorrt_rtx_bindings")
 
-    @property
-    def extra(self) -> str:
-        """Return the extra of resdeploy that installs it."""
-        return "gpu" if self is Flavour.TENSORRT else "rtx"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRt:
@@ -65,11 +60,8 @@ class TensorRt:
     layer_log: deque[str]
     """The last message that lists the layers of an engine; only some versions log one."""
 
-    @property
-    def release(self) -> tuple[int, int]:
-        """Return the major and the minor version, such as (10, 3) of 10.3.0.26."""
-        major, minor = self.version.split(".")[:2]
-        return int(major), int(minor)
+    def __str__(self) -> str:
+        return f"{self.flavour.value} {self.version}"
 
     def dims(self, *numbers: int) -> trt.Dims:
         """Convert a shape to TensorRT's type."""
@@ -77,7 +69,7 @@ class TensorRt:
         return shape
 
     def last_error(self) -> str:
-        """Return the last error message, one line."""
+        """Return the last error message as one line."""
         return self.errors[-1] if self.errors else "it gave no reason"
 
 
@@ -172,9 +164,6 @@ def _make_logger(api: Any, errors: deque[str], layer_log: deque[str]) -> trt.ILo
     severity = api.ILogger.Severity
 
     class Log(api.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-
         def log(self, kind: object, message: str) -> None:
             if kind in (severity.ERROR, severity.INTERNAL_ERROR):
                 errors.append(" ".join(message.split()))

@@ -6,7 +6,7 @@ and "Version Compatibility"; NVIDIA, "TensorRT Support Matrix".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from resdeploy.errors import BackendError
@@ -40,13 +40,7 @@ class BuildOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON values, for keys and records."""
-        return {
-            "batches": str(self.batches),
-            "workspace_mib": self.workspace_mib,
-            "version_compatible": self.version_compatible,
-            "hardware_compatible": self.hardware_compatible,
-            "dla_core": self.dla_core,
-        }
+        return {**asdict(self), "batches": str(self.batches)}
 
 
 def default_options(device: Device) -> BuildOptions:
