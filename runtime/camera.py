@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,9 +92,7 @@ class FrameReader:
         except Exception as error:  # OpenCV has error classes of its own
             self.error = error
         finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
+            self.stop()
 
     def _store(self, has_frame: bool, frame: Any) -> bool:
         with self._changed:
@@ -118,7 +115,6 @@ class FrameReader:
             return frame
 
     def stop(self) -> None:
-        """Stop reading."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -150,7 +146,7 @@ def open_capture(source: str) -> tuple[Capture, bool]:
 def watch_camera(
     model: Model, source: str, *, frames: int | None, seconds: float | None, top: int
 ) -> CameraReport:
-    """Open a source and classify its frames; log every change of the predicted label.
+    """Open a source and classify its frames.
 
     Raises:
         BackendError: The engine failed.
@@ -158,19 +154,9 @@ def watch_camera(
         MissingDependencyError: OpenCV is not installed.
     """
     capture, live = open_capture(source)
-    last_label = ""
-
-    def log_changes(frame: int, predictions: tuple[Prediction, ...]) -> None:
-        nonlocal last_label
-        best = predictions[0]
-        if best.label != last_label:
-            logger.info("frame %d: %s (%.1f %%)", frame, best.label, 100 * best.probability)
-            last_label = best.label
-
     return classify_frames(
-        model, capture, source=source, live=live, frames=frames, seconds=seconds, top=top,
-        on_frame=log_changes,
-    )  # fmt: skip
+        model, capture, source=source, live=live, frames=frames, seconds=seconds, top=top
+    )
 
 
 def classify_frames(
@@ -182,9 +168,10 @@ def classify_frames(
     frames: int | None = None,
     seconds: float | None = None,
     top: int = 5,
-    on_frame: Callable[[int, tuple[Prediction, ...]], None] = lambda frame, predictions: None,
 ) -> CameraReport:
     """Classify frames until the source ends, a limit is reached, or the user presses CTRL-C.
+
+    Every change of the predicted label is logged.
 
     Args:
         model: The classifier.
@@ -194,7 +181,6 @@ def classify_frames(
         frames: Maximum number of frames to classify; None for no limit.
         seconds: Maximum time in seconds; None for no limit.
         top: Number of predictions for each frame.
-        on_frame: Called with the number of each classified frame, from 1, and its predictions.
 
     Raises:
         BackendError: The engine failed.
@@ -214,10 +200,15 @@ def classify_frames(
             if (frame := reader.take()) is None:
                 break
             began = time.perf_counter()
-            last = tuple(model.predict(to_picture(frame), top))
+            predictions = tuple(model.predict(to_picture(frame), top))
             times.append(1000 * (time.perf_counter() - began))
-            counts[last[0].label] += 1
-            on_frame(len(times), last)
+            best = predictions[0]
+            if not last or best.label != last[0].label:
+                logger.info(
+                    "frame %d: %s (%.1f %%)", len(times), best.label, 100 * best.probability
+                )
+            counts[best.label] += 1
+            last = predictions
     except KeyboardInterrupt:
         pass  # CTRL-C is the usual way to stop a camera; the report is still wanted
     finally:

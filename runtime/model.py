@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,9 +54,7 @@ class Model:
     ) -> list[Prediction]:
         """Return the `top` most likely classes of one image, the most likely first.
 
-        Args:
-            image: A path, the content of an image file, or an RGB image of Pillow.
-            top: Number of classes.
+        The image is a path, the content of a file, or an RGB image of Pillow.
 
         Raises:
             ImageError: The image cannot be decoded.
@@ -73,18 +70,12 @@ class Model:
         return top_predictions(self.run(pixels[np.newaxis])[0], self.labels, top)
 
     def close(self) -> None:
-        """Free the engine."""
         self.backend.close()
 
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

@@ -65,6 +65,8 @@ class Conditions:
 
 def read_conditions(host: Host) -> Conditions:
     """Read the current state."""
+    clocks = host.find("sys/class/devfreq/*")
+    gpu = next((folder for folder in clocks if GPU_CLOCKS.search(folder.name)), None)
     temperatures = [
         celsius / 1000
         for zone in host.find("sys/class/thermal/thermal_zone*/temp")
@@ -73,8 +75,8 @@ def read_conditions(host: Host) -> Conditions:
     return Conditions(
         power_mode=parse_power_mode(host.run(["nvpmodel", "-q"])),
         fastest_mode=fastest_mode(host.text("etc/nvpmodel.conf")),
-        gpu_clock=_gpu_clock(host),
-        cpu_clock=_cpu_clock(host),
+        gpu_clock=_read_clock(host, f"{gpu}/", 1e6) if gpu else None,
+        cpu_clock=_read_clock(host, "sys/devices/system/cpu/cpu0/cpufreq/scaling_", 1e3),
         temperature_c=max(temperatures, default=None),
         cooling=_cooling(host),
         throttle_count=_throttle_count(host),
@@ -84,10 +86,7 @@ def read_conditions(host: Host) -> Conditions:
 def notices(before: Conditions, after: Conditions, gpus: tuple[Gpu, ...] = ()) -> tuple[str, ...]:
     """Return a sentence for everything that made a benchmark slower or its results unstable.
 
-    Args:
-        before: The conditions before the benchmark.
-        after: The conditions after it.
-        gpus: The discrete GPUs after it.
+    The arguments are the conditions before and after it, and the discrete GPUs after it.
     """
     found = []
     mode, fastest = before.power_mode, before.fastest_mode
@@ -129,21 +128,8 @@ def fastest_mode(configuration: str) -> PowerMode | None:
     return modes.get("MAXN_SUPER", modes.get("MAXN"))
 
 
-def _gpu_clock(host: Host) -> Clock | None:
-    for folder in host.find("sys/class/devfreq/*"):
-        if GPU_CLOCKS.search(folder.name):
-            values = [host.number(folder / f"{name}_freq") for name in ("cur", "min", "max")]
-            return _clock(values, 1e6)
-    return None
-
-
-def _cpu_clock(host: Host) -> Clock | None:
-    folder = host.root / "sys/devices/system/cpu/cpu0/cpufreq"
-    values = [host.number(folder / f"scaling_{name}_freq") for name in ("cur", "min", "max")]
-    return _clock(values, 1e3)
-
-
-def _clock(values: list[int | None], per_mhz: float) -> Clock | None:
+def _read_clock(host: Host, prefix: str, per_mhz: float) -> Clock | None:
+    values = [host.number(f"{prefix}{name}_freq") for name in ("cur", "min", "max")]
     known = [value / per_mhz for value in values if value is not None]
     return Clock(*known) if len(known) == 3 else None
 

@@ -31,8 +31,8 @@ class Engine:
     name: str
     open: Callable[[Bundle, Artifact, OpenOptions], Backend]
     """Function that checks the sha256 of an artifact and loads it. It raises a BackendError if the
-    engine cannot run it, a BundleError if the file is missing or was changed, and a
-    MissingDependencyError if the engine is not installed."""
+    engine cannot run it, a BundleError if the file is missing or was changed, an OutputError if the
+    engine cache cannot be written, and a MissingDependencyError if a package is not installed."""
     check_availability: Callable[[], Unavailability | None]
     """Function that returns the reason why the engine cannot run here, or None if it can. It is
     quick and does not load the engine."""

@@ -25,16 +25,15 @@ def parse_rails(line: str) -> dict[str, float]:
 
 
 class Tegrastats:
-    """A running tegrastats process and its last line."""
+    """A running tegrastats process and its last line.
+
+    Raises:
+        OSError: The command is missing, or this user may not run it.
+    """
 
     def __init__(
         self, command: Sequence[str] = COMMAND, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        """Start the process.
-
-        Raises:
-            OSError: The command is missing, or may not be run.
-        """
         self._clock = clock
         self._last: tuple[float, dict[str, float]] | None = None
         self._started = threading.Event()
@@ -57,7 +56,6 @@ class Tegrastats:
         return self.rails()
 
     def close(self) -> None:
-        """End the process."""
         self._process.kill()
         self._process.wait()
         self._thread.join()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,6 @@ from resdeploy.statistics import (
     sqnr_db,
     worst_verdict,
 )
-
-logger = logging.getLogger(__name__)
 
 BATCH = 32
 DEFAULT_MAX_DROP = 1.0
@@ -74,47 +72,58 @@ def verify(
     selected = sorted(candidates(bundle, backend, precision), key=_precision_order)
     options = OpenOptions(threads=threads, progress=progress)
     if data is None:
-        return _verify_golden(bundle, selected, options)
-    images = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
-    return _verify_data(bundle, selected, images, max_drop, options, progress)
+        results, images = _verify_golden(bundle, selected, options)
+        unreadable = used = 0
+    else:
+        files = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
+        results, images, used = _verify_data(bundle, selected, files, max_drop, options, progress)
+        unreadable = len(files.files) - images
+    return Verification(
+        verdict=worst_verdict(result.verdict for result in results),
+        images=images,
+        unreadable=unreadable,
+        used_before=used,
+        max_drop=None if data is None else max_drop,
+        results=tuple(results),
+        labels=bundle.labels(),
+        environment=Environment.collect(
+            bundle=str(bundle.path),
+            model=bundle.manifest.model["name"],
+            image_size=bundle.manifest.preprocessing.image_size,
+        ),
+    )
 
 
 def _verify_golden(
     bundle: Bundle, selected: Iterable[Candidate], options: OpenOptions
-) -> Verification:
+) -> tuple[list[ArtifactResult], int]:
+    """Return the results and the number of golden images."""
     golden = bundle.golden()
     results = []
     for candidate in selected:
         with closing(candidate.open(bundle, options)) as opened:
             check = check_golden(opened, candidate.artifact, golden)
-        results.append(
-            ArtifactResult(
-                backend=candidate.engine.name,
-                precision=candidate.artifact.precision,
-                encoding=candidate.artifact.encoding,
-                verdict=Verdict.PASS if check.passed else Verdict.FAIL,
-                top1=None,
-                baseline_top1=None,
-                drop=None,
-                drop_upper95=None,
-                drop_lower95=None,
-                mcnemar_p=None,
-                images_to_decide=None,
-                agreement=check.agreement,
-                sqnr_db=check.sqnr_db,
-                rule=check.rule,
-                different=check.different,
-            )
-        )
-    return Verification(
-        verdict=worst_verdict(result.verdict for result in results),
-        images=len(golden.images),
-        unreadable=0,
-        used_before=0,
-        max_drop=None,
-        results=tuple(results),
-        labels=bundle.labels(),
-        environment=_environment(bundle),
+        results.append(_golden_result(candidate, check))
+    return results, len(golden.images)
+
+
+def _golden_result(candidate: Candidate, check: GoldenCheck) -> ArtifactResult:
+    return ArtifactResult(
+        backend=candidate.engine.name,
+        precision=candidate.artifact.precision,
+        encoding=candidate.artifact.encoding,
+        verdict=Verdict.PASS if check.passed else Verdict.FAIL,
+        top1=None,
+        baseline_top1=None,
+        drop=None,
+        drop_upper95=None,
+        drop_lower95=None,
+        mcnemar_p=None,
+        images_to_decide=None,
+        agreement=check.agreement,
+        sqnr_db=check.sqnr_db,
+        rule=check.rule,
+        different=check.different,
     )
 
 
@@ -125,7 +134,8 @@ def _verify_data(
     max_drop: float,
     options: OpenOptions,
     progress: Progress,
-) -> Verification:
+) -> tuple[list[ArtifactResult], int, int]:
+    """Return the results, the number of images, and that of images used for calibration."""
     # The baseline is the bundle's FP32 graph, which the export compared with PyTorch.
     baseline = candidates(bundle, precision=Precision.FP32.value)[0]
     pairs = [baseline, *(candidate for candidate in selected if candidate != baseline)]
@@ -141,16 +151,7 @@ def _verify_data(
         for candidate, check, candidate_logits in zip(pairs, checks, logits)
         if candidate in selected
     ]
-    return Verification(
-        verdict=worst_verdict(result.verdict for result in results),
-        images=len(labels),
-        unreadable=len(images.files) - len(labels),
-        used_before=used,
-        max_drop=max_drop,
-        results=tuple(results),
-        labels=images.classes,
-        environment=_environment(bundle),
-    )
+    return results, len(labels), used
 
 
 def _run_all(
@@ -194,10 +195,10 @@ def _compare_with_baseline(
     # The baseline itself must only pass the golden check, which compares it with PyTorch.
     is_reference = logits is reference
     verdict = Verdict.PASS if is_reference else paired.verdict(max_drop)
-    return ArtifactResult(
-        backend=candidate.engine.name,
-        precision=candidate.artifact.precision,
-        encoding=candidate.artifact.encoding,
+    undecided = verdict is Verdict.INCONCLUSIVE
+    golden = _golden_result(candidate, check)
+    return replace(
+        golden,
         verdict=verdict if check.passed else Verdict.FAIL,
         top1=100 * paired.candidate_correct / paired.images,
         baseline_top1=100 * paired.baseline_correct / paired.images,
@@ -205,13 +206,9 @@ def _compare_with_baseline(
         drop_upper95=0.0 if is_reference else paired.drop_upper_bound(),
         drop_lower95=0.0 if is_reference else paired.drop_lower_bound(),
         mcnemar_p=paired.mcnemar_p,
-        images_to_decide=paired.images_to_decide(max_drop)
-        if verdict is Verdict.INCONCLUSIVE
-        else None,
-        agreement=check.agreement if is_reference else agreement_percent(reference, logits),
-        sqnr_db=check.sqnr_db if is_reference else float(np.median(sqnr_db(reference, logits))),
-        rule=check.rule,
-        different=check.different,
+        images_to_decide=paired.images_to_decide(max_drop) if undecided else None,
+        agreement=golden.agreement if is_reference else agreement_percent(reference, logits),
+        sqnr_db=golden.sqnr_db if is_reference else float(np.median(sqnr_db(reference, logits))),
         confusion=confusion_counts(labels, logits),
     )
 
@@ -226,14 +223,6 @@ def confusion_counts(labels: IntArray, logits: Float32Array) -> tuple[tuple[int,
     )
     return tuple(
         (int(true), int(predicted), int(count)) for (true, predicted), count in zip(pairs, counts)
-    )
-
-
-def _environment(bundle: Bundle) -> Environment:
-    return Environment.collect(
-        bundle=str(bundle.path),
-        model=bundle.manifest.model["name"],
-        image_size=bundle.manifest.preprocessing.image_size,
     )
 
 

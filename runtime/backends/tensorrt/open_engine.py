@@ -30,13 +30,7 @@ logger = logging.getLogger(__name__)
 def open_artifact(
     flavour: Flavour, bundle: Bundle, artifact: Artifact, options: OpenOptions
 ) -> EngineBackend:
-    """Load the engine of an artifact; build it first if the cache has none that can run here.
-
-    Raises:
-        BackendError: There is no GPU, or the engine cannot be built or loaded.
-        BundleError: The graph is missing or was changed.
-        OutputError: The cache cannot be written.
-    """
+    """Open an artifact; see `registry.Engine.open`. Build its engine if the cache has none."""
     tensorrt = load_tensorrt(flavour)
     graph = bundle.read(artifact.file)
     cuda = CudaRuntime()
