@@ -171,16 +171,9 @@ def classify_frames(
 ) -> CameraReport:
     """Classify frames until the source ends, a limit is reached, or the user presses CTRL-C.
 
-    Every change of the predicted label is logged.
-
-    Args:
-        model: The classifier.
-        capture: The source of the frames; it is released at the end.
-        source: The name of the source in the report.
-        live: True if frames that arrive faster than they are classified are dropped.
-        frames: Maximum number of frames to classify; None for no limit.
-        seconds: Maximum time in seconds; None for no limit.
-        top: Number of predictions for each frame.
+    Every change of the predicted label is logged. `capture` is released at the end. The limits are
+    the number of classified frames and the time in seconds; None for no limit. If the source is
+    live, frames that arrive faster than they are classified are dropped.
 
     Raises:
         BackendError: The engine failed.

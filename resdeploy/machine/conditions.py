@@ -36,11 +36,6 @@ class Clock:
     low: float
     high: float
 
-    @property
-    def fixed(self) -> bool:
-        """Return True if the frequency cannot change, as after jetson_clocks."""
-        return self.low == self.high
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
@@ -60,7 +55,7 @@ class Conditions:
     @property
     def clocks_fixed(self) -> bool | None:
         """Return True if jetson_clocks is on; None if the GPU's clock cannot be read."""
-        return None if self.gpu_clock is None else self.gpu_clock.fixed
+        return None if self.gpu_clock is None else self.gpu_clock.low == self.gpu_clock.high
 
 
 def read_conditions(host: Host) -> Conditions:

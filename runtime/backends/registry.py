@@ -115,10 +115,8 @@ class Candidate:
 def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> list[Candidate]:
     """Return the selected pairs of an engine and an artifact that can run here, fastest first.
 
-    Args:
-        bundle: The bundle.
-        backend: Name of an engine, or `auto` for all with `automatic` set.
-        precision: `fp32`, `fp16`, `int8`, or `auto` for all.
+    `backend` is the name of an engine, or `auto` for all that have `automatic` set. `precision` is
+    `fp32`, `fp16`, `int8`, or `auto` for all.
 
     Raises:
         BackendError: No pair is left; the message says what there is.
@@ -126,11 +124,8 @@ def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> li
     names = [engine.name for engine in ENGINES]
     if backend not in (AUTO, *names):
         raise BackendError(f"there is no backend {backend!r}", f"choose one of {', '.join(names)}")
-    selected = [
-        engine
-        for engine in ENGINES
-        if engine.name == backend or (backend == AUTO and engine.automatic)
-    ]
+    automatic = backend == AUTO
+    selected = [e for e in ENGINES if e.name == backend or (automatic and e.automatic)]
     found = []
     by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
     unavailable: list[Unavailability] = []
@@ -145,8 +140,8 @@ def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> li
         ]
     if len(unavailable) == len(selected):
         last = unavailable[-1]
-        what = f"{backend} cannot run here" if backend != AUTO else "no backend can run here"
-        raise BackendError(f"{what}: {last.reason}", last.hint)
+        failed = "no backend can" if automatic else f"{backend} cannot"
+        raise BackendError(f"{failed} run here: {last.reason}", last.hint)
     if not found:
         raise BackendError(
             f"{bundle.path} holds no {precision} graph for this backend, only {', '.join(by_name)}",

@@ -36,7 +36,6 @@ class Meter:
         self._thread = threading.Thread(target=self._sample, name="meter", daemon=True)
 
     def trace(self) -> Trace:
-        """Return the samples so far."""
         return Trace.from_samples(self._samples.copy(), cumulative=self.source.cumulative)
 
     def __enter__(self) -> Meter:

@@ -52,17 +52,9 @@ def verify(
 ) -> Verification:
     """Check every selected artifact on every backend that can run it here.
 
-    Each must pass the golden check. With `data`, its top-1 accuracy is compared with FP32, too.
-
-    Args:
-        bundle: The bundle.
-        data: A folder of labelled images, or one that contains such a folder `val`; None to check
-            only the golden images.
-        backend: Name of an engine, or `auto` for all.
-        precision: `fp32`, `fp16`, `int8`, or `auto` for all.
-        max_drop: Allowed accuracy drop against FP32, in percentage points.
-        threads: Threads for one inference on a CPU; None for one per core.
-        progress: Reports each batch.
+    Each must pass the golden check. With `data`, a folder of labelled images or one that contains
+    such a folder `val`, its top-1 accuracy is compared with FP32, too: it may be `max_drop`
+    percentage points lower. `backend` and `precision` select as in `candidates`.
 
     Raises:
         BackendError: No selected backend can run here.

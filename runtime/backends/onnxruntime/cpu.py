@@ -97,13 +97,10 @@ class OnnxRuntimeCpu(SessionBackend):
         threads: int | None = None,
         weights: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
     ) -> None:
-        """Load a graph.
+        """Load the content of an ONNX file, or a path.
 
-        Args:
-            graph: The content of an ONNX file of a bundle, or its path.
-            encoding: The quantisation of the graph.
-            threads: Threads for one inference; None for one per core.
-            weights: Values, by name, of initialisers with external data; they are not copied.
+        `weights` holds the values, by name, of initialisers with external data. They are not
+        copied. One inference uses `threads` threads; None for one per core.
 
         Raises:
             BackendError: ONNX Runtime rejects the graph.

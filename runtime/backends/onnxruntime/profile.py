@@ -82,11 +82,9 @@ def parse_profile(
 ) -> tuple[Kernel, ...]:
     """Return the kernels in the order of their first run; skip the first `WARM_UP_RUNS` runs.
 
-    Args:
-        events: The profile.
-        macs: Multiply-accumulate operations of one run, by the layer's name in the graph. They
-            cannot be computed from the profile: a session repacks weights when it starts, and the
-            profile then does not show their shapes.
+    `macs` holds the multiply-accumulate operations of one run, by the layer's name in the graph.
+    The profile does not show them: a session repacks weights when it starts, so their shapes are
+    missing.
     """
     times: dict[str, list[float]] = {}
     facts: dict[str, Mapping[str, Any]] = {}

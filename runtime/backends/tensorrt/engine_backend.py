@@ -54,18 +54,11 @@ class EngineBackend:
     ) -> None:
         """Allocate the buffers of an engine.
 
-        Args:
-            tensorrt: The TensorRT that loaded the engine.
-            engine: An engine with the input `images`, uint8 (N, H, W, 3), and the output `logits`,
-                float32 (N, K).
-            create_context: Function that creates an execution context of the engine.
-            cuda: The CUDA runtime.
-            name: Name of the backend.
-            workspace: Size in bytes of the workspace that all contexts of a stream share; None if
-                each context allocates its own.
-            zero_copy: True if the GPU reads and writes the host's memory, as it can on a Jetson.
-            capture: True to capture CUDA graphs; False if the engine does so itself.
-            on_close: Called by `close` before the contexts are freed.
+        The engine has the input `images`, uint8 (N, H, W, 3), and the output `logits`, float32
+        (N, K). All contexts of a stream share a workspace of `workspace` bytes; None if each of
+        them allocates its own. With `zero_copy` the GPU reads and writes the host's memory, as it
+        can on a Jetson. `capture` is False if the engine captures CUDA graphs itself. `close` calls
+        `on_close` before it frees the contexts.
 
         Raises:
             BackendError: The engine has other inputs or outputs, or there is too little memory.
@@ -159,18 +152,14 @@ def read_interface(
         INPUT_NAME: (api.TensorIOMode.INPUT, api.DataType.UINT8, 4),
         OUTPUT_NAME: (api.TensorIOMode.OUTPUT, api.DataType.FLOAT, 2),
     }
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    found = {
-        name: (
-            engine.get_tensor_mode(name),
-            engine.get_tensor_dtype(name),
-            len(engine.get_tensor_shape(name)),
-        )
-        for name in names
-    }
+    found = {}
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        rank = len(engine.get_tensor_shape(name))
+        found[name] = (engine.get_tensor_mode(name), engine.get_tensor_dtype(name), rank)
     if found != expected:
         raise BackendError(
-            f"the engine must have the input images and the output logits, not {', '.join(names)}",
+            f"the engine must have the input images and the output logits, not {', '.join(found)}",
             "build it with resdeploy build",
         )
     shapes = [dims_to_tuple(dims) for dims in engine.get_tensor_profile_shape(INPUT_NAME, 0)]
@@ -232,7 +221,6 @@ class _InferenceStream:
 
     @property
     def captured(self) -> frozenset[int]:
-        """Return the batch sizes whose CUDA graph is ready."""
         return frozenset(
             batch for batch, shaped in self._contexts.items() if shaped.graph is not None
         )

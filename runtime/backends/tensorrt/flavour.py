@@ -38,12 +38,11 @@ class Flavour(str, Enum):
     TENSORRT = "tensorrt"
     RTX = "tensorrt-rtx"
 
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """Return the possible names of the module; aarch64 wheels of RTX have only the second."""
-        if self is Flavour.TENSORRT:
-            return ("tensorrt",)
-        return ("tensorrt_rtx", "tensorrt_rtx_bindings")
+
+MODULES = {
+    Flavour.TENSORRT: ("tensorrt",),
+    Flavour.RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings"),  # aarch64 wheels have only the second
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +143,7 @@ def _check_rtx_gpu(api: Any, gpu: CudaDevice) -> Unavailability | None:
 
 
 def _find_module(flavour: Flavour) -> str | None:
-    for name in flavour.modules:
+    for name in MODULES[flavour]:
         spec = find_spec(name)
         if spec is not None and spec.origin is not None:  # a folder with type stubs has no origin
             return name

@@ -29,13 +29,7 @@ DEFAULT_HINT = "export the bundle again with this version; --debug shows TensorR
 
 
 def explain_parser_error(error: trt.IParserError, tensorrt: str, graph: str) -> BackendError:
-    """Return the exception to raise for a parser error.
-
-    Args:
-        error: The error of the parser.
-        tensorrt: Name and version of TensorRT.
-        graph: Name of the graph.
-    """
+    """Return the exception to raise for an error; `tensorrt` is the product with its version."""
     reason = _extract_reason(error.code().name, error.desc())
     where = f" at node {error.node_name()} ({error.node_operator()})" if error.node_name() else ""
     hint = next((hint for words, hint in HINTS if words in reason.lower()), DEFAULT_HINT)
