@@ -146,7 +146,7 @@ def open_capture(source: str) -> tuple[Capture, bool]:
 def watch_camera(
     model: Model, source: str, *, frames: int | None, seconds: float | None, top: int
 ) -> CameraReport:
-    """Open a source and classify its frames.
+    """Open a source and classify its frames, as `classify_frames` does.
 
     Raises:
         BackendError: The engine failed.
@@ -174,10 +174,6 @@ def classify_frames(
     Every change of the predicted label is logged. `capture` is released at the end. The limits are
     the number of classified frames and the time in seconds; None for no limit. If the source is
     live, frames that arrive faster than they are classified are dropped.
-
-    Raises:
-        BackendError: The engine failed.
-        ImageError: No frame arrived.
     """
     reader = FrameReader(capture, live)
     thread = threading.Thread(target=reader.read_frames, name="camera", daemon=True)

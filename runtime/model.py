@@ -88,12 +88,7 @@ class FilePredictions:
 
 
 def predict_files(model: Model, paths: Sequence[Path], top: int = 5) -> list[FilePredictions]:
-    """Classify files one after the other.
-
-    Raises:
-        ImageError: A file cannot be decoded.
-        BackendError: The engine failed.
-    """
+    """Classify files one after the other; see `Model.predict`."""
     return [
         FilePredictions(image=path, predictions=tuple(model.predict(path, top))) for path in paths
     ]

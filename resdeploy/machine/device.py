@@ -38,7 +38,6 @@ class Device:
     architecture: str | None = None
     """The name that the kernel uses, such as `x86_64`."""
     cpu: str | None = None
-    """The model of the processor."""
     cpu_features: tuple[str, ...] = ()
     """The members of `cpu.RELEVANT_FEATURES` that the processor has."""
     cores: int | None = None

@@ -11,14 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-COMMAND_SECONDS = 10
-
 
 def run_command(command: Sequence[str]) -> str:
     """Return the stdout of a command; an empty text if it cannot be run or takes too long."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=COMMAND_SECONDS,
+            command, capture_output=True, text=True, errors="replace", timeout=10,
             check=False,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

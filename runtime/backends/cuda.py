@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from resdeploy.errors import BackendError, MissingDependencyError, needs_extra
-from resdeploy.runtime.backends.base import Unavailability
+from resdeploy.runtime.backends.base import Unavailability, first_line
 
 Address = int
 """Address in the memory of the host or of the device."""
@@ -139,9 +139,8 @@ def check_gpu_availability() -> Unavailability | None:
     except MissingDependencyError as error:
         return Unavailability("the CUDA bindings are not installed", error.hint or "")
     except (ImportError, OSError, RuntimeError) as error:  # 12.8 raises if there is no driver
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         return Unavailability(
-            f"CUDA does not load: {reason}", "install the driver of the NVIDIA GPU"
+            f"CUDA does not load: {first_line(error)}", "install the driver of the NVIDIA GPU"
         )
 
 
@@ -164,10 +163,8 @@ def check_cuda_runtime(runtime: Any) -> Unavailability | None:
             f"CUDA does not start: {_describe(runtime, error)}",
             "run nvidia-smi and check the driver",
         )
-    driver, bindings = (
-        cuda_version(int(getattr(runtime, name)()[1]))
-        for name in ("cudaDriverGetVersion", "cudaRuntimeGetVersion")
-    )
+    driver = cuda_version(int(runtime.cudaDriverGetVersion()[1]))
+    bindings = cuda_version(int(runtime.cudaRuntimeGetVersion()[1]))
     if driver == "0.0":
         return Unavailability("there is no NVIDIA driver", "install the driver of the NVIDIA GPU")
     majors = [version.split(".")[0] for version in (driver, bindings)]

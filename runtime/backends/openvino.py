@@ -52,12 +52,7 @@ class OpenVinoCpu:
     name = NAME
 
     def __init__(self, graph: bytes, threads: int | None = None) -> None:
-        """Compile the content of an ONNX file for the shortest latency.
-
-        Raises:
-            BackendError: OpenVINO rejects the graph.
-            MissingDependencyError: OpenVINO is not installed.
-        """
+        """Compile the content of an ONNX file for the shortest latency."""
         with needs_extra():
             import openvino
 

@@ -61,7 +61,10 @@ def verify(
         BundleError: The bundle is damaged.
         DataError: The folder does not match the classes of the model, or holds no images.
     """
-    selected = sorted(candidates(bundle, backend, precision), key=_precision_order)
+    order = list(Precision)
+    selected = sorted(
+        candidates(bundle, backend, precision), key=lambda c: order.index(c.artifact.precision)
+    )
     options = OpenOptions(threads=threads, progress=progress)
     if data is None:
         results, images = _verify_golden(bundle, selected, options)
@@ -151,8 +154,7 @@ def _run_all(
 ) -> tuple[list[Float32Array], np.ndarray, int]:
     """Decode each image once and run it on every backend.
 
-    Returns:
-        The logits of each backend, the labels, and the number of images used for calibration.
+    Return the logits of each backend, the labels, and the number of images used for calibration.
     """
     calibration = bundle.manifest.calibration or {}
     known = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}
@@ -216,7 +218,3 @@ def confusion_counts(labels: IntArray, logits: Float32Array) -> tuple[tuple[int,
     return tuple(
         (int(true), int(predicted), int(count)) for (true, predicted), count in zip(pairs, counts)
     )
-
-
-def _precision_order(candidate: Candidate) -> int:
-    return list(Precision).index(candidate.artifact.precision)

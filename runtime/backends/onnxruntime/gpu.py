@@ -87,7 +87,6 @@ def choose_providers(
     )
     if name == CUDA:
         return [cuda]
-    half, integers = precision is not Precision.FP32, precision is Precision.INT8
 
     def shapes(batch: int) -> str:
         return f"images:{batch}x{image_size}x{image_size}x3"
@@ -97,8 +96,8 @@ def choose_providers(
         {
             "device_id": "0",
             # This provider builds weakly typed networks: without these flags all is float32.
-            "trt_fp16_enable": str(half),
-            "trt_int8_enable": str(integers),
+            "trt_fp16_enable": str(precision is not Precision.FP32),
+            "trt_int8_enable": str(precision is Precision.INT8),
             "trt_profile_min_shapes": shapes(batches.smallest),
             "trt_profile_opt_shapes": shapes(batches.usual),
             "trt_profile_max_shapes": shapes(batches.largest),
@@ -114,12 +113,7 @@ class OnnxRuntimeGpu(SessionBackend):
     """A session of ONNX Runtime whose nodes all run on the GPU."""
 
     def __init__(self, name: str, graph: bytes, providers: list[Provider]) -> None:
-        """Load a graph with the providers that `choose_providers` returns.
-
-        Raises:
-            BackendError: ONNX Runtime rejects the graph, or would run it on another provider.
-            MissingDependencyError: ONNX Runtime is not installed.
-        """
+        """Load a graph with the providers that `choose_providers` returns."""
         with needs_extra():
             import onnxruntime
         self.name = name
@@ -127,7 +121,9 @@ class OnnxRuntimeGpu(SessionBackend):
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         provider = providers[0][0]
-        _load_libraries(provider)
+        if name == TENSORRT:
+            tensorrt_version(Flavour.TENSORRT)  # importing it loads libnvinfer
+        onnxruntime.preload_dlls()  # the dynamic loader does not search pip's folder
         if provider not in onnxruntime.get_available_providers():
             raise BackendError(
                 f"the installed onnxruntime has no {provider}",
@@ -140,12 +136,3 @@ class OnnxRuntimeGpu(SessionBackend):
                 f"ONNX Runtime would run the graph on {', '.join(used)} instead of {provider}",
                 "run resdeploy doctor and check the versions of CUDA and cuDNN; one may be missing",
             )
-
-
-def _load_libraries(provider: str) -> None:
-    """Load the provider's libraries from pip's folder, which the dynamic loader does not search."""
-    import onnxruntime
-
-    if provider == PROVIDERS[TENSORRT]:
-        tensorrt_version(Flavour.TENSORRT)  # importing it loads libnvinfer
-    onnxruntime.preload_dlls()

@@ -58,12 +58,7 @@ class Kernel:
 def profile(
     bundle: Bundle, name: str, encoding: Encoding, images: UInt8Array, *, threads: int, runs: int
 ) -> tuple[Kernel, ...]:
-    """Profile `runs` runs of an artifact on uint8 `images` (N, H, W, 3).
-
-    Raises:
-        BackendError: ONNX Runtime rejects the graph.
-        BundleError: The graph is missing or was changed.
-    """
+    """Profile `runs` runs of an artifact on uint8 `images` (N, H, W, 3)."""
     with tempfile.TemporaryDirectory() as folder, bundle.checked_path(f"{name}.onnx") as graph:
         options = session_options(encoding, read_cpu(), threads)
         options.enable_profiling = True
@@ -86,23 +81,21 @@ def parse_profile(
     The profile does not show them: a session repacks weights when it starts, so their shapes are
     missing.
     """
-    times: dict[str, list[float]] = {}
-    facts: dict[str, Mapping[str, Any]] = {}
+    runs: dict[str, list[Mapping[str, Any]]] = {}
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith(SUFFIX):
-            times.setdefault(name.removesuffix(SUFFIX), []).append(event["dur"] / 1000)
-            facts[name.removesuffix(SUFFIX)] = event["args"]
+            runs.setdefault(name.removesuffix(SUFFIX), []).append(event)
     return tuple(
         Kernel(
             name=name,
-            op=str(facts[name]["op_name"]),
-            ms=statistics.median(durations[WARM_UP_RUNS:] or durations),
-            inputs=_tensors(facts[name]["input_type_shape"]),
-            outputs=_tensors(facts[name]["output_type_shape"]),
+            op=str(measured[-1]["args"]["op_name"]),
+            ms=statistics.median(e["dur"] / 1000 for e in measured[WARM_UP_RUNS:] or measured),
+            inputs=_tensors(measured[-1]["args"]["input_type_shape"]),
+            outputs=_tensors(measured[-1]["args"]["output_type_shape"]),
             macs=macs.get(FUSED.sub("", name), 0),
         )
-        for name, durations in times.items()
+        for name, measured in runs.items()
     )
 
 

@@ -13,6 +13,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.runtime.backends.base import first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -38,11 +39,7 @@ def installed_version() -> str | None:
 def create_session(
     graph: bytes | Path, options: onnxruntime.SessionOptions, providers: Sequence[Provider]
 ) -> Any:
-    """Load a graph for exactly these providers.
-
-    Raises:
-        BackendError: ONNX Runtime rejects the graph, or a provider does not start.
-    """
+    """Load a graph for exactly these providers; raise BackendError if that fails."""
     import onnxruntime
 
     try:
@@ -55,7 +52,7 @@ def create_session(
         )
     except Exception as error:  # pybind raises error classes that have no common base
         raise BackendError(
-            f"ONNX Runtime rejects the graph: {_first_line(error)}",
+            f"ONNX Runtime rejects the graph: {first_line(error)}",
             "install onnxruntime 1.23.2 or newer; resdeploy doctor shows the installed version",
         ) from error
 
@@ -73,13 +70,9 @@ class SessionBackend:
             (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
         except Exception as error:
             raise BackendError(
-                f"ONNX Runtime failed: {_first_line(error)}", "try a smaller batch"
+                f"ONNX Runtime failed: {first_line(error)}", "try a smaller batch"
             ) from error
         return np.asarray(logits, dtype=np.float32)
 
     def close(self) -> None:
         self._session = None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

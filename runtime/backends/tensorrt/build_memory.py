@@ -35,11 +35,7 @@ def available_memory(host: Host) -> int | None:
 
 
 def require_memory(graph_bytes: int, name: str, host: Host) -> None:
-    """Raise an error if there is too little memory to start a build of the graph `name`.
-
-    Raises:
-        BackendError: Less memory is available than any build of such a graph takes.
-    """
+    """Raise BackendError if less memory is available than any build of the graph `name` takes."""
     needed = BUILD_BYTES + int(BUILD_BYTES_PER_GRAPH_BYTE * graph_bytes)
     free = available_memory(host)
     if free is not None and free < needed:
@@ -51,11 +47,7 @@ def require_memory(graph_bytes: int, name: str, host: Host) -> None:
 
 
 def check_free_memory(host: Host) -> None:
-    """Raise an error if a running build has to stop, since too little memory is left.
-
-    Raises:
-        BackendError: Less than `RESERVE_BYTES` are available.
-    """
+    """Raise BackendError if a running build must stop, since too little memory is left."""
     free = available_memory(host)
     if free is not None and free < RESERVE_BYTES:
         raise BackendError(

@@ -47,13 +47,11 @@ class BuildProgress:
 
     def cancel(self) -> None:
         """Make TensorRT stop at the next step."""
-        with self._lock:
-            self._cancelled = True
+        self._cancelled = True
 
     def fraction(self) -> float:
         """Return the finished fraction of the build, from 0 to 1; it never decreases."""
-        with self._lock:
-            return self._furthest
+        return self._furthest
 
     def _update(self) -> None:
         roots = [name for name, phase in self._phases.items() if phase.parent is None]

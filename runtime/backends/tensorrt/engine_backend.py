@@ -142,11 +142,7 @@ def split(count: int, largest: int) -> list[slice]:
 def read_interface(
     tensorrt: TensorRt, engine: trt.ICudaEngine
 ) -> tuple[Batches, tuple[int, int, int], int]:
-    """Return the batch sizes, the image's shape and the number of classes of an engine.
-
-    Raises:
-        BackendError: The engine has other inputs and outputs than images and logits.
-    """
+    """Return the batch sizes, the image's shape and the number of classes of an engine."""
     api = tensorrt.api
     expected = {
         INPUT_NAME: (api.TensorIOMode.INPUT, api.DataType.UINT8, 4),
@@ -314,7 +310,7 @@ class _InferenceStream:
             try:
                 self._enqueue(context, batch)
             except BaseException:
-                self._try_release(lambda stream: self.cuda.end_capture(stream), self._stream)
+                self._try_release(self.cuda.end_capture, self._stream)
                 raise
             return self.cuda.end_capture(self._stream)
         except BackendError as error:

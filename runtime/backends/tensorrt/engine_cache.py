@@ -67,7 +67,7 @@ class PruneReport:
     """Size of the engines that were kept, in bytes."""
 
 
-def prune_engines(limit: int = LIMIT_BYTES) -> PruneReport:
+def prune_engines(limit: int) -> PruneReport:
     """Remove the least recently used engines until at most `limit` bytes are left.
 
     The same limit applies to the timing caches and to the compiled kernels.
@@ -92,7 +92,7 @@ def compute_key(parts: Parts) -> str:
 
 
 class EngineCache:
-    """One folder of the cache."""
+    """One folder of the cache; `store` and `lock` raise OutputError if it cannot be used."""
 
     def __init__(self, kind: str = "engines") -> None:
         """Choose the folder `engines`, `timings` or `kernels`; `store` creates it."""
@@ -101,11 +101,7 @@ class EngineCache:
     def store(
         self, parts: Parts, data: bytes, *, notes: Mapping[str, int] | None = None
     ) -> CachedEngine:
-        """Write `data` and its record; other processes see the old content or the new one.
-
-        Raises:
-            OutputError: The folder cannot be used.
-        """
+        """Write `data` and its record; other processes see the old content or the new one."""
         self._prepare()
         record = CachedEngine(
             key=compute_key(parts), parts=dict(parts), sha256=sha256(data), bytes=len(data),
@@ -137,11 +133,7 @@ class EngineCache:
 
     @contextmanager
     def lock(self, parts: Parts) -> Iterator[None]:
-        """Hold the lock of these parts, so that only one process builds them.
-
-        Raises:
-            OutputError: The folder cannot be used.
-        """
+        """Hold the lock of these parts, so that only one process builds them."""
         self._prepare()
         with (self.folder / f".{compute_key(parts)}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -149,11 +141,7 @@ class EngineCache:
 
     def find(self, parts: Parts) -> CachedEngine | None:
         """Return the newest record whose parts include `parts`; None if there is none."""
-        matching = [
-            record
-            for record in self.records()
-            if all(record.parts.get(name) == value for name, value in parts.items())
-        ]
+        matching = [record for record in self.records() if parts.items() <= record.parts.items()]
         return max(matching, key=lambda record: record.built, default=None)
 
     def load_newest(self, parts: Parts) -> bytes | None:
@@ -175,12 +163,9 @@ class EngineCache:
             self.data_path(record.key).unlink(missing_ok=True)
 
     def prune(self, limit: int = LIMIT_BYTES, *, keep: str = "") -> list[CachedEngine]:
-        """Remove the least recently used data until at most `limit` bytes are left.
+        """Remove the least recently used data beyond `limit` bytes; return the removed records.
 
         The engine with the key `keep` stays. Files that a crashed process left are removed, too.
-
-        Returns:
-            The records that were removed.
         """
         records = sorted(self.records(), key=self._last_used, reverse=True)
         known = {record.key for record in records}

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends.base import Unavailability
+from resdeploy.runtime.backends.base import Unavailability, first_line
 from resdeploy.runtime.backends.cuda import CudaDevice, CudaRuntime, check_gpu_availability
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def load_tensorrt(flavour: Flavour) -> TensorRt:
         api = import_module(name)
     except (ImportError, OSError) as error:
         raise BackendError(
-            f"{flavour.value} is installed but does not load: {str(error).splitlines()[0]}",
+            f"{flavour.value} is installed but does not load: {first_line(error)}",
             "run resdeploy doctor to find what is missing",
         ) from error
     errors: deque[str] = deque(maxlen=KEPT_MESSAGES)

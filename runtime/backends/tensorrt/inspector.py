@@ -19,6 +19,9 @@ SPELLINGS = (
     ("fp16", {"half", "fp16", "float16"}),
     ("fp32", {"float", "fp32"}),
 )
+LOGGED_LAYER = re.compile(
+    r"^Name: (.*?), LayerType: (\w+), Inputs: \[(.*?)\], (?:Const|Output)", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,17 +75,14 @@ def parse_inspector_json(document: Mapping[str, Any]) -> list[EngineLayer]:
 
 def parse_builder_log(text: str) -> list[EngineLayer]:
     """Parse the lines that the builder of TensorRT-RTX logs."""
-    layers = []
-    for line in text.splitlines():
-        found = re.match(
-            r"Name: (.*?), LayerType: (\w+), Inputs: \[(.*?)\], (?:Const|Output)", line
+    return [
+        EngineLayer(
+            name=found[1],
+            kind=found[2],
+            input_types=tuple(map(_find_type, re.findall(r"Datatype: (\w+)", found[3]))),
         )
-        if found:
-            types = re.findall(r"Datatype: (\w+)", found[3])
-            layers.append(
-                EngineLayer(name=found[1], kind=found[2], input_types=tuple(map(_find_type, types)))
-            )
-    return layers
+        for found in LOGGED_LAYER.finditer(text)
+    ]
 
 
 def _type_of(tensor: Any) -> str:

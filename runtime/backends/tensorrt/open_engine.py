@@ -58,12 +58,7 @@ def find_or_build(
     gpu: CudaDevice,
     options: OpenOptions,
 ) -> tuple[trt.ICudaEngine, CachedEngine]:
-    """Load an engine from the cache, or build it; remove and rebuild one that does not load.
-
-    Raises:
-        BackendError: The engine cannot be built or loaded.
-        OutputError: The cache cannot be written.
-    """
+    """Load an engine from the cache, or build it; remove and rebuild one that does not load."""
     device = read_device()
     defaults = default_options(device)
     build_options = replace(defaults, batches=options.batches or defaults.batches)

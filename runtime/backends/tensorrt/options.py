@@ -56,11 +56,7 @@ def default_options(device: Device) -> BuildOptions:
 
 
 def check_options(options: BuildOptions, flavour: Flavour, version: str, device: Device) -> None:
-    """Raise an error if this TensorRT cannot build an engine with `options` for `device`.
-
-    Raises:
-        BackendError: The version is too old, or it does not support an option on this device.
-    """
+    """Raise BackendError if this TensorRT cannot build an engine with `options` for `device`."""
     numbers = version_numbers(version)
     if flavour is Flavour.TENSORRT and numbers < OLDEST:
         raise BackendError(
