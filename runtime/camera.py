@@ -62,7 +62,6 @@ class CameraReport:
     the source has no timestamps."""
     seconds: float
     frames_per_second: float
-    """Number of classified frames per second."""
     p50_ms: float
     """Median time from a frame in memory to its labels, in milliseconds."""
     labels: dict[str, int]
@@ -227,11 +226,7 @@ def classify_frames(
 
 
 def to_picture(frame: Any) -> Image:
-    """Convert a frame, uint8 BGR (H, W, 3), to an RGB image of Pillow.
-
-    Raises:
-        ImageError: The frame has another dtype or shape.
-    """
+    """Convert a frame to an RGB image; raise ImageError if it is not uint8 BGR (H, W, 3)."""
     from PIL import Image
 
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
@@ -245,8 +240,7 @@ def to_picture(frame: Any) -> Image:
 def lost_frames(times_ms: list[float], rate: float) -> int | None:
     """Estimate the number of missing frames from the timestamps, in ms, of those that arrived.
 
-    Returns:
-        None if the frame rate, in frames per second, is unknown or the timestamps do not increase.
+    Return None if the rate, in frames per second, is unknown or the timestamps do not increase.
     """
     steps = np.diff(times_ms)
     if rate <= 0 or not len(steps) or steps.min() <= 0:

@@ -41,7 +41,6 @@ class Device:
     cpu_features: tuple[str, ...] = ()
     """The members of `cpu.RELEVANT_FEATURES` that the processor has."""
     cores: int | None = None
-    """The number of cores that this process may use."""
     memory_bytes: int | None = None
     gpus: tuple[Gpu, ...] = ()
     """NVIDIA GPUs whose driver is loaded, including the GPU of a Jetson."""

@@ -74,8 +74,6 @@ class Host:
         """Return True if the file exists but its permissions do not allow to read it."""
         try:
             self.read_bytes(path)
-        except PermissionError:
-            return True
-        except (OSError, ValueError):
-            return False
+        except (OSError, ValueError) as error:
+            return isinstance(error, PermissionError)
         return False

@@ -42,7 +42,6 @@ class CudaRuntime:
         self._runtime: Any = _bindings()
 
     def malloc(self, size: int) -> Address:
-        """Allocate `size` bytes of device memory."""
         return int(self._call("cudaMalloc", size))
 
     def free(self, address: Address) -> None:
@@ -87,14 +86,12 @@ class CudaRuntime:
         self._call("cudaStreamBeginCapture", stream, mode)
 
     def end_capture(self, stream: Stream) -> Graph:
-        """Stop recording and return the graph."""
         recorded = self._call("cudaStreamEndCapture", stream)
         graph = self._call("cudaGraphInstantiate", recorded, 0)
         self._runtime.cudaGraphDestroy(recorded)  # an error here does not affect the new graph
         return graph
 
     def launch(self, graph: Graph, stream: Stream) -> None:
-        """Queue the work of a graph."""
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: Graph) -> None:

@@ -108,7 +108,6 @@ class Candidate:
     artifact: Artifact
 
     def open(self, bundle: Bundle, options: OpenOptions = DEFAULT_OPTIONS) -> Backend:
-        """Load the artifact into the engine."""
         return self.engine.open(bundle, self.artifact, options)
 
 

@@ -70,15 +70,11 @@ def _read_nvml(nvml: Any, function: Callable[..., Any], handle: Any) -> Reading:
 
 
 def _zones(host: Host) -> list[Path]:
-    folders = host.find(PACKAGES)
-    packages = [folder for folder in folders if host.text(folder / "name").startswith("package")]
-    memories = [
-        folder
-        for folder in folders
-        if host.text(folder / "name") == "dram"
-        and any(folder.name.startswith(f"{package.name}:") for package in packages)
-    ]
-    return packages + memories
+    names = {zone: host.text(zone / "name") for zone in host.find(PACKAGES)}
+    packages = [zone for zone, name in names.items() if name.startswith("package")]
+    prefixes = tuple(f"{package.name}:" for package in packages)
+    inside = [zone for zone in names if zone.name.startswith(prefixes)]
+    return packages + [zone for zone in inside if names[zone] == "dram"]
 
 
 class _RaplZone:

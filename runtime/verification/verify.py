@@ -71,7 +71,7 @@ def verify(
         unreadable = used = 0
     else:
         files = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
-        results, images, used = _verify_data(bundle, selected, files, max_drop, options, progress)
+        results, images, used = _verify_data(bundle, selected, files, max_drop, options)
         unreadable = len(files.files) - images
     return Verification(
         verdict=worst_verdict(result.verdict for result in results),
@@ -128,7 +128,6 @@ def _verify_data(
     images: LabelledImages[Path],
     max_drop: float,
     options: OpenOptions,
-    progress: Progress,
 ) -> tuple[list[ArtifactResult], int, int]:
     """Return the results, the number of images, and that of images used for calibration."""
     # The baseline is the bundle's FP32 graph, which the export compared with PyTorch.
@@ -140,7 +139,7 @@ def _verify_data(
         ]
         golden = bundle.golden()
         checks = [check_golden(b, c.artifact, golden) for b, c in zip(opened, pairs)]
-        logits, labels, used = _run_all(bundle, opened, images, progress)
+        logits, labels, used = _run_all(bundle, opened, images, options.progress)
     results = [
         _compare_with_baseline(candidate, check, logits[0], candidate_logits, labels, max_drop)
         for candidate, check, candidate_logits in zip(pairs, checks, logits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Artifact, Encoding
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.machine.cpu import Cpu, read_cpu
+from resdeploy.machine.jetson import version_numbers
 from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,
@@ -55,8 +55,7 @@ def rounds_float16(version: str) -> bool:
 
     Source: github.com/microsoft/onnxruntime/pull/32452, which came with 1.30.
     """
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    return numbers is not None and tuple(map(int, numbers.groups())) >= (1, 30)
+    return version_numbers(version) >= (1, 30)
 
 
 def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> OnnxRuntimeCpu:

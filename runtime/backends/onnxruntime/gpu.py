@@ -12,7 +12,7 @@ from __future__ import annotations
 from ctypes.util import find_library
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.manifest import Artifact, Precision
+from resdeploy.bundle.manifest import INPUT_NAME, Artifact, Precision
 from resdeploy.errors import BackendError, needs_extra
 from resdeploy.runtime.backends.base import Batches, OpenOptions, Unavailability
 from resdeploy.runtime.backends.cuda import check_gpu_availability
@@ -87,10 +87,7 @@ def choose_providers(
     )
     if name == CUDA:
         return [cuda]
-
-    def shapes(batch: int) -> str:
-        return f"images:{batch}x{image_size}x{image_size}x3"
-
+    image = f"{image_size}x{image_size}x3"
     tensorrt = (
         PROVIDERS[TENSORRT],
         {
@@ -98,9 +95,9 @@ def choose_providers(
             # This provider builds weakly typed networks: without these flags all is float32.
             "trt_fp16_enable": str(precision is not Precision.FP32),
             "trt_int8_enable": str(precision is Precision.INT8),
-            "trt_profile_min_shapes": shapes(batches.smallest),
-            "trt_profile_opt_shapes": shapes(batches.usual),
-            "trt_profile_max_shapes": shapes(batches.largest),
+            "trt_profile_min_shapes": f"{INPUT_NAME}:{batches.smallest}x{image}",
+            "trt_profile_opt_shapes": f"{INPUT_NAME}:{batches.usual}x{image}",
+            "trt_profile_max_shapes": f"{INPUT_NAME}:{batches.largest}x{image}",
             # The provider's caches load files without checking who wrote them.
             "trt_engine_cache_enable": "False",
             "trt_timing_cache_enable": "False",

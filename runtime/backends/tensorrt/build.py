@@ -22,10 +22,9 @@ from resdeploy.runtime.backends.cuda import CudaDevice, CudaRuntime
 from resdeploy.runtime.backends.tensorrt.build_memory import check_free_memory, require_memory
 from resdeploy.runtime.backends.tensorrt.builder import build_engine, merge_timings
 from resdeploy.runtime.backends.tensorrt.engine_cache import (
-    AUXILIARY_KINDS,
-    AUXILIARY_LIMIT_BYTES,
     CachedEngine,
     EngineCache,
+    prune_auxiliary,
 )
 from resdeploy.runtime.backends.tensorrt.engine_key import key_parts
 from resdeploy.runtime.backends.tensorrt.flavour import (
@@ -61,7 +60,6 @@ class BuildReport:
     seconds: float
     bytes: int
     cached: bool
-    """True if the engine was already in the cache."""
     int8_convs_expected: int
     """Number of convolutions that the graph asks to run in INT8."""
     convs: int | None
@@ -113,9 +111,8 @@ def build_for_this_machine(
         hardware_compatible=hardware_compatible,
         dla_core=dla,
     )
-    version = load_tensorrt(chosen).version
     # An unsupported option must be reported before a missing graph.
-    check_options(options, chosen, version, device)
+    check_options(options, chosen, load_tensorrt(chosen).version, device)
     artifact = choose_artifact(
         bundle, None if precision == "auto" else Precision(precision), dla=dla is not None
     )
@@ -212,16 +209,14 @@ def build_and_store(
         except OutputError as error:
             logger.warning("the timing cache is not stored: %s", error)
     cache.prune(keep=record.key)
-    for kind in AUXILIARY_KINDS:
-        EngineCache(kind).prune(AUXILIARY_LIMIT_BYTES)
+    prune_auxiliary()
     return record, built.engine
 
 
 def deserialize(tensorrt: TensorRt, data: bytes, options: Mapping[str, Any]) -> trt.ICudaEngine:
     """Load an engine from the cache; `options` are those of its build, as JSON.
 
-    Raises:
-        BackendError: The engine was built for another GPU or by another version.
+    Raise BackendError if it was built for another GPU or by another version.
     """
     tensorrt.errors.clear()
     runtime: trt.Runtime = tensorrt.api.Runtime(tensorrt.log)

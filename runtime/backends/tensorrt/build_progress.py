@@ -40,9 +40,7 @@ class BuildProgress:
             return not self._cancelled
 
     def finish(self, name: str) -> None:
-        """Remove a phase that has ended or was cancelled."""
         with self._lock:
-            self._update()
             self._phases.pop(name, None)
 
     def cancel(self) -> None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 PROGRESS_STEPS = 1000
-POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,10 +126,7 @@ def _parse(tensorrt: TensorRt, network: trt.INetworkDefinition, graph: bytes, na
 
 
 def _make_profile(
-    tensorrt: TensorRt,
-    builder: trt.Builder,
-    network: trt.INetworkDefinition,
-    batches: Batches,
+    tensorrt: TensorRt, builder: trt.Builder, network: trt.INetworkDefinition, batches: Batches
 ) -> trt.IOptimizationProfile:
     image = dims_to_tuple(network.get_input(0).shape)[1:]
     profile = builder.create_optimization_profile()
@@ -174,7 +170,7 @@ def _build_interruptibly(
         building = pool.submit(build)
         try:
             while not building.done():
-                wait([building], POLL_SECONDS)
+                wait([building], timeout=0.1)
                 check_memory()
                 done = int(PROGRESS_STEPS * build_progress.fraction())
                 advance(done - shown)

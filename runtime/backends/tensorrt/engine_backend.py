@@ -258,7 +258,6 @@ class _InferenceStream:
             self._try_release(*self._cleanups.pop())
 
     def _context_for(self, batch: int) -> _ShapedContext | None:
-        """Return the context for a batch size; None if there are too many contexts."""
         if batch not in self._contexts:
             if len(self._contexts) >= MAX_GRAPHS:
                 return None

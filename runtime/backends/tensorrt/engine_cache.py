@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 LIMIT_BYTES = 4 << 30
 AUXILIARY_LIMIT_BYTES = 256 << 20
-AUXILIARY_KINDS = ("timings", "kernels")
 MAX_RECORD_BYTES = 1 << 16
 # A younger file without a record may belong to another process that is still writing.
 ABANDONED_SECONDS = 3600.0
@@ -74,8 +73,7 @@ def prune_engines(limit: int) -> PruneReport:
     """
     cache = EngineCache()
     removed = cache.prune(limit)
-    for kind in AUXILIARY_KINDS:
-        EngineCache(kind).prune(limit)
+    prune_auxiliary(limit)
     left = cache.records()
     return PruneReport(
         folder=cache.folder,
@@ -84,6 +82,12 @@ def prune_engines(limit: int) -> PruneReport:
         kept=len(left),
         bytes=sum(record.bytes for record in left),
     )
+
+
+def prune_auxiliary(limit: int = AUXILIARY_LIMIT_BYTES) -> None:
+    """Reduce the timing caches and the compiled kernels to at most `limit` bytes each."""
+    for kind in ("timings", "kernels"):
+        EngineCache(kind).prune(limit)
 
 
 def compute_key(parts: Parts) -> str:
@@ -157,7 +161,6 @@ class EngineCache:
         return [record for record in found if record is not None]
 
     def remove(self, record: CachedEngine) -> None:
-        """Remove a record and its data."""
         with suppress(OSError):
             self._record_path(record.key).unlink(missing_ok=True)
             self.data_path(record.key).unlink(missing_ok=True)
@@ -183,13 +186,11 @@ class EngineCache:
 
     def _remove_abandoned(self, known: Collection[str]) -> None:
         for path in self.folder.iterdir():
-            try:
+            with suppress(OSError):  # another process may have removed the file
                 age = time.time() - path.stat().st_mtime
-                known_here = path.stem in known or path.suffix == ".lock"
-                if not known_here and age > ABANDONED_SECONDS and path.is_file():
+                in_use = path.stem in known or path.suffix == ".lock"
+                if not in_use and age > ABANDONED_SECONDS and path.is_file():
                     path.unlink()
-            except OSError:
-                continue  # another process has removed the file
 
     def _read(self, path: Path) -> CachedEngine | None:
         try:
@@ -202,10 +203,9 @@ class EngineCache:
         return record if compute_key(record.parts) == record.key else None
 
     def _last_used(self, record: CachedEngine) -> float:
-        try:
+        with suppress(OSError):
             return self.data_path(record.key).stat().st_mtime
-        except OSError:
-            return 0.0
+        return 0.0
 
     def _is_ours(self) -> bool:
         try:
@@ -232,7 +232,6 @@ class EngineCache:
             )
 
     def data_path(self, key: str) -> Path:
-        """Return the path of a record's data."""
         return self.folder / f"{key}.data"
 
     def _record_path(self, key: str) -> Path:

@@ -55,7 +55,6 @@ class TensorRt:
     """The imported module; its objects are typed where they are created."""
     log: trt.ILogger
     errors: deque[str]
-    """The last error messages of TensorRT."""
     layer_log: deque[str]
     """The last message that lists the layers of an engine; only some versions log one."""
 
@@ -74,11 +73,7 @@ class TensorRt:
 
 @functools.cache
 def load_tensorrt(flavour: Flavour) -> TensorRt:
-    """Import a flavour.
-
-    Raises:
-        BackendError: The flavour is not installed, or its import fails.
-    """
+    """Import a flavour; raise BackendError if it is not installed or its import fails."""
     name = _find_module(flavour)
     if name is None:
         raise BackendError(f"{flavour.value} is not installed", _install_hint(flavour))
@@ -128,10 +123,7 @@ def check_availability(flavour: Flavour) -> Unavailability | None:
 
 
 def _check_rtx_gpu(api: Any, gpu: CudaDevice) -> Unavailability | None:
-    """Return the reason why TensorRT-RTX does not support a GPU; None if it does.
-
-    It supports the RTX GPUs, from Ampere on, that its enumeration ComputeCapability lists.
-    """
+    # The enumeration lists the supported GPUs, and Turing.
     known = f"SM{gpu.compute_capability.replace('.', '')}"
     if hasattr(api.ComputeCapability, known) and float(gpu.compute_capability) >= OLDEST_RTX:
         return None

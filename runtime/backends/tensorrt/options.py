@@ -57,8 +57,7 @@ def default_options(device: Device) -> BuildOptions:
 
 def check_options(options: BuildOptions, flavour: Flavour, version: str, device: Device) -> None:
     """Raise BackendError if this TensorRT cannot build an engine with `options` for `device`."""
-    numbers = version_numbers(version)
-    if flavour is Flavour.TENSORRT and numbers < OLDEST:
+    if flavour is Flavour.TENSORRT and version_numbers(version) < OLDEST:
         raise BackendError(
             f"TensorRT {version} is too old; these graphs need 10.3 or newer",
             "install TensorRT 10.3 or newer; on a Jetson Orin, install JetPack 6.1 or newer",
