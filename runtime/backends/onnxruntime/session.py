@@ -61,7 +61,7 @@ class SessionBackend:
     """A backend that runs a session; its subclasses create the session."""
 
     def __init__(self, session: Any) -> None:
-        self._session = session
+        self._session: Any = session
 
     def run(self, images: UInt8Array) -> Float32Array:
         if self._session is None:

@@ -28,7 +28,7 @@ HINTS = (
 DEFAULT_HINT = "export the bundle again with this version; --debug shows TensorRT's log"
 
 
-def explain_parser_error(error: trt.IParserError, tensorrt: str, graph: str) -> BackendError:
+def explain_parser_error(error: trt.ParserError, tensorrt: str, graph: str) -> BackendError:
     """Return the exception to raise for an error; `tensorrt` is the product with its version."""
     reason = _extract_reason(error.code().name, error.desc())
     where = f" at node {error.node_name()} ({error.node_operator()})" if error.node_name() else ""
