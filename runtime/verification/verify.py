@@ -129,7 +129,7 @@ def _verify_data(
     max_drop: float,
     options: OpenOptions,
 ) -> tuple[list[ArtifactResult], int, int]:
-    """Return the results, the number of images, and that of images used for calibration."""
+    """Return the results, the number of images, and the number used before for calibration."""
     # The baseline is the bundle's FP32 graph, which the export compared with PyTorch.
     baseline = candidates(bundle, precision=Precision.FP32.value)[0]
     pairs = [baseline, *(candidate for candidate in selected if candidate != baseline)]

@@ -96,7 +96,7 @@ class OnnxRuntimeCpu(SessionBackend):
         threads: int | None = None,
         weights: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
     ) -> None:
-        """Load the content of an ONNX file, or a path.
+        """Load an ONNX file, given as its content or as its path.
 
         `weights` holds the values, by name, of initialisers with external data. They are not
         copied. One inference uses `threads` threads; None for one per core.

@@ -55,10 +55,10 @@ class EngineBackend:
         """Allocate the buffers of an engine.
 
         The engine has the input `images`, uint8 (N, H, W, 3), and the output `logits`, float32
-        (N, K). All contexts of a stream share a workspace of `workspace` bytes; None if each of
-        them allocates its own. With `zero_copy` the GPU reads and writes the host's memory, as it
-        can on a Jetson. `capture` is False if the engine captures CUDA graphs itself. `close` calls
-        `on_close` before it frees the contexts.
+        (N, K). All contexts of a stream share a workspace of `workspace` bytes; with None, each
+        context allocates its own. With `zero_copy` the GPU reads and writes the host's memory, as
+        it can on a Jetson. `capture` is False if the engine captures CUDA graphs itself. `close`
+        calls `on_close` before it frees the contexts.
 
         Raises:
             BackendError: The engine has other inputs or outputs, or there is too little memory.

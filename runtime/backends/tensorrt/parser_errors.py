@@ -30,7 +30,7 @@ DEFAULT_HINT = "export the bundle again with this version; --debug shows TensorR
 
 def explain_parser_error(error: trt.ParserError, tensorrt: str, graph: str) -> BackendError:
     """Return the exception to raise for an error; `tensorrt` is the product with its version."""
-    reason = _extract_reason(error.code().name, error.desc())
+    reason = _extract_reason(str(error.code().name), error.desc())
     where = f" at node {error.node_name()} ({error.node_operator()})" if error.node_name() else ""
     hint = next((hint for words, hint in HINTS if words in reason.lower()), DEFAULT_HINT)
     return BackendError(f"{tensorrt} rejects {graph}{where}: {reason}", hint)
