@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -63,7 +62,6 @@ class CameraReport:
     the source has no timestamps."""
     seconds: float
     frames_per_second: float
-    """Number of classified frames per second."""
     p50_ms: float
     """Median time from a frame in memory to its labels, in milliseconds."""
     labels: dict[str, int]
@@ -93,9 +91,7 @@ class FrameReader:
         except Exception as error:  # OpenCV has error classes of its own
             self.error = error
         finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
+            self.stop()
 
     def _store(self, has_frame: bool, frame: Any) -> bool:
         with self._changed:
@@ -118,7 +114,6 @@ class FrameReader:
             return frame
 
     def stop(self) -> None:
-        """Stop reading."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -150,7 +145,7 @@ def open_capture(source: str) -> tuple[Capture, bool]:
 def watch_camera(
     model: Model, source: str, *, frames: int | None, seconds: float | None, top: int
 ) -> CameraReport:
-    """Open a source and classify its frames; log every change of the predicted label.
+    """Open a source and classify its frames, as `classify_frames` does.
 
     Raises:
         BackendError: The engine failed.
@@ -158,19 +153,9 @@ def watch_camera(
         MissingDependencyError: OpenCV is not installed.
     """
     capture, live = open_capture(source)
-    last_label = ""
-
-    def log_changes(frame: int, predictions: tuple[Prediction, ...]) -> None:
-        nonlocal last_label
-        best = predictions[0]
-        if best.label != last_label:
-            logger.info("frame %d: %s (%.1f %%)", frame, best.label, 100 * best.probability)
-            last_label = best.label
-
     return classify_frames(
-        model, capture, source=source, live=live, frames=frames, seconds=seconds, top=top,
-        on_frame=log_changes,
-    )  # fmt: skip
+        model, capture, source=source, live=live, frames=frames, seconds=seconds, top=top
+    )
 
 
 def classify_frames(
@@ -182,23 +167,12 @@ def classify_frames(
     frames: int | None = None,
     seconds: float | None = None,
     top: int = 5,
-    on_frame: Callable[[int, tuple[Prediction, ...]], None] = lambda frame, predictions: None,
 ) -> CameraReport:
     """Classify frames until the source ends, a limit is reached, or the user presses CTRL-C.
 
-    Args:
-        model: The classifier.
-        capture: The source of the frames; it is released at the end.
-        source: The name of the source in the report.
-        live: True if frames that arrive faster than they are classified are dropped.
-        frames: Maximum number of frames to classify; None for no limit.
-        seconds: Maximum time in seconds; None for no limit.
-        top: Number of predictions for each frame.
-        on_frame: Called with the number of each classified frame, from 1, and its predictions.
-
-    Raises:
-        BackendError: The engine failed.
-        ImageError: No frame arrived.
+    Every change of the predicted label is logged. `capture` is released at the end. The limits are
+    the number of classified frames and the time in seconds; None for no limit. If the source is
+    live, frames that arrive faster than they are classified are dropped.
     """
     reader = FrameReader(capture, live)
     thread = threading.Thread(target=reader.read_frames, name="camera", daemon=True)
@@ -214,10 +188,15 @@ def classify_frames(
             if (frame := reader.take()) is None:
                 break
             began = time.perf_counter()
-            last = tuple(model.predict(to_picture(frame), top))
+            predictions = tuple(model.predict(to_picture(frame), top))
             times.append(1000 * (time.perf_counter() - began))
-            counts[last[0].label] += 1
-            on_frame(len(times), last)
+            best = predictions[0]
+            if not last or best.label != last[0].label:
+                logger.info(
+                    "frame %d: %s (%.1f %%)", len(times), best.label, 100 * best.probability
+                )
+            counts[best.label] += 1
+            last = predictions
     except KeyboardInterrupt:
         pass  # CTRL-C is the usual way to stop a camera; the report is still wanted
     finally:
@@ -247,11 +226,7 @@ def classify_frames(
 
 
 def to_picture(frame: Any) -> Image:
-    """Convert a frame, uint8 BGR (H, W, 3), to an RGB image of Pillow.
-
-    Raises:
-        ImageError: The frame has another dtype or shape.
-    """
+    """Convert a frame to an RGB image; raise ImageError if it is not uint8 BGR (H, W, 3)."""
     from PIL import Image
 
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
@@ -265,8 +240,7 @@ def to_picture(frame: Any) -> Image:
 def lost_frames(times_ms: list[float], rate: float) -> int | None:
     """Estimate the number of missing frames from the timestamps, in ms, of those that arrived.
 
-    Returns:
-        None if the frame rate, in frames per second, is unknown or the timestamps do not increase.
+    Return None if the rate, in frames per second, is unknown or the timestamps do not increase.
     """
     steps = np.diff(times_ms)
     if rate <= 0 or not len(steps) or steps.min() <= 0:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,9 +54,7 @@ class Model:
     ) -> list[Prediction]:
         """Return the `top` most likely classes of one image, the most likely first.
 
-        Args:
-            image: A path, the content of an image file, or an RGB image of Pillow.
-            top: Number of classes.
+        The image is a path, the content of a file, or an RGB image of Pillow.
 
         Raises:
             ImageError: The image cannot be decoded.
@@ -73,18 +70,12 @@ class Model:
         return top_predictions(self.run(pixels[np.newaxis])[0], self.labels, top)
 
     def close(self) -> None:
-        """Free the engine."""
         self.backend.close()
 
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -97,12 +88,7 @@ class FilePredictions:
 
 
 def predict_files(model: Model, paths: Sequence[Path], top: int = 5) -> list[FilePredictions]:
-    """Classify files one after the other.
-
-    Raises:
-        ImageError: A file cannot be decoded.
-        BackendError: The engine failed.
-    """
+    """Classify files one after the other; see `Model.predict`."""
     return [
         FilePredictions(image=path, predictions=tuple(model.predict(path, top))) for path in paths
     ]

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from resdeploy.errors import BackendError
+from resdeploy.runtime.backends.cuda import CudaRuntime
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt
 
 Work = Callable[[], None]
@@ -39,8 +40,8 @@ def fake_tensorrt(flavour: Flavour = Flavour.TENSORRT) -> TensorRt:
     )
 
 
-class FakeCuda:
-    """A fake of `Cuda` whose device memory is host memory; `failing` names a method that raises."""
+class FakeCuda(CudaRuntime):
+    """A fake whose device memory is host memory; `failing` names a method that raises."""
 
     def __init__(self, failing: str = "", *, from_call: int = 1) -> None:
         self.failing = failing

@@ -16,8 +16,7 @@ from resdeploy.machine.nvml import Gpu
 # Fans are cooling devices of the kernel that do not reduce clocks.
 FANS = re.compile("fan", re.IGNORECASE)
 GPU_CLOCKS = re.compile(r"\.(gpu|ga10b|gv11b)$|^gpu-gpc")
-HOT_C = 95
-"""Temperature in degrees Celsius; Orin and Thor reduce their clocks a few degrees above it."""
+HOT_C = 95  # in degrees Celsius; Orin and Thor reduce their clocks a few degrees above it
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +34,6 @@ class Clock:
     now: float
     low: float
     high: float
-
-    @property
-    def fixed(self) -> bool:
-        """Return True if the frequency cannot change, as after jetson_clocks."""
-        return self.low == self.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +54,13 @@ class Conditions:
     @property
     def clocks_fixed(self) -> bool | None:
         """Return True if jetson_clocks is on; None if the GPU's clock cannot be read."""
-        return None if self.gpu_clock is None else self.gpu_clock.fixed
+        return None if self.gpu_clock is None else self.gpu_clock.low == self.gpu_clock.high
 
 
 def read_conditions(host: Host) -> Conditions:
     """Read the current state."""
+    clocks = host.find("sys/class/devfreq/*")
+    gpu = next((folder for folder in clocks if GPU_CLOCKS.search(folder.name)), None)
     temperatures = [
         celsius / 1000
         for zone in host.find("sys/class/thermal/thermal_zone*/temp")
@@ -73,8 +69,8 @@ def read_conditions(host: Host) -> Conditions:
     return Conditions(
         power_mode=parse_power_mode(host.run(["nvpmodel", "-q"])),
         fastest_mode=fastest_mode(host.text("etc/nvpmodel.conf")),
-        gpu_clock=_gpu_clock(host),
-        cpu_clock=_cpu_clock(host),
+        gpu_clock=_read_clock(host, f"{gpu}/", 1e6) if gpu else None,
+        cpu_clock=_read_clock(host, "sys/devices/system/cpu/cpu0/cpufreq/scaling_", 1e3),
         temperature_c=max(temperatures, default=None),
         cooling=_cooling(host),
         throttle_count=_throttle_count(host),
@@ -84,10 +80,7 @@ def read_conditions(host: Host) -> Conditions:
 def notices(before: Conditions, after: Conditions, gpus: tuple[Gpu, ...] = ()) -> tuple[str, ...]:
     """Return a sentence for everything that made a benchmark slower or its results unstable.
 
-    Args:
-        before: The conditions before the benchmark.
-        after: The conditions after it.
-        gpus: The discrete GPUs after it.
+    The arguments are the conditions before and after it, and the discrete GPUs after it.
     """
     found = []
     mode, fastest = before.power_mode, before.fastest_mode
@@ -129,21 +122,8 @@ def fastest_mode(configuration: str) -> PowerMode | None:
     return modes.get("MAXN_SUPER", modes.get("MAXN"))
 
 
-def _gpu_clock(host: Host) -> Clock | None:
-    for folder in host.find("sys/class/devfreq/*"):
-        if GPU_CLOCKS.search(folder.name):
-            values = [host.number(folder / f"{name}_freq") for name in ("cur", "min", "max")]
-            return _clock(values, 1e6)
-    return None
-
-
-def _cpu_clock(host: Host) -> Clock | None:
-    folder = host.root / "sys/devices/system/cpu/cpu0/cpufreq"
-    values = [host.number(folder / f"scaling_{name}_freq") for name in ("cur", "min", "max")]
-    return _clock(values, 1e3)
-
-
-def _clock(values: list[int | None], per_mhz: float) -> Clock | None:
+def _read_clock(host: Host, prefix: str, per_mhz: float) -> Clock | None:
+    values = [host.number(f"{prefix}{name}_freq") for name in ("cur", "min", "max")]
     known = [value / per_mhz for value in values if value is not None]
     return Clock(*known) if len(known) == 3 else None
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+from resdeploy.machine.host import Host
 
 # The names that the Linux kernel prints: `flags` on x86, `Features` on Arm.
 RELEVANT_FEATURES = (
@@ -37,16 +36,13 @@ class Cpu:
     features: frozenset[str]
 
     @property
-    def is_x86(self) -> bool:
-        return self.architecture in ("x86_64", "AMD64")
-
-    @property
     def multiplies_int8_exactly(self) -> bool:
         """Return True if the sums of u8 x s8 products do not saturate at 16 bits.
 
         x86 before VNNI has only VPMADDUBSW, which saturates; Arm has no such instruction.
         """
-        return not self.is_x86 or bool({"avx_vnni", "avx512_vnni"} & self.features)
+        is_x86 = self.architecture in ("x86_64", "AMD64")
+        return not is_x86 or bool({"avx_vnni", "avx512_vnni"} & self.features)
 
     @property
     def multiplies_int8_matrices(self) -> bool:
@@ -68,19 +64,13 @@ def parse_cpuinfo(text: str, architecture: str) -> Cpu:
     listed = set((fields.get("flags") or fields.get("features") or "").split())
     return Cpu(
         architecture=architecture,
-        model=fields.get("model name") or _arm_model(fields),
+        model=fields.get("model name")
+        or ARM_PARTS.get((fields.get("cpu implementer", ""), fields.get("cpu part", ""))),
         features=frozenset(listed.intersection(RELEVANT_FEATURES)),
     )
 
 
-def _arm_model(fields: Mapping[str, str]) -> str | None:
-    return ARM_PARTS.get((fields.get("cpu implementer", ""), fields.get("cpu part", "")))
-
-
 def read_cpu() -> Cpu:
     """Read this machine's CPU; it has no features if /proc/cpuinfo cannot be read."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    return parse_cpuinfo(text, platform.machine())
+    host = Host()
+    return parse_cpuinfo(host.text("proc/cpuinfo"), host.architecture)

@@ -18,6 +18,19 @@ from resdeploy.machine.nvml import Gpu, read_gpus
 LIBRARIES = "usr/lib/*-linux-gnu"
 
 
+class Scope(str, Enum):
+    """The part of a machine whose energy a source measures."""
+
+    MODULE = "module"
+    """The whole module of a Jetson: CPU, GPU and memory."""
+    GPU = "gpu"
+    CPU = "cpu"
+
+    def covers(self, work: Scope) -> bool:
+        """Return True if this scope includes the work of `work`, the CPU or the GPU."""
+        return self in (Scope.MODULE, work)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """A machine, as far as its files, commands and drivers describe it; None means unknown."""
@@ -25,11 +38,9 @@ class Device:
     architecture: str | None = None
     """The name that the kernel uses, such as `x86_64`."""
     cpu: str | None = None
-    """The model of the processor."""
     cpu_features: tuple[str, ...] = ()
     """The members of `cpu.RELEVANT_FEATURES` that the processor has."""
     cores: int | None = None
-    """The number of cores that this process may use."""
     memory_bytes: int | None = None
     gpus: tuple[Gpu, ...] = ()
     """NVIDIA GPUs whose driver is loaded, including the GPU of a Jetson."""
@@ -44,7 +55,7 @@ class Device:
 
     @property
     def name(self) -> str:
-        """The board, or the processor, the number of cores and the GPUs."""
+        """Return the board, or the processor, the number of cores and the GPUs."""
         if self.jetson:
             return self.jetson.board
         cores = () if self.cores is None else (f"{self.cores} cores",)
@@ -53,7 +64,6 @@ class Device:
 
     @property
     def processor(self) -> Cpu:
-        """The processor with its features."""
         return Cpu(
             architecture=self.architecture or "",
             model=self.cpu,
@@ -136,16 +146,3 @@ def _tensorrt(host: Host) -> str | None:
         for path in host.find(f"{LIBRARIES}/libnvinfer.so.*.*")  # not the symbolic links
     ]
     return versions[-1] if versions else None
-
-
-class Scope(str, Enum):
-    """The part of a machine whose energy a source measures."""
-
-    MODULE = "module"
-    """The whole module of a Jetson: CPU, GPU and memory."""
-    GPU = "gpu"
-    CPU = "cpu"
-
-    def covers(self, work: Scope) -> bool:
-        """Return True if this scope includes the work of `work`, the CPU or the GPU."""
-        return self in (Scope.MODULE, work)

@@ -11,14 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-COMMAND_SECONDS = 10
-
 
 def run_command(command: Sequence[str]) -> str:
     """Return the stdout of a command; an empty text if it cannot be run or takes too long."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=COMMAND_SECONDS,
+            command, capture_output=True, text=True, errors="replace", timeout=10,
             check=False,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
@@ -76,8 +74,6 @@ class Host:
         """Return True if the file exists but its permissions do not allow to read it."""
         try:
             self.read_bytes(path)
-        except PermissionError:
-            return True
-        except (OSError, ValueError):
-            return False
+        except (OSError, ValueError) as error:
+            return isinstance(error, PermissionError)
         return False

@@ -51,14 +51,12 @@ OLDEST_L4T = (36, 4)  # of JetPack 6.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jetson:
-    """A Jetson board; None means unknown."""
+    """A Jetson board, with names of `MODULES` and `SOCS`; None means unknown."""
 
     board: str
     """The name in the device tree."""
     module: str | None = None
-    """Name of the module, such as `Orin Nano 8 GB`."""
     soc: str | None = None
-    """Name of the system on a chip, such as `tegra234`."""
     compute_capability: str | None = None
     l4t: str | None = None
     """Version of Jetson Linux, such as 36.4.7; it cannot be read in a container."""

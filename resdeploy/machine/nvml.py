@@ -42,8 +42,7 @@ def read_gpus(nvml: Any) -> tuple[Gpu, ...]:
     """Describe every GPU that pynvml shows; `nvml` is None without a driver."""
     if nvml is None:
         return ()
-    count = query(nvml, nvml.nvmlDeviceGetCount) or 0
-    return tuple(_describe(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(count))
+    return tuple(_describe(nvml, handle) for handle in _handles(nvml))
 
 
 def query(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -52,6 +51,11 @@ def query(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except nvml.NVMLError:
         return None
+
+
+def _handles(nvml: Any) -> list[Any]:
+    count = query(nvml, nvml.nvmlDeviceGetCount) or 0
+    return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
 
 
 def _describe(nvml: Any, handle: Any) -> Gpu:
@@ -87,13 +91,8 @@ def process_memory(nvml: Any, pid: int) -> int | None:
         return None
     held = [
         process.usedGpuMemory
-        for index in range(query(nvml, nvml.nvmlDeviceGetCount) or 0)
-        for process in query(
-            nvml,
-            nvml.nvmlDeviceGetComputeRunningProcesses,
-            nvml.nvmlDeviceGetHandleByIndex(index),
-        )
-        or ()
+        for handle in _handles(nvml)
+        for process in query(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
         if process.pid == pid and process.usedGpuMemory is not None
     ]
     return sum(held) if held else None

@@ -77,3 +77,8 @@ class OpenOptions:
 
 
 DEFAULT_OPTIONS = OpenOptions()
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or the name of its class if it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

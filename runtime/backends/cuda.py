@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 from resdeploy.errors import BackendError, MissingDependencyError, needs_extra
-from resdeploy.runtime.backends.base import Unavailability
+from resdeploy.runtime.backends.base import Unavailability, first_line
 
 Address = int
 """Address in the memory of the host or of the device."""
@@ -27,58 +27,11 @@ class CudaDevice:
 
     name: str
     compute_capability: str
-    """Compute capability, such as 8.7."""
     multiprocessors: int
     integrated: bool
     """True if the GPU shares the host's memory, as on a Jetson."""
     driver_cuda: str
     """The newest CUDA version that the driver supports."""
-
-
-class Cuda(Protocol):
-    """The CUDA calls that `engine_backend` needs; `CudaRuntime` and a fake in tests have them."""
-
-    def malloc(self, size: int) -> Address:
-        """Allocate `size` bytes of device memory."""
-
-    def free(self, address: Address) -> None:
-        """Free device memory."""
-
-    def malloc_host(self, size: int, *, mapped: bool) -> Address:
-        """Allocate `size` bytes of pinned host memory; map it for the device if `mapped`."""
-
-    def free_host(self, address: Address) -> None:
-        """Free pinned host memory."""
-
-    def device_address(self, host: Address) -> Address:
-        """Return the device's address of mapped host memory."""
-
-    def create_stream(self) -> Stream:
-        """Create a stream that does not wait for other streams."""
-
-    def destroy_stream(self, stream: Stream) -> None:
-        """Destroy a stream."""
-
-    def copy_to_device(self, to: Address, source: Address, size: int, stream: Stream) -> None:
-        """Queue a copy of `size` bytes from pinned host memory."""
-
-    def copy_to_host(self, to: Address, source: Address, size: int, stream: Stream) -> None:
-        """Queue a copy of `size` bytes to pinned host memory."""
-
-    def synchronize(self, stream: Stream) -> None:
-        """Wait until the work of a stream is done."""
-
-    def begin_capture(self, stream: Stream) -> None:
-        """Begin to record the work that is queued, instead of running it."""
-
-    def end_capture(self, stream: Stream) -> Graph:
-        """Stop recording and return the graph."""
-
-    def launch(self, graph: Graph, stream: Stream) -> None:
-        """Queue the work of a graph."""
-
-    def destroy_graph(self, graph: Graph) -> None:
-        """Destroy a graph."""
 
 
 class CudaRuntime:
@@ -95,6 +48,7 @@ class CudaRuntime:
         self._call("cudaFree", address)
 
     def malloc_host(self, size: int, *, mapped: bool) -> Address:
+        """Allocate `size` bytes of pinned host memory; map it for the device if `mapped`."""
         kind = self._runtime.cudaHostAllocMapped if mapped else self._runtime.cudaHostAllocDefault
         return int(self._call("cudaHostAlloc", size, kind))
 
@@ -102,19 +56,23 @@ class CudaRuntime:
         self._call("cudaFreeHost", address)
 
     def device_address(self, host: Address) -> Address:
+        """Return the device's address of mapped host memory."""
         return int(self._call("cudaHostGetDevicePointer", host, 0))
 
     def create_stream(self) -> Stream:
+        """Create a stream that does not wait for other streams."""
         return int(self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking))
 
     def destroy_stream(self, stream: Stream) -> None:
         self._call("cudaStreamDestroy", stream)
 
     def copy_to_device(self, to: Address, source: Address, size: int, stream: Stream) -> None:
+        """Queue a copy of `size` bytes from pinned host memory."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", to, source, size, kind, stream)
 
     def copy_to_host(self, to: Address, source: Address, size: int, stream: Stream) -> None:
+        """Queue a copy of `size` bytes to pinned host memory."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", to, source, size, kind, stream)
 
@@ -122,6 +80,7 @@ class CudaRuntime:
         self._call("cudaStreamSynchronize", stream)
 
     def begin_capture(self, stream: Stream) -> None:
+        """Begin to record the work that is queued, instead of running it."""
         # In this mode, calls of other threads do not make the capture fail.
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
@@ -160,7 +119,11 @@ class CudaRuntime:
         error, *results = getattr(self._runtime, name)(*arguments)
         if int(error) != 0:
             raise BackendError(
-                f"CUDA failed in {name}: {_describe(self._runtime, error)}", _hint(error.name)
+                f"CUDA failed in {name}: {_describe(self._runtime, error)}",
+                "build for a smaller batch with --batch, or stop other programs that use the GPU"
+                if error.name == "cudaErrorMemoryAllocation"
+                else "run resdeploy doctor to check the driver and the GPU, and look into the "
+                "kernel's log",
             )
         return results[0] if results else None
 
@@ -173,9 +136,8 @@ def check_gpu_availability() -> Unavailability | None:
     except MissingDependencyError as error:
         return Unavailability("the CUDA bindings are not installed", error.hint or "")
     except (ImportError, OSError, RuntimeError) as error:  # 12.8 raises if there is no driver
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         return Unavailability(
-            f"CUDA does not load: {reason}", "install the driver of the NVIDIA GPU"
+            f"CUDA does not load: {first_line(error)}", "install the driver of the NVIDIA GPU"
         )
 
 
@@ -198,10 +160,8 @@ def check_cuda_runtime(runtime: Any) -> Unavailability | None:
             f"CUDA does not start: {_describe(runtime, error)}",
             "run nvidia-smi and check the driver",
         )
-    driver, bindings = (
-        cuda_version(int(getattr(runtime, name)()[1]))
-        for name in ("cudaDriverGetVersion", "cudaRuntimeGetVersion")
-    )
+    driver = cuda_version(int(runtime.cudaDriverGetVersion()[1]))
+    bindings = cuda_version(int(runtime.cudaRuntimeGetVersion()[1]))
     if driver == "0.0":
         return Unavailability("there is no NVIDIA driver", "install the driver of the NVIDIA GPU")
     majors = [version.split(".")[0] for version in (driver, bindings)]
@@ -221,9 +181,3 @@ def cuda_version(number: int) -> str:
 def _describe(runtime: Any, error: Any) -> str:
     _, text = runtime.cudaGetErrorString(error)
     return text.decode(errors="replace") if isinstance(text, bytes) else str(error.name)
-
-
-def _hint(error: str) -> str:
-    if error == "cudaErrorMemoryAllocation":
-        return "build for a smaller batch with --batch, or stop other programs that use the GPU"
-    return "run resdeploy doctor to check the driver and the GPU, and look into the kernel's log"

@@ -42,13 +42,7 @@ def check_availability() -> Unavailability | None:
 
 
 def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> OpenVinoCpu:
-    """Check the sha256 of a bundle's graph and load it.
-
-    Raises:
-        BackendError: OpenVINO rejects the graph.
-        BundleError: The file is missing or was changed.
-        MissingDependencyError: OpenVINO is not installed.
-    """
+    """Open an artifact; see `registry.Engine.open`."""
     return OpenVinoCpu(bundle.read(artifact.file), options.threads)
 
 
@@ -58,16 +52,7 @@ class OpenVinoCpu:
     name = NAME
 
     def __init__(self, graph: bytes, threads: int | None = None) -> None:
-        """Compile the graph for the shortest latency.
-
-        Args:
-            graph: The content of an ONNX file of a bundle.
-            threads: Threads for one inference; None for one per core.
-
-        Raises:
-            BackendError: OpenVINO rejects the graph.
-            MissingDependencyError: OpenVINO is not installed.
-        """
+        """Compile the content of an ONNX file for the shortest latency."""
         with needs_extra():
             import openvino
 

@@ -30,6 +30,9 @@ class Engine:
 
     name: str
     open: Callable[[Bundle, Artifact, OpenOptions], Backend]
+    """Function that checks the sha256 of an artifact and loads it. It raises a BackendError if the
+    engine cannot run it, a BundleError if the file is missing or was changed, an OutputError if the
+    engine cache cannot be written, and a MissingDependencyError if a package is not installed."""
     check_availability: Callable[[], Unavailability | None]
     """Function that returns the reason why the engine cannot run here, or None if it can. It is
     quick and does not load the engine."""
@@ -105,17 +108,14 @@ class Candidate:
     artifact: Artifact
 
     def open(self, bundle: Bundle, options: OpenOptions = DEFAULT_OPTIONS) -> Backend:
-        """Load the artifact into the engine."""
         return self.engine.open(bundle, self.artifact, options)
 
 
 def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> list[Candidate]:
     """Return the selected pairs of an engine and an artifact that can run here, fastest first.
 
-    Args:
-        bundle: The bundle.
-        backend: Name of an engine, or `auto` for all with `automatic` set.
-        precision: `fp32`, `fp16`, `int8`, or `auto` for all.
+    `backend` is the name of an engine, or `auto` for all that have `automatic` set. `precision` is
+    `fp32`, `fp16`, `int8`, or `auto` for all.
 
     Raises:
         BackendError: No pair is left; the message says what there is.
@@ -123,11 +123,8 @@ def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> li
     names = [engine.name for engine in ENGINES]
     if backend not in (AUTO, *names):
         raise BackendError(f"there is no backend {backend!r}", f"choose one of {', '.join(names)}")
-    selected = [
-        engine
-        for engine in ENGINES
-        if engine.name == backend or (backend == AUTO and engine.automatic)
-    ]
+    automatic = backend == AUTO
+    selected = [e for e in ENGINES if e.name == backend or (automatic and e.automatic)]
     found = []
     by_name = {artifact.name: artifact for artifact in bundle.manifest.artifacts}
     unavailable: list[Unavailability] = []
@@ -142,8 +139,8 @@ def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> li
         ]
     if len(unavailable) == len(selected):
         last = unavailable[-1]
-        what = f"{backend} cannot run here" if backend != AUTO else "no backend can run here"
-        raise BackendError(f"{what}: {last.reason}", last.hint)
+        failed = "no backend can" if automatic else f"{backend} cannot"
+        raise BackendError(f"{failed} run here: {last.reason}", last.hint)
     if not found:
         raise BackendError(
             f"{bundle.path} holds no {precision} graph for this backend, only {', '.join(by_name)}",

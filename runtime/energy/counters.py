@@ -7,14 +7,15 @@ Sources: NVIDIA, "NVML API Reference" (`nvmlDeviceGetTotalEnergyConsumption`,
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from resdeploy.machine.device import Scope
 from resdeploy.machine.host import Host
 from resdeploy.machine.nvml import query
-from resdeploy.runtime.energy.source import PowerSource, Reading
+from resdeploy.runtime.energy.source import PowerSource, Reading, read_sum
 
 PACKAGES = "sys/class/powercap/intel-rapl:[0-9]*"
 
@@ -31,15 +32,11 @@ def find_nvml(nvml: Any, environment: Mapping[str, str] = os.environ) -> PowerSo
     if handle is None:
         return None
 
-    def joules() -> Reading:
-        millijoules = query(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
-        return None if millijoules is None else millijoules / 1000
-
-    def watts() -> Reading:
-        milliwatts = query(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
-        return None if milliwatts is None else milliwatts / 1000
-
-    for cumulative, read in ((True, joules), (False, watts)):
+    for cumulative, function in (
+        (True, nvml.nvmlDeviceGetTotalEnergyConsumption),
+        (False, nvml.nvmlDeviceGetPowerUsage),
+    ):
+        read = partial(_read_nvml, nvml, function, handle)
         if read() is not None:
             return PowerSource(
                 name="nvml", scope=Scope.GPU, rails=("board",), read=read, cumulative=cumulative
@@ -52,16 +49,13 @@ def find_rapl(host: Host) -> PowerSource | None:
     zones = [_RaplZone(host, folder) for folder in _zones(host)]
     if not zones or any(zone.joules() is None for zone in zones):
         return None
-
-    def read() -> Reading:
-        values = [zone.joules() for zone in zones]
-        known = [value for value in values if value is not None]
-        return sum(known) if len(known) == len(values) else None
-
     return PowerSource(
-        name="rapl", scope=Scope.CPU, rails=tuple(zone.name for zone in zones), read=read,
+        name="rapl",
+        scope=Scope.CPU,
+        rails=tuple(zone.name for zone in zones),
+        read=partial(read_sum, [zone.joules for zone in zones]),
         cumulative=True,
-    )  # fmt: skip
+    )
 
 
 def unreadable_counters(host: Host) -> list[Path]:
@@ -70,16 +64,17 @@ def unreadable_counters(host: Host) -> list[Path]:
     return [path for path in files if host.denies_access(path)]
 
 
+def _read_nvml(nvml: Any, function: Callable[..., Any], handle: Any) -> Reading:
+    thousandths = query(nvml, function, handle)
+    return None if thousandths is None else thousandths / 1000
+
+
 def _zones(host: Host) -> list[Path]:
-    folders = host.find(PACKAGES)
-    packages = [folder for folder in folders if host.text(folder / "name").startswith("package")]
-    memories = [
-        folder
-        for folder in folders
-        if host.text(folder / "name") == "dram"
-        and any(folder.name.startswith(f"{package.name}:") for package in packages)
-    ]
-    return packages + memories
+    names = {zone: host.text(zone / "name") for zone in host.find(PACKAGES)}
+    packages = [zone for zone, name in names.items() if name.startswith("package")]
+    prefixes = tuple(f"{package.name}:" for package in packages)
+    inside = [zone for zone in names if zone.name.startswith(prefixes)]
+    return packages + [zone for zone in inside if names[zone] == "dram"]
 
 
 class _RaplZone:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from types import TracebackType
 
 from resdeploy.machine.host import Host
 from resdeploy.machine.jetson import read_jetson
@@ -27,10 +26,9 @@ def find_sources(host: Host) -> list[PowerSource]:
 
 
 class Meter:
-    """A context manager that samples a power source."""
+    """A context manager that samples a power source every `period` seconds."""
 
     def __init__(self, source: PowerSource, period: float = PERIOD_SECONDS) -> None:
-        """Prepare to sample `source` every `period` seconds; `with` starts it."""
         self.source = source
         self._period = period
         self._samples: list[tuple[float, Reading]] = []
@@ -38,19 +36,13 @@ class Meter:
         self._thread = threading.Thread(target=self._sample, name="meter", daemon=True)
 
     def trace(self) -> Trace:
-        """Return the samples so far."""
         return Trace.from_samples(self._samples.copy(), cumulative=self.source.cumulative)
 
     def __enter__(self) -> Meter:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._thread.join()
         self._read()  # the last window must end before the last sample

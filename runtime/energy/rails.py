@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 from resdeploy.machine.device import Scope
 from resdeploy.machine.host import Host
-from resdeploy.runtime.energy.source import PowerSource, Reading
+from resdeploy.runtime.energy.source import PowerSource, Reading, read_sum
 
 INA3221 = "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label"
 INA238 = "sys/class/hwmon/hwmon*/power1_input"
@@ -43,12 +44,7 @@ def find_rails(host: Host) -> PowerSource | None:
     names = module_rails(rails)
     if names is None:
         return None
-
-    def read() -> Reading:
-        values = [rails[name]() for name in names]
-        known = [value for value in values if value is not None]
-        return sum(known) if len(known) == len(values) else None
-
+    read = partial(read_sum, [rails[name] for name in names])
     if read() is None:
         return None
     return PowerSource(name="ina3221", scope=Scope.MODULE, rails=names, read=read)
@@ -66,27 +62,22 @@ def _rails(host: Host) -> dict[str, Callable[[], Reading]]:
     for label in host.find(INA3221):
         name, channel = host.text(label), label.name.removeprefix("in").removesuffix("_label")
         if name and not UNUSED.search(name):
-            rails[name] = _channel(host, label.parent, channel)
+            rails[name] = partial(_read_channel, host, label.parent, channel)
     for power in host.find(INA238):
         if host.text(power.parent / "name") == "ina238":
-            rails[host.text(power.parent / "power1_label") or "VIN"] = _microwatts(host, power)
+            name = host.text(power.parent / "power1_label") or "VIN"
+            rails[name] = partial(_read_power, host, power)
     return rails
 
 
-def _channel(host: Host, folder: Path, channel: str) -> Callable[[], Reading]:
-    def read() -> Reading:
-        millivolts = host.number(folder / f"in{channel}_input")
-        milliamperes = host.number(folder / f"curr{channel}_input")
-        if millivolts is None or milliamperes is None:
-            return None
-        return millivolts * milliamperes / 1e6
-
-    return read
+def _read_channel(host: Host, folder: Path, channel: str) -> Reading:
+    millivolts = host.number(folder / f"in{channel}_input")
+    milliamperes = host.number(folder / f"curr{channel}_input")
+    if millivolts is None or milliamperes is None:
+        return None
+    return millivolts * milliamperes / 1e6
 
 
-def _microwatts(host: Host, path: Path) -> Callable[[], Reading]:
-    def read() -> Reading:
-        microwatts = host.number(path)
-        return None if microwatts is None else microwatts / 1e6
-
-    return read
+def _read_power(host: Host, file: Path) -> Reading:
+    microwatts = host.number(file)
+    return None if microwatts is None else microwatts / 1e6

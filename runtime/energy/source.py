@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from resdeploy.machine.device import Scope
@@ -23,3 +23,10 @@ class PowerSource:
     cumulative: bool = False
     """True if `read` returns joules since an arbitrary time, instead of watts."""
     close: Callable[[], None] = lambda: None
+
+
+def read_sum(functions: Iterable[Callable[[], Reading]]) -> Reading:
+    """Return the sum of what the functions return; None if one of them returns None."""
+    readings = [function() for function in functions]
+    known = [reading for reading in readings if reading is not None]
+    return sum(known) if len(known) == len(readings) else None

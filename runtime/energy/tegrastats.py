@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import threading
@@ -25,18 +26,17 @@ def parse_rails(line: str) -> dict[str, float]:
 
 
 class Tegrastats:
-    """A running tegrastats process and its last line."""
+    """A running tegrastats process and its last line.
+
+    Raises:
+        OSError: The command is missing, or this user may not run it.
+    """
 
     def __init__(
         self, command: Sequence[str] = COMMAND, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        """Start the process.
-
-        Raises:
-            OSError: The command is missing, or may not be run.
-        """
         self._clock = clock
-        self._last: tuple[float, dict[str, float]] | None = None
+        self._last: tuple[float, dict[str, float]] = (-math.inf, {})
         self._started = threading.Event()
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
@@ -46,10 +46,8 @@ class Tegrastats:
 
     def rails(self) -> dict[str, float]:
         """Return the milliwatts of each rail; empty if the last line is too old."""
-        last = self._last
-        if last is None or self._clock() - last[0] > STALE_SECONDS:
-            return {}
-        return last[1]
+        seconds, rails = self._last
+        return rails if self._clock() - seconds <= STALE_SECONDS else {}
 
     def wait(self, seconds: float) -> dict[str, float]:
         """Wait at most `seconds` for the first line, and return the milliwatts of each rail."""
@@ -57,7 +55,6 @@ class Tegrastats:
         return self.rails()
 
     def close(self) -> None:
-        """End the process."""
         self._process.kill()
         self._process.wait()
         self._thread.join()

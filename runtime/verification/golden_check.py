@@ -44,7 +44,6 @@ class GoldenCheck:
 
     @property
     def passed(self) -> bool:
-        """Return True if the check has passed."""
         return self.sqnr_db >= self.floor_db and not self.different  # false for NaN
 
     @property
@@ -84,9 +83,8 @@ def check_golden(
     reference = golden.logits[:images]
     few = len(reference) < len(golden.logits)
     logits = run_batches(backend, golden.images[:images], batch)
-    bit_exact = (
-        golden.bit_exact.get(artifact.name) if backend.name == onnxruntime_cpu.NAME else None
-    )
+    on_cpu = backend.name == onnxruntime_cpu.NAME
+    bit_exact = golden.bit_exact.get(artifact.name) if on_cpu else None
     return GoldenCheck(
         images=len(reference),
         agreement=agreement_percent(reference, logits),

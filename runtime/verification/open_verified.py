@@ -53,11 +53,7 @@ def check_at_load(backend: Backend, artifact: Artifact, golden: Golden) -> Golde
 def open_verified(
     bundle: Bundle, candidate: Candidate, golden: Golden, options: OpenOptions
 ) -> Backend | None:
-    """Open one backend; if it fails or does not pass the golden check, warn and return None.
-
-    Raises:
-        BundleError: The bundle is damaged.
-    """
+    """Open one backend; if it fails or does not pass the golden check, warn and return None."""
     engine, artifact = candidate.engine.name, candidate.artifact
     opened: Backend | None = None
     try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,6 @@ from resdeploy.statistics import (
     worst_verdict,
 )
 
-logger = logging.getLogger(__name__)
-
 BATCH = 32
 DEFAULT_MAX_DROP = 1.0
 
@@ -54,67 +52,73 @@ def verify(
 ) -> Verification:
     """Check every selected artifact on every backend that can run it here.
 
-    Each must pass the golden check. With `data`, its top-1 accuracy is compared with FP32, too.
-
-    Args:
-        bundle: The bundle.
-        data: A folder of labelled images, or one that contains such a folder `val`; None to check
-            only the golden images.
-        backend: Name of an engine, or `auto` for all.
-        precision: `fp32`, `fp16`, `int8`, or `auto` for all.
-        max_drop: Allowed accuracy drop against FP32, in percentage points.
-        threads: Threads for one inference on a CPU; None for one per core.
-        progress: Reports each batch.
+    Each must pass the golden check. With `data`, a folder of labelled images or one that contains
+    such a folder `val`, its top-1 accuracy is compared with FP32, too: it may be `max_drop`
+    percentage points lower. `backend` and `precision` select as in `candidates`.
 
     Raises:
         BackendError: No selected backend can run here.
         BundleError: The bundle is damaged.
         DataError: The folder does not match the classes of the model, or holds no images.
     """
-    selected = sorted(candidates(bundle, backend, precision), key=_precision_order)
+    order = list(Precision)
+    selected = sorted(
+        candidates(bundle, backend, precision), key=lambda c: order.index(c.artifact.precision)
+    )
     options = OpenOptions(threads=threads, progress=progress)
     if data is None:
-        return _verify_golden(bundle, selected, options)
-    images = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
-    return _verify_data(bundle, selected, images, max_drop, options, progress)
+        results, images = _verify_golden(bundle, selected, options)
+        unreadable = used = 0
+    else:
+        files = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
+        results, images, used = _verify_data(bundle, selected, files, max_drop, options)
+        unreadable = len(files.files) - images
+    return Verification(
+        verdict=worst_verdict(result.verdict for result in results),
+        images=images,
+        unreadable=unreadable,
+        used_before=used,
+        max_drop=None if data is None else max_drop,
+        results=tuple(results),
+        labels=bundle.labels(),
+        environment=Environment.collect(
+            bundle=str(bundle.path),
+            model=bundle.manifest.model["name"],
+            image_size=bundle.manifest.preprocessing.image_size,
+        ),
+    )
 
 
 def _verify_golden(
     bundle: Bundle, selected: Iterable[Candidate], options: OpenOptions
-) -> Verification:
+) -> tuple[list[ArtifactResult], int]:
+    """Return the results and the number of golden images."""
     golden = bundle.golden()
     results = []
     for candidate in selected:
         with closing(candidate.open(bundle, options)) as opened:
             check = check_golden(opened, candidate.artifact, golden)
-        results.append(
-            ArtifactResult(
-                backend=candidate.engine.name,
-                precision=candidate.artifact.precision,
-                encoding=candidate.artifact.encoding,
-                verdict=Verdict.PASS if check.passed else Verdict.FAIL,
-                top1=None,
-                baseline_top1=None,
-                drop=None,
-                drop_upper95=None,
-                drop_lower95=None,
-                mcnemar_p=None,
-                images_to_decide=None,
-                agreement=check.agreement,
-                sqnr_db=check.sqnr_db,
-                rule=check.rule,
-                different=check.different,
-            )
-        )
-    return Verification(
-        verdict=worst_verdict(result.verdict for result in results),
-        images=len(golden.images),
-        unreadable=0,
-        used_before=0,
-        max_drop=None,
-        results=tuple(results),
-        labels=bundle.labels(),
-        environment=_environment(bundle),
+        results.append(_golden_result(candidate, check))
+    return results, len(golden.images)
+
+
+def _golden_result(candidate: Candidate, check: GoldenCheck) -> ArtifactResult:
+    return ArtifactResult(
+        backend=candidate.engine.name,
+        precision=candidate.artifact.precision,
+        encoding=candidate.artifact.encoding,
+        verdict=Verdict.PASS if check.passed else Verdict.FAIL,
+        top1=None,
+        baseline_top1=None,
+        drop=None,
+        drop_upper95=None,
+        drop_lower95=None,
+        mcnemar_p=None,
+        images_to_decide=None,
+        agreement=check.agreement,
+        sqnr_db=check.sqnr_db,
+        rule=check.rule,
+        different=check.different,
     )
 
 
@@ -124,8 +128,8 @@ def _verify_data(
     images: LabelledImages[Path],
     max_drop: float,
     options: OpenOptions,
-    progress: Progress,
-) -> Verification:
+) -> tuple[list[ArtifactResult], int, int]:
+    """Return the results, the number of images, and the number used before for calibration."""
     # The baseline is the bundle's FP32 graph, which the export compared with PyTorch.
     baseline = candidates(bundle, precision=Precision.FP32.value)[0]
     pairs = [baseline, *(candidate for candidate in selected if candidate != baseline)]
@@ -135,22 +139,13 @@ def _verify_data(
         ]
         golden = bundle.golden()
         checks = [check_golden(b, c.artifact, golden) for b, c in zip(opened, pairs)]
-        logits, labels, used = _run_all(bundle, opened, images, progress)
+        logits, labels, used = _run_all(bundle, opened, images, options.progress)
     results = [
         _compare_with_baseline(candidate, check, logits[0], candidate_logits, labels, max_drop)
         for candidate, check, candidate_logits in zip(pairs, checks, logits)
         if candidate in selected
     ]
-    return Verification(
-        verdict=worst_verdict(result.verdict for result in results),
-        images=len(labels),
-        unreadable=len(images.files) - len(labels),
-        used_before=used,
-        max_drop=max_drop,
-        results=tuple(results),
-        labels=images.classes,
-        environment=_environment(bundle),
-    )
+    return results, len(labels), used
 
 
 def _run_all(
@@ -158,8 +153,7 @@ def _run_all(
 ) -> tuple[list[Float32Array], np.ndarray, int]:
     """Decode each image once and run it on every backend.
 
-    Returns:
-        The logits of each backend, the labels, and the number of images used for calibration.
+    Return the logits of each backend, the labels, and the number of images used for calibration.
     """
     calibration = bundle.manifest.calibration or {}
     known = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}
@@ -194,10 +188,10 @@ def _compare_with_baseline(
     # The baseline itself must only pass the golden check, which compares it with PyTorch.
     is_reference = logits is reference
     verdict = Verdict.PASS if is_reference else paired.verdict(max_drop)
-    return ArtifactResult(
-        backend=candidate.engine.name,
-        precision=candidate.artifact.precision,
-        encoding=candidate.artifact.encoding,
+    undecided = verdict is Verdict.INCONCLUSIVE
+    golden = _golden_result(candidate, check)
+    return replace(
+        golden,
         verdict=verdict if check.passed else Verdict.FAIL,
         top1=100 * paired.candidate_correct / paired.images,
         baseline_top1=100 * paired.baseline_correct / paired.images,
@@ -205,13 +199,9 @@ def _compare_with_baseline(
         drop_upper95=0.0 if is_reference else paired.drop_upper_bound(),
         drop_lower95=0.0 if is_reference else paired.drop_lower_bound(),
         mcnemar_p=paired.mcnemar_p,
-        images_to_decide=paired.images_to_decide(max_drop)
-        if verdict is Verdict.INCONCLUSIVE
-        else None,
-        agreement=check.agreement if is_reference else agreement_percent(reference, logits),
-        sqnr_db=check.sqnr_db if is_reference else float(np.median(sqnr_db(reference, logits))),
-        rule=check.rule,
-        different=check.different,
+        images_to_decide=paired.images_to_decide(max_drop) if undecided else None,
+        agreement=golden.agreement if is_reference else agreement_percent(reference, logits),
+        sqnr_db=golden.sqnr_db if is_reference else float(np.median(sqnr_db(reference, logits))),
         confusion=confusion_counts(labels, logits),
     )
 
@@ -227,15 +217,3 @@ def confusion_counts(labels: IntArray, logits: Float32Array) -> tuple[tuple[int,
     return tuple(
         (int(true), int(predicted), int(count)) for (true, predicted), count in zip(pairs, counts)
     )
-
-
-def _environment(bundle: Bundle) -> Environment:
-    return Environment.collect(
-        bundle=str(bundle.path),
-        model=bundle.manifest.model["name"],
-        image_size=bundle.manifest.preprocessing.image_size,
-    )
-
-
-def _precision_order(candidate: Candidate) -> int:
-    return list(Precision).index(candidate.artifact.precision)

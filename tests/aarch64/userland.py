@@ -36,7 +36,7 @@ PLATFORMS = [f"manylinux_2_{minor}_aarch64" for minor in (35, 34, 31, 28, 27, 26
 ]
 # The arguments of `pip` for each folder of packages; the oldest ONNX Runtime is that of JetPack 6.
 SITES: Mapping[str, Sequence[str]] = {
-    "runtime": ("click", "numpy", "pillow", "onnxruntime"),
+    "runtime": ("click", "msgspec", "numpy", "pillow", "onnxruntime"),
     "onnxruntime-1.23.2": ("--no-deps", "onnxruntime==1.23.2"),
     "rtx": ("--no-deps", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13_libs"),
 }

@@ -21,8 +21,8 @@ PYTHONS = ("3.10", "3.12")  # of JetPack 6 and 7
 TESTERS = ("pytest", "hypothesis")
 # The oldest are the lower bounds of pyproject.toml; a test compares them.
 DEPENDENCIES: Mapping[str, Sequence[str]] = {
-    "oldest": ("click==8.1", "numpy==2.2", "pillow==11", "onnxruntime==1.23.2"),
-    "newest": ("click", "numpy", "pillow", "onnxruntime"),
+    "oldest": ("click==8.1", "msgspec==0.22", "numpy==2.2", "pillow==11", "onnxruntime==1.23.2"),
+    "newest": ("click", "msgspec", "numpy", "pillow", "onnxruntime"),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Encoding
 from resdeploy.errors import BackendError, needs_extra
-from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.cpu import Cpu, read_cpu
+from resdeploy.machine.jetson import version_numbers
 from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,
+    SessionBackend,
     create_session,
     installed_version,
-    run_session,
 )
 
 if TYPE_CHECKING:
@@ -57,18 +55,11 @@ def rounds_float16(version: str) -> bool:
 
     Source: github.com/microsoft/onnxruntime/pull/32452, which came with 1.30.
     """
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    return numbers is not None and tuple(map(int, numbers.groups())) >= (1, 30)
+    return version_numbers(version) >= (1, 30)
 
 
 def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> OnnxRuntimeCpu:
-    """Check the sha256 of a bundle's graph and load it.
-
-    Raises:
-        BackendError: ONNX Runtime rejects the graph.
-        BundleError: The file is missing or was changed.
-        MissingDependencyError: ONNX Runtime is not installed.
-    """
+    """Open an artifact; see `registry.Engine.open`."""
     with bundle.checked_path(artifact.file) as graph:
         return OnnxRuntimeCpu(graph, artifact.encoding, options.threads)
 
@@ -93,7 +84,7 @@ def session_options(
     return options
 
 
-class OnnxRuntimeCpu:
+class OnnxRuntimeCpu(SessionBackend):
     """A session of ONNX Runtime on the CPU provider."""
 
     name = NAME
@@ -105,13 +96,10 @@ class OnnxRuntimeCpu:
         threads: int | None = None,
         weights: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
     ) -> None:
-        """Load a graph.
+        """Load an ONNX file, given as its content or as its path.
 
-        Args:
-            graph: The content of an ONNX file of a bundle, or its path.
-            encoding: The quantisation of the graph.
-            threads: Threads for one inference; None for one per core.
-            weights: Values, by name, of initialisers with external data; they are not copied.
+        `weights` holds the values, by name, of initialisers with external data. They are not
+        copied. One inference uses `threads` threads; None for one per core.
 
         Raises:
             BackendError: ONNX Runtime rejects the graph.
@@ -129,10 +117,4 @@ class OnnxRuntimeCpu:
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
-        self._session: Any = create_session(graph, options, [(PROVIDER, {})])
-
-    def run(self, images: UInt8Array) -> Float32Array:
-        return run_session(self._session, images)
-
-    def close(self) -> None:
-        self._session = None
+        super().__init__(create_session(graph, options, [(PROVIDER, {})]))

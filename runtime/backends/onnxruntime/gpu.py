@@ -10,21 +10,18 @@ options; "session.disable_cpu_ep_fallback" in its list of session options.
 from __future__ import annotations
 
 from ctypes.util import find_library
-from typing import Any
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.golden import Float32Array
-from resdeploy.bundle.manifest import Artifact, Precision
+from resdeploy.bundle.manifest import INPUT_NAME, Artifact, Precision
 from resdeploy.errors import BackendError, needs_extra
-from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.base import Batches, OpenOptions, Unavailability
 from resdeploy.runtime.backends.cuda import check_gpu_availability
 from resdeploy.runtime.backends.onnxruntime.session import (
     ERRORS_ONLY,
     Provider,
+    SessionBackend,
     create_session,
     installed_version,
-    run_session,
 )
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour
 from resdeploy.runtime.backends.tensorrt.flavour import installed_version as tensorrt_version
@@ -63,13 +60,7 @@ def check_availability(name: str) -> Unavailability | None:
 def open_artifact(
     name: str, bundle: Bundle, artifact: Artifact, options: OpenOptions
 ) -> OnnxRuntimeGpu:
-    """Check the sha256 of a bundle's graph and load it with the backend `name`.
-
-    Raises:
-        BackendError: ONNX Runtime rejects the graph, or would not run it on the GPU.
-        BundleError: The file is missing or was changed.
-        MissingDependencyError: ONNX Runtime is not installed.
-    """
+    """Open an artifact with the backend `name`; see `registry.Engine.open`."""
     graph = bundle.read(artifact.file)
     size = bundle.manifest.preprocessing.image_size
     providers = choose_providers(name, artifact.precision, size, options.batches or Batches())
@@ -81,11 +72,7 @@ def choose_providers(
 ) -> list[Provider]:
     """Return the providers and their options: CUDA runs the nodes that TensorRT does not support.
 
-    Args:
-        name: Name of the backend.
-        precision: Precision of the graph.
-        image_size: Height and width of the input, in pixels.
-        batches: Batch sizes of the TensorRT engine.
+    The image size is the height and the width of the input, in pixels.
     """
     cuda = (
         PROVIDERS[CUDA],
@@ -100,21 +87,17 @@ def choose_providers(
     )
     if name == CUDA:
         return [cuda]
-    half, integers = precision is not Precision.FP32, precision is Precision.INT8
-
-    def shapes(batch: int) -> str:
-        return f"images:{batch}x{image_size}x{image_size}x3"
-
+    image = f"{image_size}x{image_size}x3"
     tensorrt = (
         PROVIDERS[TENSORRT],
         {
             "device_id": "0",
             # This provider builds weakly typed networks: without these flags all is float32.
-            "trt_fp16_enable": str(half),
-            "trt_int8_enable": str(integers),
-            "trt_profile_min_shapes": shapes(batches.smallest),
-            "trt_profile_opt_shapes": shapes(batches.usual),
-            "trt_profile_max_shapes": shapes(batches.largest),
+            "trt_fp16_enable": str(precision is not Precision.FP32),
+            "trt_int8_enable": str(precision is Precision.INT8),
+            "trt_profile_min_shapes": f"{INPUT_NAME}:{batches.smallest}x{image}",
+            "trt_profile_opt_shapes": f"{INPUT_NAME}:{batches.usual}x{image}",
+            "trt_profile_max_shapes": f"{INPUT_NAME}:{batches.largest}x{image}",
             # The provider's caches load files without checking who wrote them.
             "trt_engine_cache_enable": "False",
             "trt_timing_cache_enable": "False",
@@ -123,21 +106,11 @@ def choose_providers(
     return [tensorrt, cuda]
 
 
-class OnnxRuntimeGpu:
+class OnnxRuntimeGpu(SessionBackend):
     """A session of ONNX Runtime whose nodes all run on the GPU."""
 
     def __init__(self, name: str, graph: bytes, providers: list[Provider]) -> None:
-        """Load a graph.
-
-        Args:
-            name: Name of the backend.
-            graph: The content of an ONNX file of a bundle.
-            providers: The result of `choose_providers`.
-
-        Raises:
-            BackendError: ONNX Runtime rejects the graph, or would run it on another provider.
-            MissingDependencyError: ONNX Runtime is not installed.
-        """
+        """Load a graph with the providers that `choose_providers` returns."""
         with needs_extra():
             import onnxruntime
         self.name = name
@@ -145,31 +118,18 @@ class OnnxRuntimeGpu:
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         provider = providers[0][0]
-        _load_libraries(provider)
+        if name == TENSORRT:
+            tensorrt_version(Flavour.TENSORRT)  # importing it loads libnvinfer
+        onnxruntime.preload_dlls()  # the dynamic loader does not search pip's folder
         if provider not in onnxruntime.get_available_providers():
             raise BackendError(
                 f"the installed onnxruntime has no {provider}",
                 "uninstall onnxruntime and install onnxruntime-gpu",
             )
-        self._session: Any = create_session(graph, options, providers)
+        super().__init__(create_session(graph, options, providers))
         used = self._session.get_providers()
         if used[:1] != [provider]:
             raise BackendError(
                 f"ONNX Runtime would run the graph on {', '.join(used)} instead of {provider}",
                 "run resdeploy doctor and check the versions of CUDA and cuDNN; one may be missing",
             )
-
-    def run(self, images: UInt8Array) -> Float32Array:
-        return run_session(self._session, images)
-
-    def close(self) -> None:
-        self._session = None
-
-
-def _load_libraries(provider: str) -> None:
-    """Load the provider's libraries from pip's folder, which the dynamic loader does not search."""
-    import onnxruntime
-
-    if provider == PROVIDERS[TENSORRT]:
-        tensorrt_version(Flavour.TENSORRT)  # importing it loads libnvinfer
-    onnxruntime.preload_dlls()

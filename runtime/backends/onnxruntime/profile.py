@@ -22,7 +22,7 @@ from resdeploy.machine.cpu import read_cpu
 from resdeploy.machine.device import available_cores
 from resdeploy.results.benchmark import LayerTimes
 from resdeploy.runtime.backends.onnxruntime.cpu import PROVIDER, session_options
-from resdeploy.runtime.backends.onnxruntime.session import create_session, run_session
+from resdeploy.runtime.backends.onnxruntime.session import SessionBackend, create_session
 
 SUFFIX = "_kernel_time"
 WARM_UP_RUNS = 3  # until caches and clocks are warm
@@ -58,19 +58,15 @@ class Kernel:
 def profile(
     bundle: Bundle, name: str, encoding: Encoding, images: UInt8Array, *, threads: int, runs: int
 ) -> tuple[Kernel, ...]:
-    """Profile `runs` runs of an artifact on uint8 `images` (N, H, W, 3).
-
-    Raises:
-        BackendError: ONNX Runtime rejects the graph.
-        BundleError: The graph is missing or was changed.
-    """
+    """Profile `runs` runs of an artifact on uint8 `images` (N, H, W, 3)."""
     with tempfile.TemporaryDirectory() as folder, bundle.checked_path(f"{name}.onnx") as graph:
         options = session_options(encoding, read_cpu(), threads)
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         session = create_session(graph, options, [(PROVIDER, {})])
+        backend = SessionBackend(session)
         for _ in range(WARM_UP_RUNS + runs):
-            run_session(session, images)
+            backend.run(images)
         events = json.loads(Path(session.end_profiling()).read_bytes())
     layers = bundle.manifest.work.layers if bundle.manifest.work else ()
     return parse_profile(events, {layer.name: layer.macs * len(images) for layer in layers})
@@ -81,29 +77,25 @@ def parse_profile(
 ) -> tuple[Kernel, ...]:
     """Return the kernels in the order of their first run; skip the first `WARM_UP_RUNS` runs.
 
-    Args:
-        events: The profile.
-        macs: Multiply-accumulate operations of one run, by the layer's name in the graph. They
-            cannot be computed from the profile: a session repacks weights when it starts, and the
-            profile then does not show their shapes.
+    `macs` holds the multiply-accumulate operations of one run, by the layer's name in the graph.
+    The profile does not show them: a session repacks weights when it starts, so their shapes are
+    missing.
     """
-    times: dict[str, list[float]] = {}
-    facts: dict[str, Mapping[str, Any]] = {}
+    runs: dict[str, list[Mapping[str, Any]]] = {}
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith(SUFFIX):
-            times.setdefault(name.removesuffix(SUFFIX), []).append(event["dur"] / 1000)
-            facts[name.removesuffix(SUFFIX)] = event["args"]
+            runs.setdefault(name.removesuffix(SUFFIX), []).append(event)
     return tuple(
         Kernel(
             name=name,
-            op=str(facts[name]["op_name"]),
-            ms=statistics.median(durations[WARM_UP_RUNS:] or durations),
-            inputs=_tensors(facts[name]["input_type_shape"]),
-            outputs=_tensors(facts[name]["output_type_shape"]),
+            op=str(measured[-1]["args"]["op_name"]),
+            ms=statistics.median(e["dur"] / 1000 for e in measured[WARM_UP_RUNS:] or measured),
+            inputs=_tensors(measured[-1]["args"]["input_type_shape"]),
+            outputs=_tensors(measured[-1]["args"]["output_type_shape"]),
             macs=macs.get(FUSED.sub("", name), 0),
         )
-        for name, durations in times.items()
+        for name, measured in runs.items()
     )
 
 

@@ -1,4 +1,4 @@
-"""Functions for all providers of ONNX Runtime: create a session, run it, translate its errors."""
+"""Sessions of ONNX Runtime, with any provider: create and run them, and translate their errors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.runtime.backends.base import first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -38,11 +39,7 @@ def installed_version() -> str | None:
 def create_session(
     graph: bytes | Path, options: onnxruntime.SessionOptions, providers: Sequence[Provider]
 ) -> Any:
-    """Load a graph for exactly these providers.
-
-    Raises:
-        BackendError: ONNX Runtime rejects the graph, or a provider does not start.
-    """
+    """Load a graph for exactly these providers; raise BackendError if that fails."""
     import onnxruntime
 
     try:
@@ -60,23 +57,22 @@ def create_session(
         ) from error
 
 
-def run_session(session: Any, images: UInt8Array) -> Float32Array:
-    """Return the logits, float32 (N, K), of uint8 images (N, H, W, 3).
+class SessionBackend:
+    """A backend that runs a session; its subclasses create the session."""
 
-    Raises:
-        BackendError: The session is closed, or ONNX Runtime failed.
-    """
-    if session is None:
-        raise BackendError("the session was closed", "load the bundle again")
-    try:
-        (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images})
-    except Exception as error:
-        raise BackendError(
-            f"ONNX Runtime failed: {first_line(error)}", "try a smaller batch"
-        ) from error
-    return np.asarray(logits, dtype=np.float32)
+    def __init__(self, session: Any) -> None:
+        self._session: Any = session
 
+    def run(self, images: UInt8Array) -> Float32Array:
+        if self._session is None:
+            raise BackendError("the session was closed", "load the bundle again")
+        try:
+            (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime failed: {first_line(error)}", "try a smaller batch"
+            ) from error
+        return np.asarray(logits, dtype=np.float32)
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or the name of its class if it has no text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    def close(self) -> None:
+        self._session = None

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,12 @@ from resdeploy.machine.host import Host
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.cuda import CudaDevice, CudaRuntime
-from resdeploy.runtime.backends.tensorrt.build_memory import make_memory_check, require_memory
+from resdeploy.runtime.backends.tensorrt.build_memory import check_free_memory, require_memory
 from resdeploy.runtime.backends.tensorrt.builder import build_engine, merge_timings
 from resdeploy.runtime.backends.tensorrt.engine_cache import (
-    AUXILIARY_KINDS,
-    AUXILIARY_LIMIT_BYTES,
     CachedEngine,
     EngineCache,
+    prune_auxiliary,
 )
 from resdeploy.runtime.backends.tensorrt.engine_key import key_parts
 from resdeploy.runtime.backends.tensorrt.flavour import (
@@ -60,13 +60,12 @@ class BuildReport:
     seconds: float
     bytes: int
     cached: bool
-    """True if the engine was already in the cache."""
     int8_convs_expected: int
     """Number of convolutions that the graph asks to run in INT8."""
     convs: int | None
     """Number of convolutions in the engine; None if TensorRT does not report its layers."""
     int8_convs: int | None
-    """Number of convolutions that the engine runs in INT8; None if it is unknown."""
+    """Number of those that run in INT8."""
 
 
 def choose_flavour() -> Flavour:
@@ -100,11 +99,7 @@ def build_for_this_machine(
     force: bool = False,
     progress: Progress = silent,
 ) -> BuildReport:
-    """Build an engine with the options of `resdeploy build`; use this machine's defaults for None.
-
-    Raises:
-        BackendError, BundleError, OutputError: See `build`.
-    """
+    """Call `build` with the options of `resdeploy build`; use this machine's defaults for None."""
     chosen = Flavour(flavour) if flavour else choose_flavour()
     device = read_device()
     defaults = default_options(device)
@@ -116,9 +111,8 @@ def build_for_this_machine(
         hardware_compatible=hardware_compatible,
         dla_core=dla,
     )
-    version = load_tensorrt(chosen).version
     # An unsupported option must be reported before a missing graph.
-    check_options(options, chosen, version, device)
+    check_options(options, chosen, load_tensorrt(chosen).version, device)
     artifact = choose_artifact(
         bundle, None if precision == "auto" else Precision(precision), dla=dla is not None
     )
@@ -150,8 +144,8 @@ def build(
     cache = EngineCache()
     parts = key_parts(tensorrt, artifact, gpu, options)
     with cache.lock(parts):
-        record = cache.find(parts)
-        cached = record is not None and not force and cache.load(record) is not None
+        record = None if force else cache.find(parts)
+        cached = record is not None and cache.load(record) is not None
         if record is None or not cached:
             record, _ = build_and_store(cache, tensorrt, graph, artifact, gpu, options, progress)
     convs = record.notes.get("int8_convs")
@@ -187,10 +181,7 @@ def build_and_store(
 ) -> tuple[CachedEngine, bytes]:
     """Build an engine, store it with its convolution counts, and update the timing cache.
 
-    The caller must hold `cache.lock`.
-
-    Returns:
-        The record of the cache and the serialised engine.
+    The caller must hold `cache.lock`. The result is the record of the cache and the engine.
     """
     timings = EngineCache("timings")
     timings_key = {"version": tensorrt.version, "gpu": asdict(gpu) if gpu else None}
@@ -199,7 +190,7 @@ def build_and_store(
     require_memory(len(graph), artifact.file, host)
     built = build_engine(
         tensorrt, graph, options, name=artifact.file, timings=before, progress=progress,
-        check_memory=make_memory_check(host),
+        check_memory=partial(check_free_memory, host),
     )  # fmt: skip
     coverage = count_convolutions(built.layers)
     if coverage is None and gpu is not None:
@@ -218,16 +209,14 @@ def build_and_store(
         except OutputError as error:
             logger.warning("the timing cache is not stored: %s", error)
     cache.prune(keep=record.key)
-    for kind in AUXILIARY_KINDS:
-        EngineCache(kind).prune(AUXILIARY_LIMIT_BYTES)
+    prune_auxiliary()
     return record, built.engine
 
 
 def deserialize(tensorrt: TensorRt, data: bytes, options: Mapping[str, Any]) -> trt.ICudaEngine:
     """Load an engine from the cache; `options` are those of its build, as JSON.
 
-    Raises:
-        BackendError: The engine was built for another GPU or by another version.
+    Raise BackendError if it was built for another GPU or by another version.
     """
     tensorrt.errors.clear()
     runtime: trt.Runtime = tensorrt.api.Runtime(tensorrt.log)
@@ -236,8 +225,7 @@ def deserialize(tensorrt: TensorRt, data: bytes, options: Mapping[str, Any]) -> 
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise BackendError(
-            f"{tensorrt.flavour.value} {tensorrt.version} cannot load the engine: "
-            f"{tensorrt.last_error()}",
+            f"{tensorrt} cannot load the engine: {tensorrt.last_error()}",
             "run resdeploy doctor to check that the driver and TensorRT match",
         )
     return engine

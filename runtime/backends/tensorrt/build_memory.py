@@ -6,8 +6,6 @@ Sources: Linux, "The /proc Filesystem" (`MemAvailable`) and "Control Group v2" (
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from resdeploy.errors import BackendError
 from resdeploy.machine.device import parse_memory
 from resdeploy.machine.host import Host
@@ -37,11 +35,7 @@ def available_memory(host: Host) -> int | None:
 
 
 def require_memory(graph_bytes: int, name: str, host: Host) -> None:
-    """Raise an error if there is too little memory to build the graph `name`.
-
-    Raises:
-        BackendError: Less memory is available than any build of such a graph takes.
-    """
+    """Raise BackendError if less memory is available than any build of the graph `name` takes."""
     needed = BUILD_BYTES + int(BUILD_BYTES_PER_GRAPH_BYTE * graph_bytes)
     free = available_memory(host)
     if free is not None and free < needed:
@@ -52,16 +46,12 @@ def require_memory(graph_bytes: int, name: str, host: Host) -> None:
         )
 
 
-def make_memory_check(host: Host) -> Callable[[], None]:
-    """Return a function for the builder to poll; it raises BackendError if memory is short."""
-
-    def check() -> None:
-        free = available_memory(host)
-        if free is not None and free < RESERVE_BYTES:
-            raise BackendError(
-                f"the build was stopped with {max(free, 0) >> 20} MiB of memory left; at least "
-                f"{RESERVE_BYTES >> 20} MiB must stay free",
-                HINT,
-            )
-
-    return check
+def check_free_memory(host: Host) -> None:
+    """Raise BackendError if a running build must stop, since too little memory is left."""
+    free = available_memory(host)
+    if free is not None and free < RESERVE_BYTES:
+        raise BackendError(
+            f"the build was stopped with {max(free, 0) >> 20} MiB of memory left; at least "
+            f"{RESERVE_BYTES >> 20} MiB must stay free",
+            HINT,
+        )

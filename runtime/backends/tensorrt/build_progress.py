@@ -40,20 +40,16 @@ class BuildProgress:
             return not self._cancelled
 
     def finish(self, name: str) -> None:
-        """Remove a phase that has ended or was cancelled."""
         with self._lock:
-            self._update()
             self._phases.pop(name, None)
 
     def cancel(self) -> None:
         """Make TensorRT stop at the next step."""
-        with self._lock:
-            self._cancelled = True
+        self._cancelled = True
 
     def fraction(self) -> float:
         """Return the finished fraction of the build, from 0 to 1; it never decreases."""
-        with self._lock:
-            return self._furthest
+        return self._furthest
 
     def _update(self) -> None:
         roots = [name for name, phase in self._phases.items() if phase.parent is None]
@@ -74,9 +70,6 @@ def make_monitor(api: Any, progress: BuildProgress) -> trt.IProgressMonitor:
     """
 
     class Monitor(api.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             progress.start(phase_name, parent_phase, num_steps)
 

@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resdeploy.bundle.manifest import INPUT_NAME
 from resdeploy.errors import BackendError
 from resdeploy.progress import Progress, silent
+from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt.build_progress import BuildProgress, make_monitor
 from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, dims_to_tuple
 from resdeploy.runtime.backends.tensorrt.inspector import EngineLayer, parse_builder_log
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
-from resdeploy.runtime.backends.tensorrt.parser_errors import ParserError, explain_parser_error
+from resdeploy.runtime.backends.tensorrt.parser_errors import explain_parser_error
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 PROGRESS_STEPS = 1000
-POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ def build_engine(
 
     Args:
         tensorrt: The TensorRT that builds.
-        graph: The content of an ONNX file of a bundle; its input is uint8 (N, H, W, 3).
+        graph: The content of an ONNX file whose input is uint8 (N, H, W, 3).
         options: The build options.
         name: The name of the graph in messages.
         timings: The timing cache of an earlier build here. TensorRT-RTX does not use one.
@@ -65,13 +65,21 @@ def build_engine(
     """
     tensorrt.errors.clear()
     tensorrt.layer_log.clear()
-    builder = _make_builder(tensorrt, name)
-    network = builder.create_network(_network_flags(tensorrt.api))
+    try:
+        builder: trt.Builder = tensorrt.api.Builder(tensorrt.log)
+    except (TypeError, RuntimeError) as error:  # the bindings raise them if there is no builder
+        raise _build_error(tensorrt, name) from error
+    # From TensorRT 11 on, all networks are strongly typed, and the flag may be missing.
+    flag = getattr(tensorrt.api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
     _parse(tensorrt, network, graph, name)
     config: trt.IBuilderConfig = builder.create_builder_config()
-    config.add_optimization_profile(_make_profile(tensorrt, builder, network, options))
+    config.add_optimization_profile(_make_profile(tensorrt, builder, network, options.batches))
     _configure(tensorrt, config, options)
-    cache = _attach_timing_cache(tensorrt, config, timings)
+    cache = None
+    if tensorrt.flavour is Flavour.TENSORRT:  # for RTX, a cache has no effect and requires a GPU
+        cache = config.create_timing_cache(timings or b"")
+        config.set_timing_cache(cache, False)
 
     build_progress = BuildProgress()
     config.progress_monitor = make_monitor(tensorrt.api, build_progress)
@@ -103,33 +111,12 @@ def merge_timings(tensorrt: TensorRt, ours: bytes, theirs: bytes) -> bytes:
     return bytes(memoryview(merged.serialize()))
 
 
-def _make_builder(tensorrt: TensorRt, name: str) -> trt.Builder:
-    try:
-        builder: trt.Builder = tensorrt.api.Builder(tensorrt.log)
-    except (TypeError, RuntimeError) as error:  # the bindings raise them if there is no builder
-        raise _build_error(tensorrt, name) from error
-    return builder
-
-
-def _network_flags(api: Any) -> int:
-    """Return the flag for strongly typed networks; from 11 on all are, and it may be missing."""
-    flag = getattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
 def _parse(tensorrt: TensorRt, network: trt.INetworkDefinition, graph: bytes, name: str) -> None:
     parser: trt.OnnxParser = tensorrt.api.OnnxParser(network, tensorrt.log)
     if not parser.parse(graph):
         if not parser.num_errors:
             raise _build_error(tensorrt, name)
-        first = parser.get_error(0)
-        error = ParserError(
-            code=first.code().name,
-            description=first.desc(),
-            node=first.node_name(),
-            operator=first.node_operator(),
-        )
-        raise explain_parser_error(error, f"{tensorrt.flavour.value} {tensorrt.version}", name)
+        raise explain_parser_error(parser.get_error(0), str(tensorrt), name)
     inputs = [network.get_input(index).name for index in range(network.num_inputs)]
     if inputs != [INPUT_NAME]:
         raise BackendError(
@@ -139,18 +126,16 @@ def _parse(tensorrt: TensorRt, network: trt.INetworkDefinition, graph: bytes, na
 
 
 def _make_profile(
-    tensorrt: TensorRt,
-    builder: trt.Builder,
-    network: trt.INetworkDefinition,
-    options: BuildOptions,
+    tensorrt: TensorRt, builder: trt.Builder, network: trt.INetworkDefinition, batches: Batches
 ) -> trt.IOptimizationProfile:
     image = dims_to_tuple(network.get_input(0).shape)[1:]
-    smallest, usual, largest = (
-        tensorrt.dims(batch, *image)
-        for batch in (options.batches.smallest, options.batches.usual, options.batches.largest)
-    )
     profile = builder.create_optimization_profile()
-    profile.set_shape(INPUT_NAME, smallest, usual, largest)
+    profile.set_shape(
+        INPUT_NAME,
+        tensorrt.dims(batches.smallest, *image),
+        tensorrt.dims(batches.usual, *image),
+        tensorrt.dims(batches.largest, *image),
+    )
     return profile
 
 
@@ -170,16 +155,6 @@ def _configure(tensorrt: TensorRt, config: trt.IBuilderConfig, options: BuildOpt
         config.set_flag(api.BuilderFlag.GPU_FALLBACK)
 
 
-def _attach_timing_cache(
-    tensorrt: TensorRt, config: trt.IBuilderConfig, timings: bytes | None
-) -> trt.ITimingCache | None:
-    if tensorrt.flavour is Flavour.RTX:
-        return None  # it has no effect there, and it requires a GPU, which building does not need
-    cache = config.create_timing_cache(timings or b"")
-    config.set_timing_cache(cache, False)
-    return cache
-
-
 def _build_interruptibly(
     build: Callable[[], trt.IHostMemory | None],
     build_progress: BuildProgress,
@@ -195,7 +170,7 @@ def _build_interruptibly(
         building = pool.submit(build)
         try:
             while not building.done():
-                wait([building], POLL_SECONDS)
+                wait([building], timeout=0.1)
                 check_memory()
                 done = int(PROGRESS_STEPS * build_progress.fraction())
                 advance(done - shown)
@@ -209,7 +184,7 @@ def _build_interruptibly(
 
 def _build_error(tensorrt: TensorRt, name: str) -> BackendError:
     return BackendError(
-        f"{tensorrt.flavour.value} {tensorrt.version} cannot build {name}: {tensorrt.last_error()}",
+        f"{tensorrt} cannot build {name}: {tensorrt.last_error()}",
         "try a smaller --batch or --workspace, and check the GPU and its driver with "
         "resdeploy doctor",
     )

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.base import Batches
-from resdeploy.runtime.backends.cuda import Address, Cuda, Graph
+from resdeploy.runtime.backends.cuda import Address, CudaRuntime, Graph
 from resdeploy.runtime.backends.tensorrt.flavour import TensorRt, dims_to_tuple
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class EngineBackend:
         tensorrt: TensorRt,
         engine: trt.ICudaEngine,
         create_context: Callable[[], trt.IExecutionContext | None],
-        cuda: Cuda,
+        cuda: CudaRuntime,
         *,
         name: str,
         workspace: int | None = None,
@@ -50,20 +52,13 @@ class EngineBackend:
         capture: bool = True,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        """Allocate the buffers and the first execution context of an engine.
+        """Allocate the buffers of an engine.
 
-        Args:
-            tensorrt: The TensorRT that loaded the engine.
-            engine: An engine with the input `images`, uint8 (N, H, W, 3), and the output `logits`,
-                float32 (N, K).
-            create_context: Function that creates an execution context of the engine.
-            cuda: The CUDA runtime.
-            name: Name of the backend.
-            workspace: Size in bytes of the workspace that all contexts of a stream share; None if
-                each context allocates its own.
-            zero_copy: True if the GPU reads and writes the host's memory, as it can on a Jetson.
-            capture: True to capture CUDA graphs; False if the engine does so itself.
-            on_close: Called by `close` before the contexts are freed.
+        The engine has the input `images`, uint8 (N, H, W, 3), and the output `logits`, float32
+        (N, K). All contexts of a stream share a workspace of `workspace` bytes; with None, each
+        context allocates its own. With `zero_copy` the GPU reads and writes the host's memory, as
+        it can on a Jetson. `capture` is False if the engine captures CUDA graphs itself. `close`
+        calls `on_close` before it frees the contexts.
 
         Raises:
             BackendError: The engine has other inputs or outputs, or there is too little memory.
@@ -71,11 +66,11 @@ class EngineBackend:
         self.name = name
         self._lock = threading.Lock()
         self._closed_reason: str | None = None
-        self._on_close: Callable[[], None] | None = on_close
+        self._on_close = on_close
         self.batches, self._image, self._classes = read_interface(tensorrt, engine)
-        self._new_stream: Callable[[], _InferenceStream] | None = lambda: _InferenceStream(
-            tensorrt, create_context, cuda, self.batches.largest, self._image, self._classes,
-            workspace=workspace, zero_copy=zero_copy, capture=capture,
+        self._new_stream: Callable[[], _InferenceStream] | None = partial(
+            _InferenceStream, tensorrt, create_context, cuda, self.batches.largest, self._image,
+            self._classes, workspace, zero_copy, capture,
         )  # fmt: skip
         self._streams = [self._new_stream()]
 
@@ -127,17 +122,14 @@ class EngineBackend:
 
     def close(self) -> None:
         with self._lock:
-            if not self._streams:
-                return
             try:
-                if self._on_close is not None:
-                    self._on_close()
+                self._on_close()
             finally:
                 self._closed_reason = "the engine was closed"
                 for stream in self._streams:
                     stream.close()
                 # TensorRT frees the engine with the last reference to it.
-                self._streams, self._new_stream, self._on_close = [], None, None
+                self._streams, self._new_stream, self._on_close = [], None, lambda: None
 
 
 def split(count: int, largest: int) -> list[slice]:
@@ -150,28 +142,20 @@ def split(count: int, largest: int) -> list[slice]:
 def read_interface(
     tensorrt: TensorRt, engine: trt.ICudaEngine
 ) -> tuple[Batches, tuple[int, int, int], int]:
-    """Return the batch sizes, the image's shape and the number of classes of an engine.
-
-    Raises:
-        BackendError: The engine has other inputs and outputs than images and logits.
-    """
+    """Return the batch sizes, the image's shape and the number of classes of an engine."""
     api = tensorrt.api
     expected = {
         INPUT_NAME: (api.TensorIOMode.INPUT, api.DataType.UINT8, 4),
         OUTPUT_NAME: (api.TensorIOMode.OUTPUT, api.DataType.FLOAT, 2),
     }
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    found = {
-        name: (
-            engine.get_tensor_mode(name),
-            engine.get_tensor_dtype(name),
-            len(engine.get_tensor_shape(name)),
-        )
-        for name in names
-    }
+    found = {}
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        rank = len(engine.get_tensor_shape(name))
+        found[name] = (engine.get_tensor_mode(name), engine.get_tensor_dtype(name), rank)
     if found != expected:
         raise BackendError(
-            f"the engine must have the input images and the output logits, not {', '.join(names)}",
+            f"the engine must have the input images and the output logits, not {', '.join(found)}",
             "build it with resdeploy build",
         )
     shapes = [dims_to_tuple(dims) for dims in engine.get_tensor_profile_shape(INPUT_NAME, 0)]
@@ -189,6 +173,7 @@ class _ShapedContext:
     graph: Graph | None = None
 
 
+@dataclass(eq=False)
 class _InferenceStream:
     """A CUDA stream with its own buffers; it runs one batch at a time.
 
@@ -196,45 +181,35 @@ class _InferenceStream:
     has its own context. All contexts share one workspace.
     """
 
-    def __init__(
-        self,
-        tensorrt: TensorRt,
-        create_context: Callable[[], trt.IExecutionContext | None],
-        cuda: Cuda,
-        largest: int,
-        image: tuple[int, int, int],
-        classes: int,
-        *,
-        workspace: int | None,
-        zero_copy: bool,
-        capture: bool,
-    ) -> None:
-        self._tensorrt = tensorrt
-        self._create_context = create_context
-        self._cuda = cuda
-        self._image = image
-        self._classes = classes
-        self._workspace = workspace
-        self._zero_copy = zero_copy
-        self._capture = capture
-        self._contexts: dict[int, _ShapedContext] = {}
-        self._dynamic_context: trt.IExecutionContext | None = None
-        self._dynamic_batch = 0  # batch size to which the dynamic context is set
-        self._count = 0  # images of the current batch, without those that fill it up
-        self._cleanups: list[tuple[Callable[[Address], None], Address]] = []
+    tensorrt: TensorRt
+    create_context: Callable[[], trt.IExecutionContext | None]
+    cuda: CudaRuntime
+    largest: int
+    image: tuple[int, int, int]
+    classes: int
+    workspace: int | None
+    zero_copy: bool
+    capture: bool
+    _contexts: dict[int, _ShapedContext] = field(default_factory=dict)
+    _dynamic_context: trt.IExecutionContext | None = None
+    _dynamic_batch: int = 0  # batch size to which the dynamic context is set
+    _count: int = 0  # images of the current batch, without those that fill it up
+    _memory: Address = 0
+    _cleanups: list[tuple[Callable[[Address], None], Address]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
         try:
-            self._stream = cuda.create_stream()
-            self._cleanups.append((cuda.destroy_stream, self._stream))
-            pixels, numbers = largest * int(np.prod(image)), largest * classes
-            self._host_in, self._device_in = self._buffers(pixels)
-            self._host_out, self._device_out = self._buffers(4 * numbers)
-            self._images = _view(self._host_in, pixels, ctypes.c_uint8).reshape(largest, *image)
-            self._logits = _view(self._host_out, numbers, ctypes.c_float).reshape(largest, classes)
-            self._memory = 0
-            if workspace is not None:
-                self._memory = cuda.malloc(max(workspace, 1))
-                self._cleanups.append((cuda.free, self._memory))
-            if not capture:
+            self._stream = self.cuda.create_stream()
+            self._cleanups.append((self.cuda.destroy_stream, self._stream))
+            inputs, outputs = (self.largest, *self.image), (self.largest, self.classes)
+            self._host_in, self._device_in = self._buffers(math.prod(inputs))
+            self._host_out, self._device_out = self._buffers(4 * math.prod(outputs))
+            self._images = _view(self._host_in, inputs, ctypes.c_uint8)
+            self._logits = _view(self._host_out, outputs, ctypes.c_float)
+            if self.workspace is not None:
+                self._memory = self.cuda.malloc(max(self.workspace, 1))
+                self._cleanups.append((self.cuda.free, self._memory))
+            if not self.capture:
                 self._dynamic_context = self._new_context()
         except BaseException:
             self.close()
@@ -242,7 +217,6 @@ class _InferenceStream:
 
     @property
     def captured(self) -> frozenset[int]:
-        """Return the batch sizes whose CUDA graph is ready."""
         return frozenset(
             batch for batch, shaped in self._contexts.items() if shaped.graph is not None
         )
@@ -253,38 +227,37 @@ class _InferenceStream:
         batch = max(self._count, smallest)
         self._images[: self._count] = images
         self._images[self._count : batch] = 0
-        shaped = self._context_for(batch) if self._capture else None
+        shaped = self._context_for(batch) if self.capture else None
         if shaped is None:
             self._run_dynamic(batch)
             return
         # A context must run once with a shape before it can be captured.
-        if shaped.ran and shaped.graph is None and self._capture:
+        if shaped.ran and shaped.graph is None:
             shaped.graph = self._capture_graph(shaped.context, batch)
         if shaped.graph is not None:
-            self._cuda.launch(shaped.graph, self._stream)
+            self.cuda.launch(shaped.graph, self._stream)
         else:
             self._enqueue(shaped.context, batch)
             shaped.ran = True
 
     def finish(self) -> Float32Array:
         """Wait for the batch and return its logits, which the next batch overwrites."""
-        self._cuda.synchronize(self._stream)
+        self.cuda.synchronize(self._stream)
         return self._logits[: self._count]
 
     def close(self) -> None:
         """Free everything, also after an error of the GPU."""
         if self._cleanups:
-            self._try_release(self._cuda.synchronize, self._stream)
+            self._try_release(self.cuda.synchronize, self._stream)
         for shaped in self._contexts.values():
             if shaped.graph is not None:
-                self._try_release(self._cuda.destroy_graph, shaped.graph)
+                self._try_release(self.cuda.destroy_graph, shaped.graph)
         self._contexts = {}
         self._dynamic_context = None
         while self._cleanups:
             self._try_release(*self._cleanups.pop())
 
     def _context_for(self, batch: int) -> _ShapedContext | None:
-        """Return the context for a batch size; None if there are too many contexts."""
         if batch not in self._contexts:
             if len(self._contexts) >= MAX_GRAPHS:
                 return None
@@ -302,55 +275,55 @@ class _InferenceStream:
         self._enqueue(self._dynamic_context, batch)
 
     def _new_context(self) -> trt.IExecutionContext:
-        context = self._create_context()
+        context = self.create_context()
         if context is None:
             raise BackendError(
-                f"TensorRT cannot run the engine: {self._tensorrt.last_error()}",
+                f"TensorRT cannot run the engine: {self.tensorrt.last_error()}",
                 "build for a smaller batch with --batch, or stop other programs that use the GPU",
             )
         # The engine keeps the names of its layers for the inspector; NVTX does not need them.
-        context.nvtx_verbosity = self._tensorrt.api.ProfilingVerbosity.NONE
-        if self._workspace is not None:
-            context.set_device_memory(self._memory, self._workspace)
+        context.nvtx_verbosity = self.tensorrt.api.ProfilingVerbosity.NONE
+        if self.workspace is not None:
+            context.set_device_memory(self._memory, self.workspace)
         for name, address in ((INPUT_NAME, self._device_in), (OUTPUT_NAME, self._device_out)):
             self._check(context.set_tensor_address(name, address))
         return context
 
     def _set_batch(self, context: trt.IExecutionContext, batch: int) -> None:
-        shape = self._tensorrt.dims(batch, *self._image)
+        shape = self.tensorrt.dims(batch, *self.image)
         self._check(context.set_input_shape(INPUT_NAME, shape))
 
     def _enqueue(self, context: trt.IExecutionContext, batch: int) -> None:
-        if not self._zero_copy:
-            size = batch * int(np.prod(self._image))
-            self._cuda.copy_to_device(self._device_in, self._host_in, size, self._stream)
+        if not self.zero_copy:
+            size = batch * math.prod(self.image)
+            self.cuda.copy_to_device(self._device_in, self._host_in, size, self._stream)
         self._check(context.execute_async_v3(self._stream))
-        if not self._zero_copy:
-            size = 4 * batch * self._classes
-            self._cuda.copy_to_host(self._host_out, self._device_out, size, self._stream)
+        if not self.zero_copy:
+            size = 4 * batch * self.classes
+            self.cuda.copy_to_host(self._host_out, self._device_out, size, self._stream)
 
     def _capture_graph(self, context: trt.IExecutionContext, batch: int) -> Graph | None:
         """Capture a batch as a CUDA graph; return None, and try no other one, if that fails."""
         try:
-            self._cuda.begin_capture(self._stream)
+            self.cuda.begin_capture(self._stream)
             try:
                 self._enqueue(context, batch)
             except BaseException:
-                self._try_release(lambda stream: self._cuda.end_capture(stream), self._stream)
+                self._try_release(self.cuda.end_capture, self._stream)
                 raise
-            return self._cuda.end_capture(self._stream)
+            return self.cuda.end_capture(self._stream)
         except BackendError as error:
             logger.debug("no CUDA graph for a batch of %d: %s", batch, error)
-            self._capture = False
+            self.capture = False
             return None
 
     def _buffers(self, size: int) -> tuple[Address, Address]:
-        host = self._cuda.malloc_host(size, mapped=self._zero_copy)
-        self._cleanups.append((self._cuda.free_host, host))
-        if self._zero_copy:
-            return host, self._cuda.device_address(host)
-        device = self._cuda.malloc(size)
-        self._cleanups.append((self._cuda.free, device))
+        host = self.cuda.malloc_host(size, mapped=self.zero_copy)
+        self._cleanups.append((self.cuda.free_host, host))
+        if self.zero_copy:
+            return host, self.cuda.device_address(host)
+        device = self.cuda.malloc(size)
+        self._cleanups.append((self.cuda.free, device))
         return host, device
 
     def _try_release(self, release: Callable[[Any], object], resource: Any) -> None:
@@ -362,13 +335,13 @@ class _InferenceStream:
     def _check(self, done: bool) -> None:
         if not done:
             raise BackendError(
-                f"TensorRT failed: {self._tensorrt.last_error()}",
+                f"TensorRT failed: {self.tensorrt.last_error()}",
                 "run resdeploy verify; if it fails, too, build the engine again",
             )
 
 
 def _view(
-    address: Address, count: int, kind: type[ctypes.c_uint8] | type[ctypes.c_float]
+    address: Address, shape: tuple[int, ...], kind: type[ctypes.c_uint8] | type[ctypes.c_float]
 ) -> np.ndarray:
     """Return an array over memory that CUDA owns."""
-    return np.ctypeslib.as_array((kind * count).from_address(address))
+    return np.ctypeslib.as_array((kind * math.prod(shape)).from_address(address)).reshape(shape)

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from resdeploy.documents import parse
 from resdeploy.errors import OutputError
 from resdeploy.storage import cache_folder, sha256, write_file
 
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 LIMIT_BYTES = 4 << 30
 AUXILIARY_LIMIT_BYTES = 256 << 20
-AUXILIARY_KINDS = ("timings", "kernels")
 MAX_RECORD_BYTES = 1 << 16
 # A younger file without a record may belong to another process that is still writing.
 ABANDONED_SECONDS = 3600.0
@@ -66,15 +66,14 @@ class PruneReport:
     """Size of the engines that were kept, in bytes."""
 
 
-def prune_engines(limit: int = LIMIT_BYTES) -> PruneReport:
+def prune_engines(limit: int) -> PruneReport:
     """Remove the least recently used engines until at most `limit` bytes are left.
 
     The same limit applies to the timing caches and to the compiled kernels.
     """
     cache = EngineCache()
     removed = cache.prune(limit)
-    for kind in AUXILIARY_KINDS:
-        EngineCache(kind).prune(limit)
+    prune_auxiliary(limit)
     left = cache.records()
     return PruneReport(
         folder=cache.folder,
@@ -85,31 +84,29 @@ def prune_engines(limit: int = LIMIT_BYTES) -> PruneReport:
     )
 
 
+def prune_auxiliary(limit: int = AUXILIARY_LIMIT_BYTES) -> None:
+    """Reduce the timing caches and the compiled kernels to at most `limit` bytes each."""
+    for kind in ("timings", "kernels"):
+        EngineCache(kind).prune(limit)
+
+
 def compute_key(parts: Parts) -> str:
     """Return the key, 32 hexadecimal digits; it does not depend on the order of the parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class EngineCache:
-    """One folder of the cache."""
+    """One folder of the cache; `store` and `lock` raise OutputError if it cannot be used."""
 
     def __init__(self, kind: str = "engines") -> None:
-        """Choose the folder; `store` creates it.
-
-        Args:
-            kind: `engines`, `timings` or `kernels`.
-        """
+        """Choose the folder `engines`, `timings` or `kernels`; `store` creates it."""
         self.folder = cache_folder() / kind
 
     def store(
         self, parts: Parts, data: bytes, *, notes: Mapping[str, int] | None = None
     ) -> CachedEngine:
-        """Write `data` and its record; other processes see the old content or the new one.
-
-        Raises:
-            OutputError: The folder cannot be used.
-        """
-        self.prepare()
+        """Write `data` and its record; other processes see the old content or the new one."""
+        self._prepare()
         record = CachedEngine(
             key=compute_key(parts), parts=dict(parts), sha256=sha256(data), bytes=len(data),
             built=time.time(), notes=dict(notes or {}),
@@ -141,18 +138,14 @@ class EngineCache:
     @contextmanager
     def lock(self, parts: Parts) -> Iterator[None]:
         """Hold the lock of these parts, so that only one process builds them."""
-        self.prepare()
+        self._prepare()
         with (self.folder / f".{compute_key(parts)}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def find(self, parts: Parts) -> CachedEngine | None:
         """Return the newest record whose parts include `parts`; None if there is none."""
-        matching = [
-            record
-            for record in self.records()
-            if all(record.parts.get(name) == value for name, value in parts.items())
-        ]
+        matching = [record for record in self.records() if parts.items() <= record.parts.items()]
         return max(matching, key=lambda record: record.built, default=None)
 
     def load_newest(self, parts: Parts) -> bytes | None:
@@ -168,20 +161,14 @@ class EngineCache:
         return [record for record in found if record is not None]
 
     def remove(self, record: CachedEngine) -> None:
-        """Remove a record and its data."""
         with suppress(OSError):
             self._record_path(record.key).unlink(missing_ok=True)
             self.data_path(record.key).unlink(missing_ok=True)
 
     def prune(self, limit: int = LIMIT_BYTES, *, keep: str = "") -> list[CachedEngine]:
-        """Remove the least recently used data beyond `limit`, and abandoned files.
+        """Remove the least recently used data beyond `limit` bytes; return the removed records.
 
-        Args:
-            limit: Maximum size of the folder in bytes.
-            keep: Key of a record that is not removed.
-
-        Returns:
-            The records that were removed.
+        The engine with the key `keep` stays. Files that a crashed process left are removed, too.
         """
         records = sorted(self.records(), key=self._last_used, reverse=True)
         known = {record.key for record in records}
@@ -199,36 +186,26 @@ class EngineCache:
 
     def _remove_abandoned(self, known: Collection[str]) -> None:
         for path in self.folder.iterdir():
-            try:
+            with suppress(OSError):  # another process may have removed the file
                 age = time.time() - path.stat().st_mtime
-                known_here = path.stem in known or path.suffix == ".lock"
-                if not known_here and age > ABANDONED_SECONDS and path.is_file():
+                in_use = path.stem in known or path.suffix == ".lock"
+                if not in_use and age > ABANDONED_SECONDS and path.is_file():
                     path.unlink()
-            except OSError:
-                continue  # another process has removed the file
 
     def _read(self, path: Path) -> CachedEngine | None:
         try:
             if path.stat().st_size > MAX_RECORD_BYTES:
                 return None
             document = json.loads(path.read_bytes())
-            record = CachedEngine(
-                key=path.stem,
-                parts=dict(document["parts"]),
-                sha256=str(document["sha256"]),
-                bytes=int(document["bytes"]),
-                built=float(document["built"]),
-                notes={str(name): int(count) for name, count in document["notes"].items()},
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            record = parse(CachedEngine, {**document, "key": path.stem})
+        except (OSError, ValueError, TypeError):
             return None
         return record if compute_key(record.parts) == record.key else None
 
     def _last_used(self, record: CachedEngine) -> float:
-        try:
+        with suppress(OSError):
             return self.data_path(record.key).stat().st_mtime
-        except OSError:
-            return 0.0
+        return 0.0
 
     def _is_ours(self) -> bool:
         try:
@@ -239,12 +216,7 @@ class EngineCache:
         private = not ours.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         return private and not above.st_mode & stat.S_IWOTH and ours.st_uid == os.getuid()
 
-    def prepare(self) -> None:
-        """Create the folder; call this before a long build whose result it will hold.
-
-        Raises:
-            OutputError: The folder cannot be created, or other users can write to it.
-        """
+    def _prepare(self) -> None:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             self.folder.mkdir(exist_ok=True, mode=0o700)
@@ -260,7 +232,6 @@ class EngineCache:
             )
 
     def data_path(self, key: str) -> Path:
-        """Return the path of a record's data."""
         return self.folder / f"{key}.data"
 
     def _record_path(self, key: str) -> Path:

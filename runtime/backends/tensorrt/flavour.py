@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from resdeploy.errors import BackendError
-from resdeploy.runtime.backends.base import Unavailability
+from resdeploy.runtime.backends.base import Unavailability, first_line
 from resdeploy.runtime.backends.cuda import CudaDevice, CudaRuntime, check_gpu_availability
 
 if TYPE_CHECKING:
@@ -38,17 +38,11 @@ class Flavour(str, Enum):
     TENSORRT = "tensorrt"
     RTX = "tensorrt-rtx"
 
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """Return the possible names of the module; aarch64 wheels of RTX have only the second."""
-        if self is Flavour.TENSORRT:
-            return ("tensorrt",)
-        return ("tensorrt_rtx", "tensorrt_rtx_bindings")
 
-    @property
-    def extra(self) -> str:
-        """Return the extra of resdeploy that installs it."""
-        return "gpu" if self is Flavour.TENSORRT else "rtx"
+MODULES = {
+    Flavour.TENSORRT: ("tensorrt",),
+    Flavour.RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings"),  # aarch64 wheels have only the second
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +55,11 @@ class TensorRt:
     """The imported module; its objects are typed where they are created."""
     log: trt.ILogger
     errors: deque[str]
-    """The last error messages of TensorRT."""
     layer_log: deque[str]
     """The last message that lists the layers of an engine; only some versions log one."""
 
-    @property
-    def release(self) -> tuple[int, int]:
-        """Return the major and the minor version, such as (10, 3) of 10.3.0.26."""
-        major, minor = self.version.split(".")[:2]
-        return int(major), int(minor)
+    def __str__(self) -> str:
+        return f"{self.flavour.value} {self.version}"
 
     def dims(self, *numbers: int) -> trt.Dims:
         """Convert a shape to TensorRT's type."""
@@ -77,17 +67,13 @@ class TensorRt:
         return shape
 
     def last_error(self) -> str:
-        """Return the last error message, one line."""
+        """Return the last error message as one line."""
         return self.errors[-1] if self.errors else "it gave no reason"
 
 
 @functools.cache
 def load_tensorrt(flavour: Flavour) -> TensorRt:
-    """Import a flavour.
-
-    Raises:
-        BackendError: The flavour is not installed, or its import fails.
-    """
+    """Import a flavour; raise BackendError if it is not installed or its import fails."""
     name = _find_module(flavour)
     if name is None:
         raise BackendError(f"{flavour.value} is not installed", _install_hint(flavour))
@@ -95,7 +81,7 @@ def load_tensorrt(flavour: Flavour) -> TensorRt:
         api = import_module(name)
     except (ImportError, OSError) as error:
         raise BackendError(
-            f"{flavour.value} is installed but does not load: {str(error).splitlines()[0]}",
+            f"{flavour.value} is installed but does not load: {first_line(error)}",
             "run resdeploy doctor to find what is missing",
         ) from error
     errors: deque[str] = deque(maxlen=KEPT_MESSAGES)
@@ -137,10 +123,7 @@ def check_availability(flavour: Flavour) -> Unavailability | None:
 
 
 def _check_rtx_gpu(api: Any, gpu: CudaDevice) -> Unavailability | None:
-    """Return the reason why TensorRT-RTX does not support a GPU; None if it does.
-
-    It supports the RTX GPUs, from Ampere on, that its enumeration ComputeCapability lists.
-    """
+    # The enumeration lists the supported GPUs, and Turing.
     known = f"SM{gpu.compute_capability.replace('.', '')}"
     if hasattr(api.ComputeCapability, known) and float(gpu.compute_capability) >= OLDEST_RTX:
         return None
@@ -152,7 +135,7 @@ def _check_rtx_gpu(api: Any, gpu: CudaDevice) -> Unavailability | None:
 
 
 def _find_module(flavour: Flavour) -> str | None:
-    for name in flavour.modules:
+    for name in MODULES[flavour]:
         spec = find_spec(name)
         if spec is not None and spec.origin is not None:  # a folder with type stubs has no origin
             return name
@@ -172,9 +155,6 @@ def _make_logger(api: Any, errors: deque[str], layer_log: deque[str]) -> trt.ILo
     severity = api.ILogger.Severity
 
     class Log(api.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-
         def log(self, kind: object, message: str) -> None:
             if kind in (severity.ERROR, severity.INTERNAL_ERROR):
                 errors.append(" ".join(message.split()))

@@ -14,12 +14,14 @@ from typing import Any
 
 # The names of each type, in the order in which a text is searched for them.
 SPELLINGS = (
-    ("int8", ("int8",)),
-    ("uint8", ("uint8",)),
-    ("fp16", ("half", "fp16", "float16")),
-    ("fp32", ("float", "fp32")),
+    ("int8", {"int8"}),
+    ("uint8", {"uint8"}),
+    ("fp16", {"half", "fp16", "float16"}),
+    ("fp32", {"float", "fp32"}),
 )
-UNKNOWN = "unknown"
+LOGGED_LAYER = re.compile(
+    r"^Name: (.*?), LayerType: (\w+), Inputs: \[(.*?)\], (?:Const|Output)", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +36,10 @@ class EngineLayer:
 
     @property
     def is_convolution(self) -> bool:
-        """Return True if the layer is a convolution."""
         return any(word in self.kind.lower() for word in ("conv", "correlation"))
 
     @property
     def runs_in_int8(self) -> bool:
-        """Return True if the first input of the layer is INT8."""
         return self.input_types[:1] == ("int8",)
 
 
@@ -54,9 +54,9 @@ class EngineCoverage:
 def count_convolutions(layers: Iterable[EngineLayer]) -> EngineCoverage | None:
     """Count the convolutions; return None if there are no layers."""
     layers = list(layers)
-    convs = [layer for layer in layers if layer.is_convolution]
     if not layers:
         return None
+    convs = [layer for layer in layers if layer.is_convolution]
     return EngineCoverage(len(convs), sum(layer.runs_in_int8 for layer in convs))
 
 
@@ -75,31 +75,22 @@ def parse_inspector_json(document: Mapping[str, Any]) -> list[EngineLayer]:
 
 def parse_builder_log(text: str) -> list[EngineLayer]:
     """Parse the lines that the builder of TensorRT-RTX logs."""
-    layers = []
-    for line in text.splitlines():
-        found = re.match(
-            r"Name: (.*?), LayerType: (\w+), Inputs: \[(.*?)\], (?:Const|Output)", line
+    return [
+        EngineLayer(
+            name=found[1],
+            kind=found[2],
+            input_types=tuple(map(_find_type, re.findall(r"Datatype: (\w+)", found[3]))),
         )
-        if found:
-            types = re.findall(r"Datatype: (\w+)", found[3])
-            layers.append(
-                EngineLayer(name=found[1], kind=found[2], input_types=tuple(map(_find_type, types)))
-            )
-    return layers
+        for found in LOGGED_LAYER.finditer(text)
+    ]
 
 
 def _type_of(tensor: Any) -> str:
-    if not isinstance(tensor, Mapping):
-        return UNKNOWN
-    for key in ("DataType", "Datatype", "Format/Datatype", "Format/DataType"):
-        if key in tensor:
-            return _find_type(str(tensor[key]))
-    return UNKNOWN
+    keys = ("DataType", "Datatype", "Format/Datatype", "Format/DataType")
+    known = tensor if isinstance(tensor, Mapping) else {}
+    return _find_type(next((str(known[key]) for key in keys if key in known), ""))
 
 
 def _find_type(text: str) -> str:
-    words = re.findall(r"[a-z]+\d*", text.lower())
-    for name, spellings in SPELLINGS:
-        if any(spelling in words for spelling in spellings):
-            return name
-    return UNKNOWN
+    words = set(re.findall(r"[a-z]+\d*", text.lower()))
+    return next((name for name, spellings in SPELLINGS if words & spellings), "unknown")

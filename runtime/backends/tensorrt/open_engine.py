@@ -30,18 +30,12 @@ logger = logging.getLogger(__name__)
 def open_artifact(
     flavour: Flavour, bundle: Bundle, artifact: Artifact, options: OpenOptions
 ) -> EngineBackend:
-    """Load the engine of an artifact; build it first if the cache has none that can run here.
-
-    Raises:
-        BackendError: There is no GPU, or the engine cannot be built or loaded.
-        BundleError: The graph is missing or was changed.
-        OutputError: The cache cannot be written.
-    """
+    """Open an artifact; see `registry.Engine.open`. Build its engine if the cache has none."""
     tensorrt = load_tensorrt(flavour)
     graph = bundle.read(artifact.file)
     cuda = CudaRuntime()
     gpu = cuda.gpu()
-    engine, record = find_or_build(EngineCache(), tensorrt, graph, artifact, gpu, options)
+    engine, record = find_or_build(tensorrt, graph, artifact, gpu, options)
     create_context, workspace, save = _prepare_contexts(tensorrt, engine, record, gpu)
     return EngineBackend(
         tensorrt,
@@ -57,23 +51,14 @@ def open_artifact(
 
 
 def find_or_build(
-    cache: EngineCache,
-    tensorrt: TensorRt,
-    graph: bytes,
-    artifact: Artifact,
-    gpu: CudaDevice,
-    options: OpenOptions,
+    tensorrt: TensorRt, graph: bytes, artifact: Artifact, gpu: CudaDevice, options: OpenOptions
 ) -> tuple[trt.ICudaEngine, CachedEngine]:
-    """Load an engine from the cache, or build it; remove and rebuild one that does not load.
-
-    Raises:
-        BackendError: The engine cannot be built or loaded.
-        OutputError: The cache cannot be written.
-    """
+    """Load an engine from the cache, or build it; remove and rebuild one that does not load."""
     device = read_device()
     defaults = default_options(device)
     build_options = replace(defaults, batches=options.batches or defaults.batches)
     parts = key_parts(tensorrt, artifact, gpu, build_options)
+    cache = EngineCache()
     with cache.lock(parts):
         if options.batches is None:  # the user built the newest engine to run it
             record = find_compatible_engine(cache, tensorrt, artifact, gpu)

@@ -6,7 +6,7 @@ and "Version Compatibility"; NVIDIA, "TensorRT Support Matrix".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from resdeploy.errors import BackendError
@@ -40,13 +40,7 @@ class BuildOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON values, for keys and records."""
-        return {
-            "batches": str(self.batches),
-            "workspace_mib": self.workspace_mib,
-            "version_compatible": self.version_compatible,
-            "hardware_compatible": self.hardware_compatible,
-            "dla_core": self.dla_core,
-        }
+        return {**asdict(self), "batches": str(self.batches)}
 
 
 def default_options(device: Device) -> BuildOptions:
@@ -62,13 +56,8 @@ def default_options(device: Device) -> BuildOptions:
 
 
 def check_options(options: BuildOptions, flavour: Flavour, version: str, device: Device) -> None:
-    """Raise an error if this TensorRT cannot build an engine with `options` for `device`.
-
-    Raises:
-        BackendError: The version is too old, or it does not support an option on this device.
-    """
-    numbers = version_numbers(version)
-    if flavour is Flavour.TENSORRT and numbers < OLDEST:
+    """Raise BackendError if this TensorRT cannot build an engine with `options` for `device`."""
+    if flavour is Flavour.TENSORRT and version_numbers(version) < OLDEST:
         raise BackendError(
             f"TensorRT {version} is too old; these graphs need 10.3 or newer",
             "install TensorRT 10.3 or newer; on a Jetson Orin, install JetPack 6.1 or newer",

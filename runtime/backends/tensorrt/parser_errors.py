@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from resdeploy.errors import BackendError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 EXPORT_AGAIN = (
     "use the int8.onnx that resdeploy export --int8 writes; int8-cpu.onnx and other tools' files "
@@ -25,35 +28,17 @@ HINTS = (
 DEFAULT_HINT = "export the bundle again with this version; --debug shows TensorRT's log"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParserError:
-    """One error of TensorRT's parser."""
-
-    code: str
-    """Name of a member of the parser's ErrorCode."""
-    description: str
-    node: str = ""
-    operator: str = ""
-
-
-def explain_parser_error(error: ParserError, tensorrt: str, graph: str) -> BackendError:
-    """Return the exception to raise for a parser error.
-
-    Args:
-        error: The error of the parser.
-        tensorrt: Name and version of TensorRT.
-        graph: Name of the graph.
-    """
-    reason = extract_reason(error)
-    where = f" at node {error.node} ({error.operator})" if error.node else ""
+def explain_parser_error(error: trt.ParserError, tensorrt: str, graph: str) -> BackendError:
+    """Return the exception to raise for an error; `tensorrt` is the product with its version."""
+    reason = _extract_reason(str(error.code().name), error.desc())
+    where = f" at node {error.node_name()} ({error.node_operator()})" if error.node_name() else ""
     hint = next((hint for words, hint in HINTS if words in reason.lower()), DEFAULT_HINT)
     return BackendError(f"{tensorrt} rejects {graph}{where}: {reason}", hint)
 
 
-def extract_reason(error: ParserError) -> str:
+def _extract_reason(code: str, text: str) -> str:
     """Return the reason in an error's description, without source lines and conditions."""
-    text = error.description
-    if error.code == "UNSUPPORTED_NODE" or "Plugin not found" in text:
+    if code == "UNSUPPORTED_NODE" or "Plugin not found" in text:
         return UNKNOWN_OPERATOR
     # Invalid Node - NAME \n FUNCTION: Error Code 4: API Usage Error (NAME: REASON. In ... at ...)
     if found := re.search(r"Error Code \d+: [\w ]+ \((?:\S+: )?(.+?)\.? In \S+ at ", text):

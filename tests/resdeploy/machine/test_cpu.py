@@ -28,7 +28,7 @@ def test_reads_the_first_processor() -> None:
 
 def test_x86_without_vnni_saturates() -> None:
     cpu = parse_cpuinfo(HASWELL, "x86_64")
-    assert cpu.is_x86
+    assert cpu.architecture == "x86_64"
     assert not cpu.multiplies_int8_exactly
     assert not cpu.has_fast_bf16
 

@@ -13,7 +13,7 @@ from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt.build_memory import (
     RESERVE_BYTES,
     available_memory,
-    make_memory_check,
+    check_free_memory,
     require_memory,
 )
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions, default_options
@@ -45,7 +45,7 @@ def test_unknown_memory_passes(tmp_path: Path) -> None:
     host = host_of(tmp_path, {})
     assert available_memory(host) is None
     require_memory(GRAPH, "fp32.onnx", host)
-    make_memory_check(host)()
+    check_free_memory(host)
 
 
 def test_rejects_a_build_with_too_little_memory(tmp_path: Path) -> None:
@@ -57,11 +57,10 @@ def test_rejects_a_build_with_too_little_memory(tmp_path: Path) -> None:
 
 def test_memory_check_raises_below_the_reserve(tmp_path: Path) -> None:
     host = host_of(tmp_path, meminfo(1000))
-    check_memory = make_memory_check(host)
-    check_memory()
+    check_free_memory(host)
     lay_out(tmp_path, meminfo((RESERVE_BYTES >> 20) - 1))
     with pytest.raises(BackendError, match="stopped with 255 MiB of memory left") as caught:
-        check_memory()
+        check_free_memory(host)
     assert "swap" in str(caught.value.hint)
 
 

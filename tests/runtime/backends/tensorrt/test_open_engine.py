@@ -67,7 +67,7 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 def find(bundle: Bundle, batches: Batches | None = None, gpu: CudaDevice = GPU) -> Any:
     artifact = bundle.artifact("int8")
     engine, _ = find_or_build(
-        EngineCache(), fake_tensorrt(), b"graph", artifact, gpu, OpenOptions(batches=batches)
+        fake_tensorrt(), b"graph", artifact, gpu, OpenOptions(batches=batches)
     )
     return engine
 
