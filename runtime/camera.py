@@ -40,9 +40,11 @@ class Capture(Protocol):
 
     def read(self) -> tuple[bool, Any]:
         """Return True if there is a next frame, and that frame, uint8 BGR (H, W, 3)."""
+        ...
 
     def get(self, propId: int) -> float:
         """Return a property; 0 if it is unknown."""
+        ...
 
     def release(self) -> None:
         """Release the camera."""

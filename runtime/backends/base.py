@@ -23,6 +23,7 @@ class Backend(Protocol):
         Raises:
             BackendError: The engine failed.
         """
+        ...
 
     def close(self) -> None:
         """Free the engine; the backend cannot be used afterwards."""

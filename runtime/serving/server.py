@@ -102,6 +102,7 @@ class _Process:
         )
         self._service = Service(self._models, decoder, self._metrics, config)
         self._reloads = 0
+        self._reload_task: asyncio.Future[None] | None = None
 
     async def run(self) -> ServeSummary:
         started = time.monotonic()

@@ -74,7 +74,10 @@ class ReflectionService(reflection.aio.ReflectionServicer):  # type: ignore[misc
         super().__init__(SERVICES, pool)
         self._guard = guard
 
-    async def ServerReflectionInfo(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+    async def ServerReflectionInfo(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, requests: Any, context: Any
+    ) -> AsyncIterator[Any]:
+        responses: Any = super().ServerReflectionInfo(requests, context)
         async with self._guard.call("ServerReflectionInfo", context):
-            async for response in super().ServerReflectionInfo(requests, context):
+            async for response in responses:
                 yield response

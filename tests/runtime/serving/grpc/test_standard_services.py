@@ -10,13 +10,13 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
-from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.backends import registry
@@ -25,6 +25,10 @@ from tests.fakes import make_engine
 from tests.runtime.serving.conftest import LocalServer, local_server
 from tests.serving_process import PATIENCE, ServerProcess
 
+# The generated stubs set their methods when they are created, which type checkers cannot see.
+HealthStub: Any = health_pb2_grpc.HealthStub
+ServerReflectionStub: Any = reflection_pb2_grpc.ServerReflectionStub
+EOF: Any = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]
 INFERENCE = "inference.GRPCInferenceService"
 SERVICES = ["grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", INFERENCE]
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
@@ -88,7 +92,7 @@ def test_a_draining_server_is_not_serving(tiny_bundle: Bundle, name: str) -> Non
             answer = await HealthStub(channel).Check(HealthCheckRequest(service=name))
             assert answer.status == NOT_SERVING
             assert (await watch.read()).status == NOT_SERVING
-            assert await watch.read() == grpc.aio.EOF  # so that it does not delay the shutdown
+            assert await watch.read() == EOF  # so that it does not delay the shutdown
 
     run(scenario())
 
