@@ -1,20 +1,20 @@
 """The owner's side of a benchmark: it starts worker processes and tells them when to run.
 
-Each contender has a process of its own, because the thread pools of several frameworks in one
-process spin against each other. Owner and worker exchange JSON lines: the worker reports that it
-is ready, then answers each number of seconds with the times of its calls. A waiting worker blocks
-on its input and uses no processor time.
+Each contender has its own process, because the thread pools of several frameworks in one process
+spin against each other. Owner and worker exchange lines of text: the worker reports that it is
+ready; then it reads a number of seconds, runs for that time, and answers with the times of its
+calls as JSON. A waiting worker blocks on its input and uses no processor time.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -33,10 +33,7 @@ Rounds = list[npt.NDArray[np.float64]]
 
 
 class Worker(str, Enum):
-    """The modules that run as worker processes of a benchmark.
-
-    They are names, not imports: the runtime must not import modules that need PyTorch.
-    """
+    """The names of the worker modules; the runtime must not import those that need PyTorch."""
 
     PYTORCH = "resdeploy.train.bench.worker"
     PYTORCH_CEILINGS = "resdeploy.train.bench.ceilings"
@@ -58,57 +55,45 @@ class Contender:
     """The times of the stages of its calls; empty if the worker does not report them."""
     peak_rss_bytes: int | None = None
     high_priority: bool = False
-    """True if the process has the highest priority."""
 
     @classmethod
     def start(
         cls,
         name: str,
         worker: Worker | str,
-        arguments: list[str],
+        arguments: Sequence[str],
         threads: int,
         limit_s: float | None = None,
     ) -> Contender:
         """Start `python -m worker arguments...` and wait until it is ready.
 
         Args:
-            name: The name of the contender.
+            name: The name of the contender, for messages.
             worker: The module that runs in the process.
-            arguments: The arguments of the module.
+            arguments: The command-line arguments of the module.
             threads: The number of threads for libraries that read `THREAD_VARIABLES`.
             limit_s: The longest wait in seconds; None for no limit.
 
         Raises:
-            BackendError: The worker cannot start; the message is its own.
+            BackendError: The worker ended early, took too long, or reported this error.
         """
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", str.__str__(worker), *arguments],
+            [sys.executable, "-m", worker, *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
             start_new_session=True,
         )  # fmt: skip
         contender = cls(name, process, high_priority=raise_priority(process.pid))
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            process.kill()
-
-        timer = threading.Timer(limit_s or 0, expire)
-        if limit_s is not None:
-            timer.start()
         try:
-            contender.facts = contender._receive()["ready"]
-        except BaseException as error:
-            contender.stop()
-            if expired.is_set():
+            if not select.select([process.stdout], [], [], limit_s)[0]:
                 raise BackendError(
                     f"{name} was not ready after {limit_s:g} s", f"leave it out: --without {name}"
-                ) from error
+                )
+            contender.facts = contender._receive()["ready"]
+        except BaseException:
+            contender.stop()
             raise
-        finally:
-            timer.cancel()
         contender.ready_s = time.perf_counter() - start
         return contender
 
@@ -129,7 +114,7 @@ class Contender:
         return _milliseconds(answer["times_ns"])
 
     def stop(self) -> None:
-        """End the process; do nothing if it has ended already."""
+        """End the process, which may have ended already."""
         self.process.kill()
         self.process.communicate()
 
@@ -149,13 +134,10 @@ class Contender:
 
 
 def raise_priority(pid: int) -> bool:
-    """Give the leader of a session the highest priority, so that other processes disturb it less.
+    """Give a process with its own session the highest priority; return True if this is allowed.
 
-    A busy core delays threads that wait for each other by more than its share of the time. The
-    ratio of two frameworks would then measure how they wait.
-
-    Returns:
-        True if the system allows it, as it does for root.
+    The system allows it for root. Otherwise, other processes on a core delay threads that wait for
+    each other, and the ratio of two frameworks depends on how their threads wait.
     """
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, HIGHEST_PRIORITY)

@@ -1,4 +1,4 @@
-"""Advice for a machine: each problem with the command that mends it.
+"""Advice for a machine: its problems, each with the command that solves it.
 
 Sources: NVIDIA, "Jetson Linux Developer Guide" (nvpmodel, jetson_clocks); NVIDIA, "JetPack
 Documentation" (TensorRT's Debian packages); Python, "venv" (`pyvenv.cfg`).
@@ -7,7 +7,7 @@ Documentation" (TensorRT's Debian packages); Python, "venv" (`pyvenv.cfg`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from resdeploy.machine.device import LIBRARIES, Device
@@ -33,81 +33,75 @@ class Situation:
 
 def advise(situation: Situation) -> list[str]:
     """Return the advice of all checks."""
-    return [text for check in CHECKS if (text := check(situation))]
+    return [text for check in CHECKS for text in check(situation)]
 
 
-def old_jetpack(situation: Situation) -> str | None:
+def old_jetpack(situation: Situation) -> Iterator[str]:
     """Check for a JetPack before 6.1, the first with TensorRT 10.3."""
     jetson = situation.device.jetson
-    if jetson is None or not jetson.too_old:
-        return None
-    return (
-        f"Jetson Linux {jetson.l4t} (JetPack {jetson.jetpack or 'before 5'}) has a TensorRT older "
-        "than 10.3; install JetPack 6.1 or newer"
-    )
+    if jetson and jetson.too_old:
+        yield (
+            f"Jetson Linux {jetson.l4t} (JetPack {jetson.jetpack or 'before 5'}) has a TensorRT "
+            "older than 10.3; install JetPack 6.1 or newer"
+        )
 
 
-def unseen_tensorrt(situation: Situation) -> str | None:
+def unseen_tensorrt(situation: Situation) -> Iterator[str]:
     """Check for a TensorRT library of the system that this Python cannot import."""
     host, version = situation.host, situation.device.tensorrt
     if version is None or situation.sees_tensorrt:
-        return None
+        return
     bindings = host.find("usr/lib/python3*/dist-packages/tensorrt")
+    made_for = re.findall(r"python3\.(\d+)", str(bindings[-1])) if bindings else []
     if not bindings:
-        return (
+        yield (
             f"TensorRT {version} is installed without its Python module; "
             "sudo apt-get install python3-libnvinfer"
         )
-    made_for = re.findall(r"python3\.(\d+)", str(bindings[-1]))
-    if made_for and (3, int(made_for[-1])) != host.python:
-        return (
+    elif made_for and (3, int(made_for[-1])) != host.python:
+        yield (
             f"TensorRT {version} supports Python 3.{made_for[-1]}, but this is Python "
             f"{host.python[0]}.{host.python[1]}; "
             f"python3.{made_for[-1]} -m venv --system-site-packages .venv"
         )
-    if host.environment is None:
-        return None
-    return (
-        f"TensorRT {version} is not visible in the virtual environment {host.environment}; "
-        "sed -i 's/^include-system-site-packages.*/include-system-site-packages = true/' "
-        f"{host.environment / 'pyvenv.cfg'}"
-    )
+    elif host.environment:
+        yield (
+            f"TensorRT {version} is not visible in the virtual environment {host.environment}; "
+            "sed -i 's/^include-system-site-packages.*/include-system-site-packages = true/' "
+            f"{host.environment / 'pyvenv.cfg'}"
+        )
 
 
-def no_tensorrt(situation: Situation) -> str | None:
+def no_tensorrt(situation: Situation) -> Iterator[str]:
     """Check for a Jetson without TensorRT."""
     device = situation.device
-    if device.jetson is None or device.tensorrt or situation.sees_tensorrt:
-        return None
-    if device.container:
-        return (
+    if device.jetson and not (device.tensorrt or situation.sees_tensorrt):
+        yield (
             "this container has no TensorRT; use an image with TensorRT, such as NVIDIA's "
             "l4t-tensorrt or l4t-jetpack, and start it with --runtime nvidia"
+            if device.container
+            else "TensorRT is not installed; sudo apt-get install nvidia-jetpack"
         )
-    return "TensorRT is not installed; sudo apt-get install nvidia-jetpack"
 
 
-def no_dla_compiler(situation: Situation) -> str | None:
-    """Check for the DLA compiler, which TensorRT loads even if no DLA is used."""
-    jetson = situation.device.jetson
-    if jetson is None or not (jetson.l4t or DLA_L4T).startswith(DLA_L4T):
-        return None
-    found = [
-        path
-        for folder in (LIBRARIES, f"{LIBRARIES}/*")  # JetPack's containers use the second
-        for path in situation.host.find(f"{folder}/libnvdla_compiler.so")
-    ]
-    if found or situation.device.tensorrt is None:
-        return None
-    return "libnvdla_compiler.so is missing, so TensorRT cannot be loaded; " + (
-        "start the container with --runtime nvidia"
-        if situation.device.container
-        else "sudo apt-get install --reinstall nvidia-l4t-dla-compiler"
-    )
+def no_dla_compiler(situation: Situation) -> Iterator[str]:
+    """Check for a missing DLA compiler, which TensorRT loads even if no DLA is used."""
+    device = situation.device
+    if device.jetson is None or not (device.jetson.l4t or DLA_L4T).startswith(DLA_L4T):
+        return
+    patterns = LIBRARIES, f"{LIBRARIES}/*"  # JetPack's containers use the second
+    if device.tensorrt and not any(
+        situation.host.find(f"{pattern}/libnvdla_compiler.so") for pattern in patterns
+    ):
+        yield "libnvdla_compiler.so is missing, so TensorRT cannot be loaded; " + (
+            "start the container with --runtime nvidia"
+            if device.container
+            else "sudo apt-get install --reinstall nvidia-l4t-dla-compiler"
+        )
 
 
-def mixed_cuda(situation: Situation) -> str | None:
-    """Check for wheels for two major versions of CUDA, of which an arbitrary one is loaded."""
+def mixed_cuda(situation: Situation) -> Iterator[str]:
+    """Check for wheels for two major versions of CUDA; Python would load an arbitrary one."""
     majors: dict[str, list[str]] = {}
     for name, version in situation.installed.items():
         if found := re.search(r"^(?:nvidia|tensorrt).*[-_]cu(\d+)(?:[-_]|$)", name):
@@ -115,94 +109,83 @@ def mixed_cuda(situation: Situation) -> str | None:
         elif name in ("nvidia-cuda-runtime", "nvidia-cublas", "nvidia-cuda-nvrtc"):
             majors.setdefault(version.split(".")[0], []).append(name)
     if len(majors) < 2:
-        return None
+        return
     wanted = (situation.device.cuda or situation.installed.get("cuda-bindings", "")).split(".")[0]
     kept = wanted if wanted in majors else max(majors, key=int)
     others = sorted(name for major, names in majors.items() if major != kept for name in names)
-    return (
+    yield (
         f"packages for CUDA {' and '.join(sorted(majors))} are installed together; "
         f"pip uninstall -y {' '.join(others)}"
     )
 
 
-def two_onnxruntimes(situation: Situation) -> str | None:
+def two_onnxruntimes(situation: Situation) -> Iterator[str]:
     """Check for both packages of ONNX Runtime, which share one folder."""
-    if not {"onnxruntime", "onnxruntime-gpu"} <= situation.installed.keys():
-        return None
-    return (
-        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
-        "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one that you need"
-    )
+    if {"onnxruntime", "onnxruntime-gpu"} <= situation.installed.keys():
+        yield (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one that you need"
+        )
 
 
-def server_wheels(situation: Situation) -> str | None:
+def server_wheels(situation: Situation) -> Iterator[str]:
     """Check for wheels from PyPI on an Orin: those for aarch64 are built for servers."""
     jetson = situation.device.jetson
-    if jetson is None or jetson.soc != "tegra234":
-        return None
     wheels = sorted(
         name for name in situation.installed
         if re.search(r"^(?:nvidia|tensorrt).*[-_]cu\d+", name) or name == "onnxruntime-gpu"
     )  # fmt: skip
-    if not wheels:
-        return None
-    return (
-        f"{' and '.join(wheels)} from PyPI are built for servers and have no code for this GPU; "
-        f"pip uninstall -y {' '.join(wheels)}"
-    )
+    if wheels and jetson and jetson.soc == "tegra234":
+        yield (
+            f"{' and '.join(wheels)} from PyPI are built for servers and have no code for this "
+            f"GPU; pip uninstall -y {' '.join(wheels)}"
+        )
 
 
-def slow_power_mode(situation: Situation) -> str | None:
+def slow_power_mode(situation: Situation) -> Iterator[str]:
     """Check for a power mode of nvpmodel that is not the fastest."""
     now = situation.device.conditions.power_mode
     fastest = situation.device.conditions.fastest_mode
-    if now is None or fastest is None or now == fastest:
-        return None
-    return (
-        f"the power mode is {now.name} ({now.number}), which is slower than {fastest.name}; "
-        f"sudo nvpmodel -m {fastest.number}"
-    )
+    if now and fastest and now != fastest:
+        yield (
+            f"the power mode is {now.name} ({now.number}), which is slower than {fastest.name}; "
+            f"sudo nvpmodel -m {fastest.number}"
+        )
 
 
-def moving_clocks(situation: Situation) -> str | None:
+def unfixed_clocks(situation: Situation) -> Iterator[str]:
     """Check for clocks that are not fixed on a Jetson."""
-    if situation.device.jetson is None or situation.device.conditions.clocks_fixed is not False:
-        return None
-    return "clocks follow the load, so benchmarks vary more; sudo jetson_clocks"
+    if situation.device.jetson and situation.device.conditions.clocks_fixed is False:
+        yield "clocks follow the load, so benchmarks vary more; sudo jetson_clocks"
 
 
-def refused_power(situation: Situation) -> str | None:
+def unreadable_power_sensors(situation: Situation) -> Iterator[str]:
     """Check for power sensors that only root may read."""
-    host = situation.host
-    files = unreadable_sensors(host) or unreadable_counters(host)
-    if not files:
-        return None
-    return (
-        f"this user may not read {len(files)} power sensors, so bench shows no energy; "
-        f"sudo chmod a+r {' '.join(sorted({_pattern(str(path)) for path in files}))}"
-    )
+    if files := unreadable_sensors(situation.host) or unreadable_counters(situation.host):
+        yield (
+            f"this user may not read {len(files)} power sensors, so bench shows no energy; "
+            f"sudo chmod a+r {' '.join(sorted({_pattern(str(path)) for path in files}))}"
+        )
 
 
-def no_vnni(situation: Situation) -> str | None:
+def no_vnni(situation: Situation) -> Iterator[str]:
     """Check for a processor without VNNI, which needs slower kernels for exact results."""
-    if situation.device.processor.multiplies_int8_exactly:
-        return None
-    return (
-        "this processor has no VNNI, so int8 uses exact but slower kernels; "
-        "compare it with fp32 in resdeploy bench"
-    )
+    if not situation.device.processor.multiplies_int8_exactly:
+        yield (
+            "this processor has no VNNI, so int8 uses exact but slower kernels; "
+            "compare it with fp32 in resdeploy bench"
+        )
 
 
-def matrix_instructions(situation: Situation) -> str | None:
+def matrix_instructions(situation: Situation) -> Iterator[str]:
     """Check for AMX, which ONNX Runtime's convolutions do not use (core/mlas/lib/convsym.cpp)."""
-    if not situation.device.processor.multiplies_int8_matrices:
-        return None
-    how = "use --backend openvino"
-    if "openvino" not in situation.installed:
-        how = f"pip install 'resdeploy[openvino]', and {how}"
-    return (
-        f"this processor has AMX, which makes INT8 faster in OpenVINO than in ONNX Runtime; {how}"
-    )
+    has_openvino = "openvino" in situation.installed
+    if situation.device.processor.multiplies_int8_matrices:
+        yield (
+            "this processor has AMX, which makes INT8 faster in OpenVINO than in ONNX Runtime; "
+            + ("" if has_openvino else "pip install 'resdeploy[openvino]', and ")
+            + "use --backend openvino"
+        )
 
 
 def _pattern(path: str) -> str:
@@ -213,7 +196,7 @@ def _pattern(path: str) -> str:
     return re.sub(r"intel-rapl:[\d:]+", "intel-rapl:*", path)
 
 
-CHECKS: tuple[Callable[[Situation], str | None], ...] = (
+CHECKS: tuple[Callable[[Situation], Iterator[str]], ...] = (
     old_jetpack,
     unseen_tensorrt,
     no_tensorrt,
@@ -222,8 +205,8 @@ CHECKS: tuple[Callable[[Situation], str | None], ...] = (
     two_onnxruntimes,
     server_wheels,
     slow_power_mode,
-    moving_clocks,
-    refused_power,
+    unfixed_clocks,
+    unreadable_power_sensors,
     no_vnni,
     matrix_instructions,
 )

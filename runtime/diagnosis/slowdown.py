@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,6 @@ class Slowdown:
     ms: float
     """Median time of one call of the INT8 graph."""
     fp32_ms: float
-    """Median time of one call of the FP32 graph."""
     causes: tuple[Cause, ...]
     kernels: tuple[Kernel, ...]
     """The slowest kernels in ONNX Runtime's profile."""
@@ -61,8 +61,8 @@ def explain_slowdown(
 ) -> Slowdown:
     """Time an INT8 graph on the CPU and find the causes of avoidable time.
 
-    The graph is timed as a whole, kernel by kernel, with several numbers of threads, and for
-    `WORK_SECONDS` without a pause.
+    The graph is timed as a whole with several numbers of threads, then for `WORK_SECONDS` without
+    a pause, then kernel by kernel.
 
     Args:
         bundle: A bundle with INT8 graphs.
@@ -84,7 +84,7 @@ def explain_slowdown(
     counts = sorted({threads, cores, *(2**power for power in range(cores.bit_length()))})
     before = read_device()
     with progress("measuring", len(counts) + 4) as advance:
-        float_ms = float(np.median(_times(bundle, bundle.artifact("fp32"), threads, images)[0]))
+        fp32_ms = float(np.median(_times(bundle, bundle.artifact("fp32"), threads, images)[0]))
         advance(1)
         by_threads = {}
         for count in counts:
@@ -99,7 +99,6 @@ def explain_slowdown(
         products = large_products(threads)
         advance(1)
     after = read_device()
-    cpu = after.processor
     early, *_, late = np.array_split(times, 4)
     observations = Observations(
         encoding=encoding,
@@ -111,8 +110,8 @@ def explain_slowdown(
         late_ms=float(np.median(late)),
         cpu_share=share,
         products=products,
-        int8_instructions=bool(DOT_PRODUCTS & cpu.features),
-        matrix_instructions=cpu.multiplies_int8_matrices,
+        int8_instructions=bool(DOT_PRODUCTS & after.processor.features),
+        matrix_instructions=after.processor.multiplies_int8_matrices,
         notices=notices(before.conditions, after.conditions),
     )
     return Slowdown(
@@ -121,14 +120,14 @@ def explain_slowdown(
         threads=threads,
         batch=batch,
         ms=observations.ms,
-        fp32_ms=float_ms,
+        fp32_ms=fp32_ms,
         causes=find_causes(observations),
         kernels=tuple(sorted(kernels, key=lambda kernel: -kernel.ms)[:SLOWEST_KERNELS]),
     )
 
 
 def large_products(threads: int) -> Mapping[str, float]:
-    """Measure operations per second by arithmetic; return nothing if that is impossible."""
+    """Measure operations per second by arithmetic; return nothing if the worker cannot start."""
     try:
         contender = Contender.start("ceilings", Worker.RUNTIME_CEILINGS, [str(threads)], threads)
     except ResdeployError:
@@ -138,16 +137,15 @@ def large_products(threads: int) -> Mapping[str, float]:
     finally:
         contender.stop()
     measured = best_ceilings([contender.stages])
-    return {} if measured is None else measured.operations_per_second
+    return measured.operations_per_second if measured else {}
 
 
 def _times(
     bundle: Bundle, artifact: Artifact, threads: int, images: UInt8Array, seconds: float = SECONDS
 ) -> tuple[np.ndarray, float]:
     """Return the milliseconds of single calls and the share of processor time they received."""
-    backend = open_artifact(bundle, artifact, OpenOptions(threads=threads))
     times: list[int] = []
-    try:
+    with closing(open_artifact(bundle, artifact, OpenOptions(threads=threads))) as backend:
         backend.run(images)
         start, used = time.perf_counter(), time.process_time()
         while len(times) < 4 or time.perf_counter() - start < seconds:
@@ -156,6 +154,4 @@ def _times(
             times.append(time.perf_counter_ns() - begin)
         # Threads without work spin, so undisturbed threads use all of their processor time.
         share = (time.process_time() - used) / (time.perf_counter() - start) / threads
-    finally:
-        backend.close()
     return np.array(times) / 1e6, min(share, 1.0)

@@ -1,31 +1,28 @@
-"""The causes of slow INT8 graphs, found in observations by pure functions.
-
-Each cause has its measured cost in milliseconds per call and a remedy.
-"""
+"""The causes of slow INT8 graphs, found in observations by pure functions."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.runtime.backends.onnxruntime.profile import Kernel
 
 MIN_COST_SHARE = 0.03
-"""The smallest cost that is reported, as a share of a call; smaller costs are noise."""
+"""The smallest cost that is reported, as a share of the time of a call."""
 SLOWER = 1.1
-"""The ratio of two times that is more than noise."""
+"""The smallest ratio of two times that is not regarded as noise."""
 SMALL_LAYER = 1 / 3
-"""The speed of a small layer, as a share of the speed of the fastest layer."""
+"""The upper limit of the speed of a small layer, as a share of the speed of the fastest layer."""
 INT8_PER_FP32 = 4.0
-"""INT8 products per FP32 product of a 32-bit lane.
+"""The number of INT8 products that a 32-bit lane computes in the time of one FP32 product.
 
 Source: Intel, "Intel 64 and IA-32 Architectures Software Developer's Manual", VPDPBUSD; Arm has
 SDOT.
 """
 MIN_INT8_PER_FP32 = 2.0
-"""The smallest measured ratio that is not reported."""
+"""The lower limit of the measured ratio; below it, the INT8 arithmetic is reported as slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +37,9 @@ class Observations:
     by_threads: Mapping[int, float]
     """Milliseconds of one call by number of threads."""
     early_ms: float
-    """Median time in the first quarter of some seconds of work."""
+    """Median time of one call in the first quarter of several seconds of continuous calls."""
     late_ms: float
-    """Median time in the last quarter."""
+    """Median time of one call in the last quarter."""
     cpu_share: float
     """The share of processor time that the threads received, from 0 to 1."""
     products: Mapping[str, float]
@@ -53,6 +50,11 @@ class Observations:
     """True if the processor has AMX, instructions for INT8 matrices."""
     notices: tuple[str, ...] = ()
     """Notices about power mode, clocks and temperature."""
+
+    @property
+    def int8_layers(self) -> list[Kernel]:
+        """The kernels that multiply in INT8."""
+        return [kernel for kernel in self.kernels if kernel.macs and not kernel.is_float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,166 +84,142 @@ def find_causes(observed: Observations) -> tuple[Cause, ...]:
     return tuple(sorted(reported, key=lambda cause: -cause.cost_ms))
 
 
-def _float_islands(observed: Observations) -> list[Cause]:
+def _float_islands(observed: Observations) -> Iterator[Cause]:
     islands = [
         kernel for kernel in observed.kernels if kernel.is_float and not _is_addition(kernel)
     ]
-    if not islands:
-        return []
-    counted = Counter(kernel.op for kernel in islands)
-    slowest = max(islands, key=lambda kernel: kernel.ms)
-    layers = sum(kernel.macs > 0 for kernel in islands)
     if observed.encoding is not Encoding.CPU:
         remedy = "this graph is made for TensorRT: on a CPU, use int8-cpu.onnx"
-    elif layers:
+    elif any(kernel.macs for kernel in islands):
         remedy = (
             "some layers stay in float: export with a lower --min-agreement or a higher --max-drop"
         )
     else:
         remedy = "none: the conversions at the input and the output of the graph cannot be avoided"
-    operators = ", ".join(f"{count} {op}" for op, count in counted.most_common(4))
-    return [
-        Cause(
+    counted = Counter(kernel.op for kernel in islands).most_common(4)
+    if islands:
+        slowest = max(islands, key=lambda kernel: kernel.ms)
+        yield Cause(
             cause="float islands",
             cost_ms=_sum(islands),
-            evidence=f"{operators}; the slowest is {slowest.name} ({slowest.ms:.2f} ms)",
+            evidence=f"{', '.join(f'{count} {op}' for op, count in counted)}; "
+            f"the slowest is {slowest.name} ({slowest.ms:.2f} ms)",
             remedy=remedy,
         )
-    ]
 
 
-def _unfused_additions(observed: Observations) -> list[Cause]:
+def _unfused_additions(observed: Observations) -> Iterator[Cause]:
     additions = [kernel for kernel in observed.kernels if _is_addition(kernel)]
-    if not additions:
-        return []
-    return [
-        Cause(
+    if additions:
+        yield Cause(
             cause="unfused additions",
             cost_ms=_sum(additions),
             evidence=f"{len(additions)} residual additions run in float as separate kernels",
             remedy="use int8-cpu.onnx, in which the additions are quantised",
         )
-    ]
 
 
-def _small_layers(observed: Observations) -> list[Cause]:
-    layers = [kernel for kernel in observed.kernels if kernel.macs and not kernel.is_float]
-    if not layers:
-        return []
-    fastest = max(kernel.macs / kernel.ms for kernel in layers)
-    small = [kernel for kernel in layers if kernel.macs / kernel.ms < SMALL_LAYER * fastest]
-    if not small:
-        return []
-    slowest = min(small, key=lambda kernel: kernel.macs / kernel.ms)
-    return [
-        Cause(
+def _small_layers(observed: Observations) -> Iterator[Cause]:
+    layers = observed.int8_layers
+    fastest = max((_speed(kernel) for kernel in layers), default=0.0)
+    small = [kernel for kernel in layers if _speed(kernel) < SMALL_LAYER * fastest]
+    if small:
+        slowest = min(small, key=_speed)
+        yield Cause(
             cause="layers too small",
             cost_ms=sum(kernel.ms - kernel.macs / fastest for kernel in small),
             evidence=f"{len(small)} of {len(layers)} layers compute less than a third of the "
             f"products per second of the fastest layer ({fastest / 1e6:.0f} G/s); the slowest is "
-            f"{slowest.name} with {slowest.macs / slowest.ms / 1e6:.0f} G/s",
+            f"{slowest.name} with {_speed(slowest) / 1e6:.0f} G/s",
             remedy="use a larger --batch or larger images",
         )
-    ]
 
 
-def _threads(observed: Observations) -> list[Cause]:
+def _threads(observed: Observations) -> Iterator[Cause]:
     best = min(observed.by_threads, key=lambda count: observed.by_threads[count])
     here, fastest = observed.by_threads[observed.threads], observed.by_threads[best]
-    if here < SLOWER * fastest:
-        return []
-    return [
-        Cause(
+    if here >= SLOWER * fastest:
+        yield Cause(
             cause="wrong threads",
             cost_ms=here - fastest,
             evidence=f"a call takes {here:.2f} ms with {observed.threads} threads and "
             f"{fastest:.2f} ms with {best}",
             remedy=f"use --threads {best}",
         )
-    ]
 
 
-def _instructions(observed: Observations) -> list[Cause]:
+def _instructions(observed: Observations) -> Iterator[Cause]:
     if not observed.products:
-        return []
+        return
     ratio = observed.products["int8"] / observed.products["fp32"]
-    if ratio >= MIN_INT8_PER_FP32:
-        return []
-    integer = [kernel for kernel in observed.kernels if kernel.macs and not kernel.is_float]
     reason = (
         "although the processor has instructions for INT8 products"
         if observed.int8_instructions
         else "because the processor has no VNNI or dot-product instructions"
     )
-    return [
-        Cause(
+    if ratio < MIN_INT8_PER_FP32:
+        yield Cause(
             cause="slow INT8 arithmetic",
-            cost_ms=_sum(integer) * (1 - ratio / INT8_PER_FP32),
+            cost_ms=_sum(observed.int8_layers) * (1 - ratio / INT8_PER_FP32),
             evidence=f"a large INT8 product is {ratio:.1f} times as fast as one in FP32, {reason}",
             remedy="use a processor with VNNI (x86 since 2019) or dot products (Armv8.2) and an "
             "ONNX Runtime that supports them",
         )
-    ]
 
 
-def _matrices(observed: Observations) -> list[Cause]:
+def _matrices(observed: Observations) -> Iterator[Cause]:
     """Compare the convolutions with a large product, which uses AMX.
 
     The direct convolutions of ONNX Runtime do not use AMX (core/mlas/lib/convsym.cpp).
     """
     convolutions = [kernel for kernel in observed.kernels if kernel.op == "QLinearConv"]
-    if not (observed.matrix_instructions and observed.products and convolutions):
-        return []
-    products = sum(kernel.macs for kernel in convolutions)
-    # A multiply-accumulate is two operations; both times are in milliseconds.
-    possible, taken = 1000 * 2 * products / observed.products["int8"], _sum(convolutions)
-    return [
-        Cause(
+    if observed.matrix_instructions and observed.products and convolutions:
+        # A multiply-accumulate is two operations; both times are in milliseconds.
+        operations = 2 * sum(kernel.macs for kernel in convolutions)
+        possible, actual = 1000 * operations / observed.products["int8"], _sum(convolutions)
+        yield Cause(
             cause="convolutions without AMX",
-            cost_ms=taken - possible,
-            evidence=f"{len(convolutions)} convolutions take {taken:.2f} ms; a large product with "
+            cost_ms=actual - possible,
+            evidence=f"{len(convolutions)} convolutions take {actual:.2f} ms; a large product with "
             f"as many operations, which uses AMX, takes {possible:.2f} ms",
             remedy="use --backend openvino, whose convolutions use AMX "
             "(pip install 'resdeploy[openvino]')",
         )
-    ]
 
 
-def _throttling(observed: Observations) -> list[Cause]:
-    if observed.late_ms < SLOWER * observed.early_ms and not observed.notices:
-        return []
-    notices = "; ".join(observed.notices)
-    drift = (
+def _throttling(observed: Observations) -> Iterator[Cause]:
+    evidence = (
         f"a call takes {observed.early_ms:.2f} ms at first and {observed.late_ms:.2f} ms "
         "after some seconds"
     )
-    return [
-        Cause(
+    if observed.late_ms >= SLOWER * observed.early_ms or observed.notices:
+        yield Cause(
             cause="throttling",
             cost_ms=max(observed.late_ms - observed.early_ms, 0.0),
-            evidence=f"{drift}; {notices}" if notices else drift,
+            evidence="; ".join((evidence, *observed.notices)),
             remedy="cool the machine, choose the fastest power mode (see resdeploy doctor), or "
             "stop other programs",
         )
-    ]
 
 
-def _other_processes(observed: Observations) -> list[Cause]:
-    lost = 1 - observed.cpu_share
-    return [
-        Cause(
-            cause="other processes",
-            cost_ms=max(lost, 0.0) * observed.ms,
-            evidence=f"its threads received {100 * observed.cpu_share:.0f} % of the processor time",
-            remedy="stop other programs, or use fewer threads than there are free cores",
-        )
-    ]
+def _other_processes(observed: Observations) -> Iterator[Cause]:
+    yield Cause(
+        cause="other processes",
+        cost_ms=max(1 - observed.cpu_share, 0.0) * observed.ms,
+        evidence=f"its threads received {100 * observed.cpu_share:.0f} % of the processor time",
+        remedy="stop other programs, or use fewer threads than there are free cores",
+    )
 
 
 def _is_addition(kernel: Kernel) -> bool:
     """Return True if the kernel adds two activations in float."""
     shapes = [shape for _, shape in kernel.inputs[:2]]
     return kernel.op == "Add" and kernel.is_float and len(shapes) == 2 and shapes[0] == shapes[1]
+
+
+def _speed(kernel: Kernel) -> float:
+    """Return multiply-accumulates per millisecond."""
+    return kernel.macs / kernel.ms
 
 
 def _sum(kernels: Sequence[Kernel]) -> float:
