@@ -80,10 +80,7 @@ def insert_qdq(
 
 
 def activation_parameters(
-    graph: ir.Graph,
-    edges: Sequence[QuantizedEdge],
-    ranges: Mapping[str, Range],
-    encoding: Encoding,
+    graph: ir.Graph, edges: Sequence[QuantizedEdge], ranges: Mapping[str, Range], encoding: Encoding
 ) -> dict[str, QuantizationParameters]:
     """Return scales and zero points by `range_of`, for CPUs with aligned residual additions."""
     chosen = {edge.range_of: ranges[edge.range_of] for edge in edges}
@@ -126,10 +123,7 @@ def _quantize_weights(
 
 
 def _dequantized_constant(
-    graph: ir.Graph,
-    name: str,
-    integers: npt.NDArray[np.integer],
-    scales: npt.NDArray[np.float32],
+    graph: ir.Graph, name: str, integers: npt.NDArray[np.integer], scales: npt.NDArray[np.float32]
 ) -> ir.Node:
     """Store integers with one scale per index of axis 0, and return their DequantizeLinear node."""
     stored = _constant(graph, f"{name}.quantized", integers)
