@@ -54,12 +54,12 @@ def insert_qdq(
     integers.
 
     Args:
-        model: The FP32 graph, modified in place.
-        edges: The edges to quantise, from `placement.place` with the same encoding.
-        ranges: The range of every `range_of` in `edges`.
+        model: FP32 graph, modified in place.
+        edges: Edges from `placement.place` with the same encoding.
+        ranges: Range of every `range_of` in `edges`.
         encoding: TENSORRT, CPU or DLA.
         in_float: Names of nodes whose weights stay float although the nodes read an edge.
-        weights: The result of `integer_weights`, to save time for many graphs of one network.
+        weights: Result of `integer_weights`, to save time for many graphs of one network.
     """
     graph = model.graph
     nodes = {node.name: node for node in graph}
