@@ -144,7 +144,7 @@ def test_an_export_records_all_evaluations(
     in_float = json.loads(bundle.read("calibration.json"))["cpu"]["in_float"]
     (float_layers,) = record.float_layers
     assert bool(in_float) == bool(float_layers.layers)
-    assert "Accuracy or speed" in bundle.read("report.html").decode()
+    assert "Accuracy against latency" in bundle.read("report.html").decode()
 
 
 @pytest.mark.parametrize(
