@@ -16,8 +16,8 @@ from resdeploy.calibration.ranges import Range, TensorStatistics
 from resdeploy.calibration.scales import INT8_MAX, UINT8_MAX
 
 CLIP_CANDIDATES = np.geomspace(0.02, 1.0, 200)  # as shares of the extremes
-ENTROPY_LEVELS = 128  # levels of the reduced histogram, and bins of its first clip, as in TensorRT
-ENTROPY_STRIDE = 16  # in bins; a clip that is 2 % off is equally good
+ENTROPY_LEVELS = 128  # levels of the merged histogram, and bins of the first clip, as in TensorRT
+ENTROPY_STRIDE = 16  # bins between two clips; a clip that is 2 % off is equally good
 
 
 class Calibrator(Protocol):
@@ -41,12 +41,12 @@ def image_quantile(share: float, statistics: TensorStatistics, *, symmetric: boo
     A few outlier images have values many times larger than all others. A quantile over images
     ignores them without clipping typical images; a quantile over values clips those as well.
     """
-    low = min(float(np.quantile(statistics.lows, 1 - share)), 0.0)
-    return Range(low=low, high=max(float(np.quantile(statistics.highs, share)), 0.0))
+    low, high = np.quantile(statistics.lows, 1 - share), np.quantile(statistics.highs, share)
+    return Range(low=float(low), high=float(high)).with_zero()
 
 
 def percentile(share: float, statistics: TensorStatistics, *, symmetric: bool) -> Range:
-    """Return the range without the share `1 - share` of the values at each end, zero included.
+    """Return the range that clips the share `1 - share` of the values at each end.
 
     Source: McKinstry et al., "Discovering low-precision networks close to full-precision networks
     for efficient embedded inference" (2018), arXiv:1809.04191, section 3.
@@ -72,8 +72,10 @@ def mse(statistics: TensorStatistics, *, symmetric: bool) -> Range:
     arXiv:1511.06488, section 3 (least squared error); the noise of rounding: Widrow, Kollar and
     Liu, "Statistical theory of quantization" (1996).
     """
-    extremes = _with_zero(statistics.extremes)
-    values, counts = _occupied_bins(statistics)
+    extremes = statistics.extremes.with_zero()
+    histogram = statistics.histogram
+    occupied = np.flatnonzero(histogram.counts)
+    values, counts = histogram.centers[occupied], histogram.counts[occupied].astype(np.float64)
     errors = []
     for share in CLIP_CANDIDATES:
         low, high = share * extremes.low, share * extremes.high
@@ -87,12 +89,12 @@ def mse(statistics: TensorStatistics, *, symmetric: bool) -> Range:
 
 
 def entropy(statistics: TensorStatistics, *, symmetric: bool) -> Range:
-    """Return the clip with the least Kullback-Leibler divergence between P and Q.
+    """Return the range up to the clip with the least Kullback-Leibler divergence of P from Q.
 
-    Clips from bin 128 upwards are compared, in steps of `ENTROPY_STRIDE` bins. P is the histogram
-    of magnitudes up to the clip, with all larger values counted into its last bin. Q is the same
-    histogram merged to 128 levels, each spread evenly over its occupied bins again. The bin of
-    exact zeros, which every scale represents, gets the count of the bin above it.
+    A clip is the largest magnitude that is not clipped; those from bin 128 upwards are compared.
+    P is the histogram of the magnitudes up to the clip, and its last bin also counts all larger
+    values. Q is the histogram merged to 128 levels; each level is spread evenly over its occupied
+    bins again. The bin of exact zeros, which every scale represents, gets the next bin's count.
 
     Source: Migacz, "8-bit inference with TensorRT", GPU Technology Conference 2017, slides 22-38.
     """
@@ -105,7 +107,7 @@ def entropy(statistics: TensorStatistics, *, symmetric: bool) -> Range:
         return statistics.extremes
     divergences = [_divergence(magnitudes[:used], clip) for clip in clips]
     clip = clips[int(np.argmin(divergences))] * statistics.histogram.width
-    extremes = _with_zero(statistics.extremes)
+    extremes = statistics.extremes.with_zero()
     return Range(low=max(extremes.low, -clip), high=min(extremes.high, clip))
 
 
@@ -124,17 +126,6 @@ def _divergence(magnitudes: Float64Array, clip: int) -> float:
     # Clipped values in an empty last bin: the divergence is infinite there, so use a large factor.
     lost = p[(p > 0) & (q == 0)].sum()
     return float(np.sum(p[both] * np.log(p[both] / q[both])) + lost * 100)
-
-
-def _occupied_bins(statistics: TensorStatistics) -> tuple[Float64Array, Float64Array]:
-    """Return the centres of all bins that contain values, and their counts."""
-    histogram = statistics.histogram
-    where = np.flatnonzero(histogram.counts)
-    return histogram.centers[where], histogram.counts[where].astype(np.float64)
-
-
-def _with_zero(chosen: Range) -> Range:
-    return Range(low=min(chosen.low, 0.0), high=max(chosen.high, 0.0))
 
 
 CALIBRATORS: dict[str, Calibrator] = {

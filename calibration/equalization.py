@@ -23,18 +23,15 @@ SMALLEST_SHARE = 1 / 8
 
 
 def channel_factors(peaks: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Return the divisors of the channels of tensors that must share one set of factors.
+    """Return the divisors (C,) of the channels of tensors that must share their divisors.
 
-    Args:
-        peaks: For each tensor, the largest magnitude in each image and channel, (N, C).
-
-    Returns:
-        Factors (C,), in (0, 1]. A channel that is the widest of any tensor has the factor 1.
+    `peaks` holds, for each tensor, the largest magnitude in each image and channel, (N, C). The
+    divisors are in (0, 1]; a channel that is the widest one of any tensor has the divisor 1.
 
     Source: Nagel, van Baalen, Blankevoort and Welling, "Data-Free Quantization Through Weight
     Equalization and Bias Correction" (2019), arXiv:1906.04721, section 4.1 (scaling through
-    ReLU); Xiao et al., "SmoothQuant" (2022), arXiv:2211.10438, equation 4 (ranges of activations,
-    and an exponent that divides the loss of steps between activations and weights).
+    ReLU); Xiao et al., "SmoothQuant" (2022), arXiv:2211.10438, equation 4 (ranges of activations;
+    an exponent that divides the loss of steps between activations and weights).
     """
     shares = []
     for peak in peaks:

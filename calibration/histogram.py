@@ -1,8 +1,8 @@
-"""A histogram with a fixed number of bins, whose result does not depend on the order of values.
+"""A histogram with a fixed number of bins, which does not depend on the order of the values.
 
-Bins are 2^k wide and aligned to zero. When a value does not fit, k grows by one and neighbouring
-bins are merged. Because floor(floor(x / w) / 2) = floor(x / 2w), the merged counts are those that
-the wider bins would have had from the start.
+Bins are 2^k wide and aligned to zero. While a value does not fit, k grows by one and neighbouring
+bins are merged. Because floor(floor(x / w) / 2) = floor(x / 2w), the merged counts are the same as
+if the bins had been wider from the start.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy.typing as npt
 BINS = 4096  # on each side of zero; the larger side uses at least half of them
 SMALLEST_EXPONENT = -40  # a bin width of 2^-40 is below the smallest float16
 
-IntArray = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
 
@@ -26,11 +25,12 @@ class Histogram:
 
     exponent: int = SMALLEST_EXPONENT
     """Base-2 logarithm of the bin width."""
-    counts: IntArray = field(default_factory=lambda: np.zeros(2 * BINS, dtype=np.int64))
+    counts: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(2 * BINS, dtype=np.int64)
+    )
 
     @property
     def width(self) -> float:
-        """Width of one bin."""
         return math.ldexp(1.0, self.exponent)
 
     @property

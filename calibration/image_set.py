@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,8 @@ logger = logging.getLogger(__name__)
 def draw(paths: Sequence[Path], seed: int) -> list[Path]:
     """Return `paths` in a pseudo-random order that depends on `seed` and on the file names.
 
-    Adding or removing a file does not change the order of the others, so a damaged image does not
-    change which others are used.
+    The order of two files does not depend on the other files, so that a damaged image does not
+    change which other images are used.
     """
 
     def key(path: Path) -> tuple[str, Path]:
@@ -31,7 +32,7 @@ def draw(paths: Sequence[Path], seed: int) -> list[Path]:
 
 @dataclass(slots=True)
 class CalibrationImages:
-    """Collector of a given number of usable images, with counts of the skipped ones by reason."""
+    """Collector of a given number of usable images."""
 
     preprocessing: Preprocessing
     wanted: int
@@ -42,16 +43,11 @@ class CalibrationImages:
     """sha256 of the pixels of every collected image, in order."""
     paths: list[Path] = field(default_factory=list)
     """File of every collected image, in the same order."""
-    unreadable: int = 0
-    duplicates: int = 0
-    constant: int = 0
-    golden: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Number of skipped images by reason."""
 
     def add(self, paths: Sequence[Path], batch: int) -> Iterator[UInt8Array]:
-        """Load images until `wanted` are collected, and yield them in batches.
-
-        Yields:
-            Batches (N, H, W, 3) with N at most `batch`.
+        """Load images until `wanted` are collected, and yield batches (N, H, W, 3), N <= `batch`.
 
         Raises:
             CalibrationError: None of the images can be used.
@@ -65,15 +61,15 @@ class CalibrationImages:
                 image = load_image(path, self.preprocessing)
             except ImageError as error:
                 logger.warning("skipping an image: %s", error)
-                self.unreadable += 1
+                self.skipped["unreadable"] += 1
                 continue
             digest = image_digest(image)
             if digest in collected:
-                self.duplicates += 1
+                self.skipped["duplicate"] += 1
             elif digest in self.excluded:
-                self.golden += 1
+                self.skipped["golden"] += 1
             elif (image == image[0, 0]).all():
-                self.constant += 1
+                self.skipped["constant"] += 1
             else:
                 collected.add(digest)
                 self.digests.append(digest)
@@ -87,30 +83,15 @@ class CalibrationImages:
         self._report()
 
     def _report(self) -> None:
-        """Log what was skipped, and raise an error if nothing was collected."""
         if not self.digests:
             raise CalibrationError(
                 "none of the calibration images can be used",
                 "name another folder of images with --calibration-data",
             )
-        if skipped := self.skipped:
-            logger.info(
-                "skipped %d images: %s",
-                sum(skipped.values()),
-                ", ".join(f"{count} {reason}" for reason, count in skipped.items()),
-            )
+        if self.skipped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+            logger.info("skipped %d images: %s", sum(self.skipped.values()), reasons)
         if len(self.digests) < self.wanted:
             logger.info(
                 "using %d calibration images; %d were requested", len(self.digests), self.wanted
             )
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Number of skipped images by reason, without reasons that did not occur."""
-        reasons = {
-            "unreadable": self.unreadable,
-            "duplicate": self.duplicates,
-            "constant": self.constant,
-            "golden": self.golden,
-        }
-        return {reason: count for reason, count in reasons.items() if count}

@@ -1,7 +1,8 @@
 """The observer, which collects statistics of activations in one pass over the calibration images.
 
 Activations are reduced to a histogram and two numbers per image before the next batch runs.
-Therefore memory use hardly depends on the number of images, and the result not on their order.
+Therefore, memory use hardly depends on the number of images. The statistics do not depend on the
+order of the images.
 """
 
 from __future__ import annotations
@@ -24,13 +25,12 @@ def observe(
     """Return the extremes of each image and a histogram of all values, for each tensor.
 
     Args:
-        graph: An ONNX model in which every name in `tensors` is an output.
-        tensors: Names of float32 activations whose first axis is the batch.
-        batches: Batches of uint8 images (N, H, W, 3); they are iterated once.
+        graph: ONNX model in which every name in `tensors` is an output.
+        tensors: Names of float32 activations (N, ...).
+        batches: Batches of images (N, H, W, 3); they are iterated once.
 
     Raises:
         CalibrationError: There are no images, or an activation is NaN or infinite.
-        MissingDependencyError: ONNX Runtime is not installed.
     """
     lows: dict[str, list[Float32Array]] = {tensor: [] for tensor in tensors}
     highs: dict[str, list[Float32Array]] = {tensor: [] for tensor in tensors}
@@ -63,19 +63,12 @@ def observe(
 def channel_peaks(
     graph: bytes, tensors: Sequence[str], batches: Iterable[UInt8Array]
 ) -> dict[str, Float32Array]:
-    """Return the largest magnitude of each image and channel, for each tensor.
+    """Return the largest magnitude of each image and channel, (images, C), for each tensor.
 
     Args:
-        graph: An ONNX model in which every name in `tensors` is an output.
+        graph: ONNX model in which every name in `tensors` is an output.
         tensors: Names of float32 activations (N, C, ...).
-        batches: Batches of uint8 images (N, H, W, 3), at least one. Memory use grows with their
-            number: one value is kept for each image and channel.
-
-    Returns:
-        Arrays (images, C) by tensor name.
-
-    Raises:
-        MissingDependencyError: ONNX Runtime is not installed.
+        batches: Batches of images (N, H, W, 3), at least one.
     """
     peaks: dict[str, list[Float32Array]] = {tensor: [] for tensor in tensors}
     for tensor, activation in _activations(graph, tensors, batches):
@@ -87,7 +80,6 @@ def channel_peaks(
 def _activations(
     graph: bytes, tensors: Sequence[str], batches: Iterable[UInt8Array]
 ) -> Iterator[tuple[str, Float32Array]]:
-    """Yield the name and the values of every tensor, batch by batch."""
     with needs_extra():
         import onnxruntime
 

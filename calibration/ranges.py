@@ -27,6 +27,10 @@ class Range:
                 "check the weights for NaN and infinity",
             )
 
+    def with_zero(self) -> Range:
+        """Return the smallest range that contains this one and zero."""
+        return Range(low=min(self.low, 0.0), high=max(self.high, 0.0))
+
 
 Ranges = Mapping[str, Range]
 """Ranges by tensor name."""
@@ -50,10 +54,10 @@ class TensorStatistics:
 
     @property
     def growth(self) -> float:
-        """Relative growth of the largest magnitude from half of the images to all of them.
+        """Expected relative growth of the largest magnitude from half of the images to all.
 
-        The value is the expectation over all halves, so it does not depend on the order: the k-th
-        largest of many images is the largest of a random half with probability 2^-k.
+        The halves are random: the k-th largest of many images is the largest of a random half
+        with probability 2^-k.
         """
         magnitudes = np.sort(np.maximum(self.highs, -self.lows).astype(np.float64))[::-1]
         chances = 0.5 ** np.arange(1, len(magnitudes) + 1)

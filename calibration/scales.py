@@ -33,9 +33,7 @@ class QuantizationParameters:
 def symmetric_parameters(chosen: Range, *, half: bool) -> QuantizationParameters:
     """Return the parameters with which int8 -127..127 covers the larger end of a range.
 
-    Args:
-        chosen: The range to cover.
-        half: True to round the scale up to a float16, for a graph that stores it as one.
+    With `half`, the scale is rounded up to a float16 value.
     """
     largest = np.array([max(abs(chosen.low), abs(chosen.high))])
     scale = _round_scales(largest / INT8_MAX, half=half)[0]
@@ -48,20 +46,19 @@ def asymmetric_parameters(chosen: Range) -> QuantizationParameters:
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference" (2017), arXiv:1712.05877, section 2.1.
     """
-    low, high = min(chosen.low, 0.0), max(chosen.high, 0.0)
-    scale = _round_scales(np.array([(high - low) / UINT8_MAX]), half=False)[0]
-    zero_point = int(np.clip(round(-low / float(scale)), 0, UINT8_MAX))
+    covered = chosen.with_zero()
+    steps = np.array([(covered.high - covered.low) / UINT8_MAX])
+    scale = _round_scales(steps, half=False)[0]
+    zero_point = int(np.clip(round(-covered.low / float(scale)), 0, UINT8_MAX))
     return QuantizationParameters(scale=scale, zero_point=zero_point)
 
 
 def quantize_weight(
     weight: Float32Array, *, half: bool
 ) -> tuple[npt.NDArray[np.int8], Float32Array]:
-    """Quantise a weight (C, ...) to symmetric int8, with one scale per output channel C.
+    """Return the symmetric int8 integers of a weight (C, ...) and a scale per channel, (C,).
 
-    Returns:
-        The integers, in the shape of `weight`, and the scales (C,). With `half`, the scales are
-        float16 values; the integers are computed with the rounded scales.
+    With `half`, the scales are rounded up to float16 values before the integers are computed.
     """
     flat = weight.reshape(len(weight), -1).astype(np.float64)
     scales = _round_scales(np.abs(flat).max(axis=1) / INT8_MAX, half=half)
@@ -72,9 +69,9 @@ def quantize_weight(
 def quantize_bias(
     bias: Float32Array, input_scale: np.float32, weight_scales: Float32Array
 ) -> tuple[npt.NDArray[np.int32], Float32Array]:
-    """Quantise a bias (C,) to int32 with the scale of the accumulator, input times weight scale.
+    """Return the integers (C,) of a bias, clipped to 32 bits, and the scales of the accumulator.
 
-    A bias that does not fit 32 bits with that scale is clipped to the largest integer.
+    The accumulator of a channel has the scale of the input times the scale of the weights.
     """
     scales = (input_scale * weight_scales).astype(np.float32)
     limits = np.iinfo(np.int32)

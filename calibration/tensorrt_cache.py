@@ -15,10 +15,8 @@ from collections.abc import Mapping
 
 from resdeploy.calibration.ranges import Range
 from resdeploy.calibration.scales import symmetric_parameters
-from resdeploy.errors import CalibrationError
 
 HEADER = "TRT-100300-EntropyCalibration2"  # 10.3, of JetPack 6.1
-MAX_BYTES = 16 << 20
 
 
 def write_cache(ranges: Mapping[str, Range]) -> bytes:
@@ -28,23 +26,3 @@ def write_cache(ranges: Mapping[str, Range]) -> bytes:
         for tensor, chosen in ranges.items()
     ]
     return ("\n".join([HEADER, *lines]) + "\n").encode()
-
-
-def read_cache(data: bytes) -> dict[str, float]:
-    """Return the scales by tensor name from a cache of TensorRT or of `write_cache`.
-
-    Raises:
-        CalibrationError: The data is not a calibration cache.
-    """
-    try:
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"it has {len(data)} bytes, more than {MAX_BYTES}")
-        header, *lines = data.decode().splitlines()
-        if not header.startswith("TRT-"):
-            raise ValueError("its first line does not begin with TRT-")
-        parts = [line.rsplit(": ", 1) for line in lines if line]
-        return {tensor: struct.unpack(">f", bytes.fromhex(digits))[0] for tensor, digits in parts}
-    except (ValueError, struct.error) as error:
-        raise CalibrationError(
-            f"the data is not a TensorRT calibration cache: {error}", "export the bundle again"
-        ) from error

@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from resdeploy.bundle.analysis import ActivationHistogram, Analysis, LayerCost
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.calibration.histogram import BINS, Histogram
+from resdeploy.calibration.histogram import Histogram
 from resdeploy.calibration.ranges import Range, TensorStatistics
 from resdeploy.export.graph.layers import macs
-from resdeploy.export.graph.placement import WEIGHTED
+from resdeploy.export.graph.placement import WEIGHTED, node_name, value_name
 from resdeploy.export.quantization.result import Calibration
 
 HISTOGRAMS = 4  # number of tensors with a histogram
@@ -22,10 +22,7 @@ BARS = 64  # of a histogram
 def analyse(model: ir.Model, calibration: Calibration, costs: Mapping[str, float]) -> Analysis:
     """Return the cost of each layer, and the histograms of the most sensitive activations.
 
-    Args:
-        model: The FP32 graph.
-        calibration: The result of the calibration.
-        costs: The SQNR in dB with only this tensor quantised, by tensor name, worst first.
+    `costs` holds the SQNR in dB with one tensor quantised, by the tensor's name, worst first.
     """
     recipe = calibration.recipes[Encoding.TENSORRT]
     worst = [tensor for tensor in costs if tensor in calibration.statistics][:HISTOGRAMS]
@@ -44,33 +41,28 @@ def layer_costs(
     """Return the costs of every convolution and the classifier, in the order of the graph."""
     edges = calibration.recipes[Encoding.TENSORRT].edges(model)
     read = {reader: edge.range_of for edge in edges for reader in edge.readers}
-    layers = []
-    for node in model.graph:
-        if node.op_type not in WEIGHTED:
-            continue
-        name, weight = str(node.name), node.inputs[1]
-        assert weight is not None
-        layers.append(
-            LayerCost(
-                name=name,
-                kind=node.op_type,
-                macs=macs(node),
-                input_sqnr_db=costs.get(read.get((name, 0), "")),
-                weight_sqnr_db=costs.get(str(weight.name)),
-                in_float=tuple(
-                    encoding.value
-                    for encoding, recipe in calibration.recipes.items()
-                    if name in recipe.in_float
-                ),
-            )
+    return tuple(
+        LayerCost(
+            name=node_name(node),
+            kind=node.op_type,
+            macs=macs(node),
+            input_sqnr_db=costs.get(read.get((node_name(node), 0), "")),
+            weight_sqnr_db=costs.get(value_name(node.inputs[1])),
+            in_float=tuple(
+                encoding.value
+                for encoding, recipe in calibration.recipes.items()
+                if node.name in recipe.in_float
+            ),
         )
-    return tuple(layers)
+        for node in model.graph
+        if node.op_type in WEIGHTED
+    )
 
 
 def histogram_of(tensor: str, statistics: TensorStatistics, chosen: Range) -> ActivationHistogram:
     """Return a histogram with `BARS` logarithmic heights over all observed values and zero."""
-    extremes = statistics.extremes
-    low, high = min(extremes.low, 0.0), max(extremes.high, 0.0)
+    extremes = statistics.extremes.with_zero()
+    low, high = extremes.low, extremes.high
     high = high if high > low else low + 1.0
     logarithms = np.log1p(_rebin(statistics.histogram, low, high - low))
     heights = logarithms / max(float(logarithms.max()), 1e-12)
@@ -85,7 +77,6 @@ def histogram_of(tensor: str, statistics: TensorStatistics, chosen: Range) -> Ac
 
 
 def _rebin(histogram: Histogram, low: float, span: float) -> Sequence[float]:
-    centers = (np.arange(-BINS, BINS) + 0.5) * histogram.width
-    bars = np.clip(((centers - low) / span * BARS).astype(np.int64), 0, BARS - 1)
+    bars = np.clip(((histogram.centers - low) / span * BARS).astype(np.int64), 0, BARS - 1)
     counts: list[float] = np.bincount(bars, weights=histogram.counts, minlength=BARS).tolist()
     return counts

@@ -11,14 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from resdeploy.bundle.analysis import Analysis
-from resdeploy.bundle.bundle import (
-    ANALYSIS,
-    CALIBRATION,
-    CALIBRATION_CACHE,
-    GOLDEN,
-    LABELS,
-    REPORT,
-)
+from resdeploy.bundle.bundle import ANALYSIS, CALIBRATION, CALIBRATION_CACHE, GOLDEN, LABELS, REPORT
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import (
     Artifact,

@@ -11,18 +11,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from resdeploy.bundle.analysis import Analysis
-from resdeploy.bundle.bundle import (
-    open_bundle,
-)
+from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.golden import Float32Array, Golden
-from resdeploy.bundle.manifest import (
-    MANIFEST,
-    Artifact,
-    Encoding,
-    Parity,
-    Precision,
-)
+from resdeploy.bundle.manifest import MANIFEST, Artifact, Encoding, Parity, Precision
 from resdeploy.errors import ExportError
 from resdeploy.export.analysis import analyse
 from resdeploy.export.bundle_files import write_artifact, write_other_files
@@ -32,10 +24,7 @@ from resdeploy.export.graph.qdq import activation_parameters
 from resdeploy.export.graph.residual_scales import has_aligned_scales
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.graph.work import work_of
-from resdeploy.export.mixed_precision.accuracy_target import (
-    AccuracyTarget,
-    meet_accuracy_target,
-)
+from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget, meet_accuracy_target
 from resdeploy.export.mixed_precision.evaluator import SearchContext, draw_held_out_images
 from resdeploy.export.mixed_precision.latency_target import meet_latency_target
 from resdeploy.export.mixed_precision.tradeoff import trade_off_points

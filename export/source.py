@@ -52,7 +52,7 @@ class Source:
         """Return the class of each image by the name of its folder, or None if one has no class."""
         index = {label: position for position, label in enumerate(self.labels)}
         classes = [index.get(path.parent.name) for path in paths]
-        known = [label for label in classes if label is not None]
+        known = [position for position in classes if position is not None]
         return known if len(known) == len(paths) else None
 
 
@@ -67,10 +67,10 @@ def read_source(
 
     Args:
         path: A run folder, a .safetensors file or a .pth file.
-        image_size: Side of the input in pixels. None means that of the run, or else 224.
-        labels: A text file with one class name per line. None means the names in the checkpoint,
+        image_size: Side of the input in pixels; by default, that of the run, or else 224.
+        labels: A text file with one class name per line; by default, the names in the checkpoint,
             or else `class 0`, `class 1` and so on.
-        calibration_data: A folder of images. None means the training images of the run.
+        calibration_data: A folder of images; by default, the training images of the run.
 
     Raises:
         CheckpointError: The checkpoint is missing or cannot be used.

@@ -41,7 +41,7 @@ class Coverage:
 
 
 def coverage(graph: ir.Graph, encoding: Encoding) -> Coverage:
-    """Return what an INT8 graph of `encoding` runs in integers and in float."""
+    """Predict the nodes of an INT8 graph of `encoding` that run in integers and in float."""
     integer = {node_name(node) for node in graph if _is_integer(node, encoding)}
     if encoding is Encoding.TENSORRT:
         for node in graph:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from resdeploy.export.graph.placement import WEIGHTED, is_residual_add, value_name
+from resdeploy.export.graph.placement import WEIGHTED, is_activation, is_residual_add, value_name
 
 # Operators with f(c x) = c f(x) for each channel and every factor c > 0.
 HOMOGENEOUS = ("Relu", "MaxPool", "GlobalAveragePool")
@@ -33,8 +33,9 @@ class ChannelGroup:
 def channel_groups(graph: ir.Graph) -> tuple[ChannelGroup, ...]:
     """Return every group that can be scaled, in the order of the graph.
 
-    Groups are excluded that contain an input or output of the graph, or a tensor of other nodes
-    than layers with weights, additions and `HOMOGENEOUS` nodes, such as a shortcut with padding.
+    A group is left out if it contains an input or output of the graph, or if a node other than a
+    layer with weights, an addition or a `HOMOGENEOUS` node reads or computes one of its tensors;
+    the padding of a shortcut is such a node.
     """
     joined: dict[str, str] = {}  # union-find: the parent of each tensor; a root is its own parent
     fixed = {value_name(value) for value in (*graph.inputs, *graph.outputs)}
@@ -47,13 +48,9 @@ def channel_groups(graph: ir.Graph) -> tuple[ChannelGroup, ...]:
         return tensor
 
     for node in graph:
-        activations = [
-            value_name(value)
-            for value in node.inputs
-            if value is not None and not value.is_initializer()
-        ]
+        activations = [value_name(value) for value in node.inputs if is_activation(value)]
         outputs = [value_name(value) for value in node.outputs]
-        if node.op_type in WEIGHTED and _is_dense(node):
+        if node.op_type in WEIGHTED and node.attributes.get_int("group", 1) == 1:
             writers[outputs[0]] = str(node.name)
             readers.setdefault(activations[0], []).append(str(node.name))
         elif node.op_type in HOMOGENEOUS or is_residual_add(node) or _drops_axes(node):
@@ -79,7 +76,7 @@ def channel_groups(graph: ir.Graph) -> tuple[ChannelGroup, ...]:
 def equalize(model: ir.Model, factors: Mapping[ChannelGroup, npt.NDArray[np.float32]]) -> ir.Model:
     """Return a copy in which the channels of each group are divided by its factors (C,).
 
-    The outputs change only by the rounding of the weights to float32.
+    The outputs of the graph change only by the rounding of the weights to float32.
     """
     scaled = model.clone()
     nodes = {str(node.name): node for node in scaled.graph}
@@ -106,11 +103,6 @@ def equalize(model: ir.Model, factors: Mapping[ChannelGroup, npt.NDArray[np.floa
             product.astype(np.float32), name=name
         )
     return scaled
-
-
-def _is_dense(node: ir.Node) -> bool:
-    """Return True unless the node is a grouped convolution."""
-    return node.attributes.get_int("group", 1) == 1
 
 
 def _drops_axes(node: ir.Node) -> bool:

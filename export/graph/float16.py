@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import dropwhile
+
 import numpy as np
 import onnx_ir as ir
 
@@ -16,16 +18,14 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)
 def to_float16(model: ir.Model) -> None:
     """Convert weights, biases, scales and activations of `model` to float16, in place.
 
-    The pixels are normalised in float32 and then rounded once; the logits are cast to float32. The
-    types of all tensors are explicit, as strongly typed TensorRT networks require.
+    The pixels are normalised in float32 and then rounded once; the logits are cast to float32. All
+    tensors get explicit types, which strongly typed TensorRT networks need.
 
     Raises:
         ExportError: A value is outside the range of float16.
     """
     graph = model.graph
-    nodes = list(graph)
-    start = next(i for i, node in enumerate(nodes) if node.op_type in ("Conv", "QuantizeLinear"))
-    body = nodes[start:]
+    body = list(dropwhile(lambda node: node.op_type not in ("Conv", "QuantizeLinear"), graph))
     for node in body:
         for value in node.inputs:
             if value is not None and value.is_initializer() and value.dtype == ir.DataType.FLOAT:
@@ -54,7 +54,7 @@ def _convert_initializer(value: ir.Value) -> None:
     largest = float(np.abs(exact).max(initial=0.0))
     if not largest <= FLOAT16_MAX:
         raise ExportError(
-            f"{value.name} contains {largest:g}, but the largest float16 value is 65504",
+            f"{value.name} contains {largest:g}, but the largest float16 value is {FLOAT16_MAX:g}",
             "export without --fp16 and --int8, or train with a larger --weight-decay",
         )
     value.const_value = ir.tensor(exact.astype(np.float16), name=value.name)

@@ -72,10 +72,7 @@ def nodes_of(layers: Collection[Layer]) -> frozenset[str]:
 
 
 def keep_in_float(
-    model: ir.Model,
-    edges: Sequence[QuantizedEdge],
-    nodes: Collection[str],
-    encoding: Encoding,
+    model: ir.Model, edges: Sequence[QuantizedEdge], nodes: Collection[str], encoding: Encoding
 ) -> tuple[QuantizedEdge, ...]:
     """Return `edges` without the readers that run in float if `nodes` do.
 

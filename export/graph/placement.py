@@ -9,6 +9,7 @@ and its QDQ selectors: a convolution runs in integers if its input and its outpu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import onnx_ir as ir
 
@@ -16,7 +17,7 @@ from resdeploy.bundle.manifest import Encoding
 
 WEIGHTED = ("Conv", "Gemm")
 QDQ = ("QuantizeLinear", "DequantizeLinear")
-# They only select or move values, or add zeros: their outputs have the scale of their inputs.
+# Nodes of these types only select or move values, or add zeros: outputs keep the inputs' scale.
 SAME_GRID = ("MaxPool", "Flatten", "Pad")
 
 
@@ -26,9 +27,9 @@ class QuantizedEdge:
 
     tensor: str
     range_of: str
-    """Name of the tensor whose range gives the scale: another one behind a pooling."""
+    """Name of the tensor whose range gives the scale; behind a pooling, that is its input."""
     readers: tuple[tuple[str, int], ...]
-    """Names of the nodes that read the quantised tensor, with the index of the input."""
+    """Names of the nodes that read the quantised tensor, each with the index of its input."""
 
 
 def place(graph: ir.Graph, encoding: Encoding) -> tuple[QuantizedEdge, ...]:
@@ -42,16 +43,19 @@ def place(graph: ir.Graph, encoding: Encoding) -> tuple[QuantizedEdge, ...]:
 
 def is_residual_add(node: ir.Node) -> bool:
     """Return True if the node adds two activations, and not a constant."""
-    return node.op_type == "Add" and not any(
-        value is None or value.is_initializer() for value in node.inputs
-    )
+    return node.op_type == "Add" and all(is_activation(value) for value in node.inputs)
+
+
+def is_activation(value: ir.Value | None) -> TypeGuard[ir.Value]:
+    """Return True if the input of a node is present and depends on the image."""
+    return value is not None and not value.is_initializer()
 
 
 def float_shortcuts(graph: ir.Graph) -> frozenset[str]:
-    """Return the residual additions, whose operands are kept in float for accuracy.
+    """Return the names of the residual additions, which are kept in float for accuracy.
 
     A rounding error in a shortcut propagates to all later blocks of its stage. A pooling before
-    the addition stays in float with it.
+    an addition stays in float with it.
     """
     return frozenset(node_name(node) for node in graph if is_residual_add(node))
 
@@ -75,14 +79,15 @@ def _place_for_tensorrt(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
     The other operand of an addition stays float: its convolution, the addition and the ReLU are
     fused into one kernel, which rounds after the addition.
     """
-    depth = _depths(graph)
+    depth: dict[str, int] = {}  # length of the longest path from the input to each node, in nodes
     quantised: set[tuple[str, int]] = set()
     for node in graph:
+        before = [depth[node_name(producer)] for producer in node.predecessors()]
+        depth[node_name(node)] = 1 + max(before, default=0)
         if node.op_type in WEIGHTED or node.op_type == "MaxPool":
             quantised.add((node_name(node), 0))
         elif is_residual_add(node):
-            depths = [depth[_producer_name(value)] for value in node.inputs if value is not None]
-            quantised.add((node_name(node), depths.index(min(depths))))
+            quantised.add((node_name(node), before.index(min(before))))
     return _edges(graph, quantised)
 
 
@@ -91,20 +96,15 @@ def _place_everywhere(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
     quantised: set[tuple[str, int]] = set()
     reached: set[str] = set()  # layers with weights, and the nodes that depend on them
     for node in graph:
-        activations = [
-            (index, value)
-            for index, value in enumerate(node.inputs)
-            if value is not None and not value.is_initializer() and value.producer() is not None
-        ]
-        if node.op_type not in WEIGHTED and not any(
-            _producer_name(value) in reached for _, value in activations
+        if node.op_type in WEIGHTED or any(
+            node_name(producer) in reached for producer in node.predecessors()
         ):
-            continue
-        reached.add(node_name(node))
-        for index, value in activations:
-            is_fused = node.op_type == "Relu" and len(value.uses()) == 1
-            if not is_fused:
-                quantised.add((node_name(node), index))
+            reached.add(node_name(node))
+            for index, value in enumerate(node.inputs):
+                if is_activation(value) and value.producer() is not None:
+                    is_fused = node.op_type == "Relu" and len(value.uses()) == 1
+                    if not is_fused:
+                        quantised.add((node_name(node), index))
     return _edges(graph, quantised)
 
 
@@ -123,18 +123,3 @@ def _edges(graph: ir.Graph, quantised: set[tuple[str, int]]) -> tuple[QuantizedE
             range_of[name] = source
             edges.append(QuantizedEdge(name, source, readers))
     return tuple(edges)
-
-
-def _depths(graph: ir.Graph) -> dict[str, int]:
-    """Return the length of the longest path from the graph's input to each node, in nodes."""
-    depth: dict[str, int] = {}
-    for node in graph:
-        before = [depth[node_name(producer)] for producer in node.predecessors()]
-        depth[node_name(node)] = 1 + max(before, default=0)
-    return depth
-
-
-def _producer_name(value: ir.Value) -> str:
-    producer = value.producer()
-    assert producer is not None
-    return node_name(producer)

@@ -54,12 +54,12 @@ def insert_qdq(
     integers.
 
     Args:
-        model: The FP32 graph, modified in place.
-        edges: The edges to quantise, from `placement.place` with the same encoding.
-        ranges: The range of every `range_of` in `edges`.
+        model: FP32 graph, modified in place.
+        edges: Edges from `placement.place` with the same encoding.
+        ranges: Range of every `range_of` in `edges`.
         encoding: TENSORRT, CPU or DLA.
         in_float: Names of nodes whose weights stay float although the nodes read an edge.
-        weights: The result of `integer_weights`, to save time for many graphs of one network.
+        weights: Result of `integer_weights`, to save time for many graphs of one network.
     """
     graph = model.graph
     nodes = {node.name: node for node in graph}
@@ -80,10 +80,7 @@ def insert_qdq(
 
 
 def activation_parameters(
-    graph: ir.Graph,
-    edges: Sequence[QuantizedEdge],
-    ranges: Mapping[str, Range],
-    encoding: Encoding,
+    graph: ir.Graph, edges: Sequence[QuantizedEdge], ranges: Mapping[str, Range], encoding: Encoding
 ) -> dict[str, QuantizationParameters]:
     """Return scales and zero points by `range_of`, for CPUs with aligned residual additions."""
     chosen = {edge.range_of: ranges[edge.range_of] for edge in edges}
@@ -126,10 +123,7 @@ def _quantize_weights(
 
 
 def _dequantized_constant(
-    graph: ir.Graph,
-    name: str,
-    integers: npt.NDArray[np.integer],
-    scales: npt.NDArray[np.float32],
+    graph: ir.Graph, name: str, integers: npt.NDArray[np.integer], scales: npt.NDArray[np.float32]
 ) -> ir.Node:
     """Store integers with one scale per index of axis 0, and return their DequantizeLinear node."""
     stored = _constant(graph, f"{name}.quantized", integers)

@@ -34,26 +34,20 @@ def align_scales(
     edges: Sequence[QuantizedEdge],
     parameters: Mapping[str, QuantizationParameters],
 ) -> dict[str, QuantizationParameters]:
-    """Change the operand scales of residual additions slightly, so that all CPUs round alike.
+    """Return `parameters` with slightly other scales, with which all CPUs round additions alike.
 
-    Args:
-        graph: The FP32 graph.
-        edges: The quantised edges.
-        parameters: The parameters of every `range_of` in `edges`.
-
-    Returns:
-        The parameters of every `range_of`. They are unchanged for additions that are not in
-        integers, and for those without suitable fractions.
+    The keys are the `range_of` of `edges`. The operands of additions that are not in integers, or
+    for which there are no suitable fractions, keep their scales.
     """
     aligned = dict(parameters)
     # From back to front: the next addition determines the output scale of the one before it.
     for operands, output in reversed(_integer_additions(graph, edges)):
         unit = float(aligned[output].scale)
-        ratios = [float(aligned[operand].scale) / unit for operand in operands]
-        fractions = closest_fractions(ratios)
-        if fractions is not None:
-            for operand, fraction in zip(operands, fractions):
-                aligned[operand] = replace(aligned[operand], scale=np.float32(unit * fraction))
+        fractions = closest_fractions(
+            [float(aligned[operand].scale) / unit for operand in operands]
+        )
+        for operand, fraction in zip(operands, fractions or ()):
+            aligned[operand] = replace(aligned[operand], scale=np.float32(unit * fraction))
     return aligned
 
 
@@ -67,10 +61,8 @@ def has_aligned_scales(
     if len(additions) < sum(is_residual_add(node) for node in graph):
         return False
     for operands, output in additions:
-        ratios = [
-            float(parameters[operand].scale) / float(parameters[output].scale)
-            for operand in operands
-        ]
+        unit = float(parameters[output].scale)
+        ratios = [float(parameters[operand].scale) / unit for operand in operands]
         fractions = closest_fractions(ratios)
         if fractions is None or not np.allclose(ratios, fractions, rtol=1e-6, atol=0):
             return False

@@ -57,12 +57,7 @@ class KernelAxis:
         return before, -(before + self.size) % BLOCK
 
     def pads(self, inputs: int, outputs: int) -> tuple[int, int]:
-        """Return the number of blocks of zeros before and after the image.
-
-        Args:
-            inputs: Size of the image in pixels.
-            outputs: Size of the output in pixels.
-        """
+        """Return the number of blocks of zeros before and after the image, from sizes in pixels."""
         blocks = (self.size + sum(self.margins)) // BLOCK
         before = (self.padding + self.margins[0]) // BLOCK
         return before, outputs - 1 + blocks - before - inputs // BLOCK
@@ -71,15 +66,10 @@ class KernelAxis:
 def space_to_depth_kernel(
     weight: npt.NDArray[Number], axes: Sequence[KernelAxis]
 ) -> npt.NDArray[Number]:
-    """Return the kernel for blocks of pixels that is equivalent to `weight` for pixels.
+    """Return the kernel for blocks that computes the same as `weight` (O, C, kh, kw) for pixels.
 
-    Args:
-        weight: Kernel (O, C, kh, kw).
-        axes: The axes of height and width.
-
-    Returns:
-        Kernel (O, 4 * C, kh', kw') with half the height and width of `weight` with its margins. The
-        order of channels is that of SpaceToDepth: by row in the block, column, channel.
+    Its shape is (O, 4 C, kh', kw'), with half the height and width of `weight` with its margins.
+    Channels have the order of SpaceToDepth: by row in the block, column, channel.
     """
     even = np.pad(weight, [(0, 0), (0, 0), *(axis.margins for axis in axes)])
     outputs, channels, height, width = even.shape
@@ -90,8 +80,6 @@ def space_to_depth_kernel(
 
 @dataclass(frozen=True, slots=True)
 class _Stem:
-    """Nodes of a quantised stem."""
-
     convolution: ir.Node
     quantize: ir.Node
     dequantize: ir.Node
@@ -102,7 +90,7 @@ def _match(convolution: ir.Node) -> _Stem | None:
     """Return the stem that ends in `convolution`, or None if it is not a suitable stem."""
     dequantize, dequantize_weight = _producer(convolution, 0), _producer(convolution, 1)
     quantize = dequantize and _producer(dequantize, 0)
-    if not (quantize and dequantize and dequantize_weight):  # the convolution is in float
+    if not (quantize and dequantize and dequantize_weight):
         return None
     _, channels, *sides = _shape(convolution.inputs[0])
     attributes = convolution.attributes

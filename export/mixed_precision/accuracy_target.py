@@ -66,11 +66,6 @@ def find_float_layers(
     one by one, the costliest first, if the target is still met. If the time ends earlier, the best
     list found so far is taken.
 
-    Args:
-        recipe: Ranges of the encoding, and the nodes that are in float anyway.
-        target: Limits to meet.
-        context: FP32 graph, held-out images and time limit.
-
     Returns:
         Recipe that meets the target, record of its layers in float, and all evaluations.
 

@@ -27,8 +27,8 @@ from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Advance, Progress
 from resdeploy.statistics import agreement_percent
 
-# Images are not run again if their two best logits differ by more than this many times what the
-# noise with all layers in INT8 can bridge.
+# An image is not run again if its two best logits differ by more than this many times the largest
+# difference that the noise with all layers in INT8 can undo.
 NOISE_FACTOR = 4.0
 RANKING_SHARE = 1 / 32  # of the held-out images; every layer is evaluated on them
 # The time for an image grows with its pixels, so there are fewer held-out images if they are large.
@@ -38,7 +38,7 @@ HELD_OUT_PIXELS = MAX_HELD_OUT_IMAGES * 32 * 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutImages:
-    """Images on which mixtures are evaluated; none calibrated, scored calibrators or is golden."""
+    """Images on which mixtures are evaluated, and which serve no other purpose in the export."""
 
     images: UInt8Array
     """uint8 (N, H, W, 3)."""
@@ -59,7 +59,6 @@ class SearchContext:
     """Time limit of the search; no evaluation starts that would end later."""
     progress: Progress
     clock: Callable[[], float] = time.monotonic
-    """Clock in seconds."""
 
 
 @dataclass(slots=True)
@@ -223,12 +222,8 @@ class MixedPrecisionEvaluator:
 def draw_held_out_images(source: Source, seed: int, excluded: Collection[str]) -> HeldOutImages:
     """Draw validation images, and training images only if there are too few of them.
 
-    A network is more accurate on its training images, so they come last.
-
-    Args:
-        source: Checkpoint and image files.
-        seed: Seed of the random order in which images are drawn.
-        excluded: sha256 of the images that must not be used.
+    A network is more accurate on its training images, so they come last. `excluded` holds the
+    sha256 of images that must not be used.
 
     Raises:
         CalibrationError: No image is left.
@@ -260,10 +255,7 @@ def changeable_images(reference: Float32Array, noisy: Float32Array) -> npt.NDArr
     """Return the positions of the images whose class noise like this might change, at least one.
 
     Noise reduces the difference of two logits by at most sqrt(2) times its norm (Cauchy-Schwarz).
-
-    Args:
-        reference: FP32's logits (N, K), K > 1.
-        noisy: Logits (N, K) with all layers in INT8.
+    The logits (N, K), K > 1, are those of FP32 and those with all layers in INT8.
     """
     best = np.sort(reference, axis=1)[:, -2:]
     norm = np.linalg.norm(noisy - reference, axis=1)

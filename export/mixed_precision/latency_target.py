@@ -24,11 +24,7 @@ def meet_latency_target(
     longest list that is fast enough is found by bisection. Of all evaluated mixtures that are fast
     enough, the most accurate is taken.
 
-    Args:
-        calibration: Ranges.
-        target_ms: Latency limit for one image with all cores of this machine, in ms.
-        context: FP32 graph, held-out images and time limit.
-        stopwatch: Function that measures the latency of a graph in ms.
+    The latency is that of one image with all cores of this machine.
 
     Raises:
         CalibrationError: The time is too short for the first evaluation.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from resdeploy.bundle.calibration_record import TradeOffPoint
+from resdeploy.bundle.calibration_record import Score, TradeOffPoint
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.export.graph.layers import conv_share
-from resdeploy.export.quantization.result import Calibration
+from resdeploy.export.quantization.result import Calibration, MixtureEvaluation
 from resdeploy.export.quantization.simulate import open_graph
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress
@@ -54,20 +54,14 @@ def trade_off_points(
     All calibrators have the same latency, because ranges do not change the graph. TensorRT's graphs
     have none, because only TensorRT runs them fast.
 
-    Args:
-        calibration: Calibrators and mixtures that were evaluated and chosen.
-        image: One image, (1, H, W, 3).
-        progress: Progress display, advanced after each graph.
-        stopwatch: Function that measures the latency of a graph in ms.
+    Latencies are measured with `image` (1, H, W, 3).
     """
     model, recipe = calibration.model, calibration.recipes[Encoding.CPU]
     mixtures = [mixture for mixture in calibration.evaluations if mixture.encoding is Encoding.CPU]
     latencies = {
         mixture.nodes: mixture.p50_ms for mixture in mixtures if mixture.p50_ms is not None
     }
-    latest = [
-        mixture.nodes for mixture in mixtures[-MAX_TIMED:]
-    ]  # the most similar to the chosen one
+    latest = [mixture.nodes for mixture in mixtures[-MAX_TIMED:]]  # most similar to the chosen one
     wanted = {frozenset[str](), recipe.in_float, *latest} - latencies.keys()
     with progress("timing", 1 + len(wanted)) as advance:
         for nodes in wanted:
@@ -76,56 +70,41 @@ def trade_off_points(
             advance(1)
         fp32_ms = stopwatch(model, Encoding.FLOAT, image)
         advance(1)
-    points = [
-        TradeOffPoint(
-            encoding=Encoding.FLOAT,
-            calibrator=FP32,
-            layers=(),
-            float_share_percent=100.0,
-            agreement=100.0,
-            drop=0.0,
-            images=calibration.scoring_images,
-            p50_ms=fp32_ms,
-            chosen=True,
-        )
-    ]
-    for score in calibration.scores:
-        on_cpu = score.encoding is Encoding.CPU
-        points.append(
-            TradeOffPoint(
-                encoding=score.encoding,
-                calibrator=score.calibrator,
-                layers=(),
-                float_share_percent=0.0,
-                agreement=score.agreement,
-                drop=None,
-                images=calibration.scoring_images,
-                p50_ms=latencies[frozenset()] if on_cpu else None,
-                chosen=_is_chosen(calibration, score.encoding, score.calibrator, ()),
-            )
-        )
-    for mixture in calibration.evaluations:
-        calibrator = calibration.recipes[mixture.encoding].calibrator
-        points.append(
-            TradeOffPoint(
-                encoding=mixture.encoding,
-                calibrator=calibrator,
-                layers=mixture.layers,
-                float_share_percent=100 * conv_share(model, mixture.nodes)[1],
-                agreement=mixture.agreement,
-                drop=mixture.drop,
-                images=mixture.images,
-                p50_ms=latencies.get(mixture.nodes) if mixture.encoding is Encoding.CPU else None,
-                chosen=_is_chosen(calibration, mixture.encoding, calibrator, mixture.layers),
-            )
-        )
-    return tuple(points)
-
-
-def _is_chosen(
-    calibration: Calibration, encoding: Encoding, calibrator: str, layers: Collection[str]
-) -> bool:
     in_float = {chosen.encoding: set(chosen.layers) for chosen in calibration.float_layers}
-    return calibration.recipes[encoding].calibrator == calibrator and in_float.get(
-        encoding, set()
-    ) == set(layers)
+
+    def point(of: Score | MixtureEvaluation, calibrator: str) -> TradeOffPoint:
+        mixture = of if isinstance(of, MixtureEvaluation) else None
+        nodes = mixture.nodes if mixture else frozenset[str]()
+        layers = mixture.layers if mixture else ()
+        return TradeOffPoint(
+            encoding=of.encoding,
+            calibrator=calibrator,
+            layers=layers,
+            float_share_percent=100 * conv_share(model, nodes)[1],
+            agreement=of.agreement,
+            drop=mixture.drop if mixture else None,
+            images=mixture.images if mixture else calibration.scoring_images,
+            p50_ms=latencies.get(nodes) if of.encoding is Encoding.CPU else None,
+            chosen=calibration.recipes[of.encoding].calibrator == calibrator
+            and in_float.get(of.encoding, set()) == set(layers),
+        )
+
+    fp32 = TradeOffPoint(
+        encoding=Encoding.FLOAT,
+        calibrator=FP32,
+        layers=(),
+        float_share_percent=100.0,
+        agreement=100.0,
+        drop=0.0,
+        images=calibration.scoring_images,
+        p50_ms=fp32_ms,
+        chosen=True,
+    )
+    return (
+        fp32,
+        *(point(score, score.calibrator) for score in calibration.scores),
+        *(
+            point(mix, calibration.recipes[mix.encoding].calibrator)
+            for mix in calibration.evaluations
+        ),
+    )

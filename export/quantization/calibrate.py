@@ -61,19 +61,10 @@ def calibrate(
 ) -> Calibration:
     """Run the FP32 graph on calibration images and choose the range of each tensor.
 
-    If the checkpoint was trained with quantisation, TensorRT's graph takes the learned ranges.
-
-    Args:
-        model: FP32 graph; its channels are equalised first, unless ranges were learned.
-        source: Checkpoint and image files.
-        calibrator: Name in CALIBRATORS, the part before the hyphen for all of a family, or `auto`
-            for all. If there are several candidates, each is scored on other images, and each
-            encoding takes its best.
-        images: Number of calibration images.
-        seed: Seed of the random order in which images are drawn.
-        golden_digests: sha256 of the images that must not be used.
-        progress: Progress display, advanced after each batch.
-        int8_shortcuts: True to quantise the blocks' shortcuts in TensorRT's graph, too.
+    The channels are equalised first. If the checkpoint was trained with quantisation, they are not,
+    and TensorRT's graph takes the learned ranges. If `calibrator` stands for several candidates
+    (see `calibrators_named`), each is scored on other images, and each encoding takes its best.
+    The `golden_digests` are the sha256 of images that must not be used.
 
     Raises:
         CalibrationError: There are no images, or none can be used.
@@ -111,11 +102,9 @@ def calibrate(
         for encoding in ENCODINGS
         if encoding not in learned
     }
-    scores = (
-        _score(model, candidates.values(), np.concatenate(scoring), progress)
-        if wanted_scoring
-        else ()
-    )
+    scores: tuple[Score, ...] = ()
+    if wanted_scoring:
+        scores = _score(model, candidates.values(), np.concatenate(scoring), progress)
     return Calibration(
         model=model,
         recipes={
@@ -135,7 +124,7 @@ def calibrate(
 
 
 def calibrators_named(name: str) -> list[str]:
-    """Return the names in CALIBRATORS that `auto`, a family's name, or a name stands for."""
+    """Return the calibrators of a name: itself, a family such as `image`, or all for `auto`."""
     if name == "auto":
         return list(CALIBRATORS)
     return [known for known in CALIBRATORS if name in (known, known.split("-")[0])]
@@ -148,9 +137,8 @@ def choose_ranges(
     in_float: frozenset[str],
 ) -> QuantizationRecipe:
     """Return a recipe with the calibrator's ranges that keeps the nodes `in_float` in float."""
-    symmetric = encoding is Encoding.TENSORRT
-    rule = CALIBRATORS[calibrator]
-    ranges = {tensor: rule(its, symmetric=symmetric) for tensor, its in statistics.items()}
+    symmetric, choose = encoding is Encoding.TENSORRT, CALIBRATORS[calibrator]
+    ranges = {tensor: choose(found, symmetric=symmetric) for tensor, found in statistics.items()}
     return QuantizationRecipe(
         encoding=encoding, calibrator=calibrator, ranges=ranges, in_float=in_float
     )

@@ -33,11 +33,7 @@ CALIBRATION_IMAGES = 512
 
 
 def train_quantized(
-    config: TrainingConfig,
-    folder: Path,
-    *,
-    force: bool = False,
-    progress: Progress = silent,
+    config: TrainingConfig, folder: Path, *, force: bool = False, progress: Progress = silent
 ) -> trainer.TrainingResult:
     """Train `config.init` for INT8 and write a run folder with the ranges for the export.
 

@@ -39,12 +39,9 @@ class QuantizationRecipe:
     ) -> ir.Model:
         """Return a quantised copy of the FP32 graph.
 
-        Args:
-            model: FP32 graph.
-            half: True to convert the float parts of the TensorRT and DLA graphs to float16, as
-                TensorRT is slower with float32 between integers. A float32 copy runs faster on
-                CPUs, and its logits differ by far less than those of INT8 do.
-            weights: Quantised weights, see `insert_qdq`; None to quantise them here.
+        With `half`, the float parts of TensorRT's and the DLA's graphs are float16, because
+        TensorRT is slower with float32 between integers. Without it, the copy runs faster on CPUs,
+        and its logits differ far less than by the noise of INT8. For `weights`, see `insert_qdq`.
         """
         quantised = model.clone()
         edges = self.edges(model)

@@ -83,22 +83,14 @@ def explain(
     images: int = DEFAULT_IMAGES,
     progress: Progress = silent,
 ) -> Explanation:
-    """Measure on golden images how each quantised tensor of an INT8 graph changes the logits.
-
-    Args:
-        bundle: Bundle with INT8 graphs.
-        encoding: TENSORRT for `int8.onnx`, CPU for `int8-cpu.onnx`.
-        images: Number of golden images; the time is proportional to it.
-        progress: Progress display, advanced after each run.
+    """Measure on golden images how each tensor of an INT8 graph changes the logits.
 
     Raises:
         BundleError: The bundle is damaged, or has no INT8 graph.
-        MissingDependencyError: ONNX Runtime is not installed.
     """
     artifact = bundle.artifact("int8" if encoding is Encoding.TENSORRT else "int8-cpu")
     quantised = ir.from_proto(onnx.load_from_string(bundle.read(artifact.file)))
     recipe = read_recipe(bundle, encoding)
-    ranges = recipe.ranges
     model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
     pixels = bundle.golden().images[:images]
     run = _runner(model, recipe, pixels)
@@ -114,12 +106,13 @@ def explain(
             advance(1)
             without = run(sites - own)
             advance(1)
+            chosen = recipe.ranges.get(tensor)
             layers.append(
                 TensorSensitivity(
                     tensor=tensor,
-                    kind="activation" if tensor in ranges else "weight",
-                    low=ranges[tensor].low if tensor in ranges else None,
-                    high=ranges[tensor].high if tensor in ranges else None,
+                    kind="activation" if chosen else "weight",
+                    low=chosen.low if chosen else None,
+                    high=chosen.high if chosen else None,
                     sqnr_alone_db=float(np.median(sqnr_db(reference, alone))),
                     gain_db=float(np.median(sqnr_db(reference, without) - total)),
                 )

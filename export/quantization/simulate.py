@@ -51,13 +51,9 @@ def sites_of(model: ir.Model, recipe: QuantizationRecipe) -> frozenset[Site]:
 def round_at(
     model: ir.Model, recipe: QuantizationRecipe, sites: Collection[Site], weights: Weights
 ) -> ir.Model:
-    """Return a copy of the FP32 graph that rounds at some of the recipe's sites.
+    """Return a copy of the FP32 graph that rounds at `sites`, a subset of `sites_of`.
 
-    Args:
-        model: FP32 graph.
-        recipe: Ranges of its activations.
-        sites: Subset of `sites_of(model, recipe)`.
-        weights: All weights as integers, see `qdq.integer_weights`.
+    The `weights` are those of `qdq.integer_weights`.
     """
     copy = model.clone()
     edges = [
@@ -65,13 +61,8 @@ def round_at(
         for edge in recipe.edges(model)
         if (readers := tuple(r for r in edge.readers if Site(edge.range_of, r, False) in sites))
     ]
-    insert_qdq(
-        copy,
-        edges,
-        recipe.ranges,
-        recipe.encoding,
-        in_float={str(node.name) for node in model.graph},
-    )
+    everything = {str(node.name) for node in model.graph}
+    insert_qdq(copy, edges, recipe.ranges, recipe.encoding, in_float=everything)
     for name in {site.tensor for site in sites if site.weight}:
         integers, scales = weights[name]
         values = integers * scales.reshape(-1, *[1] * (integers.ndim - 1))
@@ -90,16 +81,11 @@ def open_graph(model: ir.Model, encoding: Encoding) -> OnnxRuntimeCpu:
     for name, value in thin.graph.initializers.items():
         if (tensor := value.const_value) is not None and tensor.nbytes >= LARGE_BYTES:
             weights[name] = np.ascontiguousarray(tensor.numpy())
+            shape = ir.Shape(weights[name].shape)
             value.const_value = ir.ExternalTensor(
-                "memory",
-                0,
-                tensor.nbytes,
-                tensor.dtype,
-                shape=ir.Shape(weights[name].shape),
-                name=name,
+                "memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
             )
-    graph = ir.to_proto(thin).SerializeToString()
-    return OnnxRuntimeCpu(graph, encoding, weights=weights)
+    return OnnxRuntimeCpu(ir.to_proto(thin).SerializeToString(), encoding, weights=weights)
 
 
 def run_graph(model: ir.Model, encoding: Encoding, images: UInt8Array) -> Float32Array:

@@ -33,12 +33,9 @@ mv {partial} {plan}"""
 
 
 def plans_script(graphs: Mapping[Path, Path], size: int, batches: Batches) -> str:
-    """Return a shell script that builds a TensorRT plan from each graph.
+    """Return a shell script that builds plans for images of `size` by `size` pixels.
 
-    Args:
-        graphs: Paths of the plans by path of the graph, relative to the repository.
-        size: Side of the images in pixels.
-        batches: Batch sizes that the plans support.
+    `graphs` holds the paths of the plans by path of the graph, relative to the repository.
     """
 
     def shape(batch: int) -> str:

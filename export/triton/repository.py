@@ -123,13 +123,8 @@ def refuse_repository(folder: Path, *, force: bool) -> None:
 def config_text(name: str, artifact: str, size: int, classes: int) -> str:
     """Return the content of `config.pbtxt`, a ModelConfig in protobuf's text format.
 
-    Batching, queue and timeout have the defaults of `resdeploy serve`.
-
-    Args:
-        name: Name of the model and of its folder.
-        artifact: Name of the artifact, a key of `SETTINGS`.
-        size: Side of the images in pixels.
-        classes: Number of classes.
+    Batching, queue and timeout have the defaults of `resdeploy serve`. `size` is the side of the
+    images in pixels.
     """
     settings, serving = SETTINGS[artifact], ServeConfig()
     dims = f"{size}, {size}, 3"
