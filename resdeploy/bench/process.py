@@ -85,6 +85,7 @@ class Contender:
             start_new_session=True,
         )  # fmt: skip
         contender = cls(name, process, high_priority=raise_priority(process.pid))
+        assert process.stdout is not None
         try:
             if not select.select([process.stdout], [], [], limit_s)[0]:
                 raise BackendError(
