@@ -141,9 +141,8 @@ def open_bundle(path: Path) -> Bundle:
     """
     manifest = path / MANIFEST
     if not manifest.is_file():
-        raise BundleError(
-            f"{path} is not a bundle: it has no {MANIFEST}", "make one with resdeploy export"
-        )
+        reason = f"is not a bundle: it has no {MANIFEST}" if path.exists() else "does not exist"
+        raise BundleError(f"{path} {reason}", "create a bundle with resdeploy export")
     hint = "copy or export the bundle again"
     data = read_limited(manifest, MAX_MANIFEST_BYTES, BundleError, hint)
     try:

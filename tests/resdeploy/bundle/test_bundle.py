@@ -164,9 +164,14 @@ def test_the_hint_for_a_missing_artifact_names_the_option(copy: Path) -> None:
 
 
 def test_rejects_a_folder_without_a_manifest(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(BundleError, match="is not a bundle"):
-            open_bundle(path)
+    with pytest.raises(BundleError, match="is not a bundle"):
+        open_bundle(tmp_path)
+
+
+def test_a_bundle_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"none\.bundle does not exist") as caught:
+        open_bundle(tmp_path / "none.bundle")
+    assert caught.value.hint == "create a bundle with resdeploy export"
 
 
 @pytest.mark.parametrize("schema", [0, 2, 99, "1", None, [1]])

@@ -103,13 +103,13 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
         (["train", "--resume", "nowhere"], "nowhere cannot be resumed"),
         (["export"], "there is no finished run here"),
         (["export", "weights.pth"], "there is no checkpoint at weights.pth"),
-        (["verify", "none.bundle"], "none.bundle is not a bundle"),
-        (["bench", "none.bundle"], "none.bundle is not a bundle"),
-        (["build", "none.bundle"], "none.bundle is not a bundle"),
-        (["explain", "none.bundle"], "none.bundle is not a bundle"),
+        (["verify", "none.bundle"], "none.bundle does not exist"),
+        (["bench", "none.bundle"], "none.bundle does not exist"),
+        (["build", "none.bundle"], "none.bundle does not exist"),
+        (["explain", "none.bundle"], "none.bundle does not exist"),
         (["compare", "a.json", "b.json"], "a.json cannot be read: No such file"),
         (["report", "a.json"], "a.json cannot be read: No such file"),
-        (["predict", "none.bundle", "a.png"], "none.bundle is not a bundle"),
+        (["predict", "none.bundle", "a.png"], "none.bundle does not exist"),
     ],
 )
 def test_errors_are_one_line_and_a_hint(arguments: list[str], cause: str) -> None:
