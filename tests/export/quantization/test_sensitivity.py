@@ -162,7 +162,7 @@ def test_a_damaged_calibration_json_is_an_error(
     manifest = dataclasses.replace(
         tiny_bundle.manifest, files={**tiny_bundle.manifest.files, "calibration.json": record}
     )
-    with pytest.raises(BundleError, match="is damaged"):
+    with pytest.raises(BundleError, match="cannot be used"):
         read_recipe(Bundle(tmp_path, manifest), Encoding.TENSORRT)
 
 
