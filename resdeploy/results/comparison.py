@@ -62,7 +62,7 @@ class AccuracyChange:
     different: int
     """The number of images whose logits differ in any bit; 0 makes the drop exactly 0."""
     images_to_decide: int | None
-    """The estimated number of images that would decide an inconclusive verdict; None if none."""
+    """The estimated number of images that an inconclusive verdict needs; None if none is enough."""
     verdict: Verdict
 
 

@@ -32,7 +32,7 @@ class ArtifactResult:
     mcnemar_p: float | None
     """p-value of McNemar's exact two-sided test that both accuracies are equal."""
     images_to_decide: int | None
-    """Estimated number of images that would decide an inconclusive verdict; None if none."""
+    """Estimated number of images that an inconclusive verdict needs; None if none is enough."""
     agreement: float
     """Images with the same predicted class as the bundle's FP32 graph, in percent. That graph, and
     every graph without labelled images, is compared with PyTorch."""
