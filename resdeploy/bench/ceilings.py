@@ -1,6 +1,6 @@
-"""The ceilings of a machine: matrix products and a copy, timed in turns with the contenders.
+"""The ceilings of a machine: the highest rates of matrix products and of a copy.
 
-The products of each library run in a contender of their own, whose stages are the arithmetics.
+For each library, one contender times its products. It reports each arithmetic as a stage.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ COPY = "copy"
 SHAPES = ((512, 512, 512), (784, 1152, 128), (2048, 2048, 512))
 """Rows, depth and columns; the fastest shape differs between libraries."""
 COPY_BYTES = 128 << 20
-"""Bytes of one copy: more than a level-3 cache holds, so that main memory is measured."""
+"""The size of a copy that does not fit into a level-3 cache, so that main memory is measured."""
 CALLS = 3
 UNIT = 10**9
-"""The operations or bytes that reported times refer to."""
+"""The number of operations or bytes that reported times refer to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +38,7 @@ class Probe:
     run: Callable[[], object]
 
     def seconds(self) -> float:
-        """Return the time of the fastest of `CALLS` calls in a row.
-
-        The first call finds the caches filled by other contenders.
-        """
+        """Return the time of the fastest of `CALLS` calls; the first one finds cold caches."""
         marks = [time.perf_counter()]
         for _ in range(CALLS):
             self.run()
@@ -57,15 +54,11 @@ def fastest_probe(probes: Sequence[Probe]) -> Probe:
 def probe_timer(probes: Sequence[Probe]) -> Callable[[], StageTimes]:
     """Return a function for `run_worker` that times every probe and scales the time to `UNIT`.
 
-    Scaled times can be compared although the next process may choose another shape.
+    Scaled times can be compared even if another process chooses another shape.
     """
-
-    def run() -> StageTimes:
-        return StageTimes(
-            {probe.kind: round(1e9 * probe.seconds() * UNIT / probe.amount) for probe in probes}
-        )
-
-    return run
+    return lambda: StageTimes(
+        {probe.kind: round(1e9 * probe.seconds() * UNIT / probe.amount) for probe in probes}
+    )
 
 
 def best_ceilings(measured: Sequence[Mapping[str, Rounds]]) -> Ceilings | None:

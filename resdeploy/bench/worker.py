@@ -1,4 +1,4 @@
-"""The child process of a benchmark: it prepares a contender and times its calls."""
+"""The loop of a worker process: it prepares a contender and times its calls."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def run_worker(prepare: Callable[[], tuple[Callable[[], object], dict[str, Any]]
     """Prepare a contender, then time its calls for each number of seconds read from stdin.
 
     Args:
-        prepare: A function that loads everything and returns the function to time, and facts
-            about it in JSON form.
+        prepare: A function that returns the function to time, and facts about it in JSON form.
     """
     # Messages that libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")

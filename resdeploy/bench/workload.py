@@ -5,7 +5,6 @@ Shape letters: N images, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-import io
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -54,12 +53,7 @@ class Workload:
 
     def to_arguments(self) -> list[str]:
         """Return the command-line arguments for a worker process."""
-        return [
-            str(self.bundle),
-            str(self.batch),
-            str(self.threads),
-            "" if self.pictures is None else str(self.pictures),
-        ]
+        return [str(self.bundle), str(self.batch), str(self.threads), str(self.pictures or "")]
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Workload:
@@ -77,7 +71,7 @@ class Workload:
 
         Args:
             bundle: The bundle with the pre-processing and the labels.
-            golden: Its golden images (N, H, W, 3), which are slow to read a second time.
+            golden: The golden images (N, H, W, 3) of the bundle.
             infer: The network.
 
         Raises:
@@ -132,6 +126,4 @@ def write_pictures(bundle: Bundle, folder: Path) -> None:
     from PIL import Image
 
     for number, pixels in enumerate(bundle.golden().images):
-        stream = io.BytesIO()
-        Image.fromarray(pixels).save(stream, "JPEG", quality=JPEG_QUALITY)
-        (folder / f"{number:03d}.jpg").write_bytes(stream.getvalue())
+        Image.fromarray(pixels).save(folder / f"{number:03d}.jpg", quality=JPEG_QUALITY)

@@ -38,7 +38,6 @@ class BenchmarkEnvironment(Environment):
     mode: str | None = None
     """`stream`, `offline` or `end-to-end`."""
     rounds: int | None = None
-    """The number of rounds in all runs."""
     runs: tuple[int, ...] = ()
     """The number of rounds in each run."""
     seconds: float | None = None
@@ -70,7 +69,6 @@ class Timing:
     batch: int
     threads: int
     calls: int
-    """The number of timed inferences."""
     p50_ms: float
     p90_ms: float
     p99_ms: float
@@ -78,12 +76,11 @@ class Timing:
     speedup: float | None
     """The geometric mean over runs of the median over rounds of baseline time / time."""
     speedup_low: float | None
-    """Lower bound of the 95 % confidence interval over runs."""
+    """Lower bound of the 95 % confidence interval over runs; `speedup_high` is the upper bound."""
     speedup_high: float | None
-    """Upper bound of the 95 % confidence interval over runs."""
     energy: ImageEnergy | None
     round_ms: tuple[float, ...]
-    """The median of each round; an index means the same round in every contender."""
+    """The median of each round; the same index means the same round for every contender."""
     quantiles_ms: tuple[float, ...]
     """The quantiles of all calls, from 0 % to 100 % in steps of 1 %."""
     stages_ms: Mapping[str, float] | None
@@ -110,9 +107,8 @@ class ImageEnergy:
     mj_per_image: float
     """Millijoules without the power of the idle machine."""
     mj_low: float
-    """Lower bound of the 95 % confidence interval over rounds."""
+    """Lower bound of the 95 % confidence interval over rounds; `mj_high` is the upper bound."""
     mj_high: float
-    """Upper bound of the 95 % confidence interval over rounds."""
     total_mj_per_image: float
     """Millijoules including the power of the idle machine."""
     watts: float

@@ -17,6 +17,7 @@ class Comparison:
 
     verdict: Verdict
     first: str
+    """The bundle or file that the second one is compared with."""
     second: str
     max_drop: float
     """The largest accuracy drop that passes, in percentage points."""
@@ -26,9 +27,9 @@ class Comparison:
     latency: tuple[LatencyChange, ...]
     layers: tuple[LayerChange, ...]
     missing: tuple[str, ...]
-    """Artifacts or contenders that only the first one has."""
+    """Artifacts or contenders that only the first bundle or file has."""
     added: tuple[str, ...]
-    """Artifacts or contenders that only the second one has."""
+    """Artifacts or contenders that only the second bundle or file has."""
     notices: tuple[str, ...]
     """Reasons why the times cannot be compared."""
     environment: Environment
@@ -37,50 +38,49 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyChange:
-    """The change of one artifact; accuracies in percent, drops in percentage points."""
+    """The change of an artifact's accuracy from the first bundle to the second.
+
+    Accuracies are in percent, drops in percentage points.
+    """
 
     artifact: str
     backend: str
     images: int
     truth: str
-    """The reference classes: `labels`, or `pytorch` for its classes of the golden images."""
+    """The source of the true classes: `labels`, or `pytorch` for its predicted classes."""
     first: float
     """Top-1 accuracy of the first bundle."""
     second: float
-    """Top-1 accuracy of the second bundle."""
     lost: int
     """The number of images that only the first bundle classifies correctly."""
     gained: int
     """The number of images that only the second bundle classifies correctly."""
     drop: float
     drop_low: float
-    """One-sided lower bound, 95 %."""
+    """One-sided lower 95 % confidence bound of the drop; `drop_high` is the upper bound."""
     drop_high: float
-    """One-sided upper bound, 95 %."""
     different: int
     """The number of images whose logits differ in any bit; 0 makes the drop exactly 0."""
     images_to_decide: int | None
-    """An estimate of the images that an inconclusive verdict needs; None if none would do."""
+    """The estimated number of images that an inconclusive verdict needs; None if none is enough."""
     verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyChange:
-    """The change of one contender; slowdowns in percent of the first one's time."""
+    """The change of a contender's latency; slowdowns are in percent of the first time."""
 
     contender: str
     graph: str
     batch: int
     threads: int
     first_ms: float
-    """Median time of the first one."""
+    """Median time of one call in the first bundle or file."""
     second_ms: float
-    """Median time of the second one."""
     slowdown: float
     slowdown_low: float
-    """Lower bound of the two-sided interval at `confidence`."""
+    """Lower bound of the two-sided interval; `slowdown_high` is the upper bound."""
     slowdown_high: float
-    """Upper bound of the two-sided interval at `confidence`."""
     confidence: float
     """The confidence of the interval, from 0 to 1."""
     samples: int
@@ -96,7 +96,6 @@ class LayerChange:
 
     encoding: Encoding
     calibrators: tuple[str, str]
-    """The calibrators of the first and the second bundle."""
     to_float: tuple[str, ...]
     """The layers that only the second bundle keeps in float."""
     to_int8: tuple[str, ...]

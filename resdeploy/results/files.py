@@ -1,4 +1,4 @@
-"""The reader of result files: `FILE`, or `FILE@DATE` for one of several results."""
+"""The reader of result files, named `FILE`, or `FILE@DATE` for some of its results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from resdeploy.results.provenance import Environment
 
 
 class ResultDocument(Protocol):
-    """A result dataclass with its provenance."""
+    """A dataclass of a result with its provenance."""
 
     @property
-    def environment(self) -> Environment:
-        """Provenance of the result."""
-        ...
+    def environment(self) -> Environment: ...
 
 
 DocumentType = TypeVar("DocumentType", bound=ResultDocument)
@@ -27,13 +25,16 @@ def read_results(name: str, types: Mapping[str, type[DocumentType]]) -> tuple[Do
     """Read the results of a file, which holds one result or a list.
 
     Args:
-        name: The file; after an `@`, the date of the wanted results or the beginning of it.
+        name: The file; after an `@`, the date of the wanted results or the beginning of the date.
         types: The accepted dataclasses by schema.
 
     Raises:
         DocumentError: The file is damaged, has another schema, or has no result of that date.
     """
-    path, date = _split(name)
+    file, at, date = name.rpartition("@")
+    if not at or Path(name).exists():  # the name of the file may contain an @
+        file, date = name, ""
+    path = Path(file)
     content = read_json(path)
     try:
         entries = content if isinstance(content, list) else [content]
@@ -48,13 +49,6 @@ def read_results(name: str, types: Mapping[str, type[DocumentType]]) -> tuple[Do
             f"choose one of the dates {dates}" if dates else HINT,
         )
     return chosen
-
-
-def _split(name: str) -> tuple[Path, str]:
-    path, at, date = name.rpartition("@")
-    if not at or Path(name).exists():  # the name of the file may contain an @
-        return Path(name), ""
-    return Path(path), date
 
 
 def _result(entry: Any, types: Mapping[str, type[DocumentType]]) -> DocumentType:

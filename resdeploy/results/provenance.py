@@ -28,7 +28,7 @@ class Environment:
     """The provenance of a result, with the machine and the model."""
 
     date: str
-    """Date and time as ISO 8601."""
+    """Date and time in ISO 8601 format."""
     command: str
     git_commit: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -49,17 +49,13 @@ class Environment:
 
         Args:
             device: This machine; None to read it.
-            **facts: The other fields.
+            **facts: The fields that describe the model or are added by a subclass.
         """
         return cls(**{**collect_provenance(None), "device": device or read_device(), **facts})
 
 
 def collect_provenance(device: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the provenance of a result that is made now, in JSON form.
-
-    Args:
-        device: The machine, as `Device.to_json` describes it.
-    """
+    """Return the provenance of a result that is made now; `device` is in JSON form."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line(),
@@ -86,8 +82,8 @@ def command_line() -> str:
     started = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     # With `python -m`, `sys.argv` holds the file of the module instead of its name.
     is_module = started[-2:-1] == ["-m"]
-    name = ["python", *started[-2:]] if is_module else [Path(sys.argv[0]).name]
-    return shlex.join([*name, *sys.argv[1:]])
+    program = ["python", *started[-2:]] if is_module else [Path(sys.argv[0]).name]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def _git_commit() -> str | None:

@@ -27,19 +27,17 @@ class ArtifactResult:
     drop: float | None
     """Accuracy drop against the baseline, in percentage points."""
     drop_upper95: float | None
-    """One-sided upper 95 % confidence bound of the drop, in percentage points."""
+    """One-sided upper 95 % confidence bound of the drop; `drop_lower95` is the lower bound."""
     drop_lower95: float | None
-    """One-sided lower 95 % confidence bound of the drop, in percentage points."""
     mcnemar_p: float | None
     """p-value of McNemar's exact two-sided test that both accuracies are equal."""
     images_to_decide: int | None
-    """Estimated number of images that would decide an inconclusive verdict; None if no number of
-    images would, or if the verdict is not inconclusive."""
+    """Estimated number of images that an inconclusive verdict needs; None if none is enough."""
     agreement: float
-    """Images with the same predicted class as FP32, in percent. FP32 is the bundle's FP32 graph; it
-    is PyTorch for that graph itself, and if there are only golden images."""
+    """Images with the same predicted class as the bundle's FP32 graph, in percent. That graph, and
+    every graph without labelled images, is compared with PyTorch."""
     sqnr_db: float
-    """Median SQNR of the same images against the same FP32 logits, in dB."""
+    """Median SQNR of the logits of these images, against the same graph or PyTorch, in dB."""
     rule: Rule
     """The rule of the golden check."""
     different: int
@@ -56,8 +54,8 @@ class Verification:
     images: int
     unreadable: int
     used_before: int
-    """Number of images that were also used to calibrate the INT8 graphs or to choose their float
-    layers, which makes the INT8 accuracies too optimistic."""
+    """Number of images that calibrated the INT8 graphs or selected their float layers before; they
+    make the INT8 accuracies too optimistic."""
     max_drop: float | None
     """Allowed accuracy drop, in percentage points; None without labelled images."""
     results: tuple[ArtifactResult, ...]
@@ -71,7 +69,7 @@ class Rule(str, Enum):
     """The rule of a golden check."""
 
     BIT_EXACT = "bit-exact"
-    """Logits must equal those of the export. All CPUs can meet this rule, since integer sums do not
-    depend on their order and all CPUs round alike."""
+    """Logits must equal those of the export. Every CPU can meet this rule: sums of integers do not
+    depend on their order, and all CPUs round alike."""
     SQNR = "sqnr"
     """The SQNR of the logits against PyTorch's must reach the limit of the artifact."""

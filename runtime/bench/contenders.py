@@ -1,4 +1,4 @@
-"""The contenders of a benchmark before they are started."""
+"""The list of a benchmark's contenders, before they are started."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = (*PYTORCH, *(engine.name for engine in ENGINES), CEILINGS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContenderSpec:
-    """A contender that has not been started: its worker process and what it measures."""
+    """The description of a contender: its network and its worker process."""
 
     name: str
     precision: str
@@ -32,6 +32,7 @@ class ContenderSpec:
     encoding: Encoding
     worker: Worker
     arguments: tuple[str, ...]
+    """The command-line arguments of the worker."""
     runs_on: Scope = Scope.CPU
     file_bytes: int | None = None
 
@@ -83,11 +84,7 @@ def pytorch_contenders(workload: Workload, checkpoint: Path | None) -> list[Cont
 def backend_contenders(
     bundle: Bundle, workload: Workload, backend: str = AUTO
 ) -> list[ContenderSpec]:
-    """Return a contender for each of `best_candidates`.
-
-    Raises:
-        BackendError: No backend can run here.
-    """
+    """Return a contender for each of `best_candidates`."""
     return [
         ContenderSpec(
             name=candidate.engine.name,
@@ -105,7 +102,7 @@ def backend_contenders(
 
 
 def ceiling_contenders(threads: int) -> list[ContenderSpec]:
-    """Return a contender for each library whose matrix products measure the ceilings."""
+    """Return a contender for each installed library that can measure the CPU's ceilings."""
     return [
         ContenderSpec(
             name=CEILINGS,
@@ -123,7 +120,7 @@ def ceiling_contenders(threads: int) -> list[ContenderSpec]:
 
 
 def best_candidates(bundle: Bundle, backend: str = AUTO) -> list[Candidate]:
-    """Return the best artifact of each precision for each installed backend.
+    """Return the fastest artifact of each precision for each backend that can run here.
 
     Raises:
         BackendError: See `registry.candidates`.

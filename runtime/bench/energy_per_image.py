@@ -1,4 +1,4 @@
-"""The energy of one image above the idle power of the machine, with its interval."""
+"""The energy that one image costs above the idle power of the machine, with its interval."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from resdeploy.statistics import student_975
 
 ROUNDS = 5
 LEAD_SECONDS = 0.5
-"""The time before each window: sensors average, and must forget what happened before."""
+"""The time before each window; sensors average over time, so earlier load must have ended."""
 WINDOW_SECONDS = 1.0
 IDLE_WINDOWS = 8
 IDLE_WINDOW_SECONDS = 0.25
@@ -60,23 +60,21 @@ def measure_rounds(
                 start = time.perf_counter()
                 times = contender.run_for(LEAD_SECONDS + WINDOW_SECONDS)
                 end = time.perf_counter()
-                late = times[np.cumsum(times) > 1000 * LEAD_SECONDS]
-                contender_windows.append((start + LEAD_SECONDS, end, float(late.mean()) / batch))
+                measured = times[np.cumsum(times) > 1000 * LEAD_SECONDS]
+                ms_per_image = float(measured.mean()) / batch
+                contender_windows.append((start + LEAD_SECONDS, end, ms_per_image))
             advance(1)
-    measured = []
-    for meter in meters:
-        trace = meter.trace()
-        measured.append(
+    return [
+        [
             [
-                [
-                    EnergyRound(joules / (end - start), ms)
-                    for start, end, ms in contender_windows
-                    if (joules := trace.energy(start, end)) is not None
-                ]
-                for contender_windows in windows
+                EnergyRound(joules / (end - start), ms)
+                for start, end, ms in contender_windows
+                if (joules := trace.energy(start, end)) is not None
             ]
-        )
-    return measured
+            for contender_windows in windows
+        ]
+        for trace in [meter.trace() for meter in meters]
+    ]
 
 
 def energy_per_image(

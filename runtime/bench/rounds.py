@@ -1,4 +1,4 @@
-"""The rounds of a benchmark: turns of all contenders, and when the intervals are narrow enough.
+"""The rounds of a benchmark, in which all contenders take turns, and the speed-ups from them.
 
 A noisy machine slows whole rounds, not single contenders. Therefore each round gives every
 contender one turn, in random order, and ratios are taken within rounds.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,25 +20,11 @@ from resdeploy.statistics import repeated_ratio_interval
 MIN_ROUNDS = 15
 """The least number of rounds in all runs."""
 TURN_SECONDS = 0.2
-"""The longest turn if it allows more rounds than `MIN_ROUNDS`: noise changes within seconds."""
+"""The longest turn, unless `MIN_ROUNDS` need longer ones; noise changes within seconds."""
 WARM_UP_SECONDS = 0.2
 MAX_WARM_UPS = 10
 STABLE_WITHIN = 0.05
 """The largest relative difference of two turns that ends the warm-up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Speedup:
-    """The speed-up against the baseline, with its 95 % confidence interval."""
-
-    centre: float
-    low: float
-    high: float
-
-    @property
-    def width(self) -> float:
-        """The width of the interval as a share of its centre."""
-        return (self.high - self.low) / self.centre
 
 
 def plan_rounds(seconds: float) -> tuple[int, float]:
@@ -77,10 +62,10 @@ def run_round(contenders: Sequence[Contender], turn: float, generator: random.Ra
 
 
 def warm_up(contender: Contender) -> bool:
-    """Let a contender run until two turns in a row differ by less than `STABLE_WITHIN`.
+    """Let a contender run until two turns in a row differ by at most `STABLE_WITHIN`.
 
     Returns:
-        True if its times became stable within `MAX_WARM_UPS` turns.
+        True if this happened within `MAX_WARM_UPS` turns.
     """
     last = math.inf
     for _ in range(MAX_WARM_UPS):
@@ -96,17 +81,20 @@ def medians(rounds: Rounds) -> npt.NDArray[np.float64]:
     return np.array([np.median(times) for times in rounds])
 
 
-def speedup(baseline: Sequence[Rounds], runs: Sequence[Rounds]) -> Speedup:
-    """Return the speed-up of a contender from runs that the baseline took part in."""
-    return Speedup(
-        *repeated_ratio_interval(
-            [medians(rounds) for rounds in baseline], [medians(rounds) for rounds in runs]
-        )
-    )
+def speedup(baseline: Sequence[Rounds], contender: Sequence[Rounds]) -> tuple[float, float, float]:
+    """Return the speed-up against the baseline and the ends of its 95 % confidence interval.
+
+    Args:
+        baseline: The rounds of each run.
+        contender: The rounds of the same runs.
+    """
+    first, second = ([medians(rounds) for rounds in runs] for runs in (baseline, contender))
+    return repeated_ratio_interval(first, second)
 
 
 def narrow_enough(
     baseline: Sequence[Rounds], others: Sequence[Sequence[Rounds]], within: float
 ) -> bool:
-    """Return True if the relative width of every speed-up's interval is at most `within`."""
-    return all(speedup(baseline, runs).width <= within for runs in others)
+    """Return True if the width of every speed-up's interval is at most `within` * speed-up."""
+    found = [speedup(baseline, contender) for contender in others]
+    return all(high - low <= within * centre for centre, low, high in found)

@@ -1,4 +1,4 @@
-"""The benchmark of a bundle: every backend that runs here against PyTorch, in turns."""
+"""The benchmark of a bundle: every backend that can run here takes turns with PyTorch."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class BenchmarkConfig:
     also: tuple[str, ...] = ()
     """Backends that take part in addition to the automatic ones."""
     without: tuple[str, ...] = ()
-    """Contenders that are left out; see `contenders.NAMES`."""
+    """Contenders to leave out; see `contenders.NAMES`."""
 
 
 def run_benchmark(
@@ -71,13 +71,7 @@ def run_benchmark(
     progress: Progress = silent,
     host: Host | None = None,
 ) -> Benchmark:
-    """Time PyTorch and every backend that runs here, in turns.
-
-    Args:
-        bundle: The bundle.
-        config: The settings.
-        progress: A callback that is called after each round.
-        host: The machine; None for this one.
+    """Time PyTorch and every backend that can run here, in turns.
 
     Raises:
         BackendError: No contender can start, or PyTorch cannot use the checkpoint.
@@ -98,8 +92,7 @@ def run_benchmark(
         )  # fmt: skip
         if CEILINGS not in config.without:
             specs += ceiling_contenders(threads)
-        required = BASELINE if config.checkpoint else None
-        runners = start_all(specs, threads, required=required)
+        runners = start_all(specs, threads, required=BASELINE if config.checkpoint else None)
         stack.callback(stop_all, runners)
         before = read_device(host)
         idle = [idle_power(source) for source in sources]
@@ -121,11 +114,9 @@ def _benchmark(
     before: Device,
     after: Device,
 ) -> Benchmark:
-    measuring = [runner for runner in runners if runner.spec.name == CEILINGS]
+    probing = [runner for runner in runners if runner.spec.name == CEILINGS]
     ceilings = {
-        scope: best_ceilings(
-            [runner.stages for runner in measuring if runner.spec.runs_on is scope]
-        )
+        scope: best_ceilings([runner.stages for runner in probing if runner.spec.runs_on is scope])
         for scope in (Scope.GPU, Scope.CPU)
     }
     baseline, timed = baseline_of(runners), timed_runners(runners)
@@ -165,7 +156,7 @@ def _pictures(bundle: Bundle, config: BenchmarkConfig, stack: ExitStack) -> Path
     """Return the folder of picture files; None unless the mode is end-to-end."""
     if config.mode is not BenchmarkMode.END_TO_END:
         return None
-    if config.pictures is not None:
+    if config.pictures:
         return config.pictures.resolve()
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     write_pictures(bundle, folder)

@@ -1,7 +1,7 @@
 """The runs of a benchmark: each starts new processes of the contenders and times them in rounds.
 
-The location of its memory makes one process a few percent faster than the next. New processes in
-each run make the intervals include this variation, and every start is timed, too.
+Two processes of the same program differ in speed by a few percent, because their memory lies
+elsewhere. New processes in each run make the intervals include this variation.
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ class ContenderRunner:
     runs: list[Rounds] = field(default_factory=list)
     stages: dict[str, Rounds] = field(default_factory=dict)
     ready_s: list[float] = field(default_factory=list)
-    """The time from start to first answer of each process."""
+    """The time from the start of each process to its first answer."""
     peak_rss_bytes: int | None = None
     peak_gpu_bytes: int | None = None
     stable: bool = True
     """True if the times became stable in every warm-up."""
     high_priority: bool = True
-    """True if every process had the highest priority."""
 
     @property
     def times(self) -> Rounds:
@@ -68,25 +67,20 @@ class ContenderRunner:
         return self.contender
 
     def start(self, threads: int) -> None:
-        """Start a process unless one is running.
-
-        Raises:
-            BackendError: The process cannot start.
-        """
+        """Start a process unless one is running."""
         if self.contender is not None:
             return
         spec = self.spec
         self.contender = Contender.start(
-            spec.name, spec.worker, list(spec.arguments), threads, START_SECONDS
+            spec.name, spec.worker, spec.arguments, threads, START_SECONDS
         )
         self.facts = self.contender.facts
-        self.high_priority = self.high_priority and self.contender.high_priority
+        self.high_priority &= self.contender.high_priority
         self.ready_s.append(self.contender.ready_s)
-        on_gpu = self.facts.get("device") == "cuda"
         self.spec = replace(
             spec,
             precision=self.facts.get("precision", spec.precision),
-            runs_on=Scope.GPU if on_gpu else spec.runs_on,
+            runs_on=Scope.GPU if self.facts.get("device") == "cuda" else spec.runs_on,
             file_bytes=self.facts.get("file_bytes", spec.file_bytes),
         )
 
@@ -97,12 +91,14 @@ class ContenderRunner:
 
     def collect(self, nvml: Any) -> None:
         """Store the stage times and the peak memory of the process."""
-        for stage, rounds in self.running.stages.items():
+        process = self.running
+        for stage, rounds in process.stages.items():
             self.stages.setdefault(stage, []).extend(rounds)
-        self.running.stages.clear()
-        gpu = process_memory(nvml, self.running.process.pid)
-        self.peak_rss_bytes = _larger(self.peak_rss_bytes, self.running.peak_rss_bytes)
-        self.peak_gpu_bytes = _larger(self.peak_gpu_bytes, gpu)
+        process.stages.clear()
+        self.peak_rss_bytes = _larger(self.peak_rss_bytes, process.peak_rss_bytes)
+        self.peak_gpu_bytes = _larger(
+            self.peak_gpu_bytes, process_memory(nvml, process.process.pid)
+        )
 
     def stop(self) -> None:
         """Stop the process if one is running."""
@@ -116,13 +112,8 @@ def start_all(
 ) -> list[ContenderRunner]:
     """Start the contenders, and log a warning for each one that cannot start.
 
-    Args:
-        specs: The contenders, the baseline first.
-        threads: The number of threads of each contender.
-        required: The name of a contender that must start.
-
     Raises:
-        BackendError: The required contender or all contenders cannot start.
+        BackendError: No contender or not the one named `required` can start.
     """
     runners: list[ContenderRunner] = []
     try:
@@ -173,10 +164,10 @@ def run_contenders(
     """Carry out all runs; the last one ends early when the intervals are narrow enough.
 
     Args:
-        runners: The contenders with running processes; processes are running afterwards, too.
+        runners: The contenders; all processes of the last run are still running afterwards.
         threads: The number of threads of each contender.
         seconds: The time limit for each contender, unless `MIN_ROUNDS` take longer.
-        within: The relative width of a speed-up's interval that is narrow enough.
+        within: The width of a speed-up's interval, as a share of it, that is narrow enough.
         nvml: The module pynvml, or None.
         progress: A callback that is called after each round.
     """
@@ -191,7 +182,7 @@ def run_contenders(
             left = seconds * len(runners) / RUNS
             for number in range((run + 1) * rounds // RUNS - run * rounds // RUNS):
                 if number >= max(MIN_ROUNDS // RUNS, 1) and (
-                    left < 0 or (run == RUNS - 1 and _known(runners, within))
+                    left < 0 or (run == RUNS - 1 and _are_narrow_enough(runners, within))
                 ):
                     break
                 start = time.perf_counter()
@@ -206,12 +197,11 @@ def run_contenders(
                     runner.stop()
 
 
-def _known(runners: Sequence[ContenderRunner], within: float) -> bool:
+def _are_narrow_enough(runners: Sequence[ContenderRunner], within: float) -> bool:
     baseline = baseline_of(runners)
     others = [runner.runs for runner in timed_runners(runners) if runner is not baseline]
     return baseline is not None and narrow_enough(baseline.runs, others, within)
 
 
 def _larger(first: int | None, second: int | None) -> int | None:
-    known = [number for number in (first, second) if number is not None]
-    return max(known, default=None)
+    return max((number for number in (first, second) if number is not None), default=None)

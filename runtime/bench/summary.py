@@ -28,7 +28,7 @@ def summarise(
     spec, batch = runner.spec, workload.batch
     pooled = np.concatenate(runner.times)
     p50, p90, p99 = np.percentile(pooled, [50, 90, 99])
-    faster = None if baseline is None else speedup(baseline.runs, runner.runs)
+    centre, low, high = speedup(baseline.runs, runner.runs) if baseline else (None, None, None)
     stages = {name: median_of_rounds(rounds) for name, rounds in runner.stages.items()} or None
     arithmetic = GPU_ARITHMETIC if spec.runs_on is Scope.GPU else CPU_ARITHMETIC
     limit = roofline(work, ceilings, arithmetic[spec.precision], batch)
@@ -44,9 +44,9 @@ def summarise(
         p90_ms=float(p90),
         p99_ms=float(p99),
         images_per_second=float(1000 * batch * len(pooled) / pooled.sum()),
-        speedup=faster.centre if faster else None,
-        speedup_low=faster.low if faster else None,
-        speedup_high=faster.high if faster else None,
+        speedup=centre,
+        speedup_low=low,
+        speedup_high=high,
         energy=energy,
         round_ms=tuple(medians(runner.times).tolist()),
         quantiles_ms=tuple(np.percentile(pooled, range(101)).tolist()),

@@ -25,7 +25,7 @@ BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """One batch, pre-processed for each bundle, with the class indices of each bundle."""
+    """A batch, pre-processed for each bundle, with the true classes by each bundle's indices."""
 
     images: tuple[UInt8Array, UInt8Array]
     classes: tuple[IntArray, IntArray]
@@ -41,7 +41,7 @@ def compare_answers(
     threads: int | None,
     progress: Progress,
 ) -> tuple[AccuracyChange, ...]:
-    """Run every pair of artifacts on the images of `data`, or on golden images if it is None.
+    """Run every pair of artifacts on the images in `data`, or on golden images if it is None.
 
     Raises:
         BundleError: `data` is None and the bundles differ in image size or classes.
@@ -77,13 +77,14 @@ def compare_answers(
 def judge_drop(paired: PairedAccuracy, max_drop: float) -> Verdict:
     """Return the verdict on an accuracy drop at 95 % confidence.
 
-    PASS: the drop is at most `max_drop`. FAIL: the drop is larger than `max_drop`, or there is a
-    drop and its estimate is larger than `max_drop`. Without the second condition, predictions that
-    change in both directions could hide a drop of half a point on 5,000 images.
+    PASS: The drop is at most `max_drop`. FAIL: The drop is larger than `max_drop`; or it is larger
+    than 0, and its estimate is larger than `max_drop`. Without the second condition, a drop of half
+    a point on 5,000 images would be inconclusive if many predictions changed in both directions.
     """
     verdict = paired.verdict(max_drop)
-    certain = paired.drop_lower_bound() > 0 and paired.drop > max_drop
-    return Verdict.FAIL if certain and verdict is Verdict.INCONCLUSIVE else verdict
+    if verdict is Verdict.INCONCLUSIVE and paired.drop > max_drop and paired.drop_lower_bound() > 0:
+        return Verdict.FAIL
+    return verdict
 
 
 def _judge(
@@ -130,13 +131,12 @@ def _golden(first: Bundle, second: Bundle) -> Iterable[_Batch]:
 def _folder(first: Bundle, second: Bundle, data: Path, progress: Progress) -> Iterator[_Batch]:
     found = read_image_folder(split_folder(data, "val"))
     labels = [np.array(match_labels(found, b.labels()).labels) for b in (first, second)]
-    wanted = [bundle.manifest.preprocessing for bundle in (first, second)]
-    batches = read_batches(found.files, wanted[0], BATCH)
+    formats = [bundle.manifest.preprocessing for bundle in (first, second)]
+    others = read_batches(found.files, formats[1], BATCH) if formats[0] != formats[1] else None
     with progress("comparing", len(found.files)) as advance:
-        again = read_batches(found.files, wanted[1], BATCH) if wanted[0] != wanted[1] else None
-        for batch in batches:
-            # Both read the same files, so that both skip the same damaged ones.
-            other = batch if again is None else next(again)
+        for batch in read_batches(found.files, formats[0], BATCH):
+            # Both read the same files, and therefore skip the same damaged ones.
+            other = next(others) if others else batch
             positions = list(batch.positions)
             yield _Batch((batch.images, other.images), (labels[0][positions], labels[1][positions]))
             advance(len(positions))

@@ -1,7 +1,7 @@
 """The comparison of two benchmarks that were measured at different times.
 
-The whole machine may have been slower in one of them. If both contain the same version of PyTorch,
-the times of a contender are therefore divided by PyTorch's times of the same rounds.
+The whole machine may have been slower in one of them. If both timed the same version of PyTorch,
+the times of a contender are therefore divided by PyTorch's times in the same rounds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from resdeploy.errors import DocumentError
 from resdeploy.results.benchmark import BASELINE, Benchmark, Timing
 from resdeploy.results.comparison import LatencyChange
 from resdeploy.runtime.comparison.latency import percent_more
-from resdeploy.statistics import FloatArray, interval_verdict, unpaired_ratio_interval
+from resdeploy.statistics import interval_verdict, unpaired_ratio_interval
 from resdeploy.tables import plural
 
 CONFIDENCE = 0.95
@@ -39,16 +39,11 @@ class BenchmarkChanges:
 
 @dataclass(frozen=True, slots=True)
 class _ContenderTimes:
-    """A contender with PyTorch's times of the same rounds; None without them."""
+    """A contender with PyTorch's times in the same rounds, and the versions of packages."""
 
     timing: Timing
-    baseline: FloatArray | None
+    baseline_ms: tuple[float, ...] | None
     versions: Mapping[str, str]
-
-    @property
-    def rounds(self) -> FloatArray:
-        """The median of each round in milliseconds."""
-        return np.array(self.timing.round_ms)
 
 
 def compare_benchmarks(
@@ -90,13 +85,10 @@ def _change(
                 f"the benchmark of {_describe(key)} has no rounds",
                 "measure it again with resdeploy bench",
             )
-    times, relative_to = (first.rounds, second.rounds), None
-    if (
-        first.baseline is not None
-        and second.baseline is not None
-        and first.versions.get("torch") == second.versions.get("torch")
-    ):
-        times = times[0] / first.baseline, times[1] / second.baseline
+    times, relative_to = [np.array(side.timing.round_ms) for side in (first, second)], None
+    same_pytorch = first.versions.get("torch") == second.versions.get("torch")
+    if first.baseline_ms and second.baseline_ms and same_pytorch:
+        times = [times[0] / first.baseline_ms, times[1] / second.baseline_ms]
         relative_to = BASELINE
     ratio, low, high = unpaired_ratio_interval(*times, confidence=CONFIDENCE)
     contender, graph, batch, threads = key
@@ -134,9 +126,9 @@ def _by_key(benchmarks: Sequence[Benchmark]) -> dict[Key, _ContenderTimes]:
                     f"{_describe(key)} was measured more than once",
                     f"choose one of the dates with FILE@DATE: {dates}",
                 )
-            same = baseline and len(baseline.round_ms) == len(timing.round_ms)
-            times = np.array(baseline.round_ms) if baseline and same else None
-            found[key] = _ContenderTimes(timing, times, benchmark.environment.versions)
+            aligned = baseline and len(baseline.round_ms) == len(timing.round_ms)
+            baseline_ms = baseline.round_ms if baseline and aligned else None
+            found[key] = _ContenderTimes(timing, baseline_ms, benchmark.environment.versions)
     return found
 
 

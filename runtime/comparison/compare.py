@@ -1,4 +1,4 @@
-"""The comparison of two bundles or two benchmarks, as `resdeploy compare` makes it."""
+"""The comparison that `resdeploy compare` makes of two bundles or two files of benchmarks."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def compare_bundles(
 def shared_candidates(
     first: Bundle, second: Bundle, backend: str, precision: str
 ) -> list[tuple[Candidate, Candidate]]:
-    """Return each artifact that both bundles have, with the fastest engine that runs it here.
+    """Return each artifact that both bundles have, with the fastest engine that can run it here.
 
     Raises:
         BackendError: No requested backend can run here.
@@ -150,7 +150,7 @@ def fastest_pairs(
 ) -> list[tuple[Candidate, Candidate]]:
     """Return the first pair of each engine and precision.
 
-    A CPU, for example, is not timed with the INT8 graph for TensorRT.
+    For example, the INT8 graph for TensorRT is not timed on a CPU.
     """
     best: dict[tuple[str, Precision], tuple[Candidate, Candidate]] = {}
     for pair in pairs:
@@ -165,16 +165,12 @@ def layer_changes(first: Bundle, second: Bundle, names: Collection[str]) -> tupl
         if artifact.encoding is Encoding.FLOAT or artifact.name not in names:
             continue
         old, new = (read_recipe_record(bundle, artifact.encoding) for bundle in (first, second))
-        changes.append(
-            LayerChange(
-                encoding=artifact.encoding,
-                calibrators=(old.calibrator, new.calibrator),
-                to_float=tuple(sorted({*new.in_float} - {*old.in_float})),
-                to_int8=tuple(sorted({*old.in_float} - {*new.in_float})),
-            )
+        change = LayerChange(
+            encoding=artifact.encoding,
+            calibrators=(old.calibrator, new.calibrator),
+            to_float=tuple(sorted({*new.in_float} - {*old.in_float})),
+            to_int8=tuple(sorted({*old.in_float} - {*new.in_float})),
         )
-    return tuple(change for change in changes if _differs(change))
-
-
-def _differs(change: LayerChange) -> bool:
-    return len(set(change.calibrators)) > 1 or bool(change.to_float or change.to_int8)
+        if old.calibrator != new.calibrator or change.to_float or change.to_int8:
+            changes.append(change)
+    return tuple(changes)

@@ -1,9 +1,8 @@
 """The comparison of the latency of two bundles, timed in turns.
 
-The location of its memory makes one process faster or slower than another process of the same
-program: 3 % and more were measured at 0.5 ms. Therefore both programs are started many times, and
-the interval is an interval over starts. After each start they take turns in short rounds, because
-noise on the machine then slows both.
+Two processes of the same program differ in speed, because their memory lies elsewhere: 3 % and more
+were measured at 0.5 ms. Therefore both programs are started many times, and the interval is one
+over starts. After each start they take turns in short rounds, so that noise slows both.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,14 +67,14 @@ def compare_latency(
     seconds: float,
     progress: Progress = silent,
 ) -> LatencyRatio:
-    """Start and time both, again and again, until the interval does not contain `limit`.
+    """Start and time both repeatedly, until the interval of the ratio does not contain `limit`.
 
     Args:
         first: The worker whose time is the denominator.
         second: The worker whose time is the numerator.
         limit: The ratio of times to decide about.
         threads: The number of threads of each worker.
-        seconds: The time limit; the first interval is always completed.
+        seconds: The time limit, which may be exceeded to complete a first interval.
         progress: A callback that is called after each start.
 
     Raises:
@@ -87,12 +87,11 @@ def compare_latency(
         while True:
             starts.append(_time_start((first, second), threads, generator))
             advance(1)
-            ratios = np.array([ratio for *_, ratio in starts])
-            interval = median_interval(ratios, CONFIDENCE)
-            late = time.monotonic() > deadline or len(starts) == INTERIM_STARTS[-1]
-            if interval is None or not (late or len(starts) in INTERIM_STARTS):
+            interval = median_interval(np.array(starts)[:, 2], CONFIDENCE)
+            last = time.monotonic() > deadline or len(starts) == INTERIM_STARTS[-1]
+            if interval is None or not (last or len(starts) in INTERIM_STARTS):
                 continue
-            if late or interval_verdict(*interval, limit) is not Verdict.INCONCLUSIVE:
+            if last or interval_verdict(*interval, limit) is not Verdict.INCONCLUSIVE:
                 break
     first_ms, second_ms, ratio = np.median(starts, axis=0)
     return LatencyRatio(
@@ -116,11 +115,7 @@ def compare_latencies(
     max_slowdown: float,
     progress: Progress,
 ) -> tuple[LatencyChange, ...]:
-    """Compare the latency of each pair of artifacts, for `seconds` each; 0 skips all of them.
-
-    Raises:
-        BackendError: An artifact cannot run.
-    """
+    """Compare the latency of each pair of artifacts, for `seconds` each; 0 skips all of them."""
     threads = threads or available_cores()
     limit = 1 + max_slowdown / 100
     workloads = [
@@ -169,22 +164,18 @@ def _time_start(
     """
     order = [0, 1]
     running: dict[int, Contender] = {}
-    times: tuple[list[float], list[float]] = ([], [])
-    try:
+    rounds = np.empty((2, ROUNDS))
+    with ExitStack() as stack:
         generator.shuffle(order)
         for index in order:
-            command = commands[index]
-            name = ("the first", "the second")[index]
-            running[index] = Contender.start(name, command.worker, list(command.arguments), threads)
+            name, command = ("the first", "the second")[index], commands[index]
+            running[index] = Contender.start(name, command.worker, command.arguments, threads)
+            stack.callback(running[index].stop)
         for contender in running.values():
             contender.run_for(WARM_UP_SECONDS)
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             generator.shuffle(order)
             for index in order:
-                times[index].append(float(np.median(running[index].run_for(ROUND_SECONDS))))
-    finally:
-        for contender in running.values():
-            contender.stop()
-    rounds = np.array(times)
-    first, second = (float(median) for median in np.median(rounds, axis=1))
+                rounds[index, number] = np.median(running[index].run_for(ROUND_SECONDS))
+    first, second = np.median(rounds, axis=1).tolist()
     return first, second, float(np.median(rounds[1] / rounds[0]))

@@ -29,9 +29,9 @@ class BackendStatus:
     available: bool
     version: str | None
     obstacle: str | None
-    """The reason why it cannot run here; None if it can."""
+    """The reason why the backend cannot run here; None if it can."""
     remedy: str | None
-    """The command that mends it."""
+    """The command that removes the obstacle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +101,10 @@ def installed_packages() -> dict[str, str]:
 
 
 def _obstacles(device: Device, backends: tuple[BackendStatus, ...]) -> list[str]:
-    """Return what to install for the missing backends that fit this hardware.
+    """Return the obstacle and remedy of each missing backend that fits this hardware.
 
-    GPU backends are skipped on a Jetson, which has advice of its own for TensorRT and cannot use
-    the wheels on PyPI.
+    GPU backends are skipped on a Jetson, because it cannot use the wheels on PyPI, and `advise`
+    includes TensorRT there.
     """
     return [
         f"{backend.name}: {backend.obstacle}; {backend.remedy}"

@@ -48,9 +48,8 @@ def test_the_interval_contains_the_true_value_in_95_percent_of_cases() -> None:
         energy = energy_per_image(NONE, list(idle), rounds)
         assert energy is not None
         covered += energy.mj_low <= 30.0 <= energy.mj_high
-    assert (
-        0.94 < covered / 2000 < 0.985
-    )  # a little more than 95 %, because the idle power is estimated, too
+    # A little more than 95 %, because the idle power is estimated, too.
+    assert 0.94 < covered / 2000 < 0.985
 
 
 @pytest.mark.parametrize(("idle", "rounds"), [(0, 5), (1, 5), (8, 0), (8, 1)])
@@ -139,7 +138,7 @@ def test_rounds_without_readings_are_left_out(clock: Clock) -> None:
 
 
 def test_a_meter_samples_in_a_thread() -> None:
-    # This is the only test with a real thread. It waits for samples, so late ones do no harm.
+    # This is the only test with a real thread. It waits for the samples, however long they take.
     readings = threading.Semaphore(0)
 
     def read() -> Reading:
@@ -149,6 +148,6 @@ def test_a_meter_samples_in_a_thread() -> None:
     with Meter(source_of(read), period=0.001) as meter:
         assert all(readings.acquire(timeout=60) for _ in range(3))
     trace = meter.trace()
-    assert len(trace.seconds) >= 4  # and one at the end
+    assert len(trace.seconds) >= 4  # three from the thread and one at the end
     assert (np.diff(trace.seconds) > 0).all()
     assert set(trace.readings) == {5.0}

@@ -227,7 +227,7 @@ def test_compares_files_of_benchmarks(tmp_path: Path, tiny_bundle: Bundle) -> No
     elsewhere = replace_times(benchmark(cpu="Other", seed=3), 2.0)
     (tmp_path / "elsewhere.json").write_text(json.dumps(jsonable(elsewhere)))
     apart = compare(f"{name}@2026-11-23", str(tmp_path / "elsewhere.json"), CompareConfig())
-    assert apart.verdict is Verdict.INCONCLUSIVE  # however much slower
+    assert apart.verdict is Verdict.INCONCLUSIVE  # although it is twice as slow
     with pytest.raises(DocumentError, match="has no result of 2025"):
         compare(f"{name}@2025", name, CompareConfig())
     with pytest.raises(DocumentError, match="more than once"):

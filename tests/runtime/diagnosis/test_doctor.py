@@ -63,9 +63,7 @@ def test_recommends_openvino_for_a_processor_with_amx(tmp_path: Path) -> None:
         assert advice.endswith(f"than in ONNX Runtime; {how} --backend openvino")
 
 
-def test_the_power_mode_command_has_the_number_of_this_board(
-    tmp_path: Path,
-) -> None:
+def test_the_power_mode_command_has_the_number_of_this_board(tmp_path: Path) -> None:
     assert advise(situation(tmp_path, ORIN_NANO, mode=power_mode("25W", 1))) == [
         "the power mode is 25W (1), which is slower than MAXN_SUPER; sudo nvpmodel -m 2",
         "clocks follow the load, so benchmarks vary more; sudo jetson_clocks",
@@ -233,9 +231,8 @@ def test_recommends_gpu_backends_only_with_a_gpu(tmp_path: Path) -> None:
     missing = [backend.name for backend in server.backends if not backend.available]
     assert [line.split(":")[0] for line in server.advice][: len(missing)] == missing
     board = diagnose(host=host_of(tmp_path / "board", AGX_ORIN))
-    assert not any(
-        "onnxruntime-gpu" in line for line in board.advice
-    )  # the wheel on PyPI does not fit
+    # The wheel on PyPI does not work on this board.
+    assert not any("onnxruntime-gpu" in line for line in board.advice)
 
 
 def test_a_bundle_is_checked(tiny_bundle: Bundle) -> None:
