@@ -18,13 +18,13 @@ from typing import Any
 
 import click
 
-from resdeploy.bench.process import Worker
-from resdeploy.bench.worker import run_worker
-from resdeploy.bench.workload import Workload
-from resdeploy.documents import write_document
-from resdeploy.results.provenance import Environment
+from resdeploy.benchmark_process.worker_loop import run_worker
+from resdeploy.benchmark_process.worker_process import Worker
+from resdeploy.benchmark_process.workload import Workload
+from resdeploy.json_documents import write_document
+from resdeploy.result_files.provenance import Environment
 from resdeploy.runtime.backends.onnxruntime.cpu import NAME
-from resdeploy.runtime.bench.worker import prepare
+from resdeploy.runtime.bench.backend_worker import prepare
 from resdeploy.runtime.comparison.latency import WorkerCommand, compare_latency
 from resdeploy.statistics import interval_verdict
 

@@ -23,11 +23,11 @@ from benchmarks.results import (
     quantization_cells,
 )
 from resdeploy.bundle.manifest import graph_name
-from resdeploy.documents import parse, read_json
-from resdeploy.results.benchmark import SCHEMA as BENCHMARK
-from resdeploy.results.benchmark import Benchmark
-from resdeploy.results.provenance import Environment
-from resdeploy.storage import write_file
+from resdeploy.filesystem import write_file
+from resdeploy.json_documents import parse, read_json
+from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK
+from resdeploy.result_files.benchmark import Benchmark
+from resdeploy.result_files.provenance import Environment
 from resdeploy.tables import NONE, markdown_cell, markdown_table
 
 ROOT = Path(__file__).parent.parent

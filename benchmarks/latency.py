@@ -17,11 +17,11 @@ from PIL import Image
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.cli.bench import benchmark_text
-from resdeploy.documents import jsonable, write_document
-from resdeploy.export.golden import synthetic_images
+from resdeploy.export.golden_images import synthetic_images
 from resdeploy.export.pipeline import ExportConfig, export
+from resdeploy.json_documents import jsonable, write_document
 from resdeploy.progress import progress_bar
-from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
+from resdeploy.runtime.bench.benchmark import BenchmarkConfig, run_benchmark
 from resdeploy.train.model.architecture import Architecture
 from resdeploy.train.model.resnet import ResNet
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from resdeploy.results.provenance import Environment
+from resdeploy.result_files.provenance import Environment
 
 QUANTIZATION = "resdeploy.quantization/1"
 TRAINING = "resdeploy.training/1"

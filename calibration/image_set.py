@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from resdeploy.errors import CalibrationError, ImageError
+from resdeploy.filesystem import sha256
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
-from resdeploy.storage import sha256
 
 logger = logging.getLogger(__name__)
 

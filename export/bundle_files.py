@@ -21,19 +21,20 @@ from resdeploy.bundle.manifest import (
     Precision,
     write_manifest,
 )
-from resdeploy.bundle.work import Work
+from resdeploy.bundle.operation_counts import Work
 from resdeploy.calibration.tensorrt_cache import write_cache
-from resdeploy.documents import jsonable
 from resdeploy.errors import ExportError
-from resdeploy.export.golden import measure_parity
+from resdeploy.export.golden_images import measure_parity
 from resdeploy.export.graph.coverage import coverage
 from resdeploy.export.graph.to_onnx import OPSET, to_bytes
+from resdeploy.export.inputs import Source
 from resdeploy.export.quantization.recipe import encode_recipes
 from resdeploy.export.quantization.result import Calibration
-from resdeploy.export.source import Source
+from resdeploy.filesystem import sha256
+from resdeploy.json_documents import jsonable
 from resdeploy.machine.device import read_device
 from resdeploy.report.report import bundle_page
-from resdeploy.results.provenance import collect_provenance
+from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import (
     FLOAT_FLOOR_DB,
@@ -42,7 +43,6 @@ from resdeploy.runtime.verification.golden_check import (
     run_batches,
 )
 from resdeploy.statistics import sqnr_db
-from resdeploy.storage import sha256
 
 # Each graph must give the same logits for this many images at once and for one at a time, which
 # fails if the exporter froze the batch axis.

@@ -16,30 +16,30 @@ from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import MANIFEST, Artifact, Encoding, Parity, Precision
 from resdeploy.errors import ExportError
-from resdeploy.export.analysis import analyse
 from resdeploy.export.bundle_files import write_artifact, write_other_files
-from resdeploy.export.golden import choose_golden, make_golden
+from resdeploy.export.golden_images import choose_golden, make_golden
+from resdeploy.export.graph.count_operations import work_of
 from resdeploy.export.graph.float16 import to_float16
 from resdeploy.export.graph.qdq import activation_parameters
 from resdeploy.export.graph.residual_scales import has_aligned_scales
 from resdeploy.export.graph.to_onnx import to_onnx
-from resdeploy.export.graph.work import work_of
+from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget, meet_accuracy_target
 from resdeploy.export.mixed_precision.evaluator import SearchContext, draw_held_out_images
 from resdeploy.export.mixed_precision.latency_target import meet_latency_target
 from resdeploy.export.mixed_precision.tradeoff import trade_off_points
+from resdeploy.export.noise_analysis import analyse
 from resdeploy.export.quantization.calibrate import calibrate, require_images
 from resdeploy.export.quantization.result import Calibration, with_dla
 from resdeploy.export.quantization.sensitivity import sqnr_per_tensor
-from resdeploy.export.source import Source, read_source
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
+from resdeploy.filesystem import new_directory, refuse_existing
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.tensorrt.build import BuildReport, build, choose_flavour
-from resdeploy.runtime.backends.tensorrt.flavour import ARTIFACTS as TENSORRT_ARTIFACTS
-from resdeploy.runtime.backends.tensorrt.flavour import load_tensorrt
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
-from resdeploy.storage import new_directory, refuse_existing
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import ARTIFACTS as TENSORRT_ARTIFACTS
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import load_tensorrt
 from resdeploy.train.model.resnet import Classifier
 from resdeploy.train.run.folder import LATEST
 

@@ -10,19 +10,19 @@ from pathlib import Path
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.export.pipeline import ExportConfig, export
+from resdeploy.filesystem import refuse_existing, refuse_existing_file, write_file
 from resdeploy.progress import Progress, silent
 from resdeploy.report.report import ReportInputs, make_page, to_html
-from resdeploy.results.benchmark import Benchmark
-from resdeploy.results.verification import Verification
+from resdeploy.result_files.benchmark import Benchmark
+from resdeploy.result_files.verification import Verification
 from resdeploy.runtime import load
 from resdeploy.runtime.backends.onnxruntime.profile import time_layers
-from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
+from resdeploy.runtime.bench.benchmark import BenchmarkConfig, run_benchmark
 from resdeploy.runtime.model import FilePredictions, predict_files
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
-from resdeploy.storage import refuse_existing, refuse_existing_file, write_file
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data.digits import digits_folder
+from resdeploy.train.data.synthetic_digits import digits_folder
 from resdeploy.train.run.folder import RUNS, STATE_JSON
 from resdeploy.train.trainer import train
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 
-from resdeploy.storage import cache_folder
+from resdeploy.filesystem import cache_folder
 
 # Read at import, before a test sets its own XDG_CACHE_HOME.
 CACHE = cache_folder() / "tests"

@@ -17,7 +17,7 @@ import numpy as np
 
 from resdeploy.errors import BackendError
 from resdeploy.runtime.backends.cuda import CudaRuntime
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour, TensorRt
 
 Work = Callable[[], None]
 

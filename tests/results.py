@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from resdeploy.bench.roofline import Ceilings
+from resdeploy.benchmark_process.roofline import Ceilings
 from resdeploy.bundle.manifest import Encoding, Precision
-from resdeploy.bundle.work import WorkTotals
+from resdeploy.bundle.operation_counts import WorkTotals
 from resdeploy.machine.device import Device
-from resdeploy.results.benchmark import Benchmark, BenchmarkEnvironment, Timing
+from resdeploy.result_files.benchmark import Benchmark, BenchmarkEnvironment, Timing
 
 ROUNDS = 15
 

@@ -60,7 +60,7 @@ def test_link_points_to_its_sibling_folder(stage: str) -> None:
     ("module", "forbidden"),
     [
         ("resdeploy.runtime", {"torch", "onnx", "onnx_ir", "sklearn", "matplotlib"}),
-        ("resdeploy.runtime.bench.worker", {"torch", "onnx", "onnx_ir"}),
+        ("resdeploy.runtime.bench.backend_worker", {"torch", "onnx", "onnx_ir"}),
         ("resdeploy.calibration.observer", {"torch", "onnx", "onnx_ir"}),
         ("resdeploy.cli.main", {"torch", "onnx", "onnxruntime", "numpy", "PIL", "tensorrt"}),
     ],

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from resdeploy.documents import jsonable
+from resdeploy.json_documents import jsonable
 from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.recipes import FINETUNE, QAT, QUICK, RECIPES
 

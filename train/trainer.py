@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from resdeploy.errors import DataError, TrainingError
+from resdeploy.filesystem import refuse_existing, write_file
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
-from resdeploy.results.provenance import collect_provenance
-from resdeploy.storage import refuse_existing, write_file
+from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.train.config import DIGITS, TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import (
@@ -32,7 +32,7 @@ from resdeploy.train.data.dataset import (
     load_batches,
     read_splits,
 )
-from resdeploy.train.data.digits import digits_folder
+from resdeploy.train.data.synthetic_digits import digits_folder
 from resdeploy.train.distributed import Process, connect_processes
 from resdeploy.train.evaluation import Evaluation, evaluate, validation_plan
 from resdeploy.train.initialization import balanced_weights, initial_network

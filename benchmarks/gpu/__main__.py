@@ -17,8 +17,7 @@ from typing import Any
 
 import click
 
-from benchmarks.gpu.answers import write_labelled
-from benchmarks.gpu.children import (
+from benchmarks.gpu.contenders import (
     NAMES,
     Notes,
     Plan,
@@ -27,6 +26,7 @@ from benchmarks.gpu.children import (
     start_for_facts,
     time_in_turns,
 )
+from benchmarks.gpu.logit_checks import write_labelled
 from benchmarks.gpu.pytorch_worker import RANDOM
 from benchmarks.gpu.report import (
     RULES,
@@ -37,13 +37,13 @@ from benchmarks.gpu.report import (
     summarise_gpu,
     times_text,
 )
-from resdeploy.bench.roofline import Ceilings
+from resdeploy.benchmark_process.roofline import Ceilings
 from resdeploy.bundle.bundle import Bundle, open_bundle
-from resdeploy.documents import parse, write_document
 from resdeploy.errors import CalibrationError, ResdeployError, needs_extra
+from resdeploy.json_documents import parse, write_document
 from resdeploy.machine.device import read_device
 from resdeploy.progress import progress_bar
-from resdeploy.results.provenance import collect_provenance
+from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.runtime.backends.cuda import CudaRuntime, check_gpu_availability
 from resdeploy.runtime.bench.rounds import plan_rounds
 
@@ -127,11 +127,11 @@ def measure(plan: Plan, output: Path | None, notes: Notes) -> list[GpuResult]:
     work = measured = ceilings = None
     with notes.leave_out_on_error("roofline"):
         with needs_extra():
-            from resdeploy.export.graph.work import work_of_bundle
+            from resdeploy.export.graph.count_operations import work_of_bundle
 
         work = work_of_bundle(plan.bundle).totals
     with notes.leave_out_on_error("roofline"):
-        measured = start_for_facts("ceilings", "benchmarks.gpu.ceilings", [])
+        measured = start_for_facts("ceilings", "benchmarks.gpu.gpu_ceilings", [])
         ceilings = parse(Ceilings, measured)
         for missing in measured["missing"]:
             notes.add(missing["what"], missing["why"])

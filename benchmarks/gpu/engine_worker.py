@@ -4,7 +4,8 @@
     python -m benchmarks.gpu.engine_worker time BUNDLE BACKEND ARTIFACT BATCH LABELLED
 
 A builder that crashes or leaks does not affect the benchmark, because it has its own process.
-Unlike `resdeploy.runtime.bench.worker`, the second one checks all golden and labelled images.
+Unlike `resdeploy.runtime.bench.backend_worker`, the second one checks all golden and labelled
+images.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.answers import check_outputs
-from resdeploy.bench.worker import run_worker
+from benchmarks.gpu.logit_checks import check_outputs
+from resdeploy.benchmark_process.worker_loop import run_worker
 from resdeploy.bundle.bundle import open_bundle
-from resdeploy.documents import jsonable
+from resdeploy.json_documents import jsonable
 from resdeploy.runtime.backends.base import Backend, Batches, OpenOptions
 from resdeploy.runtime.backends.registry import candidates
 from resdeploy.runtime.backends.tensorrt.build import build
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour
 
 
 def build_for_batch(

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.gpu.answers import check_outputs
-from resdeploy.bench.worker import run_worker
+from benchmarks.gpu.logit_checks import check_outputs
+from resdeploy.benchmark_process.worker_loop import run_worker
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError, CheckpointError, needs_extra

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from resdeploy.bench.process import Rounds
-from resdeploy.bench.roofline import GPU_ARITHMETIC, ROOFLINE_RULE, Ceilings, roofline
-from resdeploy.bundle.work import BYTES_RULE, FLOPS_RULE, WorkTotals
+from resdeploy.benchmark_process.roofline import GPU_ARITHMETIC, ROOFLINE_RULE, Ceilings, roofline
+from resdeploy.benchmark_process.worker_process import Rounds
+from resdeploy.bundle.operation_counts import BYTES_RULE, FLOPS_RULE, WorkTotals
 from resdeploy.runtime.bench.rounds import medians
 from resdeploy.statistics import ratio_interval
 from resdeploy.tables import NONE, table

@@ -31,14 +31,14 @@ from benchmarks.results import QUANTIZATION_HEAD, Quantization, QuantizedRow, qu
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME, Encoding
 from resdeploy.calibration.image_set import CalibrationImages, draw
-from resdeploy.documents import write_document
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
+from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.quantization.calibrate import SCORING_IMAGES
-from resdeploy.export.source import Source, read_source
 from resdeploy.images.folder import match_labels, read_batches, read_image_folder
 from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.json_documents import write_document
 from resdeploy.machine.cpu import read_cpu
-from resdeploy.results.provenance import Environment
+from resdeploy.result_files.provenance import Environment
 from resdeploy.runtime.backends.onnxruntime.cpu import PROVIDER, OnnxRuntimeCpu, session_options
 from resdeploy.runtime.backends.onnxruntime.session import create_session
 from resdeploy.runtime.verification.golden_check import run_batches

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks.quantization.peers import peak_megabytes
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
+from resdeploy.export.inputs import read_source
 from resdeploy.export.quantization.calibrate import calibrate
-from resdeploy.export.source import read_source
 from resdeploy.progress import silent
 from resdeploy.train.model.resnet import Classifier
 

@@ -46,10 +46,10 @@ from benchmarks.serving.servers import (
     run_ours,
     run_server,
 )
-from resdeploy.bench.process import Contender, Worker
-from resdeploy.bench.workload import Workload
+from resdeploy.benchmark_process.worker_process import Contender, Worker
+from resdeploy.benchmark_process.workload import Workload
 from resdeploy.bundle.bundle import Bundle, open_bundle
-from resdeploy.documents import write_document
+from resdeploy.json_documents import write_document
 from resdeploy.machine.cpu import read_cpu
 from resdeploy.machine.device import available_cores
 from resdeploy.tables import table

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.export.golden import synthetic_images
+from resdeploy.export.golden_images import synthetic_images
 from resdeploy.images.preprocessing import UInt8Array
 
 FORM = (

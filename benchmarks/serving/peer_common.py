@@ -18,8 +18,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from resdeploy.documents import parse
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image, resize_and_crop
+from resdeploy.json_documents import parse
 
 
 def make_decoder(manifest: str, decoding: str) -> Callable[[bytes], UInt8Array]:

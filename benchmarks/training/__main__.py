@@ -14,16 +14,17 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.gpu.ceilings import measure_gpu_ceilings
+from benchmarks.gpu.gpu_ceilings import measure_gpu_ceilings
 from benchmarks.results import TRAINING_HEAD, LoopResult, Training
 from benchmarks.training.loops import LOOPS, device, operations_per_image
-from resdeploy.bench.process import Contender
-from resdeploy.documents import write_document
+from benchmarks.turns import interleave
+from resdeploy.benchmark_process.worker_process import Contender
 from resdeploy.images.folder import read_image_folder
+from resdeploy.json_documents import write_document
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import progress_bar
-from resdeploy.results.provenance import Environment
-from resdeploy.runtime.bench.rounds import interleave, medians
+from resdeploy.result_files.provenance import Environment
+from resdeploy.runtime.bench.rounds import medians
 from resdeploy.statistics import ratio_interval
 from resdeploy.tables import table
 from resdeploy.train.step import computes_bf16

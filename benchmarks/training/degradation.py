@@ -25,12 +25,12 @@ import numpy as np
 import torch
 
 from benchmarks.training.loops import device
-from resdeploy.documents import write_document
+from resdeploy.filesystem import write_file
 from resdeploy.images.folder import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.json_documents import write_document
 from resdeploy.machine.device import read_device
-from resdeploy.results.provenance import collect_provenance
-from resdeploy.storage import write_file
+from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import (

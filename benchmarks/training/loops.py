@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from resdeploy.bench.worker import run_worker
+from resdeploy.benchmark_process.worker_loop import run_worker
 from resdeploy.images.folder import read_image_folder
 from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from resdeploy.train.config import TrainingConfig

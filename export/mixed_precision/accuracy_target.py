@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from resdeploy.bundle.calibration_record import FloatLayers
-from resdeploy.export.graph.layers import Layer, layers_of, nodes_of
+from resdeploy.export.graph.float_layers import Layer, layers_of, nodes_of
 from resdeploy.export.mixed_precision.evaluator import MixedPrecisionEvaluator, SearchContext
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, MixtureEvaluation

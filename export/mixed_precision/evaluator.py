@@ -17,12 +17,12 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.image_set import CalibrationImages, draw
 from resdeploy.errors import CalibrationError
-from resdeploy.export.graph.layers import Layer, conv_share, nodes_of
+from resdeploy.export.graph.float_layers import Layer, conv_share, nodes_of
 from resdeploy.export.graph.qdq import Weights, integer_weights
+from resdeploy.export.inputs import Source
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import MixtureEvaluation
 from resdeploy.export.quantization.simulate import batch_size, open_graph, round_at, sites_of
-from resdeploy.export.source import Source
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Advance, Progress
 from resdeploy.statistics import agreement_percent

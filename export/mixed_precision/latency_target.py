@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import ExportError
-from resdeploy.export.graph.layers import layers_of, nodes_of
+from resdeploy.export.graph.float_layers import layers_of, nodes_of
 from resdeploy.export.mixed_precision.evaluator import MixedPrecisionEvaluator, SearchContext
 from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
 from resdeploy.export.quantization.result import Calibration

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from resdeploy.bundle.calibration_record import Score, TradeOffPoint
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.export.graph.layers import conv_share
+from resdeploy.export.graph.float_layers import conv_share
 from resdeploy.export.quantization.result import Calibration, MixtureEvaluation
 from resdeploy.export.quantization.simulate import open_graph
 from resdeploy.images.preprocessing import UInt8Array

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from resdeploy.bundle.calibration_record import ClassBalance, Score
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.calibrators import CALIBRATORS
-from resdeploy.calibration.equalization import channel_factors
+from resdeploy.calibration.equalization_factors import channel_factors
 from resdeploy.calibration.image_set import CalibrationImages, draw
 from resdeploy.calibration.observer import channel_peaks, observe
 from resdeploy.calibration.ranges import Range, TensorStatistics
@@ -21,10 +21,10 @@ from resdeploy.export.graph.equalization import channel_groups, equalize
 from resdeploy.export.graph.placement import float_shortcuts, place
 from resdeploy.export.graph.qdq import integer_weights
 from resdeploy.export.graph.to_onnx import with_outputs
+from resdeploy.export.inputs import Source
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.quantization.simulate import batch_size, run_graph
-from resdeploy.export.source import Source
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress
 from resdeploy.statistics import agreement_percent, sqnr_db

@@ -12,12 +12,12 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.calibration_record import RecipeRecord, TensorRange, read_recipe_record
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range, Ranges
-from resdeploy.documents import jsonable
 from resdeploy.export.graph.float16 import to_float16
-from resdeploy.export.graph.layers import keep_in_float
+from resdeploy.export.graph.float_layers import keep_in_float
 from resdeploy.export.graph.placement import QuantizedEdge, place
 from resdeploy.export.graph.qdq import Weights, insert_qdq
 from resdeploy.export.graph.space_to_depth import apply_space_to_depth
+from resdeploy.json_documents import jsonable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from resdeploy.bundle.bundle import CALIBRATION
 from resdeploy.bundle.calibration_record import (
     CalibrationRecord,
     ClassBalance,
@@ -78,7 +77,6 @@ class Calibration:
             scores=self.scores,
             skipped=dict(self.skipped),
             float_layers=self.float_layers,
-            scales_file=CALIBRATION,
             points=self.points,
         )
 

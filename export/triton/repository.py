@@ -15,9 +15,9 @@ from pathlib import Path
 from resdeploy.bundle.bundle import LABELS, Bundle
 from resdeploy.bundle.manifest import INPUT_NAME, MANIFEST, OUTPUT_NAME
 from resdeploy.export.triton.plans import PLANS, plans_script
+from resdeploy.filesystem import new_directory, refuse_existing, sha256
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.storage import new_directory, refuse_existing, sha256
 
 SIGN = "resdeploy.json"
 """File in the root of the repository that names its bundle; Triton ignores files there."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resdeploy.bundle.bundle import ANALYSIS, Bundle
-from resdeploy.documents import decode, parse
+from resdeploy.json_documents import decode, parse
 
 SCHEMA = "resdeploy.analysis/1"
 

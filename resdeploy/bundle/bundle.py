@@ -14,9 +14,9 @@ from typing import Any
 
 from resdeploy.bundle.golden import Golden, read_golden
 from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Artifact, FileRecord, Manifest
-from resdeploy.documents import decode, parse
 from resdeploy.errors import BundleError
-from resdeploy.storage import read_limited, sha256, sha256_file
+from resdeploy.filesystem import read_limited, sha256, sha256_file
+from resdeploy.json_documents import decode, parse
 
 LABELS = "labels.txt"
 GOLDEN = "golden.npz"

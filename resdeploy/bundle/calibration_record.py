@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from resdeploy.bundle.bundle import CALIBRATION, Bundle
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.documents import decode
+from resdeploy.json_documents import decode
 from resdeploy.tables import plural
 
 
@@ -105,7 +105,6 @@ class CalibrationRecord:
     skipped: dict[str, int]
     """Number of skipped images, by reason."""
     float_layers: tuple[FloatLayers, ...]
-    scales_file: str
     points: tuple[TradeOffPoint, ...] = ()
     """All graphs that the export evaluated."""
 

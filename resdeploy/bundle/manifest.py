@@ -9,9 +9,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from resdeploy.bundle.work import Work
-from resdeploy.documents import jsonable
+from resdeploy.bundle.operation_counts import Work
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.json_documents import jsonable
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

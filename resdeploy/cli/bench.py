@@ -10,11 +10,11 @@ from click import BadParameter, Choice, FloatRange, IntRange, UsageError, argume
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.cli.console import PATH, CommandResult, command
 from resdeploy.cli.options import FORCE, THREADS
-from resdeploy.documents import write_document
+from resdeploy.json_documents import write_document
 from resdeploy.tables import NONE, plural, table
 
 if TYPE_CHECKING:
-    from resdeploy.results.benchmark import Benchmark, ImageEnergy, Timing
+    from resdeploy.result_files.benchmark import Benchmark, ImageEnergy, Timing
 
 
 def _parse_percentage(context: object, parameter: object, text: str) -> float:
@@ -86,11 +86,11 @@ def bench(
     The command compares all backends that can run here with PyTorch. Each of them runs in processes
     of its own, and they take turns.
     """
-    from resdeploy.bench.workload import BenchmarkMode
+    from resdeploy.benchmark_process.workload import BenchmarkMode
     from resdeploy.bundle.bundle import open_bundle
+    from resdeploy.filesystem import refuse_existing_file
     from resdeploy.progress import progress_bar
-    from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
-    from resdeploy.storage import refuse_existing_file
+    from resdeploy.runtime.bench.benchmark import BenchmarkConfig, run_benchmark
 
     if settings["pictures"] is not None and mode != "end-to-end":
         raise UsageError("--images needs --mode end-to-end")

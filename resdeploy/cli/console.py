@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from resdeploy.documents import jsonable
 from resdeploy.errors import ResdeployError, missing_dependency
+from resdeploy.json_documents import jsonable
 
 if TYPE_CHECKING:
     from resdeploy.statistics import Verdict

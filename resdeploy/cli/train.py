@@ -127,7 +127,7 @@ def train(
         config = TrainingConfig.from_recipe(recipe, **settings)
         run_training: Callable[..., TrainingResult] = trainer.train
         if config.qat:
-            from resdeploy.export.quantization.qat_start import train_quantized
+            from resdeploy.export.quantization.qat_initialization import train_quantized
 
             run_training = train_quantized
         folder = run or trainer.default_folder(config.data)

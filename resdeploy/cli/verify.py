@@ -13,7 +13,7 @@ from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 from resdeploy.tables import plural, table
 
 if TYPE_CHECKING:
-    from resdeploy.results.verification import Verification
+    from resdeploy.result_files.verification import Verification
 
 
 @command

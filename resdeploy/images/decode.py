@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resdeploy.errors import ImageError
-from resdeploy.storage import read_limited
+from resdeploy.filesystem import read_limited
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from resdeploy.filesystem import sha256
 from resdeploy.images.decode import MAX_PIXELS, REDUCTIONS, read_rgb
-from resdeploy.storage import sha256
 
 if TYPE_CHECKING:
     import numpy as np

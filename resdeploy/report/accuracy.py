@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from resdeploy.bundle.manifest import Encoding, graph_name
 from resdeploy.pages.blocks import Block, Figure, Matrix, Section, Table, Text
 from resdeploy.pages.svg import intervals
-from resdeploy.results.verification import ArtifactResult, Verification
+from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.statistics import Verdict, wilson_interval
 
 MAX_MATRIX_CLASSES = 25  # more do not fit on a page

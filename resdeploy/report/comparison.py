@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resdeploy.pages.blocks import Block, Section, Table, Text
-from resdeploy.results.comparison import Comparison, LayerChange
+from resdeploy.result_files.comparison import Comparison, LayerChange
 from resdeploy.tables import plural, table
 
 MAX_LAYER_NAMES = 8

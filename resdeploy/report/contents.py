@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 from resdeploy.bundle.analysis import Analysis
 from resdeploy.bundle.calibration_record import CalibrationRecord, float_layers_sentence
 from resdeploy.bundle.manifest import Manifest
-from resdeploy.documents import parse
 from resdeploy.errors import BundleError
+from resdeploy.json_documents import parse
 from resdeploy.pages.blocks import Block, Facts, Section, Table, Text
 from resdeploy.report.layers import layer_blocks
 from resdeploy.report.trade_off import trade_off_blocks
-from resdeploy.results.benchmark import LayerTimes
-from resdeploy.results.provenance import Environment
+from resdeploy.result_files.benchmark import LayerTimes
+from resdeploy.result_files.provenance import Environment
 
 Document = TypeVar("Document")
 

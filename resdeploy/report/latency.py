@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from resdeploy.bench.roofline import Ceilings, arithmetic_of, operations_per_byte
+from resdeploy.benchmark_process.roofline import Ceilings, arithmetic_of, operations_per_byte
 from resdeploy.bundle.manifest import graph_name
-from resdeploy.bundle.work import WorkTotals
+from resdeploy.bundle.operation_counts import WorkTotals
 from resdeploy.pages.blocks import Block, Facts, Figure, Section, Table, Text
 from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, scatter
-from resdeploy.results.benchmark import Benchmark, Timing
+from resdeploy.result_files.benchmark import Benchmark, Timing
 from resdeploy.tables import NONE, plural
 
 
@@ -153,7 +153,10 @@ def _stages(result: Benchmark) -> Table:
 
 
 def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[Block]:
-    """Return the roofline plot with its tables; see `resdeploy.bench.roofline` for the source."""
+    """Return the roofline plot with its tables.
+
+    Source: see `resdeploy.benchmark_process.roofline`.
+    """
     rates = {name: rate for name, rate in ceilings.operations_per_second.items() if rate > 0}
     memory = ceilings.bytes_per_second
     if not rates or not memory or memory <= 0:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from resdeploy.bundle.analysis import ActivationHistogram, Analysis, LayerCost
 from resdeploy.pages import svg
 from resdeploy.pages.blocks import Block, Figure, Table
-from resdeploy.results.benchmark import LayerTimes
+from resdeploy.result_files.benchmark import LayerTimes
 from resdeploy.tables import NONE
 
 NOISIEST = 12  # layers in the plot

@@ -8,7 +8,7 @@ from resdeploy.machine.conditions import Conditions
 from resdeploy.machine.device import Device
 from resdeploy.machine.nvml import Gpu
 from resdeploy.pages.blocks import Commands, Facts, Section
-from resdeploy.results.provenance import Environment
+from resdeploy.result_files.provenance import Environment
 
 
 def origin_sections(environments: Sequence[tuple[str, Environment]]) -> tuple[Section, Section]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from resdeploy.bundle.analysis import Analysis, read_analysis
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import Manifest
+from resdeploy.filesystem import refuse_existing_file, write_file
 from resdeploy.pages.blocks import Page
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.pages.template import render_page
@@ -22,13 +23,12 @@ from resdeploy.report.contents import (
 )
 from resdeploy.report.latency import benchmark_section, benchmark_summary
 from resdeploy.report.origin import origin_sections
-from resdeploy.results import benchmark, comparison, verification
-from resdeploy.results.benchmark import Benchmark, LayerTimes
-from resdeploy.results.comparison import Comparison
-from resdeploy.results.files import read_results
-from resdeploy.results.verification import Verification
+from resdeploy.result_files import benchmark, comparison, verification
+from resdeploy.result_files.benchmark import Benchmark, LayerTimes
+from resdeploy.result_files.comparison import Comparison
+from resdeploy.result_files.reader import read_results
+from resdeploy.result_files.verification import Verification
 from resdeploy.statistics import Verdict, worst_verdict
-from resdeploy.storage import refuse_existing_file, write_file
 
 LayerTimer = Callable[[Bundle], LayerTimes]
 """Function that measures the layers of a bundle on this machine."""

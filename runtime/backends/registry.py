@@ -20,8 +20,8 @@ from resdeploy.runtime.backends.base import (
 from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
 from resdeploy.runtime.backends.onnxruntime import gpu as onnxruntime_gpu
 from resdeploy.runtime.backends.onnxruntime import session as onnxruntime_session
-from resdeploy.runtime.backends.tensorrt import flavour
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour
+from resdeploy.runtime.backends.tensorrt import tensorrt_or_rtx
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +55,9 @@ def _tensorrt(kind: Flavour) -> Engine:
     return Engine(
         name=kind.value,
         open=open_backend,
-        check_availability=partial(flavour.check_availability, kind),
-        version=partial(flavour.installed_version, kind),
-        artifacts=lambda version: flavour.ARTIFACTS,
+        check_availability=partial(tensorrt_or_rtx.check_availability, kind),
+        version=partial(tensorrt_or_rtx.installed_version, kind),
+        artifacts=lambda version: tensorrt_or_rtx.ARTIFACTS,
     )
 
 

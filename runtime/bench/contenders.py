@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from resdeploy.bench.process import Worker
-from resdeploy.bench.workload import Workload
+from resdeploy.benchmark_process.worker_process import Worker
+from resdeploy.benchmark_process.workload import Workload
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Encoding, Precision
 from resdeploy.errors import BackendError
 from resdeploy.machine.device import Scope
-from resdeploy.results.benchmark import BASELINE
+from resdeploy.result_files.benchmark import BASELINE
 from resdeploy.runtime.backends.base import AUTO
 from resdeploy.runtime.backends.registry import ENGINES, Candidate, candidates
 

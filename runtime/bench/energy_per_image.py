@@ -10,9 +10,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from resdeploy.bench.process import Contender
+from resdeploy.benchmark_process.worker_process import Contender
 from resdeploy.progress import Progress, silent
-from resdeploy.results.benchmark import ImageEnergy
+from resdeploy.result_files.benchmark import ImageEnergy
 from resdeploy.runtime.energy.meter import Meter
 from resdeploy.runtime.energy.source import PowerSource
 from resdeploy.statistics import student_975

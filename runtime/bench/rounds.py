@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from resdeploy.bench.process import Contender, Rounds
-from resdeploy.progress import Progress
+from resdeploy.benchmark_process.worker_process import Contender, Rounds
 from resdeploy.statistics import repeated_ratio_interval
 
 MIN_ROUNDS = 15
@@ -31,26 +30,6 @@ def plan_rounds(seconds: float) -> tuple[int, float]:
     """Return the number of rounds and the seconds of one turn for `seconds` per contender."""
     rounds = max(MIN_ROUNDS, math.ceil(seconds / TURN_SECONDS))
     return rounds, seconds / rounds
-
-
-def interleave(contenders: Sequence[Contender], seconds: float, progress: Progress) -> list[Rounds]:
-    """Warm the contenders up, then let each run for `seconds` in rounds.
-
-    Raises:
-        BackendError: A contender ended early.
-    """
-    times: list[Rounds] = [[] for _ in contenders]
-    generator = random.Random(0)
-    rounds, turn = plan_rounds(seconds)
-    with progress("benchmarking", rounds + 1) as advance:
-        for contender in contenders:
-            warm_up(contender)
-        advance(1)
-        for _ in range(rounds):
-            for turn_times, all_times in zip(run_round(contenders, turn, generator), times):
-                all_times.append(turn_times)
-            advance(1)
-    return times
 
 
 def run_round(contenders: Sequence[Contender], turn: float, generator: random.Random) -> Rounds:
@@ -90,11 +69,3 @@ def speedup(baseline: Sequence[Rounds], contender: Sequence[Rounds]) -> tuple[fl
     """
     first, second = ([medians(rounds) for rounds in runs] for runs in (baseline, contender))
     return repeated_ratio_interval(first, second)
-
-
-def narrow_enough(
-    baseline: Sequence[Rounds], others: Sequence[Sequence[Rounds]], within: float
-) -> bool:
-    """Return True if the width of every speed-up's interval is at most `within` * speed-up."""
-    found = [speedup(baseline, contender) for contender in others]
-    return all(high - low <= within * centre for centre, low, high in found)

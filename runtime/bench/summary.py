@@ -6,14 +6,14 @@ import statistics
 
 import numpy as np
 
-from resdeploy.bench.ceilings import median_of_rounds
-from resdeploy.bench.roofline import CPU_ARITHMETIC, GPU_ARITHMETIC, Ceilings, roofline
-from resdeploy.bench.workload import Workload
-from resdeploy.bundle.work import WorkTotals
+from resdeploy.benchmark_process.ceilings import median_of_rounds
+from resdeploy.benchmark_process.roofline import CPU_ARITHMETIC, GPU_ARITHMETIC, Ceilings, roofline
+from resdeploy.benchmark_process.workload import Workload
+from resdeploy.bundle.operation_counts import WorkTotals
 from resdeploy.machine.device import Scope
-from resdeploy.results.benchmark import ImageEnergy, Timing
+from resdeploy.result_files.benchmark import ImageEnergy, Timing
 from resdeploy.runtime.bench.rounds import medians, speedup
-from resdeploy.runtime.bench.runner import ContenderRunner
+from resdeploy.runtime.bench.runs import ContenderRunner
 
 
 def summarise(

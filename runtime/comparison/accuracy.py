@@ -14,7 +14,7 @@ from resdeploy.errors import BundleError, DataError
 from resdeploy.images.folder import match_labels, read_batches, read_image_folder, split_folder
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress
-from resdeploy.results.comparison import AccuracyChange
+from resdeploy.result_files.comparison import AccuracyChange
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
 from resdeploy.runtime.verification.golden_check import different_rows, run_batches

@@ -13,8 +13,8 @@ import numpy as np
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.errors import DocumentError
-from resdeploy.results.benchmark import BASELINE, Benchmark, Timing
-from resdeploy.results.comparison import LatencyChange
+from resdeploy.result_files.benchmark import BASELINE, Benchmark, Timing
+from resdeploy.result_files.comparison import LatencyChange
 from resdeploy.runtime.comparison.latency import percent_more
 from resdeploy.statistics import interval_verdict, unpaired_ratio_interval
 from resdeploy.tables import plural

@@ -11,11 +11,11 @@ from resdeploy.bundle.calibration_record import read_recipe_record
 from resdeploy.bundle.manifest import Encoding, Precision
 from resdeploy.errors import BundleError, DocumentError
 from resdeploy.progress import Progress, silent
-from resdeploy.results.benchmark import SCHEMA as BENCHMARK_SCHEMA
-from resdeploy.results.benchmark import Benchmark
-from resdeploy.results.comparison import Comparison, LayerChange
-from resdeploy.results.files import read_results
-from resdeploy.results.provenance import Environment
+from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK_SCHEMA
+from resdeploy.result_files.benchmark import Benchmark
+from resdeploy.result_files.comparison import Comparison, LayerChange
+from resdeploy.result_files.provenance import Environment
+from resdeploy.result_files.reader import read_results
 from resdeploy.runtime.backends.base import AUTO
 from resdeploy.runtime.backends.registry import Candidate, candidates
 from resdeploy.runtime.comparison.accuracy import compare_answers

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resdeploy.bench.process import Contender, Worker
-from resdeploy.bench.workload import Workload
+from resdeploy.benchmark_process.worker_process import Contender, Worker
+from resdeploy.benchmark_process.workload import Workload
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import Progress, silent
-from resdeploy.results.comparison import LatencyChange
+from resdeploy.result_files.comparison import LatencyChange
 from resdeploy.runtime.backends.registry import Candidate
 from resdeploy.statistics import Verdict, interval_verdict, median_interval
 

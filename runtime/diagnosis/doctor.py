@@ -13,8 +13,8 @@ from resdeploy.machine.device import Device, read_device
 from resdeploy.machine.host import Host
 from resdeploy.machine.nvml import Gpu
 from resdeploy.progress import Progress, silent
-from resdeploy.results.provenance import installed_versions
-from resdeploy.results.verification import Verification
+from resdeploy.result_files.provenance import installed_versions
+from resdeploy.result_files.verification import Verification
 from resdeploy.runtime.backends.registry import ENGINES
 from resdeploy.runtime.diagnosis.advice import Situation, advise
 from resdeploy.runtime.verification.verify import verify

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resdeploy.bench.ceilings import best_ceilings
-from resdeploy.bench.process import Contender, Worker
+from resdeploy.benchmark_process.ceilings import best_ceilings
+from resdeploy.benchmark_process.worker_process import Contender, Worker
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Artifact, Encoding
 from resdeploy.errors import ResdeployError

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from resdeploy.runtime.serving.batching.instance import BatchRecord
+from resdeploy.runtime.serving.batching.interface import BatchRecord
 from resdeploy.runtime.serving.schemas import ModelStats, Stats
 
 # Buckets of the histograms, in seconds and in images.

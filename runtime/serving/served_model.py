@@ -12,14 +12,14 @@ from typing import Any
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import MANIFEST, Precision
 from resdeploy.errors import BackendError, BundleError, ResdeployError
+from resdeploy.filesystem import sha256
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.serving.batching.batcher import Batcher
-from resdeploy.runtime.serving.batching.instance import BatchRecord, Instance
+from resdeploy.runtime.serving.batching.interface import BatchRecord, Instance
 from resdeploy.runtime.serving.batching.queue import RECOVERY_SECONDS
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.engine_instances import EngineFactory, EngineInstance
 from resdeploy.runtime.serving.request_errors import Unavailable
-from resdeploy.storage import sha256
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from resdeploy.errors import BackendError, ResdeployError, ServeError
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import Advance, Progress
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.decoding import Decoder
+from resdeploy.runtime.serving.decoder_pool import Decoder
 from resdeploy.runtime.serving.http.connection import limited_protocol
 from resdeploy.runtime.serving.http.listener import HttpServer, listen
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware
@@ -32,7 +32,7 @@ from resdeploy.runtime.serving.logs import json_logs
 from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.served_model import ServedModel
 from resdeploy.runtime.serving.service import Service
-from resdeploy.runtime.serving.startup import model_names, raise_file_limit, read_token
+from resdeploy.runtime.serving.startup_checks import model_names, raise_file_limit, read_token
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class _Process:
             loading = asyncio.ensure_future(self._load())
             await self._stop.wait()
         finally:
-            self._service.draining = True
+            self._service.readiness.draining = True
             self._stopping.set()
             notify_systemd("STOPPING=1")
             server.should_exit = True

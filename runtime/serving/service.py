@@ -11,11 +11,12 @@ from msgspec.structs import replace
 from resdeploy import __version__
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.predictions import Prediction, top_predictions
-from resdeploy.runtime.serving.batching.instance import Answer
+from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.decoding import Decoder
+from resdeploy.runtime.serving.decoder_pool import Decoder
 from resdeploy.runtime.serving.metrics import Metrics
 from resdeploy.runtime.serving.open_inference import ParsedRequest
+from resdeploy.runtime.serving.readiness import Readiness
 from resdeploy.runtime.serving.request_errors import NotFound, Unavailable
 from resdeploy.runtime.serving.schemas import (
     INPUT_TYPE,
@@ -69,16 +70,7 @@ class Service:
         self.decoder = decoder
         self.metrics = metrics
         self.config = config
-        self.draining = False
-
-    @property
-    def ready(self) -> bool:
-        """True if every model can answer and the server is not stopping."""
-        return not self.draining and all(model.ready for model in self.models.values())
-
-    def is_model_ready(self, model: ServedModel) -> bool:
-        """Return True if a model can answer and the server is not stopping."""
-        return model.ready and not self.draining
+        self.readiness = Readiness(models.values())
 
     def states(self) -> list[ModelStats]:
         """Return the state of each model; a ready model stays ready while the server stops."""
@@ -96,7 +88,7 @@ class Service:
     def stats(self) -> Stats:
         """Return the statistics of the last seconds; no model is ready while the server stops."""
         states = self.states()
-        if self.draining:
+        if self.readiness.draining:
             states = [replace(state, ready=False) for state in states]
         return self.metrics.recent_stats(states)
 

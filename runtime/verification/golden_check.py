@@ -8,7 +8,7 @@ import numpy as np
 
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import Artifact, Precision
-from resdeploy.results.verification import Rule
+from resdeploy.result_files.verification import Rule
 from resdeploy.runtime.backends.base import Backend
 from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
 from resdeploy.statistics import agreement_percent, sqnr_db

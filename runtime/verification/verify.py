@@ -22,8 +22,8 @@ from resdeploy.images.folder import (
 )
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
-from resdeploy.results.provenance import Environment
-from resdeploy.results.verification import ArtifactResult, Verification
+from resdeploy.result_files.provenance import Environment
+from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
 from resdeploy.runtime.backends.registry import Candidate, candidates
 from resdeploy.runtime.verification.golden_check import GoldenCheck, check_golden, run_batches

@@ -15,7 +15,7 @@ import torch
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import write_manifest
 from resdeploy.export.pipeline import ExportConfig, export
-from resdeploy.train.data.digits import digits_folder
+from resdeploy.train.data.synthetic_digits import digits_folder
 from resdeploy.train.model.architecture import Architecture
 from tests.aarch64 import userland
 from tests.boards import Files, lay_out

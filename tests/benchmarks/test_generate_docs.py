@@ -15,7 +15,7 @@ from benchmarks.generate_docs import (
     read_tables,
     replace_tables,
 )
-from resdeploy.documents import jsonable
+from resdeploy.json_documents import jsonable
 from tests.results import benchmark
 
 

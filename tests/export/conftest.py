@@ -15,13 +15,13 @@ from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.calibrators import max_range
 from resdeploy.calibration.observer import observe
 from resdeploy.calibration.ranges import Range
-from resdeploy.export.golden import synthetic_images
+from resdeploy.export.golden_images import synthetic_images
 from resdeploy.export.graph.float16 import to_float16
 from resdeploy.export.graph.placement import place
 from resdeploy.export.graph.to_onnx import to_onnx, with_outputs
 from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.filesystem import sha256
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.storage import sha256
 from resdeploy.train.model.architecture import Architecture
 from resdeploy.train.model.resnet import Classifier
 from tests.samples import make_classifier

@@ -38,7 +38,7 @@ from resdeploy.runtime.backends.onnxruntime.cpu import NAME as CPU
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.backends.registry import candidates
 from resdeploy.runtime.backends.tensorrt.build import choose_artifact
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour, installed_version
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour, installed_version
 from resdeploy.runtime.bench.contenders import best_candidates
 from resdeploy.runtime.model import load
 from resdeploy.runtime.verification.golden_check import INT8_FLOOR_DB

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 from resdeploy.errors import DataError
 from resdeploy.images.folder import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.results.provenance import collect_provenance
+from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import BatchPlan, EpochImages, load_batches, read_splits
 from resdeploy.train.data.shards import ImageFile

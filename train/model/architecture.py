@@ -6,11 +6,11 @@ table 1 (layers), section 3.3 (plain network, shortcut options), section 4.1 (op
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
-from resdeploy.documents import jsonable, parse
+from resdeploy.json_documents import jsonable, parse
 
 MAX_BLOCKS = 1000
 
@@ -62,7 +62,11 @@ class Architecture:
     def from_json(cls, data: dict[str, Any]) -> Architecture:
         """Read the form that `to_json` returns.
 
+        Every field is required, so that a damaged file is not taken for a ResNet-34.
+
         Raises:
             ValueError: `data` does not describe an architecture.
         """
+        if missing := [field.name for field in fields(cls) if field.name not in data]:
+            raise ValueError(f"the architecture has no {missing[0]}")
         return parse(cls, data)

@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from resdeploy.documents import decode
 from resdeploy.errors import CheckpointError
+from resdeploy.filesystem import sha256_file
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.storage import sha256_file
+from resdeploy.json_documents import decode
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.resnet import WIDTHS, ResNet
 
@@ -57,15 +57,13 @@ class Checkpoint:
 class _ModelDocument:
     """The fields of `model.json` that are needed again."""
 
-    architecture: Architecture
+    architecture: dict[str, Any]
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     data: str
     learned_ranges: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.labels) != (classes := self.architecture.classes):
-            raise ValueError(f"it has {len(self.labels)} labels for {classes} classes")
         if self.learned_ranges and min(self.learned_ranges.values()) <= 0:
             raise ValueError("learned_ranges has a value that is not above 0")
 
@@ -119,6 +117,9 @@ def _load_run(folder: Path) -> Checkpoint:
         )
     try:
         model = decode(_ModelDocument, description.read_bytes())
+        architecture = Architecture.from_json(model.architecture)
+        if len(model.labels) != (classes := architecture.classes):
+            raise ValueError(f"it has {len(model.labels)} labels for {classes} classes")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{description} is damaged: {error}",
@@ -131,8 +132,8 @@ def _load_run(folder: Path) -> Checkpoint:
     return Checkpoint(
         path=folder,
         sha256=sha256_file(path),
-        architecture=model.architecture,
-        state=_fit(path, model.architecture, state),
+        architecture=architecture,
+        state=_fit(path, architecture, state),
         labels=model.labels,
         preprocessing=model.preprocessing,
         data=model.data,

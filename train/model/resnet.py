@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resdeploy.train.model.architecture import Architecture, Shortcut
-from resdeploy.train.model.trimmed_conv import TrimmedConv2d
+from resdeploy.train.model.padding_skipping_conv import TrimmedConv2d
 
 WIDTHS = (64, 128, 256, 512)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resdeploy.errors import needs_extra
-from resdeploy.storage import write_file
+from resdeploy.filesystem import write_file
 from resdeploy.train.run.folder import EpochMetrics
 
 if TYPE_CHECKING:

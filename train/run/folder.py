@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from resdeploy.documents import decode, write_document
 from resdeploy.errors import OutputError, TrainingError
+from resdeploy.filesystem import write_file
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.storage import write_file
+from resdeploy.json_documents import decode, write_document
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.model.checkpoint import MODEL_FILE, MODEL_JSON
 from resdeploy.train.model.resnet import ResNet

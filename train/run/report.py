@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from resdeploy.filesystem import write_file
 from resdeploy.images.folder import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing, load_image
 from resdeploy.pages.template import render_page
-from resdeploy.storage import write_file
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile, TarMember, image_content
 from resdeploy.train.evaluation import Evaluation

@@ -23,8 +23,10 @@ from resdeploy.runtime.backends.onnxruntime.session import (
     create_session,
     installed_version,
 )
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour
-from resdeploy.runtime.backends.tensorrt.flavour import installed_version as tensorrt_version
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import (
+    installed_version as tensorrt_version,
+)
 
 CUDA = "onnxruntime-cuda"
 TENSORRT = "onnxruntime-tensorrt"

@@ -20,7 +20,7 @@ from resdeploy.bundle.manifest import Encoding
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.cpu import read_cpu
 from resdeploy.machine.device import available_cores
-from resdeploy.results.benchmark import LayerTimes
+from resdeploy.result_files.benchmark import LayerTimes
 from resdeploy.runtime.backends.onnxruntime.cpu import PROVIDER, session_options
 from resdeploy.runtime.backends.onnxruntime.session import SessionBackend, create_session
 

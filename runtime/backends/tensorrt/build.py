@@ -27,19 +27,19 @@ from resdeploy.runtime.backends.tensorrt.engine_cache import (
     prune_auxiliary,
 )
 from resdeploy.runtime.backends.tensorrt.engine_key import key_parts
-from resdeploy.runtime.backends.tensorrt.flavour import (
-    ARTIFACTS,
-    Flavour,
-    TensorRt,
-    installed_version,
-    load_tensorrt,
-)
 from resdeploy.runtime.backends.tensorrt.inspector import (
     EngineCoverage,
     count_convolutions,
     parse_inspector_json,
 )
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions, check_options, default_options
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import (
+    ARTIFACTS,
+    Flavour,
+    TensorRt,
+    installed_version,
+    load_tensorrt,
+)
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -16,10 +16,10 @@ from resdeploy.errors import BackendError
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt.build_progress import BuildProgress, make_monitor
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, dims_to_tuple
 from resdeploy.runtime.backends.tensorrt.inspector import EngineLayer, parse_builder_log
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 from resdeploy.runtime.backends.tensorrt.parser_errors import explain_parser_error
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour, TensorRt, dims_to_tuple
 
 if TYPE_CHECKING:
     import tensorrt as trt

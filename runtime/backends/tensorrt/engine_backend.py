@@ -25,7 +25,7 @@ from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.cuda import Address, CudaRuntime, Graph
-from resdeploy.runtime.backends.tensorrt.flavour import TensorRt, dims_to_tuple
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import TensorRt, dims_to_tuple
 
 if TYPE_CHECKING:
     import tensorrt as trt

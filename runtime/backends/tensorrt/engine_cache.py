@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resdeploy.documents import parse
 from resdeploy.errors import OutputError
-from resdeploy.storage import cache_folder, sha256, write_file
+from resdeploy.filesystem import cache_folder, sha256, write_file
+from resdeploy.json_documents import parse
 
 logger = logging.getLogger(__name__)
 

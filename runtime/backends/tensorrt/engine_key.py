@@ -9,8 +9,8 @@ from typing import Any
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.runtime.backends.cuda import CudaDevice
 from resdeploy.runtime.backends.tensorrt.engine_cache import CachedEngine, EngineCache
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour, TensorRt
 
 # Increase this number when `build_engine` makes another engine of the same parts.
 REVISION = 1

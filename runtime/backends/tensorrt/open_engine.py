@@ -18,8 +18,8 @@ from resdeploy.runtime.backends.tensorrt.build import build_and_store, deseriali
 from resdeploy.runtime.backends.tensorrt.engine_backend import EngineBackend
 from resdeploy.runtime.backends.tensorrt.engine_cache import CachedEngine, EngineCache
 from resdeploy.runtime.backends.tensorrt.engine_key import find_compatible_engine, key_parts
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
 from resdeploy.runtime.backends.tensorrt.options import check_options, default_options
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour, TensorRt, load_tensorrt
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -13,7 +13,7 @@ from resdeploy.errors import BackendError
 from resdeploy.machine.device import Device
 from resdeploy.machine.jetson import Jetson, version_numbers
 from resdeploy.runtime.backends.base import Batches
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour
 
 OLDEST = (10, 3)  # of JetPack 6.1
 LAST_IMPLICIT_DLA = (10, 7)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.serving.batching.arrivals import ArrivalEstimator
-from resdeploy.runtime.serving.batching.instance import (
+from resdeploy.runtime.serving.batching.interface import (
     Answer,
     BatchRecord,
     Instance,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.serving.batching.instance import Answer
+from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.request_errors import DeadlineExceeded, Unavailable
 
 RECOVERY_SECONDS = 5.0

@@ -78,11 +78,11 @@ class InferenceService:
         return {"live": True}
 
     async def _server_ready(self, request: Any, context: Any, record: RequestRecord) -> Fields:
-        return {"ready": self._service.ready}
+        return {"ready": self._service.readiness.is_server_ready()}
 
     async def _model_ready(self, request: Any, context: Any, record: RequestRecord) -> Fields:
         model = self._service.model(request.name, request.version)
-        return {"ready": self._service.is_model_ready(model)}
+        return {"ready": self._service.readiness.is_model_ready(model)}
 
     async def _server_metadata(self, request: Any, context: Any, record: RequestRecord) -> Fields:
         return dict(msgspec.to_builtins(self._service.server_metadata()))

@@ -44,7 +44,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         async with self._guard.call("Watch", context):
             previous = None
             while True:
-                draining = self._service.draining
+                draining = self._service.readiness.draining
                 status = self._status(request.service)
                 if status != previous:
                     yield Status(status=status)
@@ -55,9 +55,9 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     def _status(self, name: str) -> int:
         if name in ("", SERVICE):
-            ready = self._service.ready
+            ready = self._service.readiness.is_server_ready()
         elif name in self._service.models:
-            ready = self._service.is_model_ready(self._service.models[name])
+            ready = self._service.readiness.is_model_ready(self._service.models[name])
         else:
             return int(Status.SERVICE_UNKNOWN)
         return int(Status.SERVING if ready else Status.NOT_SERVING)

@@ -109,7 +109,7 @@ class RequestMiddleware:
     def _headers(self, message: Message, record: RequestRecord) -> list[tuple[bytes, bytes]]:
         request_id = (b"x-request-id", record.id.encode())
         headers = [*message.get("headers", ()), request_id, *COMMON_HEADERS]
-        if self._service.draining or self._over_capacity():
+        if self._service.readiness.draining or self._over_capacity():
             headers.append((b"connection", b"close"))
         return headers
 

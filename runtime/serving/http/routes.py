@@ -113,7 +113,7 @@ class _Api:
         return _json_response(Live(live=True))
 
     async def ready(self, request: Request) -> Response:
-        ready = self._service.ready
+        ready = self._service.readiness.is_server_ready()
         return _json_response(Ready(ready=ready), 200 if ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:
@@ -125,7 +125,7 @@ class _Api:
 
     async def model_ready(self, request: Request) -> Response:
         model = self._service.model(**_model_and_version(request))
-        ready = self._service.is_model_ready(model)
+        ready = self._service.readiness.is_model_ready(model)
         return _json_response(ModelReady(name=model.name, ready=ready), 200 if ready else 503)
 
     async def infer(self, request: Request) -> Response:

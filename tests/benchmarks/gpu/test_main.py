@@ -13,15 +13,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import children as gpu_children
+from benchmarks.gpu import contenders as gpu_contenders
 from benchmarks.gpu import engine_worker, pytorch_worker
-from benchmarks.gpu.children import GpuContender, Notes, time_in_turns
+from benchmarks.gpu.contenders import GpuContender, Notes, time_in_turns
 from benchmarks.gpu.report import RULES
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError, CalibrationError
 from resdeploy.runtime.backends.base import Unavailability
 from resdeploy.runtime.backends.cuda import CudaDevice
-from resdeploy.runtime.backends.tensorrt import flavour
+from resdeploy.runtime.backends.tensorrt import tensorrt_or_rtx
 from resdeploy.runtime.bench import rounds
 from tests.fakes import GoldenBackend
 
@@ -82,7 +82,7 @@ class FakeContender:
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeContender]]:
     FakeContender.started, FakeContender.not_starting, FakeContender.ending_early = [], "", ""
-    monkeypatch.setattr(gpu_children, "Contender", FakeContender)
+    monkeypatch.setattr(gpu_contenders, "Contender", FakeContender)
     yield FakeContender
     assert all(child.stopped for child in FakeContender.started)
 
@@ -95,9 +95,9 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "check_gpu_availability", lambda: None)
     monkeypatch.setattr(gpu, "CudaRuntime", lambda: SimpleNamespace(gpu=lambda: A_GPU))
     monkeypatch.setattr(pytorch_worker, "check_pytorch", lambda device: None)
-    monkeypatch.setattr(gpu_children, "BACKENDS", (CPU, "tensorrt"))
+    monkeypatch.setattr(gpu_contenders, "BACKENDS", (CPU, "tensorrt"))
     monkeypatch.setattr(
-        flavour,
+        tensorrt_or_rtx,
         "check_availability",
         lambda kind: Unavailability(f"{kind.value} is not installed", ""),
     )
@@ -208,10 +208,10 @@ def test_an_unusable_checkpoint_is_a_one_line_error(children: type[FakeContender
 def test_builds_every_engine_for_each_batch_size(
     tiny_bundle: Bundle, children: type[FakeContender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flavour, "check_availability", lambda kind: None)
+    monkeypatch.setattr(tensorrt_or_rtx, "check_availability", lambda kind: None)
     children.not_starting = "tensorrt-rtx fp32"
     notes = Notes()
-    engines = gpu_children.build_engines(tiny_bundle, (1, 8), (), notes)
+    engines = gpu_contenders.build_engines(tiny_bundle, (1, 8), (), notes)
     assert [child.arguments[2:] for child in children.started] == [
         [kind, artifact, batch]
         for kind in ("tensorrt", "tensorrt-rtx")

@@ -15,8 +15,8 @@ from benchmarks.gpu.report import (
     summarise_gpu,
     times_text,
 )
-from resdeploy.bench.roofline import Ceilings
-from resdeploy.bundle.work import LayerWork, Work
+from resdeploy.benchmark_process.roofline import Ceilings
+from resdeploy.bundle.operation_counts import LayerWork, Work
 
 WORK = Work(layers=(LayerWork(name="conv", macs=1_000_000, weights=1, activations=1),))
 CEILINGS = Ceilings(operations_per_second={"tf32": 2e9, "fp16": 4e9}, bytes_per_second=1e9)

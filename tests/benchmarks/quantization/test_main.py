@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quantization.__main__ import OURS, _compare_all, _prepare
-from resdeploy.export.source import read_source
+from resdeploy.export.inputs import read_source
 from tests.samples import CLASSES, SIZE
 
 

@@ -11,7 +11,7 @@ from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range
 from resdeploy.cli.explain import coverage_text
 from resdeploy.export.graph.coverage import Coverage, coverage
-from resdeploy.export.graph.layers import layers_of
+from resdeploy.export.graph.float_layers import layers_of
 from resdeploy.export.graph.placement import place
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.quantization.recipe import QuantizationRecipe

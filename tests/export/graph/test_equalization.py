@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.calibration.equalization import channel_factors
+from resdeploy.calibration.equalization_factors import channel_factors
 from resdeploy.calibration.observer import channel_peaks
 from resdeploy.export.graph.equalization import channel_groups, equalize
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx, with_outputs

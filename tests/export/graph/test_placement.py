@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.export.graph.layers import keep_in_float
+from resdeploy.export.graph.float_layers import keep_in_float
 from resdeploy.export.graph.placement import QuantizedEdge, float_shortcuts, is_residual_add, place
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.train.model.architecture import Architecture, Shortcut

@@ -20,8 +20,9 @@ from resdeploy.calibration.ranges import Range
 from resdeploy.cli.export import export_text
 from resdeploy.errors import CalibrationError, ExportError
 from resdeploy.export import pipeline
-from resdeploy.export.graph.layers import Layer
+from resdeploy.export.graph.float_layers import Layer
 from resdeploy.export.graph.to_onnx import to_bytes
+from resdeploy.export.inputs import ImagePools, Source, read_source
 from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget, find_float_layers
 from resdeploy.export.mixed_precision.evaluator import (
     HeldOutImages,
@@ -33,7 +34,6 @@ from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.quantization.calibrate import calibrate
 from resdeploy.export.quantization.recipe import QuantizationRecipe, read_recipe
 from resdeploy.export.quantization.result import Calibration, MixtureEvaluation
-from resdeploy.export.source import ImagePools, Source, read_source
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu

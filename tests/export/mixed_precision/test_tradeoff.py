@@ -15,6 +15,7 @@ from resdeploy.bundle.calibration_record import TradeOffPoint
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import ExportError
 from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.mixed_precision import tradeoff
 from resdeploy.export.mixed_precision.evaluator import SearchContext, draw_held_out_images
 from resdeploy.export.mixed_precision.latency_target import meet_latency_target
@@ -22,7 +23,6 @@ from resdeploy.export.mixed_precision.tradeoff import measure_ms, trade_off_poin
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.quantization.calibrate import calibrate
 from resdeploy.export.quantization.result import Calibration
-from resdeploy.export.source import Source, read_source
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import silent
 from resdeploy.report.contents import calibration_record

@@ -14,11 +14,11 @@ from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.export.graph.coverage import coverage
 from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.export.inputs import ImagePools, Source, read_source
 from resdeploy.export.quantization.calibrate import ENCODINGS, calibrate, calibrators_named
 from resdeploy.export.quantization.recipe import encode_recipes
 from resdeploy.export.quantization.result import Calibration, with_dla
 from resdeploy.export.quantization.simulate import batch_size
-from resdeploy.export.source import ImagePools, Source, read_source
 from resdeploy.images.folder import list_images
 from resdeploy.images.preprocessing import image_digest, load_image
 from resdeploy.progress import silent

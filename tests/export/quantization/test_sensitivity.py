@@ -22,9 +22,9 @@ from resdeploy.export.graph.to_onnx import to_bytes
 from resdeploy.export.quantization.recipe import read_recipe
 from resdeploy.export.quantization.sensitivity import explain
 from resdeploy.export.quantization.simulate import round_at, run_graph, sites_of
+from resdeploy.filesystem import sha256
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
-from resdeploy.storage import sha256
 
 BOTH = (Encoding.TENSORRT, Encoding.CPU)
 

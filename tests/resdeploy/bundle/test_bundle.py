@@ -22,7 +22,7 @@ from resdeploy.bundle.bundle import ANALYSIS, GOLDEN, LABELS, Bundle, open_bundl
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Encoding, Precision
 from resdeploy.errors import BundleError
-from resdeploy.storage import sha256
+from resdeploy.filesystem import sha256
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from resdeploy.cli.console import CommandResult, ExitCode, command
-from resdeploy.documents import jsonable
 from resdeploy.errors import DataError
+from resdeploy.json_documents import jsonable
 from resdeploy.tables import table
 
 

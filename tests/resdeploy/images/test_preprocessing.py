@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resdeploy.documents import jsonable, parse
 from resdeploy.images.decode import ORIENTATION
 from resdeploy.images.preprocessing import (
     Preprocessing,
@@ -22,6 +21,7 @@ from resdeploy.images.preprocessing import (
     reduction_factor,
     resize_and_crop,
 )
+from resdeploy.json_documents import jsonable, parse
 from tests.samples import encoded
 
 

@@ -12,7 +12,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.documents import jsonable
+from resdeploy.json_documents import jsonable
 from resdeploy.report.report import report
 from resdeploy.runtime.verification.verify import verify
 from tests.browser import open_browser

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resdeploy.bench.roofline import Ceilings
+from resdeploy.benchmark_process.roofline import Ceilings
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import write_manifest
-from resdeploy.documents import jsonable, parse
 from resdeploy.errors import BundleError, DocumentError, OutputError
+from resdeploy.json_documents import jsonable, parse
 from resdeploy.pages.blocks import Figure, Page, Table
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.report.contents import BundleContents
 from resdeploy.report.latency import benchmark_section
 from resdeploy.report.report import ReportInputs, make_page, report, to_html
-from resdeploy.results.verification import Verification
+from resdeploy.result_files.verification import Verification
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
 from resdeploy.tables import markdown_cell

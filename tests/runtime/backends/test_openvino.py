@@ -7,7 +7,7 @@ import pytest
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError
-from resdeploy.results.verification import Rule
+from resdeploy.result_files.verification import Rule
 from resdeploy.runtime.backends import openvino
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.openvino import OpenVinoCpu, open_artifact

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from resdeploy.bench.process import Contender
+from resdeploy.benchmark_process.worker_process import Contender
 from resdeploy.machine.device import Scope
 from resdeploy.runtime.bench import energy_per_image as per_image
 from resdeploy.runtime.bench.energy_per_image import (

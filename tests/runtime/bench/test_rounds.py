@@ -1,4 +1,4 @@
-"""Tests of rounds, warm-up and the rule that ends a benchmark, with fake contenders."""
+"""Tests of rounds and warm-up, with fake contenders."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resdeploy.progress import silent
-from resdeploy.runtime.bench import rounds
 from resdeploy.runtime.bench.rounds import (
     MAX_WARM_UPS,
     MIN_ROUNDS,
-    interleave,
-    narrow_enough,
     plan_rounds,
     run_round,
     speedup,
@@ -69,26 +65,7 @@ def test_more_seconds_give_more_rounds_not_longer_turns() -> None:
     assert turn == pytest.approx(0.2)
 
 
-def test_contenders_take_turns_after_their_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "MIN_ROUNDS", 4)
-    contenders: list[Any] = [FakeContender(10.0), FakeContender(5.0)]
-    times = interleave(contenders, 0.4, silent)
-    assert [len(rounds) for rounds in times] == [4, 4]
-    assert contenders[0].turns == [rounds.WARM_UP_SECONDS] * 2 + [0.1] * 4
-
-
 def test_noise_that_slows_whole_rounds_does_not_change_the_speed_up() -> None:
     noise = np.random.default_rng(0).uniform(1, 3, MIN_ROUNDS)
     found = speedup([rounds_of(*(40 * noise))] * 3, [rounds_of(*(10 * noise))] * 3)
     assert found == pytest.approx((4, 4, 4))
-
-
-def test_the_benchmark_ends_when_every_interval_is_narrow() -> None:
-    generator = np.random.default_rng(0)
-
-    def runs(mean: float, deviation: float) -> list[Any]:
-        return [rounds_of(*generator.normal(mean, deviation, 3)) for _ in range(5)]
-
-    baseline, steady, shaky = runs(40, 0.1), runs(10, 0.02), runs(10, 1.0)
-    assert narrow_enough(baseline, [steady], 0.05)
-    assert not narrow_enough(baseline, [steady, shaky], 0.05)

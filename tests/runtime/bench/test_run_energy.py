@@ -9,8 +9,8 @@ import pytest
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.cli.bench import benchmark_text
 from resdeploy.runtime.bench import energy_per_image as per_image
-from resdeploy.runtime.bench import rounds, runner
-from resdeploy.runtime.bench.run import BenchmarkConfig, run_benchmark
+from resdeploy.runtime.bench import rounds, runs, stopping_rule
+from resdeploy.runtime.bench.benchmark import BenchmarkConfig, run_benchmark
 from resdeploy.runtime.energy import trace
 from tests.boards import ORIN_NANO, host_of, power_mode
 
@@ -21,9 +21,10 @@ QUICK = BenchmarkConfig(
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (rounds, runner):
+    for module in (rounds, stopping_rule):
         monkeypatch.setattr(module, "MIN_ROUNDS", 4)
-    monkeypatch.setattr(runner, "RUNS", 2)
+    for module in (runs, stopping_rule):
+        monkeypatch.setattr(module, "RUNS", 2)
     monkeypatch.setattr(rounds, "WARM_UP_SECONDS", 0.01)
     # On a busy machine, times that are not stable would add a notice.
     monkeypatch.setattr(rounds, "STABLE_WITHIN", 1e9)

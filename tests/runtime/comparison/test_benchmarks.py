@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from resdeploy.errors import DocumentError
-from resdeploy.results.benchmark import Benchmark
+from resdeploy.result_files.benchmark import Benchmark
 from resdeploy.runtime.comparison.benchmarks import compare_benchmarks
 from resdeploy.statistics import Verdict
 from tests.results import benchmark, timing

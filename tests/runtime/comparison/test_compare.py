@@ -16,19 +16,19 @@ from PIL import Image
 from resdeploy.bundle.bundle import CALIBRATION, Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Encoding, FileRecord, write_manifest
-from resdeploy.documents import jsonable, parse
 from resdeploy.errors import BundleError, DocumentError
+from resdeploy.filesystem import sha256
 from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.json_documents import jsonable, parse
 from resdeploy.report.comparison import comparison_text
-from resdeploy.results.benchmark import Benchmark
-from resdeploy.results.comparison import Comparison
+from resdeploy.result_files.benchmark import Benchmark
+from resdeploy.result_files.comparison import Comparison
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Engine
 from resdeploy.runtime.comparison.accuracy import judge_drop
 from resdeploy.runtime.comparison.compare import CompareConfig, compare, compare_bundles
 from resdeploy.statistics import PairedAccuracy, Verdict
-from resdeploy.storage import sha256
 from tests.results import benchmark
 from tests.samples import CLASSES
 

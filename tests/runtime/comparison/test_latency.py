@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resdeploy.bench.process import Contender
+from resdeploy.benchmark_process.worker_process import Contender
 from resdeploy.errors import BackendError
 from resdeploy.runtime.comparison import latency as module
 from resdeploy.runtime.comparison.latency import INTERIM_STARTS, WorkerCommand, compare_latency
@@ -17,7 +17,7 @@ from resdeploy.statistics import Verdict, interval_verdict
 
 SLEEPER = """
 import sys, time
-from resdeploy.bench.worker import run_worker
+from resdeploy.benchmark_process.worker_loop import run_worker
 run_worker(lambda: (lambda: time.sleep(float(sys.argv[1])), {}))
 """
 

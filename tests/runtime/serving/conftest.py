@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.decoding import Decoder
+from resdeploy.runtime.serving.decoder_pool import Decoder
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware
 from resdeploy.runtime.serving.http.routes import make_app
 from resdeploy.runtime.serving.metrics import Metrics

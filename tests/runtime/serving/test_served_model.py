@@ -20,7 +20,7 @@ from resdeploy.errors import BackendError, BundleError
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.serving import served_model
-from resdeploy.runtime.serving.batching.instance import Answer
+from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.engine_instances import divide_cores, run_batch
 from resdeploy.runtime.serving.request_errors import RequestError, Unavailable

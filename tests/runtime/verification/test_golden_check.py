@@ -15,8 +15,9 @@ from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import Encoding, Precision
 from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BundleError
+from resdeploy.filesystem import sha256
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.results.verification import Rule
+from resdeploy.result_files.verification import Rule
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.backends.base import DEFAULT_OPTIONS
 from resdeploy.runtime.backends.onnxruntime.cpu import NAME, OnnxRuntimeCpu, open_artifact
@@ -25,7 +26,6 @@ from resdeploy.runtime.model import load
 from resdeploy.runtime.verification.golden_check import check_golden, different_rows
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
-from resdeploy.storage import sha256
 from tests.fakes import make_engine
 
 

@@ -14,8 +14,9 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Encoding, Precision
 from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BackendError, DataError
+from resdeploy.filesystem import sha256
 from resdeploy.images.folder import read_batches, read_image_folder
-from resdeploy.results.verification import Verification
+from resdeploy.result_files.verification import Verification
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
@@ -28,7 +29,6 @@ from resdeploy.runtime.verification.golden_check import (
 )
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
-from resdeploy.storage import sha256
 from tests.fakes import GoldenBackend, make_engine
 
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from resdeploy.errors import DataError
+from resdeploy.filesystem import cache_folder
 from resdeploy.images.folder import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.storage import cache_folder
 from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import Batch, BatchPlan, EpochImages, load_batches, read_splits
-from resdeploy.train.data.digits import digits_folder
 from resdeploy.train.data.shards import ImageFile
+from resdeploy.train.data.synthetic_digits import digits_folder
 from tests.samples import CLASSES, SIZE
 
 PREPROCESSING = Preprocessing.standard(SIZE)

@@ -227,6 +227,14 @@ def test_rejects_unfinished_runs_and_other_folders(tmp_path: Path) -> None:
     assert_rejected(tmp_path, "an unfinished run")
 
 
+@pytest.mark.parametrize("field", ["classes", "blocks", "shortcut"])
+def test_an_architecture_without_a_field_is_not_taken_for_a_resnet34(run: Path, field: str) -> None:
+    document = json.loads((run / "model.json").read_text())
+    del document["architecture"][field]
+    (run / "model.json").write_text(json.dumps(document))
+    assert_rejected(run, f"no {field}")
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"architecture": 3}', "null"])
 def test_rejects_a_damaged_model_json(run: Path, text: str) -> None:
     (run / "model.json").write_text(text)

@@ -19,9 +19,9 @@ from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt import builder
 from resdeploy.runtime.backends.tensorrt.build_progress import BuildProgress
 from resdeploy.runtime.backends.tensorrt.builder import build_engine
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour, TensorRt, load_tensorrt
 from resdeploy.runtime.backends.tensorrt.inspector import EngineCoverage, count_convolutions
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour, TensorRt, load_tensorrt
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this machine")
 

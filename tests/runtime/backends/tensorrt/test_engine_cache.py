@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy import storage
+from resdeploy import filesystem
 from resdeploy.errors import OutputError
 from resdeploy.runtime.backends.tensorrt import engine_cache
 from resdeploy.runtime.backends.tensorrt.engine_cache import EngineCache, compute_key, prune_engines
@@ -127,7 +127,7 @@ def test_an_interrupted_store_leaves_no_record(
     cache: EngineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.store(PARTS, b"old")
-    write_file = storage.write_file
+    write_file = filesystem.write_file
 
     def killed(path: Path, data: bytes) -> None:
         if path.suffix == ".json":

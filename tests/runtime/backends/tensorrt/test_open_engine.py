@@ -20,10 +20,10 @@ from resdeploy.runtime.backends.tensorrt.build import build, choose_artifact
 from resdeploy.runtime.backends.tensorrt.builder import BuiltEngine
 from resdeploy.runtime.backends.tensorrt.engine_cache import EngineCache
 from resdeploy.runtime.backends.tensorrt.engine_key import key_parts
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour, installed_version
 from resdeploy.runtime.backends.tensorrt.inspector import EngineLayer
 from resdeploy.runtime.backends.tensorrt.open_engine import find_or_build
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour, installed_version
 from tests.fake_gpu import fake_tensorrt
 
 GPU = CudaDevice(

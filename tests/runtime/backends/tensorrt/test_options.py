@@ -10,8 +10,8 @@ from resdeploy.errors import BackendError
 from resdeploy.machine.device import Device
 from resdeploy.machine.jetson import Jetson
 from resdeploy.runtime.backends.base import Batches
-from resdeploy.runtime.backends.tensorrt.flavour import Flavour
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions, check_options
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour
 
 ORIN = "NVIDIA Jetson AGX Orin Developer Kit"
 ORIN_NX = "NVIDIA Jetson Orin NX Engineering Reference Developer Kit"

@@ -16,7 +16,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.serving.batching.batcher import Batcher
-from resdeploy.runtime.serving.batching.instance import Answer, BatchRecord, Instance
+from resdeploy.runtime.serving.batching.interface import Answer, BatchRecord, Instance
 from resdeploy.runtime.serving.batching.service_times import ServiceTimes
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.request_errors import (

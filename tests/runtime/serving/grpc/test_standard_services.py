@@ -88,7 +88,7 @@ def test_a_draining_server_is_not_serving(tiny_bundle: Bundle, name: str) -> Non
         async with grpc_server(tiny_bundle) as (local, channel):
             watch = HealthStub(channel).Watch(HealthCheckRequest(service=name))
             assert (await watch.read()).status == SERVING
-            local.service.draining = True
+            local.service.readiness.draining = True
             answer = await HealthStub(channel).Check(HealthCheckRequest(service=name))
             assert answer.status == NOT_SERVING
             assert (await watch.read()).status == NOT_SERVING

@@ -14,7 +14,7 @@ import pytest
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.decoding import Decoder
+from resdeploy.runtime.serving.decoder_pool import Decoder
 from resdeploy.runtime.serving.http.body import ByteBudget
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware
 from resdeploy.runtime.serving.metrics import Metrics
@@ -234,7 +234,7 @@ def test_before_loading_only_probes_are_answered(tiny_bundle: Bundle) -> None:
 def test_a_draining_server_answers_but_is_not_ready(tiny_bundle: Bundle, image_data: Path) -> None:
     async def scenario() -> None:
         async with local_server(tiny_bundle) as local:
-            local.service.draining = True
+            local.service.readiness.draining = True
             assert (await local.ask("/v2/health/ready")).status == 503
             reply = await local.ask("/v1/classify", picture(image_data))
             assert reply.status == 200

@@ -1,0 +1,76 @@
+"""Golden images of a bundle, their reference logits, and the parity of each graph with them."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+
+from resdeploy.bundle.golden import Float32Array, Golden
+from resdeploy.bundle.manifest import Parity
+from resdeploy.calibration.image_set import draw
+from resdeploy.errors import ImageError
+from resdeploy.export.inputs import ImagePools
+from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
+from resdeploy.statistics import agreement_percent, sqnr_db
+from resdeploy.train.model.resnet import Classifier
+
+logger = logging.getLogger(__name__)
+
+GOLDEN_IMAGES = 32
+
+
+def choose_golden(pools: ImagePools, preprocessing: Preprocessing, seed: int) -> UInt8Array:
+    """Return up to 32 different images, (N, H, W, 3), or synthetic ones if none can be read.
+
+    If the golden images come from the calibration images, at most a quarter of those is used.
+    """
+    count = GOLDEN_IMAGES
+    if pools.golden == pools.calibration:
+        count = min(count, max(1, len(pools.golden) // 4))
+    chosen: dict[str, UInt8Array] = {}
+    for path in draw(pools.golden, seed):
+        if len(chosen) == count:
+            break
+        try:
+            image = load_image(path, preprocessing)
+        except ImageError as error:
+            logger.warning("skipping an image: %s", error)
+            continue
+        chosen.setdefault(image_digest(image), image)
+    if not chosen:
+        return synthetic_images(preprocessing.image_size, GOLDEN_IMAGES, seed)
+    return np.stack(list(chosen.values()))
+
+
+def synthetic_images(size: int, count: int, seed: int) -> UInt8Array:
+    """Return random colour gradients with noise, (count, size, size, 3)."""
+    generator = np.random.default_rng(seed)
+    ramp = np.linspace(0.0, 1.0, size)
+    corners = generator.uniform(0, 255, size=(4, count, 1, 1, 3))
+    down, across = ramp[:, None, None], ramp[None, :, None]
+    top = corners[0] * (1 - across) + corners[1] * across
+    bottom = corners[2] * (1 - across) + corners[3] * across
+    noisy = top * (1 - down) + bottom * down + generator.normal(0, 16, (count, size, size, 3))
+    return np.asarray(np.clip(np.rint(noisy), 0, 255), dtype=np.uint8)
+
+
+@torch.inference_mode()
+def make_golden(classifier: Classifier, images: UInt8Array) -> Golden:
+    """Compute PyTorch's FP32 logits, one image at a time, before batch norm is folded."""
+    classifier = classifier.float().cpu().eval()
+    logits = [classifier(torch.from_numpy(images[i : i + 1])).numpy() for i in range(len(images))]
+    return Golden(images=images, logits=np.concatenate(logits))
+
+
+def measure_parity(golden: Golden, logits: Float32Array) -> Parity:
+    """Compare the logits (N, K) of an artifact with the golden logits."""
+    ratios = sqnr_db(golden.logits, logits)
+    return Parity(
+        images=len(logits),
+        max_error=float(np.abs(golden.logits - logits).max()),
+        agreement=agreement_percent(golden.logits, logits),
+        sqnr_db=float(np.median(ratios)),
+        sqnr_db_p5=float(np.percentile(ratios, 5)),
+    )

@@ -1,0 +1,115 @@
+"""Start of quantisation-aware training, with the placement and calibration of the export.
+
+The export decides what is quantised, and `train` must not import it; so this module joins them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.calibration.scales import symmetric_parameters
+from resdeploy.errors import TrainingError
+from resdeploy.export.graph.placement import WEIGHTED
+from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.export.inputs import read_source
+from resdeploy.export.quantization.calibrate import calibrate
+from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.filesystem import refuse_existing
+from resdeploy.progress import Progress, silent
+from resdeploy.train import trainer
+from resdeploy.train.config import DIGITS, TrainingConfig
+from resdeploy.train.data.synthetic_digits import digits_folder
+from resdeploy.train.model.resnet import Classifier, ResNet, normed_convolutions
+from resdeploy.train.qat.network import QuantizedStart
+from resdeploy.train.run.folder import STATE_JSON
+
+CALIBRATION_IMAGES = 512
+
+
+def train_quantized(
+    config: TrainingConfig, folder: Path, *, force: bool = False, progress: Progress = silent
+) -> trainer.TrainingResult:
+    """Train `config.init` for INT8 and write a run folder with the ranges for the export.
+
+    Raises:
+        CalibrationError: There are no calibration images.
+        TrainingError: The network takes images of another size; and as `trainer.train`.
+    """
+    refuse_existing(folder, force=force, marker=STATE_JSON)
+    start = quantized_start(config, progress)
+    return trainer.train(config, folder, start=start, force=force, progress=progress)
+
+
+def quantized_start(config: TrainingConfig, progress: Progress = silent) -> QuantizedStart:
+    """Equalise and calibrate `config.init` on images of `config.data`."""
+    assert config.init is not None
+    data = digits_folder() if config.data == DIGITS else Path(config.data)
+    source = read_source(Path(config.init), image_size=config.image_size, calibration_data=data)
+    known = source.checkpoint.preprocessing
+    if known is not None and known.image_size != config.image_size:
+        raise TrainingError(
+            f"{config.init} takes images of {known.image_size} pixels, not {config.image_size}",
+            f"add --image-size {known.image_size}",
+        )
+    network = source.checkpoint.network()
+    preprocessing = source.preprocessing
+    model = to_onnx(
+        Classifier(network, preprocessing.mean, preprocessing.std), preprocessing.image_size
+    )
+    calibration = calibrate(
+        model, source, calibrator="auto", images=CALIBRATION_IMAGES, seed=config.seed,
+        golden_digests=(), progress=progress,
+    )  # fmt: skip
+    recipe = calibration.recipes[Encoding.TENSORRT]
+    reads = quantized_inputs(recipe, calibration.model)
+    return QuantizedStart(
+        weights=unfold_norms(calibration.model, network),
+        scales={
+            tensor: float(symmetric_parameters(recipe.ranges[tensor], half=True).scale)
+            for tensor in dict.fromkeys(reads.values())
+        },
+        quantized_inputs=reads,
+    )
+
+
+def quantized_inputs(recipe: QuantizationRecipe, model: ir.Model) -> dict[str, str]:
+    """Return the quantised tensor that each layer or pooling reads, by the module's name.
+
+    Residual additions are not modules, so they are left out; an addition that reads a quantised
+    tensor reads the output of the pooling.
+    """
+    layers = {str(node.name) for node in model.graph if node.op_type in (*WEIGHTED, "MaxPool")}
+    return {
+        reader: edge.range_of
+        for edge in recipe.edges(model)
+        for reader, _ in edge.readers
+        if reader in layers
+    }
+
+
+def unfold_norms(model: ir.Model, network: ResNet) -> dict[str, Tensor]:
+    """Return a state of `network` that has the graph's weights and norms without effect.
+
+    The graph's channels are equalised, and its norms are folded into its convolutions.
+    """
+    weights = {
+        name: np.array(value.const_value.numpy())
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+    state = dict(network.state_dict())
+    for name, _, norm_name, norm in normed_convolutions(network):
+        ones = torch.ones(norm.num_features)
+        state[f"{name}.weight"] = torch.from_numpy(weights[f"{name}.weight"])
+        state[f"{norm_name}.bias"] = torch.from_numpy(weights[f"{name}.bias"])
+        state[f"{norm_name}.weight"] = ones * (1 + norm.eps) ** 0.5
+        state[f"{norm_name}.running_mean"] = torch.zeros(norm.num_features)
+        state[f"{norm_name}.running_var"] = ones
+    state["fc.weight"] = torch.from_numpy(weights["fc.weight"])
+    return state

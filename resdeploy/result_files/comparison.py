@@ -1,0 +1,102 @@
+"""The result of `resdeploy compare` and its file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.result_files.provenance import Environment
+from resdeploy.statistics import Verdict
+
+SCHEMA = "resdeploy.comparison/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The result of a comparison of two bundles or two benchmarks."""
+
+    verdict: Verdict
+    first: str
+    """The bundle or file that the second one is compared with."""
+    second: str
+    max_drop: float
+    """The largest accuracy drop that passes, in percentage points."""
+    max_slowdown: float
+    """The largest slowdown that passes, in percent."""
+    accuracy: tuple[AccuracyChange, ...]
+    latency: tuple[LatencyChange, ...]
+    layers: tuple[LayerChange, ...]
+    missing: tuple[str, ...]
+    """Artifacts or contenders that only the first bundle or file has."""
+    added: tuple[str, ...]
+    """Artifacts or contenders that only the second bundle or file has."""
+    notices: tuple[str, ...]
+    """Reasons why the times cannot be compared."""
+    environment: Environment
+    schema: str = SCHEMA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyChange:
+    """The change of an artifact's accuracy from the first bundle to the second.
+
+    Accuracies are in percent, drops in percentage points.
+    """
+
+    artifact: str
+    backend: str
+    images: int
+    truth: str
+    """The source of the true classes: `labels`, or `pytorch` for its predicted classes."""
+    first: float
+    """Top-1 accuracy of the first bundle."""
+    second: float
+    lost: int
+    """The number of images that only the first bundle classifies correctly."""
+    gained: int
+    """The number of images that only the second bundle classifies correctly."""
+    drop: float
+    drop_low: float
+    """One-sided lower 95 % confidence bound of the drop; `drop_high` is the upper bound."""
+    drop_high: float
+    different: int
+    """The number of images whose logits differ in any bit; 0 makes the drop exactly 0."""
+    images_to_decide: int | None
+    """The estimated number of images that an inconclusive verdict needs; None if none is enough."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyChange:
+    """The change of a contender's latency; slowdowns are in percent of the first time."""
+
+    contender: str
+    graph: str
+    batch: int
+    threads: int
+    first_ms: float
+    """Median time of one call in the first bundle or file."""
+    second_ms: float
+    slowdown: float
+    slowdown_low: float
+    """Lower bound of the two-sided interval; `slowdown_high` is the upper bound."""
+    slowdown_high: float
+    confidence: float
+    """The confidence of the interval, from 0 to 1."""
+    samples: int
+    """The number of starts, or of rounds in the shorter benchmark."""
+    relative_to: str | None
+    """The contender whose times both are divided by; None for absolute times."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerChange:
+    """The layers of one INT8 graph whose precision differs between the bundles."""
+
+    encoding: Encoding
+    calibrators: tuple[str, str]
+    to_float: tuple[str, ...]
+    """The layers that only the second bundle keeps in float."""
+    to_int8: tuple[str, ...]
+    """The layers that only the first bundle keeps in float."""

@@ -1,0 +1,75 @@
+"""The file format of `resdeploy verify`: the results of each artifact on each backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from resdeploy.bundle.manifest import Encoding, Precision
+from resdeploy.result_files.provenance import Environment
+from resdeploy.statistics import Verdict
+
+SCHEMA = "resdeploy.verification/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactResult:
+    """The result of one artifact on one backend; accuracies are None without labelled images."""
+
+    backend: str
+    precision: Precision
+    encoding: Encoding
+    verdict: Verdict
+    top1: float | None
+    """Top-1 accuracy in percent."""
+    baseline_top1: float | None
+    """Top-1 accuracy of the bundle's FP32 graph on the same images, in percent."""
+    drop: float | None
+    """Accuracy drop against the baseline, in percentage points."""
+    drop_upper95: float | None
+    """One-sided upper 95 % confidence bound of the drop; `drop_lower95` is the lower bound."""
+    drop_lower95: float | None
+    mcnemar_p: float | None
+    """p-value of McNemar's exact two-sided test that both accuracies are equal."""
+    images_to_decide: int | None
+    """Estimated number of images that an inconclusive verdict needs; None if none is enough."""
+    agreement: float
+    """Images with the same predicted class as the bundle's FP32 graph, in percent. That graph, and
+    every graph without labelled images, is compared with PyTorch."""
+    sqnr_db: float
+    """Median SQNR of the logits of these images, against the same graph or PyTorch, in dB."""
+    rule: Rule
+    """The rule of the golden check."""
+    different: int
+    """Number of golden images whose logits are not bit-exact; 0 if the rule does not require it."""
+    confusion: tuple[tuple[int, int, int], ...] = ()
+    """Non-zero entries of the confusion matrix: true class, predicted class, number of images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """The result of `resdeploy verify`."""
+
+    verdict: Verdict
+    images: int
+    unreadable: int
+    used_before: int
+    """Number of images that calibrated the INT8 graphs or selected their float layers before; they
+    make the INT8 accuracies too optimistic."""
+    max_drop: float | None
+    """Allowed accuracy drop, in percentage points; None without labelled images."""
+    results: tuple[ArtifactResult, ...]
+    labels: tuple[str, ...]
+    environment: Environment
+    """The bundle, the software and the machine."""
+    schema: str = SCHEMA
+
+
+class Rule(str, Enum):
+    """The rule of a golden check."""
+
+    BIT_EXACT = "bit-exact"
+    """Logits must equal those of the export. Every CPU can meet this rule: sums of integers do not
+    depend on their order, and all CPUs round alike."""
+    SQNR = "sqnr"
+    """The SQNR of the logits against PyTorch's must reach the limit of the artifact."""

@@ -1,0 +1,192 @@
+"""The benchmark of a bundle: every backend that can run here takes turns with PyTorch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from resdeploy.benchmark_process.ceilings import best_ceilings
+from resdeploy.benchmark_process.workload import (
+    DEFAULT_BATCH,
+    BenchmarkMode,
+    Workload,
+    write_pictures,
+)
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.machine.conditions import notices
+from resdeploy.machine.device import Device, Scope, available_cores, read_device
+from resdeploy.machine.host import Host
+from resdeploy.progress import Progress, silent
+from resdeploy.result_files.benchmark import (
+    BASELINE,
+    BaselineFacts,
+    Benchmark,
+    BenchmarkEnvironment,
+    ImageEnergy,
+)
+from resdeploy.runtime.bench.contenders import CEILINGS, ceiling_contenders, list_contenders
+from resdeploy.runtime.bench.energy_per_image import (
+    energy_per_image,
+    idle_power,
+    measure_rounds,
+)
+from resdeploy.runtime.bench.runs import (
+    ContenderRunner,
+    baseline_of,
+    run_contenders,
+    start_all,
+    stop_all,
+    timed_runners,
+)
+from resdeploy.runtime.bench.summary import summarise
+from resdeploy.runtime.energy.meter import find_sources
+from resdeploy.runtime.energy.source import PowerSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkConfig:
+    """The settings of a benchmark."""
+
+    mode: BenchmarkMode = BenchmarkMode.STREAM
+    batch: int | None = None
+    """Images in one call; None for `DEFAULT_BATCH`."""
+    threads: int | None = None
+    """Threads of each contender; None for one per core."""
+    seconds: float = 15.0
+    """The time limit for each contender, without starts, warm-up and energy."""
+    within: float = 0.05
+    """The relative width of every speed-up's interval that ends the benchmark early."""
+    checkpoint: Path | None = None
+    """Weights for PyTorch; None for the checkpoint that the bundle was exported from."""
+    pictures: Path | None = None
+    """A folder of picture files for the end-to-end mode; None for the golden images as JPEG."""
+    also: tuple[str, ...] = ()
+    """Backends that take part in addition to the automatic ones."""
+    without: tuple[str, ...] = ()
+    """Contenders to leave out; see `contenders.NAMES`."""
+
+
+def run_benchmark(
+    bundle: Bundle,
+    config: BenchmarkConfig = BenchmarkConfig(),
+    *,
+    progress: Progress = silent,
+    host: Host | None = None,
+) -> Benchmark:
+    """Time PyTorch and every backend that can run here, in turns.
+
+    Raises:
+        BackendError: No contender can start, or PyTorch cannot use the checkpoint.
+        DataError: The folder has no picture files.
+    """
+    host = host or Host()
+    threads = config.threads or available_cores()
+    batch = config.batch or DEFAULT_BATCH[config.mode]
+    sources = find_sources(host)
+    with ExitStack() as stack:
+        for source in sources:
+            stack.callback(source.close)
+        pictures = _pictures(bundle, config, stack)
+        workload = Workload(bundle=bundle.path, batch=batch, threads=threads, pictures=pictures)
+        specs = list_contenders(
+            bundle, workload,
+            checkpoint=config.checkpoint, also=config.also, without=config.without,
+        )  # fmt: skip
+        if CEILINGS not in config.without:
+            specs += ceiling_contenders(threads)
+        runners = start_all(specs, threads, required=BASELINE if config.checkpoint else None)
+        stack.callback(stop_all, runners)
+        before = read_device(host)
+        idle = [idle_power(source) for source in sources]
+        run_contenders(
+            runners, threads, seconds=config.seconds, within=config.within, nvml=host.nvml(),
+            progress=progress,
+        )  # fmt: skip
+        after = read_device(host)  # before the machine cools down
+        energies = _energies(timed_runners(runners), sources, idle, batch, progress)
+    return _benchmark(bundle, config, workload, runners, energies, before, after)
+
+
+def _benchmark(
+    bundle: Bundle,
+    config: BenchmarkConfig,
+    workload: Workload,
+    runners: Sequence[ContenderRunner],
+    energies: Sequence[ImageEnergy | None],
+    before: Device,
+    after: Device,
+) -> Benchmark:
+    probing = [runner for runner in runners if runner.spec.name == CEILINGS]
+    ceilings = {
+        scope: best_ceilings([runner.stages for runner in probing if runner.spec.runs_on is scope])
+        for scope in (Scope.GPU, Scope.CPU)
+    }
+    baseline, timed = baseline_of(runners), timed_runners(runners)
+    work = bundle.manifest.work.totals if bundle.manifest.work else None
+    return Benchmark(
+        environment=BenchmarkEnvironment.collect(
+            before,
+            model=bundle.manifest.model["name"],
+            image_size=bundle.manifest.preprocessing.image_size,
+            mode=config.mode.value,
+            rounds=len(runners[0].times),
+            runs=tuple(len(run) for run in runners[0].runs),
+            seconds=config.seconds,
+            within=config.within,
+            high_priority=all(runner.high_priority for runner in runners),
+            baseline=baseline
+            and BaselineFacts(weights=baseline.facts["weights"], device=baseline.facts["device"]),
+        ),
+        work=work,
+        ceilings=ceilings[Scope.GPU] or ceilings[Scope.CPU],
+        notices=(
+            *notices(before.conditions, after.conditions, after.gpus),
+            *(
+                f"the times of {runner.spec.label} were not stable after the warm-up"
+                for runner in timed
+                if not runner.stable
+            ),
+        ),
+        results=tuple(
+            summarise(runner, baseline, work, ceilings.get(runner.spec.runs_on), workload, energy)
+            for runner, energy in zip(timed, energies)
+        ),
+    )
+
+
+def _pictures(bundle: Bundle, config: BenchmarkConfig, stack: ExitStack) -> Path | None:
+    """Return the folder of picture files; None unless the mode is end-to-end."""
+    if config.mode is not BenchmarkMode.END_TO_END:
+        return None
+    if config.pictures:
+        return config.pictures.resolve()
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    write_pictures(bundle, folder)
+    return folder
+
+
+def _energies(
+    runners: Sequence[ContenderRunner],
+    sources: Sequence[PowerSource],
+    idle: Sequence[list[float]],
+    batch: int,
+    progress: Progress,
+) -> list[ImageEnergy | None]:
+    """Measure the energy of each contender with the first source that covers its device."""
+    if not sources:
+        return [None] * len(runners)
+    rounds = measure_rounds([runner.running for runner in runners], sources, batch, progress)
+    return [
+        next(
+            (
+                energy_per_image(source, watts, source_rounds[index])
+                for source, watts, source_rounds in zip(sources, idle, rounds)
+                if source.scope.covers(runner.spec.runs_on)
+            ),
+            None,
+        )
+        for index, runner in enumerate(runners)
+    ]

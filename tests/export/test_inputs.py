@@ -1,0 +1,215 @@
+"""Tests of the source of an export: defaults, labels, calibration and golden images."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resdeploy.bundle.golden import Golden
+from resdeploy.errors import CheckpointError, DataError, ExportError
+from resdeploy.export.golden_images import (
+    GOLDEN_IMAGES,
+    choose_golden,
+    make_golden,
+    measure_parity,
+    synthetic_images,
+)
+from resdeploy.export.inputs import ImagePools, read_source
+from resdeploy.images.preprocessing import Preprocessing, image_digest
+from resdeploy.train.run.folder import save_model
+from tests.samples import CLASSES, SIZE, make_classifier
+
+
+@pytest.fixture
+def run(tmp_path: Path, image_data: Path) -> Path:
+    """Return the folder of a finished run on `image_data`."""
+    folder = tmp_path / "runs" / "one"
+    save_model(
+        folder, make_classifier().network, labels=CLASSES,
+        preprocessing=Preprocessing.standard(SIZE), data=str(image_data), config={}, metrics={},
+        provenance={},
+    )  # fmt: skip
+    return folder
+
+
+# Defaults
+
+
+def test_a_run_has_labels_preprocessing_and_images(run: Path, image_data: Path) -> None:
+    source = read_source(run)
+    assert source.labels == CLASSES
+    assert source.preprocessing == Preprocessing.standard(SIZE)
+    assert len(source.pools.calibration) == 60
+    assert all(path.is_relative_to(image_data / "train") for path in source.pools.calibration)
+    assert all(path.is_relative_to(image_data / "val") for path in source.pools.golden)
+
+
+def test_another_size_has_the_standard_preprocessing(run: Path) -> None:
+    assert read_source(run, image_size=64).preprocessing == Preprocessing.standard(64)
+    assert read_source(run, image_size=SIZE).preprocessing == Preprocessing.standard(SIZE)
+
+
+def test_a_run_whose_data_was_moved_has_no_images(run: Path) -> None:
+    model = run / "model.json"
+    model.write_text(model.read_text().replace("images", "elsewhere"))
+    assert read_source(run).pools == ImagePools()
+
+
+def test_a_checkpoint_without_metadata_has_default_values(tiny_checkpoint: Path) -> None:
+    source = read_source(tiny_checkpoint)
+    assert source.labels == ("class 0", "class 1", "class 2")
+    assert source.preprocessing.image_size == 224
+    assert source.pools == ImagePools()
+
+
+def test_calibration_data_may_be_a_flat_folder(tiny_checkpoint: Path, image_data: Path) -> None:
+    pools = read_source(tiny_checkpoint, calibration_data=image_data / "train" / "red").pools
+    assert pools.calibration == pools.golden
+    assert len(pools.calibration) == 20
+
+
+@pytest.mark.parametrize(
+    ("pixels", "image_size", "warns"), [(32, None, True), (32, 32, False), (200, None, False)]
+)
+def test_a_too_large_default_size_logs_a_warning(
+    pixels: int,
+    image_size: int | None,
+    warns: bool,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Image.new("RGB", (pixels, pixels)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with caplog.at_level(logging.WARNING, "resdeploy"):
+        read_source(tiny_checkpoint, image_size=image_size, calibration_data=tmp_path)
+    warning = f"the images have only {pixels}: set the right size with --image-size"
+    assert (warning in caplog.text) == warns
+
+
+def test_the_latest_run_has_the_name_of_its_folder(run: Path) -> None:
+    Path("runs/latest").symlink_to("one")
+    assert read_source(Path("runs/latest")).checkpoint.path == run
+
+
+@pytest.mark.parametrize("name", ["v1.2", "imagenet.v2-2026"])
+def test_a_dot_in_the_name_of_a_run_is_kept(run: Path, name: str, tmp_path: Path) -> None:
+    renamed = run.rename(tmp_path / name)
+    assert read_source(renamed).name == name
+    os.chdir(renamed)
+    assert read_source(Path()).name == name
+
+
+def test_the_name_of_a_file_has_no_suffix(tiny_checkpoint: Path) -> None:
+    assert read_source(tiny_checkpoint).name == "tiny"
+
+
+def test_a_missing_run_has_a_hint() -> None:
+    with pytest.raises(CheckpointError, match="no finished run here") as caught:
+        read_source(Path("runs/latest"))
+    assert "resdeploy train" in str(caught.value.hint)
+
+
+def test_missing_calibration_data_is_a_data_error(tiny_checkpoint: Path) -> None:
+    with pytest.raises(DataError, match="not a folder"):
+        read_source(tiny_checkpoint, calibration_data=Path("nowhere"))
+
+
+# Labels
+
+
+@pytest.mark.parametrize("text", ["\ufeffa\nb\nc", "a\nb\nc", "a\r\nb\r\nc\r\n", "\n a \n\nb\nc\n"])
+def test_labels_are_the_lines_of_a_file(tiny_checkpoint: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.txt").write_text(text)
+    assert read_source(tiny_checkpoint, labels=tmp_path / "labels.txt").labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a\nb", "2 labels, but the network has 3 classes"),
+        (b"\xff\xfe\x00", "cannot be read as text"),
+    ],
+)
+def test_wrong_labels_are_rejected(
+    tiny_checkpoint: Path, tmp_path: Path, data: bytes, message: str
+) -> None:
+    (tmp_path / "labels.txt").write_bytes(data)
+    with pytest.raises(ExportError, match=message):
+        read_source(tiny_checkpoint, labels=tmp_path / "labels.txt")
+    with pytest.raises(ExportError, match="cannot be read"):
+        read_source(tiny_checkpoint, labels=tmp_path / "nothing.txt")
+
+
+# Golden images
+
+
+def test_golden_images_are_different_and_depend_on_the_seed(image_data: Path) -> None:
+    pools = ImagePools(golden=tuple(sorted((image_data / "val").rglob("*.png"))))
+    images = choose_golden(pools, Preprocessing.standard(SIZE), seed=0)
+    assert images.shape == (24, SIZE, SIZE, 3)
+    assert len({image_digest(image) for image in images}) == 24
+    np.testing.assert_array_equal(images, choose_golden(pools, Preprocessing.standard(SIZE), 0))
+    assert (images != choose_golden(pools, Preprocessing.standard(SIZE), 1)).any()
+
+
+def test_three_quarters_of_shared_images_remain_for_calibration(image_data: Path) -> None:
+    paths = tuple(sorted((image_data / "train").rglob("*.png")))
+    images = choose_golden(
+        ImagePools(calibration=paths, golden=paths), Preprocessing.standard(SIZE), seed=0
+    )
+    assert len(images) == 15
+
+
+def test_duplicates_and_damaged_files_are_not_golden(
+    tmp_path: Path, image_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = image_data / "val" / "red" / "000.png"
+    for name in ("a.png", "b.png"):
+        shutil.copy(image, tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"")
+    pools = ImagePools(golden=tuple(sorted(tmp_path.glob("*.png"))))
+    with caplog.at_level(logging.WARNING, "resdeploy"):
+        assert len(choose_golden(pools, Preprocessing.standard(SIZE), seed=0)) == 1
+    assert "c.png" in caplog.text
+
+
+def test_without_readable_images_golden_images_are_synthetic(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    for pools in (ImagePools(), ImagePools(golden=(tmp_path / "bad.png",))):
+        images = choose_golden(pools, Preprocessing.standard(SIZE), seed=0)
+        assert images.shape == (GOLDEN_IMAGES, SIZE, SIZE, 3)
+
+
+def test_synthetic_images_are_not_constant_and_differ() -> None:
+    images = synthetic_images(64, 8, seed=0)
+    assert (images.dtype, images.shape) == (np.dtype(np.uint8), (8, 64, 64, 3))
+    assert images.std(axis=(1, 2, 3)).min() > 10
+    assert len({image.tobytes() for image in images}) == 8
+    assert Image.fromarray(images[0]).size == (64, 64)
+
+
+def test_golden_logits_match_pytorch() -> None:
+    classifier = make_classifier()
+    images = synthetic_images(SIZE, 3, seed=0)
+    golden = make_golden(classifier, images)
+    with torch.inference_mode():
+        expected = classifier(torch.from_numpy(images[1:2])).numpy()
+    np.testing.assert_array_equal(golden.logits[1:2], expected)
+
+
+def test_parity_matches_a_computation_by_hand() -> None:
+    logits = np.array([[3.0, 4.0], [4.0, 3.0]], np.float32)
+    golden = Golden(images=np.zeros((2, 1, 1, 3), np.uint8), logits=logits)
+    parity = measure_parity(golden, logits + np.array([[0.0, 0.5], [0.0, 1.5]], np.float32))
+    assert (parity.images, parity.max_error, parity.agreement) == (2, 1.5, 50.0)
+    # 25 / 0.25 is 20 dB and 25 / 2.25 is 10.46 dB; the median is their mean.
+    assert parity.sqnr_db == pytest.approx((20 + 10.458) / 2, abs=1e-3)
+    assert parity.sqnr_db_p5 == pytest.approx(10.458 + 0.05 * (20 - 10.458), abs=1e-3)

@@ -1,0 +1,56 @@
+"""Tests of the analysis that the report plots."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from resdeploy.bundle.analysis import read_analysis
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.calibration.histogram import Histogram
+from resdeploy.calibration.ranges import Range, TensorStatistics
+from resdeploy.export.noise_analysis import BARS, histogram_of
+from resdeploy.export.quantization.sensitivity import explain
+
+
+def statistics(values: np.ndarray) -> TensorStatistics:
+    histogram = Histogram()
+    histogram.add(values.astype(np.float32))
+    return TensorStatistics(
+        lows=np.array([values.min()], np.float32),
+        highs=np.array([values.max()], np.float32),
+        histogram=histogram,
+    )
+
+
+def test_layers_have_costs_and_the_order_of_the_graph(tiny_bundle: Bundle) -> None:
+    analysis = read_analysis(tiny_bundle)
+    assert analysis is not None
+    names = [layer.name for layer in analysis.layers]
+    assert (names[0], names[1], names[-1]) == ("conv1", "layer1.0.conv1", "fc")
+    assert analysis.layers[1].macs == 64 * 64 * 9 * 8 * 8  # channels, taps, pixels
+    assert all(layer.weight_sqnr_db is not None for layer in analysis.layers)
+    assert all(layer.input_sqnr_db is not None for layer in analysis.layers)
+    costs = {layer.tensor: layer.sqnr_alone_db for layer in explain(tiny_bundle, images=8).layers}
+    assert analysis.layers[1].weight_sqnr_db == pytest.approx(costs["layer1.0.conv1.weight"])
+    assert analysis.layers[1].input_sqnr_db == pytest.approx(costs["relu"], abs=0.2)
+
+
+def test_the_histogram_matches_numpy() -> None:
+    values = np.random.default_rng(0).normal(1, 2, 100_000).astype(np.float32)
+    plot = histogram_of("x", statistics(values), Range(low=-3.0, high=4.0))
+    counts, _ = np.histogram(values, bins=BARS, range=(plot.low, plot.high))
+    expected = np.log1p(counts) / np.log1p(counts).max()
+    # A bin on the edge of two bars is counted in one of them.
+    assert np.corrcoef(plot.heights, expected)[0, 1] > 0.999
+    assert (plot.range_low, plot.range_high) == (-3.0, 4.0)
+
+
+@pytest.mark.parametrize("constant", [0.0, 2.0, -3.0])
+def test_a_constant_tensor_has_a_histogram(constant: float) -> None:
+    values = np.full(10, constant)
+    plot = histogram_of(
+        "x", statistics(values), Range(low=min(constant, 0.0), high=max(constant, 0.0))
+    )
+    assert len(plot.heights) == BARS
+    assert sum(height > 0 for height in plot.heights) == 1

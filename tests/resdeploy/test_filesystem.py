@@ -1,0 +1,280 @@
+"""Results are written completely or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import shutil
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resdeploy import filesystem
+from resdeploy.errors import OutputError
+from resdeploy.filesystem import (
+    cache_folder,
+    new_directory,
+    refuse_existing,
+    sha256,
+    sha256_file,
+    write_file,
+)
+
+
+@pytest.fixture
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every flush to the disk fail as if the disk were full."""
+
+    def fail(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+
+@given(st.binary(max_size=5000))
+def test_digest_agrees_with_hashlib(data: bytes) -> None:
+    assert sha256(data) == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_digest_of_a_file_equals_the_digest_of_its_content(tmp_path: Path, size: int) -> None:
+    data = b"x" * size
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_writes_a_new_folder_and_replaces_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    write_file(path, b"old")
+    write_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_a_file_has_ordinary_permissions(tmp_path: Path) -> None:
+    write_file(tmp_path / "ours", b"")
+    (tmp_path / "ordinary").touch()
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "ordinary")]
+    assert modes[0] == modes[1]
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(OutputError, match="No space left") as caught:
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+    assert caught.value.hint
+
+
+def test_a_limit_on_file_sizes_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(OutputError):  # Python ignores SIGXFSZ, so that writing fails instead
+            write_file(path, bytes(1 << 17))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_rejects_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OutputError, match="taken"):
+        write_file(tmp_path / "taken", b"")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file/below"):
+        write_file(tmp_path / "file" / "below", b"")
+
+
+def test_a_directory_exists_only_after_the_block(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "result"
+    with new_directory(target) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").write_text("x")
+        assert not target.exists()
+    assert (target / "sub" / "file").read_text() == "x"
+    assert os.listdir(target.parent) == ["result"]
+
+
+def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), new_directory(tmp_path / "result") as folder:
+        (folder / "file").write_text("x")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupted_block_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "result"):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def interrupted_at(step: int, work: Callable[[], None]) -> bool:
+    """Interrupt `work` before line number `step`; return False without interrupt."""
+    left = step
+
+    def local(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if event == "line":
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return local
+
+    def begin(frame: FrameType, event: str, argument: object) -> Any:
+        return local(frame, event, argument) if frame.f_code.co_filename == ours else None
+
+    ours, before = filesystem.__file__, sys.gettrace()
+    sys.settrace(begin)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+# Between `open` and `with`, only the traceback of the interrupt refers to the file and closes it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+
+    def write() -> None:
+        with new_directory(target, force=True, marker="file") as folder:
+            write_file(folder / "file", b"new")
+
+    interrupted, step = True, 0
+    while interrupted:
+        step += 1
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        (target / "file").write_bytes(b"old")
+        interrupted = interrupted_at(step, write)
+        assert os.listdir(tmp_path) == ["result"], step
+        assert os.listdir(target) == ["file"], step
+        assert (target / "file").read_bytes() in (b"old", b"new"), step
+    assert step > 30  # a plausible number of lines were interrupted
+    assert (target / "file").read_bytes() == b"new"
+
+
+def test_rejects_an_existing_directory_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "result").mkdir()
+    with pytest.raises(OutputError, match="exists already") as caught:
+        refuse_existing(tmp_path / "result", force=False, marker="manifest.json")
+    assert "--force" in str(caught.value.hint)
+    with pytest.raises(OutputError), new_directory(tmp_path / "result"):
+        pytest.fail("the block must not run")
+
+
+def test_force_replaces_the_whole_directory(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    target.mkdir()
+    (target / "marker").touch()
+    (target / "stale").touch()
+    with new_directory(target, force=True, marker="marker") as folder:
+        (folder / "fresh").touch()
+        assert (target / "stale").exists()
+    assert os.listdir(target) == ["fresh"]
+    assert os.listdir(tmp_path) == ["result"]
+
+
+def test_force_keeps_the_old_directory_when_the_block_fails(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    target.mkdir()
+    (target / "precious").touch()
+    with pytest.raises(RuntimeError), new_directory(target, force=True, marker="precious"):
+        raise RuntimeError
+    assert os.listdir(target) == ["precious"]
+
+
+def test_force_does_not_replace_folders_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    (tmp_path / "file").touch()
+    for name in ("photos", "file"):
+        with pytest.raises(OutputError, match="was not written by resdeploy"):
+            refuse_existing(tmp_path / name, force=True, marker="manifest.json")
+    (tmp_path / "empty").mkdir()
+    refuse_existing(tmp_path / "empty", force=True, marker="manifest.json")
+
+
+def test_the_old_directory_is_restored_if_the_new_one_cannot_be_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "result"
+    target.mkdir()
+    (target / "marker").touch()
+    replace = os.replace
+
+    def fail(source: Path, goal: Path) -> None:
+        if ".tmp-" in str(source):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, goal)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OutputError), new_directory(target, force=True, marker="marker"):
+        pass
+    assert os.listdir(tmp_path) == ["result"]
+    assert os.listdir(target) == ["marker"]
+
+
+def test_hints_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for code, hint in ((errno.ENOSPC, "free some space"), (errno.EACCES, "check the permissions")):
+
+        def fail(handle: int, code: int = code) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(OutputError) as caught:
+            write_file(tmp_path / "file", b"")
+        assert hint in str(caught.value.hint)
+
+
+def test_a_directory_created_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    with pytest.raises(OutputError, match="exists already"), new_directory(target):
+        target.mkdir()
+        (target / "of another process").touch()
+    assert os.listdir(tmp_path) == ["result"]
+    assert os.listdir(target) == ["of another process"]
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_a_full_disk_leaves_no_directory(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match="No space left"),
+        new_directory(tmp_path / "result") as folder,
+    ):
+        (folder / "file").write_text("x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_resdeploy_errors_pass_through_unchanged(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="mine"), new_directory(tmp_path / "result"):
+        raise OutputError("mine", "hint")
+
+
+def test_cache_folder_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "resdeploy"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert filesystem.cache_folder() == Path.home() / ".cache" / "resdeploy"

@@ -1,0 +1,114 @@
+"""Tests of the runs of a benchmark and their end, with fake contenders."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resdeploy.benchmark_process.worker_process import Contender, Worker
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.progress import silent
+from resdeploy.result_files.benchmark import BASELINE
+from resdeploy.runtime.bench import runs
+from resdeploy.runtime.bench.contenders import ContenderSpec
+from resdeploy.runtime.bench.rounds import MIN_ROUNDS
+from resdeploy.runtime.bench.runs import ContenderRunner, run_contenders
+from resdeploy.runtime.bench.stopping_rule import RUNS
+from tests.virtual_time import Clock
+
+LONG_SECONDS = 60.0
+
+
+class FakeContender:
+    """A process whose calls take a given time with noise."""
+
+    started = 0
+
+    def __init__(self, clock: Clock, ms: float, noise: float, sleep: float) -> None:
+        type(self).started += 1
+        self.facts = {"device": "cpu"}
+        self.ready_s = 0.5
+        self.high_priority = True
+        self.stages: dict[str, Any] = {}
+        self.peak_rss_bytes = 1000 * self.started
+        self.process = SimpleNamespace(pid=1)
+        self._clock, self._ms, self._noise, self._sleep = clock, ms, noise, sleep
+        self._generator = np.random.default_rng(self.started)
+
+    def run_for(self, seconds: float) -> Any:
+        self._clock.sleep(self._sleep)
+        factor = self._generator.uniform(1 - self._noise, 1 + self._noise)
+        return np.full(3, self._ms * factor)
+
+    def stop(self) -> None: ...
+
+
+@pytest.fixture
+def runners(monkeypatch: pytest.MonkeyPatch) -> list[ContenderRunner]:
+    """Return PyTorch and a contender with virtual time."""
+
+    def start(name: str, module: str, arguments: list[str], *rest: object) -> Any:
+        noise, sleep = map(float, arguments)
+        return FakeContender(clock, 40.0 if name == BASELINE else 10.0, noise, sleep)
+
+    clock = Clock()
+    FakeContender.started = 0
+    monkeypatch.setattr(runs, "time", clock)
+    monkeypatch.setattr(Contender, "start", start)
+    return make("0.0", "0.0")
+
+
+def make(noise: str, sleep: str) -> list[ContenderRunner]:
+    return [
+        ContenderRunner(
+            ContenderSpec(
+                name=name,
+                precision="fp32",
+                encoding=Encoding.FLOAT,
+                worker=Worker.RUNTIME,
+                arguments=("0.0", sleep) if name == BASELINE else (noise, sleep),
+            )
+        )
+        for name in (BASELINE, "other")
+    ]
+
+
+def rounds_of(runners: list[ContenderRunner], *, seconds: float, within: float) -> int:
+    run_contenders(runners, 1, seconds=seconds, within=within, nvml=None, progress=silent)
+    (count,) = {len(runner.times) for runner in runners}
+    return count
+
+
+def test_each_run_has_new_processes_and_the_last_ones_keep_running(
+    runners: list[ContenderRunner],
+) -> None:
+    assert rounds_of(runners, seconds=LONG_SECONDS, within=0.05) > MIN_ROUNDS
+    assert FakeContender.started == 2 * RUNS
+    assert [runner.ready_s for runner in runners] == [[0.5] * RUNS] * 2
+    assert all(runner.contender is not None for runner in runners)
+    assert runners[1].peak_rss_bytes == 1000 * 2 * RUNS
+
+
+def test_a_slow_starter_is_started_once(
+    runners: list[ContenderRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "RESTART_SECONDS", 0.4)
+    rounds_of(runners, seconds=1.0, within=0.05)
+    assert FakeContender.started == 2
+
+
+def test_the_last_run_ends_when_the_speed_up_is_known(runners: list[ContenderRunner]) -> None:
+    planned = 300  # rounds of 0.2 s
+    assert rounds_of(runners, seconds=LONG_SECONDS, within=0.05) == 4 * planned // 5 + 3
+    noisy = make("0.9", "0.0")
+    assert rounds_of(noisy, seconds=LONG_SECONDS, within=0.001) == planned
+
+
+def test_each_run_keeps_its_share_of_the_least_rounds_when_time_is_up(
+    runners: list[ContenderRunner],
+) -> None:
+    slow = make("0.9", "0.02")
+    assert rounds_of(slow, seconds=0.1, within=0.001) == MIN_ROUNDS

@@ -1,0 +1,132 @@
+"""A benchmark worker that runs PyTorch: `python -m resdeploy.train.bench.pytorch_worker`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resdeploy.benchmark_process.worker_loop import run_worker
+from resdeploy.benchmark_process.workload import Infer, Workload
+from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.golden import Float32Array
+from resdeploy.errors import BackendError, CheckpointError, needs_extra
+from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.machine.cpu import read_cpu
+
+if TYPE_CHECKING:
+    from resdeploy.train.model.resnet import Classifier
+
+
+class PyTorchMode(str, Enum):
+    """The ways in which PyTorch runs the network, on a GPU if there is one."""
+
+    EAGER = "pytorch-eager"  # FP32
+    COMPILE = "pytorch-compile"  # FP32 with torch.compile and constant weights
+    AUTOCAST = "pytorch-autocast"  # bfloat16 on a CPU, float16 on a GPU; channels last
+
+
+def prepare_pytorch(
+    workload: Workload, mode: PyTorchMode, checkpoint: str
+) -> tuple[Callable[[], object], dict[str, Any]]:
+    """Build the bundle's network in PyTorch, and return a function that runs the workload.
+
+    `checkpoint` is the path of the weights. If it is empty, they are those that the bundle was
+    exported from or, if these are missing, random ones, whose values do not change the time.
+
+    Raises:
+        BackendError: This machine does not support the mode.
+        CheckpointError: The weights in `checkpoint` cannot be used.
+        MissingDependencyError: PyTorch is not installed.
+    """
+    with needs_extra():
+        import torch
+
+    bundle = open_bundle(workload.bundle)
+    classifier, weights = _classifier(bundle, checkpoint)
+    torch.set_num_threads(workload.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    infer, precision = make_infer(classifier.to(device).eval(), mode, device)
+    run = workload.make_call(bundle, bundle.golden().images, infer)
+    if mode is PyTorchMode.COMPILE:
+        try:
+            run()
+        except Exception as error:  # the compiler has many exception types of its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise BackendError(
+                f"torch.compile failed on this machine: {reason}",
+                "install a C++ compiler, such as g++",
+            ) from error
+    size = Path(weights).stat().st_size if Path(weights).is_file() else None
+    facts = {"weights": weights, "device": device, "precision": precision, "file_bytes": size}
+    return run, facts
+
+
+def make_infer(classifier: Classifier, mode: PyTorchMode, device: str) -> tuple[Infer, str]:
+    """Return a function that runs `classifier` on `device`, and its precision.
+
+    Raises:
+        BackendError: The CPU has no bfloat16 arithmetic.
+    """
+    import torch
+
+    forward: Callable[[torch.Tensor], torch.Tensor] = classifier
+    precision = "fp32"
+    if mode is PyTorchMode.COMPILE:
+        import torch._inductor.config
+
+        torch._inductor.config.freezing = True  # converts the weights to the kernels' layout once
+        forward = torch.compile(classifier, mode="reduce-overhead" if device == "cuda" else None)
+    elif mode is PyTorchMode.AUTOCAST:
+        on_gpu = device == "cuda"
+        if not on_gpu and not read_cpu().has_fast_bf16:
+            raise BackendError(
+                f"{mode.value} needs bfloat16 arithmetic, which this CPU lacks",
+                f"leave {mode.value} out",
+            )
+        dtype, precision = (torch.float16, "fp16") if on_gpu else (torch.bfloat16, "bf16")
+        torch.nn.utils.convert_conv2d_weight_memory_format(classifier, torch.channels_last)
+        forward = torch.autocast(device, dtype)(classifier.forward)
+
+    @torch.no_grad()  # inference mode would disable the folding of constant weights
+    def infer(images: UInt8Array) -> Float32Array:
+        return forward(torch.from_numpy(images).to(device)).float().cpu().numpy()
+
+    return infer, precision
+
+
+def _classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
+    """Return the network and the path of its weights, or `random`."""
+    from resdeploy.train.model.architecture import Architecture
+    from resdeploy.train.model.checkpoint import load_checkpoint
+    from resdeploy.train.model.resnet import Classifier, ResNet
+
+    preprocessing = bundle.manifest.preprocessing
+    model = bundle.manifest.model
+    architecture = Architecture.from_json(model)
+    weights = checkpoint or str(model.get("source"))
+    try:
+        loaded = load_checkpoint(Path(weights))
+        if loaded.architecture != architecture:
+            raise CheckpointError(
+                f"{weights} is a {loaded.architecture.name} with {loaded.architecture.classes} "
+                f"classes, but the bundle holds a {architecture.name} with {architecture.classes}",
+                "use --baseline with the checkpoint that the bundle was exported from",
+            )
+        if not checkpoint and loaded.sha256 != model.get("source_sha256"):
+            raise CheckpointError(f"{weights} is not the checkpoint that the bundle comes from")
+        network = loaded.network()
+    except CheckpointError:
+        if checkpoint:
+            raise
+        network, weights = ResNet(architecture).eval(), "random"
+    return Classifier(network, preprocessing.mean, preprocessing.std), weights
+
+
+if __name__ == "__main__":
+    mode, checkpoint, *rest = sys.argv[1:]
+    run_worker(
+        lambda: prepare_pytorch(Workload.from_arguments(rest), PyTorchMode(mode), checkpoint)
+    )
