@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import (
     Artifact,
     Encoding,
+    ExportWarning,
     FileRecord,
     Manifest,
     Precision,
@@ -114,6 +116,7 @@ def write_other_files(
     calibration: Calibration | None,
     analysis: Analysis | None,
     work: Work,
+    warnings: Sequence[ExportWarning],
 ) -> Manifest:
     """Write all files but the graphs, and the manifest last."""
     provenance = collect_provenance(read_device().to_json())
@@ -147,6 +150,7 @@ def write_other_files(
             "from": "data" if source.pools.golden else "synthetic",
         },
         provenance=provenance,
+        warnings=tuple(warnings),
         work=work,
     )
     contents[REPORT] = bundle_page(name, manifest, analysis)

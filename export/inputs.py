@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy.errors import CheckpointError, ExportError, ImageError
+from resdeploy.images.class_folders import split_folder
 from resdeploy.images.decode import read_rgb
-from resdeploy.images.folder import list_images, split_folder
+from resdeploy.images.folder import list_images
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.synthetic_digits import digits_folder

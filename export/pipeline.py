@@ -14,7 +14,7 @@ from resdeploy.bundle.analysis import Analysis
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.golden import Float32Array, Golden
-from resdeploy.bundle.manifest import MANIFEST, Artifact, Encoding, Parity, Precision
+from resdeploy.bundle.manifest import MANIFEST, Artifact, Encoding, ExportWarning, Parity, Precision
 from resdeploy.errors import ExportError
 from resdeploy.export.bundle_files import write_artifact, write_other_files
 from resdeploy.export.golden_images import choose_golden, make_golden
@@ -92,6 +92,7 @@ class ExportResult:
     calibration: CalibrationRecord | None
     parity: dict[str, Parity]
     """Parity with PyTorch by the artifact's name."""
+    warnings: tuple[ExportWarning, ...]
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
     seconds: float
@@ -141,6 +142,7 @@ def export(
     if config.int8:
         calibration = _calibrate(model, source, golden, config, target, progress)
         model = calibration.model
+    warnings: list[ExportWarning] = []
     artifacts: list[Artifact] = []
     bit_exact: dict[str, Float32Array] = {}
     with new_directory(output, force=force, marker=MANIFEST) as folder:
@@ -152,8 +154,9 @@ def export(
         golden = replace(golden, bit_exact=bit_exact)
         analysis = _analyse(model, calibration, golden, progress)
         manifest = write_other_files(
-            folder, output.name, source, artifacts, golden, calibration, analysis, work_of(model)
-        )
+            folder, output.name, source, artifacts, golden, calibration, analysis, work_of(model),
+            warnings,
+        )  # fmt: skip
     engines = _build_engines(output, progress) if config.engine else ()
     triton = None
     if config.triton is not None:
@@ -163,6 +166,7 @@ def export(
         artifacts=manifest.artifacts,
         calibration=calibration.record() if calibration else None,
         parity={artifact.name: artifact.parity for artifact in artifacts},
+        warnings=manifest.warnings,
         engines=engines,
         triton=triton,
         seconds=time.perf_counter() - start,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resdeploy.errors import TrainingError
-from resdeploy.images.folder import LabelledImages
+from resdeploy.images.class_folders import LabelledImages
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.checkpoint import Checkpoint, load_checkpoint

@@ -18,7 +18,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding, Precision
 from resdeploy.calibration.image_set import CalibrationImages, draw
 from resdeploy.errors import CalibrationError, DataError
-from resdeploy.images.folder import match_labels, read_image_folder, split_folder
+from resdeploy.images.class_folders import match_labels, read_image_folder, split_folder
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.json_documents import jsonable
 from resdeploy.runtime.backends.base import Backend

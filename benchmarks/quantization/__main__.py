@@ -34,7 +34,8 @@ from resdeploy.calibration.image_set import CalibrationImages, draw
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.quantization.calibrate import SCORING_IMAGES
-from resdeploy.images.folder import match_labels, read_batches, read_image_folder
+from resdeploy.images.class_folders import match_labels, read_image_folder
+from resdeploy.images.folder import read_batches
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.json_documents import write_document
 from resdeploy.machine.cpu import read_cpu

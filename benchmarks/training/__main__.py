@@ -19,7 +19,7 @@ from benchmarks.results import TRAINING_HEAD, LoopResult, Training
 from benchmarks.training.loops import LOOPS, device, operations_per_image
 from benchmarks.turns import interleave
 from resdeploy.benchmark_process.worker_process import Contender
-from resdeploy.images.folder import read_image_folder
+from resdeploy.images.class_folders import read_image_folder
 from resdeploy.json_documents import write_document
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import progress_bar

@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.training.loops import device
 from resdeploy.filesystem import write_file
-from resdeploy.images.folder import LabelledImages
+from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import write_document
 from resdeploy.machine.device import read_device

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from resdeploy.benchmark_process.worker_loop import run_worker
-from resdeploy.images.folder import read_image_folder
+from resdeploy.images.class_folders import read_image_folder
 from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.augment import Augmentation

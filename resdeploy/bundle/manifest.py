@@ -94,6 +94,18 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExportWarning:
+    """A doubt about a bundle, which every command that uses the bundle repeats."""
+
+    message: str
+    """One sentence with the cause, without a full stop."""
+    hint: str
+    """The remedy."""
+    artifacts: tuple[str, ...] = ()
+    """Names of the graphs that it concerns; empty if it concerns all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """The content of `manifest.json`."""
 
@@ -108,6 +120,7 @@ class Manifest:
     golden: dict[str, Any]
     """Number and origin of the golden images."""
     provenance: dict[str, Any]
+    warnings: tuple[ExportWarning, ...] = ()
     work: Work | None = None
     """Work of the FP32 graph; None if an earlier version made the bundle."""
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BundleError, DataError
-from resdeploy.images.folder import match_labels, read_batches, read_image_folder, split_folder
+from resdeploy.images.class_folders import match_labels, read_image_folder, split_folder
+from resdeploy.images.folder import read_batches
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress
 from resdeploy.result_files.comparison import AccuracyChange

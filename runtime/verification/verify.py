@@ -13,13 +13,13 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Precision
 from resdeploy.errors import DataError
-from resdeploy.images.folder import (
+from resdeploy.images.class_folders import (
     LabelledImages,
     match_labels,
-    read_batches,
     read_image_folder,
     split_folder,
 )
+from resdeploy.images.folder import read_batches
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import Environment

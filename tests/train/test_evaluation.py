@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
 from resdeploy.errors import DataError
-from resdeploy.images.folder import LabelledImages
+from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.train.config import TrainingConfig

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from resdeploy.cli.train import training_text
 from resdeploy.errors import DataError, OutputError, TrainingError
-from resdeploy.images.folder import LabelledImages
+from resdeploy.images.class_folders import LabelledImages
 from resdeploy.progress import Advance
 from resdeploy.train import trainer
 from resdeploy.train.config import TrainingConfig, learning_rate

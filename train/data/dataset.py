@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from resdeploy.errors import DataError, ImageError
-from resdeploy.images.folder import LabelledImages, match_labels, read_image_folder
+from resdeploy.images.class_folders import LabelledImages, match_labels, read_image_folder
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
 from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.data.shards import ImageFile, find_shards, image_content, read_shards

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from resdeploy.errors import DataError, ImageError
+from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.decode import MAX_FILE_BYTES, SUFFIXES
-from resdeploy.images.folder import LabelledImages
 
 CLASS_SUFFIX = ".cls"
 MAX_CLASSES = 1_000_000

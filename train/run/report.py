@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from resdeploy.filesystem import write_file
-from resdeploy.images.folder import LabelledImages
+from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing, load_image
 from resdeploy.pages.template import render_page
 from resdeploy.train.config import TrainingConfig

@@ -13,14 +13,13 @@ import pytest
 from PIL import Image
 
 from resdeploy.errors import DataError
-from resdeploy.images.folder import (
+from resdeploy.images.class_folders import (
     LabelledImages,
-    list_images,
     match_labels,
-    read_batches,
     read_image_folder,
     split_folder,
 )
+from resdeploy.images.folder import list_images, read_batches
 from resdeploy.images.preprocessing import Preprocessing
 
 

@@ -15,7 +15,8 @@ from resdeploy.bundle.manifest import Encoding, Precision
 from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BackendError, DataError
 from resdeploy.filesystem import sha256
-from resdeploy.images.folder import read_batches, read_image_folder
+from resdeploy.images.class_folders import read_image_folder
+from resdeploy.images.folder import read_batches
 from resdeploy.result_files.verification import Verification
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu

@@ -11,7 +11,7 @@ from PIL import Image
 
 from resdeploy.errors import DataError
 from resdeploy.filesystem import cache_folder
-from resdeploy.images.folder import LabelledImages
+from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import Batch, BatchPlan, EpochImages, load_batches, read_splits
