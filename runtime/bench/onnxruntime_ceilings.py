@@ -26,7 +26,7 @@ from resdeploy.benchmark_process.worker_loop import run_worker
 from resdeploy.errors import needs_extra
 from resdeploy.runtime.backends.onnxruntime.session import ERRORS_ONLY
 
-PRODUCTS = {"fp32": "matrix_product_fp32.onnx", "int8": "product_int8.onnx"}
+PRODUCTS = {"fp32": "matrix_product_fp32.onnx", "int8": "matrix_product_int8.onnx"}
 """Graphs with one matrix product each; a test compares them with their source text."""
 
 

@@ -54,7 +54,7 @@ class FakeContender:
         self.module = module
         self.arguments = arguments
         self.facts: dict[str, Any] = {"cuda_graphs": "no", "answers": None}
-        if module.endswith("gpu.ceilings"):
+        if module.endswith("gpu_ceilings"):
             self.facts = CEILINGS
         elif arguments[:1] == ["build"]:
             self.facts = {**REPORT, "artifact": arguments[3], "batch": int(arguments[4])}
