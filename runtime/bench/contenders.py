@@ -50,7 +50,7 @@ def list_contenders(
     also: Sequence[str],
     without: Collection[str],
 ) -> list[ContenderSpec]:
-    """Return PyTorch with the baseline first, the backends, then the backends in `also`.
+    """Return the contenders: the baseline, other modes of PyTorch, automatic backends, `also`.
 
     Raises:
         BackendError: A name in `without` is unknown, or a backend in `also` cannot run here.
@@ -76,7 +76,7 @@ def pytorch_contenders(workload: Workload, checkpoint: Path | None) -> list[Cont
             worker=Worker.PYTORCH,
             arguments=(name, str(checkpoint or ""), *workload.to_arguments()),
         )
-        # Without PyTorch, one contender is enough to log the reason once.
+        # Without PyTorch, list only the baseline, so that the reason is logged once.
         for name in (PYTORCH if find_spec("torch") else [BASELINE])
     ]
 

@@ -1,8 +1,8 @@
 """The comparison of the latency of two bundles, timed in turns.
 
-Two processes of the same program differ in speed, because their memory lies elsewhere: 3 % and more
-were measured at 0.5 ms. Therefore both programs are started many times, and the interval is one
-over starts. After each start they take turns in short rounds, so that noise slows both.
+Two processes of the same program differ in speed, because their memory addresses differ: calls of
+0.5 ms differed by 3 % and more. Therefore both programs are started many times, and the interval
+covers the starts. After each start they take turns in short rounds, so that noise slows both.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def compare_latency(
     Args:
         first: The worker whose time is the denominator.
         second: The worker whose time is the numerator.
-        limit: The ratio of times to decide about.
+        limit: The largest ratio of times that passes.
         threads: The number of threads of each worker.
         seconds: The time limit, which may be exceeded to complete a first interval.
         progress: A callback that is called after each start.
@@ -85,7 +85,7 @@ def compare_latency(
     starts: list[tuple[float, float, float]] = []
     with progress("timing", INTERIM_STARTS[-1]) as advance:
         while True:
-            starts.append(_time_start((first, second), threads, generator))
+            starts.append(_time_one_start((first, second), threads, generator))
             advance(1)
             interval = median_interval(np.array(starts)[:, 2], CONFIDENCE)
             last = time.monotonic() > deadline or len(starts) == INTERIM_STARTS[-1]
@@ -153,10 +153,10 @@ def compare_latencies(
     return tuple(changes)
 
 
-def _time_start(
+def _time_one_start(
     commands: tuple[WorkerCommand, WorkerCommand], threads: int, generator: random.Random
 ) -> tuple[float, float, float]:
-    """Return the milliseconds of each worker and their ratio, as medians over rounds.
+    """Start both workers once; return their milliseconds and the ratio, as medians over rounds.
 
     The median is taken over the ratios of the rounds, because the medians of the two times may come
     from different rounds. On a noisy machine with two cores, the ratio of medians over four rounds

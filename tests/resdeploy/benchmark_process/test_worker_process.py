@@ -1,4 +1,4 @@
-"""Tests of the worker processes of a benchmark and their owner."""
+"""Tests of the worker processes of a benchmark and of their parent process."""
 
 from __future__ import annotations
 
