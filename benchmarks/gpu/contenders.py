@@ -71,7 +71,7 @@ class Notes:
 
     @contextmanager
     def leave_out_on_error(self, what: str) -> Iterator[None]:
-        """Turn a ResdeployError within the `with` block into a note that `what` is left out."""
+        """Turn a ResdeployError of the `with` block into a note; drop `what` from its beginning."""
         try:
             yield
         except ResdeployError as error:

@@ -28,7 +28,7 @@ class ContenderSpec:
 
     name: str
     precision: str
-    """fp32, fp16, bf16 or int8; the precision that the worker reports replaces it."""
+    """fp32, fp16, bf16 or int8, until the worker reports its own; for `CEILINGS`, the library."""
     encoding: Encoding
     worker: Worker
     arguments: tuple[str, ...]
@@ -126,7 +126,7 @@ def best_candidates(bundle: Bundle, backend: str = AUTO) -> list[Candidate]:
         BackendError: See `registry.candidates`.
     """
     best: dict[tuple[str, Precision], Candidate] = {}
-    for candidate in candidates(bundle, backend):
+    for candidate in candidates(bundle, backend):  # the fastest first
         best.setdefault((candidate.engine.name, candidate.artifact.precision), candidate)
     order = list(Precision)
     return sorted(best.values(), key=lambda c: (c.engine.name, order.index(c.artifact.precision)))

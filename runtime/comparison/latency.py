@@ -1,8 +1,8 @@
 """The comparison of the latency of two bundles, timed in turns.
 
 Two processes of the same program differ in speed, because their memory addresses differ: calls of
-0.5 ms differed by 3 % and more. Therefore both programs are started many times, and the interval
-covers the starts. After each start they take turns in short rounds, so that noise slows both.
+0.5 ms differed by 3 % and more. Both programs are therefore started many times, and the interval
+includes this variation. After each start they take turns in short rounds, so that noise slows both.
 """
 
 from __future__ import annotations
@@ -88,10 +88,11 @@ def compare_latency(
             starts.append(_time_one_start((first, second), threads, generator))
             advance(1)
             interval = median_interval(np.array(starts)[:, 2], CONFIDENCE)
-            last = time.monotonic() > deadline or len(starts) == INTERIM_STARTS[-1]
-            if interval is None or not (last or len(starts) in INTERIM_STARTS):
+            is_last = time.monotonic() > deadline or len(starts) == INTERIM_STARTS[-1]
+            is_examined = is_last or len(starts) in INTERIM_STARTS
+            if interval is None or not is_examined:
                 continue
-            if last or interval_verdict(*interval, limit) is not Verdict.INCONCLUSIVE:
+            if is_last or interval_verdict(*interval, limit) is not Verdict.INCONCLUSIVE:
                 break
     first_ms, second_ms, ratio = np.median(starts, axis=0)
     return LatencyRatio(
