@@ -120,7 +120,7 @@ def main(
 
 
 def measure(plan: Plan, output: Path | None, notes: Notes) -> list[GpuResult]:
-    """Measure ceilings, engines and each batch size; print and write after each batch size.
+    """Measure ceilings, engines and all batch sizes; print and write the rows after each size.
 
     If the script is interrupted, the file lists the batch sizes that are missing.
     """

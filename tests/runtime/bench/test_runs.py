@@ -102,7 +102,8 @@ def test_a_slow_starter_is_started_once(
 
 
 def test_the_last_run_ends_when_the_speed_up_is_known(runners: list[ContenderRunner]) -> None:
-    planned, least = 300, MIN_ROUNDS // RUNS  # rounds of 0.2 s in all runs; in the last run
+    planned = 300  # rounds of 0.2 s in all runs
+    least = MIN_ROUNDS // RUNS  # rounds of the last run
     assert count_rounds(runners, seconds=LONG_SECONDS, within=0.05) == 4 * planned // 5 + least
     noisy = make_runners("0.9", "0.0")
     assert count_rounds(noisy, seconds=LONG_SECONDS, within=0.001) == planned
