@@ -50,7 +50,7 @@ REPORT_IMAGES = 8  # more golden images hardly change the order of the tensors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
-    """Options of an export; `source.read_source` describes the first four."""
+    """Options of an export; `inputs.read_source` describes the first four."""
 
     source: Path = LATEST
     image_size: int | None = None
