@@ -1,4 +1,4 @@
-"""Latency target: the layers of the CPU's INT8 graph that there is time to run in float."""
+"""Latency target: the layers that the CPU's INT8 graph has the time to compute in float."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def meet_latency_target(
             )
         evaluator.evaluate_all_int8()
         ranked = evaluator.rank(layers)
-        fast, slow = 0, len(ranked) + 1  # lengths of lists
+        fast, slow = (
+            0,
+            len(ranked) + 1,
+        )  # longest list that is fast enough, shortest that is too slow
         out_of_time = False
         while slow - fast > 1 and not out_of_time:
             length = (fast + slow) // 2

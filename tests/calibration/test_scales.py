@@ -87,7 +87,7 @@ def test_asymmetric_error_is_at_most_one_step(chosen: Range, seed: int) -> None:
     error = np.abs(onnx_round_trip(values, parameters, np.uint8) - values)
     # Rounding a value adds half a step, and rounding the zero point up to another half step at one
     # end of the range. The factor allows for float32 arithmetic.
-    assert error.max() <= 1.0 * float(parameters.scale) * (1 + 1e-3)
+    assert error.max() <= float(parameters.scale) * (1 + 1e-3)
 
 
 @given(ranges)
