@@ -39,7 +39,7 @@ def image_quantile(share: float, statistics: TensorStatistics, *, symmetric: boo
     """Return the range from a quantile of the images' minima to a quantile of their maxima.
 
     The values of a few outlier images are many times larger than all others. A quantile over images
-    ignores these images and does not clip typical ones. A quantile over values would clip both.
+    ignores these images and does not clip typical ones. A quantile over values clips both.
     """
     low, high = np.quantile(statistics.lows, 1 - share), np.quantile(statistics.highs, share)
     return Range(low=float(low), high=float(high)).with_zero()

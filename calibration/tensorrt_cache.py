@@ -1,4 +1,4 @@
-"""TensorRT's calibration cache, for the DLA: up to TensorRT 10.7, it rejects Q/DQ nodes.
+"""TensorRT's calibration cache, for the DLA: TensorRT up to 10.7 rejects Q/DQ nodes there.
 
 The format is text: one line with the version and the kind of calibrator, then one line
 `tensor: scale` per tensor. The scale is the larger end of the range divided by 127, written as the

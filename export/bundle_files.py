@@ -92,9 +92,7 @@ def write_artifact(
             f"{ODD_BATCH} is {between_batches:.1f} dB, and at least {floor:.0f} dB are required",
             VERSIONS_HINT,
         )
-    identical = not different_rows(single, batched) and not different_rows(
-        single, logits[:ODD_BATCH]
-    )
+    equal = not different_rows(single, batched) and not different_rows(single, logits[:ODD_BATCH])
     covered = coverage(model.graph, encoding)
     artifact = Artifact(
         precision=precision,
@@ -107,7 +105,7 @@ def write_artifact(
         int8_convs=covered.int8_convs,
         parity=parity,
     )
-    return artifact, logits if identical else None
+    return artifact, logits if equal else None
 
 
 def write_other_files(

@@ -141,7 +141,7 @@ def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
 def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
     """Return the images in `train/` for calibration, and those in `val/` as golden candidates.
 
-    Without `train/`, all images calibrate. Without `val/`, calibration images become golden.
+    Without `train/`, all images calibrate. Without `val/`, the calibration images are candidates.
     """
     if calibration_data is not None:
         root = calibration_data

@@ -66,7 +66,7 @@ class ExportConfig:
     calibrator: str = "auto"
     """Name of a calibrator or a family, or `auto`: see `calibrate.calibrate`."""
     int8_shortcuts: bool = False
-    """True if TensorRT's INT8 graph carries shortcuts in INT8 rather than float16."""
+    """True to quantise the shortcuts of TensorRT's INT8 graph, which are otherwise float16."""
     min_agreement: float | None = None
     """Limit of the accuracy target, in percent: see `AccuracyTarget`."""
     max_drop: float | None = None

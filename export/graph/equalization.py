@@ -33,9 +33,9 @@ class ChannelGroup:
 def channel_groups(graph: ir.Graph) -> tuple[ChannelGroup, ...]:
     """Return every group that can be scaled, in the order of the graph.
 
-    A group cannot be scaled if it contains an input or output of the graph, or if a node that is no
-    layer with weights, no residual addition and not `HOMOGENEOUS` reads or computes one of its
-    tensors, for example the padding of a shortcut.
+    Only layers with weights, residual additions and `HOMOGENEOUS` nodes may read or compute the
+    tensors of a group. So groups with an input or output of the graph, or with a tensor of another
+    node, are left out; the padding of a shortcut is such a node.
     """
     parents: dict[str, str] = {}  # union-find: the parent of each tensor; a root is its own parent
     fixed = {value_name(value) for value in (*graph.inputs, *graph.outputs)}

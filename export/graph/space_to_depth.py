@@ -1,10 +1,11 @@
 """Space-to-depth for the first convolution, for faster INT8 kernels on CPUs.
 
 ONNX Runtime has direct integer convolutions only for a multiple of four input channels. For the
-three channels of an image, it copies the inputs of each output pixel first (im2col): the stem took
-as long as five layers of equal work. Space-to-depth turns each block of two by two pixels into one
-pixel with twelve channels, and the 7x7 kernel of stride 2, padded with a row and a column of zeros,
-into a 4x4 kernel of stride 1. The same products are summed, so the integers stay identical.
+three channels of an image, it copies the inputs of each output pixel first (im2col): the stem (the
+first convolution) took as long as five layers of equal work. Space-to-depth turns blocks of two by
+two pixels into pixels with twelve channels, and the 7x7 kernel of stride 2, padded with a row and a
+column of zeros, into a 4x4 kernel of stride 1. The same products are summed, so the integers stay
+identical.
 
 Sources: ONNX Runtime, core/mlas/lib/convsym.cpp (MlasConvSymPackWSize); TensorFlow,
 tensorflow/compiler/mlir/tensorflow/g3doc/space_to_depth.md; ONNX, operator SpaceToDepth.

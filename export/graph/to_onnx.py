@@ -28,8 +28,8 @@ from resdeploy.train.model.resnet import Classifier, normed_convolutions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Float16 scales need operator set 19 or later. Sets after 20 have no advantage for TensorRT 10.3,
-# as in JetPack 6.
+# Float16 scales need operator set 19 or later. For TensorRT 10.3 of JetPack 6, a set newer than 20
+# has no advantage.
 OPSET = 20
 IR_VERSION = 9
 # Nodes of these types represent a whole module, so their name is that of the module.
@@ -46,8 +46,8 @@ def to_onnx(classifier: Classifier, image_size: int) -> ir.Model:
         ExportError: PyTorch's exporter failed.
     """
     folded = fold_batch_norm(classifier)
-    # The normalisation has one factor per column, because ONNX Runtime's NHWC kernels work on runs
-    # of the last two axes. With runs of three numbers, they took 6 % of the INT8 latency.
+    # Repeat the factors of the normalisation for each column. ONNX Runtime's NHWC kernels then work
+    # on runs of whole rows. With runs of three numbers, they took 6 % of the INT8 latency.
     for name, factor in list(folded.normalize.named_buffers()):
         row = factor.expand(-1, -1, -1, image_size).contiguous()
         folded.normalize.register_buffer(name, row)

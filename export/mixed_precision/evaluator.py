@@ -30,7 +30,7 @@ from resdeploy.statistics import agreement_percent
 # Skip images whose top-2 logit margin exceeds this many times the largest change of the margin that
 # the noise with all layers in INT8 can cause.
 NOISE_FACTOR = 4.0
-RANKING_SHARE = 1 / 32  # of the held-out images; every layer is evaluated on them
+RANKING_SHARE = 1 / 32  # share of the held-out images on which the layers are ranked
 # The time for an image grows with its pixels, so there are fewer held-out images if they are large.
 MAX_HELD_OUT_IMAGES, MIN_HELD_OUT_IMAGES = 5120, 256
 HELD_OUT_PIXELS = MAX_HELD_OUT_IMAGES * 32 * 32

@@ -18,7 +18,7 @@ from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress
 
 TIMING_SECONDS, MIN_RUNS = 0.3, 5
-MAX_TIMED = 8  # mixtures; timing one takes about a second
+MAX_TIMED = 8  # number of mixtures; timing one takes about a second
 FP32 = "fp32"
 
 Stopwatch = Callable[[ir.Model, Encoding, UInt8Array], float]

@@ -139,9 +139,7 @@ def test_the_error_of_weights_is_at_most_half_a_step(
 
 
 @given(weights)
-def test_the_largest_weight_of_a_channel_is_127(
-    weight: npt.NDArray[np.float32],
-) -> None:
+def test_the_largest_weight_of_a_channel_is_127(weight: npt.NDArray[np.float32]) -> None:
     integers, scales = quantize_weight(weight, half=False)
     for channel, scale in zip(integers, scales):
         if scale > SMALLEST_SCALE:

@@ -122,9 +122,7 @@ def test_every_quantised_tensor_is_explained_once(tiny_bundle: Bundle, encoding:
     assert {layer.tensor for layer in result.layers if layer.kind == "activation"} == expected
 
 
-def test_the_most_sensitive_tensor_comes_first(
-    tiny_bundle: Bundle,
-) -> None:
+def test_the_most_sensitive_tensor_comes_first(tiny_bundle: Bundle) -> None:
     result = explain(tiny_bundle, images=4)
     alone = [layer.sqnr_alone_db for layer in result.layers]
     assert alone == sorted(alone)
