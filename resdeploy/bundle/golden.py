@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from resdeploy.images.preprocessing import UInt8Array
 
-BIT_EXACT_PREFIX = "bit-exact-"  # before the name of an artifact
+BIT_EXACT_PREFIX = "bit-exact-"  # an array in the file is called so, plus the artifact's name
 MAX_GOLDEN_BYTES = 1 << 30
 
 Float32Array = npt.NDArray[np.float32]

@@ -112,27 +112,27 @@ def load_image(
         ImageError: The file cannot be decoded, or has more than `max_pixels`.
     """
     gap = preprocessing.reducing_gap
-    whole = (1, 1)
+    full_size = (1, 1)
 
     def shrink(width: int, height: int) -> float:
-        nonlocal whole
-        whole = width, height
+        nonlocal full_size
+        full_size = width, height
         return 1.0 if gap is None else min(width, height) / (preprocessing.resize * gap)
 
     picture = read_rgb(source, shrink, max_pixels)
-    factor = reduction_factor(whole, picture.size)
+    factor = reduction_factor(full_size, picture.size)
     # The box is computed from the size in the file, because the reduced size is rounded.
-    box = central_box(*(whole if factor > 1 else picture.size), preprocessing)
+    box = central_box(*(full_size if factor > 1 else picture.size), preprocessing)
     left, upper, right, lower = (edge / factor for edge in box)
     return crop_and_resize(picture, (left, upper, right, lower), preprocessing.image_size)
 
 
-def reduction_factor(whole: tuple[int, int], decoded: tuple[int, int]) -> int:
+def reduction_factor(full_size: tuple[int, int], decoded: tuple[int, int]) -> int:
     """Return the factor by which a decoder reduced a picture: 1, 2, 4 or 8; 1 if none fits.
 
-    Both sizes are width and height in pixels; decoders round them up.
+    Both sizes are width and height in pixels; decoders round the reduced size up.
     """
-    width, height = whole
+    width, height = full_size
     return next((n for n in REDUCTIONS if decoded == (-(-width // n), -(-height // n))), 1)
 
 

@@ -1,4 +1,4 @@
-"""The description of a machine; facts that cannot be read are None, and never an error."""
+"""The description of a machine; a fact that cannot be read is None and raises no error."""
 
 from __future__ import annotations
 
