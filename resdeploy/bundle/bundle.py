@@ -55,7 +55,7 @@ class Bundle:
         """Yield a path to one file, valid within the `with` block, after the checks of `read`.
 
         A library that loads the file itself needs no second copy in memory. The path refers to the
-        open file, so it never leads to a file that meanwhile replaces the checked one.
+        open file, so it leads to the checked file even if another file replaces it.
 
         Raises:
             BundleError: The file is missing, was changed, or is not listed in the manifest.

@@ -25,8 +25,7 @@ REDUCTIONS = (1, 2, 4, 8)  # factors by which a JPEG decoder can reduce while it
 MAX_PIXELS = 100_000_000  # 300 MB in RGB; the largest phone cameras have 50 to 200 megapixels
 
 Shrink = Callable[[int, int], float]
-"""Function from the width and height of an upright picture, in pixels, to the largest factor by
-which the decoder may reduce both."""
+"""Function from width and height of an upright picture, in pixels, to its largest reduction."""
 
 
 def read_rgb(
@@ -81,8 +80,7 @@ def _decode_smaller(image: ImageFile, shrink: Shrink) -> None:
     orientation = image.getexif().get(ORIENTATION, 1)
     factor = shrink(height, width) if orientation >= 5 else shrink(width, height)
     # The decoder pads the last column and row if a side is not a multiple of the reduction. In a
-    # mirrored picture, the padding would be on the left or at the top, and move the picture by a
-    # fraction of a pixel.
+    # mirrored picture, the padding would come first and move the picture by part of a pixel.
     may_pad = orientation not in MIRRORED
     reduction = max(
         n for n in REDUCTIONS if n <= max(factor, 1) and (may_pad or not (width % n or height % n))

@@ -69,7 +69,7 @@ class Preprocessing:
 
     @classmethod
     def standard(cls, image_size: int) -> Preprocessing:
-        """Return settings with the margin of ImageNet models, 224 of 256; none below 128 pixels."""
+        """Return settings with ImageNet's margin, a crop of 224 from 256; no margin below 128 pixels."""
         resize = round(image_size * (256 / 224)) if image_size >= 128 else image_size
         return cls(image_size=image_size, resize=resize, reducing_gap=REDUCING_GAP)
 
@@ -89,8 +89,8 @@ def central_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
     shorter = min(width, height)
     scaled_width, scaled_height = int(resize * width / shorter), int(resize * height / shorter)
     left, upper = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
-    across, down = width / scaled_width, height / scaled_height
-    return left * across, upper * down, (left + size) * across, (upper + size) * down
+    x_ratio, y_ratio = width / scaled_width, height / scaled_height
+    return left * x_ratio, upper * y_ratio, (left + size) * x_ratio, (upper + size) * y_ratio
 
 
 def resize_and_crop(image: Image, preprocessing: Preprocessing) -> UInt8Array:

@@ -27,7 +27,7 @@ class Scope(str, Enum):
     CPU = "cpu"
 
     def covers(self, work: Scope) -> bool:
-        """Return True if this scope includes the work of `work`, the CPU or the GPU."""
+        """Return True if this scope includes `work`, which is the CPU or the GPU."""
         return self in (Scope.MODULE, work)
 
 
