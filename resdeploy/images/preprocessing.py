@@ -69,7 +69,7 @@ class Preprocessing:
 
     @classmethod
     def standard(cls, image_size: int) -> Preprocessing:
-        """Return settings with ImageNet's margin, a crop of 224 from 256; no margin below 128 pixels."""
+        """Return settings with ImageNet's margin (224 of 256 pixels), or none below 128 pixels."""
         resize = round(image_size * (256 / 224)) if image_size >= 128 else image_size
         return cls(image_size=image_size, resize=resize, reducing_gap=REDUCING_GAP)
 
