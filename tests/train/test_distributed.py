@@ -78,7 +78,7 @@ def test_two_processes_have_the_loss_curve_of_one(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert alone.returncode == 0, alone.stderr
-    one, two = (run_folder.load_metrics(tmp_path / name) for name in ("one", "two"))
+    one, two = (run_folder.load_metrics(tmp_path / name, 2) for name in ("one", "two"))
     # Another order of summation gives errors of 1e-7, and each step multiplies them by about ten,
     # because batch norm over 15 values (the last maps have one pixel) divides by small deviations.
     for expected, found, tolerance in zip(one, two, (1e-3, 1e-2)):

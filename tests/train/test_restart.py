@@ -83,7 +83,7 @@ def test_a_run_that_was_killed_three_times_gives_identical_weights(
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, broken[name], rtol=0, atol=0)
     for expected, found in zip(
-        *(run_folder.load_metrics(Path(name)) for name in ("whole", "broken"))
+        *(run_folder.load_metrics(Path(name), 3) for name in ("whole", "broken"))
     ):
         assert (found.loss, found.val_loss) == (expected.loss, expected.val_loss)
     assert not list(Path("broken").glob(".*"))  # temporary files of the killed processes are gone
@@ -108,4 +108,4 @@ def test_the_last_state_survives_a_full_disk(image_data: Path, tiny_checkpoint: 
     assert (Path("run") / run_folder.STATE_FILE).read_bytes() == before
     assert not list(Path("run").glob(".*"))
     finish(start("--resume", "run"))  # without the limit
-    assert len(run_folder.load_metrics(Path("run"))) == 2
+    assert len(run_folder.load_metrics(Path("run"), 2)) == 2

@@ -128,18 +128,3 @@ def test_rejects_another_number_of_classes(
             (data / split / name).symlink_to(image_data / split / name)
     with pytest.raises(TrainingError, match="has 3 classes"):
         train_quantized(config_for(tiny_checkpoint, data), tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"qat": True}, "add init"),
-        ({"qat": True, "init": "x", "bf16": True}, "cannot be combined with"),
-        ({"qat": True, "init": "x", "ema": 0.9}, "cannot be combined with"),
-        ({"distillation": 0.5}, "add qat"),
-        ({"distillation": 1.5, "qat": True, "init": "x"}, "must be from 0 to 1"),
-    ],
-)
-def test_rejects_invalid_settings(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainingConfig(**settings)  # type: ignore[arg-type]
