@@ -21,10 +21,9 @@ from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import collect_provenance
-from resdeploy.train.config import DIGITS, TrainingConfig, learning_rate
+from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
-from resdeploy.train.data.dataset import Batch, BatchPlan, EpochImages, load_batches, read_splits
-from resdeploy.train.data.synthetic_digits import digits_folder
+from resdeploy.train.data.dataset import Batch, BatchPlan, EpochImages, load_batches
 from resdeploy.train.data.workers import affordable_workers
 from resdeploy.train.distributed import Process, connect_processes
 from resdeploy.train.evaluation import (
@@ -46,14 +45,7 @@ from resdeploy.train.run.output import (
     report_bytes,
 )
 from resdeploy.train.run.progress_table import HEADER, epoch_line
-from resdeploy.train.run.record import (
-    RunRecord,
-    check_names,
-    check_same_data,
-    identify_data,
-    load_record,
-    save_record,
-)
+from resdeploy.train.run.record import RunRecord, load_record, read_run_data, save_record
 from resdeploy.train.run.results import TrainingResult, write_results
 from resdeploy.train.run.tensorboard import event_writer
 from resdeploy.train.step import Learner
@@ -161,13 +153,7 @@ class _Trainer:
             crop=config.crop,
             randaugment=config.randaugment,
         )
-        place = digits_folder() if config.data == DIGITS else Path(config.data)
-        self.splits = read_splits(place)
-        classes = self.splits.train.classes
-        check_names(classes, self.config.data, folder)
-        identity = identify_data(place, self.splits)
-        if resumed is not None:
-            check_same_data(identity, resumed.data, config.data, folder)
+        self.splits, identity = read_run_data(config.data, folder, resumed)
         process.check_equal("images", repr(identity))
         self.resumed = resumed is not None
         self.teacher_file: bytes | None = None
@@ -175,7 +161,7 @@ class _Trainer:
             network = resumed_network(config, resumed.architecture)
             self.record = replace(resumed, config=self.config)
         else:
-            network = initial_network(config, len(classes))
+            network = initial_network(config, len(self.splits.train.classes))
             if config.distillation:
                 self.teacher_file = run_folder.pack_weights(network)
             self.record = RunRecord.new(

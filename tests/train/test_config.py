@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -86,6 +87,8 @@ def test_pinned_settings_do_not_depend_on_folder_or_place_of_the_data() -> None:
     assert pinned.pinned() == pinned
     digits = TrainingConfig().pinned()
     assert (digits.data, digits.init, digits.flip, digits.min_area) == ("digits", None, False, 0.85)
+    moved = dataclasses.replace(digits, data="copy/of/the/digits").pinned()
+    assert (moved.flip, moved.min_area) == (False, 0.85)
     chosen = TrainingConfig(flip=False, min_area=0.5).pinned()
     assert (chosen.flip, chosen.min_area) == (False, 0.5)
 

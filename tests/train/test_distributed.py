@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,45 @@ def test_synchronised_batch_norm_is_that_of_the_global_batch(tmp_path: Path) -> 
             torch.testing.assert_close(part["state"][name], tensor, rtol=1e-12, atol=0)
     weight = sum(part["weight"] for part in parts)
     torch.testing.assert_close(weight, network[0].weight.grad, rtol=0, atol=1e-8)
+
+
+def test_other_data_or_the_end_of_a_process_is_an_error_in_the_other() -> None:
+    """Start two processes without torchrun, which would stop the second one itself."""
+    code = """
+import os
+from pathlib import Path
+import torch
+from resdeploy.errors import TrainingError
+from resdeploy.train.distributed import connect_processes
+from resdeploy.train.run.failures import explained_failures
+from resdeploy.train.run.folder import RunPosition
+with connect_processes() as process, explained_failures(Path("run"), RunPosition, print):
+    process.check_equal("images", "same")
+    try:
+        process.check_equal("images", str(process.rank))
+    except TrainingError as error:
+        print(error, flush=True)
+    if process.rank == 1:
+        os._exit(1)
+    process.gather(torch.zeros(1))
+"""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **shared, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    (output, errors), (other, _) = (process.communicate(timeout=60) for process in processes)
+    assert output == other == "process 1 has other images than process 0\n"
+    assert "the connection to another training process was lost" in errors.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ number of workers get exactly the same pixels.
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from resdeploy.train.data.shards import ImageFile, find_shards, image_content, r
 from resdeploy.train.data.workers import BATCHES_AHEAD
 
 SECONDS_PER_BATCH = 600  # after which a storage that does not respond is an error
+SECONDS_PER_CHECK = 5  # between checks whether all workers are alive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,9 +169,6 @@ def load_batches(epochs: Sequence[EpochImages], plan: BatchPlan) -> Iterator[Bat
     """
     if not epochs:
         return iter(())
-    # Only the main thread is told at once that a worker died. Other threads must look for dead
-    # workers, which PyTorch does every five seconds, but not during a timeout.
-    in_main_thread = threading.current_thread() is threading.main_thread()
     loader: DataLoader[Sample] = DataLoader(
         ConcatDataset(epochs),
         batch_sampler=_positions(epochs, plan),
@@ -178,15 +176,34 @@ def load_batches(epochs: Sequence[EpochImages], plan: BatchPlan) -> Iterator[Bat
         num_workers=plan.workers,
         prefetch_factor=BATCHES_AHEAD if plan.workers else None,
         pin_memory=torch.cuda.is_available(),
-        timeout=SECONDS_PER_BATCH if plan.workers and in_main_thread else 0,
+        timeout=SECONDS_PER_CHECK if plan.workers else 0,
     )
     try:
-        return iter(loader)
+        return _receive(iter(loader))
     except OSError as error:
         raise TrainingError(
             f"{plan.workers} processes that decode images cannot be started: {error.strerror}",
             "use fewer --workers, or raise the limit with ulimit -u",
         ) from error
+
+
+def _receive(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield all batches; each may take up to `SECONDS_PER_BATCH`.
+
+    PyTorch looks for dead workers after each of its timeouts.
+    """
+    deadline = time.monotonic() + SECONDS_PER_BATCH
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "timed out" not in str(error) or time.monotonic() > deadline:
+                raise
+            continue
+        yield batch
+        deadline = time.monotonic() + SECONDS_PER_BATCH
 
 
 def _read_images(folder: Path) -> LabelledImages[ImageFile]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from resdeploy.errors import OutputError, TrainingError
 from resdeploy.train.config import TrainingConfig
+from resdeploy.train.data.dataset import SECONDS_PER_BATCH
 from resdeploy.train.run.folder import STATE_FILE, RunPosition, load_state
 
 _WORKERS = "to continue with fewer: {resume} --workers 1"
@@ -28,7 +31,7 @@ _REASONS = (
     (
         r"DataLoader worker \(pid(?:\(s\))? (?P<pid>[\d, ]+)\) (?P<end>[^.]*)",
         "process {pid}, which decoded images, {end}",
-        "to continue: {resume}",
+        _WORKERS,
     ),
     (
         r"(?s)in DataLoader worker process \d+\..*\n(?P<last>\S[^\n]*)",
@@ -36,8 +39,8 @@ _REASONS = (
         "to continue without such processes: {resume} --workers 0",
     ),
     (
-        r"DataLoader timed out after (?P<seconds>\d+)",
-        "no image was decoded in {seconds} seconds",
+        r"DataLoader timed out",
+        f"no batch of images was decoded in {SECONDS_PER_BATCH} seconds",
         "check that the storage of the images responds; to continue: {resume}",
     ),
     (
@@ -87,6 +90,9 @@ def explained_failures(
             f"free some space or mend the permissions, then continue: {resume}",
         ) from error
     except (RuntimeError, OSError, MemoryError) as error:
+        if threading.current_thread() is threading.main_thread():
+            # PyTorch's handler would raise the next error if another worker ends meanwhile.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if reason := explain_failure(error, resume):
             raise reason from error
         raise

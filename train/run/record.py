@@ -13,8 +13,9 @@ from pathlib import Path
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.filesystem import sha256
 from resdeploy.json_documents import jsonable, parse, write_document
-from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data.dataset import DataSplits
+from resdeploy.train.config import DIGITS, TrainingConfig
+from resdeploy.train.data.dataset import DataSplits, read_splits
+from resdeploy.train.data.synthetic_digits import digits_folder
 from resdeploy.train.model.architecture import Architecture
 
 STATE_JSON = "state.json"
@@ -62,6 +63,32 @@ class RunRecord:
             architecture=architecture,
             teacher_sha256=None if teacher is None else sha256(teacher),
         )
+
+
+def read_run_data(
+    data: str, run: Path, resumed: RunRecord | None
+) -> tuple[DataSplits, DataIdentity]:
+    """Return the images of a run and their identity.
+
+    Args:
+        data: Folder with the images, or `digits`.
+        run: Run folder.
+        resumed: Record of the run if it is resumed.
+
+    Raises:
+        DataError: The images or their names cannot be used, or are not those of the resumed run.
+    """
+    folder = digits_folder() if data == DIGITS else Path(data)
+    try:
+        splits = read_splits(folder)
+    except DataError as error:
+        hint = f"if the data has moved: resdeploy train DATA --resume {run}"
+        raise DataError(str(error), hint if resumed else error.hint) from error
+    check_names(splits.train.classes, data, run)
+    identity = identify_data(folder, splits)
+    if resumed is not None:
+        check_same_data(identity, resumed.data, data, run)
+    return splits, identity
 
 
 def identify_data(folder: Path, splits: DataSplits) -> DataIdentity:

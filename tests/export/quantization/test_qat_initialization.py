@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +109,17 @@ def test_a_resumed_run_is_bit_identical(
         return evaluate(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trainer, "evaluate", stop_at_second)
+    checkpoint = shutil.copy(tiny_checkpoint, tmp_path / "teacher.pth")
     with pytest.raises(KeyboardInterrupt):
-        train_quantized(config_for(tiny_checkpoint, image_data, epochs=2), folder)
+        train_quantized(config_for(checkpoint, image_data, epochs=2), folder)
     monkeypatch.setattr(trainer, "evaluate", evaluate)
+    checkpoint.unlink()  # the run folder holds the teacher
+    teacher = folder / "teacher.safetensors"
+    content = teacher.read_bytes()
+    teacher.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(TrainingError, match="is not the teacher of this run"):
+        trainer.resume(folder)
+    teacher.write_bytes(content)
     trainer.resume(folder)
     resumed, whole = load_checkpoint(folder), load_checkpoint(finished)
     for name, tensor in whole.state.items():

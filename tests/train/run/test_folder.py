@@ -150,7 +150,7 @@ def test_an_interrupted_replacement_leaves_no_old_state_with_the_new_record(
     with pytest.raises(KeyboardInterrupt):
         begin_run(tmp_path, dataclasses.replace(RECORD, id="other"))
     assert load_record(tmp_path) == RECORD
-    with pytest.raises(TrainingError, match="no state.safetensors to resume from"):
+    with pytest.raises(TrainingError, match=r"no state\.safetensors to resume from"):
         load_state(tmp_path, RECORD)
 
 

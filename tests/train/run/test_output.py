@@ -34,9 +34,10 @@ def test_a_read_only_disk_is_an_error(tmp_path: Path) -> None:
         "from pathlib import Path; from resdeploy.train.run.output import check_writable;"
         "check_writable(Path('run'))"
     )
-    mount = f"mount --bind -o ro {tmp_path} {tmp_path} && cd {tmp_path} && "
+    mount = f"mount --bind -o ro {tmp_path} {tmp_path} && cd {tmp_path}"
+    python = f'{sys.executable} -c "{code}"'
     answer = subprocess.run(
-        ["unshare", "--map-root-user", "--mount", "sh", "-c", f'{mount} {sys.executable} -c "{code}"'],
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", f"{mount} && {python}"],
         capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )  # fmt: skip

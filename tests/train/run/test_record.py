@@ -47,7 +47,7 @@ def test_record_round_trip(tmp_path: Path) -> None:
 )
 def test_a_damaged_record_is_a_training_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text)
-    with pytest.raises(TrainingError, match="state.json is damaged"):
+    with pytest.raises(TrainingError, match=r"state\.json is damaged"):
         load_record(tmp_path)
 
 
@@ -64,7 +64,7 @@ def test_a_setting_of_another_version_is_a_training_error(tmp_path: Path) -> Non
     document = json.loads((tmp_path / "state.json").read_text())
     document["config"]["colour"] = 1
     (tmp_path / "state.json").write_text(json.dumps(document))
-    with pytest.raises(TrainingError, match="damaged: .*colour"):
+    with pytest.raises(TrainingError, match=r"damaged: .*colour"):
         load_record(tmp_path)
 
 
