@@ -23,7 +23,8 @@ from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.synthetic_digits import digits_folder
-from resdeploy.train.run.folder import RUNS, STATE_JSON
+from resdeploy.train.run.folder import RUNS
+from resdeploy.train.run.record import STATE_JSON
 from resdeploy.train.trainer import train
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from resdeploy.errors import TrainingError
 from resdeploy.json_documents import jsonable
 from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.recipes import FINETUNE, QAT, QUICK, RECIPES
@@ -14,6 +16,10 @@ from resdeploy.train.recipes import FINETUNE, QAT, QUICK, RECIPES
 DIGITS = "digits"
 SCHEDULES = ("cosine", "step")
 CROPS = ("area", "scale")
+
+
+class SettingError(TrainingError, ValueError):
+    """A setting that is out of range, or that needs or excludes another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,29 +87,60 @@ class TrainingConfig:
     """Processes that decode images; None: 0 on a CPU, otherwise one per core except one."""
 
     def __post_init__(self) -> None:
-        minima = {"epochs": 1, "batch_size": 2, "accumulate": 1}
-        minima |= dict.fromkeys(("save_minutes", "mixup", "cutmix", "weight_decay"), 0)
+        values = {name: getattr(self, name) for name in self.__slots__}
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise _wrong_value(name, value, "a finite number")
+        minima = {"epochs": 1, "batch_size": 2, "accumulate": 1, "image_size": 8}
+        minima |= dict.fromkeys(("save_minutes", "mixup", "cutmix", "weight_decay", "seed"), 0)
+        minima |= dict.fromkeys(("warmup_epochs", "workers"), 0)
         for name, least in minima.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr is {self.lr}; it must be a finite number above 0")
+            if values[name] is not None and values[name] < least:
+                raise _wrong_value(name, values[name], f"a number from {least}")
+        if self.lr <= 0:
+            raise _wrong_value("lr", self.lr, "a number above 0")
         limits = {"momentum": 1, "label_smoothing": 1, "ema": 1, "randaugment": 31}
         for name, limit in limits.items():
-            if not 0 <= getattr(self, name) < limit:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, {limit})")
-        for name, choices in (("schedule", SCHEDULES), ("crop", CROPS), ("recipe", RECIPES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)}; choose from {list(choices)}")
-        for name in ("freeze", "qat"):
-            if getattr(self, name) and self.init is None:
-                raise ValueError(f"{name} needs a trained network: add init")
-        if self.qat and (self.freeze or self.ema or self.bf16):
-            raise ValueError("qat cannot be combined with freeze, ema or bf16")
+            if not 0 <= values[name] < limit:
+                raise _wrong_value(name, values[name], f"a number from 0 to below {limit}")
         if not 0 <= self.distillation <= 1:
-            raise ValueError(f"distillation is {self.distillation}; it must be from 0 to 1")
+            raise _wrong_value("distillation", self.distillation, "a number from 0 to 1")
+        if self.min_area is not None and not 0 < self.min_area <= 1:
+            raise _wrong_value("min_area", self.min_area, "a number above 0, up to 1")
+        for name, choices in (("schedule", SCHEDULES), ("crop", CROPS), ("recipe", RECIPES)):
+            if values[name] not in choices:
+                raise _wrong_value(name, values[name], f"one of {', '.join(choices)}")
+        for name in ("freeze", "qat"):
+            if values[name] and self.init is None:
+                raise SettingError(
+                    f"{_option(name)} needs a trained network",
+                    "add --init with a run folder or a file of weights",
+                )
+        for name in ("freeze", "ema", "bf16"):
+            if self.qat and values[name]:
+                raise SettingError(
+                    f"--qat cannot be combined with {_option(name)}", f"remove {_option(name)}"
+                )
         if self.distillation and not self.qat:
-            raise ValueError("distillation is only possible with qat: add qat")
+            raise SettingError(
+                "--distillation is only possible with --qat", "add --qat, or remove --distillation"
+            )
+
+    def pinned(self) -> TrainingConfig:
+        """Return the settings with absolute paths and the defaults that depend on the data.
+
+        A run folder holds these, so that a run can be resumed from another working folder, and with
+        its data in another place.
+        """
+        digits = self.data == DIGITS
+        # A digit fills its image, so mirroring or a small crop can change what it shows.
+        return replace(
+            self,
+            data=self.data if digits else str(Path(self.data).resolve()),
+            init=None if self.init is None else str(Path(self.init).resolve()),
+            flip=not digits if self.flip is None else self.flip,
+            min_area=self.min_area or (0.85 if digits else 0.35),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings in JSON's types."""
@@ -116,12 +153,12 @@ class TrainingConfig:
         Without `name`, the recipe is `qat` with `qat`, `finetune` with `init`, otherwise `quick`.
 
         Raises:
-            ValueError: The recipe does not exist, or a setting is out of range.
+            SettingError: The recipe does not exist, or a setting is out of range.
         """
         chosen = {field: value for field, value in chosen.items() if value is not None}
         name = name or (QAT if chosen.get("qat") else FINETUNE if "init" in chosen else QUICK)
         if name not in RECIPES:
-            raise ValueError(f"recipe {name!r} does not exist; choose from {', '.join(RECIPES)}")
+            raise SettingError(f"there is no recipe {name!r}", f"choose from {', '.join(RECIPES)}")
         if "shortcut" in chosen:
             chosen["shortcut"] = Shortcut(chosen["shortcut"])
         return cls(**{**RECIPES[name], **chosen, "recipe": name})
@@ -152,3 +189,14 @@ def learning_rate(config: TrainingConfig, epochs_done: float) -> float:
         return highest * 0.1 ** sum(epochs_done >= share * config.epochs for share in (0.5, 0.75))
     share = (epochs_done - warmup) / (config.epochs - warmup)
     return highest * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _wrong_value(name: str, value: object, allowed: str) -> SettingError:
+    return SettingError(
+        f"{_option(name)} is {value}, not {allowed}",
+        f"leave {_option(name)} out to use the value of the recipe",
+    )

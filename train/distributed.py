@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from resdeploy.errors import TrainingError
+from resdeploy.filesystem import sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,20 @@ class Process:
     def total(self, numbers: Tensor) -> Tensor:
         """Return the sum of the tensors of all processes, in float64."""
         return self.gather(numbers).sum(0)
+
+    def check_equal(self, what: str, value: str) -> None:
+        """Check that `value` is the same text in all processes.
+
+        Raises:
+            TrainingError: A process has another value.
+        """
+        digest = int(sha256(value.encode(errors="surrogateescape"))[:12], 16)  # exact in float64
+        digests = self.gather(torch.tensor(float(digest), dtype=torch.float64))
+        if other := (digests != digests[0]).nonzero().flatten().tolist():
+            raise TrainingError(
+                f"process {other[0]} has other {what} than process 0",
+                "give all processes the same arguments and the same files",
+            )
 
 
 def is_main_process() -> bool:

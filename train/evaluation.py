@@ -16,6 +16,7 @@ from resdeploy.train.data.dataset import Batch, BatchPlan
 from resdeploy.train.distributed import Process
 
 MAX_MISTAKES = 24
+VAL_BATCH = 100  # images per validation batch of a process
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Evaluation:
 def validation_plan(process: Process, workers: int = 0) -> BatchPlan:
     """Return the plan of a validation pass: every image once, in order, shared by processes."""
     return BatchPlan(
-        batch_size=100 * process.count, shuffle=False, rank=process.rank,
+        batch_size=VAL_BATCH * process.count, shuffle=False, rank=process.rank,
         processes=process.count, workers=workers,
     )  # fmt: skip
 

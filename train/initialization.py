@@ -39,11 +39,12 @@ def initial_network(config: TrainingConfig, classes: int) -> ResNet:
             f"{classes}",
             "fine-tune the network without --qat first",
         )
-    network = network_from_checkpoint(checkpoint, classes)
-    if config.freeze:
-        network.requires_grad_(False)
-        network.fc.requires_grad_(True)
-    return network
+    return _freeze(network_from_checkpoint(checkpoint, classes), config)
+
+
+def resumed_network(config: TrainingConfig, architecture: Architecture) -> ResNet:
+    """Return a network for the weights of a saved state, frozen as that of `initial_network`."""
+    return _freeze(ResNet(architecture), config)
 
 
 def network_from_checkpoint(checkpoint: Checkpoint, classes: int) -> ResNet:
@@ -75,3 +76,10 @@ def balanced_weights(images: LabelledImages[object]) -> Tensor:
     """Return class weights, float32 (K,), with which every class has the same total weight."""
     counts = torch.bincount(torch.tensor(images.labels), minlength=len(images.classes))
     return len(images.labels) / (len(images.classes) * counts).float()
+
+
+def _freeze(network: ResNet, config: TrainingConfig) -> ResNet:
+    if config.freeze:
+        network.requires_grad_(False)
+        network.fc.requires_grad_(True)
+    return network

@@ -186,6 +186,14 @@ class Learner:
         average = {} if self.average is None else self.average.classifier.network.state_dict()
         return {"model": self._trained.state_dict(), "momentum": momentum, "average": average}
 
+    def state_bytes(self) -> tuple[int, int]:
+        """Return the sizes of the state after the first step and of the weights, in bytes."""
+        state = self.state()
+        trained = [value for value in self._trained.parameters() if value.requires_grad]
+        everything = [*state["model"].values(), *state["average"].values(), *trained]
+        weights = self.network.state_dict().values()
+        return sum(t.nbytes for t in everything), sum(t.nbytes for t in weights)
+
     def restore(
         self, model: dict[str, Tensor], momentum: dict[str, Tensor], average: dict[str, Tensor]
     ) -> None:

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import median_high
@@ -16,33 +16,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resdeploy.errors import DataError, TrainingError
-from resdeploy.filesystem import refuse_existing, write_file
+from resdeploy.errors import DataError
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import collect_provenance
-from resdeploy.train.config import DIGITS, TrainingConfig, learning_rate
+from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
-from resdeploy.train.data.dataset import (
-    Batch,
-    BatchPlan,
-    EpochImages,
-    default_workers,
-    load_batches,
-    read_splits,
-)
-from resdeploy.train.data.synthetic_digits import digits_folder
+from resdeploy.train.data.dataset import Batch, BatchPlan, EpochImages, load_batches
+from resdeploy.train.data.workers import affordable_workers
 from resdeploy.train.distributed import Process, connect_processes
-from resdeploy.train.evaluation import Evaluation, evaluate, validation_plan
-from resdeploy.train.initialization import balanced_weights, initial_network
+from resdeploy.train.evaluation import (
+    VAL_BATCH,
+    Evaluation,
+    evaluate,
+    validation_plan,
+)
+from resdeploy.train.initialization import balanced_weights, initial_network, resumed_network
 from resdeploy.train.qat.distillation import Teacher
 from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run import folder as run_folder
-from resdeploy.train.run.curves import draw_curves
+from resdeploy.train.run.failures import divergence, explained_failures
 from resdeploy.train.run.folder import EpochMetrics, RunPosition, TrainingState
+from resdeploy.train.run.output import (
+    check_new_run,
+    check_space,
+    check_writable,
+    report_bytes,
+)
 from resdeploy.train.run.progress_table import HEADER, epoch_line
-from resdeploy.train.run.report import write_report
+from resdeploy.train.run.record import RunRecord, load_record, read_run_data, save_record
+from resdeploy.train.run.results import TrainingResult, write_results
 from resdeploy.train.run.tensorboard import event_writer
 from resdeploy.train.step import Learner
 
@@ -50,22 +54,6 @@ logger = logging.getLogger(__name__)
 
 GPU_STEPS = 20  # steps between reads of the loss, because each read waits for the GPU
 MIXING_STREAM = 1  # last part of the seed, so that mixing and augmentation draw other numbers
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingResult:
-    """The result of a training run, as `resdeploy train` reports it."""
-
-    run: Path
-    accuracy: float
-    """Top-1 accuracy on `val` after the last epoch, in percent."""
-    images_per_second: float
-    """Median training throughput of the epochs, without validation."""
-    epochs: int
-    unreadable: int
-    """Number of images that could not be decoded."""
-    seconds: float
-    """Duration of this call."""
 
 
 def train(
@@ -89,47 +77,56 @@ def train(
         OutputError: `folder` exists and `force` is not set, or it cannot be written.
         DataError: The images cannot be used.
         CheckpointError: The initial weights cannot be used.
-        TrainingError: The loss is NaN or infinite, or the batch is too small for the processes.
+        TrainingError: The loss is NaN or infinite, the batch is too small for the processes, or a
+            process stopped.
     """
     with connect_processes() as process:
         if process.is_main:
-            refuse_existing(folder, force=force, marker=run_folder.STATE_JSON)
+            check_new_run(folder, force=force)
         trainer = _Trainer(config, folder, process, progress, start)
-        if process.is_main:
-            run_folder.begin_run(folder, config)
+        trainer.begin()
         return trainer.train()
 
 
-def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
+def resume(
+    folder: Path,
+    data: str | None = None,
+    *,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> TrainingResult:
     """Continue an interrupted run from its newest state, with the settings stored in its folder.
 
     Under `torchrun` every process reads the folder.
 
+    Args:
+        folder: Run folder.
+        data: Place of the run's data, if it has moved.
+        workers: Processes that decode images; None for the run's own setting.
+        progress: Receiver of the number of images done.
+
     Raises:
         TrainingError: The folder holds no run that can be resumed.
-        DataError: The images cannot be used.
+        DataError: The images cannot be used, or are not those of the run.
         OutputError: The folder cannot be written.
     """
-    config = run_folder.load_config(folder)
+    record = load_record(folder)
+    state = run_folder.load_state(folder, record)
+    metrics = run_folder.load_metrics(folder, state.position.epochs_done)
+    check_writable(folder)
+    config = record.config
+    config = replace(
+        config,
+        data=data or config.data,
+        workers=config.workers if workers is None else workers,
+    )
     with connect_processes() as process:
-        # A run without a state starts again, but not with QAT, as only the state holds the scales.
-        state = None
-        if config.qat or (folder / run_folder.STATE_FILE).exists():
-            state = run_folder.load_state(folder)
-        start = state.quantized_start() if config.qat and state else None
-        trainer = _Trainer(config, folder, process, progress, start)
-        if state is not None:
-            trainer.restore(state, run_folder.load_metrics(folder))
+        start = state.quantized_start() if config.qat else None
+        trainer = _Trainer(config, folder, process, progress, start, record)
+        trainer.restore(state, metrics)
         process.gather(torch.zeros(()))  # waits until all processes have read the folder
-        if process.is_main:
-            for path in folder.glob(".*.tmp-*"):  # a killed process may have left some
-                path.unlink(missing_ok=True)
+        trainer.begin()
         return trainer.train()
-
-
-def default_folder(data: str) -> Path:
-    """Return `runs/NAME-DATE-TIME`, where NAME is the name of the data folder."""
-    return run_folder.RUNS / f"{Path(data).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 class _Trainer:
@@ -142,26 +139,40 @@ class _Trainer:
         process: Process,
         progress: Progress,
         start: QuantizedStart | None,
+        resumed: RunRecord | None = None,
     ) -> None:
-        self.config = config
+        """Read the data and the initial weights, and check them against a `resumed` run."""
+        self.config = config.pinned()
         self.folder = folder
         self.process = process
         self.progress = progress if process.is_main else silent
         self.preprocessing = Preprocessing.standard(config.image_size)
-        is_digits = config.data == DIGITS
-        self.splits = read_splits(digits_folder() if is_digits else Path(config.data))
-        # A digit fills its image, so mirroring or a small crop can change what it shows.
         self.augmentation = Augmentation(
-            flip=not is_digits if config.flip is None else config.flip,
-            min_area=config.min_area or (0.85 if is_digits else 0.35),
+            flip=self.config.flip is True,
+            min_area=self.config.min_area or 1.0,
             crop=config.crop,
             randaugment=config.randaugment,
         )
-        network = initial_network(config, len(self.splits.train.classes))
+        self.splits, identity = read_run_data(config.data, folder, resumed)
+        process.check_equal("images", repr(identity))
+        self.resumed = resumed is not None
+        self.teacher_file: bytes | None = None
+        if resumed is not None:
+            network = resumed_network(config, resumed.architecture)
+            self.record = replace(resumed, config=self.config)
+        else:
+            network = initial_network(config, len(self.splits.train.classes))
+            if config.distillation:
+                self.teacher_file = run_folder.pack_weights(network)
+            self.record = RunRecord.new(
+                self.config, identity, network.architecture, self.teacher_file
+            )
         teacher = None
         if config.distillation:
             teacher = Teacher(
-                copy.deepcopy(network), self.preprocessing, average_mirrored=self.augmentation.flip
+                run_folder.load_teacher(folder, resumed) if resumed else copy.deepcopy(network),
+                self.preprocessing,
+                average_mirrored=self.augmentation.flip,
             )
         if start is not None and start.weights is not None:
             network.load_state_dict(dict(start.weights))
@@ -170,51 +181,81 @@ class _Trainer:
             config, network, self.preprocessing, process, class_weights, start, teacher
         )
         self.quantized_inputs = start.quantized_inputs if start is not None else {}
-        self.workers = default_workers() if config.workers is None else config.workers
+        self.workers = affordable_workers(
+            config.workers,
+            config.image_size,
+            images=(
+                -(-min(config.batch_size, len(self.splits.train.files)) // process.count),
+                min(VAL_BATCH, len(self.splits.val.files)),
+            ),
+        )
         self.val_plan = validation_plan(process, self.workers)
-        self.position = RunPosition()
+        self.position = self.saved = RunPosition()
         self.metrics: list[EpochMetrics] = []
         # Positions of the images in each split that this process could not decode.
         self.unreadable: dict[str, set[int]] = {"train": set(), "val": set()}
 
     def restore(self, state: TrainingState, metrics: list[EpochMetrics]) -> None:
+        """Continue from a saved state."""
         self.learner.restore(state.model, state.momentum, state.average)
-        self.position = state.position
+        self.position = self.saved = state.position
         done, steps = self.position.epochs_done, self.position.steps_done
-        self.metrics = metrics[:done]
+        self.metrics = metrics
         self._log("resuming after %d epochs and %d steps", done, steps)
 
+    def begin(self) -> None:
+        """Check the free space, and write what a resumed run needs before the first epoch."""
+        if not self.process.is_main:
+            return
+        state, weights = self.learner.state_bytes()
+        needed = state + weights + report_bytes(self.config.image_size)
+        if self.resumed:
+            run_folder.remove_temporary_files(self.folder)
+            check_space(self.folder, needed)
+            save_record(self.folder, self.record)  # the data may have moved
+            return
+        needed += state + len(self.teacher_file or b"")  # a new state is written beside the old one
+        check_space(self.folder, needed, [self.folder / name for name in run_folder.RESULTS])
+        run_folder.begin_run(self.folder, self.record, self.teacher_file)
+        self._save_state()
+
     def train(self) -> TrainingResult:
+        """Train the remaining epochs and write the results."""
+        with explained_failures(self.folder, lambda: self.saved, self._log):
+            return self._train()
+
+    def _train(self) -> TrainingResult:
         start = time.perf_counter()
         config = self.config
         evaluation = None
         write_event = None
+        provenance = collect_provenance(read_device().to_json())
         if config.tensorboard and self.process.is_main:
             write_event = event_writer(self.folder, self.position.epochs_done)
-        if config.qat and self.process.is_main and self.position == RunPosition():
-            self._save_state()
         train_batches, val_batches = self._batches()
         self._log("%s", HEADER)
-        try:
-            while self.position.epochs_done < config.epochs:
-                self._train_epoch(train_batches)
-                evaluation = self._evaluate(val_batches)
-                self.metrics.append(self._epoch_metrics(evaluation))
-                self.position = RunPosition(epochs_done=self.position.epochs_done + 1)
-                if self.process.is_main:
-                    run_folder.save_metrics(self.folder, self.metrics)
-                    self._save_state()
-                if write_event is not None:
-                    write_event(self.metrics[-1])
-                self._log("%s", epoch_line(self.metrics, config.epochs))
-        except KeyboardInterrupt:
-            self._log("interrupted; to continue: resdeploy train --resume %s", self.folder)
-            raise
+        while self.position.epochs_done < config.epochs:
+            self._train_epoch(train_batches)
+            evaluation = self._evaluate(val_batches)
+            self.metrics.append(self._epoch_metrics(evaluation))
+            self.position = RunPosition(epochs_done=self.position.epochs_done + 1)
+            if self.process.is_main:
+                run_folder.save_metrics(self.folder, self.metrics)
+                self._save_state()
+            if write_event is not None:
+                write_event(self.metrics[-1])
+            self._log("%s", epoch_line(self.metrics, config.epochs))
         # A resumed run may have finished all its epochs before.
         evaluation = evaluation or self._evaluate(val_batches)
         unreadable = self._unreadable_names()
         if self.process.is_main:
-            self._finish(evaluation, unreadable)
+            write_results(
+                self.folder, self.learner.final_network, config=config,
+                processes=self.process.count, metrics=self.metrics, evaluation=evaluation,
+                images=self.splits.val, preprocessing=self.preprocessing, unreadable=unreadable,
+                learned=self.learner.quantized.learned() if self.learner.quantized else None,
+                provenance=provenance,
+            )  # fmt: skip
         return TrainingResult(
             run=self.folder,
             accuracy=evaluation.accuracy,
@@ -223,31 +264,6 @@ class _Trainer:
             unreadable=len(unreadable),
             seconds=time.perf_counter() - start,
         )
-
-    def _finish(self, evaluation: Evaluation, unreadable: Sequence[str]) -> None:
-        """Write the files of a finished run; `model.json` and the link to the run come last."""
-        config = self.config
-        provenance = collect_provenance(read_device().to_json())
-        draw_curves(self.metrics, self.folder / run_folder.CURVES)
-        if unreadable:
-            lines = "".join(f"{name}\n" for name in unreadable)
-            write_file(self.folder / run_folder.UNREADABLE, lines.encode())
-        write_report(
-            self.folder, config, self.metrics, evaluation, self.splits.val, self.preprocessing,
-            unreadable, provenance,
-        )  # fmt: skip
-        run_folder.save_model(
-            self.folder,
-            self.learner.final_network,
-            labels=self.splits.train.classes,
-            preprocessing=self.preprocessing,
-            data=config.data if config.data == DIGITS else str(Path(config.data).resolve()),
-            config=config.to_json() | {"processes": self.process.count},
-            metrics={"accuracy": evaluation.accuracy, "unreadable_images": len(unreadable)},
-            learned=self.learner.quantized.learned() if self.learner.quantized else None,
-            provenance=provenance,
-        )
-        run_folder.update_latest_link(self.folder)
 
     def _batches(self) -> tuple[Iterator[Batch], Iterator[Batch]]:
         """Return the remaining training batches, and validation batches for as many epochs."""
@@ -299,7 +315,9 @@ class _Trainer:
         totals = self.process.total(torch.stack(steps)).tolist()
         for index, (step_loss, step_images) in enumerate(totals):
             if not math.isfinite(step_loss):
-                raise self._divergence(step_loss, self.position.steps_done + index + 1)
+                step = self.position.steps_done + index + 1
+                epoch = self.position.epochs_done + 1
+                raise divergence(self.config, self.folder, epoch=epoch, step=step, loss=step_loss)
             loss += step_loss * step_images
             images += int(step_images)
         self.position = replace(
@@ -309,20 +327,6 @@ class _Trainer:
             images=images,
             seconds=self.position.seconds + seconds,
             waiting_seconds=self.position.waiting_seconds + waiting_seconds,
-        )
-
-    def _divergence(self, loss: float, step: int) -> TrainingError:
-        path = self.folder / run_folder.STATE_FILE
-        saved = run_folder.load_state(self.folder).position if path.exists() else None
-        return TrainingError(
-            f"the loss is {loss} in epoch {self.position.epochs_done + 1}, step {step}"
-            + (
-                f"; {path} holds the last state before it, after {saved.epochs_done} epochs and "
-                f"{saved.steps_done} steps"
-                if saved
-                else ", before the first state was saved"
-            ),
-            f"start again with an --lr below {self.config.lr:g}",
         )
 
     def _epoch_metrics(self, evaluation: Evaluation) -> EpochMetrics:
@@ -347,9 +351,13 @@ class _Trainer:
 
     def _save_state(self) -> None:
         state = TrainingState(
-            position=self.position, quantized_inputs=self.quantized_inputs, **self.learner.state()
+            run=self.record.id,
+            position=self.position,
+            quantized_inputs=self.quantized_inputs,
+            **self.learner.state(),
         )
         run_folder.save_state(self.folder, state)
+        self.saved = self.position
 
     def _add_unreadable(self, split: str, positions: Sequence[int]) -> None:
         files = getattr(self.splits, split).files

@@ -37,11 +37,11 @@ from resdeploy.train.data.dataset import (
     BatchPlan,
     DataSplits,
     EpochImages,
-    default_workers,
     load_batches,
     read_splits,
 )
 from resdeploy.train.data.shards import ImageFile
+from resdeploy.train.data.workers import default_workers
 from resdeploy.train.distributed import Process
 from resdeploy.train.evaluation import evaluate, validation_plan
 from resdeploy.train.model.architecture import Architecture, Shortcut

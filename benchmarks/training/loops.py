@@ -31,10 +31,10 @@ from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import (
     BatchPlan,
     EpochImages,
-    default_workers,
     load_batches,
     read_splits,
 )
+from resdeploy.train.data.workers import default_workers
 from resdeploy.train.distributed import Process
 from resdeploy.train.initialization import initial_network
 from resdeploy.train.model.architecture import Architecture

@@ -20,28 +20,29 @@ from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.inputs import read_source
 from resdeploy.export.quantization.calibrate import calibrate
 from resdeploy.export.quantization.recipe import QuantizationRecipe
-from resdeploy.filesystem import refuse_existing
 from resdeploy.progress import Progress, silent
 from resdeploy.train import trainer
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.synthetic_digits import digits_folder
 from resdeploy.train.model.resnet import Classifier, ResNet, normed_convolutions
 from resdeploy.train.qat.network import QuantizedStart
-from resdeploy.train.run.folder import STATE_JSON
+from resdeploy.train.run.output import check_new_run
+from resdeploy.train.run.results import TrainingResult
 
 CALIBRATION_IMAGES = 512
 
 
 def train_quantized(
     config: TrainingConfig, folder: Path, *, force: bool = False, progress: Progress = silent
-) -> trainer.TrainingResult:
+) -> TrainingResult:
     """Train `config.init` for INT8 and write a run folder with the ranges for the export.
 
     Raises:
+        OutputError: `folder` exists and `force` is not set, or it cannot be written.
         CalibrationError: There are no calibration images.
         TrainingError: The network takes images of another size, or `trainer.train` raises it.
     """
-    refuse_existing(folder, force=force, marker=STATE_JSON)
+    check_new_run(folder, force=force)
     start = quantized_start(config, progress)
     return trainer.train(config, folder, start=start, force=force, progress=progress)
 

@@ -11,18 +11,18 @@ from click import Choice, FloatRange, IntRange, argument, option
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import FORCE
 from resdeploy.tables import plural
-from resdeploy.train.config import CROPS, DIGITS, SCHEDULES, TrainingConfig
+from resdeploy.train.config import CROPS, SCHEDULES, TrainingConfig
 from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.recipes import RECIPES
 
 if TYPE_CHECKING:
-    from resdeploy.train.trainer import TrainingResult
+    from resdeploy.train.run.results import TrainingResult
 
 BELOW_1 = FloatRange(0, 1, max_open=True)
 
 
 @command
-@argument("data", default=DIGITS)
+@argument("data", required=False)
 @option("-o", "--output", "run", type=PATH, help="Run folder to write.  [default: runs/DATA-TIME]")
 @option(
     "--recipe",
@@ -35,7 +35,7 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 @option("--batch-size", type=IntRange(2), help="Number of images per optimiser step.")
 @option(
     "--lr",
-    type=float,
+    type=FloatRange(0, min_open=True),
     help="Highest learning rate at a batch size of 256; it is scaled to the actual batch size.",
 )
 @option(
@@ -106,7 +106,12 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
     "--save-minutes", type=FloatRange(0), help="Time between saves within an epoch, in minutes."
 )
 @option("--tensorboard", is_flag=True, default=None, help="Also write metrics for TensorBoard.")
-@option("--resume", type=PATH, help="Continue the training in this run folder, with its settings.")
+@option(
+    "--resume",
+    type=PATH,
+    help="Continue the training in this run folder, with its settings. Give DATA if the data has "
+    "moved; --workers can be changed.",
+)
 @FORCE
 def train(
     run: Path | None, resume: Path | None, force: bool, recipe: str | None, **settings: Any
@@ -119,10 +124,14 @@ def train(
     from resdeploy.progress import progress_bar
     from resdeploy.train import trainer
     from resdeploy.train.distributed import is_main_process
+    from resdeploy.train.run.folder import default_folder
 
     if resume is not None:
-        reject_options(("run", "recipe", *settings), "--resume keeps the run's settings")
-        result = trainer.resume(resume, progress=progress_bar)
+        kept = [name for name in settings if name not in ("data", "workers")]
+        reject_options(("run", "recipe", *kept), "--resume keeps the run's settings")
+        result = trainer.resume(
+            resume, settings["data"], workers=settings["workers"], progress=progress_bar
+        )
     else:
         config = TrainingConfig.from_recipe(recipe, **settings)
         run_training: Callable[..., TrainingResult] = trainer.train
@@ -130,7 +139,7 @@ def train(
             from resdeploy.export.quantization.qat_initialization import train_quantized
 
             run_training = train_quantized
-        folder = run or trainer.default_folder(config.data)
+        folder = run or default_folder(config.data)
         result = run_training(config, folder, force=force, progress=progress_bar)
     return CommandResult(result, training_text(result), printed=is_main_process())
 

@@ -8,7 +8,9 @@ from resdeploy.errors import needs_extra
 
 
 def render_page(template: str, **values: Any) -> bytes:
-    """Return a filled-in template as UTF-8; all values are escaped.
+    r"""Return a filled-in template as UTF-8; all values are escaped.
+
+    Bytes of a file name that are not UTF-8 are written as `\udc..`.
 
     Args:
         template: Path, below the package, of a template that extends `pages/page.html.j2`.
@@ -27,4 +29,4 @@ def render_page(template: str, **values: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values).encode()
+    return environment.get_template(template).render(**values).encode(errors="backslashreplace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.train.config import TrainingConfig, learning_rate
+from resdeploy.train.config import SettingError, TrainingConfig, learning_rate
 from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.recipes import RECIPES
 
@@ -38,11 +39,58 @@ def test_json_round_trip() -> None:
         {"crop": "circle"},
         {"recipe": "secret"},
         {"freeze": True},
+        {"weight_decay": math.nan},
+        {"weight_decay": math.inf},
+        {"mixup": math.nan},
+        {"cutmix": math.inf},
+        {"save_minutes": math.nan},
+        {"warmup_epochs": -1.0},
+        {"warmup_epochs": math.nan},
+        {"min_area": 0.0},
+        {"min_area": math.nan},
+        {"image_size": 0},
+        {"workers": -1},
+        {"seed": -1},
     ],
 )
 def test_rejects_impossible_settings(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):
+    """Check that the message names the option as the command line does, and that it has a hint."""
+    with pytest.raises(SettingError, match="--" + next(iter(wrong)).replace("_", "-")) as caught:
         TrainingConfig(**wrong)
+    assert isinstance(caught.value, ValueError)
+    assert "--" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "hint"),
+    [
+        ({"freeze": True}, "--freeze needs a trained network", "add --init"),
+        ({"qat": True}, "--qat needs a trained network", "add --init"),
+        ({"qat": True, "init": "x", "ema": 0.9}, "--qat cannot .* --ema", "remove --ema"),
+        ({"qat": True, "init": "x", "bf16": True}, "--qat cannot .* --bf16", "remove --bf16"),
+        ({"distillation": 1.5, "qat": True, "init": "x"}, "--distillation is 1.5", "leave"),
+        ({"distillation": 0.5}, "--distillation is only possible with --qat", "add --qat"),
+    ],
+)
+def test_settings_that_need_or_exclude_others_name_both(
+    settings: dict[str, Any], message: str, hint: str
+) -> None:
+    with pytest.raises(SettingError, match=message) as caught:
+        TrainingConfig(**settings)
+    assert hint in str(caught.value.hint)
+
+
+def test_pinned_settings_do_not_depend_on_folder_or_place_of_the_data() -> None:
+    pinned = TrainingConfig(data="photos", init="a.pth").pinned()
+    assert (pinned.data, pinned.init) == (str(Path.cwd() / "photos"), str(Path.cwd() / "a.pth"))
+    assert (pinned.flip, pinned.min_area) == (True, 0.35)
+    assert pinned.pinned() == pinned
+    digits = TrainingConfig().pinned()
+    assert (digits.data, digits.init, digits.flip, digits.min_area) == ("digits", None, False, 0.85)
+    moved = dataclasses.replace(digits, data="copy/of/the/digits").pinned()
+    assert (moved.flip, moved.min_area) == (False, 0.85)
+    chosen = TrainingConfig(flip=False, min_area=0.5).pinned()
+    assert (chosen.flip, chosen.min_area) == (False, 0.5)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
@@ -80,8 +128,9 @@ def test_the_default_recipe_depends_on_init() -> None:
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="choose from quick, paper, modern, finetune"):
+    with pytest.raises(SettingError, match="no recipe 'unknown'") as caught:
         TrainingConfig.from_recipe("unknown")
+    assert "choose from quick, paper, modern, finetune" in str(caught.value.hint)
 
 
 def test_the_learning_rate_is_proportional_to_the_batch_size() -> None:

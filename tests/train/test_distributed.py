@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,45 @@ def test_synchronised_batch_norm_is_that_of_the_global_batch(tmp_path: Path) -> 
     torch.testing.assert_close(weight, network[0].weight.grad, rtol=0, atol=1e-8)
 
 
+def test_other_data_or_the_end_of_a_process_is_an_error_in_the_other() -> None:
+    """Start two processes without torchrun, which would stop the second one itself."""
+    code = """
+import os
+from pathlib import Path
+import torch
+from resdeploy.errors import TrainingError
+from resdeploy.train.distributed import connect_processes
+from resdeploy.train.run.failures import explained_failures
+from resdeploy.train.run.folder import RunPosition
+with connect_processes() as process, explained_failures(Path("run"), RunPosition, print):
+    process.check_equal("images", "same")
+    try:
+        process.check_equal("images", str(process.rank))
+    except TrainingError as error:
+        print(error, flush=True)
+    if process.rank == 1:
+        os._exit(1)
+    process.gather(torch.zeros(1))
+"""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **shared, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    (output, errors), (other, _) = (process.communicate(timeout=60) for process in processes)
+    assert output == other == "process 1 has other images than process 0\n"
+    assert "the connection to another training process was lost" in errors.splitlines()[-1]
+
+
 @pytest.mark.slow
 def test_two_processes_have_the_loss_curve_of_one(
     image_data: Path, tiny_checkpoint: Path, tmp_path: Path
@@ -78,7 +118,7 @@ def test_two_processes_have_the_loss_curve_of_one(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert alone.returncode == 0, alone.stderr
-    one, two = (run_folder.load_metrics(tmp_path / name) for name in ("one", "two"))
+    one, two = (run_folder.load_metrics(tmp_path / name, 2) for name in ("one", "two"))
     # Another order of summation gives errors of 1e-7, and each step multiplies them by about ten,
     # because batch norm over 15 values (the last maps have one pixel) divides by small deviations.
     for expected, found, tolerance in zip(one, two, (1e-3, 1e-2)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from resdeploy.train.run import folder as run_folder
+from resdeploy.train.run.record import STATE_JSON
 
 
 def start(*arguments: object, preexec: Callable[[], None] | None = None) -> subprocess.Popen[str]:
@@ -83,7 +85,7 @@ def test_a_run_that_was_killed_three_times_gives_identical_weights(
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, broken[name], rtol=0, atol=0)
     for expected, found in zip(
-        *(run_folder.load_metrics(Path(name)) for name in ("whole", "broken"))
+        *(run_folder.load_metrics(Path(name), 3) for name in ("whole", "broken"))
     ):
         assert (found.loss, found.val_loss) == (expected.loss, expected.val_loss)
     assert not list(Path("broken").glob(".*"))  # temporary files of the killed processes are gone
@@ -94,7 +96,7 @@ def test_the_last_state_survives_a_full_disk(image_data: Path, tiny_checkpoint: 
     settings = (image_data, "--init", tiny_checkpoint, "--epochs", 1, "--batch-size", 30)
     finish(start(*settings, "-o", "run"))
     before = (Path("run") / run_folder.STATE_FILE).read_bytes()
-    document = Path("run") / run_folder.STATE_JSON
+    document = Path("run") / STATE_JSON
     document.write_text(document.read_text().replace('"epochs": 1', '"epochs": 2'))
 
     def limit() -> None:  # limits the size of a file, as a disk quota would
@@ -104,8 +106,34 @@ def test_the_last_state_survives_a_full_disk(image_data: Path, tiny_checkpoint: 
     _, errors = process.communicate(timeout=1200)
     assert process.returncode == 1
     assert "error: cannot write run/state.safetensors" in errors
+    assert "the state after 1 epochs and 0 steps is kept" in errors
     assert "free some space" in errors
     assert (Path("run") / run_folder.STATE_FILE).read_bytes() == before
     assert not list(Path("run").glob(".*"))
     finish(start("--resume", "run"))  # without the limit
-    assert len(run_folder.load_metrics(Path("run"))) == 2
+    assert len(run_folder.load_metrics(Path("run"), 2)) == 2
+
+
+def test_killed_workers_are_one_error_with_the_command_to_continue(
+    image_data: Path, tiny_checkpoint: Path
+) -> None:
+    """Kill the workers for training and those for validation at once, as a lack of memory may."""
+    settings = ("--epochs", 1000, "--batch-size", 4, "--workers", 2, "-o", "run")
+    process = start(image_data, "--init", tiny_checkpoint, "--image-size", 32, *settings)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(workers := children.read_text().split()) < 4:
+        assert process.poll() is None
+        time.sleep(0.01)
+    begun = time.monotonic()
+    for worker in workers:
+        os.kill(int(worker), signal.SIGKILL)
+    assert process.stderr
+    lines = [process.stderr.readline() for _ in range(3)]  # the first is the header of the table
+    assert time.monotonic() - begun < 10
+    # A worker that is killed before PyTorch watches it is noticed after five seconds.
+    assert re.match(
+        r"error: process [\d, ]+, which decoded images, (was killed|exited unexpectedly)", lines[1]
+    )
+    assert lines[2] == "hint: to continue with fewer: resdeploy train --resume run --workers 1\n"
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, "")

@@ -6,7 +6,7 @@ number of workers get exactly the same pixels.
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, get_worker_info
 
-from resdeploy.errors import DataError, ImageError
+from resdeploy.errors import DataError, ImageError, TrainingError
 from resdeploy.images.class_folders import LabelledImages, match_labels, read_image_folder
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
 from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.data.shards import ImageFile, find_shards, image_content, read_shards
+from resdeploy.train.data.workers import BATCHES_AHEAD
 
-MAX_WORKERS = 16  # per process, because it receives their batches one at a time
+SECONDS_PER_BATCH = 600  # after which a storage that does not respond is an error
+SECONDS_PER_CHECK = 5  # between checks whether all workers are alive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,26 +159,51 @@ class BatchPlan:
         return [step[self.rank :: self.processes].tolist() for step in steps]
 
 
-def default_workers() -> int:
-    """Return 0 without a GPU, because the network needs the cores; otherwise all cores but one."""
-    if not torch.cuda.is_available():
-        return 0
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(MAX_WORKERS, max(1, cores - 1))
-
-
 def load_batches(epochs: Sequence[EpochImages], plan: BatchPlan) -> Iterator[Batch]:
-    """Yield the batches of all epochs; `plan.start` applies to the first epoch.
+    """Start the workers and return the batches of all epochs; `plan.start` applies to the first.
 
     At the end of an epoch, the workers already decode the images of the next one.
+
+    Raises:
+        TrainingError: The workers cannot be started.
     """
-    yield from DataLoader(
+    if not epochs:
+        return iter(())
+    loader: DataLoader[Sample] = DataLoader(
         ConcatDataset(epochs),
         batch_sampler=_positions(epochs, plan),
         collate_fn=_collate,
         num_workers=plan.workers,
+        prefetch_factor=BATCHES_AHEAD if plan.workers else None,
         pin_memory=torch.cuda.is_available(),
+        timeout=SECONDS_PER_CHECK if plan.workers else 0,
     )
+    try:
+        return _receive(iter(loader))
+    except OSError as error:
+        raise TrainingError(
+            f"{plan.workers} processes that decode images cannot be started: {error.strerror}",
+            "use fewer --workers, or raise the limit with ulimit -u",
+        ) from error
+
+
+def _receive(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield all batches; each may take up to `SECONDS_PER_BATCH`.
+
+    PyTorch looks for dead workers after each of its timeouts.
+    """
+    deadline = time.monotonic() + SECONDS_PER_BATCH
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "timed out" not in str(error) or time.monotonic() > deadline:
+                raise
+            continue
+        yield batch
+        deadline = time.monotonic() + SECONDS_PER_BATCH
 
 
 def _read_images(folder: Path) -> LabelledImages[ImageFile]:
@@ -196,10 +223,17 @@ def _positions(epochs: Sequence[EpochImages], plan: BatchPlan) -> Iterator[list[
 def _collate(samples: list[Sample]) -> Batch:
     good = [sample for sample in samples if sample.pixels is not None]
     images = [torch.from_numpy(sample.pixels) for sample in good]
+    tensors = (
+        torch.stack(images) if images else torch.empty((0, 0, 0, 3), dtype=torch.uint8),
+        torch.tensor([sample.label for sample in good], dtype=torch.int64),
+        torch.tensor([sample.mirrored for sample in good], dtype=torch.bool),
+    )
+    if get_worker_info() is not None:
+        # PyTorch would do this later, in a thread whose errors nobody receives.
+        for tensor in tensors:
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
     return Batch(
-        images=torch.stack(images) if images else torch.empty((0, 0, 0, 3), dtype=torch.uint8),
-        labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
-        mirrored=torch.tensor([sample.mirrored for sample in good], dtype=torch.bool),
+        *tensors,
         positions=tuple(sample.position for sample in good),
         unreadable=tuple(sample.position for sample in samples if sample.pixels is None),
     )

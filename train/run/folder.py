@@ -1,38 +1,43 @@
 """The files of a run folder: results of training, and the state to resume it.
 
-`state.safetensors` is replaced atomically after every epoch and every few minutes, and includes the
-position in the run, so the file on disk is always consistent. `model.json` is written last and
-marks a finished run.
+`state.safetensors` is written before the first epoch, and replaced atomically after every epoch and
+every few minutes. It includes the position in the run, so the file on disk is always consistent.
+`model.json` marks a finished run.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from resdeploy.errors import OutputError, TrainingError
-from resdeploy.filesystem import write_file
+from resdeploy.filesystem import sha256_file, write_file
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import decode, write_document
-from resdeploy.train.config import TrainingConfig
 from resdeploy.train.model.checkpoint import MODEL_FILE, MODEL_JSON
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.qat.network import DOT, SCALES, QuantizedStart
+from resdeploy.train.run.record import FORMAT, RunRecord, other_format, save_record
 
 STATE_FILE = "state.safetensors"
-STATE_JSON = "state.json"
+TEACHER_FILE = "teacher.safetensors"
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
 REPORT = "report.html"
 UNREADABLE = "unreadable.txt"
+RESULTS = (
+    MODEL_JSON, MODEL_FILE, STATE_FILE, TEACHER_FILE, METRICS, CURVES, REPORT, UNREADABLE,
+)  # fmt: skip
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
 TENSORS = ("model", "momentum", "average")  # fields of `TrainingState`, and prefixes in its file
@@ -77,6 +82,8 @@ class RunPosition:
 class TrainingState:
     """The state from which a run can be resumed."""
 
+    run: str
+    """See `RunRecord.id`."""
     position: RunPosition
     model: dict[str, Tensor]
     momentum: dict[str, Tensor]
@@ -111,17 +118,20 @@ def save_state(folder: Path, state: TrainingState) -> None:
         for name, tensor in getattr(state, group).items()
     }
     metadata = {
+        "format": str(FORMAT),
+        "run": state.run,
+        "checksum": str(_checksum(tensors)),
         "position": json.dumps(asdict(state.position)),
         "quantized_inputs": json.dumps(dict(state.quantized_inputs)),
     }
     write_file(folder / STATE_FILE, save(tensors, metadata))
 
 
-def load_state(folder: Path) -> TrainingState:
+def load_state(folder: Path, record: RunRecord | None = None) -> TrainingState:
     """Load the newest state of an interrupted run.
 
     Raises:
-        TrainingError: The state is missing or damaged.
+        TrainingError: The state is missing or damaged, or does not belong to `record`.
     """
     path = folder / STATE_FILE
     if not path.is_file():
@@ -131,23 +141,66 @@ def load_state(folder: Path) -> TrainingState:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             names = file.keys()
-            for full_name in names:
+            found = {name: file.get_tensor(name) for name in names}
+        version = metadata.get("format", "1")
+        if version == str(FORMAT):
+            if metadata["checksum"] != str(_checksum(found)):
+                raise ValueError("its checksum is wrong")
+            if record is not None and metadata["run"] != record.id:
+                raise ValueError("it belongs to another run than state.json")
+            for full_name, tensor in found.items():
                 group, _, name = full_name.partition(".")
-                tensors[group][name] = file.get_tensor(full_name)
-        return TrainingState(
-            position=decode(RunPosition, metadata["position"].encode()),
-            quantized_inputs=decode(dict[str, str], metadata["quantized_inputs"].encode()),
-            **tensors,
-        )
+                tensors[group][name] = tensor
+            return TrainingState(
+                run=metadata["run"],
+                position=decode(RunPosition, metadata["position"].encode()),
+                quantized_inputs=decode(dict[str, str], metadata["quantized_inputs"].encode()),
+                **tensors,
+            )
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
+    raise other_format(path, version)
 
 
-def begin_run(folder: Path, config: TrainingConfig) -> None:
-    """Write the settings of a new run to `folder`, and delete the results of an older run."""
-    for name in (MODEL_JSON, STATE_FILE, METRICS, REPORT, UNREADABLE):
+def begin_run(folder: Path, record: RunRecord, teacher: bytes | None = None) -> None:
+    """Write the record of a new run to `folder`, and delete the results of an older run.
+
+    Args:
+        folder: Run folder.
+        record: Settings, data and network of the run.
+        teacher: Content of the teacher's file, from `pack_weights`; None without distillation.
+    """
+    # The old state goes first, so that an interruption cannot leave it with the new record.
+    for name in (STATE_FILE, *RESULTS):
         (folder / name).unlink(missing_ok=True)
-    write_document(folder / STATE_JSON, config)
+    remove_temporary_files(folder)
+    if teacher is not None:
+        write_file(folder / TEACHER_FILE, teacher)
+    save_record(folder, record)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Delete the incomplete files of a process that was killed."""
+    for path in folder.glob(".*.tmp-*"):
+        path.unlink(missing_ok=True)
+
+
+def load_teacher(folder: Path, record: RunRecord) -> ResNet:
+    """Return the teacher of a run.
+
+    Raises:
+        TrainingError: Its file is missing, or is not that of the run.
+    """
+    path = folder / TEACHER_FILE
+    if not path.is_file() or sha256_file(path) != record.teacher_sha256:
+        problem = "is not the teacher of this run" if path.is_file() else "is missing"
+        raise TrainingError(
+            f"{path} {problem}: its SHA-256 should be {record.teacher_sha256}",
+            "copy it from a backup, or start a new run",
+        )
+    network = ResNet(record.architecture)
+    network.load_state_dict(load_file(path))
+    return network
 
 
 def save_metrics(folder: Path, metrics: Sequence[EpochMetrics]) -> None:
@@ -156,33 +209,28 @@ def save_metrics(folder: Path, metrics: Sequence[EpochMetrics]) -> None:
     write_file(folder / METRICS, lines.encode())
 
 
-def load_metrics(folder: Path) -> list[EpochMetrics]:
-    """Load the metrics of the finished epochs; none if the file is missing.
+def load_metrics(folder: Path, epochs: int) -> list[EpochMetrics]:
+    """Load the metrics of the first epochs.
 
     Raises:
-        TrainingError: The file is damaged.
+        TrainingError: The file is damaged, or lacks an epoch.
     """
     path = folder / METRICS
-    if not path.is_file():
-        return []
     try:
-        return [EpochMetrics(**json.loads(line)) for line in path.read_text().splitlines()]
-    except (ValueError, TypeError) as error:
+        lines = path.read_text().splitlines() if path.is_file() else []
+        metrics = [EpochMetrics(**json.loads(line)) for line in lines[:epochs]]
+        if len(metrics) < epochs:
+            raise ValueError(f"it has {len(metrics)} of {epochs} epochs")
+    except (OSError, TypeError, ValueError) as error:
         raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
+    return metrics
 
 
-def load_config(folder: Path) -> TrainingConfig:
-    """Load the settings of a run.
-
-    Raises:
-        TrainingError: The settings are missing or damaged.
-    """
-    try:
-        return TrainingConfig.from_json(json.loads((folder / STATE_JSON).read_bytes()))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(
-            f"{folder} cannot be resumed: its {STATE_JSON} is missing or damaged", "start a new run"
-        ) from error
+def pack_weights(network: ResNet, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the content of a safetensors file with the weights of a network."""
+    tensors = network.state_dict().items()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors}
+    return save(weights, dict(metadata or {}))
 
 
 def save_model(
@@ -197,20 +245,17 @@ def save_model(
     provenance: Mapping[str, Any],
     learned: Mapping[str, float] | None = None,
 ) -> None:
-    """Write the finished network; `model.json` comes last, because it marks a finished run.
+    """Write the finished network; `model.json` comes second, because it marks a finished run.
 
     After quantisation-aware training, `learned` holds the largest value of each quantised tensor.
     """
-    weights = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
-    }
     architecture = network.architecture
     metadata = {
         "arch": architecture.name,
         "shortcut": architecture.shortcut.value,
         "labels": json.dumps(labels),
     }
-    write_file(folder / MODEL_FILE, save(weights, metadata))
+    write_file(folder / MODEL_FILE, pack_weights(network, metadata))
     document = {
         "architecture": architecture.to_json(),
         "labels": labels,
@@ -222,6 +267,11 @@ def save_model(
         "provenance": provenance,
     }
     write_document(folder / MODEL_JSON, document)
+
+
+def default_folder(data: str) -> Path:
+    """Return `runs/NAME-DATE-TIME`, where NAME is the name of the data folder."""
+    return RUNS / f"{Path(data).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def update_latest_link(folder: Path) -> None:
@@ -242,3 +292,11 @@ def update_latest_link(folder: Path) -> None:
         temporary.replace(LATEST)
     except OSError as error:
         raise OutputError(f"cannot write {LATEST}: {error.strerror}", "check the folder") from error
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """Return the CRC-32 of the tensors, which safetensors does not check."""
+    checksum = 0
+    for _, tensor in sorted(tensors.items()):
+        checksum = zlib.crc32(tensor.numpy().tobytes(), checksum)
+    return checksum

@@ -86,7 +86,8 @@ def test_help_names_every_command_and_the_version() -> None:
         ["build", "x.bundle", "--prune"],
         ["verify", "x.bundle", "--precision", "int4"],
         ["train", "--resume", "runs/x", "--epochs", "50"],
-        ["train", "digits", "--resume", "runs/x"],
+        ["train", "--lr", "0"],
+        ["train", "--lr", "-1"],
         ["train", "--resume", "runs/x", "-o", "y"],
     ],
 )
@@ -98,7 +99,10 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     ("arguments", "cause"),
     [
         (["train", "nowhere"], "nowhere has no folder 'train'"),
-        (["train", "digits", "--lr", "0"], "lr is 0.0"),
+        (["train", "digits", "--lr", "inf"], "--lr is inf, not a finite number"),
+        (["train", "digits", "--mixup", "nan"], "--mixup is nan, not a finite number"),
+        (["train", "digits", "--freeze"], "--freeze needs a trained network"),
+        (["train", "digits", "--qat"], "--qat needs a trained network"),
         (["train", "digits", "--init", "none.pth"], "there is no checkpoint at none.pth"),
         (["train", "--resume", "nowhere"], "nowhere cannot be resumed"),
         (["export"], "there is no finished run here"),

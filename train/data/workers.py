@@ -1,0 +1,67 @@
+"""The number of processes that decode images, limited by the cores and by the shared memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+
+import torch
+
+from resdeploy.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+
+MAX_WORKERS = 16  # per process, because it receives their batches one at a time
+SHARED_MEMORY = "/dev/shm"  # PyTorch passes batches from process to process in files there
+BATCHES_AHEAD = 2  # that a worker decodes before they are needed
+PAGES = 3 * 4096  # bytes: the images, labels and flags of a batch each fill whole pages
+BATCHES_IN_USE = 2  # the batch of this step, and the next one while it is received
+
+
+def default_workers() -> int:
+    """Return 0 without a GPU, because the network needs the cores; otherwise all cores but one."""
+    if not torch.cuda.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) // _local_processes()
+    return min(MAX_WORKERS, max(1, cores - 1))
+
+
+def affordable_workers(requested: int | None, image_size: int, images: Sequence[int]) -> int:
+    """Return `requested` or the default, after checking that the shared memory is large enough.
+
+    A default that is too large is reduced with a warning.
+
+    Args:
+        requested: Number of workers; None for the default.
+        image_size: Height and width of the images, in pixels.
+        images: Number of images per batch, for each set of workers.
+
+    Raises:
+        TrainingError: The shared memory is too small for `requested` workers.
+    """
+    batch_bytes = sum(3 * image_size**2 * count + PAGES for count in images)
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free // _local_processes()
+    except OSError:  # it is missing, so PyTorch cannot pass batches
+        free = 0
+    most = max(0, (free // batch_bytes - BATCHES_IN_USE) // BATCHES_AHEAD)
+    workers = default_workers() if requested is None else requested
+    if workers <= most:
+        return workers
+    needed = (workers * BATCHES_AHEAD + BATCHES_IN_USE) * batch_bytes
+    problem = (
+        f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free, but {workers} processes that decode images "
+        f"need {needed / 1e6:.1f} MB"
+    )
+    enlarge = f"enlarge {SHARED_MEMORY}, in Docker with --shm-size {-(-needed // 2**20)}m"
+    if requested is not None:
+        raise TrainingError(problem, f"use --workers {most}, or {enlarge}")
+    logger.warning("%s, so resdeploy uses %d; to use all, %s", problem, most, enlarge)
+    return most
+
+
+def _local_processes() -> int:
+    """Return the number of training processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))

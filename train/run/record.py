@@ -1,0 +1,198 @@
+"""The record of a run, `state.json`: everything but the tensors that a run needs to be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from resdeploy.errors import DataError, TrainingError
+from resdeploy.filesystem import sha256
+from resdeploy.json_documents import jsonable, parse, write_document
+from resdeploy.train.config import DIGITS, TrainingConfig
+from resdeploy.train.data.dataset import DataSplits, read_splits
+from resdeploy.train.data.synthetic_digits import digits_folder
+from resdeploy.train.model.architecture import Architecture
+
+STATE_JSON = "state.json"
+FORMAT = 2  # of `state.json` and `state.safetensors`; format 1 had no number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataIdentity:
+    """The facts by which a run recognises its data, also in another place."""
+
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of the network's outputs."""
+    images: dict[str, int]
+    """Number of images, by split."""
+    sha256: dict[str, str]
+    """SHA-256 of the names and classes of the files, by split."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """The settings of a run, its data and its network."""
+
+    id: str
+    """Random number, which the run's states repeat."""
+    config: TrainingConfig
+    """Settings with absolute paths; `config.init` is not read again."""
+    data: DataIdentity
+    architecture: Architecture
+    teacher_sha256: str | None
+    """SHA-256 of the file with the teacher's weights; None without distillation."""
+
+    @classmethod
+    def new(
+        cls,
+        config: TrainingConfig,
+        data: DataIdentity,
+        architecture: Architecture,
+        teacher: bytes | None,
+    ) -> RunRecord:
+        """Return the record of a new run; `teacher` is the file with the teacher's weights."""
+        return cls(
+            id=secrets.token_hex(8),
+            config=config,
+            data=data,
+            architecture=architecture,
+            teacher_sha256=None if teacher is None else sha256(teacher),
+        )
+
+
+def read_run_data(
+    data: str, run: Path, resumed: RunRecord | None
+) -> tuple[DataSplits, DataIdentity]:
+    """Return the images of a run and their identity.
+
+    Args:
+        data: Folder with the images, or `digits`.
+        run: Run folder.
+        resumed: Record of the run if it is resumed.
+
+    Raises:
+        DataError: The images or their names cannot be used, or are not those of the resumed run.
+    """
+    folder = digits_folder() if data == DIGITS else Path(data)
+    try:
+        splits = read_splits(folder)
+    except DataError as error:
+        hint = f"if the data has moved: resdeploy train DATA --resume {run}"
+        raise DataError(str(error), hint if resumed else error.hint) from error
+    check_names(splits.train.classes, data, run)
+    identity = identify_data(folder, splits)
+    if resumed is not None:
+        check_same_data(identity, resumed.data, data, run)
+    return splits, identity
+
+
+def identify_data(folder: Path, splits: DataSplits) -> DataIdentity:
+    """Return the identity of the data in `folder`: classes, and names of the files.
+
+    The content of the files is not part of it, because reading it would take as long as an epoch.
+    """
+    images, digests = {}, {}
+    for name, split in (("train", splits.train), ("val", splits.val)):
+        digest = hashlib.sha256()
+        for file, label in zip(split.files, split.labels):
+            place = str(file).removeprefix(str(folder))
+            digest.update(os.fsencode(f"{place}\0{label}\0"))
+        images[name], digests[name] = len(split.files), digest.hexdigest()
+    return DataIdentity(classes=splits.train.classes, images=images, sha256=digests)
+
+
+def check_same_data(found: DataIdentity, expected: DataIdentity, data: str, run: Path) -> None:
+    """Check that the data in the folder `data` is that of the run in the folder `run`.
+
+    Raises:
+        DataError: Classes, numbers of images or names of files differ.
+    """
+    new = [name for name in found.classes if name not in expected.classes]
+    gone = [name for name in expected.classes if name not in found.classes]
+    differences = [
+        *([f"lacks the class {_listed(gone)}"] if gone else []),
+        *([f"has the additional class {_listed(new)}"] if new else []),
+    ]
+    if not differences and found.classes != expected.classes:
+        differences = ["has the classes in another order"]
+    for split, count in expected.images.items() if not differences else ():
+        if found.images[split] != count:
+            differences.append(f"has {found.images[split]} images in {split}, not {count}")
+        elif found.sha256[split] != expected.sha256[split]:
+            differences.append(f"has files with other names or classes in {split}")
+    if differences:
+        raise DataError(
+            f"this is not the data of {run}: {data} {' and '.join(differences)}",
+            f"name the folder of its data: resdeploy train DATA --resume {run}; or start a new run",
+        )
+
+
+def check_names(classes: Sequence[str], data: str, run: Path) -> None:
+    """Check that the files of a run can hold the names of its classes and folders.
+
+    Raises:
+        DataError: A name is not UTF-8, or the name of a class has several lines.
+    """
+    for what, name in (("path", data), ("path", str(run)), *(("class name", c) for c in classes)):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"the {what} {name!r} is not UTF-8", "rename the folder") from error
+    for name in classes:
+        if name.splitlines() != [name]:
+            raise DataError(f"the class name {name!r} is not one line", "rename the folder")
+
+
+def save_record(folder: Path, record: RunRecord) -> None:
+    """Write `state.json`."""
+    document = {"format": FORMAT, **jsonable(record)}
+    write_document(folder / STATE_JSON, document | {"architecture": record.architecture.to_json()})
+
+
+def load_record(folder: Path) -> RunRecord:
+    """Load `state.json`.
+
+    Raises:
+        TrainingError: The file is missing or damaged, or of another version of resdeploy.
+    """
+    path = folder / STATE_JSON
+    if not path.is_file():
+        raise TrainingError(
+            f"{folder} cannot be resumed: it has no {STATE_JSON}", "give the path of a run folder"
+        )
+    try:
+        document = json.loads(path.read_bytes())
+        version = document.get("format", 1)
+        if version == FORMAT:
+            return RunRecord(
+                id=parse(str, document["id"]),
+                config=TrainingConfig.from_json(document["config"]),
+                data=parse(DataIdentity, document["data"]),
+                architecture=Architecture.from_json(document["architecture"]),
+                teacher_sha256=document["teacher_sha256"],
+            )
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be read: {error.strerror}", "check its permissions"
+        ) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
+    raise other_format(path, version)
+
+
+def other_format(path: Path, found: object) -> TrainingError:
+    """Return the error for a file of a run in another format than this version writes."""
+    return TrainingError(
+        f"{path} has format {found}, and this version of resdeploy reads format {FORMAT}",
+        "resume the run with the version that wrote it, or start a new run",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(repr(name) for name in names[:3]) + more

@@ -1,0 +1,118 @@
+"""The results of a finished run: first the weights, then the report, whose errors are warnings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resdeploy.filesystem import write_file
+from resdeploy.images.class_folders import LabelledImages
+from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.train.config import TrainingConfig
+from resdeploy.train.data.shards import ImageFile
+from resdeploy.train.evaluation import Evaluation
+from resdeploy.train.model.resnet import ResNet
+from resdeploy.train.run.curves import draw_curves
+from resdeploy.train.run.folder import (
+    CURVES,
+    LATEST,
+    REPORT,
+    UNREADABLE,
+    EpochMetrics,
+    save_model,
+    update_latest_link,
+)
+from resdeploy.train.run.report import write_report
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """The result of a training run, as `resdeploy train` reports it."""
+
+    run: Path
+    accuracy: float
+    """Top-1 accuracy on `val` after the last epoch, in percent."""
+    images_per_second: float
+    """Median training throughput of the epochs, without validation."""
+    epochs: int
+    unreadable: int
+    """Number of images that could not be decoded."""
+    seconds: float
+    """Duration of this call."""
+
+
+def write_results(
+    folder: Path,
+    network: ResNet,
+    *,
+    config: TrainingConfig,
+    processes: int,
+    metrics: Sequence[EpochMetrics],
+    evaluation: Evaluation,
+    images: LabelledImages[ImageFile],
+    preprocessing: Preprocessing,
+    unreadable: Sequence[str],
+    learned: Mapping[str, float] | None,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write the files of a finished run, and point the link `runs/latest` to it.
+
+    Only the weights and `model.json` are needed to use the network. So they come first, and a
+    warning is logged if another file cannot be written.
+
+    Args:
+        folder: Run folder.
+        network: Trained network.
+        config: Settings of the run.
+        processes: Number of training processes.
+        metrics: Metrics of all epochs.
+        evaluation: Results of `network` on `images`.
+        images: Validation images.
+        preprocessing: Preprocessing of the images.
+        unreadable: Names of the files that could not be decoded.
+        learned: Largest value of each quantised tensor; None without QAT.
+        provenance: Versions, command and machine.
+
+    Raises:
+        OutputError: The weights cannot be written.
+    """
+    save_model(
+        folder,
+        network,
+        labels=images.classes,
+        preprocessing=preprocessing,
+        data=config.data,
+        config=config.to_json() | {"processes": processes},
+        metrics={"accuracy": evaluation.accuracy, "unreadable_images": len(unreadable)},
+        learned=learned,
+        provenance=provenance,
+    )
+    with _warning_for(folder / UNREADABLE, folder):
+        if unreadable:
+            lines = "".join(f"{name}\n" for name in unreadable)
+            write_file(folder / UNREADABLE, lines.encode(errors="surrogateescape"))
+    with _warning_for(folder / REPORT, folder):
+        draw_curves(metrics, folder / CURVES)
+        write_report(
+            folder, config, metrics, evaluation, images, preprocessing, unreadable, provenance
+        )
+    with _warning_for(LATEST, folder):
+        update_latest_link(folder)
+
+
+@contextmanager
+def _warning_for(path: Path, folder: Path) -> Iterator[None]:
+    """Log a warning for any error, because the run in `folder` is complete without this file."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning(
+            "%s was not written, but %s is complete: %s; to try again: "
+            "resdeploy train --resume %s", path, folder, error, folder,
+        )  # fmt: skip
