@@ -20,6 +20,7 @@ from typing import Any
 import uvicorn
 
 from resdeploy.errors import BackendError, ResdeployError, ServeError
+from resdeploy.filesystem import check_file
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import Advance, Progress
 from resdeploy.runtime.serving.config import ServeConfig
@@ -168,6 +169,8 @@ class _Process:
             ssl_certfile=config.tls_cert,
             ssl_keyfile=config.tls_key,
         )
+        for file in filter(None, (config.tls_cert, config.tls_key)):
+            check_file(file, ServeError, "name a PEM file with --tls-cert and --tls-key")
         try:
             settings.load()
         except OSError as error:  # the base class of ssl's errors

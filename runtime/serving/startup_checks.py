@@ -8,9 +8,12 @@ import resource
 from collections.abc import Sequence
 from pathlib import Path
 
-from resdeploy.errors import ServeError
+from resdeploy.bundle.bundle import open_bundle
+from resdeploy.errors import ServeError, one_line_reason
+from resdeploy.filesystem import read_limited
 from resdeploy.runtime.serving.config import TOKEN_VARIABLE, ServeConfig
 
+MAX_TOKEN_BYTES = 1 << 20
 MODEL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
@@ -18,10 +21,12 @@ def model_names(bundles: Sequence[Path]) -> dict[str, Path]:
     """Return the path of each bundle by model name: the folder's name without `.bundle`.
 
     Raises:
+        BundleError: A path is not a bundle.
         ServeError: Two bundles have the same name, or a name cannot be part of a URL.
     """
     names: dict[str, Path] = {}
     for path in bundles:
+        open_bundle(path)
         name = path.resolve().name.removesuffix(".bundle")
         if not MODEL_NAME.fullmatch(name):
             raise ServeError(
@@ -41,13 +46,11 @@ def read_token(config: ServeConfig) -> bytes | None:
         ServeError: The file cannot be read, or the token is empty or contains spaces.
     """
     if config.token_file is not None:
+        hint = "name a text file that contains only the token"
         try:
-            text = config.token_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ServeError(
-                f"the token file {config.token_file} cannot be read",
-                "name a text file that contains only the token",
-            ) from error
+            text = read_limited(config.token_file, MAX_TOKEN_BYTES, ServeError, hint).decode()
+        except UnicodeDecodeError as error:
+            raise ServeError(f"{config.token_file}: {one_line_reason(error)}", hint) from error
     elif TOKEN_VARIABLE in os.environ:
         text = os.environ[TOKEN_VARIABLE]
     else:

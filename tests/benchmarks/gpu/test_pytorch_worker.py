@@ -110,7 +110,7 @@ def test_random_weights_are_not_checked(tiny_bundle: Bundle) -> None:
 def test_rejects_a_checkpoint_of_another_network(tiny_bundle: Bundle, tmp_path: Path) -> None:
     other = dataclasses.replace(make_classifier().network.architecture, classes=5)
     torch.save(make_classifier(other).network.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="with 5 classes, the bundle"):
+    with pytest.raises(CheckpointError, match="with 5 classes, but the bundle"):
         start(tiny_bundle, str(tmp_path / "other.pth"))
 
 
