@@ -15,9 +15,9 @@ class FiniteRange(FloatRange):
         """Accept numbers from `low` to `high`; with `above`, `low` itself is refused."""
         super().__init__(low, high, min_open=above)
 
-    def convert(self, value: Any, parameter: Parameter | None, context: Context | None) -> Any:
-        if math.isnan(number := super().convert(value, parameter, context)):
-            self.fail(f"{value} is not in the range {self._describe_range()}.", parameter, context)
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
+        if math.isnan(number := super().convert(value, param, ctx)):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
         return number
 
 

@@ -8,7 +8,6 @@ import resource
 from collections.abc import Sequence
 from pathlib import Path
 
-from resdeploy.bundle.bundle import open_bundle
 from resdeploy.errors import ServeError, one_line_reason
 from resdeploy.filesystem import read_limited
 from resdeploy.runtime.serving.config import TOKEN_VARIABLE, ServeConfig
@@ -21,12 +20,10 @@ def model_names(bundles: Sequence[Path]) -> dict[str, Path]:
     """Return the path of each bundle by model name: the folder's name without `.bundle`.
 
     Raises:
-        BundleError: A path is not a bundle.
         ServeError: Two bundles have the same name, or a name cannot be part of a URL.
     """
     names: dict[str, Path] = {}
     for path in bundles:
-        open_bundle(path)
         name = path.resolve().name.removesuffix(".bundle")
         if not MODEL_NAME.fullmatch(name):
             raise ServeError(

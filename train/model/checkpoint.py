@@ -168,14 +168,17 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except MemoryError:
         raise
     except Exception as error:  # a damaged pickle can raise almost any exception
-        # The cause is one sentence, after advice to execute the code or the place in PyTorch's code.
+        # One sentence, after advice to execute the code, or after a place in PyTorch's code.
         text = str(error).rpartition("WeightsUnpickler error:")[2].rpartition("] . ")[2].strip()
         forbidden = re.search(r"GLOBAL ([\w.]+)", text)
         reason = re.split(r"\.\s|\n", text)[0] or type(error).__name__
-        raise CheckpointError(
-            f"{path} holds more than weights: {forbidden[1]}; no code in it was executed"
+        fault = (
+            f"holds more than weights: {forbidden[1]}"
             if forbidden
-            else f"{path} is not an intact file of torch.save: {reason}; no code in it was executed",
+            else f"is not an intact file of torch.save: {reason}"
+        )
+        raise CheckpointError(
+            f"{path} {fault}; no code in it was executed",
             remedy_for(error, f"save model.state_dict() with torch.save, or {COPY_HINT}"),
         ) from error
     for key in ("state_dict", "model", "model_state_dict"):  # keys that other programs use

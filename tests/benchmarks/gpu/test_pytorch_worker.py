@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.gpu.pytorch_worker import (
     MODES,
-    RANDOM,
     PyTorchBackend,
     check_pytorch,
     make_forward,
@@ -23,6 +22,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError, CheckpointError
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
+from resdeploy.train.bench.pytorch_worker import RANDOM
 from tests.samples import SIZE, make_classifier
 
 # Relative to the largest logit. The order of sums differs between kernels, and float16 and

@@ -269,7 +269,10 @@ def test_the_reason_of_the_system_is_not_replaced_by_damage(
 @pytest.mark.parametrize(
     ("data", "cause"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "only a pointer of Git LFS"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "only a pointer of Git LFS",
+        ),
         (b"\n<!DOCTYPE html>\n<html>", "is an HTML page"),
     ],
 )
@@ -282,7 +285,9 @@ def test_names_a_file_that_stands_for_another(
 
 
 def test_names_the_class_that_a_pickle_would_load(tmp_path: Path) -> None:
-    assert_rejected(save(tmp_path / "a.pth", nn.Linear(2, 2)), r"more than weights: .*\.Linear; no code")
+    assert_rejected(
+        save(tmp_path / "a.pth", nn.Linear(2, 2)), r"more than weights: .*\.Linear; no code"
+    )
 
 
 def test_a_bundle_is_not_a_run(tmp_path: Path) -> None:
