@@ -28,7 +28,7 @@ from resdeploy.calibration.tensorrt_cache import write_cache
 from resdeploy.errors import ExportError
 from resdeploy.export.golden_images import measure_parity
 from resdeploy.export.graph.coverage import coverage
-from resdeploy.export.graph.to_onnx import OPSET, to_bytes
+from resdeploy.export.graph.to_onnx import OPSET, VERSIONS_HINT, to_bytes
 from resdeploy.export.inputs import Source
 from resdeploy.export.quantization.recipe import encode_recipes
 from resdeploy.export.quantization.result import Calibration
@@ -49,7 +49,6 @@ from resdeploy.statistics import sqnr_db
 # Each graph must give the same logits for this many images at once as for one at a time. Otherwise,
 # the exporter made the batch size a constant.
 ODD_BATCH = 7
-VERSIONS_HINT = "install the versions in constraints.txt, and report the error if it persists"
 FILE_NAMES = {
     (Precision.FP32, Encoding.FLOAT): "fp32.onnx",
     (Precision.FP16, Encoding.FLOAT): "fp16.onnx",

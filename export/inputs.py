@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy.errors import CheckpointError, ExportError, ImageError
+from resdeploy.errors import CheckpointError, ExportError, ImageError, one_line_reason
+from resdeploy.filesystem import read_limited
 from resdeploy.images.class_folders import split_folder
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import list_images
@@ -118,19 +119,12 @@ def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
     if path is None:
         named = checkpoint.labels or [f"class {index}" for index in range(classes)]
         return tuple(" ".join(label.split()) for label in named)  # labels.txt has one per line
+    hint = "name a UTF-8 text file with one class name per line"
     try:
-        if path.stat().st_size > MAX_LABELS_BYTES:
-            raise ExportError(
-                f"{path} has more than {MAX_LABELS_BYTES} bytes, too many for a list of labels",
-                "name a text file with one class name per line",
-            )
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(
-            f"{path} cannot be read as text: {error}",
-            "name a UTF-8 text file with one class name per line",
-        ) from error
-    labels = tuple(line.strip() for line in lines if line.strip())
+        lines = read_limited(path, MAX_LABELS_BYTES, ExportError, hint).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{path} cannot be read: {one_line_reason(error)}", hint) from error
+    labels = tuple(line.strip() for line in lines.splitlines() if line.strip())
     if len(labels) != classes:
         raise ExportError(
             f"{path} has {len(labels)} labels, but the network has {classes} classes",

@@ -5,6 +5,7 @@ A wrong argument in a Python call raises a ValueError or TypeError instead.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -79,12 +80,70 @@ EXTRAS = {
 }
 
 
-def missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError:
-    """Return an error that names the extra to install."""
+_SPACE = "free some space, or choose another folder"
+_FILE_LIMIT = "allow more open files (ulimit -n 65536), or close some programs"
+_MEMORY = "close other programs, or use a smaller batch, smaller images or fewer processes"
+_REMEDIES = {
+    errno.EACCES: "check the permissions of the file and of its folders",
+    errno.EPERM: "check the permissions of the file and of its folders",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path: a part of it is a file, not a folder",
+    errno.EEXIST: "check the path: a part of it is a file, not a folder",
+    errno.EISDIR: "give the path of a file, not of a folder",
+    errno.ELOOP: "check the path: its links lead in a circle",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
+    errno.EROFS: "choose another folder: this one is read-only",
+    errno.EMFILE: _FILE_LIMIT,
+    errno.ENFILE: _FILE_LIMIT,
+    errno.EIO: "check the disk and the kernel's log (dmesg)",
+}
+# Parts of the messages with which PyTorch, CUDA, ONNX Runtime, OpenVINO and C++ report that memory
+# is exhausted; each has an exception class of its own.
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "bad allocation")
+
+
+def one_line_reason(error: BaseException) -> str:
+    """Return the cause of an error as one line; the name of its class if it has no text."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 text (byte {error.start + 1})"
+    text = str(error).strip()
+    if isinstance(error, MemoryError) and not text:
+        return "there is not enough memory"
+    if isinstance(error, KeyError) or not text:  # the text of a KeyError is only the key
+        return f"{type(error).__name__} {text}".strip()
+    return text.splitlines()[0]
+
+
+def remedy_for(error: BaseException, otherwise: str) -> str:
+    """Return a hint for an error whose cause is known: memory or the file system."""
+    if is_out_of_memory(error):
+        return _MEMORY
+    return _REMEDIES.get(getattr(error, "errno", None) or 0, otherwise)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if the memory of this machine or of its GPU was exhausted."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _OUT_OF_MEMORY)
+
+
+def missing_dependency(error: ImportError) -> MissingDependencyError:
+    """Return an error that names the extra to install, or says why a package does not load."""
     package = (error.name or "").split(".")[0]
     extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "all")
+    install = f"pip install 'resdeploy[{extra}]'"
+    if isinstance(error, ModuleNotFoundError):
+        return MissingDependencyError(f"this needs {package}, which is not installed", install)
     return MissingDependencyError(
-        f"this needs {package}, which is not installed", f"pip install 'resdeploy[{extra}]'"
+        f"{package or 'a package'} does not load: {one_line_reason(error)}",
+        f"install the library that it names, or install the package again: {install}",
     )
 
 
@@ -93,5 +152,5 @@ def needs_extra() -> Iterator[None]:
     """Raise a MissingDependencyError if an import within the `with` block fails."""
     try:
         yield
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise missing_dependency(error) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import secrets
@@ -11,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from resdeploy.errors import OutputError, ResdeployError
+from resdeploy.errors import OutputError, ResdeployError, one_line_reason, remedy_for
+
+HEAD_BYTES = 512
 
 
 def sha256(data: bytes | memoryview) -> str:
@@ -32,15 +33,39 @@ def read_limited(path: Path, limit: int, error_type: type[ResdeployError], hint:
     """Return the content of a file of at most `limit` bytes.
 
     Raises:
-        ResdeployError: An `error_type`, with `hint`, if the file cannot be read or is larger.
+        ResdeployError: An `error_type`, if the file cannot be read or is larger, or has the content
+            that `check_file` refuses.
     """
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(limit + 1)
-    except OSError as error:
-        raise error_type(f"{path} cannot be read: {error.strerror or error}", hint) from error
+    data = _read_start(path, limit + 1, error_type, hint)
     if len(data) > limit:
         raise error_type(f"{path} is larger than {limit >> 20} MiB", hint)
+    return data
+
+
+def check_file(path: Path, error_type: type[ResdeployError], hint: str) -> None:
+    """Raise an `error_type` if a file cannot be read, is empty, or stands for another file.
+
+    Such a file is a pointer of Git LFS (https://github.com/git-lfs/git-lfs, docs/spec.md) or the
+    HTML page that a server sent instead of a file.
+    """
+    _read_start(path, HEAD_BYTES, error_type, hint)
+
+
+def _read_start(path: Path, size: int, error_type: type[ResdeployError], hint: str) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(size)
+    except OSError as error:
+        reason = one_line_reason(error)
+        raise error_type(f"{path} cannot be read: {reason}", remedy_for(error, hint)) from error
+    if not data:
+        raise error_type(f"{path} is empty", hint)
+    if data.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise error_type(
+            f"{path} is only a pointer of Git LFS", "fetch the file with: git lfs pull"
+        )
+    if data[:HEAD_BYTES].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise error_type(f"{path} is an HTML page", "download the file itself, not its web page")
     return data
 
 
@@ -86,7 +111,9 @@ def refuse_existing(path: Path, *, force: bool, marker: str) -> None:
 
 def refuse_existing_file(path: Path, *, force: bool) -> None:
     """Raise an OutputError before long work if `path` is a folder, or exists without `force`."""
-    if path.is_dir() or (path.exists() and not force):
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "give the path of a file to write")
+    if path.exists() and not force:
         raise OutputError(f"{path} exists already", "choose another name, or add --force")
 
 
@@ -147,8 +174,15 @@ def _output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        # A file elsewhere that the `with` block reads is not the output.
+        if isinstance(error.filename, (str, Path)) and not _is_near(Path(error.filename), path):
+            raise
         raise OutputError(
-            f"cannot write {path}: {error.strerror or error}",
-            f"{'free some space' if full else 'check the permissions'}, or choose another folder",
+            f"cannot write {path}: {one_line_reason(error)}",
+            remedy_for(error, "choose another folder"),
         ) from error
+
+
+def _is_near(file: Path, path: Path) -> bool:
+    """Return True if `file` is a folder above `path`, or below the folder of `path`."""
+    return file in path.parents or path.parent in file.parents

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -60,6 +63,23 @@ def _private_folders(
     yield
     if torch:
         torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Return a function that makes `open` fail for a file; root may open files of any mode."""
+    real = io.open
+
+    def refuse(path: Path, code: int = errno.EACCES) -> None:
+        def opens(file: Any, *arguments: Any, **options: Any) -> Any:
+            if file == path or file == str(path):
+                raise OSError(code, os.strerror(code), str(path))
+            return real(file, *arguments, **options)
+
+        monkeypatch.setattr(io, "open", opens)
+        monkeypatch.setattr("builtins.open", opens)
+
+    return refuse
 
 
 @pytest.fixture(scope="session")

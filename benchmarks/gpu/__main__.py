@@ -27,7 +27,6 @@ from benchmarks.gpu.contenders import (
     time_in_turns,
 )
 from benchmarks.gpu.logit_checks import write_labelled
-from benchmarks.gpu.pytorch_worker import RANDOM
 from benchmarks.gpu.report import (
     RULES,
     GpuResult,
@@ -46,6 +45,7 @@ from resdeploy.progress import progress_bar
 from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.runtime.backends.cuda import CudaRuntime, check_gpu_availability
 from resdeploy.runtime.bench.rounds import plan_rounds
+from resdeploy.train.bench.pytorch_worker import RANDOM
 
 EXISTING = click.Path(exists=True, path_type=Path)
 

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.gpu.pytorch_worker import check_pytorch
 from resdeploy.benchmark_process.ceilings import COPY, Probe
 from resdeploy.benchmark_process.worker_loop import run_worker
+from resdeploy.errors import one_line_reason
 from resdeploy.train.bench.torch_ceilings import (
     GPU_COPY_BYTES,
     GPU_SHAPE,
@@ -48,8 +49,7 @@ def measure_gpu_ceilings(
             probe = make()
             fastest[kind] = probe.amount / fastest_run(probe, seconds)
         except (RuntimeError, AttributeError, NotImplementedError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            missing.append({"what": f"ceiling of {kind}", "why": reason})
+            missing.append({"what": f"ceiling of {kind}", "why": one_line_reason(error)})
     return {
         "bytes_per_second": fastest.pop(COPY, None),
         "operations_per_second": fastest,

@@ -19,18 +19,16 @@ import numpy as np
 
 from benchmarks.gpu.logit_checks import check_outputs
 from resdeploy.benchmark_process.worker_loop import run_worker
-from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.golden import Float32Array
-from resdeploy.errors import BackendError, CheckpointError, needs_extra
+from resdeploy.errors import BackendError, needs_extra, one_line_reason, remedy_for
 from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.train.bench.pytorch_worker import RANDOM, load_classifier
 
 if TYPE_CHECKING:
     import torch
 
     from resdeploy.train.model.resnet import Classifier
-
-RANDOM = "random"
-"""The name that stands for random weights, which need the same time as the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,33 +146,6 @@ def make_forward(
     return forward
 
 
-def load_classifier(bundle: Bundle, checkpoint: str) -> Classifier:
-    """Load the network of the bundle with the weights of a checkpoint, or with random weights."""
-    with needs_extra():
-        import torch
-
-        from resdeploy.train.model.architecture import Architecture
-        from resdeploy.train.model.checkpoint import load_checkpoint
-        from resdeploy.train.model.resnet import Classifier, ResNet
-
-    architecture = Architecture.from_json(bundle.manifest.model)
-    if checkpoint == RANDOM:
-        torch.manual_seed(0)
-        network = ResNet(architecture).eval()
-    else:
-        loaded = load_checkpoint(Path(checkpoint))
-        if loaded.architecture != architecture:
-            raise CheckpointError(
-                f"{checkpoint} contains a {loaded.architecture.name} with "
-                f"{loaded.architecture.classes} classes, the bundle a {architecture.name} with "
-                f"{architecture.classes}",
-                "use the checkpoint that the bundle was exported from",
-            )
-        network = loaded.network()
-    preprocessing = bundle.manifest.preprocessing
-    return Classifier(network, preprocessing.mean, preprocessing.std)
-
-
 def prepare(
     path: str, checkpoint: str, mode: str, batch: int, labelled: str, device: str = "cuda"
 ) -> tuple[Callable[[], object], dict[str, Any]]:
@@ -184,7 +155,7 @@ def prepare(
     """
     check_pytorch(device)
     bundle = open_bundle(Path(path))
-    classifier = load_classifier(bundle, checkpoint)
+    classifier, _ = load_classifier(bundle, checkpoint)
     import torch
 
     # cuDNN tries its kernels and keeps the fastest, which pays off for one batch size.
@@ -197,8 +168,9 @@ def prepare(
         backend = PyTorchBackend(forward, images.shape, bundle.manifest.classes, device)
         backend.run(images)
     except Exception as error:  # compilers behind torch.compile raise many types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BackendError(f"PyTorch failed: {reason}", "use a smaller batch") from error
+        raise BackendError(
+            f"PyTorch failed: {one_line_reason(error)}", remedy_for(error, "use another mode")
+        ) from error
     facts = {
         "artifact": None,
         "version": torch.__version__,

@@ -22,7 +22,7 @@ from onnxscript import opset20 as op
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
-from resdeploy.errors import ExportError
+from resdeploy.errors import ExportError, one_line_reason, remedy_for
 from resdeploy.train.model.resnet import Classifier, normed_convolutions
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # has no advantage.
 OPSET = 20
 IR_VERSION = 9
+VERSIONS_HINT = "install the versions in constraints.txt, and report the error if it persists"
 # Nodes of these types represent a whole module, so their name is that of the module.
 SINGLE_NODE = ("Conv", "Gemm", "Relu", "MaxPool", "GlobalAveragePool")
 
@@ -68,9 +69,11 @@ def to_onnx(classifier: Classifier, image_size: int) -> ir.Model:
                 custom_translation_table={torch.ops.aten.mean.dim: _global_average_pool},
             )
         except torch.onnx.OnnxExporterError as error:
+            cause = error.__cause__ or error  # the error itself describes only the exporter's steps
             raise ExportError(
-                f"PyTorch could not export the network: {str(error).splitlines()[0]}",
-                "install the versions in constraints.txt",
+                f"PyTorch {torch.__version__} could not export the network: "
+                f"{one_line_reason(cause)}",
+                remedy_for(cause, VERSIONS_HINT),
             ) from error
     assert program is not None  # is None only if a file name was passed
     model = program.model
@@ -107,13 +110,13 @@ def to_bytes(model: ir.Model) -> bytes:
         raise ExportError(
             f"the graph has the IR and operator set versions {versions}, but {IR_VERSION} and "
             f"{OPSET} are required",
-            "install the versions in constraints.txt",
+            VERSIONS_HINT,
         )
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
-            f"the graph is not valid ONNX: {str(error).splitlines()[0]}", "report this as a bug"
+            f"the graph is not valid ONNX: {one_line_reason(error)}", VERSIONS_HINT
         ) from error
     return cast("bytes", proto.SerializeToString(deterministic=True))
 

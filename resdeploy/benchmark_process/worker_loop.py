@@ -6,12 +6,13 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from resdeploy.errors import ResdeployError
+from resdeploy.errors import ResdeployError, one_line_reason, remedy_for
 
 MIN_CALLS = 3
 
@@ -37,10 +38,18 @@ def run_worker(prepare: Callable[[], tuple[Callable[[], object], dict[str, Any]]
     try:
         run, facts = prepare()
         run()
+        send({"ready": facts})
+        _time_calls(run, send)
     except ResdeployError as error:
         send({"error": str(error), "hint": error.hint})
-        return
-    send({"ready": facts})
+    except Exception as error:  # libraries raise many types
+        hint = "read the traceback above, and report it if resdeploy is the cause"
+        if (remedy := remedy_for(error, hint)) == hint:
+            traceback.print_exc()
+        send({"error": f"{type(error).__name__}: {one_line_reason(error)}", "hint": remedy})
+
+
+def _time_calls(run: Callable[[], object], send: Callable[[dict[str, Any]], None]) -> None:
     for line in sys.stdin:
         run()  # other contenders have replaced the content of the caches
         deadline = time.perf_counter_ns() + int(float(line) * 1e9)

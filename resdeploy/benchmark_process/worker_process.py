@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -124,10 +125,15 @@ class Contender:
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
-            raise BackendError(
-                f"the benchmark process of {self.name} ended early with exit code {code}",
-                "read its own message above; if memory was too small, use a smaller --batch",
-            )
+            how, hint = f"with exit code {code}", "read its own message above"
+            if code < 0:
+                how = f"by the signal {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                hint = (
+                    "the kernel kills a process if memory runs out, which its log (dmesg) shows: "
+                    "use a smaller --batch"
+                )
+            raise BackendError(f"the benchmark process of {self.name} ended early {how}", hint)
         message: dict[str, Any] = json.loads(line)
         if "error" in message:
             raise BackendError(message["error"], message["hint"])

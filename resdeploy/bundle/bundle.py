@@ -14,8 +14,8 @@ from typing import Any
 
 from resdeploy.bundle.golden import Golden, read_golden
 from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Artifact, FileRecord, Manifest
-from resdeploy.errors import BundleError
-from resdeploy.filesystem import read_limited, sha256, sha256_file
+from resdeploy.errors import BundleError, one_line_reason, remedy_for
+from resdeploy.filesystem import check_file, read_limited, sha256, sha256_file
 from resdeploy.json_documents import decode, parse
 
 LABELS = "labels.txt"
@@ -109,6 +109,8 @@ class Bundle:
         data = self.read(GOLDEN)
         try:
             return read_golden(data, self.manifest.preprocessing.image_size, self.manifest.classes)
+        except MemoryError:
+            raise
         except Exception as error:  # damaged archives and arrays raise exceptions of many types
             raise self.damaged(GOLDEN, error) from error
 
@@ -119,9 +121,11 @@ class Bundle:
         )
 
     def _changed(self, name: str) -> BundleError:
+        hint = "copy the bundle again, or export it again"
+        if name != REPORT:  # the only HTML page of a bundle
+            check_file(self.path / name, BundleError, hint)
         return BundleError(
-            f"{self.path / name} was changed: its size or sha256 differs from {MANIFEST}",
-            "copy the bundle again, or export it again",
+            f"{self.path / name} was changed: its size or sha256 differs from {MANIFEST}", hint
         )
 
     def _record(self, name: str) -> FileRecord:
@@ -141,8 +145,7 @@ def open_bundle(path: Path) -> Bundle:
     """
     manifest = path / MANIFEST
     if not manifest.is_file():
-        reason = f"is not a bundle: it has no {MANIFEST}" if path.exists() else "does not exist"
-        raise BundleError(f"{path} {reason}", "create a bundle with resdeploy export")
+        raise _no_bundle(path)
     hint = "copy or export the bundle again"
     data = read_limited(manifest, MAX_MANIFEST_BYTES, BundleError, hint)
     try:
@@ -159,5 +162,25 @@ def open_bundle(path: Path) -> Bundle:
     )
 
 
+def _no_bundle(path: Path) -> BundleError:
+    """Return the reason why `path` is not a bundle, with the command that gives one."""
+    if not path.exists():
+        return BundleError(f"{path} does not exist", "create a bundle with resdeploy export")
+    if path.is_file() and (path.parent / MANIFEST).is_file():
+        return BundleError(
+            f"{path} is a file of a bundle, not its folder", f"give the folder: {path.parent}"
+        )
+    if path.is_file():
+        hint = "give the folder that resdeploy export wrote"
+        return BundleError(f"{path} is a file, and a bundle is a folder", hint)
+    hint = "create a bundle with resdeploy export"
+    if (path / "model.json").is_file():  # a run of resdeploy train
+        hint = f"create a bundle of this run with: resdeploy export {path}"
+    return BundleError(f"{path} is not a bundle: it has no {MANIFEST}", hint)
+
+
 def _unreadable(path: Path, error: OSError) -> BundleError:
-    return BundleError(f"{path} cannot be read: {error.strerror or error}", "copy the bundle again")
+    return BundleError(
+        f"{path} cannot be read: {one_line_reason(error)}",
+        remedy_for(error, "copy the bundle again"),
+    )

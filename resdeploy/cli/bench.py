@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import BadParameter, Choice, FloatRange, IntRange, UsageError, argument, option
+from click import BadParameter, Choice, IntRange, UsageError, argument, option
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.cli.console import PATH, CommandResult, command
-from resdeploy.cli.options import FORCE, THREADS
+from resdeploy.cli.options import FORCE, LONGEST_SECONDS, THREADS, FiniteRange
 from resdeploy.json_documents import write_document
 from resdeploy.tables import NONE, plural, table
 
@@ -51,7 +51,7 @@ def _parse_percentage(context: object, parameter: object, text: str) -> float:
 @THREADS
 @option(
     "--seconds",
-    type=FloatRange(0.1),
+    type=FiniteRange(0.1, LONGEST_SECONDS),
     default=15.0,
     help="Longest measuring time of each contender, without start and warm-up, in seconds.",
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import BadParameter, Choice, FloatRange, IntRange, UsageError, argument, option
+from click import BadParameter, Choice, IntRange, UsageError, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
-from resdeploy.cli.options import PRECISION
+from resdeploy.cli.options import PRECISION, FiniteRange
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:
@@ -21,12 +21,14 @@ def _parse_batches(context: object, parameter: object, text: str | None) -> Batc
     """Return the value of `--batch`."""
     if text is None:
         return None
-    from resdeploy.runtime.backends.base import Batches
+    from resdeploy.runtime.backends.base import LARGEST, Batches
 
     try:
         return Batches.parse(text)
     except ValueError as error:
-        raise BadParameter(f"{text!r} is not MIN,OPT,MAX, in ascending order from 1") from error
+        raise BadParameter(
+            f"{text!r} is not MIN,OPT,MAX, in ascending order from 1 to {LARGEST}"
+        ) from error
 
 
 @command
@@ -46,7 +48,7 @@ def _parse_batches(context: object, parameter: object, text: str | None) -> Batc
 )
 @option(
     "--workspace",
-    type=IntRange(1),
+    type=IntRange(1, 1 << 20),
     metavar="MIB",
     help="Scratch memory that kernels may use, in MiB.  "
     "[default: no limit; 256 on a module with 4 GB]",
@@ -63,14 +65,14 @@ def _parse_batches(context: object, parameter: object, text: str | None) -> Batc
 )
 @option(
     "--dla",
-    type=int,
+    type=IntRange(0, 15),
     metavar="CORE",
     help="Build for the DLA core of this number, on a Jetson.  [default: for the GPU]",
 )
 @option("--prune", is_flag=True, help="Only remove the least recently used engines from the cache.")
 @option(
     "--keep",
-    type=FloatRange(0),
+    type=FiniteRange(0, 1e6),
     default=4.0,
     help="Largest size of the cache after --prune, in GiB.",
 )
@@ -98,7 +100,7 @@ def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> Com
 def build_text(result: BuildReport) -> str:
     origin = "found in the cache" if result.cached else f"built in {result.seconds:.1f} s"
     lines = [
-        str(result.engine),
+        f"engine in the cache, where serve, bench and predict find it: {result.engine}",
         f"{result.artifact}, batch sizes {result.batches}, {result.flavour.value} "
         f"{result.version}: {result.bytes / 1e6:.1f} MB, {origin}",
     ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from click import FloatRange, IntRange, argument, option
+from click import IntRange, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, exit_code
-from resdeploy.cli.options import BACKEND, PRECISION, THREADS
+from resdeploy.cli.options import BACKEND, LONGEST_SECONDS, PRECISION, THREADS, FiniteRange
 
 
 @command
@@ -18,13 +18,13 @@ from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 )
 @option(
     "--max-drop",
-    type=FloatRange(0, 100),
+    type=FiniteRange(0, 100),
     default=0.2,
     help="Largest accepted drop of top-1 accuracy, in percentage points.",
 )
 @option(
     "--max-slowdown",
-    type=FloatRange(0),
+    type=FiniteRange(0, 1000),
     default=5.0,
     help="Largest accepted increase of latency, in percent.",
 )
@@ -34,7 +34,7 @@ from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 @THREADS
 @option(
     "--seconds",
-    type=FloatRange(0),
+    type=FiniteRange(0, LONGEST_SECONDS),
     default=60.0,
     help="Longest measuring time for each graph, in seconds; 0: compare accuracy only.",
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from resdeploy.errors import ResdeployError, missing_dependency
+from resdeploy.errors import ResdeployError, missing_dependency, one_line_reason, remedy_for
 from resdeploy.json_documents import jsonable
 
 if TYPE_CHECKING:
@@ -89,12 +89,14 @@ def reject_options(names: Iterable[str], reason: str) -> None:
 
 
 def _print_error(error: Exception) -> None:
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError):
         error = missing_dependency(error)
     message, hint = " ".join(str(error).split()), getattr(error, "hint", None)
-    if not isinstance(error, (ResdeployError, ValueError)):  # a bug in resdeploy
-        message = f"{type(error).__name__}: {message}"
-        hint = "run the command again with --debug and report its output"
+    if not isinstance(error, (ResdeployError, ValueError)):
+        hint = remedy_for(error, "run the command again with --debug and report its output")
+        file = getattr(error, "filename", None)
+        what = f"{file} cannot be used" if file else type(error).__name__
+        message = f"{what}: {one_line_reason(error)}"
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
     if hint:
         click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)

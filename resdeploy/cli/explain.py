@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     help="Graph to explain: int8.onnx (tensorrt) or int8-cpu.onnx (cpu).  "
     "[default: tensorrt; cpu with --slow]",
 )
-@option("--images", type=IntRange(1), default=16, help="Number of golden images to measure on.")
+@option(
+    "--images", type=IntRange(1, 4096), default=16, help="Number of golden images to measure on."
+)
 @option("--slow", is_flag=True, help="Instead explain why INT8 is not faster on this CPU.")
 @option("--batch", type=IntRange(1, 4096), default=1, help="With --slow: images in one inference.")
 @THREADS

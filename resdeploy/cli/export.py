@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import Choice, FloatRange, IntRange, argument, option
+from click import Choice, IntRange, argument, option
 
 from resdeploy.cli.build import build_text
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
-from resdeploy.cli.options import FORCE
+from resdeploy.cli.options import FORCE, LONGEST_SECONDS, LONGEST_WAIT_MS, FiniteRange
 from resdeploy.tables import table
 
 if TYPE_CHECKING:
@@ -34,7 +34,12 @@ if TYPE_CHECKING:
     type=PATH,
     help="Folder of images to calibrate on.  [default: the training images of the run]",
 )
-@option("--calibration-images", type=IntRange(1), default=512, help="Number of calibration images.")
+@option(
+    "--calibration-images",
+    type=IntRange(1, 1_000_000),
+    default=512,
+    help="Number of calibration images.",
+)
 @option(
     "--calibrator",
     type=Choice(["auto", "max", "image", "percentile", "entropy", "mse"]),
@@ -49,25 +54,25 @@ if TYPE_CHECKING:
 )
 @option(
     "--min-agreement",
-    type=FloatRange(0, 100),
+    type=FiniteRange(0, 100),
     help="Keep the most sensitive layers in float until this percentage of images has the same "
     "predicted class as FP32.",
 )
 @option(
     "--max-drop",
-    type=FloatRange(0, 100),
+    type=FiniteRange(0, 100),
     help="Keep the most sensitive layers in float until top-1 accuracy drops by no more than "
     "this, in percentage points.",
 )
 @option(
     "--target-ms",
-    type=FloatRange(0, min_open=True),
+    type=FiniteRange(0, LONGEST_WAIT_MS, above=True),
     help="Keep as many sensitive layers of int8-cpu.onnx in float as this latency for one image "
     "on this CPU allows, in milliseconds.",
 )
 @option(
     "--search-seconds",
-    type=FloatRange(1),
+    type=FiniteRange(1, LONGEST_SECONDS),
     default=600.0,
     help="Longest search for the layers to keep in float, in seconds.",
 )
@@ -90,7 +95,7 @@ if TYPE_CHECKING:
 )
 @option(
     "--seed",
-    type=IntRange(0),
+    type=IntRange(0, 2**63 - 1),
     default=0,
     help="Seed of the choice of calibration and golden images.",
 )

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from click import Choice, IntRange, option
+import math
+from typing import Any
 
+from click import Choice, Context, FloatRange, IntRange, Parameter, option
+
+
+class FiniteRange(FloatRange):
+    """A range of numbers with both ends; unlike click's type, it refuses NaN."""
+
+    def __init__(self, low: float, high: float, *, above: bool = False) -> None:
+        """Accept numbers from `low` to `high`; with `above`, `low` itself is refused."""
+        super().__init__(low, high, min_open=above)
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
+        if math.isnan(number := super().convert(value, param, ctx)):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
+LONGEST_SECONDS = 7 * 24 * 3600.0  # a week
+LONGEST_WAIT_MS = 3_600_000.0  # an hour
 FORCE = option("--force", is_flag=True, help="Replace an output that exists.")
 BACKEND = option(
     "--backend",

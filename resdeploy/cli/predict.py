@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import FloatRange, IntRange, UsageError, argument, option
+from click import IntRange, UsageError, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
-from resdeploy.cli.options import BACKEND, PRECISION, THREADS
+from resdeploy.cli.options import BACKEND, LONGEST_SECONDS, PRECISION, THREADS, FiniteRange
 from resdeploy.tables import WORST, plural
 
 if TYPE_CHECKING:
@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     "file.",
 )
 @option(
-    "--frames", type=IntRange(1), help="With --camera: number of frames.  [default: until Ctrl-C]"
+    "--frames",
+    type=IntRange(1, 1_000_000_000),
+    help="With --camera: number of frames.  [default: until Ctrl-C]",
 )
 @option(
     "--seconds",
-    type=FloatRange(0, min_open=True),
+    type=FiniteRange(0, LONGEST_SECONDS, above=True),
     help="With --camera: time limit, in seconds.  [default: until Ctrl-C]",
 )
-@option("--top", type=IntRange(1), default=5, help="Number of classes to print per image.")
+@option("--top", type=IntRange(1, 100_000), default=5, help="Number of classes to print per image.")
 @BACKEND
 @PRECISION
 @THREADS

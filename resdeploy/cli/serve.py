@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import FloatRange, IntRange, UsageError, argument, option
+from click import IntRange, UsageError, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command
-from resdeploy.cli.options import BACKEND, PRECISION
+from resdeploy.cli.options import BACKEND, LONGEST_WAIT_MS, PRECISION, FiniteRange
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:
@@ -34,32 +34,44 @@ if TYPE_CHECKING:
 @option("--max-batch", type=IntRange(1, 4096), default=32, help="Largest batch, in images.")
 @option(
     "--max-delay-ms",
-    type=FloatRange(0),
+    type=FiniteRange(0, LONGEST_WAIT_MS),
     default=2.0,
     help="Longest time that a free instance waits for more images to batch, in milliseconds.",
 )
 @option(
     "--max-wait-ms",
-    type=FloatRange(0),
+    type=FiniteRange(0, LONGEST_WAIT_MS),
     default=200.0,
     help="Reject a request with 503 if its expected wait exceeds this, in milliseconds.",
 )
-@option("--queue", type=IntRange(1), default=256, help="Largest number of waiting images.")
+@option(
+    "--queue", type=IntRange(1, 1_000_000), default=256, help="Largest number of waiting images."
+)
 @option(
     "--timeout-ms",
-    type=FloatRange(1),
+    type=FiniteRange(1, LONGEST_WAIT_MS),
     default=10_000.0,
     help="Default deadline of a request, in ms.",
 )
 @option("--max-body-mib", type=IntRange(1, 2047), default=64, help="Largest request body, in MiB.")
 @option(
     "--bodies-mib",
-    type=IntRange(1),
+    type=IntRange(1, 1 << 20),
     default=512,
     help="Largest total of all request bodies, in MiB.",
 )
-@option("--max-pixels", type=IntRange(1), default=50_000_000, help="Largest picture, in pixels.")
-@option("--connections", type=IntRange(1), default=1024, help="Largest number of open connections.")
+@option(
+    "--max-pixels",
+    type=IntRange(1, 1_000_000_000),
+    default=50_000_000,
+    help="Largest picture, in pixels.",
+)
+@option(
+    "--connections",
+    type=IntRange(1, 1_000_000),
+    default=1024,
+    help="Largest number of open connections.",
+)
 @option(
     "--token-file",
     type=PATH,

@@ -10,6 +10,8 @@ from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress, silent
 
 AUTO = "auto"
+LARGEST = 4096
+"""The largest batch size."""
 
 
 class Backend(Protocol):
@@ -46,8 +48,8 @@ class Batches:
     largest: int = 32
 
     def __post_init__(self) -> None:
-        if not 1 <= self.smallest <= self.usual <= self.largest:
-            raise ValueError(f"{self} is not in ascending order from 1")
+        if not 1 <= self.smallest <= self.usual <= self.largest <= LARGEST:
+            raise ValueError(f"{self} is not in ascending order from 1 to {LARGEST}")
 
     def __str__(self) -> str:
         return f"{self.smallest},{self.usual},{self.largest}"
@@ -78,8 +80,3 @@ class OpenOptions:
 
 
 DEFAULT_OPTIONS = OpenOptions()
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or the name of its class if it has no text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

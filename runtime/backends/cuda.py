@@ -11,8 +11,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from resdeploy.errors import BackendError, MissingDependencyError, needs_extra
-from resdeploy.runtime.backends.base import Unavailability, first_line
+from resdeploy.errors import (
+    BackendError,
+    MissingDependencyError,
+    missing_dependency,
+    one_line_reason,
+)
+from resdeploy.runtime.backends.base import Unavailability
 
 Address = int
 """Address in the memory of the host or of the device."""
@@ -137,13 +142,15 @@ def check_gpu_availability() -> Unavailability | None:
         return Unavailability("the CUDA bindings are not installed", error.hint or "")
     except (ImportError, OSError, RuntimeError) as error:  # 12.8 raises if there is no driver
         return Unavailability(
-            f"CUDA does not load: {first_line(error)}", "install the driver of the NVIDIA GPU"
+            f"CUDA does not load: {one_line_reason(error)}", "install the driver of the NVIDIA GPU"
         )
 
 
 def _bindings() -> Any:
-    with needs_extra():
+    try:
         return import_module("cuda.bindings.runtime")
+    except ModuleNotFoundError as error:
+        raise missing_dependency(error) from error
 
 
 def check_cuda_runtime(runtime: Any) -> Unavailability | None:

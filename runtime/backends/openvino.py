@@ -15,7 +15,7 @@ import numpy as np
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact
-from resdeploy.errors import BackendError, needs_extra
+from resdeploy.errors import BackendError, needs_extra, remedy_for
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 
@@ -70,7 +70,7 @@ class OpenVinoCpu:
         except RuntimeError as error:
             raise BackendError(
                 f"OpenVINO rejects the graph: {_last_line(error)}",
-                "use --backend onnxruntime-cpu, which runs every graph",
+                remedy_for(error, "use --backend onnxruntime-cpu, which runs every graph"),
             ) from error
 
     def run(self, images: UInt8Array) -> Float32Array:
@@ -80,7 +80,8 @@ class OpenVinoCpu:
             (logits,) = self._request.infer({0: images}, share_inputs=True).values()
         except RuntimeError as error:
             raise BackendError(
-                f"OpenVINO failed: {_last_line(error)}", "try a smaller batch"
+                f"OpenVINO failed: {_last_line(error)}",
+                remedy_for(error, "use --backend onnxruntime-cpu"),
             ) from error
         return np.array(logits, dtype=np.float32)
 

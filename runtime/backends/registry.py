@@ -144,6 +144,8 @@ def candidates(bundle: Bundle, backend: str = AUTO, precision: str = AUTO) -> li
     if not found:
         raise BackendError(
             f"{bundle.path} holds no {precision} graph for this backend, only {', '.join(by_name)}",
-            f"export it again with --{precision}",
+            "choose another --backend or --precision"
+            if precision in {artifact.precision.value for artifact in by_name.values()}
+            else f"export it again with --{precision}",
         )
     return found

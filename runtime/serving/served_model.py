@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.bundle import MAX_MANIFEST_BYTES, Bundle, open_bundle
 from resdeploy.bundle.manifest import MANIFEST, Precision
 from resdeploy.errors import BackendError, BundleError, ResdeployError
-from resdeploy.filesystem import sha256
+from resdeploy.filesystem import read_limited, sha256
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.serving.batching.batcher import Batcher
 from resdeploy.runtime.serving.batching.interface import BatchRecord, Instance
@@ -187,13 +187,8 @@ def manifest_digest(path: Path) -> str:
     Raises:
         BundleError: The manifest cannot be read.
     """
-    try:
-        return sha256((path / MANIFEST).read_bytes())
-    except OSError as error:
-        raise BundleError(
-            f"{path} is not a bundle: its {MANIFEST} cannot be read",
-            "create a bundle with resdeploy export",
-        ) from error
+    hint = "create a bundle with resdeploy export"
+    return sha256(read_limited(path / MANIFEST, MAX_MANIFEST_BYTES, BundleError, hint))
 
 
 async def _close_when_answered(loaded: LoadedBundle) -> None:

@@ -19,9 +19,12 @@ from typing import Any
 
 import uvicorn
 
+from resdeploy.bundle.bundle import open_bundle
 from resdeploy.errors import BackendError, ResdeployError, ServeError
+from resdeploy.filesystem import check_file
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import Advance, Progress
+from resdeploy.runtime.backends.registry import candidates
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
 from resdeploy.runtime.serving.http.connection import limited_protocol
@@ -59,6 +62,8 @@ def serve(bundles: Sequence[Path], config: ServeConfig, progress: Progress) -> S
         ServeError: The address, the token or the certificate cannot be used.
     """
     names = model_names(bundles)
+    for path in names.values():  # refuse wrong arguments before the server listens
+        candidates(open_bundle(path), config.backend, config.precision)
     token = read_token(config)
     raise_file_limit(2 * config.connections + OTHER_FILES)
     with json_logs(), warnings.catch_warnings():
@@ -168,6 +173,8 @@ class _Process:
             ssl_certfile=config.tls_cert,
             ssl_keyfile=config.tls_key,
         )
+        for file in filter(None, (config.tls_cert, config.tls_key)):
+            check_file(file, ServeError, "name a PEM file with --tls-cert and --tls-key")
         try:
             settings.load()
         except OSError as error:  # the base class of ssl's errors

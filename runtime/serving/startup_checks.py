@@ -8,9 +8,11 @@ import resource
 from collections.abc import Sequence
 from pathlib import Path
 
-from resdeploy.errors import ServeError
+from resdeploy.errors import ServeError, one_line_reason
+from resdeploy.filesystem import read_limited
 from resdeploy.runtime.serving.config import TOKEN_VARIABLE, ServeConfig
 
+MAX_TOKEN_BYTES = 1 << 20
 MODEL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
@@ -41,13 +43,11 @@ def read_token(config: ServeConfig) -> bytes | None:
         ServeError: The file cannot be read, or the token is empty or contains spaces.
     """
     if config.token_file is not None:
+        hint = "name a text file that contains only the token"
         try:
-            text = config.token_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ServeError(
-                f"the token file {config.token_file} cannot be read",
-                "name a text file that contains only the token",
-            ) from error
+            text = read_limited(config.token_file, MAX_TOKEN_BYTES, ServeError, hint).decode()
+        except UnicodeDecodeError as error:
+            raise ServeError(f"{config.token_file}: {one_line_reason(error)}", hint) from error
     elif TOKEN_VARIABLE in os.environ:
         text = os.environ[TOKEN_VARIABLE]
     else:

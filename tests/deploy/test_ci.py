@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,20 @@ def test_every_call_parses_on_the_command_line(steps: list[dict[str, Any]]) -> N
         command.make_context(name, values, parent=click.Context(main))
 
 
-def test_inconclusive_warns_and_worse_fails(steps: list[dict[str, Any]]) -> None:
-    (compare,) = [step["run"] for step in steps if step.get("name") == "Compare"]
-    assert re.search(r'"\$status" -eq 3 .*\n.*::warning::', compare)
-    assert 'exit "$status"' in compare
+@pytest.mark.parametrize("name", ["Verify", "Compare"])
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (3, 0)])
+def test_inconclusive_warns_and_worse_fails(
+    steps: list[dict[str, Any]], tmp_path: Path, name: str, code: int, expected: int
+) -> None:
+    (script,) = [step["run"] for step in steps if step.get("name") == name]
+    program = tmp_path / "resdeploy"
+    program.write_text(f"#!/bin/sh\nexit {code}\n")
+    program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "-e", "-o", "pipefail", "-c", script]  # as the runner of GitHub starts it
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == expected
+    assert ("::warning::" in done.stdout) == (code == 3)
 
 
 def test_untrusted_text_reaches_no_shell(steps: list[dict[str, Any]]) -> None:

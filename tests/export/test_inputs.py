@@ -135,7 +135,7 @@ def test_labels_are_the_lines_of_a_file(tiny_checkpoint: Path, tmp_path: Path, t
     ("data", "message"),
     [
         (b"a\nb", "2 labels, but the network has 3 classes"),
-        (b"\xff\xfe\x00", "cannot be read as text"),
+        (b"\xff\xfe\x00", "it is not UTF-8 text"),
     ],
 )
 def test_wrong_labels_are_rejected(

@@ -19,11 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdeploy import filesystem
-from resdeploy.errors import OutputError
+from resdeploy.errors import DataError, OutputError
 from resdeploy.filesystem import (
     cache_folder,
+    check_file,
     new_directory,
+    read_limited,
     refuse_existing,
+    refuse_existing_file,
     sha256,
     sha256_file,
     write_file,
@@ -245,6 +248,40 @@ def test_hints_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(OutputError) as caught:
             write_file(tmp_path / "file", b"")
         assert hint in str(caught.value.hint)
+
+
+def test_an_error_of_another_file_is_not_blamed_on_the_output(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), new_directory(tmp_path / "out" / "result"):
+        (tmp_path / "images" / "cat.jpg").read_bytes()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="File exists") as caught:
+        write_file(tmp_path / "file" / "result", b"")
+    assert "a part of it is a file" in str(caught.value.hint)
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder") as caught:
+        refuse_existing_file(tmp_path, force=False)
+    assert "--force" not in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "only a pointer of Git LFS"),
+        (b"\n <HTML>", "is an HTML page"),
+    ],
+)
+def test_a_file_that_stands_for_another_is_named(tmp_path: Path, data: bytes, reason: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    for read in (
+        lambda: read_limited(path, 1000, DataError, "x"),
+        lambda: check_file(path, DataError, "x"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            read()
 
 
 def test_a_directory_created_meanwhile_is_not_overwritten(tmp_path: Path) -> None:

@@ -143,7 +143,8 @@ def test_only_a_value_error_is_raised(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not JSON"),
+        (b"", "is empty"),
+        (b"<!doctype html>", "is an HTML page"),
         (b"\xff\xfe", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b"9" * 5000, "is not JSON"),

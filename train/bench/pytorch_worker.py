@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -12,12 +14,22 @@ from resdeploy.benchmark_process.worker_loop import run_worker
 from resdeploy.benchmark_process.workload import Infer, Workload
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
-from resdeploy.errors import BackendError, CheckpointError, needs_extra
+from resdeploy.errors import (
+    BackendError,
+    CheckpointError,
+    needs_extra,
+    one_line_reason,
+    remedy_for,
+)
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.cpu import read_cpu
 
 if TYPE_CHECKING:
     from resdeploy.train.model.resnet import Classifier
+
+
+RANDOM = "random"
+"""The name that stands for random weights, which need the same time as the checkpoint."""
 
 
 class PyTorchMode(str, Enum):
@@ -45,7 +57,7 @@ def prepare_pytorch(
         import torch
 
     bundle = open_bundle(workload.bundle)
-    classifier, weights = _classifier(bundle, checkpoint)
+    classifier, weights = load_classifier(bundle, checkpoint)
     torch.set_num_threads(workload.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     infer, precision = make_infer(classifier.to(device).eval(), mode, device)
@@ -54,10 +66,11 @@ def prepare_pytorch(
         try:
             run()
         except Exception as error:  # the compiler has many exception types of its own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            compiler = any(map(shutil.which, ("g++", "clang++", os.environ.get("CXX", "g++"))))
+            hint = "leave it out: --without pytorch-compile"
             raise BackendError(
-                f"torch.compile failed on this machine: {reason}",
-                "install a C++ compiler, such as g++",
+                f"torch.compile failed on this machine: {one_line_reason(error)}",
+                remedy_for(error, hint if compiler else "install a C++ compiler, such as g++"),
             ) from error
     size = Path(weights).stat().st_size if Path(weights).is_file() else None
     facts = {"weights": weights, "device": device, "precision": precision, "file_bytes": size}
@@ -97,32 +110,44 @@ def make_infer(classifier: Classifier, mode: PyTorchMode, device: str) -> tuple[
     return infer, precision
 
 
-def _classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
-    """Return the network and the path of its weights, or `random`."""
+def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
+    """Return the network of a bundle and the path of its weights, or `random`.
+
+    Args:
+        bundle: The bundle, whose manifest describes the network.
+        checkpoint: The path of the weights, or `random`. If it is empty, the weights are those that
+            the bundle was exported from or, if these are missing, random ones.
+
+    Raises:
+        CheckpointError: The weights in `checkpoint` cannot be used.
+    """
+    import torch
+
     from resdeploy.train.model.architecture import Architecture
     from resdeploy.train.model.checkpoint import load_checkpoint
     from resdeploy.train.model.resnet import Classifier, ResNet
 
-    preprocessing = bundle.manifest.preprocessing
-    model = bundle.manifest.model
+    preprocessing, model = bundle.manifest.preprocessing, bundle.manifest.model
     architecture = Architecture.from_json(model)
-    weights = checkpoint or str(model.get("source"))
-    try:
-        loaded = load_checkpoint(Path(weights))
-        if loaded.architecture != architecture:
-            raise CheckpointError(
-                f"{weights} is a {loaded.architecture.name} with {loaded.architecture.classes} "
-                f"classes, but the bundle holds a {architecture.name} with {architecture.classes}",
-                "use --baseline with the checkpoint that the bundle was exported from",
-            )
-        if not checkpoint and loaded.sha256 != model.get("source_sha256"):
-            raise CheckpointError(f"{weights} is not the checkpoint that the bundle comes from")
-        network = loaded.network()
-    except CheckpointError:
-        if checkpoint:
-            raise
-        network, weights = ResNet(architecture).eval(), "random"
-    return Classifier(network, preprocessing.mean, preprocessing.std), weights
+    if checkpoint != RANDOM:
+        weights = checkpoint or str(model.get("source"))
+        try:
+            loaded = load_checkpoint(Path(weights))
+            if loaded.architecture != architecture:
+                raise CheckpointError(
+                    f"{weights} is a {loaded.architecture.name} with {loaded.architecture.classes} "
+                    f"classes, but the bundle holds a {architecture.name} with "
+                    f"{architecture.classes}",
+                    "use the checkpoint that the bundle was exported from",
+                )
+            if not checkpoint and loaded.sha256 != model.get("source_sha256"):
+                raise CheckpointError(f"{weights} is not the checkpoint that the bundle comes from")
+            return Classifier(loaded.network(), preprocessing.mean, preprocessing.std), weights
+        except CheckpointError:
+            if checkpoint:
+                raise
+    torch.manual_seed(0)
+    return Classifier(ResNet(architecture).eval(), preprocessing.mean, preprocessing.std), RANDOM
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from resdeploy.errors import DataError, ImageError
+from resdeploy.errors import DataError, ImageError, one_line_reason, remedy_for
+from resdeploy.filesystem import check_file
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.decode import MAX_FILE_BYTES, SUFFIXES
 
@@ -49,7 +50,8 @@ class TarMember:
                 return stream.read(self.size)
         except OSError as error:
             raise ImageError(
-                f"{self} cannot be read: {error.strerror}", "check the disk"
+                f"{self} cannot be read: {one_line_reason(error)}",
+                remedy_for(error, "copy the tar file again"),
             ) from error
 
     def __str__(self) -> str:
@@ -114,6 +116,8 @@ def _samples(shard: Path) -> Iterator[tuple[TarMember, int | None]]:
     """Yield the images of a tar file, each with the number in its `.cls` member if it has one."""
     images: dict[str, TarMember] = {}
     numbers: dict[str, int] = {}
+    hint = "decompress it to a plain .tar, or copy it again"
+    check_file(shard, DataError, hint)
     try:
         with tarfile.open(shard, "r:") as archive:
             for info in archive:
@@ -127,8 +131,8 @@ def _samples(shard: Path) -> Iterator[tuple[TarMember, int | None]]:
                     numbers[key] = _number(shard, info, archive)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(
-            f"{shard} cannot be read as a tar file: {error}",
-            "decompress it to a plain .tar, or copy it again",
+            f"{shard} cannot be read as a tar file: {one_line_reason(error)}",
+            remedy_for(error, hint),
         ) from error
     for key, member in images.items():
         yield member, numbers.get(key)

@@ -18,10 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from resdeploy.errors import CheckpointError
-from resdeploy.filesystem import sha256_file
+from resdeploy.bundle.manifest import MANIFEST
+from resdeploy.errors import CheckpointError, remedy_for
+from resdeploy.filesystem import check_file, read_limited, sha256_file
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.json_documents import decode
+from resdeploy.json_documents import MAX_BYTES, decode
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.resnet import WIDTHS, ResNet
 
@@ -29,6 +30,8 @@ MODEL_FILE = "model.safetensors"
 MODEL_JSON = "model.json"
 MAX_FILE_BYTES = 4 << 30
 SUFFIXES = (".safetensors", ".pth", ".pt")
+COPY_HINT = "copy or download the file again"
+FORM_HINT = f"give the path of a run folder or of a file that ends in {', '.join(SUFFIXES)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +85,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "give the path of a run folder, a .safetensors file or a .pth file",
         )
     if path.suffix not in SUFFIXES:
-        raise CheckpointError(
-            f"{path} is not a checkpoint: its suffix is {path.suffix or 'missing'}",
-            f"give the path of a run folder or of a file that ends in {', '.join(SUFFIXES)}",
-        )
+        kind = f"its suffix is {path.suffix or 'missing'}"
+        if path.suffix == ".onnx":
+            kind = "it is an ONNX graph, and resdeploy exports weights of PyTorch"
+        raise CheckpointError(f"{path} is not a checkpoint: {kind}", FORM_HINT)
     if path.stat().st_size > MAX_FILE_BYTES:
         raise CheckpointError(
             f"{path} has {path.stat().st_size} bytes, more than {MAX_FILE_BYTES >> 30} GiB",
             "check that the path is right",
         )
+    check_file(path, CheckpointError, COPY_HINT)
     read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
     state, metadata = read(path)
     named = _name_tensors(path, state)
@@ -106,6 +110,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def _load_run(folder: Path) -> Checkpoint:
     description = folder / MODEL_JSON
+    if (folder / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{folder} is a bundle, which holds graphs but no weights of PyTorch",
+            "give the checkpoint that the bundle was exported from; its report names it",
+        )
     if not description.is_file():
         unfinished = (folder / "state.safetensors").exists()
         raise CheckpointError(
@@ -115,19 +124,17 @@ def _load_run(folder: Path) -> Checkpoint:
             if unfinished
             else "create a run with resdeploy train",
         )
+    hint = f"copy the run again, or give the path of {MODEL_FILE} instead of the folder"
+    data = read_limited(description, MAX_BYTES, CheckpointError, hint)
     try:
-        model = decode(_ModelDocument, description.read_bytes())
+        model = decode(_ModelDocument, data)
         architecture = Architecture.from_json(model.architecture)
         if len(model.labels) != (classes := architecture.classes):
             raise ValueError(f"it has {len(model.labels)} labels for {classes} classes")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{description} is damaged: {error}",
-            f"train again, or give the path of {MODEL_FILE} instead of the folder",
-        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{description} is damaged: {error}", hint) from error
     path = folder / MODEL_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no {MODEL_FILE}", "train again")
+    check_file(path, CheckpointError, COPY_HINT)
     state = _name_tensors(path, _read_safetensors(path)[0])
     return Checkpoint(
         path=folder,
@@ -149,7 +156,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not an intact safetensors file: {error}",
-            "copy or download the file again",
+            remedy_for(error, COPY_HINT),
         ) from error
 
 
@@ -158,10 +165,21 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about old pickle formats
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged pickle can raise almost any exception
+        # One sentence, after advice to execute the code, or after a place in PyTorch's code.
+        text = str(error).rpartition("WeightsUnpickler error:")[2].rpartition("] . ")[2].strip()
+        forbidden = re.search(r"GLOBAL ([\w.]+)", text)
+        reason = re.split(r"\.\s|\n", text)[0] or type(error).__name__
+        fault = (
+            f"holds more than weights: {forbidden[1]}"
+            if forbidden
+            else f"is not an intact file of torch.save: {reason}"
+        )
         raise CheckpointError(
-            f"{path} is damaged or holds more than weights; no code in it was executed",
-            "save model.state_dict() with torch.save, or copy the file again",
+            f"{path} {fault}; no code in it was executed",
+            remedy_for(error, f"save model.state_dict() with torch.save, or {COPY_HINT}"),
         ) from error
     for key in ("state_dict", "model", "model_state_dict"):  # keys that other programs use
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -245,12 +263,18 @@ def _fit(path: Path, architecture: Architecture, state: Mapping[str, Tensor]) ->
                 f"with {architecture.classes} classes",
                 "check that the path is right",
             )
-    for name, tensor in state.items():
+    converted = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
+    for name, tensor in converted.items():
+        fault = None
         if not bool(tensor.isfinite().all()):
+            fault = "NaN or infinite values"
+        elif name.endswith("running_var") and bool((tensor < 0).any()):
+            fault = "negative values, and a variance cannot be negative"
+        if fault is not None:
             raise CheckpointError(
-                f"{name} in {path} has NaN or infinite values", "use an earlier checkpoint"
+                f"{name} in {path} has {fault}", "use an earlier checkpoint, or copy the file again"
             )
-    return {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
+    return converted
 
 
 def _labels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,9 +12,8 @@ import numpy as np
 
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
-from resdeploy.errors import BackendError
+from resdeploy.errors import BackendError, one_line_reason, remedy_for
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.runtime.backends.base import first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # which makes the logits of the TensorRT encoding wrong (seen in 1.32.0; a test shows the effect).
 DISABLED_OPTIMIZER = "WeightBiasQuantization"
 ERRORS_ONLY = 3
+OLDEST_VERSION = (1, 23, 2)
+DOCTOR_HINT = "run resdeploy doctor BUNDLE, which checks the bundle and this machine"
 
 Provider = tuple[str, dict[str, str]]
 """Name and options of an execution provider."""
@@ -51,9 +53,12 @@ def create_session(
             enable_fallback=0,  # the fallback would use the CPU, with the disabled optimiser
         )
     except Exception as error:  # pybind raises error classes that have no common base
+        numbers = re.findall(r"\d+", onnxruntime.__version__)[: len(OLDEST_VERSION)]
+        is_old = tuple(map(int, numbers)) < OLDEST_VERSION
         raise BackendError(
-            f"ONNX Runtime rejects the graph: {first_line(error)}",
-            "install onnxruntime 1.23.2 or newer; resdeploy doctor shows the installed version",
+            f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: "
+            f"{one_line_reason(error)}",
+            remedy_for(error, "install onnxruntime 1.23.2 or newer" if is_old else DOCTOR_HINT),
         ) from error
 
 
@@ -70,7 +75,7 @@ class SessionBackend:
             (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
         except Exception as error:
             raise BackendError(
-                f"ONNX Runtime failed: {first_line(error)}", "try a smaller batch"
+                f"ONNX Runtime failed: {one_line_reason(error)}", remedy_for(error, DOCTOR_HINT)
             ) from error
         return np.asarray(logits, dtype=np.float32)
 

@@ -15,8 +15,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from resdeploy.errors import BackendError
-from resdeploy.runtime.backends.base import Unavailability, first_line
+from resdeploy.errors import BackendError, one_line_reason
+from resdeploy.runtime.backends.base import Unavailability
 from resdeploy.runtime.backends.cuda import CudaDevice, CudaRuntime, check_gpu_availability
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def load_tensorrt(flavour: Flavour) -> TensorRt:
         api = import_module(name)
     except (ImportError, OSError) as error:
         raise BackendError(
-            f"{flavour.value} is installed but does not load: {first_line(error)}",
+            f"{flavour.value} is installed but does not load: {one_line_reason(error)}",
             "run resdeploy doctor to find what is missing",
         ) from error
     errors: deque[str] = deque(maxlen=KEPT_MESSAGES)

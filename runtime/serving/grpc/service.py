@@ -11,12 +11,13 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
-from resdeploy.errors import ServeError
+from resdeploy.errors import ServeError, one_line_reason
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.grpc.call_guard import CallGuard
 from resdeploy.runtime.serving.grpc.messages import SERVICE, load_methods
 from resdeploy.runtime.serving.grpc.standard_services import HealthService, ReflectionService
+from resdeploy.runtime.serving.http.listener import listen
 from resdeploy.runtime.serving.open_inference import (
     OutputFormat,
     ParsedRequest,
@@ -167,10 +168,12 @@ async def start_grpc(service: Service, config: ServeConfig, token: bytes | None)
             port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
         else:
             port = server.add_insecure_port(address)
-    except (OSError, RuntimeError) as error:
+    except RuntimeError as error:
+        assert config.grpc_port is not None
+        listen(config.host, config.grpc_port, "--grpc-port").close()  # raises with the reason
         raise ServeError(
-            f"gRPC cannot listen on {address}",
-            "choose another --grpc-port, or stop the process that uses it",
+            f"gRPC cannot listen on {address}: {one_line_reason(error)}",
+            "choose another --host or --grpc-port",
         ) from error
     await server.start()
     return server, port

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -16,15 +17,15 @@ from typing import Any
 
 import uvicorn
 
-from resdeploy.errors import ServeError
+from resdeploy.errors import ServeError, one_line_reason, remedy_for
 
 BACKLOG = 2048
 SO_ATTACH_FILTER = 26
 DROP_EVERYTHING = struct.pack("HBBI", 6, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 bytes of a packet
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on an address.
+def listen(host: str, port: int, option: str = "--port") -> socket.socket:
+    """Return a socket that listens on an address; `option` is the one that names the port.
 
     Raises:
         ServeError: The address cannot be resolved or bound.
@@ -41,9 +42,14 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if listening is not None:
             listening.close()
+        hints = {
+            errno.EADDRINUSE: f"choose another {option}, or stop the process that uses it",
+            errno.EACCES: f"choose a {option} above 1023: the system protects the others",
+        }
         raise ServeError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}",
-            "choose another --host or --port, or stop the process that uses it",
+            f"cannot listen on {host}, port {port}: {one_line_reason(error)}",
+            hints.get(error.errno or 0)
+            or remedy_for(error, "choose an address of this machine with --host"),
         ) from error
     return listening
 

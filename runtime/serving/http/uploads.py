@@ -13,7 +13,14 @@ from resdeploy.runtime.serving.request_errors import RequestError, TooLarge, Uns
 
 FORM = "multipart/form-data"
 # Types under which clients send the content of a file; the last is curl's default.
-RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+URL_ENCODED = "application/x-www-form-urlencoded"
+RAW = ("", "application/octet-stream", URL_ENCODED)
+# `curl --data @FILE` removes these bytes, of which every image file contains some: in the signature
+# of PNG, in the lengths of the parts of the other formats.
+STRIPPED = (
+    "the body has no line ends and no zero bytes, as after curl --data: send the image file with "
+    "curl --data-binary @FILE, or with curl -F image=@FILE"
+)
 MAX_NAME_LENGTH = 255
 # Form fields that are not files are ignored.
 MAX_FIELDS = 32
@@ -38,6 +45,8 @@ def read_uploads(content_type: str, body: bytes, max_files: int) -> list[Upload]
     kind, options = parse_options_header(content_type)
     media_type = kind.decode("latin-1")
     if media_type in RAW or media_type.startswith("image/"):
+        if body and media_type == URL_ENCODED and not any(byte in body for byte in b"\r\n\0"):
+            raise RequestError(STRIPPED)
         uploads = [Upload(None, body)] if body else []
     elif media_type == FORM:
         uploads = _read_form(options.get(b"boundary", b""), body, max_files)

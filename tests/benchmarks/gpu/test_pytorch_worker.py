@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.gpu.pytorch_worker import (
     MODES,
-    RANDOM,
     PyTorchBackend,
     check_pytorch,
     make_forward,
@@ -23,6 +22,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError, CheckpointError
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
+from resdeploy.train.bench.pytorch_worker import RANDOM
 from tests.samples import SIZE, make_classifier
 
 # Relative to the largest logit. The order of sums differs between kernels, and float16 and
@@ -110,7 +110,7 @@ def test_random_weights_are_not_checked(tiny_bundle: Bundle) -> None:
 def test_rejects_a_checkpoint_of_another_network(tiny_bundle: Bundle, tmp_path: Path) -> None:
     other = dataclasses.replace(make_classifier().network.architecture, classes=5)
     torch.save(make_classifier(other).network.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="with 5 classes, the bundle"):
+    with pytest.raises(CheckpointError, match="with 5 classes, but the bundle"):
         start(tiny_bundle, str(tmp_path / "other.pth"))
 
 

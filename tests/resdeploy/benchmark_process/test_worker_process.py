@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,7 @@ from resdeploy.errors import BackendError
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder whose modules `python -m` finds."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     return tmp_path
 
 
@@ -91,6 +92,50 @@ def test_reports_a_process_that_ends_while_running(child: Path) -> None:
     with pytest.raises(BackendError, match="exit code 9"):
         contender.run_for(0.1)
     contender.stop()
+
+
+def test_a_killed_process_is_named_with_its_usual_cause(child: Path) -> None:
+    write(child, "os.kill(os.getpid(), 9)")
+    with pytest.raises(BackendError, match="ended early by the signal SIGKILL") as caught:
+        Contender.start("large", "child", [], threads=1)
+    assert "memory" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        (
+            "MemoryError('Unable to allocate 3 TiB')",
+            "MemoryError: Unable to allocate 3 TiB",
+            "batch",
+        ),
+        ("RuntimeError('CUDA out of memory. Tried')", "RuntimeError: CUDA out of", "smaller batch"),
+        ("OSError(24, 'Too many open files')", "OSError: Too many open files", "ulimit -n"),
+        ("ZeroDivisionError", "ZeroDivisionError: ZeroDivisionError", "read the traceback above"),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_an_unexpected_error_of_the_child_keeps_its_reason(
+    child: Path, error: str, message: str, hint: str, late: bool
+) -> None:
+    body = f"""
+    calls = []
+    def run():
+        calls.append(1)
+        if len(calls) > {3 * late}:
+            raise {error}
+    run_worker(lambda: (run, {{}}))
+    """
+    write(child, body)
+    if not late:
+        with pytest.raises(BackendError, match=message) as caught:
+            Contender.start("broken", "child", [], threads=1)
+    else:
+        contender = Contender.start("broken", "child", [], threads=1)
+        with pytest.raises(BackendError, match=message) as caught:
+            contender.run_for(0.1)
+        contender.stop()
+    assert hint in str(caught.value.hint)
 
 
 def test_a_child_ends_when_its_input_is_closed(child: Path) -> None:

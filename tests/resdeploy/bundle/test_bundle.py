@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -166,6 +168,39 @@ def test_the_hint_for_a_missing_artifact_names_the_option(copy: Path) -> None:
 def test_rejects_a_folder_without_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is not a bundle"):
         open_bundle(tmp_path)
+
+
+def test_names_the_folder_if_a_file_or_a_run_is_given(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="a file of a bundle") as caught:
+        open_bundle(copy / "fp32.onnx")
+    assert caught.value.hint == f"give the folder: {copy}"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.json").touch()
+    with pytest.raises(BundleError, match="is not a bundle") as caught:
+        open_bundle(tmp_path / "run")
+    assert f"resdeploy export {tmp_path / 'run'}" in str(caught.value.hint)
+    with pytest.raises(BundleError, match="is a file, and a bundle is a folder"):
+        open_bundle(tmp_path / "run" / "model.json")
+
+
+def test_names_the_pointer_of_git_lfs_instead_of_a_change(copy: Path) -> None:
+    (copy / "fp32.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(BundleError, match="Git LFS") as caught:
+        open_bundle(copy).read("fp32.onnx")
+    assert "git lfs pull" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"), [(errno.EACCES, "permissions"), (errno.EMFILE, "ulimit")]
+)
+def test_a_file_that_cannot_be_read_keeps_its_reason(
+    copy: Path, refuse_to_open: Callable[..., None], code: int, hint: str
+) -> None:
+    bundle = open_bundle(copy)
+    refuse_to_open(copy / "fp32.onnx", code)
+    with pytest.raises(BundleError, match=os.strerror(code)) as caught:
+        bundle.read("fp32.onnx")
+    assert hint in str(caught.value.hint)
 
 
 def test_a_bundle_that_does_not_exist_is_named(tmp_path: Path) -> None:

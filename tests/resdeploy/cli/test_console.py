@@ -87,6 +87,32 @@ def test_an_unexpected_error_is_one_line_with_its_type() -> None:
     assert "--debug" in answer.stderr
 
 
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        (
+            OSError(13, "Permission denied", "a"),
+            "a cannot be used: Permission denied",
+            "permissions",
+        ),
+        (OSError(24, "Too many open files"), "OSError: Too many open files", "ulimit -n"),
+        (MemoryError(), "MemoryError: there is not enough memory", "smaller batch"),
+        (
+            ImportError("cannot import name 'x'", name="torch"),
+            "torch does not load: ",
+            "pip install",
+        ),
+    ],
+)
+def test_an_error_of_the_machine_is_not_called_a_bug(
+    error: Exception, message: str, hint: str
+) -> None:
+    first, second = raising(error).stderr.splitlines()
+    assert first.startswith(f"error: {message}")
+    assert hint in second
+    assert "--debug" not in second
+
+
 def test_wrong_usage_exits_with_2() -> None:
     assert raising(click.UsageError("no")).exit_code == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,47 @@ def test_help_names_every_command_and_the_version() -> None:
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     assert invoke(*arguments).exit_code == 2
+
+
+# verify and train check their numbers in the functions that use them.
+NUMBERS = [
+    pytest.param(name, option, id=f"{name} {option.opts[-1]}")
+    for name, command in main.commands.items()
+    if name not in ("verify", "train")
+    for option in command.params
+    if isinstance(option.type, click.types.IntParamType | click.types.FloatParamType)
+]
+
+
+@pytest.mark.parametrize(("name", "option"), NUMBERS)
+@pytest.mark.parametrize(
+    "value", ["nan", "inf", "-inf", "1e308", "-1", "-1e-9", "9" * 30, "9" * 5000, "one", ""]
+)
+def test_a_number_without_sense_is_refused_with_the_range(
+    name: str, option: click.Option, value: str
+) -> None:
+    parent = click.Context(main)
+    context = click.Context(main.commands[name], parent=parent)
+    with pytest.raises(click.BadParameter) as caught:
+        option.type_cast_value(context, value)
+    is_number = value.strip("-") in ("nan", "inf", "1e308") or value[-1:] == "9"
+    if is_number and isinstance(option.type, click.FloatRange):
+        assert re.search(r"is not in the range .*<=?x<=", caught.value.message)
+    assert "\n" not in caught.value.message
+
+
+def test_numbers_are_checked_before_any_work() -> None:
+    assert len(NUMBERS) >= 25
+    answer = invoke("bench", "x.bundle", "--seconds", "nan")
+    assert answer.exit_code == 2
+    assert "nan is not in the range 0.1<=x<=604800" in answer.stderr
+
+
+@pytest.mark.parametrize("batch", ["1,8,99999999999", "0", "-1,1,1", "nan", "1,1", "9" * 5000])
+def test_build_refuses_batch_sizes_without_sense(batch: str) -> None:
+    answer = invoke("build", "x.bundle", "--batch", batch)
+    assert answer.exit_code == 2
+    assert "in ascending order from 1 to 4096" in answer.stderr
 
 
 @pytest.mark.parametrize(

@@ -252,8 +252,13 @@ def test_reports_why_a_network_does_not_compile(
         return fails
 
     monkeypatch.setattr(torch, "compile", compiled)
-    with pytest.raises(BackendError, match=r"failed on this machine: no C\+\+ compiler$"):
-        prepare_pytorch(workload(tiny_bundle.path), PyTorchMode.COMPILE, "")
+    for compiler, hint in ((None, "install a C++ compiler"), ("/usr/bin/g++", "leave it out")):
+        monkeypatch.setattr(shutil, "which", lambda name, found=compiler: found)
+        with pytest.raises(
+            BackendError, match=r"failed on this machine: no C\+\+ compiler$"
+        ) as caught:
+            prepare_pytorch(workload(tiny_bundle.path), PyTorchMode.COMPILE, "")
+        assert hint in str(caught.value.hint)
 
 
 def test_autocast_needs_bfloat16(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

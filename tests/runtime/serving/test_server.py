@@ -133,11 +133,16 @@ def test_a_reload_loses_no_request(tiny_bundle: Bundle, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.bundle"], "not a bundle"),
+        (["nowhere.bundle"], "nowhere.bundle does not exist"),
+        (["{empty}"], "is a file, and a bundle is a folder"),
         (["{bundle}", "{bundle}"], "two bundles are called tiny"),
         (["{bundle}", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
-        (["{bundle}", "--token-file", "nothing"], "the token file nothing cannot be read"),
+        (["{bundle}", "--token-file", "nothing"], "nothing cannot be read: No such file"),
         (["{bundle}", "--token-file", "{empty}"], "the token is empty"),
+        (
+            ["{bundle}", "--tls-cert", "none", "--tls-key", "{empty}"],
+            "none cannot be read: No such",
+        ),
         (["{bundle}", "--tls-cert", "{empty}", "--tls-key", "{empty}"], "the certificate"),
         (["{bundle}", "--backend", "abacus"], "no backend 'abacus'"),
     ],
@@ -154,6 +159,7 @@ def test_a_failed_start_is_exit_1_with_one_error_line(
         lines = [line["message"] for line in server.log]
         assert any(line.startswith("error: ") and message in line for line in lines), lines
         assert any(line.startswith("hint: ") for line in lines)
+        assert "listening" not in lines
 
 
 def test_a_port_in_use_is_reported(tiny_bundle: Bundle) -> None:
@@ -161,7 +167,11 @@ def test_a_port_in_use_is_reported(tiny_bundle: Bundle) -> None:
         port = taken.getsockname()[1]
         with ServerProcess(tiny_bundle.path, "--port", port) as server:
             assert server.result()[0] == 1
-            assert f"port {port}" in server.log[0]["message"]
+            assert f"port {port}: Address already in use" in server.log[0]["message"]
+        with ServerProcess(tiny_bundle.path, "--port", 0, "--grpc-port", port) as server:
+            assert server.result()[0] == 1
+            errors = [line["message"] for line in server.log if "hint" not in line["message"]]
+            assert f"port {port}: Address already in use" in errors[-1]
 
 
 def test_several_models_and_a_token_from_the_environment(

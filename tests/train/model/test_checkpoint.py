@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from resdeploy.errors import CheckpointError
 from resdeploy.images.preprocessing import Preprocessing
@@ -135,7 +135,7 @@ def test_a_pickle_with_code_is_never_executed(
 def test_rejects_damaged_files(tmp_path: Path, data: bytes, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(data)
-    assert_rejected(path, "is damaged or holds more than weights|not an intact safetensors")
+    assert_rejected(path, "is empty|not an intact (file of torch.save|safetensors file): .")
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
@@ -144,7 +144,7 @@ def test_rejects_truncated_files(tmp_path: Path, state: State, kept: float) -> N
     for path in (save(tmp_path / "a.pth", state), tmp_path / "a.safetensors"):
         data = path.read_bytes()
         path.write_bytes(data[: int(kept * len(data))])
-        assert_rejected(path, "is damaged or holds more than weights|not an intact safetensors")
+        assert_rejected(path, "not an intact (file of torch.save|safetensors file): .")
 
 
 def test_rejects_missing_files_unknown_suffixes_and_huge_files(
@@ -152,7 +152,9 @@ def test_rejects_missing_files_unknown_suffixes_and_huge_files(
 ) -> None:
     assert_rejected(tmp_path / "none.pth", "there is no checkpoint")
     (tmp_path / "model.onnx").touch()
-    assert_rejected(tmp_path / "model.onnx", r"its suffix is \.onnx")
+    assert_rejected(tmp_path / "model.onnx", "it is an ONNX graph")
+    (tmp_path / "model.tar").touch()
+    assert_rejected(tmp_path / "model.tar", r"its suffix is \.tar")
     monkeypatch.setattr(checkpoints, "MAX_FILE_BYTES", 1000)
     assert_rejected(save(tmp_path / "a.pth", state), "bytes, more than")
 
@@ -174,6 +176,11 @@ def test_rejects_files_without_a_state_dict(tmp_path: Path, content: object) -> 
         (lambda s: s.update({"fc.weight": torch.zeros(5, 512)}), r"wrong shape for fc\.bias"),
         (lambda s: s["conv1.weight"].fill_(torch.nan), r"conv1\.weight in .* has NaN or infinite"),
         (lambda s: s["bn1.running_var"].fill_(torch.inf), "NaN or infinite"),
+        (lambda s: s["bn1.running_var"][3].fill_(-1e-9), r"bn1\.running_var in .* negative values"),
+        (
+            lambda s: s.update({"conv1.weight": s["conv1.weight"].double() * 1e300}),
+            r"conv1\.weight in .* NaN or infinite",
+        ),
         (lambda s: s.update({"fc.bias": "text"}), r"'fc\.bias' in .* is of type str"),
         (lambda s: s.update({"fc.bias": torch.zeros(3).to_sparse()}), "not a dense tensor"),
         (lambda s: s.update({"fc.weight": torch.tensor(1.0)}), "does not hold a residual network"),
@@ -238,12 +245,54 @@ def test_an_architecture_without_a_field_is_not_taken_for_a_resnet34(run: Path, 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"architecture": 3}', "null"])
 def test_rejects_a_damaged_model_json(run: Path, text: str) -> None:
     (run / "model.json").write_text(text)
-    assert_rejected(run, r"model\.json is damaged")
+    assert_rejected(run, r"model\.json is (damaged|empty)")
 
 
 def test_rejects_a_run_without_weights(run: Path) -> None:
     (run / "model.safetensors").unlink()
-    assert_rejected(run, r"has no model\.safetensors")
+    assert_rejected(run, r"model\.safetensors cannot be read: No such file")
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors", "alone.pth"])
+def test_the_reason_of_the_system_is_not_replaced_by_damage(
+    run: Path, name: str, refuse_to_open: Callable[[Path], None]
+) -> None:
+    (run / "alone.pth").write_bytes(b"weights")
+    refuse_to_open(run / name)
+    path = run / name if name.startswith("alone") else run
+    assert_rejected(path, f"{name} cannot be read: Permission denied")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert "check the permissions" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "only a pointer of Git LFS",
+        ),
+        (b"\n<!DOCTYPE html>\n<html>", "is an HTML page"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_names_a_file_that_stands_for_another(
+    tmp_path: Path, suffix: str, data: bytes, cause: str
+) -> None:
+    (tmp_path / f"a{suffix}").write_bytes(data)
+    assert_rejected(tmp_path / f"a{suffix}", cause)
+
+
+def test_names_the_class_that_a_pickle_would_load(tmp_path: Path) -> None:
+    assert_rejected(
+        save(tmp_path / "a.pth", nn.Linear(2, 2)), r"more than weights: .*\.Linear; no code"
+    )
+
+
+def test_a_bundle_is_not_a_run(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").touch()
+    assert_rejected(tmp_path, "is a bundle, which holds graphs")
 
 
 def test_rejects_a_run_whose_description_does_not_fit(run: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
 from resdeploy.runtime.serving.request_errors import RequestError, TooLarge, UnsupportedMediaType
@@ -36,7 +38,17 @@ def file(name: str) -> str:
     ],
 )  # fmt: skip
 def test_the_body_may_be_a_picture(kind: str) -> None:
-    assert read_uploads(kind, b"pixels", 1) == [Upload(None, b"pixels")]
+    assert read_uploads(kind, b"pixels\0", 1) == [Upload(None, b"pixels\0")]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp"])
+def test_names_the_option_of_curl_that_removes_line_ends(suffix: str) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(stream, {"jpg": "jpeg"}.get(suffix, suffix))
+    intact, kind = stream.getvalue(), "application/x-www-form-urlencoded"
+    assert read_uploads(kind, intact, 1) == [Upload(None, intact)]  # curl --data-binary
+    with pytest.raises(RequestError, match="--data-binary"):
+        read_uploads(kind, intact.translate(None, b"\r\n\0"), 1)
 
 
 def test_a_form_gives_its_files_in_order_without_other_fields() -> None:
