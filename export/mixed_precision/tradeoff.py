@@ -81,9 +81,9 @@ def trade_off_points(
             calibrator=calibrator,
             layers=layers,
             float_share_percent=100 * conv_share(model, nodes)[1],
-            agreement=of.agreement,
-            drop=mixture.drop if mixture else None,
-            images=mixture.images if mixture else calibration.scoring_images,
+            agreement=of.changes.agreement if isinstance(of, MixtureEvaluation) else of.agreement,
+            drop=mixture.changes.drop if mixture else None,
+            images=mixture.changes.images if mixture else len(calibration.scoring.images),
             p50_ms=latencies.get(nodes) if of.encoding is Encoding.CPU else None,
             chosen=calibration.recipes[of.encoding].calibrator == calibrator
             and in_float.get(of.encoding, set()) == set(layers),
@@ -96,7 +96,7 @@ def trade_off_points(
         float_share_percent=100.0,
         agreement=100.0,
         drop=0.0,
-        images=calibration.scoring_images,
+        images=len(calibration.scoring.images),
         p50_ms=fp32_ms,
         chosen=True,
     )
