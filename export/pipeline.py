@@ -256,7 +256,7 @@ def _calibrate(
     points = trade_off_points(calibration, golden.images[:1], progress)
     calibration = replace(calibration, points=points)
     calibration = with_dla(calibration) if config.dla else calibration
-    judgement = judge(calibration, judged, progress)
+    judgement = judge(calibration, judged, progress, config.search_seconds)
     targets: tuple[TargetResult, ...] = ()
     if judgement is not None and target.is_set:
         targets = judge_accuracy(judgement, target)

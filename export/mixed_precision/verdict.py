@@ -147,4 +147,7 @@ def _remedy(result: TargetResult) -> str:
         return (
             "calibrate on more images, allow more time with --search-seconds, or relax the target"
         )
-    return "add images that do not calibrate, preferably in a folder val/ beside train/"
+    return (
+        "add images that do not calibrate, preferably in a folder val/ beside train/, and allow "
+        "enough time with --search-seconds"
+    )

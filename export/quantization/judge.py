@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +20,8 @@ from resdeploy.export.quantization.result import Calibration, Fold
 from resdeploy.export.quantization.simulate import run_graph
 from resdeploy.progress import Progress
 from resdeploy.statistics import sqnr_db
+
+IMAGES_AT_ONCE = 512  # opening the graphs then takes little of the time, also at 32 pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,36 +51,51 @@ class Judgement:
 
 
 def judge(
-    calibration: Calibration, held_out: HeldOutImages, progress: Progress
+    calibration: Calibration,
+    held_out: HeldOutImages,
+    progress: Progress,
+    seconds: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Judgement | None:
     """Run FP32 and the INT8 graphs on held-out images and on the folds of the calibration images.
 
     On a fold, the ranges are those that the same calibrator chooses from the other images: 80 % of
     the bundle's, so the graph is not better than the bundle's. The scales of the channels and the
-    layers in float are the bundle's. Return None if there are no images.
+    layers in float are the bundle's.
+
+    No part of the images but the first starts that would end after `seconds`. The time does not
+    depend on the predictions, so fewer images give a wider bound and no other bias. Return None if
+    there are no images.
     """
     groups: list[tuple[HeldOutImages, Mapping[Encoding, QuantizationRecipe]]] = [
-        (held_out, calibration.recipes)
+        (held_out.part(first, first + IMAGES_AT_ONCE), calibration.recipes)
+        for first in range(0, len(held_out.images), IMAGES_AT_ONCE)
     ]
     groups += [(fold.images, _recipes(calibration, fold)) for fold in calibration.folds]
-    groups = [group for group in groups if len(group[0].images)]
     if not groups:
         return None
+    start, slowest = clock(), 0.0
+    judged: list[HeldOutImages] = []
     model = calibration.model
     reference: list[Float32Array] = []
     logits: dict[Encoding, list[Float32Array]] = {encoding: [] for encoding in calibration.recipes}
     with progress("judging", len(groups) * (1 + len(logits))) as advance:
         for images, recipes in groups:
+            began = clock()
+            if judged and began + slowest > start + seconds:
+                break
+            judged.append(images)
             reference.append(run_graph(model, Encoding.FLOAT, images.images))
             advance(1)
             for encoding, recipe in recipes.items():
                 graph = recipe.apply(model, half=False)
                 logits[encoding].append(run_graph(graph, encoding, images.images))
                 advance(1)
-    everything = groups[0][0]
-    for images, _ in groups[1:]:
+            slowest = max(slowest, clock() - began)
+    everything = judged[0]
+    for images in judged[1:]:
         everything = everything.plus(images)
-    crossed = bool(calibration.folds)
+    crossed = len(everything.images) > len(held_out.images)
     return Judgement(
         reference=np.concatenate(reference),
         logits={encoding: np.concatenate(parts) for encoding, parts in logits.items()},

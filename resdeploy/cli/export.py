@@ -70,7 +70,8 @@ if TYPE_CHECKING:
     "--search-seconds",
     type=FloatRange(1),
     default=600.0,
-    help="Longest search for the layers to keep in float, in seconds.",
+    help="Longest search for the layers to keep in float, and longest judgement of the result, in "
+    "seconds.",
 )
 @option("--engine", is_flag=True, help="Also build TensorRT engines for this machine.")
 @option(

@@ -210,7 +210,7 @@ def test_no_image_that_judges_calibrates_or_is_searched(
 ) -> None:
     seen: list[set[str]] = []
 
-    def spy(calibration: object, held_out: object, progress: object) -> Judgement:
+    def spy(calibration: object, held_out: object, *rest: object) -> Judgement:
         seen.append(set(held_out.digests))  # type: ignore[attr-defined]
         seen.append({*calibration.digests, *calibration.selection_digests})  # type: ignore[attr-defined]
         return judgement(300, 0)
