@@ -88,7 +88,7 @@ def judge(
             reference.append(run_graph(model, Encoding.FLOAT, images.images))
             advance(1)
             for encoding, recipe in recipes.items():
-                graph = recipe.apply(model, half=False)
+                graph = recipe.apply(model)
                 logits[encoding].append(run_graph(graph, encoding, images.images))
                 advance(1)
             slowest = max(slowest, clock() - began)
