@@ -54,6 +54,7 @@ from resdeploy.runtime.backends.tensorrt.build import BuildReport, build, choose
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import ARTIFACTS as TENSORRT_ARTIFACTS
 from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import load_tensorrt
+from resdeploy.statistics import Verdict, worst_verdict
 from resdeploy.train.model.resnet import Classifier
 from resdeploy.train.run.folder import LATEST
 
@@ -106,6 +107,8 @@ class ExportResult:
     calibration: CalibrationRecord | None
     parity: dict[str, Parity]
     """Parity with PyTorch by the artifact's name."""
+    verdict: Verdict | None
+    """Worst verdict of all targets; None without a target."""
     warnings: tuple[ExportWarning, ...]
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
@@ -183,6 +186,9 @@ def export(
         artifacts=manifest.artifacts,
         calibration=calibration.record() if calibration else None,
         parity={artifact.name: artifact.parity for artifact in artifacts},
+        verdict=worst_verdict(result.verdict for result in calibration.targets)
+        if calibration is not None and calibration.targets
+        else None,
         warnings=manifest.warnings,
         engines=engines,
         triton=triton,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from click import Choice, FloatRange, IntRange, argument, option
 
 from resdeploy.cli.build import build_text
-from resdeploy.cli.console import PATH, CommandResult, command, exit_code, reject_options
+from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, exit_code, reject_options
 from resdeploy.cli.options import FORCE
 from resdeploy.tables import table
 
@@ -109,7 +109,6 @@ def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> C
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.bundle.manifest import MANIFEST
     from resdeploy.progress import progress_bar
-    from resdeploy.statistics import worst_verdict
 
     if triton is not None and (source / MANIFEST).is_file():
         from resdeploy.export.triton.repository import write_repository
@@ -122,9 +121,8 @@ def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> C
 
     settings |= {"source": source, "triton": triton}
     result = run_export(ExportConfig(**settings), force=force, progress=progress_bar)
-    targets = result.calibration.targets if result.calibration else ()
-    verdict = worst_verdict(target.verdict for target in targets)
-    return CommandResult(result, export_text(result), exit_code(verdict))
+    exit = exit_code(result.verdict) if result.verdict else ExitCode.OK
+    return CommandResult(result, export_text(result), exit)
 
 
 def export_text(result: ExportResult) -> str:

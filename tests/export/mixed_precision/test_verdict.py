@@ -199,6 +199,7 @@ def test_an_export_with_few_images_is_undecided_and_writes_the_bundle(
 def test_an_export_that_holds_its_target_says_so(config: ExportConfig) -> None:
     result = export(dataclasses.replace(config, min_agreement=1.0))
     assert isinstance(result.calibration, CalibrationRecord)
+    assert result.verdict is Verdict.PASS
     for target in result.calibration.targets:
         assert target.verdict is Verdict.PASS
         assert ": held: " in target_sentence(target)

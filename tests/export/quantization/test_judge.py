@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from resdeploy.bundle.manifest import Encoding, QualityOrigin
+from resdeploy.calibration.ranges import TensorStatistics
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.quantization import judge as module
-from resdeploy.export.quantization.calibrate import LEARNED, calibrate
+from resdeploy.export.quantization.calibrate import LEARNED, calibrate, choose_ranges
 from resdeploy.export.quantization.held_out import HeldOutImages, draw_held_out_images
 from resdeploy.export.quantization.judge import judge
+from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, with_dla
 from resdeploy.export.quantization.simulate import run_graph
 from resdeploy.progress import silent
@@ -64,13 +67,13 @@ def test_held_out_images_are_judged_with_the_graphs_of_the_bundle(
 def test_folds_are_judged_with_the_ranges_of_the_other_images(
     calibration: Calibration, held_out: HeldOutImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ranges: list[float] = []
-    original = module.choose_ranges
-    monkeypatch.setattr(
-        module, "choose_ranges",
-        lambda others, *rest: ranges.append(len(next(iter(others.values())).lows))
-        or original(others, *rest),
-    )  # fmt: skip
+    ranges: list[int] = []
+
+    def spy(others: Mapping[str, TensorStatistics], *rest: Any) -> QuantizationRecipe:
+        ranges.append(len(next(iter(others.values())).lows))
+        return choose_ranges(others, *rest)
+
+    monkeypatch.setattr(module, "choose_ranges", spy)
     judgement = judge(calibration, held_out, silent)
     assert judgement is not None
     assert judgement.origin is QualityOrigin.CROSS_VALIDATION
@@ -86,7 +89,9 @@ def test_ranges_that_clip_the_images_of_a_fold_lower_its_quality(calibration: Ca
         dataclasses.replace(
             fold,
             others={
-                tensor: dataclasses.replace(found, lows=found.lows / 50, highs=found.highs / 50)
+                tensor: dataclasses.replace(
+                    found, lows=found.lows / np.float32(50), highs=found.highs / np.float32(50)
+                )
                 for tensor, found in fold.others.items()
             },
         )
