@@ -49,6 +49,14 @@ class Histogram:
         bins -= (bins == 0) & (flat < 0)
         self.counts += np.bincount(bins.astype(np.int64) + BINS, minlength=2 * BINS)
 
+    def plus(self, other: Histogram) -> Histogram:
+        """Return a histogram of the values of both."""
+        both = [Histogram(each.exponent, each.counts.copy()) for each in (self, other)]
+        for each in both:
+            while each.exponent < max(self.exponent, other.exponent):
+                each._widen()
+        return Histogram(both[0].exponent, both[0].counts + both[1].counts)
+
     def _widen(self) -> None:
         merged = self.counts.reshape(-1, 2).sum(axis=1)
         self.counts = np.zeros_like(self.counts)

@@ -38,7 +38,9 @@ class CalibrationImages:
     wanted: int
     """Number of images to collect."""
     excluded: Collection[str] = ()
-    """Digests of the golden images, which must not be used for calibration."""
+    """Digests of images that must not be used, such as the golden images."""
+    purpose: str = "calibration"
+    """Purpose of the images, for log messages."""
     digests: list[str] = field(default_factory=list)
     """sha256 of the pixels of every collected image, in order."""
     paths: list[Path] = field(default_factory=list)
@@ -93,5 +95,8 @@ class CalibrationImages:
             logger.info("skipped %d images: %s", sum(self.skipped.values()), reasons)
         if len(self.digests) < self.wanted:
             logger.info(
-                "using %d calibration images; %d were requested", len(self.digests), self.wanted
+                "using %d %s images; %d were requested",
+                len(self.digests),
+                self.purpose,
+                self.wanted,
             )

@@ -52,6 +52,14 @@ class TensorStatistics:
         """Smallest and largest observed value."""
         return Range(low=float(self.lows.min()), high=float(self.highs.max()))
 
+    def plus(self, other: TensorStatistics) -> TensorStatistics:
+        """Return the statistics over the images of both."""
+        return TensorStatistics(
+            lows=np.concatenate([self.lows, other.lows]),
+            highs=np.concatenate([self.highs, other.highs]),
+            histogram=self.histogram.plus(other.histogram),
+        )
+
     @property
     def growth(self) -> float:
         """Expected relative growth of the largest magnitude from half of the images to all.

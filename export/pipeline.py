@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from resdeploy.bundle.analysis import Analysis
 from resdeploy.bundle.bundle import open_bundle
-from resdeploy.bundle.calibration_record import CalibrationRecord
+from resdeploy.bundle.calibration_record import CalibrationRecord, TargetResult
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import MANIFEST, Artifact, Encoding, ExportWarning, Parity, Precision
 from resdeploy.errors import ExportError
@@ -25,11 +25,25 @@ from resdeploy.export.graph.residual_scales import has_aligned_scales
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget, meet_accuracy_target
-from resdeploy.export.mixed_precision.evaluator import SearchContext, draw_held_out_images
+from resdeploy.export.mixed_precision.evaluator import SearchContext
 from resdeploy.export.mixed_precision.latency_target import meet_latency_target
 from resdeploy.export.mixed_precision.tradeoff import trade_off_points
+from resdeploy.export.mixed_precision.verdict import (
+    judge_accuracy,
+    judge_latency,
+    target_warnings,
+    too_few_images,
+)
 from resdeploy.export.noise_analysis import analyse
-from resdeploy.export.quantization.calibrate import calibrate, require_images
+from resdeploy.export.quantization.calibrate import calibrate, calibrators_named, scoring_images
+from resdeploy.export.quantization.held_out import (
+    FEWEST_IMAGES,
+    ImagePlan,
+    draw_held_out_images,
+    plan_images,
+    require_images,
+)
+from resdeploy.export.quantization.judge import Judgement, judge
 from resdeploy.export.quantization.result import Calibration, with_dla
 from resdeploy.export.quantization.sensitivity import sqnr_per_tensor
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
@@ -40,6 +54,7 @@ from resdeploy.runtime.backends.tensorrt.build import BuildReport, build, choose
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import ARTIFACTS as TENSORRT_ARTIFACTS
 from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import load_tensorrt
+from resdeploy.statistics import Verdict, worst_verdict
 from resdeploy.train.model.resnet import Classifier
 from resdeploy.train.run.folder import LATEST
 
@@ -92,6 +107,8 @@ class ExportResult:
     calibration: CalibrationRecord | None
     parity: dict[str, Parity]
     """Parity with PyTorch by the artifact's name."""
+    verdict: Verdict | None
+    """Worst verdict of all targets; None without a target."""
     warnings: tuple[ExportWarning, ...]
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
@@ -129,7 +146,7 @@ def export(
     if config.triton is not None:
         refuse_repository(config.triton, force=force)
     if config.int8:
-        require_images(source)
+        require_images(source, FEWEST_IMAGES if _has_target(config) else 1)
 
     preprocessing = source.preprocessing
     classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
@@ -138,16 +155,19 @@ def export(
         "exporting %s at %d pixels", source.checkpoint.architecture.name, preprocessing.image_size
     )
     model = to_onnx(classifier, preprocessing.image_size)
-    calibration = None
-    if config.int8:
-        calibration = _calibrate(model, source, golden, config, target, progress)
-        model = calibration.model
+    calibration, judgement = None, None
     warnings: list[ExportWarning] = []
+    if config.int8:
+        calibration, judgement = _calibrate(model, source, golden, config, target, progress)
+        model = calibration.model
+        warnings += target_warnings(calibration.targets)
     artifacts: list[Artifact] = []
     bit_exact: dict[str, Float32Array] = {}
     with new_directory(output, force=force, marker=MANIFEST) as folder:
         for precision, encoding, graph in _graphs(model, config, calibration):
             artifact, logits = write_artifact(folder, precision, encoding, graph, golden)
+            if judgement is not None and encoding in judgement.logits:
+                artifact = replace(artifact, quality=judgement.quality(encoding))
             artifacts.append(artifact)
             if logits is not None and _is_bit_exact(model, calibration, encoding):
                 bit_exact[artifact.name] = logits
@@ -166,6 +186,9 @@ def export(
         artifacts=manifest.artifacts,
         calibration=calibration.record() if calibration else None,
         parity={artifact.name: artifact.parity for artifact in artifacts},
+        verdict=worst_verdict(result.verdict for result in calibration.targets)
+        if calibration is not None and calibration.targets
+        else None,
         warnings=manifest.warnings,
         engines=engines,
         triton=triton,
@@ -190,6 +213,11 @@ def _check_options(config: ExportConfig, target: AccuracyTarget) -> None:
             raise ExportError(f"{option} applies only to INT8 graphs", "add --int8")
 
 
+def _has_target(config: ExportConfig) -> bool:
+    limits = (config.min_agreement, config.max_drop, config.target_ms)
+    return any(limit is not None for limit in limits)
+
+
 def _calibrate(
     model: ir.Model,
     source: Source,
@@ -197,9 +225,12 @@ def _calibrate(
     config: ExportConfig,
     target: AccuracyTarget,
     progress: Progress,
-) -> Calibration:
-    """Choose ranges, and the layers to keep in float for the accuracy or latency target."""
+) -> tuple[Calibration, Judgement | None]:
+    """Choose ranges, choose layers in float for a target, and judge the graphs on other images."""
     golden_digests = {image_digest(image) for image in golden.images}
+    plan = _plan(source, golden, config, target)
+    for sentence in too_few_images(target, plan.judged + plan.cross_validated):
+        logger.warning("%s, so the target can be missed or undecided, but not held", sentence)
     calibration = calibrate(
         model,
         source,
@@ -209,12 +240,18 @@ def _calibrate(
         golden_digests=golden_digests,
         progress=progress,
         int8_shortcuts=config.int8_shortcuts,
+        cross_validated=plan.cross_validated,
+        reserve=_has_target(config),
     )
-    if target.is_set or config.target_ms is not None:
-        used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
+    used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
+    held_out = draw_held_out_images(
+        source, config.seed, plan.judged + plan.searched, used=used, used_paths=calibration.paths
+    )
+    judged, searched = held_out.part(0, plan.judged), held_out.part(plan.judged)
+    if _has_target(config) and len(calibration.scoring.images):
         context = SearchContext(
             model=calibration.model,
-            held_out=draw_held_out_images(source, config.seed, used),
+            held_out=calibration.scoring.plus(searched),
             seconds=config.search_seconds,
             progress=progress,
         )
@@ -224,7 +261,35 @@ def _calibrate(
             calibration = meet_latency_target(calibration, config.target_ms, context)
     points = trade_off_points(calibration, golden.images[:1], progress)
     calibration = replace(calibration, points=points)
-    return with_dla(calibration) if config.dla else calibration
+    calibration = with_dla(calibration) if config.dla else calibration
+    judgement = judge(calibration, judged, progress, config.search_seconds)
+    targets: tuple[TargetResult, ...] = ()
+    if judgement is not None and target.is_set:
+        targets = judge_accuracy(judgement, target)
+    elif config.target_ms is not None:
+        targets = (judge_latency(calibration, config.target_ms, golden.images[:1]),)
+    return replace(calibration, targets=targets), judgement
+
+
+def _plan(
+    source: Source, golden: Golden, config: ExportConfig, target: AccuracyTarget
+) -> ImagePlan:
+    """Divide the images of the source, as if all of them could be read."""
+    pools, reserve = source.pools, len(calibrators_named(config.calibrator)) > 1
+    shared = pools.golden == pools.calibration
+    scoring = scoring_images(len(pools.calibration)) if reserve or _has_target(config) else 0
+    free = len(pools.calibration) - scoring - (len(golden.images) if shared else 0)
+    calibrating = max(0, min(config.calibration_images, free))
+    others = 0 if shared else len(pools.golden) - len(golden.images)
+    needed = list(target.needed.values())
+    return plan_images(
+        size=source.preprocessing.image_size,
+        unused=max(0, free - calibrating + others),
+        calibrating=calibrating,
+        scoring=scoring,
+        target=_has_target(config),
+        needed=max((number for number in needed if number is not None), default=None),
+    )
 
 
 def _graphs(

@@ -1,10 +1,10 @@
-"""Evaluation of mixtures of INT8 and float layers on held-out images."""
+"""Evaluation of mixtures of INT8 and float layers on the images of a search."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -15,37 +15,20 @@ import onnx_ir as ir
 from resdeploy.bundle.calibration_record import FloatLayers
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.calibration.image_set import CalibrationImages, draw
-from resdeploy.errors import CalibrationError
+from resdeploy.changed_predictions import count_changes
 from resdeploy.export.graph.float_layers import Layer, conv_share, nodes_of
 from resdeploy.export.graph.qdq import Weights, integer_weights
-from resdeploy.export.inputs import Source
+from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import MixtureEvaluation
 from resdeploy.export.quantization.simulate import batch_size, open_graph, round_at, sites_of
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Advance, Progress
-from resdeploy.statistics import agreement_percent
 
 # Skip images whose top-2 logit margin exceeds this many times the largest change of the margin that
 # the noise with all layers in INT8 can cause.
 NOISE_FACTOR = 4.0
-RANKING_SHARE = 1 / 32  # share of the held-out images on which the layers are ranked
-# The time for an image grows with its pixels, so there are fewer held-out images if they are large.
-MAX_HELD_OUT_IMAGES, MIN_HELD_OUT_IMAGES = 5120, 256
-HELD_OUT_PIXELS = MAX_HELD_OUT_IMAGES * 32 * 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOutImages:
-    """Images on which mixtures are evaluated, and which serve no other purpose in the export."""
-
-    images: UInt8Array
-    """uint8 (N, H, W, 3)."""
-    classes: npt.NDArray[np.int64] | None
-    """True class of each image; None if the classes are not known."""
-    digests: tuple[str, ...]
-    """sha256 of the pixels of each image."""
+RANKING_SHARE = 1 / 32  # of the held-out images; every layer is evaluated on them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +54,7 @@ class MixedPrecisionEvaluator:
     evaluations: dict[frozenset[str], MixtureEvaluation] = field(default_factory=dict)
     """Results by the nodes in float, in the order of their evaluation."""
     start: float = field(init=False)
+    seconds: float = field(init=False)
     weights: Weights = field(init=False)
     float_logits: Float32Array | None = None
     """FP32's logits (N, K) of all held-out images; None until they are computed."""
@@ -80,7 +64,7 @@ class MixedPrecisionEvaluator:
     """Longest time of a batch, in seconds."""
 
     def __post_init__(self) -> None:
-        self.start = self.context.clock()
+        self.start, self.seconds = self.context.clock(), self.context.seconds
         self.weights = integer_weights(self.context.model, self.recipe.encoding)
 
     def evaluate(self, layers: Sequence[Layer]) -> MixtureEvaluation | None:
@@ -95,18 +79,11 @@ class MixedPrecisionEvaluator:
         return self.evaluations[nodes]
 
     def evaluate_all_int8(self) -> MixtureEvaluation:
-        """Evaluate the graph with all layers in INT8.
-
-        Raises:
-            CalibrationError: There is no time even for that.
-        """
+        """Evaluate the graph with all layers in INT8, even if the time is too short for it."""
+        seconds, self.seconds = self.seconds, math.inf
         evaluation = self.evaluate(())
-        if evaluation is None:
-            raise CalibrationError(
-                f"{self.context.seconds:g} s are too short to evaluate the INT8 graph on "
-                f"{len(self.context.held_out.images)} images",
-                "allow more time with --search-seconds",
-            )
+        self.seconds = seconds
+        assert evaluation is not None
         return evaluation
 
     def rank(self, layers: Sequence[Layer]) -> list[Layer]:
@@ -146,10 +123,10 @@ class MixedPrecisionEvaluator:
             layers=chosen.layers,
             convolutions=count,
             conv_share_percent=100 * share,
-            agreement=chosen.agreement,
-            drop=chosen.drop,
-            agreement_before=self.evaluate_all_int8().agreement,
-            images=chosen.images,
+            agreement=chosen.changes.agreement,
+            drop=chosen.changes.drop,
+            agreement_before=self.evaluate_all_int8().changes.agreement,
+            images=chosen.changes.images,
             evaluations=len(self.evaluations),
             seconds=self.context.clock() - self.start,
             out_of_time=out_of_time,
@@ -191,7 +168,7 @@ class MixedPrecisionEvaluator:
         with closing(open_graph(graph, encoding)) as backend:
             for first in range(0, len(images), size):
                 began = clock()
-                if began + self.slowest > self.start + self.context.seconds:
+                if began + self.slowest > self.start + self.seconds:
                     return None
                 logits.append(backend.run(images[first : first + size]))
                 self.slowest = max(self.slowest, clock() - began)
@@ -200,55 +177,12 @@ class MixedPrecisionEvaluator:
     def _compare(self, layers: Sequence[Layer], logits: Float32Array) -> MixtureEvaluation:
         """Compare the logits (N, K) of a mixture with FP32's."""
         assert self.float_logits is not None
-        classes = self.context.held_out.classes
-        agreement = agreement_percent(self.float_logits, logits)
-        drop = 100 - agreement  # an upper bound, for images whose classes are not known
-        if classes is not None:
-            fp32_top1, top1 = (
-                100 * float(np.mean(rows.argmax(axis=1) == classes))
-                for rows in (self.float_logits, logits)
-            )
-            drop = fp32_top1 - top1
         return MixtureEvaluation(
             encoding=self.recipe.encoding,
             layers=tuple(layer.name for layer in layers),
             nodes=nodes_of(layers),
-            agreement=agreement,
-            drop=drop,
-            images=len(logits),
+            changes=count_changes(self.float_logits, logits, self.context.held_out.classes),
         )
-
-
-def draw_held_out_images(source: Source, seed: int, excluded: Collection[str]) -> HeldOutImages:
-    """Draw validation images, and training images only if there are too few of them.
-
-    A network is more accurate on its training images, so they come last. `excluded` holds the
-    sha256 of images that must not be used.
-
-    Raises:
-        CalibrationError: No image is left.
-    """
-    size = source.preprocessing.image_size
-    wanted = int(np.clip(HELD_OUT_PIXELS // size**2, MIN_HELD_OUT_IMAGES, MAX_HELD_OUT_IMAGES))
-    image_set = CalibrationImages(source.preprocessing, wanted=wanted, excluded=excluded)
-    paths = [
-        path
-        for pool in (source.pools.golden, source.pools.calibration)
-        for path in draw(pool, seed)
-    ]
-    try:
-        images = np.concatenate(list(image_set.add(paths, batch_size(size))))
-    except CalibrationError as error:
-        raise CalibrationError(
-            "no held-out image is left to evaluate mixtures of INT8 and float on",
-            "add images that do not calibrate, preferably in a folder val/ beside train/",
-        ) from error
-    classes = source.classes_of(image_set.paths)
-    return HeldOutImages(
-        images=images,
-        classes=None if classes is None else np.array(classes),
-        digests=tuple(image_set.digests),
-    )
 
 
 def changeable_images(reference: Float32Array, noisy: Float32Array) -> npt.NDArray[np.intp]:

@@ -76,9 +76,11 @@ def trade_off_points(
             calibrator=calibrator,
             layers=layers,
             float_share_percent=100 * conv_share(model, nodes)[1],
-            agreement=graph.agreement,
-            drop=mixture.drop if mixture else None,
-            images=mixture.images if mixture else calibration.scoring_images,
+            agreement=graph.changes.agreement
+            if isinstance(graph, MixtureEvaluation)
+            else graph.agreement,
+            drop=mixture.changes.drop if mixture else None,
+            images=mixture.changes.images if mixture else len(calibration.scoring.images),
             p50_ms=latencies.get(nodes) if graph.encoding is Encoding.CPU else None,
             chosen=calibration.recipes[graph.encoding].calibrator == calibrator
             and in_float.get(graph.encoding, set()) == set(layers),
@@ -91,7 +93,7 @@ def trade_off_points(
         float_share_percent=100.0,
         agreement=100.0,
         drop=0.0,
-        images=calibration.scoring_images,
+        images=len(calibration.scoring.images),
         p50_ms=fp32_ms,
         chosen=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -12,10 +13,13 @@ from resdeploy.bundle.calibration_record import (
     ClassBalance,
     FloatLayers,
     Score,
+    TargetResult,
     TradeOffPoint,
 )
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import TensorStatistics
+from resdeploy.changed_predictions import ChangedPredictions
+from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 
 
@@ -28,13 +32,19 @@ class MixtureEvaluation:
     """Names of the layers in float."""
     nodes: frozenset[str]
     """Names of the nodes of these layers."""
-    agreement: float
-    """Images with FP32's predicted class, in percent."""
-    drop: float
-    """Accuracy lost against FP32, in percentage points."""
-    images: int
+    changes: ChangedPredictions
+    """Predicted classes that differ from FP32's."""
     p50_ms: float | None = None
     """Median latency of one image, in ms; None if it was not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """Part of the calibration images, to judge ranges on that the other parts give."""
+
+    images: HeldOutImages
+    others: Mapping[str, TensorStatistics]
+    """Statistics over all calibration images of the other parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +60,12 @@ class Calibration:
     """sha256 of the pixels of each calibration image."""
     selection_digests: tuple[str, ...]
     """sha256 of the pixels of each image that scored calibrators or evaluated mixtures."""
-    scoring_images: int
+    paths: tuple[Path, ...]
+    """Files of all of these images."""
+    scoring: HeldOutImages
+    """Images that scored calibrators, or are reserved for the search of a target."""
+    folds: tuple[Fold, ...]
+    """Parts of the calibration images for cross-validation; empty if others suffice to judge."""
     skipped: Mapping[str, int]
     """Number of images that were skipped, by reason."""
     balance: ClassBalance | None
@@ -65,6 +80,8 @@ class Calibration:
     """All mixtures that this search evaluated, in order."""
     points: tuple[TradeOffPoint, ...] = ()
     """All graphs that were evaluated, with latencies: see `tradeoff.trade_off_points`."""
+    targets: tuple[TargetResult, ...] = ()
+    """Verdict of every target for each INT8 graph."""
 
     def record(self) -> CalibrationRecord:
         """Return the form that the command prints and the manifest holds."""
@@ -73,11 +90,12 @@ class Calibration:
             images=len(self.digests),
             classes=self.balance,
             growth_percent=self.growth_percent,
-            scoring_images=self.scoring_images,
+            scoring_images=len(self.scoring.images),
             scores=self.scores,
             skipped=dict(self.skipped),
             float_layers=self.float_layers,
             points=self.points,
+            targets=self.targets,
         )
 
 

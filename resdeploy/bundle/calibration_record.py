@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from resdeploy.bundle.bundle import CALIBRATION, Bundle
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.manifest import Encoding, Precision, QualityOrigin, graph_name
 from resdeploy.json_documents import decode
+from resdeploy.statistics import Verdict
 from resdeploy.tables import plural
 
 
@@ -53,17 +54,41 @@ class FloatLayers:
     conv_share_percent: float
     """Share of these convolutions in the multiply-accumulates of all convolutions, in percent."""
     agreement: float
-    """Held-out images with the same predicted class as FP32, in percent."""
+    """Images of the search with the same predicted class as FP32, in percent; flattering, because
+    the layers were chosen on these images."""
     drop: float
     """Drop in accuracy against FP32 on these images, in percentage points."""
     agreement_before: float
     """Agreement with all layers in INT8, in percent."""
     images: int
-    """Number of held-out images."""
+    """Number of images of the search."""
     evaluations: int
     seconds: float
     out_of_time: bool
     """True if the search reached its time limit, so that fewer layers may suffice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetResult:
+    """Verdict about a target for one INT8 graph."""
+
+    encoding: Encoding
+    option: str
+    """Option that sets the target: `--min-agreement`, `--max-drop` or `--target-ms`."""
+    limit: float
+    figure: float
+    """Measured agreement in percent, drop in percentage points, or latency in ms."""
+    bound: float
+    """One-sided bound of the true figure with 95 % confidence: a lower bound of the agreement, an
+    upper bound of the drop or of the latency."""
+    samples: int
+    """Number of images, or of measurements of the latency."""
+    origin: QualityOrigin | None
+    """Origin of the images; None for a latency."""
+    images_to_decide: int | None
+    """Number of images that would decide, if predictions change as often; None if the verdict is
+    decided, or no number of images is expected to decide."""
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +132,8 @@ class CalibrationRecord:
     float_layers: tuple[FloatLayers, ...]
     points: tuple[TradeOffPoint, ...] = ()
     """All graphs that the export evaluated."""
+    targets: tuple[TargetResult, ...] = ()
+    """Verdict of every target for each INT8 graph."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +167,10 @@ class RecipeRecords:
 def float_layers_sentence(chosen: FloatLayers) -> str:
     """Return a sentence that names the layers in float and the agreement with FP32."""
     graph = f"The {chosen.encoding.value} graph"
-    agreement = f"its agreement with FP32 is {chosen.agreement:.2f} % on {chosen.images:,} images"
+    agreement = (
+        f"on the {plural(chosen.images, 'image')} of the search, its agreement with FP32 is "
+        f"{chosen.agreement:.2f} %"
+    )
     note = "; the search ran out of time, so fewer layers may suffice" if chosen.out_of_time else ""
     if not chosen.layers:
         return f"{graph} keeps no further layer in float; {agreement}{note}."
@@ -150,6 +180,30 @@ def float_layers_sentence(chosen: FloatLayers) -> str:
         f"{chosen.conv_share_percent:.1f} % of all convolutions' products; {agreement}, and "
         f"{chosen.agreement_before:.2f} % with all layers in INT8{note}."
     )
+
+
+def target_sentence(result: TargetResult) -> str:
+    """Return a sentence with the verdict about a target, the figure and its bound."""
+    graph = graph_name(Precision.INT8, result.encoding)
+    word = {Verdict.PASS: "held", Verdict.FAIL: "missed"}.get(result.verdict, "undecided")
+    if result.origin is None:
+        return (
+            f"{graph}: {word}: {result.figure:.2f} ms for one image, at most {result.bound:.2f} ms "
+            f"in {result.samples} measurements ({result.option} {result.limit:g})"
+        )
+    lower = result.option == "--min-agreement"
+    unit, side = ("%", "least") if lower else ("points", "most")
+    kind = "held-out" if result.origin is QualityOrigin.HELD_OUT else "cross-validated"
+    text = (
+        f"{graph}: {word}: {'' if lower else 'a drop of '}{result.figure:.2f} {unit} on "
+        f"{result.samples:,} {kind} images, at {side} {result.bound:.2f} {unit} with 95 % "
+        f"confidence ({result.option} {result.limit:g})"
+    )
+    if result.images_to_decide is not None:
+        text += f"; about {result.images_to_decide:,} images would decide"
+    elif result.verdict is Verdict.INCONCLUSIVE:
+        text += "; more images are not expected to decide"
+    return text
 
 
 def read_recipe_record(bundle: Bundle, encoding: Encoding) -> RecipeRecord:

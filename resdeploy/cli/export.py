@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from click import Choice, IntRange, argument, option
 
 from resdeploy.cli.build import build_text
-from resdeploy.cli.console import PATH, CommandResult, command, reject_options
+from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, exit_code, reject_options
 from resdeploy.cli.options import FORCE, LONGEST_SECONDS, LONGEST_WAIT_MS, FiniteRange
 from resdeploy.tables import table
 
 if TYPE_CHECKING:
     from resdeploy.bundle.calibration_record import CalibrationRecord
+    from resdeploy.bundle.manifest import Quality
     from resdeploy.export.pipeline import ExportResult
     from resdeploy.export.triton.repository import TritonRepository
 
@@ -74,7 +75,8 @@ if TYPE_CHECKING:
     "--search-seconds",
     type=FiniteRange(1, LONGEST_SECONDS),
     default=600.0,
-    help="Longest search for the layers to keep in float, in seconds.",
+    help="Longest search for the layers to keep in float, and longest judgement of the result, in "
+    "seconds.",
 )
 @option("--engine", is_flag=True, help="Also build TensorRT engines for this machine.")
 @option(
@@ -105,6 +107,9 @@ def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> C
 
     SOURCE is a run folder, a .safetensors file or a .pth file; the default is runs/latest. The
     bundle also holds golden images (inputs with PyTorch's logits) to verify the graphs anywhere.
+
+    Exit code with a target: 0 held, 1 missed, 3 too few images to decide; the bundle is written in
+    each case.
     """
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.bundle.manifest import MANIFEST
@@ -121,11 +126,13 @@ def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> C
 
     settings |= {"source": source, "triton": triton}
     result = run_export(ExportConfig(**settings), force=force, progress=progress_bar)
-    return CommandResult(result, export_text(result))
+    exit = exit_code(result.verdict) if result.verdict else ExitCode.OK
+    return CommandResult(result, export_text(result), exit)
 
 
 def export_text(result: ExportResult) -> str:
     """Return a table with a row per graph, then the calibration and what else was written."""
+    judged = next((a.quality for a in result.artifacts if a.quality is not None), None)
     rows = [
         [
             artifact.file,
@@ -134,17 +141,28 @@ def export_text(result: ExportResult) -> str:
             f"{artifact.parity.agreement:.1f} %",
             f"{artifact.parity.sqnr_db:.1f} dB",
             f"{artifact.parity.max_error:.1g}",
+            *([quality_text(artifact.quality)] if judged else []),
         ]
         for artifact in result.artifacts
     ]
     head = ["graph", "size", "INT8 convs", "agreement", "SQNR", "max error"]
+    note = "golden images"
+    if judged is not None:
+        kind = "held-out" if judged.origin.value == "held-out" else "cross-validated"
+        head.append(f"on {judged.images:,} {kind} images")
+        note += ", and with FP32 on other images that did not calibrate"
     images = result.artifacts[0].parity.images
     return (
         f"{table(head, rows)}\n{calibration_text(result.calibration)}"
         + "".join(f"{build_text(report)}\n" for report in result.engines)
         + f"wrote {result.bundle} in {result.seconds:.0f} s; compared with PyTorch on {images} "
-        "golden images" + (f"\n{repository_text(result.triton)}" if result.triton else "")
+        + note
+        + (f"\n{repository_text(result.triton)}" if result.triton else "")
     )
+
+
+def quality_text(quality: Quality | None) -> str:
+    return "" if quality is None else f"{quality.agreement:.2f} %, {quality.sqnr_db:.1f} dB"
 
 
 def repository_text(result: TritonRepository) -> str:
@@ -166,11 +184,12 @@ def calibration_text(record: CalibrationRecord | None) -> str:
     """Return lines about the calibrators and the layers in float; empty without calibration."""
     if record is None:
         return ""
-    from resdeploy.bundle.calibration_record import float_layers_sentence
+    from resdeploy.bundle.calibration_record import float_layers_sentence, target_sentence
 
     chosen = ", ".join(f"{name} for {kind}" for kind, name in record.method.items())
     count = len({score.calibrator for score in record.scores})
     how = f", the best of {count} on {record.scoring_images} held-out images" if count else ""
     lines = [f"calibrated on {record.images} images: {chosen}{how}"]
     lines += [float_layers_sentence(layers) for layers in record.float_layers]
+    lines += [target_sentence(result) for result in record.targets]
     return "\n".join(lines) + "\n"

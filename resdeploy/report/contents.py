@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from resdeploy.bundle.analysis import Analysis
-from resdeploy.bundle.calibration_record import CalibrationRecord, float_layers_sentence
+from resdeploy.bundle.calibration_record import (
+    CalibrationRecord,
+    float_layers_sentence,
+    target_sentence,
+)
 from resdeploy.bundle.manifest import Manifest
 from resdeploy.errors import BundleError
 from resdeploy.json_documents import parse
@@ -144,6 +148,7 @@ def _calibration(record: CalibrationRecord) -> tuple[Block, ...]:
     if record.scores:
         blocks.append(_scores(record))
     blocks += [Text(text=float_layers_sentence(layers)) for layers in record.float_layers]
+    blocks += [Text(text=f"{target_sentence(result)}.") for result in record.targets]
     return tuple(blocks)
 
 

@@ -17,29 +17,27 @@ from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.calibration_record import FloatLayers
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range
+from resdeploy.changed_predictions import ChangedPredictions
 from resdeploy.cli.export import export_text
-from resdeploy.errors import CalibrationError, ExportError
+from resdeploy.errors import ExportError
 from resdeploy.export import pipeline
 from resdeploy.export.graph.float_layers import Layer
 from resdeploy.export.graph.to_onnx import to_bytes
-from resdeploy.export.inputs import ImagePools, Source, read_source
 from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget, find_float_layers
 from resdeploy.export.mixed_precision.evaluator import (
-    HeldOutImages,
     MixedPrecisionEvaluator,
     SearchContext,
-    draw_held_out_images,
 )
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.quantization.calibrate import calibrate
+from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe, read_recipe
 from resdeploy.export.quantization.result import Calibration, MixtureEvaluation
-from resdeploy.images.preprocessing import image_digest
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.backends.onnxruntime.session import DISABLED_OPTIMIZER
 from resdeploy.statistics import agreement_percent, sqnr_db
-from tests.samples import CLASSES, SIZE
+from tests.samples import SIZE
 
 BOTH = (Encoding.TENSORRT, Encoding.CPU)
 
@@ -84,6 +82,10 @@ def ticking_clock() -> Callable[[], float]:
     return map(float, count()).__next__
 
 
+def changed(count: int) -> ChangedPredictions:
+    return ChangedPredictions(images=64, changed=count, lost=count, gained=0, labelled=False)
+
+
 def run(model: ir.Model, recipe: QuantizationRecipe, images: np.ndarray) -> np.ndarray:
     return OnnxRuntimeCpu(to_bytes(recipe.apply(model, half=False)), recipe.encoding).run(images)
 
@@ -118,9 +120,7 @@ def test_layers_that_the_target_does_not_need_revert_to_int8(
             encoding=recipe.encoding,
             layers=names,
             nodes=frozenset(node for layer in layers for node in layer.nodes),
-            agreement=99.0 + (needed <= set(names)),
-            drop=0.0,
-            images=64,
+            changes=changed(0 if needed <= set(names) else 1),
         )
 
     monkeypatch.setattr(MixedPrecisionEvaluator, "evaluate", evaluate)
@@ -142,13 +142,11 @@ def test_short_lists_are_evaluated_before_long_ones(
             encoding=recipe.encoding,
             layers=tuple(layer.name for layer in layers),
             nodes=frozenset(node for layer in layers for node in layer.nodes),
-            agreement=90.0 + len(layers),
-            drop=0.0,
-            images=64,
+            changes=changed(3 - min(len(layers), 3)),
         )
 
     monkeypatch.setattr(MixedPrecisionEvaluator, "evaluate", evaluate)
-    _, result, _ = find_float_layers(recipe, AccuracyTarget(min_agreement=93.0), context)
+    _, result, _ = find_float_layers(recipe, AccuracyTarget(min_agreement=99.0), context)
     assert lengths[:5] == [0, 1, 2, 4, 3]
     assert len(result.layers) == 3
 
@@ -195,36 +193,28 @@ def test_no_evaluation_starts_that_would_end_too_late(
         assert result.agreement >= 100  # of the best list so far, which may be all layers
 
 
-def test_too_little_time_is_an_error(recipe: QuantizationRecipe, context: SearchContext) -> None:
+def test_with_too_little_time_for_a_search_the_int8_graph_is_evaluated_all_the_same(
+    recipe: QuantizationRecipe, context: SearchContext
+) -> None:
+    """An error would lose the work of the calibration."""
     short = dataclasses.replace(context, seconds=2, clock=ticking_clock())
-    with pytest.raises(CalibrationError, match="too short to evaluate") as caught:
-        find_float_layers(recipe, AccuracyTarget(max_drop=0.0), short)
-    assert "--search-seconds" in str(caught.value.hint)
+    _, result, evaluations = find_float_layers(recipe, AccuracyTarget(min_agreement=100.0), short)
+    assert result.out_of_time
+    assert len(evaluations) == 1
+    assert result.agreement_before == evaluations[0].changes.agreement < 100
 
 
-@pytest.fixture
-def source(tiny_checkpoint: Path, image_data: Path) -> Source:
-    source = read_source(tiny_checkpoint, image_size=SIZE, calibration_data=image_data)
-    return dataclasses.replace(source, labels=CLASSES)
-
-
-def test_held_out_images_are_validation_images_with_no_other_use(source: Source) -> None:
-    validation = dataclasses.replace(source, pools=ImagePools(golden=source.pools.golden))
-    everything = draw_held_out_images(validation, 0, ())
-    assert len(everything.images) == 24  # all of val/
-    assert everything.classes is not None
-    assert np.bincount(everything.classes).tolist() == [8, 8, 8]
-    assert draw_held_out_images(source, 0, ()).digests[:24] == everything.digests
-    half = draw_held_out_images(validation, 0, set(everything.digests[:12]))
-    assert sorted(half.digests) == sorted(everything.digests[12:])
-    assert [image_digest(image) for image in half.images] == list(half.digests)
-
-
-def test_no_held_out_image_left_is_an_error(source: Source) -> None:
-    empty = dataclasses.replace(source, pools=ImagePools())
-    with pytest.raises(CalibrationError, match="no held-out image is left") as caught:
-        draw_held_out_images(empty, 0, ())
-    assert "val/" in str(caught.value.hint)
+@pytest.mark.parametrize(
+    ("changes", "accepted"), [(11, True), (12, False), (17, False), (26, False)]
+)
+def test_the_search_asks_for_more_than_the_judgement(changes: int, accepted: bool) -> None:
+    """On 2,560 images, 17 changes show 99 %; on other images, they are often a few more."""
+    counts = ChangedPredictions(images=2560, changed=changes, lost=0, gained=0, labelled=True)
+    mixture = MixtureEvaluation(
+        encoding=Encoding.CPU, layers=(), nodes=frozenset(), changes=counts
+    )  # fmt: skip
+    assert AccuracyTarget(min_agreement=99.0).is_met_by(mixture) is accepted
+    assert (counts.lowest_agreement() >= 99) is (changes <= 17)
 
 
 def test_an_export_with_a_target_reports_the_layers_in_float(

@@ -62,7 +62,7 @@ def test_batches_of_large_images_are_small(size: int, batch: int) -> None:
 def test_one_calibrator_needs_no_scoring(source: Source) -> None:
     calibration = run(source, "max")
     assert calibration.scores == ()
-    assert calibration.scoring_images == 0
+    assert len(calibration.scoring.images) == 0
     assert len(calibration.digests) == 40
     assert {recipe.calibrator for recipe in calibration.recipes.values()} == {"max"}
 
@@ -70,7 +70,7 @@ def test_one_calibrator_needs_no_scoring(source: Source) -> None:
 def test_auto_scores_every_calibrator_for_each_encoding_and_takes_the_best(source: Source) -> None:
     calibration = run(source, "auto")
     assert len(calibration.scores) == 2 * len(CALIBRATORS)
-    assert calibration.scoring_images == 15
+    assert len(calibration.scoring.images) == 15
     for encoding in ENCODINGS:
         own = {s.calibrator: s.merit for s in calibration.scores if s.encoding is encoding}
         assert set(own) == set(CALIBRATORS)
@@ -83,7 +83,7 @@ def test_scoring_images_do_not_calibrate(source: Source) -> None:
         image_digest(load_image(path, source.preprocessing)) for path in source.pools.calibration
     }
     assert set(calibration.digests) < everything
-    assert len(calibration.digests) == 60 - calibration.scoring_images
+    assert len(calibration.digests) == 60 - len(calibration.scoring.images)
 
 
 def test_the_same_images_give_the_same_ranges(source: Source) -> None:
@@ -148,3 +148,30 @@ def test_tensorrts_shortcuts_are_int8_only_on_request(source: Source, int8_short
     assert found[Encoding.TENSORRT].fused_additions == (additions if int8_shortcuts else 0)
     assert found[Encoding.CPU].fused_additions == additions
     assert found[Encoding.DLA].fused_additions == additions
+
+
+def test_folds_give_the_same_ranges_and_leave_out_their_own_images(source: Source) -> None:
+    together = run(source, "entropy")
+    apart = calibrate(
+        to_onnx(make_classifier(), SIZE), source, calibrator="entropy", images=40, seed=0,
+        golden_digests=(), progress=silent, cross_validated=33,
+    )  # fmt: skip
+    # The batches differ, so the kernels may add in another order.
+    for encoding in ENCODINGS:
+        for tensor, expected in together.recipes[encoding].ranges.items():
+            found = apart.recipes[encoding].ranges[tensor]
+            assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-4)
+    assert [len(fold.images.images) for fold in apart.folds] == [7, 7, 7, 6, 6]
+    assert [d for fold in apart.folds for d in fold.images.digests] == list(apart.digests[:33])
+    for fold in apart.folds:
+        assert {len(found.lows) for found in fold.others.values()} == {40 - len(fold.images.images)}
+
+
+def test_images_can_be_reserved_for_a_search(source: Source) -> None:
+    calibration = calibrate(
+        to_onnx(make_classifier(), SIZE), source, calibrator="max", images=1000, seed=0,
+        golden_digests=(), progress=silent, reserve=True,
+    )  # fmt: skip
+    assert len(calibration.scoring.images) == 15
+    assert not set(calibration.scoring.digests) & set(calibration.digests)
+    assert calibration.scores == ()

@@ -1,0 +1,160 @@
+"""Held-out images: how many an export needs to judge its INT8 graphs, and which they are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from resdeploy.calibration.image_set import CalibrationImages, draw
+from resdeploy.errors import CalibrationError
+from resdeploy.export.inputs import Source
+from resdeploy.export.quantization.simulate import batch_size
+from resdeploy.images.preprocessing import UInt8Array
+
+# The time for an image grows with its pixels, so there are fewer images if they are large.
+MAX_SEARCHED_IMAGES, MIN_SEARCHED_IMAGES = 2560, 256
+SEARCHED_PIXELS = MAX_SEARCHED_IMAGES * 32 * 32
+# Without a target: one image is 0.8 points. At 224 pixels, a ResNet-34 and its two INT8 graphs take
+# 0.23 s for each image, 29 s in all; an export took 330 s (one core of an AMD EPYC, 2026-11-28).
+QUALITY_IMAGES = 128
+# A target is judged on this many times the images that would do without any changed class, so that
+# a good graph may change two.
+NEEDED_FACTOR = 2
+FEWEST_IMAGES = 8  # of which 2 are golden, 2 serve the search and 4 calibrate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutImages:
+    """Images that do not calibrate the graphs that are evaluated on them."""
+
+    images: UInt8Array
+    """uint8 (N, H, W, 3)."""
+    classes: npt.NDArray[np.int64] | None
+    """True class of each image; None if the classes are not known."""
+    digests: tuple[str, ...]
+    """sha256 of the pixels of each image."""
+
+    def part(self, start: int, end: int | None = None) -> HeldOutImages:
+        """Return the images from `start` to `end`."""
+        classes = None if self.classes is None else self.classes[start:end]
+        return HeldOutImages(
+            images=self.images[start:end], classes=classes, digests=self.digests[start:end]
+        )
+
+    def plus(self, other: HeldOutImages) -> HeldOutImages:
+        """Return the images of both."""
+        known = self.classes is not None and other.classes is not None
+        return HeldOutImages(
+            images=np.concatenate([self.images, other.images]),
+            classes=np.concatenate([self.classes, other.classes]) if known else None,
+            digests=self.digests + other.digests,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePlan:
+    """Numbers of images that the steps of an export use."""
+
+    judged: int
+    """Held-out images to judge the graphs on, which serve no other purpose."""
+    searched: int
+    """Further held-out images, on which a search for a target chooses layers."""
+    cross_validated: int
+    """Calibration images to judge the graphs on, because the held-out ones are few."""
+
+
+def plan_images(
+    *, size: int, unused: int, calibrating: int, scoring: int, target: bool, needed: int | None
+) -> ImagePlan:
+    """Divide the images of an export.
+
+    Args:
+        size: Side of an image, in pixels.
+        unused: Number of images that neither calibrate nor score and are not golden.
+        calibrating: Number of calibration images.
+        scoring: Number of images that score calibrators, on which a search may choose layers.
+        target: True if there is an accuracy or latency target.
+        needed: Fewest images that can show that the accuracy target is met, if any number can.
+    """
+    if not target:
+        judged = min(unused, QUALITY_IMAGES)
+        return ImagePlan(
+            judged=judged, searched=0, cross_validated=min(calibrating, QUALITY_IMAGES - judged)
+        )
+    searched = int(np.clip(SEARCHED_PIXELS // size**2, MIN_SEARCHED_IMAGES, MAX_SEARCHED_IMAGES))
+    enough = NEEDED_FACTOR * (needed or QUALITY_IMAGES)
+    # Otherwise, the search gets as many images as the judgement.
+    judged = min(max(searched, enough), (unused + scoring + 1) // 2, unused)
+    return ImagePlan(
+        judged=judged,
+        searched=min(unused - judged, max(searched - scoring, 0)),
+        cross_validated=max(0, min(calibrating, enough - judged)),
+    )
+
+
+def draw_held_out_images(
+    source: Source,
+    seed: int,
+    wanted: int,
+    *,
+    used: Collection[str],
+    used_paths: Collection[Path] = (),
+) -> HeldOutImages:
+    """Draw validation images, and training images only if there are too few of them.
+
+    A network is more accurate on its training images, so they come last. `used` holds the sha256 of
+    images that must not be drawn; those in `used_paths` are not even read. Possibly there are none.
+    """
+    size = source.preprocessing.image_size
+    image_set = CalibrationImages(
+        source.preprocessing, wanted=wanted, excluded=used, purpose="held-out"
+    )
+    known = set(used_paths)
+    paths = [
+        path
+        for pool in (source.pools.golden, source.pools.calibration)
+        for path in draw(pool, seed)
+        if path not in known
+    ]
+    try:
+        batches = list(image_set.add(paths, batch_size(size)))
+    except CalibrationError:  # none is left
+        batches = []
+    return held_out_images(source, batches, image_set.paths, image_set.digests)
+
+
+def held_out_images(
+    source: Source, batches: Sequence[UInt8Array], paths: Sequence[Path], digests: Sequence[str]
+) -> HeldOutImages:
+    """Return batches of images with their classes."""
+    size = source.preprocessing.image_size
+    classes = source.classes_of(paths)
+    return HeldOutImages(
+        images=np.concatenate([np.empty((0, size, size, 3), np.uint8), *batches]),
+        classes=None if classes is None else np.array(classes, dtype=np.int64),
+        digests=tuple(digests),
+    )
+
+
+def require_images(source: Source, fewest: int) -> None:
+    """Check that there are calibration images, before the long work starts.
+
+    Raises:
+        CalibrationError: No images are known, or fewer than `fewest`.
+    """
+    found = len(source.pools.calibration)
+    if not found:
+        raise CalibrationError(
+            "INT8 needs calibration images, and none are known for this checkpoint",
+            "name a folder of typical images with --calibration-data",
+        )
+    if found < fewest:
+        raise CalibrationError(
+            f"{found} images are too few to calibrate, to search for a target and to judge it; "
+            f"at least {fewest} are needed",
+            "name a folder of more images with --calibration-data, or leave the target out",
+        )

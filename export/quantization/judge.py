@@ -1,0 +1,118 @@
+"""Judgement of the INT8 graphs on images that did not calibrate them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from resdeploy.bundle.golden import Float32Array
+from resdeploy.bundle.manifest import Encoding, Quality, QualityOrigin
+from resdeploy.changed_predictions import ChangedPredictions, count_changes
+from resdeploy.export.quantization.calibrate import LEARNED, choose_ranges
+from resdeploy.export.quantization.held_out import HeldOutImages
+from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.export.quantization.result import Calibration, Fold
+from resdeploy.export.quantization.simulate import run_graph
+from resdeploy.progress import Progress
+from resdeploy.statistics import sqnr_db
+
+IMAGES_AT_ONCE = 512  # opening the graphs then takes little of the time, also at 32 pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """Logits of FP32 and of the INT8 graphs on the same images."""
+
+    reference: Float32Array
+    """FP32's logits (N, K)."""
+    logits: Mapping[Encoding, Float32Array]
+    """Logits (N, K) of each INT8 graph."""
+    classes: npt.NDArray[np.int64] | None
+    """True classes (N,); None if they are not known."""
+    origin: QualityOrigin
+
+    def changes(self, encoding: Encoding) -> ChangedPredictions:
+        """Return the predictions that the INT8 graph changes."""
+        return count_changes(self.reference, self.logits[encoding], self.classes)
+
+    def quality(self, encoding: Encoding) -> Quality:
+        """Return the quality of the INT8 graph."""
+        return Quality(
+            images=len(self.reference),
+            agreement=self.changes(encoding).agreement,
+            sqnr_db=float(np.median(sqnr_db(self.reference, self.logits[encoding]))),
+            origin=self.origin,
+        )
+
+
+def judge(
+    calibration: Calibration,
+    held_out: HeldOutImages,
+    progress: Progress,
+    seconds: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
+) -> Judgement | None:
+    """Run FP32 and the INT8 graphs on held-out images and on the folds of the calibration images.
+
+    On a fold, the ranges are those that the same calibrator chooses from the other images: 80 % of
+    the bundle's, so the graph is not better than the bundle's. The scales of the channels and the
+    layers in float are the bundle's.
+
+    No part of the images but the first starts that would end after `seconds`. The time does not
+    depend on the predictions, so fewer images give a wider bound and no other bias. Return None if
+    there are no images.
+    """
+    groups: list[tuple[HeldOutImages, Mapping[Encoding, QuantizationRecipe]]] = [
+        (held_out.part(first, first + IMAGES_AT_ONCE), calibration.recipes)
+        for first in range(0, len(held_out.images), IMAGES_AT_ONCE)
+    ]
+    groups += [(fold.images, _recipes(calibration, fold)) for fold in calibration.folds]
+    if not groups:
+        return None
+    start, slowest = clock(), 0.0
+    judged: list[HeldOutImages] = []
+    model = calibration.model
+    reference: list[Float32Array] = []
+    logits: dict[Encoding, list[Float32Array]] = {encoding: [] for encoding in calibration.recipes}
+    with progress("judging", len(groups) * (1 + len(logits))) as advance:
+        for images, recipes in groups:
+            began = clock()
+            if judged and began + slowest > start + seconds:
+                break
+            judged.append(images)
+            reference.append(run_graph(model, Encoding.FLOAT, images.images))
+            advance(1)
+            for encoding, recipe in recipes.items():
+                graph = recipe.apply(model)
+                logits[encoding].append(run_graph(graph, encoding, images.images))
+                advance(1)
+            slowest = max(slowest, clock() - began)
+    everything = judged[0]
+    for images in judged[1:]:
+        everything = everything.plus(images)
+    crossed = len(everything.images) > len(held_out.images)
+    return Judgement(
+        reference=np.concatenate(reference),
+        logits={encoding: np.concatenate(parts) for encoding, parts in logits.items()},
+        classes=everything.classes,
+        origin=QualityOrigin.CROSS_VALIDATION if crossed else QualityOrigin.HELD_OUT,
+    )
+
+
+def _recipes(calibration: Calibration, fold: Fold) -> dict[Encoding, QuantizationRecipe]:
+    """Return the recipes with the ranges that the images outside the fold give."""
+
+    def recipe_of(recipe: QuantizationRecipe) -> QuantizationRecipe:
+        if recipe.calibrator == LEARNED:
+            return recipe
+        # The DLA's graph has the CPU's ranges.
+        like = Encoding.TENSORRT if recipe.encoding is Encoding.TENSORRT else Encoding.CPU
+        chosen = choose_ranges(fold.others, recipe.calibrator, like, recipe.in_float)
+        return replace(recipe, ranges=chosen.ranges)
+
+    return {encoding: recipe_of(recipe) for encoding, recipe in calibration.recipes.items()}

@@ -1,0 +1,137 @@
+"""Judgement of the INT8 graphs on images that did not calibrate them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resdeploy.bundle.manifest import Encoding, QualityOrigin
+from resdeploy.calibration.ranges import TensorStatistics
+from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.export.inputs import Source, read_source
+from resdeploy.export.quantization import judge as module
+from resdeploy.export.quantization.calibrate import LEARNED, calibrate, choose_ranges
+from resdeploy.export.quantization.held_out import HeldOutImages, draw_held_out_images
+from resdeploy.export.quantization.judge import judge
+from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.export.quantization.result import Calibration, with_dla
+from resdeploy.export.quantization.simulate import run_graph
+from resdeploy.progress import silent
+from resdeploy.statistics import agreement_percent, sqnr_db
+from tests.samples import CLASSES, SIZE, make_classifier
+
+
+@pytest.fixture(scope="module")
+def source(tiny_checkpoint: Path, image_data: Path) -> Source:
+    source = read_source(tiny_checkpoint, image_size=SIZE, calibration_data=image_data)
+    return dataclasses.replace(source, labels=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def calibration(source: Source) -> Calibration:
+    return calibrate(
+        to_onnx(make_classifier(), SIZE), source, calibrator="max", images=25, seed=0,
+        golden_digests=(), progress=silent, cross_validated=20,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def held_out(source: Source, calibration: Calibration) -> HeldOutImages:
+    return draw_held_out_images(source, 0, 24, used=calibration.digests)
+
+
+def test_held_out_images_are_judged_with_the_graphs_of_the_bundle(
+    calibration: Calibration, held_out: HeldOutImages
+) -> None:
+    calibration = with_dla(dataclasses.replace(calibration, folds=()))
+    judgement = judge(calibration, held_out, silent)
+    assert judgement is not None
+    assert judgement.origin is QualityOrigin.HELD_OUT
+    assert judgement.classes is not None
+    assert set(judgement.logits) == {Encoding.TENSORRT, Encoding.CPU, Encoding.DLA}
+    reference = run_graph(calibration.model, Encoding.FLOAT, held_out.images)
+    for encoding, recipe in calibration.recipes.items():
+        logits = run_graph(recipe.apply(calibration.model), encoding, held_out.images)
+        quality = judgement.quality(encoding)
+        assert quality.images == 24
+        assert quality.agreement == agreement_percent(reference, logits)
+        assert quality.sqnr_db == float(np.median(sqnr_db(reference, logits)))
+
+
+def test_folds_are_judged_with_the_ranges_of_the_other_images(
+    calibration: Calibration, held_out: HeldOutImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges: list[int] = []
+
+    def spy(others: Mapping[str, TensorStatistics], *rest: Any) -> QuantizationRecipe:
+        ranges.append(len(next(iter(others.values())).lows))
+        return choose_ranges(others, *rest)
+
+    monkeypatch.setattr(module, "choose_ranges", spy)
+    judgement = judge(calibration, held_out, silent)
+    assert judgement is not None
+    assert judgement.origin is QualityOrigin.CROSS_VALIDATION
+    assert len(judgement.reference) == 24 + 20
+    assert len(judgement.logits[Encoding.CPU]) == 24 + 20
+    assert ranges == [21] * 10  # 25 images without the 4 of a fold, for 5 folds and 2 encodings
+
+
+def test_ranges_that_clip_the_images_of_a_fold_lower_its_quality(calibration: Calibration) -> None:
+    """The folds show what the calibration images themselves cannot: how ranges fit new images."""
+    honest = judge(calibration, calibration.folds[0].images.part(0, 0), silent)
+    dimmed = tuple(
+        dataclasses.replace(
+            fold,
+            others={
+                tensor: dataclasses.replace(
+                    found, lows=found.lows / np.float32(50), highs=found.highs / np.float32(50)
+                )
+                for tensor, found in fold.others.items()
+            },
+        )
+        for fold in calibration.folds
+    )
+    clipped = judge(
+        dataclasses.replace(calibration, folds=dimmed),
+        calibration.folds[0].images.part(0, 0),
+        silent,
+    )
+    assert honest is not None
+    assert clipped is not None
+    for encoding in (Encoding.TENSORRT, Encoding.CPU):
+        assert clipped.quality(encoding).sqnr_db < honest.quality(encoding).sqnr_db - 10
+
+
+def test_learned_ranges_need_no_folds_of_their_own(
+    calibration: Calibration, held_out: HeldOutImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = {
+        encoding: dataclasses.replace(recipe, calibrator=LEARNED)
+        for encoding, recipe in calibration.recipes.items()
+    }
+    monkeypatch.setattr(module, "choose_ranges", lambda *a: pytest.fail("ranges were chosen"))
+    assert judge(dataclasses.replace(calibration, recipes=recipes), held_out, silent) is not None
+
+
+def test_too_little_time_means_fewer_images(
+    calibration: Calibration, held_out: HeldOutImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 10)
+    clock: Callable[[], float] = map(float, count()).__next__
+    judgement = judge(calibration, held_out, silent, seconds=4, clock=clock)
+    assert judgement is not None
+    assert len(judgement.reference) == 20  # two parts of ten
+    assert judgement.origin is QualityOrigin.HELD_OUT
+
+
+def test_without_images_there_is_no_judgement(
+    calibration: Calibration, held_out: HeldOutImages
+) -> None:
+    nothing = dataclasses.replace(calibration, folds=())
+    assert judge(nothing, held_out.part(0, 0), silent) is None
