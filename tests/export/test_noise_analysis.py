@@ -9,8 +9,7 @@ from resdeploy.bundle.analysis import read_analysis
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.calibration.histogram import Histogram
 from resdeploy.calibration.ranges import Range, TensorStatistics
-from resdeploy.export.noise_analysis import BARS, histogram_of
-from resdeploy.export.quantization.sensitivity import explain
+from resdeploy.export.noise_analysis import BARS, explain, histogram_of
 
 
 def statistics(values: np.ndarray) -> TensorStatistics:

@@ -19,8 +19,8 @@ from resdeploy.errors import BundleError
 from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.graph.qdq import integer_weights
 from resdeploy.export.graph.to_onnx import to_bytes
+from resdeploy.export.noise_analysis import explain
 from resdeploy.export.quantization.recipe import read_recipe
-from resdeploy.export.quantization.sensitivity import explain
 from resdeploy.export.quantization.simulate import round_at, run_graph, sites_of
 from resdeploy.filesystem import sha256
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
