@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from resdeploy.bundle.analysis import FloatMixture, Remedy
+from resdeploy.bundle.analysis import ENOUGH_AGREEMENT, ENOUGH_SQNR_DB, FloatMixture, Remedy
 from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import Encoding, Parity
@@ -22,9 +22,6 @@ from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.simulate import run_graph, sites_of
 from resdeploy.statistics import agreement_percent, sqnr_db
 
-# At 30 dB, about 98.5 % of 5,000 CIFAR-10 images kept their class in ResNet-34, and at 32 dB 98.9 %
-# (docs/quantization.md). A few dozen golden images cannot show 99 %; the SQNR can.
-ENOUGH_AGREEMENT, ENOUGH_SQNR_DB = 99.0, 30.0
 MAX_FLOAT_SHARE = 0.5  # with more of the products in float, INT8 gains little speed over FP16
 # The ranges of `image-99` are quantiles over images; below 100 images, they are the largest values.
 FEW_IMAGES = 100

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resdeploy.bundle.analysis import ActivationHistogram, Analysis, LayerCost, Remedy
+from resdeploy.bundle.analysis import (
+    ENOUGH_AGREEMENT,
+    ENOUGH_SQNR_DB,
+    ActivationHistogram,
+    Analysis,
+    LayerCost,
+    Remedy,
+)
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.pages import svg
 from resdeploy.pages.blocks import Block, Figure, Table, Text
@@ -79,6 +86,7 @@ def noise_text(sqnr_db: float | None) -> str:
 def remedy_lines(remedy: Remedy) -> list[str]:
     """Return sentences with the action, what it gains and what it costs."""
     graph = f"{graph_name('int8', remedy.encoding)}.onnx"
+    limits = f"{ENOUGH_AGREEMENT:g} % and {ENOUGH_SQNR_DB:g} dB"
     images = plural(remedy.images, "held-out image" if remedy.held_out else "golden image")
     step = f" (one image is {100 / remedy.images:.1f} %)" if remedy.agreement < 100 else ""
     now = (
@@ -86,7 +94,7 @@ def remedy_lines(remedy: Remedy) -> list[str]:
         f"{remedy.sqnr_db:.1f} dB"
     )
     if not remedy.options and remedy.mixture is None:
-        return [f"No action is needed: {graph} has {now}."]
+        return [f"No action is needed: {graph} has {now} (limits: {limits})."]
     train = "train --qat" in remedy.options
     exported = [option for option in remedy.options if option != "train --qat"]
     actions = []
@@ -102,14 +110,18 @@ def remedy_lines(remedy: Remedy) -> list[str]:
     actions = actions or ["use a graph in float, such as fp16.onnx (export --fp16)"]
     lines = [f"{graph} has {now}.", f"Action: {'; if that is not enough, '.join(actions)}."]
     if remedy.mixture is None:
-        return lines
+        return [*lines, f"No option keeps layers of {graph} in float."]
     mixture = remedy.mixture
     names = ", ".join(mixture.layers[:MAX_NAMES]) + (", ..." * (len(mixture.layers) > MAX_NAMES))
     lines.append(
         f"Measured on the golden images, with {len(mixture.layers)} of "
         f"{plural(mixture.candidates, 'layer')} in float ({names}): "
         f"{mixture.agreement:.1f} % agreement and {mixture.sqnr_db:.1f} dB"
-        + ("." if remedy.sufficient else ", so more layers in float are not the remedy.")
+        + (
+            ". The search of the export measures on more images and may keep fewer."
+            if remedy.sufficient
+            else f". That is less than {limits}, so more layers in float are not the remedy."
+        )
     )
     cost = f"Cost: {mixture.float_share_percent:.1f} % of the convolutions' products in float"
     if mixture.p50_ms is not None and mixture.p50_ms_before is not None:
