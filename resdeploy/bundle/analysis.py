@@ -75,7 +75,7 @@ class FloatMixture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remedy:
-    """What to do against the quantisation noise of one INT8 graph, and what it gains."""
+    """Action against the quantisation noise of one INT8 graph, and its measured effect."""
 
     encoding: Encoding
     options: tuple[str, ...]

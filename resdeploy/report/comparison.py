@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from resdeploy.pages.blocks import Block, Section, Table, Text
@@ -137,7 +138,9 @@ def _images(line: AccuracyChange) -> str:
         return f"accuracy decided on {count}{enough}"
     if needed is None:
         return f"accuracy undecided on {count}, and no number decides: the drop is about the limit"
-    more = f"about {needed - line.images:,} more would decide, if predictions change as often"
+    digits = max(len(str(needed - line.images)) - 2, 0)
+    rounded = math.ceil((needed - line.images) / 10**digits) * 10**digits
+    more = f"about {rounded:,} more would decide, if predictions change as often"
     return f"accuracy undecided on {count}; {more}"
 
 
