@@ -1,33 +1,131 @@
-"""Analysis of TensorRT's INT8 graph for the report: cost of each layer, activation histograms."""
+"""Analysis of the noise of an INT8 graph, for reports and for `resdeploy explain`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
-from resdeploy.bundle.analysis import ActivationHistogram, Analysis, LayerCost
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.analysis import (
+    ActivationHistogram,
+    Analysis,
+    LayerCost,
+    Remedy,
+    worst_int8,
+)
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Golden
+from resdeploy.bundle.manifest import Artifact, Encoding, graph_name
 from resdeploy.calibration.histogram import Histogram
 from resdeploy.calibration.ranges import Range, TensorStatistics
+from resdeploy.export.graph.coverage import Coverage, coverage
 from resdeploy.export.graph.float_layers import macs
 from resdeploy.export.graph.placement import WEIGHTED, node_name, value_name
+from resdeploy.export.mixed_precision.remedy import find_remedy
+from resdeploy.export.quantization.recipe import QuantizationRecipe, read_recipe
 from resdeploy.export.quantization.result import Calibration
+from resdeploy.export.quantization.sensitivity import (
+    TensorSensitivity,
+    explain_tensors,
+    sqnr_per_tensor,
+)
+from resdeploy.progress import Progress, silent
+from resdeploy.report.contents import calibration_record
 
+EXPLAINED_IMAGES = 16
+REPORT_IMAGES = 8  # more golden images hardly change the order of the tensors
 HISTOGRAMS = 4  # number of tensors with a histogram
 BARS = 64  # number of bars of a histogram
 
 
-def analyse(model: ir.Model, calibration: Calibration, sqnrs: Mapping[str, float]) -> Analysis:
-    """Return the costs of each layer, and the histograms of the most sensitive activations.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Result of `resdeploy explain` for one INT8 graph."""
 
-    `sqnrs` holds the SQNR in dB with one tensor quantised, by the tensor's name, lowest first.
+    bundle: str
+    encoding: Encoding
+    is_worst: bool
+    """True if no INT8 graph of the bundle has less agreement or, with equal agreement, a lower
+    SQNR."""
+    calibrator: str
+    images: int
+    sqnr_db: float
+    """Median SQNR of the logits in dB with every tensor quantised."""
+    coverage: Coverage
+    """Nodes that run in integers, and nodes that do not."""
+    layers: tuple[TensorSensitivity, ...]
+    """Quantised tensors; the lowest SQNR comes first."""
+    remedy: Remedy
+
+
+def explain(
+    bundle: Bundle,
+    *,
+    encoding: Encoding | None = None,
+    images: int = EXPLAINED_IMAGES,
+    progress: Progress = silent,
+) -> Explanation:
+    """Measure on golden images how each tensor of an INT8 graph changes the logits.
+
+    Args:
+        bundle: Bundle with an INT8 graph.
+        encoding: Encoding of the graph; None for the worst one: see `worst_int8`.
+        images: Number of golden images to measure the tensors on.
+        progress: A callback that is called after each measurement.
+
+    Raises:
+        BundleError: The bundle is damaged, or has no such graph.
     """
-    recipe = calibration.recipes[Encoding.TENSORRT]
+    worst = worst_int8(bundle.manifest.artifacts)
+    if encoding is None:
+        encoding = worst.encoding if worst else Encoding.TENSORRT
+    artifact = bundle.artifact(graph_name("int8", encoding))
+    quantised = ir.from_proto(onnx.load_from_string(bundle.read(artifact.file)))
+    recipe = read_recipe(bundle, artifact.encoding)
+    model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
+    golden = bundle.golden()
+    pixels = golden.images[:images]
+    total, layers = explain_tensors(model, recipe, pixels, progress)
+    return Explanation(
+        bundle=str(bundle.path),
+        encoding=artifact.encoding,
+        is_worst=artifact == worst,
+        calibrator=recipe.calibrator,
+        images=len(pixels),
+        sqnr_db=total,
+        coverage=coverage(quantised.graph, artifact.encoding),
+        layers=layers,
+        remedy=find_remedy(
+            model,
+            recipe,
+            calibration_record(bundle.manifest),
+            artifact.parity,
+            golden,
+            {layer.tensor: layer.sqnr_alone_db for layer in layers},
+        ),
+    )
+
+
+def analyse(
+    model: ir.Model,
+    calibration: Calibration,
+    artifacts: Sequence[Artifact],
+    golden: Golden,
+    progress: Progress,
+) -> Analysis:
+    """Return the costs and noise of each layer of the worst INT8 graph, and what to do about it."""
+    artifact = worst_int8(artifacts)
+    assert artifact is not None
+    recipe = calibration.recipes[artifact.encoding]
+    sqnrs = sqnr_per_tensor(model, recipe, golden.images[:REPORT_IMAGES], progress)
     worst = [tensor for tensor in sqnrs if tensor in calibration.statistics][:HISTOGRAMS]
     return Analysis(
-        layers=layer_costs(model, calibration, sqnrs),
+        encoding=artifact.encoding,
+        remedy=find_remedy(model, recipe, calibration.record(), artifact.parity, golden, sqnrs),
+        layers=layer_costs(model, calibration, recipe, sqnrs),
         histograms=tuple(
             histogram_of(tensor, calibration.statistics[tensor], recipe.ranges[tensor])
             for tensor in worst
@@ -36,10 +134,13 @@ def analyse(model: ir.Model, calibration: Calibration, sqnrs: Mapping[str, float
 
 
 def layer_costs(
-    model: ir.Model, calibration: Calibration, sqnrs: Mapping[str, float]
+    model: ir.Model,
+    calibration: Calibration,
+    recipe: QuantizationRecipe,
+    sqnrs: Mapping[str, float],
 ) -> tuple[LayerCost, ...]:
     """Return the work and the SQNRs of convolutions and classifier, in the order of the graph."""
-    edges = calibration.recipes[Encoding.TENSORRT].edges(model)
+    edges = recipe.edges(model)
     tensor_read = {reader: edge.range_of for edge in edges for reader in edge.readers}
     return tuple(
         LayerCost(

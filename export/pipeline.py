@@ -10,7 +10,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from resdeploy.bundle.analysis import Analysis
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord, TargetResult
 from resdeploy.bundle.golden import Float32Array, Golden
@@ -45,7 +44,6 @@ from resdeploy.export.quantization.held_out import (
 )
 from resdeploy.export.quantization.judge import Judgement, judge
 from resdeploy.export.quantization.result import Calibration, with_dla
-from resdeploy.export.quantization.sensitivity import sqnr_per_tensor
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
 from resdeploy.images.preprocessing import image_digest
@@ -59,8 +57,6 @@ from resdeploy.train.model.resnet import Classifier
 from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)
-
-REPORT_IMAGES = 8  # more golden images hardly change the order of the tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +168,7 @@ def export(
             if logits is not None and _is_bit_exact(model, calibration, encoding):
                 bit_exact[artifact.name] = logits
         golden = replace(golden, bit_exact=bit_exact)
-        analysis = _analyse(model, calibration, golden, progress)
+        analysis = analyse(model, calibration, artifacts, golden, progress) if calibration else None
         manifest = write_other_files(
             folder, output.name, source, artifacts, golden, calibration, analysis, work_of(model),
             warnings,
@@ -323,14 +319,3 @@ def _build_engines(path: Path, progress: Progress) -> tuple[BuildReport, ...]:
         for artifact in bundle.manifest.artifacts
         if artifact.name in TENSORRT_ARTIFACTS
     )
-
-
-def _analyse(
-    model: ir.Model, calibration: Calibration | None, golden: Golden, progress: Progress
-) -> Analysis | None:
-    """Analyse the TensorRT encoding, which is the coarser one, for the report."""
-    if calibration is None:
-        return None
-    images = golden.images[:REPORT_IMAGES]
-    sqnrs = sqnr_per_tensor(model, calibration.recipes[Encoding.TENSORRT], images, progress)
-    return analyse(model, calibration, sqnrs)

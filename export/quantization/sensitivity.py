@@ -6,21 +6,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.export.graph.coverage import Coverage, coverage
 from resdeploy.export.graph.qdq import integer_weights
-from resdeploy.export.quantization.recipe import QuantizationRecipe, read_recipe
+from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.simulate import Site, round_at, run_graph, sites_of
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.progress import Progress, silent
+from resdeploy.progress import Progress
 from resdeploy.statistics import sqnr_db
-
-DEFAULT_IMAGES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,22 +33,6 @@ class TensorSensitivity:
     """Median SQNR of the logits in dB if only this tensor is quantised."""
     gain_db: float
     """Median gain of the SQNR in dB if all tensors but this one are quantised."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """Result of `resdeploy explain` for one INT8 graph."""
-
-    bundle: str
-    encoding: Encoding
-    calibrator: str
-    images: int
-    sqnr_db: float
-    """Median SQNR of the logits in dB with every tensor quantised."""
-    coverage: Coverage
-    """Nodes that run in integers, and nodes that do not."""
-    layers: tuple[TensorSensitivity, ...]
-    """Quantised tensors; the lowest SQNR comes first."""
 
 
 def sqnr_per_tensor(
@@ -76,24 +55,14 @@ def sqnr_per_tensor(
     return dict(sorted(ratios.items(), key=lambda entry: entry[1]))
 
 
-def explain(
-    bundle: Bundle,
-    *,
-    encoding: Encoding = Encoding.TENSORRT,
-    images: int = DEFAULT_IMAGES,
-    progress: Progress = silent,
-) -> Explanation:
-    """Measure on golden images how each tensor of an INT8 graph changes the logits.
+def explain_tensors(
+    model: ir.Model, recipe: QuantizationRecipe, images: UInt8Array, progress: Progress
+) -> tuple[float, tuple[TensorSensitivity, ...]]:
+    """Return the median SQNR of the logits in dB with every tensor quantised, and each tensor's.
 
-    Raises:
-        BundleError: The bundle is damaged, or has no INT8 graph.
+    The tensor with the lowest SQNR comes first.
     """
-    artifact = bundle.artifact("int8" if encoding is Encoding.TENSORRT else "int8-cpu")
-    quantised = ir.from_proto(onnx.load_from_string(bundle.read(artifact.file)))
-    recipe = read_recipe(bundle, encoding)
-    model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
-    pixels = bundle.golden().images[:images]
-    run = _runner(model, recipe, pixels)
+    run = _runner(model, recipe, images)
     sites = sites_of(model, recipe)
     tensors = _tensors(sites)
     reference = run(())
@@ -117,15 +86,8 @@ def explain(
                     gain_db=float(np.median(sqnr_db(reference, without) - total)),
                 )
             )
-    return Explanation(
-        bundle=str(bundle.path),
-        encoding=encoding,
-        calibrator=recipe.calibrator,
-        images=len(pixels),
-        sqnr_db=float(np.median(total)),
-        coverage=coverage(quantised.graph, encoding),
-        layers=tuple(sorted(layers, key=lambda layer: layer.sqnr_alone_db)),
-    )
+    layers.sort(key=lambda layer: layer.sqnr_alone_db)
+    return float(np.median(total)), tuple(layers)
 
 
 def _runner(

@@ -41,8 +41,8 @@ from resdeploy.cli.options import BACKEND, LONGEST_SECONDS, PRECISION, THREADS, 
 def compare(first: str, second: str, **settings: Any) -> CommandResult:
     """Check that SECOND is as accurate and as fast as FIRST.
 
-    FIRST and SECOND are two bundles, which the command runs, or two benchmark files. FILE@DATE
-    selects the documents of a file whose date begins with DATE.
+    FIRST and SECOND are two bundles, which the command runs unless they are identical, or two
+    benchmark files. FILE@DATE selects the documents of a file whose date begins with DATE.
 
     Exit code: 0 passed, 1 failed, 3 the measurements do not decide.
     """

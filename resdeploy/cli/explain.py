@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from click import Choice, IntRange, argument, option
 
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.manifest import Encoding, graph_name
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import THREADS
 from resdeploy.tables import NONE, WORST, plural, table
 
+BAR = 14  # width of the longest bar, so that a table fits into 80 columns
+
 if TYPE_CHECKING:
     from resdeploy.export.graph.coverage import Coverage
-    from resdeploy.export.quantization.sensitivity import Explanation
+    from resdeploy.export.noise_analysis import Explanation
     from resdeploy.runtime.diagnosis.slowdown import Slowdown
 
 
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
 @argument("bundle", type=PATH)
 @option(
     "--encoding",
-    type=Choice(["tensorrt", "cpu"]),
-    help="Graph to explain: int8.onnx (tensorrt) or int8-cpu.onnx (cpu).  "
-    "[default: tensorrt; cpu with --slow]",
+    type=Choice(["tensorrt", "cpu", "dla"]),
+    help="Graph to explain: int8.onnx (tensorrt), int8-cpu.onnx (cpu) or int8-dla.onnx (dla).  "
+    "[default: the one with the lowest agreement and SQNR at the export; cpu with --slow]",
 )
 @option(
     "--images", type=IntRange(1, 4096), default=16, help="Number of golden images to measure on."
@@ -35,52 +37,64 @@ if TYPE_CHECKING:
 def explain(
     bundle: Path, encoding: str | None, images: int, slow: bool, batch: int, threads: int | None
 ) -> CommandResult:
-    """List the quantisation noise of each tensor of BUNDLE.
+    """List the quantisation noise of each tensor of BUNDLE, and say what to do about it.
 
-    The tensor that causes the most noise at the logits comes first.
+    The tensor that causes the most noise at the logits comes first. If the graph is not accurate
+    enough, the command measures which layers in float would make it so.
     """
     from resdeploy.bundle.bundle import open_bundle
     from resdeploy.progress import progress_bar
 
-    graph = Encoding(encoding or ("cpu" if slow else "tensorrt"))
+    graph = Encoding(encoding) if encoding else None
     if slow:
         from resdeploy.runtime.diagnosis.slowdown import explain_slowdown
 
         reject_options(("images",), "--slow measures one batch of golden images")
         slowdown = explain_slowdown(
-            open_bundle(bundle), encoding=graph, threads=threads, batch=batch, progress=progress_bar
-        )
+            open_bundle(bundle), encoding=graph or Encoding.CPU, threads=threads, batch=batch,
+            progress=progress_bar,
+        )  # fmt: skip
         return CommandResult(slowdown, slowness_text(slowdown))
     reject_options(("batch", "threads"), "only --slow measures time")
-    from resdeploy.export.quantization.sensitivity import explain as run_explain
+    from resdeploy.export.noise_analysis import explain as run_explain
 
     result = run_explain(open_bundle(bundle), encoding=graph, images=images, progress=progress_bar)
     return CommandResult(result, explanation_text(result))
 
 
 def explanation_text(result: Explanation) -> str:
-    """Return a table of the noisiest tensors, then totals and the INT8 coverage."""
+    """Return a table of the noisiest tensors, then totals, the INT8 coverage and the action."""
+    from resdeploy.report.layers import noise_percent, noise_text, remedy_lines
+
+    most = noise_percent(result.layers[0].sqnr_alone_db)
     rows = [
         [
             layer.tensor,
-            layer.kind,
-            NONE if layer.low is None else f"{layer.low:.3g} to {layer.high:.3g}",
-            f"{layer.sqnr_alone_db:.1f} dB",
+            "weights" if layer.low is None else f"{layer.low:.3g} to {layer.high:.3g}",
+            noise_text(layer.sqnr_alone_db),
+            ("#" * round(BAR * noise_percent(layer.sqnr_alone_db) / most)).ljust(BAR),
             f"{layer.gain_db:+.2f} dB",
         ]
         for layer in result.layers[:WORST]
     ]
-    lines = [table(["tensor", "kind", "range", "SQNR alone", "gain in float"], rows)]
+    graph = f"{graph_name('int8', result.encoding)}.onnx"
+    lines = [
+        f"{graph}{', the least accurate INT8 graph of the bundle' if result.is_worst else ''}: "
+        "noise at the logits with one tensor quantised, in percent of the signal's power (more is "
+        "worse), and gain if only this tensor stays in float",
+        "",
+        table(["tensor", "range", "noise", "".ljust(BAR), "gain"], rows),
+    ]
     if len(result.layers) > WORST:
-        least = result.layers[WORST].sqnr_alone_db
+        most_left = noise_text(result.layers[WORST].sqnr_alone_db)
         lines.append(
-            f"{len(result.layers) - WORST} more tensors with {least:.1f} dB or more: use --json"
+            f"{len(result.layers) - WORST} more tensors with at most {most_left}: use --json"
         )
     lines.append(
-        f"all {len(result.layers)} quantised ({result.encoding.value}, {result.calibrator}): "
-        f"{result.sqnr_db:.1f} dB at the logits, on {plural(result.images, 'golden image')}"
+        f"all {len(result.layers)} quantised ({result.calibrator}): {noise_text(result.sqnr_db)} "
+        f"({result.sqnr_db:.1f} dB SQNR) at the logits, on {plural(result.images, 'golden image')}"
     )
-    return "\n".join([*lines, coverage_text(result.coverage)])
+    return "\n".join([*lines, coverage_text(result.coverage), "", *remedy_lines(result.remedy)])
 
 
 def coverage_text(coverage: Coverage) -> str:

@@ -182,20 +182,24 @@ def scatter(
     return _svg(PLOT_HEIGHT + AXIS, description, parts)
 
 
-def bars(rows: Sequence[tuple[str, float, str]], *, description: str) -> str:
-    """Draw horizontal bars, one per row.
+def bars(rows: Sequence[tuple[str, float, str]], *, axis: str, description: str) -> str:
+    """Draw horizontal bars, one per row, on a linear axis from 0.
 
     Args:
-        rows: Label, length from 0 to 1, and text on the right.
+        rows: Label, positive value, and text on the right.
+        axis: Label of the axis.
         description: Beginning of the text alternative, which also has the numbers of the rows.
     """
+    x_scale = AxisScale(0, max(value for _, value, _ in rows), LEFT, RIGHT)
     numbers = "; ".join(f"{label}: {value_text}" for label, _, value_text in rows)
     parts = []
-    for index, (label, share, value_text) in enumerate(rows):
+    for index, (label, value, value_text) in enumerate(rows):
         top = index * 32
         parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, value_text, "end")]
-        parts.append(_rectangle(LEFT, top + 18, max(share * (RIGHT - LEFT), 1), 8, "value"))
-    return _svg(len(rows) * 32 + 2, f"{description} {numbers}", parts)
+        parts.append(_rectangle(LEFT, top + 18, max(x_scale(value) - LEFT, 1), 8, "value"))
+    bottom = len(rows) * 32 + 4
+    parts += _axis(x_scale, bottom, axis)
+    return _svg(bottom + AXIS, f"{description} {numbers}", parts)
 
 
 def histogram(

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from resdeploy.pages.blocks import Block, Section, Table, Text
-from resdeploy.result_files.comparison import Comparison, LayerChange
+from resdeploy.result_files.comparison import (
+    AccuracyChange,
+    Comparison,
+    LatencyChange,
+    LayerChange,
+)
+from resdeploy.statistics import Verdict
 from resdeploy.tables import plural, table
 
 MAX_LAYER_NAMES = 8
@@ -29,6 +38,8 @@ def comparison_summary(result: Comparison) -> str:
 
 
 def _verdict(result: Comparison) -> str:
+    if result.identical:
+        return f"{result.verdict.value}; the bundles are identical in what they answer"
     limits = []
     if result.accuracy:
         limits.append(f"a drop of {plural(result.max_drop, 'point')}")
@@ -102,9 +113,57 @@ def _notes(result: Comparison) -> list[str]:
         *(f"only the second has {name}" for name in result.added),
         *result.notices,
     ]
-    if needed := [line.images_to_decide for line in result.accuracy if line.images_to_decide]:
-        notes.append(f"about {max(needed):,} images would decide, if predictions change as often")
-    return notes
+    # Graphs with the same outcome share one line.
+    return [
+        *notes,
+        *_joined((line.artifact, _images(line)) for line in result.accuracy),
+        *_joined((f"{line.contender} {line.graph}", _times(line)) for line in result.latency),
+    ]
+
+
+def _joined(outcomes: Iterable[tuple[str, str]]) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for name, outcome in outcomes:
+        names.setdefault(outcome, []).append(name)
+    return [f"{', '.join(which)}: {outcome}" for outcome, which in names.items()]
+
+
+def _images(line: AccuracyChange) -> str:
+    """Return how many images decided or would decide the accuracy of a graph."""
+    count, needed = f"{line.images:,} image{'s' * (line.images != 1)}", line.images_to_decide
+    if not line.different:
+        return f"accuracy decided on {count}, because all logits are bit-identical"
+    if line.verdict is not Verdict.INCONCLUSIVE:
+        enough = f"; about {needed:,} would have been enough" if needed != line.images else ""
+        return f"accuracy decided on {count}{enough}"
+    if needed is None:
+        return f"accuracy undecided on {count}, and no number decides: the drop is about the limit"
+    digits = max(len(str(needed - line.images)) - 2, 0)
+    rounded = math.ceil((needed - line.images) / 10**digits) * 10**digits
+    more = f"about {rounded:,} more would decide, if predictions change as often"
+    return f"accuracy undecided on {count}; {more}"
+
+
+def _times(line: LatencyChange) -> str:
+    """Return how long a measurement decided or would decide the latency of a contender."""
+    noun = "round" if line.seconds is None else "start"
+    measured, needed = plural(line.samples, noun), line.samples_to_decide
+    if line.seconds is not None:
+        measured = f"{line.seconds:.0f} s ({measured})"
+    if line.verdict is not Verdict.INCONCLUSIVE:
+        if needed is None or needed >= line.samples:
+            return f"latency decided in {measured}"
+        return f"latency decided in {measured}; about {plural(needed, noun)} would have been enough"
+    if needed is None:
+        return (
+            f"latency undecided after {measured}, and more would not decide: the slowdown is about "
+            "the limit, or the machine is too noisy"
+        )
+    more = max(needed - line.samples, 1)
+    time = "" if line.seconds is None else f"{line.seconds * more / line.samples:.0f} s "
+    return (
+        f"latency undecided after {measured}; about {time}({plural(more, noun)}) more would decide"
+    )
 
 
 def _layers(change: LayerChange) -> str:

@@ -1,20 +1,30 @@
-"""Report section of the layers: quantisation noise, times, and histograms of activations."""
+"""Report section of the layers: quantisation noise, remedy, times, histograms of activations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resdeploy.bundle.analysis import ActivationHistogram, Analysis, LayerCost
+from resdeploy.bundle.analysis import (
+    ENOUGH_AGREEMENT,
+    ENOUGH_SQNR_DB,
+    ActivationHistogram,
+    Analysis,
+    LayerCost,
+    Remedy,
+)
+from resdeploy.bundle.manifest import graph_name
 from resdeploy.pages import svg
-from resdeploy.pages.blocks import Block, Figure, Table
+from resdeploy.pages.blocks import Block, Figure, Table, Text
 from resdeploy.result_files.benchmark import LayerTimes
-from resdeploy.tables import NONE
+from resdeploy.tables import NONE, plural
 
 NOISIEST = 12  # layers in the plot
+MAX_NAMES = 8
 
 
 def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, ...]:
-    """Return a plot of the noisiest layers, a table of all layers, and histograms."""
+    """Return a plot of the noisiest layers, the remedy, a table of all layers, and histograms."""
+    graph = f"{graph_name('int8', analysis.encoding)}.onnx"
     noisiest = sorted(
         (layer for layer in analysis.layers if layer.worst_db is not None),
         key=lambda layer: layer.worst_db or 0.0,
@@ -25,17 +35,26 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
     total = sum(layer.macs for layer in analysis.layers) or 1
     table = Table(
         caption="Convolutions and the classifier in graph order: share of the multiply-accumulates "
-        "(MACs), and SQNR of the logits of int8.onnx when only the input, or only the weights, of "
-        f"this layer are quantised. The {len(names)} noisiest are highlighted."
+        f"(MACs), and noise at the logits of {graph} in percent of the signal's power when only "
+        "the input, or only the weights, of this layer are quantised: more is worse. The "
+        f"{len(names)} noisiest are highlighted."
         + (f" Time: in {times.graph}, from ONNX Runtime's profile." if times else ""),
-        head=("layer", "kind", "MACs", "SQNR, input", "SQNR, weights", "in float for", *time_head),
+        head=(
+            "layer",
+            "kind",
+            "MACs",
+            "noise, input",
+            "noise, weights",
+            "in float for",
+            *time_head,
+        ),
         rows=tuple(
             (
                 layer.name,
                 layer.kind,
                 f"{100 * layer.macs / total:.1f} %",
-                _decibels(layer.input_sqnr_db),
-                _decibels(layer.weight_sqnr_db),
+                noise_text(layer.input_sqnr_db),
+                noise_text(layer.weight_sqnr_db),
                 ", ".join(layer.in_float) or NONE,
                 *([measured.get(layer.name, NONE)] if times else []),
             )
@@ -44,21 +63,87 @@ def layer_blocks(analysis: Analysis, times: LayerTimes | None) -> tuple[Block, .
         highlighted=frozenset(i for i, layer in enumerate(analysis.layers) if layer.name in names),
         html_only=True,
     )
-    plots = [_noise(noisiest)] if noisiest else []
-    return (*plots, table, *map(_histogram, analysis.histograms))
+    plots = [_noise(graph, noisiest)] if noisiest else []
+    remedy = tuple(Text(text=line) for line in remedy_lines(analysis.remedy))
+    return (*plots, *remedy, table, *map(_histogram, analysis.histograms))
 
 
-def _noise(layers: Sequence[LayerCost]) -> Figure:
-    worst = layers[0].worst_db or 0.0
-    rows = [
-        (layer.name, 10 ** ((worst - (layer.worst_db or 0.0)) / 20), _decibels(layer.worst_db))
-        for layer in layers
-    ]
+def noise_percent(sqnr_db: float) -> float:
+    """Return the power of the noise in percent of the signal's power."""
+    return 100 * 10 ** (-sqnr_db / 10)
+
+
+def noise_text(sqnr_db: float | None) -> str:
+    """Return the noise in percent with two significant digits."""
+    if sqnr_db is None:
+        return NONE
+    percent = noise_percent(sqnr_db)
+    if percent < 1e-4:  # 60 dB; nobody needs to tell smaller values apart
+        return "< 0.0001 %"
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
+
+
+def remedy_lines(remedy: Remedy) -> list[str]:
+    """Return sentences with the action, what it gains and what it costs."""
+    graph = f"{graph_name('int8', remedy.encoding)}.onnx"
+    limits = f"{ENOUGH_AGREEMENT:g} % and {ENOUGH_SQNR_DB:g} dB"
+    images = plural(remedy.images, "held-out image" if remedy.held_out else "golden image")
+    step = f" (one image is {100 / remedy.images:.1f} %)" if remedy.agreement < 100 else ""
+    now = (
+        f"{remedy.agreement:.1f} % agreement on {images}{step}, and an SQNR of "
+        f"{remedy.sqnr_db:.1f} dB"
+    )
+    if not remedy.options and remedy.mixture is None:
+        return [f"No action is needed: {graph} has {now} (limits: {limits})."]
+    train = "train --qat" in remedy.options
+    exported = [option for option in remedy.options if option != "train --qat"]
+    actions = []
+    if exported:
+        leave_out = [option.removeprefix("no ") for option in exported if option[:3] == "no "]
+        added = [option for option in exported if option[:3] != "no "]
+        words = [f"with {' '.join(added)}"] if added else []
+        words += [f"without {' '.join(leave_out)}"] if leave_out else []
+        actions.append(f"export again {' and '.join(words)}")
+    if train:
+        command = "resdeploy train DATA --qat --init RUN"
+        actions.append(f"train with simulated quantisation ({command}) and export the new run")
+    actions = actions or ["use a graph in float, such as fp16.onnx (export --fp16)"]
+    lines = [f"{graph} has {now}.", f"Action: {'; if that is not enough, '.join(actions)}."]
+    if remedy.mixture is None:
+        return [*lines, f"No option keeps layers of {graph} in float."]
+    mixture = remedy.mixture
+    names = ", ".join(mixture.layers[:MAX_NAMES]) + (", ..." * (len(mixture.layers) > MAX_NAMES))
+    lines.append(
+        f"Measured on the golden images, with {len(mixture.layers)} of "
+        f"{plural(mixture.candidates, 'layer')} in float ({names}): "
+        f"{mixture.agreement:.1f} % agreement and {mixture.sqnr_db:.1f} dB"
+        + (
+            ". The search of the export measures on more images and may keep fewer."
+            if remedy.sufficient
+            else f". That is less than {limits}, so more layers in float are not the remedy."
+        )
+    )
+    cost = f"Cost: {mixture.float_share_percent:.1f} % of the convolutions' products in float"
+    if mixture.p50_ms is not None and mixture.p50_ms_before is not None:
+        cost += (
+            f"; one image takes {mixture.p50_ms:.2f} ms instead of {mixture.p50_ms_before:.2f} ms "
+            "with ONNX Runtime on all cores"
+        )
+    return [*lines, f"{cost}."]
+
+
+def _noise(graph: str, layers: Sequence[LayerCost]) -> Figure:
+    known = [(layer.name, layer.worst_db) for layer in layers if layer.worst_db is not None]
+    rows = [(name, noise_percent(worst), noise_text(worst)) for name, worst in known]
     return Figure(
-        svg=svg.bars(rows, description="Noise of the logits by layer."),
-        caption="The noisiest layers: SQNR of the logits of int8.onnx when only the layer's input, "
-        "or only its weights, are quantised, whichever is worse. The bars show the amplitude of "
-        "the noise.",
+        svg=svg.bars(
+            rows,
+            axis="noise at the logits, in % of the signal's power (longer is worse)",
+            description=f"Noise at the logits of {graph} by layer, in % of the signal's power.",
+        ),
+        caption=f"The noisiest layers of {graph}, the INT8 graph of this bundle with the lowest "
+        "agreement, then SQNR: noise at the logits when only the layer's input, or only its "
+        "weights, are quantised, whichever is worse.",
     )
 
 
@@ -78,7 +163,3 @@ def _histogram(values: ActivationHistogram) -> Figure:
         caption=f"{values.tensor} on the calibration images: {ranges}. Counts are on a logarithmic "
         "scale; values outside the dashed lines are clipped.",
     )
-
-
-def _decibels(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1f} dB"

@@ -8,7 +8,7 @@ from resdeploy.bundle.manifest import Encoding
 from resdeploy.result_files.provenance import Environment
 from resdeploy.statistics import Verdict
 
-SCHEMA = "resdeploy.comparison/1"
+SCHEMA = "resdeploy.comparison/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,9 @@ class Comparison:
     added: tuple[str, ...]
     """Artifacts or contenders that only the second bundle or file has."""
     notices: tuple[str, ...]
-    """Reasons why the times cannot be compared."""
+    """Reasons of the verdict that are not measurements."""
+    identical: bool
+    """True if the bundles give the same answers by their hashes, so that nothing was measured."""
     environment: Environment
     schema: str = SCHEMA
 
@@ -62,7 +64,8 @@ class AccuracyChange:
     different: int
     """The number of images whose logits differ in any bit; 0 makes the drop exactly 0."""
     images_to_decide: int | None
-    """The estimated number of images for a conclusive verdict; None if no number is enough."""
+    """The estimated number of images for a conclusive verdict, also if there were more; None if no
+    number is enough, or if all logits are bit-identical."""
     verdict: Verdict
 
 
@@ -85,6 +88,11 @@ class LatencyChange:
     """The confidence of the interval, from 0 to 1."""
     samples: int
     """The number of starts, or of rounds in the shorter benchmark."""
+    samples_to_decide: int | None
+    """The estimated number for a conclusive verdict, also if there were more; None if a longer
+    measurement would not decide."""
+    seconds: float | None
+    """The time of the measurement; None if it was not recorded."""
     relative_to: str | None
     """The contender whose times both are divided by; None for absolute times."""
     verdict: Verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -19,7 +20,15 @@ from resdeploy.result_files.comparison import AccuracyChange
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
 from resdeploy.runtime.verification.golden_check import different_rows, run_batches
-from resdeploy.statistics import IntArray, PairedAccuracy, Verdict, pair_predictions
+from resdeploy.statistics import (
+    MAX_IMAGES,
+    IntArray,
+    PairedAccuracy,
+    Verdict,
+    interval_verdict,
+    pair_predictions,
+    upper_bound_of_difference,
+)
 
 BATCH = 32
 
@@ -45,7 +54,7 @@ def compare_accuracies(
     """Run every pair of artifacts on the images in `data`, or on golden images if it is None.
 
     Raises:
-        BundleError: `data` is None and the bundles differ in image size or classes.
+        BundleError: `data` is None and the bundles differ in pre-processing or classes.
         DataError: The folder cannot be used with both bundles.
     """
     options = OpenOptions(threads=threads, progress=progress)
@@ -85,10 +94,39 @@ def judge_drop(paired: PairedAccuracy, max_drop: float) -> Verdict:
     than 0, and its estimate is larger than `max_drop`. Without the second condition, a drop of half
     a point on 5,000 images would be inconclusive if many predictions changed in both directions.
     """
-    verdict = paired.verdict(max_drop)
-    if verdict is Verdict.INCONCLUSIVE and paired.drop > max_drop and paired.drop_lower_bound() > 0:
-        return Verdict.FAIL
-    return verdict
+    return _judge_counts(paired.lost, paired.gained, paired.images, max_drop)
+
+
+def images_to_decide(paired: PairedAccuracy, max_drop: float) -> int | None:
+    """Estimate the smallest number of images for a conclusive verdict, rounded up to two digits.
+
+    The estimate assumes that losses and gains are as frequent as on the images of `paired`. It is
+    None if more than `MAX_IMAGES` are needed.
+    """
+
+    def is_open(images: int) -> bool:
+        lost, gained = (images / paired.images * n for n in (paired.lost, paired.gained))
+        return _judge_counts(lost, gained, images, max_drop) is Verdict.INCONCLUSIVE
+
+    low, high = 0, paired.images
+    if is_open(high):
+        low, high = high, MAX_IMAGES
+        if is_open(high):
+            return None
+    while high - low > 1:  # bisection: more images narrow the interval
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_open(middle) else (low, middle)
+    digits = int(10 ** max(len(str(high)) - 2, 0))
+    rounded = math.ceil(high / digits) * digits
+    return min(rounded, paired.images) if high <= paired.images else rounded
+
+
+def _judge_counts(lost: float, gained: float, images: int, max_drop: float) -> Verdict:
+    low = -100 * upper_bound_of_difference(gained, lost, images, 0.95)
+    high = 100 * upper_bound_of_difference(lost, gained, images, 0.95)
+    verdict = interval_verdict(low, high, max_drop)
+    is_larger = 100 * (lost - gained) / images > max_drop and low > 0
+    return Verdict.FAIL if verdict is Verdict.INCONCLUSIVE and is_larger else verdict
 
 
 def _accuracy_change(
@@ -100,7 +138,6 @@ def _accuracy_change(
 ) -> AccuracyChange:
     paired = pair_predictions(correct[0], correct[1])
     verdict = judge_drop(paired, max_drop) if different else Verdict.PASS
-    undecided = verdict is Verdict.INCONCLUSIVE
     return AccuracyChange(
         artifact=candidate.artifact.name,
         backend=candidate.engine.name,
@@ -114,17 +151,25 @@ def _accuracy_change(
         drop_low=paired.drop_lower_bound() if different else 0.0,
         drop_high=paired.drop_upper_bound() if different else 0.0,
         different=different,
-        images_to_decide=paired.images_to_decide(max_drop) if undecided else None,
+        images_to_decide=images_to_decide(paired, max_drop) if different else None,
         verdict=verdict,
     )
 
 
 def _golden_batches(first: Bundle, second: Bundle) -> Iterable[_Batch]:
-    sizes = [bundle.manifest.preprocessing.image_size for bundle in (first, second)]
-    if sizes[0] != sizes[1] or first.labels() != second.labels():
+    reason = ""
+    # Golden images are resized already, so they cannot show the effect of another pre-processing.
+    # The mean and std are part of the graphs, which the golden images do compare.
+    for name in ("image_size", "resize", "interpolation", "reducing_gap"):
+        old, new = (getattr(bundle.manifest.preprocessing, name) for bundle in (first, second))
+        if old != new:
+            reason = f"{name} of their pre-processing is {old} and {new}"
+            break
+    if not reason and first.labels() != second.labels():
+        reason = "their classes differ, or the order of their classes"
+    if reason:
         raise BundleError(
-            f"{first.path} and {second.path} cannot share golden images: their image sizes are "
-            f"{sizes[0]} and {sizes[1]} pixels, or their classes differ",
+            f"{first.path} and {second.path} cannot share golden images: {reason}",
             "compare them on labelled images with --data",
         )
     golden = first.golden()

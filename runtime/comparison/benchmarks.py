@@ -15,7 +15,7 @@ from resdeploy.bundle.manifest import graph_name
 from resdeploy.errors import DocumentError
 from resdeploy.result_files.benchmark import BASELINE, Benchmark, Timing
 from resdeploy.result_files.comparison import LatencyChange
-from resdeploy.runtime.comparison.latency import percent_more
+from resdeploy.runtime.comparison.latency import percent_more, samples_to_decide
 from resdeploy.statistics import interval_verdict, unpaired_ratio_interval
 from resdeploy.tables import plural
 
@@ -92,6 +92,7 @@ def _change(
         times = [times[0] / first.baseline_ms, times[1] / second.baseline_ms]
         relative_to = BASELINE
     ratio, low, high = unpaired_ratio_interval(*times, confidence=CONFIDENCE)
+    limit, samples = 1 + max_slowdown / 100, min(len(rounds) for rounds in times)
     contender, graph, batch, threads = key
     return LatencyChange(
         contender=contender,
@@ -104,9 +105,11 @@ def _change(
         slowdown_low=percent_more(low),
         slowdown_high=percent_more(high),
         confidence=CONFIDENCE,
-        samples=min(len(rounds) for rounds in times),
+        samples=samples,
+        samples_to_decide=samples_to_decide((ratio, low, high), limit, samples),
+        seconds=None,
         relative_to=relative_to,
-        verdict=interval_verdict(low, high, 1 + max_slowdown / 100),
+        verdict=interval_verdict(low, high, limit),
     )
 
 

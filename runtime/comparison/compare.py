@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.calibration_record import read_recipe_record
-from resdeploy.bundle.manifest import Encoding, Precision
+from resdeploy.bundle.manifest import Encoding, Manifest, Precision
 from resdeploy.errors import BundleError, DocumentError
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK_SCHEMA
@@ -79,6 +79,7 @@ def compare(
         missing=changes.missing,
         added=changes.added,
         notices=changes.notices,
+        identical=False,
         environment=Environment.collect(),
     )
 
@@ -88,11 +89,28 @@ def compare_bundles(
 ) -> Comparison:
     """Run both bundles here: on the same images for accuracy, and in turns for latency.
 
-    The verdict is FAIL if the second bundle lacks an artifact of the first one.
+    The verdict is FAIL if the second bundle lacks an artifact of the first one. Bundles with the
+    same hashes pass without a measurement.
 
     Raises:
         BackendError, BundleError, DataError: See `compare`.
     """
+    if (reason := identity(first, second)) is not None:
+        return Comparison(
+            verdict=Verdict.PASS,
+            first=str(first.path),
+            second=str(second.path),
+            max_drop=config.max_drop,
+            max_slowdown=config.max_slowdown,
+            accuracy=(),
+            latency=(),
+            layers=(),
+            missing=(),
+            added=(),
+            notices=(reason,),
+            identical=True,
+            environment=Environment.collect(),
+        )
     pairs = shared_candidates(first, second, config.backend, config.precision)
     names = [{a.name for a in bundle.manifest.artifacts} for bundle in (first, second)]
     accuracy = compare_accuracies(
@@ -117,9 +135,52 @@ def compare_bundles(
         layers=layer_changes(first, second, names[0] & names[1]),
         missing=tuple(missing),
         added=tuple(sorted(names[1] - names[0])),
-        notices=(),
+        notices=tuple(
+            f"the latency of {one.artifact.name} was not measured: both files have the same sha256"
+            for one, other in fastest_pairs(pairs)
+            if one.artifact.sha256 == other.artifact.sha256 and config.seconds
+        ),
+        identical=False,
         environment=Environment.collect(),
     )
+
+
+def identity(first: Bundle, second: Bundle) -> str | None:
+    """Return why both bundles must give the same answers, equally fast; None if they may not.
+
+    The graphs are read, so that a file that was changed after the export is an error.
+
+    Raises:
+        BundleError: A graph or the labels of a bundle are damaged.
+    """
+    bundles = (first, second)
+    graphs, others = [], []
+    for bundle in bundles:
+        manifest = bundle.manifest
+        graphs.append({artifact.file: artifact.sha256 for artifact in manifest.artifacts})
+        others.append({name: record.sha256 for name, record in manifest.files.items()})
+    if graphs[0] != graphs[1] or first.manifest.preprocessing != second.manifest.preprocessing:
+        return None
+    if first.labels() != second.labels():
+        return None
+    for bundle in bundles:
+        for file in graphs[0]:
+            with bundle.checked_path(file):
+                pass
+    reason = (
+        f"the bundles are identical in what they answer: same sha256 of {', '.join(graphs[0])}, "
+        "same labels and pre-processing; therefore nothing was run"
+    )
+    different = sorted(
+        name for name in {*others[0], *others[1]} if others[0].get(name) != others[1].get(name)
+    )
+    different += [
+        field.name
+        for field in fields(Manifest)
+        if field.name not in ("artifacts", "files")
+        and getattr(first.manifest, field.name) != getattr(second.manifest, field.name)
+    ]
+    return reason + (f"; they differ only in {', '.join(different)}" if different else "")
 
 
 def shared_candidates(

@@ -7,6 +7,7 @@ includes this variation. After each start they take turns in short rounds, so th
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ CONFIDENCE = 0.99
 ROUNDS = 8
 ROUND_SECONDS = 0.1
 WARM_UP_SECONDS = 0.2
+MAX_SAMPLES = 10_000  # the largest result of `samples_to_decide`
 
 
 def percent_more(ratio: float) -> float:
@@ -56,6 +58,28 @@ class LatencyRatio:
     low: float
     high: float
     starts: int
+    seconds: float
+
+
+def samples_to_decide(
+    interval: tuple[float, float, float], limit: float, samples: int
+) -> int | None:
+    """Estimate the number of samples after which an interval of a ratio excludes `limit`.
+
+    The estimate assumes that the distance of each end from the ratio is proportional to one over
+    the square root of the number. It is None if more than `MAX_SAMPLES` are needed.
+
+    Args:
+        interval: The ratio, and the ends of its interval.
+        limit: The largest ratio that passes.
+        samples: The number of samples that gave the interval.
+    """
+    ratio, low, high = interval
+    distance = abs(limit - ratio)
+    width = high - ratio if ratio <= limit else ratio - low
+    if distance * math.sqrt(MAX_SAMPLES) <= width * math.sqrt(samples):
+        return None
+    return max(1, math.ceil(samples * (width / distance) ** 2))
 
 
 def compare_latency(
@@ -80,7 +104,8 @@ def compare_latency(
     Raises:
         BackendError: A worker cannot start or ended early.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
+    deadline = began + seconds
     generator = random.Random(0)
     starts: list[tuple[float, float, float]] = []
     with progress("timing", INTERIM_STARTS[-1]) as advance:
@@ -102,6 +127,7 @@ def compare_latency(
         low=interval[0],
         high=interval[1],
         starts=len(starts),
+        seconds=time.monotonic() - began,
     )
 
 
@@ -116,7 +142,10 @@ def compare_latencies(
     max_slowdown: float,
     progress: Progress,
 ) -> tuple[LatencyChange, ...]:
-    """Compare the latency of each pair of artifacts, for `seconds` each; 0 skips all of them."""
+    """Compare the latency of each pair of artifacts, for `seconds` each; 0 skips all of them.
+
+    Graphs with equal hashes are skipped, because they are equally fast.
+    """
     threads = threads or available_cores()
     limit = 1 + max_slowdown / 100
     workloads = [
@@ -124,6 +153,8 @@ def compare_latencies(
     ]
     changes = []
     for pair in pairs if seconds else ():
+        if pair[0].artifact.sha256 == pair[1].artifact.sha256:
+            continue
         commands = [
             WorkerCommand(
                 Worker.RUNTIME,
@@ -134,6 +165,8 @@ def compare_latencies(
         found = compare_latency(
             *commands, limit=limit, threads=threads, seconds=seconds, progress=progress
         )
+        interval = (found.ratio, found.low, found.high)
+        estimate = samples_to_decide(interval, limit, found.starts) or math.inf
         changes.append(
             LatencyChange(
                 contender=pair[0].engine.name,
@@ -147,6 +180,8 @@ def compare_latencies(
                 slowdown_high=percent_more(found.high),
                 confidence=CONFIDENCE,
                 samples=found.starts,
+                samples_to_decide=next((n for n in INTERIM_STARTS if n >= estimate), None),
+                seconds=found.seconds,
                 relative_to=None,
                 verdict=interval_verdict(found.low, found.high, limit),
             )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resdeploy.bundle.analysis import read_analysis
+from resdeploy.bundle.analysis import read_analysis, worst_int8
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.calibration.histogram import Histogram
 from resdeploy.calibration.ranges import Range, TensorStatistics
-from resdeploy.export.noise_analysis import BARS, histogram_of
-from resdeploy.export.quantization.sensitivity import explain
+from resdeploy.export.noise_analysis import BARS, explain, histogram_of
 
 
 def statistics(values: np.ndarray) -> TensorStatistics:
@@ -31,6 +30,10 @@ def test_layers_have_costs_and_the_order_of_the_graph(tiny_bundle: Bundle) -> No
     assert analysis.layers[1].macs == 64 * 64 * 9 * 8 * 8  # channels, kernel, pixels
     assert all(layer.weight_sqnr_db is not None for layer in analysis.layers)
     assert all(layer.input_sqnr_db is not None for layer in analysis.layers)
+    worst = worst_int8(tiny_bundle.manifest.artifacts)
+    assert worst is not None
+    assert analysis.encoding is worst.encoding
+    assert analysis.remedy.sqnr_db == worst.parity.sqnr_db
     sqnrs = {layer.tensor: layer.sqnr_alone_db for layer in explain(tiny_bundle, images=8).layers}
     assert analysis.layers[1].weight_sqnr_db == pytest.approx(sqnrs["layer1.0.conv1.weight"])
     assert analysis.layers[1].input_sqnr_db == pytest.approx(sqnrs["relu"], abs=0.2)

@@ -19,8 +19,8 @@ from resdeploy.errors import BundleError
 from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.graph.qdq import integer_weights
 from resdeploy.export.graph.to_onnx import to_bytes
+from resdeploy.export.noise_analysis import explain
 from resdeploy.export.quantization.recipe import read_recipe
-from resdeploy.export.quantization.sensitivity import explain
 from resdeploy.export.quantization.simulate import round_at, run_graph, sites_of
 from resdeploy.filesystem import sha256
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
@@ -122,6 +122,29 @@ def test_every_quantised_tensor_is_explained_once(tiny_bundle: Bundle, encoding:
     assert {layer.tensor for layer in result.layers if layer.kind == "activation"} == expected
 
 
+@pytest.mark.parametrize("worst", BOTH, ids=lambda encoding: encoding.value)
+def test_the_worst_graph_is_explained(tiny_bundle: Bundle, worst: Encoding) -> None:
+    artifacts = tuple(
+        dataclasses.replace(
+            artifact,
+            parity=dataclasses.replace(
+                artifact.parity,
+                agreement=99.5,
+                sqnr_db=31.0 if artifact.encoding is worst else 32.0,
+            ),
+        )
+        for artifact in tiny_bundle.manifest.artifacts
+    )
+    manifest = dataclasses.replace(tiny_bundle.manifest, artifacts=artifacts)
+    result = explain(Bundle(tiny_bundle.path, manifest), images=1)
+    assert (result.encoding, result.is_worst) == (worst, True)
+    assert result.remedy.encoding is worst
+    assert "the least accurate INT8 graph" in explanation_text(result)
+    other = BOTH[1 - BOTH.index(worst)]
+    chosen = explain(Bundle(tiny_bundle.path, manifest), encoding=other, images=1)
+    assert (chosen.encoding, chosen.is_worst) == (other, False)
+
+
 def test_the_most_sensitive_tensor_comes_first(tiny_bundle: Bundle) -> None:
     result = explain(tiny_bundle, images=4)
     alone = [layer.sqnr_alone_db for layer in result.layers]
@@ -143,10 +166,11 @@ def test_a_range_that_clips_everything_is_found(tiny_bundle: Bundle, tmp_path: P
         "calibration.json": FileRecord(bytes=len(data), sha256=sha256(data)),
     }
     bundle = Bundle(copy, dataclasses.replace(tiny_bundle.manifest, files=files))
-    result = explain(bundle, images=8)
+    result = explain(bundle, encoding=Encoding.TENSORRT, images=8)
     assert result.layers[0].tensor == victim
     assert result.layers[0].gain_db > 3
-    assert victim in explanation_text(result).splitlines()[2]
+    assert result.encoding is Encoding.TENSORRT
+    assert explanation_text(result).splitlines()[4].startswith(victim)
 
 
 @pytest.mark.parametrize(

@@ -322,9 +322,9 @@ def test_rejects_a_wrong_number_of_labels(copy: Path) -> None:
     ("data", "message"),
     [
         (b"{", "analysis.json cannot be used: "),
-        (b"{}", "its schema is None, not resdeploy.analysis/1"),
+        (b"{}", "its schema is None, not resdeploy.analysis/2"),
         (b'{"schema": "resdeploy.analysis/9"}', "its schema is 'resdeploy.analysis/9', not"),
-        (b'{"schema": "resdeploy.analysis/1", "layers": []}', "the document has no histograms"),
+        (b'{"schema": "resdeploy.analysis/2", "layers": []}', "the document has no "),
     ],
 )
 def test_rejects_a_damaged_analysis(copy: Path, data: bytes, message: str) -> None:

@@ -231,6 +231,7 @@ def test_compare_and_report_have_the_documented_keys(tiny_bundle: Bundle) -> Non
     compared = document("compare", path, path, "--seconds", 0)
     assert compared["verdict"] == "pass"
     assert {"accuracy", "latency", "layers", "missing", "notices", "environment"} <= set(compared)
+    assert compared["identical"] is True
     Path("comparison.json").write_text(json.dumps(compared))
     assert invoke("report", path, "comparison.json", "-o", "r.html").stdout == "r.html\n"
     assert Path("r.html").read_text().startswith("<!doctype html>")
@@ -260,6 +261,7 @@ def test_explain_has_the_documented_keys(tiny_bundle: Bundle, encoding: str) -> 
     result = document("explain", tiny_bundle.path, "--encoding", encoding, "--images", 2)
     assert {"tensor", "kind", "sqnr_alone_db", "gain_db"} <= set(result["layers"][0])
     assert result["encoding"] == encoding
+    assert {"options", "mixture", "sufficient", "agreement", "sqnr_db"} <= set(result["remedy"])
 
 
 def test_doctor_has_the_documented_keys() -> None:

@@ -59,7 +59,8 @@ def test_a_plot_is_well_formed_inside_its_view_box_and_described() -> None:
         bands([("<a & b>", percentiles, "1.5 ms")], axis="ms", description="what & where"),
         intervals([("a", -1, 0, 2, "0")], axis="x", description="d", marks=((1, "limit"),)),
         intervals([("same", 1, 1, 1, "1")], axis="x", description="d", logarithmic=True),
-        bars([("a", 0.5, "3 dB")], description="d"),
+        bars([("a", 0.5, "0.5 %")], axis="%", description="d"),
+        bars([("a", 1e-18, "0 %"), ("b", 0.0, "0 %")], axis="%", description="d"),
         histogram([0, 0.5, 1], -1, 2, (0, 1.5), "d"),
         scatter(
             [
@@ -92,6 +93,13 @@ def test_an_axis_ends_at_the_largest_possible_value() -> None:
         if part.tag == "text" and (part.text or "").replace(".", "").isdigit()
     ]
     assert max(ticks) == 100
+
+
+def test_the_length_of_a_bar_is_its_value() -> None:
+    drawing = ET.fromstring(bars([("a", 4, "4"), ("b", 1, "1")], axis="%", description="d"))
+    widths = [float(part.get("width", 0)) for part in drawing if part.tag == "rect"]
+    assert widths[0] == pytest.approx(4 * widths[1], rel=0.01)  # coordinates have one decimal
+    assert [part.text for part in drawing if part.tag == "text"][-1] == "%"
 
 
 def test_clipped_bars_have_another_colour() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resdeploy.bundle.bundle import CALIBRATION, Bundle
+from resdeploy.bundle.bundle import CALIBRATION, LABELS, REPORT, Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Encoding, FileRecord, write_manifest
 from resdeploy.errors import BundleError, DocumentError
@@ -26,7 +26,7 @@ from resdeploy.result_files.comparison import Comparison
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Engine
-from resdeploy.runtime.comparison.accuracy import judge_drop
+from resdeploy.runtime.comparison.accuracy import images_to_decide, judge_drop
 from resdeploy.runtime.comparison.compare import CompareConfig, compare, compare_bundles
 from resdeploy.statistics import PairedAccuracy, Verdict
 from tests.results import benchmark
@@ -37,11 +37,25 @@ IMAGES = 5000
 
 
 def copy_bundle(
-    bundle: Bundle, folder: Path, change: Callable[[Any], None] | None = None
+    bundle: Bundle,
+    folder: Path,
+    change: Callable[[Any], None] | None = None,
+    edited: Collection[str] | None = None,
 ) -> Bundle:
-    """Copy a bundle; `change` may modify the content of its calibration.json."""
+    """Copy a bundle; `change` may modify the content of its calibration.json.
+
+    The files of the artifacts `edited`, by default of all, get another hash, but compute the same.
+    """
     shutil.copytree(bundle.path, folder)
-    manifest = bundle.manifest
+    artifacts = []
+    for artifact in bundle.manifest.artifacts:
+        if edited is None or artifact.name in edited:
+            content = bundle.read(artifact.file) + b"\x32\x01x"  # ModelProto.doc_string = "x"
+            (folder / artifact.file).write_bytes(content)
+            artifact = dataclasses.replace(artifact, bytes=len(content), sha256=sha256(content))
+        artifacts.append(artifact)
+    manifest = dataclasses.replace(bundle.manifest, artifacts=tuple(artifacts))
+    write_manifest(folder, manifest)
     if change:
         document = json.loads(bundle.read(CALIBRATION))
         change(document)
@@ -135,6 +149,10 @@ def test_a_copy_of_a_bundle_passes_on_few_images(tiny_bundle: Bundle, tmp_path: 
     copy = copy_bundle(tiny_bundle, tmp_path / "copy.bundle")
     result = compare_bundles(tiny_bundle, copy, UNTIMED)
     assert result.verdict is Verdict.PASS
+    assert not result.identical
+    assert "accuracy decided on 24 images, because all logits are bit-identical" in (
+        comparison_text(result)
+    )
     assert {line.different for line in result.accuracy} == {0}
     assert len(result.accuracy) >= 3
     assert not result.latency
@@ -153,7 +171,12 @@ def test_few_images_are_inconclusive_if_logits_differ(
     config = dataclasses.replace(UNTIMED, data=tmp_path / "data")
     result = compare_bundles(tiny_bundle, worse, config)
     assert result.verdict is Verdict.INCONCLUSIVE
-    assert "verdict: inconclusive" in comparison_text(result)
+    text = comparison_text(result)
+    assert "verdict: inconclusive" in text
+    needed = result.accuracy[0].images_to_decide
+    assert needed is not None
+    assert 2 < needed < 100
+    assert f"accuracy undecided on 2 images; about {needed - 2:,} more would decide" in text
 
 
 def test_lists_layers_whose_precision_changed(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -184,11 +207,137 @@ def test_golden_images_need_the_same_size(tiny_bundle: Bundle) -> None:
         tiny_bundle.manifest.preprocessing, image_size=64, resize=64
     )
     larger = dataclasses.replace(tiny_bundle.manifest, preprocessing=preprocessing)
-    with pytest.raises(BundleError, match="are 32 and 64 pixels"):
+    with pytest.raises(BundleError, match="image_size of their pre-processing is 32 and 64"):
         compare_bundles(tiny_bundle, Bundle(tiny_bundle.path, larger), UNTIMED)
 
 
-def test_times_both_bundles(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", [{"resize": 40}, {"reducing_gap": 3.0}])
+def test_golden_images_do_not_hide_another_resizing(
+    tiny_bundle: Bundle, change: dict[str, Any]
+) -> None:
+    """Golden images are resized already, so all logits would be bit-identical."""
+    preprocessing = dataclasses.replace(tiny_bundle.manifest.preprocessing, **change)
+    other = dataclasses.replace(tiny_bundle.manifest, preprocessing=preprocessing)
+    with pytest.raises(BundleError, match=f"{next(iter(change))} of their pre-processing is"):
+        compare_bundles(tiny_bundle, Bundle(tiny_bundle.path, other), UNTIMED)
+
+
+def test_another_order_of_classes_is_not_identical(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    other = copy_bundle(tiny_bundle, tmp_path / "other.bundle", edited=())
+    content = "\n".join(reversed(CLASSES)).encode()
+    (other.path / LABELS).write_bytes(content)
+    record = FileRecord(bytes=len(content), sha256=sha256(content))
+    manifest = dataclasses.replace(other.manifest, files={**other.manifest.files, LABELS: record})
+    with pytest.raises(BundleError, match="the order of their classes"):
+        compare_bundles(tiny_bundle, Bundle(other.path, manifest), UNTIMED)
+
+
+# Identical bundles
+
+
+def test_identical_bundles_pass_without_running(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "ENGINES", ())  # nothing can run
+    copy = copy_bundle(tiny_bundle, tmp_path / "copy.bundle", edited=())
+    result = compare(str(tiny_bundle.path), str(copy.path), CompareConfig())
+    assert (result.verdict, result.identical) == (Verdict.PASS, True)
+    assert not result.accuracy
+    assert not result.latency
+    (reason,) = result.notices
+    assert "same sha256 of fp32.onnx, fp16.onnx, int8.onnx, int8-cpu.onnx" in reason
+    assert "differ only" not in reason
+    text = comparison_text(result)
+    assert reason in text
+    assert "verdict: pass; the bundles are identical" in text
+    assert parse(Comparison, json.loads(json.dumps(jsonable(result)))) == result
+    (tmp_path / "link").symlink_to(tiny_bundle.path)
+    itself = compare(str(tiny_bundle.path), str(tmp_path / "link"), CompareConfig())
+    assert itself.identical
+
+
+def test_names_what_differs_between_identical_bundles(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    copy = copy_bundle(tiny_bundle, tmp_path / "copy.bundle", edited=())
+    record = FileRecord(bytes=1, sha256=sha256(b"x"))
+    other = dataclasses.replace(
+        copy.manifest, files={**copy.manifest.files, REPORT: record}, provenance={"date": "x"}
+    )
+    result = compare_bundles(tiny_bundle, Bundle(copy.path, other), UNTIMED)
+    assert result.identical
+    assert result.notices[0].endswith("they differ only in report.html, provenance")
+
+
+def test_a_graph_that_was_changed_later_is_not_identical(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """The hash in the manifest is not evidence of the file's content."""
+    copy = copy_bundle(tiny_bundle, tmp_path / "copy.bundle", edited=())
+    with (copy.path / "int8.onnx").open("r+b") as stream:
+        stream.seek(1000)
+        stream.write(b"changed")
+    with pytest.raises(BundleError, match=r"int8\.onnx was changed"):
+        compare_bundles(tiny_bundle, copy, UNTIMED)
+
+
+def test_a_graph_with_the_same_hash_is_not_timed(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resdeploy.runtime.comparison import latency
+
+    monkeypatch.setattr(latency, "compare_latency", None)  # a measurement would fail
+    copy = copy_bundle(tiny_bundle, tmp_path / "copy.bundle", edited=["fp32"])
+    config = CompareConfig(precision="int8")
+    result = compare_bundles(tiny_bundle, copy, config)
+    assert result.verdict is Verdict.PASS
+    assert "the latency of int8-cpu was not measured: both files have the same sha256" in (
+        comparison_text(result)
+    )
+
+
+# How many images decide
+
+
+@pytest.mark.parametrize(
+    ("images", "lost", "gained"),
+    [(5000, 0, 0), (5000, 25, 0), (5000, 3, 3), (4, 0, 0), (4, 1, 0), (5000, 12, 4), (500, 0, 9)],
+)
+def test_the_estimated_number_of_images_decides(images: int, lost: int, gained: int) -> None:
+    measured = PairedAccuracy(
+        images=images, baseline_correct=0, candidate_correct=0, lost=lost, gained=gained
+    )
+    needed = images_to_decide(measured, 0.2)
+    assert needed is not None
+    is_open = judge_drop(measured, 0.2) is Verdict.INCONCLUSIVE
+    assert (needed > images) == is_open
+    # With many times as many images of each kind, whole counts are as good as fractions.
+    scale = 1000 if lost or gained else 1
+    at = [
+        dataclasses.replace(
+            measured,
+            images=number,
+            lost=round(lost * number / images),
+            gained=round(gained * number / images),
+        )
+        for number in (needed, scale * needed)
+    ]
+    assert judge_drop(at[1], 0.2) is not Verdict.INCONCLUSIVE
+    if scale == 1:
+        assert judge_drop(at[0], 0.2) is Verdict.PASS
+        # The estimate is rounded up to two digits, that is, by at most 10 %.
+        fewer = dataclasses.replace(measured, images=int(0.85 * needed))
+        assert judge_drop(fewer, 0.2) is Verdict.INCONCLUSIVE
+
+
+def test_no_number_of_images_decides_a_drop_at_the_limit() -> None:
+    paired = PairedAccuracy(
+        images=1000, baseline_correct=900, candidate_correct=890, lost=10, gained=0
+    )
+    assert images_to_decide(paired, 1.0) is None
+
+
+def test_times_both_bundles(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from resdeploy.runtime.comparison import latency
 
     monkeypatch.setattr(latency, "INTERIM_STARTS", (8,))
@@ -198,10 +347,16 @@ def test_times_both_bundles(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
     # A call takes less than a millisecond. A busy machine may make it ten times as long, but not
     # a thousand times.
     config = CompareConfig(precision="int8", threads=1, max_slowdown=100_000)
-    result = compare(str(tiny_bundle.path), str(tiny_bundle.path), config)
+    copy = copy_bundle(tiny_bundle, tmp_path / "copy.bundle")
+    result = compare(str(tiny_bundle.path), str(copy.path), config)
     (line,) = result.latency  # without the graph for TensorRT
     assert (line.graph, line.samples, line.threads) == ("int8-cpu", 8, 1)
     assert line.slowdown_low <= line.slowdown <= line.slowdown_high
+    assert line.samples_to_decide == 8
+    assert line.seconds is not None
+    assert f"int8-cpu: latency decided in {line.seconds:.0f} s (8 starts)" in comparison_text(
+        result
+    )
     assert result.verdict is Verdict.PASS
     assert parse(Comparison, json.loads(json.dumps(jsonable(result)))) == result
 
@@ -224,6 +379,7 @@ def test_compares_files_of_benchmarks(tmp_path: Path, tiny_bundle: Bundle) -> No
     result = compare(f"{name}@2026-11-23", f"{name}@2026-11-24", CompareConfig())
     assert result.verdict is Verdict.PASS
     assert "relative to pytorch-eager" not in comparison_text(result)
+    assert "latency decided in 15 rounds; about" in comparison_text(result)
     elsewhere = replace_times(benchmark(cpu="Other", seed=3), 2.0)
     (tmp_path / "elsewhere.json").write_text(json.dumps(jsonable(elsewhere)))
     two_machines = compare(f"{name}@2026-11-23", str(tmp_path / "elsewhere.json"), CompareConfig())

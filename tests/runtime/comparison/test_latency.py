@@ -12,7 +12,12 @@ import pytest
 from resdeploy.benchmark_process.worker_process import Contender
 from resdeploy.errors import BackendError
 from resdeploy.runtime.comparison import latency as module
-from resdeploy.runtime.comparison.latency import INTERIM_STARTS, WorkerCommand, compare_latency
+from resdeploy.runtime.comparison.latency import (
+    INTERIM_STARTS,
+    WorkerCommand,
+    compare_latency,
+    samples_to_decide,
+)
 from resdeploy.statistics import Verdict, interval_verdict
 
 SLEEPER = """
@@ -105,6 +110,22 @@ def test_the_first_interval_is_completed_after_the_time_limit() -> None:
     found = compare_latency(sleeper(0.002), sleeper(0.0021), limit=1.05, threads=1, seconds=0.001)
     assert found.starts == INTERIM_STARTS[0]
     assert found.first_ms >= 2  # sleep never ends early
+
+
+@pytest.mark.parametrize(
+    ("interval", "needed"),
+    [
+        ((1.02, 1.00, 1.035), 3),  # decided: half of the distance to the limit
+        ((1.04, 1.02, 1.07), 90),  # the upper end is three times as far away as the limit
+        ((1.08, 1.04, 1.12), 18),  # slower, but the lower end is below the limit
+        ((1.05, 1.04, 1.06), None),
+    ],
+)
+def test_estimates_how_many_starts_decide(
+    interval: tuple[float, float, float], needed: int | None
+) -> None:
+    estimate = samples_to_decide(interval, 1.05, 10)
+    assert estimate == (None if needed is None else pytest.approx(needed, abs=1))
 
 
 def test_raises_if_a_worker_cannot_start() -> None:

@@ -1,0 +1,196 @@
+"""Remedy against the quantisation noise of an INT8 graph: the options, and what they gain."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from resdeploy.bundle.analysis import ENOUGH_AGREEMENT, ENOUGH_SQNR_DB, FloatMixture, Remedy
+from resdeploy.bundle.calibration_record import CalibrationRecord
+from resdeploy.bundle.golden import Golden
+from resdeploy.bundle.manifest import Encoding, Parity
+from resdeploy.export.graph.float_layers import Layer, conv_share, layers_of, nodes_of
+from resdeploy.export.graph.qdq import Weights, integer_weights
+from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
+from resdeploy.export.quantization.calibrate import LEARNED
+from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.export.quantization.simulate import run_graph, sites_of
+from resdeploy.statistics import agreement_percent, sqnr_db
+
+MAX_FLOAT_SHARE = 0.5  # with more of the products in float, INT8 gains little speed over FP16
+# The ranges of `image-99` are quantiles over images; below 100 images, they are the largest values.
+FEW_IMAGES = 100
+DEFAULT_IMAGES = 512  # of --calibration-images
+SECONDS = 60.0
+MIN_AGREEMENT = f"--min-agreement {ENOUGH_AGREEMENT:g}"
+NO_INT8_SHORTCUTS = "no --int8-shortcuts"
+QAT = "train --qat"
+
+
+@dataclass(slots=True)
+class _Simulator:
+    """Simulator of the graph with more layers in float, on the golden images."""
+
+    model: ir.Model
+    recipe: QuantizationRecipe
+    golden: Golden
+    weights: Weights
+    candidates: int
+    slowest: float = 0.0
+    """Longest time of a simulation, in seconds."""
+
+    def graph(self, layers: Sequence[Layer]) -> ir.Model:
+        in_float = self.recipe.in_float | nodes_of(layers)
+        return replace(self.recipe, in_float=in_float).apply(self.model, weights=self.weights)
+
+    def run(self, layers: Sequence[Layer]) -> FloatMixture:
+        start = time.monotonic()
+        logits = run_graph(self.graph(layers), self.recipe.encoding, self.golden.images)
+        self.slowest = max(self.slowest, time.monotonic() - start)
+        nodes = self.recipe.in_float | nodes_of(layers)
+        return FloatMixture(
+            layers=tuple(layer.name for layer in layers),
+            candidates=self.candidates,
+            float_share_percent=100 * conv_share(self.model, nodes)[1],
+            agreement=agreement_percent(self.golden.logits, logits),
+            sqnr_db=float(np.median(sqnr_db(self.golden.logits, logits))),
+            p50_ms=None,
+            p50_ms_before=None,
+        )
+
+
+def find_remedy(
+    model: ir.Model,
+    recipe: QuantizationRecipe,
+    record: CalibrationRecord,
+    parity: Parity,
+    golden: Golden,
+    sqnrs: Mapping[str, float],
+    *,
+    seconds: float = SECONDS,
+    stopwatch: Stopwatch = measure_ms,
+) -> Remedy:
+    """Return what to do against the noise of the INT8 graph that `recipe` makes of `model`.
+
+    Layers are ranked by the noise of their tensors divided by their cost. The shortest list from
+    the top that makes the graph accurate enough is found by simulation on the golden images.
+
+    Args:
+        model: FP32 graph.
+        recipe: Recipe of the INT8 graph.
+        record: Calibration of the bundle.
+        parity: Figures of the INT8 graph on the golden images.
+        golden: Golden images with PyTorch's logits.
+        sqnrs: SQNR in dB with one tensor quantised, by the tensor's name.
+        seconds: Time limit; the first simulation is always made.
+        stopwatch: Function that measures the latency of the CPU's graphs.
+    """
+    remedy = Remedy(
+        encoding=recipe.encoding,
+        options=(),
+        images=parity.images,
+        held_out=False,
+        agreement=parity.agreement,
+        sqnr_db=parity.sqnr_db,
+    )
+    for searched in record.float_layers:
+        if searched.encoding is recipe.encoding:  # judged on more images than the golden ones
+            agreement, images = searched.agreement, searched.images
+            remedy = replace(remedy, held_out=True, agreement=agreement, images=images)
+    met = remedy.agreement >= ENOUGH_AGREEMENT
+    if met and (remedy.held_out or parity.sqnr_db >= ENOUGH_SQNR_DB):
+        return remedy
+    options = _calibration_options(record, recipe)
+    retraining = [] if recipe.calibrator == LEARNED else [QAT]
+    layers = [
+        layer for layer in layers_of(model, recipe.encoding) if not layer.nodes <= recipe.in_float
+    ]
+    if recipe.encoding is Encoding.DLA or not layers:  # the DLA's graph keeps no layer in float
+        return replace(remedy, options=(*options, *retraining))
+    weights = integer_weights(model, recipe.encoding)
+    simulator = _Simulator(model, recipe, golden, weights, len(layers))
+    mixture = None
+    shortcuts = [layer for layer in layers if layer.kind == "shortcut"]
+    if recipe.encoding is Encoding.TENSORRT and shortcuts:
+        mixture = simulator.run(shortcuts)
+        options.append(NO_INT8_SHORTCUTS)
+    if mixture is None or not _is_enough(mixture):
+        ranked = _rank(model, recipe, layers, sqnrs)
+        mixture, layers = _shortest(simulator, ranked, seconds)
+        options += [MIN_AGREEMENT] if _is_enough(mixture) else retraining
+    else:
+        layers = shortcuts
+    if recipe.encoding is Encoding.CPU:
+        before, after = (
+            stopwatch(simulator.graph(chosen), Encoding.CPU, golden.images[:1])
+            for chosen in ((), layers)
+        )
+        mixture = replace(mixture, p50_ms=after, p50_ms_before=before)
+    return replace(remedy, options=tuple(options), mixture=mixture, sufficient=_is_enough(mixture))
+
+
+def _is_enough(mixture: FloatMixture) -> bool:
+    return mixture.agreement >= ENOUGH_AGREEMENT and mixture.sqnr_db >= ENOUGH_SQNR_DB
+
+
+def _calibration_options(record: CalibrationRecord, recipe: QuantizationRecipe) -> list[str]:
+    """Return options of a better calibration, which costs no speed."""
+    if recipe.calibrator == LEARNED:
+        return []
+    options = [] if record.scores else ["--calibrator auto"]
+    if record.images < FEW_IMAGES:
+        options.append(f"--calibration-images {DEFAULT_IMAGES}")
+    return options
+
+
+def _rank(
+    model: ir.Model,
+    recipe: QuantizationRecipe,
+    layers: Sequence[Layer],
+    sqnrs: Mapping[str, float],
+) -> list[Layer]:
+    """Sort layers by the noise that they avoid in float, divided by their cost.
+
+    The noise of a tensor is divided among the nodes that read it.
+    """
+    sites = sites_of(model, recipe)
+    readers = Counter(site.tensor for site in sites)
+
+    def merit(layer: Layer) -> float:
+        without = replace(recipe, in_float=recipe.in_float | layer.nodes)
+        removed = sites - sites_of(model, without)
+        noise = (10 ** (-sqnrs[site.tensor] / 10) / readers[site.tensor] for site in removed)
+        return sum(noise) / layer.cost
+
+    return sorted(layers, key=merit, reverse=True)
+
+
+def _shortest(
+    simulator: _Simulator, ranked: Sequence[Layer], seconds: float
+) -> tuple[FloatMixture, list[Layer]]:
+    """Return the shortest list of layers that is enough, or the longest that is cheap enough."""
+    end = time.monotonic() + seconds
+    longest = 1
+    while (
+        longest < len(ranked)
+        and conv_share(simulator.model, nodes_of(ranked[: longest + 1]))[1] <= MAX_FLOAT_SHARE
+    ):
+        longest += 1
+    best = simulator.run(ranked[:longest])
+    too_short, enough = 0, longest
+    while (
+        _is_enough(best) and enough - too_short > 1 and time.monotonic() + simulator.slowest <= end
+    ):
+        # A few layers usually suffice, so the lists grow from 1 layer.
+        length = min(max(1, 2 * too_short), (too_short + enough) // 2)
+        mixture = simulator.run(ranked[:length])
+        if _is_enough(mixture):
+            enough, best = length, mixture
+        else:
+            too_short = length
+    return best, list(ranked[:enough])

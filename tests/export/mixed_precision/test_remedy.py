@@ -1,0 +1,191 @@
+"""Tests of the remedy, with graphs whose noise has a known cause."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from resdeploy.bundle.analysis import Remedy
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.calibration_record import CalibrationRecord, FloatLayers, Score
+from resdeploy.bundle.golden import Float32Array
+from resdeploy.bundle.manifest import Encoding, Parity
+from resdeploy.calibration.ranges import Range
+from resdeploy.export.mixed_precision import remedy as module
+from resdeploy.export.mixed_precision.remedy import (
+    MAX_FLOAT_SHARE,
+    MIN_AGREEMENT,
+    NO_INT8_SHORTCUTS,
+    QAT,
+    find_remedy,
+)
+from resdeploy.export.quantization.calibrate import LEARNED
+from resdeploy.export.quantization.recipe import QuantizationRecipe, read_recipe
+from resdeploy.export.quantization.sensitivity import sqnr_per_tensor
+from resdeploy.export.quantization.simulate import run_graph
+from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.progress import silent
+from resdeploy.report.contents import calibration_record
+from resdeploy.report.layers import remedy_lines
+from resdeploy.statistics import agreement_percent, sqnr_db
+
+BAD = Parity(images=24, max_error=9.0, agreement=87.5, sqnr_db=12.0, sqnr_db_p5=5.0)
+VICTIM, READER = "layer3.0.relu1", "layer3.0.conv2"
+
+
+def fp32(bundle: Bundle) -> ir.Model:
+    return ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
+
+
+def record_of(bundle: Bundle, *, scored: bool = True, images: int = 512) -> CalibrationRecord:
+    score = Score(calibrator="max", encoding=Encoding.CPU, agreement=9, sqnr_db=9, sqnr_db_p5=9)
+    record = calibration_record(bundle.manifest)
+    return dataclasses.replace(record, images=images, scores=(score,) if scored else ())
+
+
+def ruined(recipe: QuantizationRecipe, *tensors: str, factor: float = 40) -> QuantizationRecipe:
+    """Return the recipe with much too narrow ranges of `tensors`, or of all tensors."""
+    ranges = {
+        tensor: Range(low=chosen.low / factor, high=chosen.high / factor)
+        if tensor in tensors or not tensors
+        else chosen
+        for tensor, chosen in recipe.ranges.items()
+    }
+    return dataclasses.replace(recipe, ranges=ranges)
+
+
+def remedy_of(
+    bundle: Bundle,
+    recipe: QuantizationRecipe,
+    record: CalibrationRecord | None = None,
+    parity: Parity = BAD,
+    seconds: float = 600,
+) -> Remedy:
+    golden = bundle.golden()
+    sqnrs = sqnr_per_tensor(fp32(bundle), recipe, golden.images[:4], silent)
+    times = iter([2.0, 3.0])
+    return find_remedy(
+        fp32(bundle), recipe, record or record_of(bundle), parity, golden, sqnrs,
+        seconds=seconds, stopwatch=lambda *_: next(times),
+    )  # fmt: skip
+
+
+def test_the_layer_with_the_noise_goes_to_float_and_the_gain_is_real(tiny_bundle: Bundle) -> None:
+    recipe = ruined(read_recipe(tiny_bundle, Encoding.TENSORRT), VICTIM)
+    remedy = remedy_of(tiny_bundle, recipe)
+    assert remedy.options == (MIN_AGREEMENT,)
+    assert (remedy.agreement, remedy.sqnr_db, remedy.images) == (87.5, 12.0, 24)
+    mixture = remedy.mixture
+    assert mixture is not None
+    assert READER in mixture.layers
+    assert remedy.sufficient
+    golden = tiny_bundle.golden()
+    exported = dataclasses.replace(recipe, in_float=recipe.in_float | {*mixture.layers})
+    logits = run_graph(exported.apply(fp32(tiny_bundle)), Encoding.TENSORRT, golden.images)
+    assert mixture.sqnr_db == pytest.approx(np.median(sqnr_db(golden.logits, logits)), abs=0.01)
+    assert mixture.agreement == agreement_percent(golden.logits, logits)
+    before = run_graph(recipe.apply(fp32(tiny_bundle)), Encoding.TENSORRT, golden.images)
+    assert mixture.sqnr_db > np.median(sqnr_db(golden.logits, before)) + 3
+    assert mixture.p50_ms is None  # a CPU does not run TensorRT's graph as fast as TensorRT does
+    text = " ".join(remedy_lines(remedy))
+    assert "Action: export again with --min-agreement 99." in text
+    assert READER in text
+
+
+def test_a_cpu_graph_has_the_cost_in_time(tiny_bundle: Bundle) -> None:
+    recipe = ruined(read_recipe(tiny_bundle, Encoding.CPU), VICTIM)
+    mixture = remedy_of(tiny_bundle, recipe).mixture
+    assert mixture is not None
+    assert (mixture.p50_ms_before, mixture.p50_ms) == (2.0, 3.0)
+
+
+@pytest.mark.parametrize("calibrator", ["max", LEARNED])
+def test_noise_everywhere_needs_training(tiny_bundle: Bundle, calibrator: str) -> None:
+    recipe = ruined(read_recipe(tiny_bundle, Encoding.CPU))
+    remedy = remedy_of(tiny_bundle, dataclasses.replace(recipe, calibrator=calibrator))
+    assert remedy.options == (() if calibrator == LEARNED else (QAT,))
+    assert not remedy.sufficient
+    assert remedy.mixture is not None
+    assert remedy.mixture.float_share_percent <= 100 * MAX_FLOAT_SHARE
+    text = " ".join(remedy_lines(remedy))
+    assert "more layers in float are not the remedy" in text
+    expected = "use a graph in float" if calibrator == LEARNED else "train DATA --qat --init RUN"
+    assert expected in text
+
+
+def test_a_poor_calibration_is_named_first(tiny_bundle: Bundle) -> None:
+    recipe = ruined(read_recipe(tiny_bundle, Encoding.TENSORRT), VICTIM)
+    remedy = remedy_of(tiny_bundle, recipe, record_of(tiny_bundle, scored=False, images=16))
+    assert remedy.options == ("--calibrator auto", "--calibration-images 512", MIN_AGREEMENT)
+
+
+def test_the_dla_keeps_no_layer_in_float(tiny_bundle: Bundle) -> None:
+    recipe = dataclasses.replace(read_recipe(tiny_bundle, Encoding.CPU), encoding=Encoding.DLA)
+    remedy = remedy_of(tiny_bundle, recipe)
+    assert (remedy.options, remedy.mixture) == ((QAT,), None)
+    assert "No option keeps layers of int8-dla.onnx in float." in remedy_lines(remedy)
+
+
+def test_int8_shortcuts_are_the_first_suspect(tiny_bundle: Bundle) -> None:
+    recipe = read_recipe(tiny_bundle, Encoding.TENSORRT)  # accurate enough without them
+    remedy = remedy_of(tiny_bundle, dataclasses.replace(recipe, in_float=frozenset()))
+    assert remedy.options == (NO_INT8_SHORTCUTS,)
+    assert remedy.mixture is not None
+    assert {*remedy.mixture.layers} == recipe.in_float
+    assert "export again without --int8-shortcuts." in " ".join(remedy_lines(remedy))
+
+
+@pytest.mark.parametrize(
+    ("agreement", "sqnr", "searched", "needed"),
+    [
+        (100.0, 30.0, None, False),
+        (98.9, 40.0, None, True),
+        (100.0, 29.9, None, True),
+        (90.6, 25.0, 99.2, False),  # 5,000 images show more than the golden ones
+        (100.0, 40.0, 98.0, True),
+    ],
+)
+def test_an_action_is_named_only_if_it_is_needed(
+    tiny_bundle: Bundle, agreement: float, sqnr: float, searched: float | None, needed: bool
+) -> None:
+    recipe, record = read_recipe(tiny_bundle, Encoding.TENSORRT), record_of(tiny_bundle)
+    if searched is not None:
+        search = FloatLayers(
+            encoding=Encoding.TENSORRT, layers=(), convolutions=0, conv_share_percent=0,
+            agreement=searched, drop=0, agreement_before=90, images=5000, evaluations=1, seconds=1,
+            out_of_time=False,
+        )  # fmt: skip
+        record = dataclasses.replace(record, float_layers=(search,))
+    parity = dataclasses.replace(BAD, agreement=agreement, sqnr_db=sqnr)
+    remedy = remedy_of(tiny_bundle, recipe, record, parity)
+    assert bool(remedy.options) == needed
+    assert (remedy.mixture is not None) == needed
+    assert remedy.images == (24 if searched is None else 5000)
+    (first, *_) = remedy_lines(remedy)
+    assert first.startswith("No action is needed") != needed
+    assert ("5000 held-out images" in first) == (searched is not None)
+
+
+def test_the_time_is_limited(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = ruined(read_recipe(tiny_bundle, Encoding.TENSORRT), VICTIM)
+    runs = 0
+
+    def counted(model: ir.Model, encoding: Encoding, images: UInt8Array) -> Float32Array:
+        nonlocal runs
+        runs += 1
+        return run_graph(model, encoding, images)
+
+    monkeypatch.setattr(module, "run_graph", counted)
+    all_runs = remedy_of(tiny_bundle, recipe)
+    assert runs > 1
+    runs = 0
+    hasty = remedy_of(tiny_bundle, recipe, seconds=0)
+    assert runs == 1
+    assert hasty.sufficient
+    assert hasty.mixture is not None
+    assert all_runs.mixture is not None
+    assert len(hasty.mixture.layers) > len(all_runs.mixture.layers)

@@ -1,0 +1,67 @@
+"""Tests of the plot of the noisiest layers and of the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from resdeploy.bundle.analysis import Analysis, LayerCost, Remedy
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.pages.blocks import Figure, Table, Text
+from resdeploy.report.layers import layer_blocks, noise_text
+
+REMEDY = Remedy(
+    encoding=Encoding.CPU, options=(), images=32, held_out=False, agreement=100.0, sqnr_db=31.0
+)
+
+
+def layer(name: str, input_db: float | None, weight_db: float | None) -> LayerCost:
+    return LayerCost(
+        name=name, kind="Conv", macs=100, input_sqnr_db=input_db, weight_sqnr_db=weight_db,
+        in_float=(),
+    )  # fmt: skip
+
+
+ANALYSIS = Analysis(
+    encoding=Encoding.CPU,
+    remedy=REMEDY,
+    layers=(layer("good", 55, 50), layer("bad", 20, 40), layer("middle", 45, 30)),
+    histograms=(),
+)
+
+
+def test_a_longer_bar_is_a_worse_layer() -> None:
+    figure = layer_blocks(ANALYSIS, None)[0]
+    assert isinstance(figure, Figure)
+    drawing = list(ET.fromstring(figure.svg))
+    texts = [part.text or "" for part in drawing if part.tag == "text"]
+    assert texts[:6] == ["bad", "1 %", "middle", "0.1 %", "good", "0.001 %"]
+    widths = [float(part.get("width", 0)) for part in drawing if part.tag == "rect"]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] == pytest.approx(10 * widths[1], rel=0.01)
+    assert texts[-1] == "noise at the logits, in % of the signal's power (longer is worse)"
+    assert "int8-cpu.onnx" in figure.caption
+
+
+def test_the_layers_of_the_report_have_an_action() -> None:
+    texts = [block.text for block in layer_blocks(ANALYSIS, None) if isinstance(block, Text)]
+    assert texts[0].startswith("No action is needed: int8-cpu.onnx has 100.0 % agreement on 32")
+
+
+def test_the_table_has_the_noise_in_percent() -> None:
+    (table,) = (block for block in layer_blocks(ANALYSIS, None) if isinstance(block, Table))
+    assert table.head[3:5] == ("noise, input", "noise, weights")
+    assert [row[3] for row in table.rows] == ["0.00032 %", "1 %", "0.0032 %"]
+    in_float = dataclasses.replace(ANALYSIS, layers=(layer("float", None, None),))
+    (table,) = (block for block in layer_blocks(in_float, None) if isinstance(block, Table))
+    assert table.rows[0][3] == "-"
+
+
+@pytest.mark.parametrize(
+    ("decibels", "text"),
+    [(0, "100 %"), (10, "10 %"), (15, "3.2 %"), (39, "0.013 %"), (70, "< 0.0001 %"), (None, "-")],
+)
+def test_noise_is_short(decibels: float | None, text: str) -> None:
+    assert noise_text(decibels) == text
