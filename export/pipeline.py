@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from resdeploy.bundle.analysis import Analysis
+from resdeploy.bundle.batch_norm_shift import BatchNormShift
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.golden import Float32Array, Golden
@@ -28,6 +29,7 @@ from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget, mee
 from resdeploy.export.mixed_precision.evaluator import SearchContext, draw_held_out_images
 from resdeploy.export.mixed_precision.latency_target import meet_latency_target
 from resdeploy.export.mixed_precision.tradeoff import trade_off_points
+from resdeploy.export.network_check import check_network, label_warnings, shift_warnings
 from resdeploy.export.noise_analysis import analyse
 from resdeploy.export.quantization.calibrate import calibrate, require_images
 from resdeploy.export.quantization.result import Calibration, with_dla
@@ -93,6 +95,7 @@ class ExportResult:
     parity: dict[str, Parity]
     """Parity with PyTorch by the artifact's name."""
     warnings: tuple[ExportWarning, ...]
+    batch_norm_shift: BatchNormShift | None
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
     seconds: float
@@ -134,6 +137,9 @@ def export(
     preprocessing = source.preprocessing
     classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
     golden = make_golden(classifier, choose_golden(source.pools, preprocessing, config.seed))
+    check = check_network(classifier, source, config.seed)
+    shift = check.shift if check else None
+    warnings = shift_warnings(check) + label_warnings(check, source, labels_are_used=config.int8)
     logger.info(
         "exporting %s at %d pixels", source.checkpoint.architecture.name, preprocessing.image_size
     )
@@ -142,7 +148,6 @@ def export(
     if config.int8:
         calibration = _calibrate(model, source, golden, config, target, progress)
         model = calibration.model
-    warnings: list[ExportWarning] = []
     artifacts: list[Artifact] = []
     bit_exact: dict[str, Float32Array] = {}
     with new_directory(output, force=force, marker=MANIFEST) as folder:
@@ -155,7 +160,7 @@ def export(
         analysis = _analyse(model, calibration, golden, progress)
         manifest = write_other_files(
             folder, output.name, source, artifacts, golden, calibration, analysis, work_of(model),
-            warnings,
+            warnings, shift,
         )  # fmt: skip
     engines = _build_engines(output, progress) if config.engine else ()
     triton = None
@@ -167,6 +172,7 @@ def export(
         calibration=calibration.record() if calibration else None,
         parity={artifact.name: artifact.parity for artifact in artifacts},
         warnings=manifest.warnings,
+        batch_norm_shift=shift,
         engines=engines,
         triton=triton,
         seconds=time.perf_counter() - start,

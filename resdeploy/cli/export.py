@@ -13,6 +13,7 @@ from resdeploy.cli.options import FORCE
 from resdeploy.tables import table
 
 if TYPE_CHECKING:
+    from resdeploy.bundle.batch_norm_shift import BatchNormShift
     from resdeploy.bundle.calibration_record import CalibrationRecord
     from resdeploy.export.pipeline import ExportResult
     from resdeploy.export.triton.repository import TritonRepository
@@ -136,6 +137,7 @@ def export_text(result: ExportResult) -> str:
     images = result.artifacts[0].parity.images
     return (
         f"{table(head, rows)}\n{calibration_text(result.calibration)}"
+        + shift_text(result.batch_norm_shift)
         + "".join(f"{build_text(report)}\n" for report in result.engines)
         + f"wrote {result.bundle} in {result.seconds:.0f} s; compared with PyTorch on {images} "
         "golden images" + (f"\n{repository_text(result.triton)}" if result.triton else "")
@@ -155,6 +157,13 @@ def repository_text(result: TritonRepository) -> str:
         )
     lines.append(f"wrote {result.repository} from {result.bundle}")
     return "\n".join(lines)
+
+
+def shift_text(shift: BatchNormShift | None) -> str:
+    """Return a line about the batch norms; empty without images."""
+    from resdeploy.bundle.batch_norm_shift import shift_sentence
+
+    return f"{shift_sentence(shift)}\n" if shift else ""
 
 
 def calibration_text(record: CalibrationRecord | None) -> str:
