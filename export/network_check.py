@@ -120,8 +120,8 @@ def shift_warnings(check: NetworkCheck | None) -> list[ExportWarning]:
         return []
     return [
         ExportWarning(
-            message="the images do not look to the network like those of its training: "
-            + check.shift.figures,
+            message="the calibration images are unlike those that the batch norms of the network "
+            f"saw in training: {check.shift.figures}",
             hint="check --image-size, and that mean, std and channel order are those of the "
             "training; or give images like those of the training with --calibration-data",
         )

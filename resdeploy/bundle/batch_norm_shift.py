@@ -80,10 +80,10 @@ class BatchNormShift:
     def figures(self) -> str:
         """Return both figures with their limits."""
         return (
-            f"the channel means of {plural(self.images, 'image')} lie {self.mean_shift:.3g} "
-            f"standard deviations from those in training (limit {self.mean_limit:.2g}), and the "
-            f"variance behind the first convolution differs by a factor of "
-            f"{2**self.first_variance_octaves:.3g} (limit {2**self.variance_limit:.2g})"
+            f"on {plural(self.images, 'image')}, their means are {self.mean_shift:.2g} standard "
+            f"deviations from those in training (limit {self.mean_limit:.2g}), and the variance at "
+            f"the first one differs by a factor of {2**self.first_variance_octaves:.3g} (limit "
+            f"{2**self.variance_limit:.2g})"
         )
 
 
@@ -100,8 +100,8 @@ def summarise_norms(images: int, norms: Sequence[NormShift]) -> BatchNormShift:
 def shift_sentence(shift: BatchNormShift) -> str:
     """Return one sentence with the figures and their meaning."""
     meaning = (
-        "as expected if pre-processing and images are those of the training"
+        "as expected if images and pre-processing are like those of the training"
         if shift.fits
-        else "pre-processing, images or network are not those of the training"
+        else "images, pre-processing or network are unlike those of the training"
     )
-    return f"batch norms: {shift.figures}: {meaning}"
+    return f"batch norms: {shift.figures}; {meaning}"
