@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,13 @@ def make_classifier(architecture: Architecture = TINY, seed: int = 0) -> Classif
     torch.manual_seed(seed)
     network = randomise_batch_norms(ResNet(architecture), seed)
     return Classifier(network, IMAGENET_MEAN, IMAGENET_STD).eval()
+
+
+def rename_folders(data: Path, renamed: Path) -> Path:
+    """Write a copy of `data` in which each class folder has the name of the next one."""
+    for name, other in zip(CLASSES, (*CLASSES[1:], CLASSES[0])):
+        shutil.copytree(data / name, renamed / other)
+    return renamed
 
 
 def fit_network(network: ResNet, images: np.ndarray, labels: Sequence[int]) -> ResNet:
