@@ -122,8 +122,9 @@ def shift_warnings(check: NetworkCheck | None) -> list[ExportWarning]:
         ExportWarning(
             message="the calibration images are unlike those that the batch norms of the network "
             f"saw in training: {check.shift.figures}",
-            hint="check --image-size, and that mean, std and channel order are those of the "
-            "training; or give images like those of the training with --calibration-data",
+            hint="check --image-size, and that mean and std are those of the training; or give "
+            "images like those of the training with --calibration-data; batch norms that were "
+            "trained for fewer than about 50 steps never saw enough",
         )
     ]
 
