@@ -143,7 +143,8 @@ def label_warnings(
         refuse_wrong_labels(check.classes, check.predicted, source.labels, "the calibration images")
     except DataError as error:
         if labels_are_used:
-            raise
+            hint = f"{error.hint}; images without class folders are not checked"
+            raise DataError(str(error), hint) from error
         return [ExportWarning(message=str(error), hint=error.hint or "")]
     return []
 

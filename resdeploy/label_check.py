@@ -112,7 +112,7 @@ def refuse_wrong_labels(
     if check.moved:
         raise DataError(
             f"the labels of {source} are not in the order of the network's classes: its "
-            f"predictions are correct for {share} of {plural(check.images, 'image')}, but for "
+            f"predictions are correct for {share} of {check.images:,} images, but for "
             f"{100 * check.explained / check.images:.1f} % if labels are renamed "
             f"({len(check.moved)} of {len(names)}: {_pairs(check.moved, names)})",
             "check the names of the folders, and the order of the labels with which the network "
@@ -122,8 +122,8 @@ def refuse_wrong_labels(
         return
     if check.no_better_than_chance:
         raise DataError(
-            f"the predictions on {source} are correct for {share} of "
-            f"{plural(check.images, 'image')}, no more than by chance ({chance})",
+            f"the predictions on {source} are correct for {share} of {check.images:,} images, no "
+            f"more than by chance ({chance})",
             "check that the labels are in the order of the network's classes, that image size, "
             "mean and std are those of the training, and that the weights are trained",
         )

@@ -73,7 +73,7 @@ def fit_network(network: ResNet, images: np.ndarray, labels: Sequence[int]) -> R
         norm.momentum = None  # the statistics of the only batch
         norm.reset_running_stats()
     classes, head = len(network.fc.weight), network.fc
-    network.fc = torch.nn.Identity()
+    network.add_module("fc", torch.nn.Identity())
     with torch.inference_mode():
         inputs = Normalize(IMAGENET_MEAN, IMAGENET_STD)(torch.from_numpy(images))
         network.train()(inputs)

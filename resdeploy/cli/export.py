@@ -136,8 +136,8 @@ def export_text(result: ExportResult) -> str:
     head = ["graph", "size", "INT8 convs", "agreement", "SQNR", "max error"]
     images = result.artifacts[0].parity.images
     return (
-        f"{table(head, rows)}\n{calibration_text(result.calibration)}"
-        + shift_text(result.batch_norm_shift)
+        f"{table(head, rows)}\n{shift_text(result.batch_norm_shift)}"
+        + calibration_text(result.calibration)
         + "".join(f"{build_text(report)}\n" for report in result.engines)
         + f"wrote {result.bundle} in {result.seconds:.0f} s; compared with PyTorch on {images} "
         "golden images" + (f"\n{repository_text(result.triton)}" if result.triton else "")

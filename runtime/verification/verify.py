@@ -143,7 +143,8 @@ def _verify_data(
         golden = bundle.golden()
         checks = [check_golden(b, c.artifact, golden) for b, c in zip(opened, pairs)]
         logits, labels, used = _run_all(bundle, opened, images, options.progress)
-    refuse_wrong_labels(labels, logits[0].argmax(axis=1), images.classes, data)
+    if checks[0].passed:  # else the predictions are wrong, whatever the labels are
+        refuse_wrong_labels(labels, logits[0].argmax(axis=1), images.classes, data)
     results = [
         _compare_with_baseline(candidate, check, logits[0], candidate_logits, labels, max_drop)
         for candidate, check, candidate_logits in zip(pairs, checks, logits)

@@ -24,7 +24,7 @@ from resdeploy.errors import DataError
 from resdeploy.images.preprocessing import UInt8Array, image_digest
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from tests.fakes import ColourBackend, GoldenBackend
-from tests.samples import rename_folders
+from tests.samples import rename_folders, write_images
 
 
 class Counting:
@@ -105,10 +105,12 @@ def test_skips_images_used_for_calibration(
 
 
 def test_rejects_labels_in_another_order(
-    tiny_bundle: Bundle, image_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logit_checks, "OnnxRuntimeCpu", lambda *arguments: ColourBackend())
-    renamed = rename_folders(image_data / "val", tmp_path / "renamed")
+    backend = ColourBackend(tiny_bundle.golden())
+    monkeypatch.setattr(logit_checks, "OnnxRuntimeCpu", lambda *arguments: backend)
+    write_images(tmp_path / "data", 8, seed=5)
+    renamed = rename_folders(tmp_path / "data", tmp_path / "renamed")
     with pytest.raises(DataError, match="not in the order of the network's classes"):
         write_labelled(tiny_bundle, renamed, 1000, tmp_path)
     assert not (tmp_path / IMAGES).exists()

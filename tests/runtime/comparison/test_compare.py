@@ -158,16 +158,16 @@ def test_few_images_are_inconclusive_if_logits_differ(
 
 
 def test_rejects_labels_in_another_order(
-    tiny_bundle: Bundle, tmp_path: Path, image_data: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "ENGINES", (colour_engine(),))
+    write_images(tmp_path / "data", 8, seed=5)
     copy = copy_bundle(tiny_bundle, tmp_path / "copy.bundle")
-    config = dataclasses.replace(
-        UNTIMED, data=rename_folders(image_data / "val", tmp_path / "renamed")
-    )
+    renamed = rename_folders(tmp_path / "data", tmp_path / "renamed")
+    config = dataclasses.replace(UNTIMED, data=renamed)
     with pytest.raises(DataError, match=r"renamed for .*tiny.bundle are not in the order.*3 of 3"):
         compare_bundles(tiny_bundle, copy, config)
-    right = dataclasses.replace(config, data=image_data)
+    right = dataclasses.replace(config, data=tmp_path / "data")
     assert compare_bundles(tiny_bundle, copy, right).verdict is Verdict.PASS
 
 

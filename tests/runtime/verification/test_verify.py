@@ -30,7 +30,7 @@ from resdeploy.runtime.verification.golden_check import (
 )
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
-from tests.fakes import GoldenBackend, colour_engine, make_engine
+from tests.fakes import ColourBackend, GoldenBackend, colour_engine, make_engine
 from tests.samples import rename_folders, write_images
 
 
@@ -182,12 +182,13 @@ def test_rejects_folders_that_are_no_labels(
 
 
 def test_rejects_labels_in_another_order(
-    tiny_bundle: Bundle, image_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "ENGINES", (colour_engine(),))
-    (line,) = verify(tiny_bundle, data=image_data).results
-    assert line.top1 == 100
-    renamed = rename_folders(image_data / "val", tmp_path / "renamed")
+    write_images(tmp_path / "data", 8, seed=5)
+    (line,) = verify(tiny_bundle, data=tmp_path / "data").results
+    assert (line.top1, line.verdict) == (100, Verdict.PASS)
+    renamed = rename_folders(tmp_path / "data", tmp_path / "renamed")
     with pytest.raises(
         DataError, match=r"correct for 0.0 % of 24 images, but for 100.0 %"
     ) as caught:
@@ -206,6 +207,21 @@ def test_rejects_labels_on_which_fp32_is_no_better_than_chance(
     with pytest.raises(DataError, match="no more than by chance") as caught:
         verify(constant, data=tmp_path / "data")
     assert "mean and std" in str(caught.value.hint)
+
+
+def test_a_graph_that_fails_the_golden_check_is_no_reason_to_doubt_the_labels(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = dataclasses.replace(
+        colour_engine(),
+        open=lambda bundle, artifact, options: ColourBackend(
+            dataclasses.replace(bundle.golden(), logits=-bundle.golden().logits)
+        ),
+    )
+    monkeypatch.setattr(registry, "ENGINES", (engine,))
+    write_images(tmp_path / "data", 8, seed=5)
+    renamed = rename_folders(tmp_path / "data", tmp_path / "renamed")
+    assert verify(tiny_bundle, data=renamed).verdict is Verdict.FAIL
 
 
 def test_rejects_an_unknown_backend(tiny_bundle: Bundle) -> None:
