@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
 from resdeploy.errors import DataError
 from resdeploy.statistics import IntArray, wilson_interval
@@ -136,46 +136,22 @@ def refuse_wrong_labels(
         )  # fmt: skip
 
 
-def assign(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return a different column for each row of (R, C), R <= C, with the largest sum of weights.
+def assign_greedily(counts: Mapping[tuple[int, int], int]) -> dict[int, int | None]:
+    """Give each label another predicted class, beginning with the largest of the `counts`.
 
-    Source: Crouse, "On implementing 2D rectangular assignment algorithms", IEEE Transactions on
-    Aerospace and Electronic Systems 52 (2016) 1679-1696, section II (shortest augmenting paths).
+    The result has at least half of the largest possible sum of counts, and all of it if each label
+    has a predicted class of its own in most cases. The value is None if no class is left.
     """
-    costs = (weights.max(initial=0) - weights).astype(np.float64)
-    rows, columns = costs.shape
-    row_of, column_of = np.full(columns, -1), np.full(rows, -1)
-    row_price, column_price = np.zeros(rows), np.zeros(columns)
-    for start in range(rows):
-        distance, parent = np.full(columns, np.inf), np.full(columns, -1)
-        open_columns = np.ones(columns, dtype=bool)
-        visited, row, shortest = [start], start, 0.0
-        while True:
-            through = shortest + costs[row] - row_price[row] - column_price
-            shorter = open_columns & (through < distance)
-            distance[shorter], parent[shorter] = through[shorter], row
-            reachable = np.where(open_columns, distance, np.inf)
-            shortest = reachable.min()
-            nearest = np.flatnonzero(reachable == shortest)
-            free = nearest[row_of[nearest] < 0]
-            column = int(free[0] if len(free) else nearest[0])
-            open_columns[column] = False
-            if row_of[column] < 0:
-                break
-            row = int(row_of[column])
-            visited.append(row)
-        row_price[start] += shortest
-        others = visited[1:]
-        row_price[others] += shortest - distance[column_of[others]]
-        closed = ~open_columns
-        column_price[closed] -= shortest - distance[closed]
-        while True:  # reverse the path
-            row = int(parent[column])
-            row_of[column] = row
-            column_of[row], column = column, int(column_of[row])
-            if row == start:
-                break
-    return column_of
+    chosen: dict[int, int | None] = {}
+    taken = set[int]()
+    for true, got in sorted(counts, key=lambda pair: (-counts[pair], pair[0] != pair[1], pair)):
+        if true not in chosen and got not in taken:
+            chosen[true] = got
+            taken.add(got)
+    for label in sorted({true for true, _ in counts} - set(chosen)):
+        chosen[label] = None if label in taken else label
+        taken.add(label)
+    return chosen
 
 
 def _compare_with_chance(labels: IntArray, predicted: IntArray) -> tuple[float, bool]:
@@ -264,32 +240,28 @@ def _fit_freely(labels: IntArray, predicted: IntArray, *, with_paths: bool) -> C
     A path leads to a class without images. Alone it is weak evidence: of two classes that the
     network confuses, only one may be in the data.
     """
-    present, columns = np.unique(labels), np.unique(np.concatenate([labels, predicted]))
-    counts = np.zeros((len(present), len(columns)), dtype=np.int64)
-    np.add.at(counts, (np.searchsorted(present, labels), np.searchsorted(columns, predicted)), 1)
-    rows, own = np.arange(len(present)), np.searchsorted(columns, present)
-    weights = counts * (len(present) + 1)
-    weights[rows, own] += 1  # all of these together weigh less than one image
-    chosen = assign(weights)
-    target = dict(zip(present.tolist(), columns[chosen].tolist()))
-    gained, lost, images = counts[rows, chosen], counts[rows, own], counts.sum(axis=1)
+    counts, images = Counter(zip(labels.tolist(), predicted.tolist())), Counter(labels.tolist())
+    target = assign_greedily(counts)
     moved: dict[int, int] = {}
-    for cycle in _cycles(target):
-        where = np.searchsorted(present, cycle)
-        closed = target[cycle[-1]] == cycle[0]
-        totals = (int(figures[where].sum()) for figures in (gained, lost, images))
-        if (closed or with_paths) and _explains(*totals):
-            moved.update((label, target[label]) for label in cycle)
+    for members in _cycles(target):
+        end = target[members[-1]]
+        next_of = dict(zip(members, [*members[1:], members[0] if end is None else end]))
+        gained = sum(counts[pair] for pair in next_of.items())
+        lost = sum(counts[label, label] for label in members)
+        closed = end in (None, members[0])
+        if (closed or with_paths) and _explains(gained, lost, sum(images[m] for m in members)):
+            moved |= next_of
     return moved
 
 
-def _cycles(target: ClassMap) -> Iterator[list[int]]:
+def _cycles(target: Mapping[int, int | None]) -> Iterator[list[int]]:
     """Yield the cycles of a permutation, and the paths to classes that it does not move."""
     remaining = {true for true, got in target.items() if true != got}
     # Paths from their beginning, then cycles from anywhere.
     for start in [*sorted(remaining - set(target.values())), *sorted(remaining)]:
-        members, label = list[int](), start
-        while label in remaining:
+        members = list[int]()
+        label: int | None = start
+        while label is not None and label in remaining:
             remaining.remove(label)
             members.append(label)
             label = target[label]

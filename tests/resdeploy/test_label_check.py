@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import linear_sum_assignment
 
 from resdeploy.errors import DataError
-from resdeploy.label_check import assign, check_labels, refuse_wrong_labels
+from resdeploy.label_check import assign_greedily, check_labels, refuse_wrong_labels
 from resdeploy.statistics import IntArray
 
 NAMES = [f"class {index}" for index in range(10)]
@@ -248,26 +247,33 @@ def test_the_error_of_chance_says_what_else_it_could_be() -> None:
 # The assignment
 
 
-@st.composite
-def weight_matrices(draw: st.DrawFn) -> np.ndarray:
-    rows = draw(st.integers(1, 8))
-    columns = draw(st.integers(rows, 10))
-    highest = draw(st.sampled_from([1, 3, 1000, 50_000_000]))
-    return draw(arrays(np.int64, (rows, columns), elements=st.integers(0, highest)))
+def total_of(counts: np.ndarray) -> int:
+    """Return the sum of the assigned counts (K, K), after a check that no class is given twice."""
+    table = {(i, j): int(counts[i, j]) for i, j in np.argwhere(counts).tolist()}
+    chosen = assign_greedily(table)
+    given = [got for got in chosen.values() if got is not None]
+    assert len(set(given)) == len(given)
+    assert set(chosen) == {true for true, _ in table}
+    return sum(table.get((true, got), 0) for true, got in chosen.items() if got is not None)
 
 
-@given(weight_matrices())
+@given(arrays(np.int64, st.tuples(*[st.shared(st.integers(1, 8))] * 2), elements=st.integers(0, 9)))
 @example(np.zeros((4, 4), dtype=np.int64))
-def test_the_assignment_is_as_good_as_scipys(weights: np.ndarray) -> None:
-    columns = assign(weights)
-    assert len(set(columns.tolist())) == len(weights)
-    best = weights[linear_sum_assignment(weights, maximize=True)].sum()
-    assert weights[np.arange(len(weights)), columns].sum() == best
+def test_the_assignment_has_half_of_the_best_sum(counts: np.ndarray) -> None:
+    best = counts[linear_sum_assignment(counts, maximize=True)].sum()
+    assert best / 2 <= total_of(counts) <= best
 
 
-def test_the_assignment_of_1000_classes_is_as_good_as_scipys_and_fast() -> None:
-    weights = np.random.default_rng(0).poisson(0.3, (1000, 1000))
-    start = time.process_time()
-    total = weights[np.arange(1000), assign(weights)].sum()
-    assert time.process_time() - start < 30  # 0.5 s on an idle core
-    assert total == weights[linear_sum_assignment(weights, maximize=True)].sum()
+@given(st.permutations(range(8)), st.data())
+def test_the_assignment_of_a_network_that_is_right_in_most_cases_is_the_best(
+    order: list[int], data: st.DataObject
+) -> None:
+    counts = data.draw(arrays(np.int64, (8, 8), elements=st.integers(0, 3)))
+    counts[np.arange(8), order] += counts.sum(axis=1) + counts.sum(axis=0)[order] + 1
+    assert total_of(counts) == counts[linear_sum_assignment(counts, maximize=True)].sum()
+
+
+def test_identity_is_preferred_among_equals() -> None:
+    assert assign_greedily({(0, 1): 5, (0, 0): 5, (1, 1): 5, (2, 1): 9, (1, 0): 1}) == {
+        2: 1, 0: 0, 1: None,
+    }  # fmt: skip
