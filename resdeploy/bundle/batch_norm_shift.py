@@ -58,6 +58,10 @@ class BatchNormShift:
     norms: tuple[NormShift, ...]
     """All norms in the order of the network."""
 
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError(f"images is {self.images}; at least 1 is needed")
+
     @property
     def mean_limit(self) -> float:
         """Largest `mean_shift` that is expected of images like those of the training."""
@@ -82,9 +86,14 @@ class BatchNormShift:
         return (
             f"on {plural(self.images, 'image')}, their means are {self.mean_shift:.2g} standard "
             f"deviations from those in training (limit {self.mean_limit:.2g}), and the variance at "
-            f"the first one differs by a factor of {2**self.first_variance_octaves:.3g} (limit "
-            f"{2**self.variance_limit:.2g})"
+            f"the first one differs by a factor of {variance_factor(self.first_variance_octaves)} "
+            f"(limit {variance_factor(self.variance_limit)})"
         )
+
+
+def variance_factor(octaves: float) -> str:
+    """Return the factor between two variances as text; at most 2**1000, which is a float."""
+    return f"{2 ** min(octaves, 1000.0):.3g}"
 
 
 def summarise_norms(images: int, norms: Sequence[NormShift]) -> BatchNormShift:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from resdeploy.bundle.analysis import Analysis
-from resdeploy.bundle.batch_norm_shift import BatchNormShift, shift_sentence
+from resdeploy.bundle.batch_norm_shift import BatchNormShift, shift_sentence, variance_factor
 from resdeploy.bundle.calibration_record import CalibrationRecord, float_layers_sentence
 from resdeploy.bundle.manifest import Manifest
 from resdeploy.errors import BundleError
@@ -140,7 +140,7 @@ def _batch_norms(shift: BatchNormShift) -> tuple[Block, ...]:
             "factor. Both are medians over the channels.",
             head=("batch norm", "mean", "variance"),
             rows=tuple(
-                (norm.name, f"{norm.mean_shift:.2g}", f"{2**norm.variance_octaves:.2g}")
+                (norm.name, f"{norm.mean_shift:.2g}", variance_factor(norm.variance_octaves))
                 for norm in worst
             ),
             html_only=True,

@@ -22,7 +22,7 @@ from resdeploy.cli.export import export_text
 from resdeploy.errors import DataError
 from resdeploy.export.golden_images import synthetic_images
 from resdeploy.export.inputs import read_source
-from resdeploy.export.network_check import check_network, measure_shift, shift_warnings
+from resdeploy.export.network_check import LARGEST, check_network, measure_shift, shift_warnings
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.images.class_folders import read_image_folder
 from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, UInt8Array
@@ -168,6 +168,11 @@ def test_figures_are_finite_for_every_network(fitted: ResNet) -> None:
     shift = shift_of(huge, synthetic_images(SIZE, 4, seed=0))
     json.dumps(jsonable(shift), allow_nan=False)
     assert not shift.fits
+    assert "differs by a factor of" in shift_sentence(shift)
+    largest = dataclasses.replace(shift, first_variance_octaves=LARGEST)
+    assert "a factor of 1.07e+301" in shift_sentence(largest)
+    with pytest.raises(ValueError, match="images is 0"):
+        dataclasses.replace(shift, images=0)
 
 
 # Export
