@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from resdeploy.bundle.analysis import Analysis
+from resdeploy.bundle.batch_norm_shift import BatchNormShift
 from resdeploy.bundle.bundle import ANALYSIS, CALIBRATION, CALIBRATION_CACHE, GOLDEN, LABELS, REPORT
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import (
@@ -119,6 +120,7 @@ def write_other_files(
     analysis: Analysis | None,
     work: Work,
     warnings: Sequence[ExportWarning],
+    shift: BatchNormShift | None,
 ) -> Manifest:
     """Write all files except the graphs; the manifest is the last one."""
     provenance = collect_provenance(read_device().to_json())
@@ -153,6 +155,7 @@ def write_other_files(
         },
         provenance=provenance,
         warnings=tuple(warnings),
+        batch_norm_shift=shift,
         work=work,
     )
     contents[REPORT] = bundle_page(name, manifest, analysis)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from resdeploy.bundle.batch_norm_shift import BatchNormShift
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord, TargetResult
 from resdeploy.bundle.golden import Float32Array, Golden
@@ -33,6 +34,7 @@ from resdeploy.export.mixed_precision.verdict import (
     target_warnings,
     too_few_images,
 )
+from resdeploy.export.network_check import check_network, label_warnings, shift_warnings
 from resdeploy.export.noise_analysis import analyse
 from resdeploy.export.quantization.calibrate import calibrate, calibrators_named, scoring_images
 from resdeploy.export.quantization.held_out import (
@@ -106,6 +108,7 @@ class ExportResult:
     verdict: Verdict | None
     """Worst verdict of all targets; None without a target."""
     warnings: tuple[ExportWarning, ...]
+    batch_norm_shift: BatchNormShift | None
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
     seconds: float
@@ -147,12 +150,14 @@ def export(
     preprocessing = source.preprocessing
     classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
     golden = make_golden(classifier, choose_golden(source.pools, preprocessing, config.seed))
+    check = check_network(classifier, source, config.seed)
+    shift = check.shift if check else None
+    warnings = shift_warnings(check) + label_warnings(check, source, labels_are_used=config.int8)
     logger.info(
         "exporting %s at %d pixels", source.checkpoint.architecture.name, preprocessing.image_size
     )
     model = to_onnx(classifier, preprocessing.image_size)
     calibration, judgement = None, None
-    warnings: list[ExportWarning] = []
     if config.int8:
         calibration, judgement = _calibrate(model, source, golden, config, target, progress)
         model = calibration.model
@@ -171,7 +176,7 @@ def export(
         analysis = analyse(model, calibration, artifacts, golden, progress) if calibration else None
         manifest = write_other_files(
             folder, output.name, source, artifacts, golden, calibration, analysis, work_of(model),
-            warnings,
+            warnings, shift,
         )  # fmt: skip
     engines = _build_engines(output, progress) if config.engine else ()
     triton = None
@@ -186,6 +191,7 @@ def export(
         if calibration is not None and calibration.targets
         else None,
         warnings=manifest.warnings,
+        batch_norm_shift=shift,
         engines=engines,
         triton=triton,
         seconds=time.perf_counter() - start,

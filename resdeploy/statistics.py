@@ -121,13 +121,13 @@ def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     return min(verdicts, key=order.index, default=Verdict.PASS)
 
 
-def wilson_interval(correct: int, images: int) -> tuple[float, float]:
-    """Return the two-sided 95 % confidence interval of an accuracy, in percent.
+def wilson_interval(correct: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the two-sided confidence interval of an accuracy, in percent.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", Journal
     of the American Statistical Association 22 (1927) 209-212.
     """
-    z = NormalDist().inv_cdf(0.975)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     share, weight = correct / images, z * z / images
     middle = (share + weight / 2) / (1 + weight)
     half = math.sqrt(share * (1 - share) * weight + weight * weight / 4) / (1 + weight)

@@ -78,3 +78,40 @@ def make_engine(
         version=lambda: "1.0" if installed else None,
         artifacts=lambda version: artifacts,
     )
+
+
+class ColourBackend:
+    """A backend that classifies the pictures of `samples.write_images` by their colour.
+
+    For the golden images it returns the golden logits, so that it passes the golden check.
+    """
+
+    name = "colours"
+
+    def __init__(self, golden: Golden, *, constant: bool = False) -> None:
+        """With `constant`, every other picture is the first class."""
+        self._constant = constant
+        self._golden = GoldenBackend(golden)
+        self._known = {image.tobytes() for image in golden.images}
+
+    def run(self, images: UInt8Array) -> Float32Array:
+        if all(image.tobytes() in self._known for image in images):
+            return self._golden.run(images)
+        logits = images.mean(axis=(1, 2))[:, ::-1]  # blue, green, red, like samples.CLASSES
+        return np.asarray(logits * 0 - np.arange(3) if self._constant else logits, dtype=np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+def colour_engine() -> Engine:
+    """Return an engine of `ColourBackend`s, constant for a bundle with "constant" in its name."""
+    return Engine(
+        name=ColourBackend.name,
+        open=lambda bundle, artifact, options: ColourBackend(
+            bundle.golden(), constant="constant" in bundle.path.name
+        ),
+        check_availability=lambda: None,
+        version=lambda: "1.0",
+        artifacts=lambda version: ("fp32",),
+    )

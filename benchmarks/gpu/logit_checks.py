@@ -21,6 +21,7 @@ from resdeploy.errors import CalibrationError, DataError
 from resdeploy.images.class_folders import match_labels, read_image_folder, split_folder
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.json_documents import jsonable
+from resdeploy.label_check import refuse_wrong_labels
 from resdeploy.runtime.backends.base import Backend
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import FLOAT_FLOOR_DB, check_golden, run_batches
@@ -71,10 +72,13 @@ def write_labelled(bundle: Bundle, data: Path, limit: int, folder: Path) -> int:
     images = np.concatenate(batches)
     class_of = dict(zip(labelled.files, labelled.labels))
     fp32 = OnnxRuntimeCpu(bundle.read("fp32.onnx"), Encoding.FLOAT)
-    np.save(folder / IMAGES, images)
-    np.save(folder / CLASSES, np.array([class_of[path] for path in chosen.paths]))
-    np.save(folder / REFERENCE, run_batches(fp32, images))
+    reference = run_batches(fp32, images)
     fp32.close()
+    classes = np.array([class_of[path] for path in chosen.paths])
+    refuse_wrong_labels(classes, reference.argmax(axis=1), bundle.labels(), data)
+    np.save(folder / IMAGES, images)
+    np.save(folder / CLASSES, classes)
+    np.save(folder / REFERENCE, reference)
     return len(images)
 
 

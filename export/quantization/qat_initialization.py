@@ -5,6 +5,7 @@ The export decides what is quantised, and `train` must not import it; so this mo
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from resdeploy.errors import TrainingError
 from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.inputs import read_source
+from resdeploy.export.network_check import check_network, label_warnings, shift_warnings
 from resdeploy.export.quantization.calibrate import calibrate
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.progress import Progress, silent
@@ -28,6 +30,8 @@ from resdeploy.train.model.resnet import Classifier, ResNet, normed_convolutions
 from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run.output import check_new_run
 from resdeploy.train.run.results import TrainingResult
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES = 512
 
@@ -40,6 +44,7 @@ def train_quantized(
     Raises:
         OutputError: `folder` exists and `force` is not set, or it cannot be written.
         CalibrationError: There are no calibration images.
+        DataError: The labels do not fit the predictions of the network.
         TrainingError: The network takes images of another size, or `trainer.train` raises it.
     """
     check_new_run(folder, force=force)
@@ -60,9 +65,11 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
         )
     network = source.checkpoint.network()
     preprocessing = source.preprocessing
-    model = to_onnx(
-        Classifier(network, preprocessing.mean, preprocessing.std), preprocessing.image_size
-    )
+    classifier = Classifier(network, preprocessing.mean, preprocessing.std)
+    check = check_network(classifier, source, config.seed)
+    for warning in shift_warnings(check) + label_warnings(check, source, labels_are_used=True):
+        logger.warning("%s; %s", warning.message, warning.hint)
+    model = to_onnx(classifier, preprocessing.image_size)
     calibration = calibrate(
         model, source, calibrator="auto", images=CALIBRATION_IMAGES, seed=config.seed,
         golden_digests=(), progress=progress,

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from resdeploy.bundle.batch_norm_shift import BatchNormShift
 from resdeploy.bundle.operation_counts import Work
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import jsonable
@@ -142,6 +143,8 @@ class Manifest:
     """Number and origin of the golden images."""
     provenance: dict[str, Any]
     warnings: tuple[ExportWarning, ...] = ()
+    batch_norm_shift: BatchNormShift | None = None
+    """None if the export had no images, or the network no batch norm with statistics."""
     work: Work | None = None
     """Work of the FP32 graph; None if an earlier version made the bundle."""
 

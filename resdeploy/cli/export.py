@@ -13,6 +13,7 @@ from resdeploy.cli.options import FORCE, LONGEST_SECONDS, LONGEST_WAIT_MS, Finit
 from resdeploy.tables import table
 
 if TYPE_CHECKING:
+    from resdeploy.bundle.batch_norm_shift import BatchNormShift
     from resdeploy.bundle.calibration_record import CalibrationRecord
     from resdeploy.bundle.manifest import Quality
     from resdeploy.export.pipeline import ExportResult
@@ -153,7 +154,8 @@ def export_text(result: ExportResult) -> str:
         note += ", and with FP32 on other images that did not calibrate"
     images = result.artifacts[0].parity.images
     return (
-        f"{table(head, rows)}\n{calibration_text(result.calibration)}"
+        f"{table(head, rows)}\n{shift_text(result.batch_norm_shift)}"
+        + calibration_text(result.calibration)
         + "".join(f"{build_text(report)}\n" for report in result.engines)
         + f"wrote {result.bundle} in {result.seconds:.0f} s; compared with PyTorch on {images} "
         + note
@@ -178,6 +180,13 @@ def repository_text(result: TritonRepository) -> str:
         )
     lines.append(f"wrote {result.repository} from {result.bundle}")
     return "\n".join(lines)
+
+
+def shift_text(shift: BatchNormShift | None) -> str:
+    """Return a line about the batch norms; empty without images."""
+    from resdeploy.bundle.batch_norm_shift import shift_sentence
+
+    return f"{shift_sentence(shift)}\n" if shift else ""
 
 
 def calibration_text(record: CalibrationRecord | None) -> str:

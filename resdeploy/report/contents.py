@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from resdeploy.bundle.analysis import Analysis
+from resdeploy.bundle.batch_norm_shift import BatchNormShift, shift_sentence, variance_factor
 from resdeploy.bundle.calibration_record import (
     CalibrationRecord,
     float_layers_sentence,
@@ -20,6 +21,7 @@ from resdeploy.report.layers import layer_blocks
 from resdeploy.report.trade_off import trade_off_blocks
 from resdeploy.result_files.benchmark import LayerTimes
 from resdeploy.result_files.provenance import Environment
+from resdeploy.tables import WORST
 
 Document = TypeVar("Document")
 
@@ -75,6 +77,8 @@ def _parse(kind: type[Document], value: Any, key: str) -> Document:
 def _sections(bundle: BundleContents) -> list[tuple[str, tuple[Block, ...]]]:
     manifest, sections = bundle.manifest, list[tuple[str, tuple[Block, ...]]]()
     sections.append(("Graphs", (_parity(manifest), _input(manifest))))
+    if manifest.batch_norm_shift is not None:
+        sections.append(("Batch norms on the images", _batch_norms(manifest.batch_norm_shift)))
     if manifest.calibration is not None:
         record = calibration_record(manifest)
         sections.append(("Calibration", _calibration(record)))
@@ -126,6 +130,25 @@ def _input(manifest: Manifest) -> Facts:
                 f"(pixel / 255 - mean) / std, mean {_numbers(prep.mean)}, std {_numbers(prep.std)}",
             ),
         )
+    )
+
+
+def _batch_norms(shift: BatchNormShift) -> tuple[Block, ...]:
+    sentence = shift_sentence(shift)
+    worst = sorted(shift.norms, key=lambda norm: -norm.mean_shift)[:WORST]
+    return (
+        Text(text=f"{sentence[0].upper()}{sentence[1:]}."),
+        Table(
+            caption=f"The {len(worst)} of {len(shift.norms)} batch norms whose input differs most "
+            "from that in training. Mean: distance in recorded standard deviations; variance: "
+            "factor. Both are medians over the channels.",
+            head=("batch norm", "mean", "variance"),
+            rows=tuple(
+                (norm.name, f"{norm.mean_shift:.2g}", variance_factor(norm.variance_octaves))
+                for norm in worst
+            ),
+            html_only=True,
+        ),
     )
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import Precision
 from resdeploy.errors import BundleError, DataError
 from resdeploy.images.class_folders import match_labels, read_image_folder, split_folder
 from resdeploy.images.folder import read_batches
 from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.label_check import refuse_wrong_labels
 from resdeploy.progress import Progress
 from resdeploy.result_files.comparison import AccuracyChange
 from resdeploy.runtime.backends.base import OpenOptions
@@ -31,6 +33,7 @@ from resdeploy.statistics import (
 )
 
 BATCH = 32
+_Answers = tuple[IntArray, IntArray]  # true and predicted classes of a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ def compare_accuracies(
 
     Raises:
         BundleError: `data` is None and the bundles differ in pre-processing or classes.
-        DataError: The folder cannot be used with both bundles.
+        DataError: The folder cannot be used with both bundles, or its labels do not fit their
+            predictions.
     """
     options = OpenOptions(threads=threads, progress=progress)
     if data is None:
@@ -64,6 +68,10 @@ def compare_accuracies(
         batches = _folder_batches(first, second, data, progress)
     correct: list[tuple[list[IntArray], list[IntArray]]] = [([], []) for _ in pairs]
     different = [0] * len(pairs)
+    # The labels are judged by the answers of the most precise graphs.
+    order = list(Precision)
+    judged = min(range(len(pairs)), key=lambda i: order.index(pairs[i][0].artifact.precision))
+    answers: tuple[list[_Answers], list[_Answers]] = ([], [])
     with ExitStack() as stack:
         opened = [
             tuple(
@@ -78,9 +86,22 @@ def compare_accuracies(
                 for side in (0, 1):
                     predicted = logits[side].argmax(axis=1)
                     correct[index][side].append(predicted == batch.classes[side])
+                    if index == judged:
+                        answers[side].append((batch.classes[side], predicted))
                 different[index] += different_rows(*logits)
     if not correct[0][0]:
         raise DataError(f"no image in {data} can be decoded", "use a folder with intact images")
+    if data is not None:
+        for side, bundle in enumerate((first, second)):
+            labels, predicted = (np.concatenate(parts) for parts in zip(*answers[side]))
+            # If the second bundle alone is no better than chance, it fails, not the labels.
+            refuse_wrong_labels(
+                labels,
+                predicted,
+                bundle.labels(),
+                f"{data} for {bundle.path}",
+                only_order=side == 1,
+            )
     return tuple(
         _accuracy_change(pair[0], [np.concatenate(parts) for parts in sides], count, data, max_drop)
         for pair, sides, count in zip(pairs, correct, different)

@@ -21,6 +21,7 @@ from resdeploy.images.class_folders import (
 )
 from resdeploy.images.folder import read_batches
 from resdeploy.images.preprocessing import image_digest
+from resdeploy.label_check import refuse_wrong_labels
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import Environment
 from resdeploy.result_files.verification import ArtifactResult, Verification
@@ -59,7 +60,8 @@ def verify(
     Raises:
         BackendError: No selected backend can run here.
         BundleError: The bundle is damaged.
-        DataError: The folder does not match the classes of the model, or holds no images.
+        DataError: The folder does not match the classes of the model, holds no images, or its
+            labels do not fit the predictions of the bundle's FP32 graph.
     """
     order = list(Precision)
     selected = sorted(
@@ -71,7 +73,7 @@ def verify(
         unreadable = used = 0
     else:
         files = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
-        results, images, used = _verify_data(bundle, selected, files, max_drop, options)
+        results, images, used = _verify_data(bundle, selected, files, data, max_drop, options)
         unreadable = len(files.files) - images
     return Verification(
         verdict=worst_verdict(result.verdict for result in results),
@@ -126,6 +128,7 @@ def _verify_data(
     bundle: Bundle,
     selected: list[Candidate],
     images: LabelledImages[Path],
+    data: Path,
     max_drop: float,
     options: OpenOptions,
 ) -> tuple[list[ArtifactResult], int, int]:
@@ -140,6 +143,8 @@ def _verify_data(
         golden = bundle.golden()
         checks = [check_golden(b, c.artifact, golden) for b, c in zip(opened, pairs)]
         logits, labels, used = _run_all(bundle, opened, images, options.progress)
+    if checks[0].passed:  # else the predictions are wrong, whatever the labels are
+        refuse_wrong_labels(labels, logits[0].argmax(axis=1), images.classes, data)
     results = [
         _compare_with_baseline(candidate, check, logits[0], candidate_logits, labels, max_drop)
         for candidate, check, candidate_logits in zip(pairs, checks, logits)

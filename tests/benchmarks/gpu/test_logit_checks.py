@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.gpu import logit_checks
 from benchmarks.gpu.logit_checks import (
     CLASSES,
     IMAGES,
@@ -22,7 +23,8 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import DataError
 from resdeploy.images.preprocessing import UInt8Array, image_digest
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
-from tests.fakes import GoldenBackend
+from tests.fakes import ColourBackend, GoldenBackend
+from tests.samples import rename_folders, write_images
 
 
 class Counting:
@@ -100,6 +102,18 @@ def test_skips_images_used_for_calibration(
     count = write_labelled(tiny_bundle, image_data / "train", 1000, tmp_path)
     assert 0 < count == 60 - len(used)
     assert not used & {image_digest(image) for image in np.load(tmp_path / IMAGES)}
+
+
+def test_rejects_labels_in_another_order(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = ColourBackend(tiny_bundle.golden())
+    monkeypatch.setattr(logit_checks, "OnnxRuntimeCpu", lambda *arguments: backend)
+    write_images(tmp_path / "data", 8, seed=5)
+    renamed = rename_folders(tmp_path / "data", tmp_path / "renamed")
+    with pytest.raises(DataError, match="not in the order of the network's classes"):
+        write_labelled(tiny_bundle, renamed, 1000, tmp_path)
+    assert not (tmp_path / IMAGES).exists()
 
 
 def test_rejects_a_folder_without_usable_images(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.errors import TrainingError
+from resdeploy.errors import DataError, TrainingError
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.inputs import read_source
 from resdeploy.export.quantization.calibrate import LEARNED, calibrate
@@ -19,6 +21,7 @@ from resdeploy.export.quantization.qat_initialization import (
     quantized_start,
     train_quantized,
 )
+from resdeploy.images.class_folders import read_image_folder
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
@@ -28,7 +31,7 @@ from resdeploy.train.evaluation import evaluate
 from resdeploy.train.model.checkpoint import load_checkpoint
 from resdeploy.train.model.resnet import Classifier
 from resdeploy.train.qat.network import QuantizedClassifier
-from tests.samples import SIZE
+from tests.samples import SIZE, fit_network, make_classifier, write_images
 
 
 def config_for(checkpoint: Path, data: Path, **settings: object) -> TrainingConfig:
@@ -92,6 +95,18 @@ def test_the_start_has_the_logits_of_the_original_network(
         after = network(images).numpy()
     # Folding norms and equalising channels rounds some weights again, by 1e-7 of each.
     assert np.median(sqnr_db(before, after)) > 100
+
+
+def test_rejects_labels_in_another_order_before_the_training(tmp_path: Path) -> None:
+    write_images(tmp_path / "data" / "train", 20, seed=0)
+    images = read_image_folder(tmp_path / "data" / "train")
+    pixels = np.stack([np.array(Image.open(path)) for path in images.files])
+    network = fit_network(make_classifier().network, pixels, images.labels)
+    save_file(
+        network.state_dict(), tmp_path / "x.safetensors", {"labels": '["red", "blue", "green"]'}
+    )
+    with pytest.raises(DataError, match="calibration images are not in the order"):
+        quantized_start(config_for(tmp_path / "x.safetensors", tmp_path / "data"))
 
 
 def test_a_resumed_run_is_bit_identical(

@@ -16,7 +16,7 @@ from PIL import Image
 from resdeploy.bundle.bundle import CALIBRATION, LABELS, REPORT, Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Encoding, FileRecord, write_manifest
-from resdeploy.errors import BundleError, DocumentError
+from resdeploy.errors import BundleError, DataError, DocumentError
 from resdeploy.filesystem import sha256
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.json_documents import jsonable, parse
@@ -29,8 +29,9 @@ from resdeploy.runtime.backends.registry import Engine
 from resdeploy.runtime.comparison.accuracy import images_to_decide, judge_drop
 from resdeploy.runtime.comparison.compare import CompareConfig, compare, compare_bundles
 from resdeploy.statistics import PairedAccuracy, Verdict
+from tests.fakes import colour_engine
 from tests.results import benchmark
-from tests.samples import CLASSES
+from tests.samples import CLASSES, rename_folders, write_images
 
 UNTIMED = CompareConfig(seconds=0)
 IMAGES = 5000
@@ -177,6 +178,32 @@ def test_few_images_are_inconclusive_if_logits_differ(
     assert needed is not None
     assert 2 < needed < 100
     assert f"accuracy undecided on 2 images; about {needed - 2:,} more would decide" in text
+
+
+def test_rejects_labels_in_another_order(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "ENGINES", (colour_engine(),))
+    write_images(tmp_path / "data", 8, seed=5)
+    copy = copy_bundle(tiny_bundle, tmp_path / "copy.bundle")
+    renamed = rename_folders(tmp_path / "data", tmp_path / "renamed")
+    config = dataclasses.replace(UNTIMED, data=renamed)
+    with pytest.raises(DataError, match=r"renamed for .*tiny.bundle are not in the order.*3 of 3"):
+        compare_bundles(tiny_bundle, copy, config)
+    right = dataclasses.replace(config, data=tmp_path / "data")
+    assert compare_bundles(tiny_bundle, copy, right).verdict is Verdict.PASS
+
+
+def test_a_useless_second_bundle_fails_and_a_useless_first_is_an_error(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "ENGINES", (colour_engine(),))
+    write_images(tmp_path / "data", 60, seed=0)
+    constant = copy_bundle(tiny_bundle, tmp_path / "constant.bundle")
+    config = dataclasses.replace(UNTIMED, data=tmp_path / "data")
+    assert compare_bundles(tiny_bundle, constant, config).verdict is Verdict.FAIL
+    with pytest.raises(DataError, match=r"for .*constant.bundle are correct for 33.3 % of 180"):
+        compare_bundles(constant, tiny_bundle, config)
 
 
 def test_lists_layers_whose_precision_changed(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from resdeploy.runtime.verification.golden_check import (
 )
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
-from tests.fakes import GoldenBackend, make_engine
+from tests.fakes import ColourBackend, GoldenBackend, colour_engine, make_engine
+from tests.samples import rename_folders, write_images
 
 
 def by_encoding(result: Verification) -> dict[tuple[str, str], Verdict]:
@@ -178,6 +179,49 @@ def test_rejects_folders_that_are_no_labels(
     shutil.copytree(image_data / "val" / "red", tmp_path / "data" / "crimson")
     with pytest.raises(DataError, match="'crimson' is not one of the model's 3 labels"):
         verify(tiny_bundle, data=tmp_path / "data")
+
+
+def test_rejects_labels_in_another_order(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "ENGINES", (colour_engine(),))
+    write_images(tmp_path / "data", 8, seed=5)
+    (line,) = verify(tiny_bundle, data=tmp_path / "data").results
+    assert (line.top1, line.verdict) == (100, Verdict.PASS)
+    renamed = rename_folders(tmp_path / "data", tmp_path / "renamed")
+    with pytest.raises(
+        DataError, match=r"correct for 0.0 % of 24 images, but for 100.0 %"
+    ) as caught:
+        verify(tiny_bundle, data=renamed)
+    assert str(renamed) in str(caught.value)
+    assert "3 of 3: 'blue' -> 'red', 'green' -> 'blue', 'red' -> 'green'" in str(caught.value)
+
+
+def test_rejects_labels_on_which_fp32_is_no_better_than_chance(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "ENGINES", (colour_engine(),))
+    write_images(tmp_path / "data", 60, seed=0)
+    constant = Bundle(tmp_path / "constant.bundle", tiny_bundle.manifest)
+    shutil.copytree(tiny_bundle.path, constant.path)
+    with pytest.raises(DataError, match="no more than by chance") as caught:
+        verify(constant, data=tmp_path / "data")
+    assert "mean and std" in str(caught.value.hint)
+
+
+def test_a_graph_that_fails_the_golden_check_is_no_reason_to_doubt_the_labels(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = dataclasses.replace(
+        colour_engine(),
+        open=lambda bundle, artifact, options: ColourBackend(
+            dataclasses.replace(bundle.golden(), logits=-bundle.golden().logits)
+        ),
+    )
+    monkeypatch.setattr(registry, "ENGINES", (engine,))
+    write_images(tmp_path / "data", 8, seed=5)
+    renamed = rename_folders(tmp_path / "data", tmp_path / "renamed")
+    assert verify(tiny_bundle, data=renamed).verdict is Verdict.FAIL
 
 
 def test_rejects_an_unknown_backend(tiny_bundle: Bundle) -> None:

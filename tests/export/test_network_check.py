@@ -1,0 +1,241 @@
+"""Batch norms tell images like those of the training from others; labels are checked, too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resdeploy.bundle.batch_norm_shift import (
+    BatchNormShift,
+    NormShift,
+    shift_sentence,
+    summarise_norms,
+)
+from resdeploy.bundle.bundle import open_bundle
+from resdeploy.cli.export import export_text
+from resdeploy.errors import DataError
+from resdeploy.export.golden_images import synthetic_images
+from resdeploy.export.inputs import read_source
+from resdeploy.export.network_check import LARGEST, check_network, measure_shift, shift_warnings
+from resdeploy.export.pipeline import ExportConfig, export
+from resdeploy.images.class_folders import read_image_folder
+from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, UInt8Array
+from resdeploy.json_documents import jsonable, parse
+from resdeploy.train.model.resnet import Classifier, ResNet
+from tests.samples import CLASSES, SIZE, TINY, fit_network, make_classifier, write_images
+
+
+def pixels_of(folder: Path) -> tuple[UInt8Array, tuple[int, ...]]:
+    images = read_image_folder(folder)
+    return np.stack([np.array(Image.open(path)) for path in images.files]), images.labels
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fitted") / "data"
+    write_images(folder / "train", 40, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(data: Path) -> ResNet:
+    """Return a network whose statistics and labels are those of `data`; do not change it."""
+    images, labels = pixels_of(data / "train")
+    return fit_network(make_classifier().network, images, labels)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(fitted: ResNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fitted") / "fitted.pth"
+    torch.save(fitted.state_dict(), path)
+    return path
+
+
+def config(checkpoint: Path, data: Path, **settings: object) -> ExportConfig:
+    labels = Path("labels.txt")
+    labels.write_text("\n".join(CLASSES))
+    base = ExportConfig(
+        source=checkpoint, output=Path("x.bundle"), image_size=SIZE, labels=labels,
+        calibration_data=data,
+    )  # fmt: skip
+    return dataclasses.replace(base, **settings)  # type: ignore[arg-type]
+
+
+def shift_of(
+    network: ResNet,
+    images: UInt8Array,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> BatchNormShift:
+    shift, logits = measure_shift(Classifier(network, mean, std), images)
+    assert shift is not None
+    assert logits.shape == (len(images), len(CLASSES))
+    return shift
+
+
+def test_the_images_of_the_training_do_not_shift(fitted: ResNet, data: Path) -> None:
+    images, _ = pixels_of(data / "train")
+    shift = shift_of(fitted, images)
+    assert shift.images == 120
+    assert [norm.name for norm in shift.norms[:3]] == ["bn1", "layer1.0.bn1", "layer1.0.bn2"]
+    assert len(shift.norms) == 12
+    # In training each norm sees the normalised output of the last one; the statistics are theirs.
+    assert shift.norms[0].mean_shift < 1e-5
+    assert shift.norms[0].variance_octaves < 1e-3
+    assert max(norm.mean_shift for norm in shift.norms) < 0.01
+    assert shift.fits
+
+
+def test_the_first_norm_agrees_with_numpy(fitted: ResNet) -> None:
+    images = synthetic_images(SIZE, 20, seed=0)
+    (first, *_) = shift_of(fitted, images).norms
+    classifier = Classifier(fitted, IMAGENET_MEAN, IMAGENET_STD)
+    with torch.inference_mode():
+        maps = fitted.conv1(classifier.normalize(torch.from_numpy(images))).double().numpy()
+    norm = fitted.bn1
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, variance = norm.running_mean.numpy(), norm.running_var.numpy()
+    distances = np.abs(maps.mean((0, 2, 3)) - mean) / np.sqrt(variance + norm.eps)
+    octaves = np.abs(np.log2((maps.var((0, 2, 3)) + norm.eps) / (variance + norm.eps)))
+    # PyTorch's median of an even number of values is the lower one.
+    assert first.mean_shift == pytest.approx(np.sort(distances)[31], rel=1e-4)
+    assert first.variance_octaves == pytest.approx(np.sort(octaves)[31], rel=1e-4)
+
+
+def test_other_images_of_the_same_kind_fit(fitted: ResNet, tmp_path: Path) -> None:
+    write_images(tmp_path / "other", 40, seed=9)
+    assert shift_of(fitted, pixels_of(tmp_path / "other")[0]).fits
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((0.5,) * 3, (0.5,) * 3),
+        ((0.0,) * 3, (1.0,) * 3),
+        ((0.0,) * 3, (1 / 255,) * 3),  # 0..255
+        (IMAGENET_MEAN, tuple(0.6 * value for value in IMAGENET_STD)),
+    ],
+)
+def test_a_wrong_normalisation_does_not_fit(
+    fitted: ResNet, data: Path, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    shift = shift_of(fitted, pixels_of(data / "train")[0], mean, std)
+    assert shift.first_variance_octaves > shift.variance_limit
+    assert not shift.fits
+    assert "are unlike those of the training" in shift_sentence(shift)
+
+
+def test_other_images_or_another_network_do_not_fit(fitted: ResNet, data: Path) -> None:
+    images, _ = pixels_of(data / "train")
+    assert not shift_of(fitted, synthetic_images(SIZE, 60, seed=0)).fits
+    other = ResNet(TINY)
+    other.load_state_dict(fitted.state_dict())
+    other.maxpool = torch.nn.Identity()  # type: ignore[assignment]
+    assert not shift_of(other, images).fits
+
+
+def test_the_limits_shrink_with_the_number_of_images() -> None:
+    norms = [NormShift(name="bn1", mean_shift=0.11, variance_octaves=0.45)]
+    few, many = (summarise_norms(images, norms) for images in (16, 512))
+    assert few.fits
+    assert many.mean_limit == pytest.approx(0.118, abs=1e-3)
+    assert not summarise_norms(
+        512, [NormShift(name="bn1", mean_shift=0.13, variance_octaves=0.0)]
+    ).fits
+    assert not summarise_norms(
+        512, [NormShift(name="bn1", mean_shift=0.0, variance_octaves=0.5)]
+    ).fits
+
+
+def test_norms_without_statistics_are_left_out(fitted: ResNet) -> None:
+    images = synthetic_images(SIZE, 4, seed=0)
+    fresh, _ = measure_shift(Classifier(ResNet(TINY), IMAGENET_MEAN, IMAGENET_STD), images)
+    assert fresh is None
+
+
+def test_figures_are_finite_for_every_network(fitted: ResNet) -> None:
+    huge = ResNet(TINY)
+    huge.load_state_dict(fitted.state_dict())
+    with torch.no_grad():
+        huge.conv1.weight.mul_(1e30)
+    shift = shift_of(huge, synthetic_images(SIZE, 4, seed=0))
+    json.dumps(jsonable(shift), allow_nan=False)
+    assert not shift.fits
+    assert "differs by a factor of" in shift_sentence(shift)
+    largest = dataclasses.replace(shift, first_variance_octaves=LARGEST)
+    assert "a factor of 1.07e+301" in shift_sentence(largest)
+    with pytest.raises(ValueError, match="images is 0"):
+        dataclasses.replace(shift, images=0)
+
+
+# Export
+
+
+def test_an_export_records_and_prints_the_shift(checkpoint: Path, data: Path) -> None:
+    result = export(config(checkpoint, data))
+    bundle = open_bundle(result.bundle)
+    shift = bundle.manifest.batch_norm_shift
+    assert shift is not None
+    assert shift == result.batch_norm_shift
+    assert shift.images == 120
+    assert not result.warnings
+    assert parse(BatchNormShift, jsonable(shift)) == shift
+    assert shift_sentence(shift) in export_text(result)
+    report = bundle.read("report.html").decode()
+    assert "Batch norms on the images" in report
+    assert "as expected if images and pre-processing are like those" in report
+
+
+def test_an_export_without_images_has_no_shift(checkpoint: Path) -> None:
+    result = export(ExportConfig(source=checkpoint, output=Path("x.bundle"), image_size=SIZE))
+    assert result.batch_norm_shift is None
+    assert "batch norms" not in export_text(result)
+    report = open_bundle(result.bundle).read("report.html").decode()
+    assert "Batch norms on the images" not in report
+
+
+def test_an_export_warns_of_a_wrong_image_size(checkpoint: Path, data: Path) -> None:
+    result = export(config(checkpoint, data, image_size=2 * SIZE))
+    (warning,) = open_bundle(result.bundle).manifest.warnings
+    assert "unlike those that the batch norms of the network saw in training" in warning.message
+    assert "--image-size" in warning.hint
+    assert result.warnings == (warning,)
+
+
+def test_an_unreadable_image_is_passed_over(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "broken.png").write_bytes(b"")
+    source = read_source(checkpoint, image_size=SIZE, calibration_data=tmp_path / "few")
+    classifier = Classifier(source.checkpoint.network(), IMAGENET_MEAN, IMAGENET_STD)
+    assert check_network(classifier, source, 0) is None
+    assert shift_warnings(None) == []
+    good = next((data / "train" / "red").iterdir())
+    (tmp_path / "few" / "good.png").write_bytes(good.read_bytes())
+    source = read_source(checkpoint, image_size=SIZE, calibration_data=tmp_path / "few")
+    check = check_network(classifier, source, 0)
+    assert check is not None
+    assert check.shift is not None
+    assert check.shift.images == 1
+    assert check.classes is None  # no class folders
+
+
+def test_an_int8_export_refuses_labels_in_another_order(checkpoint: Path, data: Path) -> None:
+    names = Path("renamed.txt")
+    names.write_text("\n".join([*CLASSES[1:], CLASSES[0]]))
+    shifted = config(checkpoint, data, labels=names)
+    with pytest.raises(
+        DataError, match=r"calibration images are not in the order.*3 of 3"
+    ) as caught:
+        export(dataclasses.replace(shifted, int8=True))
+    assert "'blue' -> 'green'" in str(caught.value)
+    assert not Path("x.bundle").exists()
+    # Nothing but INT8 uses the labels.
+    (warning,) = export(shifted).warnings
+    assert "not in the order of the network's classes" in warning.message
