@@ -14,10 +14,19 @@ from resdeploy.bundle.analysis import Analysis
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.golden import Float32Array, Golden
-from resdeploy.bundle.manifest import MANIFEST, Artifact, Encoding, ExportWarning, Parity, Precision
+from resdeploy.bundle.manifest import (
+    MANIFEST,
+    Artifact,
+    Encoding,
+    ExportWarning,
+    GoldenOrigin,
+    GoldenRecord,
+    Parity,
+    Precision,
+)
 from resdeploy.errors import ExportError
 from resdeploy.export.bundle_files import write_artifact, write_other_files
-from resdeploy.export.golden_images import choose_golden, make_golden
+from resdeploy.export.golden_images import choose_golden, make_golden, read_golden_images
 from resdeploy.export.graph.count_operations import work_of
 from resdeploy.export.graph.float16 import to_float16
 from resdeploy.export.graph.qdq import activation_parameters
@@ -56,6 +65,8 @@ class ExportConfig:
     image_size: int | None = None
     labels: Path | None = None
     calibration_data: Path | None = None
+    golden_data: Path | None = None
+    """Folder of golden images; None for the validation images, or else calibration images."""
     output: Path | None = None
     """Folder of the bundle; None for NAME.bundle in the working folder, NAME being the source's."""
     fp16: bool = False
@@ -92,6 +103,7 @@ class ExportResult:
     calibration: CalibrationRecord | None
     parity: dict[str, Parity]
     """Parity with PyTorch by the artifact's name."""
+    golden: GoldenRecord
     warnings: tuple[ExportWarning, ...]
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
@@ -133,7 +145,12 @@ def export(
 
     preprocessing = source.preprocessing
     classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
-    golden = make_golden(classifier, choose_golden(source.pools, preprocessing, config.seed))
+    if config.golden_data is None:
+        golden_images, origin = choose_golden(source.pools, preprocessing, config.seed)
+    else:
+        golden_images = read_golden_images(config.golden_data, preprocessing, config.seed)
+        origin = GoldenOrigin.DATA
+    golden = make_golden(classifier, golden_images)
     logger.info(
         "exporting %s at %d pixels", source.checkpoint.architecture.name, preprocessing.image_size
     )
@@ -154,8 +171,8 @@ def export(
         golden = replace(golden, bit_exact=bit_exact)
         analysis = _analyse(model, calibration, golden, progress)
         manifest = write_other_files(
-            folder, output.name, source, artifacts, golden, calibration, analysis, work_of(model),
-            warnings,
+            folder, output.name, source, artifacts, golden, origin, calibration, analysis,
+            work_of(model), warnings,
         )  # fmt: skip
     engines = _build_engines(output, progress) if config.engine else ()
     triton = None
@@ -166,6 +183,7 @@ def export(
         artifacts=manifest.artifacts,
         calibration=calibration.record() if calibration else None,
         parity={artifact.name: artifact.parity for artifact in artifacts},
+        golden=manifest.golden,
         warnings=manifest.warnings,
         engines=engines,
         triton=triton,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from click import Choice, IntRange, argument, option
 
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.manifest import Encoding, Precision, graph_name
+from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import THREADS
 from resdeploy.tables import NONE, WORST, plural, table
@@ -41,19 +42,21 @@ def explain(
     from resdeploy.progress import progress_bar
 
     graph = Encoding(encoding or ("cpu" if slow else "tensorrt"))
+    opened = open_bundle(bundle)
+    doubts = relevant_warnings(opened.manifest, graph_name(Precision.INT8, graph))
     if slow:
         from resdeploy.runtime.diagnosis.slowdown import explain_slowdown
 
         reject_options(("images",), "--slow measures one batch of golden images")
         slowness = explain_slowdown(
-            open_bundle(bundle), encoding=graph, threads=threads, batch=batch, progress=progress_bar
+            opened, encoding=graph, threads=threads, batch=batch, progress=progress_bar
         )
-        return CommandResult(slowness, slowness_text(slowness))
+        return CommandResult(slowness, slowness_text(slowness), warnings=doubts)
     reject_options(("batch", "threads"), "only --slow measures time")
     from resdeploy.export.quantization.sensitivity import explain as run_explain
 
-    result = run_explain(open_bundle(bundle), encoding=graph, images=images, progress=progress_bar)
-    return CommandResult(result, explanation_text(result))
+    result = run_explain(opened, encoding=graph, images=images, progress=progress_bar)
+    return CommandResult(result, explanation_text(result), warnings=doubts)
 
 
 def explanation_text(result: Explanation) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.statistics import Verdict
 
 
@@ -88,4 +89,6 @@ class Page:
     verdict: Verdict | None
     summary: tuple[str, ...]
     """Sentences with the reason for the verdict and the most important numbers."""
+    warnings: tuple[ExportWarning, ...]
+    """Doubts, which stand above all else."""
     sections: tuple[Section, ...]

@@ -12,6 +12,10 @@ def to_markdown(page: Page) -> str:
     """Return a page as Markdown, without its plots and its tables for HTML only."""
     verdict = f": {page.verdict.value}" if page.verdict else ""
     parts = [f"## {markdown_cell(page.title)}{verdict}"]
+    parts += [
+        f"> [!WARNING]\n> **{markdown_cell(warning.message)}**\n>\n> {markdown_cell(warning.hint)}"
+        for warning in page.warnings
+    ]
     parts += [f"**{markdown_cell(sentence)}**" for sentence in page.summary]
     for section in page.sections:
         shown = [part for block in section.blocks for part in _block(block)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.manifest import Encoding, ExportWarning
 from resdeploy.result_files.provenance import Environment
 from resdeploy.statistics import Verdict
 
@@ -32,6 +32,8 @@ class Comparison:
     """Artifacts or contenders that only the second bundle or file has."""
     notices: tuple[str, ...]
     """Reasons why the times cannot be compared."""
+    warnings: tuple[ExportWarning, ...]
+    """Doubts of the exports about the bundles, each with the bundle's name."""
     environment: Environment
     schema: str = SCHEMA
 

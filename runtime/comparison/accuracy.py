@@ -97,6 +97,8 @@ def _judge(
 ) -> AccuracyChange:
     paired = pair_predictions(correct[0], correct[1])
     verdict = judge_drop(paired, max_drop) if different else Verdict.PASS
+    if data is None and verdict is Verdict.PASS:
+        verdict = Verdict.REPRODUCED  # golden images do not judge accuracy
     undecided = verdict is Verdict.INCONCLUSIVE
     return AccuracyChange(
         artifact=candidate.artifact.name,

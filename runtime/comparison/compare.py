@@ -9,6 +9,7 @@ from pathlib import Path
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.calibration_record import read_recipe_record
 from resdeploy.bundle.manifest import Encoding, Precision
+from resdeploy.bundle.quality import named_warnings
 from resdeploy.errors import BundleError, DocumentError
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK_SCHEMA
@@ -79,6 +80,7 @@ def compare(
         missing=changes.missing,
         added=changes.added,
         notices=changes.notices,
+        warnings=(),
         environment=Environment.collect(),
     )
 
@@ -118,6 +120,10 @@ def compare_bundles(
         missing=tuple(missing),
         added=tuple(sorted(names[1] - names[0])),
         notices=(),
+        warnings=(
+            *named_warnings(str(first.path), first.manifest.warnings),
+            *named_warnings(str(second.path), second.manifest.warnings),
+        ),
         environment=Environment.collect(),
     )
 
