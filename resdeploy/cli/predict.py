@@ -62,11 +62,11 @@ def predict(
 def predictions_text(files: Sequence[FilePredictions]) -> str:
     blocks = []
     for file in files:
-        width = max(len(line.label) for line in file.predictions)
+        width = max(len(prediction.label) for prediction in file.predictions)
         bars = [
-            f"  {line.label.ljust(width)}  {100 * line.probability:5.1f} %  "
-            f"{'#' * round(30 * line.probability)}".rstrip()
-            for line in file.predictions
+            f"  {prediction.label.ljust(width)}  {100 * prediction.probability:5.1f} %  "
+            f"{'#' * round(30 * prediction.probability)}".rstrip()
+            for prediction in file.predictions
         ]
         blocks.append("\n".join([str(file.image), *bars]))
     return "\n".join(blocks)

@@ -90,7 +90,7 @@ def verification_text(result: Verification) -> str:
     if result.used_before:
         lines.append(
             f"the export chose INT8 ranges or layers on {plural(result.used_before, 'image')} of "
-            "these, which flatters INT8; other images are fairer"
+            "these, so the accuracy of INT8 may be overestimated; use other images"
         )
     verdict, doubts = result.verdict.value, len(result.warnings)
     if doubts:

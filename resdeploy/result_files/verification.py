@@ -62,8 +62,8 @@ class Verification:
     images: int
     unreadable: int
     used_before: int
-    """Number of images that calibrated the INT8 graphs or selected their float layers before; they
-    make the INT8 accuracies too optimistic."""
+    """Number of images that were already used to calibrate the INT8 graphs or to select their float
+    layers; they make the INT8 accuracies too optimistic."""
     max_drop: float | None
     """Allowed accuracy drop, in percentage points; None without labelled images."""
     decided_drop: float
