@@ -58,6 +58,25 @@ class Parity:
     """5th percentile of the SQNR over the images, in dB."""
 
 
+class QualityOrigin(str, Enum):
+    """The way in which images served to judge a graph that did not calibrate it."""
+
+    HELD_OUT = "held-out"  # images that the export used for nothing else
+    CROSS_VALIDATION = "cross-validation"  # each fold judged ranges of the other folds' images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """A comparison of an INT8 graph's logits with FP32's on images that did not calibrate it."""
+
+    images: int
+    agreement: float
+    """Images with the same predicted class, in percent."""
+    sqnr_db: float
+    """Median SQNR of the logits over the images, in dB."""
+    origin: QualityOrigin
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
     """Size and digest of a file in a bundle."""
@@ -82,6 +101,8 @@ class Artifact:
     convs: int
     int8_convs: int
     parity: Parity
+    quality: Quality | None = None
+    """None for graphs without INT8, and if there were no images to judge it on."""
 
     def __post_init__(self) -> None:
         _check_size(self.bytes)
