@@ -118,16 +118,21 @@ def images_for_verdict(
     Returns:
         A number rounded up to two digits; None if more than `MAX_IMAGES` are needed.
     """
-    images = first
-    while (
-        interval_verdict(*_drop_bounds(lost * images, gained * images, images), max_drop)
-        is Verdict.INCONCLUSIVE
-    ):
-        images = math.ceil(1.05 * images)
-        if images > MAX_IMAGES:
+
+    def decide(images: int) -> bool:
+        bounds = _drop_bounds(lost * images, gained * images, images)
+        return interval_verdict(*bounds, max_drop) is not Verdict.INCONCLUSIVE
+
+    few, enough = first - 1, first
+    while not decide(enough):
+        few, enough = enough, 2 * enough
+        if few >= MAX_IMAGES:
             return None
-    digits = int(10 ** max(len(str(images)) - 2, 0))
-    return math.ceil(images / digits) * digits
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if decide(middle) else (middle, enough)
+    digits = int(10 ** max(len(str(enough)) - 2, 0))
+    return math.ceil(enough / digits) * digits
 
 
 def interval_verdict(low: float, high: float, limit: float) -> Verdict:

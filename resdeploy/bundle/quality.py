@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from resdeploy.bundle.manifest import Artifact, ExportWarning, Manifest, Precision
+from resdeploy.bundle.manifest import (
+    Artifact,
+    ExportWarning,
+    Manifest,
+    Parity,
+    Precision,
+    Quality,
+    QualityOrigin,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,25 +57,34 @@ class ExportFigures:
         return changed > allowed or not self.sqnr_db >= limits.sqnr_db  # true for NaN
 
 
-def export_figures(artifact: Artifact, manifest: Manifest) -> ExportFigures:
-    """Return the figures that the export measured for a graph."""
-    parity = artifact.parity
-    return ExportFigures(
-        images=parity.images,
-        agreement=parity.agreement,
-        sqnr_db=parity.sqnr_db,
-        measured_on=f"{parity.images} {manifest.golden.kind} images",
-    )
+def export_figures(artifact: Artifact, manifest: Manifest) -> list[ExportFigures]:
+    """Return the figures that the export measured for a graph, the most informative ones first."""
+    golden = f"{artifact.parity.images} {manifest.golden.kind} images"
+    measured: list[tuple[Parity | Quality, str]] = [(artifact.parity, golden)]
+    if found := artifact.quality:
+        by_folds = found.origin is QualityOrigin.CROSS_VALIDATION
+        kind = "calibration images by cross-validation" if by_folds else "held-out images"
+        measured.insert(0, (found, f"{found.images:,} {kind}"))
+    return [
+        ExportFigures(
+            images=result.images,
+            agreement=result.agreement,
+            sqnr_db=result.sqnr_db,
+            measured_on=images,
+        )
+        for result, images in measured
+    ]
 
 
 def quality_warnings(manifest: Manifest) -> list[ExportWarning]:
     """Return a warning for each graph whose figures are below the limits of its precision."""
-    figures = {artifact: export_figures(artifact, manifest) for artifact in manifest.artifacts}
-    doubtful = [a for a in figures if figures[a].is_doubtful(LIMITS[a.precision])]
-    good = [a for a in figures if a not in doubtful]
-    order = list(Precision)
-    better = max(good, key=lambda a: order.index(a.precision), default=None)
-    alternative = _alternative(better, figures[better]) if better else ""
+    doubts: dict[str, ExportFigures] = {}
+    for artifact in manifest.artifacts:
+        limits = LIMITS[artifact.precision]
+        doubtful = [f for f in export_figures(artifact, manifest) if f.is_doubtful(limits)]
+        if doubtful:
+            doubts[artifact.name] = doubtful[0]
+    alternative = _alternative(manifest, doubts)
     return [
         ExportWarning(
             message=f"{artifact.name} deviates from FP32 on {found.measured_on}: agreement "
@@ -76,8 +93,9 @@ def quality_warnings(manifest: Manifest) -> list[ExportWarning]:
             hint=_remedy(artifact, manifest) + alternative,
             artifacts=(artifact.name,),
         )
-        for artifact in doubtful
-        for found, limits in [(figures[artifact], LIMITS[artifact.precision])]
+        for artifact in manifest.artifacts
+        if artifact.name in doubts
+        for found, limits in [(doubts[artifact.name], LIMITS[artifact.precision])]
     ]
 
 
@@ -86,16 +104,21 @@ def relevant_warnings(manifest: Manifest, artifact: str) -> tuple[ExportWarning,
     return tuple(w for w in manifest.warnings if not w.artifacts or artifact in w.artifacts)
 
 
-def warning_lines(warnings: Iterable[ExportWarning]) -> list[str]:
-    """Return the lines for a console: each warning, and a hint that several share only once."""
-    lines = list[str]()
-    by_hint: dict[str, list[str]] = {}
+def grouped_by_hint(warnings: Iterable[ExportWarning]) -> list[tuple[tuple[str, ...], str]]:
+    """Return each hint once, after the messages of all warnings that share it."""
+    messages: dict[str, dict[str, None]] = {}
     for warning in warnings:
-        by_hint.setdefault(warning.hint, []).append(warning.message)
-    for hint, messages in by_hint.items():
-        lines += [f"warning: {message}" for message in dict.fromkeys(messages)]
-        lines += [f"  hint: {hint}"]
-    return lines
+        messages.setdefault(warning.hint, {})[warning.message] = None
+    return [(tuple(group), hint) for hint, group in messages.items()]
+
+
+def warning_lines(warnings: Iterable[ExportWarning]) -> list[str]:
+    """Return the lines of warnings for a console."""
+    return [
+        line
+        for messages, hint in grouped_by_hint(warnings)
+        for line in (*(f"warning: {message}" for message in messages), f"  hint: {hint}")
+    ]
 
 
 def named_warnings(name: str, warnings: Sequence[ExportWarning]) -> list[ExportWarning]:
@@ -113,6 +136,13 @@ def _remedy(artifact: Artifact, manifest: Manifest) -> str:
     )
 
 
-def _alternative(artifact: Artifact, figures: ExportFigures) -> str:
-    option = "" if artifact.precision is Precision.INT8 else f": --precision {artifact.name}"
-    return f"; {artifact.name} of this bundle agrees on {figures.agreement:.1f} %{option}"
+def _alternative(manifest: Manifest, doubtful: Collection[str]) -> str:
+    """Return a clause about the graph with the lowest precision of those without a doubt."""
+    order = list(Precision)
+    good = [artifact for artifact in manifest.artifacts if artifact.name not in doubtful]
+    if not good:
+        return ""
+    better = max(good, key=lambda artifact: order.index(artifact.precision))
+    option = "" if better.precision is Precision.INT8 else f": --precision {better.name}"
+    agreement = export_figures(better, manifest)[0].agreement
+    return f"; {better.name} of this bundle agrees on {agreement:.1f} %{option}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.statistics import Verdict
 
 
@@ -89,6 +88,6 @@ class Page:
     verdict: Verdict | None
     summary: tuple[str, ...]
     """Sentences with the reason for the verdict and the most important numbers."""
-    warnings: tuple[ExportWarning, ...]
-    """Doubts, which stand above all else."""
+    warnings: tuple[tuple[tuple[str, ...], str], ...]
+    """Doubts, which stand above all else: messages that share a hint, and the hint."""
     sections: tuple[Section, ...]

@@ -13,8 +13,10 @@ def to_markdown(page: Page) -> str:
     verdict = f": {page.verdict.value}" if page.verdict else ""
     parts = [f"## {markdown_cell(page.title)}{verdict}"]
     parts += [
-        f"> [!WARNING]\n> **{markdown_cell(warning.message)}**\n>\n> {markdown_cell(warning.hint)}"
-        for warning in page.warnings
+        "> [!WARNING]\n"
+        + "".join(f"> **{markdown_cell(message)}**\n>\n" for message in messages)
+        + f"> {markdown_cell(hint)}"
+        for messages, hint in page.warnings
     ]
     parts += [f"**{markdown_cell(sentence)}**" for sentence in page.summary]
     for section in page.sections:

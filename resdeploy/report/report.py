@@ -9,6 +9,7 @@ from pathlib import Path
 from resdeploy.bundle.analysis import Analysis, read_analysis
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import Manifest
+from resdeploy.bundle.quality import grouped_by_hint
 from resdeploy.filesystem import refuse_existing_file, write_file
 from resdeploy.pages.blocks import Page
 from resdeploy.pages.markdown import to_markdown
@@ -139,7 +140,7 @@ def make_page(inputs: ReportInputs) -> Page:
         title=_title(inputs),
         # A bundle alone has no verdict: nothing was judged on images that could decide.
         verdict=worst_verdict(verdicts) if verdicts else None,
-        warnings=tuple(dict.fromkeys(warnings)),
+        warnings=tuple(grouped_by_hint(warnings)),
         summary=(
             *map(comparison_summary, inputs.comparisons),
             *map(verification_summary, inputs.verifications),

@@ -123,7 +123,7 @@ def _verify_golden(
     for candidate in selected:
         with closing(candidate.open(bundle, options)) as opened:
             check = check_golden(opened, candidate.artifact, golden)
-        figures = export_figures(candidate.artifact, bundle.manifest)
+        figures = export_figures(candidate.artifact, bundle.manifest)[0]
         # Without labels, as many predictions are expected to become right as wrong.
         changed = (1 - figures.agreement / 100) / 2
         needed = images_for_verdict(changed, changed, max_drop)

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from resdeploy import __version__
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.cli.console import ExitCode, exit_code
+from resdeploy.cli.console import exit_code
 from resdeploy.cli.main import main
 from resdeploy.statistics import Verdict
 
@@ -67,6 +67,8 @@ def test_help_names_every_command_and_the_version() -> None:
         ["predict", "x.bundle"],
         ["compare", "one.bundle"],
         ["compare", "one.bundle", "two.bundle", "--max-drop", "-1"],
+        ["verify", "x.bundle", "--max-drop", "101"],
+        ["verify", "x.bundle", "--max-drop", "-1"],
         ["report"],
         ["serve"],
         ["serve", "x.bundle", "--port", "99999"],
@@ -151,7 +153,7 @@ def test_an_existing_run_or_bundle_is_kept_without_force(tiny_checkpoint: Path) 
 
 @pytest.mark.parametrize(
     ("verdict", "code"),
-    [(Verdict.PASS, ExitCode.OK), (Verdict.FAIL, ExitCode.FAILED), (Verdict.INCONCLUSIVE, 3)],
+    [(Verdict.PASS, 0), (Verdict.REPRODUCED, 0), (Verdict.FAIL, 1), (Verdict.INCONCLUSIVE, 3)],
 )
 def test_a_verdict_has_an_exit_code(verdict: Verdict, code: int) -> None:
     assert exit_code(verdict) == code
@@ -159,7 +161,7 @@ def test_a_verdict_has_an_exit_code(verdict: Verdict, code: int) -> None:
 
 def test_verify_on_golden_images(tiny_bundle: Bundle) -> None:
     result = document("verify", tiny_bundle.path)
-    assert (result["verdict"], result["images"]) == ("pass", 24)
+    assert (result["verdict"], result["images"]) == ("reproduced", 24)
     assert [line["precision"] for line in result["results"]] == ["fp32", "fp16", "int8", "int8"]
 
 
@@ -176,20 +178,22 @@ def test_verify_with_data_has_the_documented_keys(tiny_bundle: Bundle, image_dat
 def test_too_few_images_exit_with_3(tiny_bundle: Bundle, image_data: Path) -> None:
     answer = invoke("verify", tiny_bundle.path, "--data", image_data, "--max-drop", 0.1)
     assert answer.exit_code == 3
-    assert "verdict: inconclusive on 24 images" in answer.stdout
-    assert "images would decide, if predictions change as often" in answer.stdout
+    assert "on 24 images; limit: a drop of 0.1 points" in answer.stdout
+    assert "images decide about a drop of 0.1 points, if predictions change as often" in (
+        answer.stdout
+    )
 
 
 def test_compare_and_report_have_the_documented_keys(tiny_bundle: Bundle) -> None:
     path = tiny_bundle.path
     compared = document("compare", path, path, "--seconds", 0)
-    assert compared["verdict"] == "pass"
+    assert compared["verdict"] == "reproduced"
     assert {"accuracy", "latency", "layers", "missing", "notices", "environment"} <= set(compared)
     Path("comparison.json").write_text(json.dumps(compared))
     assert invoke("report", path, "comparison.json", "-o", "r.html").stdout == "r.html\n"
     assert Path("r.html").read_text().startswith("<!doctype html>")
     assert invoke("report", "comparison.json", "--markdown").stdout.startswith(
-        "## comparison: pass"
+        "## comparison: reproduced"
     )
     assert document("report", path, "--force")["report"] == "report.html"
 
