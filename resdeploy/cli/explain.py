@@ -42,17 +42,19 @@ def explain(
     from resdeploy.progress import progress_bar
 
     graph = Encoding(encoding or ("cpu" if slow else "tensorrt"))
+    if slow:
+        reject_options(("images",), "--slow measures one batch of golden images")
+    else:
+        reject_options(("batch", "threads"), "only --slow measures time")
     opened = open_bundle(bundle)
     doubts = relevant_warnings(opened.manifest, graph_name(Precision.INT8, graph))
     if slow:
         from resdeploy.runtime.diagnosis.slowdown import explain_slowdown
 
-        reject_options(("images",), "--slow measures one batch of golden images")
         slowdown = explain_slowdown(
             opened, encoding=graph, threads=threads, batch=batch, progress=progress_bar
         )
         return CommandResult(slowdown, slowness_text(slowdown), warnings=doubts)
-    reject_options(("batch", "threads"), "only --slow measures time")
     from resdeploy.export.quantization.sensitivity import explain as run_explain
 
     result = run_explain(opened, encoding=graph, images=images, progress=progress_bar)

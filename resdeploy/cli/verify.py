@@ -76,8 +76,8 @@ def verification_text(result: Verification) -> str:
         for line in result.results
     ]
     labelled = ["SQNR", "top-1", "drop", "95 % bound"] if with_labels else []
-    golden = "SQNR on golden images"
-    lines = [table(["backend", "graph", "agreement", *labelled, golden, "verdict"], rows)]
+    checked = "SQNR on golden images"
+    lines = [table(["backend", "graph", "agreement", *labelled, checked, "verdict"], rows)]
     lines += warning_lines(result.warnings)
     lines += [
         f"{graph_name(line.precision, line.encoding)} on {line.backend}: the logits of "
@@ -99,5 +99,8 @@ def verification_text(result: Verification) -> str:
         limit = f"a drop of {plural(result.max_drop, 'point')}"
         lines.append(f"verdict: {verdict}, on {result.images} images; limit: {limit}")
     else:
-        lines.append(f"verdict: {verdict}, on {result.golden.described}")
+        golden = result.golden
+        lines.append(
+            f"verdict: {verdict}, compared with {golden.reference_name} on {golden.described}"
+        )
     return "\n".join([*lines, decision_sentence(result)])

@@ -26,11 +26,10 @@ def decision_sentence(result: Verification) -> str:
     # With labels, only the baseline of the drop is merely reproduced.
     judged = [line for line in result.results if line.verdict is not Verdict.REPRODUCED]
     needed = [line.images_to_decide for line in judged or result.results]
-    enough = [images for images in needed if images is not None]
-    images = f"about {max(enough):,} labelled images decide"
-    if len(enough) < len(needed):
-        images = f"not even {MAX_IMAGES:,} labelled images decide"
-    sentence = f"{images} about a drop of {plural(result.decided_drop, 'point')}"
+    most = max(MAX_IMAGES + 1 if images is None else images for images in needed)
+    count = f"about {most:,}" if most <= MAX_IMAGES else f"not even {MAX_IMAGES:,}"
+    drop = plural(result.decided_drop, "point")
+    sentence = f"{count} labelled images decide about a drop of {drop}"
     if result.max_drop is None:
         return (
             f"accuracy is not judged: {sentence}, if predictions change as often as at the export"

@@ -19,7 +19,6 @@ from typing import Any
 
 import uvicorn
 
-from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.errors import BackendError, ResdeployError, ServeError
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import Advance, Progress
@@ -250,6 +249,6 @@ def _log_serving(model: ServedModel) -> None:
             batch=instance.times.best_batch,
             ms_per_image=round(1000 * instance.times.measured(1), 3),
         )
-        for doubt in relevant_warnings(model.loaded_bundle().bundle.manifest, instance.artifact):
+        for doubt in model.warnings:
             fields = {"model": model.name, "hint": doubt.hint}
             logger.warning("%s", doubt.message, extra={"fields": fields})
