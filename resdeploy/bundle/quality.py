@@ -89,7 +89,7 @@ def quality_warnings(manifest: Manifest) -> list[ExportWarning]:
         ExportWarning(
             message=f"{artifact.name} deviates from FP32 on {found.measured_on}: agreement "
             f"{found.agreement:.1f} %, limit {limits.agreement:g} %; SQNR {found.sqnr_db:.1f} dB, "
-            f"limit {limits.sqnr_db:g} dB",
+            f"limit {limits.sqnr_db:g} dB{_better_figures(artifact, manifest, found)}",
             hint=_remedy(artifact, manifest) + alternative,
             artifacts=(artifact.name,),
         )
@@ -124,6 +124,14 @@ def warning_lines(warnings: Iterable[ExportWarning]) -> list[str]:
 def named_warnings(name: str, warnings: Sequence[ExportWarning]) -> list[ExportWarning]:
     """Return the warnings of one of several bundles, with its name before the message."""
     return [replace(warning, message=f"{name}: {warning.message}") for warning in warnings]
+
+
+def _better_figures(artifact: Artifact, manifest: Manifest, doubt: ExportFigures) -> str:
+    """Return a clause with the agreement on more images, which did not raise the doubt."""
+    first = export_figures(artifact, manifest)[0]
+    if first == doubt:
+        return ""
+    return f" (agreement {first.agreement:.1f} % on {first.measured_on})"
 
 
 def _remedy(artifact: Artifact, manifest: Manifest) -> str:

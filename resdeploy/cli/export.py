@@ -165,7 +165,9 @@ def golden_text(result: GoldenReplacement) -> str:
 
 
 def comparison_line(golden: GoldenRecord) -> str:
-    return f"compared with {golden.reference_name} on {golden.described}"
+    """Return what the graphs were compared with, and how to take real images."""
+    remedy = "; take real ones with --golden-data" if golden.kind == "synthetic" else ""
+    return f"compared with {golden.reference_name} on {golden.described}{remedy}"
 
 
 def parity_table(artifacts: Sequence[Artifact]) -> str:

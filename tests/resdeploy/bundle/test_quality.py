@@ -98,6 +98,7 @@ def test_images_that_did_not_calibrate_come_first(tiny_bundle: Bundle) -> None:
     hidden = with_quality(judged(tiny_bundle, int8_cpu=(93.75, 13.0)))
     (warning,) = quality_warnings(hidden)
     assert "on 32 golden images: agreement 93.8 %" in warning.message
+    assert warning.message.endswith(" (agreement 99.0 % on 400 held-out images)")
 
 
 def test_synthetic_images_are_named(tiny_bundle: Bundle) -> None:
