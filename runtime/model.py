@@ -73,7 +73,7 @@ class Model:
     @property
     def warnings(self) -> tuple[ExportWarning, ...]:
         """Doubts of the export about the graph that answers."""
-        return relevant_warnings(self.bundle.manifest, self.artifact.name)
+        return relevant_warnings(self.bundle.manifest, [self.artifact.name])
 
     def close(self) -> None:
         self.backend.close()

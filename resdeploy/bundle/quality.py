@@ -37,71 +37,43 @@ LIMITS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportFigures:
-    """The agreement and SQNR that the export measured for one graph, and the images for it."""
-
-    images: int
-    agreement: float
-    sqnr_db: float
-    measured_on: str
-    """Number and kind of the images."""
-
-    def is_doubtful(self, limits: QualityLimits) -> bool:
-        """Return True if a figure is below its limit.
-
-        One image is not enough evidence: of 32 images, one with another class makes 96.9 %.
-        """
-        changed = round(self.images * (1 - self.agreement / 100))
-        allowed = max(1.0, self.images * (1 - limits.agreement / 100))
-        return changed > allowed or not self.sqnr_db >= limits.sqnr_db  # true for NaN
-
-
-def export_figures(artifact: Artifact, manifest: Manifest) -> list[ExportFigures]:
+def export_figures(artifact: Artifact) -> list[Parity | Quality]:
     """Return the figures that the export measured for a graph, the most informative ones first."""
-    golden = f"{artifact.parity.images} {manifest.golden.kind} images"
-    measured: list[tuple[Parity | Quality, str]] = [(artifact.parity, golden)]
-    if found := artifact.quality:
-        by_folds = found.origin is QualityOrigin.CROSS_VALIDATION
-        kind = "calibration images by cross-validation" if by_folds else "held-out images"
-        measured.insert(0, (found, f"{found.images:,} {kind}"))
-    return [
-        ExportFigures(
-            images=result.images,
-            agreement=result.agreement,
-            sqnr_db=result.sqnr_db,
-            measured_on=images,
-        )
-        for result, images in measured
-    ]
+    return [artifact.parity] if artifact.quality is None else [artifact.quality, artifact.parity]
 
 
 def quality_warnings(manifest: Manifest) -> list[ExportWarning]:
     """Return a warning for each graph whose figures are below the limits of its precision."""
-    doubts: dict[str, ExportFigures] = {}
+    doubts: dict[str, Parity | Quality] = {}
     for artifact in manifest.artifacts:
         limits = LIMITS[artifact.precision]
-        doubtful = [f for f in export_figures(artifact, manifest) if f.is_doubtful(limits)]
+        doubtful = [found for found in export_figures(artifact) if _is_doubtful(found, limits)]
         if doubtful:
             doubts[artifact.name] = doubtful[0]
     alternative = _alternative(manifest, doubts)
     return [
         ExportWarning(
-            message=f"{artifact.name} deviates from FP32 on {found.measured_on}: agreement "
-            f"{found.agreement:.1f} %, limit {limits.agreement:g} %; SQNR {found.sqnr_db:.1f} dB, "
-            f"limit {limits.sqnr_db:g} dB{_better_figures(artifact, manifest, found)}",
+            message=_message(artifact, doubts[artifact.name], manifest),
             hint=_remedy(artifact, manifest) + alternative,
             artifacts=(artifact.name,),
         )
         for artifact in manifest.artifacts
         if artifact.name in doubts
-        for found, limits in [(doubts[artifact.name], LIMITS[artifact.precision])]
     ]
 
 
-def relevant_warnings(manifest: Manifest, artifact: str) -> tuple[ExportWarning, ...]:
-    """Return the warnings that concern one graph."""
-    return tuple(w for w in manifest.warnings if not w.artifacts or artifact in w.artifacts)
+def relevant_warnings(manifest: Manifest, artifacts: Collection[str]) -> tuple[ExportWarning, ...]:
+    """Return the warnings that concern at least one of the graphs with these names."""
+    return tuple(
+        warning
+        for warning in manifest.warnings
+        if not warning.artifacts or not set(artifacts).isdisjoint(warning.artifacts)
+    )
+
+
+def named_warnings(name: str, warnings: Sequence[ExportWarning]) -> list[ExportWarning]:
+    """Return the warnings of one of several bundles, with its name before the message."""
+    return [replace(warning, message=f"{name}: {warning.message}") for warning in warnings]
 
 
 def grouped_by_hint(warnings: Iterable[ExportWarning]) -> list[tuple[tuple[str, ...], str]]:
@@ -121,17 +93,34 @@ def warning_lines(warnings: Iterable[ExportWarning]) -> list[str]:
     ]
 
 
-def named_warnings(name: str, warnings: Sequence[ExportWarning]) -> list[ExportWarning]:
-    """Return the warnings of one of several bundles, with its name before the message."""
-    return [replace(warning, message=f"{name}: {warning.message}") for warning in warnings]
+def _is_doubtful(found: Parity | Quality, limits: QualityLimits) -> bool:
+    """Return True if a figure is below its limit.
+
+    One image is not enough evidence: of 32 images, one with another class makes 96.9 %.
+    """
+    changed = round(found.images * (1 - found.agreement / 100))
+    allowed = max(1.0, found.images * (1 - limits.agreement / 100))
+    return changed > allowed or not found.sqnr_db >= limits.sqnr_db  # true for NaN
 
 
-def _better_figures(artifact: Artifact, manifest: Manifest, doubt: ExportFigures) -> str:
-    """Return a clause with the agreement on more images, which did not raise the doubt."""
-    first = export_figures(artifact, manifest)[0]
-    if first == doubt:
-        return ""
-    return f" (agreement {first.agreement:.1f} % on {first.measured_on})"
+def _message(artifact: Artifact, found: Parity | Quality, manifest: Manifest) -> str:
+    limits, first = LIMITS[artifact.precision], export_figures(artifact)[0]
+    others = ""
+    if first is not found:
+        others = f" (agreement {first.agreement:.1f} % on {_images(first, manifest)})"
+    return (
+        f"{artifact.name} deviates from FP32 on {_images(found, manifest)}: agreement "
+        f"{found.agreement:.1f} %, limit {limits.agreement:g} %; SQNR {found.sqnr_db:.1f} dB, "
+        f"limit {limits.sqnr_db:g} dB{others}"
+    )
+
+
+def _images(found: Parity | Quality, manifest: Manifest) -> str:
+    if isinstance(found, Parity):
+        return f"{found.images} {manifest.golden.kind} images"
+    if found.origin is QualityOrigin.CROSS_VALIDATION:
+        return f"{found.images:,} calibration images by cross-validation"
+    return f"{found.images:,} held-out images"
 
 
 def _remedy(artifact: Artifact, manifest: Manifest) -> str:
@@ -152,5 +141,5 @@ def _alternative(manifest: Manifest, doubtful: Collection[str]) -> str:
         return ""
     better = max(good, key=lambda artifact: order.index(artifact.precision))
     option = "" if better.precision is Precision.INT8 else f": --precision {better.name}"
-    agreement = export_figures(better, manifest)[0].agreement
+    agreement = export_figures(better)[0].agreement
     return f"; {better.name} of this bundle agrees on {agreement:.1f} %{option}"

@@ -47,7 +47,7 @@ def explain(
     else:
         reject_options(("batch", "threads"), "only --slow measures time")
     opened = open_bundle(bundle)
-    doubts = relevant_warnings(opened.manifest, graph_name(Precision.INT8, graph))
+    doubts = relevant_warnings(opened.manifest, [graph_name(Precision.INT8, graph)])
     if slow:
         from resdeploy.runtime.diagnosis.slowdown import explain_slowdown
 

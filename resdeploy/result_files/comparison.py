@@ -32,7 +32,7 @@ class Comparison:
     """Artifacts or contenders that only the second bundle or file has."""
     notices: tuple[str, ...]
     """Reasons why the times cannot be compared."""
-    warnings: tuple[ExportWarning, ...]
+    warnings: tuple[ExportWarning, ...] = ()
     """Doubts of the exports about the bundles, each with the bundle's name."""
     environment: Environment
     schema: str = SCHEMA

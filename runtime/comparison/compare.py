@@ -80,7 +80,6 @@ def compare(
         missing=changes.missing,
         added=changes.added,
         notices=changes.notices,
-        warnings=(),
         environment=Environment.collect(),
     )
 

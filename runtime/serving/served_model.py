@@ -83,7 +83,7 @@ class ServedModel:
         instance = self.active_instance
         if self._current is None or instance is None:
             return ()
-        return relevant_warnings(self._current.bundle.manifest, instance.artifact)
+        return relevant_warnings(self._current.bundle.manifest, [instance.artifact])
 
     @property
     def depth(self) -> int:

@@ -11,8 +11,8 @@ import numpy as np
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
-from resdeploy.bundle.manifest import ExportWarning, Precision
-from resdeploy.bundle.quality import export_figures
+from resdeploy.bundle.manifest import Precision
+from resdeploy.bundle.quality import export_figures, relevant_warnings
 from resdeploy.errors import DataError
 from resdeploy.images.class_folders import (
     LabelledImages,
@@ -87,7 +87,7 @@ def verify(
         max_drop=None if data is None else max_drop,
         decided_drop=max_drop,
         golden=bundle.manifest.golden,
-        warnings=_warnings(bundle, selected),
+        warnings=relevant_warnings(bundle.manifest, [c.artifact.name for c in selected]),
         results=tuple(results),
         labels=bundle.labels(),
         environment=Environment.collect(
@@ -105,15 +105,6 @@ def _overall(results: Sequence[ArtifactResult]) -> Verdict:
     return worst_verdict(judged or verdicts)
 
 
-def _warnings(bundle: Bundle, selected: Sequence[Candidate]) -> tuple[ExportWarning, ...]:
-    names = {candidate.artifact.name for candidate in selected}
-    return tuple(
-        warning
-        for warning in bundle.manifest.warnings
-        if not warning.artifacts or names.intersection(warning.artifacts)
-    )
-
-
 def _verify_golden(
     bundle: Bundle, selected: Iterable[Candidate], max_drop: float, options: OpenOptions
 ) -> tuple[list[ArtifactResult], int]:
@@ -123,9 +114,8 @@ def _verify_golden(
     for candidate in selected:
         with closing(candidate.open(bundle, options)) as opened:
             check = check_golden(opened, candidate.artifact, golden)
-        figures = export_figures(candidate.artifact, bundle.manifest)[0]
         # Without labels, as many predictions are expected to become right as wrong.
-        changed = (1 - figures.agreement / 100) / 2
+        changed = (1 - export_figures(candidate.artifact)[0].agreement / 100) / 2
         needed = images_for_verdict(changed, changed, max_drop)
         results.append(replace(_golden_result(candidate, check), images_to_decide=needed))
     return results, len(golden.images)

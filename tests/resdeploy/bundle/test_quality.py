@@ -88,7 +88,7 @@ def test_one_image_is_no_evidence(
 
 def test_images_that_did_not_calibrate_come_first(tiny_bundle: Bundle) -> None:
     manifest = with_quality(judged(tiny_bundle), agreement=97.0)
-    assert export_figures(manifest.artifacts[-1], manifest)[0].agreement == 97.0
+    assert export_figures(manifest.artifacts[-1])[0].agreement == 97.0
     (warning,) = quality_warnings(manifest)
     assert "int8-cpu deviates from FP32 on 400 held-out images: agreement 97.0 %" in warning.message
     folds = with_quality(manifest, agreement=97.0, origin=QualityOrigin.CROSS_VALIDATION)
@@ -140,5 +140,5 @@ def test_only_warnings_about_the_graph_are_relevant(tiny_bundle: Bundle) -> None
     general = ExportWarning(message="a", hint="b")
     int8 = ExportWarning(message="c", hint="d", artifacts=("int8",))
     manifest = dataclasses.replace(tiny_bundle.manifest, warnings=(general, int8))
-    assert relevant_warnings(manifest, "int8") == (general, int8)
-    assert relevant_warnings(manifest, "int8-cpu") == (general,)
+    assert relevant_warnings(manifest, ["int8"]) == (general, int8)
+    assert relevant_warnings(manifest, ["int8-cpu"]) == (general,)
