@@ -20,11 +20,16 @@ from resdeploy.bundle.manifest import (
     Encoding,
     ExportWarning,
     FileRecord,
+    GoldenOrigin,
+    GoldenRecord,
+    GoldenReference,
     Manifest,
+    Parity,
     Precision,
     write_manifest,
 )
 from resdeploy.bundle.operation_counts import Work
+from resdeploy.bundle.quality import quality_warnings
 from resdeploy.calibration.tensorrt_cache import write_cache
 from resdeploy.errors import ExportError
 from resdeploy.export.golden_images import measure_parity
@@ -69,6 +74,36 @@ def write_artifact(
     graph = to_bytes(model)
     file = FILE_NAMES[precision, encoding]
     (folder / file).write_bytes(graph)
+    parity, bit_exact = check_graph(graph, file, precision, encoding, golden)
+    covered = coverage(model.graph, encoding)
+    artifact = Artifact(
+        precision=precision,
+        encoding=encoding,
+        file=file,
+        bytes=len(graph),
+        sha256=sha256(graph),
+        opset=OPSET,
+        convs=covered.convs,
+        int8_convs=covered.int8_convs,
+        parity=parity,
+    )
+    return artifact, bit_exact
+
+
+def check_graph(
+    graph: bytes,
+    file: str,
+    precision: Precision,
+    encoding: Encoding,
+    golden: Golden,
+    reference: str = "PyTorch",
+) -> tuple[Parity, Float32Array | None]:
+    """Run a graph on the golden images; return its logits, too, if no bit depends on the batch.
+
+    Raises:
+        ExportError: The logits differ too much from the golden logits, which are those of
+            `reference`, or between batches.
+    """
     backend = OnnxRuntimeCpu(graph, encoding)
     logits = run_batches(backend, golden.images)
     parity = measure_parity(golden, logits)
@@ -78,9 +113,9 @@ def write_artifact(
     floor = FLOAT_FLOOR_DB.get(precision, INT8_FLOOR_DB)
     if not parity.sqnr_db >= floor:
         raise ExportError(
-            f"{file} does not agree with PyTorch: the SQNR of its logits is {parity.sqnr_db:.1f} "
-            f"dB ({parity.agreement:.0f} % of the predicted classes agree), and at least "
-            f"{floor:.0f} dB are required",
+            f"{file} does not agree with {reference}: the SQNR of its logits is "
+            f"{parity.sqnr_db:.1f} dB ({parity.agreement:.0f} % of the predicted classes agree), "
+            f"and at least {floor:.0f} dB are required",
             "calibrate on images like those that the network will classify, with --calibration-data"
             if precision is Precision.INT8
             else VERSIONS_HINT,
@@ -95,19 +130,7 @@ def write_artifact(
             VERSIONS_HINT,
         )
     equal = not different_rows(single, batched) and not different_rows(single, logits[:ODD_BATCH])
-    covered = coverage(model.graph, encoding)
-    artifact = Artifact(
-        precision=precision,
-        encoding=encoding,
-        file=file,
-        bytes=len(graph),
-        sha256=sha256(graph),
-        opset=OPSET,
-        convs=covered.convs,
-        int8_convs=covered.int8_convs,
-        parity=parity,
-    )
-    return artifact, logits if equal else None
+    return parity, logits if equal else None
 
 
 def write_other_files(
@@ -116,6 +139,7 @@ def write_other_files(
     source: Source,
     artifacts: list[Artifact],
     golden: Golden,
+    origin: GoldenOrigin,
     calibration: Calibration | None,
     analysis: Analysis | None,
     work: Work,
@@ -149,16 +173,28 @@ def write_other_files(
         artifacts=tuple(artifacts),
         files={},
         calibration=recorded,
-        golden={
-            "images": len(golden.images),
-            "from": "data" if source.pools.golden else "synthetic",
-        },
+        golden=GoldenRecord(
+            images=len(golden.images), origin=origin, reference=GoldenReference.PYTORCH
+        ),
         provenance=provenance,
         warnings=tuple(warnings),
         batch_norm_shift=shift,
         work=work,
     )
-    contents[REPORT] = bundle_page(name, manifest, analysis)
+    doubts = quality_warnings(manifest)
+    manifest = replace(manifest, warnings=(*manifest.warnings, *doubts))
+    return write_contents(folder, name, manifest, analysis, contents)
+
+
+def write_contents(
+    folder: Path,
+    name: str,
+    manifest: Manifest,
+    analysis: Analysis | None,
+    contents: dict[str, bytes],
+) -> Manifest:
+    """Write the files in `contents`, the report and the manifest with their digests."""
+    contents = {**contents, REPORT: bundle_page(name, manifest, analysis)}
     for file, content in contents.items():
         (folder / file).write_bytes(content)
     records = {

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from resdeploy.bundle.golden import Float32Array, Golden
-from resdeploy.bundle.manifest import Parity
+from resdeploy.bundle.manifest import GoldenOrigin, Parity
 from resdeploy.calibration.image_set import draw
-from resdeploy.errors import ImageError
+from resdeploy.errors import DataError, ImageError
 from resdeploy.export.inputs import ImagePools
+from resdeploy.images.folder import list_images
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
 from resdeploy.statistics import agreement_percent, sqnr_db
 from resdeploy.train.model.resnet import Classifier
@@ -21,7 +24,9 @@ logger = logging.getLogger(__name__)
 GOLDEN_IMAGES = 32
 
 
-def choose_golden(pools: ImagePools, preprocessing: Preprocessing, seed: int) -> UInt8Array:
+def choose_golden(
+    pools: ImagePools, preprocessing: Preprocessing, seed: int
+) -> tuple[UInt8Array, GoldenOrigin]:
     """Return up to 32 different images, (N, H, W, 3), or synthetic ones if none can be read.
 
     If the golden images come from the calibration images, at most a quarter of them is used.
@@ -40,7 +45,37 @@ def choose_golden(pools: ImagePools, preprocessing: Preprocessing, seed: int) ->
             continue
         chosen.setdefault(image_digest(image), image)
     if not chosen:
-        return synthetic_images(preprocessing.image_size, GOLDEN_IMAGES, seed)
+        images = synthetic_images(preprocessing.image_size, GOLDEN_IMAGES, seed)
+        return images, GoldenOrigin.SYNTHETIC
+    return np.stack(list(chosen.values())), GoldenOrigin.DATA
+
+
+def read_golden_images(
+    folder: Path, preprocessing: Preprocessing, seed: int, excluded: Collection[str] = ()
+) -> UInt8Array:
+    """Return up to 32 different images, (N, H, W, 3), of a folder that the user chose for them.
+
+    Images whose sha256 is in `excluded` are left out.
+
+    Raises:
+        DataError: The folder has no other image, or a drawn image cannot be decoded.
+    """
+    chosen: dict[str, UInt8Array] = {}
+    for path in draw(list_images(folder), seed):
+        if len(chosen) == GOLDEN_IMAGES:
+            break
+        try:
+            image = load_image(path, preprocessing)
+        except ImageError as error:
+            hint = error.hint or "remove it from the folder, or repair it"
+            raise DataError(f"a golden image cannot be read: {error}", hint) from error
+        digest = image_digest(image)
+        if digest not in excluded:
+            chosen.setdefault(digest, image)
+    if not chosen:
+        raise DataError(
+            f"every image in {folder} calibrated the bundle", "choose a folder of other images"
+        )
     return np.stack(list(chosen.values()))
 
 

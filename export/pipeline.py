@@ -14,10 +14,19 @@ from resdeploy.bundle.batch_norm_shift import BatchNormShift
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord, TargetResult
 from resdeploy.bundle.golden import Float32Array, Golden
-from resdeploy.bundle.manifest import MANIFEST, Artifact, Encoding, ExportWarning, Parity, Precision
+from resdeploy.bundle.manifest import (
+    MANIFEST,
+    Artifact,
+    Encoding,
+    ExportWarning,
+    GoldenOrigin,
+    GoldenRecord,
+    Parity,
+    Precision,
+)
 from resdeploy.errors import ExportError
 from resdeploy.export.bundle_files import write_artifact, write_other_files
-from resdeploy.export.golden_images import choose_golden, make_golden
+from resdeploy.export.golden_images import choose_golden, make_golden, read_golden_images
 from resdeploy.export.graph.count_operations import work_of
 from resdeploy.export.graph.float16 import to_float16
 from resdeploy.export.graph.qdq import activation_parameters
@@ -69,6 +78,8 @@ class ExportConfig:
     image_size: int | None = None
     labels: Path | None = None
     calibration_data: Path | None = None
+    golden_data: Path | None = None
+    """Folder of golden images; None for the validation images, or else calibration images."""
     output: Path | None = None
     """Folder of the bundle; by default, `NAME.bundle` in the working folder, see `Source.name`."""
     fp16: bool = False
@@ -107,6 +118,7 @@ class ExportResult:
     """Parity with PyTorch by the artifact's name."""
     verdict: Verdict | None
     """Worst verdict of all targets; None without a target."""
+    golden: GoldenRecord
     warnings: tuple[ExportWarning, ...]
     batch_norm_shift: BatchNormShift | None
     engines: tuple[BuildReport, ...]
@@ -149,7 +161,12 @@ def export(
 
     preprocessing = source.preprocessing
     classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
-    golden = make_golden(classifier, choose_golden(source.pools, preprocessing, config.seed))
+    if config.golden_data is None:
+        golden_images, origin = choose_golden(source.pools, preprocessing, config.seed)
+    else:
+        golden_images = read_golden_images(config.golden_data, preprocessing, config.seed)
+        origin = GoldenOrigin.DATA
+    golden = make_golden(classifier, golden_images)
     check = check_network(classifier, source, config.seed)
     shift = check.shift if check else None
     warnings = shift_warnings(check) + label_warnings(check, source, labels_are_used=config.int8)
@@ -175,8 +192,8 @@ def export(
         golden = replace(golden, bit_exact=bit_exact)
         analysis = analyse(model, calibration, artifacts, golden, progress) if calibration else None
         manifest = write_other_files(
-            folder, output.name, source, artifacts, golden, calibration, analysis, work_of(model),
-            warnings, shift,
+            folder, output.name, source, artifacts, golden, origin, calibration, analysis,
+            work_of(model), warnings, shift,
         )  # fmt: skip
     engines = _build_engines(output, progress) if config.engine else ()
     triton = None
@@ -190,6 +207,7 @@ def export(
         verdict=worst_verdict(result.verdict for result in calibration.targets)
         if calibration is not None and calibration.targets
         else None,
+        golden=manifest.golden,
         warnings=manifest.warnings,
         batch_norm_shift=shift,
         engines=engines,

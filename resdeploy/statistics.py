@@ -23,9 +23,14 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class Verdict(str, Enum):
-    """The result of a statistical check."""
+    """The result of a check.
+
+    REPRODUCED: This machine computes what the export computed, bit for bit or within a limit. That
+    says nothing about accuracy, so it is never PASS, which needs a statistical decision.
+    """
 
     PASS = "pass"
+    REPRODUCED = "reproduced"
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
 
@@ -85,27 +90,49 @@ class PairedAccuracy:
         return min(1.0, 2 * float(Fraction(tail, 2**differing)))
 
     def images_to_decide(self, max_drop: float) -> int | None:
-        """Estimate how many images a conclusive verdict needs, rounded up to two digits.
+        """Estimate how many images a conclusive verdict needs, as `images_for_verdict` does.
 
-        The estimate assumes that losses and gains stay as frequent as now. It is None if more than
-        `MAX_IMAGES` are needed.
+        Losses and gains are expected to stay as frequent as now. If these images do not decide,
+        the result is at least their number.
         """
-
-        def verdict(images: int) -> Verdict:
-            lost, gained = (images / self.images * count for count in (self.lost, self.gained))
-            return interval_verdict(*_drop_bounds(lost, gained, images), max_drop)
-
-        images = self.images
-        while verdict(images) is Verdict.INCONCLUSIVE:
-            images = math.ceil(1.05 * images)
-            if images > MAX_IMAGES:
-                return None
-        digits = int(10 ** max(len(str(images)) - 2, 0))
-        return math.ceil(images / digits) * digits
+        undecided = self.verdict(max_drop) is Verdict.INCONCLUSIVE
+        lost, gained = self.lost / self.images, self.gained / self.images
+        return images_for_verdict(lost, gained, max_drop, first=self.images if undecided else 1)
 
     def verdict(self, max_drop: float) -> Verdict:
         """Return the result of the check that the drop is at most `max_drop` percentage points."""
         return interval_verdict(*_drop_bounds(self.lost, self.gained, self.images), max_drop)
+
+
+def images_for_verdict(
+    lost: float, gained: float, max_drop: float, *, first: int = 1
+) -> int | None:
+    """Estimate how many images decide whether a drop is at most `max_drop` percentage points.
+
+    Args:
+        lost: Expected share of images, 0 to 1, that only the baseline classifies correctly.
+        gained: Expected share of images that only the candidate classifies correctly.
+        max_drop: Allowed accuracy drop, in percentage points.
+        first: Smallest result.
+
+    Returns:
+        A number rounded up to two digits; None if more than `MAX_IMAGES` are needed.
+    """
+
+    def decide(images: int) -> bool:
+        bounds = _drop_bounds(lost * images, gained * images, images)
+        return interval_verdict(*bounds, max_drop) is not Verdict.INCONCLUSIVE
+
+    few, enough = first - 1, first
+    while not decide(enough):
+        few, enough = enough, 2 * enough
+        if few >= MAX_IMAGES:
+            return None
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if decide(middle) else (middle, enough)
+    digits = int(10 ** max(len(str(enough)) - 2, 0))
+    return math.ceil(enough / digits) * digits
 
 
 def interval_verdict(low: float, high: float, limit: float) -> Verdict:
@@ -116,8 +143,8 @@ def interval_verdict(low: float, high: float, limit: float) -> Verdict:
 
 
 def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return FAIL if any verdict is FAIL, else INCONCLUSIVE if any is, else PASS."""
-    order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS)
+    """Return the worst verdict, in the order FAIL, INCONCLUSIVE, REPRODUCED, PASS."""
+    order = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.REPRODUCED, Verdict.PASS)
     return min(verdicts, key=order.index, default=Verdict.PASS)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
-from resdeploy.bundle.manifest import Artifact
+from resdeploy.bundle.manifest import Artifact, ExportWarning
+from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.errors import BackendError
 from resdeploy.images.preprocessing import UInt8Array, load_image, resize_and_crop
 from resdeploy.predictions import Prediction, top_predictions
@@ -68,6 +69,11 @@ class Model:
         else:
             pixels = resize_and_crop(image, preprocessing)
         return top_predictions(self.run(pixels[np.newaxis])[0], self.labels, top)
+
+    @property
+    def warnings(self) -> tuple[ExportWarning, ...]:
+        """Doubts of the export about the graph that answers."""
+        return relevant_warnings(self.bundle.manifest, [self.artifact.name])
 
     def close(self) -> None:
         self.backend.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -21,6 +23,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.manifest import ExportWarning, write_manifest
 from tests.samples import CLASSES, SIZE, make_classifier, write_images
 from tests.wheel import build_wheel
 
@@ -128,6 +131,20 @@ def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         calibration_images=32,
     )
     return open_bundle(export(config).bundle)
+
+
+@pytest.fixture(scope="session")
+def doubtful_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Return a copy of the bundle with a warning about its INT8 graphs; do not change it."""
+    doubt = ExportWarning(
+        message="int8 deviates from FP32: agreement 90.6 %, limit 98 %",
+        hint="calibrate on more images",
+        artifacts=("int8", "int8-cpu"),
+    )
+    folder = tmp_path_factory.mktemp("doubtful") / "doubtful.bundle"
+    shutil.copytree(tiny_bundle.path, folder)
+    write_manifest(folder, dataclasses.replace(tiny_bundle.manifest, warnings=(doubt,)))
+    return open_bundle(folder)
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def graph_name(precision: str, encoding: Encoding) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """A comparison of an artifact's logits with PyTorch's FP32 logits on the golden images."""
+    """A comparison of an artifact's logits with the golden logits, which are FP32."""
 
     images: int
     max_error: float
@@ -115,6 +115,45 @@ class Artifact:
         return Path(self.file).stem
 
 
+class GoldenOrigin(str, Enum):
+    """The source of the golden images."""
+
+    DATA = "data"  # pictures of a user's folder
+    SYNTHETIC = "synthetic"  # colour gradients
+
+
+class GoldenReference(str, Enum):
+    """The network that computed the golden logits."""
+
+    PYTORCH = "pytorch"
+    FP32 = "fp32.onnx"  # the bundle's graph in ONNX Runtime, which PyTorch had verified
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenRecord:
+    """Number and origin of the golden images, and the network that their logits are from."""
+
+    images: int
+    origin: GoldenOrigin
+    reference: GoldenReference
+
+    @property
+    def kind(self) -> str:
+        """Adjective for the images."""
+        return "synthetic" if self.origin is GoldenOrigin.SYNTHETIC else "golden"
+
+    @property
+    def described(self) -> str:
+        """Number of images, with their meaning if they are synthetic."""
+        note = ": arithmetic only, not accuracy" if self.kind == "synthetic" else ""
+        return f"{self.images} {self.kind} images{note}"
+
+    @property
+    def reference_name(self) -> str:
+        """Name of the network that the graphs are compared with, for a sentence."""
+        return "PyTorch" if self.reference is GoldenReference.PYTORCH else self.reference.value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportWarning:
     """A doubt about a bundle, which every command that uses the bundle repeats."""
@@ -139,8 +178,7 @@ class Manifest:
     """Files that are no artifacts, by name."""
     calibration: dict[str, Any] | None
     """A `CalibrationRecord` with the digests of the images; None without INT8."""
-    golden: dict[str, Any]
-    """Number and origin of the golden images."""
+    golden: GoldenRecord
     provenance: dict[str, Any]
     warnings: tuple[ExportWarning, ...] = ()
     batch_norm_shift: BatchNormShift | None = None

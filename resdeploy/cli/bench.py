@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from click import BadParameter, Choice, IntRange, UsageError, argument, option
 
 from resdeploy.bundle.manifest import graph_name
+from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.console import PATH, CommandResult, command
 from resdeploy.cli.options import FORCE, LONGEST_SECONDS, THREADS, FiniteRange
 from resdeploy.json_documents import write_document
@@ -147,6 +148,7 @@ def benchmark_text(result: Benchmark) -> str:
                 f"{energy.idle_watts:.2f} W"
                 for scope, energy in energies.items()
             ),
+            *warning_lines(result.warnings),
             *(f"notice: {notice}" for notice in result.notices),
         ]
     )

@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import json
 import logging
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from resdeploy.bundle.quality import warning_lines
 from resdeploy.errors import ResdeployError, missing_dependency, one_line_reason, remedy_for
 from resdeploy.json_documents import jsonable
 
 if TYPE_CHECKING:
+    from resdeploy.bundle.manifest import ExportWarning
     from resdeploy.statistics import Verdict
 
 PATH = click.Path(path_type=Path)
@@ -42,6 +45,9 @@ class CommandResult:
     text: str
     """Text that is printed without `--json`."""
     exit: ExitCode = ExitCode.OK
+    warnings: Sequence[ExportWarning] = ()
+    """Warnings of the bundle, which are the first lines of the output; with `--json`, they go to
+    stderr, because the document has no place for them."""
     printed: bool = True
     """False in all but the first process of a distributed training: they print nothing."""
 
@@ -63,9 +69,11 @@ def command(function: Callable[..., CommandResult]) -> click.Command:
             _print_error(error)
             sys.exit(ExitCode.FAILED)
         if result.printed and as_json:
+            if result.warnings:
+                click.echo(_highlighted("\n".join(warning_lines(result.warnings))), err=True)
             click.echo(json.dumps(jsonable(result.result), indent=2, ensure_ascii=False))
         elif result.printed:
-            click.echo(result.text)
+            click.echo(_highlighted("\n".join([*warning_lines(result.warnings), result.text])))
         sys.exit(result.exit)
 
     run_command.params += [
@@ -76,7 +84,8 @@ def command(function: Callable[..., CommandResult]) -> click.Command:
 
 
 def exit_code(verdict: Verdict) -> ExitCode:
-    return {"pass": ExitCode.OK, "fail": ExitCode.FAILED}.get(verdict.value, ExitCode.INCONCLUSIVE)
+    codes = {"pass": ExitCode.OK, "reproduced": ExitCode.OK, "fail": ExitCode.FAILED}
+    return codes.get(verdict.value, ExitCode.INCONCLUSIVE)
 
 
 def reject_options(names: Iterable[str], reason: str) -> None:
@@ -86,6 +95,11 @@ def reject_options(names: Iterable[str], reason: str) -> None:
         source = context.get_parameter_source(parameter.name or "")
         if source is ParameterSource.COMMANDLINE and parameter.name in names:
             raise click.UsageError(f"{reason}: leave {parameter.opts[0]} out")
+
+
+def _highlighted(text: str) -> str:
+    mark = click.style("warning:", fg="yellow", bold=True)
+    return re.sub(r"^warning:", lambda match: mark, text, flags=re.MULTILINE)
 
 
 def _print_error(error: Exception) -> None:

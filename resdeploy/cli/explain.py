@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from click import Choice, IntRange, argument, option
 
-from resdeploy.bundle.manifest import Encoding, graph_name
+from resdeploy.bundle.manifest import Encoding, Precision, graph_name
+from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import THREADS
 from resdeploy.tables import NONE, WORST, plural, table
@@ -47,19 +48,25 @@ def explain(
 
     graph = Encoding(encoding) if encoding else None
     if slow:
+        reject_options(("images",), "--slow measures one batch of golden images")
+    else:
+        reject_options(("batch", "threads"), "only --slow measures time")
+    opened = open_bundle(bundle)
+    if slow:
         from resdeploy.runtime.diagnosis.slowdown import explain_slowdown
 
-        reject_options(("images",), "--slow measures one batch of golden images")
         slowdown = explain_slowdown(
-            open_bundle(bundle), encoding=graph or Encoding.CPU, threads=threads, batch=batch,
+            opened, encoding=graph or Encoding.CPU, threads=threads, batch=batch,
             progress=progress_bar,
         )  # fmt: skip
-        return CommandResult(slowdown, slowness_text(slowdown))
-    reject_options(("batch", "threads"), "only --slow measures time")
+        name = graph_name(Precision.INT8, graph or Encoding.CPU)
+        doubts = relevant_warnings(opened.manifest, [name])
+        return CommandResult(slowdown, slowness_text(slowdown), warnings=doubts)
     from resdeploy.export.noise_analysis import explain as run_explain
 
-    result = run_explain(open_bundle(bundle), encoding=graph, images=images, progress=progress_bar)
-    return CommandResult(result, explanation_text(result))
+    result = run_explain(opened, encoding=graph, images=images, progress=progress_bar)
+    doubts = relevant_warnings(opened.manifest, [graph_name(Precision.INT8, result.encoding)])
+    return CommandResult(result, explanation_text(result), warnings=doubts)
 
 
 def explanation_text(result: Explanation) -> str:

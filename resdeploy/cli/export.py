@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from click import Choice, IntRange, argument, option
 
+from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.build import build_text
 from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, exit_code, reject_options
 from resdeploy.cli.options import FORCE, LONGEST_SECONDS, LONGEST_WAIT_MS, FiniteRange
@@ -15,8 +17,9 @@ from resdeploy.tables import table
 if TYPE_CHECKING:
     from resdeploy.bundle.batch_norm_shift import BatchNormShift
     from resdeploy.bundle.calibration_record import CalibrationRecord
-    from resdeploy.bundle.manifest import Quality
+    from resdeploy.bundle.manifest import Artifact, GoldenRecord, Quality
     from resdeploy.export.pipeline import ExportResult
+    from resdeploy.export.replace_golden import GoldenReplacement
     from resdeploy.export.triton.repository import TritonRepository
 
 
@@ -35,6 +38,13 @@ if TYPE_CHECKING:
     "--calibration-data",
     type=PATH,
     help="Folder of images to calibrate on.  [default: the training images of the run]",
+)
+@option(
+    "--golden-data",
+    type=PATH,
+    help="Folder of up to 32 golden images, which verify the graphs anywhere; if SOURCE is a "
+    "bundle, only replace its golden images (--force: in place).  [default: validation images, or "
+    "else calibration images, or else synthetic ones]",
 )
 @option(
     "--calibration-images",
@@ -103,7 +113,10 @@ if TYPE_CHECKING:
     help="Seed of the choice of calibration and golden images.",
 )
 @FORCE
-def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> CommandResult:
+def export(
+    source: Path, output: Path | None, triton: Path | None, golden_data: Path | None, seed: int,
+    force: bool, **settings: Any,
+) -> CommandResult:  # fmt: skip
     """Export SOURCE to a bundle of ONNX graphs.
 
     SOURCE is a run folder, a .safetensors file or a .pth file; the default is runs/latest. The
@@ -116,24 +129,62 @@ def export(source: Path, triton: Path | None, force: bool, **settings: Any) -> C
     from resdeploy.bundle.manifest import MANIFEST
     from resdeploy.progress import progress_bar
 
-    if triton is not None and (source / MANIFEST).is_file():
+    if (triton or golden_data) and (source / MANIFEST).is_file():
+        bundle = open_bundle(source)
+        reason = f"{source} is a bundle already"
+        if golden_data is not None:
+            from resdeploy.export.replace_golden import replace_golden
+
+            reject_options({*settings, "triton"}, reason)
+            replaced = replace_golden(
+                bundle, golden_data, output or source.resolve(), seed=seed, force=force
+            )
+            return CommandResult(replaced, golden_text(replaced))
         from resdeploy.export.triton.repository import write_repository
 
-        reject_options(settings, f"{source} is a bundle already")
-        written = write_repository(open_bundle(source), triton, force=force)
-        return CommandResult(written, repository_text(written))
+        assert triton is not None
+        reject_options({*settings, "output", "seed"}, reason)
+        written = write_repository(bundle, triton, force=force)
+        return CommandResult(written, repository_text(written), warnings=bundle.manifest.warnings)
     from resdeploy.export.pipeline import ExportConfig
     from resdeploy.export.pipeline import export as run_export
 
-    settings |= {"source": source, "triton": triton}
+    settings |= {"source": source, "output": output, "triton": triton, "seed": seed}
+    settings |= {"golden_data": golden_data}
     result = run_export(ExportConfig(**settings), force=force, progress=progress_bar)
     exit = exit_code(result.verdict) if result.verdict else ExitCode.OK
     return CommandResult(result, export_text(result), exit)
 
 
 def export_text(result: ExportResult) -> str:
-    """Return a table with a row per graph, then the calibration and what else was written."""
-    judged = next((a.quality for a in result.artifacts if a.quality is not None), None)
+    """Return a table with a row per graph, warnings, the calibration and what else was written."""
+    lines = [
+        parity_table(result.artifacts),
+        *warning_lines(result.warnings),
+        *shift_lines(result.batch_norm_shift),
+        *calibration_lines(result.calibration),
+        *map(build_text, result.engines),
+        f"wrote {result.bundle} in {result.seconds:.0f} s",
+        comparison_line(result.golden),
+    ]
+    return "\n".join(lines + ([repository_text(result.triton)] if result.triton else []))
+
+
+def golden_text(result: GoldenReplacement) -> str:
+    """Return a table with a row per graph, warnings, and the new golden images."""
+    lines = [parity_table(result.artifacts), *warning_lines(result.warnings)]
+    return "\n".join([*lines, f"wrote {result.bundle}", comparison_line(result.golden)])
+
+
+def comparison_line(golden: GoldenRecord) -> str:
+    """Return what the graphs were compared with, and how to take real images."""
+    remedy = "; take real ones with --golden-data" if golden.kind == "synthetic" else ""
+    return f"compared with {golden.reference_name} on {golden.described}{remedy}"
+
+
+def parity_table(artifacts: Sequence[Artifact]) -> str:
+    """Return a row per graph: its size, and its comparison on golden and on other images."""
+    judged = next((a.quality for a in artifacts if a.quality is not None), None)
     rows = [
         [
             artifact.file,
@@ -144,23 +195,13 @@ def export_text(result: ExportResult) -> str:
             f"{artifact.parity.max_error:.1g}",
             *([quality_text(artifact.quality)] if judged else []),
         ]
-        for artifact in result.artifacts
+        for artifact in artifacts
     ]
     head = ["graph", "size", "INT8 convs", "agreement", "SQNR", "max error"]
-    note = "golden images"
     if judged is not None:
         kind = "held-out" if judged.origin.value == "held-out" else "cross-validated"
         head.append(f"on {judged.images:,} {kind} images")
-        note += ", and with FP32 on other images that did not calibrate"
-    images = result.artifacts[0].parity.images
-    return (
-        f"{table(head, rows)}\n{shift_text(result.batch_norm_shift)}"
-        + calibration_text(result.calibration)
-        + "".join(f"{build_text(report)}\n" for report in result.engines)
-        + f"wrote {result.bundle} in {result.seconds:.0f} s; compared with PyTorch on {images} "
-        + note
-        + (f"\n{repository_text(result.triton)}" if result.triton else "")
-    )
+    return table(head, rows)
 
 
 def quality_text(quality: Quality | None) -> str:
@@ -182,17 +223,17 @@ def repository_text(result: TritonRepository) -> str:
     return "\n".join(lines)
 
 
-def shift_text(shift: BatchNormShift | None) -> str:
-    """Return a line about the batch norms; empty without images."""
+def shift_lines(shift: BatchNormShift | None) -> list[str]:
+    """Return a line about the batch norms; none without images."""
     from resdeploy.bundle.batch_norm_shift import shift_sentence
 
-    return f"{shift_sentence(shift)}\n" if shift else ""
+    return [shift_sentence(shift)] if shift else []
 
 
-def calibration_text(record: CalibrationRecord | None) -> str:
-    """Return lines about the calibrators and the layers in float; empty without calibration."""
+def calibration_lines(record: CalibrationRecord | None) -> list[str]:
+    """Return lines about the calibrators, the layers in float and the targets, if there are any."""
     if record is None:
-        return ""
+        return []
     from resdeploy.bundle.calibration_record import float_layers_sentence, target_sentence
 
     chosen = ", ".join(f"{name} for {kind}" for kind, name in record.method.items())
@@ -200,5 +241,4 @@ def calibration_text(record: CalibrationRecord | None) -> str:
     how = f", the best of {count} on {record.scoring_images} held-out images" if count else ""
     lines = [f"calibrated on {record.images} images: {chosen}{how}"]
     lines += [float_layers_sentence(layers) for layers in record.float_layers]
-    lines += [target_sentence(result) for result in record.targets]
-    return "\n".join(lines) + "\n"
+    return lines + [target_sentence(result) for result in record.targets]

@@ -56,9 +56,9 @@ def predict(
     with load(bundle, progress=progress_bar, **settings) as model:
         if camera is None:
             result = predict_files(model, images, top)
-            return CommandResult(result, predictions_text(result))
+            return CommandResult(result, predictions_text(result), warnings=model.warnings)
         report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
-    return CommandResult(report, camera_text(report))
+    return CommandResult(report, camera_text(report), warnings=model.warnings)
 
 
 def predictions_text(files: Sequence[FilePredictions]) -> str:

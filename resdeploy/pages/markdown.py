@@ -12,6 +12,12 @@ def to_markdown(page: Page) -> str:
     """Return a page as Markdown, without its plots and its tables for HTML only."""
     verdict = f": {page.verdict.value}" if page.verdict else ""
     parts = [f"## {markdown_cell(page.title)}{verdict}"]
+    parts += [
+        "> [!WARNING]\n"
+        + "".join(f"> **{markdown_cell(message)}**\n>\n" for message in messages)
+        + f"> {markdown_cell(hint)}"
+        for messages, hint in page.warnings
+    ]
     parts += [f"**{markdown_cell(sentence)}**" for sentence in page.summary]
     for section in page.sections:
         shown = [part for block in section.blocks for part in _block(block)]

@@ -7,24 +7,52 @@ from collections.abc import Sequence
 from resdeploy.bundle.manifest import Encoding, graph_name
 from resdeploy.pages.blocks import Block, Figure, Matrix, Section, Table, Text
 from resdeploy.pages.svg import intervals
-from resdeploy.result_files.verification import ArtifactResult, Verification
-from resdeploy.statistics import Verdict, wilson_interval
+from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
+from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
+from resdeploy.tables import plural
 
 MAX_MATRIX_CLASSES = 25  # more do not fit on a page
 MAX_CONFUSED_PAIRS = 10
+
+
+def golden_cell(line: ArtifactResult) -> str:
+    """Return the figure of the golden check with its limit, and the rule if it is stricter."""
+    rule = ", bit-exact" if line.rule is Rule.BIT_EXACT else ""
+    return f"{line.golden_sqnr_db:.1f} dB, limit {line.golden_limit_db:.1f} dB{rule}"
+
+
+def decision_sentence(result: Verification) -> str:
+    """Return how many labelled images decide about the accuracy drop, without a full stop."""
+    # With labels, only the baseline of the drop is merely reproduced.
+    judged = [line for line in result.results if line.verdict is not Verdict.REPRODUCED]
+    needed = [line.images_to_decide for line in judged or result.results]
+    most = max(MAX_IMAGES + 1 if images is None else images for images in needed)
+    count = f"about {most:,}" if most <= MAX_IMAGES else f"not even {MAX_IMAGES:,}"
+    drop = plural(result.decided_drop, "point")
+    sentence = f"{count} labelled images decide about a drop of {drop}"
+    if result.max_drop is None:
+        return (
+            f"accuracy is not judged: {sentence}, if predictions change as often as at the export"
+        )
+    return f"{sentence}, if predictions change as often as on these"
 
 
 def verification_summary(result: Verification) -> str:
     """Return one sentence with the outcome of a verification."""
     failed = [_name(line) for line in result.results if line.verdict is Verdict.FAIL]
     undecided = [_name(line) for line in result.results if line.verdict is Verdict.INCONCLUSIVE]
-    images = f"{result.images:,} {'labelled' if result.max_drop is not None else 'golden'} images"
+    images = f"{result.images:,} labelled images"
+    if result.max_drop is None:
+        images = result.golden.described
     if failed:
         return f"Verification failed on {images}: {', '.join(failed)}."
     if undecided:
         return f"{images.capitalize()} do not decide about {', '.join(undecided)}."
     if result.max_drop is None:
-        return f"Every graph agrees with PyTorch on {images}."
+        return (
+            f"This machine computes what the export computed ({images}). That says nothing about "
+            f"accuracy: {decision_sentence(result).partition(': ')[2]}."
+        )
     bound = max(line.drop_upper95 or 0.0 for line in result.results)
     return (
         f"Accuracy drop against FP32: at most {bound:.2f} points (95 % confidence, {images}); "
@@ -36,7 +64,7 @@ def verification_section(result: Verification) -> Section:
     """Return tables of a verification; with labels also the drops and the confusion matrix."""
     if result.max_drop is None:
         return Section(title="Agreement", blocks=(_agreement(result),))
-    notes = []
+    notes = [f"{decision_sentence(result).capitalize()}."]
     if result.used_before:
         notes.append(
             f"The export chose INT8 ranges or layers on {result.used_before:,} of the images, "
@@ -62,7 +90,7 @@ def _accuracy(result: Verification) -> Table:
                 f"{line.top1:.2f} %",
                 f"{low:.2f} to {high:.2f}",
                 f"{line.drop:+.2f}",
-                f"{line.drop_upper95:+.2f}",
+                f"{line.drop_upper95:+.2f}, limit {result.max_drop:g}",
                 line.verdict.value,
             )
         )
@@ -94,21 +122,25 @@ def _drops(result: Verification) -> Figure:
 
 
 def _agreement(result: Verification) -> Table:
+    labelled = result.max_drop is not None
+    sqnr = ("SQNR",) if labelled else ()
     rows = tuple(
         (
             _graph(line),
             line.backend,
             f"{line.agreement:.2f} %",
-            f"{line.sqnr_db:.1f} dB",
-            line.rule.value,
+            *([f"{line.sqnr_db:.1f} dB"] if labelled else []),
+            golden_cell(line),
             line.verdict.value,
         )
         for line in result.results
     )
     return Table(
         caption="Agreement: images with the same predicted class as FP32. SQNR: median "
-        "signal-to-quantisation-noise ratio of the logits. Rule: the check on the golden images.",
-        head=("graph", "backend", "agreement", "SQNR", "rule", "verdict"),
+        "signal-to-quantisation-noise ratio of the logits. Golden images: "
+        f"{result.golden.described}, compared with {result.golden.reference_name}; the limit for "
+        "INT8 is the SQNR of the same graph at the export less 3 dB, and at least 12 dB.",
+        head=("graph", "backend", "agreement", *sqnr, "SQNR on golden images", "verdict"),
         rows=rows,
     )
 

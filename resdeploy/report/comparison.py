@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from resdeploy.bundle.quality import warning_lines
 from resdeploy.pages.blocks import Block, Section, Table, Text
 from resdeploy.result_files.comparison import (
     AccuracyChange,
@@ -22,7 +23,8 @@ def comparison_text(result: Comparison) -> str:
     """Return the tables, notes and verdict of a comparison for a terminal."""
     blocks = (*_accuracy(result), *_latency(result))
     tables = [table(block.head, block.rows) + "\n" for block in blocks]
-    return "\n".join([*tables, *_notes(result), f"verdict: {_verdict(result)}"])
+    lines = [*tables, *warning_lines(result.warnings), *_notes(result)]
+    return "\n".join([*lines, f"verdict: {_verdict(result)}"])
 
 
 def comparison_section(result: Comparison) -> Section:

@@ -39,12 +39,12 @@ class BundleContents:
 def export_summary(manifest: Manifest) -> str:
     """Return one sentence with the agreement that the export measured."""
     agreement = min(artifact.parity.agreement for artifact in manifest.artifacts)
-    images, count = manifest.artifacts[0].parity.images, len(manifest.artifacts)
+    golden, count = manifest.golden, len(manifest.artifacts)
     graphs = "the graph" if count == 1 else f"each of the {count} graphs"
     share = f"at least {agreement:.1f} %" if agreement < 100 else "all"
     return (
-        f"At the export, {graphs} had the same predicted class as PyTorch on {share} of the "
-        f"{images} golden images."
+        f"At the export, {graphs} had the same predicted class as {golden.reference_name} on "
+        f"{share} of {golden.described}. Accuracy is not judged: run resdeploy verify with --data."
     )
 
 
@@ -103,10 +103,10 @@ def _parity(manifest: Manifest) -> Table:
         for artifact in manifest.artifacts
     )
     head = ("graph", "size", "INT8 convs", "agreement", "SQNR", "SQNR p5", "max error")
-    images = manifest.artifacts[0].parity.images
+    golden = manifest.golden
     caption = (
-        "Each graph in ONNX Runtime on a CPU, compared with PyTorch in FP32 on the "
-        f"{images} golden images in the bundle. Agreement: images with the same predicted class. "
+        f"Each graph in ONNX Runtime on a CPU, compared with {golden.reference_name} in FP32 on "
+        f"{golden.described}. Agreement: images with the same predicted class. "
         "SQNR: signal-to-quantisation-noise ratio of the logits, median and 5th percentile (p5)."
     )
     return Table(caption=caption, head=head, rows=rows)

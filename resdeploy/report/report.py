@@ -9,6 +9,7 @@ from pathlib import Path
 from resdeploy.bundle.analysis import Analysis, read_analysis
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import Manifest
+from resdeploy.bundle.quality import grouped_by_hint
 from resdeploy.filesystem import refuse_existing_file, write_file
 from resdeploy.pages.blocks import Page
 from resdeploy.pages.markdown import to_markdown
@@ -128,11 +129,18 @@ def make_page(inputs: ReportInputs) -> Page:
     verdicts = [
         *(result.verdict for result in inputs.comparisons),
         *(result.verdict for result in inputs.verifications),
-        *(Verdict.PASS for _ in bundles),  # an export whose graphs fail writes no bundle
+    ]
+    warnings = [
+        *(warning for result in inputs.verifications for warning in result.warnings),
+        *(warning for result in inputs.comparisons for warning in result.warnings),
+        *(warning for result in inputs.benchmarks for warning in result.warnings),
+        *(warning for bundle in bundles for warning in bundle.manifest.warnings),
     ]
     return Page(
         title=_title(inputs),
+        # A bundle alone has no verdict: nothing was judged on images that could decide.
         verdict=worst_verdict(verdicts) if verdicts else None,
+        warnings=tuple(grouped_by_hint(warnings)),
         summary=(
             *map(comparison_summary, inputs.comparisons),
             *map(verification_summary, inputs.verifications),

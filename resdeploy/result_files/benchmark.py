@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from resdeploy.benchmark_process.roofline import Ceilings
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.manifest import Encoding, ExportWarning
 from resdeploy.bundle.operation_counts import WorkTotals
 from resdeploy.machine.device import Scope
 from resdeploy.result_files.provenance import Environment
@@ -29,6 +29,8 @@ class Benchmark:
     notices: tuple[str, ...]
     """Conditions that slowed the benchmark down, or may have done so."""
     results: tuple[Timing, ...]
+    warnings: tuple[ExportWarning, ...] = ()
+    """Doubts of the export about the bundle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.manifest import Encoding, ExportWarning
 from resdeploy.result_files.provenance import Environment
 from resdeploy.statistics import Verdict
 
@@ -34,6 +34,8 @@ class Comparison:
     """Reasons of the verdict that are not measurements."""
     identical: bool
     """True if the bundles give the same answers by their hashes, so that nothing was measured."""
+    warnings: tuple[ExportWarning, ...] = ()
+    """Doubts of the exports about the bundles, each with the bundle's name."""
     environment: Environment
     schema: str = SCHEMA
 

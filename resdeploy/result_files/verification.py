@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from resdeploy.bundle.manifest import Encoding, Precision
+from resdeploy.bundle.manifest import Encoding, ExportWarning, GoldenRecord, Precision
 from resdeploy.result_files.provenance import Environment
 from resdeploy.statistics import Verdict
 
@@ -32,12 +32,20 @@ class ArtifactResult:
     mcnemar_p: float | None
     """p-value of McNemar's exact two-sided test that both accuracies are equal."""
     images_to_decide: int | None
-    """Estimated number of images for a conclusive verdict; None if no number is enough."""
+    """Estimated number of labelled images that decide whether the drop is at most `decided_drop`,
+    if predictions change as often as on these images, or without labels as at the export; None if
+    no number is enough."""
     agreement: float
-    """Images with the same predicted class as the bundle's FP32 graph, in percent. PyTorch
-    is the reference of the FP32 graph, and of every graph if there are no labelled images."""
+    """Images with the same predicted class as the bundle's FP32 graph, in percent. That graph, and
+    every graph without labelled images, is compared with the golden logits."""
     sqnr_db: float
-    """Median SQNR of the logits of these images, against the same reference, in dB."""
+    """Median SQNR of the logits of these images, against the same graph or the golden logits, in
+    dB."""
+    golden_sqnr_db: float
+    """Median SQNR of the golden images' logits, in dB."""
+    golden_limit_db: float
+    """Smallest `golden_sqnr_db` that passes the golden check, in dB; for INT8, it follows the SQNR
+    that the export measured for the same graph."""
     rule: Rule
     """The rule of the golden check."""
     different: int
@@ -58,6 +66,11 @@ class Verification:
     layers; they make the INT8 accuracies too optimistic."""
     max_drop: float | None
     """Allowed accuracy drop, in percentage points; None without labelled images."""
+    decided_drop: float
+    """Accuracy drop that `images_to_decide` refers to, in percentage points."""
+    golden: GoldenRecord
+    warnings: tuple[ExportWarning, ...]
+    """Doubts of the export about the selected graphs."""
     results: tuple[ArtifactResult, ...]
     labels: tuple[str, ...]
     environment: Environment
@@ -72,4 +85,4 @@ class Rule(str, Enum):
     """Logits must equal those of the export. Every CPU can meet this rule: sums of integers do not
     depend on their order, and all CPUs round alike."""
     SQNR = "sqnr"
-    """The SQNR of the logits against PyTorch's must reach the limit of the artifact."""
+    """The SQNR of the logits against the golden logits must reach the limit of the artifact."""

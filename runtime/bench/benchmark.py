@@ -150,6 +150,7 @@ def _make_result(
                 if not runner.stable
             ),
         ),
+        warnings=bundle.manifest.warnings,
         results=tuple(
             summarise(runner, baseline, work, ceilings.get(runner.spec.runs_on), workload, energy)
             for runner, energy in zip(timed, energies)

@@ -9,6 +9,7 @@ from pathlib import Path
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.calibration_record import read_recipe_record
 from resdeploy.bundle.manifest import Encoding, Manifest, Precision
+from resdeploy.bundle.quality import named_warnings
 from resdeploy.errors import BundleError, DocumentError
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK_SCHEMA
@@ -141,6 +142,10 @@ def compare_bundles(
             if one.artifact.sha256 == other.artifact.sha256 and config.seconds
         ),
         identical=False,
+        warnings=(
+            *named_warnings(str(first.path), first.manifest.warnings),
+            *named_warnings(str(second.path), second.manifest.warnings),
+        ),
         environment=Environment.collect(),
     )
 

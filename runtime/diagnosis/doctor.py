@@ -48,8 +48,8 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """True if a backend is available and the self-test passed or was not requested."""
-        passed = self.self_test is None or self.self_test.verdict is Verdict.PASS
+        """True if a backend is available and the self-test succeeded or was not requested."""
+        passed = self.self_test is None or self.self_test.verdict is Verdict.REPRODUCED
         return passed and any(backend.available for backend in self.backends)
 
 

@@ -163,6 +163,7 @@ class ModelStats(Struct, frozen=True):
     queue: int
     backend: str
     artifact: str
+    warnings: list[str]
 
 
 class Stats(Struct, frozen=True):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.bundle.bundle import MAX_MANIFEST_BYTES, Bundle, open_bundle
-from resdeploy.bundle.manifest import MANIFEST, Precision
+from resdeploy.bundle.manifest import MANIFEST, ExportWarning, Precision
+from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.errors import BackendError, BundleError, ResdeployError
 from resdeploy.filesystem import read_limited, sha256
 from resdeploy.progress import Progress, silent
@@ -75,6 +76,14 @@ class ServedModel:
         """One of the instances that serve the model; None if there is none."""
         instances = self._current.batcher.instances if self._current else ()
         return instances[0] if instances else None
+
+    @property
+    def warnings(self) -> tuple[ExportWarning, ...]:
+        """Doubts of the export about the graph that serves the model."""
+        instance = self.active_instance
+        if self._current is None or instance is None:
+            return ()
+        return relevant_warnings(self._current.bundle.manifest, [instance.artifact])
 
     @property
     def depth(self) -> int:

@@ -256,3 +256,6 @@ def _log_serving(model: ServedModel) -> None:
             batch=instance.times.best_batch,
             ms_per_image=round(1000 * instance.times.measured(1), 3),
         )
+        for doubt in model.warnings:
+            fields = {"model": model.name, "hint": doubt.hint}
+            logger.warning("%s", doubt.message, extra={"fields": fields})

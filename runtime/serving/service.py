@@ -81,6 +81,7 @@ class Service:
                 queue=model.depth,
                 backend=instance.backend if (instance := model.active_instance) else "",
                 artifact=instance.artifact if instance else "",
+                warnings=[doubt.message for doubt in model.warnings],
             )
             for name, model in self.models.items()
         ]

@@ -1,4 +1,8 @@
-"""The golden check: it compares a backend's logits with PyTorch's logits in the bundle."""
+"""The golden check: it compares a backend's logits with the golden logits in the bundle.
+
+It shows that this machine computes what the export computed. It does not judge the accuracy of the
+graph: the limit for an INT8 graph follows the SQNR that the export measured for the same graph.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +37,11 @@ class GoldenCheck:
 
     images: int
     agreement: float
-    """Images with PyTorch's predicted class, in percent."""
+    """Images with the predicted class of the golden logits, in percent."""
     sqnr_db: float
     """Median signal-to-quantisation-noise ratio of the images, in dB."""
     floor_db: float
-    """Smallest SQNR that passes, in dB."""
+    """Limit of the SQNR, in dB: see the function `floor_db`."""
     rule: Rule
     different: int
     """Number of images whose logits are not bit-exact; 0 if the rule does not require it."""
@@ -51,11 +55,15 @@ class GoldenCheck:
         """Return the measured and the expected figures as text."""
         if self.different:
             return f"{self.different} of {self.images} images differ from the logits of the export"
-        return f"{self.sqnr_db:.1f} dB, at least {self.floor_db:.1f} expected"
+        return f"{self.sqnr_db:.1f} dB, limit {self.floor_db:.1f} dB"
 
 
 def floor_db(artifact: Artifact, margin: float = INT8_MARGIN_DB) -> float:
-    """Return the smallest median SQNR, in dB, with which `artifact` passes the golden check."""
+    """Return the smallest median SQNR, in dB, with which `artifact` passes the golden check.
+
+    It is absolute for FP32 and FP16. For INT8 it is the SQNR that the export measured for the same
+    graph, less `margin`, and at least `INT8_FLOOR_DB`.
+    """
     if artifact.precision is Precision.INT8:
         return max(INT8_FLOOR_DB, artifact.parity.sqnr_db - margin)
     return FLOAT_FLOOR_DB[artifact.precision]
@@ -75,7 +83,7 @@ def check_golden(
     images: int | None = None,
     batch: int = BATCH,
 ) -> GoldenCheck:
-    """Compare a backend's logits of the first `images` golden images (None: all) with PyTorch's.
+    """Compare a backend's logits of the first `images` golden images (None: all) with the bundle's.
 
     ONNX Runtime's logits of `int8-cpu` on a CPU must be bit-exact with those of the export, if the
     bundle holds them: other logits mean other kernels than the verified ones.

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from resdeploy.bundle.golden import Golden
+from resdeploy.bundle.manifest import GoldenOrigin
 from resdeploy.errors import CheckpointError, DataError, ExportError
 from resdeploy.export.golden_images import (
     GOLDEN_IMAGES,
@@ -153,16 +154,17 @@ def test_wrong_labels_are_rejected(
 
 def test_golden_images_are_different_and_depend_on_the_seed(image_data: Path) -> None:
     pools = ImagePools(golden=tuple(sorted((image_data / "val").rglob("*.png"))))
-    images = choose_golden(pools, Preprocessing.standard(SIZE), seed=0)
-    assert images.shape == (24, SIZE, SIZE, 3)
+    images, origin = choose_golden(pools, Preprocessing.standard(SIZE), seed=0)
+    assert (images.shape, origin) == ((24, SIZE, SIZE, 3), GoldenOrigin.DATA)
     assert len({image_digest(image) for image in images}) == 24
-    np.testing.assert_array_equal(images, choose_golden(pools, Preprocessing.standard(SIZE), 0))
-    assert (images != choose_golden(pools, Preprocessing.standard(SIZE), 1)).any()
+    again, other = (choose_golden(pools, Preprocessing.standard(SIZE), s)[0] for s in (0, 1))
+    np.testing.assert_array_equal(images, again)
+    assert (images != other).any()
 
 
 def test_three_quarters_of_shared_images_remain_for_calibration(image_data: Path) -> None:
     paths = tuple(sorted((image_data / "train").rglob("*.png")))
-    images = choose_golden(
+    images, _ = choose_golden(
         ImagePools(calibration=paths, golden=paths), Preprocessing.standard(SIZE), seed=0
     )
     assert len(images) == 15
@@ -177,15 +179,17 @@ def test_duplicates_and_damaged_files_are_not_golden(
     (tmp_path / "c.png").write_bytes(b"")
     pools = ImagePools(golden=tuple(sorted(tmp_path.glob("*.png"))))
     with caplog.at_level(logging.WARNING, "resdeploy"):
-        assert len(choose_golden(pools, Preprocessing.standard(SIZE), seed=0)) == 1
+        images, _ = choose_golden(pools, Preprocessing.standard(SIZE), seed=0)
+    assert len(images) == 1
     assert "c.png" in caplog.text
 
 
 def test_without_readable_images_golden_images_are_synthetic(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     for pools in (ImagePools(), ImagePools(golden=(tmp_path / "bad.png",))):
-        images = choose_golden(pools, Preprocessing.standard(SIZE), seed=0)
+        images, origin = choose_golden(pools, Preprocessing.standard(SIZE), seed=0)
         assert images.shape == (GOLDEN_IMAGES, SIZE, SIZE, 3)
+        assert origin is GoldenOrigin.SYNTHETIC  # also if there were files, but none to read
 
 
 def test_synthetic_images_are_not_constant_and_differ() -> None:

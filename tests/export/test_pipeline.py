@@ -17,7 +17,13 @@ import pytest
 import torch
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
-from resdeploy.bundle.manifest import Encoding, Precision
+from resdeploy.bundle.manifest import (
+    Encoding,
+    GoldenOrigin,
+    GoldenRecord,
+    GoldenReference,
+    Precision,
+)
 from resdeploy.calibration.ranges import Range
 from resdeploy.cli.export import export_text
 from resdeploy.errors import BackendError, BundleError, CalibrationError, ExportError, OutputError
@@ -52,7 +58,14 @@ def test_an_fp32_export_needs_no_images(config: ExportConfig) -> None:
     assert [artifact.file for artifact in result.artifacts] == ["fp32.onnx"]
     assert result.calibration is None
     bundle = open_bundle(result.bundle)
-    assert bundle.manifest.golden == {"images": 32, "from": "synthetic"}
+    assert bundle.manifest.golden == GoldenRecord(
+        images=32, origin=GoldenOrigin.SYNTHETIC, reference=GoldenReference.PYTORCH
+    )
+    text = export_text(result)
+    assert "compared with PyTorch on 32 synthetic images: arithmetic only, not accuracy" in text
+    page = (result.bundle / "report.html").read_text()
+    assert "32 synthetic images: arithmetic only, not accuracy" in page
+    assert 'class="verdict' not in page  # a bundle alone has passed nothing
     assert bundle.manifest.calibration is None
     assert sorted(os.listdir(result.bundle)) == [
         "fp32.onnx", "golden.npz", "labels.txt", "manifest.json", "report.html",
@@ -153,7 +166,7 @@ def test_the_dlas_graph_is_int8_and_float16_behind_the_normalisation(dla_bundle:
 
 def test_the_dlas_graph_is_verified_on_a_cpu_and_never_preferred(dla_bundle: Bundle) -> None:
     result = verify(dla_bundle, backend=CPU)
-    assert result.verdict is Verdict.PASS
+    assert result.verdict is Verdict.REPRODUCED
     assert Encoding.DLA in {line.encoding for line in result.results}
     assert candidates(dla_bundle, CPU)[-1].artifact.name == "int8-dla"
     assert "int8-dla" not in {c.artifact.name for c in best_candidates(dla_bundle, CPU)}

@@ -62,7 +62,7 @@ def test_from_pictures_to_predictions(
     shutil.copytree("colours.bundle", tmp_path / "board" / "c.bundle")
     shutil.rmtree("runs")
     bundle = tmp_path / "board" / "c.bundle"
-    assert document("verify", bundle)["verdict"] == "pass"
+    assert document("verify", bundle)["verdict"] == "reproduced"
     verified = document("verify", bundle, "--data", image_data, "--max-drop", 20)
     assert verified["images"] == 24
     assert verified["results"][0]["top1"] == pytest.approx(trained["accuracy"])

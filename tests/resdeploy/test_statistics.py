@@ -15,6 +15,7 @@ from resdeploy.statistics import (
     Verdict,
     agreement_percent,
     compare_accuracy,
+    images_for_verdict,
     interval_verdict,
     median_interval,
     pair_predictions,
@@ -233,6 +234,19 @@ def test_the_estimated_number_of_images_gives_a_verdict(
         assert verdict(needed // 2) is Verdict.INCONCLUSIVE
 
 
+def test_images_for_verdict_follow_from_the_score_bound() -> None:
+    # With no change in n images, the bound is z^2 / (n + z^2): 1 % at n = 268, 10 % at n = 25.
+    assert images_for_verdict(0, 0, 1.0) == 270
+    assert images_for_verdict(0, 0, 10.0) == 25
+    assert images_for_verdict(0, 0, 1.0, first=5000) == 5000
+    assert images_for_verdict(0, 0, 0.0) is None
+    assert images_for_verdict(0, 0, 100.0) == 1
+    needed = images_for_verdict(0.05, 0.05, 1.0)
+    assert needed is not None
+    # The normal approximation: 1.645 * sqrt(0.1 / n) = 0.01 at n = 2,706.
+    assert needed == pytest.approx(2706, rel=0.1)
+
+
 def test_a_drop_equal_to_the_limit_stays_inconclusive() -> None:
     assert paired(10, 0, 1000).images_to_decide(1.0) is None
 
@@ -280,8 +294,10 @@ def test_verdict_of_an_interval(low: float, high: float, verdict: Verdict) -> No
 
 def test_the_worst_verdict_wins() -> None:
     assert worst_verdict([]) is Verdict.PASS
-    assert worst_verdict([Verdict.PASS, Verdict.INCONCLUSIVE]) is Verdict.INCONCLUSIVE
-    assert worst_verdict([Verdict.INCONCLUSIVE, Verdict.FAIL, Verdict.PASS]) is Verdict.FAIL
+    order = [Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.REPRODUCED, Verdict.PASS]
+    assert set(order) == set(Verdict)
+    for position, worst in enumerate(order):
+        assert worst_verdict(reversed(order[position:])) is worst
 
 
 def test_bounds_of_a_drop_of_half_a_point() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from resdeploy import __version__
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.cli.console import ExitCode, exit_code
+from resdeploy.cli.console import exit_code
 from resdeploy.cli.main import main
 from resdeploy.statistics import Verdict
 
@@ -68,6 +69,8 @@ def test_help_names_every_command_and_the_version() -> None:
         ["predict", "x.bundle"],
         ["compare", "one.bundle"],
         ["compare", "one.bundle", "two.bundle", "--max-drop", "-1"],
+        ["verify", "x.bundle", "--max-drop", "101"],
+        ["verify", "x.bundle", "--max-drop", "-1"],
         ["report"],
         ["serve"],
         ["serve", "x.bundle", "--port", "99999"],
@@ -197,7 +200,7 @@ def test_an_existing_run_or_bundle_is_kept_without_force(tiny_checkpoint: Path) 
 
 @pytest.mark.parametrize(
     ("verdict", "code"),
-    [(Verdict.PASS, ExitCode.OK), (Verdict.FAIL, ExitCode.FAILED), (Verdict.INCONCLUSIVE, 3)],
+    [(Verdict.PASS, 0), (Verdict.REPRODUCED, 0), (Verdict.FAIL, 1), (Verdict.INCONCLUSIVE, 3)],
 )
 def test_a_verdict_has_an_exit_code(verdict: Verdict, code: int) -> None:
     assert exit_code(verdict) == code
@@ -205,7 +208,7 @@ def test_a_verdict_has_an_exit_code(verdict: Verdict, code: int) -> None:
 
 def test_verify_on_golden_images(tiny_bundle: Bundle) -> None:
     result = document("verify", tiny_bundle.path)
-    assert (result["verdict"], result["images"]) == ("pass", 24)
+    assert (result["verdict"], result["images"]) == ("reproduced", 24)
     assert [line["precision"] for line in result["results"]] == ["fp32", "fp16", "int8", "int8"]
 
 
@@ -222,21 +225,23 @@ def test_verify_with_data_has_the_documented_keys(tiny_bundle: Bundle, image_dat
 def test_too_few_images_exit_with_3(tiny_bundle: Bundle, image_data: Path) -> None:
     answer = invoke("verify", tiny_bundle.path, "--data", image_data, "--max-drop", 0.1)
     assert answer.exit_code == 3
-    assert "verdict: inconclusive on 24 images" in answer.stdout
-    assert "images would decide, if predictions change as often" in answer.stdout
+    assert "on 24 images; limit: a drop of 0.1 points" in answer.stdout
+    assert "images decide about a drop of 0.1 points, if predictions change as often" in (
+        answer.stdout
+    )
 
 
 def test_compare_and_report_have_the_documented_keys(tiny_bundle: Bundle) -> None:
     path = tiny_bundle.path
     compared = document("compare", path, path, "--seconds", 0)
-    assert compared["verdict"] == "pass"
+    assert compared["verdict"] == "reproduced"
     assert {"accuracy", "latency", "layers", "missing", "notices", "environment"} <= set(compared)
     assert compared["identical"] is True
     Path("comparison.json").write_text(json.dumps(compared))
     assert invoke("report", path, "comparison.json", "-o", "r.html").stdout == "r.html\n"
     assert Path("r.html").read_text().startswith("<!doctype html>")
     assert invoke("report", "comparison.json", "--markdown").stdout.startswith(
-        "## comparison: pass"
+        "## comparison: reproduced"
     )
     assert document("report", path, "--force")["report"] == "report.html"
 
@@ -247,6 +252,69 @@ def test_predict_has_the_documented_keys(tiny_bundle: Bundle, image_data: Path) 
     assert [entry["image"] for entry in result] == [str(path) for path in pictures]
     assert len(result[0]["predictions"]) == 2
     assert set(result[0]["predictions"][0]) == {"label", "index", "probability"}
+
+
+DOUBT = "warning: int8 deviates from FP32: agreement 90.6 %, limit 98 %"
+
+
+def test_every_command_repeats_the_warnings_of_a_bundle(
+    doubtful_bundle: Bundle, image_data: Path
+) -> None:
+    path, picture = doubtful_bundle.path, image_data / "val" / "red" / "000.png"
+    first = [["predict", path, picture], ["explain", path, "--images", 1]]
+    first += [["export", path, "--triton", "repository"]]
+    for arguments in first:
+        answer = invoke(*arguments)
+        assert answer.exit_code == 0, answer.output
+        assert answer.stdout.splitlines()[:2] == [DOUBT, "  hint: calibrate on more images"]
+    for arguments in (
+        ["verify", path],
+        ["doctor", path],
+        ["bench", path, "--seconds", 0.2, "--threads", 1, "--without", "ceilings",
+         *(f"--without=pytorch-{kind}" for kind in ("eager", "compile", "autocast"))],
+    ):  # fmt: skip
+        assert DOUBT in invoke(*arguments).stdout.splitlines()
+    compared = invoke("compare", path, path, "--seconds", 0).stdout
+    assert compared.count(f"warning: {path}: int8 deviates") == 1
+    assert "[!WARNING]" in invoke("report", path, "--markdown").stdout
+
+
+def test_json_holds_the_warnings_or_leaves_them_to_stderr(
+    doubtful_bundle: Bundle, image_data: Path
+) -> None:
+    path, picture = doubtful_bundle.path, image_data / "val" / "red" / "000.png"
+    answer = invoke("predict", path, picture, "--json")
+    assert json.loads(answer.stdout)[0]["image"] == str(picture)
+    assert DOUBT in answer.stderr.splitlines()
+    assert "deviates" in document("verify", path)["warnings"][0]["message"]
+    assert "deviates" in document("doctor", path)["self_test"]["warnings"][0]["message"]
+    assert "deviates" in document("compare", path, path, "--seconds", 0)["warnings"][0]["message"]
+
+
+def test_predict_repeats_only_warnings_about_the_graph_that_answers(
+    doubtful_bundle: Bundle, image_data: Path
+) -> None:
+    picture = image_data / "val" / "red" / "000.png"
+    answer = invoke("predict", doubtful_bundle.path, picture, "--precision", "fp16")
+    assert answer.stdout.splitlines()[0] == str(picture)
+    assert "warning" not in answer.output
+
+
+def test_golden_images_of_a_bundle_are_replaced(tiny_bundle: Bundle, image_data: Path) -> None:
+    copy = shutil.copytree(tiny_bundle.path, "copy.bundle")
+    answer = invoke("export", copy, "--golden-data", image_data / "val")
+    assert answer.exit_code == 1
+    assert "exists already" in answer.stderr
+    answer = invoke("export", copy, "--golden-data", image_data / "val", "--force")
+    assert answer.exit_code == 0
+    assert "compared with fp32.onnx on 24 golden images" in answer.stdout
+    written = document("export", copy, "--golden-data", image_data / "val", "-o", "new.bundle")
+    assert written["golden"] == {"images": 24, "origin": "data", "reference": "fp32.onnx"}
+    answer = invoke("verify", "new.bundle", "--precision", "fp16")
+    assert "verdict: reproduced" in answer.stdout
+    assert "compared with fp32.onnx on 24 golden images" in answer.stdout
+    for wrong in (["--int8"], ["--triton", "repository"], ["--image-size", 64]):
+        assert invoke("export", copy, "--golden-data", image_data, *wrong).exit_code == 2
 
 
 def test_predict_names_a_damaged_picture(tiny_bundle: Bundle, tmp_path: Path) -> None:

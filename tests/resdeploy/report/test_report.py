@@ -16,7 +16,7 @@ import pytest
 
 from resdeploy.benchmark_process.roofline import Ceilings
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.manifest import write_manifest
+from resdeploy.bundle.manifest import ExportWarning, write_manifest
 from resdeploy.errors import BundleError, DocumentError, OutputError
 from resdeploy.json_documents import jsonable, parse
 from resdeploy.pages.blocks import Figure, Page, Table
@@ -93,7 +93,42 @@ def test_the_worst_verdict_is_the_verdict_of_the_page(verification: Verification
 def test_golden_images_alone_have_no_accuracy(tiny_bundle: Bundle) -> None:
     page = page_of(verifications=[verify(tiny_bundle)])
     assert page.sections[0].title == "Agreement"
-    assert page.summary == ("Every graph agrees with PyTorch on 24 golden images.",)
+    assert page.verdict is Verdict.REPRODUCED
+    (sentence,) = page.summary
+    assert sentence.startswith("This machine computes what the export computed (24 golden images).")
+    assert "That says nothing about accuracy: about " in sentence
+    html_page = to_html(page).decode()
+    assert '<p class="verdict reproduced"><strong>Reproduced</strong></p>' in html_page
+    assert '.verdict.reproduced::before { content: "="; }' in html_page  # no tick
+
+
+def test_a_bundle_alone_has_no_verdict(tiny_bundle: Bundle) -> None:
+    page = page_of(bundles=[BundleContents("b", tiny_bundle.manifest, None)])
+    assert page.verdict is None
+    assert "Accuracy is not judged" in page.summary[0]
+    assert to_markdown(page).startswith("## b\n")
+
+
+def test_warnings_stand_above_everything(tiny_bundle: Bundle, verification: Verification) -> None:
+    doubts = tuple(
+        ExportWarning(message=f"{name} is bad <b>", hint="mend | it", artifacts=(name,))
+        for name in ("int8", "int8-cpu")
+    )
+    manifest = replace(tiny_bundle.manifest, warnings=doubts)
+    page = page_of(
+        bundles=[BundleContents("b", manifest, None)],
+        verifications=[replace(verification, warnings=doubts)],
+        benchmarks=[replace(benchmark(), warnings=doubts[:1])],
+    )
+    # Doubts of several sources are shown once, and a hint that two of them share, too.
+    assert page.warnings == ((("int8 is bad <b>", "int8-cpu is bad <b>"), "mend | it"),)
+    text = to_html(page).decode()
+    assert text.count('<div class="warning" role="note">') == 1
+    assert text.index('class="warning"') < text.index('class="verdict')
+    assert "int8-cpu is bad &lt;b&gt;" in text
+    lines = to_markdown(page).splitlines()
+    assert lines[2:4] == ["> [!WARNING]", "> **int8 is bad &lt;b&gt;**"]
+    assert r"> mend \| it" in lines
 
 
 def test_text_from_outside_is_escaped(tiny_bundle: Bundle, verification: Verification) -> None:

@@ -239,7 +239,7 @@ def test_a_bundle_is_checked(tiny_bundle: Bundle) -> None:
     found = diagnose(tiny_bundle.path)
     assert found.self_test is not None
     assert found.healthy
-    assert "verdict: pass" in diagnosis_text(found)
+    assert "verdict: reproduced" in diagnosis_text(found)
 
 
 def test_a_failed_self_test_is_not_healthy(

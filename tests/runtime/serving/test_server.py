@@ -107,6 +107,16 @@ def test_a_server_stopped_under_load_answers_all_accepted_requests(
         assert server.log[-1]["message"] == "stopped"
 
 
+def test_the_server_repeats_the_warnings_of_its_bundle(doubtful_bundle: Bundle) -> None:
+    with ServerProcess(doubtful_bundle.path, "--threads", 1) as server:
+        server.until_ready()
+        line = server.wait_for("int8 deviates from FP32: agreement 90.6 %, limit 98 %")
+        assert (line["level"], line["model"]) == ("warning", "doubtful")
+        assert line["hint"] == "calibrate on more images"
+        (model,) = server.ask("/v1/stats").json["models"]
+        assert model["warnings"] == [line["message"]]
+
+
 def test_a_reload_loses_no_request(tiny_bundle: Bundle, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_bundle.path, tmp_path / "tiny.bundle")
     with ServerProcess(copy, "--threads", 1) as server:

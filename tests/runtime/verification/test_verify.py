@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.manifest import Encoding, Precision
+from resdeploy.bundle.manifest import Encoding, ExportWarning, GoldenOrigin, Precision
 from resdeploy.cli.verify import verification_text
 from resdeploy.errors import BackendError, DataError
 from resdeploy.filesystem import sha256
@@ -41,18 +41,18 @@ def by_encoding(result: Verification) -> dict[tuple[str, str], Verdict]:
 # Golden images
 
 
-def test_every_artifact_passes_on_golden_images(tiny_bundle: Bundle) -> None:
+def test_every_artifact_is_reproduced_on_golden_images(tiny_bundle: Bundle) -> None:
     result = verify(tiny_bundle)
-    assert result.verdict is Verdict.PASS
+    assert result.verdict is Verdict.REPRODUCED  # which is no statement about accuracy
     assert result.images == 24
     assert result.max_drop is None
     expected = {
-        ("fp32", "float"): Verdict.PASS,
-        ("fp16", "float"): Verdict.PASS,
-        ("int8", "cpu"): Verdict.PASS,
+        ("fp32", "float"): Verdict.REPRODUCED,
+        ("fp16", "float"): Verdict.REPRODUCED,
+        ("int8", "cpu"): Verdict.REPRODUCED,
     }
     if "int8" in onnxruntime_cpu.artifacts(onnxruntime.__version__):
-        expected["int8", "tensorrt"] = Verdict.PASS
+        expected["int8", "tensorrt"] = Verdict.REPRODUCED
     assert by_encoding(result) == expected
 
 
@@ -66,7 +66,7 @@ def test_an_engine_with_wrong_logits_fails(
     engines = (make_engine(), make_engine("broken", factor=0.9))
     monkeypatch.setattr(registry, "ENGINES", engines)
     result = verify(tiny_bundle)
-    assert [r.verdict for r in result.results] == [Verdict.PASS, Verdict.FAIL]
+    assert [r.verdict for r in result.results] == [Verdict.REPRODUCED, Verdict.FAIL]
     assert result.verdict is Verdict.FAIL
 
 
@@ -92,6 +92,71 @@ def test_run_batches_concatenates_batches_of_any_size(tiny_bundle: Bundle) -> No
         )
 
 
+def test_the_limit_is_printed_beside_every_figure(tiny_bundle: Bundle, image_data: Path) -> None:
+    for result in (verify(tiny_bundle), verify(tiny_bundle, data=image_data)):
+        text = verification_text(result)
+        for line in result.results:
+            assert line.golden_sqnr_db >= line.golden_limit_db
+            assert f"{line.golden_sqnr_db:.1f} dB, limit {line.golden_limit_db:.1f} dB" in text
+
+
+def test_says_how_many_images_would_decide(tiny_bundle: Bundle, image_data: Path) -> None:
+    text = verification_text(verify(tiny_bundle))
+    assert "verdict: reproduced" in text
+    # The score bound of no change in n images is z^2 / (n + z^2), which is 1 % at n = 268.
+    fp32 = verification_text(verify(tiny_bundle, precision="fp32"))
+    assert "accuracy is not judged: about 270 labelled images decide about a drop of 1 " in fp32
+    passed = verify(tiny_bundle, data=image_data, precision="fp16", max_drop=50)
+    assert passed.verdict is Verdict.PASS
+    assert "labelled images decide about a drop of 50 points" in verification_text(passed)
+    never = verification_text(verify(tiny_bundle, max_drop=0))
+    assert "not even 10,000,000 labelled images decide about a drop of 0 points" in never
+
+
+def test_fewer_images_suffice_if_fewer_predictions_changed(tiny_bundle: Bundle) -> None:
+    manifest = tiny_bundle.manifest
+
+    def needed(agreement: float) -> int:
+        artifacts = tuple(
+            dataclasses.replace(a, parity=dataclasses.replace(a.parity, agreement=agreement))
+            for a in manifest.artifacts
+        )
+        bundle = Bundle(tiny_bundle.path, dataclasses.replace(manifest, artifacts=artifacts))
+        (line,) = verify(bundle, precision="fp32").results
+        assert line.images_to_decide is not None
+        return line.images_to_decide
+
+    assert 270 == needed(100) < needed(99) < needed(90)
+
+
+@pytest.mark.parametrize("max_drop", [-1.0, 100.1, float("nan"), float("inf")])
+def test_the_largest_drop_is_a_percentage(tiny_bundle: Bundle, max_drop: float) -> None:
+    with pytest.raises(ValueError, match="0 to 100 points are allowed"):
+        verify(tiny_bundle, max_drop=max_drop)
+
+
+def test_warnings_about_other_graphs_are_left_out(tiny_bundle: Bundle) -> None:
+    doubts = (
+        ExportWarning(message="int8-cpu is bad", hint="mend it", artifacts=("int8-cpu",)),
+        ExportWarning(message="all is bad", hint="mend all"),
+    )
+    manifest = dataclasses.replace(tiny_bundle.manifest, warnings=doubts)
+    bundle = Bundle(tiny_bundle.path, manifest)
+    assert verify(bundle).warnings == doubts
+    fp32 = verify(bundle, precision="fp32")
+    assert fp32.warnings == doubts[1:]
+    text = verification_text(fp32)
+    assert "warning: all is bad\n  hint: mend all\n" in text
+    assert "verdict: reproduced, with 1 warning, compared with PyTorch on 24 golden images" in text
+
+
+def test_synthetic_images_prove_arithmetic_only(tiny_bundle: Bundle) -> None:
+    golden = dataclasses.replace(tiny_bundle.manifest.golden, origin=GoldenOrigin.SYNTHETIC)
+    bundle = Bundle(tiny_bundle.path, dataclasses.replace(tiny_bundle.manifest, golden=golden))
+    text = verification_text(verify(bundle, precision="fp32"))
+    assert "on 24 synthetic images: arithmetic only, not accuracy\n" in text
+
+
 # Labelled folders
 
 
@@ -104,7 +169,7 @@ def test_top1_follows_from_the_logits(tiny_bundle: Bundle, image_data: Path) -> 
     assert result.images == 24
     assert result.results[0].top1 == pytest.approx(100 * right.mean())
     assert result.results[0].baseline_top1 == result.results[0].top1
-    assert result.verdict is Verdict.PASS
+    assert result.verdict is Verdict.REPRODUCED  # the baseline has no drop against itself
 
 
 def test_the_baseline_must_pass_the_golden_check(
@@ -145,7 +210,7 @@ def test_drop_is_the_difference_and_below_its_bound(tiny_bundle: Bundle, image_d
 def test_few_images_are_inconclusive(tiny_bundle: Bundle, image_data: Path) -> None:
     result = verify(tiny_bundle, data=image_data, max_drop=0.5)
     verdicts = by_encoding(result)
-    assert verdicts["fp32", "float"] is Verdict.PASS  # against itself
+    assert verdicts["fp32", "float"] is Verdict.REPRODUCED  # against itself
     assert verdicts["fp16", "float"] is Verdict.INCONCLUSIVE
     assert result.verdict is Verdict.INCONCLUSIVE
 

@@ -67,6 +67,17 @@ def test_a_chosen_picture_is_classified(
     assert spoken.startswith(f"{predictions[0]['label']}, ")
 
 
+def test_warnings_of_the_bundle_are_shown(
+    browser: webdriver.Chrome, page: webdriver.Chrome, doubtful_bundle: Bundle
+) -> None:
+    assert not element(page, "warnings").is_displayed()
+    with ServerProcess(doubtful_bundle.path, "--threads", 1) as server:
+        server.until_ready()
+        browser.get(f"http://127.0.0.1:{server.port}/")
+        until(browser, lambda: element(browser, "warnings").is_displayed())
+        assert "Warning: doubtful: int8 deviates from FP32" in element(browser, "warnings").text
+
+
 def test_an_invalid_picture_shows_an_error(page: webdriver.Chrome, tmp_path: Path) -> None:
     path = tmp_path / "cat.png"
     path.write_text("no picture")

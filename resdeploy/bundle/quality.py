@@ -1,0 +1,145 @@
+"""Doubts about the accuracy of a bundle: their limits, their warnings and the text of warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from resdeploy.bundle.manifest import (
+    Artifact,
+    ExportWarning,
+    Manifest,
+    Parity,
+    Precision,
+    Quality,
+    QualityOrigin,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityLimits:
+    """The figures below which a graph is doubtful."""
+
+    agreement: float
+    """Images with the same predicted class as FP32, in percent."""
+    sqnr_db: float
+    """Median SQNR of the logits, in dB."""
+
+
+# Good INT8 encodings keep 98.5 % of the predicted classes and more, at 30 dB; calibration on
+# unsuitable images, or by the maximum of too many, gives 96 % and 17 dB (docs/quantization.md).
+# The float graphs reach 123 dB (FP32) and 67 dB (FP16) on a CPU, so less than these limits means
+# another arithmetic than the graph's.
+LIMITS = {
+    Precision.FP32: QualityLimits(agreement=99.9, sqnr_db=80.0),
+    Precision.FP16: QualityLimits(agreement=99.5, sqnr_db=50.0),
+    Precision.INT8: QualityLimits(agreement=98.0, sqnr_db=20.0),
+}
+
+
+def export_figures(artifact: Artifact) -> list[Parity | Quality]:
+    """Return the figures that the export measured for a graph, the most informative ones first."""
+    return [artifact.parity] if artifact.quality is None else [artifact.quality, artifact.parity]
+
+
+def quality_warnings(manifest: Manifest) -> list[ExportWarning]:
+    """Return a warning for each graph whose figures are below the limits of its precision."""
+    doubts: dict[str, Parity | Quality] = {}
+    for artifact in manifest.artifacts:
+        limits = LIMITS[artifact.precision]
+        doubtful = [found for found in export_figures(artifact) if _is_doubtful(found, limits)]
+        if doubtful:
+            doubts[artifact.name] = doubtful[0]
+    alternative = _alternative(manifest, doubts)
+    return [
+        ExportWarning(
+            message=_message(artifact, doubts[artifact.name], manifest),
+            hint=_remedy(artifact, manifest) + alternative,
+            artifacts=(artifact.name,),
+        )
+        for artifact in manifest.artifacts
+        if artifact.name in doubts
+    ]
+
+
+def relevant_warnings(manifest: Manifest, artifacts: Collection[str]) -> tuple[ExportWarning, ...]:
+    """Return the warnings that concern at least one of the graphs with these names."""
+    return tuple(
+        warning
+        for warning in manifest.warnings
+        if not warning.artifacts or not set(artifacts).isdisjoint(warning.artifacts)
+    )
+
+
+def named_warnings(name: str, warnings: Sequence[ExportWarning]) -> list[ExportWarning]:
+    """Return the warnings of one of several bundles, with its name before the message."""
+    return [replace(warning, message=f"{name}: {warning.message}") for warning in warnings]
+
+
+def grouped_by_hint(warnings: Iterable[ExportWarning]) -> list[tuple[tuple[str, ...], str]]:
+    """Return each hint once, after the messages of all warnings that share it."""
+    messages: dict[str, dict[str, None]] = {}
+    for warning in warnings:
+        messages.setdefault(warning.hint, {})[warning.message] = None
+    return [(tuple(group), hint) for hint, group in messages.items()]
+
+
+def warning_lines(warnings: Iterable[ExportWarning]) -> list[str]:
+    """Return the lines of warnings for a console."""
+    return [
+        line
+        for messages, hint in grouped_by_hint(warnings)
+        for line in (*(f"warning: {message}" for message in messages), f"  hint: {hint}")
+    ]
+
+
+def _is_doubtful(found: Parity | Quality, limits: QualityLimits) -> bool:
+    """Return True if a figure is below its limit.
+
+    One image is not enough evidence: of 32 images, one with another class makes 96.9 %.
+    """
+    changed = round(found.images * (1 - found.agreement / 100))
+    allowed = max(1.0, found.images * (1 - limits.agreement / 100))
+    return changed > allowed or not found.sqnr_db >= limits.sqnr_db  # true for NaN
+
+
+def _message(artifact: Artifact, found: Parity | Quality, manifest: Manifest) -> str:
+    limits, first = LIMITS[artifact.precision], export_figures(artifact)[0]
+    others = ""
+    if first is not found:
+        others = f" (agreement {first.agreement:.1f} % on {_images(first, manifest)})"
+    return (
+        f"{artifact.name} deviates from FP32 on {_images(found, manifest)}: agreement "
+        f"{found.agreement:.1f} %, limit {limits.agreement:g} %; SQNR {found.sqnr_db:.1f} dB, "
+        f"limit {limits.sqnr_db:g} dB{others}"
+    )
+
+
+def _images(found: Parity | Quality, manifest: Manifest) -> str:
+    if isinstance(found, Parity):
+        return f"{found.images} {manifest.golden.kind} images"
+    if found.origin is QualityOrigin.CROSS_VALIDATION:
+        return f"{found.images:,} calibration images by cross-validation"
+    return f"{found.images:,} held-out images"
+
+
+def _remedy(artifact: Artifact, manifest: Manifest) -> str:
+    if artifact.precision is not Precision.INT8:
+        return "install the versions in constraints.txt, and report the figures if they persist"
+    images = (manifest.calibration or {}).get("images", 0)
+    return (
+        f"calibrate on more images like those to classify (--calibration-images, now {images}), "
+        "keep sensitive layers in float with --min-agreement 98, or train with --qat"
+    )
+
+
+def _alternative(manifest: Manifest, doubtful: Collection[str]) -> str:
+    """Return a clause about the graph with the lowest precision of those without a doubt."""
+    order = list(Precision)
+    good = [artifact for artifact in manifest.artifacts if artifact.name not in doubtful]
+    if not good:
+        return ""
+    better = max(good, key=lambda artifact: order.index(artifact.precision))
+    option = "" if better.precision is Precision.INT8 else f": --precision {better.name}"
+    agreement = export_figures(better)[0].agreement
+    return f"; {better.name} of this bundle agrees on {agreement:.1f} %{option}"

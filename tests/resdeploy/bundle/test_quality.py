@@ -1,0 +1,144 @@
+"""Doubts about the accuracy of a bundle, and the text of warnings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.manifest import (
+    ExportWarning,
+    GoldenOrigin,
+    Manifest,
+    Quality,
+    QualityOrigin,
+)
+from resdeploy.bundle.quality import (
+    export_figures,
+    grouped_by_hint,
+    named_warnings,
+    quality_warnings,
+    relevant_warnings,
+    warning_lines,
+)
+
+GOOD = {"fp32": (100.0, 123.0), "fp16": (100.0, 67.0), "int8": (100.0, 33.0)}
+
+
+def judged(bundle: Bundle, images: int = 32, **figures: tuple[float, float]) -> Manifest:
+    """Return the bundle's manifest with other figures on the golden images."""
+    known = {"int8_cpu": GOOD["int8"], **GOOD, **figures}
+    artifacts = []
+    for artifact in bundle.manifest.artifacts:
+        agreement, sqnr_db = known[artifact.name.replace("-", "_")]
+        parity = dataclasses.replace(
+            artifact.parity, images=images, agreement=agreement, sqnr_db=sqnr_db
+        )
+        artifacts.append(dataclasses.replace(artifact, parity=parity, quality=None))
+    return dataclasses.replace(bundle.manifest, artifacts=tuple(artifacts), warnings=())
+
+
+def with_quality(manifest: Manifest, **values: Any) -> Manifest:
+    fields = {"images": 400, "agreement": 99.0, "sqnr_db": 30.0, "origin": QualityOrigin.HELD_OUT}
+    quality = Quality(**{**fields, **values})
+    last = dataclasses.replace(manifest.artifacts[-1], quality=quality)
+    return dataclasses.replace(manifest, artifacts=(*manifest.artifacts[:-1], last))
+
+
+def test_a_good_bundle_has_no_warning(tiny_bundle: Bundle) -> None:
+    assert quality_warnings(judged(tiny_bundle)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("int8_cpu", (90.625, 30.0)),
+        ("int8_cpu", (100.0, 19.9)),
+        ("int8_cpu", (90.6, 14.3)),
+        ("int8", (93.75, 25.0)),
+        ("fp16", (93.75, 67.0)),
+        ("fp16", (100.0, 45.0)),
+        ("fp32", (100.0, 70.0)),
+        ("int8", (100.0, float("nan"))),
+    ],
+)
+def test_bad_figures_are_a_warning(
+    tiny_bundle: Bundle, name: str, figures: tuple[float, float]
+) -> None:
+    (warning,) = quality_warnings(judged(tiny_bundle, 32, **{name: figures}))
+    assert warning.artifacts == (name.replace("_", "-"),)
+    assert f"agreement {figures[0]:.1f} %, limit" in warning.message
+    assert f"SQNR {figures[1]:.1f} dB, limit" in warning.message
+    assert "on 32 golden images" in warning.message
+
+
+@pytest.mark.parametrize(
+    ("images", "changed", "doubtful"),
+    [(32, 1, False), (32, 2, True), (60, 1, False), (60, 2, True), (400, 8, False), (400, 9, True)],
+)
+def test_one_image_is_no_evidence(
+    tiny_bundle: Bundle, images: int, changed: int, doubtful: bool
+) -> None:
+    agreement = 100 * (images - changed) / images
+    manifest = judged(tiny_bundle, images, int8_cpu=(agreement, 30.0))
+    assert bool(quality_warnings(manifest)) is doubtful
+
+
+def test_images_that_did_not_calibrate_come_first(tiny_bundle: Bundle) -> None:
+    manifest = with_quality(judged(tiny_bundle), agreement=97.0)
+    assert export_figures(manifest.artifacts[-1])[0].agreement == 97.0
+    (warning,) = quality_warnings(manifest)
+    assert "int8-cpu deviates from FP32 on 400 held-out images: agreement 97.0 %" in warning.message
+    folds = with_quality(manifest, agreement=97.0, origin=QualityOrigin.CROSS_VALIDATION)
+    (warning,) = quality_warnings(folds)
+    assert "on 400 calibration images by cross-validation" in warning.message
+    # Good figures on calibration images do not hide bad ones on others.
+    hidden = with_quality(judged(tiny_bundle, int8_cpu=(93.75, 13.0)))
+    (warning,) = quality_warnings(hidden)
+    assert "on 32 golden images: agreement 93.8 %" in warning.message
+    assert warning.message.endswith(" (agreement 99.0 % on 400 held-out images)")
+
+
+def test_synthetic_images_are_named(tiny_bundle: Bundle) -> None:
+    manifest = judged(tiny_bundle, int8=(90.0, 30.0))
+    golden = dataclasses.replace(manifest.golden, origin=GoldenOrigin.SYNTHETIC)
+    (warning,) = quality_warnings(dataclasses.replace(manifest, golden=golden))
+    assert "on 32 synthetic images" in warning.message
+
+
+def test_the_hint_names_the_options_and_a_better_graph(tiny_bundle: Bundle) -> None:
+    (warning,) = quality_warnings(judged(tiny_bundle, int8_cpu=(90.0, 30.0)))
+    for option in ("--calibration-images, now 32", "--min-agreement", "--qat"):
+        assert option in warning.hint
+    assert warning.hint.endswith("; int8 of this bundle agrees on 100.0 %")
+    both = quality_warnings(judged(tiny_bundle, int8=(90.0, 30.0), int8_cpu=(90.0, 30.0)))
+    assert {w.hint.rpartition("; ")[2] for w in both} == {
+        "fp16 of this bundle agrees on 100.0 %: --precision fp16"
+    }
+    bad = dict.fromkeys((*GOOD, "int8_cpu"), (90.0, 30.0))
+    assert "of this bundle" not in "".join(
+        w.hint for w in quality_warnings(judged(tiny_bundle, 32, **bad))
+    )
+
+
+def test_lines_repeat_neither_a_hint_nor_a_message() -> None:
+    first = ExportWarning(message="a is bad", hint="mend it")
+    second = ExportWarning(message="b is bad", hint="mend it", artifacts=("int8",))
+    other = ExportWarning(message="c is bad", hint="throw it away")
+    assert warning_lines([first, other, second, first]) == [
+        "warning: a is bad", "warning: b is bad", "  hint: mend it",
+        "warning: c is bad", "  hint: throw it away",
+    ]  # fmt: skip
+    assert grouped_by_hint([second, first]) == [(("b is bad", "a is bad"), "mend it")]
+    assert warning_lines([]) == []
+    assert named_warnings("x.bundle", [second])[0].message == "x.bundle: b is bad"
+
+
+def test_only_warnings_about_the_graph_are_relevant(tiny_bundle: Bundle) -> None:
+    general = ExportWarning(message="a", hint="b")
+    int8 = ExportWarning(message="c", hint="d", artifacts=("int8",))
+    manifest = dataclasses.replace(tiny_bundle.manifest, warnings=(general, int8))
+    assert relevant_warnings(manifest, ["int8"]) == (general, int8)
+    assert relevant_warnings(manifest, ["int8-cpu"]) == (general,)
