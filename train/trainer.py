@@ -21,6 +21,7 @@ from resdeploy.filesystem import refuse_existing, write_file
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
+from resdeploy.readable_text import readable
 from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.train.config import DIGITS, TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
@@ -157,7 +158,9 @@ class _Trainer:
             crop=config.crop,
             randaugment=config.randaugment,
         )
-        network = initial_network(config, len(self.splits.train.classes))
+        initial = initial_network(config, self.splits.train.classes)
+        network = initial.network
+        self.splits = self.splits.relabelled(initial.labels, initial.outputs)
         teacher = None
         if config.distillation:
             teacher = Teacher(
@@ -230,7 +233,7 @@ class _Trainer:
         provenance = collect_provenance(read_device().to_json())
         draw_curves(self.metrics, self.folder / run_folder.CURVES)
         if unreadable:
-            lines = "".join(f"{name}\n" for name in unreadable)
+            lines = "".join(f"{readable(name)}\n" for name in unreadable)
             write_file(self.folder / run_folder.UNREADABLE, lines.encode())
         write_report(
             self.folder, config, self.metrics, evaluation, self.splits.val, self.preprocessing,

@@ -24,7 +24,9 @@ from resdeploy.filesystem import refuse_existing
 from resdeploy.progress import Progress, silent
 from resdeploy.train import trainer
 from resdeploy.train.config import DIGITS, TrainingConfig
+from resdeploy.train.data.dataset import read_splits
 from resdeploy.train.data.synthetic_digits import digits_folder
+from resdeploy.train.initialization import initial_network
 from resdeploy.train.model.resnet import Classifier, ResNet, normed_convolutions
 from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run.folder import STATE_JSON
@@ -57,6 +59,7 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
             f"{config.init} takes images of {known.image_size} pixels, not {config.image_size}",
             f"add --image-size {known.image_size}",
         )
+    initial_network(config, read_splits(data).train.classes)  # refuses other classes
     network = source.checkpoint.network()
     preprocessing = source.preprocessing
     model = to_onnx(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterable
@@ -16,7 +15,8 @@ import click
 from click.core import ParameterSource
 
 from resdeploy.errors import ResdeployError, missing_dependency
-from resdeploy.json_documents import jsonable
+from resdeploy.json_documents import to_text
+from resdeploy.readable_text import readable
 
 if TYPE_CHECKING:
     from resdeploy.statistics import Verdict
@@ -63,9 +63,9 @@ def command(function: Callable[..., CommandResult]) -> click.Command:
             _print_error(error)
             sys.exit(ExitCode.FAILED)
         if result.printed and as_json:
-            click.echo(json.dumps(jsonable(result.result), indent=2, ensure_ascii=False))
+            click.echo(to_text(result.result))
         elif result.printed:
-            click.echo(result.text)
+            click.echo(readable(result.text, keep="\n\t"))
         sys.exit(result.exit)
 
     run_command.params += [
@@ -91,13 +91,13 @@ def reject_options(names: Iterable[str], reason: str) -> None:
 def _print_error(error: Exception) -> None:
     if isinstance(error, ModuleNotFoundError):
         error = missing_dependency(error)
-    message, hint = " ".join(str(error).split()), getattr(error, "hint", None)
+    message, hint = readable(" ".join(str(error).split())), getattr(error, "hint", None)
     if not isinstance(error, (ResdeployError, ValueError)):  # a bug in resdeploy
         message = f"{type(error).__name__}: {message}"
         hint = "run the command again with --debug and report its output"
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
     if hint:
-        click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
+        click.echo(f"{click.style('hint:', bold=True)} {readable(hint)}", err=True)
 
 
 def _log_to_stderr(*, debug: bool) -> None:
@@ -113,4 +113,4 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return prefix + record.getMessage()
+        return prefix + readable(record.getMessage(), keep="\n\t")

@@ -29,7 +29,6 @@ from resdeploy.train.initialization import (
     balanced_weights,
     initial_network,
     make_optimizer,
-    network_from_checkpoint,
 )
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.checkpoint import load_checkpoint
@@ -263,13 +262,13 @@ def test_rejects_damaged_settings(tmp_path: Path) -> None:
 
 def test_another_number_of_classes_gives_a_new_head(tiny_checkpoint: Path) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint)
-    network = network_from_checkpoint(checkpoint, 7)
+    config = TrainingConfig(init=str(tiny_checkpoint))
+    network = initial_network(config, tuple("abcdefg")).network
     assert network.architecture.classes == network.fc.out_features == 7
     assert network.architecture.blocks == TINY.blocks
     assert torch.equal(network.conv1.weight, checkpoint.state["conv1.weight"])
-    assert torch.equal(
-        network_from_checkpoint(checkpoint, 3).fc.weight, checkpoint.state["fc.weight"]
-    )
+    same = initial_network(config, CLASSES).network
+    assert torch.equal(same.fc.weight, checkpoint.state["fc.weight"])
 
 
 def test_default_folders_are_named_after_the_data() -> None:
@@ -311,7 +310,7 @@ def test_the_average_of_the_weights_is_evaluated_and_saved(config: TrainingConfi
 
 def test_decay_all_includes_biases_and_norms() -> None:
     config = TrainingConfig(weight_decay=0.1)
-    network = initial_network(config, 3)
+    network = initial_network(config, CLASSES).network
     for decay_all, expected in ((False, {0.1, 0.0}), (True, {0.1})):
         optimizer = make_optimizer(network, dataclasses.replace(config, decay_all=decay_all))
         assert {group["weight_decay"] for group in optimizer.param_groups} == expected

@@ -72,7 +72,7 @@ def test_rejects_data_with_one_class(tmp_path: Path) -> None:
 
 def test_rejects_a_class_without_training_images(tmp_path: Path) -> None:
     picture(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png")
-    with pytest.raises(DataError, match="the class 'c'"):
+    with pytest.raises(DataError, match="val does not fit: the folder 'c' is not one of"):
         read_splits(tmp_path)
 
 
