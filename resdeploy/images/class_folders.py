@@ -14,6 +14,7 @@ from resdeploy.filesystem import read_limited
 from resdeploy.images.class_mapping import map_classes, similar_names, sort_classes
 from resdeploy.images.folder import is_hidden, list_images
 from resdeploy.readable_text import readable
+from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ def label_images(folder: Path, paths: Sequence[Path]) -> LabelledImages[Path]:
         )
     if beside := [path.name for path in paths if path.parent == folder]:
         logger.warning(
-            "%d images beside the class folders of %s have no class and are not used, such as %s",
-            len(beside), folder, beside[0],
+            "not using %s beside the class folders of %s, such as %s",
+            plural(len(beside), "image"), folder, beside[0],
         )  # fmt: skip
     index = {name: position for position, name in enumerate(classes)}
     labels = tuple(index[path.relative_to(folder).parts[0]] for path in files)
@@ -76,7 +77,7 @@ def label_images(folder: Path, paths: Sequence[Path]) -> LabelledImages[Path]:
         )
     _refuse_shared_folders(files, labels, classes)
     if similar := similar_names(classes):
-        logger.warning("the folders '%s' and '%s' are two classes", *map(readable, similar))
+        logger.warning("the folders '%s' and '%s' count as two classes", *map(readable, similar))
     return LabelledImages(classes=tuple(map(readable, classes)), files=files, labels=labels)
 
 

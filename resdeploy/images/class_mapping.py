@@ -118,8 +118,8 @@ def _by_name(folders: Sequence[str], labels: Sequence[str], owner: str) -> list[
 
 
 def _by_order(folders: Sequence[str], labels: Sequence[str], owner: str) -> list[int]:
-    def natural(name: str) -> list[str]:
-        return [part.zfill(18) for part in re.split("([0-9]+)", name)]
+    def natural(name: str) -> str:
+        return re.sub("[0-9]+", lambda number: number[0].zfill(18), name)
 
     by_number, by_string = sorted(folders, key=natural), sorted(folders)
     for first, second in zip(by_number, by_string):

@@ -108,7 +108,7 @@ def test_labels_that_are_numbers_are_matched_by_name() -> None:
     ],
 )
 def test_other_numbers_are_an_error(folders: Sequence[str]) -> None:
-    with pytest.raises(DataError, match="0 to 11|not one of the 12|order is not clear"):
+    with pytest.raises(DataError, match=r"0 to 11|not one of the 12|order is not clear"):
         map_classes(sorted(folders), CIFAR)
 
 
@@ -120,6 +120,11 @@ def test_unknown_names_are_matched_by_order_with_a_warning(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "their order is a guess: 'n00000000' is 'airplane'" in caplog.text
+
+
+def test_names_of_any_length_have_an_order() -> None:
+    assert map_classes(("blue", "green", "red"), ("x", "y", "z")) == [0, 1, 2]
+    assert map_classes(("class01", "class02", "class10"), ("x", "y", "z")) == [0, 1, 2]
 
 
 def test_an_order_that_is_not_clear_is_an_error() -> None:
@@ -141,7 +146,7 @@ def test_folders_of_splits_are_not_taken_for_two_classes() -> None:
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_label() -> None:
-    with pytest.raises(DataError, match="'aeroplane' .*; the nearest is 'airplane'") as caught:
+    with pytest.raises(DataError, match=r"'aeroplane' .*; the nearest is 'airplane'") as caught:
         map_classes(("aeroplane", "cat"), CIFAR)
     assert "0 to 11" in str(caught.value.hint)
 
