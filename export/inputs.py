@@ -121,7 +121,7 @@ def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
     classes = checkpoint.architecture.classes
     if path is None:
         return checkpoint.labels or default_labels(classes)
-    labels = read_labels(path, ExportError)
+    labels = tuple(filter(None, read_labels(path, ExportError)))
     if len(labels) != classes:
         raise ExportError(
             f"{path} has {len(labels)} labels, but the network has {classes} classes",

@@ -130,7 +130,8 @@ def resume(folder: Path, *, progress: Progress = silent) -> TrainingResult:
 
 def default_folder(data: str) -> Path:
     """Return `runs/NAME-DATE-TIME`, where NAME is the name of the data folder."""
-    return run_folder.RUNS / f"{Path(data).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = readable(Path(data).resolve().name)
+    return run_folder.RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 class _Trainer:

@@ -114,7 +114,7 @@ def match_labels(
 
 
 def read_labels(path: Path, error_type: type[ResdeployError]) -> tuple[str, ...]:
-    """Return the lines of a text file that are not empty, without spaces around them.
+    """Return the lines of a text file, without spaces around them and empty lines at the end.
 
     Raises:
         ResdeployError: An `error_type`, if the file cannot be read as UTF-8.
@@ -123,10 +123,10 @@ def read_labels(path: Path, error_type: type[ResdeployError]) -> tuple[str, ...]
     data = read_limited(path, MAX_LABELS_BYTES, error_type, hint)
     try:
         # Not `splitlines`, which also divides names at characters such as U+2028.
-        lines = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise error_type(f"{path} cannot be read as text: {error}", hint) from error
-    return tuple(readable(line.strip()) for line in lines if line.strip())
+    return tuple(readable(line.strip()) for line in text.rstrip().split("\n"))
 
 
 def _refuse_shared_folders(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,13 @@ from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from resdeploy.bundle.bundle import open_bundle
 from resdeploy.cli.train import training_text
 from resdeploy.errors import DataError, OutputError, TrainingError
+from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.progress import Advance
+from resdeploy.runtime.verification.verify import verify
 from resdeploy.train import trainer
 from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.initialization import (
@@ -166,6 +170,31 @@ def test_tensorboard_holds_every_epoch_once(config: TrainingConfig) -> None:
             line.epoch: getattr(line, name) for line in run_folder.load_metrics(Path("one"))
         }
         assert found == pytest.approx(expected, rel=1e-6)  # event files hold float32
+
+
+def test_names_that_are_not_utf_8_are_written_everywhere(
+    config: TrainingConfig, image_data: Path, tmp_path: Path
+) -> None:
+    name = os.fsdecode("照片".encode("gbk"))
+    data = tmp_path / f"data {name}"
+    for split in ("train", "val"):
+        shutil.copytree(image_data / split / "blue", data / split / name)
+        shutil.copytree(image_data / split / "red", data / split / "a\nb")
+        for path in sorted((data / split).glob("*/*.png")):
+            path.rename(path.with_name(name + path.name))
+        (data / split / name / f"{name}.png").write_bytes(b"damaged")
+    config = dataclasses.replace(config, data=str(data), epochs=2, tensorboard=True)
+    run = default_folder(str(data))
+    with pytest.raises(Interruption):
+        train(config, run, progress=interrupted_in_epoch_2)
+    resume(run)
+    assert load_checkpoint(run).labels == (r"a\x0ab", r"\xd5\xd5Ƭ")
+    assert (run / "unreadable.txt").read_text().count("\n") == 2
+    assert r"\xd5\xd5Ƭ" in (run / "report.html").read_text()
+    output = tmp_path / f"{name}.bundle"
+    bundle = open_bundle(export(ExportConfig(source=run, int8=True, output=output)).bundle)
+    assert bundle.labels() == (r"a\x0ab", r"\xd5\xd5Ƭ")
+    assert verify(bundle, data=data).images == 16
 
 
 def test_trains_on_unusual_image_formats(config: TrainingConfig, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def _class_names(folder: Path, count: int) -> tuple[str, ...]:
     if not path.is_file():
         return tuple(str(number) for number in range(count))
     names = read_labels(path, DataError)
-    if len(names) < count or len(set(names)) != len(names):
+    if len(names) < count or len(set(names)) != len(names) or "" in names:
         raise DataError(
             f"{path} has {len(set(names))} different names for {count} classes",
             "write one name per line, all different, in the order of the class numbers",

@@ -102,7 +102,7 @@ def test_a_split_is_found_in_upper_and_lower_case(tmp_path: Path) -> None:
 def test_a_label_is_a_line_whatever_characters_it_has(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
     path.write_bytes("\ufeffcat\r\n a\u2028b \n\n\x1b[31mdog\x0c!\n".encode())
-    assert read_labels(path, DataError) == ("cat", r"a\u2028b", r"\x1b[31mdog\x0c!")
+    assert read_labels(path, DataError) == ("cat", r"a\u2028b", "", r"\x1b[31mdog\x0c!")
 
 
 @pytest.mark.parametrize("content", ["a\nb".encode("utf-16"), "größe".encode("latin-1")])
