@@ -99,7 +99,7 @@ def read_source(
         labels=names,
         preprocessing=preprocessing,
         pools=pools,
-        classes=_find_classes(pools, names),
+        classes=_find_classes(pools, names, str(path)),
     )
 
 
@@ -147,16 +147,17 @@ def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
     return ImagePools(calibration=calibration, golden=golden, folders=folders)
 
 
-def _find_classes(pools: ImagePools, labels: Sequence[str]) -> dict[Path, int]:
+def _find_classes(pools: ImagePools, labels: Sequence[str], owner: str) -> dict[Path, int]:
     """Return the class of each image; log why that of images in sub-folders is not known."""
     classes: dict[Path, int] = {}
     for folder, paths in zip(pools.folders, (pools.calibration, pools.golden)):
-        if all(path.parent == folder for path in paths):
+        has_split = any(folder in other.parents for other in pools.folders)
+        if has_split or all(path.parent == folder for path in paths):
             continue  # an export needs no labels
         try:
-            images = match_labels(label_images(folder, paths), labels)
+            images = match_labels(label_images(folder, paths), labels, owner=owner)
         except DataError as error:
             logger.warning("the classes of the images in %s are not known: %s", folder, error)
-            return {}
+            continue
         classes.update(zip(images.files, images.labels))
     return classes

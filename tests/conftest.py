@@ -18,6 +18,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.images.class_mapping import log_once
 from tests.samples import CLASSES, SIZE, make_classifier, write_images
 from tests.wheel import build_wheel
 
@@ -54,6 +55,7 @@ def _private_folders(
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.chdir(tmp_path)
+    log_once.cache_clear()
     torch = sys.modules.get("torch")  # missing in an environment with only the runtime
     threads = torch.get_num_threads() if torch else None
     yield

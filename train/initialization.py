@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.images.class_folders import LabelledImages
-from resdeploy.images.class_mapping import map_classes
+from resdeploy.images.class_mapping import log_once, map_classes
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.checkpoint import Checkpoint, default_labels, load_checkpoint
@@ -86,7 +86,7 @@ def match_outputs(
         owner = str(config.init)
         outputs = map_classes(classes, checkpoint.labels, guess=False, owner=owner)
         if outputs != sorted(outputs):
-            logger.info("the classes keep their order in %s, not that of the folders", owner)
+            log_once(f"the classes keep their order in {owner}, not that of the folders")
         return checkpoint.labels, tuple(outputs)
     # A file without names of classes can only be taken by number, or by the order of the folders.
     outputs = map_classes(classes, default_labels(count), owner=str(config.init))

@@ -52,6 +52,7 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
     """Equalise and calibrate `config.init` on images of `config.data`."""
     assert config.init is not None
     data = digits_folder() if config.data == DIGITS else Path(config.data)
+    initial_network(config, read_splits(data).train.classes)  # refuses other classes
     source = read_source(Path(config.init), image_size=config.image_size, calibration_data=data)
     known = source.checkpoint.preprocessing
     if known is not None and known.image_size != config.image_size:
@@ -59,7 +60,6 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
             f"{config.init} takes images of {known.image_size} pixels, not {config.image_size}",
             f"add --image-size {known.image_size}",
         )
-    initial_network(config, read_splits(data).train.classes)  # refuses other classes
     network = source.checkpoint.network()
     preprocessing = source.preprocessing
     model = to_onnx(

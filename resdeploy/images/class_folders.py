@@ -53,11 +53,13 @@ def label_images(folder: Path, paths: Sequence[Path]) -> LabelledImages[Path]:
     """Return the images `paths` below `folder` with the class of their sub-folder.
 
     Raises:
-        DataError: There are no images in sub-folders, a sub-folder is empty, or two of them lead to
-            the same folder.
+        DataError: There are no images in sub-folders, a sub-folder is empty, or links lead nowhere
+            or from two sub-folders to the same folder.
     """
-    folders = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-    classes = sort_classes([name for name in folders if not is_hidden(name)])
+    entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+    if broken := [entry for entry in entries if entry.is_symlink() and not entry.exists()]:
+        raise DataError(f"the link {broken[0]} leads nowhere", "mend it or remove it")
+    classes = sort_classes([entry.name for entry in entries if entry.is_dir()])
     files = tuple(path for path in paths if path.parent != folder)
     if not files:
         raise DataError(

@@ -11,6 +11,7 @@ Everything else is an error.
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import re
 import unicodedata
@@ -43,7 +44,7 @@ def map_classes(
         outputs = [output for output in found if output is not None]
         others = [pair for pair in zip(folders, outputs) if pair[0] != labels[pair[1]]]
         if others:
-            logger.info("class folders with similar names: %s", _pairs(others, labels))
+            log_once(f"class folders with similar names: {_pairs(others, labels)}")
         return outputs
     unknown = [folder for folder, output in zip(folders, found) if output is None]
     if len(unknown) == len(folders) and not set(map(_spelling, folders)).intersection(SPLITS):
@@ -51,11 +52,17 @@ def map_classes(
         if all(number is not None and number < len(labels) for number in numbers):
             outputs = [number for number in numbers if number is not None]
             _refuse_shared(folders, outputs, labels, owner)
-            logger.info("class folders by number: %s", _pairs(zip(folders, outputs), labels))
+            log_once(f"class folders by number: {_pairs(zip(folders, outputs), labels)}")
             return outputs
         if guess and len(folders) == len(labels):
             return _by_order(folders, labels, owner)
     raise _unknown(unknown[0], labels, owner)
+
+
+@functools.cache
+def log_once(message: str, level: int = logging.INFO) -> None:
+    """Log a message, unless this process did before: several steps read the same folders."""
+    logger.log(level, "%s", message)
 
 
 def class_number(name: str) -> int | None:
@@ -131,10 +138,11 @@ def _by_order(folders: Sequence[str], labels: Sequence[str], owner: str) -> list
                 f"{len(labels) - 1}",
             )
     outputs = [by_string.index(folder) for folder in folders]
-    logger.warning(
-        "no class folder is called like a label of %s, so their order is a guess: %s",
-        owner, _pairs(zip(by_string, range(len(labels))), labels),
-    )  # fmt: skip
+    pairs = _pairs(zip(by_string, range(len(labels))), labels)
+    log_once(
+        f"no class folder is called like a label of {owner}, so their order is a guess: {pairs}",
+        logging.WARNING,
+    )
     return outputs
 
 

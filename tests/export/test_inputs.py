@@ -140,6 +140,15 @@ def test_the_class_is_the_folder_at_the_top_whatever_its_spelling(
         assert source.classes_of(paths) == sorted([0, 1, 2] * (len(paths) // 3))
 
 
+def test_classes_are_those_of_val_if_there_is_no_train(
+    run: Path, image_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(image_data / "val", tmp_path / "data" / "Val")
+    source = read_source(run, calibration_data=tmp_path / "data")
+    assert source.classes_of(source.pools.calibration) == sorted([0, 1, 2] * 8)
+    assert not caplog.records
+
+
 def test_unknown_classes_are_reported(
     run: Path, image_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

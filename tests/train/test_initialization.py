@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_outputs_keep_their_names_in_another_order(
         )
 
 
-def config_of(init: Path, **settings: object) -> TrainingConfig:
+def config_of(init: Path, **settings: Any) -> TrainingConfig:
     return dataclasses.replace(TrainingConfig(init=str(init), data="photos"), **settings)
 
 

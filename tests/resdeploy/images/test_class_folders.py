@@ -41,6 +41,14 @@ def test_a_link_to_another_class_is_an_error(tmp_path: Path) -> None:
         read_image_folder(tmp_path)
 
 
+def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    """Without an error, the class would be missing in training."""
+    touch(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "emu").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(DataError, match="emu leads nowhere"):
+        read_image_folder(tmp_path)
+
+
 def test_a_class_may_link_to_a_folder_twice(tmp_path: Path) -> None:
     touch(tmp_path, "data/cat/1.png", "data/dog/2.png", "more/3.png")
     for name in ("first", "second"):
