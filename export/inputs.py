@@ -10,12 +10,13 @@ from pathlib import Path
 
 from resdeploy.errors import CheckpointError, DataError, ExportError, ImageError
 from resdeploy.images.class_folders import label_images, match_labels, read_labels, split_folder
+from resdeploy.images.class_mapping import default_labels
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import list_images
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.synthetic_digits import digits_folder
-from resdeploy.train.model.checkpoint import Checkpoint, default_labels, load_checkpoint
+from resdeploy.train.model.checkpoint import Checkpoint, load_checkpoint
 from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)

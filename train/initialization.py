@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.images.class_folders import LabelledImages
-from resdeploy.images.class_mapping import log_once, map_classes
+from resdeploy.images.class_mapping import default_labels, log_once, map_classes
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.model.architecture import Architecture, Shortcut
-from resdeploy.train.model.checkpoint import Checkpoint, default_labels, load_checkpoint
+from resdeploy.train.model.checkpoint import Checkpoint, load_checkpoint
 from resdeploy.train.model.resnet import ResNet
 
 logger = logging.getLogger(__name__)

@@ -97,8 +97,8 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 )
 @option(
     "--init",
-    help="Weights to start from: a run folder, a .pth or a .safetensors file. Outputs keep their order "
-    "and names; if DATA has other classes, the last layer is new.",
+    help="Weights to start from: a run folder, a .pth or a .safetensors file. The outputs keep "
+    "their order and names; if DATA has other classes, the last layer is new.",
 )
 @option("--seed", type=IntRange(0), help="Seed of all random numbers.")
 @option(

@@ -87,7 +87,7 @@ def split_folder(data: Path, split: str) -> Path:
     """Return `data/split` if it exists in upper or lower case, else `data` itself.
 
     Raises:
-        DataError: Several folders are called like this.
+        DataError: Several folders have this name.
     """
     entries = sorted(data.iterdir()) if data.is_dir() else []
     found = [entry for entry in entries if entry.name.casefold() == split and entry.is_dir()]

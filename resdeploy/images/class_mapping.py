@@ -1,11 +1,12 @@
 """The rule that decides which output of a network a class folder belongs to.
 
-1. By name: the folder is called like the label, or like it apart from upper and lower case, spaces,
+1. By name: the folder has the name of the label, or the same apart from upper and lower case, spaces,
    Unicode normalisation and leading zeros, or else apart from `_` and `-` in place of spaces.
 2. By number: all folders are numbers from 0 to N - 1, and folder k is output k of N.
-3. By order, which is a guess: no folder is called like a label, and there are as many of both.
+3. By order, which is a guess: no folder has the name of a label, there are as many of both, and all
+   folders have codes such as WordNet ids, or the network has no names.
 
-Everything else is an error.
+Everything else is an error; the order of the same words in two languages, for example, differs.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def map_classes(
             _refuse_shared(folders, outputs, labels, owner)
             log_once(f"class folders by number: {_pairs(zip(folders, outputs), labels)}")
             return outputs
-        if guess and len(folders) == len(labels):
+        coded = all(re.search("[0-9]", folder) for folder in folders)
+        unnamed = tuple(labels) == default_labels(len(labels))
+        if guess and len(folders) == len(labels) and (coded or unnamed):
             return _by_order(folders, labels, owner)
     raise _unknown(unknown[0], labels, owner)
 
@@ -63,6 +66,11 @@ def map_classes(
 def log_once(message: str, level: int = logging.INFO) -> None:
     """Log a message, unless this process did before: several steps read the same folders."""
     logger.log(level, "%s", message)
+
+
+def default_labels(classes: int) -> tuple[str, ...]:
+    """Return labels for a network without names of classes."""
+    return tuple(f"class {index}" for index in range(classes))
 
 
 def class_number(name: str) -> int | None:
@@ -132,7 +140,7 @@ def _by_order(folders: Sequence[str], labels: Sequence[str], owner: str) -> list
     for first, second in zip(by_number, by_string):
         if first != second:
             raise DataError(
-                f"no folder is called like one of the {len(labels)} labels of {owner}, such as "
+                f"no folder has the name of one of the {len(labels)} labels of {owner}, such as "
                 f"'{labels[0]}', and their order is not clear: '{first}' or '{second}' first",
                 f"name them as in labels.txt, or by the numbers of their outputs, 0 to "
                 f"{len(labels) - 1}",
@@ -140,7 +148,7 @@ def _by_order(folders: Sequence[str], labels: Sequence[str], owner: str) -> list
     outputs = [by_string.index(folder) for folder in folders]
     pairs = _pairs(zip(by_string, range(len(labels))), labels)
     log_once(
-        f"no class folder is called like a label of {owner}, so their order is a guess: {pairs}",
+        f"no class folder has the name of a label of {owner}, so their order is a guess: {pairs}",
         logging.WARNING,
     )
     return outputs

@@ -69,11 +69,6 @@ class _ModelDocument:
             raise ValueError("learned_ranges has a value that is not above 0")
 
 
-def default_labels(classes: int) -> tuple[str, ...]:
-    """Return labels for a network whose file does not name its classes."""
-    return tuple(f"class {index}" for index in range(classes))
-
-
 def load_checkpoint(path: Path) -> Checkpoint:
     """Load a run folder or a file of weights, and check that the weights fit the network.
 

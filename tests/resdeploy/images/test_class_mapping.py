@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from resdeploy.errors import DataError
-from resdeploy.images.class_mapping import map_classes, similar_names, sort_classes
+from resdeploy.images.class_mapping import default_labels, map_classes, similar_names, sort_classes
 
 CIFAR = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -122,8 +122,14 @@ def test_unknown_names_are_matched_by_order_with_a_warning(
     assert "their order is a guess: 'n00000000' is 'airplane'" in caplog.text
 
 
-def test_names_of_any_length_have_an_order() -> None:
-    assert map_classes(("blue", "green", "red"), ("x", "y", "z")) == [0, 1, 2]
+def test_words_have_an_order_only_if_the_network_has_no_names() -> None:
+    """Words of another language are not in the order of the labels."""
+    assert map_classes(("blue", "green", "red"), default_labels(3)) == [0, 1, 2]
+    with pytest.raises(DataError, match="'blau' is not one of"):
+        map_classes(("blau", "grün", "rot"), ("blue", "green", "red"))
+
+
+def test_codes_with_zeros_have_a_clear_order() -> None:
     assert map_classes(("class01", "class02", "class10"), ("x", "y", "z")) == [0, 1, 2]
 
 
