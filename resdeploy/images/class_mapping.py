@@ -1,7 +1,7 @@
 """The rule that decides which output of a network a class folder belongs to.
 
-1. By name: the folder has the name of the label, or the same apart from upper and lower case, spaces,
-   Unicode normalisation and leading zeros, or else apart from `_` and `-` in place of spaces.
+1. By name: the folder has the name of the label, or the same apart from upper and lower case,
+   spaces, Unicode normalisation and leading zeros, or else `_` and `-` in place of spaces.
 2. By number: all folders are numbers from 0 to N - 1, and folder k is output k of N.
 3. By order, which is a guess: no folder has the name of a label, there are as many of both, and all
    folders have codes such as WordNet ids, or the network has no names.
@@ -105,7 +105,7 @@ def _spelling(name: str) -> str:
 
 
 def _loose_spelling(name: str) -> str:
-    return _spelling(name.replace("_", " ").replace("-", " "))
+    return _spelling(re.sub(r"(?<=[^\W_])[_-]+(?=[^\W_])", " ", name))  # not the sign of a number
 
 
 def _by_name(folders: Sequence[str], labels: Sequence[str], owner: str) -> list[int | None]:

@@ -151,6 +151,11 @@ def test_folders_of_splits_are_not_taken_for_two_classes() -> None:
         map_classes(("Train", "Validation"), ("cat", "dog"))
 
 
+def test_a_sign_is_no_space() -> None:
+    with pytest.raises(DataError, match="'-1' is not one of"):
+        map_classes(("-1",), ("0", "1"))
+
+
 def test_an_unknown_name_is_an_error_with_the_nearest_label() -> None:
     with pytest.raises(DataError, match=r"'aeroplane' .*; the nearest is 'airplane'") as caught:
         map_classes(("aeroplane", "cat"), CIFAR)
