@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ def draw(paths: Sequence[Path], seed: int) -> list[Path]:
     """
 
     def key(path: Path) -> tuple[str, Path]:
-        return sha256(f"{seed}/{path.parent.name}/{path.name}".encode()), path
+        return sha256(os.fsencode(f"{seed}/{path.parent.name}/{path.name}")), path
 
     return sorted(paths, key=key)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from resdeploy.errors import CheckpointError, ExportError, ImageError, one_line_reason
-from resdeploy.filesystem import read_limited
-from resdeploy.images.class_folders import split_folder
+from resdeploy.errors import CheckpointError, DataError, ExportError, ImageError
+from resdeploy.images.class_folders import label_images, match_labels, read_labels, split_folder
+from resdeploy.images.class_mapping import default_labels
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import list_images
 from resdeploy.images.preprocessing import Preprocessing
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_IMAGE_SIZE = 224  # in pixels
 CHECKED_IMAGES = 8  # number of images whose size is compared with an assumed input size
-MAX_LABELS_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +32,8 @@ class ImagePools:
     calibration: tuple[Path, ...] = ()
     golden: tuple[Path, ...] = ()
     """Candidates for golden images; the same as `calibration` if there is no validation folder."""
+    folders: tuple[Path, ...] = ()
+    """Folders of `calibration` and `golden`, which may hold class folders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class Source:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     pools: ImagePools
+    classes: Mapping[Path, int] = field(default_factory=dict)
+    """Class of each image in a class folder, as far as known."""
 
     @property
     def name(self) -> str:
@@ -51,10 +54,9 @@ class Source:
         return path.name if path.is_dir() else path.stem
 
     def classes_of(self, paths: Sequence[Path]) -> list[int] | None:
-        """Return the class of each image by the name of its folder, or None if one has no class."""
-        class_of = {label: index for index, label in enumerate(self.labels)}
-        classes = [class_of.get(path.parent.name) for path in paths]
-        known = [index for index in classes if index is not None]
+        """Return the class of each image, or None if that of any is not known."""
+        classes = [self.classes.get(path) for path in paths]
+        known = [position for position in classes if position is not None]
         return known if len(known) == len(paths) else None
 
 
@@ -92,11 +94,13 @@ def read_source(
         _check_default_size(checkpoint.path, pools)
     if preprocessing is None or image_size not in (None, preprocessing.image_size):
         preprocessing = Preprocessing.standard(image_size or DEFAULT_IMAGE_SIZE)
+    names = _labels(checkpoint, labels)
     return Source(
         checkpoint=checkpoint,
-        labels=_labels(checkpoint, labels),
+        labels=names,
         preprocessing=preprocessing,
         pools=pools,
+        classes=_find_classes(pools, names, str(path)),
     )
 
 
@@ -117,14 +121,8 @@ def _check_default_size(path: Path, pools: ImagePools) -> None:
 def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
     classes = checkpoint.architecture.classes
     if path is None:
-        named = checkpoint.labels or [f"class {index}" for index in range(classes)]
-        return tuple(" ".join(label.split()) for label in named)  # labels.txt has one per line
-    hint = "name a UTF-8 text file with one class name per line"
-    try:
-        lines = read_limited(path, MAX_LABELS_BYTES, ExportError, hint).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ExportError(f"{path} cannot be read: {one_line_reason(error)}", hint) from error
-    labels = tuple(line.strip() for line in lines.splitlines() if line.strip())
+        return checkpoint.labels or default_labels(classes)
+    labels = tuple(filter(None, read_labels(path, ExportError)))
     if len(labels) != classes:
         raise ExportError(
             f"{path} has {len(labels)} labels, but the network has {classes} classes",
@@ -146,6 +144,24 @@ def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
             return ImagePools()  # the data was moved; only INT8 needs it
     else:
         return ImagePools()
-    calibration = list_images(split_folder(root, "train"))
-    golden = list_images(root / "val") if (root / "val").is_dir() else calibration
-    return ImagePools(calibration=calibration, golden=golden)
+    train, val = (split_folder(root, split) for split in ("train", "val"))
+    calibration = list_images(train)
+    golden = list_images(val) if val != root else calibration
+    folders = (train, val) if val != root else (train,)
+    return ImagePools(calibration=calibration, golden=golden, folders=folders)
+
+
+def _find_classes(pools: ImagePools, labels: Sequence[str], owner: str) -> dict[Path, int]:
+    """Return the class of each image; log why that of images in sub-folders is not known."""
+    classes: dict[Path, int] = {}
+    for folder, paths in zip(pools.folders, (pools.calibration, pools.golden)):
+        has_split = any(folder in other.parents for other in pools.folders)
+        if has_split or all(path.parent == folder for path in paths):
+            continue  # an export needs no labels
+        try:
+            images = match_labels(label_images(folder, paths), labels, owner=owner)
+        except DataError as error:
+            logger.warning("the classes of the images in %s are not known: %s", folder, error)
+            continue
+        classes.update(zip(images.files, images.labels))
+    return classes

@@ -92,14 +92,25 @@ def jsonable(value: Any) -> Any:
 
 def write_document(path: Path, result: Any) -> None:
     """Write a result to a JSON file, in the form that `--json` prints."""
-    write_file(path, (json.dumps(jsonable(result), indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(path, (to_text(result) + "\n").encode())
+
+
+def to_text(result: Any, *, allow_nan: bool = True) -> str:
+    r"""Return a result as JSON with an indent; a byte that is not UTF-8 becomes `\udcd5`."""
+    text = json.dumps(jsonable(result), indent=2, ensure_ascii=False, allow_nan=allow_nan)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _decode(data: bytes) -> Any:
     import msgspec
 
     try:
-        return msgspec.json.decode(data)
+        try:
+            return msgspec.json.decode(data)
+        except msgspec.DecodeError as error:
+            if "surrogate" not in str(error):
+                raise
+            return json.loads(data)  # accepts paths that are not UTF-8, see `to_text`
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

@@ -24,6 +24,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import ExportWarning, write_manifest
+from resdeploy.images.class_mapping import log_once
 from tests.samples import CLASSES, SIZE, make_classifier, write_images
 from tests.wheel import build_wheel
 
@@ -62,6 +63,7 @@ def _private_folders(
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.chdir(tmp_path)
+    log_once.cache_clear()
     torch = sys.modules.get("torch")  # missing in an environment with only the runtime
     threads = torch.get_num_threads() if torch else None
     yield

@@ -62,7 +62,7 @@ class TrainingConfig:
     shortcut: Shortcut | None = None
     """Shortcut option of the network; None: that of `init`, or B."""
     init: str | None = None
-    """Checkpoint to start from; the head is new if the number of classes differs."""
+    """Checkpoint to start from; the head is new if the classes are others."""
     freeze: bool = False
     """True to train only the head, on the features of `init`."""
     class_weights: bool = False

@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from resdeploy.errors import TrainingError
+from resdeploy.errors import DataError, TrainingError
 from resdeploy.images.class_folders import LabelledImages
+from resdeploy.images.class_mapping import default_labels, log_once, map_classes
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.checkpoint import Checkpoint, load_checkpoint
 from resdeploy.train.model.resnet import ResNet
 
+logger = logging.getLogger(__name__)
 
-def initial_network(config: TrainingConfig, classes: int) -> ResNet:
+
+@dataclass(frozen=True, slots=True)
+class InitialNetwork:
+    """A network before training, and the meaning of its outputs."""
+
+    network: ResNet
+    labels: tuple[str, ...]
+    """Names of the outputs, in their order."""
+    outputs: tuple[int, ...]
+    """Output of each class of the data."""
+
+
+def initial_network(config: TrainingConfig, classes: Sequence[str]) -> InitialNetwork:
     """Return a new network or that of `config.init`, frozen except its head with `config.freeze`.
+
+    The outputs of `config.init` keep their order and their names, so a network that replaces it
+    gives the same class the same number. The head is new if the classes of the data are others.
 
     Raises:
         CheckpointError: The weights cannot be used.
-        TrainingError: The network of `config.init` does not fit the settings.
+        TrainingError: The network of `config.init` does not fit the settings or the classes.
     """
     torch.manual_seed(config.seed)
+    labels, outputs = tuple(classes), tuple(range(len(classes)))
     if config.init is None:
-        return ResNet(Architecture(classes=classes, shortcut=config.shortcut or Shortcut.B))
+        architecture = Architecture(classes=len(classes), shortcut=config.shortcut or Shortcut.B)
+        return InitialNetwork(ResNet(architecture), labels, outputs)
     checkpoint = load_checkpoint(Path(config.init))
     if config.shortcut not in (None, checkpoint.architecture.shortcut):
         raise TrainingError(
@@ -33,13 +54,18 @@ def initial_network(config: TrainingConfig, classes: int) -> ResNet:
             f"{checkpoint.architecture.shortcut.value}, which --shortcut cannot change",
             "remove --shortcut or --init",
         )
-    if config.qat and checkpoint.architecture.classes != classes:
-        raise TrainingError(
-            f"{config.init} has {checkpoint.architecture.classes} classes, but {config.data} has "
-            f"{classes}",
-            "fine-tune the network without --qat first",
-        )
-    return _freeze(network_from_checkpoint(checkpoint, classes), config)
+    network = checkpoint.network().train()
+    try:
+        labels, outputs = match_outputs(config, checkpoint, classes)
+    except DataError as error:
+        if config.qat:
+            raise TrainingError(
+                f"--qat cannot change the classes of {config.init}: {error}",
+                "fine-tune the network without --qat first",
+            ) from error
+        logger.info("the classifier of %s is replaced by a new one: %s", config.init, error)
+        network = with_new_head(network, len(classes))
+    return InitialNetwork(_freeze(network, config), labels, outputs)
 
 
 def resumed_network(config: TrainingConfig, architecture: Architecture) -> ResNet:
@@ -47,12 +73,32 @@ def resumed_network(config: TrainingConfig, architecture: Architecture) -> ResNe
     return _freeze(ResNet(architecture), config)
 
 
-def network_from_checkpoint(checkpoint: Checkpoint, classes: int) -> ResNet:
-    """Return the network of `checkpoint`, with a new head if its number of classes differs."""
-    network = checkpoint.network().train()
-    if checkpoint.architecture.classes != classes:
-        network.fc = nn.Linear(network.fc.in_features, classes)
-        network.architecture = replace(checkpoint.architecture, classes=classes)
+def match_outputs(
+    config: TrainingConfig, checkpoint: Checkpoint, classes: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the names of the checkpoint's outputs, and the output of each of the `classes`.
+
+    Raises:
+        DataError: The checkpoint has other classes.
+    """
+    count = checkpoint.architecture.classes
+    if count != len(classes):
+        raise DataError(f"it has {count} classes, but {config.data} has {len(classes)}")
+    if checkpoint.labels is not None:
+        owner = str(config.init)
+        outputs = map_classes(classes, checkpoint.labels, guess=False, owner=owner)
+        if outputs != sorted(outputs):
+            log_once(f"the classes keep their order in {owner}, not that of the folders")
+        return checkpoint.labels, tuple(outputs)
+    # A file without names of classes can only be taken by number, or by the order of the folders.
+    outputs = map_classes(classes, default_labels(count), owner=str(config.init))
+    return tuple(classes[outputs.index(output)] for output in range(count)), tuple(outputs)
+
+
+def with_new_head(network: ResNet, classes: int) -> ResNet:
+    """Give `network` an untrained classifier of as many outputs, and return it."""
+    network.fc = nn.Linear(network.fc.in_features, classes)
+    network.architecture = replace(network.architecture, classes=classes)
     return network
 
 

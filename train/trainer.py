@@ -153,7 +153,7 @@ class _Trainer:
             crop=config.crop,
             randaugment=config.randaugment,
         )
-        self.splits, identity = read_run_data(config.data, folder, resumed)
+        splits, identity = read_run_data(config.data, folder, resumed)
         process.check_equal("images", repr(identity))
         self.resumed = resumed is not None
         self.teacher_file: bytes | None = None
@@ -161,12 +161,12 @@ class _Trainer:
             network = resumed_network(config, resumed.architecture)
             self.record = replace(resumed, config=self.config)
         else:
-            network = initial_network(config, len(self.splits.train.classes))
+            initial = initial_network(config, splits.train.classes)
+            network = initial.network
             if config.distillation:
                 self.teacher_file = run_folder.pack_weights(network)
-            self.record = RunRecord.new(
-                self.config, identity, network.architecture, self.teacher_file
-            )
+            self.record = RunRecord.new(self.config, identity, initial, self.teacher_file)
+        self.splits = splits.relabelled(self.record.labels, self.record.outputs)
         teacher = None
         if config.distillation:
             teacher = Teacher(

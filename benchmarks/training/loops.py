@@ -120,7 +120,7 @@ def resdeploy_step(data: Path, image_size: int, batch_size: int, *, bf16: bool |
         data=str(data), image_size=image_size, batch_size=batch_size, bf16=bf16,
         label_smoothing=0.0,
     )  # fmt: skip
-    network = initial_network(config, len(images.classes))
+    network = initial_network(config, images.classes).network
     learner = Learner(config, network, preprocessing, Process(0, 1, device()))
     learner.train_mode()
     plan = BatchPlan(batch_size=batch_size, shuffle=True, workers=default_workers())

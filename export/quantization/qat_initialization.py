@@ -25,7 +25,9 @@ from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.progress import Progress, silent
 from resdeploy.train import trainer
 from resdeploy.train.config import DIGITS, TrainingConfig
+from resdeploy.train.data.dataset import read_splits
 from resdeploy.train.data.synthetic_digits import digits_folder
+from resdeploy.train.initialization import initial_network
 from resdeploy.train.model.resnet import Classifier, ResNet, normed_convolutions
 from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run.output import check_new_run
@@ -56,6 +58,7 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
     """Equalise and calibrate `config.init` on images of `config.data`."""
     assert config.init is not None
     data = digits_folder() if config.data == DIGITS else Path(config.data)
+    initial_network(config, read_splits(data).train.classes)  # refuses other classes
     source = read_source(Path(config.init), image_size=config.image_size, calibration_data=data)
     known = source.checkpoint.preprocessing
     if known is not None and known.image_size != config.image_size:

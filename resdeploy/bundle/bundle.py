@@ -17,6 +17,7 @@ from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Artifact, FileRecord, Ma
 from resdeploy.errors import BundleError, one_line_reason, remedy_for
 from resdeploy.filesystem import check_file, read_limited, sha256, sha256_file
 from resdeploy.json_documents import decode, parse
+from resdeploy.readable_text import readable
 
 LABELS = "labels.txt"
 GOLDEN = "golden.npz"
@@ -94,7 +95,7 @@ class Bundle:
             BundleError: `labels.txt` is damaged or has a wrong number of lines.
         """
         text = self.read(LABELS).decode("utf-8", errors="replace")
-        labels = tuple(text.removesuffix("\n").split("\n"))
+        labels = tuple(map(readable, text.removesuffix("\n").split("\n")))
         if len(labels) != self.manifest.classes:
             reason = f"it has {len(labels)} lines for {self.manifest.classes} classes"
             raise self.damaged(LABELS, reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -12,7 +11,7 @@ from typing import Any
 from resdeploy.bundle.batch_norm_shift import BatchNormShift
 from resdeploy.bundle.operation_counts import Work
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.json_documents import jsonable
+from resdeploy.json_documents import jsonable, to_text
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -219,7 +218,7 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into the folder of a new bundle."""
-    text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = to_text(manifest.to_json(), allow_nan=False) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 

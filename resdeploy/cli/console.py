@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import re
 import sys
@@ -18,7 +17,8 @@ from click.core import ParameterSource
 
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.errors import ResdeployError, missing_dependency, one_line_reason, remedy_for
-from resdeploy.json_documents import jsonable
+from resdeploy.json_documents import to_text
+from resdeploy.readable_text import readable
 
 if TYPE_CHECKING:
     from resdeploy.bundle.manifest import ExportWarning
@@ -71,9 +71,10 @@ def command(function: Callable[..., CommandResult]) -> click.Command:
         if result.printed and as_json:
             if result.warnings:
                 click.echo(_highlighted("\n".join(warning_lines(result.warnings))), err=True)
-            click.echo(json.dumps(jsonable(result.result), indent=2, ensure_ascii=False))
+            click.echo(to_text(result.result))
         elif result.printed:
-            click.echo(_highlighted("\n".join([*warning_lines(result.warnings), result.text])))
+            text = "\n".join([*warning_lines(result.warnings), result.text])
+            click.echo(_highlighted(readable(text, keep="\n\t")))
         sys.exit(result.exit)
 
     run_command.params += [
@@ -105,15 +106,15 @@ def _highlighted(text: str) -> str:
 def _print_error(error: Exception) -> None:
     if isinstance(error, ImportError):
         error = missing_dependency(error)
-    message, hint = " ".join(str(error).split()), getattr(error, "hint", None)
+    message, hint = readable(" ".join(str(error).split())), getattr(error, "hint", None)
     if not isinstance(error, (ResdeployError, ValueError)):
         hint = remedy_for(error, "run the command again with --debug and report its output")
         file = getattr(error, "filename", None)
         what = f"{file} cannot be used" if file else type(error).__name__
-        message = f"{what}: {one_line_reason(error)}"
+        message = readable(f"{what}: {one_line_reason(error)}")
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
     if hint:
-        click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
+        click.echo(f"{click.style('hint:', bold=True)} {readable(hint)}", err=True)
 
 
 def _log_to_stderr(*, debug: bool) -> None:
@@ -129,4 +130,4 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return prefix + record.getMessage()
+        return prefix + readable(record.getMessage(), keep="\n\t")

@@ -95,7 +95,11 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
     default=None,
     help="Use torch.compile.  [default: on GPUs, if it works]",
 )
-@option("--init", help="Weights to start from: a run folder, a .pth or a .safetensors file.")
+@option(
+    "--init",
+    help="Weights to start from: a run folder, a .pth or a .safetensors file. The outputs keep "
+    "their order and names; if DATA has other classes, the last layer is new.",
+)
 @option("--seed", type=IntRange(0), help="Seed of all random numbers.")
 @option(
     "--workers",

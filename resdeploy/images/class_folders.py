@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from resdeploy.errors import DataError
-from resdeploy.images.folder import list_images
+from resdeploy.errors import DataError, ResdeployError
+from resdeploy.filesystem import read_limited
+from resdeploy.images.class_mapping import map_classes, similar_names, sort_classes
+from resdeploy.images.folder import is_hidden, list_images
+from resdeploy.readable_text import readable
+from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
+
+MAX_LABELS_BYTES = 4 << 20
 
 File_co = TypeVar("File_co", covariant=True)
 File = TypeVar("File")
@@ -27,20 +34,42 @@ class LabelledImages(Generic[File_co]):
     labels: tuple[int, ...]
     """Index of each file's class in `classes`."""
 
+    def relabelled(self, classes: Sequence[str], outputs: Sequence[int]) -> LabelledImages[File_co]:
+        """Return the files with other `classes`: class k of this object is `outputs[k]` of them."""
+        labels = tuple(outputs[label] for label in self.labels)
+        return LabelledImages(classes=tuple(classes), files=self.files, labels=labels)
+
 
 def read_image_folder(folder: Path) -> LabelledImages[Path]:
     """Return the images in the sub-folders of `folder`, each of which holds one class.
 
     Raises:
-        DataError: The folder is missing, has no images in sub-folders, or has an empty sub-folder.
+        DataError: The folder is missing, or as `label_images`.
     """
-    paths = list_images(folder)
-    classes = tuple(sorted(entry.name for entry in folder.glob("[!.]*") if entry.is_dir()))
+    return label_images(folder, list_images(folder))
+
+
+def label_images(folder: Path, paths: Sequence[Path]) -> LabelledImages[Path]:
+    """Return the images `paths` below `folder` with the class of their sub-folder.
+
+    Raises:
+        DataError: There are no images in sub-folders, a sub-folder is empty, or links lead nowhere
+            or from two sub-folders to the same folder.
+    """
+    entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+    if broken := [entry for entry in entries if entry.is_symlink() and not entry.exists()]:
+        raise DataError(f"the link {broken[0]} leads nowhere", "mend it or remove it")
+    classes = sort_classes([entry.name for entry in entries if entry.is_dir()])
     files = tuple(path for path in paths if path.parent != folder)
     if not files:
         raise DataError(
             f"the images in {folder} have no labels", "sort them into one sub-folder per class"
         )
+    if beside := [path.name for path in paths if path.parent == folder]:
+        logger.warning(
+            "not using %s beside the class folders of %s, such as %s",
+            plural(len(beside), "image"), folder, beside[0],
+        )  # fmt: skip
     index = {name: position for position, name in enumerate(classes)}
     labels = tuple(index[path.relative_to(folder).parts[0]] for path in files)
     if missing := set(index.values()).difference(labels):
@@ -48,36 +77,73 @@ def read_image_folder(folder: Path) -> LabelledImages[Path]:
             f"the class folder {folder / classes[min(missing)]} holds no images",
             "fill it or remove it",
         )
-    return LabelledImages(classes=classes, files=files, labels=labels)
+    _refuse_shared_folders(files, labels, classes)
+    if similar := similar_names(classes):
+        logger.warning("the folders '%s' and '%s' count as two classes", *map(readable, similar))
+    return LabelledImages(classes=tuple(map(readable, classes)), files=files, labels=labels)
 
 
 def split_folder(data: Path, split: str) -> Path:
-    """Return `data/split` if it exists, else `data` itself."""
-    return data / split if (data / split).is_dir() else data
-
-
-def match_labels(images: LabelledImages[File], labels: Sequence[str]) -> LabelledImages[File]:
-    """Replace the class indices of a folder by those of a model with these `labels`.
-
-    Folders are matched by name. If no name is a label (for example WordNet ids) and there are as
-    many folders as labels, they are matched by their order.
+    """Return `data/split` if it exists in upper or lower case, else `data` itself.
 
     Raises:
-        DataError: The name of a folder is not a label.
+        DataError: Several folders have this name.
     """
-    unknown = [name for name in images.classes if name not in labels]
-    if not unknown:
-        table = [labels.index(name) for name in images.classes]
-    elif len(unknown) == len(images.classes) == len(labels):
-        logger.warning(
-            "folder names such as %r are not labels: the %d folders are matched by their order",
-            unknown[0], len(labels),
-        )  # fmt: skip
-        table = list(range(len(labels)))
-    else:
+    entries = sorted(data.iterdir()) if data.is_dir() else []
+    found = [entry for entry in entries if entry.name.casefold() == split and entry.is_dir()]
+    if len(found) > 1:
         raise DataError(
-            f"the folder {unknown[0]!r} is not one of the model's {len(labels)} labels",
-            "name the folders as in labels.txt, or provide one folder for every class",
+            f"{data} has the folders {found[0].name!r} and {found[1].name!r}",
+            "merge or rename them",
         )
-    matched = tuple(table[label] for label in images.labels)
-    return LabelledImages(classes=tuple(labels), files=images.files, labels=matched)
+    return found[0] if found else data
+
+
+def match_labels(
+    images: LabelledImages[File],
+    labels: Sequence[str],
+    *,
+    guess: bool = True,
+    owner: str = "the model",
+) -> LabelledImages[File]:
+    """Replace the class indices of a folder by those of a model with these `labels`.
+
+    Raises:
+        DataError: A folder fits no label, or it is not clear which; see `map_classes`.
+    """
+    outputs = map_classes(images.classes, labels, guess=guess, owner=owner)
+    return images.relabelled(labels, outputs)
+
+
+def read_labels(path: Path, error_type: type[ResdeployError]) -> tuple[str, ...]:
+    """Return the lines of a text file, without spaces around them and empty lines at the end.
+
+    Raises:
+        ResdeployError: An `error_type`, if the file cannot be read as UTF-8.
+    """
+    hint = "name a UTF-8 text file with one class name per line"
+    data = read_limited(path, MAX_LABELS_BYTES, error_type, hint)
+    try:
+        # Not `splitlines`, which also divides names at characters such as U+2028.
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise error_type(f"{path} cannot be read as text: {error}", hint) from error
+    return tuple(readable(line.strip()) for line in text.rstrip().split("\n"))
+
+
+def _refuse_shared_folders(
+    files: Sequence[Path], labels: Sequence[int], classes: Sequence[str]
+) -> None:
+    """Raise a DataError if links lead from two classes to the same folder."""
+    classes_of: dict[Path, int] = {}
+    for file, label in zip(files, labels):
+        classes_of.setdefault(file.parent, label)
+    owners: dict[str, int] = {}
+    for parent, label in classes_of.items():
+        real = os.path.realpath(parent)
+        if (other := owners.setdefault(real, label)) != label:
+            raise DataError(
+                f"the class folders '{classes[other]}' and '{classes[label]}' both hold the images "
+                f"in {real}",
+                "remove one of the links",
+            )

@@ -16,6 +16,16 @@ from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
 
 logger = logging.getLogger(__name__)
 
+# Folders in which file managers, archives and file systems keep data of their own.
+SYSTEM_FOLDERS = (
+    "__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information",
+)  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Return True for names that begin with a dot, and for folders of the system."""
+    return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
+
 
 def list_images(folder: Path) -> tuple[Path, ...]:
     """Return all image files below `folder` that are not hidden, sorted by path.
@@ -62,18 +72,22 @@ def read_batches(
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield image files, following links; visit each folder once, and no hidden ones."""
-    visited: set[str] = set()
+    """Yield image files that are not hidden, following links.
+
+    Each folder is visited once within each folder at the top, which may hold one class.
+    """
+    start = os.path.realpath(folder)
+    visited: set[tuple[tuple[str, ...], str]] = set()
     for root, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
-        real = os.path.realpath(root)
-        if real in visited:
+        top, real = Path(root).relative_to(folder).parts[:1], os.path.realpath(root)
+        if (top, real) in visited or (top and real == start):
             folders.clear()
             continue
-        visited.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        visited.add((top, real))
+        folders[:] = [name for name in folders if not is_hidden(name)]
         for name in files:
             path = Path(root, name)
-            if path.suffix.lower() in SUFFIXES and not name.startswith("."):
+            if path.suffix.lower() in SUFFIXES and not is_hidden(name):
                 yield path
 
 

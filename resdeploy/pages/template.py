@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from resdeploy.errors import needs_extra
+from resdeploy.readable_text import readable
 
 
 def render_page(template: str, **values: Any) -> bytes:
@@ -29,4 +30,5 @@ def render_page(template: str, **values: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values).encode(errors="backslashreplace")
+    page = environment.get_template(template).render(**values)
+    return readable(page, keep="\n\t").encode()

@@ -14,6 +14,7 @@ from resdeploy.filesystem import refuse_existing_file, write_file
 from resdeploy.pages.blocks import Page
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.pages.template import render_page
+from resdeploy.readable_text import readable
 from resdeploy.report.accuracy import verification_section, verification_summary
 from resdeploy.report.comparison import comparison_section, comparison_summary
 from resdeploy.report.contents import (
@@ -111,7 +112,7 @@ def report(
     for source in sources:
         inputs.add(source, time_layers=time_layers)
     page = make_page(inputs)
-    text = to_markdown(page)
+    text = readable(to_markdown(page), keep="\n")
     if output is not None:
         write_file(output, text.encode() if markdown else to_html(page))
     return Report(report=output, verdict=page.verdict, markdown=text)

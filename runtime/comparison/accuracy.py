@@ -204,7 +204,12 @@ def _folder_batches(
     first: Bundle, second: Bundle, data: Path, progress: Progress
 ) -> Iterator[_Batch]:
     found = read_image_folder(split_folder(data, "val"))
-    labels = [np.array(match_labels(found, b.labels()).labels) for b in (first, second)]
+    matched = [match_labels(found, first.labels(), owner=str(first.path))]
+    if second.labels() == first.labels():  # match and log only once
+        matched.append(matched[0])
+    else:
+        matched.append(match_labels(found, second.labels(), owner=str(second.path)))
+    labels = [np.array(images.labels) for images in matched]
     formats = [bundle.manifest.preprocessing for bundle in (first, second)]
     others = read_batches(found.files, formats[1], BATCH) if formats[0] != formats[1] else None
     with progress("comparing", len(found.files)) as advance:

@@ -78,7 +78,8 @@ def verify(
         results, images = _verify_golden(bundle, selected, max_drop, options)
         unreadable = used = 0
     else:
-        files = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
+        found = read_image_folder(split_folder(data, "val"))
+        files = match_labels(found, bundle.labels(), owner=str(bundle.path))
         results, images, used = _verify_data(bundle, selected, files, data, max_drop, options)
         unreadable = len(files.files) - images
     return Verification(

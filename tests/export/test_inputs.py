@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import GoldenOrigin
@@ -123,7 +125,56 @@ def test_missing_calibration_data_is_a_data_error(tiny_checkpoint: Path) -> None
         read_source(tiny_checkpoint, calibration_data=Path("nowhere"))
 
 
+# Classes of the calibration images
+
+
+@pytest.mark.parametrize("numbered", [False, True], ids=["similar names", "numbers"])
+def test_the_class_is_the_folder_at_the_top_whatever_its_spelling(
+    run: Path, image_data: Path, tmp_path: Path, numbered: bool
+) -> None:
+    for split in ("train", "val"):
+        for k, name in enumerate(CLASSES):
+            folder = tmp_path / "data" / split / (f"{k:02d}" if numbered else name.title())
+            shutil.copytree(image_data / split / name, folder / "deep" / "er")
+    source = read_source(run, calibration_data=tmp_path / "data")
+    for paths in source.pools.calibration, source.pools.golden:
+        assert source.classes_of(paths) == sorted([0, 1, 2] * (len(paths) // 3))
+
+
+def test_classes_are_those_of_val_if_there_is_no_train(
+    run: Path, image_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(image_data / "val", tmp_path / "data" / "Val")
+    source = read_source(run, calibration_data=tmp_path / "data")
+    assert source.classes_of(source.pools.calibration) == sorted([0, 1, 2] * 8)
+    assert not caplog.records
+
+
+def test_unknown_classes_are_reported(
+    run: Path, image_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(image_data / "train" / "blue", tmp_path / "data" / "2025")
+    source = read_source(run, calibration_data=tmp_path / "data")
+    assert source.classes_of(source.pools.calibration) is None
+    assert "are not known: the folder '2025' is not one of the 3 classes" in caplog.text
+
+
+def test_images_without_folders_need_no_classes(
+    run: Path, image_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = read_source(run, calibration_data=image_data / "train" / "blue")
+    assert source.classes_of(source.pools.calibration) is None
+    assert not caplog.records
+
+
 # Labels
+
+
+def test_labels_of_a_checkpoint_fit_into_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    labels = json.dumps(["fire\n truck", "\x1b]0;owned\x07", "\udcd5"])
+    save_file(make_classifier().network.state_dict(), path, {"labels": labels})
+    assert read_source(path).labels == ("fire truck", r"\x1b]0;owned\x07", r"\xd5")
 
 
 @pytest.mark.parametrize("text", ["\ufeffa\nb\nc", "a\nb\nc", "a\r\nb\r\nc\r\n", "\n a \n\nb\nc\n"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from resdeploy import json_documents
 from resdeploy.errors import DocumentError
-from resdeploy.json_documents import decode, jsonable, parse, read_json
+from resdeploy.json_documents import decode, jsonable, parse, read_json, write_document
 
 
 class Colour(str, Enum):
@@ -72,6 +73,14 @@ WHOLE = Outer(
 def test_round_trip() -> None:
     assert parse(Outer, jsonable(WHOLE)) == WHOLE
     assert decode(Outer, json.dumps(jsonable(WHOLE)).encode()) == WHOLE
+
+
+def test_paths_that_are_not_utf_8_survive(tmp_path: Path) -> None:
+    text = os.fsdecode("照片".encode("gbk"))
+    write_document(tmp_path / "a.json", {"path": Path(text)})
+    assert read_json(tmp_path / "a.json") == {"path": text}
+    assert decode(dict[str, str], (tmp_path / "a.json").read_bytes()) == {"path": text}
+    assert r"\udcd5\udcd5" in (tmp_path / "a.json").read_text()
 
 
 def test_reads_documents_of_older_and_newer_versions() -> None:

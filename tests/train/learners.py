@@ -28,7 +28,7 @@ def make_batch(images: int, seed: int = 0) -> Batch:
 
 def make_learner(config: TrainingConfig) -> Learner:
     learner = Learner(
-        config, initial_network(config, len(CLASSES)), Preprocessing.standard(SIZE),
+        config, initial_network(config, CLASSES).network, Preprocessing.standard(SIZE),
         Process(0, 1, torch.device("cpu")),
     )  # fmt: skip
     learner.train_mode()

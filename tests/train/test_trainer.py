@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,17 +20,19 @@ from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from resdeploy.bundle.bundle import open_bundle
 from resdeploy.cli.train import training_text
 from resdeploy.errors import DataError, OutputError, TrainingError
+from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.progress import Advance
+from resdeploy.runtime.verification.verify import verify
 from resdeploy.train import trainer
 from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.initialization import (
     balanced_weights,
     initial_network,
     make_optimizer,
-    network_from_checkpoint,
 )
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.checkpoint import load_checkpoint
@@ -165,6 +168,31 @@ def test_tensorboard_holds_every_epoch_once(config: TrainingConfig) -> None:
         assert found == pytest.approx(expected, rel=1e-6)  # event files hold float32
 
 
+def test_names_that_are_not_utf_8_are_written_everywhere(
+    config: TrainingConfig, image_data: Path, tmp_path: Path
+) -> None:
+    name = os.fsdecode("照片".encode("gbk"))
+    data = tmp_path / f"data {name}"
+    for split in ("train", "val"):
+        shutil.copytree(image_data / split / "blue", data / split / name)
+        shutil.copytree(image_data / split / "red", data / split / "a\nb")
+        for path in sorted((data / split).glob("*/*.png")):
+            path.rename(path.with_name(name + path.name))
+        (data / split / name / f"{name}.png").write_bytes(b"damaged")
+    config = dataclasses.replace(config, data=str(data), epochs=2, tensorboard=True)
+    run = default_folder(str(data))
+    with pytest.raises(Interruption):
+        train(config, run, progress=interrupted_in_epoch_2)
+    resume(run)
+    assert load_checkpoint(run).labels == (r"a\x0ab", r"\xd5\xd5Ƭ")
+    assert (run / "unreadable.txt").read_text().count("\n") == 2
+    assert r"\xd5\xd5Ƭ" in (run / "report.html").read_text()
+    output = tmp_path / f"{name}.bundle"
+    bundle = open_bundle(export(ExportConfig(source=run, int8=True, output=output)).bundle)
+    assert bundle.labels() == (r"a\x0ab", r"\xd5\xd5Ƭ")
+    assert verify(bundle, data=data).images == 16
+
+
 def test_trains_on_unusual_image_formats(config: TrainingConfig, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     pictures = {
@@ -252,13 +280,13 @@ def test_the_shortcut_must_be_that_of_the_initial_weights(config: TrainingConfig
 
 def test_another_number_of_classes_gives_a_new_head(tiny_checkpoint: Path) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint)
-    network = network_from_checkpoint(checkpoint, 7)
+    config = TrainingConfig(init=str(tiny_checkpoint))
+    network = initial_network(config, tuple("abcdefg")).network
     assert network.architecture.classes == network.fc.out_features == 7
     assert network.architecture.blocks == TINY.blocks
     assert torch.equal(network.conv1.weight, checkpoint.state["conv1.weight"])
-    assert torch.equal(
-        network_from_checkpoint(checkpoint, 3).fc.weight, checkpoint.state["fc.weight"]
-    )
+    same = initial_network(config, CLASSES).network
+    assert torch.equal(same.fc.weight, checkpoint.state["fc.weight"])
 
 
 def test_default_folders_are_named_after_the_data() -> None:
@@ -300,7 +328,7 @@ def test_the_average_of_the_weights_is_evaluated_and_saved(config: TrainingConfi
 
 def test_decay_all_includes_biases_and_norms() -> None:
     config = TrainingConfig(weight_decay=0.1)
-    network = initial_network(config, 3)
+    network = initial_network(config, CLASSES).network
     for decay_all, expected in ((False, {0.1, 0.0}), (True, {0.1})):
         optimizer = make_optimizer(network, dataclasses.replace(config, decay_all=decay_all))
         assert {group["weight_decay"] for group in optimizer.param_groups} == expected

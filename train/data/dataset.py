@@ -17,7 +17,12 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, get_worker_info
 
 from resdeploy.errors import DataError, ImageError, TrainingError
-from resdeploy.images.class_folders import LabelledImages, match_labels, read_image_folder
+from resdeploy.images.class_folders import (
+    LabelledImages,
+    match_labels,
+    read_image_folder,
+    split_folder,
+)
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
 from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.data.shards import ImageFile, find_shards, image_content, read_shards
@@ -34,6 +39,13 @@ class DataSplits:
     train: LabelledImages[ImageFile]
     val: LabelledImages[ImageFile]
 
+    def relabelled(self, classes: Sequence[str], outputs: Sequence[int]) -> DataSplits:
+        """Return the images with other classes; see `LabelledImages.relabelled`."""
+        return DataSplits(
+            train=self.train.relabelled(classes, outputs),
+            val=self.val.relabelled(classes, outputs),
+        )
+
 
 def read_splits(data: Path) -> DataSplits:
     """Read `data/train` and `data/val`, which hold class folders or tar files.
@@ -41,24 +53,26 @@ def read_splits(data: Path) -> DataSplits:
     Raises:
         DataError: A folder is missing, empty or unlabelled, or `val` has an unknown class.
     """
-    for split in ("train", "val"):
-        if not (data / split).is_dir():
+    folders = {split: split_folder(data, split) for split in ("train", "val")}
+    for split, folder in folders.items():
+        if folder == data:
             raise DataError(
                 f"{data} has no folder {split!r}",
                 "store the images as train/CLASS/*.jpg and val/CLASS/*.jpg",
             )
-    train, val = _read_images(data / "train"), _read_images(data / "val")
+    train, val = (_read_images(folder) for folder in folders.values())
     if len(train.classes) == 1:
         raise DataError(
-            f"{data / 'train'} has only one class, {train.classes[0]!r}",
+            f"{folders['train']} has only one class, '{train.classes[0]}'",
             "add a second class folder",
         )
-    if unknown := sorted(set(val.classes) - set(train.classes)):
+    try:
+        val = match_labels(val, train.classes, guess=False, owner=str(folders["train"]))
+    except DataError as error:
         raise DataError(
-            f"{data / 'val'} has the class {unknown[0]!r}, which {data / 'train'} lacks",
-            "use the same class folders in both",
-        )
-    return DataSplits(train=train, val=match_labels(val, train.classes))
+            f"{folders['val']} does not fit: {error}", "use the same class folders in both"
+        ) from error
+    return DataSplits(train=train, val=val)
 
 
 @dataclass(frozen=True, slots=True)

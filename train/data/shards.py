@@ -9,14 +9,17 @@ shuffling and resuming work exactly as with a folder.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from resdeploy.errors import DataError, ImageError, one_line_reason, remedy_for
 from resdeploy.filesystem import check_file
-from resdeploy.images.class_folders import LabelledImages
+from resdeploy.images.class_folders import LabelledImages, read_labels
+from resdeploy.images.class_mapping import sort_classes
 from resdeploy.images.decode import MAX_FILE_BYTES, SUFFIXES
+from resdeploy.images.folder import is_hidden
+from resdeploy.readable_text import readable
 
 CLASS_SUFFIX = ".cls"
 MAX_CLASSES = 1_000_000
@@ -72,7 +75,7 @@ def image_content(file: ImageFile) -> Path | bytes:
 
 def find_shards(folder: Path) -> list[Path]:
     """Return the sorted tar files in a folder; none if it has subfolders, which are classes."""
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
     if any(entry.is_dir() for entry in entries):
         return []
     return sorted(entry for entry in entries if entry.suffix == ".tar")
@@ -83,7 +86,7 @@ def read_shards(folder: Path) -> LabelledImages[TarMember]:
 
     The class of a sample is the number in its `.cls` member, and line number N of
     `folder/labels.txt`, if this file exists, names class N - 1. Without `.cls` members, the class
-    is the folder inside the tar file.
+    is the folder inside the tar file, below folders that all images share.
 
     Raises:
         DataError: A tar file is compressed or damaged, or the class of a sample is unknown.
@@ -96,8 +99,8 @@ def read_shards(folder: Path) -> LabelledImages[TarMember]:
         )
     labels = [number for _, number in samples if number is not None]
     if not labels:
-        names = [_class_folder(member) for member, _ in samples]
-        classes = tuple(sorted(set(names)))
+        names = _class_folders([member for member, _ in samples])
+        classes = sort_classes(list(set(names)))
         index = {name: position for position, name in enumerate(classes)}
         labels = [index[name] for name in names]
     elif len(labels) == len(samples):
@@ -122,7 +125,7 @@ def _samples(shard: Path) -> Iterator[tuple[TarMember, int | None]]:
         with tarfile.open(shard, "r:") as archive:
             for info in archive:
                 path = PurePosixPath(info.name)
-                if not info.isreg() or not path.name or path.name.startswith("."):
+                if not info.isreg() or not path.name or _is_hidden_path(path):
                     continue
                 key = str(path.with_name(path.name.split(".")[0]))
                 if path.suffix.lower() in SUFFIXES:
@@ -149,22 +152,31 @@ def _number(shard: Path, info: tarfile.TarInfo, archive: tarfile.TarFile) -> int
     return number
 
 
-def _class_folder(member: TarMember) -> str:
-    parent = PurePosixPath(member.name).parent.name
-    if not parent:
+def _is_hidden_path(path: PurePosixPath) -> bool:
+    return any(is_hidden(part) for part in path.parts if part != "..")
+
+
+def _class_folders(members: Sequence[TarMember]) -> list[str]:
+    """Return the name of each member's class folder, the first that not all members share."""
+    parents = [PurePosixPath(member.name).parent.parts for member in members]
+    if () in parents:
         raise DataError(
-            f"{member} has no class: it has no {CLASS_SUFFIX} file and is in no folder",
+            f"{members[parents.index(())]} has no class: it has no {CLASS_SUFFIX} file and is in "
+            "no folder",
             f"add KEY{CLASS_SUFFIX} with the class number next to KEY.jpg",
         )
-    return parent
+    depth, deepest = 0, min(map(len, parents)) - 1
+    while depth < deepest and len({parts[depth] for parts in parents}) == 1:
+        depth += 1
+    return [readable(parts[depth]) for parts in parents]
 
 
 def _class_names(folder: Path, count: int) -> tuple[str, ...]:
     path = folder / "labels.txt"
     if not path.is_file():
         return tuple(str(number) for number in range(count))
-    names = tuple(path.read_text("utf-8", errors="replace").splitlines())
-    if len(names) < count or len(set(names)) != len(names):
+    names = read_labels(path, DataError)
+    if len(names) < count or len(set(names)) != len(names) or "" in names:
         raise DataError(
             f"{path} has {len(set(names))} different names for {count} classes",
             "write one name per line, all different, in the order of the class numbers",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from resdeploy.errors import CheckpointError, remedy_for
 from resdeploy.filesystem import check_file, read_limited, sha256_file
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import MAX_BYTES, decode
+from resdeploy.readable_text import readable
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.resnet import WIDTHS, ResNet
 
@@ -141,7 +142,7 @@ def _load_run(folder: Path) -> Checkpoint:
         sha256=sha256_file(path),
         architecture=architecture,
         state=_fit(path, architecture, state),
-        labels=model.labels,
+        labels=_label_lines(model.labels),
         preprocessing=model.preprocessing,
         data=model.data,
         learned_ranges=model.learned_ranges,
@@ -293,4 +294,9 @@ def _labels(
             f"{path} has {len(labels)} labels for {architecture.classes} classes",
             "give the labels with --labels",
         )
-    return tuple(str(label) for label in labels)
+    return _label_lines([str(label) for label in labels])
+
+
+def _label_lines(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return labels that fit into one line each."""
+    return tuple(readable(" ".join(label.split())) for label in labels)

@@ -24,6 +24,7 @@ from resdeploy.errors import OutputError, TrainingError
 from resdeploy.filesystem import sha256_file, write_file
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import decode, write_document
+from resdeploy.readable_text import readable
 from resdeploy.train.model.checkpoint import MODEL_FILE, MODEL_JSON
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.qat.network import DOT, SCALES, QuantizedStart
@@ -271,7 +272,7 @@ def save_model(
 
 def default_folder(data: str) -> Path:
     """Return `runs/NAME-DATE-TIME`, where NAME is the name of the data folder."""
-    return RUNS / f"{Path(data).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return RUNS / f"{readable(Path(data).resolve().name)}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def update_latest_link(folder: Path) -> None:

@@ -16,6 +16,7 @@ from resdeploy.json_documents import jsonable, parse, write_document
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import DataSplits, read_splits
 from resdeploy.train.data.synthetic_digits import digits_folder
+from resdeploy.train.initialization import InitialNetwork
 from resdeploy.train.model.architecture import Architecture
 
 STATE_JSON = "state.json"
@@ -27,7 +28,7 @@ class DataIdentity:
     """The facts by which a run recognises its data, also in another place."""
 
     classes: tuple[str, ...]
-    """Names of the classes, in the order of the network's outputs."""
+    """Names of the classes, in the order of the folders."""
     images: dict[str, int]
     """Number of images, by split."""
     sha256: dict[str, str]
@@ -44,6 +45,10 @@ class RunRecord:
     """Settings with absolute paths; `config.init` is not read again."""
     data: DataIdentity
     architecture: Architecture
+    labels: tuple[str, ...]
+    """Names of the network's outputs, in their order."""
+    outputs: tuple[int, ...]
+    """Output of each class of the data."""
     teacher_sha256: str | None
     """SHA-256 of the file with the teacher's weights; None without distillation."""
 
@@ -52,7 +57,7 @@ class RunRecord:
         cls,
         config: TrainingConfig,
         data: DataIdentity,
-        architecture: Architecture,
+        initial: InitialNetwork,
         teacher: bytes | None,
     ) -> RunRecord:
         """Return the record of a new run; `teacher` is the file with the teacher's weights."""
@@ -60,7 +65,9 @@ class RunRecord:
             id=secrets.token_hex(8),
             config=config,
             data=data,
-            architecture=architecture,
+            architecture=initial.network.architecture,
+            labels=initial.labels,
+            outputs=initial.outputs,
             teacher_sha256=None if teacher is None else sha256(teacher),
         )
 
@@ -174,6 +181,8 @@ def load_record(folder: Path) -> RunRecord:
                 config=TrainingConfig.from_json(document["config"]),
                 data=parse(DataIdentity, document["data"]),
                 architecture=Architecture.from_json(document["architecture"]),
+                labels=parse(tuple[str, ...], document["labels"]),
+                outputs=parse(tuple[int, ...], document["outputs"]),
                 teacher_sha256=document["teacher_sha256"],
             )
     except OSError as error:

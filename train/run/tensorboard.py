@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from resdeploy.errors import needs_extra
+from resdeploy.errors import OutputError, needs_extra
 from resdeploy.train.run.folder import EpochMetrics
 
 
@@ -16,11 +16,18 @@ def event_writer(folder: Path, epochs_done: int) -> Callable[[EpochMetrics], Non
 
     Raises:
         MissingDependencyError: The package tensorboard is not installed.
+        OutputError: TensorBoard cannot write to a folder with this name.
     """
     with needs_extra():
         from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
+    try:
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"TensorBoard cannot write to {folder}, whose name is not UTF-8",
+            "choose another run folder with -o, or leave out --tensorboard",
+        ) from error
 
     def add(metrics: EpochMetrics) -> None:
         for name in ("loss", "val_loss", "accuracy", "lr", "images_per_second", "waiting"):

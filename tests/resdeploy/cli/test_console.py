@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -52,6 +54,23 @@ def test_a_result_is_printed_as_text_or_as_json() -> None:
     assert json.loads(answer.stdout) == {
         "path": "a/b", "colour": "red", "parts": [0.1, 2.0],
     }  # fmt: skip
+
+
+def test_names_reach_the_terminal_without_control_characters() -> None:
+    odd = "\x1b]52;c;cm0=\x07 \x9b2J " + os.fsdecode(b"\xd5")
+    shown = r"\x1b]52;c;cm0=\x07 \x9b2J \xd5"
+
+    def function() -> CommandResult:
+        logging.getLogger("resdeploy").warning("skipping %s", odd)
+        return CommandResult([odd], f"two\n{odd}")
+
+    answer = run(function)
+    assert (answer.stdout, answer.stderr) == (f"two\n{shown}\n", f"warning: skipping {shown}\n")
+    assert json.loads(run(function, "--json").stdout) == [odd]
+    assert (
+        f"{shown} is missing\nhint: find {shown}"
+        in raising(DataError(f"{odd} is missing", f"find {odd}")).stderr
+    )
 
 
 @pytest.mark.parametrize("code", list(ExitCode))

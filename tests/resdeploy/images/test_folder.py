@@ -121,7 +121,7 @@ def test_circular_links_are_followed_once(tmp_path: Path) -> None:
 
 
 def test_rejects_unknown_names_in_a_wrong_number() -> None:
-    with pytest.raises(DataError, match="'n01' is not one of the model's 3 labels"):
+    with pytest.raises(DataError, match="'n01' is not one of the 3 classes of the model"):
         match_labels(images_of(("n01", "n02"), (1, 0)), ("a", "b", "c"))
 
 

@@ -72,7 +72,24 @@ def test_rejects_data_with_one_class(tmp_path: Path) -> None:
 
 def test_rejects_a_class_without_training_images(tmp_path: Path) -> None:
     picture(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png")
-    with pytest.raises(DataError, match="the class 'c'"):
+    with pytest.raises(DataError, match="val does not fit: the folder 'c' is not one of"):
+        read_splits(tmp_path)
+
+
+def test_val_may_spell_the_classes_of_train_in_another_way(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"  # macOS decomposes names
+    picture(tmp_path, f"Train/{composed}/1.png", "Train/b c/1.png", "Train/a/1.png")
+    picture(tmp_path, f"Val/{decomposed}/1.png", "Val/B C /1.png")
+    splits = read_splits(tmp_path)
+    assert splits.val.classes == splits.train.classes == ("a", "b c", composed)
+    assert set(zip((path.parent.name for path in paths(splits.val)), splits.val.labels)) == {
+        (decomposed, 2), ("B C ", 1)
+    }  # fmt: skip
+
+
+def test_the_order_of_val_is_never_a_guess(tmp_path: Path) -> None:
+    picture(tmp_path, "train/a/1.png", "train/b/1.png", "val/c/1.png", "val/d/1.png")
+    with pytest.raises(DataError, match="'c' is not one of the 2 classes"):
         read_splits(tmp_path)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resdeploy.errors import DataError, ImageError
+from resdeploy.images.class_mapping import sort_classes
 from resdeploy.images.decode import MAX_FILE_BYTES
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.data.dataset import BatchPlan, EpochImages, load_batches, read_splits
@@ -60,7 +62,7 @@ def test_the_class_is_the_number_in_the_cls_member(numbered: Path) -> None:
 def test_labels_txt_names_the_classes(numbered: Path) -> None:
     (numbered / "labels.txt").write_text("cat\ndog\nowl\nyak\n")
     assert read_shards(numbered).classes == ("cat", "dog", "owl", "yak")
-    for text in ("cat\ndog\n", "cat\ncat\ndog\n"):
+    for text in ("cat\ndog\n", "cat\ncat\ndog\n", "cat\n\ndog\nowl\n"):
         (numbered / "labels.txt").write_text(text)
         with pytest.raises(DataError, match=r"different names for 3 classes"):
             read_shards(numbered)
@@ -71,6 +73,50 @@ def test_without_cls_members_the_folder_is_the_class(tmp_path: Path) -> None:
     shards = read_shards(tmp_path)
     assert shards.classes == ("cat", "dog")
     assert shards.labels == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("members", "classes", "labels"),
+    [
+        (("cat/deep/1.png", "cat/2.png", "dog/3.png"), ("cat", "dog"), (0, 0, 1)),
+        (("./a/train/dog/1.png", "./a/train/cat/x/2.png"), ("cat", "dog"), (1, 0)),
+        (("val/cat/1.png", "val/cat/2.png"), ("cat",), (0, 0)),
+        (("cat/1.png", "__MACOSX/cat/1.png", "cat/@eaDir/1.png"), ("cat",), (0,)),
+        (("10/1.png", "2/1.png"), ("2", "10"), (1, 0)),
+        ((os.fsdecode(b"\xd5/1.png"), "b\nc/1.png"), (r"\xd5", r"b\x0ac"), (0, 1)),
+    ],
+)
+def test_the_class_folder_is_the_first_that_not_all_share(
+    tmp_path: Path, members: Sequence[str], classes: Sequence[str], labels: Sequence[int]
+) -> None:
+    """As with folders, where the class is the folder below `train`, however deep an image is."""
+    write_tar(tmp_path / "a.tar", {name: picture(1) for name in members})
+    shards = read_shards(tmp_path)
+    named = [shards.classes[label] for label in shards.labels]
+    assert (set(shards.classes), named) == (set(classes), [classes[label] for label in labels])
+    assert len(shards.classes) == 1 or shards.classes == tuple(sort_classes(classes))
+
+
+def test_a_line_of_labels_txt_is_a_name_whatever_characters_it_has(numbered: Path) -> None:
+    (numbered / "labels.txt").write_bytes("\ufeffcat\r\na\u2028b\r\nowl".encode())
+    assert read_shards(numbered).classes == ("cat", r"a\u2028b", "owl")
+    (numbered / "labels.txt").write_bytes("größe\ndog\nowl".encode("latin-1"))
+    with pytest.raises(DataError, match="cannot be read as text"):
+        read_shards(numbered)
+
+
+def test_numbers_in_val_are_those_of_the_names_in_train(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_tar(
+            tmp_path / split / "0.tar",
+            {f"{k}.{end}": data for k in range(12)
+             for end, data in (("png", picture(k)), ("cls", str(k).encode()))},
+        )  # fmt: skip
+    names = tuple(f"name {k}" for k in range(12))
+    (tmp_path / "train" / "labels.txt").write_text("\n".join(names))
+    splits = read_splits(tmp_path)
+    assert splits.val.classes == splits.train.classes == names
+    assert splits.val.labels == splits.train.labels == tuple(range(12))
 
 
 def test_batches_hold_the_pixels_of_the_members(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ RECORD = RunRecord(
     config=TrainingConfig(seed=7),
     data=DataIdentity(classes=CLASSES, images={}, sha256={}),
     architecture=TINY,
+    labels=CLASSES,
+    outputs=(0, 1, 2),
     teacher_sha256=None,
 )
 

@@ -29,6 +29,8 @@ RECORD = RunRecord(
     config=TrainingConfig(seed=7, shortcut=Shortcut.C, init="/a.pth"),
     data=DataIdentity(classes=("cat", "über"), images={"train": 5}, sha256={"train": "00"}),
     architecture=Architecture(classes=2, shortcut=Shortcut.C),
+    labels=("über", "cat"),
+    outputs=(1, 0),
     teacher_sha256="ff",
 )
 
