@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import torch
 
@@ -13,10 +11,9 @@ from resdeploy.calibration.image_set import draw
 from resdeploy.errors import ImageError
 from resdeploy.export.inputs import ImagePools
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
+from resdeploy.images.skipped import SkippedImages, reason_of
 from resdeploy.statistics import agreement_percent, sqnr_db
 from resdeploy.train.model.resnet import Classifier
-
-logger = logging.getLogger(__name__)
 
 GOLDEN_IMAGES = 32
 
@@ -30,15 +27,17 @@ def choose_golden(pools: ImagePools, preprocessing: Preprocessing, seed: int) ->
     if pools.golden == pools.calibration:
         count = min(count, max(1, len(pools.golden) // 4))
     chosen: dict[str, UInt8Array] = {}
+    skipped = SkippedImages()
     for path in draw(pools.golden, seed):
         if len(chosen) == count:
             break
         try:
             image = load_image(path, preprocessing)
         except ImageError as error:
-            logger.warning("skipping an image: %s", error)
+            skipped.add(path, reason_of(error, path))
             continue
         chosen.setdefault(image_digest(image), image)
+    skipped.report()
     if not chosen:
         return synthetic_images(preprocessing.image_size, GOLDEN_IMAGES, seed)
     return np.stack(list(chosen.values()))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from resdeploy.errors import CheckpointError, ExportError, ImageError
 from resdeploy.images.class_folders import split_folder
 from resdeploy.images.decode import read_rgb
-from resdeploy.images.folder import list_images
+from resdeploy.images.folder import find_images
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.synthetic_digits import digits_folder
@@ -32,6 +32,8 @@ class ImagePools:
     calibration: tuple[Path, ...] = ()
     golden: tuple[Path, ...] = ()
     """Candidates for golden images; the same as `calibration` if there is no validation folder."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Number of other pictures in the folder for calibration, by ending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +151,6 @@ def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
             return ImagePools()  # the data was moved; only INT8 needs it
     else:
         return ImagePools()
-    calibration = list_images(split_folder(root, "train"))
-    golden = list_images(root / "val") if (root / "val").is_dir() else calibration
-    return ImagePools(calibration=calibration, golden=golden)
+    found = find_images(split_folder(root, "train"))
+    golden = find_images(root / "val").files if (root / "val").is_dir() else found.files
+    return ImagePools(calibration=found.files, golden=golden, passed_over=found.passed_over)

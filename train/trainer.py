@@ -6,7 +6,8 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.filesystem import refuse_existing, write_file
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.skipped import SkippedImages
 from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import collect_provenance
@@ -64,6 +66,8 @@ class TrainingResult:
     epochs: int
     unreadable: int
     """Number of images that could not be decoded."""
+    passed_over: Mapping[str, int]
+    """Number of other pictures in the data, by the reason why they are not read."""
     seconds: float
     """Duration of this call."""
 
@@ -176,6 +180,9 @@ class _Trainer:
         self.metrics: list[EpochMetrics] = []
         # Positions of the images in each split that this process could not decode.
         self.unreadable: dict[str, set[int]] = {"train": set(), "val": set()}
+        self.skipped = SkippedImages()
+        counts = Counter(self.splits.train.passed_over)
+        self.passed_over = dict(counts + Counter(self.splits.val.passed_over))
 
     def restore(self, state: TrainingState, metrics: list[EpochMetrics]) -> None:
         self.learner.restore(state.model, state.momentum, state.average)
@@ -213,6 +220,7 @@ class _Trainer:
         # A resumed run may have finished all its epochs before.
         evaluation = evaluation or self._evaluate(val_batches)
         unreadable = self._unreadable_names()
+        self.skipped.report()
         if self.process.is_main:
             self._finish(evaluation, unreadable)
         return TrainingResult(
@@ -221,6 +229,7 @@ class _Trainer:
             images_per_second=median_high(line.images_per_second for line in self.metrics),
             epochs=config.epochs,
             unreadable=len(unreadable),
+            passed_over=self.passed_over,
             seconds=time.perf_counter() - start,
         )
 
@@ -243,7 +252,11 @@ class _Trainer:
             preprocessing=self.preprocessing,
             data=config.data if config.data == DIGITS else str(Path(config.data).resolve()),
             config=config.to_json() | {"processes": self.process.count},
-            metrics={"accuracy": evaluation.accuracy, "unreadable_images": len(unreadable)},
+            metrics={
+                "accuracy": evaluation.accuracy,
+                "unreadable_images": len(unreadable),
+                "passed_over_files": self.passed_over,
+            },
             learned=self.learner.quantized.learned() if self.learner.quantized else None,
             provenance=provenance,
         )
@@ -291,7 +304,12 @@ class _Trainer:
                     self._save_state()
                     last_save = now
         if not self.position.images:
-            raise DataError("no batch has enough decodable training images", "add intact images")
+            reasons = " and ".join(self.skipped.counts)
+            raise DataError(
+                "no batch has enough decodable training images"
+                + (f": each of the skipped ones {reasons}" if reasons else ""),
+                "add intact images",
+            )
 
     def _add_steps(self, steps: list[Tensor], seconds: float, waiting_seconds: float) -> None:
         """Add the results of steps to the totals; all processes do this after the same steps."""
@@ -351,11 +369,11 @@ class _Trainer:
         )
         run_folder.save_state(self.folder, state)
 
-    def _add_unreadable(self, split: str, positions: Sequence[int]) -> None:
+    def _add_unreadable(self, split: str, reasons: Mapping[int, str]) -> None:
         files = getattr(self.splits, split).files
-        for position in set(positions) - self.unreadable[split]:
-            logger.warning("skipping %s: it cannot be decoded", files[position])
-        self.unreadable[split].update(positions)
+        for position in sorted(reasons.keys() - self.unreadable[split]):
+            self.skipped.add(files[position], reasons[position])
+        self.unreadable[split].update(reasons)
 
     def _unreadable_names(self) -> list[str]:
         """Return the names of the files that any process could not decode."""

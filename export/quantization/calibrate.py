@@ -116,7 +116,7 @@ def calibrate(
         digests=tuple(image_set.digests[wanted_scoring:]),
         selection_digests=tuple(image_set.digests[:wanted_scoring]),
         scoring_images=sum(map(len, scoring)),
-        skipped=image_set.skipped,
+        skipped={**image_set.skipped, **source.pools.passed_over},
         balance=_class_balance(source, image_set.paths[wanted_scoring:]),
         growth_percent=100 * float(np.median([tensor.growth for tensor in statistics.values()])),
         statistics=statistics,

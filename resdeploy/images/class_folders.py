@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from resdeploy.errors import DataError
-from resdeploy.images.folder import list_images
+from resdeploy.images.folder import find_images
+from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
+
+NO_FOLDER = "in no class folder"
 
 File_co = TypeVar("File_co", covariant=True)
 File = TypeVar("File")
@@ -26,6 +29,8 @@ class LabelledImages(Generic[File_co]):
     """Paths, or other names of files."""
     labels: tuple[int, ...]
     """Index of each file's class in `classes`."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Number of other pictures in the folder, by the reason why they are not read."""
 
 
 def read_image_folder(folder: Path) -> LabelledImages[Path]:
@@ -34,7 +39,8 @@ def read_image_folder(folder: Path) -> LabelledImages[Path]:
     Raises:
         DataError: The folder is missing, has no images in sub-folders, or has an empty sub-folder.
     """
-    paths = list_images(folder)
+    listing = find_images(folder)
+    paths = listing.files
     classes = tuple(sorted(entry.name for entry in folder.glob("[!.]*") if entry.is_dir()))
     files = tuple(path for path in paths if path.parent != folder)
     if not files:
@@ -48,7 +54,11 @@ def read_image_folder(folder: Path) -> LabelledImages[Path]:
             f"the class folder {folder / classes[min(missing)]} holds no images",
             "fill it or remove it",
         )
-    return LabelledImages(classes=classes, files=files, labels=labels)
+    passed_over = dict(listing.passed_over)
+    if outside := len(paths) - len(files):
+        passed_over[NO_FOLDER] = outside
+        logger.warning("%s: passed over %s in no class folder", folder, plural(outside, "image"))
+    return LabelledImages(classes=classes, files=files, labels=labels, passed_over=passed_over)
 
 
 def split_folder(data: Path, split: str) -> Path:
@@ -80,4 +90,4 @@ def match_labels(images: LabelledImages[File], labels: Sequence[str]) -> Labelle
             "name the folders as in labels.txt, or provide one folder for every class",
         )
     matched = tuple(table[label] for label in images.labels)
-    return LabelledImages(classes=tuple(labels), files=images.files, labels=matched)
+    return replace(images, classes=tuple(labels), labels=matched)

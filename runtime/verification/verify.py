@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,6 @@ import numpy as np
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Precision
-from resdeploy.errors import DataError
 from resdeploy.images.class_folders import (
     LabelledImages,
     match_labels,
@@ -69,14 +68,17 @@ def verify(
     if data is None:
         results, images = _verify_golden(bundle, selected, options)
         unreadable = used = 0
+        passed_over: Mapping[str, int] = {}
     else:
         files = match_labels(read_image_folder(split_folder(data, "val")), bundle.labels())
         results, images, used = _verify_data(bundle, selected, files, max_drop, options)
         unreadable = len(files.files) - images
+        passed_over = files.passed_over
     return Verification(
         verdict=worst_verdict(result.verdict for result in results),
         images=images,
         unreadable=unreadable,
+        passed_over=dict(passed_over),
         used_before=used,
         max_drop=None if data is None else max_drop,
         results=tuple(results),
@@ -168,10 +170,6 @@ def _run_all(
             positions.extend(batch.positions)
             used += sum(image_digest(image) in known for image in batch.images)
             advance(len(batch.positions))
-    if not positions:
-        raise DataError(
-            "no image of the folder can be decoded", "choose a folder with intact images"
-        )
     labels = np.asarray(images.labels)[positions]
     return [np.concatenate(part) for part in parts], labels, used
 
