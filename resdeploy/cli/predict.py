@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from click import FloatRange, IntRange, UsageError, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command, reject_options
+from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, reject_options
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS
 from resdeploy.tables import WORST, plural
 
@@ -42,7 +42,10 @@ def predict(
     bundle: Path, images: tuple[Path, ...], camera: str | None, frames: int | None,
     seconds: float | None, top: int, **settings: Any,
 ) -> CommandResult:  # fmt: skip
-    """Classify IMAGES, or the frames of a camera, with BUNDLE."""
+    """Classify IMAGES, or the frames of a camera, with BUNDLE.
+
+    Exit code: 0 all were classified, 1 at least one image could not be decoded.
+    """
     from resdeploy.progress import progress_bar
     from resdeploy.runtime.camera import watch_camera
     from resdeploy.runtime.model import load, predict_files
@@ -54,21 +57,30 @@ def predict(
     with load(bundle, progress=progress_bar, **settings) as model:
         if camera is None:
             result = predict_files(model, images, top)
-            return CommandResult(result, predictions_text(result))
+            failed = any(file.error for file in result)
+            exit_code = ExitCode.FAILED if failed else ExitCode.OK
+            return CommandResult(result, predictions_text(result), exit_code)
         report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
     return CommandResult(report, camera_text(report))
 
 
 def predictions_text(files: Sequence[FilePredictions]) -> str:
     blocks = []
+    failed = sum(file.error is not None for file in files)
     for file in files:
+        if file.error is not None:  # on stderr
+            continue
         width = max(len(line.label) for line in file.predictions)
         bars = [
             f"  {line.label.ljust(width)}  {100 * line.probability:5.1f} %  "
             f"{'#' * round(30 * line.probability)}".rstrip()
             for line in file.predictions
         ]
-        blocks.append("\n".join([str(file.image), *bars]))
+        note = ": its pixels are all equal, so its prediction means nothing"
+        name = f"{file.image}{note if file.single_colour else ''}"
+        blocks.append("\n".join([name, *bars]))
+    if failed:
+        blocks.append(f"{failed} of {plural(len(files), 'image')} could not be decoded")
     return "\n".join(blocks)
 
 
