@@ -1,4 +1,4 @@
-"""The power of the latency test in `resdeploy compare`: its verdicts on known differences.
+"""The statistical power of the latency test in `resdeploy compare`, for known differences.
 
     python -m benchmarks.compare_power BUNDLE --output docs/results/comparing.json
 

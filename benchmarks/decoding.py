@@ -2,9 +2,9 @@
 
     python -m benchmarks.decoding PICTURES --bundle r34.bundle --output docs/results/decoding.json
 
-A time is that of the fastest of several calls in one thread, for pictures of several sizes. A
-change is the mean difference of the pixels, in steps of 1/255, for the files in PICTURES and
-networks of several sizes. With --bundle, the script also compares the bundle's FP32 outputs.
+Each time is the fastest of several calls in one thread, for pictures of several sizes. Each change
+is the mean difference of the pixels, in steps of 1/255, for the files in PICTURES and networks of
+several sizes. With --bundle, the script also compares the bundle's FP32 outputs.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import click
 
 
 def make_environment(folder: Path, requirements: Sequence[str]) -> Path:
-    """Return the interpreter of an environment, installed on first use and after changes."""
+    """Return the interpreter of an environment; install it on first use and after changes."""
     python = folder / "bin" / "python"
     installed, wanted = folder / "installed.txt", "\n".join(requirements)
     if not installed.exists() or installed.read_text() != wanted:

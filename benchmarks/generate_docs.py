@@ -54,7 +54,7 @@ class PerformanceTable:
 
 def benchmark_table(documents: Sequence[Benchmark]) -> PerformanceTable:
     """Return a table with a row for each number of threads and contender."""
-    limit = any(line.limit_share for document in documents for line in document.results)
+    has_limit = any(line.limit_share for document in documents for line in document.results)
     rows = [
         [
             str(line.threads),
@@ -64,7 +64,7 @@ def benchmark_table(documents: Sequence[Benchmark]) -> PerformanceTable:
             f"{line.p99_ms:.1f} ms",
             NONE if line.speedup is None else f"{line.speedup:.2f}x",
             NONE if line.speedup is None else f"{line.speedup_low:.2f} to {line.speedup_high:.2f}",
-            *([_percent(line.limit_share)] if limit else []),
+            *([_percent(line.limit_share)] if has_limit else []),
         ]
         for document in documents
         for line in document.results
@@ -76,7 +76,7 @@ def benchmark_table(documents: Sequence[Benchmark]) -> PerformanceTable:
         text=f"`python -m benchmarks.latency`: {first.model} at {first.image_size} pixels, batch "
         f"{documents[0].results[0].batch}. Every contender has its own process; all take turns. "
         "Speed-ups are against PyTorch eager. On a CPU, float16 is computed in float32.",
-        table=markdown_table([*head, *(["share of the limit"] if limit else [])], rows),
+        table=markdown_table([*head, *(["share of the limit"] if has_limit else [])], rows),
         origin=origin([document.environment for document in documents]),
     )
 
@@ -122,7 +122,7 @@ FORMATS: Mapping[str, tuple[type[Any], Callable[[Sequence[Any]], PerformanceTabl
 
 
 def read_tables(folder: Path) -> tuple[dict[str, PerformanceTable], list[str]]:
-    """Return the tables by file name without suffix, and the names of files without a table."""
+    """Return the tables by file name without suffix, and the names of the other files."""
     tables: dict[str, PerformanceTable] = {}
     others = []
     for path in sorted(folder.glob("*.json")):
@@ -132,8 +132,8 @@ def read_tables(folder: Path) -> tuple[dict[str, PerformanceTable], list[str]]:
         if schema not in FORMATS:
             others.append(path.name)
             continue
-        kind, make_table = FORMATS[schema]
-        tables[path.stem] = make_table([parse(kind, entry) for entry in entries])
+        document_type, make_table = FORMATS[schema]
+        tables[path.stem] = make_table([parse(document_type, entry) for entry in entries])
     return tables, others
 
 

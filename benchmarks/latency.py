@@ -29,11 +29,11 @@ CALIBRATION_IMAGES = 64
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--threads", multiple=True, default=(1, 2), help="Threads.")
+@click.option("--threads", multiple=True, default=(1, 2), help="Threads of each contender.")
 @click.option("--batch", default=1, help="Images in one call.")
-@click.option("--image-size", default=224, help="Pixels.")
-@click.option("--seconds", default=10.0, help="Limit per contender.")
-@click.option("--bundle", type=click.Path(path_type=Path), help="Bundle.  [default: a new one]")
+@click.option("--image-size", default=224, help="Height and width in pixels.")
+@click.option("--seconds", default=10.0, help="Time limit per contender.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="Bundle.  [default: export one]")
 @click.option("--also", multiple=True, default=("openvino",), help="Additional backend.")
 @click.option("--without", multiple=True, help="Contender to leave out.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")

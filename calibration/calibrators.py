@@ -1,7 +1,7 @@
 """Calibrators, which choose the range of values that a tensor's integers cover.
 
-A symmetric grid has 127 steps from zero to the larger end of the range. An asymmetric grid has
-255 steps from the lower end to the upper end.
+A grid is the set of values that the integers represent. A symmetric grid has 127 steps from zero to
+the larger end of the range. An asymmetric grid has 255 steps from the lower to the upper end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from resdeploy.calibration.scales import INT8_MAX, UINT8_MAX
 
 CLIP_CANDIDATES = np.geomspace(0.02, 1.0, 200)  # as shares of the extremes
 ENTROPY_LEVELS = 128  # levels of the merged histogram, and bins of the first clip, as in TensorRT
-ENTROPY_STRIDE = 16  # bins between two clips; a clip that is 2 % off is equally good
+ENTROPY_STRIDE = 16  # bins between two candidates; a clip that differs by 2 % is equally good
 
 
 class Calibrator(Protocol):
@@ -36,10 +36,10 @@ def max_range(statistics: TensorStatistics, *, symmetric: bool) -> Range:
 
 
 def image_quantile(share: float, statistics: TensorStatistics, *, symmetric: bool) -> Range:
-    """Return the range that contains the minima, and the maxima, of `share` of the images.
+    """Return the range from a quantile of the images' minima to a quantile of their maxima.
 
-    A few outlier images have values many times larger than all others. A quantile over images
-    ignores them without clipping typical images; a quantile over values clips those as well.
+    The values of a few outlier images are many times larger than all others. A quantile over images
+    ignores these images and does not clip typical ones. A quantile over values clips both.
     """
     low, high = np.quantile(statistics.lows, 1 - share), np.quantile(statistics.highs, share)
     return Range(low=float(low), high=float(high)).with_zero()
@@ -52,12 +52,12 @@ def percentile(share: float, statistics: TensorStatistics, *, symmetric: bool) -
     for efficient embedded inference" (2018), arXiv:1809.04191, section 3.
     """
     histogram = statistics.histogram
-    inside = share * histogram.counts.sum()
-    last = int(np.searchsorted(np.cumsum(histogram.counts), inside))
-    first = int(np.searchsorted(np.cumsum(histogram.counts[::-1]), inside))  # counted from the top
+    kept = share * histogram.counts.sum()
+    bins_below_high = int(np.searchsorted(np.cumsum(histogram.counts), kept))
+    bins_above_low = int(np.searchsorted(np.cumsum(histogram.counts[::-1]), kept))
     extremes = statistics.extremes
-    low = max((BINS - 1 - first) * histogram.width, extremes.low)
-    high = min((last - BINS + 1) * histogram.width, extremes.high)
+    low = max((BINS - 1 - bins_above_low) * histogram.width, extremes.low)
+    high = min((bins_below_high - BINS + 1) * histogram.width, extremes.high)
     return Range(low=min(low, 0.0), high=max(high, 0.0))
 
 
@@ -91,7 +91,7 @@ def mse(statistics: TensorStatistics, *, symmetric: bool) -> Range:
 def entropy(statistics: TensorStatistics, *, symmetric: bool) -> Range:
     """Return the range up to the clip with the least Kullback-Leibler divergence of P from Q.
 
-    A clip is the largest magnitude that is not clipped; those from bin 128 upwards are compared.
+    A clip is the largest magnitude that is not clipped; every 16th bin from 128 on is a candidate.
     P is the histogram of the magnitudes up to the clip, and its last bin also counts all larger
     values. Q is the histogram merged to 128 levels; each level is spread evenly over its occupied
     bins again. The bin of exact zeros, which every scale represents, gets the next bin's count.
@@ -123,7 +123,8 @@ def _divergence(magnitudes: Float64Array, clip: int) -> float:
     spread = np.where(occupied, total[level] / np.maximum(number[level], 1), 0.0)
     p, q = reference / reference.sum(), spread / max(spread.sum(), 1.0)
     both = (p > 0) & (q > 0)
-    # Clipped values in an empty last bin: the divergence is infinite there, so use a large factor.
+    # If the last bin is empty, the values clipped to it make the divergence infinite. Use a large
+    # finite factor for them.
     lost = p[(p > 0) & (q == 0)].sum()
     return float(np.sum(p[both] * np.log(p[both] / q[both])) + lost * 100)
 

@@ -44,7 +44,7 @@ class Histogram:
         while largest >= BINS * self.width:
             self._widen()
         flat = values.ravel()
-        # Multiplying by a power of two is exact, except that tiny negative values become -0.0.
+        # A product with a power of two is exact, but tiny negative values become -0.0, in bin 0.
         bins = np.floor(flat * np.float32(1 / self.width))
         bins -= (bins == 0) & (flat < 0)
         self.counts += np.bincount(bins.astype(np.int64) + BINS, minlength=2 * BINS)

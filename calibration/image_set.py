@@ -1,4 +1,4 @@
-"""The set of calibration images: readable, different from each other, and recorded by digest."""
+"""The set of calibration images, which are readable and distinct, and recorded by their digests."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The observer, which collects statistics of activations in one pass over the calibration images.
 
-Activations are reduced to a histogram and two numbers per image before the next batch runs.
-Therefore, memory use hardly depends on the number of images. The statistics do not depend on the
-order of the images.
+Each batch of activations is reduced to a histogram and two numbers per image before the next batch
+runs. Therefore, memory use hardly depends on the number of images. The histogram does not depend on
+their order.
 """
 
 from __future__ import annotations

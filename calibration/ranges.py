@@ -56,10 +56,10 @@ class TensorStatistics:
     def growth(self) -> float:
         """Expected relative growth of the largest magnitude from half of the images to all.
 
-        The halves are random: the k-th largest of many images is the largest of a random half
-        with probability 2^-k.
+        Of many images, the one with the k-th largest magnitude has the largest magnitude of a
+        random half with probability 2^-k.
         """
         magnitudes = np.sort(np.maximum(self.highs, -self.lows).astype(np.float64))[::-1]
-        chances = 0.5 ** np.arange(1, len(magnitudes) + 1)
-        of_half = float(magnitudes @ chances / chances.sum())
+        weights = 0.5 ** np.arange(1, len(magnitudes) + 1)
+        of_half = float(magnitudes @ weights / weights.sum())
         return float(magnitudes[0]) / of_half - 1 if of_half > 0 else 0.0

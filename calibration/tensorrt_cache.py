@@ -1,4 +1,4 @@
-"""TensorRT's calibration cache, which DLA needs up to TensorRT 10.7, because it rejects Q/DQ there.
+"""TensorRT's calibration cache, for the DLA: TensorRT up to 10.7 rejects Q/DQ nodes there.
 
 The format is text: one line with the version and the kind of calibrator, then one line
 `tensor: scale` per tensor. The scale is the larger end of the range divided by 127, written as the
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from resdeploy.calibration.ranges import Range
 from resdeploy.calibration.scales import symmetric_parameters
 
-HEADER = "TRT-100300-EntropyCalibration2"  # 10.3, of JetPack 6.1
+HEADER = "TRT-100300-EntropyCalibration2"  # TensorRT 10.3, as in JetPack 6.1
 
 
 def write_cache(ranges: Mapping[str, Range]) -> bytes:

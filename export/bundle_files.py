@@ -1,4 +1,4 @@
-"""The files of a bundle: graphs that are checked against PyTorch, and everything beside them."""
+"""The files of a bundle: graphs, which are checked against PyTorch, and all other files."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ from resdeploy.runtime.verification.golden_check import (
 )
 from resdeploy.statistics import sqnr_db
 
-# Each graph must give the same logits for this many images at once and for one at a time, which
-# fails if the exporter froze the batch axis.
+# Each graph must give the same logits for this many images at once as for one at a time. Otherwise,
+# the exporter made the batch size a constant.
 ODD_BATCH = 7
 VERSIONS_HINT = "install the versions in constraints.txt, and report the error if it persists"
 FILE_NAMES = {
@@ -62,7 +62,10 @@ FILE_NAMES = {
 def write_artifact(
     folder: Path, precision: Precision, encoding: Encoding, model: ir.Model, golden: Golden
 ) -> tuple[Artifact, Float32Array | None]:
-    """Write and check a graph; return also its golden logits if no bit depends on the batch."""
+    """Write and check a graph, and return its artifact.
+
+    The second result holds the golden logits, or None if the batch size changes any bit of them.
+    """
     graph = to_bytes(model)
     file = FILE_NAMES[precision, encoding]
     (folder / file).write_bytes(graph)
@@ -82,8 +85,8 @@ def write_artifact(
             if precision is Precision.INT8
             else VERSIONS_HINT,
         )
-    # Kernels add in another order for another batch size, which may move an INT8 value by one
-    # step. So the logits need not be equal, but must be as similar as required above.
+    # The order of sums depends on the batch size, and may change an INT8 value by one step. So the
+    # logits need not be equal, but must be as similar as required above.
     between_batches = float(np.median(sqnr_db(single, batched)))
     if not between_batches >= floor:
         raise ExportError(
@@ -91,7 +94,7 @@ def write_artifact(
             f"{ODD_BATCH} is {between_batches:.1f} dB, and at least {floor:.0f} dB are required",
             VERSIONS_HINT,
         )
-    same = not different_rows(single, batched) and not different_rows(single, logits[:ODD_BATCH])
+    equal = not different_rows(single, batched) and not different_rows(single, logits[:ODD_BATCH])
     covered = coverage(model.graph, encoding)
     artifact = Artifact(
         precision=precision,
@@ -104,7 +107,7 @@ def write_artifact(
         int8_convs=covered.int8_convs,
         parity=parity,
     )
-    return artifact, logits if same else None
+    return artifact, logits if equal else None
 
 
 def write_other_files(
@@ -118,7 +121,7 @@ def write_other_files(
     work: Work,
     warnings: Sequence[ExportWarning],
 ) -> Manifest:
-    """Write all files but the graphs, and the manifest last."""
+    """Write all files except the graphs; the manifest is the last one."""
     provenance = collect_provenance(read_device().to_json())
     model = {
         **source.checkpoint.architecture.to_json(),

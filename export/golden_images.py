@@ -21,7 +21,7 @@ GOLDEN_IMAGES = 32
 def choose_golden(pools: ImagePools, preprocessing: Preprocessing, seed: int) -> UInt8Array:
     """Return up to 32 different images, (N, H, W, 3), or synthetic ones if none can be read.
 
-    If the golden images come from the calibration images, at most a quarter of those is used.
+    If the golden images come from the calibration images, at most a quarter of them is used.
     """
     count = GOLDEN_IMAGES
     if pools.golden == pools.calibration:

@@ -27,7 +27,7 @@ MAX_LABELS_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePools:
-    """Image files that an export may use; both may be empty."""
+    """Image files that an export may use; both fields may be empty."""
 
     calibration: tuple[Path, ...] = ()
     golden: tuple[Path, ...] = ()
@@ -53,9 +53,9 @@ class Source:
 
     def classes_of(self, paths: Sequence[Path]) -> list[int] | None:
         """Return the class of each image by the name of its folder, or None if one has no class."""
-        index = {label: position for position, label in enumerate(self.labels)}
-        classes = [index.get(path.parent.name) for path in paths]
-        known = [position for position in classes if position is not None]
+        class_of = {label: index for index, label in enumerate(self.labels)}
+        classes = [class_of.get(path.parent.name) for path in paths]
+        known = [index for index in classes if index is not None]
         return known if len(known) == len(paths) else None
 
 
@@ -66,19 +66,19 @@ def read_source(
     labels: Path | None = None,
     calibration_data: Path | None = None,
 ) -> Source:
-    """Load a checkpoint, and choose defaults for what it does not contain.
+    """Load a checkpoint, and choose defaults for everything that it does not contain.
 
     Args:
         path: A run folder, a .safetensors file or a .pth file.
-        image_size: Side of the input in pixels; by default, that of the run, or else 224.
+        image_size: Side of the input in pixels; by default, that of the run or, if unknown, 224.
         labels: A text file with one class name per line; by default, the names in the checkpoint,
-            or else `class 0`, `class 1` and so on.
+            or `class 0`, `class 1` and so on if it has none.
         calibration_data: A folder of images; by default, the training images of the run.
 
     Raises:
         CheckpointError: The checkpoint is missing or cannot be used.
         DataError: The folder of images is missing or has no images.
-        ExportError: The labels cannot be read, or their number is not that of the classes.
+        ExportError: The labels cannot be read, or there are more or fewer labels than classes.
     """
     if path == LATEST and not path.exists():
         raise CheckpointError(
@@ -142,7 +142,10 @@ def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
 
 
 def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
-    """Return the images in `train` for calibration and those in `val` as golden, or else all."""
+    """Return the images in `train/` for calibration, and those in `val/` as golden candidates.
+
+    Without `train/`, all images calibrate. Without `val/`, the calibration images are candidates.
+    """
     if calibration_data is not None:
         root = calibration_data
     elif data is not None:

@@ -16,18 +16,18 @@ from resdeploy.export.graph.placement import WEIGHTED, node_name, value_name
 from resdeploy.export.quantization.result import Calibration
 
 HISTOGRAMS = 4  # number of tensors with a histogram
-BARS = 64  # of a histogram
+BARS = 64  # number of bars of a histogram
 
 
-def analyse(model: ir.Model, calibration: Calibration, costs: Mapping[str, float]) -> Analysis:
-    """Return the cost of each layer, and the histograms of the most sensitive activations.
+def analyse(model: ir.Model, calibration: Calibration, sqnrs: Mapping[str, float]) -> Analysis:
+    """Return the costs of each layer, and the histograms of the most sensitive activations.
 
-    `costs` holds the SQNR in dB with one tensor quantised, by the tensor's name, worst first.
+    `sqnrs` holds the SQNR in dB with one tensor quantised, by the tensor's name, lowest first.
     """
     recipe = calibration.recipes[Encoding.TENSORRT]
-    worst = [tensor for tensor in costs if tensor in calibration.statistics][:HISTOGRAMS]
+    worst = [tensor for tensor in sqnrs if tensor in calibration.statistics][:HISTOGRAMS]
     return Analysis(
-        layers=layer_costs(model, calibration, costs),
+        layers=layer_costs(model, calibration, sqnrs),
         histograms=tuple(
             histogram_of(tensor, calibration.statistics[tensor], recipe.ranges[tensor])
             for tensor in worst
@@ -36,18 +36,18 @@ def analyse(model: ir.Model, calibration: Calibration, costs: Mapping[str, float
 
 
 def layer_costs(
-    model: ir.Model, calibration: Calibration, costs: Mapping[str, float]
+    model: ir.Model, calibration: Calibration, sqnrs: Mapping[str, float]
 ) -> tuple[LayerCost, ...]:
-    """Return the costs of every convolution and the classifier, in the order of the graph."""
+    """Return the work and the SQNRs of convolutions and classifier, in the order of the graph."""
     edges = calibration.recipes[Encoding.TENSORRT].edges(model)
-    read = {reader: edge.range_of for edge in edges for reader in edge.readers}
+    tensor_read = {reader: edge.range_of for edge in edges for reader in edge.readers}
     return tuple(
         LayerCost(
             name=node_name(node),
             kind=node.op_type,
             macs=macs(node),
-            input_sqnr_db=costs.get(read.get((node_name(node), 0), "")),
-            weight_sqnr_db=costs.get(value_name(node.inputs[1])),
+            input_sqnr_db=sqnrs.get(tensor_read.get((node_name(node), 0), "")),
+            weight_sqnr_db=sqnrs.get(value_name(node.inputs[1])),
             in_float=tuple(
                 encoding.value
                 for encoding, recipe in calibration.recipes.items()
@@ -60,7 +60,7 @@ def layer_costs(
 
 
 def histogram_of(tensor: str, statistics: TensorStatistics, chosen: Range) -> ActivationHistogram:
-    """Return a histogram with `BARS` logarithmic heights over all observed values and zero."""
+    """Return a histogram of all values and zero, with `BARS` bars of logarithmic heights."""
     extremes = statistics.extremes.with_zero()
     low, high = extremes.low, extremes.high
     high = high if high > low else low + 1.0

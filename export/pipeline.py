@@ -50,14 +50,14 @@ REPORT_IMAGES = 8  # more golden images hardly change the order of the tensors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
-    """Options of an export; `source.read_source` describes the first four."""
+    """Options of an export; `inputs.read_source` describes the first four."""
 
     source: Path = LATEST
     image_size: int | None = None
     labels: Path | None = None
     calibration_data: Path | None = None
     output: Path | None = None
-    """Folder of the bundle; None for NAME.bundle in the working folder, NAME being the source's."""
+    """Folder of the bundle; by default, `NAME.bundle` in the working folder, see `Source.name`."""
     fp16: bool = False
     int8: bool = False
     dla: bool = False
@@ -66,7 +66,7 @@ class ExportConfig:
     calibrator: str = "auto"
     """Name of a calibrator or a family, or `auto`: see `calibrate.calibrate`."""
     int8_shortcuts: bool = False
-    """True if TensorRT's INT8 graph carries shortcuts in INT8 rather than float16."""
+    """True to quantise the shortcuts of TensorRT's INT8 graph, which are otherwise float16."""
     min_agreement: float | None = None
     """Limit of the accuracy target, in percent: see `AccuracyTarget`."""
     max_drop: float | None = None
@@ -198,7 +198,7 @@ def _calibrate(
     target: AccuracyTarget,
     progress: Progress,
 ) -> Calibration:
-    """Choose ranges, and the layers that stay in float for the accuracy or latency target."""
+    """Choose ranges, and the layers to keep in float for the accuracy or latency target."""
     golden_digests = {image_digest(image) for image in golden.images}
     calibration = calibrate(
         model,
@@ -242,7 +242,7 @@ def _graphs(
 
 
 def _is_bit_exact(model: ir.Model, calibration: Calibration | None, encoding: Encoding) -> bool:
-    """Return True for the CPU's graph if no logit depends on the order or rounding of a kernel."""
+    """Return True for the CPU's graph if the kernels of all CPUs compute the same logits."""
     if calibration is None or encoding is not Encoding.CPU:
         return False
     recipe = calibration.recipes[encoding]
@@ -267,5 +267,5 @@ def _analyse(
     if calibration is None:
         return None
     images = golden.images[:REPORT_IMAGES]
-    ratios = sqnr_per_tensor(model, calibration.recipes[Encoding.TENSORRT], images, progress)
-    return analyse(model, calibration, ratios)
+    sqnrs = sqnr_per_tensor(model, calibration.recipes[Encoding.TENSORRT], images, progress)
+    return analyse(model, calibration, sqnrs)

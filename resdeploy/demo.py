@@ -1,4 +1,4 @@
-"""The pipeline that `resdeploy demo` runs, on data that ships with a dependency."""
+"""The pipeline that `resdeploy demo` runs, on handwritten digits that scikit-learn contains."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DemoResult:
     speedup: float | None
     """Speed-up of the fastest contender over PyTorch eager FP32 with the same threads."""
     report: Path
-    """HTML page about all results; outside the bundle, which is never changed once written."""
+    """HTML page about all results; it is outside the bundle, because a bundle never changes."""
     seconds: float
     """Duration of the demo."""
     verification: Verification
@@ -87,7 +87,7 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     inputs = ReportInputs(verifications=[verification], benchmarks=[benchmark])
     inputs.add(str(output), time_layers=time_layers)
     write_file(page, to_html(make_page(inputs)))
-    speedups = [line.speedup for line in benchmark.results if line.speedup is not None]
+    speedups = [timing.speedup for timing in benchmark.results if timing.speedup is not None]
     return DemoResult(
         accuracy=trained.accuracy,
         bundle=output,

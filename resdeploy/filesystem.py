@@ -1,4 +1,4 @@
-"""Reading of files of limited size, and atomic writing of files and folders."""
+"""Functions that read files up to a size limit, and write files and folders atomically."""
 
 from __future__ import annotations
 

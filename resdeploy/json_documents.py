@@ -23,7 +23,7 @@ HINT = "name a file that --json or --output of a resdeploy command wrote"
 
 Kind = TypeVar("Kind")
 
-# Names of types in error messages, by msgspec's names.
+# Types as error messages name them, by msgspec's name.
 _WORDS = {
     "array": "a list",
     "bool": "a boolean",
@@ -68,7 +68,7 @@ def parse(kind: type[Kind], value: Any, where: str = "") -> Kind:
     Raises:
         ValueError: A key is missing, or a value is not allowed; the message names its place.
     """
-    import msgspec  # here, because it takes 30 ms, and few commands read a document
+    import msgspec  # imported here, because it takes 30 ms and few commands read a document
 
     _check_finite(value, where)
     try:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_IMAGES = 10_000_000  # the largest result of `PairedAccuracy.images_to_decide`
-RESAMPLES = 2000  # of each bootstrap
+RESAMPLES = 2000  # number of resamples of each bootstrap
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
 BoolArray = npt.NDArray[np.bool_]
@@ -31,7 +31,7 @@ class Verdict(str, Enum):
 
 
 def sqnr_db(reference: FloatArray, logits: FloatArray) -> npt.NDArray[np.float64]:
-    """Return the signal to quantisation noise ratio (N,) of each image's logits (N, K), in dB.
+    """Return the signal-to-quantisation-noise ratio (N,) of each image's logits (N, K), in dB.
 
     The ratio is 10 log10(sum reference^2 / sum (logits - reference)^2), at most 200 dB. Do not sum
     over several images: a few outliers would determine the result.
@@ -87,7 +87,7 @@ class PairedAccuracy:
     def images_to_decide(self, max_drop: float) -> int | None:
         """Estimate how many images a conclusive verdict needs, rounded up to two digits.
 
-        Losses and gains are expected to stay as frequent as now. The result is None if more than
+        The estimate assumes that losses and gains stay as frequent as now. It is None if more than
         `MAX_IMAGES` are needed.
         """
 
@@ -196,7 +196,7 @@ def ratio_interval(baseline: FloatArray, contender: FloatArray) -> tuple[float, 
 def unpaired_ratio_interval(
     first: FloatArray, second: FloatArray, *, confidence: float
 ) -> tuple[float, float, float]:
-    """Estimate median of `second` / median of `first` from separate measurements (R,) and (S,).
+    """Estimate median of `second` / median of `first`, measured separately: shapes (R,) and (S,).
 
     Return the ratio, and the ends of its percentile bootstrap interval.
     """
@@ -231,8 +231,8 @@ def repeated_ratio_interval(
 
     Return the geometric mean over the repetitions, and the ends of its 95 % interval; for a single
     repetition, return the result of `ratio_interval`. Rounds of one repetition are more alike than
-    rounds of different repetitions, which run in other processes and under another load. So each
-    repetition counts once, with the median ratio of its rounds, and the interval is Student's over
+    rounds of different repetitions, which run in other processes and under another load. Therefore
+    each repetition counts once, with the median ratio of its rounds. The interval is Student's, for
     the logarithms of these ratios.
 
     Source: Kalibera and Jones, "Rigorous benchmarking in reasonable time", ISMM 2013, section 5.
@@ -249,7 +249,7 @@ def repeated_ratio_interval(
 
 
 def student_975(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t; slightly too large above 4 degrees of freedom."""
+    """Return the 97.5 % quantile of Student's t for 1 to 4 degrees of freedom; above, that of 4."""
     return (12.706, 4.303, 3.182, 2.776)[min(freedom, 4) - 1]
 
 

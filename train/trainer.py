@@ -85,7 +85,7 @@ def train(
     Args:
         config: Settings of the run.
         folder: Run folder to write.
-        start: Initial weights and scales for `config.qat`, from `export.quantization.qat_start`.
+        start: Initial weights and scales for `config.qat`; see `quantized_start`.
         force: True to replace an existing run.
         progress: Receiver of the number of images done.
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu CHECKPOINT --output docs/results/gpu-NAME.json
 
-CHECKPOINT is a run, a .safetensors or .pth file, or `random` for a ResNet-34 with 1000 classes.
-Every backend that runs here, PyTorch eager and PyTorch compiled take turns, each in its own
-process, after their outputs were checked. Contenders that cannot run are reported and left out.
+CHECKPOINT is a run folder, a .safetensors or .pth file, or `random` for a ResNet-34 with 1000
+classes. Every backend that runs here, PyTorch eager and PyTorch compiled take turns, each in its
+own process, after their outputs were checked. Contenders that cannot run are reported and left out.
 Start the script in the root of the repository.
 """
 
@@ -32,7 +32,7 @@ from benchmarks.gpu.report import (
     RULES,
     GpuResult,
     Missing,
-    answers_text,
+    checks_text,
     engines_text,
     summarise_gpu,
     times_text,
@@ -55,7 +55,7 @@ EXISTING = click.Path(exists=True, path_type=Path)
 @click.option("--bundle", type=EXISTING, help="Bundle of CHECKPOINT.  [default: export one]")
 @click.option("--data", type=EXISTING, help="Folder of labelled images.")
 @click.option("--images", default=2000, help="Largest number of labelled images.")
-@click.option("--image-size", type=int, help="Pixels.  [default: that of the run, or 224]")
+@click.option("--image-size", type=int, help="Size in pixels.  [default: the run's, or 224]")
 @click.option(
     "--batch",
     "batches",
@@ -64,7 +64,7 @@ EXISTING = click.Path(exists=True, path_type=Path)
     default=(1, 8, 32, 128),
     help="Images in one call.",
 )
-@click.option("--seconds", default=3.0, help="Limit per contender.")
+@click.option("--seconds", default=3.0, help="Time limit per contender.")
 @click.option("--bf16", is_flag=True, help="Also time PyTorch in bfloat16.")
 @click.option("--without", multiple=True, type=click.Choice(NAMES), help="Contender to leave out.")
 @click.option(
@@ -116,13 +116,13 @@ def main(
         raise click.ClickException(f"{error} ({error.hint})") from error
     if not rows:
         raise click.ClickException("no contender could be timed; read the messages above")
-    click.echo(f"\n{answers_text(rows)}\n\n{RULES['transfers']}")
+    click.echo(f"\n{checks_text(rows)}\n\n{RULES['transfers']}")
 
 
 def measure(plan: Plan, output: Path | None, notes: Notes) -> list[GpuResult]:
-    """Measure ceilings, engines and each batch size; print and write each batch size at once.
+    """Measure ceilings, engines and all batch sizes; print and write the rows after each size.
 
-    If the script is interrupted, only the current batch size is lost, and the file records that.
+    If the script is interrupted, the file lists the batch sizes that are missing.
     """
     work = measured = ceilings = None
     with notes.leave_out_on_error("roofline"):
@@ -140,9 +140,9 @@ def measure(plan: Plan, output: Path | None, notes: Notes) -> list[GpuResult]:
     rows: list[GpuResult] = []
     for number, batch in enumerate(plan.batches, start=1):
         timed = time_in_turns(gpu_contenders(plan, batch, notes), batch, plan.seconds, notes)
-        fresh = summarise_gpu(timed, batch, work, ceilings)
-        rows += fresh
-        click.echo(f"\n{times_text(fresh)}")
+        batch_rows = summarise_gpu(timed, batch, work, ceilings)
+        rows += batch_rows
+        click.echo(f"\n{times_text(batch_rows)}")
         if output is None or not rows:
             continue
         later = [
@@ -187,7 +187,7 @@ def _open_or_export(
 
         return make_bundle(folder, image_size or 224), str(folder / "resnet34.pth")
 
-    # The images of the run are preferred to those that will measure the accuracy.
+    # None selects the images of the run, which are better: `data` will measure the accuracy.
     reason = ""
     for images in dict.fromkeys((None, data)):
         try:
@@ -230,9 +230,9 @@ def _decode(bundle: Bundle, data: Path | None, limit: int, folder: Path, notes: 
 
 
 def _network(bundle: Bundle) -> dict[str, Any]:
-    kept = {"name", "classes", "blocks", "shortcut", "source_sha256"}
+    keys = {"name", "classes", "blocks", "shortcut", "source_sha256"}
     return {
-        **{key: value for key, value in bundle.manifest.model.items() if key in kept},
+        **{key: value for key, value in bundle.manifest.model.items() if key in keys},
         "image_size": bundle.manifest.preprocessing.image_size,
         "artifacts": {artifact.name: artifact.sha256 for artifact in bundle.manifest.artifacts},
     }

@@ -58,7 +58,7 @@ class GpuContender:
 
 @dataclass(slots=True)
 class Notes:
-    """The figures that are missing, each printed once and kept for the document."""
+    """The things that are left out, each printed once and kept for the document."""
 
     entries: list[Missing] = field(default_factory=list)
 
@@ -71,7 +71,7 @@ class Notes:
 
     @contextmanager
     def leave_out_on_error(self, what: str) -> Iterator[None]:
-        """Turn a ResdeployError within the `with` block into a note that `what` is missing."""
+        """Turn a ResdeployError of the `with` block into a note; drop `what` from its beginning."""
         try:
             yield
         except ResdeployError as error:
@@ -91,16 +91,16 @@ def build_engines(
     """Build the engines of every installed TensorRT for each batch size; return their facts."""
     present = [artifact.name for artifact in bundle.manifest.artifacts]
     engines = []
-    for kind in Flavour:
-        if kind.value in without:
+    for flavour in Flavour:
+        if flavour.value in without:
             continue
-        if obstacle := tensorrt_or_rtx.check_availability(kind):
-            notes.add(kind.value, obstacle.reason)
+        if obstacle := tensorrt_or_rtx.check_availability(flavour):
+            notes.add(flavour.value, obstacle.reason)
             continue
         for artifact in (name for name in ARTIFACTS if name in present):
             for batch in batches:
-                arguments = ["build", str(bundle.path), kind.value, artifact, str(batch)]
-                what = f"engine of {kind.value} {artifact} for batch {batch}"
+                arguments = ["build", str(bundle.path), flavour.value, artifact, str(batch)]
+                what = f"engine of {flavour.value} {artifact} for batch {batch}"
                 with notes.leave_out_on_error(what):
                     engines.append(start_for_facts(what, ENGINE_WORKER, arguments))
     return engines

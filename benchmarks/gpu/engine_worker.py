@@ -1,11 +1,10 @@
-"""The workers that build an engine of TensorRT, and that time a backend of the runtime.
+"""Two workers: `build` builds an engine of TensorRT, `time` times a backend of the runtime.
 
     python -m benchmarks.gpu.engine_worker build BUNDLE FLAVOUR ARTIFACT BATCH
     python -m benchmarks.gpu.engine_worker time BUNDLE BACKEND ARTIFACT BATCH LABELLED
 
-A builder that crashes or leaks does not affect the benchmark, because it has its own process.
-Unlike `resdeploy.runtime.bench.backend_worker`, the second one checks all golden and labelled
-images.
+Builds have their own process, so that a crash or a memory leak does not affect the benchmark.
+Unlike `resdeploy.runtime.bench.backend_worker`, `time` checks all golden and labelled images.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def build_for_batch(
     bundle = open_bundle(Path(path))
     options = BuildOptions(batches=Batches(batch, batch, batch))
     facts = jsonable(build(bundle, bundle.artifact(artifact), Flavour(flavour), options))
-    del facts["engine"]  # the path in the cache is meaningless
+    del facts["engine"]  # a path in this machine's cache
     return lambda: None, {**facts, "batch": batch}
 
 
@@ -63,7 +62,7 @@ def prepare(
 
 
 def cuda_graphs(backend: Backend, batch: int) -> str:
-    """Return `yes` if the backend replays a CUDA graph, `its own` if the framework may, or `no`."""
+    """Return `yes` if the backend replays a CUDA graph, `its own` if TensorRT decides, or `no`."""
     if backend.name == Flavour.RTX.value:
         return "its own"  # TensorRT-RTX records CUDA graphs itself and does not report it
     return "yes" if batch in getattr(backend, "captured", ()) else "no"

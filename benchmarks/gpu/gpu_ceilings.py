@@ -30,7 +30,7 @@ def measure_gpu_ceilings(
     copy_bytes: int = GPU_COPY_BYTES,
     seconds: float = 2.0,
 ) -> dict[str, Any]:
-    """Measure each ceiling as the fastest of many samples; report those that cannot run.
+    """Measure each ceiling as the fastest of many samples; list the products that cannot run.
 
     Matrices have `matrix` rows and columns. The clocks of a GPU need some tenths of a second to
     rise, so each measurement takes at least `seconds`.
@@ -60,7 +60,7 @@ def measure_gpu_ceilings(
 
 
 def fastest_run(probe: Probe, seconds: float) -> float:
-    """Return the time of the fastest call within `seconds`."""
+    """Return the time of the fastest call within `seconds`, after one call to warm up."""
     probe.run()
     samples: list[float] = []
     deadline = time.perf_counter() + seconds

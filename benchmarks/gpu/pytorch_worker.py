@@ -119,7 +119,7 @@ def make_forward(
         torch.nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
         normalize = classifier.normalize
 
-        class Narrow(torch.nn.Module):
+        class SixteenBitClassifier(torch.nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 self.normalize = normalize
@@ -132,13 +132,13 @@ def make_forward(
                 logits: torch.Tensor = self.network(normalised.to(dtype)).float()
                 return logits
 
-        module = Narrow().eval()
+        module = SixteenBitClassifier().eval()
     run: Callable[[torch.Tensor], torch.Tensor] = module
     if mode.compiled:
         run = torch.compile(module, mode="max-autotune", fullgraph=True, dynamic=False)
 
-    # Inference mode saves a little time per kernel. Compiled code is one call, and torch.compile is
-    # tested mostly without it.
+    # Inference mode saves a little time per kernel. Compiled code is a single call, so it gains
+    # little, and torch.compile is mostly tested without inference mode.
     without_gradients = torch.no_grad if mode.compiled else torch.inference_mode
 
     def forward(images: torch.Tensor) -> torch.Tensor:

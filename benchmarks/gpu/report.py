@@ -98,7 +98,7 @@ def summarise_gpu(
     for contender in timed:
         pooled = np.concatenate(contender.rounds)
         p50, p99 = np.percentile(pooled, [50, 99])
-        bound = roofline(work, ceilings, GPU_ARITHMETIC[contender.precision], batch)
+        limit = roofline(work, ceilings, GPU_ARITHMETIC[contender.precision], batch)
         rows.append(
             GpuResult(
                 contender=contender.name,
@@ -110,9 +110,9 @@ def summarise_gpu(
                 images_per_second=float(1000 * batch * len(pooled) / pooled.sum()),
                 to_eager_fp32=_ratio(by_name.get(EAGER), contender.rounds),
                 to_compile_fp16=_ratio(by_name.get(COMPILED), contender.rounds),
-                roofline_ms=bound.ms if bound else None,
-                roofline_bound=bound.bound if bound else None,
-                roofline_share=bound.ms / float(p50) if bound else None,
+                roofline_ms=limit.ms if limit else None,
+                roofline_bound=limit.bound if limit else None,
+                roofline_share=limit.ms / float(p50) if limit else None,
                 facts=contender.facts,
             )
         )
@@ -162,7 +162,7 @@ def engines_text(engines: Sequence[Mapping[str, Any]]) -> str:
     return table(head, lines) if lines else ""
 
 
-def answers_text(rows: Sequence[GpuResult]) -> str:
+def checks_text(rows: Sequence[GpuResult]) -> str:
     """Return a table with a line for each contender whose outputs were checked."""
     head = [
         "contender", "graph", "batch", "golden", "SQNR", "limit", "agreement", "top-1", "drop",

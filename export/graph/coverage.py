@@ -66,18 +66,21 @@ def coverage(graph: ir.Graph, encoding: Encoding) -> Coverage:
 
 def _is_integer(node: ir.Node, encoding: Encoding) -> bool:
     if node.op_type in WEIGHTED:
-        reads = _has_int8_input(node, 0) and _has_int8_input(node, 1)
+        has_int8_inputs = _has_int8_input(node, 0) and _has_int8_input(node, 1)
     elif encoding is not Encoding.TENSORRT and (
         is_residual_add(node) or node.op_type == "GlobalAveragePool"
     ):
-        reads = all(_has_int8_input(node, index) for index in range(len(node.inputs)))
+        has_int8_inputs = all(_has_int8_input(node, index) for index in range(len(node.inputs)))
     else:
         return False
-    return reads and (encoding is Encoding.TENSORRT or _has_int8_output(node))
+    return has_int8_inputs and (encoding is Encoding.TENSORRT or _has_int8_output(node))
 
 
 def _fuses_with_convolution(addition: ir.Node, integer: set[str]) -> bool:
-    """Return True if one operand is an INT8 convolution read by nothing else, the other is INT8."""
+    """Return True if the kernel of an INT8 convolution can also compute the addition.
+
+    Nothing else may read the output of the convolution, and the other operand must be INT8.
+    """
     for index, value in enumerate(addition.inputs):
         if value is None or (producer := value.producer()) is None:
             continue

@@ -1,7 +1,7 @@
 """Cross-layer equalisation of a graph's channels, which keeps the outputs of the graph.
 
-`calibration.equalization` computes the factors. This module finds the tensors whose channels must
-share factors, and scales the weights that write and read them.
+`calibration.equalization_factors` computes the factors. This module finds the tensors whose
+channels must share factors, and scales the weights that compute and read them.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class ChannelGroup:
 def channel_groups(graph: ir.Graph) -> tuple[ChannelGroup, ...]:
     """Return every group that can be scaled, in the order of the graph.
 
-    A group is left out if it contains an input or output of the graph, or if a node other than a
-    layer with weights, an addition or a `HOMOGENEOUS` node reads or computes one of its tensors;
-    the padding of a shortcut is such a node.
+    Only layers with weights, residual additions and `HOMOGENEOUS` nodes may read or compute the
+    tensors of a group. So groups with an input or output of the graph, or with a tensor of another
+    node, are left out; the padding of a shortcut is such a node.
     """
-    joined: dict[str, str] = {}  # union-find: the parent of each tensor; a root is its own parent
+    parents: dict[str, str] = {}  # union-find: the parent of each tensor; a root is its own parent
     fixed = {value_name(value) for value in (*graph.inputs, *graph.outputs)}
     writers: dict[str, str] = {}
     readers: dict[str, list[str]] = {}
 
     def root(tensor: str) -> str:
-        while joined.setdefault(tensor, tensor) != tensor:
-            tensor = joined[tensor]
+        while parents.setdefault(tensor, tensor) != tensor:
+            tensor = parents[tensor]
         return tensor
 
     for node in graph:
@@ -55,11 +55,11 @@ def channel_groups(graph: ir.Graph) -> tuple[ChannelGroup, ...]:
             readers.setdefault(activations[0], []).append(str(node.name))
         elif node.op_type in HOMOGENEOUS or is_residual_add(node) or _drops_axes(node):
             for tensor in activations:
-                joined[root(tensor)] = root(outputs[0])
+                parents[root(tensor)] = root(outputs[0])
         else:
             fixed.update(activations, outputs)
     members: dict[str, list[str]] = {}
-    for tensor in dict.fromkeys([*writers, *readers, *joined]):
+    for tensor in dict.fromkeys([*writers, *readers, *parents]):
         members.setdefault(root(tensor), []).append(tensor)
     blocked = {root(tensor) for tensor in fixed}
     return tuple(
@@ -68,8 +68,8 @@ def channel_groups(graph: ir.Graph) -> tuple[ChannelGroup, ...]:
             tuple(writers[tensor] for tensor in tensors if tensor in writers),
             tuple(reader for tensor in tensors for reader in readers.get(tensor, ())),
         )
-        for first, tensors in members.items()
-        if first not in blocked
+        for group_root, tensors in members.items()
+        if group_root not in blocked
     )
 
 
@@ -91,13 +91,13 @@ def equalize(model: ir.Model, factors: Mapping[ChannelGroup, npt.NDArray[np.floa
         shape[axis] = -1
         products[value_name(value)] = exact * factor.reshape(shape)
 
-    for group, divisors in factors.items():
-        exact = divisors.astype(np.float64)
+    for group, factor in factors.items():
+        divisors = factor.astype(np.float64)
         for writer in group.writers:
             for value in nodes[writer].inputs[1:]:  # weight (C, ...) and bias (C,)
-                multiply(value, 1 / exact, axis=0)
+                multiply(value, 1 / divisors, axis=0)
         for reader in group.readers:
-            multiply(nodes[reader].inputs[1], exact, axis=1)  # weight (K, C, ...)
+            multiply(nodes[reader].inputs[1], divisors, axis=1)  # weight (K, C, ...)
     for name, product in products.items():
         scaled.graph.initializers[name].const_value = ir.tensor(
             product.astype(np.float32), name=name

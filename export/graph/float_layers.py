@@ -1,4 +1,4 @@
-"""Layers that can be kept in float, what that costs, and which edges are then not quantised."""
+"""Layers that can be kept in float, their costs, and the edges that remain quantised."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from resdeploy.export.graph.placement import (
 
 # Number of multiply-accumulates that take as long as one element of a shortcut in float. A rough
 # value is enough. For a Jetson Orin: a float16 element moves about five more bytes (it is written,
-# read and quantised separately), at 204.8 GB/s and 42.5 T multiply-accumulates per second in INT8,
+# read and quantised separately) at 204.8 GB/s and 42.5 T multiply-accumulates per second in INT8,
 # half of that in FP16 (NVIDIA, Jetson AGX Orin series data sheet). For CPUs: measured on two cores
 # of a Xeon with VNNI, at 32 pixels.
 MACS_PER_ELEMENT = {Encoding.TENSORRT: 1000, Encoding.DLA: 1000, Encoding.CPU: 150}
@@ -35,7 +35,7 @@ class Layer:
     """Kind of the layer: `convolution`, `classifier` or `shortcut`."""
     nodes: frozenset[str]
     cost: int
-    """Multiply-accumulates of one image that run in float, or the number that takes as long."""
+    """Multiply-accumulates of one image; for a shortcut, the number that takes as long."""
 
 
 def layers_of(model: ir.Model, encoding: Encoding) -> tuple[Layer, ...]:
@@ -74,7 +74,7 @@ def nodes_of(layers: Collection[Layer]) -> frozenset[str]:
 def keep_in_float(
     model: ir.Model, edges: Sequence[QuantizedEdge], nodes: Collection[str], encoding: Encoding
 ) -> tuple[QuantizedEdge, ...]:
-    """Return `edges` without the readers that run in float if `nodes` do.
+    """Return `edges` without those readers that read float values if `nodes` run in float.
 
     On CPUs, an edge remains if its source is a layer in integers, which needs a quantised output
     to be an integer kernel. A pooling or padding is quantised only if all of its readers are.
@@ -149,7 +149,7 @@ def _classifier_head(classifier: ir.Node) -> list[str]:
 
 
 def _source_layer(value: ir.Value | None) -> str | None:
-    """Return the layer or addition that computes `value`, seen through ReLUs and poolings."""
+    """Return the layer or addition that computes `value`, directly or before ReLUs and poolings."""
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in WEIGHTED or is_residual_add(node):
             return node_name(node)

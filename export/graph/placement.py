@@ -1,4 +1,4 @@
-"""Q/DQ placement: the edges of a graph that each kind of engine wants quantised.
+"""Q/DQ placement: the edges of a graph that are quantised for each kind of engine.
 
 Sources: NVIDIA, "TensorRT Developer Guide", section "Explicit Quantization" (Q/DQ placement
 recommendations, propagation through pooling, residual additions) and "Working with DLA" (inputs
@@ -17,7 +17,7 @@ from resdeploy.bundle.manifest import Encoding
 
 WEIGHTED = ("Conv", "Gemm")
 QDQ = ("QuantizeLinear", "DequantizeLinear")
-# Nodes of these types only select or move values, or add zeros: outputs keep the inputs' scale.
+# Nodes of these types only select or move values, or add zeros. So the output keeps the scale.
 SAME_GRID = ("MaxPool", "Flatten", "Pad")
 
 
@@ -27,7 +27,7 @@ class QuantizedEdge:
 
     tensor: str
     range_of: str
-    """Name of the tensor whose range gives the scale; behind a pooling, that is its input."""
+    """Name of the tensor whose range gives the scale; for a pooled tensor, the pooling's input."""
     readers: tuple[tuple[str, int], ...]
     """Names of the nodes that read the quantised tensor, each with the index of its input."""
 
@@ -74,20 +74,20 @@ def value_name(value: ir.Value | None) -> str:
 
 
 def _place_for_tensorrt(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
-    """Return the inputs of layers with weights and poolings, and the shortcut side of additions.
+    """Return the edges to layers with weights, to poolings, and from shortcuts to additions.
 
-    The other operand of an addition stays float: its convolution, the addition and the ReLU are
-    fused into one kernel, which rounds after the addition.
+    The shortcut is the operand with the shorter path. The other operand of an addition stays float:
+    its convolution, the addition and the ReLU are fused into one kernel, which rounds at its end.
     """
     depth: dict[str, int] = {}  # length of the longest path from the input to each node, in nodes
     quantised: set[tuple[str, int]] = set()
     for node in graph:
-        before = [depth[node_name(producer)] for producer in node.predecessors()]
-        depth[node_name(node)] = 1 + max(before, default=0)
+        depths = [depth[node_name(producer)] for producer in node.predecessors()]
+        depth[node_name(node)] = 1 + max(depths, default=0)
         if node.op_type in WEIGHTED or node.op_type == "MaxPool":
             quantised.add((node_name(node), 0))
         elif is_residual_add(node):
-            quantised.add((node_name(node), before.index(min(before))))
+            quantised.add((node_name(node), depths.index(min(depths))))
     return _edges(graph, quantised)
 
 

@@ -58,7 +58,7 @@ def insert_qdq(
         edges: Edges from `placement.place` with the same encoding.
         ranges: Range of every `range_of` in `edges`.
         encoding: TENSORRT, CPU or DLA.
-        in_float: Names of nodes whose weights stay float although the nodes read an edge.
+        in_float: Names of nodes whose weights stay float although the nodes read INT8 tensors.
         weights: Result of `integer_weights`, to save time for many graphs of one network.
     """
     graph = model.graph
@@ -82,11 +82,11 @@ def insert_qdq(
 def activation_parameters(
     graph: ir.Graph, edges: Sequence[QuantizedEdge], ranges: Mapping[str, Range], encoding: Encoding
 ) -> dict[str, QuantizationParameters]:
-    """Return scales and zero points by `range_of`, for CPUs with aligned residual additions."""
+    """Return scales and zero points by `range_of`; those for CPUs are aligned by `align_scales`."""
     chosen = {edge.range_of: ranges[edge.range_of] for edge in edges}
     if encoding is not Encoding.CPU:
-        return {name: symmetric_parameters(ends, half=True) for name, ends in chosen.items()}
-    parameters = {name: asymmetric_parameters(ends) for name, ends in chosen.items()}
+        return {name: symmetric_parameters(span, half=True) for name, span in chosen.items()}
+    parameters = {name: asymmetric_parameters(span) for name, span in chosen.items()}
     return align_scales(graph, edges, parameters)
 
 

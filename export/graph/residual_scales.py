@@ -25,7 +25,7 @@ from resdeploy.export.graph.placement import QuantizedEdge, is_residual_add
 # from half-way.
 DENOMINATORS = np.arange(3, 1024, 2)
 LARGEST_RATIO = 4.0
-# Maximum relative change of a scale. Only ratios of negligible operands need more.
+# Maximum relative change of a scale. Only the ratios of negligible operands need larger changes.
 LARGEST_CHANGE = 0.01
 
 
@@ -92,7 +92,7 @@ def _integer_additions(
             continue
         result = node.outputs[0]
         readers = node.successors()
-        if len(readers) == 1 and readers[0].op_type == "Relu":  # is fused into the addition
+        if len(readers) == 1 and readers[0].op_type == "Relu":  # fused into the addition
             result = readers[0].outputs[0]
         operands = [sources.get((str(node.name), index)) for index in (0, 1)]
         output = outputs.get(str(result.name))

@@ -1,10 +1,11 @@
 """Space-to-depth for the first convolution, for faster INT8 kernels on CPUs.
 
 ONNX Runtime has direct integer convolutions only for a multiple of four input channels. For the
-three channels of an image, it copies the inputs of each output pixel first (im2col): the stem took
-as long as five layers of equal work. Space-to-depth turns each block of two by two pixels into one
-pixel with twelve channels, and the 7x7 kernel of stride 2, padded with a row and a column of zeros,
-into a 4x4 kernel of stride 1. The same products are summed, so the integers stay identical.
+three channels of an image, it copies the inputs of each output pixel first (im2col): the stem (the
+first convolution) took as long as five layers of equal work. Space-to-depth turns blocks of two by
+two pixels into pixels with twelve channels, and the 7x7 kernel of stride 2, padded with a row and a
+column of zeros, into a 4x4 kernel of stride 1. The same products are summed, so the integers stay
+identical.
 
 Sources: ONNX Runtime, core/mlas/lib/convsym.cpp (MlasConvSymPackWSize); TensorFlow,
 tensorflow/compiler/mlir/tensorflow/g3doc/space_to_depth.md; ONNX, operator SpaceToDepth.
@@ -71,9 +72,9 @@ def space_to_depth_kernel(
     Its shape is (O, 4 C, kh', kw'), with half the height and width of `weight` with its margins.
     Channels have the order of SpaceToDepth: by row in the block, column, channel.
     """
-    even = np.pad(weight, [(0, 0), (0, 0), *(axis.margins for axis in axes)])
-    outputs, channels, height, width = even.shape
-    blocks = even.reshape(outputs, channels, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    padded = np.pad(weight, [(0, 0), (0, 0), *(axis.margins for axis in axes)])
+    outputs, channels, height, width = padded.shape
+    blocks = padded.reshape(outputs, channels, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
     kernel = blocks.transpose(0, 3, 5, 1, 2, 4)
     return kernel.reshape(outputs, -1, height // BLOCK, width // BLOCK)
 
@@ -130,8 +131,8 @@ def _rewrite(graph: ir.Graph, stem: _Stem) -> None:
     for value in (stem.quantize.outputs[0], stem.dequantize.outputs[0]):
         value.shape = ir.Shape(shape)
 
-    _, _, *windows = _shape(stem.convolution.outputs[0])
-    pads = zip(*(axis.pads(*sizes) for axis, *sizes in zip(axes, sides, windows)))
+    _, _, *output_sides = _shape(stem.convolution.outputs[0])
+    pads = zip(*(axis.pads(*sizes) for axis, *sizes in zip(axes, sides, output_sides)))
     attributes.add(ir.AttrInt64s("kernel_shape", kernel.shape[2:]))
     attributes.add(ir.AttrInt64s("strides", (1, 1)))
     attributes.add(ir.AttrInt64s("pads", [*chain(*pads)]))

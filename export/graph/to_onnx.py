@@ -28,8 +28,8 @@ from resdeploy.train.model.resnet import Classifier, normed_convolutions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Float16 scales need operator set 19 or later. A newer set than 20 brings nothing for TensorRT 10.3
-# of JetPack 6.
+# Float16 scales need operator set 19 or later. For TensorRT 10.3 of JetPack 6, a set newer than 20
+# has no advantage.
 OPSET = 20
 IR_VERSION = 9
 # Nodes of these types represent a whole module, so their name is that of the module.
@@ -46,8 +46,8 @@ def to_onnx(classifier: Classifier, image_size: int) -> ir.Model:
         ExportError: PyTorch's exporter failed.
     """
     folded = fold_batch_norm(classifier)
-    # The normalisation has one factor per column, because ONNX Runtime's NHWC kernels work on runs
-    # of the last two axes. With runs of three numbers, they took 6 % of the INT8 latency.
+    # Repeat the factors of the normalisation for each column. ONNX Runtime's NHWC kernels then work
+    # on runs of whole rows. With runs of three numbers, they took 6 % of the INT8 latency.
     for name, factor in list(folded.normalize.named_buffers()):
         row = factor.expand(-1, -1, -1, image_size).contiguous()
         folded.normalize.register_buffer(name, row)
@@ -157,7 +157,7 @@ def _global_average_pool(x: Any, dim: Sequence[int], keepdim: bool = False) -> A
 
 def _clear_metadata(model: ir.Model) -> None:
     """Remove the exporter's metadata: its stack traces contain paths of the exporting machine."""
-    passes.ClearMetadataAndDocStringPass()(model)  # leaves the metadata of the model and of values
+    passes.ClearMetadataAndDocStringPass()(model)  # keeps that of the model and of values
     model.metadata_props.clear()
     for value in ir.convenience.create_value_mapping(model.graph).values():
         value.metadata_props.clear()
@@ -165,7 +165,7 @@ def _clear_metadata(model: ir.Model) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter, which warns about a missing torchvision and its own deprecations."""
+    """Suppress the exporter's warnings about a missing torchvision and its own deprecations."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -17,9 +17,9 @@ class AccuracyTarget:
     """Limits that the accuracy of an INT8 graph against FP32 must meet."""
 
     min_agreement: float | None = None
-    """Images with FP32's predicted class, in percent."""
+    """Smallest share of images with FP32's predicted class, in percent."""
     max_drop: float | None = None
-    """Accuracy lost, in percentage points; without true classes, images whose class changes."""
+    """Largest loss of accuracy, in percentage points; without true classes, of agreement."""
 
     @property
     def is_set(self) -> bool:
@@ -36,7 +36,7 @@ class AccuracyTarget:
 def meet_accuracy_target(
     calibration: Calibration, target: AccuracyTarget, context: SearchContext
 ) -> Calibration:
-    """Keep layers of each encoding in float until `target` is met; each has half of the time.
+    """Keep layers in float until `target` is met; every encoding gets the same share of the time.
 
     Raises:
         CalibrationError: The time is too short for the first evaluation.

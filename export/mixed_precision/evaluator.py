@@ -27,10 +27,10 @@ from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Advance, Progress
 from resdeploy.statistics import agreement_percent
 
-# An image is not run again if its two best logits differ by more than this many times the largest
-# difference that the noise with all layers in INT8 can undo.
+# Skip images whose top-2 logit margin exceeds this many times the largest change of the margin that
+# the noise with all layers in INT8 can cause.
 NOISE_FACTOR = 4.0
-RANKING_SHARE = 1 / 32  # of the held-out images; every layer is evaluated on them
+RANKING_SHARE = 1 / 32  # share of the held-out images on which the layers are ranked
 # The time for an image grows with its pixels, so there are fewer held-out images if they are large.
 MAX_HELD_OUT_IMAGES, MIN_HELD_OUT_IMAGES = 5120, 256
 HELD_OUT_PIXELS = MAX_HELD_OUT_IMAGES * 32 * 32
@@ -63,19 +63,19 @@ class SearchContext:
 
 @dataclass(slots=True)
 class MixedPrecisionEvaluator:
-    """Evaluator of mixtures of one encoding, with a cache and a time limit from its creation on."""
+    """Evaluator of mixtures of one encoding, with a cache; its time starts with its creation."""
 
     context: SearchContext
     recipe: QuantizationRecipe
     advance: Advance
     evaluations: dict[frozenset[str], MixtureEvaluation] = field(default_factory=dict)
-    """Results by the nodes in float, in the order of the evaluation."""
+    """Results by the nodes in float, in the order of their evaluation."""
     start: float = field(init=False)
     weights: Weights = field(init=False)
     float_logits: Float32Array | None = None
-    """FP32's logits (N, K) of all held-out images, once they were computed."""
+    """FP32's logits (N, K) of all held-out images; None until they are computed."""
     changeable: npt.NDArray[np.intp] | None = None
-    """Positions of the images whose class another mixture could change; only these run again."""
+    """Positions of the images whose class a mixture could change; None before the first one."""
     slowest: float = 0.0
     """Longest time of a batch, in seconds."""
 
@@ -134,7 +134,7 @@ class MixedPrecisionEvaluator:
         return sorted(layers, key=lambda layer: -merit.get(layer.name, -1.0))
 
     def mixture(self, nodes: frozenset[str]) -> ir.Model:
-        """Return the graph with `nodes` in float, as it would be written."""
+        """Return the graph with `nodes` in float, as an export would write it."""
         recipe = replace(self.recipe, in_float=self.recipe.in_float | nodes)
         return recipe.apply(self.context.model, weights=self.weights)
 
@@ -204,11 +204,11 @@ class MixedPrecisionEvaluator:
         agreement = agreement_percent(self.float_logits, logits)
         drop = 100 - agreement  # an upper bound, for images whose classes are not known
         if classes is not None:
-            top1 = [
-                100 * float(np.mean(either.argmax(axis=1) == classes))
-                for either in (self.float_logits, logits)
-            ]
-            drop = top1[0] - top1[1]
+            fp32_top1, top1 = (
+                100 * float(np.mean(rows.argmax(axis=1) == classes))
+                for rows in (self.float_logits, logits)
+            )
+            drop = fp32_top1 - top1
         return MixtureEvaluation(
             encoding=self.recipe.encoding,
             layers=tuple(layer.name for layer in layers),
@@ -252,14 +252,14 @@ def draw_held_out_images(source: Source, seed: int, excluded: Collection[str]) -
 
 
 def changeable_images(reference: Float32Array, noisy: Float32Array) -> npt.NDArray[np.intp]:
-    """Return the positions of the images whose class noise like this might change, at least one.
+    """Return the positions of the images whose class such noise might change, at least one.
 
     Noise reduces the difference of two logits by at most sqrt(2) times its norm (Cauchy-Schwarz).
     The logits (N, K), K > 1, are those of FP32 and those with all layers in INT8.
     """
-    best = np.sort(reference, axis=1)[:, -2:]
+    top2 = np.sort(reference, axis=1)[:, -2:]
     norm = np.linalg.norm(noisy - reference, axis=1)
-    bridged = NOISE_FACTOR * np.sqrt(2) * np.maximum(norm, np.median(norm))
-    margin = best[:, 1] - best[:, 0]
-    close = np.flatnonzero(margin <= bridged)
-    return close if len(close) else np.argmin(margin - bridged, keepdims=True)
+    largest_change = NOISE_FACTOR * np.sqrt(2) * np.maximum(norm, np.median(norm))
+    margin = top2[:, 1] - top2[:, 0]
+    close = np.flatnonzero(margin <= largest_change)
+    return close if len(close) else np.argmin(margin - largest_change, keepdims=True)

@@ -1,4 +1,4 @@
-"""Latency target: the layers of the CPU's INT8 graph that there is time to run in float."""
+"""Latency target: the layers that the CPU's INT8 graph has the time to compute in float."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def meet_latency_target(
 
     Layers are ranked by the noise at the logits that each alone causes, divided by its cost. The
     longest list that is fast enough is found by bisection. Of all evaluated mixtures that are fast
-    enough, the most accurate is taken.
-
-    The latency is that of one image with all cores of this machine.
+    enough, the most accurate is taken. Latency is that of one image on all cores of this machine.
 
     Raises:
         CalibrationError: The time is too short for the first evaluation.
@@ -49,12 +47,13 @@ def meet_latency_target(
             )
         evaluator.evaluate_all_int8()
         ranked = evaluator.rank(layers)
-        fast, slow = 0, len(ranked) + 1  # lengths of lists
+        fast, slow = 0, len(ranked) + 1  # lengths of lists that are fast enough and too slow
         out_of_time = False
         while slow - fast > 1 and not out_of_time:
             length = (fast + slow) // 2
             if is_fast(nodes_of(ranked[:length])):
-                fast, out_of_time = length, evaluator.evaluate(ranked[:length]) is None
+                fast = length
+                out_of_time = evaluator.evaluate(ranked[:length]) is None
             else:
                 slow = length
         evaluations = tuple(

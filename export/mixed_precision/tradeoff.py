@@ -18,7 +18,7 @@ from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress
 
 TIMING_SECONDS, MIN_RUNS = 0.3, 5
-MAX_TIMED = 8  # mixtures; timing one takes about a second
+MAX_TIMED = 8  # number of mixtures; timing one takes about a second
 FP32 = "fp32"
 
 Stopwatch = Callable[[ir.Model, Encoding, UInt8Array], float]
@@ -26,10 +26,7 @@ Stopwatch = Callable[[ir.Model, Encoding, UInt8Array], float]
 
 
 def measure_ms(model: ir.Model, encoding: Encoding, image: UInt8Array) -> float:
-    """Measure the median latency of `image` (1, H, W, 3) on ONNX Runtime's CPU provider, in ms.
-
-    All cores are used.
-    """
+    """Measure the median latency of `image` (1, H, W, 3) with ONNX Runtime on all cores, in ms."""
     backend = open_graph(model, encoding)
     for _ in range(MIN_RUNS):
         backend.run(image)  # warm-up
@@ -51,10 +48,8 @@ def trade_off_points(
 ) -> tuple[TradeOffPoint, ...]:
     """Return a point for FP32, every calibrator and every mixture, with the CPU graphs' latencies.
 
-    All calibrators have the same latency, because ranges do not change the graph. TensorRT's graphs
-    have none, because only TensorRT runs them fast.
-
-    Latencies are measured with `image` (1, H, W, 3).
+    Latencies are measured with `image` (1, H, W, 3). All calibrators have the same latency, because
+    ranges do not change the speed. TensorRT's graphs have no latency: only TensorRT runs them fast.
     """
     model, recipe = calibration.model, calibration.recipes[Encoding.CPU]
     mixtures = [mixture for mixture in calibration.evaluations if mixture.encoding is Encoding.CPU]
@@ -65,28 +60,28 @@ def trade_off_points(
     wanted = {frozenset[str](), recipe.in_float, *latest} - latencies.keys()
     with progress("timing", 1 + len(wanted)) as advance:
         for nodes in wanted:
-            graph = replace(recipe, in_float=nodes).apply(model)
-            latencies[nodes] = stopwatch(graph, Encoding.CPU, image)
+            quantised = replace(recipe, in_float=nodes).apply(model)
+            latencies[nodes] = stopwatch(quantised, Encoding.CPU, image)
             advance(1)
         fp32_ms = stopwatch(model, Encoding.FLOAT, image)
         advance(1)
     in_float = {chosen.encoding: set(chosen.layers) for chosen in calibration.float_layers}
 
-    def point(of: Score | MixtureEvaluation, calibrator: str) -> TradeOffPoint:
-        mixture = of if isinstance(of, MixtureEvaluation) else None
+    def point(graph: Score | MixtureEvaluation, calibrator: str) -> TradeOffPoint:
+        mixture = graph if isinstance(graph, MixtureEvaluation) else None
         nodes = mixture.nodes if mixture else frozenset[str]()
         layers = mixture.layers if mixture else ()
         return TradeOffPoint(
-            encoding=of.encoding,
+            encoding=graph.encoding,
             calibrator=calibrator,
             layers=layers,
             float_share_percent=100 * conv_share(model, nodes)[1],
-            agreement=of.agreement,
+            agreement=graph.agreement,
             drop=mixture.drop if mixture else None,
             images=mixture.images if mixture else calibration.scoring_images,
-            p50_ms=latencies.get(nodes) if of.encoding is Encoding.CPU else None,
-            chosen=calibration.recipes[of.encoding].calibrator == calibrator
-            and in_float.get(of.encoding, set()) == set(layers),
+            p50_ms=latencies.get(nodes) if graph.encoding is Encoding.CPU else None,
+            chosen=calibration.recipes[graph.encoding].calibrator == calibrator
+            and in_float.get(graph.encoding, set()) == set(layers),
         )
 
     fp32 = TradeOffPoint(

@@ -30,7 +30,7 @@ from resdeploy.progress import Progress
 from resdeploy.statistics import agreement_percent, sqnr_db
 
 SCORING_IMAGES = 128
-EQUALIZING_IMAGES = 128  # more of the calibration images change the factors little
+EQUALIZING_IMAGES = 128  # more calibration images hardly change the factors
 ENCODINGS = (Encoding.TENSORRT, Encoding.CPU)
 LEARNED = "learned"
 
@@ -61,10 +61,10 @@ def calibrate(
 ) -> Calibration:
     """Run the FP32 graph on calibration images and choose the range of each tensor.
 
-    The channels are equalised first. If the checkpoint was trained with quantisation, they are not,
-    and TensorRT's graph takes the learned ranges. If `calibrator` stands for several candidates
-    (see `calibrators_named`), each is scored on other images, and each encoding takes its best.
-    The `golden_digests` are the sha256 of images that must not be used.
+    The channels are equalised first, except those of a checkpoint that was trained with
+    quantisation: its TensorRT graph takes the learned ranges. If `calibrator` names several
+    calibrators (see `calibrators_named`), each is scored on other images, and each encoding takes
+    the best. The `golden_digests` are the sha256 of images that must not be used.
 
     Raises:
         CalibrationError: There are no images, or none can be used.
@@ -75,21 +75,21 @@ def calibrate(
     learned = _learned_recipes(model, source, in_float)
     paths = draw(source.pools.calibration, seed)
     calibrators = calibrators_named(calibrator)
-    wanted_scoring = min(SCORING_IMAGES, len(paths) // 4) if len(calibrators) > 1 else 0
+    scoring_count = min(SCORING_IMAGES, len(paths) // 4) if len(calibrators) > 1 else 0
     image_set = CalibrationImages(
-        source.preprocessing, wanted=images + wanted_scoring, excluded=golden_digests
+        source.preprocessing, wanted=images + scoring_count, excluded=golden_digests
     )
     usable = image_set.add(paths, batch_size(source.preprocessing.image_size))
-    scoring, usable = _take(usable, wanted_scoring)
-    first, rest = _take(usable, EQUALIZING_IMAGES)
-    if first and not learned:
-        model = _equalized(model, first)
+    scoring, calibrating = _take(usable, scoring_count)
+    equalizing, others = _take(calibrating, EQUALIZING_IMAGES)
+    if equalizing and not learned:
+        model = _equalized(model, equalizing)
     edges = [edge for encoding in ENCODINGS for edge in place(model.graph, encoding)]
     tensors = list(dict.fromkeys(edge.range_of for edge in edges))
 
     def batches() -> Iterator[UInt8Array]:
-        with progress("calibrating", min(images, len(paths) - wanted_scoring)) as advance:
-            for batch in chain(first, rest):
+        with progress("calibrating", min(images, len(paths) - scoring_count)) as advance:
+            for batch in chain(equalizing, others):
                 yield batch
                 advance(len(batch))
 
@@ -103,7 +103,7 @@ def calibrate(
         if encoding not in learned
     }
     scores: tuple[Score, ...] = ()
-    if wanted_scoring:
+    if scoring_count:
         scores = _score(model, candidates.values(), np.concatenate(scoring), progress)
     return Calibration(
         model=model,
@@ -113,11 +113,11 @@ def calibrate(
             for encoding in ENCODINGS
         },
         scores=scores,
-        digests=tuple(image_set.digests[wanted_scoring:]),
-        selection_digests=tuple(image_set.digests[:wanted_scoring]),
+        digests=tuple(image_set.digests[scoring_count:]),
+        selection_digests=tuple(image_set.digests[:scoring_count]),
         scoring_images=sum(map(len, scoring)),
         skipped={**image_set.skipped, **source.pools.passed_over},
-        balance=_class_balance(source, image_set.paths[wanted_scoring:]),
+        balance=_class_balance(source, image_set.paths[scoring_count:]),
         growth_percent=100 * float(np.median([tensor.growth for tensor in statistics.values()])),
         statistics=statistics,
     )
@@ -157,10 +157,10 @@ def _learned_recipes(
     )
     needed = {edge.range_of for edge in recipe.edges(model)}
     if needed != set(largest):
-        odd = min(needed ^ set(largest))
+        mismatch = min(needed ^ set(largest))
         raise CheckpointError(
-            f"the learned ranges of {source.checkpoint.path} do not fit the network: {odd} is "
-            "missing or unknown",
+            f"the learned ranges of {source.checkpoint.path} do not fit the network: "
+            f"{mismatch} is missing or unknown",
             "train it again with --qat, and export it without --int8-shortcuts",
         )
     return {Encoding.TENSORRT: recipe}
@@ -173,9 +173,9 @@ def _take(
     taken: list[UInt8Array] = []
     while count > 0 and (batch := next(batches, None)) is not None:
         taken.append(batch[:count])
+        if len(batch) > count:
+            batches = chain([batch[count:]], batches)
         count -= len(taken[-1])
-        if len(rest := batch[len(taken[-1]) :]):
-            batches = chain([rest], batches)
     return taken, batches
 
 

@@ -39,7 +39,7 @@ def train_quantized(
 
     Raises:
         CalibrationError: There are no calibration images.
-        TrainingError: The network takes images of another size; and as `trainer.train`.
+        TrainingError: The network takes images of another size, or `trainer.train` raises it.
     """
     refuse_existing(folder, force=force, marker=STATE_JSON)
     start = quantized_start(config, progress)
@@ -67,22 +67,21 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
         golden_digests=(), progress=progress,
     )  # fmt: skip
     recipe = calibration.recipes[Encoding.TENSORRT]
-    reads = quantized_inputs(recipe, calibration.model)
+    tensors_read = quantized_inputs(recipe, calibration.model)
     return QuantizedStart(
         weights=unfold_norms(calibration.model, network),
         scales={
             tensor: float(symmetric_parameters(recipe.ranges[tensor], half=True).scale)
-            for tensor in dict.fromkeys(reads.values())
+            for tensor in dict.fromkeys(tensors_read.values())
         },
-        quantized_inputs=reads,
+        quantized_inputs=tensors_read,
     )
 
 
 def quantized_inputs(recipe: QuantizationRecipe, model: ir.Model) -> dict[str, str]:
-    """Return the quantised tensor that each layer or pooling reads, by the module's name.
+    """Return the name of the quantised tensor that each layer or pooling reads, by its module.
 
-    Residual additions are not modules, so they are left out; an addition that reads a quantised
-    tensor reads the output of the pooling.
+    Residual additions are left out: they are not modules, and training keeps them in float.
     """
     layers = {str(node.name) for node in model.graph if node.op_type in (*WEIGHTED, "MaxPool")}
     return {
@@ -94,7 +93,7 @@ def quantized_inputs(recipe: QuantizationRecipe, model: ir.Model) -> dict[str, s
 
 
 def unfold_norms(model: ir.Model, network: ResNet) -> dict[str, Tensor]:
-    """Return a state of `network` that has the graph's weights and norms without effect.
+    """Return a state of `network` that has the graph's weights, and norms that only add its biases.
 
     The graph's channels are equalised, and its norms are folded into its convolutions.
     """

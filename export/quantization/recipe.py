@@ -41,7 +41,7 @@ class QuantizationRecipe:
 
         With `half`, the float parts of TensorRT's and the DLA's graphs are float16, because
         TensorRT is slower with float32 between integers. Without it, the copy runs faster on CPUs,
-        and its logits differ far less than by the noise of INT8. For `weights`, see `insert_qdq`.
+        and its logits differ by far less than the noise of INT8. For `weights`, see `insert_qdq`.
         """
         quantised = model.clone()
         edges = self.edges(model)

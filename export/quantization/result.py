@@ -1,4 +1,4 @@
-"""Result of a calibration: ranges for every encoding, and the evidence that they are good."""
+"""Result of a calibration: ranges for every encoding, and how they were chosen."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Calibration:
     balance: ClassBalance | None
     """None if the classes of the images are not known."""
     growth_percent: float
-    """Expected growth of the largest value from half of the images to all: median of the tensors,
-    in percent."""
+    """Expected growth of the largest value from half of the images to all, in percent: median over
+    the tensors."""
     statistics: Mapping[str, TensorStatistics]
     float_layers: tuple[FloatLayers, ...] = ()
     """Layers that a search for an accuracy or latency target kept in float."""
@@ -84,8 +84,7 @@ class Calibration:
 def with_dla(calibration: Calibration) -> Calibration:
     """Return the calibration with a recipe for the DLA, which has the CPU's ranges.
 
-    Everything that the recipe can quantise is quantised in it: the DLA's graph keeps neither the
-    shortcuts nor the layers that a search chose in float.
+    The recipe keeps nothing in float: neither shortcuts nor the layers that a search chose.
     """
     recipe = replace(calibration.recipes[Encoding.CPU], encoding=Encoding.DLA, in_float=frozenset())
     return replace(calibration, recipes={**calibration.recipes, Encoding.DLA: recipe})

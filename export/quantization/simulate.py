@@ -20,7 +20,7 @@ from resdeploy.runtime.verification.golden_check import run_batches
 
 # All activations of a batch are in memory: 2 GB at 224 pixels if many tensors are observed.
 PIXELS_PER_BATCH, MAX_BATCH = 16 * 224 * 224, 64
-LARGE_BYTES = 1 << 10
+MIN_SHARED_BYTES = 1 << 10  # copies of smaller weights take no time
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ def round_at(
         for edge in recipe.edges(model)
         if (readers := tuple(r for r in edge.readers if Site(edge.range_of, r, False) in sites))
     ]
-    everything = {str(node.name) for node in model.graph}
-    insert_qdq(copy, edges, recipe.ranges, recipe.encoding, in_float=everything)
+    all_nodes = {str(node.name) for node in model.graph}
+    insert_qdq(copy, edges, recipe.ranges, recipe.encoding, in_float=all_nodes)
     for name in {site.tensor for site in sites if site.weight}:
         integers, scales = weights[name]
         values = integers * scales.reshape(-1, *[1] * (integers.ndim - 1))
@@ -71,15 +71,15 @@ def round_at(
 
 
 def open_graph(model: ir.Model, encoding: Encoding) -> OnnxRuntimeCpu:
-    """Open a session that reads the weights in place.
+    """Open a session that reads the weights in place, without a check of the graph.
 
-    A search opens hundreds of sessions, and copies of the weights would take long. So would a check
-    of the graph: only the graphs that are written are checked.
+    A search opens hundreds of sessions, so copies of the weights and checks would take long. Graphs
+    are checked when they are written.
     """
     thin = model.clone()
     weights = {}
     for name, value in thin.graph.initializers.items():
-        if (tensor := value.const_value) is not None and tensor.nbytes >= LARGE_BYTES:
+        if (tensor := value.const_value) is not None and tensor.nbytes >= MIN_SHARED_BYTES:
             weights[name] = np.ascontiguousarray(tensor.numpy())
             shape = ir.Shape(weights[name].shape)
             value.const_value = ir.ExternalTensor(

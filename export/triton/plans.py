@@ -35,7 +35,7 @@ mv {partial} {plan}"""
 def plans_script(graphs: Mapping[Path, Path], size: int, batches: Batches) -> str:
     """Return a shell script that builds plans for images of `size` by `size` pixels.
 
-    `graphs` holds the paths of the plans by path of the graph, relative to the repository.
+    `graphs` holds the path of each plan by the path of its graph, relative to the repository.
     """
 
     def shape(batch: int) -> str:

@@ -19,7 +19,7 @@ from resdeploy.filesystem import new_directory, refuse_existing, sha256
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.serving.config import ServeConfig
 
-SIGN = "resdeploy.json"
+MARKER = "resdeploy.json"
 """File in the root of the repository that names its bundle; Triton ignores files there."""
 VERSION = "1"
 CONFIG = "config.pbtxt"
@@ -33,7 +33,7 @@ class ModelSettings:
 
     backend: str
     instances: str
-    """Kind of the instances; KIND_AUTO means a GPU if there is one, and else the CPU."""
+    """Kind of the instances; KIND_AUTO means a GPU if there is one, otherwise the CPU."""
     file: str
     """Name of the file that the backend loads."""
     tensorrt_fp16: bool = False
@@ -92,7 +92,7 @@ def write_repository(bundle: Bundle, folder: Path, *, force: bool = False) -> Tr
     labels = "".join(f"{label}\n" for label in bundle.labels()).encode()
     warm_up = bundle.golden().images[0].tobytes()
     size = bundle.manifest.preprocessing.image_size
-    with new_directory(folder, force=force, marker=SIGN) as root:
+    with new_directory(folder, force=force, marker=MARKER) as root:
         for model in models:
             model_folder = root / model.name
             (model_folder / VERSION).mkdir(parents=True)
@@ -106,8 +106,8 @@ def write_repository(bundle: Bundle, folder: Path, *, force: bool = False) -> Tr
         if graphs:
             (root / PLANS).write_text(plans_script(graphs, size, BATCHES), encoding="utf-8")
         manifest = sha256((bundle.path / MANIFEST).read_bytes())
-        sign = {"bundle": name, "manifest_sha256": manifest, "models": [m.name for m in models]}
-        (root / SIGN).write_text(json.dumps(sign, indent=2) + "\n", encoding="utf-8")
+        marker = {"bundle": name, "manifest_sha256": manifest, "models": [m.name for m in models]}
+        (root / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
     return TritonRepository(repository=folder, bundle=bundle.path, models=models)
 
 
@@ -115,9 +115,9 @@ def refuse_repository(folder: Path, *, force: bool) -> None:
     """Check, before a long export, that `write_repository` may write to `folder`.
 
     Raises:
-        OutputError: The folder exists without `force`, or is not a repository.
+        OutputError: The folder exists, and `force` is not set or the folder is no repository.
     """
-    refuse_existing(folder, force=force, marker=SIGN)
+    refuse_existing(folder, force=force, marker=MARKER)
 
 
 def config_text(name: str, artifact: str, size: int, classes: int) -> str:

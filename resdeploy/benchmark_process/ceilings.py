@@ -1,6 +1,6 @@
 """The ceilings of a machine: the highest rates of matrix products and of a copy.
 
-For each library, one contender times its products. It reports each arithmetic as a stage.
+One contender for each library times matrix products and reports each arithmetic as a stage.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Probe:
     run: Callable[[], object]
 
     def seconds(self) -> float:
-        """Return the time of the fastest of `CALLS` calls; the first one finds cold caches."""
+        """Return the time of the fastest of `CALLS` calls; the first one has cold caches."""
         marks = [time.perf_counter()]
         for _ in range(CALLS):
             self.run()
@@ -67,13 +67,13 @@ def best_ceilings(measured: Sequence[Mapping[str, Rounds]]) -> Ceilings | None:
     Args:
         measured: Times of a `UNIT` in milliseconds by arithmetic, for each library.
     """
-    speeds: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for stages in measured:
         for kind, rounds in stages.items():
-            speed = 1000 * UNIT / median_of_rounds(rounds)
-            speeds[kind] = max(speed, speeds.get(kind, 0.0))
-    copied = speeds.pop(COPY, None)
-    return Ceilings(operations_per_second=speeds, bytes_per_second=copied) if speeds else None
+            rate = 1000 * UNIT / median_of_rounds(rounds)
+            rates[kind] = max(rate, rates.get(kind, 0.0))
+    copy_rate = rates.pop(COPY, None)
+    return Ceilings(operations_per_second=rates, bytes_per_second=copy_rate) if rates else None
 
 
 def median_of_rounds(rounds: Rounds) -> float:

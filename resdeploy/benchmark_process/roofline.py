@@ -47,12 +47,13 @@ def roofline(
     """Return the roofline of one batch; None if the work or a ceiling is unknown."""
     if work is None or ceilings is None or ceilings.bytes_per_second is None:
         return None
-    fastest = ceilings.operations_per_second.get(arithmetic)
-    if fastest is None:
+    operations_per_second = ceilings.operations_per_second.get(arithmetic)
+    if operations_per_second is None:
         return None
-    compute = 1000 * work.operations(batch) / fastest
-    memory = 1000 * work.bytes(batch, arithmetic) / ceilings.bytes_per_second
-    return Roofline(ms=max(compute, memory), bound="compute" if compute >= memory else "memory")
+    compute_ms = 1000 * work.operations(batch) / operations_per_second
+    memory_ms = 1000 * work.bytes(batch, arithmetic) / ceilings.bytes_per_second
+    bound = "compute" if compute_ms >= memory_ms else "memory"
+    return Roofline(ms=max(compute_ms, memory_ms), bound=bound)
 
 
 def arithmetic_of(precision: str, ceilings: Ceilings) -> str:
@@ -65,5 +66,5 @@ def arithmetic_of(precision: str, ceilings: Ceilings) -> str:
 
 
 def operations_per_byte(work: WorkTotals, batch: int, arithmetic: str) -> float:
-    """Return the arithmetic intensity of one batch."""
+    """Return the arithmetic intensity of one batch, in operations per byte."""
     return work.operations(batch) / max(work.bytes(batch, arithmetic), 1)

@@ -1,9 +1,9 @@
-"""The owner's side of a benchmark: it starts worker processes and tells them when to run.
+"""The worker processes of a benchmark, as the parent process starts and controls them.
 
 Each contender has its own process, because the thread pools of several frameworks in one process
-spin against each other. Owner and worker exchange lines of text: the worker reports that it is
-ready; then it reads a number of seconds, runs for that time, and answers with the times of its
-calls as JSON. A waiting worker blocks on its input and uses no processor time.
+disturb each other by busy waiting. Both processes exchange lines of text: the worker reports that
+it is ready; then it reads a number of seconds, runs for that time, and answers with the times of
+its calls as JSON. A waiting worker blocks on its input and uses no processor time.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ class Contender:
 def raise_priority(pid: int) -> bool:
     """Give a process with its own session the highest priority; return True if this is allowed.
 
-    The system allows it for root. Otherwise, other processes on a core delay threads that wait for
-    each other, and the ratio of two frameworks depends on how their threads wait.
+    The system allows it for root. At normal priority, other processes delay some threads, and a
+    speed-up then also depends on how the other threads of each framework wait for them.
     """
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, HIGHEST_PRIORITY)

@@ -78,18 +78,18 @@ class Workload:
             DataError: The folder has no pictures.
         """
         if self.pictures is not None:
-            return self._staged(bundle, infer, read_pictures(self.pictures))
+            return self._call_from_files(bundle, infer, read_pictures(self.pictures))
         images = golden[np.arange(self.batch) % len(golden)]
         return lambda: infer(images)
 
-    def _staged(
+    def _call_from_files(
         self, bundle: Bundle, infer: Infer, pictures: Sequence[bytes]
     ) -> Callable[[], StageTimes]:
         preprocessing, labels = bundle.manifest.preprocessing, bundle.labels()
-        endless = itertools.cycle(pictures)
+        repeated = itertools.cycle(pictures)
 
         def run() -> StageTimes:
-            files = list(itertools.islice(endless, self.batch))
+            files = list(itertools.islice(repeated, self.batch))
             marks = [time.perf_counter_ns()]
             decoded = [read_rgb(file) for file in files]
             marks.append(time.perf_counter_ns())

@@ -1,4 +1,4 @@
-"""The reader of a bundle, the folder with the graphs of a network and all that belongs to them.
+"""The reader of a bundle: a folder with the graphs of a network and the files that describe them.
 
 A file is used only if its size and sha256 match the manifest. The size of the manifest is limited,
 and all its fields are checked. Shape letters: N images, H rows, W columns, K classes.
@@ -55,7 +55,7 @@ class Bundle:
         """Yield a path to one file, valid within the `with` block, after the checks of `read`.
 
         A library that loads the file itself needs no second copy in memory. The path refers to the
-        open file, so it never leads to a file that meanwhile replaces the checked one.
+        open file, so it leads to the checked file even if another file replaces it.
 
         Raises:
             BundleError: The file is missing, was changed, or is not listed in the manifest.
@@ -113,7 +113,7 @@ class Bundle:
             raise self.damaged(GOLDEN, error) from error
 
     def damaged(self, name: str, reason: object) -> BundleError:
-        """Return an error for a file that is unchanged since the export, but cannot be used."""
+        """Return an error for a file that has not changed since the export, but cannot be used."""
         return BundleError(
             f"{self.path / name} cannot be used: {reason}", "export the bundle again"
         )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from resdeploy.images.preprocessing import UInt8Array
 
-BIT_EXACT_PREFIX = "bit-exact-"  # before the name of an artifact
+BIT_EXACT_PREFIX = "bit-exact-"  # followed by the name of an artifact
 MAX_GOLDEN_BYTES = 1 << 30
 
 Float32Array = npt.NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""The work of a network: operations and bytes of its layers."""
+"""The work of a network: the operations of its layers, and the bytes that they read and write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkTotals:
-    """Numbers of multiply-accumulates, weights and activations of a whole network for one image."""
+    """Multiply-accumulates, weights and activations of a whole network for one image."""
 
     macs: int
     weights: int

@@ -104,47 +104,44 @@ def bench(
 
 
 def benchmark_text(result: Benchmark) -> str:
-    """Return a table with a row per contender, then what was measured and on which machine."""
-    lines = result.results
-    speedups = [NONE if line.speedup is None else f"{line.speedup:.2f}x" for line in lines]
+    """Return a table with a row per contender, then lines about the settings and the machine."""
+    timings = result.results
+    speedups = [NONE if t.speedup is None else f"{t.speedup:.2f}x" for t in timings]
     intervals = [
-        NONE if line.speedup is None else f"{line.speedup_low:.2f}-{line.speedup_high:.2f}"
-        for line in lines
+        NONE if t.speedup is None else f"{t.speedup_low:.2f}-{t.speedup_high:.2f}" for t in timings
     ]
     columns = {
-        "contender": [line.contender for line in lines],
-        "graph": [graph_name(line.precision, line.encoding) for line in lines],
-        "p50": [f"{line.p50_ms:.2f} ms" for line in lines],
-        "p99": [f"{line.p99_ms:.2f} ms" for line in lines],
-        "images/s": [f"{line.images_per_second:.1f}" for line in lines],
+        "contender": [t.contender for t in timings],
+        "graph": [graph_name(t.precision, t.encoding) for t in timings],
+        "p50": [f"{t.p50_ms:.2f} ms" for t in timings],
+        "p99": [f"{t.p99_ms:.2f} ms" for t in timings],
+        "images/s": [f"{t.images_per_second:.1f}" for t in timings],
         "speed-up": speedups,
         "95 % interval": intervals,
         "of limit": [
-            NONE if line.limit_share is None else f"{100 * line.limit_share:.0f} % {line.bound}"
-            for line in lines
+            NONE if t.limit_share is None else f"{100 * t.limit_share:.0f} % {t.bound}"
+            for t in timings
         ],
-        "start": [
-            NONE if line.cold_start_s is None else f"{line.cold_start_s:.2f} s" for line in lines
-        ],
+        "start": [NONE if t.cold_start_s is None else f"{t.cold_start_s:.2f} s" for t in timings],
         "memory": [
-            NONE if line.peak_rss_bytes is None else f"{line.peak_rss_bytes / 1e6:.0f} MB"
-            for line in lines
+            NONE if t.peak_rss_bytes is None else f"{t.peak_rss_bytes / 1e6:.0f} MB"
+            for t in timings
         ],
-        "mJ/image": [_energy_cell(line.energy) for line in lines],
+        "mJ/image": [_energy_cell(t.energy) for t in timings],
     }
     for optional in ("of limit", "mJ/image"):
         if set(columns[optional]) == {NONE}:
             del columns[optional]
     environment = result.environment
-    energies = {energy.scope: energy for line in lines if (energy := line.energy)}
+    energies = {energy.scope: energy for t in timings if (energy := t.energy)}
     return "\n".join(
         [
             table(list(columns), list(zip(*columns.values()))),
             f"{environment.model} at {environment.image_size} pixels, {environment.mode}, "
-            f"batch {lines[0].batch}, {plural(lines[0].threads, 'thread')}, "
+            f"batch {timings[0].batch}, {plural(timings[0].threads, 'thread')}, "
             f"{environment.device.name}",
             *_ceilings_lines(result),
-            *(_stages_line(line) for line in lines if line.stages_ms),
+            *(_stages_line(t) for t in timings if t.stages_ms),
             *(
                 f"energy of the {scope.value}, measured by {energy.source}, less an idle power of "
                 f"{energy.idle_watts:.2f} W"
@@ -172,6 +169,6 @@ def _ceilings_lines(result: Benchmark) -> list[str]:
     return [f"measured limits of this machine: {rates} Gop/s, memory copy {copied:.1f} GB/s"]
 
 
-def _stages_line(line: Timing) -> str:
-    stages = ", ".join(f"{name} {ms:.2f} ms" for name, ms in (line.stages_ms or {}).items())
-    return f"{line.contender} {graph_name(line.precision, line.encoding)}: {stages}"
+def _stages_line(timing: Timing) -> str:
+    stages = ", ".join(f"{name} {ms:.2f} ms" for name, ms in (timing.stages_ms or {}).items())
+    return f"{timing.contender} {graph_name(timing.precision, timing.encoding)}: {stages}"

@@ -32,26 +32,26 @@ def demo(force: bool) -> CommandResult:
 def demo_text(result: DemoResult) -> str:
     baseline, *others = result.benchmark.results
     timings = {
-        graph_name(line.precision, line.encoding): line
-        for line in others
-        if line.contender != baseline.contender
+        graph_name(timing.precision, timing.encoding): timing
+        for timing in others
+        if timing.contender != baseline.contender
     }
     rows = [
         ["PyTorch eager", f"{result.accuracy:.2f} %", NONE, NONE, f"{baseline.p50_ms:.2f} ms",
          f"{baseline.speedup or 1:.2f}x", NONE]
     ]  # fmt: skip
-    for line in result.verification.results:
-        name = graph_name(line.precision, line.encoding)
+    for checked in result.verification.results:
+        name = graph_name(checked.precision, checked.encoding)
         timing = timings.get(name)
         rows.append(
             [
                 f"{name}.onnx",
-                f"{line.top1:.2f} %",
-                f"{line.agreement:.2f} %",
-                f"{line.sqnr_db:.1f} dB",
+                f"{checked.top1:.2f} %",
+                f"{checked.agreement:.2f} %",
+                f"{checked.sqnr_db:.1f} dB",
                 f"{timing.p50_ms:.2f} ms" if timing else NONE,
                 f"{timing.speedup:.2f}x" if timing and timing.speedup else NONE,
-                line.verdict.value,
+                checked.verdict.value,
             ]
         )
     head = ["graph", "top-1", "agreement", "SQNR", "latency", "speed-up", "verdict"]

@@ -45,10 +45,10 @@ def explain(
         from resdeploy.runtime.diagnosis.slowdown import explain_slowdown
 
         reject_options(("images",), "--slow measures one batch of golden images")
-        slowness = explain_slowdown(
+        slowdown = explain_slowdown(
             open_bundle(bundle), encoding=graph, threads=threads, batch=batch, progress=progress_bar
         )
-        return CommandResult(slowness, slowness_text(slowness))
+        return CommandResult(slowdown, slowness_text(slowdown))
     reject_options(("batch", "threads"), "only --slow measures time")
     from resdeploy.export.quantization.sensitivity import explain as run_explain
 
@@ -82,16 +82,17 @@ def explanation_text(result: Explanation) -> str:
 
 
 def coverage_text(coverage: Coverage) -> str:
-    islands = [
-        f"{island.nodes[0]}"
-        + (f" to {island.nodes[-1]} ({len(island.nodes)} nodes)" if len(island.nodes) > 1 else "")
-        + f" in {island.dtype}"
-        for island in coverage.float_regions
+    """Return a line about the layers in INT8, and one about the regions in float."""
+    regions = [
+        f"{region.nodes[0]}"
+        + (f" to {region.nodes[-1]} ({len(region.nodes)} nodes)" if len(region.nodes) > 1 else "")
+        + f" in {region.dtype}"
+        for region in coverage.float_regions
     ]
     return (
         f"{coverage.int8_convs} of {coverage.convs} convolutions and {coverage.fused_additions} of "
         f"{coverage.additions} residual additions run in INT8\n"
-        f"float: {'; '.join(islands) or 'nothing'}"
+        f"float: {'; '.join(regions) or 'nothing'}"
     )
 
 

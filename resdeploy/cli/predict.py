@@ -70,11 +70,11 @@ def predictions_text(files: Sequence[FilePredictions]) -> str:
     for file in files:
         if file.error is not None:  # on stderr
             continue
-        width = max(len(line.label) for line in file.predictions)
+        width = max(len(prediction.label) for prediction in file.predictions)
         bars = [
-            f"  {line.label.ljust(width)}  {100 * line.probability:5.1f} %  "
-            f"{'#' * round(30 * line.probability)}".rstrip()
-            for line in file.predictions
+            f"  {prediction.label.ljust(width)}  {100 * prediction.probability:5.1f} %  "
+            f"{'#' * round(30 * prediction.probability)}".rstrip()
+            for prediction in file.predictions
         ]
         note = ": its pixels are all equal, so its prediction means nothing"
         name = f"{file.image}{note if file.single_colour else ''}"

@@ -80,7 +80,7 @@ def verification_text(result: Verification) -> str:
     if result.used_before:
         lines.append(
             f"the export chose INT8 ranges or layers on {plural(result.used_before, 'image')} of "
-            "these, which flatters INT8; other images are fairer"
+            "these, so the accuracy of INT8 may be overestimated; use other images"
         )
     limit = (
         "" if result.max_drop is None else f"; limit: a drop of {plural(result.max_drop, 'point')}"

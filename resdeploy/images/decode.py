@@ -22,14 +22,14 @@ MAX_FILE_BYTES = 64 << 20
 ORIENTATION = 0x0112  # EXIF tag; the values 5 to 8 swap width and height
 # Orientations that move the right or the bottom edge of the stored picture to another side.
 MIRRORED = frozenset({2, 3, 4, 6, 7, 8})
-REDUCTIONS = (1, 2, 4, 8)  # supported by JPEG decoders, within the cosine transform
+REDUCTIONS = (1, 2, 4, 8)  # factors by which a JPEG decoder can reduce while it decodes
 MAX_PIXELS = 100_000_000  # 300 MB in RGB; the largest phone cameras have 50 to 200 megapixels
 # A 16-bit picture is refused if its largest value is smaller: cameras and scanners of 10 to 14 bits
 # store their values unscaled, and these pictures would be black or very dark.
 MIN_HIGHEST_BYTE = 64  # upper byte; 64 * 256 is the first value that needs 15 bits
 
 Shrink = Callable[[int, int], float]
-"""Largest allowed reduction of an upright picture, from its width and height in pixels."""
+"""Function from width and height of an upright picture, in pixels, to its largest reduction."""
 
 
 def read_rgb(
@@ -41,8 +41,8 @@ def read_rgb(
 
     Args:
         source: Path or content of a file.
-        shrink: Limit for the reduction of a JPEG file, which saves most of the decoder's work;
-            other formats are decoded at full resolution.
+        shrink: Limit for the reduction of a JPEG file, which makes decoding faster; other formats
+            are decoded at full resolution.
         max_pixels: Limit for the number of pixels, which is checked before decoding.
 
     Raises:
@@ -127,14 +127,14 @@ def _decode_smaller(image: ImageFile, shrink: Shrink) -> None:
     width, height = image.size
     orientation = image.getexif().get(ORIENTATION, 1)
     factor = shrink(height, width) if orientation >= 5 else shrink(width, height)
-    # The decoder pads the last column and row. In a mirrored picture, padding would come first and
-    # move the picture by a fraction of a pixel, so only divisors of both sides are used there.
+    # The decoder pads the last column and row if a side is not a multiple of the reduction. In a
+    # mirrored picture, the padding would come first and move the picture by part of a pixel.
     may_pad = orientation not in MIRRORED
-    by = max(
+    reduction = max(
         n for n in REDUCTIONS if n <= max(factor, 1) and (may_pad or not (width % n or height % n))
     )
-    if by > 1:
-        image.draft(None, (max(width // by, 1), max(height // by, 1)))
+    if reduction > 1:
+        image.draft(None, (max(width // reduction, 1), max(height // reduction, 1)))
 
 
 def _to_rgb(image: Image, *, has_16_bits: bool) -> Image:

@@ -69,7 +69,7 @@ class Preprocessing:
 
     @classmethod
     def standard(cls, image_size: int) -> Preprocessing:
-        """Return settings with the margin of ImageNet models, 224 of 256; none below 128 pixels."""
+        """Return settings with ImageNet's margin (224 of 256 pixels), or none below 128 pixels."""
         resize = round(image_size * (256 / 224)) if image_size >= 128 else image_size
         return cls(image_size=image_size, resize=resize, reducing_gap=REDUCING_GAP)
 
@@ -89,8 +89,8 @@ def central_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
     shorter = min(width, height)
     scaled_width, scaled_height = int(resize * width / shorter), int(resize * height / shorter)
     left, upper = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
-    across, down = width / scaled_width, height / scaled_height
-    return left * across, upper * down, (left + size) * across, (upper + size) * down
+    x_ratio, y_ratio = width / scaled_width, height / scaled_height
+    return left * x_ratio, upper * y_ratio, (left + size) * x_ratio, (upper + size) * y_ratio
 
 
 def resize_and_crop(image: Image, preprocessing: Preprocessing) -> UInt8Array:
@@ -112,27 +112,27 @@ def load_image(
         ImageError: The file cannot be decoded, or has more than `max_pixels`.
     """
     gap = preprocessing.reducing_gap
-    whole = (1, 1)
+    full_size = (1, 1)
 
     def shrink(width: int, height: int) -> float:
-        nonlocal whole
-        whole = width, height
+        nonlocal full_size
+        full_size = width, height
         return 1.0 if gap is None else min(width, height) / (preprocessing.resize * gap)
 
     picture = read_rgb(source, shrink, max_pixels)
-    factor = reduction_factor(whole, picture.size)
+    factor = reduction_factor(full_size, picture.size)
     # The box is computed from the size in the file, because the reduced size is rounded.
-    box = central_box(*(whole if factor > 1 else picture.size), preprocessing)
+    box = central_box(*(full_size if factor > 1 else picture.size), preprocessing)
     left, upper, right, lower = (edge / factor for edge in box)
     return crop_and_resize(picture, (left, upper, right, lower), preprocessing.image_size)
 
 
-def reduction_factor(whole: tuple[int, int], decoded: tuple[int, int]) -> int:
+def reduction_factor(full_size: tuple[int, int], decoded: tuple[int, int]) -> int:
     """Return the factor by which a decoder reduced a picture: 1, 2, 4 or 8; 1 if none fits.
 
-    Both sizes are width and height in pixels; decoders round them up.
+    Both sizes are width and height in pixels; decoders round the reduced size up.
     """
-    width, height = whole
+    width, height = full_size
     return next((n for n in REDUCTIONS if decoded == (-(-width // n), -(-height // n))), 1)
 
 

@@ -16,7 +16,7 @@ from resdeploy.machine.nvml import Gpu
 # Fans are cooling devices of the kernel that do not reduce clocks.
 FANS = re.compile("fan", re.IGNORECASE)
 GPU_CLOCKS = re.compile(r"\.(gpu|ga10b|gv11b)$|^gpu-gpc")
-HOT_C = 95  # in degrees Celsius; Orin and Thor reduce their clocks a few degrees above it
+HOT_C = 95  # in degrees Celsius; Orin and Thor reduce their clocks a few degrees above this
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The description of a machine; facts that cannot be read are None, and never an error."""
+"""The description of a machine; a fact that cannot be read is None and raises no error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Scope(str, Enum):
     CPU = "cpu"
 
     def covers(self, work: Scope) -> bool:
-        """Return True if this scope includes the work of `work`, the CPU or the GPU."""
+        """Return True if this scope includes `work`, which is the CPU or the GPU."""
         return self in (Scope.MODULE, work)
 
 

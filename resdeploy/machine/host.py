@@ -1,4 +1,4 @@
-"""Access to the files, commands and drivers of a machine; tests replace them by a folder."""
+"""Access to the files, commands and drivers of a machine, which tests replace."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Host:
         return sorted(self.root.glob(pattern))
 
     def denies_access(self, path: Path) -> bool:
-        """Return True if the file exists but its permissions do not allow to read it."""
+        """Return True if the file exists but its permissions do not allow reading it."""
         try:
             self.read_bytes(path)
         except (OSError, ValueError) as error:

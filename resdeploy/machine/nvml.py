@@ -70,7 +70,7 @@ def _describe(nvml: Any, handle: Any) -> Gpu:
         compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
         memory_bytes=int(memory.total) if memory else None,
         driver=query(nvml, nvml.nvmlSystemGetDriverVersion),
-        # Its successor, nvmlDeviceGetTemperatureV, needs nvidia-ml-py 12.575 and a driver as new.
+        # Its successor, nvmlDeviceGetTemperatureV, needs nvidia-ml-py 12.575 and a new driver.
         temperature_c=query(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
         power_w=None if power is None else power / 1000,
         power_limit_w=None if limit is None else limit / 1000,
@@ -85,7 +85,7 @@ def _describe(nvml: Any, handle: Any) -> Gpu:
 def process_memory(nvml: Any, pid: int) -> int | None:
     """Return the bytes of GPU memory that a process uses now; None if the driver does not know.
 
-    It often does not know in a container, where a process has another id than on the host.
+    In a container it often does not know, because a process has another id there than on the host.
     """
     if nvml is None:
         return None

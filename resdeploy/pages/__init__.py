@@ -1,1 +1,1 @@
-"""Pages in HTML and Markdown, made of blocks: text, tables, plots. They know no results."""
+"""Pages in HTML and Markdown, made of blocks (text, tables, plots) about any subject."""

@@ -84,18 +84,18 @@ def bands(rows: Sequence[tuple[str, Sequence[float], str]], *, axis: str, descri
     ends = [percentiles[end] for _, percentiles, _ in rows for end in (1, 99)]
     x_scale = axis_scale(ends, LEFT, RIGHT, logarithmic=True)
     parts = []
-    for index, (label, percentiles, figure) in enumerate(rows):
+    for index, (label, percentiles, value_text) in enumerate(rows):
         top = index * ROW
-        parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, figure, "end")]
+        parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, value_text, "end")]
         for low, high, css in BANDS:
             start, end = x_scale(percentiles[low]), x_scale(percentiles[high])
             parts.append(_rectangle(start, top + 19, max(end - start, 1.5), 14, css))
         middle = x_scale(percentiles[50])
         parts.append(_line(middle, top + 17, middle, top + 35, "median"))
     numbers = "; ".join(
-        f"{label}: {figure}, 50 % from {values[25]:.2f} to {values[75]:.2f}, "
+        f"{label}: {value_text}, 50 % from {values[25]:.2f} to {values[75]:.2f}, "
         f"98 % from {values[1]:.2f} to {values[99]:.2f}"
-        for label, values, figure in rows
+        for label, values, value_text in rows
     )
     bottom = len(rows) * ROW + 2
     parts += _axis(x_scale, bottom, axis)
@@ -128,13 +128,14 @@ def intervals(
         anchor = "end" if x > WIDTH / 2 else "start"
         parts.append(_line(x, 0, x, bottom, "mark"))
         parts.append(_text(x + (-4 if anchor == "end" else 4), bottom - 2, name, anchor, "dim"))
-    for index, (label, low, value, high, figure) in enumerate(rows):
+    for index, (label, low, value, high, value_text) in enumerate(rows):
         top = index * ROW
-        parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, figure, "end")]
+        parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, value_text, "end")]
         parts.append(_line(x_scale(low), top + 26, x_scale(high), top + 26, "whisker"))
         parts.append(f'<circle class="dot" cx="{x_scale(value):.1f}" cy="{top + 26}" r="5"/>')
     numbers = "; ".join(
-        f"{label}: {figure}, {low:.2f} to {high:.2f}" for label, low, _, high, figure in rows
+        f"{label}: {value_text}, {low:.2f} to {high:.2f}"
+        for label, low, _, high, value_text in rows
     )
     parts += _axis(x_scale, bottom, axis)
     return _svg(bottom + AXIS, f"{description} {numbers}", parts)
@@ -188,11 +189,11 @@ def bars(rows: Sequence[tuple[str, float, str]], *, description: str) -> str:
         rows: Label, length from 0 to 1, and text on the right.
         description: Beginning of the text alternative, which also has the numbers of the rows.
     """
-    numbers = "; ".join(f"{label}: {figure}" for label, _, figure in rows)
+    numbers = "; ".join(f"{label}: {value_text}" for label, _, value_text in rows)
     parts = []
-    for index, (label, share, figure) in enumerate(rows):
+    for index, (label, share, value_text) in enumerate(rows):
         top = index * 32
-        parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, figure, "end")]
+        parts += [_text(LEFT, top + 13, label), _text(RIGHT, top + 13, value_text, "end")]
         parts.append(_rectangle(LEFT, top + 18, max(share * (RIGHT - LEFT), 1), 8, "value"))
     return _svg(len(rows) * 32 + 2, f"{description} {numbers}", parts)
 

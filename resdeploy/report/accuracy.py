@@ -41,7 +41,7 @@ def verification_section(result: Verification) -> Section:
     if result.used_before:
         notes.append(
             f"The export chose INT8 ranges or layers on {result.used_before:,} of the images, "
-            "which flatters the INT8 graphs."
+            "so their accuracy may be overestimated."
         )
     if result.unreadable:
         notes.append(f"{result.unreadable:,} images could not be decoded.")

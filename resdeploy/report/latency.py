@@ -13,7 +13,7 @@ from resdeploy.tables import NONE, plural
 
 def benchmark_summary(result: Benchmark) -> str:
     """Return one sentence with the fastest contender and its speed-up."""
-    fastest = max(result.results, key=lambda line: line.images_per_second)
+    fastest = max(result.results, key=lambda timing: timing.images_per_second)
     gain = ""
     if fastest.speedup is not None:
         gain = (
@@ -30,13 +30,13 @@ def benchmark_summary(result: Benchmark) -> str:
 def benchmark_section(result: Benchmark) -> Section:
     """Return the plots, tables and notices of a benchmark."""
     blocks: list[Block] = []
-    if spread := [line for line in result.results if len(line.quantiles_ms) == 101]:
+    if spread := [timing for timing in result.results if len(timing.quantiles_ms) == 101]:
         blocks.append(_spread(spread))
     blocks.append(_times(result))
-    if gains := [line for line in result.results if line.speedup is not None]:
+    if gains := [timing for timing in result.results if timing.speedup is not None]:
         blocks.append(_speedups(gains))
     blocks.append(_resources(result))
-    if any(line.stages_ms for line in result.results):
+    if any(timing.stages_ms for timing in result.results):
         blocks.append(_stages(result))
     if result.work and result.ceilings:
         blocks += _roofline(result, result.work, result.ceilings)
@@ -49,8 +49,8 @@ def benchmark_section(result: Benchmark) -> Section:
     return Section(title=title, blocks=tuple(blocks))
 
 
-def _spread(lines: list[Timing]) -> Figure:
-    rows = [(contender_label(line), line.quantiles_ms, f"{line.p50_ms:.2f} ms") for line in lines]
+def _spread(timings: list[Timing]) -> Figure:
+    rows = [(contender_label(t), t.quantiles_ms, f"{t.p50_ms:.2f} ms") for t in timings]
     return Figure(
         svg=bands(
             rows,
@@ -66,15 +66,15 @@ def _times(result: Benchmark) -> Table:
     fastest = max(range(len(result.results)), key=lambda i: result.results[i].images_per_second)
     rows = tuple(
         (
-            contender_label(line),
-            f"{line.p50_ms:.2f}",
-            f"{line.p90_ms:.2f}",
-            f"{line.p99_ms:.2f}",
-            f"{line.images_per_second:.1f}",
-            NONE if line.speedup is None else f"{line.speedup:.2f}x",
-            NONE if line.speedup is None else f"{line.speedup_low:.2f} to {line.speedup_high:.2f}",
+            contender_label(t),
+            f"{t.p50_ms:.2f}",
+            f"{t.p90_ms:.2f}",
+            f"{t.p99_ms:.2f}",
+            f"{t.images_per_second:.1f}",
+            NONE if t.speedup is None else f"{t.speedup:.2f}x",
+            NONE if t.speedup is None else f"{t.speedup_low:.2f} to {t.speedup_high:.2f}",
         )
-        for line in result.results
+        for t in result.results
     )
     return Table(
         caption="Milliseconds per call, images per second, and the speed-up against PyTorch "
@@ -85,16 +85,16 @@ def _times(result: Benchmark) -> Table:
     )
 
 
-def _speedups(lines: list[Timing]) -> Figure:
+def _speedups(timings: list[Timing]) -> Figure:
     rows = [
         (
-            contender_label(line),
-            line.speedup_low or 0.0,
-            line.speedup or 0.0,
-            line.speedup_high or 0.0,
-            f"{line.speedup:.2f}x",
+            contender_label(timing),
+            timing.speedup_low or 0.0,
+            timing.speedup or 0.0,
+            timing.speedup_high or 0.0,
+            f"{timing.speedup:.2f}x",
         )
-        for line in lines
+        for timing in timings
     ]
     return Figure(
         svg=intervals(
@@ -109,21 +109,21 @@ def _speedups(lines: list[Timing]) -> Figure:
 
 
 def _resources(result: Benchmark) -> Table:
-    lines = result.results
-    cold_starts = [NONE if x.cold_start_s is None else f"{x.cold_start_s:.2f} s" for x in lines]
+    timings = result.results
+    cold_starts = [NONE if t.cold_start_s is None else f"{t.cold_start_s:.2f} s" for t in timings]
     columns = {
-        "contender": [contender_label(line) for line in lines],
+        "contender": [contender_label(timing) for timing in timings],
         "cold start": cold_starts,
-        "peak memory": [_megabytes(line.peak_rss_bytes) for line in lines],
-        "file": [_megabytes(line.file_bytes) for line in lines],
-        "share of the limit": [_percentage(line.limit_share) for line in lines],
-        "bound by": [line.bound or NONE for line in lines],
-        "GPU memory": [_megabytes(line.peak_gpu_bytes) for line in lines],
+        "peak memory": [_megabytes(timing.peak_rss_bytes) for timing in timings],
+        "file": [_megabytes(timing.file_bytes) for timing in timings],
+        "share of the limit": [_percentage(timing.limit_share) for timing in timings],
+        "bound by": [timing.bound or NONE for timing in timings],
+        "GPU memory": [_megabytes(timing.peak_gpu_bytes) for timing in timings],
         "mJ/image": [
             f"{energy.mj_per_image:.1f} ({energy.mj_low:.1f} to {energy.mj_high:.1f})"
-            if (energy := line.energy)
+            if (energy := timing.energy)
             else NONE
-            for line in lines
+            for timing in timings
         ],
     }
     for optional in ("share of the limit", "bound by", "GPU memory", "mJ/image"):
@@ -139,14 +139,14 @@ def _resources(result: Benchmark) -> Table:
 
 
 def _stages(result: Benchmark) -> Table:
-    names = list(dict.fromkeys(name for line in result.results for name in line.stages_ms or ()))
+    names = list(dict.fromkeys(name for t in result.results for name in t.stages_ms or ()))
     rows = tuple(
         (
-            contender_label(line),
-            *(f"{line.stages_ms[name]:.2f}" if name in line.stages_ms else NONE for name in names),
+            contender_label(t),
+            *(f"{t.stages_ms[name]:.2f}" if name in t.stages_ms else NONE for name in names),
         )
-        for line in result.results
-        if line.stages_ms
+        for t in result.results
+        if t.stages_ms
     )
     caption = "Median milliseconds of each stage, from the bytes of a JPEG to the labels."
     return Table(caption=caption, head=("contender", *names), rows=rows)
@@ -162,14 +162,14 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
     if not rates or not memory or memory <= 0:
         return []
     points, rows = [], []
-    for number, line in enumerate(result.results, 1):
-        arithmetic = arithmetic_of(line.precision, ceilings)
-        intensity = operations_per_byte(work, line.batch, arithmetic)
-        rate = work.operations(1) * line.images_per_second
+    for number, timing in enumerate(result.results, 1):
+        arithmetic = arithmetic_of(timing.precision, ceilings)
+        intensity = operations_per_byte(work, timing.batch, arithmetic)
+        rate = work.operations(1) * timing.images_per_second
         points.append(
-            PlotPoint(intensity, rate, str(number), 2 if "torch" in line.contender else 0)
+            PlotPoint(intensity, rate, str(number), 2 if "torch" in timing.contender else 0)
         )
-        name, share = f"{number}  {contender_label(line)}", _percentage(line.limit_share)
+        name, share = f"{number}  {contender_label(timing)}", _percentage(timing.limit_share)
         rows.append((name, f"{rate / 1e9:.0f}", f"{intensity:.0f}", share))
     left = min(point.x for point in points) / 4
     right = max(max(point.x for point in points), max(rates.values()) / memory) * 4
@@ -210,8 +210,8 @@ def _roofline(result: Benchmark, work: WorkTotals, ceilings: Ceilings) -> list[B
     ]
 
 
-def contender_label(line: Timing) -> str:
-    return f"{line.contender}, {graph_name(line.precision, line.encoding)}"
+def contender_label(timing: Timing) -> str:
+    return f"{timing.contender}, {graph_name(timing.precision, timing.encoding)}"
 
 
 def _percentage(share: float | None) -> str:

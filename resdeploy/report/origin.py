@@ -1,4 +1,4 @@
-"""Environments of results, and the commands that produced the results."""
+"""Report sections of the environments of results, and of the commands that produced them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def conditions_text(now: Conditions) -> str:
         now.power_mode and f"power mode {now.power_mode.name} ({now.power_mode.number})",
         *(c and f"{name} at {c.now:.0f} of {c.high:.0f} MHz" for name, c in clocks.items()),
         now.temperature_c is not None and f"{now.temperature_c:.0f} C",
-        now.cooling and f"cooled by {', '.join(now.cooling)}",
+        now.cooling and f"clocks reduced by {', '.join(now.cooling)}",
     )
 
 

@@ -43,7 +43,7 @@ class BenchmarkEnvironment(Environment):
     seconds: float | None = None
     """The time limit for each contender."""
     within: float | None = None
-    """The width of the intervals that ends the benchmark, as a share of the speed-up."""
+    """The benchmark ends early if (upper - lower bound) / speed-up is at most this for all."""
     high_priority: bool | None = None
     """True if the system gave every contender the highest priority."""
     baseline: BaselineFacts | None = None
@@ -74,7 +74,7 @@ class Timing:
     p99_ms: float
     images_per_second: float
     speedup: float | None
-    """The geometric mean over runs of the median over rounds of baseline time / time."""
+    """Baseline time / time: the median over rounds, then the geometric mean over runs."""
     speedup_low: float | None
     """Lower bound of the 95 % confidence interval over runs; `speedup_high` is the upper bound."""
     speedup_high: float | None
@@ -92,7 +92,7 @@ class Timing:
     file_bytes: int | None
     """The size of the graph or the checkpoint."""
     limit_share: float | None
-    """The roofline's time / the median time; 1 means as fast as this machine allows."""
+    """The roofline's time / the median inference time; 1 means as fast as this machine allows."""
     bound: str | None
     """The resource that sets the roofline's time: `compute` or `memory`."""
 

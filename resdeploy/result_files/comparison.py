@@ -47,7 +47,7 @@ class AccuracyChange:
     backend: str
     images: int
     truth: str
-    """The source of the true classes: `labels`, or `pytorch` for its predicted classes."""
+    """The source of the true classes: `labels`, or `pytorch` for PyTorch's predicted classes."""
     first: float
     """Top-1 accuracy of the first bundle."""
     second: float
@@ -62,7 +62,7 @@ class AccuracyChange:
     different: int
     """The number of images whose logits differ in any bit; 0 makes the drop exactly 0."""
     images_to_decide: int | None
-    """The estimated number of images that an inconclusive verdict needs; None if none is enough."""
+    """The estimated number of images for a conclusive verdict; None if no number is enough."""
     verdict: Verdict
 
 

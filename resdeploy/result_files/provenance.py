@@ -79,10 +79,11 @@ def installed_versions() -> dict[str, str]:
 
 def command_line() -> str:
     """Return the command that started this process, without the folders of Python and scripts."""
-    started = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
-    # With `python -m`, `sys.argv` holds the file of the module instead of its name.
-    is_module = started[-2:-1] == ["-m"]
-    program = ["python", *started[-2:]] if is_module else [Path(sys.argv[0]).name]
+    # With `python -m`, only `sys.orig_argv` holds the name of the module: `-m NAME` stands before
+    # the arguments, which are the same in both lists.
+    before_arguments = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    is_module = before_arguments[-2:-1] == ["-m"]
+    program = ["python", *before_arguments[-2:]] if is_module else [Path(sys.argv[0]).name]
     return shlex.join([*program, *sys.argv[1:]])
 
 

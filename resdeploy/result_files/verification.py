@@ -32,12 +32,12 @@ class ArtifactResult:
     mcnemar_p: float | None
     """p-value of McNemar's exact two-sided test that both accuracies are equal."""
     images_to_decide: int | None
-    """Estimated number of images that an inconclusive verdict needs; None if none is enough."""
+    """Estimated number of images for a conclusive verdict; None if no number is enough."""
     agreement: float
-    """Images with the same predicted class as the bundle's FP32 graph, in percent. That graph, and
-    every graph without labelled images, is compared with PyTorch."""
+    """Images with the same predicted class as the bundle's FP32 graph, in percent. PyTorch
+    is the reference of the FP32 graph, and of every graph if there are no labelled images."""
     sqnr_db: float
-    """Median SQNR of the logits of these images, against the same graph or PyTorch, in dB."""
+    """Median SQNR of the logits of these images, against the same reference, in dB."""
     rule: Rule
     """The rule of the golden check."""
     different: int
@@ -54,8 +54,8 @@ class Verification:
     images: int
     unreadable: int
     used_before: int
-    """Number of images that calibrated the INT8 graphs or selected their float layers before; they
-    make the INT8 accuracies too optimistic."""
+    """Number of images that were already used to calibrate the INT8 graphs or to select their float
+    layers; they make the INT8 accuracies too optimistic."""
     max_drop: float | None
     """Allowed accuracy drop, in percentage points; None without labelled images."""
     results: tuple[ArtifactResult, ...]

@@ -1,6 +1,6 @@
 """The benchmark worker for a backend: `python -m resdeploy.runtime.bench.backend_worker`.
 
-It starts like `load`, which includes the check of golden images.
+Like `runtime.model.load`, it compares some outputs with the golden logits before it runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from resdeploy.runtime.verification.open_verified import check_at_load
 def prepare(
     workload: Workload, backend: str, artifact: str
 ) -> tuple[Callable[[], object], dict[str, Any]]:
-    """Load one artifact and return the function to time."""
+    """Load and check one artifact; return the function to time, and no facts."""
     bundle = open_bundle(workload.bundle)
     (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
     batches = Batches(workload.batch, workload.batch, workload.batch)

@@ -58,7 +58,7 @@ class BenchmarkConfig:
     seconds: float = 15.0
     """The time limit for each contender, without starts, warm-up and energy."""
     within: float = 0.05
-    """The relative width of every speed-up's interval that ends the benchmark early."""
+    """The benchmark ends early if (upper - lower bound) / speed-up is at most this for all."""
     checkpoint: Path | None = None
     """Weights for PyTorch; None for the checkpoint that the bundle was exported from."""
     pictures: Path | None = None
@@ -107,10 +107,10 @@ def run_benchmark(
         )  # fmt: skip
         after = read_device(host)  # before the machine cools down
         energies = _energies(timed_runners(runners), sources, idle, batch, progress)
-    return _benchmark(bundle, config, workload, runners, energies, before, after)
+    return _make_result(bundle, config, workload, runners, energies, before, after)
 
 
-def _benchmark(
+def _make_result(
     bundle: Bundle,
     config: BenchmarkConfig,
     workload: Workload,
@@ -119,9 +119,9 @@ def _benchmark(
     before: Device,
     after: Device,
 ) -> Benchmark:
-    probing = [runner for runner in runners if runner.spec.name == CEILINGS]
+    measuring = [runner for runner in runners if runner.spec.name == CEILINGS]
     ceilings = {
-        scope: best_ceilings([runner.stages for runner in probing if runner.spec.runs_on is scope])
+        scope: best_ceilings([r.stages for r in measuring if r.spec.runs_on is scope])
         for scope in (Scope.GPU, Scope.CPU)
     }
     baseline, timed = baseline_of(runners), timed_runners(runners)
@@ -175,7 +175,7 @@ def _energies(
     batch: int,
     progress: Progress,
 ) -> list[ImageEnergy | None]:
-    """Measure the energy of each contender with the first source that covers its device."""
+    """Measure each energy with the first source that covers the device; None if no source does."""
     if not sources:
         return [None] * len(runners)
     rounds = measure_rounds([runner.running for runner in runners], sources, batch, progress)

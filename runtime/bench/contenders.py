@@ -28,7 +28,7 @@ class ContenderSpec:
 
     name: str
     precision: str
-    """fp32, fp16, bf16 or int8; the precision that the worker reports replaces it."""
+    """fp32, fp16, bf16 or int8, until the worker reports its own; for `CEILINGS`, the library."""
     encoding: Encoding
     worker: Worker
     arguments: tuple[str, ...]
@@ -50,7 +50,7 @@ def list_contenders(
     also: Sequence[str],
     without: Collection[str],
 ) -> list[ContenderSpec]:
-    """Return PyTorch with the baseline first, the backends, then the backends in `also`.
+    """Return the contenders: the baseline, other modes of PyTorch, automatic backends, `also`.
 
     Raises:
         BackendError: A name in `without` is unknown, or a backend in `also` cannot run here.
@@ -76,7 +76,7 @@ def pytorch_contenders(workload: Workload, checkpoint: Path | None) -> list[Cont
             worker=Worker.PYTORCH,
             arguments=(name, str(checkpoint or ""), *workload.to_arguments()),
         )
-        # Without PyTorch, one contender is enough to log the reason once.
+        # Without PyTorch, list only the baseline, so that the reason is logged once.
         for name in (PYTORCH if find_spec("torch") else [BASELINE])
     ]
 
@@ -126,7 +126,7 @@ def best_candidates(bundle: Bundle, backend: str = AUTO) -> list[Candidate]:
         BackendError: See `registry.candidates`.
     """
     best: dict[tuple[str, Precision], Candidate] = {}
-    for candidate in candidates(bundle, backend):
+    for candidate in candidates(bundle, backend):  # the fastest first
         best.setdefault((candidate.engine.name, candidate.artifact.precision), candidate)
     order = list(Precision)
     return sorted(best.values(), key=lambda c: (c.engine.name, order.index(c.artifact.precision)))

@@ -19,7 +19,7 @@ from resdeploy.statistics import student_975
 
 ROUNDS = 5
 LEAD_SECONDS = 0.5
-"""The time before each window; sensors average over time, so earlier load must have ended."""
+"""The time before a window that is not measured, as readings also average over earlier load."""
 WINDOW_SECONDS = 1.0
 IDLE_WINDOWS = 8
 IDLE_WINDOW_SECONDS = 0.25
@@ -51,7 +51,7 @@ def measure_rounds(
     batch: int,
     progress: Progress = silent,
 ) -> list[list[list[EnergyRound]]]:
-    """Let the contenders run in turns; return the complete rounds by source and contender."""
+    """Let the contenders run in turns; return the fully measured rounds by source and contender."""
     windows: list[list[tuple[float, float, float]]] = [[] for _ in contenders]
     with ExitStack() as stack, progress("measuring energy", ROUNDS) as advance:
         meters = [stack.enter_context(Meter(source)) for source in sources]
@@ -82,24 +82,24 @@ def energy_per_image(
 ) -> ImageEnergy | None:
     """Return the energy of one image; None with fewer than two idle windows or two rounds.
 
-    The interval is Student's, from the variances of the rounds and of the idle power in watts.
+    `idle` is in watts. The interval is Student's, from the variances of the rounds and of `idle`.
     """
     if len(idle) < 2 or len(rounds) < 2:
         return None
     idle_watts = float(np.mean(idle))
     milliseconds = float(np.mean([round.ms_per_image for round in rounds]))
-    costs = [(round.watts - idle_watts) * round.ms_per_image for round in rounds]
-    variance = np.var(costs, ddof=1) / len(costs)
+    above_idle_mj = [(round.watts - idle_watts) * round.ms_per_image for round in rounds]
+    variance = np.var(above_idle_mj, ddof=1) / len(above_idle_mj)
     variance += milliseconds**2 * np.var(idle, ddof=1) / len(idle)
-    cost = float(np.mean(costs))
-    margin = student_975(len(costs) - 1) * float(np.sqrt(variance))
+    mean_mj = float(np.mean(above_idle_mj))
+    margin = student_975(len(above_idle_mj) - 1) * float(np.sqrt(variance))
     return ImageEnergy(
         source=source.name,
         scope=source.scope,
-        mj_per_image=cost,
-        mj_low=cost - margin,
-        mj_high=cost + margin,
-        total_mj_per_image=float(np.mean([r.watts * r.ms_per_image for r in rounds])),
+        mj_per_image=mean_mj,
+        mj_low=mean_mj - margin,
+        mj_high=mean_mj + margin,
+        total_mj_per_image=float(np.mean([round.watts * round.ms_per_image for round in rounds])),
         watts=float(np.mean([round.watts for round in rounds])),
         idle_watts=idle_watts,
         rounds=len(rounds),

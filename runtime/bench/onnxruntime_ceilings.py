@@ -36,11 +36,11 @@ def prepare(threads: int) -> tuple[Callable[[], object], dict[str, Any]]:
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    products = [fastest_probe(list(_products(kind, threads))) for kind in PRODUCTS]
+    products = [fastest_probe(list(_product_probes(kind, threads))) for kind in PRODUCTS]
     return probe_timer([*products, copy_probe(threads)]), {}
 
 
-def _products(kind: str, threads: int) -> Iterator[Probe]:
+def _product_probes(kind: str, threads: int) -> Iterator[Probe]:
     with needs_extra():
         import onnxruntime
 
@@ -71,12 +71,12 @@ def _products(kind: str, threads: int) -> Iterator[Probe]:
 
 
 def read_product(kind: str) -> bytes:
-    """Return the graph `result` (m, n) = `left` (m, k) @ `right` (k, n), for any size."""
+    """Return the ONNX graph `result` (m, n) = `left` (m, k) @ `right` (k, n), for any size."""
     return resources.files("resdeploy.runtime.bench").joinpath(PRODUCTS[kind]).read_bytes()
 
 
 def copy_probe(threads: int) -> Probe:
-    """Return a copy through main memory, divided between the threads."""
+    """Return the probe of a copy in main memory, which is divided between the threads."""
     source, target = (np.full(COPY_BYTES, number, dtype=np.uint8) for number in (1, 2))
     parts = list(zip(np.array_split(target, threads), np.array_split(source, threads)))
     pool = ThreadPoolExecutor(threads)

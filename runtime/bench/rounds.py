@@ -17,9 +17,9 @@ from resdeploy.benchmark_process.worker_process import Contender, Rounds
 from resdeploy.statistics import repeated_ratio_interval
 
 MIN_ROUNDS = 15
-"""The least number of rounds in all runs."""
+"""The least number of rounds in all runs together."""
 TURN_SECONDS = 0.2
-"""The longest turn, unless `MIN_ROUNDS` need longer ones; noise changes within seconds."""
+"""The longest planned turn; turns are short because noise changes within seconds."""
 WARM_UP_SECONDS = 0.2
 MAX_WARM_UPS = 10
 STABLE_WITHIN = 0.05

@@ -1,7 +1,7 @@
 """The runs of a benchmark: each starts new processes of the contenders and times them in rounds.
 
-Two processes of the same program differ in speed by a few percent, because their memory lies
-elsewhere. New processes in each run make the intervals include this variation.
+Two processes of the same program differ in speed by a few percent, because their memory addresses
+differ. New processes in each run make the intervals include this variation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from resdeploy.runtime.bench.stopping_rule import RUNS, is_run_complete
 logger = logging.getLogger(__name__)
 
 RESTART_SECONDS = 5.0
-"""Contenders that start more slowly than this, such as compilers, keep their process."""
+"""Contenders that start more slowly than this, such as compilers, keep one process in all runs."""
 START_SECONDS = 180.0
 """The time limit for the start of a contender."""
 
@@ -52,7 +52,7 @@ class ContenderRunner:
     @property
     def times(self) -> Rounds:
         """The rounds of all runs."""
-        return [rounds for run in self.runs for rounds in run]
+        return [times for run in self.runs for times in run]
 
     @property
     def running(self) -> Contender:
@@ -85,13 +85,13 @@ class ContenderRunner:
 
     def collect(self, nvml: Any) -> None:
         """Store the stage times and the peak memory of the process."""
-        process = self.running
-        for stage, rounds in process.stages.items():
+        contender = self.running
+        for stage, rounds in contender.stages.items():
             self.stages.setdefault(stage, []).extend(rounds)
-        process.stages.clear()
-        self.peak_rss_bytes = _larger(self.peak_rss_bytes, process.peak_rss_bytes)
+        contender.stages.clear()
+        self.peak_rss_bytes = _larger(self.peak_rss_bytes, contender.peak_rss_bytes)
         self.peak_gpu_bytes = _larger(
-            self.peak_gpu_bytes, process_memory(nvml, process.process.pid)
+            self.peak_gpu_bytes, process_memory(nvml, contender.process.pid)
         )
 
     def stop(self) -> None:
@@ -107,7 +107,7 @@ def start_all(
     """Start the contenders, and log a warning for each one that cannot start.
 
     Raises:
-        BackendError: No contender or not the one named `required` can start.
+        BackendError: No contender can start, or the one named `required` cannot.
     """
     runners: list[ContenderRunner] = []
     try:
@@ -161,7 +161,7 @@ def run_contenders(
         runners: The contenders; all processes of the last run are still running afterwards.
         threads: The number of threads of each contender.
         seconds: The time limit for each contender, unless `rounds.MIN_ROUNDS` take longer.
-        within: The width of a speed-up's interval, as a share of it, that is narrow enough.
+        within: The largest width of a narrow interval, as a share of its speed-up.
         nvml: The module pynvml, or None.
         progress: A callback that is called after each round.
     """
@@ -173,15 +173,17 @@ def run_contenders(
                 runner.start(threads)
                 runner.warm_up()
                 runner.runs.append([])
-            left = seconds * len(runners) / RUNS
-            for number in range((run + 1) * rounds // RUNS - run * rounds // RUNS):
-                if is_run_complete(run, number, left, *_runs_of(runners), within):
+            seconds_left = seconds * len(runners) / RUNS
+            first, end = run * rounds // RUNS, (run + 1) * rounds // RUNS
+            for done in range(end - first):
+                baseline, others = _runs_of(runners)
+                if is_run_complete(run, done, seconds_left, baseline, others, within):
                     break
                 start = time.perf_counter()
                 turns = run_round([runner.running for runner in runners], turn, generator)
                 for runner, times in zip(runners, turns):
                     runner.runs[-1].append(times)
-                left -= time.perf_counter() - start
+                seconds_left -= time.perf_counter() - start
                 advance(1)
             for runner in runners:
                 runner.collect(nvml)

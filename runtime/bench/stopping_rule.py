@@ -20,8 +20,8 @@ def is_run_complete(
 ) -> bool:
     """Return True if a run needs no further round.
 
-    A run has at least its share of `MIN_ROUNDS`. Then it ends when its time is over, and the last
-    run ends also when the interval of every speed-up is narrow enough.
+    A run has at least its share of `MIN_ROUNDS`. After that it ends when its time is over. The last
+    run also ends when the interval of every speed-up is narrow enough.
 
     Args:
         run: The index of the run, from 0 to `RUNS` - 1.
@@ -29,7 +29,7 @@ def is_run_complete(
         seconds_left: The time that the run has left.
         baseline: The rounds of the baseline in each run; None without a baseline.
         others: The rounds of each other contender in each run.
-        within: The width of an interval, as a share of the speed-up, that is narrow enough.
+        within: The largest width of a narrow interval, as a share of its speed-up.
     """
     if rounds < max(MIN_ROUNDS // RUNS, 1):
         return False
@@ -42,5 +42,5 @@ def narrow_enough(
     baseline: Sequence[Rounds], others: Sequence[Sequence[Rounds]], within: float
 ) -> bool:
     """Return True if the width of every speed-up's interval is at most `within` * speed-up."""
-    found = [speedup(baseline, contender) for contender in others]
-    return all(high - low <= within * centre for centre, low, high in found)
+    intervals = [speedup(baseline, contender) for contender in others]
+    return all(high - low <= within * centre for centre, low, high in intervals)

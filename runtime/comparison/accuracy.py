@@ -26,13 +26,13 @@ BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """A batch, pre-processed for each bundle, with the true classes by each bundle's indices."""
+    """A batch, pre-processed for each bundle, with the true classes as indices of its labels."""
 
     images: tuple[UInt8Array, UInt8Array]
     classes: tuple[IntArray, IntArray]
 
 
-def compare_answers(
+def compare_accuracies(
     first: Bundle,
     second: Bundle,
     pairs: Sequence[tuple[Candidate, Candidate]],
@@ -49,7 +49,10 @@ def compare_answers(
         DataError: The folder cannot be used with both bundles.
     """
     options = OpenOptions(threads=threads, progress=progress)
-    batches = _golden(first, second) if data is None else _folder(first, second, data, progress)
+    if data is None:
+        batches = _golden_batches(first, second)
+    else:
+        batches = _folder_batches(first, second, data, progress)
     correct: list[tuple[list[IntArray], list[IntArray]]] = [([], []) for _ in pairs]
     different = [0] * len(pairs)
     with ExitStack() as stack:
@@ -68,7 +71,7 @@ def compare_answers(
                     correct[index][side].append(predicted == batch.classes[side])
                 different[index] += different_rows(*logits)
     return tuple(
-        _judge(pair[0], [np.concatenate(parts) for parts in sides], count, data, max_drop)
+        _accuracy_change(pair[0], [np.concatenate(parts) for parts in sides], count, data, max_drop)
         for pair, sides, count in zip(pairs, correct, different)
     )
 
@@ -86,7 +89,7 @@ def judge_drop(paired: PairedAccuracy, max_drop: float) -> Verdict:
     return verdict
 
 
-def _judge(
+def _accuracy_change(
     candidate: Candidate,
     correct: Sequence[np.ndarray],
     different: int,
@@ -114,7 +117,7 @@ def _judge(
     )
 
 
-def _golden(first: Bundle, second: Bundle) -> Iterable[_Batch]:
+def _golden_batches(first: Bundle, second: Bundle) -> Iterable[_Batch]:
     sizes = [bundle.manifest.preprocessing.image_size for bundle in (first, second)]
     if sizes[0] != sizes[1] or first.labels() != second.labels():
         raise BundleError(
@@ -127,14 +130,16 @@ def _golden(first: Bundle, second: Bundle) -> Iterable[_Batch]:
     return [_Batch((golden.images, golden.images), (classes, classes))]
 
 
-def _folder(first: Bundle, second: Bundle, data: Path, progress: Progress) -> Iterator[_Batch]:
+def _folder_batches(
+    first: Bundle, second: Bundle, data: Path, progress: Progress
+) -> Iterator[_Batch]:
     found = read_image_folder(split_folder(data, "val"))
     labels = [np.array(match_labels(found, b.labels()).labels) for b in (first, second)]
     formats = [bundle.manifest.preprocessing for bundle in (first, second)]
     others = read_batches(found.files, formats[1], BATCH) if formats[0] != formats[1] else None
     with progress("comparing", len(found.files)) as advance:
         for batch in read_batches(found.files, formats[0], BATCH):
-            # Both read the same files, and therefore skip the same damaged ones.
+            # Both readers skip the same damaged files, so their batches have the same positions.
             other = next(others) if others else batch
             positions = list(batch.positions)
             yield _Batch((batch.images, other.images), (labels[0][positions], labels[1][positions]))

@@ -52,7 +52,7 @@ def compare_benchmarks(
     """Compare every contender that both have with the same graph, batch and threads.
 
     Raises:
-        DocumentError: The benchmarks measured different networks, or have no contender in common.
+        DocumentError: The networks differ, or the contenders cannot be compared.
     """
     if (old := _subject(first)) != (new := _subject(second)):
         raise DocumentError(
@@ -85,7 +85,8 @@ def _change(
                 f"the benchmark of {_describe(key)} has no rounds",
                 "measure it again with resdeploy bench",
             )
-    times, relative_to = [np.array(side.timing.round_ms) for side in (first, second)], None
+    times = [np.array(side.timing.round_ms) for side in (first, second)]
+    relative_to = None
     same_pytorch = first.versions.get("torch") == second.versions.get("torch")
     if first.baseline_ms and second.baseline_ms and same_pytorch:
         times = [times[0] / first.baseline_ms, times[1] / second.baseline_ms]
@@ -133,7 +134,7 @@ def _by_key(benchmarks: Sequence[Benchmark]) -> dict[Key, _ContenderTimes]:
 
 
 def _subject(benchmarks: Sequence[Benchmark]) -> str:
-    """Return the networks and modes that were measured."""
+    """Return the networks and modes that were measured, as text."""
     subjects = {
         f"{environment.model} at {environment.image_size} pixels"
         + (f" ({environment.mode})" if environment.mode not in (None, "stream") else "")

@@ -18,7 +18,7 @@ from resdeploy.result_files.provenance import Environment
 from resdeploy.result_files.reader import read_results
 from resdeploy.runtime.backends.base import AUTO
 from resdeploy.runtime.backends.registry import Candidate, candidates
-from resdeploy.runtime.comparison.accuracy import compare_answers
+from resdeploy.runtime.comparison.accuracy import compare_accuracies
 from resdeploy.runtime.comparison.benchmarks import compare_benchmarks
 from resdeploy.runtime.comparison.latency import compare_latencies
 from resdeploy.statistics import Verdict, worst_verdict
@@ -95,7 +95,7 @@ def compare_bundles(
     """
     pairs = shared_candidates(first, second, config.backend, config.precision)
     names = [{a.name for a in bundle.manifest.artifacts} for bundle in (first, second)]
-    accuracy = compare_answers(
+    accuracy = compare_accuracies(
         first, second, pairs,
         data=config.data, max_drop=config.max_drop, threads=config.threads, progress=progress,
     )  # fmt: skip
@@ -150,7 +150,7 @@ def fastest_pairs(
 ) -> list[tuple[Candidate, Candidate]]:
     """Return the first pair of each engine and precision.
 
-    For example, the INT8 graph for TensorRT is not timed on a CPU.
+    Pairs of one engine are ordered by speed. On a CPU, for example, `int8-cpu` replaces `int8`.
     """
     best: dict[tuple[str, Precision], tuple[Candidate, Candidate]] = {}
     for pair in pairs:

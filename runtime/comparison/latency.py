@@ -1,8 +1,8 @@
 """The comparison of the latency of two bundles, timed in turns.
 
-Two processes of the same program differ in speed, because their memory lies elsewhere: 3 % and more
-were measured at 0.5 ms. Therefore both programs are started many times, and the interval is one
-over starts. After each start they take turns in short rounds, so that noise slows both.
+Two processes of the same program differ in speed, because their memory addresses differ: calls of
+0.5 ms differed by 3 % and more. Both programs are therefore started many times, and the interval
+includes this variation. After each start they take turns in short rounds, so that noise slows both.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def compare_latency(
     Args:
         first: The worker whose time is the denominator.
         second: The worker whose time is the numerator.
-        limit: The ratio of times to decide about.
+        limit: The largest ratio of times that passes.
         threads: The number of threads of each worker.
         seconds: The time limit, which may be exceeded to complete a first interval.
         progress: A callback that is called after each start.
@@ -85,13 +85,14 @@ def compare_latency(
     starts: list[tuple[float, float, float]] = []
     with progress("timing", INTERIM_STARTS[-1]) as advance:
         while True:
-            starts.append(_time_start((first, second), threads, generator))
+            starts.append(_time_one_start((first, second), threads, generator))
             advance(1)
             interval = median_interval(np.array(starts)[:, 2], CONFIDENCE)
-            last = time.monotonic() > deadline or len(starts) == INTERIM_STARTS[-1]
-            if interval is None or not (last or len(starts) in INTERIM_STARTS):
+            is_last = time.monotonic() > deadline or len(starts) == INTERIM_STARTS[-1]
+            is_examined = is_last or len(starts) in INTERIM_STARTS
+            if interval is None or not is_examined:
                 continue
-            if last or interval_verdict(*interval, limit) is not Verdict.INCONCLUSIVE:
+            if is_last or interval_verdict(*interval, limit) is not Verdict.INCONCLUSIVE:
                 break
     first_ms, second_ms, ratio = np.median(starts, axis=0)
     return LatencyRatio(
@@ -153,10 +154,10 @@ def compare_latencies(
     return tuple(changes)
 
 
-def _time_start(
+def _time_one_start(
     commands: tuple[WorkerCommand, WorkerCommand], threads: int, generator: random.Random
 ) -> tuple[float, float, float]:
-    """Return the milliseconds of each worker and their ratio, as medians over rounds.
+    """Start both workers once; return their milliseconds and the ratio, as medians over rounds.
 
     The median is taken over the ratios of the rounds, because the medians of the two times may come
     from different rounds. On a noisy machine with two cores, the ratio of medians over four rounds

@@ -28,7 +28,7 @@ MAX_CPU_INSTANCES = 4
 
 
 class EngineInstance:
-    """A backend and the thread that runs it, as a `batching.instance.Instance`."""
+    """A backend and the thread that runs it, as a `batching.interface.Instance`."""
 
     def __init__(
         self, candidate: Candidate, backend: Backend, images: UInt8Array, max_batch: int

@@ -110,8 +110,8 @@ def test_mse_is_close_to_the_best_clip(symmetric: bool, relu: bool) -> None:
     observed = statistics(images)
     low, high = min(observed.extremes.low, 0.0), observed.extremes.high
     best = min(error(Range(low=s * low, high=s * high)) for s in np.linspace(0.02, 1, 400))
-    # The tolerance is for the model of the rounding noise, and for steps of 2 % between clips.
-    ours, largest = (error(rule(observed, symmetric=symmetric)) for rule in (mse, max_range))
+    # The tolerance is for the model of the rounding noise, and for the 2 % between two candidates.
+    ours, largest = (error(choose(observed, symmetric=symmetric)) for choose in (mse, max_range))
     assert ours <= 1.1 * best
     assert ours < largest
 
@@ -133,9 +133,9 @@ def test_entropy_matches_onnx_runtime(relu: bool, outlier_factor: float, toleran
     both = np.concatenate([counts[::-1], counts]), np.concatenate([-edges[::-1], edges[1:]])
     ends = np.float32(-largest), np.float32(largest)
     collector = HistogramCollector("entropy", False, 2048, 128, 99.99, None)
-    peer = float(collector.get_entropy_threshold((*both, *ends), 128)[1])
+    expected = float(collector.get_entropy_threshold((*both, *ends), 128)[1])
     ours = entropy(statistics(images), symmetric=True).high
-    assert ours == pytest.approx(peer, rel=tolerance)
+    assert ours == pytest.approx(expected, rel=tolerance)
     assert ours < 0.9 * largest
 
 

@@ -87,7 +87,7 @@ def test_asymmetric_error_is_at_most_one_step(chosen: Range, seed: int) -> None:
     error = np.abs(onnx_round_trip(values, parameters, np.uint8) - values)
     # Rounding a value adds half a step, and rounding the zero point up to another half step at one
     # end of the range. The factor allows for float32 arithmetic.
-    assert error.max() <= 1.0 * float(parameters.scale) * (1 + 1e-3)
+    assert error.max() <= float(parameters.scale) * (1 + 1e-3)
 
 
 @given(ranges)
@@ -139,9 +139,7 @@ def test_the_error_of_weights_is_at_most_half_a_step(
 
 
 @given(weights)
-def test_the_largest_weight_of_a_channel_is_127(
-    weight: npt.NDArray[np.float32],
-) -> None:
+def test_the_largest_weight_of_a_channel_is_127(weight: npt.NDArray[np.float32]) -> None:
     integers, scales = quantize_weight(weight, half=False)
     for channel, scale in zip(integers, scales):
         if scale > SMALLEST_SCALE:

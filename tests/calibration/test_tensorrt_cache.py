@@ -1,4 +1,4 @@
-"""Tests of the calibration cache, with one that TensorRT wrote."""
+"""Tests of the calibration cache, one of them with lines that TensorRT wrote."""
 
 from __future__ import annotations
 

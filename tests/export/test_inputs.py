@@ -51,7 +51,7 @@ def test_a_run_has_labels_preprocessing_and_images(run: Path, image_data: Path) 
     assert all(path.is_relative_to(image_data / "val") for path in source.pools.golden)
 
 
-def test_another_size_has_the_standard_preprocessing(run: Path) -> None:
+def test_for_another_size_the_preprocessing_is_the_standard_one(run: Path) -> None:
     assert read_source(run, image_size=64).preprocessing == Preprocessing.standard(64)
     assert read_source(run, image_size=SIZE).preprocessing == Preprocessing.standard(SIZE)
 
@@ -210,6 +210,6 @@ def test_parity_matches_a_computation_by_hand() -> None:
     golden = Golden(images=np.zeros((2, 1, 1, 3), np.uint8), logits=logits)
     parity = measure_parity(golden, logits + np.array([[0.0, 0.5], [0.0, 1.5]], np.float32))
     assert (parity.images, parity.max_error, parity.agreement) == (2, 1.5, 50.0)
-    # 25 / 0.25 is 20 dB and 25 / 2.25 is 10.46 dB; the median is their mean.
+    # The SQNRs are 25 / 0.25, or 20 dB, and 25 / 2.25, or 10.46 dB; the median is their mean.
     assert parity.sqnr_db == pytest.approx((20 + 10.458) / 2, abs=1e-3)
     assert parity.sqnr_db_p5 == pytest.approx(10.458 + 0.05 * (20 - 10.458), abs=1e-3)

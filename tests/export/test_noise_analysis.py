@@ -28,12 +28,12 @@ def test_layers_have_costs_and_the_order_of_the_graph(tiny_bundle: Bundle) -> No
     assert analysis is not None
     names = [layer.name for layer in analysis.layers]
     assert (names[0], names[1], names[-1]) == ("conv1", "layer1.0.conv1", "fc")
-    assert analysis.layers[1].macs == 64 * 64 * 9 * 8 * 8  # channels, taps, pixels
+    assert analysis.layers[1].macs == 64 * 64 * 9 * 8 * 8  # channels, kernel, pixels
     assert all(layer.weight_sqnr_db is not None for layer in analysis.layers)
     assert all(layer.input_sqnr_db is not None for layer in analysis.layers)
-    costs = {layer.tensor: layer.sqnr_alone_db for layer in explain(tiny_bundle, images=8).layers}
-    assert analysis.layers[1].weight_sqnr_db == pytest.approx(costs["layer1.0.conv1.weight"])
-    assert analysis.layers[1].input_sqnr_db == pytest.approx(costs["relu"], abs=0.2)
+    sqnrs = {layer.tensor: layer.sqnr_alone_db for layer in explain(tiny_bundle, images=8).layers}
+    assert analysis.layers[1].weight_sqnr_db == pytest.approx(sqnrs["layer1.0.conv1.weight"])
+    assert analysis.layers[1].input_sqnr_db == pytest.approx(sqnrs["relu"], abs=0.2)
 
 
 def test_the_histogram_matches_numpy() -> None:

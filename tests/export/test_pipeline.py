@@ -1,4 +1,4 @@
-"""`resdeploy export` writes a complete bundle or none."""
+"""Tests of `resdeploy export`, which writes a complete bundle or none."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import Encoding, Precision
 from resdeploy.calibration.ranges import Range
 from resdeploy.cli.export import export_text
-from resdeploy.errors import (
-    BackendError,
-    BundleError,
-    CalibrationError,
-    ExportError,
-    OutputError,
-)  # fmt: skip
+from resdeploy.errors import BackendError, BundleError, CalibrationError, ExportError, OutputError
 from resdeploy.export import bundle_files, pipeline
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.pipeline import ExportConfig, export
@@ -75,7 +69,7 @@ def test_artifacts_list_sizes_convolutions_and_parity(tiny_bundle: Bundle) -> No
         "fp32": (12, 0), "fp16": (12, 0), "int8": (12, 12), "int8-cpu": (12, 12),
     }  # fmt: skip
     assert all(a.bytes == (tiny_bundle.path / a.file).stat().st_size for a in artifacts.values())
-    # The size is proportional to the bits, apart from names and biases.
+    # Sizes are proportional to the bits of a weight, except for names and biases.
     for name, share in (("fp16", 0.5), ("int8", 0.25), ("int8-cpu", 0.25)):
         assert artifacts[name].bytes / artifacts["fp32"].bytes == pytest.approx(share, rel=0.05)
     assert artifacts["fp32"].parity.sqnr_db > 90
@@ -101,9 +95,7 @@ def test_no_golden_image_calibrates(tiny_bundle: Bundle, image_data: Path) -> No
     assert not golden & set(calibration["image_sha256"])
 
 
-def test_calibration_json_rebuilds_both_int8_graphs_bit_for_bit(
-    tiny_bundle: Bundle,
-) -> None:
+def test_calibration_json_rebuilds_both_int8_graphs_bit_for_bit(tiny_bundle: Bundle) -> None:
     for name, encoding in (("int8.onnx", Encoding.TENSORRT), ("int8-cpu.onnx", Encoding.CPU)):
         model = ir.from_proto(onnx.load_from_string(tiny_bundle.read("fp32.onnx")))
         recipe = read_recipe(tiny_bundle, encoding)
@@ -114,9 +106,9 @@ def test_calibration_json_rebuilds_both_int8_graphs_bit_for_bit(
 def dla_bundle(
     tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, image_data: Path
 ) -> Bundle:
-    """A bundle with `int8-dla.onnx` whose other INT8 graphs keep one convolution in float."""
+    """Return a bundle with `int8-dla.onnx` whose other INT8 graphs keep a convolution in float."""
 
-    def revert_one(calibration: Calibration, *arguments: Any) -> Calibration:
+    def keep_one_in_float(calibration: Calibration, *arguments: Any) -> Calibration:
         recipes = {
             encoding: dataclasses.replace(recipe, in_float=frozenset({"layer2.0.conv1"}))
             for encoding, recipe in calibration.recipes.items()
@@ -129,20 +121,20 @@ def dla_bundle(
         min_agreement=100.0,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        # The small network meets every target in INT8, so no layer would stay in float.
-        patch.setattr(pipeline, "meet_accuracy_target", revert_one)
+        # The small network meets every target in INT8, so the search would keep no layer in float.
+        patch.setattr(pipeline, "meet_accuracy_target", keep_one_in_float)
         return open_bundle(export(config).bundle)
 
 
-def test_the_dlas_graph_has_the_ranges_of_the_cpus(dla_bundle: Bundle) -> None:
+def test_the_dlas_graph_has_the_ranges_of_the_cpus_graph(dla_bundle: Bundle) -> None:
     assert [(a.name, a.int8_convs) for a in dla_bundle.manifest.artifacts] == [
         ("fp32", 0), ("int8", 11), ("int8-cpu", 11), ("int8-dla", 12),
     ]  # fmt: skip
     dla = dla_bundle.artifact("int8-dla")
     assert (dla.precision, dla.encoding) == (Precision.INT8, Encoding.DLA)
     assert dla.parity.sqnr_db > INT8_FLOOR_DB
-    recipe, everywhere = (read_recipe(dla_bundle, kind) for kind in (Encoding.DLA, Encoding.CPU))
-    assert (recipe.ranges, recipe.calibrator) == (everywhere.ranges, everywhere.calibrator)
+    recipe, cpu_recipe = (read_recipe(dla_bundle, kind) for kind in (Encoding.DLA, Encoding.CPU))
+    assert (recipe.ranges, recipe.calibrator) == (cpu_recipe.ranges, cpu_recipe.calibrator)
     assert "int8-dla.onnx" in dla_bundle.read("report.html").decode()
 
 
@@ -281,7 +273,7 @@ def test_a_graph_that_does_not_agree_is_not_written(
 def test_ranges_far_from_the_data_are_not_written(
     config: ExportConfig, monkeypatch: pytest.MonkeyPatch, image_data: Path
 ) -> None:
-    """Ranges from unsuitable images clip nearly every value."""
+    """Use ranges so narrow, as from unsuitable images, that they clip most values."""
 
     def narrow(*arguments: object, **options: object) -> Calibration:
         calibration = calibrate(*arguments, **options)  # type: ignore[arg-type]
@@ -308,18 +300,18 @@ def test_a_graph_that_permutes_its_batch_is_not_written(
 ) -> None:
     original = OnnxRuntimeCpu.run
 
-    def shuffled(self: OnnxRuntimeCpu, images: np.ndarray) -> np.ndarray:
+    def reversed_run(self: OnnxRuntimeCpu, images: np.ndarray) -> np.ndarray:
         logits = original(self, images)
         return logits[::-1] if len(images) == bundle_files.ODD_BATCH else logits
 
-    monkeypatch.setattr(OnnxRuntimeCpu, "run", shuffled)
+    monkeypatch.setattr(OnnxRuntimeCpu, "run", reversed_run)
     with pytest.raises(ExportError, match=r"logits of fp32\.onnx depend on the batch size"):
         export(config)
 
 
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_exports_with_any_golden_images(tiny_checkpoint: Path, image_data: Path, seed: int) -> None:
-    """INT8 may differ by one step between batch sizes, which once failed for some seeds."""
+    """Check that INT8 values may differ by one step between batch sizes, as with some seeds."""
     export(
         ExportConfig(
             source=tiny_checkpoint, output=Path("x.bundle"), image_size=SIZE, int8=True,
@@ -380,6 +372,6 @@ def test_golden_logits_in_the_bundle_are_pytorchs(tiny_bundle: Bundle) -> None:
     golden = tiny_bundle.golden()
     with torch.inference_mode():
         expected = make_classifier()(torch.from_numpy(golden.images)).numpy()
-    # The batch size differs, so the kernels add in another order.
+    # The batch size differs, so the order of the sums differs.
     scale = np.abs(expected).max()
     np.testing.assert_allclose(golden.logits, expected, rtol=0, atol=1e-5 * scale)

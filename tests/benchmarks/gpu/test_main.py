@@ -1,4 +1,4 @@
-"""Tests of the command with a fake GPU and fake child processes."""
+"""Tests of `python -m benchmarks.gpu` with a fake GPU and fake child processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CEILINGS = {
     "operations_per_second": {"tf32": 1e12}, "bytes_per_second": 1e12, "matrix": 1,
     "copy_bytes": 1, "missing": [{"what": "ceiling of int8", "why": "no such product"}],
 }  # fmt: skip
-REPORT = {
+BUILD_FACTS = {
     "flavour": "tensorrt", "artifact": "int8", "batch": 1, "cached": False, "seconds": 1.0,
     "bytes": 1, "convs": None, "int8_convs": None, "int8_convs_expected": 12,
 }  # fmt: skip
@@ -54,10 +54,10 @@ class FakeContender:
         self.module = module
         self.arguments = arguments
         self.facts: dict[str, Any] = {"cuda_graphs": "no", "answers": None}
-        if module.endswith("gpu.ceilings"):
+        if module.endswith("gpu_ceilings"):
             self.facts = CEILINGS
         elif arguments[:1] == ["build"]:
-            self.facts = {**REPORT, "artifact": arguments[3], "batch": int(arguments[4])}
+            self.facts = {**BUILD_FACTS, "artifact": arguments[3], "batch": int(arguments[4])}
         self.ended = False
         self.stopped = False
         self.process = SimpleNamespace(poll=lambda: 1 if self.ended else None)

@@ -88,12 +88,12 @@ def test_float16_uses_channels_last(tiny_bundle: Bundle) -> None:
     channels_last: list[bool] = []
     classifier = make_classifier()
 
-    def look(module: torch.nn.Module, inputs: Any) -> None:
+    def record_format(module: torch.nn.Module, inputs: Any) -> None:
         channels_last.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
 
     for module in classifier.modules():
         if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_pre_hook(look)
+            module.register_forward_pre_hook(record_format)
     forward = make_forward(classifier, MODES["eager-fp16"], "cpu")
     logits = forward(torch.zeros((2, SIZE, SIZE, 3), dtype=torch.uint8))
     assert logits.dtype is torch.float32

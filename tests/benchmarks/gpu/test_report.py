@@ -10,7 +10,7 @@ import pytest
 from benchmarks.gpu.report import (
     GpuResult,
     TimedContender,
-    answers_text,
+    checks_text,
     engines_text,
     summarise_gpu,
     times_text,
@@ -95,7 +95,7 @@ def test_the_table_shows_the_check_and_the_cuda_graphs(rows: list[GpuResult]) ->
 
 
 def test_the_tables_of_outputs_and_engines(rows: list[GpuResult]) -> None:
-    _, _, *lines = answers_text(rows).splitlines()
+    _, _, *lines = checks_text(rows).splitlines()
     assert len(lines) == 2
     assert lines[0].endswith("-")
     assert lines[1].split()[-9:] == [
@@ -105,4 +105,4 @@ def test_the_tables_of_outputs_and_engines(rows: list[GpuResult]) -> None:
     assert lines[0].split()[-7:] == ["8", "41.2", "s", "23.4", "MB", "35/36", "36"]
     assert "cached" in lines[1]
     assert lines[1].split()[-2:] == ["-", "36"]
-    assert answers_text([]) == engines_text([]) == ""
+    assert checks_text([]) == engines_text([]) == ""

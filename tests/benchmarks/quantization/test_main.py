@@ -1,4 +1,4 @@
-"""The benchmark of INT8 accuracy, on a small network and with one of the other quantisers."""
+"""Test of the benchmark of INT8 accuracy on a small network, with one other quantiser."""
 
 from __future__ import annotations
 

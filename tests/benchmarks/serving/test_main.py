@@ -1,4 +1,4 @@
-"""The serving benchmark: load generators, tables and output file."""
+"""Tests of the serving benchmark: load generators, tables and output file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the work of a graph against counts by hand."""
+"""Tests that the work of a graph matches counts by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def value(name: str, *shape: int | str) -> ir.Value:
 
 
 def small_graph() -> ir.Model:
-    """Return (N, 3, 8, 8), 3x3 convolution of stride 2, (N, 4, 4, 4), ReLU, pool, (N, 4), 5."""
+    """Return a 3x3 convolution of stride 2 from 3x8x8 to 4x4x4, a ReLU, a pooling, and 5 logits."""
     images = value("images", "batch", 3, 8, 8)
     kernel, matrix = value("kernel", 4, 3, 3, 3), value("matrix", 5, 4)
     nodes = [

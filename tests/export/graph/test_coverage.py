@@ -29,9 +29,9 @@ def resnet34() -> ir.Model:
     return to_onnx(make_classifier(Architecture(classes=10)), SIZE)
 
 
-def quantised(model: ir.Model, encoding: Encoding, *layers: str) -> Coverage:
+def coverage_with(model: ir.Model, encoding: Encoding, *in_float: str) -> Coverage:
     tensors = {edge.range_of for edge in place(model.graph, encoding)}
-    nodes = [layer.nodes for layer in layers_of(model, encoding) if layer.name in layers]
+    nodes = [layer.nodes for layer in layers_of(model, encoding) if layer.name in in_float]
     recipe = QuantizationRecipe(
         encoding=encoding, calibrator="none",
         ranges=dict.fromkeys(tensors, Range(low=-1.0, high=1.0)),
@@ -42,20 +42,20 @@ def quantised(model: ir.Model, encoding: Encoding, *layers: str) -> Coverage:
 
 @pytest.mark.parametrize("encoding", ALL)
 def test_all_of_resnet34_runs_in_integers(resnet34: ir.Model, encoding: Encoding) -> None:
-    found = quantised(resnet34, encoding)
+    found = coverage_with(resnet34, encoding)
     assert (found.int8_convs, found.convs) == (36, 36)
     assert (found.fused_additions, found.additions) == (16, 16)
 
 
 def test_float_regions_are_the_normalisation_the_pooling_and_casts(resnet34: ir.Model) -> None:
-    tensorrt = quantised(resnet34, Encoding.TENSORRT).float_regions
+    tensorrt = coverage_with(resnet34, Encoding.TENSORRT).float_regions
     assert [region.nodes for region in tensorrt] == [
         (*NORMALISATION, "normalize.add.half.cast"),
         ("avgpool", "avgpool.flatten"),
         ("logits.cast",),
     ]
     assert tensorrt[1].dtype == "float16"
-    (front,) = quantised(resnet34, Encoding.CPU).float_regions
+    (front,) = coverage_with(resnet34, Encoding.CPU).float_regions
     assert front.nodes == (*NORMALISATION, "normalize.add.pack")
     assert front.dtype == "float32"
 
@@ -66,19 +66,19 @@ def test_fp32_is_one_float_region(resnet34: ir.Model) -> None:
 
 
 def test_a_convolution_in_float_prevents_only_its_own_fusion(resnet34: ir.Model) -> None:
-    found = quantised(resnet34, Encoding.TENSORRT, "layer3.2.conv2")
+    found = coverage_with(resnet34, Encoding.TENSORRT, "layer3.2.conv2")
     assert (found.int8_convs, found.fused_additions) == (35, 15)  # an addition was fused into it
     assert ("layer3.2.conv2", "layer3.2.add", "layer3.2.relu2") in [
         region.nodes for region in found.float_regions
     ]
-    other = quantised(resnet34, Encoding.TENSORRT, "layer3.2.conv1")
+    other = coverage_with(resnet34, Encoding.TENSORRT, "layer3.2.conv1")
     assert (other.int8_convs, other.fused_additions) == (35, 16)
 
 
 def test_a_shortcut_in_float_leaves_all_convolutions_in_int8(resnet34: ir.Model) -> None:
-    found = quantised(resnet34, Encoding.TENSORRT, "layer2.1.add")
+    found = coverage_with(resnet34, Encoding.TENSORRT, "layer2.1.add")
     assert (found.int8_convs, found.fused_additions) == (36, 15)
-    on_cpu = quantised(resnet34, Encoding.CPU, "layer2.0.add")
+    on_cpu = coverage_with(resnet34, Encoding.CPU, "layer2.0.add")
     assert (on_cpu.int8_convs, on_cpu.fused_additions) == (36, 12)
 
 
@@ -86,9 +86,9 @@ def test_a_cpu_convolution_with_a_float_output_is_not_an_integer_kernel(resnet34
     model = resnet34.clone()
     tensors = {edge.range_of for kind in BOTH for edge in place(model.graph, kind)}
     ranges = dict.fromkeys(tensors, Range(low=-1.0, high=1.0))
-    # TensorRT's placement, evaluated with the rules of CPUs.
-    as_placed = QuantizationRecipe(encoding=Encoding.TENSORRT, calibrator="none", ranges=ranges)
-    found = coverage(as_placed.apply(model, half=False).graph, Encoding.CPU)
+    # The placement is that of TensorRT, the rules are those of CPUs.
+    for_tensorrt = QuantizationRecipe(encoding=Encoding.TENSORRT, calibrator="none", ranges=ranges)
+    found = coverage(for_tensorrt.apply(model, half=False).graph, Encoding.CPU)
     # The output of the second convolution of each of the 16 blocks is float.
     assert (found.int8_convs, found.fused_additions) == (36 - 16, 0)
 
@@ -99,7 +99,7 @@ def test_all_variants_run_in_integers(shortcut: Shortcut, encoding: Encoding) ->
     model = to_onnx(
         make_classifier(Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut)), SIZE
     )
-    found = quantised(model, encoding)
+    found = coverage_with(model, encoding)
     assert found.int8_convs == found.convs
     assert found.fused_additions == found.additions == (0 if shortcut is Shortcut.PLAIN else 4)
 

@@ -10,7 +10,7 @@ import pytest
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.equalization_factors import channel_factors
 from resdeploy.calibration.observer import channel_peaks
-from resdeploy.export.graph.equalization import channel_groups, equalize
+from resdeploy.export.graph.equalization import ChannelGroup, channel_groups, equalize
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx, with_outputs
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
@@ -51,7 +51,7 @@ def test_a_shortcut_that_pads_channels_is_not_scaled() -> None:
     model = to_onnx(make_classifier(Architecture(classes=3, shortcut=Shortcut.A)), 32)
     groups = channel_groups(model.graph)
     streams = [group for group in groups if len(group.writers) > 1]
-    # Each padding connects two stages, so that only the insides of the blocks remain.
+    # Each padding connects two stages, so only the tensors inside blocks can be scaled.
     assert not streams
     assert len(groups) == 16
 
@@ -85,7 +85,7 @@ def test_equalisation_keeps_the_outputs_and_reduces_the_spread(resnet34: Exporte
     groups = channel_groups(model.graph)
     generator = np.random.default_rng(0)
     # Give the channels different ranges first, as in trained networks.
-    apart = equalize(
+    unequal = equalize(
         model,
         {
             group: np.exp2(generator.uniform(-3, 0, 512)).astype(np.float32)[: width(model, group)]
@@ -93,14 +93,14 @@ def test_equalisation_keeps_the_outputs_and_reduces_the_spread(resnet34: Exporte
         },
     )
     tensors = [group.tensors[-1] for group in groups]
-    before = channel_peaks(with_outputs(apart, tensors), tensors, [images])
+    before = channel_peaks(with_outputs(unequal, tensors), tensors, [images])
     factors = {group: channel_factors([before[group.tensors[-1]]]) for group in groups}
-    together = equalize(apart, factors)
-    after = channel_peaks(with_outputs(together, tensors), tensors, [images])
+    equalized = equalize(unequal, factors)
+    after = channel_peaks(with_outputs(equalized, tensors), tensors, [images])
     # The only error is the float32 rounding of the weights, about 1e-7 of each weight.
     reference = logits(model, images)
-    assert np.median(sqnr_db(reference, logits(apart, images))) > 110
-    assert np.median(sqnr_db(reference, logits(together, images))) > 110
+    assert np.median(sqnr_db(reference, logits(unequal, images))) > 110
+    assert np.median(sqnr_db(reference, logits(equalized, images))) > 110
     # STRENGTH and SMALLEST_SHARE limit the reduction.
     assert spread(after) < 0.9 * spread(before)
 
@@ -113,14 +113,15 @@ def test_the_original_graph_is_not_changed(resnet34: Exported) -> None:
     assert to_bytes(resnet34.model) == before
 
 
-def width(model: ir.Model, group: object) -> int:
-    writer = next(node for node in model.graph if node.name == group.writers[0])  # type: ignore[attr-defined]
+def width(model: ir.Model, group: ChannelGroup) -> int:
+    """Return the number of channels of a group."""
+    writer = next(node for node in model.graph if node.name == group.writers[0])
     shape = writer.inputs[1].shape  # type: ignore[union-attr]
     assert shape is not None
     return int(shape[0])  # type: ignore[arg-type]
 
 
 def spread(peaks: dict[str, np.ndarray]) -> float:
-    """Return the standard deviation of the active channels' peaks in octaves, mean of tensors."""
+    """Return the mean over tensors of the standard deviation of log2 of active channels' peaks."""
     channels = [peak.max(axis=0) for peak in peaks.values()]
     return float(np.mean([np.log2(peak[peak > 0.01 * peak.max()]).std() for peak in channels]))

@@ -33,9 +33,8 @@ def test_every_tensor_after_the_normalisation_is_float16(resnet34: Exported) -> 
 def test_pixels_are_normalised_in_fp32_and_rounded_once(resnet34: Exported) -> None:
     nodes = list(resnet34.half().graph)
     first = next(index for index, node in enumerate(nodes) if node.op_type == "Conv")
-    assert [node.op_type for node in nodes[:first]].count(
-        "Cast"
-    ) == 2  # uint8 to float32 to float16
+    casts = [node for node in nodes[:first] if node.op_type == "Cast"]
+    assert len(casts) == 2  # from uint8 to float32, and from float32 to float16
     assert all(
         value.dtype == ir.DataType.FLOAT for node in nodes[1 : first - 1] for value in node.outputs
     )
@@ -60,7 +59,7 @@ def test_logits_are_as_accurate_as_torchs_float16(resnet34: Exported) -> None:
         pixels = resnet34.classifier.normalize(torch.from_numpy(images))
         torch_half = network(pixels.half()).float().numpy()
     ours_db, torch_db = (np.median(sqnr_db(expected, x)) for x in (ours, torch_half))
-    # Ten bits through 34 layers give about 55 dB; engines round at different places.
+    # With ten fraction bits, 34 layers give about 55 dB; engines round at different places.
     assert ours_db > torch_db - 6
     assert ours_db > 40
 

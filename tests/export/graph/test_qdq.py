@@ -77,9 +77,9 @@ def test_rounding_a_scale_clips_no_activation(resnet34: Exported, encoding: Enco
     for edge in place(resnet34.model.graph, encoding):
         chosen = resnet34.ranges[edge.range_of]
         largest = max(abs(chosen.low), abs(chosen.high))
-        reach = 127 * float(array(constants[f"{edge.tensor}.scale"]))
+        largest_int8 = 127 * float(array(constants[f"{edge.tensor}.scale"]))
         # The scale is rounded up by less than one step of float16, which has ten fraction bits.
-        assert largest <= reach < largest * (1 + 2**-10)
+        assert largest <= largest_int8 < largest * (1 + 2**-10)
 
 
 def test_integers_times_scales_are_the_weights(

@@ -42,14 +42,13 @@ def test_the_kernel_for_blocks_computes_the_same_sums(
     expected = torch.nn.functional.conv2d(pixels, weight, stride=2, padding=(above, left))
 
     axes = (KernelAxis(height, above), KernelAxis(width, left))
-    ends = [axis.pads(*size) for axis, *size in zip(axes, picture.shape[2:], expected.shape[2:])]
-    blocks = torch.nn.functional.pixel_unshuffle(
-        pixels, 2
-    )  # orders channels by channel, row, column
+    pads = [axis.pads(*size) for axis, *size in zip(axes, picture.shape[2:], expected.shape[2:])]
+    # PyTorch orders the new channels by channel, row, column; SpaceToDepth by row, column, channel.
+    blocks = torch.nn.functional.pixel_unshuffle(pixels, 2)
     blocks = blocks.reshape(1, 3, 4, rows, columns).transpose(1, 2).reshape(1, 12, rows, columns)
-    padded = torch.nn.functional.pad(blocks, (*ends[1], *ends[0]))
+    padded = torch.nn.functional.pad(blocks, (*pads[1], *pads[0]))
     packed = torch.from_numpy(space_to_depth_kernel(kernel, axes)).double()
-    assert min(min(pair) for pair in ends) >= 0
+    assert min(min(pair) for pair in pads) >= 0
     assert torch.equal(torch.nn.functional.conv2d(padded, packed), expected)
 
 

@@ -1,4 +1,4 @@
-"""Keeping layers in float until an accuracy target is met, within a time limit."""
+"""Tests of the search for layers to keep in float for an accuracy target, within a time limit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BOTH = (Encoding.TENSORRT, Encoding.CPU)
 
 @pytest.fixture
 def model(tiny_bundle: Bundle, held_out: HeldOutImages) -> ir.Model:
-    """The small network with balanced classes: a random one predicts nearly always the same."""
+    """Return the small network with balanced predictions; random weights favour one class."""
     model = ir.from_proto(onnx.load_from_string(tiny_bundle.read("fp32.onnx")))
     logits = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(held_out.images)
     bias = model.graph.initializers["fc.bias"]
@@ -57,7 +57,7 @@ def model(tiny_bundle: Bundle, held_out: HeldOutImages) -> ir.Model:
 
 @pytest.fixture(params=BOTH, ids=lambda encoding: encoding.value)
 def recipe(request: pytest.FixtureRequest, tiny_bundle: Bundle) -> QuantizationRecipe:
-    """A recipe in which the range of one tensor is so narrow that predicted classes change."""
+    """Return a recipe in which the range of a tensor is so narrow that predicted classes change."""
     good = read_recipe(tiny_bundle, request.param)
     narrow = good.ranges["layer3.0.relu2"]
     ranges = {**good.ranges, "layer3.0.relu2": Range(low=0.0, high=narrow.high / 200)}
@@ -66,7 +66,7 @@ def recipe(request: pytest.FixtureRequest, tiny_bundle: Bundle) -> QuantizationR
 
 @pytest.fixture(scope="module")
 def held_out() -> HeldOutImages:
-    # Each image has a random colour, so that many lie between two classes.
+    # Each image has a random colour, so that many have a small margin between two classes.
     generator = np.random.default_rng(5)
     noise = generator.normal(0, 20, (64, SIZE, SIZE, 3))
     colours = generator.uniform(0, 256, (64, 1, 1, 3))
@@ -97,7 +97,7 @@ def test_layers_stay_in_float_until_the_target_is_met(
     assert result.agreement_before < 95 <= result.agreement
     assert not result.out_of_time
     assert result.layers
-    # The graph with float32 in place of float16 meets the target, too.
+    # With float32 instead of float16, at most one image more may have another predicted class.
     reference = OnnxRuntimeCpu(to_bytes(model), Encoding.FLOAT).run(images)
     logits = run(model, mixed, images)
     assert agreement_percent(reference, logits) >= 95 - 100 / len(images)
@@ -109,7 +109,7 @@ def test_layers_stay_in_float_until_the_target_is_met(
 def test_layers_that_the_target_does_not_need_revert_to_int8(
     recipe: QuantizationRecipe, context: SearchContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the two layers that decide stay in float, wherever they are in the ranking."""
+    """Check that only the two needed layers stay in float, wherever they are in the ranking."""
     needed = {"layer4.0.conv2", "layer1.0.conv1"}
 
     def evaluate(self: object, layers: Sequence[Layer]) -> MixtureEvaluation:
@@ -133,7 +133,7 @@ def test_layers_that_the_target_does_not_need_revert_to_int8(
 def test_short_lists_are_evaluated_before_long_ones(
     recipe: QuantizationRecipe, context: SearchContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the time ends, a short list that meets the target is more likely known."""
+    """Check the order, which makes it likely that a short list is known when the time ends."""
     lengths: list[int] = []
 
     def evaluate(self: object, layers: Sequence[Layer]) -> MixtureEvaluation:
@@ -192,7 +192,7 @@ def test_no_evaluation_starts_that_would_end_too_late(
         _, result, _ = find_float_layers(recipe, target, short)
         assert clock() <= seconds + 5  # some readings find that no time is left
         assert result.out_of_time
-        assert result.agreement >= 100  # the best list found, which may be all layers
+        assert result.agreement >= 100  # of the best list so far, which may be all layers
 
 
 def test_too_little_time_is_an_error(recipe: QuantizationRecipe, context: SearchContext) -> None:
@@ -209,13 +209,13 @@ def source(tiny_checkpoint: Path, image_data: Path) -> Source:
 
 
 def test_held_out_images_are_validation_images_with_no_other_use(source: Source) -> None:
-    only = dataclasses.replace(source, pools=ImagePools(golden=source.pools.golden))
-    everything = draw_held_out_images(only, 0, ())
+    validation = dataclasses.replace(source, pools=ImagePools(golden=source.pools.golden))
+    everything = draw_held_out_images(validation, 0, ())
     assert len(everything.images) == 24  # all of val/
     assert everything.classes is not None
     assert np.bincount(everything.classes).tolist() == [8, 8, 8]
     assert draw_held_out_images(source, 0, ()).digests[:24] == everything.digests
-    half = draw_held_out_images(only, 0, set(everything.digests[:12]))
+    half = draw_held_out_images(validation, 0, set(everything.digests[:12]))
     assert sorted(half.digests) == sorted(everything.digests[12:])
     assert [image_digest(image) for image in half.images] == list(half.digests)
 

@@ -1,4 +1,4 @@
-"""Only images whose class a mixture could change are run again."""
+"""Tests that only images whose class a mixture could change are run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trade-off of accuracy and latency, and the most accurate graph that is fast enough."""
+"""Tests of the trade-off of accuracy and latency, and of the search for a latency target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration, and the choice of calibrators on images that did not calibrate."""
+"""Tests of calibration, and of the choice of calibrators on images that do not calibrate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantisation-aware training computes the same logits as the exported graph."""
+"""Tests that quantisation-aware training computes the same logits as the exported graph."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ def test_the_export_takes_the_learned_ranges_and_gives_the_same_logits(
     assert recipe.calibrator == LEARNED
     images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), dtype=np.uint8)
     scales = {tensor: largest / 127 for tensor, largest in learned.items()}
-    twin = QuantizedClassifier(classifier, scales, quantized_inputs(recipe, model)).eval()
+    trained = QuantizedClassifier(classifier, scales, quantized_inputs(recipe, model)).eval()
     with torch.inference_mode():
-        ours = twin(torch.from_numpy(images)).numpy()
+        expected = trained(torch.from_numpy(images)).numpy()
     backend = OnnxRuntimeCpu(
         to_bytes(recipe.apply(calibration.model, half=False)), Encoding.TENSORRT
     )
-    theirs = backend.run(images)
+    exported = backend.run(images)
     backend.close()
-    # Sums in another order may move a few values by one step of INT8. The median image has none
-    # (133 dB on the CIFAR-10 network), while the SQNR of INT8 against float is about 30 dB.
-    assert np.median(sqnr_db(ours, theirs)) > 60
+    # Sums in another order may move a few INT8 values by one step, but none of the median image
+    # (133 dB on the CIFAR-10 network). The SQNR of INT8 against float is about 30 dB.
+    assert np.median(sqnr_db(expected, exported)) > 60
 
 
 def test_the_start_has_the_logits_of_the_original_network(
@@ -112,10 +112,10 @@ def test_a_resumed_run_is_bit_identical(
         train_quantized(config_for(tiny_checkpoint, image_data, epochs=2), folder)
     monkeypatch.setattr(trainer, "evaluate", evaluate)
     trainer.resume(folder)
-    resumed, whole = load_checkpoint(folder), load_checkpoint(finished)
-    for name, tensor in whole.state.items():
+    resumed, uninterrupted = load_checkpoint(folder), load_checkpoint(finished)
+    for name, tensor in uninterrupted.state.items():
         assert torch.equal(resumed.state[name], tensor), name
-    assert resumed.learned_ranges == whole.learned_ranges
+    assert resumed.learned_ranges == uninterrupted.learned_ranges
 
 
 def test_rejects_another_number_of_classes(

@@ -1,4 +1,4 @@
-"""Sensitivity to each quantised tensor, against graphs in which only that tensor is quantised."""
+"""Tests of the sensitivity to a tensor, with graphs in which only that tensor is quantised."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_rounding_at_no_site_gives_fp32_and_at_all_sites_int8(
     images = tiny_bundle.golden().images
     model, recipe = fp32(tiny_bundle), read_recipe(tiny_bundle, encoding)
     weights = integer_weights(model, encoding)
-    nothing = run_graph(round_at(model, recipe, (), weights), Encoding.FLOAT, images)
-    np.testing.assert_array_equal(nothing, run_graph(model, Encoding.FLOAT, images))
+    unrounded = run_graph(round_at(model, recipe, (), weights), Encoding.FLOAT, images)
+    np.testing.assert_array_equal(unrounded, run_graph(model, Encoding.FLOAT, images))
+    # In such a small network, the rounding of integer biases would be visible.
     quantised = with_float_biases(recipe.apply(fp32(tiny_bundle), half=False), model)
-    # Integer biases are avoided: in a network so small, their rounding would be visible.
     int8_logits = run_graph(quantised, Encoding.FLOAT, images)
     sites = sites_of(model, recipe)
-    everything = run_graph(round_at(model, recipe, sites, weights), Encoding.FLOAT, images)
-    assert np.median(sqnr_db(int8_logits, everything)) > 100  # sums may be in another order
+    rounded = run_graph(round_at(model, recipe, sites, weights), Encoding.FLOAT, images)
+    assert np.median(sqnr_db(int8_logits, rounded)) > 100  # sums may be in another order
     assert to_bytes(model) == tiny_bundle.read("fp32.onnx")  # the argument was not changed
 
 
@@ -122,9 +122,7 @@ def test_every_quantised_tensor_is_explained_once(tiny_bundle: Bundle, encoding:
     assert {layer.tensor for layer in result.layers if layer.kind == "activation"} == expected
 
 
-def test_the_most_sensitive_tensor_comes_first(
-    tiny_bundle: Bundle,
-) -> None:
+def test_the_most_sensitive_tensor_comes_first(tiny_bundle: Bundle) -> None:
     result = explain(tiny_bundle, images=4)
     alone = [layer.sqnr_alone_db for layer in result.layers]
     assert alone == sorted(alone)

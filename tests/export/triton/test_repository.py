@@ -26,7 +26,7 @@ from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.triton.plans import PLANS
 from resdeploy.export.triton.repository import (
     CONFIG,
-    SIGN,
+    MARKER,
     TritonRepository,
     config_text,
     write_repository,
@@ -249,7 +249,7 @@ def test_an_existing_repository_is_rejected_before_the_export(tiny_checkpoint: P
     )
     with pytest.raises(OutputError, match="models exists already"):
         export(config)
-    with pytest.raises(OutputError, match=f"was not written by resdeploy: it has no {SIGN}"):
+    with pytest.raises(OutputError, match=f"was not written by resdeploy: it has no {MARKER}"):
         export(config, force=True)
     assert os.listdir() == ["models"]
 

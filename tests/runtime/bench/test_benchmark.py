@@ -21,7 +21,7 @@ from resdeploy.errors import BackendError
 from resdeploy.filesystem import sha256
 from resdeploy.machine.cpu import Cpu, read_cpu
 from resdeploy.result_files.benchmark import BaselineFacts, Benchmark
-from resdeploy.runtime.bench import contenders, rounds, runs, stopping_rule
+from resdeploy.runtime.bench import contenders
 from resdeploy.runtime.bench.benchmark import BenchmarkConfig, run_benchmark
 from resdeploy.runtime.bench.contenders import (
     ContenderSpec,
@@ -31,30 +31,19 @@ from resdeploy.runtime.bench.contenders import (
 )
 from resdeploy.runtime.bench.runs import START_SECONDS
 from resdeploy.train.bench.pytorch_worker import PyTorchMode, prepare_pytorch
+from tests.runtime.bench.test_benchmark_energy import QUICK, use_few_short_rounds
 from tests.samples import make_classifier
-
-QUICK = BenchmarkConfig(
-    threads=1, seconds=0.01, without=("pytorch-compile", "pytorch-autocast", "ceilings")
-)
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    shorten(monkeypatch)
-
-
-def shorten(patch: pytest.MonkeyPatch) -> None:
-    for module in (rounds, stopping_rule):
-        patch.setattr(module, "MIN_ROUNDS", 4)
-    for module in (runs, stopping_rule):
-        patch.setattr(module, "RUNS", 2)
-    patch.setattr(rounds, "WARM_UP_SECONDS", 0.01)
+    use_few_short_rounds(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def result(tiny_bundle: Bundle) -> Benchmark:
     with pytest.MonkeyPatch.context() as patch:
-        shorten(patch)
+        use_few_short_rounds(patch)
         config = BenchmarkConfig(
             batch=2, threads=1, seconds=0.1, also=("openvino",), without=("pytorch-compile",)
         )

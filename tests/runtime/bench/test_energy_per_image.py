@@ -27,11 +27,11 @@ def source_of(read: Any) -> PowerSource:
     return PowerSource(name="synthetic", scope=Scope.MODULE, rails=("VIN",), read=read)
 
 
-NONE = source_of(lambda: None)
+SOURCE = source_of(lambda: None)
 
 
 def test_the_idle_power_is_subtracted() -> None:
-    energy = energy_per_image(NONE, [4.0] * 8, [EnergyRound(10.0, 5.0)] * 5)
+    energy = energy_per_image(SOURCE, [4.0] * 8, [EnergyRound(10.0, 5.0)] * 5)
     assert energy is not None
     assert energy.mj_per_image == pytest.approx((10 - 4) * 5)
     assert energy.total_mj_per_image == pytest.approx(10 * 5)
@@ -45,7 +45,7 @@ def test_the_interval_contains_the_true_value_in_95_percent_of_cases() -> None:
     for _ in range(2000):
         idle = generator.normal(4.0, 0.3, 8)
         rounds = [EnergyRound(watts, 5.0) for watts in generator.normal(10.0, 0.5, 5)]
-        energy = energy_per_image(NONE, list(idle), rounds)
+        energy = energy_per_image(SOURCE, list(idle), rounds)
         assert energy is not None
         covered += energy.mj_low <= 30.0 <= energy.mj_high
     # A little more than 95 %, because the idle power is estimated, too.
@@ -54,7 +54,7 @@ def test_the_interval_contains_the_true_value_in_95_percent_of_cases() -> None:
 
 @pytest.mark.parametrize(("idle", "rounds"), [(0, 5), (1, 5), (8, 0), (8, 1)])
 def test_too_few_windows_give_no_energy(idle: int, rounds: int) -> None:
-    assert energy_per_image(NONE, [4.0] * idle, [EnergyRound(10.0, 5.0)] * rounds) is None
+    assert energy_per_image(SOURCE, [4.0] * idle, [EnergyRound(10.0, 5.0)] * rounds) is None
 
 
 class Rail:

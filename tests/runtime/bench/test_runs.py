@@ -58,10 +58,10 @@ def runners(monkeypatch: pytest.MonkeyPatch) -> list[ContenderRunner]:
     FakeContender.started = 0
     monkeypatch.setattr(runs, "time", clock)
     monkeypatch.setattr(Contender, "start", start)
-    return make("0.0", "0.0")
+    return make_runners("0.0", "0.0")
 
 
-def make(noise: str, sleep: str) -> list[ContenderRunner]:
+def make_runners(noise: str, sleep: str) -> list[ContenderRunner]:
     return [
         ContenderRunner(
             ContenderSpec(
@@ -76,7 +76,8 @@ def make(noise: str, sleep: str) -> list[ContenderRunner]:
     ]
 
 
-def rounds_of(runners: list[ContenderRunner], *, seconds: float, within: float) -> int:
+def count_rounds(runners: list[ContenderRunner], *, seconds: float, within: float) -> int:
+    """Carry out all runs and return their number of rounds."""
     run_contenders(runners, 1, seconds=seconds, within=within, nvml=None, progress=silent)
     (count,) = {len(runner.times) for runner in runners}
     return count
@@ -85,7 +86,7 @@ def rounds_of(runners: list[ContenderRunner], *, seconds: float, within: float) 
 def test_each_run_has_new_processes_and_the_last_ones_keep_running(
     runners: list[ContenderRunner],
 ) -> None:
-    assert rounds_of(runners, seconds=LONG_SECONDS, within=0.05) > MIN_ROUNDS
+    assert count_rounds(runners, seconds=LONG_SECONDS, within=0.05) > MIN_ROUNDS
     assert FakeContender.started == 2 * RUNS
     assert [runner.ready_s for runner in runners] == [[0.5] * RUNS] * 2
     assert all(runner.contender is not None for runner in runners)
@@ -96,19 +97,20 @@ def test_a_slow_starter_is_started_once(
     runners: list[ContenderRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "RESTART_SECONDS", 0.4)
-    rounds_of(runners, seconds=1.0, within=0.05)
+    count_rounds(runners, seconds=1.0, within=0.05)
     assert FakeContender.started == 2
 
 
 def test_the_last_run_ends_when_the_speed_up_is_known(runners: list[ContenderRunner]) -> None:
-    planned = 300  # rounds of 0.2 s
-    assert rounds_of(runners, seconds=LONG_SECONDS, within=0.05) == 4 * planned // 5 + 3
-    noisy = make("0.9", "0.0")
-    assert rounds_of(noisy, seconds=LONG_SECONDS, within=0.001) == planned
+    planned = 300  # rounds of 0.2 s in all runs
+    least = MIN_ROUNDS // RUNS  # rounds of the last run
+    assert count_rounds(runners, seconds=LONG_SECONDS, within=0.05) == 4 * planned // 5 + least
+    noisy = make_runners("0.9", "0.0")
+    assert count_rounds(noisy, seconds=LONG_SECONDS, within=0.001) == planned
 
 
 def test_each_run_keeps_its_share_of_the_least_rounds_when_time_is_up(
     runners: list[ContenderRunner],
 ) -> None:
-    slow = make("0.9", "0.02")
-    assert rounds_of(slow, seconds=0.1, within=0.001) == MIN_ROUNDS
+    slow = make_runners("0.9", "0.02")
+    assert count_rounds(slow, seconds=0.1, within=0.001) == MIN_ROUNDS

@@ -162,12 +162,12 @@ def test_lists_layers_whose_precision_changed(tiny_bundle: Bundle, tmp_path: Pat
         document["tensorrt"]["calibrator"] = "guess"
 
     other = copy_bundle(tiny_bundle, tmp_path / "other.bundle", change)
-    there = compare_bundles(tiny_bundle, other, UNTIMED)
-    by_encoding = {change.encoding: change for change in there.layers}
+    changed = compare_bundles(tiny_bundle, other, UNTIMED)
+    by_encoding = {change.encoding: change for change in changed.layers}
     assert by_encoding[Encoding.CPU].to_float == ("layer1.0.conv1", "layer1.0.conv2")
     assert by_encoding[Encoding.TENSORRT].calibrators[1] == "guess"
-    back = compare_bundles(other, tiny_bundle, UNTIMED)
-    assert "2 layers to INT8 (layer1.0.conv1, layer1.0.conv2)" in comparison_text(back)
+    reverse = compare_bundles(other, tiny_bundle, UNTIMED)
+    assert "2 layers to INT8 (layer1.0.conv1, layer1.0.conv2)" in comparison_text(reverse)
 
 
 def test_a_missing_artifact_fails(tiny_bundle: Bundle) -> None:
@@ -226,8 +226,8 @@ def test_compares_files_of_benchmarks(tmp_path: Path, tiny_bundle: Bundle) -> No
     assert "relative to pytorch-eager" not in comparison_text(result)
     elsewhere = replace_times(benchmark(cpu="Other", seed=3), 2.0)
     (tmp_path / "elsewhere.json").write_text(json.dumps(jsonable(elsewhere)))
-    apart = compare(f"{name}@2026-11-23", str(tmp_path / "elsewhere.json"), CompareConfig())
-    assert apart.verdict is Verdict.INCONCLUSIVE  # although it is twice as slow
+    two_machines = compare(f"{name}@2026-11-23", str(tmp_path / "elsewhere.json"), CompareConfig())
+    assert two_machines.verdict is Verdict.INCONCLUSIVE  # although it is twice as slow
     with pytest.raises(DocumentError, match="has no result of 2025"):
         compare(f"{name}@2025", name, CompareConfig())
     with pytest.raises(DocumentError, match="more than once"):

@@ -91,7 +91,7 @@ class NoisyContender(FakeContender):
 def test_noise_that_slows_both_does_not_change_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = random.Random(0)
     monkeypatch.setattr(Contender, "start", lambda *_: NoisyContender(0.01, generator))
-    same = WorkerCommand("crowded", ())
+    same = WorkerCommand("noisy", ())
     verdicts = [
         interval_verdict(found.low, found.high, 1.05)
         for found in (

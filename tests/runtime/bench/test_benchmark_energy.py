@@ -19,13 +19,17 @@ QUICK = BenchmarkConfig(
 )
 
 
+def use_few_short_rounds(patch: pytest.MonkeyPatch) -> None:
+    for module in (rounds, stopping_rule):
+        patch.setattr(module, "MIN_ROUNDS", 4)
+    for module in (runs, stopping_rule):
+        patch.setattr(module, "RUNS", 2)
+    patch.setattr(rounds, "WARM_UP_SECONDS", 0.01)
+
+
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (rounds, stopping_rule):
-        monkeypatch.setattr(module, "MIN_ROUNDS", 4)
-    for module in (runs, stopping_rule):
-        monkeypatch.setattr(module, "RUNS", 2)
-    monkeypatch.setattr(rounds, "WARM_UP_SECONDS", 0.01)
+    use_few_short_rounds(monkeypatch)
     # On a busy machine, times that are not stable would add a notice.
     monkeypatch.setattr(rounds, "STABLE_WITHIN", 1e9)
 
@@ -48,7 +52,7 @@ def test_a_board_measures_energy_and_reports_notices(
     result = run_benchmark(tiny_bundle, QUICK, host=board)
     for line in result.results:
         assert line.energy is not None
-        assert line.energy.watts == pytest.approx(5.016 * 2.1)
+        assert line.energy.watts == pytest.approx(5.016 * 2.1)  # volts and amperes of ORIN_NANO
         assert line.energy.mj_per_image == pytest.approx(0, abs=1e-9)  # the reading never changes
         assert line.energy.total_mj_per_image > 0
     assert result.notices == (
