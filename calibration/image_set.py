@@ -14,6 +14,7 @@ import numpy as np
 from resdeploy.errors import CalibrationError, ImageError
 from resdeploy.filesystem import sha256
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
+from resdeploy.images.skipped import SkippedImages, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class CalibrationImages:
             CalibrationError: None of the images can be used.
         """
         collected: set[str] = set()
+        unreadable = SkippedImages()
         pixels: list[UInt8Array] = []
         for path in paths:
             if len(self.digests) == self.wanted:
@@ -63,7 +65,7 @@ class CalibrationImages:
             try:
                 image = load_image(path, self.preprocessing)
             except ImageError as error:
-                logger.warning("skipping an image: %s", error)
+                unreadable.add(path, reason_of(error, path))
                 self.skipped["unreadable"] += 1
                 continue
             digest = image_digest(image)
@@ -83,16 +85,17 @@ class CalibrationImages:
                 pixels = []
         if pixels:
             yield np.stack(pixels)
+        unreadable.report()
         self._report()
 
     def _report(self) -> None:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
         if not self.digests:
             raise CalibrationError(
-                "none of the calibration images can be used",
+                f"none of the calibration images can be used: {reasons or 'there are none'}",
                 "name another folder of images with --calibration-data",
             )
         if self.skipped:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
             logger.info("skipped %d images: %s", sum(self.skipped.values()), reasons)
         if len(self.digests) < self.wanted:
             logger.info(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from pathlib import Path
 
@@ -16,10 +15,9 @@ from resdeploy.errors import DataError, ImageError
 from resdeploy.export.inputs import ImagePools
 from resdeploy.images.folder import list_images
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
+from resdeploy.images.skipped import SkippedImages, reason_of
 from resdeploy.statistics import agreement_percent, sqnr_db
 from resdeploy.train.model.resnet import Classifier
-
-logger = logging.getLogger(__name__)
 
 GOLDEN_IMAGES = 32
 
@@ -35,15 +33,17 @@ def choose_golden(
     if pools.golden == pools.calibration:
         count = min(count, max(1, len(pools.golden) // 4))
     chosen: dict[str, UInt8Array] = {}
+    skipped = SkippedImages()
     for path in draw(pools.golden, seed):
         if len(chosen) == count:
             break
         try:
             image = load_image(path, preprocessing)
         except ImageError as error:
-            logger.warning("skipping an image: %s", error)
+            skipped.add(path, reason_of(error, path))
             continue
         chosen.setdefault(image_digest(image), image)
+    skipped.report()
     if not chosen:
         images = synthetic_images(preprocessing.image_size, GOLDEN_IMAGES, seed)
         return images, GoldenOrigin.SYNTHETIC

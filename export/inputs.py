@@ -12,7 +12,7 @@ from resdeploy.errors import CheckpointError, DataError, ExportError, ImageError
 from resdeploy.images.class_folders import label_images, match_labels, read_labels, split_folder
 from resdeploy.images.class_mapping import default_labels
 from resdeploy.images.decode import read_rgb
-from resdeploy.images.folder import list_images
+from resdeploy.images.folder import find_images
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.synthetic_digits import digits_folder
@@ -34,6 +34,8 @@ class ImagePools:
     """Candidates for golden images; the same as `calibration` if there is no validation folder."""
     folders: tuple[Path, ...] = ()
     """Folders of `calibration` and `golden`, which may hold class folders."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Number of other pictures in the folder for calibration, by ending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,10 +147,12 @@ def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
     else:
         return ImagePools()
     train, val = (split_folder(root, split) for split in ("train", "val"))
-    calibration = list_images(train)
-    golden = list_images(val) if val != root else calibration
+    found = find_images(train)
+    golden = list_images(val) if val != root else found.files
     folders = (train, val) if val != root else (train,)
-    return ImagePools(calibration=calibration, golden=golden, folders=folders)
+    return ImagePools(
+        calibration=found.files, golden=golden, folders=folders, passed_over=found.passed_over
+    )
 
 
 def _find_classes(pools: ImagePools, labels: Sequence[str], owner: str) -> dict[Path, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, ExportWarning
 from resdeploy.bundle.quality import relevant_warnings
-from resdeploy.errors import BackendError
+from resdeploy.errors import BackendError, ImageError
 from resdeploy.images.preprocessing import UInt8Array, load_image, resize_and_crop
 from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.progress import Progress, silent
@@ -23,6 +24,8 @@ from resdeploy.runtime.verification.open_verified import verified_backends
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
 
 
 class Model:
@@ -59,15 +62,24 @@ class Model:
 
         Raises:
             ImageError: The image cannot be decoded.
+            ValueError: The image of Pillow is not RGB.
             BackendError: The engine failed.
         """
+        return self.classify(self.pixels(image), top)
+
+    def pixels(self, image: str | os.PathLike[str] | bytes | Image) -> UInt8Array:
+        """Decode and pre-process an image of `predict`, with its errors: uint8 (H, W, 3)."""
         preprocessing = self.bundle.manifest.preprocessing
         if isinstance(image, bytes):
-            pixels = load_image(image, preprocessing)
-        elif isinstance(image, (str, os.PathLike)):
-            pixels = load_image(Path(image), preprocessing)
-        else:
-            pixels = resize_and_crop(image, preprocessing)
+            return load_image(image, preprocessing)
+        if isinstance(image, (str, os.PathLike)):
+            return load_image(Path(image), preprocessing)
+        if image.mode != "RGB":  # others with three channels, such as YCbCr, would pass unnoticed
+            raise ValueError(f"the image has Pillow's mode {image.mode}; convert it to RGB first")
+        return resize_and_crop(image, preprocessing)
+
+    def classify(self, pixels: UInt8Array, top: int = 5) -> list[Prediction]:
+        """Return the `top` most likely classes of a prepared image, uint8 (H, W, 3)."""
         return top_predictions(self.run(pixels[np.newaxis])[0], self.labels, top)
 
     @property
@@ -91,13 +103,32 @@ class FilePredictions:
 
     image: Path
     predictions: tuple[Prediction, ...]
+    """Empty if the file cannot be decoded."""
+    error: str | None = None
+    """Reason why the file cannot be decoded, with the remedy."""
+    single_colour: bool = False
+    """True if all pixels are equal, so that the predictions mean nothing."""
 
 
 def predict_files(model: Model, paths: Sequence[Path], top: int = 5) -> list[FilePredictions]:
-    """Classify files one after the other; see `Model.predict`."""
-    return [
-        FilePredictions(image=path, predictions=tuple(model.predict(path, top))) for path in paths
-    ]
+    """Classify files one after the other; a file that cannot be decoded does not stop the rest."""
+    results = [_predict_file(model, path, top) for path in paths]
+    for file in results:
+        if file.error is not None:
+            logger.error("%s", file.error)
+    return results
+
+
+def _predict_file(model: Model, path: Path, top: int) -> FilePredictions:
+    try:
+        pixels = model.pixels(path)
+    except ImageError as error:
+        return FilePredictions(image=path, predictions=(), error=f"{error}; {error.hint}")
+    return FilePredictions(
+        image=path,
+        predictions=tuple(model.classify(pixels, top)),
+        single_colour=bool((pixels == pixels[0, 0]).all()),
+    )
 
 
 def load(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +41,8 @@ class Evaluation:
     """Confusion matrix (K, K): rows are true classes, columns predicted classes."""
     worst: tuple[Mistake, ...]
     """Up to `MAX_MISTAKES` mistakes, sorted by the probability of the true class, lowest first."""
-    unreadable: tuple[int, ...]
-    """Positions of the images that this process could not decode."""
+    unreadable: Mapping[int, str]
+    """Reasons why this process could not decode images, by their positions."""
 
     @property
     def accuracy(self) -> float:
@@ -77,9 +77,9 @@ def evaluate(
     loss = torch.zeros((), dtype=torch.float64)
     confusion = torch.zeros(classes * classes, dtype=torch.float64)
     mistakes = torch.empty((0, 5), dtype=torch.float64)
-    unreadable: list[int] = []
+    unreadable: dict[int, str] = {}
     for batch in batches:
-        unreadable += batch.unreadable
+        unreadable.update(batch.unreadable)
         if not len(batch.labels):
             continue
         moved = batch.to(process.device)
@@ -94,7 +94,10 @@ def evaluate(
         mistakes = _worst(torch.cat([mistakes, rows[predicted != batch.labels]]))
     confusion = process.total(confusion)
     if not confusion.sum():
-        raise DataError("no validation image can be decoded", "add intact images to val")
+        reason = next(iter(unreadable.values()), "")
+        raise DataError(
+            f"no validation image can be decoded: each {reason}", "add intact images to val"
+        )
     padded = F.pad(mistakes, (0, 0, 0, MAX_MISTAKES - len(mistakes)), value=torch.inf)
     worst = _worst(process.gather(padded).flatten(0, 1))
     return Evaluation(
@@ -105,7 +108,7 @@ def evaluate(
             for true_log_prob, position, label, predicted, probability in worst.tolist()
             if true_log_prob < torch.inf
         ),
-        unreadable=tuple(unreadable),
+        unreadable=unreadable,
     )
 
 

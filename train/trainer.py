@@ -6,7 +6,8 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from resdeploy.errors import DataError
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.skipped import SkippedImages
 from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import collect_provenance
@@ -194,6 +196,9 @@ class _Trainer:
         self.metrics: list[EpochMetrics] = []
         # Positions of the images in each split that this process could not decode.
         self.unreadable: dict[str, set[int]] = {"train": set(), "val": set()}
+        self.skipped = SkippedImages()
+        counts = Counter(self.splits.train.passed_over)
+        self.passed_over = dict(counts + Counter(self.splits.val.passed_over))
 
     def restore(self, state: TrainingState, metrics: list[EpochMetrics]) -> None:
         """Continue from a saved state."""
@@ -248,11 +253,13 @@ class _Trainer:
         # A resumed run may have finished all its epochs before.
         evaluation = evaluation or self._evaluate(val_batches)
         unreadable = self._unreadable_names()
+        self.skipped.report()
         if self.process.is_main:
             write_results(
                 self.folder, self.learner.final_network, config=config,
                 processes=self.process.count, metrics=self.metrics, evaluation=evaluation,
                 images=self.splits.val, preprocessing=self.preprocessing, unreadable=unreadable,
+                passed_over=self.passed_over,
                 learned=self.learner.quantized.learned() if self.learner.quantized else None,
                 provenance=provenance,
             )  # fmt: skip
@@ -262,6 +269,7 @@ class _Trainer:
             images_per_second=median_high(line.images_per_second for line in self.metrics),
             epochs=config.epochs,
             unreadable=len(unreadable),
+            passed_over=self.passed_over,
             seconds=time.perf_counter() - start,
         )
 
@@ -307,7 +315,12 @@ class _Trainer:
                     self._save_state()
                     last_save = now
         if not self.position.images:
-            raise DataError("no batch has enough decodable training images", "add intact images")
+            reasons = " and ".join(self.skipped.counts)
+            raise DataError(
+                "no batch has enough decodable training images"
+                + (f": each of the skipped ones {reasons}" if reasons else ""),
+                "add intact images",
+            )
 
     def _add_steps(self, steps: list[Tensor], seconds: float, waiting_seconds: float) -> None:
         """Add the results of steps to the totals; all processes do this after the same steps."""
@@ -359,11 +372,11 @@ class _Trainer:
         run_folder.save_state(self.folder, state)
         self.saved = self.position
 
-    def _add_unreadable(self, split: str, positions: Sequence[int]) -> None:
+    def _add_unreadable(self, split: str, reasons: Mapping[int, str]) -> None:
         files = getattr(self.splits, split).files
-        for position in set(positions) - self.unreadable[split]:
-            logger.warning("skipping %s: it cannot be decoded", files[position])
-        self.unreadable[split].update(positions)
+        for position in sorted(reasons.keys() - self.unreadable[split]):
+            self.skipped.add(files[position], reasons[position])
+        self.unreadable[split].update(reasons)
 
     def _unreadable_names(self) -> list[str]:
         """Return the names of the files that any process could not decode."""

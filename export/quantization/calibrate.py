@@ -120,7 +120,7 @@ def calibrate(
         paths=tuple(paths),
         scoring=selection,
         folds=_folds(source, parts, by_part, paths[wanted_scoring:], digests[wanted_scoring:]),
-        skipped=image_set.skipped,
+        skipped={**image_set.skipped, **source.pools.passed_over},
         balance=_class_balance(source, paths[wanted_scoring:]),
         growth_percent=100 * float(np.median([tensor.growth for tensor in statistics.values()])),
         statistics=statistics,

@@ -17,8 +17,8 @@ import numpy as np
 from resdeploy.benchmark_process.worker_loop import StageTimes
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
-from resdeploy.errors import DataError
-from resdeploy.images.decode import SUFFIXES, read_rgb
+from resdeploy.images.decode import read_picture_file, read_rgb
+from resdeploy.images.folder import list_images
 from resdeploy.images.preprocessing import UInt8Array, resize_and_crop
 from resdeploy.predictions import top_predictions
 
@@ -112,13 +112,9 @@ def read_pictures(folder: Path) -> list[bytes]:
 
     Raises:
         DataError: The folder has no picture files.
+        ImageError: A file cannot be read.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise DataError(
-            f"{folder} has no picture files", f"use a folder of {', '.join(SUFFIXES)} files"
-        )
-    return [path.read_bytes() for path in files[:MAX_PICTURES]]
+    return [read_picture_file(path) for path in list_images(folder)[:MAX_PICTURES]]
 
 
 def write_pictures(bundle: Bundle, folder: Path) -> None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from resdeploy.bundle.manifest import ExportWarning
     from resdeploy.statistics import Verdict
 
-PATH = click.Path(path_type=Path)
-"""A path that may be missing: the functions that open it raise errors with better hints."""
+PATH = click.Path(path_type=Path, readable=False)
+"""A path that may be missing or unreadable: functions that open it raise errors with hints."""
 
 
 class ExitCode(IntEnum):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from click import IntRange, UsageError, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command, reject_options
+from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, reject_options
 from resdeploy.cli.options import BACKEND, LONGEST_SECONDS, PRECISION, THREADS, FiniteRange
 from resdeploy.tables import WORST, plural
 
@@ -44,7 +44,10 @@ def predict(
     bundle: Path, images: tuple[Path, ...], camera: str | None, frames: int | None,
     seconds: float | None, top: int, **settings: Any,
 ) -> CommandResult:  # fmt: skip
-    """Classify IMAGES, or the frames of a camera, with BUNDLE."""
+    """Classify IMAGES, or the frames of a camera, with BUNDLE.
+
+    Exit code: 0 all were classified, 1 at least one image could not be decoded.
+    """
     from resdeploy.progress import progress_bar
     from resdeploy.runtime.camera import watch_camera
     from resdeploy.runtime.model import load, predict_files
@@ -56,21 +59,31 @@ def predict(
     with load(bundle, progress=progress_bar, **settings) as model:
         if camera is None:
             result = predict_files(model, images, top)
-            return CommandResult(result, predictions_text(result), warnings=model.warnings)
+            failed = any(file.error for file in result)
+            exit = ExitCode.FAILED if failed else ExitCode.OK
+            text = predictions_text(result)
+            return CommandResult(result, text, exit, warnings=model.warnings)
         report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
     return CommandResult(report, camera_text(report), warnings=model.warnings)
 
 
 def predictions_text(files: Sequence[FilePredictions]) -> str:
     blocks = []
+    failed = sum(file.error is not None for file in files)
     for file in files:
+        if file.error is not None:  # on stderr
+            continue
         width = max(len(prediction.label) for prediction in file.predictions)
         bars = [
             f"  {prediction.label.ljust(width)}  {100 * prediction.probability:5.1f} %  "
             f"{'#' * round(30 * prediction.probability)}".rstrip()
             for prediction in file.predictions
         ]
-        blocks.append("\n".join([str(file.image), *bars]))
+        note = ": its pixels are all equal, so its prediction means nothing"
+        name = f"{file.image}{note if file.single_colour else ''}"
+        blocks.append("\n".join([name, *bars]))
+    if failed:
+        blocks.append(f"{failed} of {plural(len(files), 'image')} could not be decoded")
     return "\n".join(blocks)
 
 

@@ -10,6 +10,7 @@ from click import Choice, FloatRange, IntRange, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import FORCE
+from resdeploy.images.formats import passed_over_text
 from resdeploy.tables import plural
 from resdeploy.train.config import CROPS, SCHEDULES, TrainingConfig
 from resdeploy.train.model.architecture import Shortcut
@@ -154,6 +155,7 @@ def training_text(result: TrainingResult) -> str:
         f"{plural(result.epochs, 'epoch')} ({result.images_per_second:.0f} images/s)",
         *([f"skipped {plural(result.unreadable, 'image')} that could not be decoded"]
           if result.unreadable else []),
+        *([f"passed over {passed_over_text(result.passed_over)}"] if result.passed_over else []),
         "next: resdeploy export --fp16 --int8",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.console import PATH, CommandResult, command, exit_code
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS
+from resdeploy.images.formats import passed_over_text
 from resdeploy.tables import plural, table
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def verification_text(result: Verification) -> str:
     ]
     if result.unreadable:
         lines.append(f"skipped {plural(result.unreadable, 'image')} that could not be decoded")
+    if result.passed_over:
+        lines.append(f"passed over {passed_over_text(result.passed_over)}")
     if result.used_before:
         lines.append(
             f"the export chose INT8 ranges or layers on {plural(result.used_before, 'image')} of "

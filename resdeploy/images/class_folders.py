@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from resdeploy.errors import DataError, ResdeployError
 from resdeploy.filesystem import read_limited
 from resdeploy.images.class_mapping import map_classes, similar_names, sort_classes
-from resdeploy.images.folder import is_hidden, list_images
+from resdeploy.images.folder import find_images, is_hidden
 from resdeploy.readable_text import readable
 from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
 
 MAX_LABELS_BYTES = 4 << 20
+NO_FOLDER = "in no class folder"
 
 File_co = TypeVar("File_co", covariant=True)
 File = TypeVar("File")
@@ -33,11 +34,13 @@ class LabelledImages(Generic[File_co]):
     """Paths, or other names of files."""
     labels: tuple[int, ...]
     """Index of each file's class in `classes`."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Number of other pictures in the folder, by the reason why they are not read."""
 
     def relabelled(self, classes: Sequence[str], outputs: Sequence[int]) -> LabelledImages[File_co]:
         """Return the files with other `classes`: class k of this object is `outputs[k]` of them."""
         labels = tuple(outputs[label] for label in self.labels)
-        return LabelledImages(classes=tuple(classes), files=self.files, labels=labels)
+        return replace(self, classes=tuple(classes), labels=labels)
 
 
 def read_image_folder(folder: Path) -> LabelledImages[Path]:
@@ -46,10 +49,13 @@ def read_image_folder(folder: Path) -> LabelledImages[Path]:
     Raises:
         DataError: The folder is missing, or as `label_images`.
     """
-    return label_images(folder, list_images(folder))
+    listing = find_images(folder)
+    return label_images(folder, listing.files, listing.passed_over)
 
 
-def label_images(folder: Path, paths: Sequence[Path]) -> LabelledImages[Path]:
+def label_images(
+    folder: Path, paths: Sequence[Path], passed_over: Mapping[str, int] = {}
+) -> LabelledImages[Path]:
     """Return the images `paths` below `folder` with the class of their sub-folder.
 
     Raises:
@@ -80,7 +86,12 @@ def label_images(folder: Path, paths: Sequence[Path]) -> LabelledImages[Path]:
     _refuse_shared_folders(files, labels, classes)
     if similar := similar_names(classes):
         logger.warning("the folders '%s' and '%s' count as two classes", *map(readable, similar))
-    return LabelledImages(classes=tuple(map(readable, classes)), files=files, labels=labels)
+    return LabelledImages(
+        classes=tuple(map(readable, classes)),
+        files=files,
+        labels=labels,
+        passed_over={**passed_over, NO_FOLDER: len(beside)} if beside else dict(passed_over),
+    )
 
 
 def split_folder(data: Path, split: str) -> Path:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import io
+import stat
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resdeploy.errors import ImageError
 from resdeploy.filesystem import read_limited
+from resdeploy.images.formats import FORMATS, HEAD_BYTES, format_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 MAX_FILE_BYTES = 64 << 20
 ORIENTATION = 0x0112  # EXIF tag; the values 5 to 8 swap width and height
 # Orientations that move the right or the bottom edge of the stored picture to another side.
 MIRRORED = frozenset({2, 3, 4, 6, 7, 8})
 REDUCTIONS = (1, 2, 4, 8)  # factors by which a JPEG decoder can reduce while it decodes
 MAX_PIXELS = 100_000_000  # 300 MB in RGB; the largest phone cameras have 50 to 200 megapixels
+# A 16-bit picture is refused if its largest value is smaller: cameras and scanners of 10 to 14 bits
+# store their values unscaled, and these pictures would be black or very dark.
+MIN_HIGHEST_BYTE = 64  # upper byte; 64 * 256 is the first value that needs 15 bits
 
 Shrink = Callable[[int, int], float]
 """Function from width and height of an upright picture, in pixels, to its largest reduction."""
@@ -48,8 +52,7 @@ def read_rgb(
 
     name, data = "the image", source
     if isinstance(data, Path):
-        hint = f"name a readable image file of at most {MAX_FILE_BYTES >> 20} MiB"
-        name, data = str(data), read_limited(data, MAX_FILE_BYTES, ImageError, hint)
+        name, data = str(data), read_picture_file(data)
     try:
         with warnings.catch_warnings():
             # Pillow warns about large sizes, which are limited below, and about odd metadata.
@@ -58,21 +61,66 @@ def read_rgb(
                 pixels = image.width * image.height
                 if pixels > max_pixels:
                     raise ImageError(
-                        f"{name} has {pixels:,} pixels; at most {max_pixels:,} are allowed",
+                        f"has {pixels:,} pixels; at most {max_pixels:,} are allowed",
                         "scale it down first",
                     )
+                if _lacks_end(data):
+                    raise OSError("its JPEG data has no end marker, so a part is missing")
+                has_16_bits = image.format == "PNG" and data[24] == 16
                 if shrink is not None:
                     _decode_smaller(image, shrink)
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
+                return _to_rgb(ImageOps.exif_transpose(image), has_16_bits=has_16_bits)
+    except ImageError as error:
+        raise ImageError(f"{name} {error}", error.hint) from None
     except Exception as error:  # Pillow's decoders raise exceptions of many types
-        reason = str(error).split("<")[0].strip().rstrip(".") or type(error).__name__
-        raise ImageError(
-            f"{name} cannot be decoded: {reason}",
-            f"use a complete {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file",
-        ) from error
+        reason, hint = _explain(error, data)
+        raise ImageError(f"{name} cannot be decoded: {reason}", hint) from error
+
+
+def read_picture_file(path: Path) -> bytes:
+    """Return the content of a regular file of limited size.
+
+    Raises:
+        ImageError: The file cannot be read, is too large, or is a pipe or a device.
+    """
+    hint = f"name a readable image file of at most {MAX_FILE_BYTES >> 20} MiB"
+    with suppress(OSError):  # reading it reports the reason
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe may wait for ever
+            raise ImageError(f"{path} is not a regular file", hint)
+    return read_limited(path, MAX_FILE_BYTES, ImageError, hint)
+
+
+def _explain(error: Exception, data: bytes) -> tuple[str, str]:
+    """Return the reason why a decoder failed, and the remedy."""
+    from PIL import Image
+
+    readable = f"use a complete {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+    reason = str(error).split("<")[0].strip().rstrip(".") or type(error).__name__
+    found = format_of(data[:HEAD_BYTES])
+    if not data:
+        reason = "it is empty"
+    elif found and found not in FORMATS:
+        reason = f"it is a {found} file"
+    elif isinstance(error, Image.DecompressionBombError):
+        return reason, "scale it down first"
+    elif "MAX_TEXT" in reason:
+        return "its text metadata exceeds Pillow's limit", "save it again without metadata"
+    return reason, readable
+
+
+def _lacks_end(data: bytes) -> bool:
+    """Return True for a JPEG file without an end marker after the start of its picture.
+
+    An interrupted download may leave zeros there, which decode to grey pixels without an error.
+    """
+    position = 2
+    while data.startswith(b"\xff\xd8") and data[position : position + 1] == b"\xff":
+        if data[position + 1 : position + 2] == b"\xda":  # compressed pixels hold no markers
+            return data.find(b"\xff\xd9", position) < 0
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
 
 
 def _decode_smaller(image: ImageFile, shrink: Shrink) -> None:
@@ -89,7 +137,8 @@ def _decode_smaller(image: ImageFile, shrink: Shrink) -> None:
         image.draft(None, (max(width // reduction, 1), max(height // reduction, 1)))
 
 
-def _to_rgb(image: Image) -> Image:
+def _to_rgb(image: Image, *, has_16_bits: bool) -> Image:
+    import numpy as np
     from PIL import Image as images
 
     if image.mode.startswith("I;16"):
@@ -97,7 +146,22 @@ def _to_rgb(image: Image) -> Image:
     if image.mode == "I":
         # Pillow's own conversion to 8 bits clips at 255 instead of scaling.
         image = image.point(lambda value: value / 256).convert("L")
+    if has_16_bits:
+        highest = int(np.asarray(image.convert("RGB")).max())
+        if highest < MIN_HIGHEST_BYTE:
+            raise ImageError(
+                f"uses only the lower {8 + highest.bit_length()} of its 16 bits, so it would be "
+                "decoded too dark",
+                "scale its values to the range from 0 to 65535, or save it with 8 bits",
+            )
     if image.has_transparency_data:
+        image = image.convert("RGBA")
         white = images.new("RGBA", image.size, "white")
-        image = images.alpha_composite(white, image.convert("RGBA"))
+        blended = images.alpha_composite(white, image)
+        if np.asarray(blended).min() == 255 > np.asarray(image)[..., 3].min():
+            raise ImageError(
+                "shows nothing: each of its pixels is transparent or white",
+                "remove its alpha channel, or fill its background",
+            )
+        image = blended
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from resdeploy.errors import DataError, ImageError
-from resdeploy.images.decode import SUFFIXES
+from resdeploy.images.formats import (
+    HEAD_BYTES,
+    SUFFIXES,
+    PictureFilter,
+    passed_over_text,
+    warn_passed_over,
+)
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
-
-logger = logging.getLogger(__name__)
+from resdeploy.images.skipped import SkippedImages, reason_of
+from resdeploy.tables import plural
 
 # Folders in which file managers, archives and file systems keep data of their own.
 SYSTEM_FOLDERS = (
@@ -27,20 +33,40 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
 
 
-def list_images(folder: Path) -> tuple[Path, ...]:
-    """Return all image files below `folder` that are not hidden, sorted by path.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageListing:
+    """Image files of a folder, and the number of files that are not read, by ending."""
+
+    files: tuple[Path, ...]
+    passed_over: Mapping[str, int]
+
+
+def find_images(folder: Path) -> ImageListing:
+    """List all image files below `folder` that are not hidden, sorted by path.
+
+    Other pictures and archives are counted in one warning.
 
     Raises:
         DataError: The folder does not exist or holds no image.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", "name a folder of images")
-    paths = tuple(sorted(_walk(folder)))
+    pictures = PictureFilter()
+    paths = tuple(sorted(_walk(folder, pictures)))
     if not paths:
+        others = pictures.passed_over
         raise DataError(
-            f"{folder} holds no images", f"put files ending in {', '.join(sorted(SUFFIXES))} there"
+            f"{folder} holds no images"
+            + (f" that are read; it holds {passed_over_text(others)}" if others else ""),
+            f"put files ending in {', '.join(sorted(SUFFIXES))} there",
         )
-    return paths
+    warn_passed_over(folder, pictures.passed_over)
+    return ImageListing(files=paths, passed_over=pictures.passed_over)
+
+
+def list_images(folder: Path) -> tuple[Path, ...]:
+    """Return the files of `find_images`."""
+    return find_images(folder).files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,23 +81,32 @@ class ImageBatch:
 def read_batches(
     paths: Sequence[Path], preprocessing: Preprocessing, batch: int
 ) -> Iterator[ImageBatch]:
-    """Decode `paths` in order, `batch` at a time; skip unreadable images with a warning."""
+    """Decode `paths` in order, `batch` at a time; skip unreadable images with a warning.
+
+    Raises:
+        DataError: None of the images can be decoded.
+    """
     images: list[UInt8Array] = []
     positions: list[int] = []
+    skipped = SkippedImages()
     for position, path in enumerate(paths):
         try:
             images.append(load_image(path, preprocessing))
             positions.append(position)
         except ImageError as error:
-            logger.warning("skipped: %s", error)
+            skipped.add(path, reason_of(error, path))
+            if skipped.counts.total() == len(paths):
+                counted = plural(len(paths), "image")
+                raise DataError(f"none of {counted} can be decoded: {error}", error.hint) from error
         if len(images) == batch:
             yield ImageBatch(images=np.stack(images), positions=tuple(positions))
             images, positions = [], []
+    skipped.report()
     if images:
         yield ImageBatch(images=np.stack(images), positions=tuple(positions))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, pictures: PictureFilter) -> Iterator[Path]:
     """Yield image files that are not hidden, following links.
 
     Each folder is visited once within each folder at the top, which may hold one class.
@@ -86,9 +121,22 @@ def _walk(folder: Path) -> Iterator[Path]:
         visited.add((top, real))
         folders[:] = [name for name in folders if not is_hidden(name)]
         for name in files:
-            path = Path(root, name)
-            if path.suffix.lower() in SUFFIXES and not is_hidden(name):
-                yield path
+            if not is_hidden(name) and pictures.accepts(name, partial(_head, root, name)):
+                yield Path(root, name)
+
+
+def _head(folder: str, name: str) -> bytes | None:
+    """Return the first bytes of a regular file, b"" of anything else; None without permission."""
+    path = Path(folder, name)
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as stream:
+            return stream.read(HEAD_BYTES)
+    except PermissionError:
+        return None
+    except OSError:
+        return b""
 
 
 def _raise_unreadable(error: OSError) -> None:

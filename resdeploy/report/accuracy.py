@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resdeploy.bundle.manifest import Encoding, graph_name
+from resdeploy.images.formats import passed_over_text
 from resdeploy.pages.blocks import Block, Figure, Matrix, Section, Table, Text
 from resdeploy.pages.svg import intervals
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
@@ -72,6 +73,8 @@ def verification_section(result: Verification) -> Section:
         )
     if result.unreadable:
         notes.append(f"{result.unreadable:,} images could not be decoded.")
+    if result.passed_over:
+        notes.append(f"Passed over {passed_over_text(result.passed_over)}.")
     tables = (_accuracy(result), _drops(result), _agreement(result))
     blocks = (*tables, *(Text(text=note) for note in notes), *_confusion(result))
     return Section(title="Accuracy", blocks=blocks)

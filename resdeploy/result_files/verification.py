@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from resdeploy.bundle.manifest import Encoding, ExportWarning, GoldenRecord, Precision
@@ -73,6 +73,8 @@ class Verification:
     """Doubts of the export about the selected graphs."""
     results: tuple[ArtifactResult, ...]
     labels: tuple[str, ...]
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Number of other pictures in the folder, by the reason why they are not read."""
     environment: Environment
     """The bundle, the software and the machine."""
     schema: str = SCHEMA

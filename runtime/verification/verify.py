@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,6 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Precision
 from resdeploy.bundle.quality import export_figures, relevant_warnings
-from resdeploy.errors import DataError
 from resdeploy.images.class_folders import (
     LabelledImages,
     match_labels,
@@ -77,15 +76,18 @@ def verify(
     if data is None:
         results, images = _verify_golden(bundle, selected, max_drop, options)
         unreadable = used = 0
+        passed_over: Mapping[str, int] = {}
     else:
         found = read_image_folder(split_folder(data, "val"))
         files = match_labels(found, bundle.labels(), owner=str(bundle.path))
         results, images, used = _verify_data(bundle, selected, files, data, max_drop, options)
         unreadable = len(files.files) - images
+        passed_over = files.passed_over
     return Verification(
         verdict=_overall(results),
         images=images,
         unreadable=unreadable,
+        passed_over=dict(passed_over),
         used_before=used,
         max_drop=None if data is None else max_drop,
         decided_drop=max_drop,
@@ -195,10 +197,6 @@ def _run_all(
             positions.extend(batch.positions)
             used += sum(image_digest(image) in known for image in batch.images)
             advance(len(batch.positions))
-    if not positions:
-        raise DataError(
-            "no image of the folder can be decoded", "choose a folder with intact images"
-        )
     labels = np.asarray(images.labels)[positions]
     return [np.concatenate(part) for part in parts], labels, used
 

@@ -95,6 +95,10 @@ def test_skipped_images_are_counted_by_reason(
 
 def test_no_usable_image_is_an_error(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "flat.png")
-    for paths in ([], [tmp_path / "flat.png"], [tmp_path / "missing.png"]):
-        with pytest.raises(CalibrationError, match="none of the calibration images"):
+    for paths, reason in (
+        ([], "there are none"),
+        ([tmp_path / "flat.png"], "1 constant"),
+        ([tmp_path / "missing.png"], "1 unreadable"),
+    ):
+        with pytest.raises(CalibrationError, match=f"none of the calibration images .*: {reason}"):
             batch_sizes(CalibrationImages(PREPROCESSING, wanted=1), paths)

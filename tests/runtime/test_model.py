@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.cli.predict import predictions_text
 from resdeploy.errors import BackendError, BundleError, ImageError
 from resdeploy.predictions import softmax
 from resdeploy.runtime import load
@@ -98,6 +99,33 @@ def test_top_limits_the_predictions(tiny_bundle: Bundle, image_data: Path) -> No
         (file,) = predict_files(model, [path], top=1)
     assert file.image == path
     assert len(file.predictions) == 1
+
+
+def test_a_damaged_file_does_not_stop_the_others(
+    tiny_bundle: Bundle, image_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = image_data / "val" / "red" / "000.png"
+    (tmp_path / "bad.jpg").write_bytes(good.read_bytes()[:50])
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "black.png")
+    paths = [tmp_path / "bad.jpg", good, tmp_path / "none.png", tmp_path / "black.png"]
+    with load(tiny_bundle.path) as model, caplog.at_level(logging.WARNING, "resdeploy"):
+        bad, first, missing, black = predict_files(model, paths)
+        assert list(first.predictions) == model.predict(good)
+    assert [file.image for file in (bad, first, missing, black)] == paths
+    assert "bad.jpg cannot be decoded: " in str(bad.error)
+    assert "none.png cannot be read: No such file" in str(missing.error)
+    assert first.error is black.error is None
+    assert not bad.predictions
+    assert not missing.predictions
+    assert (first.single_colour, black.single_colour) == (False, True)
+    assert "black.png: its pixels are all equal" in predictions_text([first, black])
+    assert "bad.jpg cannot be decoded" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "L", "RGBA", "I;16"])
+def test_rejects_an_image_of_pillow_that_is_not_rgb(tiny_bundle: Bundle, mode: str) -> None:
+    with load(tiny_bundle.path) as model, pytest.raises(ValueError, match=f"mode {mode}; convert"):
+        model.predict(Image.new(mode, (SIZE, SIZE)))
 
 
 def test_rejects_a_damaged_image(tiny_bundle: Bundle) -> None:

@@ -22,7 +22,7 @@ def make_batch(images: int, seed: int = 0) -> Batch:
         labels=torch.randint(0, len(CLASSES), (images,), generator=generator),
         mirrored=torch.zeros(images, dtype=torch.bool),
         positions=tuple(range(images)),
-        unreadable=(),
+        unreadable={},
     )
 
 

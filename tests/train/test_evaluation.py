@@ -76,7 +76,10 @@ def test_images_that_cannot_be_decoded_are_not_counted(
         labels=(*images.labels[:3], 0),
     )
     found = evaluated(damaged)
-    assert (int(found.confusion.sum()), found.unreadable) == (3, (3,))
+    assert (int(found.confusion.sum()), found.unreadable) == (
+        3,
+        {3: "cannot be decoded: it is empty"},
+    )
     nothing = LabelledImages(classes=images.classes, files=(tmp_path / "damaged.png",), labels=(0,))
     with pytest.raises(DataError, match="no validation image"):
         evaluated(nothing)
@@ -85,7 +88,7 @@ def test_images_that_cannot_be_decoded_are_not_counted(
 # The report
 
 CONFUSION = np.array([[8, 2, 0], [0, 5, 5], [0, 0, 0]])
-MADE = Evaluation(loss=1.0, confusion=CONFUSION, worst=(), unreadable=())
+MADE = Evaluation(loss=1.0, confusion=CONFUSION, worst=(), unreadable={})
 
 
 def test_confused_pairs_are_sorted_by_frequency() -> None:
@@ -135,7 +138,7 @@ def test_many_classes_are_shown_without_the_matrix(
     mistake = Mistake(position=0, label=3, predicted=4, probability=0.9)
     text = page(
         tmp_path,
-        Evaluation(loss=1.0, confusion=confusion, worst=(mistake,), unreadable=()),
+        Evaluation(loss=1.0, confusion=confusion, worst=(mistake,), unreadable={}),
         many,
         "data",
     )

@@ -236,6 +236,20 @@ def test_a_damaged_training_image_is_skipped_and_counted(
     assert "Files that could not be decoded: 1<" in Path("one/report.html").read_text()
 
 
+def test_other_pictures_are_counted_in_the_run_and_in_the_output(
+    config: TrainingConfig, tmp_path: Path, image_data: Path
+) -> None:
+    data = shutil.copytree(image_data, tmp_path / "data")
+    for split, suffix in (("train", ".tif"), ("train", ".gif"), ("val", ".tif")):
+        (data / split / "red" / f"more{suffix}").touch()
+    result = train(dataclasses.replace(config, data=str(data), epochs=1), Path("one"))
+    assert result.passed_over == {".tif": 2, ".gif": 1}
+    assert json.loads(Path("one/model.json").read_text())["metrics"]["passed_over_files"] == {
+        ".tif": 2, ".gif": 1,
+    }  # fmt: skip
+    assert "passed over 3 files (.tif 2, .gif 1)" in training_text(result)
+
+
 def test_ctrl_c_prints_the_command_to_resume(
     config: TrainingConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,7 +270,7 @@ def test_rejects_data_without_an_intact_training_image(
     data = shutil.copytree(image_data, tmp_path / "data")
     for picture in data.rglob("train/**/*.png"):
         picture.write_bytes(b"")
-    with pytest.raises(DataError, match="no batch has enough"):
+    with pytest.raises(DataError, match=r"no batch has enough .* cannot be decoded: it is empty"):
         train(dataclasses.replace(config, data=str(data)), Path("one"))
 
 

@@ -7,7 +7,7 @@ number of workers get exactly the same pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from resdeploy.images.class_folders import (
     split_folder,
 )
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
+from resdeploy.images.skipped import reason_of
 from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.data.shards import ImageFile, find_shards, image_content, read_shards
 from resdeploy.train.data.workers import BATCHES_AHEAD
@@ -87,8 +88,8 @@ class Batch:
     """Images that `to` will mirror, bool (N,)."""
     positions: tuple[int, ...]
     """Indices of the N images in the data."""
-    unreadable: tuple[int, ...]
-    """Indices of the files that could not be decoded."""
+    unreadable: Mapping[int, str]
+    """Reasons why files could not be decoded, by their indices."""
 
     def to(self, device: torch.device) -> Batch:
         """Return a copy on `device`, and mirror the images there."""
@@ -115,6 +116,8 @@ class Sample:
     position: int
     """Index of the image in the data."""
     mirrored: bool = False
+    error: str = ""
+    """Reason why the file cannot be decoded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +134,9 @@ class EpochImages(Dataset[Sample]):
         return len(self.images.files)
 
     def __getitem__(self, position: int) -> Sample:
-        label = self.images.labels[position]
+        label, file = self.images.labels[position], self.images.files[position]
         try:
-            source = image_content(self.images.files[position])
+            source = image_content(file)
             if self.augmentation is None:
                 return Sample(load_image(source, self.preprocessing), label, position)
             generator = np.random.default_rng([self.seed, self.epoch, position])
@@ -141,8 +144,8 @@ class EpochImages(Dataset[Sample]):
             size = self.preprocessing.image_size
             pixels = augment(source, size, self.augmentation, generator)
             return Sample(pixels, label, position, mirrored)
-        except ImageError:
-            return Sample(None, label, position)
+        except ImageError as error:
+            return Sample(None, label, position, error=reason_of(error, file))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,5 +252,5 @@ def _collate(samples: list[Sample]) -> Batch:
     return Batch(
         *tensors,
         positions=tuple(sample.position for sample in good),
-        unreadable=tuple(sample.position for sample in samples if sample.pixels is None),
+        unreadable={sample.position: sample.error for sample in samples if sample.pixels is None},
     )

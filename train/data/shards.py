@@ -11,18 +11,23 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from resdeploy.errors import DataError, ImageError, one_line_reason, remedy_for
 from resdeploy.filesystem import check_file
 from resdeploy.images.class_folders import LabelledImages, read_labels
 from resdeploy.images.class_mapping import sort_classes
-from resdeploy.images.decode import MAX_FILE_BYTES, SUFFIXES
+from resdeploy.images.decode import MAX_FILE_BYTES
 from resdeploy.images.folder import is_hidden
+from resdeploy.images.formats import HEAD_BYTES, SUFFIXES, PictureFilter, warn_passed_over
 from resdeploy.readable_text import readable
 
 CLASS_SUFFIX = ".cls"
 MAX_CLASSES = 1_000_000
+BESIDE = "beside the tar files"
+LINKS = "links and sparse files in a tar file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ def find_shards(folder: Path) -> list[Path]:
     entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
     if any(entry.is_dir() for entry in entries):
         return []
-    return sorted(entry for entry in entries if entry.suffix == ".tar")
+    return sorted(entry for entry in entries if entry.suffix == ".tar" and entry.is_file())
 
 
 def read_shards(folder: Path) -> LabelledImages[TarMember]:
@@ -91,7 +96,14 @@ def read_shards(folder: Path) -> LabelledImages[TarMember]:
     Raises:
         DataError: A tar file is compressed or damaged, or the class of a sample is unknown.
     """
-    samples = [sample for shard in find_shards(folder) for sample in _samples(shard)]
+    pictures = PictureFilter()
+    shards = find_shards(folder)
+    samples = [sample for shard in shards for sample in _samples(shard, pictures)]
+    for entry in folder.iterdir():
+        is_beside = entry not in shards and not is_hidden(entry.name)
+        if is_beside and pictures.accepts(entry.name, bytes):
+            pictures.passed_over[BESIDE] += 1
+    warn_passed_over(folder, pictures.passed_over)
     if not samples:
         raise DataError(
             f"the tar files in {folder} hold no images",
@@ -112,33 +124,72 @@ def read_shards(folder: Path) -> LabelledImages[TarMember]:
             f"add a {CLASS_SUFFIX} file to every image, or remove all and use class folders",
         )
     files = tuple(member for member, _ in samples)
-    return LabelledImages(classes=classes, files=files, labels=tuple(labels))
+    return LabelledImages(
+        classes=classes, files=files, labels=tuple(labels), passed_over=pictures.passed_over
+    )
 
 
-def _samples(shard: Path) -> Iterator[tuple[TarMember, int | None]]:
+def _samples(shard: Path, pictures: PictureFilter) -> Iterator[tuple[TarMember, int | None]]:
     """Yield the images of a tar file, each with the number in its `.cls` member if it has one."""
-    images: dict[str, TarMember] = {}
-    numbers: dict[str, int] = {}
+    images: dict[str, list[TarMember]] = {}
+    numbers: dict[str, list[int]] = {}
     hint = "decompress it to a plain .tar, or copy it again"
     check_file(shard, DataError, hint)
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with shard.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for info in archive:
                 path = PurePosixPath(info.name)
-                if not info.isreg() or not path.name or _is_hidden_path(path):
+                if info.isdir() or not path.name or _is_hidden_path(path):
                     continue
                 key = str(path.with_name(path.name.split(".")[0]))
-                if path.suffix.lower() in SUFFIXES:
-                    images[key] = TarMember(shard, info.name, info.offset_data, info.size)
-                elif path.suffix == CLASS_SUFFIX:
-                    numbers[key] = _number(shard, info, archive)
+                is_file = info.isreg() and not info.issparse()
+                if path.suffix == CLASS_SUFFIX and is_file:
+                    numbers.setdefault(key, []).append(_number(shard, info, archive))
+                elif not pictures.accepts(path.name, partial(_head, archive, info)):
+                    continue
+                elif is_file:
+                    member = TarMember(shard, info.name, info.offset_data, info.size)
+                    images.setdefault(key, []).append(member)
+                else:
+                    pictures.passed_over[LINKS] += 1
+            _check_end(stream, archive.offset)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(
             f"{shard} cannot be read as a tar file: {one_line_reason(error)}",
             remedy_for(error, hint),
         ) from error
-    for key, member in images.items():
-        yield member, numbers.get(key)
+    for key, members in images.items():
+        found = numbers.get(key, [])
+        if len(found) > 1 or (found and len(members) > 1):
+            names = ", ".join(member.name for member in members[:3])
+            raise DataError(
+                f"{len(members)} images and {len(found)} {CLASS_SUFFIX} files of {shard} share the "
+                f"key {key!r}, which ends at the first dot: {names}",
+                "use names without further dots, or remove the .cls files and use class folders",
+            )
+        for member in members:
+            yield member, found[0] if found else None
+
+
+def _head(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(info) if info.isreg() else None
+    return stream.read(HEAD_BYTES) if stream else b""
+
+
+def _check_end(stream: BinaryIO, offset: int) -> None:
+    """Raise a ReadError if members may be missing after `offset`, where `tarfile` stopped.
+
+    It stops without an error at a cut or damaged header, and at the end mark within two tar files
+    that were joined. At the end of a tar file, everything from the end mark on is zeros.
+    """
+    stream.seek(offset)
+    block = stream.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it ends without an end mark, so members may be missing")
+    while block:
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"it has a damaged header or joined data after byte {offset}")
+        block = stream.read(1 << 20)
 
 
 def _number(shard: Path, info: tarfile.TarInfo, archive: tarfile.TarFile) -> int:

@@ -242,7 +242,7 @@ def save_model(
     preprocessing: Preprocessing,
     data: str,
     config: Mapping[str, Any],
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
     learned: Mapping[str, float] | None = None,
 ) -> None:

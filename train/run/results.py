@@ -44,6 +44,8 @@ class TrainingResult:
     epochs: int
     unreadable: int
     """Number of images that could not be decoded."""
+    passed_over: Mapping[str, int]
+    """Number of other pictures in the data, by the reason why they are not read."""
     seconds: float
     """Duration of this call."""
 
@@ -59,6 +61,7 @@ def write_results(
     images: LabelledImages[ImageFile],
     preprocessing: Preprocessing,
     unreadable: Sequence[str],
+    passed_over: Mapping[str, int],
     learned: Mapping[str, float] | None,
     provenance: Mapping[str, Any],
 ) -> None:
@@ -77,6 +80,7 @@ def write_results(
         images: Validation images.
         preprocessing: Preprocessing of the images.
         unreadable: Names of the files that could not be decoded.
+        passed_over: Number of pictures that were not read, by the reason.
         learned: Largest value of each quantised tensor; None without QAT.
         provenance: Versions, command and machine.
 
@@ -90,7 +94,11 @@ def write_results(
         preprocessing=preprocessing,
         data=config.data,
         config=config.to_json() | {"processes": processes},
-        metrics={"accuracy": evaluation.accuracy, "unreadable_images": len(unreadable)},
+        metrics={
+            "accuracy": evaluation.accuracy,
+            "unreadable_images": len(unreadable),
+            "passed_over_files": passed_over,
+        },
         learned=learned,
         provenance=provenance,
     )

@@ -19,7 +19,7 @@ from resdeploy.export.quantization.calibrate import ENCODINGS, calibrate, calibr
 from resdeploy.export.quantization.recipe import encode_recipes
 from resdeploy.export.quantization.result import Calibration, with_dla
 from resdeploy.export.quantization.simulate import batch_size
-from resdeploy.images.folder import list_images
+from resdeploy.images.folder import find_images
 from resdeploy.images.preprocessing import image_digest, load_image
 from resdeploy.progress import silent
 from tests.samples import CLASSES, SIZE, make_classifier
@@ -108,9 +108,12 @@ def test_skipped_images_change_only_their_count(
     (data / "train" / "red" / "damaged.png").write_bytes(b"\x89PNG")
     Image.new("RGB", (SIZE, SIZE), (9, 9, 9)).save(data / "train" / "red" / "flat.png")
     shutil.copy(data / "train" / "red" / "003.png", data / "train" / "red" / "copy.png")
-    worse = dataclasses.replace(source, pools=ImagePools(calibration=list_images(data / "train")))
+    (data / "train" / "red" / "other.gif").touch()
+    found = find_images(data / "train")
+    pools = ImagePools(calibration=found.files, passed_over=found.passed_over)
+    worse = dataclasses.replace(source, pools=pools)
     first, second = run(source, "auto", images=60), run(worse, "auto", images=60)
-    assert second.skipped == {"unreadable": 1, "duplicate": 1, "constant": 1}
+    assert second.skipped == {"unreadable": 1, "duplicate": 1, "constant": 1, ".gif": 1}
     assert sorted(first.digests) == sorted(second.digests)
     assert encode_recipes(first.recipes) == encode_recipes(second.recipes)
 

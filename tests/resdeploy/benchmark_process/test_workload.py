@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +70,11 @@ def test_reads_a_limited_number_of_pictures(tmp_path: Path) -> None:
     for number in range(MAX_PICTURES + 5):
         (tmp_path / f"{number:03d}.jpg").write_bytes(b"picture")
     (tmp_path / "notes.txt").write_text("none")
+    (tmp_path / ".000.jpg").write_bytes(b"hidden")
+    os.mkfifo(tmp_path / "999.jpg")  # opening it would wait for ever
     assert len(read_pictures(tmp_path)) == MAX_PICTURES
 
 
 def test_rejects_a_folder_without_pictures(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no picture files"):
+    with pytest.raises(DataError, match="holds no images"):
         read_pictures(tmp_path)

@@ -324,6 +324,31 @@ def test_predict_names_a_damaged_picture(tiny_bundle: Bundle, tmp_path: Path) ->
     assert "half.jpg cannot be decoded" in answer.stderr
 
 
+def test_predict_classifies_the_other_pictures(
+    tiny_bundle: Bundle, image_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "half.jpg").write_bytes(b"\xff\xd8\xff\xe0 not much of a picture")
+    good = image_data / "val" / "red" / "000.png"
+    arguments = ("predict", tiny_bundle.path, good, tmp_path / "half.jpg", tmp_path / "none", good)
+    answer = invoke(*arguments)
+    assert answer.exit_code == 1
+    assert answer.stdout.count(f"{good}\n") == 2
+    assert answer.stdout.endswith("2 of 4 images could not be decoded\n")
+    assert [line.startswith("error: ") for line in answer.stderr.splitlines()] == [True, True]
+    documents = json.loads(invoke(*arguments, "--json").stdout)
+    assert [entry["error"] is None for entry in documents] == [True, False, False, True]
+    assert [len(entry["predictions"]) for entry in documents] == [3, 0, 0, 3]
+
+
+def test_a_picture_without_permission_does_not_stop_the_others(
+    tiny_bundle: Bundle, image_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tests may run as root, which can read every file. Click must not check the permission.
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: not str(path).endswith(".png"))
+    good = image_data / "val" / "red" / "000.png"
+    assert invoke("predict", tiny_bundle.path, good).exit_code == 0
+
+
 @pytest.mark.parametrize("encoding", ["tensorrt", "cpu"])
 def test_explain_has_the_documented_keys(tiny_bundle: Bundle, encoding: str) -> None:
     result = document("explain", tiny_bundle.path, "--encoding", encoding, "--images", 2)

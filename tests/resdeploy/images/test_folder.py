@@ -19,7 +19,7 @@ from resdeploy.images.class_folders import (
     read_image_folder,
     split_folder,
 )
-from resdeploy.images.folder import list_images, read_batches
+from resdeploy.images.folder import find_images, list_images, read_batches
 from resdeploy.images.preprocessing import Preprocessing
 
 
@@ -61,9 +61,16 @@ def test_labels_are_the_sorted_folders(tmp_path: Path) -> None:
     assert [path.name for path in found.files] == ["2.png", "3.png", "1.png"]
 
 
-def test_images_outside_class_folders_are_skipped(tmp_path: Path) -> None:
-    touch(tmp_path, "dog/1.png", "cover.png")
-    assert [path.name for path in read_image_folder(tmp_path).files] == ["1.png"]
+def test_images_outside_class_folders_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "dog/1.png", "cover.png", "dog/2.gif")
+    with caplog.at_level(logging.WARNING, "resdeploy"):
+        found = read_image_folder(tmp_path)
+    assert [path.name for path in found.files] == ["1.png"]
+    assert found.passed_over == {"in no class folder": 1, ".gif": 1}
+    assert match_labels(found, ["dog", "cat"]).passed_over == found.passed_over
+    assert "passed over 1 image in no class folder" in caplog.text
 
 
 def test_unlabelled_images_are_a_data_error(tmp_path: Path) -> None:
@@ -139,6 +146,50 @@ def test_batches_keep_positions_and_skip_damaged_images(
     assert [int(image[0, 0, 0]) for batch in batches for image in batch.images] == [0, 1, 3, 4]
     assert "2.png" in caplog.text
     assert np.concatenate([batch.images for batch in batches]).shape == (4, 8, 8, 3)
+
+
+def test_images_none_of_which_can_be_decoded_are_an_error_with_the_reason(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{number}.png" for number in range(5)))
+    with pytest.raises(DataError, match=r"none of 5 images .* it is empty"):
+        list(read_batches(list_images(tmp_path), Preprocessing.standard(8), batch=2))
+
+
+def test_other_pictures_are_counted_and_named_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "a/1.jpg", "a/2.jfif", "a/3.tif", "b/4.TIF", "b/5.heic", "labels.txt", ".6.gif")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "7", "PNG")
+    os.mkfifo(tmp_path / "a" / "pipe")  # opening it would wait for ever
+    (tmp_path / "a" / "gone").symlink_to(tmp_path / "nothing")
+    with caplog.at_level(logging.WARNING, "resdeploy"):
+        found = find_images(tmp_path)
+    assert [path.name for path in found.files] == ["1.jpg", "2.jfif", "7"]
+    assert found.passed_over == {".tif": 2, ".heic": 1}
+    assert len(caplog.messages) == 1
+    assert "passed over 3 files (.tif 2, .heic 1)" in caplog.text
+
+
+def test_a_folder_with_only_other_pictures_is_an_error_that_names_them(tmp_path: Path) -> None:
+    touch(tmp_path, "1.tif", "2.tif")
+    with pytest.raises(DataError, match=r"holds no images that are read; .* 2 files \(\.tif 2\)"):
+        find_images(tmp_path)
+
+
+def test_a_file_without_ending_and_permission_is_kept_for_the_error_of_its_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "0001", "0002.xyz")
+    opened = Path.open
+
+    def refusing(path: Path, *arguments: Any) -> Any:
+        if path.parent == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    assert find_images(tmp_path).files == (tmp_path / "0001",)
+    with pytest.raises(DataError, match="0001 cannot be read: Permission denied"):
+        list(read_batches([tmp_path / "0001"], Preprocessing.standard(8), batch=2))
 
 
 def test_the_last_batch_may_be_smaller(tmp_path: Path) -> None:

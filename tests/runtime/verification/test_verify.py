@@ -17,6 +17,7 @@ from resdeploy.errors import BackendError, DataError
 from resdeploy.filesystem import sha256
 from resdeploy.images.class_folders import read_image_folder
 from resdeploy.images.folder import read_batches
+from resdeploy.report.accuracy import verification_section
 from resdeploy.result_files.verification import Verification
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
@@ -230,11 +231,15 @@ def test_counts_and_skips_unreadable_images(
 ) -> None:
     data = shutil.copytree(image_data / "val", tmp_path / "val")
     (data / "blue" / "000.png").write_bytes(b"")
+    (data / "blue" / "001.png").rename(data / "blue" / "001.tif")
     result = verify(tiny_bundle, data=data, precision="fp32")
-    assert (result.images, result.unreadable) == (23, 1)
+    assert (result.images, result.unreadable, result.passed_over) == (22, 1, {".tif": 1})
+    assert "passed over 1 file (.tif 1)" in verification_text(result)
+    section = str(verification_section(result))
+    assert "Passed over 1 file (.tif 1)." in section
     for picture in data.rglob("*.png"):
         picture.write_bytes(b"")
-    with pytest.raises(DataError, match="no image of the folder"):
+    with pytest.raises(DataError, match=r"none of 23 images .*: it is empty"):
         verify(tiny_bundle, data=data)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import os
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -130,7 +131,7 @@ def test_batches_hold_the_pixels_of_the_members(tmp_path: Path) -> None:
         [EpochImages(images, Preprocessing.standard(8))], BatchPlan(batch_size=9, shuffle=False)
     )
     np.testing.assert_array_equal(batch.images.numpy(), np.full((1, 8, 8, 3), 10, np.uint8))
-    assert (batch.labels.tolist(), batch.unreadable) == ([0], (1,))
+    assert (batch.labels.tolist(), [*batch.unreadable]) == ([0], [1])
 
 
 def test_tar_files_next_to_class_folders_are_ignored(tmp_path: Path) -> None:
@@ -168,6 +169,88 @@ def test_rejects_a_compressed_tar_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read as a tar file") as caught:
         read_shards(tmp_path)
     assert "plain .tar" in str(caught.value.hint)
+
+
+def test_images_in_class_folders_may_share_a_key(tmp_path: Path) -> None:
+    names = [f"a/cam1.2024-05-0{day}.frame.png" for day in (1, 2, 3)] + ["b/x.png", "b/y.JFIF"]
+    write_tar(tmp_path / "a.tar", {name: picture(7) for name in names})
+    found = read_shards(tmp_path)
+    assert [member.name for member in found.files] == names
+    assert found.labels == (0, 0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"x.1.png": picture(1), "x.2.png": picture(2), "x.cls": b"0"},
+        {"x.1.png": picture(1), "x.1.cls": b"0", "x.2.png": picture(2), "x.2.cls": b"1"},
+        {"x.1.png": picture(1), "x.1.cls": b"0", "x.2.cls": b"1"},
+    ],
+)
+def test_rejects_several_images_or_classes_with_one_key(
+    tmp_path: Path, members: dict[str, bytes]
+) -> None:
+    write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(DataError, match=r"share the key 'x', .*: x\.1\.png"):
+        read_shards(tmp_path)
+
+
+def test_other_members_and_neighbours_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = {"0.png": picture(1), "0.cls": b"0", "1.tif": b"", "2.gif": b"", "0.json": b"{}"}
+    write_tar(tmp_path / "a.tar", members | {"3": picture(2), "3.cls": b"1"})
+    for name in ("b.tar.gz", "c.png", "labels.txt", ".d.png"):
+        (tmp_path / name).write_bytes(b"0\n1\n")
+    with caplog.at_level(logging.WARNING, "resdeploy"):
+        found = read_shards(tmp_path)
+    assert [member.name for member in found.files] == ["0.png", "3"]
+    assert found.passed_over == {".tif": 1, ".gif": 1, ".tar": 1, "beside the tar files": 1}
+    assert "passed over 4 files" in caplog.text
+
+
+def test_links_and_sparse_members_are_counted(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name in ("a/0.png", "a/1.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(picture(1))
+            info.pax_headers = (
+                {"GNU.sparse.map": "0,0", "GNU.sparse.size": "9"} if "1" in name else {}
+            )
+            archive.addfile(info, io.BytesIO(picture(1)))
+        info = tarfile.TarInfo("a/2.png")
+        info.type, info.linkname = tarfile.LNKTYPE, "a/0.png"
+        archive.addfile(info)
+    found = read_shards(tmp_path)
+    assert [member.name for member in found.files] == ["a/0.png"]
+    assert found.passed_over == {"links and sparse files in a tar file": 2}
+
+
+def test_rejects_a_tar_file_that_is_cut_anywhere(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {f"a/{n}.png": picture(n) for n in range(4)})
+    data = path.read_bytes()
+    end = len(data.rstrip(b"\0")) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
+    for size in range(0, end + tarfile.BLOCKSIZE, 64):
+        path.write_bytes(data[:size])
+        with pytest.raises(DataError, match="cannot be read as a tar file"):
+            read_shards(tmp_path)
+    path.write_bytes(data[: end + tarfile.BLOCKSIZE])  # one block of zeros marks the end
+    assert len(read_shards(tmp_path).files) == 4
+
+
+def test_rejects_a_damaged_header_and_joined_tar_files(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {f"a/{n}.png": picture(n) for n in range(2)})
+    data = path.read_bytes()
+    second = data.index(b"a/1.png")
+    for content in (data + data, data[:second] + b"\xff" + data[second + 1 :]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="damaged header or joined data"):
+            read_shards(tmp_path)
+
+
+def test_a_pipe_with_the_name_of_a_tar_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    assert find_shards(tmp_path) == []
 
 
 def test_ignores_links_and_folders_in_a_tar_file(tmp_path: Path) -> None:

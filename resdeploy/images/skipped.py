@@ -1,0 +1,40 @@
+"""Reasons why images are skipped: each is logged for its first images, and then counted."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from resdeploy.errors import ImageError
+
+logger = logging.getLogger(__name__)
+
+NAMED = 3  # images that are named for each reason
+
+
+def reason_of(error: ImageError, file: object) -> str:
+    """Return the message of an error without the name of the file."""
+    return str(error).removeprefix(str(file)).removeprefix("the image").strip()
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedImages:
+    """Counter of skipped images by reason, which logs the names of the first ones."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    """Number of images by reason; numbers in a reason, which differ between files, are `N`."""
+
+    def add(self, file: object, reason: str) -> None:
+        """Count an image; log its name if it is one of the first three with this reason."""
+        kind = re.sub(r"\d[\d,]*", "N", reason)
+        self.counts[kind] += 1
+        if self.counts[kind] <= NAMED:
+            logger.warning("skipping %s: it %s", file, reason)
+
+    def report(self) -> None:
+        """Log the number of images that `add` did not name."""
+        for reason, count in self.counts.items():
+            if count > NAMED:
+                logger.warning("skipped %d more images: each %s", count - NAMED, reason)
