@@ -100,7 +100,8 @@ def test_accuracies_are_those_of_the_json(
         assert cells[1] == line["backend"]
         assert cells[2] == f"{line['top1']:.2f} %"
         assert cells[4:7] == [
-            f"{line['drop']:+.2f}", f"{line['drop_upper95']:+.2f}, limit {limit:g}", line["verdict"],
+            f"{line['drop']:+.2f}", f"{line['drop_upper95']:+.2f}, limit {limit:g}",
+            line["verdict"],
         ]  # fmt: skip
 
 
