@@ -34,6 +34,18 @@ def test_order_and_batches_do_not_matter(array: npt.NDArray[np.float32], random:
     np.testing.assert_array_equal(whole.counts, parts.counts)
 
 
+@given(values, values)
+def test_a_sum_is_the_histogram_of_all_values(
+    first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]
+) -> None:
+    apart = histogram_of(first), histogram_of(second)
+    total = apart[0].plus(apart[1])
+    whole = histogram_of(first, second)
+    assert total.exponent == whole.exponent
+    np.testing.assert_array_equal(total.counts, whole.counts)
+    assert apart[0].exponent == histogram_of(first).exponent  # the parts are unchanged
+
+
 @given(values)
 @example(np.array([4096, -1e-45], np.float32))  # -1e-45 / width is -0.0
 def test_every_value_is_in_its_bin(array: npt.NDArray[np.float32]) -> None:
