@@ -109,7 +109,7 @@ def test_a_resumed_run_is_bit_identical(
         return evaluate(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trainer, "evaluate", stop_at_second)
-    checkpoint = shutil.copy(tiny_checkpoint, tmp_path / "teacher.pth")
+    checkpoint = Path(shutil.copy(tiny_checkpoint, tmp_path / "teacher.pth"))
     with pytest.raises(KeyboardInterrupt):
         train_quantized(config_for(checkpoint, image_data, epochs=2), folder)
     monkeypatch.setattr(trainer, "evaluate", evaluate)
