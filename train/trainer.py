@@ -217,6 +217,7 @@ class _Trainer:
         needed += state + len(self.teacher_file or b"")  # a new state is written beside the old one
         check_space(self.folder, needed, [self.folder / name for name in run_folder.RESULTS])
         run_folder.begin_run(self.folder, self.record, self.teacher_file)
+        self.teacher_file = None  # it is large
         self._save_state()
 
     def train(self) -> TrainingResult:

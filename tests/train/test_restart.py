@@ -130,7 +130,7 @@ def test_killed_workers_are_one_error_with_the_command_to_continue(
     assert process.stderr
     # The first line is the header of the table.
     lines = [process.stderr.readline() for _ in range(3)]
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 20  # 3 to 5 s when measured; the machine may be busy
     assert re.match(r"error: process \d+, which decoded images, was killed", lines[1])
     assert lines[2] == "hint: to continue with fewer: resdeploy train --resume run --workers 1\n"
     output, errors = process.communicate(timeout=60)
