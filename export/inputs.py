@@ -148,7 +148,7 @@ def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
         return ImagePools()
     train, val = (split_folder(root, split) for split in ("train", "val"))
     found = find_images(train)
-    golden = list_images(val) if val != root else found.files
+    golden = find_images(val).files if val != root else found.files
     folders = (train, val) if val != root else (train,)
     return ImagePools(
         calibration=found.files, golden=golden, folders=folders, passed_over=found.passed_over

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -222,6 +222,7 @@ class _Trainer:
         needed += state + len(self.teacher_file or b"")  # a new state is written beside the old one
         check_space(self.folder, needed, [self.folder / name for name in run_folder.RESULTS])
         run_folder.begin_run(self.folder, self.record, self.teacher_file)
+        self.teacher_file = None  # it is large
         self._save_state()
 
     def train(self) -> TrainingResult:

@@ -128,12 +128,10 @@ def test_killed_workers_are_one_error_with_the_command_to_continue(
     for worker in workers:
         os.kill(int(worker), signal.SIGKILL)
     assert process.stderr
-    lines = [process.stderr.readline() for _ in range(3)]  # the first is the header of the table
-    assert time.monotonic() - begun < 10
-    # A worker that is killed before PyTorch watches it is noticed after five seconds.
-    assert re.match(
-        r"error: process [\d, ]+, which decoded images, (was killed|exited unexpectedly)", lines[1]
-    )
+    # The first line is the header of the table.
+    lines = [process.stderr.readline() for _ in range(3)]
+    assert time.monotonic() - begun < 20  # 3 to 5 s when measured; the machine may be busy
+    assert re.match(r"error: process \d+, which decoded images, was killed", lines[1])
     assert lines[2] == "hint: to continue with fewer: resdeploy train --resume run --workers 1\n"
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (1, "")
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (1, "", "")

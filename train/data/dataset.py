@@ -6,9 +6,11 @@ number of workers get exactly the same pixels.
 
 from __future__ import annotations
 
+import multiprocessing
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
 from resdeploy.images.skipped import reason_of
 from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.data.shards import ImageFile, find_shards, image_content, read_shards
-from resdeploy.train.data.workers import BATCHES_AHEAD
+from resdeploy.train.data.workers import BATCHES_AHEAD, check_alive, unchanged_child_handler
 
 SECONDS_PER_BATCH = 600  # after which a storage that does not respond is an error
 SECONDS_PER_CHECK = 5  # between checks whether all workers are alive
@@ -196,31 +198,33 @@ def load_batches(epochs: Sequence[EpochImages], plan: BatchPlan) -> Iterator[Bat
         timeout=SECONDS_PER_CHECK if plan.workers else 0,
     )
     try:
-        return _receive(iter(loader))
+        with unchanged_child_handler():
+            batches = iter(loader)
     except OSError as error:
         raise TrainingError(
             f"{plan.workers} processes that decode images cannot be started: {error.strerror}",
             "use fewer --workers, or raise the limit with ulimit -u",
         ) from error
+    return _receive(batches, multiprocessing.active_children())
 
 
-def _receive(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield all batches; each may take up to `SECONDS_PER_BATCH`.
-
-    PyTorch looks for dead workers after each of its timeouts.
-    """
-    deadline = time.monotonic() + SECONDS_PER_BATCH
+def _receive(batches: Iterator[Batch], workers: Iterable[BaseProcess]) -> Iterator[Batch]:
+    """Yield all batches, while the workers live; each may take up to `SECONDS_PER_BATCH`."""
+    workers = {*workers, *multiprocessing.active_children()}  # those of later loaders, too
     while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "timed out" not in str(error) or time.monotonic() > deadline:
-                raise
-            continue
-        yield batch
         deadline = time.monotonic() + SECONDS_PER_BATCH
+        batch = None
+        while batch is None:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                check_alive(workers)
+                if "timed out" not in str(error) or time.monotonic() > deadline:
+                    raise
+        check_alive(workers)
+        yield batch
 
 
 def _read_images(folder: Path) -> LabelledImages[ImageFile]:

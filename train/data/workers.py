@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 
 import torch
 
@@ -60,6 +64,30 @@ def affordable_workers(requested: int | None, image_size: int, images: Sequence[
         raise TrainingError(problem, f"use --workers {most}, or {enlarge}")
     logger.warning("%s, so resdeploy uses %d; to use all, %s", problem, most, enlarge)
     return most
+
+
+@contextmanager
+def unchanged_child_handler() -> Iterator[None]:
+    """Restore the handler of SIGCHLD after PyTorch has started its workers.
+
+    PyTorch's handler raises an error when a worker dies, wherever the main thread is: in the middle
+    of another error, or in a function that ignores errors. `check_alive` replaces it.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
+def check_alive(workers: Iterable[BaseProcess]) -> None:
+    """Raise a RuntimeError with PyTorch's text if a worker failed or was killed."""
+    for worker in workers:
+        code = worker.exitcode
+        if code:
+            end = f"exited unexpectedly with code {code}"
+            if code < 0:
+                end = f"is killed by signal: {signal.strsignal(-code)}"
+            raise RuntimeError(f"DataLoader worker (pid {worker.pid}) {end}.")
 
 
 def _local_processes() -> int:

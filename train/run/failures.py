@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,9 +88,6 @@ def explained_failures(
             f"free some space or mend the permissions, then continue: {resume}",
         ) from error
     except (RuntimeError, OSError, MemoryError) as error:
-        if threading.current_thread() is threading.main_thread():
-            # PyTorch's handler would raise the next error if another worker ends meanwhile.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if reason := explain_failure(error, resume):
             raise reason from error
         raise

@@ -122,8 +122,8 @@ def check_same_data(found: DataIdentity, expected: DataIdentity, data: str, run:
     new = [name for name in found.classes if name not in expected.classes]
     gone = [name for name in expected.classes if name not in found.classes]
     differences = [
-        *([f"lacks the class {_listed(gone)}"] if gone else []),
-        *([f"has the additional class {_listed(new)}"] if new else []),
+        *([f"lacks the {_listed(gone)}"] if gone else []),
+        *([f"has the additional {_listed(new)}"] if new else []),
     ]
     if not differences and found.classes != expected.classes:
         differences = ["has the classes in another order"]
@@ -204,4 +204,5 @@ def other_format(path: Path, found: object) -> TrainingError:
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(repr(name) for name in names[:3]) + more
+    noun = "class" if len(names) == 1 else "classes"
+    return f"{noun} {', '.join(map(repr, names[:3]))}{more}"
