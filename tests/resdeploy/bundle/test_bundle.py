@@ -54,7 +54,7 @@ def test_contract_of_the_manifest(tiny_bundle: Bundle) -> None:
     assert document["schema"] == SCHEMA
     assert set(document) == {
         "schema", "model", "input", "output", "preprocessing", "artifacts", "files",
-        "calibration", "golden", "provenance", "warnings", "work",
+        "calibration", "golden", "provenance", "warnings", "batch_norm_shift", "work",
     }  # fmt: skip
     assert document["input"] == {
         "name": "images", "dtype": "uint8", "shape": ["batch", 32, 32, 3], "layout": "NHWC",
