@@ -121,21 +121,21 @@ def find_remedy(
         options.append(NO_INT8_SHORTCUTS)
     if mixture is None or not _is_enough(mixture):
         ranked = _rank(model, recipe, layers, sqnrs)
-        mixture, layers = _shortest(simulator, ranked, seconds)
-        options += [MIN_AGREEMENT] if _is_enough(mixture) else retraining
+        mixture, layers, sufficient = _shortest(simulator, ranked, seconds)
+        options += [MIN_AGREEMENT] if sufficient else retraining
     else:
-        layers = shortcuts
+        layers, sufficient = shortcuts, True
     if recipe.encoding is Encoding.CPU:
         before, after = (
             stopwatch(simulator.graph(chosen), Encoding.CPU, golden.images[:1])
             for chosen in ((), layers)
         )
         mixture = replace(mixture, p50_ms=after, p50_ms_before=before)
-    return replace(remedy, options=tuple(options), mixture=mixture, sufficient=_is_enough(mixture))
+    return replace(remedy, options=tuple(options), mixture=mixture, sufficient=sufficient)
 
 
-def _is_enough(mixture: FloatMixture) -> bool:
-    return mixture.agreement >= ENOUGH_AGREEMENT and mixture.sqnr_db >= ENOUGH_SQNR_DB
+def _is_enough(mixture: FloatMixture, agreement: float = ENOUGH_AGREEMENT) -> bool:
+    return mixture.agreement >= agreement and mixture.sqnr_db >= ENOUGH_SQNR_DB
 
 
 def _calibration_options(record: CalibrationRecord, recipe: QuantizationRecipe) -> list[str]:
@@ -172,8 +172,12 @@ def _rank(
 
 def _shortest(
     simulator: _Simulator, ranked: Sequence[Layer], seconds: float
-) -> tuple[FloatMixture, list[Layer]]:
-    """Return the shortest list of layers that is enough, or the longest that is cheap enough."""
+) -> tuple[FloatMixture, list[Layer], bool]:
+    """Return the shortest list of layers that is enough, or the longest that is cheap enough.
+
+    The last value is True if the list is enough. One golden image may still change its class if it
+    does so with the longest list, too: at 99 %, one of 32 images or more does in 28 % of all draws.
+    """
     end = time.monotonic() + seconds
     longest = 1
     while (
@@ -182,15 +186,17 @@ def _shortest(
     ):
         longest += 1
     best = simulator.run(ranked[:longest])
+    agreement = ENOUGH_AGREEMENT
+    if best.agreement < agreement:
+        agreement -= 100 / len(simulator.golden.images)
+    sufficient = _is_enough(best, agreement)
     too_short, enough = 0, longest
-    while (
-        _is_enough(best) and enough - too_short > 1 and time.monotonic() + simulator.slowest <= end
-    ):
+    while sufficient and enough - too_short > 1 and time.monotonic() + simulator.slowest <= end:
         # A few layers usually suffice, so the lists grow from 1 layer.
         length = min(max(1, 2 * too_short), (too_short + enough) // 2)
         mixture = simulator.run(ranked[:length])
-        if _is_enough(mixture):
+        if _is_enough(mixture, agreement):
             enough, best = length, mixture
         else:
             too_short = length
-    return best, list(ranked[:enough])
+    return best, list(ranked[:enough]), sufficient

@@ -170,6 +170,25 @@ def test_an_action_is_named_only_if_it_is_needed(
     assert ("5000 held-out images" in first) == (searched is not None)
 
 
+@pytest.mark.parametrize(("ties", "options"), [(1, (MIN_AGREEMENT,)), (3, (QAT,))])
+def test_one_golden_image_between_two_classes_does_not_decide(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, ties: int, options: tuple[str, ...]
+) -> None:
+    golden = tiny_bundle.golden()
+
+    def almost_float(*_: object) -> Float32Array:
+        logits = golden.logits.copy()
+        logits[:ties] = np.roll(logits[:ties], 1, axis=1)
+        return logits
+
+    monkeypatch.setattr(module, "run_graph", almost_float)
+    recipe = ruined(read_recipe(tiny_bundle, Encoding.TENSORRT), VICTIM)
+    remedy = remedy_of(tiny_bundle, recipe)
+    assert remedy.mixture is not None
+    assert remedy.mixture.agreement == pytest.approx(100 * (1 - ties / 24))
+    assert (remedy.options, remedy.sufficient) == (options, ties == 1)
+
+
 def test_the_time_is_limited(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = ruined(read_recipe(tiny_bundle, Encoding.TENSORRT), VICTIM)
     runs = 0
