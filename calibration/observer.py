@@ -41,7 +41,7 @@ def observe(
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise CalibrationError(
                 f"the activation {tensor} is NaN or infinite for a calibration image",
-                "train again with a lower learning rate, or use another checkpoint",
+                "use an earlier checkpoint, or leave out the images that cause it",
             )
         lows[tensor].append(low)
         highs[tensor].append(high)

@@ -11,7 +11,7 @@ import torch
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import GoldenOrigin, Parity
 from resdeploy.calibration.image_set import draw
-from resdeploy.errors import DataError, ImageError
+from resdeploy.errors import CheckpointError, DataError, ImageError
 from resdeploy.export.inputs import ImagePools
 from resdeploy.images.folder import list_images
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
@@ -93,9 +93,18 @@ def synthetic_images(size: int, count: int, seed: int) -> UInt8Array:
 
 @torch.inference_mode()
 def make_golden(classifier: Classifier, images: UInt8Array) -> Golden:
-    """Compute PyTorch's FP32 logits, one image at a time, before batch norm is folded."""
+    """Compute PyTorch's FP32 logits, one image at a time, before batch norm is folded.
+
+    Raises:
+        CheckpointError: A logit is NaN or infinite, because the weights are too large.
+    """
     classifier = classifier.float().cpu().eval()
     logits = [classifier(torch.from_numpy(images[i : i + 1])).numpy() for i in range(len(images))]
+    if not np.isfinite(logits).all():
+        raise CheckpointError(
+            "the network computes NaN or infinite logits in PyTorch, though its weights are finite",
+            "use an earlier checkpoint",
+        )
     return Golden(images=images, logits=np.concatenate(logits))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -96,8 +97,9 @@ def refuse_existing(path: Path, *, force: bool, marker: str) -> None:
     that every result of this kind has; a folder without it belongs to the user.
 
     Raises:
-        OutputError: `path` exists and must not be replaced.
+        OutputError: `path` exists and must not be replaced, or it cannot be written.
     """
+    _check_writable(path)
     if not path.exists():
         return
     if not force:
@@ -110,7 +112,11 @@ def refuse_existing(path: Path, *, force: bool, marker: str) -> None:
 
 
 def refuse_existing_file(path: Path, *, force: bool) -> None:
-    """Raise an OutputError before long work if `path` is a folder, or exists without `force`."""
+    """Raise an OutputError before long work if `path` exists or cannot be written.
+
+    With `force`, a file may exist.
+    """
+    _check_writable(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "give the path of a file to write")
     if path.exists() and not force:
@@ -181,6 +187,17 @@ def _output_errors(path: Path) -> Iterator[None]:
             f"cannot write {path}: {one_line_reason(error)}",
             remedy_for(error, "choose another folder"),
         ) from error
+
+
+def _check_writable(path: Path) -> None:
+    with _output_errors(path):
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(parent, os.W_OK | os.X_OK):
+            read_only = os.statvfs(parent).f_flag & os.ST_RDONLY
+            code = errno.EROFS if read_only else errno.EACCES
+            raise OSError(code, os.strerror(code))
 
 
 def _is_near(file: Path, path: Path) -> bool:

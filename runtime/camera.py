@@ -13,11 +13,13 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from resdeploy.errors import ImageError, needs_extra
+from resdeploy.filesystem import check_file
 from resdeploy.predictions import Prediction
 from resdeploy.runtime.model import Model
 
@@ -137,6 +139,11 @@ def open_capture(source: str) -> tuple[Capture, bool]:
         else cv2.VideoCapture(source, cv2.CAP_GSTREAMER if pipeline else cv2.CAP_ANY)
     )
     if not capture.isOpened():
+        path = Path(source)  # OpenCV gives no reason
+        if not (source.isdigit() or pipeline or "://" in source) and (
+            path.is_file() or not path.exists()
+        ):
+            check_file(path, ImageError, HINT)
         raise ImageError(f"the camera {source!r} cannot be opened", HINT)
     live = source.isdigit() or pipeline or source.startswith(("/dev/", "rtsp://", "http"))
     if live:

@@ -26,7 +26,14 @@ from resdeploy.bundle.manifest import (
 )
 from resdeploy.calibration.ranges import Range
 from resdeploy.cli.export import export_text
-from resdeploy.errors import BackendError, BundleError, CalibrationError, ExportError, OutputError
+from resdeploy.errors import (
+    BackendError,
+    BundleError,
+    CalibrationError,
+    CheckpointError,
+    ExportError,
+    OutputError,
+)
 from resdeploy.export import bundle_files, pipeline
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.pipeline import ExportConfig, export
@@ -271,6 +278,14 @@ def test_force_replaces_a_bundle(config: ExportConfig) -> None:
     Path("x.bundle/stale").touch()
     export(config, force=True)
     assert "stale" not in os.listdir("x.bundle")
+
+
+def test_weights_that_overflow_are_refused_before_the_export(tmp_path: Path) -> None:
+    state = make_classifier().network.state_dict()
+    state["fc.weight"].fill_(3e38)
+    torch.save(state, tmp_path / "large.pth")
+    with pytest.raises(CheckpointError, match="NaN or infinite logits"):
+        export(ExportConfig(source=tmp_path / "large.pth", image_size=SIZE))
 
 
 def test_a_graph_that_does_not_agree_is_not_written(

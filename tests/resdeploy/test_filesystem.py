@@ -11,7 +11,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,6 +263,26 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a folder") as caught:
         refuse_existing_file(tmp_path, force=False)
     assert "--force" not in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"), [(0, "Permission denied"), (os.ST_RDONLY, "Read-only file system")]
+)
+def test_a_place_that_cannot_be_written_is_refused_before_long_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: int, reason: str
+) -> None:
+    refuse_existing(tmp_path / "new" / "result", force=False, marker="x")
+    refuse_existing_file(tmp_path / "new" / "result", force=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="Not a directory"):
+        refuse_existing_file(tmp_path / "file" / "result", force=False)
+    # Root may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flags))
+    with pytest.raises(OutputError, match=reason):
+        refuse_existing(tmp_path / "new" / "result", force=True, marker="x")
+    with pytest.raises(OutputError, match=reason):
+        refuse_existing_file(tmp_path / "result", force=True)
 
 
 @pytest.mark.parametrize(

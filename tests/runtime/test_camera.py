@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -246,9 +247,9 @@ def test_rejects_a_source_that_cannot_be_opened(
 ) -> None:
     pytest.importorskip("cv2")
     for source in (str(tmp_path / "none.avi"), "973"):
-        with pytest.raises(ImageError, match="cannot be opened") as caught:
+        with pytest.raises(ImageError, match=r"cannot be (opened|read: No such file)") as caught:
             open_capture(source)
-        assert "/dev/video0" in str(caught.value.hint)
+        assert re.search("/dev/video0|check the path", str(caught.value.hint))
 
 
 def test_without_opencv_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

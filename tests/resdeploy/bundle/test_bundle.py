@@ -228,7 +228,7 @@ def test_rejects_a_large_manifest(copy: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_rejects_a_manifest_of_another_form(copy: Path, text: str) -> None:
     (copy / MANIFEST).write_text(text)
-    with pytest.raises(BundleError, match="is damaged"):
+    with pytest.raises(BundleError, match=r"is (damaged|empty)"):
         open_bundle(copy)
 
 
