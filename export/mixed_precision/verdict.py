@@ -48,7 +48,7 @@ def judge_accuracy(judgement: Judgement, target: AccuracyTarget) -> tuple[Target
                     bound=changes.lowest_agreement() if is_agreement else changes.highest_drop(),
                     samples=changes.images,
                     origin=judgement.origin,
-                    images_to_decide=images_to_decide(changes, verdict_of, limit),
+                    images_to_decide=images_for_target(changes, verdict_of, limit),
                     verdict=verdict_of(changes, limit),
                 )
             )
@@ -65,7 +65,7 @@ def drop_verdict(changes: ChangedPredictions, limit: float) -> Verdict:
     return interval_verdict(changes.lowest_drop(), changes.highest_drop(), limit)
 
 
-def images_to_decide(
+def images_for_target(
     changes: ChangedPredictions,
     verdict_of: Callable[[ChangedPredictions, float], Verdict],
     limit: float,

@@ -47,10 +47,12 @@ class HeldOutImages:
 
     def plus(self, other: HeldOutImages) -> HeldOutImages:
         """Return the images of both."""
-        known = self.classes is not None and other.classes is not None
+        classes = None
+        if self.classes is not None and other.classes is not None:
+            classes = np.concatenate([self.classes, other.classes])
         return HeldOutImages(
             images=np.concatenate([self.images, other.images]),
-            classes=np.concatenate([self.classes, other.classes]) if known else None,
+            classes=classes,
             digests=self.digests + other.digests,
         )
 

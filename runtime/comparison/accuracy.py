@@ -116,7 +116,7 @@ def judge_drop(paired: PairedAccuracy, max_drop: float) -> Verdict:
     return _judge_counts(paired.lost, paired.gained, paired.images, max_drop)
 
 
-def images_to_decide(paired: PairedAccuracy, max_drop: float) -> int | None:
+def images_for_drop(paired: PairedAccuracy, max_drop: float) -> int | None:
     """Estimate the smallest number of images for a conclusive verdict, rounded up to two digits.
 
     The estimate assumes that losses and gains are as frequent as on the images of `paired`. It is
@@ -172,7 +172,7 @@ def _accuracy_change(
         drop_low=paired.drop_lower_bound() if different else 0.0,
         drop_high=paired.drop_upper_bound() if different else 0.0,
         different=different,
-        images_to_decide=images_to_decide(paired, max_drop) if different else None,
+        images_to_decide=images_for_drop(paired, max_drop) if different else None,
         verdict=verdict,
     )
 

@@ -18,7 +18,7 @@ from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget
 from resdeploy.export.mixed_precision.verdict import (
     agreement_verdict,
     drop_verdict,
-    images_to_decide,
+    images_for_target,
     judge_accuracy,
     judge_latency,
     target_warnings,
@@ -87,7 +87,7 @@ def test_the_stated_number_of_images_decides(images: int, changed: int) -> None:
         images=images, changed=changed, lost=changed, gained=0, labelled=False
     )
     for verdict_of, limit in ((agreement_verdict, 99.0), (drop_verdict, 1.0)):
-        number = images_to_decide(counts, verdict_of, limit)
+        number = images_for_target(counts, verdict_of, limit)
         assert number is not None
         scaled = dataclasses.replace(
             counts, images=number, changed=round(changed * number / images),

@@ -26,7 +26,7 @@ from resdeploy.result_files.comparison import Comparison
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Engine
-from resdeploy.runtime.comparison.accuracy import images_to_decide, judge_drop
+from resdeploy.runtime.comparison.accuracy import images_for_drop, judge_drop
 from resdeploy.runtime.comparison.compare import CompareConfig, compare, compare_bundles
 from resdeploy.statistics import PairedAccuracy, Verdict
 from tests.fakes import colour_engine
@@ -332,7 +332,7 @@ def test_the_estimated_number_of_images_decides(images: int, lost: int, gained: 
     measured = PairedAccuracy(
         images=images, baseline_correct=0, candidate_correct=0, lost=lost, gained=gained
     )
-    needed = images_to_decide(measured, 0.2)
+    needed = images_for_drop(measured, 0.2)
     assert needed is not None
     is_open = judge_drop(measured, 0.2) is Verdict.INCONCLUSIVE
     assert (needed > images) == is_open
@@ -359,7 +359,7 @@ def test_no_number_of_images_decides_a_drop_at_the_limit() -> None:
     paired = PairedAccuracy(
         images=1000, baseline_correct=900, candidate_correct=890, lost=10, gained=0
     )
-    assert images_to_decide(paired, 1.0) is None
+    assert images_for_drop(paired, 1.0) is None
 
 
 def test_times_both_bundles(
