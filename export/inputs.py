@@ -15,6 +15,7 @@ from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.config import DIGITS
+from resdeploy.train.data.shards import find_shards
 from resdeploy.train.data.synthetic_digits import digits_folder
 from resdeploy.train.model.checkpoint import Checkpoint, load_checkpoint
 from resdeploy.train.run.folder import LATEST
@@ -147,6 +148,12 @@ def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
     else:
         return ImagePools()
     train, val = (split_folder(root, split) for split in ("train", "val"))
+    if calibration_data is None and find_shards(train):
+        logger.warning(
+            "the images of the run are in tar files, which an export does not read; name a folder "
+            "of images with --calibration-data"
+        )
+        return ImagePools()
     found = find_images(train)
     golden = find_images(val).files if val != root else found.files
     folders = (train, val) if val != root else (train,)

@@ -12,7 +12,8 @@ WORST = 15  # maximum number of rows of a table that shows only the worst or mos
 
 def plural(count: float, noun: str) -> str:
     """Return a count with its noun, such as `1 thread` or `2 threads`."""
-    return f"{count:g} {noun}" if count == 1 else f"{count:g} {noun}s"
+    number = f"{count:g}" if isinstance(count, float) else str(count)
+    return f"{number} {noun}" if count == 1 else f"{number} {noun}s"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

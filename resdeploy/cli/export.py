@@ -241,4 +241,6 @@ def calibration_lines(record: CalibrationRecord | None) -> list[str]:
     how = f", the best of {count} on {record.scoring_images} held-out images" if count else ""
     lines = [f"calibrated on {record.images} images: {chosen}{how}"]
     lines += [float_layers_sentence(layers) for layers in record.float_layers]
-    return lines + [target_sentence(result) for result in record.targets]
+    # A target that is not held is among the warnings.
+    held = [result for result in record.targets if result.verdict.value == "pass"]
+    return lines + [target_sentence(result) for result in held]

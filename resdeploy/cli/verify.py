@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import FloatRange, argument, option
+from click import argument, option
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.console import PATH, CommandResult, command, exit_code
-from resdeploy.cli.options import BACKEND, PRECISION, THREADS
+from resdeploy.cli.options import BACKEND, PRECISION, THREADS, FiniteRange
 from resdeploy.images.formats import passed_over_text
 from resdeploy.tables import plural, table
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 )
 @option(
     "--max-drop",
-    type=FloatRange(0, 100),
+    type=FiniteRange(0, 100),
     default=1.0,
     help="With --data: largest accepted drop of top-1 accuracy against FP32, in percentage points.",
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from resdeploy.errors import DataError, ResdeployError
+from resdeploy.errors import DataError, ResdeployError, one_line_reason
 from resdeploy.filesystem import read_limited
 from resdeploy.images.class_mapping import map_classes, similar_names, sort_classes
 from resdeploy.images.folder import find_images, is_hidden
@@ -138,7 +138,7 @@ def read_labels(path: Path, error_type: type[ResdeployError]) -> tuple[str, ...]
         # Not `splitlines`, which also divides names at characters such as U+2028.
         text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise error_type(f"{path} cannot be read as text: {error}", hint) from error
+        raise error_type(f"{path} cannot be read: {one_line_reason(error)}", hint) from error
     return tuple(readable(line.strip()) for line in text.rstrip().split("\n"))
 
 

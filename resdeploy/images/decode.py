@@ -73,6 +73,8 @@ def read_rgb(
                 return _to_rgb(ImageOps.exif_transpose(image), has_16_bits=has_16_bits)
     except ImageError as error:
         raise ImageError(f"{name} {error}", error.hint) from None
+    except MemoryError:  # the machine's fault, not the picture's
+        raise
     except Exception as error:  # Pillow's decoders raise exceptions of many types
         reason, hint = _explain(error, data)
         raise ImageError(f"{name} cannot be decoded: {reason}", hint) from error

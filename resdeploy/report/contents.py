@@ -13,7 +13,7 @@ from resdeploy.bundle.calibration_record import (
     float_layers_sentence,
     target_sentence,
 )
-from resdeploy.bundle.manifest import Manifest
+from resdeploy.bundle.manifest import Manifest, Quality
 from resdeploy.errors import BundleError
 from resdeploy.json_documents import parse
 from resdeploy.pages.blocks import Block, Facts, Section, Table, Text
@@ -21,7 +21,7 @@ from resdeploy.report.layers import layer_blocks
 from resdeploy.report.trade_off import trade_off_blocks
 from resdeploy.result_files.benchmark import LayerTimes
 from resdeploy.result_files.provenance import Environment
-from resdeploy.tables import WORST
+from resdeploy.tables import NONE, WORST
 
 Document = TypeVar("Document")
 
@@ -89,7 +89,14 @@ def _sections(bundle: BundleContents) -> list[tuple[str, tuple[Block, ...]]]:
     return sections
 
 
+def _quality(quality: Quality | None) -> str:
+    if quality is None:
+        return NONE
+    return f"{quality.agreement:.2f} % of {quality.images:,}, {quality.sqnr_db:.1f} dB"
+
+
 def _parity(manifest: Manifest) -> Table:
+    judged = any(artifact.quality for artifact in manifest.artifacts)
     rows = tuple(
         (
             artifact.file,
@@ -99,17 +106,25 @@ def _parity(manifest: Manifest) -> Table:
             f"{artifact.parity.sqnr_db:.1f} dB",
             f"{artifact.parity.sqnr_db_p5:.1f} dB",
             f"{artifact.parity.max_error:.2g}",
+            *((_quality(artifact.quality),) if judged else ()),
         )
         for artifact in manifest.artifacts
     )
-    head = ("graph", "size", "INT8 convs", "agreement", "SQNR", "SQNR p5", "max error")
+    head = [
+        "graph", "size", "INT8 convs", "agreement", "SQNR", "SQNR p5", "max error",
+        *(["on other images"] if judged else []),
+    ]  # fmt: skip
     golden = manifest.golden
     caption = (
         f"Each graph in ONNX Runtime on a CPU, compared with {golden.reference_name} in FP32 on "
         f"{golden.described}. Agreement: images with the same predicted class. "
         "SQNR: signal-to-quantisation-noise ratio of the logits, median and 5th percentile (p5)."
     )
-    return Table(caption=caption, head=head, rows=rows)
+    if judged:
+        caption += (
+            " On other images: agreement and SQNR on images that did not calibrate the graph."
+        )
+    return Table(caption=caption, head=tuple(head), rows=rows)
 
 
 def _input(manifest: Manifest) -> Facts:

@@ -28,6 +28,7 @@ from resdeploy.export.inputs import ImagePools, read_source
 from resdeploy.images.preprocessing import Preprocessing, image_digest
 from resdeploy.train.run.folder import save_model
 from tests.samples import CLASSES, SIZE, make_classifier
+from tests.train.data.test_shards import write_tar
 
 
 @pytest.fixture
@@ -198,6 +199,18 @@ def test_wrong_labels_are_rejected(
         read_source(tiny_checkpoint, labels=tmp_path / "labels.txt")
     with pytest.raises(ExportError, match="cannot be read"):
         read_source(tiny_checkpoint, labels=tmp_path / "nothing.txt")
+
+
+def test_a_run_on_tar_files_is_exported_without_images(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "val"):
+        write_tar(tmp_path / "tars" / split / "a.tar", {"red/1.png": b""})
+    document = json.loads((run / "model.json").read_text())
+    document["data"] = str(tmp_path / "tars")
+    (run / "model.json").write_text(json.dumps(document))
+    assert read_source(run).pools == ImagePools()
+    assert "--calibration-data" in caplog.text
 
 
 # Golden images

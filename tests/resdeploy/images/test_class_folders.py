@@ -116,5 +116,5 @@ def test_a_label_is_a_line_whatever_characters_it_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["a\nb".encode("utf-16"), "größe".encode("latin-1")])
 def test_labels_that_are_not_utf_8_are_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "labels.txt").write_bytes(content)
-    with pytest.raises(DataError, match="cannot be read as text"):
+    with pytest.raises(DataError, match="it is not UTF-8 text"):
         read_labels(tmp_path / "labels.txt", DataError)

@@ -70,7 +70,7 @@ def test_images_outside_class_folders_are_counted(
     assert [path.name for path in found.files] == ["1.png"]
     assert found.passed_over == {"in no class folder": 1, ".gif": 1}
     assert match_labels(found, ["dog", "cat"]).passed_over == found.passed_over
-    assert "passed over 1 image in no class folder" in caplog.text
+    assert "not using 1 image beside the class folders" in caplog.text
 
 
 def test_unlabelled_images_are_a_data_error(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_batches_keep_positions_and_skip_damaged_images(
 
 def test_images_none_of_which_can_be_decoded_are_an_error_with_the_reason(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{number}.png" for number in range(5)))
-    with pytest.raises(DataError, match=r"none of 5 images .* it is empty"):
+    with pytest.raises(DataError, match=r"none of 5 images can be decoded: .* is empty"):
         list(read_batches(list_images(tmp_path), Preprocessing.standard(8), batch=2))
 
 

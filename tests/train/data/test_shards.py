@@ -102,7 +102,7 @@ def test_a_line_of_labels_txt_is_a_name_whatever_characters_it_has(numbered: Pat
     (numbered / "labels.txt").write_bytes("\ufeffcat\r\na\u2028b\r\nowl".encode())
     assert read_shards(numbered).classes == ("cat", r"a\u2028b", "owl")
     (numbered / "labels.txt").write_bytes("größe\ndog\nowl".encode("latin-1"))
-    with pytest.raises(DataError, match="cannot be read as text"):
+    with pytest.raises(DataError, match="it is not UTF-8 text"):
         read_shards(numbered)
 
 
@@ -232,7 +232,7 @@ def test_rejects_a_tar_file_that_is_cut_anywhere(tmp_path: Path) -> None:
     end = len(data.rstrip(b"\0")) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
     for size in range(0, end + tarfile.BLOCKSIZE, 64):
         path.write_bytes(data[:size])
-        with pytest.raises(DataError, match="cannot be read as a tar file"):
+        with pytest.raises(DataError, match="cannot be read as a tar file|is empty"):
             read_shards(tmp_path)
     path.write_bytes(data[: end + tarfile.BLOCKSIZE])  # one block of zeros marks the end
     assert len(read_shards(tmp_path).files) == 4
