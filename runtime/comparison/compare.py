@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.calibration_record import read_recipe_record
-from resdeploy.bundle.manifest import Encoding, Manifest, Precision
+from resdeploy.bundle.manifest import Encoding, ExportWarning, Manifest, Precision
 from resdeploy.bundle.quality import named_warnings
 from resdeploy.errors import BundleError, DocumentError
 from resdeploy.progress import Progress, silent
@@ -110,6 +110,7 @@ def compare_bundles(
             added=(),
             notices=(reason,),
             identical=True,
+            warnings=_warnings(first, second),
             environment=Environment.collect(),
         )
     pairs = shared_candidates(first, second, config.backend, config.precision)
@@ -142,10 +143,7 @@ def compare_bundles(
             if one.artifact.sha256 == other.artifact.sha256 and config.seconds
         ),
         identical=False,
-        warnings=(
-            *named_warnings(str(first.path), first.manifest.warnings),
-            *named_warnings(str(second.path), second.manifest.warnings),
-        ),
+        warnings=_warnings(first, second),
         environment=Environment.collect(),
     )
 
@@ -186,6 +184,16 @@ def identity(first: Bundle, second: Bundle) -> str | None:
         and getattr(first.manifest, field.name) != getattr(second.manifest, field.name)
     ]
     return reason + (f"; they differ only in {', '.join(different)}" if different else "")
+
+
+def _warnings(first: Bundle, second: Bundle) -> tuple[ExportWarning, ...]:
+    """Return the warnings of both bundles, each once, with the bundle's name."""
+    found = [
+        warning
+        for bundle in (first, second)
+        for warning in named_warnings(str(bundle.path), bundle.manifest.warnings)
+    ]
+    return tuple(dict.fromkeys(found))
 
 
 def shared_candidates(

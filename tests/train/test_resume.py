@@ -125,16 +125,6 @@ def test_too_little_space_is_an_error_before_the_first_epoch(
     assert written < needed * 1e6 < 1.1 * written
 
 
-def test_a_class_name_that_is_not_utf8_is_an_error_before_the_first_epoch(
-    config: TrainingConfig,
-) -> None:
-    for split in ("train", "val"):
-        os.rename(f"data/{split}/red".encode(), f"data/{split}/r".encode() + b"\xff")
-    with pytest.raises(DataError, match="UTF-8"):
-        train(config, Path("run"), progress=interrupted)
-    assert not Path("run").exists()
-
-
 # At the end
 
 

@@ -185,7 +185,7 @@ def test_names_that_are_not_utf_8_are_written_everywhere(
         train(config, run, progress=interrupted_in_epoch_2)
     resume(run)
     assert load_checkpoint(run).labels == (r"a\x0ab", r"\xd5\xd5Ƭ")
-    assert (run / "unreadable.txt").read_text().count("\n") == 2
+    assert (run / "unreadable.txt").read_bytes().count(b"\n") == 2
     assert r"\xd5\xd5Ƭ" in (run / "report.html").read_text()
     output = tmp_path / f"{name}.bundle"
     bundle = open_bundle(export(ExportConfig(source=run, int8=True, output=output)).bundle)
@@ -270,7 +270,7 @@ def test_rejects_data_without_an_intact_training_image(
     data = shutil.copytree(image_data, tmp_path / "data")
     for picture in data.rglob("train/**/*.png"):
         picture.write_bytes(b"")
-    with pytest.raises(DataError, match=r"no batch has enough .* cannot be decoded: it is empty"):
+    with pytest.raises(DataError, match=r"no batch has enough .* is empty"):
         train(dataclasses.replace(config, data=str(data)), Path("one"))
 
 
@@ -281,7 +281,7 @@ def test_a_damaged_validation_image_is_skipped_and_counted(
     (data / "val" / "red" / "000.png").write_bytes(b"")
     with caplog.at_level(logging.WARNING, "resdeploy"):
         result = train(dataclasses.replace(config, data=str(data), epochs=1), Path("one"))
-    assert "red/000.png: it cannot be decoded" in caplog.text
+    assert "red/000.png: it is empty" in caplog.text
     assert result.unreadable == 1
     assert "skipped 1 image that could not be decoded" in training_text(result)
 

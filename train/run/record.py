@@ -91,7 +91,6 @@ def read_run_data(
     except DataError as error:
         hint = f"if the data has moved: resdeploy train DATA --resume {run}"
         raise DataError(str(error), hint if resumed else error.hint) from error
-    check_names(splits.train.classes, data, run)
     identity = identify_data(folder, splits)
     if resumed is not None:
         check_same_data(identity, resumed.data, data, run)
@@ -137,22 +136,6 @@ def check_same_data(found: DataIdentity, expected: DataIdentity, data: str, run:
             f"this is not the data of {run}: {data} {' and '.join(differences)}",
             f"name the folder of its data: resdeploy train DATA --resume {run}; or start a new run",
         )
-
-
-def check_names(classes: Sequence[str], data: str, run: Path) -> None:
-    """Check that the files of a run can hold the names of its classes and folders.
-
-    Raises:
-        DataError: A name is not UTF-8, or the name of a class has several lines.
-    """
-    for what, name in (("path", data), ("path", str(run)), *(("class name", c) for c in classes)):
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"the {what} {name!r} is not UTF-8", "rename the folder") from error
-    for name in classes:
-        if name.splitlines() != [name]:
-            raise DataError(f"the class name {name!r} is not one line", "rename the folder")
 
 
 def save_record(folder: Path, record: RunRecord) -> None:

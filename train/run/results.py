@@ -12,7 +12,6 @@ from typing import Any
 from resdeploy.filesystem import write_file
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.readable_text import readable
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile
 from resdeploy.train.evaluation import Evaluation
@@ -104,8 +103,8 @@ def write_results(
     )
     with _warning_for(folder / UNREADABLE, folder):
         if unreadable:
-            lines = "".join(f"{readable(name)}\n" for name in unreadable)
-            write_file(folder / UNREADABLE, lines.encode())
+            lines = "".join(f"{name}\n" for name in unreadable)
+            write_file(folder / UNREADABLE, lines.encode(errors="surrogateescape"))
     with _warning_for(folder / REPORT, folder):
         draw_curves(metrics, folder / CURVES)
         write_report(

@@ -234,14 +234,14 @@ def test_too_few_images_exit_with_3(tiny_bundle: Bundle, image_data: Path) -> No
 def test_compare_and_report_have_the_documented_keys(tiny_bundle: Bundle) -> None:
     path = tiny_bundle.path
     compared = document("compare", path, path, "--seconds", 0)
-    assert compared["verdict"] == "reproduced"
+    assert compared["verdict"] == "pass"
     assert {"accuracy", "latency", "layers", "missing", "notices", "environment"} <= set(compared)
     assert compared["identical"] is True
     Path("comparison.json").write_text(json.dumps(compared))
     assert invoke("report", path, "comparison.json", "-o", "r.html").stdout == "r.html\n"
     assert Path("r.html").read_text().startswith("<!doctype html>")
     assert invoke("report", "comparison.json", "--markdown").stdout.startswith(
-        "## comparison: reproduced"
+        "## comparison: pass"
     )
     assert document("report", path, "--force")["report"] == "report.html"
 

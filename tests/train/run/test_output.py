@@ -22,7 +22,7 @@ def test_a_new_folder_is_not_created_by_the_check(tmp_path: Path) -> None:
 
 def test_a_file_in_the_path_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="file is not a folder"):
+    with pytest.raises(OutputError, match="Not a directory"):
         check_new_run(tmp_path / "file" / "run", force=False)
 
 

@@ -17,7 +17,6 @@ from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.run.record import (
     DataIdentity,
     RunRecord,
-    check_names,
     check_same_data,
     identify_data,
     load_record,
@@ -119,19 +118,3 @@ def test_another_order_of_the_classes_is_refused(image_data: Path) -> None:
     other = dataclasses.replace(found, classes=found.classes[::-1])
     with pytest.raises(DataError, match="has the classes in another order"):
         check_same_data(other, found, "data", Path("run"))
-
-
-@pytest.mark.parametrize(
-    ("classes", "data", "message"),
-    [
-        (("cat", "d\udcff"), "data", "class name 'd.udcff' is not UTF-8"),
-        (("cat", "two\nlines"), "data", "is not one line"),
-        (("cat",), "d\udcff", "path 'd.udcff' is not UTF-8"),
-    ],
-)
-def test_names_that_no_file_can_hold_are_refused(
-    classes: tuple[str, ...], data: str, message: str
-) -> None:
-    check_names(("cat", "Bär, 熊"), "data", Path("run"))
-    with pytest.raises(DataError, match=message):
-        check_names(classes, data, Path("run"))
