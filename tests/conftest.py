@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # These tests need a package that an environment with only the runtime does not have.
 NEEDED_PACKAGES = {
+    "resdeploy/test_changed_predictions.py": "scipy",
     "resdeploy/test_label_check.py": "scipy",
     "resdeploy/test_statistics.py": "scipy",
     "runtime/serving": "starlette",

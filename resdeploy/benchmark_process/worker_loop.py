@@ -46,7 +46,7 @@ def run_worker(prepare: Callable[[], tuple[Callable[[], object], dict[str, Any]]
         hint = "read the traceback above, and report it if resdeploy is the cause"
         if (remedy := remedy_for(error, hint)) == hint:
             traceback.print_exc()
-        send({"error": f"{type(error).__name__}: {one_line_reason(error)}", "hint": remedy})
+        send({"exception": f"{type(error).__name__}: {one_line_reason(error)}", "hint": remedy})
 
 
 def _time_calls(run: Callable[[], object], send: Callable[[dict[str, Any]], None]) -> None:

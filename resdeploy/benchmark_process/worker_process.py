@@ -137,6 +137,11 @@ class Contender:
         message: dict[str, Any] = json.loads(line)
         if "error" in message:
             raise BackendError(message["error"], message["hint"])
+        if "exception" in message:
+            reason = message["exception"]
+            raise BackendError(
+                f"the benchmark process of {self.name} ended early: {reason}", message["hint"]
+            )
         return message
 
 
