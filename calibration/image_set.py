@@ -15,6 +15,7 @@ from resdeploy.errors import CalibrationError, ImageError
 from resdeploy.filesystem import sha256
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
 from resdeploy.images.skipped import SkippedImages, reason_of
+from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class CalibrationImages:
                 "name another folder of images with --calibration-data",
             )
         if self.skipped:
-            logger.info("skipped %d images: %s", sum(self.skipped.values()), reasons)
+            logger.info("skipped %s: %s", plural(sum(self.skipped.values()), "image"), reasons)
         if len(self.digests) < self.wanted:
             logger.info(
                 "using %d %s images; %d were requested",

@@ -12,6 +12,7 @@ from resdeploy.bundle.batch_norm_shift import BatchNormShift
 from resdeploy.bundle.operation_counts import Work
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import jsonable, to_text
+from resdeploy.tables import plural
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -145,7 +146,7 @@ class GoldenRecord:
     def described(self) -> str:
         """Number of images, with their meaning if they are synthetic."""
         note = ": arithmetic only, not accuracy" if self.kind == "synthetic" else ""
-        return f"{self.images} {self.kind} images{note}"
+        return f"{plural(self.images, f'{self.kind} image')}{note}"
 
     @property
     def reference_name(self) -> str:

@@ -14,6 +14,7 @@ from resdeploy.bundle.manifest import (
     Quality,
     QualityOrigin,
 )
+from resdeploy.tables import plural
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ LIMITS = {
     Precision.FP16: QualityLimits(agreement=99.5, sqnr_db=50.0),
     Precision.INT8: QualityLimits(agreement=98.0, sqnr_db=20.0),
 }
+# Fewer images may all agree, with a probability above 5 %, although one prediction in ten changes.
+FEWEST_IMAGES = 29
 
 
 def export_figures(artifact: Artifact) -> list[Parity | Quality]:
@@ -51,7 +54,7 @@ def quality_warnings(manifest: Manifest) -> list[ExportWarning]:
         if doubtful:
             doubts[artifact.name] = doubtful[0]
     alternative = _alternative(manifest, doubts)
-    return [
+    return _few_images(manifest) + [
         ExportWarning(
             message=_message(artifact, doubts[artifact.name], manifest),
             hint=_remedy(artifact, manifest) + alternative,
@@ -101,6 +104,27 @@ def _is_doubtful(found: Parity | Quality, limits: QualityLimits) -> bool:
     changed = round(found.images * (1 - found.agreement / 100))
     allowed = max(1.0, found.images * (1 - limits.agreement / 100))
     return changed > allowed or not found.sqnr_db >= limits.sqnr_db  # true for NaN
+
+
+def _few_images(manifest: Manifest) -> list[ExportWarning]:
+    """Return a warning if the INT8 graphs were compared on too few images to be judged."""
+    most = {
+        artifact.name: max(found.images for found in export_figures(artifact))
+        for artifact in manifest.artifacts
+        if artifact.precision is Precision.INT8
+    }
+    few = [name for name, images in most.items() if images < FEWEST_IMAGES]
+    if not few:
+        return []
+    count = plural(max(most[name] for name in few), "image")
+    return [
+        ExportWarning(
+            message=f"{' and '.join(few)}: compared with FP32 on no more than {count}, too few to "
+            "show that the predictions agree",
+            hint=f"use at least {4 * FEWEST_IMAGES} images, better 600: --calibration-data",
+            artifacts=tuple(few),
+        )
+    ]
 
 
 def _message(artifact: Artifact, found: Parity | Quality, manifest: Manifest) -> str:

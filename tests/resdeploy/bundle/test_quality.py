@@ -16,6 +16,7 @@ from resdeploy.bundle.manifest import (
     QualityOrigin,
 )
 from resdeploy.bundle.quality import (
+    FEWEST_IMAGES,
     export_figures,
     grouped_by_hint,
     named_warnings,
@@ -49,6 +50,15 @@ def with_quality(manifest: Manifest, **values: Any) -> Manifest:
 
 def test_a_good_bundle_has_no_warning(tiny_bundle: Bundle) -> None:
     assert quality_warnings(judged(tiny_bundle)) == []
+
+
+def test_perfect_figures_of_a_few_images_are_a_warning(tiny_bundle: Bundle) -> None:
+    (warning,) = quality_warnings(judged(tiny_bundle, images=FEWEST_IMAGES - 1))
+    assert warning.message.startswith("int8 and int8-cpu: compared with FP32 on no more than 28 ")
+    assert 0.9**FEWEST_IMAGES < 0.05 < 0.9 ** (FEWEST_IMAGES - 1)
+    several = with_quality(judged(tiny_bundle, images=1), images=400)
+    (warning,) = quality_warnings(several)
+    assert len(warning.artifacts) == 1
 
 
 @pytest.mark.parametrize(
