@@ -99,6 +99,7 @@ def test_the_start_has_the_logits_of_the_original_network(
 
 def test_rejects_labels_in_another_order_before_the_training(tmp_path: Path) -> None:
     write_images(tmp_path / "data" / "train", 20, seed=0)
+    write_images(tmp_path / "data" / "val", 4, seed=1)
     images = read_image_folder(tmp_path / "data" / "train")
     pixels = np.stack([np.array(Image.open(path)) for path in images.files])
     network = fit_network(make_classifier().network, pixels, images.labels)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +191,7 @@ def test_names_the_pointer_of_git_lfs_instead_of_a_change(copy: Path) -> None:
     assert "git lfs pull" in str(caught.value.hint)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="its pathlib does not call `io.open`")
 @pytest.mark.parametrize(
     ("code", "hint"), [(errno.EACCES, "permissions"), (errno.EMFILE, "ulimit")]
 )
