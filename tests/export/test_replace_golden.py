@@ -101,11 +101,12 @@ def test_warnings_of_others_stay_and_those_about_quality_are_new(
     copy = shutil.copytree(tiny_bundle.path, tmp_path / "copy.bundle")
     artifacts = tuple(
         dataclasses.replace(
-            a, quality=None, parity=dataclasses.replace(a.parity, agreement=50.0, sqnr_db=13.0)
+            a,
+            quality=None,
+            parity=dataclasses.replace(a.parity, images=32, agreement=agreement, sqnr_db=sqnr_db),
         )
-        if a.name == "int8"
-        else dataclasses.replace(a, quality=None)
         for a in tiny_bundle.manifest.artifacts
+        for agreement, sqnr_db in [(50.0, 13.0) if a.name == "int8" else (100.0, 123.0)]
     )
     manifest = dataclasses.replace(tiny_bundle.manifest, artifacts=artifacts, warnings=())
     foreign = ExportWarning(message="the labels are in another order", hint="sort them")

@@ -78,7 +78,7 @@ def test_images_that_cannot_be_decoded_are_not_counted(
     found = evaluated(damaged)
     assert (int(found.confusion.sum()), found.unreadable) == (
         3,
-        {3: "cannot be decoded: it is empty"},
+        {3: "is empty"},
     )
     nothing = LabelledImages(classes=images.classes, files=(tmp_path / "damaged.png",), labels=(0,))
     with pytest.raises(DataError, match="no validation image"):
