@@ -72,11 +72,11 @@ class PairedAccuracy:
 
     def drop_upper_bound(self) -> float:
         """Return the one-sided 95 % upper bound of the true drop, in percentage points."""
-        return _drop_bounds(self.lost, self.gained, self.images)[1]
+        return drop_bounds(self.lost, self.gained, self.images)[1]
 
     def drop_lower_bound(self) -> float:
         """Return the one-sided 95 % lower bound of the true drop, in percentage points."""
-        return _drop_bounds(self.lost, self.gained, self.images)[0]
+        return drop_bounds(self.lost, self.gained, self.images)[0]
 
     @property
     def mcnemar_p(self) -> float:
@@ -101,7 +101,7 @@ class PairedAccuracy:
 
     def verdict(self, max_drop: float) -> Verdict:
         """Return the result of the check that the drop is at most `max_drop` percentage points."""
-        return interval_verdict(*_drop_bounds(self.lost, self.gained, self.images), max_drop)
+        return interval_verdict(*drop_bounds(self.lost, self.gained, self.images), max_drop)
 
 
 def images_for_verdict(
@@ -120,7 +120,7 @@ def images_for_verdict(
     """
 
     def decide(images: int) -> bool:
-        bounds = _drop_bounds(lost * images, gained * images, images)
+        bounds = drop_bounds(lost * images, gained * images, images)
         return interval_verdict(*bounds, max_drop) is not Verdict.INCONCLUSIVE
 
     few, enough = first - 1, first
@@ -131,8 +131,13 @@ def images_for_verdict(
     while enough - few > 1:
         middle = (few + enough) // 2
         few, enough = (few, middle) if decide(middle) else (middle, enough)
-    digits = int(10 ** max(len(str(enough)) - 2, 0))
-    return math.ceil(enough / digits) * digits
+    return two_digits_up(enough)
+
+
+def two_digits_up(images: int) -> int:
+    """Round a number of images up to two significant digits."""
+    unit = int(10 ** max(len(str(images)) - 2, 0))
+    return math.ceil(images / unit) * unit
 
 
 def interval_verdict(low: float, high: float, limit: float) -> Verdict:
@@ -280,7 +285,7 @@ def student_975(freedom: int) -> float:
     return (12.706, 4.303, 3.182, 2.776)[min(freedom, 4) - 1]
 
 
-def _drop_bounds(lost: float, gained: float, images: int) -> tuple[float, float]:
+def drop_bounds(lost: float, gained: float, images: int) -> tuple[float, float]:
     """Return the one-sided 95 % lower and upper bound of a drop, in percentage points."""
     lower = -100 * upper_bound_of_difference(gained, lost, images, 0.95)
     return lower, 100 * upper_bound_of_difference(lost, gained, images, 0.95)

@@ -14,7 +14,7 @@ from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
 from resdeploy.export.quantization.judge import Judgement
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.statistics import Verdict, interval_verdict
+from resdeploy.statistics import Verdict, interval_verdict, two_digits_up
 
 MAX_DECIDING_IMAGES = 200_000
 # If fewer than half of the measurements were above the limit in truth, all five would be with a
@@ -86,8 +86,7 @@ def images_for_target(
         scaled = replace(scaled, images=images, changed=changed, lost=lost, gained=gained)
     if scaled is changes:
         return None
-    digits = int(10 ** max(len(str(scaled.images)) - 2, 0))
-    return math.ceil(scaled.images / digits) * digits
+    return two_digits_up(scaled.images)
 
 
 def judge_latency(

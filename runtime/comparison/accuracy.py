@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -27,9 +26,10 @@ from resdeploy.statistics import (
     IntArray,
     PairedAccuracy,
     Verdict,
+    drop_bounds,
     interval_verdict,
     pair_predictions,
-    upper_bound_of_difference,
+    two_digits_up,
 )
 
 BATCH = 32
@@ -135,14 +135,12 @@ def images_for_drop(paired: PairedAccuracy, max_drop: float) -> int | None:
     while high - low > 1:  # bisection: more images narrow the interval
         middle = (low + high) // 2
         low, high = (middle, high) if is_open(middle) else (low, middle)
-    digits = int(10 ** max(len(str(high)) - 2, 0))
-    rounded = math.ceil(high / digits) * digits
+    rounded = two_digits_up(high)
     return min(rounded, paired.images) if high <= paired.images else rounded
 
 
 def _judge_counts(lost: float, gained: float, images: int, max_drop: float) -> Verdict:
-    low = -100 * upper_bound_of_difference(gained, lost, images, 0.95)
-    high = 100 * upper_bound_of_difference(lost, gained, images, 0.95)
+    low, high = drop_bounds(lost, gained, images)
     verdict = interval_verdict(low, high, max_drop)
     is_larger = 100 * (lost - gained) / images > max_drop and low > 0
     return Verdict.FAIL if verdict is Verdict.INCONCLUSIVE and is_larger else verdict
