@@ -14,10 +14,10 @@ from resdeploy.images.class_mapping import default_labels
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.shards import find_shards
 from resdeploy.train.data.synthetic_digits import digits_folder
-from resdeploy.train.model.checkpoint import Checkpoint, load_checkpoint
 from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.class_mapping import default_labels, log_once, map_classes
+from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.model.architecture import Architecture, Shortcut
-from resdeploy.train.model.checkpoint import Checkpoint, load_checkpoint
 from resdeploy.train.model.resnet import ResNet
 
 logger = logging.getLogger(__name__)

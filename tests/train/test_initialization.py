@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from resdeploy.errors import TrainingError
 from resdeploy.export.quantization.qat_initialization import train_quantized
+from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.initialization import initial_network
-from resdeploy.train.model.checkpoint import load_checkpoint
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.trainer import train
 from tests.samples import CLASSES, SIZE, make_classifier

@@ -28,6 +28,7 @@ from resdeploy.images.class_folders import LabelledImages
 from resdeploy.progress import Advance
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.train import trainer
+from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.initialization import (
     balanced_weights,
@@ -35,7 +36,6 @@ from resdeploy.train.initialization import (
     make_optimizer,
 )
 from resdeploy.train.model.architecture import Architecture, Shortcut
-from resdeploy.train.model.checkpoint import load_checkpoint
 from resdeploy.train.run import folder as run_folder
 from resdeploy.train.run.folder import default_folder
 from resdeploy.train.trainer import resume, train

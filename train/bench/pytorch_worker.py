@@ -123,8 +123,8 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
     """
     import torch
 
+    from resdeploy.train.checkpoint.load import load_checkpoint
     from resdeploy.train.model.architecture import Architecture
-    from resdeploy.train.model.checkpoint import load_checkpoint
     from resdeploy.train.model.resnet import Classifier, ResNet
 
     preprocessing, model = bundle.manifest.preprocessing, bundle.manifest.model

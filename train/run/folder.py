@@ -25,7 +25,7 @@ from resdeploy.filesystem import sha256_file, write_file
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import decode, write_document
 from resdeploy.readable_text import readable
-from resdeploy.train.model.checkpoint import MODEL_FILE, MODEL_JSON
+from resdeploy.train.checkpoint.load import MODEL_FILE, MODEL_JSON
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.qat.network import DOT, SCALES, QuantizedStart
 from resdeploy.train.run.record import FORMAT, RunRecord, other_format, save_record

@@ -26,9 +26,9 @@ from resdeploy.progress import silent
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
 from resdeploy.train import trainer
+from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.evaluation import evaluate
-from resdeploy.train.model.checkpoint import load_checkpoint
 from resdeploy.train.model.resnet import Classifier
 from resdeploy.train.qat.network import QuantizedClassifier
 from tests.samples import SIZE, fit_network, make_classifier, write_images

@@ -104,7 +104,6 @@ def test_standard_margins(size: int, resize: int) -> None:
         {"std": (0.1, 0.0, 0.1)},
         {"std": (0.1, math.nan, 0.1)},
         {"mean": (math.inf, 0.5, 0.5)},
-        {"interpolation": "bicubic"},
         {"reducing_gap": 0.5},
         {"reducing_gap": math.nan},
     ],

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from resdeploy.errors import CheckpointError
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.train.model import checkpoint as checkpoints
+from resdeploy.train.checkpoint import load as checkpoints
+from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.model.architecture import Architecture, Shortcut
-from resdeploy.train.model.checkpoint import load_checkpoint
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.run.folder import save_model
 from tests.samples import CLASSES, TINY, make_classifier

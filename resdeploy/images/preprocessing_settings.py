@@ -1,0 +1,35 @@
+"""Settings of the pre-processing that one source states, such as an option or a file.
+
+A checkpoint rarely states all settings. Each source is read into a `PreprocessingSettings`, and the
+sources are then combined in the order of their rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from resdeploy.images.preprocessing import Channels, CropOffset, Interpolation, ResizeMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessingSettings:
+    """Settings that one source states; None for each setting that it does not state.
+
+    The fields are those of `Preprocessing`, but for `crop_fraction`.
+    """
+
+    image_size: int | tuple[int, int] | None = None
+    resize: int | tuple[int, int] | None = None
+    crop_fraction: float | None = None
+    """Share of the resized picture's side that is cut out, instead of `resize`: `resize` is the
+    image size divided by it, rounded down."""
+    resize_mode: ResizeMode | None = None
+    interpolation: Interpolation | None = None
+    antialias: bool | None = None
+    pad_colour: tuple[int, int, int] | None = None
+    crop_offset: CropOffset | None = None
+    channels: Channels | None = None
+    value_range: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    reducing_gap: float | None = None
