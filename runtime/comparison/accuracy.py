@@ -22,14 +22,13 @@ from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
 from resdeploy.runtime.verification.golden_check import different_rows, run_batches
 from resdeploy.statistics import (
-    MAX_IMAGES,
     IntArray,
     PairedAccuracy,
     Verdict,
     drop_bounds,
+    fewest_images,
     interval_verdict,
     pair_predictions,
-    two_digits_up,
 )
 
 BATCH = 32
@@ -117,26 +116,16 @@ def judge_drop(paired: PairedAccuracy, max_drop: float) -> Verdict:
 
 
 def images_for_drop(paired: PairedAccuracy, max_drop: float) -> int | None:
-    """Estimate the smallest number of images for a conclusive verdict, rounded up to two digits.
+    """Estimate how many images a conclusive verdict needs; see `fewest_images`.
 
-    The estimate assumes that losses and gains are as frequent as on the images of `paired`. It is
-    None if more than `MAX_IMAGES` are needed.
+    Losses and gains are expected to stay as frequent as on the images of `paired`.
     """
 
-    def is_open(images: int) -> bool:
+    def decide(images: int) -> bool:
         lost, gained = (images / paired.images * n for n in (paired.lost, paired.gained))
-        return _judge_counts(lost, gained, images, max_drop) is Verdict.INCONCLUSIVE
+        return _judge_counts(lost, gained, images, max_drop) is not Verdict.INCONCLUSIVE
 
-    low, high = 0, paired.images
-    if is_open(high):
-        low, high = high, MAX_IMAGES
-        if is_open(high):
-            return None
-    while high - low > 1:  # bisection: more images narrow the interval
-        middle = (low + high) // 2
-        low, high = (middle, high) if is_open(middle) else (low, middle)
-    rounded = two_digits_up(high)
-    return min(rounded, paired.images) if high <= paired.images else rounded
+    return fewest_images(decide, paired.images)
 
 
 def _judge_counts(lost: float, gained: float, images: int, max_drop: float) -> Verdict:
