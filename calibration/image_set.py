@@ -14,7 +14,7 @@ import numpy as np
 from resdeploy.errors import CalibrationError, ImageError
 from resdeploy.filesystem import sha256
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
-from resdeploy.images.skipped import SkippedImages, reason_of
+from resdeploy.images.skipped import SkippedImages, has_single_colour, reason_of
 from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,8 @@ class CalibrationImages:
                 self.skipped["duplicate"] += 1
             elif digest in self.excluded:
                 self.skipped["golden"] += 1
-            elif (image == image[0, 0]).all():
+            elif has_single_colour(image):
+                unreadable.add(path, "has pixels of one colour only")
                 self.skipped["constant"] += 1
             else:
                 collected.add(digest)

@@ -10,7 +10,7 @@ from click import Choice, FloatRange, IntRange, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import FORCE
-from resdeploy.images.formats import passed_over_text
+from resdeploy.images.formats import unread_lines
 from resdeploy.tables import plural
 from resdeploy.train.config import CROPS, SCHEDULES, TrainingConfig
 from resdeploy.train.model.architecture import Shortcut
@@ -153,9 +153,7 @@ def training_text(result: TrainingResult) -> str:
     lines = [
         f"{result.run}: top-1 accuracy {result.accuracy:.2f} % after "
         f"{plural(result.epochs, 'epoch')} ({result.images_per_second:.0f} images/s)",
-        *([f"skipped {plural(result.unreadable, 'image')} that could not be decoded"]
-          if result.unreadable else []),
-        *([f"passed over {passed_over_text(result.passed_over)}"] if result.passed_over else []),
+        *unread_lines(result.unreadable, result.passed_over),
         "next: resdeploy export --fp16 --int8",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -12,7 +12,7 @@ import numpy as np
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Precision
 from resdeploy.errors import BundleError
-from resdeploy.images.class_folders import match_labels, read_image_folder, split_folder
+from resdeploy.images.class_folders import LabelledImages, match_labels
 from resdeploy.images.folder import read_batches
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.label_check import refuse_wrong_labels
@@ -48,23 +48,27 @@ def compare_accuracies(
     second: Bundle,
     pairs: Sequence[tuple[Candidate, Candidate]],
     *,
+    folder: LabelledImages[Path] | None,
     data: Path | None,
     max_drop: float,
     threads: int | None,
     progress: Progress,
 ) -> tuple[AccuracyChange, ...]:
-    """Run every pair of artifacts on the images in `data`, or on golden images if it is None.
+    """Run every pair of artifacts on the images of `folder`, or on golden images if it is None.
+
+    `data` is the place of the images, for messages.
 
     Raises:
-        BundleError: `data` is None and the bundles differ in pre-processing or classes.
+        BundleError: `folder` is None and the bundles differ in pre-processing or classes.
         DataError: The folder cannot be used with both bundles, or its labels do not fit their
             predictions.
     """
     options = OpenOptions(threads=threads, progress=progress)
-    if data is None:
-        batches = _golden_batches(first, second)
-    else:
-        batches = _folder_batches(first, second, data, progress)
+    batches = (
+        _golden_batches(first, second)
+        if folder is None
+        else _folder_batches(first, second, folder, progress)
+    )
     correct: list[tuple[list[IntArray], list[IntArray]]] = [([], []) for _ in pairs]
     different = [0] * len(pairs)
     # The labels are judged by the answers of the most precise graphs.
@@ -186,9 +190,8 @@ def _golden_batches(first: Bundle, second: Bundle) -> Iterable[_Batch]:
 
 
 def _folder_batches(
-    first: Bundle, second: Bundle, data: Path, progress: Progress
+    first: Bundle, second: Bundle, found: LabelledImages[Path], progress: Progress
 ) -> Iterator[_Batch]:
-    found = read_image_folder(split_folder(data, "val"))
     matched = [match_labels(found, first.labels(), owner=str(first.path))]
     if second.labels() == first.labels():  # match and log only once
         matched.append(matched[0])
