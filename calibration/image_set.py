@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,8 @@ class CalibrationImages:
     """Digests of images that must not be used, such as the golden images."""
     purpose: str = "calibration"
     """Purpose of the images, for log messages."""
+    decoded: Mapping[Path, UInt8Array] = field(default_factory=dict)
+    """Images that need not be decoded again."""
     digests: list[str] = field(default_factory=list)
     """sha256 of the pixels of every collected image, in order."""
     paths: list[Path] = field(default_factory=list)
@@ -64,7 +66,8 @@ class CalibrationImages:
             if len(self.digests) == self.wanted:
                 break
             try:
-                image = load_image(path, self.preprocessing)
+                image = self.decoded.get(path)
+                image = load_image(path, self.preprocessing) if image is None else image
             except ImageError as error:
                 unreadable.add(path, reason_of(error, path))
                 self.skipped["unreadable"] += 1

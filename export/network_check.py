@@ -6,7 +6,7 @@ are in the network's order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,8 @@ class NetworkCheck:
     """Predicted class of each image."""
     classes: IntArray | None
     """True class of each image; None if the classes are not known."""
+    images: Mapping[Path, UInt8Array]
+    """The decoded images by their files."""
 
 
 class _NormInput:
@@ -81,19 +83,18 @@ def check_network(classifier: Classifier, source: Source, seed: int) -> NetworkC
     """Run the network in PyTorch on calibration images; return None if none can be read."""
     size = source.preprocessing.image_size
     wanted = int(np.clip(CHECKED_PIXELS // size**2, MIN_IMAGES, MAX_IMAGES))
-    paths, pixels = list[Path](), list[UInt8Array]()
+    images = dict[Path, UInt8Array]()
     for path in draw(source.pools.calibration, seed):
         with suppress(ImageError):  # the selection of calibration images reports it
-            pixels.append(load_image(path, source.preprocessing))
-            paths.append(path)
-        if len(paths) == wanted:
+            images[path] = load_image(path, source.preprocessing)
+        if len(images) == wanted:
             break
-    if not paths:
+    if not images:
         return None
-    shift, logits = measure_shift(classifier, np.stack(pixels))
-    classes = source.classes_of(paths)
+    shift, logits = measure_shift(classifier, np.stack(list(images.values())))
+    classes = source.classes_of(list(images))
     return NetworkCheck(
-        shift, logits.argmax(axis=1), None if classes is None else np.array(classes)
+        shift, logits.argmax(axis=1), None if classes is None else np.array(classes), images
     )
 
 

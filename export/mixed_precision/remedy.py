@@ -13,7 +13,8 @@ import onnx_ir as ir
 from resdeploy.bundle.analysis import ENOUGH_AGREEMENT, ENOUGH_SQNR_DB, FloatMixture, Remedy
 from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.golden import Golden
-from resdeploy.bundle.manifest import Encoding, Parity
+from resdeploy.bundle.manifest import Artifact, Encoding
+from resdeploy.bundle.quality import QualityLimits, export_figures, is_below
 from resdeploy.export.graph.float_layers import Layer, conv_share, layers_of, nodes_of
 from resdeploy.export.graph.qdq import Weights, integer_weights
 from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
@@ -27,7 +28,9 @@ MAX_FLOAT_SHARE = 0.5  # with more of the products in float, INT8 gains little s
 FEW_IMAGES = 100
 DEFAULT_IMAGES = 512  # of --calibration-images
 SECONDS = 60.0
+ENOUGH = QualityLimits(agreement=ENOUGH_AGREEMENT, sqnr_db=ENOUGH_SQNR_DB)
 MIN_AGREEMENT = f"--min-agreement {ENOUGH_AGREEMENT:g}"
+MORE_IMAGES = "--calibration-data FOLDER_WITH_MORE_IMAGES"
 NO_INT8_SHORTCUTS = "no --int8-shortcuts"
 QAT = "train --qat"
 
@@ -68,7 +71,7 @@ def find_remedy(
     model: ir.Model,
     recipe: QuantizationRecipe,
     record: CalibrationRecord,
-    parity: Parity,
+    artifact: Artifact,
     golden: Golden,
     sqnrs: Mapping[str, float],
     *,
@@ -84,26 +87,23 @@ def find_remedy(
         model: FP32 graph.
         recipe: Recipe of the INT8 graph.
         record: Calibration of the bundle.
-        parity: Figures of the INT8 graph on the golden images.
+        artifact: INT8 graph with its figures at the export.
         golden: Golden images with PyTorch's logits.
         sqnrs: SQNR in dB with one tensor quantised, by the tensor's name.
         seconds: Time limit; the first simulation is always made.
         stopwatch: Function that measures the latency of the CPU's graphs.
     """
+    # The mixtures below are measured on the golden images, so the SQNR before is theirs, too.
+    found = replace(export_figures(artifact)[0], sqnr_db=artifact.parity.sqnr_db)
     remedy = Remedy(
         encoding=recipe.encoding,
         options=(),
-        images=parity.images,
-        held_out=False,
-        agreement=parity.agreement,
-        sqnr_db=parity.sqnr_db,
+        images=found.images,
+        held_out=artifact.quality is not None,
+        agreement=found.agreement,
+        sqnr_db=found.sqnr_db,
     )
-    for searched in record.float_layers:
-        if searched.encoding is recipe.encoding:  # judged on more images than the golden ones
-            agreement, images = searched.agreement, searched.images
-            remedy = replace(remedy, held_out=True, agreement=agreement, images=images)
-    met = remedy.agreement >= ENOUGH_AGREEMENT
-    if met and (remedy.held_out or parity.sqnr_db >= ENOUGH_SQNR_DB):
+    if not is_below(found, ENOUGH):
         return remedy
     options = _calibration_options(record, recipe)
     retraining = [] if recipe.calibrator == LEARNED else [QAT]
@@ -144,7 +144,8 @@ def _calibration_options(record: CalibrationRecord, recipe: QuantizationRecipe) 
         return []
     options = [] if record.scores else ["--calibrator auto"]
     if record.images < FEW_IMAGES:
-        options.append(f"--calibration-images {DEFAULT_IMAGES}")
+        enough = record.available >= FEW_IMAGES
+        options.append(f"--calibration-images {DEFAULT_IMAGES}" if enough else MORE_IMAGES)
     return options
 
 

@@ -216,9 +216,7 @@ def test_rejects_an_unreadable_folder_by_name(
         list_images(tmp_path)
 
 
-def test_pictures_of_one_colour_are_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pictures_of_one_colour_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
     Image.linear_gradient("L").save(tmp_path / "grey.png")
     with caplog.at_level(logging.WARNING, "resdeploy"):
