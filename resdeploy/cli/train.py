@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,10 @@ def train(
     from resdeploy.train import trainer
     from resdeploy.train.distributed import is_main_process
     from resdeploy.train.run.folder import default_folder
+
+    if not is_main_process():  # all processes read the same folders
+        for module in ("class_folders", "class_mapping", "formats"):
+            logging.getLogger(f"resdeploy.images.{module}").setLevel(logging.ERROR)
 
     if resume is not None:
         kept = [name for name in settings if name not in ("data", "workers")]
