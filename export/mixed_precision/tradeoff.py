@@ -12,7 +12,7 @@ import onnx_ir as ir
 from resdeploy.bundle.calibration_record import Score, TradeOffPoint
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.export.graph.float_layers import conv_share
-from resdeploy.export.quantization.result import Calibration
+from resdeploy.export.quantization.result import Calibration, MixtureEvaluation
 from resdeploy.export.quantization.simulate import open_graph
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress
@@ -73,7 +73,8 @@ def trade_off_points(
             agreement=100.0, drop=0.0, images=scored, p50_ms=fp32_ms, chosen=True,
         )
     ]  # fmt: skip
-    for graph in (*calibration.scores, *calibration.evaluations):
+    graphs: tuple[Score | MixtureEvaluation, ...] = (*calibration.scores, *calibration.evaluations)
+    for graph in graphs:
         used = calibration.recipes[graph.encoding].calibrator
         if isinstance(graph, Score):
             nodes, layers, calibrator = frozenset[str](), (), graph.calibrator
