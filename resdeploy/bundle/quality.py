@@ -14,7 +14,6 @@ from resdeploy.bundle.manifest import (
     Quality,
     QualityOrigin,
 )
-from resdeploy.changed_predictions import CONFIDENCE, highest_rate
 from resdeploy.tables import plural
 
 
@@ -113,6 +112,8 @@ def _is_surely_below(golden: Parity | Quality, limits: QualityLimits) -> bool:
 
     At 98 %, two of 32 images or more have another class in 13 % of all draws, and three in 2.6 %.
     """
+    from resdeploy.changed_predictions import CONFIDENCE, highest_rate  # needs numpy
+
     agreeing = golden.images - _changed(golden)
     highest = 100 * highest_rate(agreeing, golden.images, CONFIDENCE)
     return highest < limits.agreement or not golden.sqnr_db >= limits.sqnr_db

@@ -33,7 +33,7 @@ class SkippedImages:
     """Counter of skipped images by reason, which logs the names of the first ones."""
 
     action: str = "skipping"
-    """What is done with the images, for messages."""
+    """Verb for what happens to the images, for messages."""
 
     counts: Counter[str] = field(default_factory=Counter)
     """Number of images by reason; numbers in a reason, which differ between files, are `N`."""
