@@ -53,6 +53,10 @@ def agreement_percent(reference: FloatArray, logits: FloatArray) -> float:
     return float(100 * np.mean(reference.argmax(axis=1) == logits.argmax(axis=1)))
 
 
+Judge = Callable[[float, float, int, float], Verdict]
+"""Function of lost images, gained images, all images and the largest allowed drop."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedAccuracy:
     """The numbers of correct predictions of two classifiers on the same images."""
@@ -99,11 +103,16 @@ class PairedAccuracy:
 
     def verdict(self, max_drop: float) -> Verdict:
         """Return the result of the check that the drop is at most `max_drop` percentage points."""
-        return interval_verdict(*drop_bounds(self.lost, self.gained, self.images), max_drop)
+        return judge_counts(self.lost, self.gained, self.images, max_drop)
+
+
+def judge_counts(lost: float, gained: float, images: int, max_drop: float) -> Verdict:
+    """Return the verdict of `PairedAccuracy.verdict` for these counts, which may be fractions."""
+    return interval_verdict(*drop_bounds(lost, gained, images), max_drop)
 
 
 def images_for_verdict(
-    lost: float, gained: float, max_drop: float, *, known: int = 1
+    lost: float, gained: float, max_drop: float, *, known: int = 1, judge: Judge = judge_counts
 ) -> int | None:
     """Estimate how many images decide whether a drop is at most `max_drop` percentage points.
 
@@ -112,13 +121,14 @@ def images_for_verdict(
         gained: Expected share of images that only the candidate classifies correctly.
         max_drop: Allowed accuracy drop, in percentage points.
         known: Number of images that have been seen.
+        judge: Function that returns the verdict.
     """
-
-    def decide(images: int) -> bool:
-        bounds = drop_bounds(lost * images, gained * images, images)
-        return interval_verdict(*bounds, max_drop) is not Verdict.INCONCLUSIVE
-
-    return fewest_images(decide, known)
+    return fewest_images(
+        lambda images: (
+            judge(lost * images, gained * images, images, max_drop) is not Verdict.INCONCLUSIVE
+        ),
+        known,
+    )
 
 
 def fewest_images(

@@ -35,7 +35,7 @@ NO_INT8_SHORTCUTS = "no --int8-shortcuts"
 QAT = "train --qat"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Simulator:
     """Simulator of the graph with more layers in float, on the golden images."""
 
@@ -44,17 +44,13 @@ class _Simulator:
     golden: Golden
     weights: Weights
     candidates: int
-    slowest: float = 0.0
-    """Longest time of a simulation, in seconds."""
 
     def graph(self, layers: Sequence[Layer]) -> ir.Model:
         in_float = self.recipe.in_float | nodes_of(layers)
         return replace(self.recipe, in_float=in_float).apply(self.model, weights=self.weights)
 
     def run(self, layers: Sequence[Layer]) -> FloatMixture:
-        start = time.monotonic()
         logits = run_graph(self.graph(layers), self.recipe.encoding, self.golden.images)
-        self.slowest = max(self.slowest, time.monotonic() - start)
         nodes = self.recipe.in_float | nodes_of(layers)
         return FloatMixture(
             layers=tuple(layer.name for layer in layers),
@@ -179,7 +175,7 @@ def _shortest(
     The last value is True if the list is enough. One golden image may still change its class if it
     does so with the longest list, too: at 99 %, one of 32 images or more does in 28 % of all draws.
     """
-    end = time.monotonic() + seconds
+    start = time.monotonic()
     longest = 1
     while (
         longest < len(ranked)
@@ -187,12 +183,15 @@ def _shortest(
     ):
         longest += 1
     best = simulator.run(ranked[:longest])
+    slowest = time.monotonic() - start
     agreement = ENOUGH_AGREEMENT
     if best.agreement < agreement:
         agreement -= 100 / len(simulator.golden.images)
     sufficient = _is_enough(best, agreement)
     too_short, enough = 0, longest
-    while sufficient and enough - too_short > 1 and time.monotonic() + simulator.slowest <= end:
+    while sufficient and enough - too_short > 1:
+        if time.monotonic() + slowest > start + seconds:
+            break
         # A few layers usually suffice, so the lists grow from 1 layer.
         length = min(max(1, 2 * too_short), (too_short + enough) // 2)
         mixture = simulator.run(ranked[:length])

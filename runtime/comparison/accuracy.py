@@ -26,8 +26,8 @@ from resdeploy.statistics import (
     PairedAccuracy,
     Verdict,
     drop_bounds,
-    fewest_images,
-    interval_verdict,
+    images_for_verdict,
+    judge_counts,
     pair_predictions,
 )
 
@@ -124,17 +124,13 @@ def images_for_drop(paired: PairedAccuracy, max_drop: float) -> int | None:
 
     Losses and gains are expected to stay as frequent as on the images of `paired`.
     """
-
-    def decide(images: int) -> bool:
-        lost, gained = (images / paired.images * n for n in (paired.lost, paired.gained))
-        return _judge_counts(lost, gained, images, max_drop) is not Verdict.INCONCLUSIVE
-
-    return fewest_images(decide, paired.images)
+    lost, gained = (count / paired.images for count in (paired.lost, paired.gained))
+    return images_for_verdict(lost, gained, max_drop, known=paired.images, judge=_judge_counts)
 
 
 def _judge_counts(lost: float, gained: float, images: int, max_drop: float) -> Verdict:
-    low, high = drop_bounds(lost, gained, images)
-    verdict = interval_verdict(low, high, max_drop)
+    verdict = judge_counts(lost, gained, images, max_drop)
+    low, _ = drop_bounds(lost, gained, images)
     is_larger = 100 * (lost - gained) / images > max_drop and low > 0
     return Verdict.FAIL if verdict is Verdict.INCONCLUSIVE and is_larger else verdict
 
