@@ -151,17 +151,12 @@ def analyse_again(
     encodings = {artifact.encoding for artifact in artifacts} - {Encoding.FLOAT}
     recipes = {encoding: read_recipe(bundle, encoding) for encoding in encodings}
     record = calibration_record(bundle.manifest)
-    analysis = analyse(_fp32(bundle), recipes, record, artifacts, golden, progress, {})
-    ranges = recipes[analysis.encoding].ranges
-    return replace(
-        analysis,
-        histograms=tuple(
-            replace(
-                values, range_low=ranges[values.tensor].low, range_high=ranges[values.tensor].high
-            )
-            for values in before.histograms
-        ),
-    )
+    found = analyse(_fp32(bundle), recipes, record, artifacts, golden, progress, {})
+    histograms = []
+    for values in before.histograms:
+        chosen = recipes[found.encoding].ranges[values.tensor]
+        histograms.append(replace(values, range_low=chosen.low, range_high=chosen.high))
+    return replace(found, histograms=tuple(histograms))
 
 
 def _fp32(bundle: Bundle) -> ir.Model:

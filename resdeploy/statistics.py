@@ -147,13 +147,9 @@ def fewest_images(
     while enough - few > 1:  # bisection: more images narrow the interval
         middle = (few + enough) // 2
         few, enough = (few, middle) if decide(middle) else (middle, enough)
-    return min(two_digits_up(enough), known) if decided else two_digits_up(enough)
-
-
-def two_digits_up(images: int) -> int:
-    """Round a number of images up to two significant digits."""
-    unit = int(10 ** max(len(str(images)) - 2, 0))
-    return math.ceil(images / unit) * unit
+    unit = int(10 ** max(len(str(enough)) - 2, 0))
+    rounded = math.ceil(enough / unit) * unit
+    return min(rounded, known) if decided else rounded
 
 
 def interval_verdict(low: float, high: float, limit: float) -> Verdict:

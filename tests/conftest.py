@@ -125,15 +125,16 @@ def _shorten_exports() -> None:
     The conversion is a fifth of an export; `tests/export/graph` tests it. No test reads the times.
     """
     from resdeploy.export import pipeline
+    from resdeploy.export.graph.to_onnx import to_onnx
     from resdeploy.export.mixed_precision import tradeoff
 
-    convert, graphs = pipeline.to_onnx, dict[tuple[object, ...], Any]()
+    graphs = dict[tuple[object, ...], Any]()
 
     def convert_once(classifier: Any, *arguments: Any) -> Any:
         tensors = [t.cpu().numpy().tobytes() for t in classifier.state_dict().values()]
         key = classifier.network.architecture, sha256(b"".join(tensors)), *arguments
         if key not in graphs:
-            graphs[key] = convert(classifier, *arguments)
+            graphs[key] = to_onnx(classifier, *arguments)
         return graphs[key].clone()
 
     patch = pytest.MonkeyPatch()

@@ -77,17 +77,10 @@ def find_remedy(
     """Return what to do against the noise of the INT8 graph that `recipe` makes of `model`.
 
     Layers are ranked by the noise of their tensors divided by their cost. The shortest list from
-    the top that makes the graph accurate enough is found by simulation on the golden images.
+    the top that makes the graph accurate enough is found by simulation on the golden images. The
+    first simulation is made even if it takes more than `seconds`.
 
-    Args:
-        model: FP32 graph.
-        recipe: Recipe of the INT8 graph.
-        record: Calibration of the bundle.
-        artifact: INT8 graph with its figures at the export.
-        golden: Golden images with PyTorch's logits.
-        sqnrs: SQNR in dB with one tensor quantised, by the tensor's name.
-        seconds: Time limit; the first simulation is always made.
-        stopwatch: Function that measures the latency of the CPU's graphs.
+    `artifact` has the figures at the export, `sqnrs` the SQNR in dB with one tensor quantised.
     """
     # The mixtures below are measured on the golden images, so the SQNR before is theirs, too.
     found = replace(export_figures(artifact)[0], sqnr_db=artifact.parity.sqnr_db)

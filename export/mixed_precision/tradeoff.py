@@ -77,7 +77,7 @@ def trade_off_points(
     for graph in graphs:
         used = calibration.recipes[graph.encoding].calibrator
         if isinstance(graph, Score):
-            nodes, layers, calibrator = frozenset[str](), (), graph.calibrator
+            nodes, layers, calibrator = frozenset[str](), tuple[str, ...](), graph.calibrator
             agreement, drop, images = graph.agreement, None, scored
         else:
             nodes, layers, calibrator, changes = graph.nodes, graph.layers, used, graph.changes

@@ -31,26 +31,26 @@ def judge_accuracy(judgement: Judgement, target: AccuracyTarget) -> tuple[Target
     results = []
     for encoding in (Encoding.TENSORRT, Encoding.CPU):
         changes = judgement.changes(encoding)
-        for option, limit, verdict_of in (
-            ("--min-agreement", target.min_agreement, agreement_verdict),
-            ("--max-drop", target.max_drop, drop_verdict),
-        ):
-            if limit is None:
-                continue
-            is_agreement = option == "--min-agreement"
-            results.append(
-                TargetResult(
-                    encoding=encoding,
-                    option=option,
-                    limit=limit,
-                    figure=changes.agreement if is_agreement else changes.drop,
-                    bound=changes.lowest_agreement() if is_agreement else changes.highest_drop(),
-                    samples=changes.images,
-                    origin=judgement.origin,
-                    images_to_decide=images_for_target(changes, verdict_of, limit),
-                    verdict=verdict_of(changes, limit),
-                )
+        agreement = changes.agreement, changes.lowest_agreement(), agreement_verdict
+        drop = changes.drop, changes.highest_drop(), drop_verdict
+        results += [
+            TargetResult(
+                encoding=encoding,
+                option=option,
+                limit=limit,
+                figure=figure,
+                bound=bound,
+                samples=changes.images,
+                origin=judgement.origin,
+                images_to_decide=images_for_target(changes, verdict_of, limit),
+                verdict=verdict_of(changes, limit),
             )
+            for option, limit, (figure, bound, verdict_of) in (
+                ("--min-agreement", target.min_agreement, agreement),
+                ("--max-drop", target.max_drop, drop),
+            )
+            if limit is not None
+        ]
     return tuple(results)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
@@ -94,18 +94,17 @@ def compare_bundles(
     Raises:
         BackendError, BundleError, DataError: See `compare`.
     """
+    found = Comparison(
+        verdict=Verdict.PASS,
+        first=str(first.path),
+        second=str(second.path),
+        max_drop=config.max_drop,
+        max_slowdown=config.max_slowdown,
+        warnings=_warnings(first, second),
+        environment=Environment.collect(),
+    )
     if (reason := identity(first, second)) is not None:
-        return Comparison(
-            verdict=Verdict.PASS,
-            first=str(first.path),
-            second=str(second.path),
-            max_drop=config.max_drop,
-            max_slowdown=config.max_slowdown,
-            notices=(reason,),
-            identical=True,
-            warnings=_warnings(first, second),
-            environment=Environment.collect(),
-        )
+        return replace(found, notices=(reason,), identical=True)
     pairs = shared_candidates(first, second, config.backend, config.precision)
     names = [{a.name for a in bundle.manifest.artifacts} for bundle in (first, second)]
     folder = None if config.data is None else read_image_folder(split_folder(config.data, "val"))
@@ -121,12 +120,9 @@ def compare_bundles(
     missing = sorted(names[0] - names[1])
     verdicts = [line.verdict for line in accuracy] + [line.verdict for line in latency]
     verdicts += [Verdict.FAIL] if missing else []
-    return Comparison(
+    return replace(
+        found,
         verdict=worst_verdict(verdicts),
-        first=str(first.path),
-        second=str(second.path),
-        max_drop=config.max_drop,
-        max_slowdown=config.max_slowdown,
         accuracy=accuracy,
         unreadable=len(folder.files) - accuracy[0].images if folder else 0,
         passed_over=dict(folder.passed_over) if folder else {},
@@ -139,8 +135,6 @@ def compare_bundles(
             for one, other in fastest_pairs(pairs)
             if one.artifact.sha256 == other.artifact.sha256 and config.seconds
         ),
-        warnings=_warnings(first, second),
-        environment=Environment.collect(),
     )
 
 
