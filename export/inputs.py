@@ -97,7 +97,7 @@ def read_source(
         _check_default_size(checkpoint.path, pools)
     if preprocessing is None or image_size not in (None, preprocessing.image_size):
         preprocessing = Preprocessing.standard(image_size or DEFAULT_IMAGE_SIZE)
-    names = _labels(checkpoint, labels)
+    names = read_labels_of(checkpoint, labels)
     return Source(
         checkpoint=checkpoint,
         labels=names,
@@ -121,7 +121,12 @@ def _check_default_size(path: Path, pools: ImagePools) -> None:
         )  # fmt: skip
 
 
-def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
+def read_labels_of(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
+    """Return the labels in the file `path`, or else those of the checkpoint or default names.
+
+    Raises:
+        ExportError: The file cannot be read, or has more or fewer labels than classes.
+    """
     classes = checkpoint.architecture.classes
     if path is None:
         return checkpoint.labels or default_labels(classes)

@@ -43,10 +43,15 @@ class NetworkCheck:
     """True class of each image; None if the classes are not known."""
 
 
-class _NormInput:
+class NormInput:
     """Sums over the input of a batch norm, by channel, in float64."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        self.recorded_mean = norm.running_mean.double()
+        self.recorded_variance = norm.running_var.double() + norm.eps
+        self.eps = norm.eps
         self.count = 0
         self.total = torch.zeros((), dtype=torch.float64)
         self.squares = torch.zeros((), dtype=torch.float64)
@@ -58,18 +63,19 @@ class _NormInput:
         self.total = self.total + pixels.mean(2).double().sum(0)
         self.squares = self.squares + pixels.square().mean(2).double().sum(0)
 
-    def shift(self, name: str, norm: nn.BatchNorm2d) -> NormShift:
-        """Compare the sums with the statistics of `norm`."""
-        recorded_mean, recorded_variance = norm.running_mean, norm.running_var
-        assert recorded_mean is not None
-        assert recorded_variance is not None
-        mean = self.total / self.count
-        variance = (self.squares / self.count - mean.square()).clamp(min=0) + norm.eps
-        expected = recorded_variance.double() + norm.eps
+    def compare(self, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distance of means in recorded deviations, and the ratio of the variances."""
+        variance = (squares - mean.square()).clamp(min=0) + self.eps
+        distance = (mean - self.recorded_mean).abs() / self.recorded_variance.sqrt()
+        return distance, variance / self.recorded_variance
+
+    def shift(self, name: str) -> NormShift:
+        """Compare the sums with the statistics of the norm."""
+        distance, ratio = self.compare(self.total / self.count, self.squares / self.count)
         return NormShift(
             name=name,
-            mean_shift=_median((mean - recorded_mean).abs() / expected.sqrt()),
-            variance_octaves=_median((variance / expected).log2().abs()),
+            mean_shift=_median(distance),
+            variance_octaves=_median(ratio.log2().abs()),
         )
 
 
@@ -97,21 +103,30 @@ def check_network(classifier: Classifier, source: Source, seed: int) -> NetworkC
     )
 
 
-@torch.inference_mode()
 def measure_shift(
     classifier: Classifier, images: UInt8Array
 ) -> tuple[BatchNormShift | None, np.ndarray]:
     """Return the shift of the batch norms on images (N, H, W, 3), and the logits (N, K)."""
+    inputs, logits = record_norm_inputs(classifier, images)
+    norms = [sums.shift(name) for name, sums in inputs.items()]
+    return summarise_norms(len(images), norms) if norms else None, logits
+
+
+@torch.inference_mode()
+def record_norm_inputs(
+    classifier: Classifier, images: UInt8Array
+) -> tuple[dict[str, NormInput], np.ndarray]:
+    """Return the sums at each batch norm for images (N, H, W, 3), and the logits (N, K)."""
     classifier = classifier.float().cpu().eval()
-    inputs = {name: (norm, _NormInput()) for name, norm in _norms_with_statistics(classifier)}
+    norms = dict(_norms_with_statistics(classifier))
+    inputs = {name: NormInput(norm) for name, norm in norms.items()}
     batch = int(np.clip(BATCH_PIXELS // images.shape[1] ** 2, 1, MAX_BATCH))
     with ExitStack() as hooks:
-        for norm, sums in inputs.values():
-            hooks.callback(norm.register_forward_pre_hook(sums).remove)
+        for name, norm in norms.items():
+            hooks.callback(norm.register_forward_pre_hook(inputs[name]).remove)
         parts = [images[start : start + batch] for start in range(0, len(images), batch)]
         logits = [classifier(torch.from_numpy(part)).numpy() for part in parts]
-    norms = [sums.shift(name, norm) for name, (norm, sums) in inputs.items()]
-    return summarise_norms(len(images), norms) if norms else None, np.concatenate(logits)
+    return inputs, np.concatenate(logits)
 
 
 def shift_warnings(check: NetworkCheck | None) -> list[ExportWarning]:
