@@ -31,7 +31,7 @@ from resdeploy.statistics import (
 # the last of its comparisons needs the same level as the first.
 # Source: Dunn, "Multiple comparisons among means", JASA 56 (1961) 52-64.
 ALPHA, DROP_ALPHA = 0.04, 0.01 / 3000
-RESAMPLES = 300  # the standard deviation of a difference is then known within 4 %
+RESAMPLES = 100  # the standard deviation of a difference is then known within 7 %
 # A rival's divergence must also be this multiple of the winner's; see `docs/preprocessing.md`.
 LEAST_DISTANCE_RATIO = 2.0
 

@@ -25,8 +25,8 @@ from resdeploy.export.preprocessing_search.candidates import (
     LARGE_SIZES, SMALL_PICTURE, SMALL_SIZES, describe, neighbours, starting_points,
 )  # fmt: skip
 from resdeploy.export.preprocessing_search.decision import (
-    ALPHA, DROP_ALPHA, compare_scores, correct_predictions, divergences, images_to_separate,
-    is_farther, is_worse,
+    ALPHA, DROP_ALPHA, Divergences, compare_scores, correct_predictions, divergences,
+    images_to_separate, is_farther, is_worse,
 )  # fmt: skip
 from resdeploy.export.preprocessing_search.scoring import MOMENT_IMAGES, CandidateScore, Scorer
 from resdeploy.images.class_folders import label_images, match_labels, split_folder
@@ -131,6 +131,7 @@ class _Search:
     ) -> None:
         self._scorer, self._classes, self._names, self._data = scorer, classes, names, data
         self._left: list[CandidateScore] = []
+        self._divergences: dict[tuple[Preprocessing, int], Divergences | None] = {}
 
     @property
     def _labels(self) -> IntArray:
@@ -206,7 +207,7 @@ class _Search:
     def _describe(
         self, best: CandidateScore, score: CandidateScore, alpha: float, *, left: bool
     ) -> CandidateResult:
-        found = divergences(score, MOMENT_IMAGES)
+        found = self._distance(score, score.images)
         result = CandidateResult(
             name=describe(score.preprocessing),
             preprocessing=score.preprocessing,
@@ -255,8 +256,14 @@ class _Search:
         if self._classes is not None and not one.has_geometry_of(other):
             return False
         images = min(one.images, other.images)
-        near, far = divergences(one, images), divergences(other, images)
+        near, far = self._distance(one, images), self._distance(other, images)
         return near is not None and far is not None and is_farther(near, far, alpha)
+
+    def _distance(self, score: CandidateScore, images: int) -> Divergences | None:
+        key = score.preprocessing, min(images, MOMENT_IMAGES)
+        if key not in self._divergences:
+            self._divergences[key] = divergences(score, images)
+        return self._divergences[key]
 
     def _paired(self, best: CandidateScore, other: CandidateScore) -> PairedAccuracy:
         return compare_scores(best, other, self._labels)
@@ -268,5 +275,5 @@ class _Search:
     def _rank(self, score: CandidateScore) -> float:
         if self._classes is not None:
             return float(correct_predictions(score, self._labels).mean())
-        found = divergences(score, score.images)
+        found = self._distance(score, score.images)
         return -math.inf if found is None else -found[0]
