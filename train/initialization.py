@@ -96,8 +96,12 @@ def match_outputs(
 
 
 def with_new_head(network: ResNet, classes: int) -> ResNet:
-    """Give `network` an untrained classifier of as many outputs, and return it."""
-    network.fc = nn.Linear(network.fc.in_features, classes)
+    """Give `network` an untrained last layer of as many outputs, and return it."""
+    last = nn.Linear(network.last_layer.in_features, classes)
+    if isinstance(network.fc, nn.Sequential):
+        network.fc[-1] = last
+    else:
+        network.fc = last
     network.architecture = replace(network.architecture, classes=classes)
     return network
 

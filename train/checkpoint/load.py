@@ -25,7 +25,7 @@ from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import MAX_BYTES, decode
 from resdeploy.readable_text import readable
 from resdeploy.train.model.architecture import Architecture, Shortcut
-from resdeploy.train.model.resnet import WIDTHS, ResNet
+from resdeploy.train.model.resnet import ResNet
 
 MODEL_FILE = "model.safetensors"
 MODEL_JSON = "model.json"
@@ -221,7 +221,7 @@ def _infer_architecture(
     names = "\n".join(state)
     blocks = tuple(
         len(re.findall(rf"^layer{stage}\.\d+\.conv1\.weight$", names, re.MULTILINE))
-        for stage in range(1, len(WIDTHS) + 1)
+        for stage in range(1, 5)
     )
     head = state.get("fc.weight")
     if "layer1.0.conv3.weight" in state or not all(blocks) or head is None or head.ndim != 2:
