@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resdeploy.train.model.architecture import (
+    STANDARD_WIDTH,
     Architecture,
     BlockType,
     Pooling,
@@ -97,10 +98,10 @@ def infer_architecture(
     outputs = [len(tensor) for name, tensor in head.items() if name.endswith("weight")]
     middle, bottleneck = body.get("layer1.0.conv2.weight"), "layer1.0.conv3.weight" in body
     groups, width = 1, len(stem)
-    group_width = Architecture.group_width
+    group_width = STANDARD_WIDTH
     if bottleneck and middle is not None and middle.ndim == 4 and middle.shape[1]:
         groups = len(middle) // middle.shape[1]
-        group_width = len(middle) * Architecture.group_width // (width * max(groups, 1))
+        group_width = len(middle) * STANDARD_WIDTH // (width * max(groups, 1))
     projections = sum(name.endswith("downsample.0.weight") for name in body)
     if shortcut is None:
         option_b = len(blocks) - 1 + bottleneck  # one where the number of channels changes

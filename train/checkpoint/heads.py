@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,16 +25,17 @@ class Head:
 
     layers: list[tuple[Tensor, Tensor]]
     """Weight (outputs, inputs) and bias (outputs,) of each layer."""
+    names: dict[str, str]
+    """The name in `ResNet` of each layer, and its name in the file."""
     concatenated: bool
     """True if the features are maxima and averages, as in fastai."""
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors under the names of `ResNet`."""
-        names = ["fc"] if len(self.layers) == 1 else [f"fc.{2 * n}" for n in range(len(self.layers))]
         return {
             f"{name}.{leaf}": tensor
-            for name, layer in zip(names, self.layers)
+            for name, layer in zip(self.names, self.layers)
             for leaf, tensor in zip(("weight", "bias"), layer)
         }
 
@@ -78,8 +79,7 @@ def read_head(tensors: Mapping[str, Tensor], features: int) -> Head:
 def _is_linear(leaves: Mapping[str, Tensor]) -> bool:
     shape = leaves["weight"].shape if "weight" in leaves else ()
     flat = len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))
-    bias = leaves.get("bias")
-    return flat and set(leaves) <= _LEAVES and (bias is None or bias.shape == shape[:1])
+    return flat and set(leaves) <= _LEAVES
 
 
 def _is_norm(leaves: Mapping[str, Tensor]) -> bool:
@@ -123,7 +123,6 @@ class _Builder:
             self._add_norm(leaves)
         else:
             self._add_linear(name, leaves)
-        self.names.append(name)
 
     def _add_norm(self, leaves: Mapping[str, Tensor]) -> None:
         mean, variance = leaves["running_mean"].double(), leaves["running_var"].double()
@@ -145,6 +144,8 @@ class _Builder:
             bias = weight.new_zeros(len(weight))
             if self.scale is None:
                 self.notes.append(f"{name} has no bias, so zeros are taken")
+        if bias.shape != weight.shape[:1]:
+            raise HeadError(f"has the wrong shape for {name}.bias")
         if self.layers:
             _check_inputs(weight.shape[1], len(self.layers[-1][0]))
         if self.scale is not None and self.shift is not None:
@@ -157,6 +158,7 @@ class _Builder:
             bias = weight.double() @ first_bias + bias.double()
             weight = weight.double() @ first
         self.layers.append((weight, bias))
+        self.names = [*self.names[: len(self.layers) - 1], name]
         self.activated = False
 
     def finish(self, features: int) -> Head:
@@ -167,7 +169,9 @@ class _Builder:
             raise HeadError(
                 f"has a head for {inputs} features, but the blocks return {features}"
             )
-        return Head(self.layers, inputs == 2 * features, self.notes)
+        several = len(self.layers) > 1
+        names = {f"fc.{2 * n}" if several else "fc": name for n, name in enumerate(self.names)}
+        return Head(self.layers, names, inputs == 2 * features, self.notes)
 
 
 def _check_inputs(inputs: int, outputs: int) -> None:
@@ -190,6 +194,6 @@ def with_second_logit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     softmax((0, z)) = (1 - sigmoid(z), sigmoid(z)), so the second class is the positive one.
     """
-    last = max(name for name in state if name.startswith("fc.") and name.endswith(".weight"))
+    last = [name for name in state if name.startswith("fc.") and name.endswith(".weight")][-1]
     names = last, last.replace("weight", "bias")
     return {**state, **{n: torch.cat([torch.zeros_like(state[n]), state[n]]) for n in names}}
