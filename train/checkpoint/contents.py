@@ -93,7 +93,9 @@ def choose_network(
     if weights is Weights.EMA and not averages:
         raise ValueError("has no moving average of its weights, which --weights ema asks for")
     if weights is Weights.RAW and not raw:
-        raise ValueError("has only a moving average of its weights, but --weights raw asks for others")
+        raise ValueError(
+            "has only a moving average of its weights, but --weights raw asks for others"
+        )
     wanted = averages if averages and weights is not Weights.RAW else raw
     if len(wanted) > 1:
         places = " and ".join(network.place or "its outermost mapping" for network in wanted[:2])

@@ -34,8 +34,9 @@ def check_kinds(tensors: Mapping[str, Any], key: Callable[[str], str]) -> dict[s
     """
     for name, value in tensors.items():
         if not isinstance(value, Tensor) or not _is_dense(value):
-            kind = type(value).__name__
-            raise FitError(f"has {key(name)!r} of type {kind}, which is not a dense tensor")
+            quantised = isinstance(value, Tensor) and value.is_quantized
+            kind = "quantised tensor" if quantised else type(value).__name__
+            raise FitError(f"has {key(name)!r} of type {kind}, not a dense tensor of floats")
         if not (value.is_floating_point() or name.endswith("num_batches_tracked")):
             kind = str(value.dtype).removeprefix("torch.")
             raise FitError(
@@ -160,7 +161,7 @@ def fit(
         if not bool(tensor.isfinite().all()):
             fault = "NaN or infinite values"
         elif name.endswith("running_var") and bool((tensor < 0).any()):
-            fault = "negative values, and a variance cannot be negative"
+            fault = "negative variances"
         if fault is not None:
             raise FitError(f"has {fault} in {key(name)}")
     return converted

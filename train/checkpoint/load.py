@@ -154,11 +154,11 @@ def _load_file(path: Path, weights: Weights) -> Checkpoint:
     zipped = start.startswith((b"PK", b"\x80"))
     # A safetensors file starts with the length of its JSON header, in eight bytes.
     if start[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not zipped):
-        content, metadata = _read_safetensors(path)
+        contents = _read_safetensors(path)
     else:
-        content, metadata = _read_torch(path), {}
+        contents = _read_torch(path), {}
     try:
-        return _read_contents(path, content, metadata, weights)
+        return _read_contents(path, *contents, weights)
     except HeadError as error:
         hint = "put the layers of the head into one nn.Sequential named fc, and save its state dict"
         raise CheckpointError(f"{path} {error}", hint) from error
@@ -236,10 +236,10 @@ def _networks(sections: list[Section]) -> list[NamedTensors]:
         raise ValueError("does not hold a state dict, which is a mapping from names to tensors")
     names = [name for name, value in largest.values.items() if isinstance(value, Tensor)]
     scheme, strange = nearest_scheme(names)
+    fitting = len(names) - len(strange)
     raise ValueError(
-        f"does not hold a residual network: of the {len(names)} tensors, {len(names) - len(strange)} "
-        f"have names of {scheme.name}, the nearest scheme, which has no "
-        + ", ".join(strange[:3])
+        f"does not hold a residual network: {fitting} of its {len(names)} tensors have names of "
+        f"{scheme.name}, the nearest scheme, but not {', '.join(strange[:3])}"
     )
 
 
@@ -285,7 +285,9 @@ def _has_stride_in_1x1(configuration: Section | None) -> bool:
         raise ValueError("has a first stage of stride 2 (downsample_in_first_stage in config.json)")
     # timm: anti-aliased networks have the tensors of the plain ones, but other strides.
     if re.match(r"resne(t|xt)(aa|blur)", str(values.get("architecture"))):
-        raise ValueError(f"is a {values['architecture']:.40}, whose pooling resdeploy does not have")
+        raise ValueError(
+            f"is a {values['architecture']:.40}, whose pooling resdeploy does not have"
+        )
     return bool(values.get("downsample_in_bottleneck"))
 
 
@@ -303,7 +305,7 @@ def _assumptions(
     return notes
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
@@ -315,7 +317,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         ) from error
 
 
-def _read_torch(path: Path) -> object:
+def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about old pickle formats

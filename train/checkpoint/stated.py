@@ -74,7 +74,9 @@ def read_labels_of(
                 if isinstance(values[key], str) and values[key].lstrip()[:1] in ("[", "{"):
                     notes.append(f"{place} is damaged, so its labels are not used")
             elif len(found) != wanted:
-                notes.append(f"{place} has {len(found)} labels for {wanted} classes; they are not used")
+                notes.append(
+                    f"{place} has {len(found)} labels for {wanted} classes; they are not used"
+                )
             elif labels is None:
                 labels, origin = found, place
             elif difference := first_difference(labels, found):
@@ -129,7 +131,10 @@ def read_settings_of(sections: Iterable[Section]) -> tuple[PreprocessingSettings
                     found[field] = _READERS[field](value)
                     places.append(section.place)
                 except (ValueError, TypeError):
-                    notes.append(f"{section.place}.{name}".lstrip(".") + f" is {value!r:.60}, which is not used")
+                    notes.append(
+                        f"{section.place}.{name}".lstrip(".")
+                        + f" is {value!r:.60}, which is not used"
+                    )
     if max(found.get("mean", ()), default=0) > 1.5 or max(found.get("std", ()), default=0) > 1.5:
         found["value_range"] = 255
     return PreprocessingSettings(**found), ", ".join(dict.fromkeys(filter(None, places))), notes
@@ -185,8 +190,8 @@ def normalisation_of(rest: Mapping[str, Tensor]) -> tuple[PreprocessingSettings 
     }
     if found.keys() != {"mean", "std"}:
         return None, []
-    values = {kind: tuple(rest[name].flatten().tolist()) for kind, name in found.items()}
-    return PreprocessingSettings(**values), list(found.values())
+    mean, std = (tuple(rest[found[kind]].flatten().tolist()) for kind in ("mean", "std"))
+    return PreprocessingSettings(mean=mean, std=std), list(found.values())
 
 
 def contradiction(sections: Iterable[Section], architecture: Architecture) -> str | None:
@@ -194,8 +199,14 @@ def contradiction(sections: Iterable[Section], architecture: Architecture) -> st
     for section in sections:
         for key in ARCHITECTURE_KEYS:
             name = section.values.get(key)
-            stated = re.search(r"res(?:net|next)_?(\d+)", name.lower()) if isinstance(name, str) else None
+            stated = (
+                re.search(r"res(?:net|next)_?(\d+)", name.lower())
+                if isinstance(name, str)
+                else None
+            )
             if stated and int(stated[1]) != architecture.layers:
                 place = f"{section.place}.{key}".lstrip(".")
-                return f"{place} is {name!r:.60}, but the tensors are those of a {architecture.name}"
+                return (
+                    f"{place} is {name!r:.60}, but the tensors are those of a {architecture.name}"
+                )
     return None
