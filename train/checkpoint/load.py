@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -38,6 +36,7 @@ from resdeploy.train.checkpoint.heads import (
     read_head,
     with_second_logit,
 )
+from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.checkpoint.naming import CIFAR_SCHEMES, NamedTensors, nearest_scheme
 from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON, read_run
 from resdeploy.train.checkpoint.stated import (
@@ -49,6 +48,7 @@ from resdeploy.train.checkpoint.stated import (
     read_settings_of,
     relevant_sections,
 )
+from resdeploy.train.checkpoint.torch_file import read_torch_file
 from resdeploy.train.model.architecture import Architecture, BlockType, Shortcut, Stem
 from resdeploy.train.model.resnet import ResNet
 
@@ -156,7 +156,7 @@ def _load_file(path: Path, weights: Weights) -> Checkpoint:
     if start[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not zipped):
         contents = _read_safetensors(path)
     else:
-        contents = _read_torch(path), {}
+        contents = read_torch_file(path), {}
     try:
         return _read_contents(path, *contents, weights)
     except HeadError as error:
@@ -172,7 +172,7 @@ def _read_contents(
     path: Path, content: object, metadata: Mapping[str, str], weights: Weights
 ) -> Checkpoint:
     sections = find_sections(content)
-    network, notes = choose_network(_networks(sections), weights)
+    network, notes = choose_network(_networks(content, sections), weights)
     stated, configuration = relevant_sections(sections), _read_configuration(path)
     if metadata:
         stated = [Section("metadata", metadata)]
@@ -227,13 +227,14 @@ def _read_contents(
     return checkpoint.with_two_classes() if architecture.classes == 1 and labels else checkpoint
 
 
-def _networks(sections: list[Section]) -> list[NamedTensors]:
+def _networks(content: object, sections: list[Section]) -> list[NamedTensors]:
     """Return the networks in a file; raise a ValueError that says why there is none."""
     if networks := find_networks(sections):
         return networks
     largest = max(sections, key=lambda section: section.tensors, default=None)
     if largest is None or not largest.tensors:
-        raise ValueError("does not hold a state dict, which is a mapping from names to tensors")
+        kind = content.name if isinstance(content, Placeholder) else type(content).__name__
+        raise ValueError(f"holds no state dict, only a {kind}; no code in it was executed")
     names = [name for name, value in largest.values.items() if isinstance(value, Tensor)]
     scheme, strange = nearest_scheme(names)
     fitting = len(names) - len(strange)
@@ -314,27 +315,4 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
         raise CheckpointError(
             f"{path} is not an intact safetensors file: {error}",
             remedy_for(error, COPY_HINT),
-        ) from error
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about old pickle formats
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged pickle can raise almost any exception
-        # One sentence, after advice to execute the code, or after a place in PyTorch's code.
-        text = str(error).rpartition("WeightsUnpickler error:")[2].rpartition("] . ")[2].strip()
-        forbidden = re.search(r"GLOBAL ([\w.]+)", text)
-        reason = re.split(r"\.\s|\n", text)[0] or type(error).__name__
-        fault = (
-            f"holds more than weights: {forbidden[1]}"
-            if forbidden
-            else f"is not an intact file of torch.save: {reason}"
-        )
-        raise CheckpointError(
-            f"{path} {fault}; no code in it was executed",
-            remedy_for(error, f"save model.state_dict() with torch.save, or {COPY_HINT}"),
         ) from error

@@ -18,6 +18,7 @@ from resdeploy.images.preprocessing import Interpolation
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.readable_text import readable
 from resdeploy.train.checkpoint.contents import Section
+from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.model.architecture import Architecture
 
 LABEL_KEYS = (
@@ -52,7 +53,13 @@ _SETTING_KEYS = {
 
 def relevant_sections(sections: Iterable[Section]) -> list[Section]:
     """Return the mappings whose entries describe the network."""
-    return [s for s in sections if not s.place or _CONTAINERS.search(s.place.lower())]
+    return [
+        section
+        for section in sections
+        if not section.place
+        or _CONTAINERS.search(section.place.lower())
+        or "vocab" in section.values  # deep within fastai's learners
+    ]
 
 
 def read_labels_of(
@@ -97,6 +104,8 @@ def one_line_labels(labels: Iterable[object]) -> tuple[str, ...]:
 
 def _label_list(value: Any) -> tuple[str, ...] | None:
     """Return labels in the order of the classes; None if `value` is something else."""
+    while isinstance(value, Placeholder):  # such as fastai's CategoryMap
+        value = value.items or value.attributes().get("items")
     if isinstance(value, str):
         try:
             value = json.loads(value)
