@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from resdeploy.errors import DataError
@@ -16,7 +16,6 @@ from resdeploy.images.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Channels,
-    Interpolation,
     Preprocessing,
     ResizeMode,
 )
@@ -26,7 +25,8 @@ ASSUMED = "assumed"
 DEFAULT_IMAGE_SIZE = 224  # in pixels
 # The settings that a report names, in its order; the others follow from the tool that trained.
 REPORTED = (
-    "image_size", "resize_mode", "resize", "interpolation", "channels", "value_range", "mean", "std",
+    "image_size", "resize_mode", "resize", "interpolation", "channels", "value_range", "mean",
+    "std",
 )  # fmt: skip
 _GRAY_MEAN, _GRAY_STD = (0.449,), (0.226,)  # the averages of ImageNet's three
 _SMALL = 128  # images below this side are not cropped, as is usual for CIFAR

@@ -72,7 +72,6 @@ def contradictions(settings: dict[str, dict[str, object]], network: ResNet) -> l
     found = []
     for name, values in settings.items():
         kind = str(values["class"]).rpartition(".")[2]
-        ...
     return found
 
 
@@ -87,4 +86,3 @@ def _modules(placeholder: Placeholder) -> Iterator[tuple[str, Placeholder]]:
         children = attributes.get("_modules", attributes)
         if not isinstance(children, dict):
             continue
-        ...
