@@ -41,6 +41,9 @@ class PreprocessingSettings:
     reducing_gap: float | None = None
 
 
+NOTHING_STATED = PreprocessingSettings()
+
+
 def settings_of(preprocessing: Preprocessing) -> PreprocessingSettings:
     """Return complete settings as those that one source states."""
     values = {field.name: getattr(preprocessing, field.name) for field in fields(preprocessing)}
