@@ -148,7 +148,9 @@ class _Trainer:
         self.folder = folder
         self.process = process
         self.progress = progress if process.is_main else silent
-        self.preprocessing = Preprocessing.standard(config.image_size)
+        self.preprocessing = config.preprocessing or Preprocessing.standard(
+            config.image_size
+        )
         self.augmentation = Augmentation(
             flip=self.config.flip is True,
             min_area=self.config.min_area or 1.0,
