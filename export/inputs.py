@@ -13,7 +13,7 @@ from resdeploy.images.class_folders import label_images, match_labels, read_labe
 from resdeploy.images.class_mapping import default_labels
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
-from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.preprocessing import ImageSize, Preprocessing
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.shards import find_shards
@@ -66,7 +66,7 @@ class Source:
 def read_source(
     path: Path,
     *,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     labels: Path | None = None,
     calibration_data: Path | None = None,
 ) -> Source:
@@ -74,7 +74,7 @@ def read_source(
 
     Args:
         path: A run folder, a .safetensors file or a .pth file.
-        image_size: Side of the input in pixels; by default, that of the run or, if unknown, 224.
+        image_size: Size of the input in pixels; by default, that of the run or, if unknown, 224.
         labels: A text file with one class name per line; by default, the names in the checkpoint,
             or `class 0`, `class 1` and so on if it has none.
         calibration_data: A folder of images; by default, the training images of the run.
@@ -96,7 +96,8 @@ def read_source(
     if preprocessing is None and image_size is None:
         _check_default_size(checkpoint.path, pools)
     if preprocessing is None or image_size not in (None, preprocessing.image_size):
-        preprocessing = Preprocessing.standard(image_size or DEFAULT_IMAGE_SIZE)
+        # A published checkpoint is used with pictures that are decoded whole.
+        preprocessing = Preprocessing.standard(image_size or DEFAULT_IMAGE_SIZE, reducing_gap=None)
     names = _labels(checkpoint, labels)
     return Source(
         checkpoint=checkpoint,

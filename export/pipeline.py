@@ -57,7 +57,7 @@ from resdeploy.export.quantization.judge import Judgement, judge
 from resdeploy.export.quantization.result import Calibration, with_dla
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
-from resdeploy.images.preprocessing import image_digest
+from resdeploy.images.preprocessing import ImageSize, image_digest, size_text
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.tensorrt.build import BuildReport, build, choose_flavour
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
@@ -75,7 +75,7 @@ class ExportConfig:
     """Options of an export; `inputs.read_source` describes the first four."""
 
     source: Path = LATEST
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     labels: Path | None = None
     calibration_data: Path | None = None
     golden_data: Path | None = None
@@ -171,7 +171,9 @@ def export(
     shift = check.shift if check else None
     warnings = shift_warnings(check) + label_warnings(check, source, labels_are_used=config.int8)
     logger.info(
-        "exporting %s at %d pixels", source.checkpoint.architecture.name, preprocessing.image_size
+        "exporting %s at %s pixels",
+        source.checkpoint.architecture.name,
+        size_text(preprocessing.image_size),
     )
     model = to_onnx(classifier, preprocessing.image_size)
     calibration, judgement = None, None

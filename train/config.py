@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.errors import TrainingError
+from resdeploy.images.preprocessing import ImageSize, height_and_width
 from resdeploy.json_documents import jsonable
 from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.recipes import FINETUNE, QAT, QUICK, RECIPES
@@ -29,8 +30,8 @@ class TrainingConfig:
     data: str = DIGITS
     """Folder with `train/` and `val/`, or `digits`."""
     epochs: int = 13
-    image_size: int = 32
-    """Side of the network's input, in pixels."""
+    image_size: ImageSize = 32
+    """Side of the network's square input, or its height and width, in pixels."""
     batch_size: int = 64
     """Images per step, summed over all processes."""
     lr: float = 0.05
@@ -91,12 +92,14 @@ class TrainingConfig:
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise _wrong_value(name, value, "a finite number")
-        minima = {"epochs": 1, "batch_size": 2, "accumulate": 1, "image_size": 8}
+        minima = {"epochs": 1, "batch_size": 2, "accumulate": 1}
         minima |= dict.fromkeys(("save_minutes", "mixup", "cutmix", "weight_decay", "seed"), 0)
         minima |= dict.fromkeys(("warmup_epochs", "workers"), 0)
         for name, least in minima.items():
             if values[name] is not None and values[name] < least:
                 raise _wrong_value(name, values[name], f"a number from {least}")
+        if min(height_and_width(self.image_size)) < 8:
+            raise _wrong_value("image_size", self.image_size, "a number from 8")
         if self.lr <= 0:
             raise _wrong_value("lr", self.lr, "a number above 0")
         limits = {"momentum": 1, "label_smoothing": 1, "ema": 1, "randaugment": 31}
