@@ -58,7 +58,7 @@ from resdeploy.export.quantization.result import Calibration, with_dla
 from resdeploy.export.source_preprocessing import preprocessing_warnings
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
-from resdeploy.images.preprocessing import ImageSize, Preprocessing, image_digest
+from resdeploy.images.preprocessing import ImageSize, Preprocessing, image_digest, size_text
 from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.tensorrt.build import BuildReport, build, choose_flavour
@@ -191,7 +191,9 @@ def export(
     warnings = preprocessing_warnings(source.choice) + shift_warnings(check)
     warnings += label_warnings(check, source, labels_are_used=config.int8)
     logger.info(
-        "exporting %s at %d pixels", source.checkpoint.architecture.name, preprocessing.image_size
+        "exporting %s at %s pixels",
+        source.checkpoint.architecture.name,
+        size_text(preprocessing.image_size),
     )
     model = to_onnx(classifier, preprocessing.image_size)
     calibration, judgement = None, None

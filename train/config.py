@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.errors import TrainingError
-from resdeploy.images.preprocessing import Preprocessing, size_text
+from resdeploy.images.preprocessing import ImageSize, Preprocessing, height_and_width
 from resdeploy.images.preprocessing_choice import StatedSettings, choose_preprocessing
 from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import (
@@ -37,8 +37,8 @@ class TrainingConfig:
     data: str = DIGITS
     """Folder with `train/` and `val/`, or `digits`."""
     epochs: int = 13
-    image_size: int = 32
-    """Side of the network's input, in pixels."""
+    image_size: ImageSize = 32
+    """Side of the network's square input, or its height and width, in pixels."""
     preprocessing: Preprocessing | None = None
     """Pre-processing with this image size; None: `Preprocessing.standard`."""
     batch_size: int = 64
@@ -101,12 +101,14 @@ class TrainingConfig:
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise _wrong_value(name, value, "a finite number")
-        minima = {"epochs": 1, "batch_size": 2, "accumulate": 1, "image_size": 8}
+        minima = {"epochs": 1, "batch_size": 2, "accumulate": 1}
         minima |= dict.fromkeys(("save_minutes", "mixup", "cutmix", "weight_decay", "seed"), 0)
         minima |= dict.fromkeys(("warmup_epochs", "workers"), 0)
         for name, least in minima.items():
             if values[name] is not None and values[name] < least:
                 raise _wrong_value(name, values[name], f"a number from {least}")
+        if min(height_and_width(self.image_size)) < 8:
+            raise _wrong_value("image_size", self.image_size, "a number from 8")
         if self.lr <= 0:
             raise _wrong_value("lr", self.lr, "a number above 0")
         limits = {"momentum": 1, "label_smoothing": 1, "ema": 1, "randaugment": 31}
@@ -131,12 +133,6 @@ class TrainingConfig:
                 raise SettingError(
                     f"--qat cannot be combined with {_option(name)}", f"remove {_option(name)}"
                 )
-        if self.preprocessing is not None and self.preprocessing.image_size != self.image_size:
-            raise SettingError(
-                f"the input has {size_text(self.preprocessing.image_size)} pixels; training needs "
-                "a square",
-                "give one number to --image-size",
-            )
         if self.distillation and not self.qat:
             raise SettingError(
                 "--distillation is only possible with --qat", "add --qat, or remove --distillation"
@@ -196,8 +192,7 @@ class TrainingConfig:
         standard = settings_of(Preprocessing.standard(config.image_size))
         sources.append(StatedSettings(settings=standard, place="the standard"))
         found = choose_preprocessing(sources).preprocessing
-        size = found.image_size if isinstance(found.image_size, int) else config.image_size
-        return replace(config, image_size=size, preprocessing=found)
+        return replace(config, image_size=found.image_size, preprocessing=found)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainingConfig:

@@ -199,11 +199,11 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that `manifest.json` holds."""
-        size = self.preprocessing.image_size
         return {
             "schema": SCHEMA,
             "input": {
-                "name": INPUT_NAME, "dtype": "uint8", "shape": ["batch", size, size, 3],
+                "name": INPUT_NAME, "dtype": "uint8",
+                "shape": ["batch", *self.preprocessing.size, 3],
                 "layout": "NHWC", "colour": "RGB",
             },
             "output": {
