@@ -71,6 +71,7 @@ _OPTIONS = (
     option(
         "--image-size",
         type=SizeType(),
+        metavar="N|HxW",
         help="Side of the input, or height and width, in pixels.  [default: as stated, or 224]",
     ),
     option(
