@@ -28,7 +28,8 @@ REPORTED = (
     "image_size", "resize_mode", "resize", "interpolation", "channels", "value_range", "mean",
     "std",
 )  # fmt: skip
-_GRAY_MEAN, _GRAY_STD = (0.449,), (0.226,)  # the averages of ImageNet's three
+# The averages of ImageNet's three, as is usual for networks with one channel.
+_GRAY: dict[str, tuple[float, ...]] = {"mean": (0.449,), "std": (0.226,)}
 _SMALL = 128  # images below this side are not cropped, as is usual for CIFAR
 
 
@@ -76,8 +77,7 @@ def choose_preprocessing(
     mode = values.setdefault("resize_mode", ResizeMode.SHORTER)
     values.setdefault("channels", default_channels)
     values["resize"], crop = _resized(sources, size, mode)
-    del_crop = values.pop("crop_fraction", None)
-    assert del_crop is None or crop is not None
+    values.pop("crop_fraction", None)
     origins = {
         name: found.place if (found := stated.get(name)) else ASSUMED for name in REPORTED
     } | {"resize": crop.place if crop else ASSUMED}
@@ -165,6 +165,9 @@ def _resized(
 ) -> tuple[int | tuple[int, int], StatedSettings | None]:
     """Return the size before the crop, and the source that states it."""
     if mode is ResizeMode.NONE:
+        if any(s.is_option and s.settings.crop_fraction is not None for s in sources):
+            reason = "--crop-fraction has no effect without a resize"
+            raise DataError(reason, "leave it out, or choose another --resize than none")
         return size, None
     for source in sources:
         settings = source.settings
@@ -192,30 +195,42 @@ def _normalisation(
 ) -> dict[str, Any]:
     """Return value range, mean and std in the order of the network's channels."""
     scale = stated["value_range"]
-    values: dict[str, Any] = {"value_range": (scale.settings.value_range if scale else None) or 1}
-    defaults = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    if channels is Channels.GRAY:
-        defaults = {"mean": _GRAY_MEAN, "std": _GRAY_STD}
-    for name, default in defaults.items():
+    value_range = (scale.settings.value_range if scale else None) or 1
+    values: dict[str, Any] = {"value_range": value_range}
+    for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
         source = stated[name]
-        numbers = getattr(source.settings, name) if source else default
-        order = (source.settings.channels if source else None) or (
-            Channels.RGB if source is None else channels
-        )
-        own_range = (source.settings.value_range if source else 1) or values["value_range"]
-        if own_range != values["value_range"]:
+        numbers: tuple[float, ...] = getattr(source.settings, name) if source else default
+        if source is None and channels is Channels.GRAY:
+            numbers = _GRAY[name]
+        order = source.settings.channels or channels if source else Channels.RGB
+        own_range = source.settings.value_range if source else 1
+        if own_range is None and not (source and source.is_option):
+            own_range = 1  # as all libraries mean it; larger numbers are refused below
+        if own_range not in (None, value_range):
             raise DataError(
-                f"the range of the pixel values is 0 to {values['value_range']}, but {name} is "
-                f"for 0 to {own_range}",
+                f"the range of the pixel values is 0 to {value_range}, but {name} "
+                f"{_comma(numbers)} is for 0 to {own_range}",
                 "give --mean and --std, too, in the same range; 0,0,0 and 1,1,1 change nothing",
+            )
+        if source and name == "mean" and max(numbers) > value_range:
+            raise DataError(
+                f"mean {_comma(numbers)} from {source.place} is above the largest pixel value "
+                f"{value_range}",
+                "add --value-range 255 if the pixels of the training were not divided by 255",
             )
         if channels is not Channels.GRAY and len(numbers) == 1:
             numbers = numbers * 3
         elif channels is Channels.GRAY and len(set(numbers)) == 1:
             numbers = numbers[:1]
+        elif channels is Channels.GRAY and len(numbers) == 3:
+            place = source.place if source else ASSUMED
+            raise DataError(
+                f"the input is grey, but {name} {_comma(numbers)} from {place} has three values",
+                f"give the number of the grey channel, such as --{name} {_GRAY[name][0]}",
+            )
         elif Channels.GRAY not in (order, channels) and order is not channels:
             numbers = numbers[::-1]
-        values[name] = tuple(numbers)
+        values[name] = numbers
     return values
 
 
@@ -229,10 +244,15 @@ def _contradictions(sources: Sequence[StatedSettings], chosen: Preprocessing) ->
         if option is None or other is None or name == "resize":
             continue
         one, two = (getattr(source.settings, name) for source in (option, other))
-        if one != two:
+        if _distinct(one) != _distinct(two):
             flag = "--" + ("resize" if name == "resize_mode" else name.replace("_", "-"))
             sentences.append(f"{flag} {_text(one)} is used, but {other.place} states {_text(two)}")
     return sentences
+
+
+def _distinct(value: Any) -> Any:
+    """Return one number for equal numbers, such as those of all channels."""
+    return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
 
 
 def _margin(side: int, fraction: float) -> int:

@@ -1,19 +1,22 @@
 """Files of other tools, and of our own, that state a pre-processing.
 
-Sources: timm, `timm/data/config.py` (resolve_data_config), `timm/data/transforms_factory.py`
-(transforms_imagenet_eval); transformers, `image_processing_convnext.py`, `image_processing_vit.py`,
-`image_processing_clip.py` and `image_transforms.py`.
+Sources: timm 1.0.31, data/config.py (`resolve_data_config`) and data/transforms_factory.py
+(`transforms_imagenet_eval`); transformers 5.24.0, models/*/image_processing_pil_*.py (the values
+of `_PROCESSORS`), image_processing_backends.py and image_processing_utils.py (`get_size_dict`).
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from resdeploy.errors import DataError, DocumentError
 from resdeploy.images.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     Channels,
     CropOffset,
     Interpolation,
@@ -36,8 +39,39 @@ _RESAMPLE = {
     2: Interpolation.BILINEAR,
     3: Interpolation.BICUBIC,
 }
-# Above this side, ConvNextImageProcessor squashes the picture and does not crop it.
+# From this side on, ConvNextImageProcessor squashes the picture and does not crop it.
 _CONVNEXT_SQUASH = 384
+_FLAGS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop")
+# Other steps that are true change the pixels in ways that cannot be followed.
+_OTHER_STEPS = ("rescale_offset", "use_square_size")
+_HARMLESS = ("do_convert_rgb", "do_reduce_labels")
+_EVERY_PROCESSOR = {
+    "do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255,
+}  # fmt: skip
+_HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+_CLIP = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "default_to_square": False, "size": 224, "crop_size": 224, "do_center_crop": True,
+    "resample": 3,
+}  # fmt: skip
+_MOBILENET = _HALF | {
+    "default_to_square": False, "size": 256, "crop_size": 224, "do_center_crop": True,
+    "resample": 2,
+}  # fmt: skip
+# Values of the processors of Hugging Face for what a file does not state.
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "ConvNext": _HALF
+    | {"default_to_square": False, "size": 384, "resample": 3, "crop_pct": 224 / 256},
+    "ViT": _HALF | {"default_to_square": True, "size": 224, "resample": 2},
+    "DeiT": _HALF
+    | {"default_to_square": True, "size": 256, "crop_size": 224, "do_center_crop": True,
+       "resample": 3},
+    "CLIP": _CLIP,
+    "Bit": _CLIP,
+    "MobileNetV1": _MOBILENET,
+    "MobileNetV2": _MOBILENET,
+}  # fmt: skip
 
 
 def read_preprocessing_file(path: Path) -> PreprocessingSettings:
@@ -91,101 +125,148 @@ def _read_settings(document: Any) -> PreprocessingSettings | None:
         return None
     if isinstance(document.get("preprocessing"), Mapping):
         return settings_of(parse(Preprocessing, document["preprocessing"], "preprocessing"))
-    if any(key.startswith("do_") or key == "image_mean" for key in document):
-        return _read_hugging_face(document)
     for key in ("pretrained_cfg", "default_cfg"):
         if isinstance(document.get(key), Mapping):
             return _read_timm(document[key])
+    names = {"image_processor_type", "feature_extractor_type", "image_mean", "image_std", *_FLAGS}
+    if names & document.keys():
+        return _read_hugging_face(document)
     is_timm = {"input_size", "crop_pct", "crop_mode"} & document.keys() and "mean" in document
     return _read_timm(document) if is_timm else None
 
 
 def _read_timm(config: Mapping[str, Any]) -> PreprocessingSettings:
-    channels, height, width = _numbers(config.get("input_size", (3, 224, 224)), "input_size", (3,))
+    size = _numbers(config.get("input_size") or (3, 224, 224), "input_size", (3,))
+    channels, height, width = size
     if channels not in (1, 3):
         raise ValueError(f"input_size has {channels:g} channels; 1 and 3 are supported")
     mode = config.get("crop_mode") or "center"
     if not isinstance(mode, str) or mode not in _TIMM_MODES:
-        raise ValueError(f"crop_mode is {mode!r}; only {', '.join(_TIMM_MODES)} are supported")
-    mean = _numbers(config["mean"], "mean", (1, 3)) if config.get("mean") else None
+        raise ValueError(f"crop_mode is {mode!r:.40}; only {', '.join(_TIMM_MODES)} are supported")
+    mean = _numbers(config.get("mean") or IMAGENET_MEAN, "mean", (1, 3))
     border = None
-    if mode == "border" and mean is not None:  # timm fills it with the mean of the normalisation
-        red, green, blue = (min(255, round(255 * value)) for value in (mean * 3)[:3])
+    if mode == "border":  # timm fills it with the mean of the normalisation
+        red, green, blue = (round(255 * value) for value in (mean * 3)[:3])
         border = (red, green, blue)
     return PreprocessingSettings(
         image_size=_size(height, width),
         crop_fraction=_number(config.get("crop_pct") or 0.875, "crop_pct"),
         resize_mode=_TIMM_MODES[mode],
         interpolation=_interpolation(config.get("interpolation") or "bicubic"),
+        antialias=True,
+        crop_offset=CropOffset.EVEN,
         channels=Channels.GRAY if channels == 1 else Channels.RGB,
         pad_colour=border,
         value_range=1,
         mean=mean,
-        std=_numbers(config["std"], "std", (1, 3)) if config.get("std") else None,
+        std=_numbers(config.get("std") or IMAGENET_STD, "std", (1, 3)),
     )
 
 
-def _read_hugging_face(config: Mapping[str, Any]) -> PreprocessingSettings:
-    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
-    size, crop = config.get("size"), config.get("crop_size")
-    scale = _number(config.get("rescale_factor") or 1 / 255, "rescale_factor")
-    if config.get("do_rescale", True) and not math.isclose(scale, 1 / 255, rel_tol=1e-6):
+def _read_hugging_face(document: Mapping[str, Any]) -> PreprocessingSettings:
+    name, config = _with_defaults(document)
+    for key in (key for key in config if key.startswith("do_") or key in _OTHER_STEPS):
+        if config[key] not in (True, False):
+            raise ValueError(f"{key} is {config[key]!r:.40}, not true or false")
+        if config[key] and key not in _FLAGS + _HARMLESS:
+            raise ValueError(f"{key} is true, which is not supported")
+    resizes, rescales, normalises, crops = (config.get(flag, False) for flag in _FLAGS)
+    scale = _number(config["rescale_factor"], "rescale_factor")
+    if rescales and not math.isclose(scale, 1 / 255, rel_tol=1e-6):  # written with few digits
         raise ValueError(f"rescale_factor is {scale:g}; only 1/255 is supported")
-    if config.get("do_pad"):
-        raise ValueError("do_pad is true; it is not supported")
-    resizes, crops = config.get("do_resize", True), config.get("do_center_crop", crop is not None)
-    shorter: float | None = None
-    if isinstance(size, Mapping):
-        unknown = size.keys() - {"shortest_edge", "height", "width"}
-        if unknown:
-            raise ValueError(f"size has {sorted(unknown)[0]}, which is not supported")
-        if "shortest_edge" in size:
-            shorter = _number(size["shortest_edge"], "size.shortest_edge")
-        target = _size(*(_number(size.get(key, shorter), "size") for key in ("height", "width")))
-    elif size is not None:
-        target = _size(*(_numbers(size, "size", (1, 2)) * 2)[:2])
-        # An integer is a shorter side for processors that keep the proportions.
-        keeps = kind.startswith(("ConvNext", "CLIP", "Bit", "ChineseCLIP")) or crops
-        shorter = float(target) if keeps and isinstance(target, int) else None
-    else:
-        target = 224
-    stated: dict[str, Any] = {"image_size": target, "resize": target}
-    if kind.startswith("ConvNext") and shorter is not None and resizes:
-        fraction = _number(config.get("crop_pct") or 224 / 256, "crop_pct")
-        stated["resize_mode"] = ResizeMode.SHORTER
-        if shorter < _CONVNEXT_SQUASH:
-            stated["resize"] = int(shorter / fraction)
-        else:
-            stated["resize_mode"] = ResizeMode.SQUASH
-    elif not resizes:
-        stated["resize_mode"] = ResizeMode.NONE
-    elif shorter is None:
-        stated["resize_mode"] = ResizeMode.SQUASH
-    elif crops:
-        stated["resize_mode"] = ResizeMode.SHORTER
-    else:
-        raise ValueError("the picture is resized by its shorter side but not cropped to a size")
-    if crops and crop is not None and not kind.startswith("ConvNext"):
-        sides = [crop[key] for key in ("height", "width")] if isinstance(crop, Mapping) else crop
-        stated["image_size"] = _size(*(_numbers(sides, "crop_size", (1, 2)) * 2)[:2])
-        if not resizes:
-            stated["resize"] = stated["image_size"]
-    resample = config.get("resample", 2)
-    if not isinstance(resample, int) or resample not in _RESAMPLE:
-        raise ValueError(f"resample is {resample!r}; 0 to 3 are supported")
-    rescales, normalises = config.get("do_rescale", True), config.get("do_normalize", True)
-    mean, std = config.get("image_mean"), config.get("image_std")
+    resample = config.get("resample")
+    if resample is not None and (not isinstance(resample, int) or resample not in _RESAMPLE):
+        raise ValueError(f"resample is {resample!r:.40}; 0 to 3 are supported")
     if not normalises:
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        config |= {"image_mean": 0, "image_std": 1}
     return PreprocessingSettings(
-        **stated,
-        interpolation=_RESAMPLE[resample],
+        **_hugging_face_sizes(name, config, resizes=resizes, crops=crops),
+        interpolation=None if resample is None else _RESAMPLE[resample],
+        antialias=True,
         crop_offset=CropOffset.DOWN,
-        channels=Channels.BGR if config.get("do_flip_channel_order") else Channels.RGB,
+        channels=Channels.RGB,
         value_range=1 if rescales else 255,
-        mean=_numbers(mean, "image_mean", (1, 3)) if mean is not None else None,
-        std=_numbers(std, "image_std", (1, 3)) if std is not None else None,
+        mean=_numbers(config["image_mean"], "image_mean", (1, 3))
+        if "image_mean" in config
+        else None,
+        std=_numbers(config["image_std"], "image_std", (1, 3)) if "image_std" in config else None,
     )
+
+
+def _with_defaults(document: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Return the processor's name in `_PROCESSORS`, and the settings with its own values."""
+    kind = document.get("image_processor_type") or document.get("feature_extractor_type")
+    name = None
+    if kind is not None:
+        words = re.fullmatch(r"(\w+?)(?:ImageProcessor(?:Fast|Pil)?|FeatureExtractor)", str(kind))
+        name = words[1] if words else None
+        if name not in _PROCESSORS:
+            names = ", ".join(_PROCESSORS)
+            raise ValueError(f"the image processor is {kind!r:.60}; supported are those of {names}")
+    stated = {key: value for key, value in document.items() if value is not None}
+    defaults = _EVERY_PROCESSOR | (_PROCESSORS[name] if name else {})
+    if name is None and "do_center_crop" not in stated:
+        defaults["do_center_crop"] = "crop_size" in stated
+    return name, defaults | stated
+
+
+def _hugging_face_sizes(
+    name: str | None, config: Mapping[str, Any], *, resizes: bool, crops: bool
+) -> dict[str, Any]:
+    """Return image size, resize and its mode; nothing if an unnamed processor states no size."""
+    if name is None and not config.keys() & {"size", "crop_size"}:
+        return {}
+    crop = _edges(config.get("crop_size"), "crop_size", square=True) if crops else None
+    if name == "ConvNext" and (crops or not resizes):
+        raise ValueError("a ConvNext processor with a crop of its own, or no resize, is unknown")
+    if name is None and "crop_pct" in config:
+        raise ValueError("crop_pct has a meaning only with an image_processor_type")
+    if not resizes:
+        if crop is None:
+            raise ValueError("pictures are neither resized nor cropped, so the size is unknown")
+        return {"image_size": crop, "resize_mode": ResizeMode.NONE}
+    target = _edges(config.get("size"), "size", square=config.get("default_to_square"))
+    if not isinstance(target, float):
+        return {
+            "image_size": crop or target, "resize": target, "resize_mode": ResizeMode.SQUASH,
+        }  # fmt: skip
+    if name == "ConvNext":
+        side = _size(target, target)
+        if target >= _CONVNEXT_SQUASH:
+            return {"image_size": side, "resize": side, "resize_mode": ResizeMode.SQUASH}
+        fraction = _number(config["crop_pct"], "crop_pct")
+        return {
+            "image_size": side, "crop_fraction": fraction, "resize_mode": ResizeMode.SHORTER,
+        }  # fmt: skip
+    if crop is None:
+        raise ValueError("the picture is resized by its shorter side but not cropped to a size")
+    return {
+        "image_size": crop, "resize": _size(target, target), "resize_mode": ResizeMode.SHORTER,
+    }  # fmt: skip
+
+
+def _edges(value: Any, name: str, *, square: bool | None) -> int | tuple[int, int] | float:
+    """Return a size in pixels; a shorter side as a float.
+
+    A single number is a shorter side if `square` is False, and unclear if it is None.
+    """
+    if isinstance(value, Mapping):
+        edges = {key: edge for key, edge in value.items() if edge is not None}
+        if edges.keys() == {"height", "width"}:
+            return _size(*(_number(edges[key], f"{name}.{key}") for key in ("height", "width")))
+        if edges.keys() == {"shortest_edge"} and name == "size":
+            return _number(edges["shortest_edge"], "size.shortest_edge")
+        raise ValueError(
+            f"{name} has {', '.join(sorted(edges)) or 'no entries'}, not height and width"
+        )
+    numbers = _numbers(value, name, (1, 2))
+    if len(numbers) == 2:
+        return _size(*numbers)
+    if square is None:
+        raise ValueError(
+            f"{name} is {numbers[0]:g}, but no image_processor_type says of which side"
+        )
+    return _size(*numbers * 2) if square else numbers[0]
 
 
 def _interpolation(value: Any) -> Interpolation:
@@ -205,7 +286,10 @@ def _numbers(value: Any, name: str, counts: tuple[int, ...]) -> tuple[float, ...
     """Return one number or a list of numbers as a tuple, of one of the lengths in `counts`."""
     numbers = value if isinstance(value, (list, tuple)) else [value]
     if len(numbers) not in counts or any(
-        isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers
+        isinstance(number, bool)
+        or not isinstance(number, (int, float))
+        or not math.isfinite(number)
+        for number in numbers
     ):
         raise ValueError(f"{name} is {value!r:.60}, not {' or '.join(map(str, counts))} numbers")
     return tuple(float(number) for number in numbers)
