@@ -48,30 +48,28 @@ _HARMLESS = ("do_convert_rgb", "do_reduce_labels")
 _EVERY_PROCESSOR = {
     "do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255,
 }  # fmt: skip
-_HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+_CROP = {"crop_size": 224, "do_center_crop": True}
+_HALF = {"image_mean": 0.5, "image_std": 0.5}
 _CLIP = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "default_to_square": False, "size": 224, "crop_size": 224, "do_center_crop": True,
-    "resample": 3,
-}  # fmt: skip
-_MOBILENET = _HALF | {
-    "default_to_square": False, "size": 256, "crop_size": 224, "do_center_crop": True,
-    "resample": 2,
-}  # fmt: skip
+}
+_SHORTER_224, _SHORTER_256, _SHORTER_384 = (
+    {"size": {"shortest_edge": side}, "default_to_square": False} for side in (224, 256, 384)
+)
+_SQUARE_224, _SQUARE_256 = (
+    {"size": {"height": side, "width": side}, "default_to_square": True} for side in (224, 256)
+)
 # Values of the processors of Hugging Face for what a file does not state.
 _PROCESSORS: dict[str, dict[str, Any]] = {
-    "ConvNext": _HALF
-    | {"default_to_square": False, "size": 384, "resample": 3, "crop_pct": 224 / 256},
-    "ViT": _HALF | {"default_to_square": True, "size": 224, "resample": 2},
-    "DeiT": _HALF
-    | {"default_to_square": True, "size": 256, "crop_size": 224, "do_center_crop": True,
-       "resample": 3},
-    "CLIP": _CLIP,
-    "Bit": _CLIP,
-    "MobileNetV1": _MOBILENET,
-    "MobileNetV2": _MOBILENET,
-}  # fmt: skip
+    "ConvNext": _HALF | _SHORTER_384 | {"resample": 3, "crop_pct": 224 / 256},
+    "ViT": _HALF | _SQUARE_224 | {"resample": 2},
+    "DeiT": _HALF | _SQUARE_256 | _CROP | {"resample": 3},
+    "CLIP": _CLIP | _SHORTER_224 | _CROP | {"resample": 3},
+    "Bit": _CLIP | _SHORTER_224 | _CROP | {"resample": 3},
+    "MobileNetV1": _HALF | _SHORTER_256 | _CROP | {"resample": 2},
+    "MobileNetV2": _HALF | _SHORTER_256 | _CROP | {"resample": 2},
+}
 
 
 def read_preprocessing_file(path: Path) -> PreprocessingSettings:
@@ -166,22 +164,26 @@ def _read_timm(config: Mapping[str, Any]) -> PreprocessingSettings:
 def _read_hugging_face(document: Mapping[str, Any]) -> PreprocessingSettings:
     name, config = _with_defaults(document)
     for key in (key for key in config if key.startswith("do_") or key in _OTHER_STEPS):
-        if config[key] not in (True, False):
+        if config[key] not in (True, False, None):
             raise ValueError(f"{key} is {config[key]!r:.40}, not true or false")
         if config[key] and key not in _FLAGS + _HARMLESS:
             raise ValueError(f"{key} is true, which is not supported")
-    resizes, rescales, normalises, crops = (config.get(flag, False) for flag in _FLAGS)
-    scale = _number(config["rescale_factor"], "rescale_factor")
-    if rescales and not math.isclose(scale, 1 / 255, rel_tol=1e-6):  # written with few digits
-        raise ValueError(f"rescale_factor is {scale:g}; only 1/255 is supported")
-    resample = config.get("resample")
-    if resample is not None and (not isinstance(resample, int) or resample not in _RESAMPLE):
-        raise ValueError(f"resample is {resample!r:.40}; 0 to 3 are supported")
+    resizes, rescales, normalises, crops = (bool(config.get(flag)) for flag in _FLAGS)
+    if rescales:
+        scale = _number(config["rescale_factor"], "rescale_factor")
+        if not math.isclose(scale, 1 / 255, rel_tol=1e-6):  # some files have few digits
+            raise ValueError(f"rescale_factor is {scale:g}; only 1/255 is supported")
+    interpolation = None
+    if resizes and "resample" in config:
+        resample = config["resample"]
+        if not isinstance(resample, int) or resample not in _RESAMPLE:
+            raise ValueError(f"resample is {resample!r:.40}; 0 to 3 are supported")
+        interpolation = _RESAMPLE[resample]
     if not normalises:
         config |= {"image_mean": 0, "image_std": 1}
     return PreprocessingSettings(
         **_hugging_face_sizes(name, config, resizes=resizes, crops=crops),
-        interpolation=None if resample is None else _RESAMPLE[resample],
+        interpolation=interpolation,
         antialias=True,
         crop_offset=CropOffset.DOWN,
         channels=Channels.RGB,
@@ -203,11 +205,10 @@ def _with_defaults(document: Mapping[str, Any]) -> tuple[str | None, dict[str, A
         if name not in _PROCESSORS:
             names = ", ".join(_PROCESSORS)
             raise ValueError(f"the image processor is {kind!r:.60}; supported are those of {names}")
-    stated = {key: value for key, value in document.items() if value is not None}
     defaults = _EVERY_PROCESSOR | (_PROCESSORS[name] if name else {})
-    if name is None and "do_center_crop" not in stated:
-        defaults["do_center_crop"] = "crop_size" in stated
-    return name, defaults | stated
+    if name is None and "do_center_crop" not in document:
+        defaults["do_center_crop"] = document.get("crop_size") is not None
+    return name, {**defaults, **document}
 
 
 def _hugging_face_sizes(
@@ -226,6 +227,8 @@ def _hugging_face_sizes(
             raise ValueError("pictures are neither resized nor cropped, so the size is unknown")
         return {"image_size": crop, "resize_mode": ResizeMode.NONE}
     target = _edges(config.get("size"), "size", square=config.get("default_to_square"))
+    if name == "ConvNext" and not isinstance(target, float):
+        raise ValueError("a ConvNext processor needs size.shortest_edge")
     if not isinstance(target, float):
         return {
             "image_size": crop or target, "resize": target, "resize_mode": ResizeMode.SQUASH,
