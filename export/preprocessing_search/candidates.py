@@ -127,9 +127,7 @@ def _normalised(candidate: Preprocessing, *, gray: bool) -> Iterator[Preprocessi
             )
         return
     for value_range, mean, std in NORMALISATIONS.values():
-        rgb = replace(
-            candidate, channels=Channels.RGB, value_range=value_range, mean=mean, std=std
-        )
+        rgb = replace(candidate, channels=Channels.RGB, value_range=value_range, mean=mean, std=std)
         yield rgb
         yield replace(rgb, channels=Channels.BGR, mean=mean[::-1], std=std[::-1])
 

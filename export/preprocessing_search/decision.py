@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from resdeploy.export.network_check import LARGEST
+from resdeploy.export.norm_inputs import LARGEST
 from resdeploy.export.preprocessing_search.scoring import BLOCK, CandidateScore
 from resdeploy.statistics import (
     MAX_IMAGES,
@@ -44,9 +44,7 @@ def correct_predictions(score: CandidateScore, labels: IntArray) -> BoolArray:
     return np.asarray(score.predicted == labels[: score.images])
 
 
-def compare_scores(
-    best: CandidateScore, other: CandidateScore, labels: IntArray
-) -> PairedAccuracy:
+def compare_scores(best: CandidateScore, other: CandidateScore, labels: IntArray) -> PairedAccuracy:
     """Compare two candidates on the images that both were scored on."""
     images = min(best.images, other.images)
     first, second = (correct_predictions(score, labels)[:images] for score in (best, other))
@@ -112,6 +110,4 @@ def is_farther(best: Divergences, other: Divergences, alpha: float) -> bool:
     """Return True if the batch norms are clearly farther from their statistics with `other`."""
     gap = other - best
     z = NormalDist().inv_cdf(1 - alpha)
-    return bool(
-        other[0] >= LEAST_DISTANCE_RATIO * best[0] and gap[0] > z * float(np.std(gap[1:]))
-    )
+    return bool(other[0] >= LEAST_DISTANCE_RATIO * best[0] and gap[0] > z * float(np.std(gap[1:])))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from resdeploy.errors import DataError, ImageError
-from resdeploy.export.network_check import NormInput, record_norm_inputs
+from resdeploy.export.norm_inputs import NormInput, record_norm_inputs
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest
 from resdeploy.images.skipped import SkippedImages, reason_of

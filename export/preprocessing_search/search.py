@@ -20,13 +20,25 @@ from pathlib import Path
 import numpy as np
 
 from resdeploy.calibration.image_set import draw
-from resdeploy.errors import ExportError, ImageError
+from resdeploy.errors import ImageError
 from resdeploy.export.preprocessing_search.candidates import (
-    LARGE_SIZES, SMALL_PICTURE, SMALL_SIZES, describe, neighbours, starting_points,
+    LARGE_SIZES,
+    SMALL_PICTURE,
+    SMALL_SIZES,
+    describe,
+    neighbours,
+    starting_points,
 )  # fmt: skip
 from resdeploy.export.preprocessing_search.decision import (
-    ALPHA, DROP_ALPHA, Divergences, compare_scores, correct_predictions, divergences,
-    images_to_separate, is_farther, is_worse,
+    ALPHA,
+    DROP_ALPHA,
+    Divergences,
+    compare_scores,
+    correct_predictions,
+    divergences,
+    images_to_separate,
+    is_farther,
+    is_worse,
 )  # fmt: skip
 from resdeploy.export.preprocessing_search.scoring import MOMENT_IMAGES, CandidateScore, Scorer
 from resdeploy.images.class_folders import label_images, match_labels, split_folder
@@ -37,7 +49,11 @@ from resdeploy.label_check import check_labels, refuse_wrong_labels
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
 from resdeploy.statistics import (
-    IntArray, PairedAccuracy, Verdict, upper_bound_of_difference, wilson_interval,
+    IntArray,
+    PairedAccuracy,
+    Verdict,
+    upper_bound_of_difference,
+    wilson_interval,
 )  # fmt: skip
 from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.model.architecture import Stem
@@ -95,24 +111,6 @@ def find_preprocessing(
     search.begin(sizes, stated, gray=checkpoint.architecture.input_channels == 1)
     search.explore(sizes)
     return search.result()
-
-
-def require_decision(search: PreprocessingSearch) -> Preprocessing:
-    """Return the pre-processing that was found.
-
-    Raises:
-        ExportError: The search is undecided.
-    """
-    if search.preprocessing is None:
-        names = [f"'{candidate.name}'" for candidate in search.left]
-        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        raise ExportError(
-            f"the pre-processing is undecided on {search.images} images between "
-            f"{' and '.join(names[:2])}{more}",
-            "run resdeploy preprocess on more images, or state the settings with --preprocessing "
-            "FILE or with options such as --mean and --std",
-        )
-    return search.preprocessing
 
 
 def _has_small_pictures(files: Sequence[Path]) -> bool:

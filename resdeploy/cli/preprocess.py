@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from click import IntRange, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, exit_code
-from resdeploy.cli.options import FORCE
+from resdeploy.cli.options import FORCE, WEIGHTS
 from resdeploy.tables import NONE, WORST, plural, table
 
 if TYPE_CHECKING:
@@ -42,11 +42,12 @@ if TYPE_CHECKING:
     type=PATH,
     help="Text file with one class name per line.  [default: the names in CHECKPOINT]",
 )
+@WEIGHTS
 @option("--seed", type=IntRange(0, 2**63 - 1), default=0, help="Seed of the choice of images.")
 @FORCE
 def preprocess(
     checkpoint: Path, data: Path, output: Path | None, sizes: tuple[int, ...],
-    images: int | None, labels: Path | None, seed: int, force: bool,
+    images: int | None, labels: Path | None, weights: str, seed: int, force: bool,
 ) -> CommandResult:  # fmt: skip
     """Find the pre-processing that the network of CHECKPOINT was trained with.
 
@@ -56,19 +57,19 @@ def preprocess(
 
     Exit code: 0 found, 3 undecided.
     """
-    from resdeploy.export.inputs import read_labels_of
+    from resdeploy.export.inputs import read_source
     from resdeploy.export.preprocessing_search.search import find_preprocessing
     from resdeploy.filesystem import refuse_existing_file
     from resdeploy.json_documents import write_document
     from resdeploy.progress import progress_bar
-    from resdeploy.train.checkpoint.load import load_checkpoint
+    from resdeploy.train.checkpoint.contents import Weights
 
     if output is not None:
         refuse_existing_file(output, force=force)
-    network = load_checkpoint(checkpoint)
+    source = read_source(checkpoint, labels=labels, weights=Weights(weights))
     result = find_preprocessing(
-        network, read_labels_of(network, labels), data, sizes=sizes, images=images,
-        stated=network.preprocessing, seed=seed, progress=progress_bar,
+        source.checkpoint, source.labels, data, sizes=sizes, images=images,
+        stated=source.stated_preprocessing, seed=seed, progress=progress_bar,
     )  # fmt: skip
     written = output if result.preprocessing is not None else None
     if written is not None:
