@@ -76,7 +76,7 @@ def describe(candidate: Preprocessing) -> str:
     name = next((name for name, known in table.items() if known == values), None)
     if name is None:
         name = f"mean {_numbers(candidate.mean)} std {_numbers(candidate.std)}"
-    fraction = crop_fraction(candidate)
+    fraction = _stated_fraction(candidate)
     shape = candidate.resize_mode.value + (f" {fraction:g}" if fraction else "")
     filter = candidate.interpolation.value + ("" if candidate.antialias else " without antialias")
     height, width = candidate.size
@@ -84,32 +84,30 @@ def describe(candidate: Preprocessing) -> str:
     return f"{name} {candidate.channels.value}, {size} px, {shape}, {filter}"
 
 
-def export_options(candidate: Preprocessing) -> str | None:
-    """Return the options of `export` for a candidate; None if only a file can express it."""
-    if not candidate.antialias:
-        return None
+def export_options(candidate: Preprocessing) -> str:
+    """Return the options of `export` for a candidate."""
     height, width = candidate.size
     options = {
         "mean": _numbers(candidate.mean),
         "std": _numbers(candidate.std),
         "image-size": f"{height}" if height == width else f"{height}x{width}",
         "resize": candidate.resize_mode.value,
-        "crop-fraction": f"{crop_fraction(candidate) or 1:g}",
         "interpolation": candidate.interpolation.value,
         "channels": candidate.channels.value,
         "value-range": f"{candidate.value_range}",
     }
-    return " ".join(f"--{name} {value}" for name, value in options.items())
+    if fraction := _stated_fraction(candidate):
+        options["crop-fraction"] = f"{fraction:.8g}"
+    antialias = "--antialias" if candidate.antialias else "--no-antialias"
+    return " ".join([*(f"--{name} {value}" for name, value in options.items()), antialias])
 
 
 def crop_fraction(candidate: Preprocessing) -> float | None:
-    """Return the shortest number from which the size before the crop follows; None if none."""
-    if candidate.resize_mode is not ResizeMode.SHORTER:
-        return None
+    """Return a short number from which the size before the crop follows; None if none does."""
     exact = candidate.size[0] / candidate.resized[0]
-    numbers = (round(exact, digits) for digits in range(1, 9))
+    numbers = (*FRACTIONS, *(round(exact, digits) for digits in range(1, 9)))
     return next(
-        (f for f in numbers if f and _resized(candidate.image_size, f) == candidate.resize), None
+        (f for f in numbers if f and _resized(candidate.size, f) == candidate.resized), None
     )
 
 
@@ -117,6 +115,12 @@ def _resized(size: int | tuple[int, int], fraction: float) -> int | tuple[int, i
     if isinstance(size, int):
         return math.floor(size / fraction)
     return math.floor(size[0] / fraction), math.floor(size[1] / fraction)
+
+
+def _stated_fraction(candidate: Preprocessing) -> float | None:
+    """Return the fraction if it says anything: not of a squashed picture without a crop."""
+    cropped = candidate.resize_mode is ResizeMode.SHORTER or candidate.resized != candidate.size
+    return crop_fraction(candidate) if cropped else None
 
 
 def _normalised(candidate: Preprocessing, *, gray: bool) -> Iterator[Preprocessing]:

@@ -30,6 +30,8 @@ class CandidateScore:
     """Behaviour of the network with one candidate on the first images."""
 
     preprocessing: Preprocessing
+    geometry: Preprocessing
+    """The settings that change pixels; the others have their defaults."""
     blocks: list[Block] = field(default_factory=list)
 
     @property
@@ -46,10 +48,6 @@ class CandidateScore:
         return _graph_settings(self.preprocessing) == _graph_settings(other.preprocessing) and all(
             first[0] == second[0] for first, second in zip(self.blocks, other.blocks)
         )
-
-    def has_geometry_of(self, other: CandidateScore) -> bool:
-        """Return True if both differ only in the settings of the graph."""
-        return _geometry(self.preprocessing) == _geometry(other.preprocessing)
 
 
 class Scorer:
@@ -80,8 +78,9 @@ class Scorer:
         """
         groups = defaultdict[Preprocessing, list[CandidateScore]](list)
         for candidate in candidates:
-            score = self.scores.setdefault(candidate, CandidateScore(candidate))
-            groups[_geometry(candidate)].append(score)
+            geometry = _geometry(candidate)
+            score = self.scores.setdefault(candidate, CandidateScore(candidate, geometry))
+            groups[geometry].append(score)
         blocks = -(-images // BLOCK)
         missing = sum(blocks - len(score.blocks) for group in groups.values() for score in group)
         what = f"{len(self.scores)} candidates"

@@ -245,13 +245,15 @@ class _Search:
         """Return the candidates that may be the best."""
         best = self._best(scores)
         rivals = [s for s in scores if s is best or not self._is_worse(best, s, alpha)]
-        return [s for s in rivals if not any(self._is_farther(r, s, alpha) for r in rivals)]
+        # Without labels, only the best one's divergence can exclude others.
+        near = rivals if self._classes is not None else [best]
+        return [s for s in rivals if not any(self._is_farther(r, s, alpha) for r in near)]
 
     def _is_worse(self, best: CandidateScore, other: CandidateScore, alpha: float) -> bool:
         return self._classes is not None and is_worse(self._paired(best, other), alpha)
 
     def _is_farther(self, one: CandidateScore, other: CandidateScore, alpha: float) -> bool:
-        if self._classes is not None and not one.has_geometry_of(other):
+        if self._classes is not None and one.geometry != other.geometry:
             return False
         images = min(one.images, other.images)
         near, far = self._distance(one, images), self._distance(other, images)

@@ -94,12 +94,9 @@ def search_text(result: PreprocessingSearch, written: Path | None = None) -> str
         )
     lines.append(verdict_sentence(result))
     if result.preprocessing is not None:
-        options = export_options(result.preprocessing)
-        lines += [f"options of export: {options}"] if options else []
+        lines.append(f"options of export: {export_options(result.preprocessing)}")
         if written is not None:
-            lines.append(f"wrote {written}: resdeploy export --preprocessing {written}")
-        elif options is None:
-            lines.append("options of export cannot express it: write a file with -o FILE")
+            lines.append(f"wrote {written} for export --preprocessing {written}")
     return "\n".join(lines)
 
 
