@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from resdeploy.errors import CheckpointError, DataError, ExportError, ImageError
+from resdeploy.export.source_preprocessing import choose_source_preprocessing
 from resdeploy.images.class_folders import label_images, match_labels, read_labels, split_folder
 from resdeploy.images.class_mapping import default_labels
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
-from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.preprocessing import ImageSize, Preprocessing
+from resdeploy.images.preprocessing_choice import ASSUMED, REPORTED, ChosenPreprocessing
+from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
+from resdeploy.progress import Progress, silent
+from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
+from resdeploy.train.checkpoint.stated import first_difference
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.shards import find_shards
 from resdeploy.train.data.synthetic_digits import digits_folder
@@ -22,7 +28,6 @@ from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_IMAGE_SIZE = 224  # in pixels
 CHECKED_IMAGES = 8  # number of images whose size is compared with an assumed input size
 
 
@@ -45,10 +50,20 @@ class Source:
 
     checkpoint: Checkpoint
     labels: tuple[str, ...]
-    preprocessing: Preprocessing
+    choice: ChosenPreprocessing
     pools: ImagePools
     classes: Mapping[Path, int] = field(default_factory=dict)
     """Class of each image in a class folder, as far as known."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Settings that convert a picture to the network's input."""
+        return self.choice.preprocessing
+
+    @property
+    def stated_preprocessing(self) -> Preprocessing | None:
+        """The settings, if any of them is stated; None if all are assumed."""
+        return None if self.choice.assumed == REPORTED else self.choice.preprocessing
 
     @property
     def name(self) -> str:
@@ -66,21 +81,35 @@ class Source:
 def read_source(
     path: Path,
     *,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
+    stated: PreprocessingSettings = NOTHING_STATED,
+    preprocessing_file: Path | None = None,
+    data: Path | None = None,
     labels: Path | None = None,
     calibration_data: Path | None = None,
+    weights: Weights = Weights.AUTO,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Source:
     """Load a checkpoint, and choose defaults for everything that it does not contain.
 
     Args:
-        path: A run folder, a .safetensors file or a .pth file.
-        image_size: Side of the input in pixels; by default, that of the run or, if unknown, 224.
+        path: A run folder, or a file or folder of weights.
+        image_size: Size of the input in pixels.
+        stated: Other settings of the pre-processing that options state; see
+            `choose_source_preprocessing` for the rest.
+        preprocessing_file: A file that states the pre-processing, or `auto`.
+        data: With `auto`, a folder of labelled images.
         labels: A text file with one class name per line; by default, the names in the checkpoint,
             or `class 0`, `class 1` and so on if it has none.
         calibration_data: A folder of images; by default, the training images of the run.
+        seed: Seed of the choice of images with `auto`.
+        progress: Progress of the search with `auto`.
+        weights: The weights to take if there is a moving average of them, too.
 
     Raises:
-        CheckpointError: The checkpoint is missing or cannot be used.
+        CheckpointError: The checkpoint is missing or cannot be used, or its only logit has no
+            labels.
         DataError: The folder of images is missing or has no images.
         ExportError: The labels cannot be read, or there are more or fewer labels than classes.
     """
@@ -90,48 +119,67 @@ def read_source(
             "run resdeploy train first, or name a checkpoint: resdeploy export SOURCE",
         )
     # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
-    checkpoint = load_checkpoint(path.resolve() if path.is_symlink() else path)
+    checkpoint = load_checkpoint(path.resolve() if path.is_symlink() else path, weights)
     pools = _find_images(checkpoint.data, calibration_data)
-    preprocessing = checkpoint.preprocessing
-    if preprocessing is None and image_size is None:
-        _check_default_size(checkpoint.path, pools)
-    if preprocessing is None or image_size not in (None, preprocessing.image_size):
-        preprocessing = Preprocessing.standard(image_size or DEFAULT_IMAGE_SIZE)
-    names = _labels(checkpoint, labels)
+    checkpoint, names = _name_classes(checkpoint, labels)
+    for note in checkpoint.notes:
+        logger.warning("%s: %s", checkpoint.path, note)
+    choice = choose_source_preprocessing(
+        checkpoint,
+        replace(stated, image_size=image_size),
+        preprocessing_file,
+        names,
+        data,
+        seed=seed,
+        progress=progress,
+    )
+    if choice.origins["image_size"] == ASSUMED:
+        _check_default_size(checkpoint.path, choice.preprocessing, pools)
     return Source(
         checkpoint=checkpoint,
         labels=names,
-        preprocessing=preprocessing,
+        choice=choice,
         pools=pools,
         classes=_find_classes(pools, names, str(path)),
     )
 
 
-def _check_default_size(path: Path, pools: ImagePools) -> None:
-    """Log a warning if the images are at most half as large as the default input size."""
-    sides = []
+def _check_default_size(path: Path, preprocessing: Preprocessing, pools: ImagePools) -> None:
+    """Log a warning if the images are at most half as large as the assumed input size."""
+    assumed, sides = max(preprocessing.size), []
     for image in pools.calibration[:CHECKED_IMAGES]:
         with suppress(ImageError):
             sides.append(max(read_rgb(image).size))
-    if sides and 2 * max(sides) <= DEFAULT_IMAGE_SIZE:
+    if sides and 2 * max(sides) <= assumed:
         logger.warning(
             "%s does not contain the image size of the training; using %d pixels, but the images "
             "have only %d: set the right size with --image-size",
-            path, DEFAULT_IMAGE_SIZE, max(sides),
+            path, assumed, max(sides),
         )  # fmt: skip
 
 
-def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
+def _name_classes(checkpoint: Checkpoint, path: Path | None) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Return the checkpoint with the labels of its classes; two for one logit."""
+    stated = checkpoint.labels
     classes = checkpoint.architecture.classes
     if path is None:
-        return checkpoint.labels or default_labels(classes)
+        if classes == 1 and checkpoint.preprocessing is None:
+            raise CheckpointError(
+                f"{checkpoint.path} has one logit and no labels; one logit needs two labels",
+                "name the negative and the positive class, one per line, with --labels FILE",
+            )
+        return checkpoint, stated or default_labels(classes)
     labels = tuple(filter(None, read_labels(path, ExportError)))
+    if classes == 1 and len(labels) == 2:
+        return checkpoint.with_two_classes(), labels
     if len(labels) != classes:
         raise ExportError(
             f"{path} has {len(labels)} labels, but the network has {classes} classes",
             "write one class name per line, in the order of the classes",
         )
-    return labels
+    if stated and (difference := first_difference(stated, labels)):
+        logger.warning("the labels in %s and in %s differ: %s", checkpoint.path, path, difference)
+    return checkpoint, labels
 
 
 def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:

@@ -48,6 +48,8 @@ def initial_network(config: TrainingConfig, classes: Sequence[str]) -> InitialNe
         architecture = Architecture(classes=len(classes), shortcut=config.shortcut or Shortcut.B)
         return InitialNetwork(ResNet(architecture), labels, outputs)
     checkpoint = load_checkpoint(Path(config.init))
+    for note in checkpoint.notes:
+        log_once(f"{config.init}: {note}")
     if config.shortcut not in (None, checkpoint.architecture.shortcut):
         raise TrainingError(
             f"{config.init} is a {checkpoint.architecture.name} with shortcut option "
@@ -96,8 +98,12 @@ def match_outputs(
 
 
 def with_new_head(network: ResNet, classes: int) -> ResNet:
-    """Give `network` an untrained classifier of as many outputs, and return it."""
-    network.fc = nn.Linear(network.fc.in_features, classes)
+    """Give `network` an untrained last layer of as many outputs, and return it."""
+    last = nn.Linear(network.last_layer.in_features, classes)
+    if isinstance(network.fc, nn.Sequential):
+        network.fc[-1] = last
+    else:
+        network.fc = last
     network.architecture = replace(network.architecture, classes=classes)
     return network
 

@@ -17,6 +17,7 @@ from resdeploy.cli.doctor import doctor
 from resdeploy.cli.explain import explain
 from resdeploy.cli.export import export
 from resdeploy.cli.predict import predict
+from resdeploy.cli.preprocess import preprocess
 from resdeploy.cli.report import report
 from resdeploy.cli.serve import serve
 from resdeploy.cli.train import train
@@ -30,6 +31,7 @@ def main() -> None:
 
 
 for _command in (
-    demo, train, export, build, verify, bench, compare, report, predict, serve, explain, doctor
+    demo, train, preprocess, export, build, verify, bench, compare, report, predict, serve, explain,
+    doctor,
 ):  # fmt: skip
     main.add_command(_command)

@@ -1,38 +1,61 @@
-"""Checkpoint loading from run folders, .safetensors files and torchvision's .pth files.
+"""Checkpoints of any trainer, read without executing code in them.
 
-No code in a file is executed: safetensors files hold none, and .pth files are read with
-`weights_only=True`.
+The parts of this package in their order: the file becomes mappings of tensors and facts, a naming
+scheme finds the networks in them, the head becomes linear layers, and the tensors must fit the
+architecture that their shapes tell.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.errors import CheckpointError, remedy_for
 from resdeploy.filesystem import check_file, read_limited, sha256_file
-from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.json_documents import MAX_BYTES, decode
-from resdeploy.readable_text import readable
-from resdeploy.train.model.architecture import Architecture, Shortcut
-from resdeploy.train.model.resnet import WIDTHS, ResNet
+from resdeploy.images.preprocessing import Channels, Preprocessing
+from resdeploy.images.preprocessing_settings import PreprocessingSettings
+from resdeploy.json_documents import MAX_BYTES
+from resdeploy.train.checkpoint.contents import (
+    Section,
+    Weights,
+    choose_network,
+    find_networks,
+    find_sections,
+)
+from resdeploy.train.checkpoint.fit import check_kinds, count_features, fit, infer_architecture
+from resdeploy.train.checkpoint.heads import (
+    HeadError,
+    drop_training_tensors,
+    read_head,
+    with_second_logit,
+)
+from resdeploy.train.checkpoint.inert_pickle import Placeholder
+from resdeploy.train.checkpoint.naming import CIFAR_SCHEMES, NamedTensors, nearest_scheme
+from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON, read_run
+from resdeploy.train.checkpoint.stated import (
+    contradiction,
+    merged_settings,
+    normalisation_of,
+    one_line_labels,
+    read_labels_of,
+    read_settings_of,
+    relevant_sections,
+)
+from resdeploy.train.checkpoint.torch_file import read_torch_file
+from resdeploy.train.model.architecture import Architecture, BlockType, Shortcut, Stem
+from resdeploy.train.model.resnet import ResNet
 
-MODEL_FILE = "model.safetensors"
-MODEL_JSON = "model.json"
 MAX_FILE_BYTES = 4 << 30
-SUFFIXES = (".safetensors", ".pth", ".pt")
 COPY_HINT = "copy or download the file again"
-FORM_HINT = f"give the path of a run folder or of a file that ends in {', '.join(SUFFIXES)}"
+CONFIG = "config.json"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # names of Hugging Face and timm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +68,21 @@ class Checkpoint:
     state: dict[str, Tensor]
     labels: tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
+    """Complete settings, which only a run has."""
     data: str | None = None
     """Data that the network was trained on: a folder, or `digits`."""
     learned_ranges: Mapping[str, float] | None = None
     """After quantisation-aware training: largest representable value of each quantised tensor."""
+    scheme: str = "resdeploy"
+    """Name of the naming scheme of the tensors in the file."""
+    weights: str = Weights.RAW.value
+    """`raw`, or `ema` for a moving average of the weights."""
+    settings: PreprocessingSettings | None = None
+    """Pre-processing that the file, or a configuration beside it, states."""
+    settings_source: str = ""
+    """Where these settings stand."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what was assumed, dropped or taken."""
 
     def network(self) -> ResNet:
         """Return the network with these weights, in evaluation mode."""
@@ -56,100 +90,223 @@ class Checkpoint:
         network.load_state_dict(self.state, strict=True)
         return network.eval()
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ModelDocument:
-    """The fields of `model.json` that are needed again."""
-
-    architecture: dict[str, Any]
-    preprocessing: Preprocessing
-    labels: tuple[str, ...]
-    data: str
-    learned_ranges: dict[str, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.learned_ranges and min(self.learned_ranges.values()) <= 0:
-            raise ValueError("learned_ranges has a value that is not above 0")
+    def with_two_classes(self) -> Checkpoint:
+        """Return the checkpoint of a network with one logit as that of one with two classes."""
+        note = "the only logit is that of a sigmoid; its positive class is the second label"
+        return replace(
+            self,
+            architecture=replace(self.architecture, classes=2),
+            state=with_second_logit(self.state),
+            notes=(*self.notes, note),
+        )
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, weights: Weights = Weights.AUTO) -> Checkpoint:
     """Load a run folder or a file of weights, and check that the weights fit the network.
 
     Raises:
         CheckpointError: The file is missing or damaged, or holds another kind of network.
     """
     if path.is_dir():
-        return _load_run(path)
+        published = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+        if published and (path / CONFIG).is_file() and not (path / MODEL_JSON).exists():
+            return replace(_load_file(published[0], weights), path=path)
+        return _load_run(path, weights)
     if not path.is_file():
         raise CheckpointError(
             f"there is no checkpoint at {path}",
-            "give the path of a run folder, a .safetensors file or a .pth file",
+            "give the path of a run folder or of a file of weights",
         )
-    if path.suffix not in SUFFIXES:
-        kind = f"its suffix is {path.suffix or 'missing'}"
-        if path.suffix == ".onnx":
-            kind = "it is an ONNX graph, and resdeploy exports weights of PyTorch"
-        raise CheckpointError(f"{path} is not a checkpoint: {kind}", FORM_HINT)
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise CheckpointError(
-            f"{path} has {path.stat().st_size} bytes, more than {MAX_FILE_BYTES >> 30} GiB",
-            "check that the path is right",
-        )
-    check_file(path, CheckpointError, COPY_HINT)
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
-    state, metadata = read(path)
-    named = _name_tensors(path, state)
-    architecture = _infer_architecture(path, named, metadata)
-    return Checkpoint(
-        path=path,
-        sha256=sha256_file(path),
-        architecture=architecture,
-        state=_fit(path, architecture, named),
-        labels=_labels(path, architecture, metadata),
-    )
+    return _load_file(path, weights)
 
 
-def _load_run(folder: Path) -> Checkpoint:
-    description = folder / MODEL_JSON
-    if (folder / MANIFEST).is_file():
-        raise CheckpointError(
-            f"{folder} is a bundle, which holds graphs but no weights of PyTorch",
-            "give the checkpoint that the bundle was exported from; its report names it",
-        )
-    if not description.is_file():
-        unfinished = (folder / "state.safetensors").exists()
-        raise CheckpointError(
-            f"{folder} is {'an unfinished run' if unfinished else 'not a run folder'}: "
-            f"it has no {MODEL_JSON}",
-            f"finish the run with resdeploy train --resume {folder}"
-            if unfinished
-            else "create a run with resdeploy train",
-        )
-    hint = f"copy the run again, or give the path of {MODEL_FILE} instead of the folder"
-    data = read_limited(description, MAX_BYTES, CheckpointError, hint)
-    try:
-        model = decode(_ModelDocument, data)
-        architecture = Architecture.from_json(model.architecture)
-        if len(model.labels) != (classes := architecture.classes):
-            raise ValueError(f"it has {len(model.labels)} labels for {classes} classes")
-    except ValueError as error:
-        raise CheckpointError(f"{description} is damaged: {error}", hint) from error
+def _load_run(folder: Path, weights: Weights) -> Checkpoint:
+    model, architecture = read_run(folder)
+    if weights is Weights.EMA:
+        raise CheckpointError(f"{folder} is a run, which has one set of weights", "omit --weights")
     path = folder / MODEL_FILE
     check_file(path, CheckpointError, COPY_HINT)
-    state = _name_tensors(path, _read_safetensors(path)[0])
+    try:
+        state = fit(architecture, check_kinds(_read_safetensors(path)[0], str))
+    except ValueError as error:
+        raise CheckpointError(f"{path} {error}", COPY_HINT) from error
     return Checkpoint(
         path=folder,
         sha256=sha256_file(path),
         architecture=architecture,
-        state=_fit(path, architecture, state),
-        labels=_label_lines(model.labels),
+        state=state,
+        labels=one_line_labels(model.labels),
         preprocessing=model.preprocessing,
         data=model.data,
         learned_ranges=model.learned_ranges,
     )
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _load_file(path: Path, weights: Weights) -> Checkpoint:
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise CheckpointError(
+            f"{path} has {path.stat().st_size} bytes, more than {MAX_FILE_BYTES >> 30} GiB",
+            "check that the path is right",
+        )
+    check_file(path, CheckpointError, COPY_HINT)
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    zipped = start.startswith((b"PK", b"\x80"))
+    # A safetensors file starts with the length of its JSON header, in eight bytes.
+    if start[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not zipped):
+        contents = _read_safetensors(path)
+    else:
+        contents = read_torch_file(path), {}
+    try:
+        return _read_contents(path, *contents, weights)
+    except HeadError as error:
+        hint = "put the layers of the head into one nn.Sequential named fc, and save its state dict"
+        raise CheckpointError(f"{path} {error}", hint) from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} {error}", f"list what it holds with: resdeploy inspect {path}"
+        ) from error
+
+
+def _read_contents(
+    path: Path, content: object, metadata: Mapping[str, str], weights: Weights
+) -> Checkpoint:
+    sections = find_sections(content)
+    network, notes = choose_network(_networks(content, sections), weights)
+    stated, configuration = relevant_sections(sections), _read_configuration(path)
+    if metadata:
+        stated = [Section("metadata", metadata)]
+    if configuration:
+        stated.append(configuration)
+
+    body = check_kinds(network.body, network.key)
+    rest = check_kinds(_without_counters(network.rest), network.key)
+    inner, used = normalisation_of(rest)
+    rest, dropped = drop_training_tensors({n: t for n, t in rest.items() if n not in used})
+    if dropped:
+        notes.append(f"{', '.join(dropped)} belongs to a loss and is dropped")
+    known = _known_architecture(metadata)
+    if known:
+        architecture, state = known, fit(known, body | rest, network.key)
+    else:
+        head = read_head(rest, count_features(body))
+        notes += head.notes
+        option = metadata.get("shortcut")
+        architecture = infer_architecture(
+            body, head.tensors(), concatenated=head.concatenated,
+            shortcut=Shortcut(option) if option in [o.value for o in Shortcut] else None,
+            stride_in_1x1=_has_stride_in_1x1(configuration),
+        )  # fmt: skip
+        names = {f"{n}.{leaf}": f"{module}.{leaf}" for n, module in head.names.items()
+                 for leaf in ("weight", "bias")}  # fmt: skip
+        state = fit(
+            architecture, body | head.tensors(), lambda name: network.key(names.get(name, name))
+        )
+        notes += _assumptions(network, architecture, configuration)
+    if difference := contradiction(stated, architecture):
+        notes.append(difference)
+    labels, doubts = read_labels_of(stated, architecture.classes)
+    settings, places, more_doubts = read_settings_of(stated)
+    source = f"{places or 'entries'} of {path.name}"
+    if inner is not None:
+        settings, source = merged_settings(inner, settings), f"the tensors of {path.name}"
+    if architecture.input_channels == 1:
+        settings = replace(settings, channels=Channels.GRAY)
+    checkpoint = Checkpoint(
+        path=path,
+        sha256=sha256_file(path),
+        architecture=architecture,
+        state=state,
+        labels=labels,
+        scheme=network.scheme.name,
+        weights=(Weights.EMA if network.averaged else Weights.RAW).value,
+        settings=settings if settings != PreprocessingSettings() else None,
+        settings_source=source if settings != PreprocessingSettings() else "",
+        notes=tuple(notes + doubts + more_doubts),
+    )
+    return checkpoint.with_two_classes() if architecture.classes == 1 and labels else checkpoint
+
+
+def _networks(content: object, sections: list[Section]) -> list[NamedTensors]:
+    """Return the networks in a file; raise a ValueError that says why there is none."""
+    if networks := find_networks(sections):
+        return networks
+    largest = max(sections, key=lambda section: section.tensors, default=None)
+    if largest is None or not largest.tensors:
+        kind = content.name if isinstance(content, Placeholder) else type(content).__name__
+        raise ValueError(f"holds no state dict, only a {kind}; no code in it was executed")
+    names = [name for name, value in largest.values.items() if isinstance(value, Tensor)]
+    scheme, strange = nearest_scheme(names)
+    fitting = len(names) - len(strange)
+    raise ValueError(
+        f"does not hold a residual network: {fitting} of its {len(names)} tensors have names of "
+        f"{scheme.name}, the nearest scheme, but not {', '.join(strange[:3])}"
+    )
+
+
+def _without_counters(rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a state dict that may change what the network computes."""
+    return {
+        name: value
+        for name, value in rest.items()
+        if ("." in name or isinstance(value, Tensor))
+        and not (isinstance(value, Tensor) and value.numel() <= 1 and not value.is_floating_point())
+    }
+
+
+def _known_architecture(metadata: Mapping[str, str]) -> Architecture | None:
+    """Return the architecture in the metadata that a run writes."""
+    try:
+        return Architecture.from_json(json.loads(metadata["architecture"]))
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _read_configuration(path: Path) -> Section | None:
+    """Return the configuration that Hugging Face and timm write beside weights."""
+    file = path.parent / CONFIG
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(read_limited(file, MAX_BYTES, CheckpointError, COPY_HINT))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}", COPY_HINT) from error
+    return Section(CONFIG, values) if isinstance(values, dict) else None
+
+
+def _has_stride_in_1x1(configuration: Section | None) -> bool:
+    """Return what the configuration of Hugging Face's ResNet says; refuse other networks of it.
+
+    Source: transformers/models/resnet/configuration_resnet.py.
+    """
+    values = configuration.values if configuration else {}
+    if values.get("hidden_act", "relu") != "relu":
+        raise ValueError(f"has the activation {values['hidden_act']!r:.40}; only relu is supported")
+    if values.get("downsample_in_first_stage"):
+        raise ValueError("has a first stage of stride 2 (downsample_in_first_stage in config.json)")
+    # timm: anti-aliased networks have the tensors of the plain ones, but other strides.
+    if re.match(r"resne(t|xt)(aa|blur)", str(values.get("architecture"))):
+        raise ValueError(
+            f"is a {values['architecture']:.40}, whose pooling resdeploy does not have"
+        )
+    return bool(values.get("downsample_in_bottleneck"))
+
+
+def _assumptions(
+    network: NamedTensors, architecture: Architecture, configuration: Section | None
+) -> list[str]:
+    notes = []
+    if architecture.stem is Stem.CIFAR and network.scheme.name not in CIFAR_SCHEMES:
+        notes.append("the 3x3 stem is assumed to have stride 1 and no pooling after it")
+    if architecture.pooling.value != "average" and network.scheme.name != "fastai":
+        notes.append("the head's inputs are assumed to be maxima, then averages, as in fastai")
+    if network.scheme.name == "Hugging Face" and configuration is None:
+        where = "" if architecture.block is BlockType.BASIC else ", strides in the 3x3 convolutions"
+        notes.append(f"there is no {CONFIG} beside the weights, so ReLU{where} are assumed")
+    return notes
+
+
+def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
@@ -159,144 +316,3 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             f"{path} is not an intact safetensors file: {error}",
             remedy_for(error, COPY_HINT),
         ) from error
-
-
-def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about old pickle formats
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged pickle can raise almost any exception
-        # One sentence, after advice to execute the code, or after a place in PyTorch's code.
-        text = str(error).rpartition("WeightsUnpickler error:")[2].rpartition("] . ")[2].strip()
-        forbidden = re.search(r"GLOBAL ([\w.]+)", text)
-        reason = re.split(r"\.\s|\n", text)[0] or type(error).__name__
-        fault = (
-            f"holds more than weights: {forbidden[1]}"
-            if forbidden
-            else f"is not an intact file of torch.save: {reason}"
-        )
-        raise CheckpointError(
-            f"{path} {fault}; no code in it was executed",
-            remedy_for(error, f"save model.state_dict() with torch.save, or {COPY_HINT}"),
-        ) from error
-    for key in ("state_dict", "model", "model_state_dict"):  # keys that other programs use
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(
-            f"{path} holds an object of type {type(content).__name__}, not a state dict",
-            "save model.state_dict() with torch.save",
-        )
-    return dict(content), {}
-
-
-def _name_tensors(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors under torchvision's names, without copying them."""
-    tensors: dict[str, Tensor] = {}
-    for key, value in state.items():
-        # DataParallel and torch.compile add these prefixes.
-        name = re.sub(r"^(module\.|_orig_mod\.)+", "", str(key))
-        if not isinstance(value, Tensor) or not _is_dense(value):
-            raise CheckpointError(
-                f"{name!r} in {path} is of type {type(value).__name__}, not a dense tensor",
-                "save model.state_dict() with torch.save",
-            )
-        tensors[name] = value
-    return tensors
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Return True if every element is stored, so that a small file cannot hold a huge tensor."""
-    if tensor.layout is not torch.strided:
-        return False
-    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-
-
-def _infer_architecture(
-    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> Architecture:
-    names = "\n".join(state)
-    blocks = tuple(
-        len(re.findall(rf"^layer{stage}\.\d+\.conv1\.weight$", names, re.MULTILINE))
-        for stage in range(1, len(WIDTHS) + 1)
-    )
-    head = state.get("fc.weight")
-    if "layer1.0.conv3.weight" in state or not all(blocks) or head is None or head.ndim != 2:
-        raise CheckpointError(
-            f"{path} does not hold a residual network of basic blocks such as ResNet-34",
-            "use the weights of ResNet-18, of ResNet-34, or of a run of resdeploy train",
-        )
-    projections = sum(name.endswith("downsample.0.weight") for name in state)
-    if metadata.get("shortcut") in [option.value for option in Shortcut]:
-        shortcut = Shortcut(metadata["shortcut"])
-    elif projections == 0:
-        raise CheckpointError(
-            f"{path} has no projections, so its shortcuts may be of option A or missing",
-            f"give the path of the run folder, whose {MODEL_JSON} names the shortcuts",
-        )
-    else:
-        shortcut = Shortcut.C if projections == sum(blocks) else Shortcut.B
-    return Architecture(classes=len(head), blocks=blocks, shortcut=shortcut)
-
-
-def _fit(path: Path, architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return float32 copies, after checking that names and shapes fit and numbers are finite."""
-    with torch.device("meta"):
-        expected = ResNet(architecture).state_dict()
-    missing = [name for name in expected if name not in state]
-    problems = {
-        # Older files lack the step counters of batch norm, which inference does not need.
-        "lacks": [name for name in missing if not name.endswith("num_batches_tracked")],
-        "has the unknown tensor": [name for name in state if name not in expected],
-        "has the wrong shape for": [
-            name for name, tensor in state.items()
-            if name in expected and tensor.shape != expected[name].shape
-        ],
-    }  # fmt: skip
-    for problem, names in problems.items():
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CheckpointError(
-                f"{path} {problem} {names[0]}{more}, so it is not a {architecture.name} "
-                f"with {architecture.classes} classes",
-                "check that the path is right",
-            )
-    converted = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
-    for name, tensor in converted.items():
-        fault = None
-        if not bool(tensor.isfinite().all()):
-            fault = "NaN or infinite values"
-        elif name.endswith("running_var") and bool((tensor < 0).any()):
-            fault = "negative values, and a variance cannot be negative"
-        if fault is not None:
-            raise CheckpointError(
-                f"{name} in {path} has {fault}", "use an earlier checkpoint, or copy the file again"
-            )
-    return converted
-
-
-def _labels(
-    path: Path, architecture: Architecture, metadata: Mapping[str, str]
-) -> tuple[str, ...] | None:
-    try:
-        labels = json.loads(metadata["labels"]) if "labels" in metadata else None
-    except ValueError:
-        labels = None
-    if labels is None and "classes" in metadata:
-        labels = metadata["classes"].split()
-    if not isinstance(labels, list):
-        return None
-    if len(labels) != architecture.classes:
-        raise CheckpointError(
-            f"{path} has {len(labels)} labels for {architecture.classes} classes",
-            "give the labels with --labels",
-        )
-    return _label_lines([str(label) for label in labels])
-
-
-def _label_lines(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return labels that fit into one line each."""
-    return tuple(readable(" ".join(label.split())) for label in labels)

@@ -6,13 +6,15 @@ table 1 (layers), section 3.3 (plain network, shortcut options), section 4.1 (op
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
 from resdeploy.json_documents import jsonable, parse
 
 MAX_BLOCKS = 1000
+MAX_WIDTH = 1 << 16  # of a number of channels or of linear outputs
+STANDARD_WIDTH = 64
 REQUIRED = ("classes", "blocks", "shortcut")
 
 
@@ -55,13 +57,13 @@ class Architecture:
     """Number of blocks in each stage; by default those of ResNet-34."""
     shortcut: Shortcut = Shortcut.B
     block: BlockType = BlockType.BASIC
-    width: int = 64
+    width: int = STANDARD_WIDTH
     """Number of channels of the stem; a stage's blocks have twice those of the stage before."""
     groups: int = 1
     """Groups of the 3x3 convolution of a bottleneck: 32 in ResNeXt-50 32x4d."""
-    group_width: int = 64
-    """Channels of each group in the first stage (torchvision's `width_per_group`): 4 in
-    ResNeXt-50 32x4d, 128 in Wide ResNet-50-2."""
+    group_width: int = STANDARD_WIDTH
+    """Channels of each group in the first stage if `width` is 64, otherwise in proportion
+    (torchvision's `width_per_group`): 4 in ResNeXt-50 32x4d, 128 in Wide ResNet-50-2."""
     stride_in_1x1: bool = False
     """True if a bottleneck's first 1x1 convolution has the stride, as in the paper; False if the
     3x3 convolution has it, as in torchvision."""
@@ -80,18 +82,54 @@ class Architecture:
                 f"blocks is {self.blocks}; it must be one to five counts from 1 to {MAX_BLOCKS}"
             )
 
+        sizes = (self.width, self.groups, self.group_width, *self.hidden)
+        if not all(1 <= size <= MAX_WIDTH for size in sizes):
+            raise ValueError(
+                f"width, groups, group_width and hidden are {sizes}; they must be from 1 to "
+                f"{MAX_WIDTH}"
+            )
+        if self.input_channels not in (1, 3):
+            raise ValueError(f"input_channels is {self.input_channels}; it must be 1 or 3")
+        grouped = (self.groups, self.group_width) != (1, STANDARD_WIDTH)
+        if self.block is BlockType.BASIC and (grouped or self.stride_in_1x1):
+            raise ValueError("groups, group_width and stride_in_1x1 need bottleneck blocks")
+        if self.bottleneck_width(0) < 1:
+            raise ValueError(
+                f"width {self.width} and group_width {self.group_width} leave no channel in a group"
+            )
+
+    def bottleneck_width(self, stage: int) -> int:
+        """Return the channels of the 3x3 convolutions of a bottleneck; the first stage is 0."""
+        return (self.width << stage) * self.group_width // STANDARD_WIDTH * self.groups
+
     @property
     def layers(self) -> int:
-        """Return the paper's number of weighted layers: stem, two per block, and head."""
-        return 2 * sum(self.blocks) + 2
+        """Return the paper's number of weighted layers: stem, two or three per block, and head."""
+        per_block = 2 if self.block is BlockType.BASIC else 3
+        return per_block * sum(self.blocks) + 2
 
     @property
     def name(self) -> str:
-        """Return the paper's name of this network, such as `resnet34`, `resnet34-A`, `plain34`."""
+        """Return the usual name, such as `resnet34`, `plain34`, `resnext50-32x4d`, `resnet50-v1`.
+
+        Suffixes name what differs from torchvision's network: the width, the shortcuts, the stride
+        in the 1x1 convolution (v1, as NVIDIA calls it), the stem and grey images.
+        """
+        kind, variant = "resnet", ""
+        if self.groups > 1:
+            kind, variant = "resnext", f"-{self.groups}x{self.group_width}d"
+        elif self.group_width != STANDARD_WIDTH:
+            kind, variant = "wide-resnet", f"-{self.group_width / STANDARD_WIDTH:g}"
         if self.shortcut is Shortcut.PLAIN:
-            return f"plain{self.layers}"
-        suffix = "" if self.shortcut is Shortcut.B else f"-{self.shortcut.value}"
-        return f"resnet{self.layers}{suffix}"
+            kind = "plain"
+        suffixes = {
+            f"-width{self.width}": self.width != STANDARD_WIDTH,
+            f"-{self.shortcut.value}": self.shortcut in (Shortcut.A, Shortcut.C),
+            "-v1": self.stride_in_1x1,
+            "-cifar": self.stem is Stem.CIFAR,
+            "-gray": self.input_channels == 1,
+        }
+        return f"{kind}{self.layers}{variant}" + "".join(s for s, used in suffixes.items() if used)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form of `model.json` and the bundle's manifest."""
@@ -109,3 +147,25 @@ class Architecture:
         if missing := [name for name in REQUIRED if name not in data]:
             raise ValueError(f"the architecture has no {missing[0]}")
         return parse(cls, data)
+
+
+_BOTTLENECKS = {
+    layers: Architecture(classes=1, blocks=blocks, block=BlockType.BOTTLENECK)
+    for layers, blocks in {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}.items()
+}
+# The networks of the paper and of torchvision by name, with one class.
+ARCHITECTURES = {
+    known.name: known
+    for known in (
+        Architecture(classes=1, blocks=(2, 2, 2, 2)),
+        Architecture(classes=1),
+        *_BOTTLENECKS.values(),
+        # Xie et al. 2017, arXiv:1611.05431; Zagoruyko, Komodakis 2016, arXiv:1605.07146; with the
+        # widths of torchvision/models/resnet.py
+        replace(_BOTTLENECKS[50], groups=32, group_width=4),
+        replace(_BOTTLENECKS[101], groups=32, group_width=8),
+        replace(_BOTTLENECKS[101], groups=64, group_width=4),
+        replace(_BOTTLENECKS[50], group_width=128),
+        replace(_BOTTLENECKS[101], group_width=128),
+    )
+}

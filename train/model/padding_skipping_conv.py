@@ -26,7 +26,7 @@ class TrimmedConv2d(nn.Conv2d):
             taps.append(slice(first, last))
             padding.append(left)
         weight = self.weight[:, :, taps[0], taps[1]]
-        return F.conv2d(input, weight, self.bias, self.stride, padding)
+        return F.conv2d(input, weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 def used_taps(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:

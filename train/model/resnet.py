@@ -1,4 +1,4 @@
-"""Residual networks of basic blocks, and plain networks, with torchvision's parameter names.
+"""Residual networks, and plain networks, with torchvision's parameter names.
 
 Source: the paper named in `architecture`. Shape letters: N images, C channels, H rows, W columns,
 K classes.
@@ -6,6 +6,7 @@ K classes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -13,23 +14,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resdeploy.train.model.architecture import Architecture, Shortcut
+from resdeploy.errors import CheckpointError
+from resdeploy.images.preprocessing import Channels, Preprocessing
+from resdeploy.tables import plural
+from resdeploy.train.model.architecture import Architecture, BlockType, Pooling, Shortcut, Stem
 from resdeploy.train.model.padding_skipping_conv import TrimmedConv2d
 
-WIDTHS = (64, 128, 256, 512)
+EXPANSION = 4  # outputs of a bottleneck, as a multiple of its stage's width
+# Weights of R, G and B in a grey pixel, times 65536: ITU-R BT.601, rounded as in Pillow's
+# convert("L") (src/libImaging/Convert.c).
+LUMA = (19595, 38470, 7471)
 
 
-class BasicBlock(nn.Module):
-    """A block of two 3x3 convolutions: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)."""
+class Block(nn.Module):
+    """A block of convolutions beside a shortcut: (N, C_in, H, W) -> (N, C_out, H', W').
 
-    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
+    Batch norm and a ReLU follow each convolution; the shortcut is added before the last ReLU.
+    """
+
+    def __init__(self, convolutions: Sequence[nn.Conv2d], stride: int, shortcut: Shortcut) -> None:
         super().__init__()
-        self.conv1 = TrimmedConv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.relu1 = nn.ReLU(inplace=True)
-        self.conv2 = TrimmedConv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.relu2 = nn.ReLU(inplace=True)
+        self.convolutions = len(convolutions)
+        for index, convolution in enumerate(convolutions, start=1):
+            self.add_module(f"conv{index}", convolution)
+            self.add_module(f"bn{index}", nn.BatchNorm2d(convolution.out_channels))
+            self.add_module(f"relu{index}", nn.ReLU(inplace=True))
+        inputs, outputs = convolutions[0].in_channels, convolutions[-1].out_channels
         self.downsample: nn.Module | None = None
         self.residual = shortcut is not Shortcut.PLAIN
         reshapes = stride != 1 or inputs != outputs
@@ -41,12 +51,32 @@ class BasicBlock(nn.Module):
             self.downsample = ZeroPadShortcut(stride, outputs - inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.relu1(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        if self.residual:
-            out = out + (x if self.downsample is None else self.downsample(x))
-        activated: Tensor = self.relu2(out)
-        return activated
+        out = x
+        for index in range(1, self.convolutions + 1):
+            out = getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(out))
+            if index == self.convolutions and self.residual:
+                out = out + (x if self.downsample is None else self.downsample(x))
+            out = getattr(self, f"relu{index}")(out)
+        return out
+
+
+def block_convolutions(
+    architecture: Architecture, stage: int, inputs: int, stride: int
+) -> list[nn.Conv2d]:
+    """Return the convolutions of a block with as many input channels; the first stage is 0."""
+    outputs = architecture.width << stage
+    if architecture.block is BlockType.BASIC:
+        return [
+            TrimmedConv2d(inputs, outputs, 3, stride, 1, bias=False),
+            TrimmedConv2d(outputs, outputs, 3, 1, 1, bias=False),
+        ]
+    width = architecture.bottleneck_width(stage)
+    strides = (stride, 1) if architecture.stride_in_1x1 else (1, stride)
+    return [
+        nn.Conv2d(inputs, width, 1, strides[0], bias=False),
+        TrimmedConv2d(width, width, 3, strides[1], 1, groups=architecture.groups, bias=False),
+        nn.Conv2d(width, EXPANSION * outputs, 1, bias=False),
+    ]
 
 
 class ZeroPadShortcut(nn.Module):
@@ -58,8 +88,9 @@ class ZeroPadShortcut(nn.Module):
         self.extra = extra
 
     def forward(self, x: Tensor) -> Tensor:
-        # Pooling single pixels is the same as slicing, but every engine can run it in INT8.
-        x = F.max_pool2d(x, kernel_size=1, stride=self.stride)
+        if self.stride > 1:
+            # Pooling single pixels is the same as slicing, but every engine can run it in INT8.
+            x = F.max_pool2d(x, kernel_size=1, stride=self.stride)
         return F.pad(x, (0, 0, 0, 0, 0, self.extra))  # pairs for W, H and C
 
 
@@ -70,29 +101,63 @@ class GlobalAveragePool(nn.Module):
         return x.mean((2, 3))
 
 
-class ResNet(nn.Module):
-    """A network for normalised images: float (N, 3, H, W) -> logits (N, K).
+class GlobalMaxPool(nn.Module):
+    """A layer that returns the maximum of each channel: (N, C, H, W) -> (N, C)."""
 
-    For 224x224 the maps are 112x112x64 (stem), 56x56x64, 28x28x128, 14x14x256 and 7x7x512.
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax((2, 3))
+
+
+class MaxAndAveragePool(nn.Module):
+    """A layer that returns both global poolings, the maxima first: (N, C, H, W) -> (N, 2 C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.max = GlobalMaxPool()
+        self.average = GlobalAveragePool()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.max(x), self.average(x)], 1)
+
+
+class ResNet(nn.Module):
+    """A network for normalised images: float (N, input_channels, H, W) -> logits (N, K).
+
+    For 224x224, the maps of ResNet-34 are 112x112x64 (stem), 56x56x64, 28x28x128, 14x14x256 and
+    7x7x512. Bottleneck blocks return four times as many channels.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.conv1 = nn.Conv2d(3, WIDTHS[0], 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        inputs = architecture.width
+        kernel, stride, padding = (7, 2, 3) if architecture.stem is Stem.IMAGENET else (3, 1, 1)
+        self.conv1 = nn.Conv2d(
+            architecture.input_channels, inputs, kernel, stride, padding, bias=False
+        )
+        self.bn1 = nn.BatchNorm2d(inputs)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        inputs = WIDTHS[0]
-        for stage, (outputs, count) in enumerate(zip(WIDTHS, architecture.blocks), start=1):
+        self.maxpool = (
+            nn.MaxPool2d(3, 2, 1) if architecture.stem is Stem.IMAGENET else nn.Identity()
+        )
+        for stage, count in enumerate(architecture.blocks):
             blocks = []
             for index in range(count):
-                stride = 2 if index == 0 and stage > 1 else 1
-                blocks.append(BasicBlock(inputs, outputs, stride, architecture.shortcut))
-                inputs = outputs
-            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-        self.avgpool = GlobalAveragePool()
-        self.fc = nn.Linear(inputs, architecture.classes)
+                stride = 2 if index == 0 and stage > 0 else 1
+                convolutions = block_convolutions(architecture, stage, inputs, stride)
+                blocks.append(Block(convolutions, stride, architecture.shortcut))
+                inputs = convolutions[-1].out_channels
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.avgpool: nn.Module = GlobalAveragePool()
+        if architecture.pooling is Pooling.MAX_AND_AVERAGE:
+            self.avgpool = MaxAndAveragePool()
+            inputs *= 2
+        layers: list[nn.Module] = []
+        for outputs in architecture.hidden:
+            layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
+            inputs = outputs
+        last = nn.Linear(inputs, architecture.classes)
+        self.fc: nn.Linear | nn.Sequential = nn.Sequential(*layers, last) if layers else last
         for module in self.modules():
             # Initialising a meta tensor would import PyTorch's compiler, which takes seconds.
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
@@ -101,13 +166,20 @@ class ResNet(nn.Module):
 
     @property
     def stages(self) -> Sequence[nn.Module]:
-        """Return the four stages in order."""
-        return [getattr(self, f"layer{stage}") for stage in range(1, len(WIDTHS) + 1)]
+        """Return the stages in order."""
+        return [getattr(self, f"layer{n}") for n in range(1, len(self.architecture.blocks) + 1)]
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """Return the linear layer that computes the logits."""
+        last = self.fc[-1] if isinstance(self.fc, nn.Sequential) else self.fc
+        assert isinstance(last, nn.Linear)
+        return last
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 64, H/4, W/4)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for stage in self.stages:
-            x = stage(x)  # the last one: (N, 512, H/32, W/32)
+            x = stage(x)
         logits: Tensor = self.fc(self.avgpool(x))  # (N, K)
         return logits
 
@@ -124,22 +196,44 @@ def normed_convolutions(
 
 
 class Normalize(nn.Module):
-    """The normalisation (pixels / 255 - mean) / std: uint8 (N, H, W, 3) -> float32 (N, 3, H, W)."""
+    """The channels of the network, (values - mean) / std: uint8 RGB (N, H, W, 3) -> (N, C, H, W).
+
+    The values are the pixels, divided by 255 if `value_range` is 1.
+    """
 
     scale: Tensor
     shift: Tensor
+    luma: Tensor
+    rounding: Tensor
+    unit: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        exact_mean, exact_std = (torch.tensor(x, dtype=torch.float64) for x in (mean, std))
+        self.channels = preprocessing.channels
+        mean, std = (
+            torch.tensor(x, dtype=torch.float64) for x in (preprocessing.mean, preprocessing.std)
+        )
         # One multiplication and one addition, whose constants are rounded to float32 only once.
-        scale, shift = 1 / (255 * exact_std), -exact_mean / exact_std
-        self.register_buffer("scale", scale.float().view(1, 3, 1, 1))
-        self.register_buffer("shift", shift.float().view(1, 3, 1, 1))
+        scale, shift = 1 / (255 // preprocessing.value_range * std), -mean / std
+        self.register_buffer("scale", scale.float().view(1, -1, 1, 1))
+        self.register_buffer("shift", shift.float().view(1, -1, 1, 1))
+        if self.channels is Channels.GRAY:
+            # The sum of the products has the unit 1/65536; adding the half rounds to the nearest.
+            for name, numbers in (("luma", LUMA), ("rounding", (1 << 15,)), ("unit", (1 << 16,))):
+                constant = torch.tensor(numbers, dtype=torch.int32).view(1, -1, 1, 1)
+                self.register_buffer(name, constant)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *, contiguous: bool = True) -> Tensor:
+        if self.channels is Channels.GRAY:
+            # In integers, because engines may compute floats with fewer bits than the sum has.
+            weighted = images.int().permute(0, 3, 1, 2) * self.luma
+            total = weighted.sum(1, keepdim=True, dtype=torch.int32) + self.rounding
+            pixels = torch.div(total, self.unit, rounding_mode="trunc").float()
+        else:
+            images = images.flip(3) if self.channels is Channels.BGR else images
+            pixels = images.float().permute(0, 3, 1, 2)
         # Without contiguous(), PyTorch's convolutions take 1.6 times as long on CPUs.
-        pixels = images.float().permute(0, 3, 1, 2).contiguous()
+        pixels = pixels.contiguous() if contiguous else pixels
         return pixels * self.scale + self.shift
 
 
@@ -149,11 +243,40 @@ class Classifier(nn.Module):
     The normalisation is part of the model, so that it is the same in training and deployment.
     """
 
-    def __init__(self, network: ResNet, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, network: ResNet, preprocessing: Preprocessing) -> None:
+        """Combine both.
+
+        Raises:
+            CheckpointError: They have different numbers of channels.
+        """
         super().__init__()
-        self.normalize = Normalize(mean, std)
+        taken, given = network.architecture.input_channels, len(preprocessing.mean)
+        if taken != given:
+            raise CheckpointError(
+                f"the network takes images of {plural(taken, 'channel')}, but the "
+                f"pre-processing gives {given}: {preprocessing.channels.value}",
+                f"set --channels {'gray' if taken == 1 else 'rgb'}",
+            )
+        self.normalize = Normalize(preprocessing)
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(self.normalize(images))
         return logits
+
+
+def with_rgb_weights(classifier: Classifier) -> Classifier:
+    """Return `classifier`, or a copy for BGR whose first convolution takes the channels as RGB."""
+    if classifier.normalize.channels is not Channels.BGR:
+        return classifier
+    swapped = copy.deepcopy(classifier)
+    swapped.normalize.channels = Channels.RGB
+    for buffer in swapped.normalize.buffers():
+        buffer.copy_(buffer.flip(1))
+    weight = first_convolution(swapped.network).weight
+    weight.data = weight.data.flip(1).contiguous()
+    return swapped
+
+
+def first_convolution(network: nn.Module) -> nn.Conv2d:
+    return next(module for module in network.modules() if isinstance(module, nn.Conv2d))

@@ -25,7 +25,7 @@ from resdeploy.filesystem import sha256_file, write_file
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import decode, write_document
 from resdeploy.readable_text import readable
-from resdeploy.train.checkpoint.load import MODEL_FILE, MODEL_JSON
+from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.qat.network import DOT, SCALES, QuantizedStart
 from resdeploy.train.run.record import FORMAT, RunRecord, other_format, save_record
@@ -253,7 +253,7 @@ def save_model(
     architecture = network.architecture
     metadata = {
         "arch": architecture.name,
-        "shortcut": architecture.shortcut.value,
+        "architecture": json.dumps(architecture.to_json()),
         "labels": json.dumps(labels),
     }
     write_file(folder / MODEL_FILE, pack_weights(network, metadata))

@@ -12,16 +12,17 @@ from resdeploy.train.model.padding_skipping_conv import TrimmedConv2d, used_taps
 
 
 @given(
-    st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 3), st.integers(0, 2)
-)
+    st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 3), st.integers(0, 2),
+    st.integers(1, 2),
+)  # fmt: skip
 def test_outputs_and_gradients_equal_those_of_the_whole_kernel(
-    height: int, width: int, kernel: int, stride: int, padding: int
+    height: int, width: int, kernel: int, stride: int, padding: int, groups: int
 ) -> None:
     if min(height, width) + 2 * padding < kernel:
         return
     torch.manual_seed(height * 100 + width)
-    whole = nn.Conv2d(2, 3, kernel, stride, padding).double()
-    trimmed = TrimmedConv2d(2, 3, kernel, stride, padding).double().train()
+    whole = nn.Conv2d(2, 4, kernel, stride, padding, groups=groups).double()
+    trimmed = TrimmedConv2d(2, 4, kernel, stride, padding, groups=groups).double().train()
     trimmed.load_state_dict(whole.state_dict())
     images = torch.randn(2, 2, height, width, dtype=torch.float64)
     outputs = []

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from resdeploy.train.model.architecture import Architecture, Shortcut
+from resdeploy.errors import CheckpointError
+from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Channels, Preprocessing
+from resdeploy.train.model.architecture import (
+    ARCHITECTURES,
+    Architecture,
+    BlockType,
+    Pooling,
+    Shortcut,
+    Stem,
+)
 from resdeploy.train.model.resnet import Normalize, ResNet
-from tests.samples import make_classifier, randomise_batch_norms
+from tests.samples import TINY, make_classifier, randomise_batch_norms
 
 RESNET34 = Architecture(classes=1000)
+BOTTLENECKS = Architecture(classes=10, blocks=(2, 1, 1, 1), block=BlockType.BOTTLENECK)
+# Members of the family, each with a part that the others lack.
+FAMILY = {
+    "bottleneck": BOTTLENECKS,
+    "stride in 1x1, option C": replace(BOTTLENECKS, stride_in_1x1=True, shortcut=Shortcut.C),
+    "grouped": replace(BOTTLENECKS, groups=32, group_width=4),
+    "wide, plain": replace(BOTTLENECKS, group_width=128, shortcut=Shortcut.PLAIN),
+    "cifar": Architecture(classes=10, blocks=(2, 1, 1), width=16, stem=Stem.CIFAR),
+    "gray, five stages": Architecture(
+        classes=10, blocks=(1, 1, 1, 1, 1), width=24, input_channels=1
+    ),
+    "concat pool, hidden layers": Architecture(
+        classes=10, blocks=(1, 2), pooling=Pooling.MAX_AND_AVERAGE, hidden=(32, 16)
+    ),
+}
 
 
 def on_meta(architecture: Architecture) -> ResNet:
@@ -75,6 +102,26 @@ def test_parameters_of_the_variants(shortcut: Shortcut, expected: int) -> None:
     assert parameters(on_meta(Architecture(classes=1000, shortcut=shortcut))) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [  # documentation of torchvision.models, num_params of the weights
+        ("resnet18", 11_689_512),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+        ("resnext50-32x4d", 25_028_904),
+        ("resnext101-32x8d", 88_791_336),
+        ("resnext101-64x4d", 83_455_272),
+        ("wide-resnet50-2", 68_883_240),
+        ("wide-resnet101-2", 126_886_696),
+    ],
+)
+def test_published_numbers_of_parameters(name: str, expected: int) -> None:
+    network = on_meta(replace(ARCHITECTURES[name], classes=1000))
+    assert parameters(network) == expected
+    assert f"{weighted_layers(network)}" in name
+
+
 @pytest.mark.parametrize("shortcut", list(Shortcut))
 def test_thirty_four_weighted_layers(shortcut: Shortcut) -> None:
     architecture = Architecture(classes=10, shortcut=shortcut)
@@ -122,15 +169,42 @@ def test_names_are_those_of_the_paper(
     assert Architecture.from_json(architecture.to_json()) == architecture
 
 
-@pytest.mark.parametrize("blocks", [(3, 4, 6), (0, 1, 1, 1), (1, 1, 1, 9999)])
+@pytest.mark.parametrize(
+    ("member", "name"),
+    [
+        ("stride in 1x1, option C", "resnet17-C-v1"),
+        ("grouped", "resnext17-32x4d"),
+        ("wide, plain", "plain17-2"),
+        ("cifar", "resnet10-width16-cifar"),
+        ("gray, five stages", "resnet12-width24-gray"),
+    ],
+)
+def test_names_of_the_family(member: str, name: str) -> None:
+    assert FAMILY[member].name == name
+    assert Architecture.from_json(FAMILY[member].to_json()) == FAMILY[member]
+
+
+@pytest.mark.parametrize("blocks", [(), (1,) * 6, (0, 1, 1, 1), (1, 1, 1, 9999)])
 def test_rejects_impossible_numbers_of_blocks(blocks: tuple[int, ...]) -> None:
     with pytest.raises(ValueError):
         Architecture(classes=10, blocks=blocks)
 
 
-def test_rejects_zero_classes() -> None:
-    with pytest.raises(ValueError):
-        Architecture(classes=0)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"classes": 0}, "classes is 0"),
+        ({"width": 0}, "from 1 to 65536"),
+        ({"hidden": (1 << 17,)}, "from 1 to 65536"),
+        ({"input_channels": 4}, "must be 1 or 3"),
+        ({"groups": 32}, "need bottleneck blocks"),
+        ({"stride_in_1x1": True}, "need bottleneck blocks"),
+        ({"block": BlockType.BOTTLENECK, "width": 8, "group_width": 4}, "no channel in a group"),
+    ],
+)
+def test_rejects_impossible_networks(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Architecture(**{"classes": 10, **fields})
 
 
 # Comparison with an independent implementation
@@ -158,8 +232,23 @@ def test_keys_are_torchvisions() -> None:
     assert list(on_meta(RESNET34).state_dict()) == list(expected)
 
 
-def functional_resnet(state: dict[str, Tensor], x: Tensor, blocks: tuple[int, ...]) -> Tensor:
-    """Compute the network of option B in the paper's table 1 from a state dict."""
+def functional_resnet(
+    state: dict[str, Tensor],
+    x: Tensor,
+    blocks: tuple[int, ...],
+    *,
+    stride_in_1x1: bool = False,
+    residual: bool = True,
+) -> Tensor:
+    """Compute a network of the paper's table 1 from a state dict with torchvision's names.
+
+    The shapes of the weights give kernels, groups, stem, pooling and head.
+    """
+
+    def conv(name: str, x: Tensor, stride: int = 1) -> Tensor:
+        weight = state[f"{name}.weight"]
+        groups = x.shape[1] // weight.shape[1]
+        return F.conv2d(x, weight, None, stride, weight.shape[2] // 2, 1, groups)
 
     def norm(name: str, x: Tensor) -> Tensor:
         mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
@@ -167,32 +256,58 @@ def functional_resnet(state: dict[str, Tensor], x: Tensor, blocks: tuple[int, ..
         shift = state[f"{name}.bias"] - mean * scale
         return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
 
-    x = F.conv2d(x, state["conv1.weight"], stride=2, padding=3)
-    x = F.max_pool2d(norm("bn1", x).clamp(min=0), 3, 2, 1)
+    imagenet = state["conv1.weight"].shape[2] == 7
+    x = norm("bn1", conv("conv1", x, 2 if imagenet else 1)).clamp(min=0)
+    if imagenet:
+        x = F.max_pool2d(x, 3, 2, 1)
     for stage, count in enumerate(blocks, start=1):
         for block in range(count):
             prefix = f"layer{stage}.{block}"
             stride = 2 if stage > 1 and block == 0 else 1
-            y = F.conv2d(x, state[f"{prefix}.conv1.weight"], stride=stride, padding=1)
-            y = norm(f"{prefix}.bn1", y).clamp(min=0)
-            y = norm(f"{prefix}.bn2", F.conv2d(y, state[f"{prefix}.conv2.weight"], padding=1))
+            last = 3 if f"{prefix}.conv3.weight" in state else 2
+            strided = 1 if last == 2 or stride_in_1x1 else 2
+            y = x
+            for index in range(1, last + 1):
+                y = conv(f"{prefix}.conv{index}", y, stride if index == strided else 1)
+                y = norm(f"{prefix}.bn{index}", y)
+                y = y if index == last else y.clamp(min=0)
             if f"{prefix}.downsample.0.weight" in state:
-                x = F.conv2d(x, state[f"{prefix}.downsample.0.weight"], stride=stride)
-                x = norm(f"{prefix}.downsample.1", x)
-            x = (x + y).clamp(min=0)
-    return x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+                x = norm(f"{prefix}.downsample.1", conv(f"{prefix}.downsample.0", x, stride))
+            x = (x + y if residual else y).clamp(min=0)
+    heads = sorted(name for name in state if name.startswith("fc.") and name.endswith("weight"))
+    features = x.mean((2, 3))
+    if state[heads[0]].shape[1] == 2 * x.shape[1]:  # fastai's AdaptiveConcatPool2d
+        features = torch.cat([x.flatten(2).max(2).values, features], 1)
+    for name in heads:
+        features = features @ state[name].T + state[name.replace("weight", "bias")]
+        features = features if name == heads[-1] else features.clamp(min=0)
+    return features
 
 
+@pytest.mark.parametrize("architecture", [Architecture(classes=10), *FAMILY.values()])
 @torch.inference_mode()
-def test_the_network_computes_the_function_of_the_paper() -> None:
+def test_the_network_computes_the_function_of_the_paper(architecture: Architecture) -> None:
     torch.manual_seed(0)
-    network = randomise_batch_norms(ResNet(Architecture(classes=10)))
-    images = torch.randn(2, 3, 64, 64)
-    expected = functional_resnet(network.state_dict(), images, (3, 4, 6, 3))
-    # Another order of summation in float32 gives a relative error of about 1e-5 after 34 layers.
+    network = randomise_batch_norms(ResNet(architecture)).double()
+    images = torch.randn(2, architecture.input_channels, 40, 56, dtype=torch.float64)
+    expected = functional_resnet(
+        network.state_dict(), images, architecture.blocks,
+        stride_in_1x1=architecture.stride_in_1x1,
+        residual=architecture.shortcut is not Shortcut.PLAIN,
+    )  # fmt: skip
+    # Another order of summation in float64 gives a relative error of about 1e-14.
     torch.testing.assert_close(
-        network(images), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item()
+        network(images), expected, rtol=1e-10, atol=1e-10 * expected.abs().max().item()
     )
+
+
+def test_keys_of_bottlenecks_and_hidden_layers_are_torchvisions() -> None:
+    keys = set(on_meta(FAMILY["grouped"]).state_dict())
+    assert {"layer1.0.conv3.weight", "layer1.0.bn3.bias", "layer1.0.downsample.1.bias"} <= keys
+    assert not any(".3." in key or "conv4" in key for key in keys)
+    head = on_meta(FAMILY["concat pool, hidden layers"]).fc.state_dict()
+    assert list(head) == [f"{i}.{part}" for i in (0, 2, 4) for part in ("weight", "bias")]
+    assert head["0.weight"].shape == (32, 2 * 128)
 
 
 # Shortcuts
@@ -238,11 +353,45 @@ def test_normalisation_equals_that_of_torchvision() -> None:
         torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD)
     )
     exact = (images.permute(0, 3, 1, 2).double() / 255 - mean) / std
-    ours = Normalize(IMAGENET_MEAN, IMAGENET_STD)(images)
+    ours = Normalize(Preprocessing(image_size=16))(images)
     # Two roundings of numbers below 3 give an error of a few times 2^-24.
     torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-6)
     assert ours.dtype == torch.float32
     assert ours.is_contiguous()
+
+
+def test_bgr_of_0_to_255_equals_opencvs_usual_normalisation() -> None:
+    images = torch.randint(0, 256, (2, 5, 6, 3), dtype=torch.uint8)
+    prep = Preprocessing(
+        image_size=(5, 6), channels=Channels.BGR, value_range=255, mean=(103.5, 116.3, 123.7),
+        std=(57.4, 57.1, 58.4),
+    )  # fmt: skip
+    bgr = images.numpy()[..., ::-1].astype(np.float64)
+    expected = ((bgr - prep.mean) / prep.std).transpose(0, 3, 1, 2)
+    # Two roundings of numbers below 5 give an error of a few times 2^-23.
+    np.testing.assert_allclose(Normalize(prep)(images).numpy(), expected, rtol=0, atol=2e-6)
+
+
+def test_grey_is_that_of_pillow_before_the_normalisation() -> None:
+    images = torch.randint(0, 256, (2, 50, 60, 3), dtype=torch.uint8)
+    prep = Preprocessing(image_size=(50, 60), channels=Channels.GRAY, mean=(0.4,), std=(0.2,))
+    grey = np.stack([np.array(Image.fromarray(image.numpy()).convert("L")) for image in images])
+    expected = (grey[:, np.newaxis].astype(np.float64) / 255 - 0.4) / 0.2
+    # Two roundings of numbers below 5 give an error of a few times 2^-23.
+    np.testing.assert_allclose(Normalize(prep)(images).numpy(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("channels", "taken", "hint"), [("gray", 3, "--channels rgb"), ("rgb", 1, "--channels gray")]
+)
+def test_refuses_another_number_of_channels(channels: str, taken: int, hint: str) -> None:
+    given = 1 if channels == "gray" else 3
+    prep = Preprocessing(
+        image_size=32, channels=Channels(channels), mean=(0.5,) * given, std=(0.5,) * given
+    )
+    with pytest.raises(CheckpointError, match=f"takes images of {taken} channel") as caught:
+        make_classifier(dataclasses.replace(TINY, input_channels=taken), preprocessing=prep)
+    assert hint in str(caught.value.hint)
 
 
 @torch.inference_mode()

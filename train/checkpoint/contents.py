@@ -1,0 +1,139 @@
+"""What a training checkpoint holds: mappings, the networks in them, and the one to take."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resdeploy.train.checkpoint.inert_pickle import Placeholder
+from resdeploy.train.checkpoint.naming import NamedTensors, name_tensors
+from resdeploy.train.checkpoint.pickled_modules import module_tensors
+
+MAX_DEPTH = 20  # fastai's learners hold the labels at about half of it
+MAX_SECTIONS = 10_000  # more than any trainer writes; bounds the time for a hostile file
+
+
+class Weights(str, Enum):
+    """Choice between the weights of a checkpoint and their moving average beside them."""
+
+    AUTO = "auto"  # the average if there is one, as timm and torchvision evaluate and publish it
+    RAW = "raw"
+    EMA = "ema"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A mapping in a checkpoint."""
+
+    place: str
+    """Keys that lead to it, with dots between them; empty for the outermost one."""
+    values: Mapping[str, Any]
+
+    @property
+    def tensors(self) -> int:
+        """Return the number of its tensors."""
+        return sum(isinstance(value, Tensor) for value in self.values.values())
+
+
+def find_sections(content: object) -> list[Section]:
+    """Return the mappings in a checkpoint from the outermost one inwards, each of them once."""
+    sections: list[Section] = []
+    seen: set[int] = set()
+    queue = deque([("", content, 0)])
+    while queue and len(sections) < MAX_SECTIONS:
+        place, node, depth = queue.popleft()
+        if id(node) in seen or depth > MAX_DEPTH:
+            continue
+        seen.add(id(node))
+        tensors: Mapping[str, Any] = {}
+        if isinstance(node, Placeholder):
+            tensors = module_tensors(node)
+            node = node.attributes() | (node.items if isinstance(node.items, dict) else {})
+        entries = node.items() if isinstance(node, Mapping) else ()
+        if entries:
+            sections.append(Section(place, {str(k): v for k, v in entries} | tensors))
+        elif isinstance(node, Sequence) and not isinstance(node, (str, bytes)) and len(node) < 16:
+            entries = dict(enumerate(node)).items()
+        queue.extend(
+            (f"{place}.{key}".lstrip("."), value, depth + 1)
+            for key, value in entries
+            if isinstance(value, (Mapping, Placeholder, list, tuple))
+            and not (tensors and key in ("_modules", "_parameters", "_buffers"))
+        )
+    return sections
+
+
+def find_networks(sections: Iterable[Section]) -> list[NamedTensors]:
+    """Return every residual network in a checkpoint."""
+    found = [name_tensors(section.values, section.place) for section in sections if section.tensors]
+    networks = [network for networks in found for network in networks]
+    # A list of gradients or of averaged parameters has no statistics of the batch norms.
+    complete = [network for network in networks if _is_complete(network)]
+    averages = [network for network in networks if network.averaged and network not in complete]
+    completed = [
+        replace(average, body=raw.body | average.body, rest=raw.rest | average.rest,
+                keys=raw.keys | average.keys)
+        for average in averages
+        for raw in [network for network in complete if not network.averaged][:1]
+        if average.scheme is raw.scheme
+    ]  # fmt: skip
+    return _without_copies(complete + completed) if complete else networks
+
+
+def choose_network(
+    networks: Sequence[NamedTensors], weights: Weights
+) -> tuple[NamedTensors, list[str]]:
+    """Return the network with the wanted weights, and a note if there are others beside it.
+
+    Raises:
+        ValueError: There are no such weights, or several networks.
+    """
+    averages = [network for network in networks if network.averaged]
+    raw = [network for network in networks if not network.averaged]
+    if weights is Weights.EMA and not averages:
+        raise ValueError("has no moving average of its weights, which --weights ema asks for")
+    if weights is Weights.RAW and not raw:
+        raise ValueError(
+            "has only a moving average of its weights, but --weights raw asks for others"
+        )
+    wanted = averages if averages and weights is not Weights.RAW else raw
+    if len(wanted) > 1:
+        places = " and ".join(network.place or "its outermost mapping" for network in wanted[:2])
+        raise ValueError(f"holds several networks, in {places}")
+    notes = []
+    if wanted is averages and raw and weights is Weights.AUTO:
+        notes = [
+            f"of the weights in {raw[0].place or 'the file'} and their moving average in "
+            f"{wanted[0].place or 'the file'}, the average is taken; --weights raw takes the others"
+        ]
+    return wanted[0], notes
+
+
+def _is_complete(network: NamedTensors) -> bool:
+    return "layer1.0.bn1.running_mean" in network.body
+
+
+def _without_copies(networks: Iterable[NamedTensors]) -> list[NamedTensors]:
+    kept: list[NamedTensors] = []
+    for network in networks:
+        if not any(_is_equal(network, other) for other in kept):
+            kept.append(network)
+    return kept
+
+
+def _is_equal(one: NamedTensors, other: NamedTensors) -> bool:
+    pairs = [(one.body, other.body), (one.rest, other.rest)]
+    return one.averaged == other.averaged and all(
+        a.keys() == b.keys()
+        and all(
+            isinstance(a[k], Tensor) and isinstance(b[k], Tensor) and torch.equal(a[k], b[k])
+            for k in a
+        )
+        for a, b in pairs
+    )

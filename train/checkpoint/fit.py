@@ -1,0 +1,167 @@
+"""The architecture that tensors have, and the check that they fit it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resdeploy.train.checkpoint.inert_pickle import Placeholder
+from resdeploy.train.model.architecture import (
+    STANDARD_WIDTH,
+    Architecture,
+    BlockType,
+    Pooling,
+    Shortcut,
+    Stem,
+)
+from resdeploy.train.model.resnet import ResNet
+
+STEMS = {7: Stem.IMAGENET, 3: Stem.CIFAR}
+
+
+class FitError(ValueError):
+    """Tensors that are not those of a residual network that resdeploy builds."""
+
+
+def check_kinds(tensors: Mapping[str, Any], key: Callable[[str], str]) -> dict[str, Tensor]:
+    """Return the tensors, after checking that each is stored completely and in floating point.
+
+    Raises:
+        FitError: A value is no such tensor; the message names it by its `key` in the file.
+    """
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor) or not _is_dense(value):
+            kind = value.name if isinstance(value, Placeholder) else type(value).__name__
+            raise FitError(f"has {key(name)!r} of type {kind}, not a dense tensor of floats")
+        if not (value.is_floating_point() or name.endswith("num_batches_tracked")):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise FitError(
+                f"has {key(name)} of type {kind}; weights must be floating point, not integers or "
+                "quantised values"
+            )
+    return dict(tensors)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Return True if every element is stored, so that a small file cannot hold a huge tensor."""
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
+def count_blocks(body: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the number of blocks in each stage."""
+    found = [re.match(r"layer(\d+)\.(\d+)\.conv1\.weight", name) for name in body]
+    stages = [int(match[1]) for match in found if match]
+    return tuple(stages.count(stage) for stage in range(1, max(stages, default=0) + 1))
+
+
+def count_features(body: Mapping[str, Tensor]) -> int:
+    """Return the number of channels after the last block."""
+    stage = f"layer{len(count_blocks(body))}.0."
+    last = body.get(f"{stage}conv3.weight", body.get(f"{stage}conv2.weight"))
+    if last is None:
+        raise FitError(f"lacks {stage}conv2.weight")
+    return len(last)
+
+
+def infer_architecture(
+    body: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+    *,
+    concatenated: bool = False,
+    shortcut: Shortcut | None = None,
+    stride_in_1x1: bool = False,
+) -> Architecture:
+    """Return the architecture with tensors of these names and shapes.
+
+    Args:
+        body: Tensors of the stem and the blocks, under torchvision's names.
+        head: Tensors of the linear layers, under the names of `ResNet`.
+        concatenated: True if the head's features are maxima and averages.
+        shortcut: The shortcut option, if it is known.
+        stride_in_1x1: True if a bottleneck's first convolution is known to have the stride.
+
+    Raises:
+        FitError: resdeploy has no such network.
+    """
+    stem, blocks = body.get("conv1.weight"), count_blocks(body)
+    if stem is None or stem.ndim != 4 or stem.shape[2] not in STEMS:
+        shape = "no plain convolution" if stem is None else f"one of shape {tuple(stem.shape)}"
+        raise FitError(
+            f"has {shape} as its first layer; a 7x7 or a 3x3 convolution is supported, not a deep "
+            "stem or patches"
+        )
+    outputs = [len(tensor) for name, tensor in head.items() if name.endswith("weight")]
+    middle, bottleneck = body.get("layer1.0.conv2.weight"), "layer1.0.conv3.weight" in body
+    groups, width = 1, len(stem)
+    group_width = STANDARD_WIDTH
+    if bottleneck and middle is not None and middle.ndim == 4 and middle.shape[1]:
+        groups = len(middle) // middle.shape[1]
+        group_width = len(middle) * STANDARD_WIDTH // (width * max(groups, 1))
+    projections = sum(name.endswith("downsample.0.weight") for name in body)
+    if shortcut is None:
+        option_b = len(blocks) - 1 + bottleneck  # one where the number of channels changes
+        if projections == 0 < option_b:
+            raise FitError("has no projections, so its shortcuts may be of option A or missing")
+        shortcut = Shortcut.C if projections == sum(blocks) != option_b else Shortcut.B
+    try:
+        return Architecture(
+            classes=outputs[-1],
+            blocks=blocks,
+            shortcut=shortcut,
+            block=BlockType.BOTTLENECK if bottleneck else BlockType.BASIC,
+            width=width,
+            groups=groups,
+            group_width=group_width,
+            stride_in_1x1=stride_in_1x1 and bottleneck,
+            stem=STEMS[stem.shape[2]],
+            input_channels=stem.shape[1],
+            pooling=Pooling.MAX_AND_AVERAGE if concatenated else Pooling.AVERAGE,
+            hidden=tuple(outputs[:-1]),
+        )
+    except ValueError as error:
+        raise FitError(f"does not hold a network that resdeploy builds: {error}") from error
+
+
+def fit(
+    architecture: Architecture, state: Mapping[str, Tensor], key: Callable[[str], str] = str
+) -> dict[str, Tensor]:
+    """Return float32 copies, after checking that names and shapes fit and numbers are finite.
+
+    Raises:
+        FitError: The tensors do not fit; the message names one by its `key` in the file.
+    """
+    with torch.device("meta"):
+        expected = ResNet(architecture).state_dict()
+    problems = {
+        # Older files lack the step counters of batch norm, which inference does not need.
+        "lacks": [n for n in expected.keys() - state if not n.endswith("num_batches_tracked")],
+        "has the unknown tensor": [name for name in state if name not in expected],
+        "has the wrong shape for": [
+            name for name, tensor in state.items()
+            if name in expected and tensor.shape != expected[name].shape
+        ],
+    }  # fmt: skip
+    for problem, names in problems.items():
+        if names:
+            shown = ", ".join(sorted(map(key, names))[:3])
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise FitError(
+                f"{problem} {shown}{more}, so it is not a {architecture.name} "
+                f"with {architecture.classes} classes"
+            )
+    converted = {name: state[name].to(expected[name].dtype) for name in expected if name in state}
+    for name, tensor in converted.items():
+        fault = None
+        if not bool(tensor.isfinite().all()):
+            fault = "NaN or infinite values"
+        elif name.endswith("running_var") and bool((tensor < 0).any()):
+            fault = "negative variances"
+        if fault is not None:
+            raise FitError(f"has {fault} in {key(name)}")
+    return converted

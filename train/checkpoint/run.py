@@ -1,0 +1,65 @@
+"""The description of a finished run, `model.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resdeploy.bundle.manifest import MANIFEST
+from resdeploy.errors import CheckpointError
+from resdeploy.filesystem import read_limited
+from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.json_documents import MAX_BYTES, decode
+from resdeploy.train.model.architecture import Architecture
+
+MODEL_FILE = "model.safetensors"
+MODEL_JSON = "model.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDocument:
+    """The fields of `model.json` that are needed again."""
+
+    architecture: dict[str, Any]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    data: str
+    learned_ranges: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.learned_ranges and min(self.learned_ranges.values()) <= 0:
+            raise ValueError("learned_ranges has a value that is not above 0")
+
+
+def read_run(folder: Path) -> tuple[RunDocument, Architecture]:
+    """Read the description of a run.
+
+    Raises:
+        CheckpointError: The folder is not that of a finished run, or its description is damaged.
+    """
+    description = folder / MODEL_JSON
+    if (folder / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{folder} is a bundle, which holds graphs but no weights of PyTorch",
+            "give the checkpoint that the bundle was exported from; its report names it",
+        )
+    if not description.is_file():
+        unfinished = (folder / "state.safetensors").exists()
+        raise CheckpointError(
+            f"{folder} is {'an unfinished run' if unfinished else 'not a run folder'}: "
+            f"it has no {MODEL_JSON}",
+            f"finish the run with resdeploy train --resume {folder}"
+            if unfinished
+            else "create a run with resdeploy train, or give the path of a file of weights",
+        )
+    hint = f"copy the run again, or give the path of {MODEL_FILE} instead of the folder"
+    data = read_limited(description, MAX_BYTES, CheckpointError, hint)
+    try:
+        model = decode(RunDocument, data)
+        architecture = Architecture.from_json(model.architecture)
+        if len(model.labels) != (classes := architecture.classes):
+            raise ValueError(f"it has {len(model.labels)} labels for {classes} classes")
+    except ValueError as error:
+        raise CheckpointError(f"{description} is damaged: {error}", hint) from error
+    return model, architecture

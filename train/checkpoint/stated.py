@@ -1,0 +1,221 @@
+"""What a checkpoint states about itself: labels, input size, normalisation and architecture.
+
+Each fact has many names in the wild. One that cannot be believed becomes a note, never a silence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from resdeploy.images.preprocessing import Interpolation
+from resdeploy.images.preprocessing_settings import PreprocessingSettings
+from resdeploy.readable_text import readable
+from resdeploy.train.checkpoint.contents import Section
+from resdeploy.train.checkpoint.inert_pickle import Placeholder
+from resdeploy.train.model.architecture import Architecture
+
+LABEL_KEYS = (
+    "class_names", "classes", "label_names", "labels", "vocab", "id2label", "idx_to_class",
+    "idx2class", "idx2label", "class_to_idx", "class2idx", "label2id", "categories", "names",
+    "target_names",
+)  # fmt: skip
+ARCHITECTURE_KEYS = ("arch", "architecture", "model_name", "backbone", "model", "encoder", "net")
+# Mappings of settings; `meta` is MMPretrain's, `data_config` and `pretrained_cfg` are timm's.
+_CONTAINERS = re.compile(
+    r"(?:^|\.)(?:hyper_parameters|datamodule_hyper_parameters|hparams|args|opts?|config|cfg|meta"
+    r"|dataset_meta|metadata|data|data_config|pretrained_cfg|transforms?|normaliz\w+|preprocess\w*)$"
+)
+_SETTING_KEYS = {
+    "image_size": (
+        "val_crop_size", "img_size", "image_size", "imgsz", "input_size", "crop_size", "im_size",
+        "input_shape", "resolution",
+    ),
+    "resize": ("val_resize_size", "resize_size"),
+    "crop_fraction": ("crop_pct", "crop_fraction"),
+    "interpolation": ("interpolation",),
+    "mean": (
+        "mean", "img_mean", "image_mean", "imagenet_mean", "normalize_mean", "norm_mean",
+        "pixel_mean", "dataset_mean",
+    ),
+    "std": (
+        "std", "img_std", "image_std", "imagenet_std", "normalize_std", "norm_std", "pixel_std",
+        "dataset_std",
+    ),
+}  # fmt: skip
+
+
+def relevant_sections(sections: Iterable[Section]) -> list[Section]:
+    """Return the mappings whose entries describe the network."""
+    return [
+        section
+        for section in sections
+        if not section.place
+        or _CONTAINERS.search(section.place.lower())
+        or "vocab" in section.values  # deep within fastai's learners
+    ]
+
+
+def read_labels_of(
+    sections: Iterable[Section], classes: int
+) -> tuple[tuple[str, ...] | None, list[str]]:
+    """Return the labels that a checkpoint states, and notes on those that are not believed.
+
+    A network with one class is one with a sigmoid, which has two labels.
+    """
+    wanted = 2 if classes == 1 else classes
+    labels: tuple[str, ...] | None = None
+    origin, notes = "", []
+    for section in sections:
+        values = {key.lower(): value for key, value in section.values.items()}
+        for key in filter(values.__contains__, LABEL_KEYS):
+            place = f"{section.place}.{key}".lstrip(".")
+            found = _label_list(values[key])
+            if found is None:
+                if isinstance(values[key], str) and values[key].lstrip()[:1] in ("[", "{"):
+                    notes.append(f"{place} is damaged, so its labels are not used")
+            elif len(found) != wanted:
+                notes.append(
+                    f"{place} has {len(found)} labels for {wanted} classes; they are not used"
+                )
+            elif labels is None:
+                labels, origin = found, place
+            elif difference := first_difference(labels, found):
+                notes.append(f"{place} differs from {origin}, which is used: {difference}")
+    return labels, notes
+
+
+def first_difference(one: Sequence[str], other: Sequence[str]) -> str | None:
+    """Return the first class with two names, as text; None if all are equal."""
+    pairs = ((n, a, b) for n, (a, b) in enumerate(zip(one, other)) if a.casefold() != b.casefold())
+    return next((f"class {n} is {a!r} in one and {b!r} in the other" for n, a, b in pairs), None)
+
+
+def one_line_labels(labels: Iterable[object]) -> tuple[str, ...]:
+    """Return labels that fit into one line each."""
+    return tuple(readable(" ".join(str(label).split())) for label in labels)
+
+
+def _label_list(value: Any) -> tuple[str, ...] | None:
+    """Return labels in the order of the classes; None if `value` is something else."""
+    while isinstance(value, Placeholder):  # such as fastai's CategoryMap
+        value = value.items or value.attributes().get("items")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = value.split() if value.strip()[:1] not in ("[", "{") else None
+    if isinstance(value, Mapping):
+        pairs = [(str(key), entry) for key, entry in value.items()]
+        if all(isinstance(entry, int) for _, entry in pairs):
+            pairs = [(str(index), key) for key, index in pairs]
+        if sorted(key for key, _ in pairs) != sorted(map(str, range(len(pairs)))):
+            return None
+        value = [label for _, label in sorted(pairs, key=lambda pair: int(pair[0]))]
+        if value == [f"LABEL_{n}" for n in range(len(value))]:
+            return None  # Hugging Face's names of classes without names
+    if not isinstance(value, Sequence) or not value:
+        return None
+    return one_line_labels(value) if all(isinstance(v, (str, int)) for v in value) else None
+
+
+def read_settings_of(sections: Iterable[Section]) -> tuple[PreprocessingSettings, str, list[str]]:
+    """Return the pre-processing that a checkpoint states, its places, and notes on wrong values."""
+    found: dict[str, Any] = {}
+    places, notes = [], []
+    for section in sections:
+        values = {key.lower().replace("-", "_"): value for key, value in section.values.items()}
+        for field, names in _SETTING_KEYS.items():
+            for name in names:
+                value = values.get(name)
+                if value is None or field in found or (isinstance(value, str) and not value):
+                    continue
+                try:
+                    found[field] = _READERS[field](value)
+                    places.append(section.place)
+                except (ValueError, TypeError):
+                    notes.append(
+                        f"{section.place}.{name}".lstrip(".")
+                        + f" is {value!r:.60}, which is not used"
+                    )
+    if max(found.get("mean", ()), default=0) > 1.5 or max(found.get("std", ()), default=0) > 1.5:
+        found["value_range"] = 255
+    return PreprocessingSettings(**found), ", ".join(dict.fromkeys(filter(None, places))), notes
+
+
+def merged_settings(
+    first: PreprocessingSettings, second: PreprocessingSettings
+) -> PreprocessingSettings:
+    """Return the settings of `first`, and those of `second` that it does not state."""
+    missing = [f.name for f in fields(first) if getattr(first, f.name) is None]
+    return replace(first, **{name: getattr(second, name) for name in missing})
+
+
+def _read_size(value: Any) -> int | tuple[int, int]:
+    if isinstance(value, Mapping):
+        value = [value["height"], value["width"]] if "height" in value else value["shortest_edge"]
+    if isinstance(value, (list, tuple)):
+        sides = tuple(int(side) for side in value)[-2:]  # timm writes (channels, height, width)
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(value)
+        return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
+    if isinstance(value, bool) or int(value) != float(value) or int(value) < 1:
+        raise ValueError(value)
+    return int(value)
+
+
+def _read_numbers(value: Any) -> tuple[float, ...]:
+    if isinstance(value, Tensor):
+        value = value.flatten().tolist()[:4]
+    numbers = tuple(float(number) for number in ([value] if isinstance(value, float) else value))
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise ValueError(value)
+    return numbers
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "image_size": _read_size,
+    "resize": _read_size,
+    "crop_fraction": float,
+    "interpolation": Interpolation,
+    "mean": _read_numbers,
+    "std": _read_numbers,
+}
+
+
+def normalisation_of(rest: Mapping[str, Tensor]) -> tuple[PreprocessingSettings | None, list[str]]:
+    """Return mean and std of a normalisation within the network, and the names of these tensors."""
+    found = {
+        kind: name
+        for name, tensor in rest.items()
+        for kind, pattern in (("mean", r"(?:mean|mu)$"), ("std", r"(?:std|sigma)$"))
+        if re.search(r"(?:^|[._])" + pattern, name) and tensor.numel() in (1, 3)
+    }
+    if found.keys() != {"mean", "std"}:
+        return None, []
+    mean, std = (tuple(rest[found[kind]].flatten().tolist()) for kind in ("mean", "std"))
+    return PreprocessingSettings(mean=mean, std=std), list(found.values())
+
+
+def contradiction(sections: Iterable[Section], architecture: Architecture) -> str | None:
+    """Return a note if a checkpoint states another architecture than that of its tensors."""
+    for section in sections:
+        for key in ARCHITECTURE_KEYS:
+            name = section.values.get(key)
+            stated = (
+                re.search(r"res(?:net|next)_?(\d+)", name.lower())
+                if isinstance(name, str)
+                else None
+            )
+            if stated and int(stated[1]) != architecture.layers:
+                place = f"{section.place}.{key}".lstrip(".")
+                return (
+                    f"{place} is {name!r:.60}, but the tensors are those of a {architecture.name}"
+                )
+    return None
