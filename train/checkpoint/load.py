@@ -1,14 +1,12 @@
 """Checkpoint loading from run folders, .safetensors files and torchvision's .pth files.
 
-No code in a file is executed: safetensors files hold none, and .pth files are read with
-`weights_only=True`.
+No code in a file is executed: safetensors files hold none, and `torch_file` reads .pth files.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,9 @@ from resdeploy.filesystem import check_file, read_limited, sha256_file
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import MAX_BYTES, decode
 from resdeploy.readable_text import readable
+from resdeploy.train.checkpoint.inert_pickle import Placeholder
+from resdeploy.train.checkpoint.pickled_modules import module_tensors
+from resdeploy.train.checkpoint.torch_file import read_torch_file
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.resnet import WIDTHS, ResNet
 
@@ -162,29 +163,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about old pickle formats
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged pickle can raise almost any exception
-        # One sentence, after advice to execute the code, or after a place in PyTorch's code.
-        text = str(error).rpartition("WeightsUnpickler error:")[2].rpartition("] . ")[2].strip()
-        forbidden = re.search(r"GLOBAL ([\w.]+)", text)
-        reason = re.split(r"\.\s|\n", text)[0] or type(error).__name__
-        fault = (
-            f"holds more than weights: {forbidden[1]}"
-            if forbidden
-            else f"is not an intact file of torch.save: {reason}"
-        )
-        raise CheckpointError(
-            f"{path} {fault}; no code in it was executed",
-            remedy_for(error, f"save model.state_dict() with torch.save, or {COPY_HINT}"),
-        ) from error
+    content = read_torch_file(path)
     for key in ("state_dict", "model", "model_state_dict"):  # keys that other programs use
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+        if isinstance(content, Mapping) and isinstance(content.get(key), (Mapping, Placeholder)):
             content = content[key]
+    if isinstance(content, Placeholder):
+        name, content = content.name, module_tensors(content)
+        if not content:
+            raise CheckpointError(
+                f"{path} holds no network but {name}; no code in it was executed",
+                "save model.state_dict() with torch.save",
+            )
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(
             f"{path} holds an object of type {type(content).__name__}, not a state dict",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,10 +285,18 @@ def test_names_a_file_that_stands_for_another(
     assert_rejected(tmp_path / f"a{suffix}", cause)
 
 
-def test_names_the_class_that_a_pickle_would_load(tmp_path: Path) -> None:
-    assert_rejected(
-        save(tmp_path / "a.pth", nn.Linear(2, 2)), r"more than weights: .*\.Linear; no code"
-    )
+@pytest.mark.parametrize("wrap", [lambda network: network, lambda network: {"model": network}])
+def test_reads_the_weights_of_a_whole_network(
+    tmp_path: Path, wrap: Callable[[nn.Module], object]
+) -> None:
+    network = make_classifier().network
+    loaded = load_checkpoint(save(tmp_path / "a.pth", wrap(network)))
+    torch.testing.assert_close(loaded.state, dict(network.state_dict()), rtol=0, atol=0)
+
+
+def test_names_the_class_of_an_object_without_weights(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", Namespace(lr=0.1))
+    assert_rejected(path, r"holds no network but argparse\.Namespace; no code")
 
 
 def test_a_bundle_is_not_a_run(tmp_path: Path) -> None:
