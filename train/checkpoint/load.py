@@ -22,6 +22,7 @@ from resdeploy.filesystem import check_file, read_limited, sha256_file
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import MAX_BYTES, decode
 from resdeploy.readable_text import readable
+from resdeploy.train.checkpoint.file_kind import refuse_foreign_file
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.checkpoint.pickled_modules import module_tensors
 from resdeploy.train.checkpoint.torch_file import read_torch_file
@@ -163,6 +164,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    refuse_foreign_file(path)
     content = read_torch_file(path)
     for key in ("state_dict", "model", "model_state_dict"):  # keys that other programs use
         if isinstance(content, Mapping) and isinstance(content.get(key), (Mapping, Placeholder)):

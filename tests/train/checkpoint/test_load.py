@@ -136,7 +136,9 @@ def test_a_pickle_with_code_is_never_executed(
 def test_rejects_damaged_files(tmp_path: Path, data: bytes, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(data)
-    assert_rejected(path, "is empty|not an intact (file of torch.save|safetensors file): .")
+    assert_rejected(
+        path, "is empty|not a checkpoint: .|not an intact (file of torch.save|safetensors file): ."
+    )
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
