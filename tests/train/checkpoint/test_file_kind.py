@@ -46,7 +46,7 @@ def tarred(name: str) -> bytes:
 def onnx_graph(producer: str) -> bytes:
     model: onnx.ModelProto = helper.make_model(helper.make_graph([], "g", [], []))
     model.producer_name = producer
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def image(form: str) -> bytes:
@@ -117,6 +117,7 @@ def torch_script() -> bytes:
     return stream.getvalue()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(
     "make",
     [
