@@ -53,22 +53,21 @@ def find_sections(content: object) -> list[Section]:
         if id(node) in seen or depth > MAX_DEPTH:
             continue
         seen.add(id(node))
-        tensors: Mapping[str, Any] = {}
-        modules: Mapping[str, dict[str, object]] = {}
+        inner: Iterable[str] = ()
         if isinstance(node, Placeholder):
             if tensors := module_tensors(node):
-                modules = module_settings(node)
+                sections.append(Section(place, tensors, module_settings(node)))
+                inner = ("_modules", "_parameters", "_buffers")
             node = node.attributes() | (node.items if isinstance(node.items, dict) else {})
         entries = node.items() if isinstance(node, Mapping) else ()
         if entries:
-            sections.append(Section(place, {str(k): v for k, v in entries} | tensors, modules))
+            sections.append(Section(place, {str(key): value for key, value in entries}))
         elif isinstance(node, Sequence) and not isinstance(node, (str, bytes)) and len(node) < 16:
             entries = dict(enumerate(node)).items()
         queue.extend(
             (f"{place}.{key}".lstrip("."), value, depth + 1)
             for key, value in entries
-            if isinstance(value, (Mapping, Placeholder, list, tuple))
-            and not (tensors and key in ("_modules", "_parameters", "_buffers"))
+            if isinstance(value, (Mapping, Placeholder, list, tuple)) and key not in inner
         )
     return sections
 
@@ -126,18 +125,20 @@ def _is_complete(network: NamedTensors) -> bool:
 def _without_copies(networks: Iterable[NamedTensors]) -> list[NamedTensors]:
     kept: list[NamedTensors] = []
     for network in networks:
-        if not any(_is_equal(network, other) for other in kept):
+        if not any(_is_copy(network, other) for other in kept):
             kept.append(network)
     return kept
 
 
-def _is_equal(one: NamedTensors, other: NamedTensors) -> bool:
-    pairs = [(one.body, other.body), (one.rest, other.rest)]
-    return one.averaged == other.averaged and all(
-        a.keys() == b.keys()
-        and all(
-            isinstance(a[k], Tensor) and isinstance(b[k], Tensor) and torch.equal(a[k], b[k])
-            for k in a
+def _is_copy(one: NamedTensors, other: NamedTensors) -> bool:
+    first, second = one.body | one.rest, other.body | other.rest
+    same = first.keys() == second.keys() and one.averaged == other.averaged
+    return same and all(
+        value is second[name]
+        or (
+            isinstance(value, Tensor)
+            and isinstance(second[name], Tensor)
+            and torch.equal(value, second[name])
         )
-        for a, b in pairs
+        for name, value in first.items()
     )

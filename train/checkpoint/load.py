@@ -186,7 +186,7 @@ def _read_contents(
     rest, dropped = drop_training_tensors({n: t for n, t in rest.items() if n not in used})
     if dropped:
         notes.append(f"{', '.join(dropped)} belongs to a loss and is dropped")
-    found = next(section.modules for section in sections if section.place == network.place)
+    found = next(s.modules for s in sections if s.place == network.place and s.tensors)
     modules = {network.module(name): values for name, values in found.items()}
     known = _known_architecture(metadata)
     if known:

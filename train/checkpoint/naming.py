@@ -19,6 +19,7 @@ _WRAPPERS = re.compile(
 )
 # Buffers of thop (total_ops, total_params) and of torch.optim.swa_utils.AveragedModel.
 _COUNTERS = re.compile(r"(?:^|\.)(?:total_ops|total_params|n_averaged)$")
+MAX_NETWORKS = 50  # bounds the time for a hostile file
 AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|averaged?|shadow)(?:[._]|$)", re.IGNORECASE)
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\.((?:conv|bn)\d|downsample\.\d)\.(\w+)")
 _PARTS = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample.0", "downsample.1")
@@ -154,7 +155,10 @@ def name_tensors(state: Mapping[str, Any], place: str) -> list[NamedTensors]:
         if not _COUNTERS.search(name) and keys.setdefault(name, key) != key:
             raise ValueError(f"{keys[name]} and {key} are two tensors of one name")
     bodies: list[tuple[NamingScheme, str, dict[str, str]]] = []
-    for scheme, prefix in sorted(_find_prefixes(keys), key=lambda pair: -_count(keys, *pair)):
+    prefixes = list(_find_prefixes(keys))
+    if len(prefixes) > MAX_NETWORKS:
+        raise ValueError(f"holds more than {MAX_NETWORKS} networks in one state dict")
+    for scheme, prefix in sorted(prefixes, key=lambda pair: -_count(keys, *pair)):
         body = {
             translated: name
             for name in keys
