@@ -130,7 +130,7 @@ def test_notes_of_the_checkpoint_are_warnings(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = ResNet(Architecture(classes=3, blocks=(1, 1), width=8)).state_dict()
-    torch.save({"model": state, "ema": state}, tmp_path / "a.pth")
+    torch.save({"model": state, "ema": dict(state)}, tmp_path / "a.pth")
     assert read_source(tmp_path / "a.pth").checkpoint.weights == "ema"
     assert "the average is taken; --weights raw takes the others" in caplog.text
     assert read_source(tmp_path / "a.pth", weights=Weights.RAW).checkpoint.weights == "raw"

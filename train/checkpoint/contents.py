@@ -28,7 +28,7 @@ class Weights(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class CheckpointPart:
     """A mapping in a checkpoint."""
 
     place: str
@@ -43,9 +43,9 @@ class Section:
         return sum(isinstance(value, Tensor) for value in self.values.values())
 
 
-def find_sections(content: object) -> list[Section]:
+def find_sections(content: object) -> list[CheckpointPart]:
     """Return the mappings in a checkpoint from the outermost one inwards, each of them once."""
-    sections: list[Section] = []
+    sections: list[CheckpointPart] = []
     seen: set[int] = set()
     queue = deque([("", content, 0)])
     while queue and len(sections) < MAX_SECTIONS:
@@ -56,12 +56,12 @@ def find_sections(content: object) -> list[Section]:
         inner: Iterable[str] = ()
         if isinstance(node, Placeholder):
             if tensors := module_tensors(node):
-                sections.append(Section(place, tensors, module_settings(node)))
+                sections.append(CheckpointPart(place, tensors, module_settings(node)))
                 inner = ("_modules", "_parameters", "_buffers")
             node = node.attributes() | (node.items if isinstance(node.items, dict) else {})
         entries = node.items() if isinstance(node, Mapping) else ()
         if entries:
-            sections.append(Section(place, {str(key): value for key, value in entries}))
+            sections.append(CheckpointPart(place, {str(key): value for key, value in entries}))
         elif isinstance(node, Sequence) and not isinstance(node, (str, bytes)) and len(node) < 16:
             entries = dict(enumerate(node)).items()
         queue.extend(
@@ -72,7 +72,7 @@ def find_sections(content: object) -> list[Section]:
     return sections
 
 
-def find_networks(sections: Iterable[Section]) -> list[NamedTensors]:
+def find_networks(sections: Iterable[CheckpointPart]) -> list[NamedTensors]:
     """Return every residual network in a checkpoint."""
     found = [name_tensors(section.values, section.place) for section in sections if section.tensors]
     networks = [network for networks in found for network in networks]

@@ -23,7 +23,7 @@ from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.json_documents import MAX_BYTES
 from resdeploy.train.checkpoint.contents import (
-    Section,
+    CheckpointPart,
     Weights,
     choose_network,
     find_networks,
@@ -176,7 +176,7 @@ def _read_contents(
     network, notes = choose_network(_networks(content, sections), weights)
     stated, configuration = relevant_sections(sections), _read_configuration(path)
     if metadata:
-        stated = [Section("metadata", metadata)]
+        stated = [CheckpointPart("metadata", metadata)]
     if configuration:
         stated.append(configuration)
 
@@ -235,7 +235,7 @@ def _read_contents(
     return checkpoint.with_two_classes() if architecture.classes == 1 and labels else checkpoint
 
 
-def _networks(content: object, sections: list[Section]) -> list[NamedTensors]:
+def _networks(content: object, sections: list[CheckpointPart]) -> list[NamedTensors]:
     """Return the networks in a file; raise a ValueError that says why there is none."""
     if networks := find_networks(sections):
         return networks
@@ -270,7 +270,7 @@ def _known_architecture(metadata: Mapping[str, str]) -> Architecture | None:
         return None
 
 
-def _read_configuration(path: Path) -> Section | None:
+def _read_configuration(path: Path) -> CheckpointPart | None:
     """Return the configuration that Hugging Face and timm write beside weights."""
     file = path.parent / CONFIG
     if not file.is_file():
@@ -279,10 +279,10 @@ def _read_configuration(path: Path) -> Section | None:
         values = json.loads(read_limited(file, MAX_BYTES, CheckpointError, COPY_HINT))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged: {error}", COPY_HINT) from error
-    return Section(CONFIG, values) if isinstance(values, dict) else None
+    return CheckpointPart(CONFIG, values) if isinstance(values, dict) else None
 
 
-def _has_stride_in_1x1(configuration: Section | None) -> bool:
+def _has_stride_in_1x1(configuration: CheckpointPart | None) -> bool:
     """Return what the configuration of Hugging Face's ResNet says; refuse other networks of it.
 
     Source: transformers/models/resnet/configuration_resnet.py.
@@ -301,7 +301,7 @@ def _has_stride_in_1x1(configuration: Section | None) -> bool:
 
 
 def _assumptions(
-    network: NamedTensors, architecture: Architecture, configuration: Section | None
+    network: NamedTensors, architecture: Architecture, configuration: CheckpointPart | None
 ) -> list[str]:
     notes = []
     if architecture.stem is Stem.CIFAR and network.scheme.name not in CIFAR_SCHEMES:

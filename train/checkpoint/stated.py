@@ -17,7 +17,7 @@ from torch import Tensor
 from resdeploy.images.preprocessing import Interpolation
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.readable_text import readable
-from resdeploy.train.checkpoint.contents import Section
+from resdeploy.train.checkpoint.contents import CheckpointPart
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.model.architecture import Architecture
 
@@ -51,7 +51,7 @@ _SETTING_KEYS = {
 }  # fmt: skip
 
 
-def relevant_sections(sections: Iterable[Section]) -> list[Section]:
+def relevant_sections(sections: Iterable[CheckpointPart]) -> list[CheckpointPart]:
     """Return the mappings whose entries describe the network."""
     return [
         section
@@ -63,7 +63,7 @@ def relevant_sections(sections: Iterable[Section]) -> list[Section]:
 
 
 def read_labels_of(
-    sections: Iterable[Section], classes: int
+    sections: Iterable[CheckpointPart], classes: int
 ) -> tuple[tuple[str, ...] | None, list[str]]:
     """Return the labels that a checkpoint states, and notes on those that are not believed.
 
@@ -125,7 +125,9 @@ def _label_list(value: Any) -> tuple[str, ...] | None:
     return one_line_labels(value) if all(isinstance(v, (str, int)) for v in value) else None
 
 
-def read_settings_of(sections: Iterable[Section]) -> tuple[PreprocessingSettings, str, list[str]]:
+def read_settings_of(
+    sections: Iterable[CheckpointPart],
+) -> tuple[PreprocessingSettings, str, list[str]]:
     """Return the pre-processing that a checkpoint states, its places, and notes on wrong values."""
     found: dict[str, Any] = {}
     places, notes = [], []
@@ -203,7 +205,7 @@ def normalisation_of(rest: Mapping[str, Tensor]) -> tuple[PreprocessingSettings 
     return PreprocessingSettings(mean=mean, std=std), list(found.values())
 
 
-def contradiction(sections: Iterable[Section], architecture: Architecture) -> str | None:
+def contradiction(sections: Iterable[CheckpointPart], architecture: Architecture) -> str | None:
     """Return a note if a checkpoint states another architecture than that of its tensors."""
     for section in sections:
         for key in ARCHITECTURE_KEYS:
