@@ -1,4 +1,4 @@
-"""What a file is that is not a checkpoint, told by its first bytes.
+"""Names for files that are not checkpoints, found from their first bytes.
 
 Sources: the table of file(1); onnx.proto of ONNX, saved_model.proto and graph.proto of TensorFlow;
 git-lfs, docs/spec.md; numpy/lib/format.py; the first bytes of an engine of TensorRT-RTX 1.7.

@@ -38,6 +38,9 @@ class Placeholder:
     items: list[Any] | dict[Any, Any] = field(default_factory=list)
     """Items of a foreign list, set or mapping."""
 
+    def __repr__(self) -> str:
+        return f"<{self.name}>"  # the other fields may contain this object
+
     def attributes(self) -> dict[Any, Any]:
         """Return the attributes that the state holds."""
         parts = self.state if isinstance(self.state, tuple) else (self.state,)
@@ -55,7 +58,7 @@ class InertUnpickler:
     """A reader of the pickles of one file."""
 
     values: Mapping[str, Any]
-    """What a name stands for, such as a dtype."""
+    """Objects for names, such as dtypes."""
     builders: Mapping[str, Callable[..., Any]]
     """Functions that build the result of a call, by the name of what is called."""
     persistent_load: Callable[[Any], Any]
@@ -85,7 +88,7 @@ class InertUnpickler:
         except RefusedPickleError:
             raise
         except (*_DAMAGE, struct.error) as error:
-            raise RefusedPickleError(f"its pickle is damaged at byte {last}") from error
+            raise RefusedPickleError(f"its pickle is damaged after byte {last}") from error
 
     def spend(self, units: int) -> None:
         """Subtract from the budget."""

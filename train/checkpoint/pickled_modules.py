@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from resdeploy.errors import CheckpointError
+from resdeploy.readable_text import readable
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.model.resnet import ResNet
 
@@ -29,6 +30,8 @@ EXPECTED = (
     "AdaptiveMaxPool2d", "Flatten", "Sequential", "ModuleList", "ModuleDict", "Identity",
     "Dropout", "Dropout2d", "BatchNorm1d",
 )  # fmt: skip
+
+OLD_POOLING = ("avgpool", "AvgPool2d")  # of 7x7 pixels, in torchvision before 0.3
 
 
 def module_tensors(placeholder: Placeholder) -> dict[str, Any]:
@@ -80,12 +83,14 @@ def contradictions(settings: dict[str, dict[str, object]], network: ResNet) -> l
     found = []
     for name, values in settings.items():
         kind = str(values["class"])
-        if "torch.nn.modules." in kind and kind.rpartition(".")[2] not in EXPECTED:
-            found.append(f"{name} is a {kind.rpartition('.')[2]}")
+        last = kind.rpartition(".")[2]
+        if "torch.nn.modules." in kind and last not in EXPECTED and (name, last) != OLD_POOLING:
+            found.append(f"{readable(name)} is of class {last}")
+            continue
         for key in COMPARED:
             expected = getattr(modules.get(name), key, None)
             if expected is not None and key in values and _pair(values[key]) != _pair(expected):
-                found.append(f"{key} of {name} is {values[key]!r} instead of {expected}")
+                found.append(f"{key} of {name} is {values[key]!r:.60} instead of {expected}")
     return found
 
 

@@ -33,7 +33,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MAX_ARCHIVE_DIRECTORY = 4 << 20  # bytes; Python's object for a member is 15 times as large
 # Limit of the pickle's instructions. Each creates less than 256 bytes; a tensor needs about 40.
-BASE_INSTRUCTIONS, BYTES_PER_INSTRUCTION = 500_000, 16
+BASE_INSTRUCTIONS, BYTES_PER_INSTRUCTION = 250_000, 16
 
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _STORAGES = {
@@ -151,10 +151,10 @@ class _TorchFile:
             for key in keys:
                 buffer = self.storages[key]
                 count = int.from_bytes(self.data.read(8), "little")  # of elements
-                values = self.data.read(len(buffer))
-                if count * self.item_bytes[key] != len(buffer) or len(values) != len(buffer):
+                fits = count * self.item_bytes[key] == len(buffer)
+                if not fits or self.data.tell() + len(buffer) > self.size:
                     raise RefusedPickleError("one of its storages is cut off or of another size")
-                buffer[:] = values
+                memoryview(buffer)[:] = self.data.read(len(buffer))
         if len(self.storages) != len(keys):
             raise RefusedPickleError("it lacks the content of some storages")
         return content
