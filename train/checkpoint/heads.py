@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 BATCH_NORM_EPSILON = 1e-5  # default of torch.nn.BatchNorm1d
+# Buffers of losses, which some trainers save with the network: weights of the classes.
+_LOSS = re.compile(r"(?:^|\.)(?:criterion|\w*loss\w*)\.(?:pos_)?weight$")
 _LEAVES = {"weight", "bias"}
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 
@@ -26,18 +28,14 @@ class Head:
     layers: list[tuple[Tensor, Tensor]]
     """Weight (outputs, inputs) and bias (outputs,) of each layer."""
     names: dict[str, str]
-    """The name in `ResNet` of each layer, and its name in the file."""
+    """The name in `ResNet` of each tensor, and its name in the file."""
     concatenated: bool
     """True if the features are maxima and averages, as in fastai."""
     notes: list[str]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors under the names of `ResNet`."""
-        return {
-            f"{name}.{leaf}": tensor
-            for name, layer in zip(self.names, self.layers)
-            for leaf, tensor in zip(("weight", "bias"), layer)
-        }
+        return dict(zip(self.names, (tensor for layer in self.layers for tensor in layer)))
 
 
 class HeadError(ValueError):
@@ -175,8 +173,11 @@ class _Builder:
         inputs = self.layers[0][0].shape[1]
         if inputs not in (features, 2 * features):
             raise HeadError(f"has a head for {inputs} features, but the blocks return {features}")
-        several = len(self.layers) > 1
-        names = {f"fc.{2 * n}" if several else "fc": name for n, name in enumerate(self.names)}
+        names = {
+            f"fc.{2 * n}.{leaf}" if len(self.layers) > 1 else f"fc.{leaf}": f"{name}.{leaf}"
+            for n, name in enumerate(self.names)
+            for leaf in ("weight", "bias")
+        }
         return Head(self.layers, names, inputs == 2 * features, self.notes)
 
 
@@ -185,14 +186,13 @@ def _check_inputs(inputs: int, outputs: int) -> None:
         raise HeadError(f"has a head with a layer for {inputs} features after one of {outputs}")
 
 
-# Buffers of losses and metrics, which some trainers save with the network: weights of the classes.
-_TRAINING_ONLY = re.compile(r"(?:^|\.)(?:criterion|\w*loss\w*)\.(?:pos_)?weight$")
-
-
-def drop_training_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors without those of a loss, and the names of those."""
-    dropped = [n for n, t in tensors.items() if _TRAINING_ONLY.search(n) and t.ndim <= 1]
-    return {n: t for n, t in tensors.items() if n not in dropped}, dropped
+def drop_training_tensors(
+    tensors: Mapping[str, Tensor], known: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors that are neither `known` nor weights of a loss, and the names of those."""
+    others = {n: t for n, t in tensors.items() if not any(t is value for value in known.values())}
+    dropped = [n for n, t in others.items() if _LOSS.search(n) and t.ndim <= 1]
+    return {n: t for n, t in others.items() if n not in dropped}, dropped
 
 
 def with_second_logit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -41,9 +41,8 @@ from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.checkpoint.naming import CIFAR_SCHEMES, NamedTensors, nearest_scheme
 from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON, read_run
 from resdeploy.train.checkpoint.stated import (
-    contradiction,
-    merged_settings,
-    normalisation_of,
+    contradictions_of,
+    find_normalisation,
     one_line_labels,
     read_labels_of,
     read_settings_of,
@@ -56,6 +55,10 @@ from resdeploy.train.model.resnet import ResNet
 MAX_FILE_BYTES = 4 << 30
 COPY_HINT = "copy or download the file again"
 CONFIG = "config.json"
+CONFIG_KEYS = (
+    "architecture", "architectures", "downsample_in_bottleneck", "downsample_in_first_stage",
+    "hidden_act", "id2label", "label_names",
+)  # fmt: skip
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # names of Hugging Face and timm
 
 
@@ -177,24 +180,19 @@ def _read_contents(
     stated, configuration = relevant_sections(sections), _read_configuration(path)
     if metadata:
         stated = [CheckpointPart("metadata", metadata)]
-    if configuration:
-        stated.append(configuration)
-
     body = check_kinds(network.body, network.key)
     rest = check_kinds(_without_counters(network.rest), network.key)
-    inner, used = normalisation_of(rest)
-    rest, dropped = drop_training_tensors({n: t for n, t in rest.items() if n not in used})
+    if normalisation := find_normalisation(rest):
+        stated.insert(0, CheckpointPart("tensors", normalisation))
+    rest, dropped = drop_training_tensors(rest, normalisation)
     if dropped:
         notes.append(f"{', '.join(dropped)} belongs to a loss and is dropped")
     found = next(s.modules for s in sections if s.place == network.place and s.tensors)
     modules = {network.module(name): values for name, values in found.items()}
-    known = _known_architecture(metadata)
-    if known:
-        architecture, state = known, fit(known, body | rest, network.key)
-    else:
+    architecture, names = _known_architecture(metadata), {}
+    if architecture is None:
         relus = [name for name, values in modules.items() if str(values["class"]).endswith(".ReLU")]
         head = read_head(rest, count_features(body), relus if modules else None)
-        notes += head.notes
         option = metadata.get("shortcut")
         architecture = infer_architecture(
             body, head.tensors(), concatenated=head.concatenated,
@@ -202,24 +200,15 @@ def _read_contents(
             stride_in_1x1=_has_stride_in_1x1(configuration)
             or modules.get("layer2.0.conv1", {}).get("stride") == (2, 2),
         )  # fmt: skip
-        names = {f"{n}.{leaf}": f"{module}.{leaf}" for n, module in head.names.items()
-                 for leaf in ("weight", "bias")}  # fmt: skip
-        state = fit(
-            architecture,
-            body | head.tensors(),
-            lambda name: network.key(names.get(name, name)),
-            modules,
-        )
-        notes += _assumptions(network, architecture, configuration)
-    if difference := contradiction(stated, architecture):
-        notes.append(difference)
-    labels, doubts = read_labels_of(stated, architecture.classes)
-    settings, places, more_doubts = read_settings_of(stated)
-    source = f"{places or 'entries'} of {path.name}"
-    if inner is not None:
-        settings, source = merged_settings(inner, settings), f"the tensors of {path.name}"
+        rest, names = head.tensors(), head.names
+        notes += head.notes + _assumptions(network, architecture, configuration)
+    state = fit(architecture, body | rest, lambda name: network.key(names.get(name, name)), modules)
+    settings, source, doubts = read_settings_of(stated)
     if architecture.input_channels == 1:
         settings = replace(settings, channels=Channels.GRAY)
+    stated += [configuration] if configuration else []
+    labels, more_doubts = read_labels_of(stated, architecture.classes)
+    has_settings = settings != PreprocessingSettings()
     checkpoint = Checkpoint(
         path=path,
         sha256=sha256_file(path),
@@ -228,9 +217,9 @@ def _read_contents(
         labels=labels,
         scheme=network.scheme.name,
         weights=(Weights.EMA if network.averaged else Weights.RAW).value,
-        settings=settings if settings != PreprocessingSettings() else None,
-        settings_source=source if settings != PreprocessingSettings() else "",
-        notes=tuple(notes + doubts + more_doubts),
+        settings=settings if has_settings else None,
+        settings_source=f"{source or 'tensors'} of {path.name}" if has_settings else "",
+        notes=(*notes, *contradictions_of(stated, architecture), *doubts, *more_doubts),
     )
     return checkpoint.with_two_classes() if architecture.classes == 1 and labels else checkpoint
 
@@ -279,7 +268,8 @@ def _read_configuration(path: Path) -> CheckpointPart | None:
         values = json.loads(read_limited(file, MAX_BYTES, CheckpointError, COPY_HINT))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged: {error}", COPY_HINT) from error
-    return CheckpointPart(CONFIG, values) if isinstance(values, dict) else None
+    known = {key: values[key] for key in CONFIG_KEYS if isinstance(values, dict) and key in values}
+    return CheckpointPart(CONFIG, known) if known else None
 
 
 def _has_stride_in_1x1(configuration: CheckpointPart | None) -> bool:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -148,15 +147,11 @@ def read_settings_of(
                     )
     if max(found.get("mean", ()), default=0) > 1.5 or max(found.get("std", ()), default=0) > 1.5:
         found["value_range"] = 255
-    return PreprocessingSettings(**found), ", ".join(dict.fromkeys(filter(None, places))), notes
-
-
-def merged_settings(
-    first: PreprocessingSettings, second: PreprocessingSettings
-) -> PreprocessingSettings:
-    """Return the settings of `first`, and those of `second` that it does not state."""
-    missing = [f.name for f in fields(first) if getattr(first, f.name) is None]
-    return replace(first, **{name: getattr(second, name) for name in missing})
+    return (
+        PreprocessingSettings(**found),
+        ", ".join(dict.fromkeys(place or "entries" for place in places)),
+        notes,
+    )
 
 
 def _read_size(value: Any) -> int | tuple[int, int]:
@@ -191,33 +186,28 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def normalisation_of(rest: Mapping[str, Tensor]) -> tuple[PreprocessingSettings | None, list[str]]:
-    """Return mean and std of a normalisation within the network, and the names of these tensors."""
+def find_normalisation(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `mean` and `std` of a normalisation within the network; empty if it has none."""
     found = {
-        kind: name
-        for name, tensor in rest.items()
-        for kind, pattern in (("mean", r"(?:mean|mu)$"), ("std", r"(?:std|sigma)$"))
-        if re.search(r"(?:^|[._])" + pattern, name) and tensor.numel() in (1, 3)
+        kind: tensor
+        for name, tensor in tensors.items()
+        for kind, pattern in (
+            ("mean", r"(?:^|[._])(?:mean|mu)$"),
+            ("std", r"(?:^|[._])(?:std|sigma)$"),
+        )
+        if re.search(pattern, name) and tensor.numel() in (1, 3)
     }
-    if found.keys() != {"mean", "std"}:
-        return None, []
-    mean, std = (tuple(rest[found[kind]].flatten().tolist()) for kind in ("mean", "std"))
-    return PreprocessingSettings(mean=mean, std=std), list(found.values())
+    return found if len(found) == 2 else {}
 
 
-def contradiction(sections: Iterable[CheckpointPart], architecture: Architecture) -> str | None:
-    """Return a note if a checkpoint states another architecture than that of its tensors."""
+def contradictions_of(
+    sections: Iterable[CheckpointPart], architecture: Architecture
+) -> Iterator[str]:
+    """Yield a note for each stated architecture that is not that of the tensors."""
     for section in sections:
-        for key in ARCHITECTURE_KEYS:
-            name = section.values.get(key)
-            stated = (
-                re.search(r"res(?:net|next)_?(\d+)", name.lower())
-                if isinstance(name, str)
-                else None
-            )
+        for key in filter(section.values.__contains__, ARCHITECTURE_KEYS):
+            name = section.values[key]
+            stated = isinstance(name, str) and re.search(r"res(?:net|next)_?(\d+)", name.lower())
             if stated and int(stated[1]) != architecture.layers:
                 place = f"{section.place}.{key}".lstrip(".")
-                return (
-                    f"{place} is {name!r:.60}, but the tensors are those of a {architecture.name}"
-                )
-    return None
+                yield f"{place} is {name!r:.60}, but the tensors are those of a {architecture.name}"

@@ -103,7 +103,7 @@ def test_other_heads_are_refused(tensors: dict[str, Tensor], message: str) -> No
 
 def test_weights_of_a_loss_do_not_belong_to_the_head() -> None:
     head = linear("fc", 8, 3)
-    kept, dropped = drop_training_tensors({**head, "criterion.weight": torch.ones(3)})
+    kept, dropped = drop_training_tensors({**head, "criterion.weight": torch.ones(3)}, {})
     assert kept.keys() == head.keys()
     assert dropped == ["criterion.weight"]
 
