@@ -53,7 +53,7 @@ def find_sections(content: object) -> list[CheckpointPart]:
         if id(node) in seen or depth > MAX_DEPTH:
             continue
         seen.add(id(node))
-        inner: Iterable[str] = ()
+        inner: tuple[str, ...] = ()
         if isinstance(node, Placeholder):
             if tensors := module_tensors(node):
                 sections.append(CheckpointPart(place, tensors, module_settings(node)))

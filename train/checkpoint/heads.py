@@ -50,7 +50,8 @@ def read_head(
     `relus` are the names of all ReLUs, if they are known.
 
     Raises:
-        HeadError: There is no head, or something else than linear layers and batch norms.
+        HeadError: There is no head, or its layers cannot be put together.
+        ValueError: There is something else than linear layers and batch norms.
     """
     modules: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -64,7 +65,7 @@ def read_head(
     ]
     if surplus:
         more = f" and {len(surplus) - 3} more" if len(surplus) > 3 else ""
-        raise HeadError(f"has the unknown tensor {', '.join(surplus[:3])}{more}")
+        raise ValueError(f"has the unknown tensor {', '.join(surplus[:3])}{more}")
     linear = [module for module, leaves in modules.items() if _is_linear(leaves)]
     if not linear:
         raise HeadError("has no linear layer after the blocks, so it has no classes")

@@ -54,6 +54,7 @@ from resdeploy.train.model.resnet import ResNet
 
 MAX_FILE_BYTES = 4 << 30
 COPY_HINT = "copy or download the file again"
+NETWORKS_HINT = "give the weights of a plain ResNet; docs/formats.md lists the names that are read"
 CONFIG = "config.json"
 CONFIG_KEYS = (
     "architecture", "architectures", "downsample_in_bottleneck", "downsample_in_first_stage",
@@ -167,9 +168,7 @@ def _load_file(path: Path, weights: Weights) -> Checkpoint:
         hint = "put the layers of the head into one nn.Sequential named fc, and save its state dict"
         raise CheckpointError(f"{path} {error}", hint) from error
     except ValueError as error:
-        raise CheckpointError(
-            f"{path} {error}", f"list what it holds with: resdeploy inspect {path}"
-        ) from error
+        raise CheckpointError(f"{path} {error}", NETWORKS_HINT) from error
 
 
 def _read_contents(

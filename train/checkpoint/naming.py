@@ -20,7 +20,7 @@ _WRAPPERS = re.compile(
 # Buffers of thop (total_ops, total_params) and of torch.optim.swa_utils.AveragedModel.
 _COUNTERS = re.compile(r"(?:^|\.)(?:total_ops|total_params|n_averaged)$")
 MAX_NETWORKS = 50  # bounds the time for a hostile file
-AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|averaged?|shadow)(?:[._]|$)", re.IGNORECASE)
+AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|avg|averaged?|polyak|shadow)(?:[._]|$)", re.IGNORECASE)
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\.((?:conv|bn)\d|downsample\.\d)\.(\w+)")
 _PARTS = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample.0", "downsample.1")
 

@@ -144,11 +144,11 @@ def test_a_whole_network_knows_what_stands_between_linear_layers(
 
 def test_a_whole_network_with_another_stride_is_refused(tmp_path: Path) -> None:
     network = whole()
-    network.get_submodule("layer2.0.conv2").stride = (1, 1)
+    vars(network.get_submodule("layer2.0.conv2"))["stride"] = (1, 1)
     with pytest.raises(CheckpointError, match=r"stride of layer2\.0\.conv2 is \(1, 1\)"):
         load(tmp_path, network)
 
 
 def test_a_whole_network_with_another_activation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="relu is a GELU"):
+    with pytest.raises(CheckpointError, match="relu is .*GELU"):
         load(tmp_path, whole(relu=nn.GELU()))

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from resdeploy.train.checkpoint.heads import (
-    HeadError,
     drop_training_tensors,
     read_head,
     with_second_logit,
@@ -97,7 +96,7 @@ def linear(name: str, inputs: int, outputs: int) -> dict[str, Tensor]:
     ],
 )
 def test_other_heads_are_refused(tensors: dict[str, Tensor], message: str) -> None:
-    with pytest.raises(HeadError, match=message):
+    with pytest.raises(ValueError, match=message):
         read_head(tensors, FEATURES)
 
 
