@@ -6,18 +6,16 @@ torch/csrc/jit/serialization/pickler.cpp of PyTorch 2.13, where all attributes a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
-from resdeploy.errors import CheckpointError
 from resdeploy.readable_text import readable
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.model.resnet import ResNet
 
-MAX_MODULES, MAX_PREFIX = 50_000, 500  # a pickle can hold a module many times and within itself
-MAX_WRAPPERS = 5
+# A pickle can hold a module many times and within itself.
+MAX_ENTRIES, MAX_PREFIX, MAX_WRAPPERS = 200_000, 500, 5
 SCRIPT = "__torch__."  # begins the names of TorchScript's classes
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
 # Settings that change a layer's result, if the weights are the same.
@@ -30,7 +28,6 @@ EXPECTED = (
     "AdaptiveMaxPool2d", "Flatten", "Sequential", "ModuleList", "ModuleDict", "Identity",
     "Dropout", "Dropout2d", "BatchNorm1d",
 )  # fmt: skip
-
 OLD_POOLING = ("avgpool", "AvgPool2d")  # of 7x7 pixels, in torchvision before 0.3
 
 
@@ -39,23 +36,12 @@ def module_tensors(placeholder: Placeholder) -> dict[str, Any]:
 
     Wrappers such as DataParallel and fastai's Learner are left out of the names. A value may be a
     `Placeholder` for a tensor that is not dense.
-
-    Raises:
-        CheckpointError: The modules contain themselves.
     """
-    tensors: dict[str, Any] = {}
-    for prefix, attributes, _ in _modules(placeholder):
-        values = _dict(attributes, "_parameters") | _dict(attributes, "_buffers")
-        if "_modules" not in attributes:  # TorchScript
-            values = {name: v for name, v in attributes.items() if isinstance(v, Tensor)}
-        skipped = attributes.get("_non_persistent_buffers_set")
-        tensors |= {
-            f"{prefix}{name}": value
-            for name, value in values.items()
-            if value is not None and not (isinstance(skipped, set) and name in skipped)
-        }
-        _limit(len(tensors), prefix)
-    return tensors
+    return {
+        f"{prefix}{name}": value
+        for prefix, module in _modules(placeholder)
+        for name, value in _own_tensors(module).items()
+    }
 
 
 def module_settings(placeholder: Placeholder) -> dict[str, dict[str, object]]:
@@ -63,14 +49,13 @@ def module_settings(placeholder: Placeholder) -> dict[str, dict[str, object]]:
 
     TorchScript keeps most settings in its code, which is not read.
     """
-    return {
-        prefix.removesuffix("."): {"class": kind} | {
-            name: value
-            for name, value in attributes.items()
-            if all(isinstance(part, (int, float, str)) for part in _parts(value))
-        }
-        for prefix, attributes, kind in _modules(placeholder)
-    }  # fmt: skip
+    settings: dict[str, dict[str, object]] = {}
+    for prefix, module in _modules(placeholder):
+        own = settings[prefix.removesuffix(".")] = {"class": module.name}
+        for name, value in module.attributes().items():
+            if all(isinstance(part, (int, float, str)) for part in _parts(value)):
+                own.setdefault(name, value)
+    return settings
 
 
 def contradictions(settings: dict[str, dict[str, object]], network: ResNet) -> list[str]:
@@ -102,37 +87,41 @@ def _parts(value: object) -> tuple[object, ...]:
     return value if isinstance(value, tuple) and len(value) < 8 else (value,)
 
 
-def _dict(attributes: dict[Any, Any], name: str) -> dict[Any, Any]:
-    value = attributes.get(name)
+def _dict(module: Placeholder, name: str) -> dict[Any, Any]:
+    value = module.attributes().get(name)
     return value if isinstance(value, dict) else {}
 
 
-def _limit(count: int, prefix: str) -> None:
-    if count > MAX_MODULES or len(prefix) > MAX_PREFIX:
-        raise CheckpointError("the modules in it contain themselves", "save model.state_dict()")
+def _own_tensors(module: Placeholder) -> dict[Any, Any]:
+    if module.name.startswith(SCRIPT):
+        return {key: v for key, v in module.attributes().items() if isinstance(v, Tensor)}
+    values = _dict(module, "_parameters") | _dict(module, "_buffers")
+    skipped = module.attributes().get("_non_persistent_buffers_set")
+    skipped = skipped if isinstance(skipped, set) else ()
+    return {key: v for key, v in values.items() if v is not None and key not in skipped}
 
 
-def _modules(root: Placeholder) -> Iterator[tuple[str, dict[Any, Any], str]]:
-    """Yield prefix, attributes and class of each module, in the order of a state dict."""
+def _modules(root: Placeholder) -> list[tuple[str, Placeholder]]:
+    """Return each module with the prefix of its names in the order of a state dict."""
     for _ in range(MAX_WRAPPERS):
         inner = root.attributes().get("model")
         if root.name.endswith(WRAPPERS):
-            inner = next(iter(_dict(root.attributes(), "_modules").values()), None)
-        elif "_modules" in root.attributes() or root.name.startswith(SCRIPT):
-            break
-        if isinstance(inner, Placeholder):
+            inner = next(iter(_dict(root, "_modules").values()), None)
+        if isinstance(inner, Placeholder) and not root.name.startswith(SCRIPT):
             root = inner
-    pending, count = [("", root)], 0
+    found, pending, entries = [], [("", root)], 0
     while pending:
         prefix, module = pending.pop()
-        attributes = module.attributes()
-        if "_modules" not in attributes and not module.name.startswith(SCRIPT):
-            continue
-        _limit(count := count + 1, prefix)
-        yield prefix, attributes, module.name
-        children = attributes if module.name.startswith(SCRIPT) else _dict(attributes, "_modules")
-        pending += [
-            (f"{prefix}{name}.", child)
-            for name, child in reversed(children.items())
-            if isinstance(child, Placeholder)
-        ]
+        script = module.name.startswith(SCRIPT)
+        if script or "_modules" in module.attributes():
+            children = module.attributes() if script else _dict(module, "_modules")
+            entries += 1 + len(children) + len(_own_tensors(module))
+            if entries > MAX_ENTRIES or len(prefix) > MAX_PREFIX:
+                return []
+            found.append((prefix, module))
+            pending += [
+                (f"{prefix}{name}.", child)
+                for name, child in reversed(children.items())
+                if isinstance(child, Placeholder)
+            ]
+    return found

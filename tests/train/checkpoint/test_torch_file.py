@@ -227,7 +227,7 @@ def test_a_hostile_file_is_one_line_and_nothing_is_executed(
     readings: dict[str, tuple[str, float, list[str]]], name: str
 ) -> None:
     message, seconds, events = readings[name]
-    assert f"{name}.pth" in message or "the modules in it contain themselves" in message
+    assert f"{name}.pth" in message
     assert not message.startswith(("FAILED", "accepted"))
     assert "\n" not in message
     assert events == []
