@@ -77,6 +77,8 @@ class Checkpoint:
     """Name of the naming scheme of the tensors in the file."""
     weights: str = Weights.RAW.value
     """`raw`, or `ema` for a moving average of the weights."""
+    dtype: str = "float32"
+    """Type of the first convolution's weights in the file."""
     settings: PreprocessingSettings | None = None
     """Pre-processing that the file, or a configuration beside it, states."""
     settings_source: str = ""
@@ -220,6 +222,7 @@ def _read_contents(
         labels=labels,
         scheme=network.scheme.name,
         weights=(Weights.EMA if network.averaged else Weights.RAW).value,
+        dtype=str(body["conv1.weight"].dtype).removeprefix("torch."),
         settings=settings if settings != PreprocessingSettings() else None,
         settings_source=source if settings != PreprocessingSettings() else "",
         notes=tuple(notes + doubts + more_doubts),
