@@ -152,6 +152,7 @@ def write_other_files(
         **source.checkpoint.architecture.to_json(),
         "source": str(source.checkpoint.path.resolve()),
         "source_sha256": source.checkpoint.sha256,
+        "source_weights": source.checkpoint.weights,
     }
     contents = {
         LABELS: "".join(f"{label}\n" for label in source.labels).encode(),

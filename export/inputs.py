@@ -14,7 +14,9 @@ from resdeploy.images.class_mapping import default_labels
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
+from resdeploy.train.checkpoint.stated import first_difference
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.shards import find_shards
 from resdeploy.train.data.synthetic_digits import digits_folder
@@ -69,18 +71,21 @@ def read_source(
     image_size: int | None = None,
     labels: Path | None = None,
     calibration_data: Path | None = None,
+    weights: Weights = Weights.AUTO,
 ) -> Source:
     """Load a checkpoint, and choose defaults for everything that it does not contain.
 
     Args:
-        path: A run folder, a .safetensors file or a .pth file.
+        path: A run folder, or a file or folder of weights.
         image_size: Side of the input in pixels; by default, that of the run or, if unknown, 224.
         labels: A text file with one class name per line; by default, the names in the checkpoint,
             or `class 0`, `class 1` and so on if it has none.
         calibration_data: A folder of images; by default, the training images of the run.
+        weights: The weights to take if there is a moving average of them, too.
 
     Raises:
-        CheckpointError: The checkpoint is missing or cannot be used.
+        CheckpointError: The checkpoint is missing or cannot be used, or its only logit has no
+            labels.
         DataError: The folder of images is missing or has no images.
         ExportError: The labels cannot be read, or there are more or fewer labels than classes.
     """
@@ -90,14 +95,16 @@ def read_source(
             "run resdeploy train first, or name a checkpoint: resdeploy export SOURCE",
         )
     # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
-    checkpoint = load_checkpoint(path.resolve() if path.is_symlink() else path)
+    checkpoint = load_checkpoint(path.resolve() if path.is_symlink() else path, weights)
     pools = _find_images(checkpoint.data, calibration_data)
     preprocessing = checkpoint.preprocessing
     if preprocessing is None and image_size is None:
         _check_default_size(checkpoint.path, pools)
     if preprocessing is None or image_size not in (None, preprocessing.image_size):
         preprocessing = Preprocessing.standard(image_size or DEFAULT_IMAGE_SIZE)
-    names = _labels(checkpoint, labels)
+    checkpoint, names = _name_classes(checkpoint, labels)
+    for note in checkpoint.notes:
+        logger.warning("%s: %s", checkpoint.path, note)
     return Source(
         checkpoint=checkpoint,
         labels=names,
@@ -121,17 +128,28 @@ def _check_default_size(path: Path, pools: ImagePools) -> None:
         )  # fmt: skip
 
 
-def _labels(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
+def _name_classes(checkpoint: Checkpoint, path: Path | None) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Return the checkpoint with the labels of its classes; two for one logit."""
+    stated = checkpoint.labels
     classes = checkpoint.architecture.classes
     if path is None:
-        return checkpoint.labels or default_labels(classes)
+        if classes == 1 and checkpoint.preprocessing is None:
+            raise CheckpointError(
+                f"{checkpoint.path} has one logit and no labels; one logit needs two labels",
+                "name the negative and the positive class, one per line, with --labels FILE",
+            )
+        return checkpoint, stated or default_labels(classes)
     labels = tuple(filter(None, read_labels(path, ExportError)))
+    if classes == 1 and len(labels) == 2:
+        return checkpoint.with_two_classes(), labels
     if len(labels) != classes:
         raise ExportError(
             f"{path} has {len(labels)} labels, but the network has {classes} classes",
             "write one class name per line, in the order of the classes",
         )
-    return labels
+    if stated and (difference := first_difference(stated, labels)):
+        logger.warning("the labels in %s and in %s differ: %s", checkpoint.path, path, difference)
+    return checkpoint, labels
 
 
 def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:

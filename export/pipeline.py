@@ -64,6 +64,7 @@ from resdeploy.runtime.backends.tensorrt.options import BuildOptions
 from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import ARTIFACTS as TENSORRT_ARTIFACTS
 from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import load_tensorrt
 from resdeploy.statistics import Verdict, worst_verdict
+from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.model.resnet import Classifier
 from resdeploy.train.run.folder import LATEST
 
@@ -75,6 +76,8 @@ class ExportConfig:
     """Options of an export; `inputs.read_source` describes the first four."""
 
     source: Path = LATEST
+    weights: Weights = Weights.AUTO
+    """Weights to take if the source has a moving average of them, too."""
     image_size: int | None = None
     labels: Path | None = None
     calibration_data: Path | None = None
@@ -148,6 +151,7 @@ def export(
         refuse_existing(config.output, force=force, marker=MANIFEST)
     source = read_source(
         config.source,
+        weights=config.weights,
         image_size=config.image_size,
         labels=config.labels,
         calibration_data=config.calibration_data,

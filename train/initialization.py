@@ -48,6 +48,8 @@ def initial_network(config: TrainingConfig, classes: Sequence[str]) -> InitialNe
         architecture = Architecture(classes=len(classes), shortcut=config.shortcut or Shortcut.B)
         return InitialNetwork(ResNet(architecture), labels, outputs)
     checkpoint = load_checkpoint(Path(config.init))
+    for note in checkpoint.notes:
+        log_once(f"{config.init}: {note}")
     if config.shortcut not in (None, checkpoint.architecture.shortcut):
         raise TrainingError(
             f"{config.init} is a {checkpoint.architecture.name} with shortcut option "

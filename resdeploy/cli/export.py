@@ -107,6 +107,12 @@ if TYPE_CHECKING:
     help="Text file with one class name per line.  [default: the names in SOURCE]",
 )
 @option(
+    "--weights",
+    type=Choice(["auto", "raw", "ema"]),
+    default="auto",
+    help="Weights to take if SOURCE also has their moving average (EMA); auto takes the average.",
+)
+@option(
     "--seed",
     type=IntRange(0, 2**63 - 1),
     default=0,
@@ -119,8 +125,9 @@ def export(
 ) -> CommandResult:  # fmt: skip
     """Export SOURCE to a bundle of ONNX graphs.
 
-    SOURCE is a run folder, a .safetensors file or a .pth file; the default is runs/latest. The
-    bundle also holds golden images (inputs with PyTorch's logits) to verify the graphs anywhere.
+    SOURCE is a run folder, or weights of a residual network as PyTorch, timm, Hugging Face (file or
+    folder), fastai or Lightning save them; the default is runs/latest. The bundle also holds golden
+    images (inputs with PyTorch's logits) to verify the graphs anywhere.
 
     Exit code with a target: 0 held, 1 missed, 3 too few images to decide; the bundle is written in
     each case.
@@ -148,9 +155,10 @@ def export(
         return CommandResult(written, repository_text(written), warnings=bundle.manifest.warnings)
     from resdeploy.export.pipeline import ExportConfig
     from resdeploy.export.pipeline import export as run_export
+    from resdeploy.train.checkpoint.contents import Weights
 
     settings |= {"source": source, "output": output, "triton": triton, "seed": seed}
-    settings |= {"golden_data": golden_data}
+    settings |= {"golden_data": golden_data, "weights": Weights(settings["weights"])}
     result = run_export(ExportConfig(**settings), force=force, progress=progress_bar)
     exit = exit_code(result.verdict) if result.verdict else ExitCode.OK
     return CommandResult(result, export_text(result), exit)

@@ -123,6 +123,7 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
     """
     import torch
 
+    from resdeploy.train.checkpoint.contents import Weights
     from resdeploy.train.checkpoint.load import load_checkpoint
     from resdeploy.train.model.architecture import Architecture
     from resdeploy.train.model.resnet import Classifier, ResNet
@@ -132,7 +133,10 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
     if checkpoint != RANDOM:
         weights = checkpoint or str(model.get("source"))
         try:
-            loaded = load_checkpoint(Path(weights))
+            taken = Weights.AUTO if checkpoint else Weights(model.get("source_weights", "auto"))
+            loaded = load_checkpoint(Path(weights), taken)
+            if (loaded.architecture.classes, architecture.classes) == (1, 2):
+                loaded = loaded.with_two_classes()
             if loaded.architecture != architecture:
                 raise CheckpointError(
                     f"{weights} is a {loaded.architecture.name} with {loaded.architecture.classes} "

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.checkpoint.naming import NamedTensors, name_tensors
+from resdeploy.train.checkpoint.pickled_modules import module_tensors
 
-MAX_DEPTH = 8
+MAX_DEPTH = 20  # fastai's learners hold the labels at about half of it
 MAX_SECTIONS = 10_000  # more than any trainer writes; bounds the time for a hostile file
 
 
@@ -49,16 +51,20 @@ def find_sections(content: object) -> list[Section]:
         if id(node) in seen or depth > MAX_DEPTH:
             continue
         seen.add(id(node))
-        entries: Iterable[tuple[Any, Any]] = ()
-        if isinstance(node, Mapping):
-            entries = node.items()
-            sections.append(Section(place, {str(key): value for key, value in entries}))
+        tensors: Mapping[str, Any] = {}
+        if isinstance(node, Placeholder):
+            tensors = module_tensors(node)
+            node = node.attributes() | (node.items if isinstance(node.items, dict) else {})
+        entries = node.items() if isinstance(node, Mapping) else ()
+        if entries:
+            sections.append(Section(place, {str(k): v for k, v in entries} | tensors))
         elif isinstance(node, Sequence) and not isinstance(node, (str, bytes)) and len(node) < 16:
-            entries = enumerate(node)
+            entries = dict(enumerate(node)).items()
         queue.extend(
             (f"{place}.{key}".lstrip("."), value, depth + 1)
             for key, value in entries
-            if not isinstance(value, (Tensor, str, bytes, int, float, type(None)))
+            if isinstance(value, (Mapping, Placeholder, list, tuple))
+            and not (tensors and key in ("_modules", "_parameters", "_buffers"))
         )
     return sections
 
@@ -93,7 +99,9 @@ def choose_network(
     if weights is Weights.EMA and not averages:
         raise ValueError("has no moving average of its weights, which --weights ema asks for")
     if weights is Weights.RAW and not raw:
-        raise ValueError("has only a moving average of its weights, but --weights raw asks for others")
+        raise ValueError(
+            "has only a moving average of its weights, but --weights raw asks for others"
+        )
     wanted = averages if averages and weights is not Weights.RAW else raw
     if len(wanted) > 1:
         places = " and ".join(network.place or "its outermost mapping" for network in wanted[:2])

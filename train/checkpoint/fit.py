@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.model.architecture import (
     STANDARD_WIDTH,
     Architecture,
@@ -34,8 +35,8 @@ def check_kinds(tensors: Mapping[str, Any], key: Callable[[str], str]) -> dict[s
     """
     for name, value in tensors.items():
         if not isinstance(value, Tensor) or not _is_dense(value):
-            kind = type(value).__name__
-            raise FitError(f"has {key(name)!r} of type {kind}, which is not a dense tensor")
+            kind = value.name if isinstance(value, Placeholder) else type(value).__name__
+            raise FitError(f"has {key(name)!r} of type {kind}, not a dense tensor of floats")
         if not (value.is_floating_point() or name.endswith("num_batches_tracked")):
             kind = str(value.dtype).removeprefix("torch.")
             raise FitError(
@@ -160,7 +161,7 @@ def fit(
         if not bool(tensor.isfinite().all()):
             fault = "NaN or infinite values"
         elif name.endswith("running_var") and bool((tensor < 0).any()):
-            fault = "negative values, and a variance cannot be negative"
+            fault = "negative variances"
         if fault is not None:
             raise FitError(f"has {fault} in {key(name)}")
     return converted

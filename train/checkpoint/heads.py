@@ -166,9 +166,7 @@ class _Builder:
             raise HeadError("has a batch norm after an activation at the end of its head")
         inputs = self.layers[0][0].shape[1]
         if inputs not in (features, 2 * features):
-            raise HeadError(
-                f"has a head for {inputs} features, but the blocks return {features}"
-            )
+            raise HeadError(f"has a head for {inputs} features, but the blocks return {features}")
         several = len(self.layers) > 1
         names = {f"fc.{2 * n}" if several else "fc": name for n, name in enumerate(self.names)}
         return Head(self.layers, names, inputs == 2 * features, self.notes)

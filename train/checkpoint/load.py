@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -38,6 +36,7 @@ from resdeploy.train.checkpoint.heads import (
     read_head,
     with_second_logit,
 )
+from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.checkpoint.naming import CIFAR_SCHEMES, NamedTensors, nearest_scheme
 from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON, read_run
 from resdeploy.train.checkpoint.stated import (
@@ -49,6 +48,7 @@ from resdeploy.train.checkpoint.stated import (
     read_settings_of,
     relevant_sections,
 )
+from resdeploy.train.checkpoint.torch_file import read_torch_file
 from resdeploy.train.model.architecture import Architecture, BlockType, Shortcut, Stem
 from resdeploy.train.model.resnet import ResNet
 
@@ -156,11 +156,11 @@ def _load_file(path: Path, weights: Weights) -> Checkpoint:
     zipped = start.startswith((b"PK", b"\x80"))
     # A safetensors file starts with the length of its JSON header, in eight bytes.
     if start[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not zipped):
-        content, metadata = _read_safetensors(path)
+        contents = _read_safetensors(path)
     else:
-        content, metadata = _read_torch(path), {}
+        contents = read_torch_file(path), {}
     try:
-        return _read_contents(path, content, metadata, weights)
+        return _read_contents(path, *contents, weights)
     except HeadError as error:
         hint = "put the layers of the head into one nn.Sequential named fc, and save its state dict"
         raise CheckpointError(f"{path} {error}", hint) from error
@@ -174,7 +174,7 @@ def _read_contents(
     path: Path, content: object, metadata: Mapping[str, str], weights: Weights
 ) -> Checkpoint:
     sections = find_sections(content)
-    network, notes = choose_network(_networks(sections), weights)
+    network, notes = choose_network(_networks(content, sections), weights)
     stated, configuration = relevant_sections(sections), _read_configuration(path)
     if metadata:
         stated = [Section("metadata", metadata)]
@@ -230,19 +230,20 @@ def _read_contents(
     return checkpoint.with_two_classes() if architecture.classes == 1 and labels else checkpoint
 
 
-def _networks(sections: list[Section]) -> list[NamedTensors]:
+def _networks(content: object, sections: list[Section]) -> list[NamedTensors]:
     """Return the networks in a file; raise a ValueError that says why there is none."""
     if networks := find_networks(sections):
         return networks
     largest = max(sections, key=lambda section: section.tensors, default=None)
     if largest is None or not largest.tensors:
-        raise ValueError("does not hold a state dict, which is a mapping from names to tensors")
+        kind = content.name if isinstance(content, Placeholder) else type(content).__name__
+        raise ValueError(f"holds no state dict, only a {kind}; no code in it was executed")
     names = [name for name, value in largest.values.items() if isinstance(value, Tensor)]
     scheme, strange = nearest_scheme(names)
+    fitting = len(names) - len(strange)
     raise ValueError(
-        f"does not hold a residual network: of the {len(names)} tensors, {len(names) - len(strange)} "
-        f"have names of {scheme.name}, the nearest scheme, which has no "
-        + ", ".join(strange[:3])
+        f"does not hold a residual network: {fitting} of its {len(names)} tensors have names of "
+        f"{scheme.name}, the nearest scheme, but not {', '.join(strange[:3])}"
     )
 
 
@@ -288,7 +289,9 @@ def _has_stride_in_1x1(configuration: Section | None) -> bool:
         raise ValueError("has a first stage of stride 2 (downsample_in_first_stage in config.json)")
     # timm: anti-aliased networks have the tensors of the plain ones, but other strides.
     if re.match(r"resne(t|xt)(aa|blur)", str(values.get("architecture"))):
-        raise ValueError(f"is a {values['architecture']:.40}, whose pooling resdeploy does not have")
+        raise ValueError(
+            f"is a {values['architecture']:.40}, whose pooling resdeploy does not have"
+        )
     return bool(values.get("downsample_in_bottleneck"))
 
 
@@ -306,7 +309,7 @@ def _assumptions(
     return notes
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
@@ -315,27 +318,4 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise CheckpointError(
             f"{path} is not an intact safetensors file: {error}",
             remedy_for(error, COPY_HINT),
-        ) from error
-
-
-def _read_torch(path: Path) -> object:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about old pickle formats
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged pickle can raise almost any exception
-        # One sentence, after advice to execute the code, or after a place in PyTorch's code.
-        text = str(error).rpartition("WeightsUnpickler error:")[2].rpartition("] . ")[2].strip()
-        forbidden = re.search(r"GLOBAL ([\w.]+)", text)
-        reason = re.split(r"\.\s|\n", text)[0] or type(error).__name__
-        fault = (
-            f"holds more than weights: {forbidden[1]}"
-            if forbidden
-            else f"is not an intact file of torch.save: {reason}"
-        )
-        raise CheckpointError(
-            f"{path} {fault}; no code in it was executed",
-            remedy_for(error, f"save model.state_dict() with torch.save, or {COPY_HINT}"),
         ) from error

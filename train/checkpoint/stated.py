@@ -18,6 +18,7 @@ from resdeploy.images.preprocessing import Interpolation
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.readable_text import readable
 from resdeploy.train.checkpoint.contents import Section
+from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.model.architecture import Architecture
 
 LABEL_KEYS = (
@@ -52,7 +53,13 @@ _SETTING_KEYS = {
 
 def relevant_sections(sections: Iterable[Section]) -> list[Section]:
     """Return the mappings whose entries describe the network."""
-    return [s for s in sections if not s.place or _CONTAINERS.search(s.place.lower())]
+    return [
+        section
+        for section in sections
+        if not section.place
+        or _CONTAINERS.search(section.place.lower())
+        or "vocab" in section.values  # deep within fastai's learners
+    ]
 
 
 def read_labels_of(
@@ -74,7 +81,9 @@ def read_labels_of(
                 if isinstance(values[key], str) and values[key].lstrip()[:1] in ("[", "{"):
                     notes.append(f"{place} is damaged, so its labels are not used")
             elif len(found) != wanted:
-                notes.append(f"{place} has {len(found)} labels for {wanted} classes; they are not used")
+                notes.append(
+                    f"{place} has {len(found)} labels for {wanted} classes; they are not used"
+                )
             elif labels is None:
                 labels, origin = found, place
             elif difference := first_difference(labels, found):
@@ -95,6 +104,8 @@ def one_line_labels(labels: Iterable[object]) -> tuple[str, ...]:
 
 def _label_list(value: Any) -> tuple[str, ...] | None:
     """Return labels in the order of the classes; None if `value` is something else."""
+    while isinstance(value, Placeholder):  # such as fastai's CategoryMap
+        value = value.items or value.attributes().get("items")
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -129,7 +140,10 @@ def read_settings_of(sections: Iterable[Section]) -> tuple[PreprocessingSettings
                     found[field] = _READERS[field](value)
                     places.append(section.place)
                 except (ValueError, TypeError):
-                    notes.append(f"{section.place}.{name}".lstrip(".") + f" is {value!r:.60}, which is not used")
+                    notes.append(
+                        f"{section.place}.{name}".lstrip(".")
+                        + f" is {value!r:.60}, which is not used"
+                    )
     if max(found.get("mean", ()), default=0) > 1.5 or max(found.get("std", ()), default=0) > 1.5:
         found["value_range"] = 255
     return PreprocessingSettings(**found), ", ".join(dict.fromkeys(filter(None, places))), notes
@@ -185,8 +199,8 @@ def normalisation_of(rest: Mapping[str, Tensor]) -> tuple[PreprocessingSettings 
     }
     if found.keys() != {"mean", "std"}:
         return None, []
-    values = {kind: tuple(rest[name].flatten().tolist()) for kind, name in found.items()}
-    return PreprocessingSettings(**values), list(found.values())
+    mean, std = (tuple(rest[found[kind]].flatten().tolist()) for kind in ("mean", "std"))
+    return PreprocessingSettings(mean=mean, std=std), list(found.values())
 
 
 def contradiction(sections: Iterable[Section], architecture: Architecture) -> str | None:
@@ -194,8 +208,14 @@ def contradiction(sections: Iterable[Section], architecture: Architecture) -> st
     for section in sections:
         for key in ARCHITECTURE_KEYS:
             name = section.values.get(key)
-            stated = re.search(r"res(?:net|next)_?(\d+)", name.lower()) if isinstance(name, str) else None
+            stated = (
+                re.search(r"res(?:net|next)_?(\d+)", name.lower())
+                if isinstance(name, str)
+                else None
+            )
             if stated and int(stated[1]) != architecture.layers:
                 place = f"{section.place}.{key}".lstrip(".")
-                return f"{place} is {name!r:.60}, but the tensors are those of a {architecture.name}"
+                return (
+                    f"{place} is {name!r:.60}, but the tensors are those of a {architecture.name}"
+                )
     return None

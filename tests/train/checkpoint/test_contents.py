@@ -1,0 +1,105 @@
+"""Tests of training checkpoints: nesting, and the choice between weights and their average."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resdeploy.errors import CheckpointError
+from resdeploy.train.checkpoint.contents import Weights
+from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
+from tests.train.checkpoint.states import State, assert_equal_states, make_state
+
+RAW, AVERAGE = make_state(seed=1), make_state(seed=2)
+
+
+def with_prefix(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def load(tmp_path: Path, content: object, weights: Weights = Weights.AUTO) -> Checkpoint:
+    torch.save(content, tmp_path / "a.ckpt")
+    return load_checkpoint(tmp_path / "a.ckpt", weights)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"net": RAW, "acc": 93.1, "epoch": 10},
+        {"weights": {"module": RAW}},
+        {"anything": RAW, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
+        (RAW, {"param_groups": []}),
+        {**RAW, "epoch": 3, "global_step": torch.tensor(7)},
+        {**RAW, "total_ops": torch.zeros(1), "layer1.total_params": torch.zeros(1)},
+        {"model": RAW, "grads": {n: t for n, t in AVERAGE.items() if "running" not in n}},
+        {"model": RAW, "state_dict": dict(RAW)},
+    ],
+)
+def test_the_state_dict_is_found_by_its_content(tmp_path: Path, content: object) -> None:
+    loaded = load(tmp_path, content)
+    assert_equal_states(loaded.state, RAW)
+    assert (loaded.weights, loaded.notes) == ("raw", ())
+
+
+BOTH: list[dict[str, Any]] = [
+    {"state_dict": RAW, "state_dict_ema": AVERAGE},  # timm/utils/checkpoint_saver.py
+    # torchvision, references/classification/train.py
+    {"model": RAW, "model_ema": {**with_prefix("module.", AVERAGE), "n_averaged": torch.tensor(3)}},
+    {"state_dict": with_prefix("model.", RAW) | with_prefix("ema_model.module.", AVERAGE)},
+    {"model": RAW, "callbacks": {"ema": {"weights": AVERAGE}}},
+    {"net": RAW, "averaged": with_prefix("module.", AVERAGE) | {"n_averaged": torch.tensor(1)}},
+]
+
+
+@pytest.mark.parametrize("content", BOTH, ids=" ".join)
+@pytest.mark.parametrize("weights", list(Weights))
+def test_of_weights_and_their_average_one_is_taken(
+    tmp_path: Path, content: object, weights: Weights
+) -> None:
+    loaded = load(tmp_path, content, weights)
+    raw = weights is Weights.RAW
+    assert_equal_states(loaded.state, RAW if raw else AVERAGE)
+    assert loaded.weights == ("raw" if raw else "ema")
+    noted = ["--weights raw" in note for note in loaded.notes]
+    assert noted == ([True] if weights is Weights.AUTO else [])
+
+
+def test_an_average_of_parameters_takes_the_statistics_of_the_weights(tmp_path: Path) -> None:
+    shadow = {name: tensor for name, tensor in AVERAGE.items() if "running" not in name}
+    loaded = load(tmp_path, {"model": RAW, "ema": {"shadow": shadow}})
+    assert_equal_states(loaded.state, RAW | shadow)
+
+
+def test_an_average_alone_is_named(tmp_path: Path) -> None:
+    content = with_prefix("module.", AVERAGE) | {"n_averaged": torch.tensor(5)}
+    assert load(tmp_path, content).weights == "ema"
+    with pytest.raises(CheckpointError, match="only a moving average"):
+        load(tmp_path, content, Weights.RAW)
+
+
+def test_a_missing_average_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no moving average"):
+        load(tmp_path, RAW, Weights.EMA)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"best": RAW, "last": AVERAGE},
+        with_prefix("teacher.", RAW) | with_prefix("student.", AVERAGE),
+    ],
+)
+def test_two_networks_are_refused(tmp_path: Path, content: object) -> None:
+    with pytest.raises(CheckpointError, match=r"several networks, in (best and last|.* and )"):
+        load(tmp_path, content)
+
+
+def test_content_that_holds_itself_ends() -> None:
+    from resdeploy.train.checkpoint.contents import find_sections
+
+    content: dict[str, Any] = {"a": {}}
+    content["a"]["b"] = content
+    assert [section.place for section in find_sections(content)] == ["", "a"]

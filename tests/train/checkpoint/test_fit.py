@@ -1,0 +1,120 @@
+"""Tests of the architecture that tensors have, and of the check that they fit it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from resdeploy.errors import CheckpointError
+from resdeploy.train.checkpoint.load import load_checkpoint
+from resdeploy.train.model.architecture import Architecture, Pooling, Shortcut, Stem
+from tests.train.checkpoint.states import (
+    BY_NAME,
+    CIFAR,
+    SMALL,
+    SMALL_BOTTLENECK,
+    assert_equal_states,
+    make_state,
+    renamed,
+)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        SMALL,
+        CIFAR,
+        replace(SMALL, blocks=(2, 1, 1, 1), width=16, shortcut=Shortcut.C),
+        replace(SMALL, input_channels=1, stem=Stem.CIFAR),
+        SMALL_BOTTLENECK,
+        replace(SMALL_BOTTLENECK, blocks=(1, 1, 1, 1)),
+        replace(SMALL_BOTTLENECK, width=64, blocks=(1, 1), groups=32, group_width=4),
+        replace(SMALL_BOTTLENECK, width=64, blocks=(1, 1), group_width=128),
+        replace(SMALL, hidden=(5,)),
+        replace(SMALL, hidden=(5, 4), pooling=Pooling.MAX_AND_AVERAGE),
+    ],
+    ids=lambda architecture: architecture.name,
+)
+def test_the_architecture_is_told_by_the_shapes(tmp_path: Path, architecture: Architecture) -> None:
+    state = make_state(architecture)
+    torch.save(state, tmp_path / "a.pth")
+    loaded = load_checkpoint(tmp_path / "a.pth")
+    assert loaded.architecture == architecture
+    assert_equal_states(loaded.state, state)
+
+
+def test_an_assumed_stem_is_noted(tmp_path: Path) -> None:
+    state = make_state(CIFAR)
+    torch.save(state, tmp_path / "a.pth")
+    assert "3x3 stem is assumed" in load_checkpoint(tmp_path / "a.pth").notes[0]
+    torch.save(renamed(state, BY_NAME["pytorch-cifar"], "linear"), tmp_path / "b.pth")
+    assert load_checkpoint(tmp_path / "b.pth").notes == ()
+
+
+@pytest.mark.parametrize("stride_in_1x1", [False, True])
+def test_hugging_face_says_which_convolution_has_the_stride(
+    tmp_path: Path, stride_in_1x1: bool
+) -> None:
+    state = renamed(
+        make_state(SMALL_BOTTLENECK), BY_NAME["Hugging Face"], "classifier.1", "resnet."
+    )
+    save_file(state, tmp_path / "model.safetensors")
+    assert "no config.json" in load_checkpoint(tmp_path / "model.safetensors").notes[0]
+    (tmp_path / "config.json").write_text(json.dumps({"downsample_in_bottleneck": stride_in_1x1}))
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.architecture.stride_in_1x1 == stride_in_1x1
+    assert loaded.notes == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["a.PTH", "pytorch_model.bin", "noending"])
+def test_any_float_type_and_any_ending(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
+    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in make_state().items()}
+    torch.save(state, tmp_path / name)
+    loaded = load_checkpoint(tmp_path / name).state
+    for key, tensor in loaded.items():
+        torch.testing.assert_close(tensor, state[key].to(tensor.dtype), rtol=0, atol=0)
+
+
+def test_safetensors_under_any_name(tmp_path: Path) -> None:
+    save_file(make_state(), tmp_path / "weights.bin")
+    assert load_checkpoint(tmp_path / "weights.bin").architecture == SMALL
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {n: t.to(torch.int8) for n, t in s.items()}, r"conv1\.weight of type int8"),
+        (
+            lambda s: (
+                s | {"fc.weight": torch.quantize_per_tensor(s["fc.weight"], 0.1, 0, torch.qint8)}
+            ),
+            r"'fc\.weight' of type",
+        ),
+        (lambda s: s | {"fc.bias": s["fc.bias"] + torch.nan}, r"infinite values in fc\.bias"),
+        (lambda s: s | {"conv1.weight": torch.zeros(8, 3, 16, 16)}, r"shape \(8, 3, 16, 16\)"),
+        (lambda s: s | {"conv1.weight": torch.zeros(8, 4, 7, 7)}, "input_channels is 4"),
+        (
+            lambda s: s | {"layer1.0.bn1.weight": torch.zeros(5)},
+            r"shape for layer1\.0\.bn1\.weight",
+        ),
+        (
+            lambda s: {n: t for n, t in s.items() if "downsample" not in n},
+            "has no projections",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*quantize")
+def test_other_tensors_are_refused(
+    tmp_path: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    torch.save(change(make_state()), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "a.pth")
