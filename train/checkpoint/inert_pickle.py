@@ -176,21 +176,13 @@ def _key(value: Any) -> Any:
     return value if simple else Placeholder("key", (value,))
 
 
-def _python2_text(text: str) -> str:
-    try:
-        return text.encode("latin-1").decode()  # genops decodes the bytes with latin-1
-    except UnicodeDecodeError:
-        return text
-
-
 _VALUES = (
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE", "BINUNICODE8",
+    "BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING",
 )  # fmt: skip
 _PUSHES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(_VALUES, lambda argument: argument),
-    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _python2_text),
     **dict.fromkeys(("EXT1", "EXT2", "EXT4"), lambda code: _Global(f"copyreg.extension{code}")),
     "NONE": lambda _: None,
     "NEWTRUE": lambda _: True,

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resdeploy.errors import CheckpointError, remedy_for
-from resdeploy.filesystem import check_file, read_limited, sha256_file
+from resdeploy.filesystem import read_limited, sha256_file
 from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.json_documents import MAX_BYTES
@@ -29,6 +29,7 @@ from resdeploy.train.checkpoint.contents import (
     find_networks,
     find_sections,
 )
+from resdeploy.train.checkpoint.file_kind import refuse_foreign_file
 from resdeploy.train.checkpoint.fit import check_kinds, count_features, fit, infer_architecture
 from resdeploy.train.checkpoint.heads import (
     HeadError,
@@ -127,7 +128,7 @@ def _load_run(folder: Path, weights: Weights) -> Checkpoint:
     if weights is Weights.EMA:
         raise CheckpointError(f"{folder} is a run, which has one set of weights", "omit --weights")
     path = folder / MODEL_FILE
-    check_file(path, CheckpointError, COPY_HINT)
+    refuse_foreign_file(path)
     try:
         state = fit(architecture, check_kinds(_read_safetensors(path)[0], str))
     except ValueError as error:
@@ -150,7 +151,7 @@ def _load_file(path: Path, weights: Weights) -> Checkpoint:
             f"{path} has {path.stat().st_size} bytes, more than {MAX_FILE_BYTES >> 30} GiB",
             "check that the path is right",
         )
-    check_file(path, CheckpointError, COPY_HINT)
+    refuse_foreign_file(path)
     with path.open("rb") as stream:
         start = stream.read(9)
     zipped = start.startswith((b"PK", b"\x80"))
@@ -237,7 +238,7 @@ def _networks(content: object, sections: list[Section]) -> list[NamedTensors]:
     largest = max(sections, key=lambda section: section.tensors, default=None)
     if largest is None or not largest.tensors:
         kind = content.name if isinstance(content, Placeholder) else type(content).__name__
-        raise ValueError(f"holds no state dict, only a {kind}; no code in it was executed")
+        raise ValueError(f"holds no state dict, only {kind}; no code in it was executed")
     names = [name for name, value in largest.values.items() if isinstance(value, Tensor)]
     scheme, strange = nearest_scheme(names)
     fitting = len(names) - len(strange)

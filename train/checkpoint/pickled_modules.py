@@ -11,38 +11,47 @@ from typing import Any
 
 from torch import Tensor
 
-from resdeploy.train.checkpoint.inert_pickle import Placeholder, RefusedPickleError
+from resdeploy.errors import CheckpointError
+from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.model.resnet import ResNet
 
-MAX_MODULES = 100_000  # a pickle can hold one module many times, and within itself
+MAX_MODULES, MAX_PREFIX = 50_000, 500  # a pickle can hold a module many times and within itself
+MAX_WRAPPERS = 5
+SCRIPT = "__torch__."  # begins the names of TorchScript's classes
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
-_SCALARS = (bool, int, float, str)
+# Settings that change a layer's result, if the weights are the same.
+COMPARED = (
+    "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "ceil_mode", "eps",
+)  # fmt: skip
+# Modules of PyTorch that a ResNet has, or that change nothing in inference.
+EXPECTED = (
+    "Conv2d", "BatchNorm2d", "SyncBatchNorm", "ReLU", "MaxPool2d", "AdaptiveAvgPool2d", "Linear",
+    "AdaptiveMaxPool2d", "Flatten", "Sequential", "ModuleList", "ModuleDict", "Identity",
+    "Dropout", "Dropout2d", "BatchNorm1d",
+)  # fmt: skip
 
 
 def module_tensors(placeholder: Placeholder) -> dict[str, Any]:
     """Return the state dict of a pickled module or ScriptModule; empty if it is not one.
 
-    Wrappers such as DataParallel are left out of the names. A value may be a `Placeholder` for a
-    tensor that is not dense.
+    Wrappers such as DataParallel and fastai's Learner are left out of the names. A value may be a
+    `Placeholder` for a tensor that is not dense.
 
     Raises:
-        RefusedPickleError: The modules contain themselves.
+        CheckpointError: The modules contain themselves.
     """
     tensors: dict[str, Any] = {}
-    for prefix, module in _modules(placeholder):
-        attributes = module.attributes()
+    for prefix, attributes, _ in _modules(placeholder):
+        values = _dict(attributes, "_parameters") | _dict(attributes, "_buffers")
+        if "_modules" not in attributes:  # TorchScript
+            values = {name: v for name, v in attributes.items() if isinstance(v, Tensor)}
         skipped = attributes.get("_non_persistent_buffers_set")
-        for group in ("_parameters", "_buffers"):
-            values = attributes.get(group)
-            for name, value in values.items() if isinstance(values, dict) else ():
-                if value is not None and not (isinstance(skipped, set) and name in skipped):
-                    tensors[f"{prefix}{name}"] = value
-        if "_modules" not in attributes:
-            tensors |= {
-                f"{prefix}{name}": value
-                for name, value in attributes.items()
-                if isinstance(value, Tensor)
-            }
+        tensors |= {
+            f"{prefix}{name}": value
+            for name, value in values.items()
+            if value is not None and not (isinstance(skipped, set) and name in skipped)
+        }
+        _limit(len(tensors), prefix)
     return tensors
 
 
@@ -51,40 +60,74 @@ def module_settings(placeholder: Placeholder) -> dict[str, dict[str, object]]:
 
     TorchScript keeps most settings in its code, which is not read.
     """
-    settings: dict[str, dict[str, object]] = {}
-    for prefix, module in _modules(placeholder):
-        settings[prefix.removesuffix(".")] = {"class": module.name} | {
+    return {
+        prefix.removesuffix("."): {"class": kind} | {
             name: value
-            for name, value in module.attributes().items()
-            if isinstance(value, _SCALARS)
-            or (isinstance(value, tuple) and all(isinstance(item, _SCALARS) for item in value))
+            for name, value in attributes.items()
+            if all(isinstance(part, (int, float, str)) for part in _parts(value))
         }
-    return settings
+        for prefix, attributes, kind in _modules(placeholder)
+    }  # fmt: skip
 
 
 def contradictions(settings: dict[str, dict[str, object]], network: ResNet) -> list[str]:
-    """Return a sentence for each module that computes something else than that of `network`.
+    """Return a clause for each module that computes something else than `network`.
 
-    `settings` are those of `module_settings` under the names of the network's modules. Modules that
-    the network does not have are compared by their class alone.
+    `settings` are those of `module_settings`, under the names of the network's modules. The order
+    in which a foreign class calls its modules is in its code, and remains unknown.
     """
-    expected = dict(network.named_modules())
+    modules = dict(network.named_modules())
     found = []
     for name, values in settings.items():
-        kind = str(values["class"]).rpartition(".")[2]
-        ...
+        kind = str(values["class"])
+        if "torch.nn.modules." in kind and kind.rpartition(".")[2] not in EXPECTED:
+            found.append(f"{name} is a {kind.rpartition('.')[2]}")
+        for key in COMPARED:
+            expected = getattr(modules.get(name), key, None)
+            if expected is not None and key in values and _pair(values[key]) != _pair(expected):
+                found.append(f"{key} of {name} is {values[key]!r} instead of {expected}")
     return found
 
 
-def _modules(placeholder: Placeholder) -> Iterator[tuple[str, Placeholder]]:
-    """Yield each module with the prefix of its names, first the outermost."""
-    pending, count = [("", placeholder)], 0
+def _pair(value: object) -> object:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _parts(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) and len(value) < 8 else (value,)
+
+
+def _dict(attributes: dict[Any, Any], name: str) -> dict[Any, Any]:
+    value = attributes.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _limit(count: int, prefix: str) -> None:
+    if count > MAX_MODULES or len(prefix) > MAX_PREFIX:
+        raise CheckpointError("the modules in it contain themselves", "save model.state_dict()")
+
+
+def _modules(root: Placeholder) -> Iterator[tuple[str, dict[Any, Any], str]]:
+    """Yield prefix, attributes and class of each module, in the order of a state dict."""
+    for _ in range(MAX_WRAPPERS):
+        inner = root.attributes().get("model")
+        if root.name.endswith(WRAPPERS):
+            inner = next(iter(_dict(root.attributes(), "_modules").values()), None)
+        elif "_modules" in root.attributes() or root.name.startswith(SCRIPT):
+            break
+        if isinstance(inner, Placeholder):
+            root = inner
+    pending, count = [("", root)], 0
     while pending:
         prefix, module = pending.pop()
-        if (count := count + 1) > MAX_MODULES:
-            raise RefusedPickleError("its modules contain themselves")
         attributes = module.attributes()
-        children = attributes.get("_modules", attributes)
-        if not isinstance(children, dict):
+        if "_modules" not in attributes and not module.name.startswith(SCRIPT):
             continue
-        ...
+        _limit(count := count + 1, prefix)
+        yield prefix, attributes, module.name
+        children = attributes if module.name.startswith(SCRIPT) else _dict(attributes, "_modules")
+        pending += [
+            (f"{prefix}{name}.", child)
+            for name, child in reversed(children.items())
+            if isinstance(child, Placeholder)
+        ]

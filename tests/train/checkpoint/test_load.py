@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,16 @@ from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.run.folder import save_model
-from tests.samples import CLASSES, TINY, make_classifier
+from tests.samples import CLASSES
+from tests.train.checkpoint.states import make_state
 
 State = dict[str, Tensor]
+TINY = Architecture(classes=3, blocks=(1, 1, 1, 1), width=8)
 
 
 @pytest.fixture
 def state() -> State:
-    return make_classifier().network.state_dict()
+    return make_state(TINY)
 
 
 def save(path: Path, content: object) -> Path:
@@ -55,7 +59,7 @@ def test_a_torchvision_style_state_dict(tmp_path: Path, state: State) -> None:
 
 @pytest.mark.parametrize("blocks", [(3, 4, 6, 3), (2, 2, 2, 2)])
 def test_recognises_resnet34_and_resnet18(tmp_path: Path, blocks: tuple[int, ...]) -> None:
-    network = ResNet(Architecture(classes=4, blocks=blocks))
+    network = ResNet(Architecture(classes=4, blocks=blocks, width=8))
     loaded = load_checkpoint(save(tmp_path / "a.pt", network.state_dict()))
     assert loaded.architecture.blocks == blocks
     assert loaded.architecture.classes == 4
@@ -88,7 +92,7 @@ def test_reads_old_files_without_step_counters(tmp_path: Path, state: State) -> 
 
 @pytest.mark.parametrize("shortcut", list(Shortcut))
 def test_reads_model_safetensors_without_its_run_folder(tmp_path: Path, shortcut: Shortcut) -> None:
-    network = ResNet(Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut))
+    network = ResNet(replace(TINY, shortcut=shortcut))
     save_model(
         tmp_path, network, labels=CLASSES, preprocessing=Preprocessing.standard(32), data="digits",
         config={}, metrics={}, provenance={},
@@ -135,7 +139,9 @@ def test_a_pickle_with_code_is_never_executed(
 def test_rejects_damaged_files(tmp_path: Path, data: bytes, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(data)
-    assert_rejected(path, "is empty|not an intact (file of torch.save|safetensors file): .")
+    assert_rejected(
+        path, "is empty|not a checkpoint: .|not an intact (file of torch.save|safetensors file): ."
+    )
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
@@ -166,7 +172,7 @@ def test_rejects_files_without_a_state_dict(tmp_path: Path, content: object) -> 
         (lambda s: s.pop("layer2.0.bn1.weight"), r"lacks layer2\.0\.bn1\.weight"),
         (lambda s: s.pop("fc.weight"), r"unknown tensor fc\.bias"),
         (lambda s: s.update({"extra.weight": torch.zeros(1)}), r"unknown tensor extra\.weight"),
-        (lambda s: s.update({"fc.weight": torch.zeros(5, 512)}), r"wrong shape for fc\.bias"),
+        (lambda s: s.update({"fc.weight": torch.zeros(5, 64)}), r"wrong shape for fc\.bias"),
         (lambda s: s["conv1.weight"].fill_(torch.nan), r"NaN or infinite values in conv1\.weight"),
         (lambda s: s["bn1.running_var"].fill_(torch.inf), "NaN or infinite"),
         (lambda s: s["bn1.running_var"][3].fill_(-1e-9), r"negative variances in bn1\.running_var"),
@@ -198,7 +204,7 @@ def test_rejects_a_small_file_with_a_huge_tensor(tmp_path: Path, state: State) -
 
 def test_rejects_weights_with_ambiguous_shortcuts(tmp_path: Path) -> None:
     for shortcut in (Shortcut.A, Shortcut.PLAIN):
-        network = ResNet(Architecture(classes=3, blocks=(1, 1, 1, 1), shortcut=shortcut))
+        network = ResNet(replace(TINY, shortcut=shortcut))
         assert_rejected(save(tmp_path / "a.pth", network.state_dict()), "no projections")
 
 
@@ -209,7 +215,7 @@ def test_rejects_weights_with_ambiguous_shortcuts(tmp_path: Path) -> None:
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     save_model(
-        folder, make_classifier().network, labels=CLASSES,
+        folder, ResNet(TINY), labels=CLASSES,
         preprocessing=Preprocessing.standard(32), data="digits", config={}, metrics={},
         provenance={},
     )  # fmt: skip
@@ -272,8 +278,19 @@ def test_names_a_file_that_stands_for_another(
     assert_rejected(tmp_path / f"a{suffix}", cause)
 
 
-def test_names_the_class_that_a_pickle_would_load(tmp_path: Path) -> None:
-    assert_rejected(save(tmp_path / "a.pth", nn.Linear(2, 2)), "does not hold a residual network")
+@pytest.mark.parametrize("wrap", [lambda network: network, lambda network: {"model": network}])
+def test_reads_the_weights_of_a_whole_network(
+    tmp_path: Path, wrap: Callable[[nn.Module], object]
+) -> None:
+    network = ResNet(TINY)
+    loaded = load_checkpoint(save(tmp_path / "a.pth", wrap(network)))
+    torch.testing.assert_close(loaded.state, dict(network.state_dict()), rtol=0, atol=0)
+    assert loaded.notes == ()
+
+
+def test_names_the_class_of_an_object_without_weights(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", Namespace(lr=0.1))
+    assert_rejected(path, r"holds no state dict, only argparse\.Namespace; no code")
 
 
 def test_a_bundle_is_not_a_run(tmp_path: Path) -> None:
