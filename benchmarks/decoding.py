@@ -20,7 +20,8 @@ import click
 import numpy as np
 
 from benchmarks.serving.payloads import make_jpeg
-from resdeploy.images.preprocessing import Preprocessing, load_image
+from resdeploy.images.loading import load_image
+from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import write_document
 from resdeploy.machine.cpu import read_cpu
 from resdeploy.runtime.model import load

@@ -13,7 +13,8 @@ import numpy as np
 
 from resdeploy.errors import CalibrationError, ImageError
 from resdeploy.filesystem import sha256
-from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
+from resdeploy.images.loading import load_image
+from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest
 from resdeploy.images.skipped import SkippedImages, reason_of
 from resdeploy.tables import plural
 

@@ -14,7 +14,14 @@ from resdeploy.calibration.image_set import draw
 from resdeploy.errors import CheckpointError, DataError, ImageError
 from resdeploy.export.inputs import ImagePools
 from resdeploy.images.folder import list_images
-from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest, load_image
+from resdeploy.images.loading import load_image
+from resdeploy.images.preprocessing import (
+    ImageSize,
+    Preprocessing,
+    UInt8Array,
+    height_and_width,
+    image_digest,
+)
 from resdeploy.images.skipped import SkippedImages, reason_of
 from resdeploy.statistics import agreement_percent, sqnr_db
 from resdeploy.train.model.resnet import Classifier
@@ -79,15 +86,17 @@ def read_golden_images(
     return np.stack(list(chosen.values()))
 
 
-def synthetic_images(size: int, count: int, seed: int) -> UInt8Array:
-    """Return random colour gradients with noise, (count, size, size, 3)."""
+def synthetic_images(image_size: ImageSize, count: int, seed: int) -> UInt8Array:
+    """Return random colour gradients with noise, (count, height, width, 3)."""
     generator = np.random.default_rng(seed)
-    ramp = np.linspace(0.0, 1.0, size)
+    height, width = height_and_width(image_size)
     corners = generator.uniform(0, 255, size=(4, count, 1, 1, 3))
-    down, across = ramp[:, None, None], ramp[None, :, None]
+    down = np.linspace(0.0, 1.0, height)[:, None, None]
+    across = np.linspace(0.0, 1.0, width)[None, :, None]
     top = corners[0] * (1 - across) + corners[1] * across
     bottom = corners[2] * (1 - across) + corners[3] * across
-    noisy = top * (1 - down) + bottom * down + generator.normal(0, 16, (count, size, size, 3))
+    noise = generator.normal(0, 16, (count, height, width, 3))
+    noisy = top * (1 - down) + bottom * down + noise
     return np.asarray(np.clip(np.rint(noisy), 0, 255), dtype=np.uint8)
 
 

@@ -20,7 +20,8 @@ from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.calibration.image_set import draw
 from resdeploy.errors import DataError, ImageError
 from resdeploy.export.inputs import Source
-from resdeploy.images.preprocessing import UInt8Array, load_image
+from resdeploy.images.loading import load_image
+from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.label_check import refuse_wrong_labels
 from resdeploy.statistics import IntArray
 from resdeploy.train.model.resnet import Classifier

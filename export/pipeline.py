@@ -164,7 +164,7 @@ def export(
         require_images(source, FEWEST_IMAGES if _has_target(config) else 1)
 
     preprocessing = source.preprocessing
-    classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
+    classifier = Classifier(source.checkpoint.network(), preprocessing)
     if config.golden_data is None:
         golden_images, origin = choose_golden(source.pools, preprocessing, config.seed)
     else:

@@ -16,7 +16,8 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, ExportWarning
 from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.errors import BackendError, ImageError
-from resdeploy.images.preprocessing import UInt8Array, load_image, resize_and_crop
+from resdeploy.images.loading import load_image, resize_and_crop
+from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.model.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def randomise_batch_norms(network: ResNet, seed: int = 0) -> ResNet:
     return network.eval()
 
 
-def make_classifier(architecture: Architecture = TINY, seed: int = 0) -> Classifier:
+def make_classifier(
+    architecture: Architecture = TINY, seed: int = 0, preprocessing: Preprocessing | None = None
+) -> Classifier:
     """Return a network with random weights in the form that is exported."""
     import torch
 
@@ -49,7 +51,7 @@ def make_classifier(architecture: Architecture = TINY, seed: int = 0) -> Classif
 
     torch.manual_seed(seed)
     network = randomise_batch_norms(ResNet(architecture), seed)
-    return Classifier(network, IMAGENET_MEAN, IMAGENET_STD).eval()
+    return Classifier(network, preprocessing or Preprocessing(image_size=32)).eval()
 
 
 def rename_folders(data: Path, renamed: Path) -> Path:
@@ -75,7 +77,7 @@ def fit_network(network: ResNet, images: np.ndarray, labels: Sequence[int]) -> R
     classes, head = len(network.fc.weight), network.fc
     network.add_module("fc", torch.nn.Identity())
     with torch.inference_mode():
-        inputs = Normalize(IMAGENET_MEAN, IMAGENET_STD)(torch.from_numpy(images))
+        inputs = Normalize(Preprocessing(image_size=32))(torch.from_numpy(images))
         network.train()(inputs)
         features = torch.cat([network.eval()(inputs), torch.ones(len(images), 1)], dim=1)
         targets = torch.eye(classes)[list(labels)] * 10

@@ -75,8 +75,7 @@ class Learner:
         # Convolution libraries compute in this memory layout.
         self.classifier = Classifier(
             network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-            preprocessing.mean,
-            preprocessing.std,
+            preprocessing,
         ).to(process.device)
         self.quantized = (
             QuantizedClassifier(self.classifier, start.scales, start.quantized_inputs)

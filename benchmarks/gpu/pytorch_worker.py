@@ -125,8 +125,7 @@ def make_forward(
 
             def forward(self, images: torch.Tensor) -> torch.Tensor:
                 # The classifier's own normalisation would change the memory format.
-                pixels = images.permute(0, 3, 1, 2).float()
-                normalised = pixels * self.normalize.scale + self.normalize.shift
+                normalised = self.normalize(images, contiguous=False)
                 logits: torch.Tensor = self.network(normalised.to(dtype)).float()
                 return logits
 

@@ -157,7 +157,7 @@ def main(
 def _prepare(source: Source, data: Path, work: Path) -> ValidationSet:
     """Write `core.onnx`, the network without the normalisation, and compute FP32's logits."""
     preprocessing = source.preprocessing
-    classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
+    classifier = Classifier(source.checkpoint.network(), preprocessing)
     whole = to_bytes(to_onnx(classifier, preprocessing.image_size))
     extractor = onnx.utils.Extractor(onnx.load_from_string(whole))
     onnx.save(extractor.extract_model([INPUT_NAME], [NORMALISED]), work / "front.onnx")

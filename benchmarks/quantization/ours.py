@@ -24,7 +24,7 @@ def main(checkpoint: str, image_size: str, data: str, images: str, seed: str, fo
     """Calibrate with `auto` and write the graphs; the time includes decoding the images."""
     source = read_source(Path(checkpoint), image_size=int(image_size), calibration_data=Path(data))
     preprocessing = source.preprocessing
-    classifier = Classifier(source.checkpoint.network(), preprocessing.mean, preprocessing.std)
+    classifier = Classifier(source.checkpoint.network(), preprocessing)
     model = to_onnx(classifier, preprocessing.image_size)
     start = time.perf_counter()
     calibration = calibrate(

@@ -18,7 +18,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image, resize_and_crop
+from resdeploy.images.loading import load_image, resize_and_crop
+from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.json_documents import parse
 
 

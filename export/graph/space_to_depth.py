@@ -3,9 +3,9 @@
 ONNX Runtime has direct integer convolutions only for a multiple of four input channels. For the
 three channels of an image, it copies the inputs of each output pixel first (im2col): the stem (the
 first convolution) took as long as five layers of equal work. Space-to-depth turns blocks of two by
-two pixels into pixels with twelve channels, and the 7x7 kernel of stride 2, padded with a row and a
-column of zeros, into a 4x4 kernel of stride 1. The same products are summed, so the integers stay
-identical.
+two pixels into pixels with twelve channels, or four for grey, and the 7x7 kernel of stride 2,
+padded with a row and a column of zeros, into a 4x4 kernel of stride 1. The same products are
+summed, so the integers stay identical.
 
 Sources: ONNX Runtime, core/mlas/lib/convsym.cpp (MlasConvSymPackWSize); TensorFlow,
 tensorflow/compiler/mlir/tensorflow/g3doc/space_to_depth.md; ONNX, operator SpaceToDepth.
@@ -25,12 +25,12 @@ import onnx_ir as ir
 from resdeploy.export.graph.placement import QDQ
 
 BLOCK = 2
-COLOURS = 3
+KERNEL_CHANNELS = 4  # number of which a kernel's input channels are a multiple
 Number = TypeVar("Number", bound=np.generic)
 
 
 def apply_space_to_depth(model: ir.Model) -> None:
-    """Rewrite the stem, a quantised convolution of stride 2 with three input channels, in place.
+    """Rewrite the stem, a quantised convolution of stride 2 on one or three channels, in place.
 
     A stem in float, with another stride, or for images with odd sides is not changed.
     """
@@ -96,7 +96,7 @@ def _match(convolution: ir.Node) -> _Stem | None:
     _, channels, *sides = _shape(convolution.inputs[0])
     attributes = convolution.attributes
     is_suitable = (
-        channels == COLOURS
+        channels % KERNEL_CHANNELS != 0
         and not any(side % BLOCK for side in sides)
         and attributes.get_ints("strides") == (BLOCK, BLOCK)
         and attributes.get_ints("dilations") == (1, 1)

@@ -23,7 +23,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.errors import ExportError, one_line_reason, remedy_for
-from resdeploy.train.model.resnet import Classifier, normed_convolutions
+from resdeploy.images.preprocessing import ImageSize, height_and_width
+from resdeploy.train.model.resnet import Classifier, normed_convolutions, with_rgb_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,23 +38,24 @@ VERSIONS_HINT = "install the versions in constraints.txt, and report the error i
 SINGLE_NODE = ("Conv", "Gemm", "Relu", "MaxPool", "GlobalAveragePool")
 
 
-def to_onnx(classifier: Classifier, image_size: int) -> ir.Model:
+def to_onnx(classifier: Classifier, image_size: ImageSize) -> ir.Model:
     """Export `classifier` with folded batch norm and a dynamic batch size.
 
-    The graph computes `logits`, float32 (batch, classes), from `images`, uint8 (batch, image_size,
-    image_size, 3). `classifier` is not changed.
+    The graph computes `logits`, float32 (batch, classes), from `images`, uint8 RGB (batch, height,
+    width, 3). `classifier` is not changed.
 
     Raises:
         ExportError: PyTorch's exporter failed.
     """
-    folded = fold_batch_norm(classifier)
+    height, width = height_and_width(image_size)
+    folded = with_rgb_weights(fold_batch_norm(classifier))
     # Repeat the factors of the normalisation for each column. ONNX Runtime's NHWC kernels then work
     # on runs of whole rows. With runs of three numbers, they took 6 % of the INT8 latency.
     for name, factor in list(folded.normalize.named_buffers()):
-        row = factor.expand(-1, -1, -1, image_size).contiguous()
+        row = factor.expand(-1, -1, -1, width).contiguous()
         folded.normalize.register_buffer(name, row)
     # With a batch of one, the exporter would make the batch size a constant.
-    example = torch.zeros((2, image_size, image_size, 3), dtype=torch.uint8)
+    example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
     with _quiet_exporter():
         try:
             program = torch.onnx.export(
@@ -66,7 +68,10 @@ def to_onnx(classifier: Classifier, image_size: int) -> ir.Model:
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
-                custom_translation_table={torch.ops.aten.mean.dim: _global_average_pool},
+                custom_translation_table={
+                    torch.ops.aten.mean.dim: _global_average_pool,
+                    torch.ops.aten.div.Tensor_mode: _divide_integers,
+                },
             )
         except torch.onnx.OnnxExporterError as error:
             cause = error.__cause__ or error  # the error itself describes only the exporter's steps
@@ -156,6 +161,13 @@ def _global_average_pool(x: Any, dim: Sequence[int], keepdim: bool = False) -> A
     # All means of the network are over H and W. Engines have integer kernels for poolings only.
     pooled: Any = op.GlobalAveragePool(x)
     return op.Flatten(pooled, axis=1)
+
+
+def _divide_integers(dividend: Any, divisor: Any, rounding_mode: str) -> Any:
+    # ONNX divides integers with truncation, which the general translation does in float.
+    assert rounding_mode == "trunc"
+    quotient: Any = op.Div(dividend, divisor)
+    return quotient
 
 
 def _clear_metadata(model: ir.Model) -> None:

@@ -22,13 +22,14 @@ from resdeploy.export.inputs import read_source
 from resdeploy.export.network_check import check_network, label_warnings, shift_warnings
 from resdeploy.export.quantization.calibrate import calibrate
 from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.images.preprocessing import Channels
 from resdeploy.progress import Progress, silent
 from resdeploy.train import trainer
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import read_splits
 from resdeploy.train.data.synthetic_digits import digits_folder
 from resdeploy.train.initialization import initial_network
-from resdeploy.train.model.resnet import Classifier, ResNet, normed_convolutions
+from resdeploy.train.model.resnet import Classifier, first_convolution, normed_convolutions
 from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run.output import check_new_run
 from resdeploy.train.run.results import TrainingResult
@@ -68,7 +69,7 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
         )
     network = source.checkpoint.network()
     preprocessing = source.preprocessing
-    classifier = Classifier(network, preprocessing.mean, preprocessing.std)
+    classifier = Classifier(network, preprocessing)
     check = check_network(classifier, source, config.seed)
     for warning in shift_warnings(check) + label_warnings(check, source, labels_are_used=True):
         logger.warning("%s; %s", warning.message, warning.hint)
@@ -80,7 +81,7 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
     recipe = calibration.recipes[Encoding.TENSORRT]
     tensors_read = quantized_inputs(recipe, calibration.model)
     return QuantizedStart(
-        weights=unfold_norms(calibration.model, network),
+        weights=unfold_norms(calibration.model, classifier),
         scales={
             tensor: float(symmetric_parameters(recipe.ranges[tensor], half=True).scale)
             for tensor in dict.fromkeys(tensors_read.values())
@@ -103,8 +104,8 @@ def quantized_inputs(recipe: QuantizationRecipe, model: ir.Model) -> dict[str, s
     }
 
 
-def unfold_norms(model: ir.Model, network: ResNet) -> dict[str, Tensor]:
-    """Return a state of `network` that has the graph's weights, and norms that only add its biases.
+def unfold_norms(model: ir.Model, classifier: Classifier) -> dict[str, Tensor]:
+    """Return a network's state with the graph's weights, and norms that only add its biases.
 
     The graph's channels are equalised, and its norms are folded into its convolutions.
     """
@@ -113,10 +114,17 @@ def unfold_norms(model: ir.Model, network: ResNet) -> dict[str, Tensor]:
         for name, value in model.graph.initializers.items()
         if value.const_value is not None
     }
+    network = classifier.network
     state = dict(network.state_dict())
-    for name, _, norm_name, norm in normed_convolutions(network):
+    for name, convolution, norm_name, norm in normed_convolutions(network):
         ones = torch.ones(norm.num_features)
-        state[f"{name}.weight"] = torch.from_numpy(weights[f"{name}.weight"])
+        weight = torch.from_numpy(weights[f"{name}.weight"])
+        if (
+            convolution is first_convolution(network)
+            and classifier.normalize.channels is Channels.BGR
+        ):
+            weight = weight.flip(1)  # the graph's takes the channels as RGB
+        state[f"{name}.weight"] = weight
         state[f"{norm_name}.bias"] = torch.from_numpy(weights[f"{name}.bias"])
         state[f"{norm_name}.weight"] = ones * (1 + norm.eps) ** 0.5
         state[f"{norm_name}.running_mean"] = torch.zeros(norm.num_features)

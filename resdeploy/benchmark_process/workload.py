@@ -19,7 +19,8 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.images.decode import read_picture_file, read_rgb
 from resdeploy.images.folder import list_images
-from resdeploy.images.preprocessing import UInt8Array, resize_and_crop
+from resdeploy.images.loading import resize_and_crop
+from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.predictions import top_predictions
 
 TOP_CLASSES = 5

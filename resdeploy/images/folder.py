@@ -18,7 +18,8 @@ from resdeploy.images.formats import (
     passed_over_text,
     warn_passed_over,
 )
-from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
+from resdeploy.images.loading import load_image
+from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.images.skipped import SkippedImages, reason_of
 from resdeploy.tables import plural
 

@@ -1,7 +1,7 @@
-"""Pre-processing that converts a picture to the network's input, the same in every stage.
+"""Settings of the pre-processing that converts a picture to the network's input.
 
-This module resizes and crops, with the settings from the manifest. The normalisation is part of the
-network's graph, whose input is therefore uint8 pixels.
+`loading` resizes and crops with them, the same in every stage. The order of the channels and the
+normalisation are part of the network's graph, whose input is therefore uint8 RGB pixels.
 """
 
 from __future__ import annotations
@@ -9,22 +9,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from resdeploy.filesystem import sha256
-from resdeploy.images.decode import MAX_PIXELS, REDUCTIONS, read_rgb
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from PIL.Image import Image
 
+ImageSize: TypeAlias = int | tuple[int, int]
+"""Side of a square, or height and width, in pixels."""
 # A string, because the command line imports this module and must start without NumPy.
 UInt8Array: TypeAlias = "npt.NDArray[np.uint8]"
-Box = tuple[float, float, float, float]
-"""Left, upper, right and lower edge, in pixels of the picture."""
-
 # Mean and standard deviation of ImageNet's RGB pixels, from 0 to 1: torchvision's constants.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -74,9 +70,9 @@ class Preprocessing:
     the graph), and the graph computes (values - mean) / std in the channels of the network.
     """
 
-    image_size: int | tuple[int, int]
+    image_size: ImageSize
     """Side of the network's square input, or its height and width, in pixels."""
-    resize: int | tuple[int, int] | None = None
+    resize: ImageSize | None = None
     """Side, or height and width, before the centre is cut out, in pixels; None for `image_size`.
     With `ResizeMode.SHORTER`, the shorter side of the picture becomes a single number."""
     resize_mode: ResizeMode = ResizeMode.SHORTER
@@ -95,10 +91,14 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     """Value by which the graph then divides each channel."""
     reducing_gap: float | None = None
-    """Minimum shorter side of a JPEG decoded at 1/2, 1/4 or 1/8 resolution, as a multiple of
-    `resize`; None decodes at full resolution."""
+    """Smallest size of a JPEG decoded at 1/2, 1/4 or 1/8 resolution, as a multiple of the size
+    after the resize; None decodes at full resolution."""
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "resize"):  # equal settings compare equal
+            value = getattr(self, name)
+            if isinstance(value, tuple) and value[0] == value[1]:
+                object.__setattr__(self, name, value[0])
         for side in self.size:
             if not 1 <= side <= MAX_IMAGE_SIZE:
                 raise ValueError(f"image_size is {side}; 1 to {MAX_IMAGE_SIZE} are allowed")
@@ -125,84 +125,38 @@ class Preprocessing:
     @property
     def size(self) -> tuple[int, int]:
         """Return height and width of the network's input, in pixels."""
-        return _pair(self.image_size)
+        return height_and_width(self.image_size)
 
     @property
     def resized(self) -> tuple[int, int]:
         """Return height and width that the resize aims at, in pixels."""
-        return self.size if self.resize is None else _pair(self.resize)
+        return self.size if self.resize is None else height_and_width(self.resize)
+
+    @property
+    def effective_gap(self) -> float | None:
+        """Return `reducing_gap`; None for filters without antialiasing, which need all pixels."""
+        smooth = self.antialias and self.interpolation is not Interpolation.NEAREST
+        return self.reducing_gap if smooth else None
+
+    @property
+    def pixels(self) -> int:
+        """Return the number of pixels of the network's input."""
+        return self.size[0] * self.size[1]
 
     @classmethod
-    def standard(cls, image_size: int) -> Preprocessing:
+    def standard(
+        cls, image_size: ImageSize, *, reducing_gap: float | None = REDUCING_GAP
+    ) -> Preprocessing:
         """Return settings with ImageNet's margin (224 of 256 pixels), or none below 128 pixels."""
-        resize = round(image_size * (256 / 224)) if image_size >= 128 else image_size
-        return cls(image_size=image_size, resize=resize, reducing_gap=REDUCING_GAP)
+        height, width = height_and_width(image_size)
+        margin = 256 / 224 if min(height, width) >= 128 else 1
+        resize = round(height * margin), round(width * margin)
+        return cls(image_size=image_size, resize=resize, reducing_gap=reducing_gap)
 
 
-def _pair(side: int | tuple[int, int]) -> tuple[int, int]:
-    return (side, side) if isinstance(side, int) else side
-
-
-def crop_and_resize(image: Image, box: Box, size: int) -> UInt8Array:
-    """Cut `box` out of an RGB image and resize it: uint8 (size, size, 3)."""
-    import numpy as np
-    from PIL import Image as images
-
-    return np.array(image.resize((size, size), images.Resampling.BILINEAR, box=box))
-
-
-def central_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
-    """Return the part of a picture that becomes the network's input."""
-    resize, size = preprocessing.resized[0], preprocessing.size[0]
-    # Integer sizes and offsets, computed as in torchvision's Resize and CenterCrop.
-    shorter = min(width, height)
-    scaled_width, scaled_height = int(resize * width / shorter), int(resize * height / shorter)
-    left, upper = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
-    x_ratio, y_ratio = width / scaled_width, height / scaled_height
-    return left * x_ratio, upper * y_ratio, (left + size) * x_ratio, (upper + size) * y_ratio
-
-
-def resize_and_crop(image: Image, preprocessing: Preprocessing) -> UInt8Array:
-    """Return the central square of a resized RGB image: uint8 (image_size, image_size, 3).
-
-    The square is cut out before it is scaled, so that a very long picture needs little memory. The
-    pixels are the same as if the whole picture were scaled first.
-    """
-    box = central_box(*image.size, preprocessing)
-    return crop_and_resize(image, box, preprocessing.size[0])
-
-
-def load_image(
-    source: Path | bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS
-) -> UInt8Array:
-    """Decode, resize and crop one image file: uint8 (image_size, image_size, 3).
-
-    Raises:
-        ImageError: The file cannot be decoded, or has more than `max_pixels`.
-    """
-    gap = preprocessing.reducing_gap
-    full_size = (1, 1)
-
-    def shrink(width: int, height: int) -> float:
-        nonlocal full_size
-        full_size = width, height
-        return 1.0 if gap is None else min(width, height) / (preprocessing.resized[0] * gap)
-
-    picture = read_rgb(source, shrink, max_pixels)
-    factor = reduction_factor(full_size, picture.size)
-    # The box is computed from the size in the file, because the reduced size is rounded.
-    box = central_box(*(full_size if factor > 1 else picture.size), preprocessing)
-    left, upper, right, lower = (edge / factor for edge in box)
-    return crop_and_resize(picture, (left, upper, right, lower), preprocessing.size[0])
-
-
-def reduction_factor(full_size: tuple[int, int], decoded: tuple[int, int]) -> int:
-    """Return the factor by which a decoder reduced a picture: 1, 2, 4 or 8; 1 if none fits.
-
-    Both sizes are width and height in pixels; decoders round the reduced size up.
-    """
-    width, height = full_size
-    return next((n for n in REDUCTIONS if decoded == (-(-width // n), -(-height // n))), 1)
+def height_and_width(size: ImageSize) -> tuple[int, int]:
+    """Return height and width of a size that may be a single number."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def image_digest(image: UInt8Array) -> str:

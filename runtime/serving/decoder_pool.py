@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from resdeploy.errors import ImageError
-from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
+from resdeploy.images.loading import load_image
+from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.runtime.serving.request_errors import DeadlineExceeded, QueueFull, RequestError
 
 # Weight of the newest picture in the moving mean of the decoding time.

@@ -21,7 +21,7 @@ from resdeploy.export.graph.placement import place
 from resdeploy.export.graph.to_onnx import to_onnx, with_outputs
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.filesystem import sha256
-from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import ImageSize, UInt8Array
 from resdeploy.train.model.architecture import Architecture
 from resdeploy.train.model.resnet import Classifier
 from tests.samples import make_classifier
@@ -79,14 +79,14 @@ class Exported:
         return model
 
 
-def export_network(classifier: Classifier) -> Exported:
-    images = synthetic_images(SIZE, 64, seed=0)
+def export_network(classifier: Classifier, image_size: ImageSize = SIZE) -> Exported:
+    images = synthetic_images(image_size, 64, seed=0)
     # Scale the logits to +-10, like those of trained networks, so that tolerances are meaningful.
     with torch.inference_mode():
         largest = classifier(torch.from_numpy(images)).abs().max()
         for parameter in classifier.network.fc.parameters():
             parameter.mul_(10 / largest)
-    model = to_onnx(classifier, SIZE)
+    model = to_onnx(classifier, image_size)
     tensors = sorted(
         {
             edge.range_of

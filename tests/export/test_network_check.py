@@ -25,7 +25,12 @@ from resdeploy.export.inputs import read_source
 from resdeploy.export.network_check import LARGEST, check_network, measure_shift, shift_warnings
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.images.class_folders import read_image_folder
-from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, UInt8Array
+from resdeploy.images.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    UInt8Array,
+)
 from resdeploy.json_documents import jsonable, parse
 from resdeploy.train.model.resnet import Classifier, ResNet
 from tests.samples import CLASSES, SIZE, TINY, fit_network, make_classifier, write_images
@@ -73,7 +78,9 @@ def shift_of(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> BatchNormShift:
-    shift, logits = measure_shift(Classifier(network, mean, std), images)
+    shift, logits = measure_shift(
+        Classifier(network, Preprocessing(image_size=SIZE, mean=mean, std=std)), images
+    )
     assert shift is not None
     assert logits.shape == (len(images), len(CLASSES))
     return shift
@@ -95,7 +102,7 @@ def test_the_images_of_the_training_do_not_shift(fitted: ResNet, data: Path) -> 
 def test_the_first_norm_agrees_with_numpy(fitted: ResNet) -> None:
     images = synthetic_images(SIZE, 20, seed=0)
     (first, *_) = shift_of(fitted, images).norms
-    classifier = Classifier(fitted, IMAGENET_MEAN, IMAGENET_STD)
+    classifier = Classifier(fitted, Preprocessing(image_size=SIZE))
     with torch.inference_mode():
         maps = fitted.conv1(classifier.normalize(torch.from_numpy(images))).double().numpy()
     norm = fitted.bn1
@@ -156,7 +163,7 @@ def test_the_limits_shrink_with_the_number_of_images() -> None:
 
 def test_norms_without_statistics_are_left_out(fitted: ResNet) -> None:
     images = synthetic_images(SIZE, 4, seed=0)
-    fresh, _ = measure_shift(Classifier(ResNet(TINY), IMAGENET_MEAN, IMAGENET_STD), images)
+    fresh, _ = measure_shift(Classifier(ResNet(TINY), Preprocessing(image_size=SIZE)), images)
     assert fresh is None
 
 
@@ -213,7 +220,7 @@ def test_an_unreadable_image_is_passed_over(checkpoint: Path, data: Path, tmp_pa
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "broken.png").write_bytes(b"")
     source = read_source(checkpoint, image_size=SIZE, calibration_data=tmp_path / "few")
-    classifier = Classifier(source.checkpoint.network(), IMAGENET_MEAN, IMAGENET_STD)
+    classifier = Classifier(source.checkpoint.network(), Preprocessing(image_size=SIZE))
     assert check_network(classifier, source, 0) is None
     assert shift_warnings(None) == []
     good = next((data / "train" / "red").iterdir())

@@ -152,7 +152,8 @@ def test_images_that_calibrated_are_not_golden(
 
 def _all(folder: Path) -> list[str]:
     from resdeploy.images.folder import list_images
-    from resdeploy.images.preprocessing import Preprocessing, image_digest, load_image
+    from resdeploy.images.loading import load_image
+    from resdeploy.images.preprocessing import Preprocessing, image_digest
 
     preprocessing = Preprocessing.standard(SIZE)
     return [image_digest(load_image(path, preprocessing)) for path in list_images(folder)]

@@ -146,12 +146,12 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
                 )
             if not checkpoint and loaded.sha256 != model.get("source_sha256"):
                 raise CheckpointError(f"{weights} is not the checkpoint that the bundle comes from")
-            return Classifier(loaded.network(), preprocessing.mean, preprocessing.std), weights
+            return Classifier(loaded.network(), preprocessing), weights
         except CheckpointError:
             if checkpoint:
                 raise
     torch.manual_seed(0)
-    return Classifier(ResNet(architecture).eval(), preprocessing.mean, preprocessing.std), RANDOM
+    return Classifier(ResNet(architecture).eval(), preprocessing), RANDOM
 
 
 if __name__ == "__main__":

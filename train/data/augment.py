@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from resdeploy.images.decode import read_rgb
-from resdeploy.images.preprocessing import Box, UInt8Array, crop_and_resize
+from resdeploy.images.preprocessing import Preprocessing, UInt8Array
+from resdeploy.images.resampling import Box, scale_box
 from resdeploy.train.data.randaugment import distort
 
 # Shorter side of the paper's images, relative to the crop of 224 pixels.
@@ -45,9 +46,14 @@ class Augmentation:
 
 
 def augment(
-    source: Path | bytes, size: int, augmentation: Augmentation, generator: np.random.Generator
+    source: Path | bytes,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    generator: np.random.Generator,
 ) -> UInt8Array:
-    """Return a random crop of an image file, with the distortions: uint8 (size, size, 3).
+    """Return a random crop of an image file, with the distortions: uint8 (H, W, 3).
+
+    It has the size and the interpolation of the pre-processing; aspect ratios are relative to it.
 
     A JPEG file is decoded at the lowest resolution that the crop needs.
 
@@ -55,36 +61,44 @@ def augment(
         ImageError: The file cannot be decoded.
     """
     draws = generator.random(4)
-    box = _area_box if augmentation.crop == "area" else _scale_box
+    choose_box = _area_box if augmentation.crop == "area" else _scale_box
+    size = preprocessing.size
+    aspect = size[1] / size[0]
 
     def shrink(width: int, height: int) -> float:
-        left, upper, right, lower = box((width, height), augmentation, draws)
-        return min(right - left, lower - upper) / size
+        left, upper, right, lower = choose_box((width, height), aspect, augmentation, draws)
+        return min((right - left) / size[1], (lower - upper) / size[0])
 
     picture = read_rgb(source, shrink)
     # The crop depends on the shape of the image, but not on its resolution.
-    pixels = crop_and_resize(picture, box(picture.size, augmentation, draws), size)
+    box = choose_box(picture.size, aspect, augmentation, draws)
+    pixels = scale_box(picture, box, size, preprocessing)
     if augmentation.randaugment:
         pixels = distort(pixels, augmentation.randaugment, generator)
     return pixels
 
 
-def _area_box(shape: tuple[int, int], augmentation: Augmentation, draws: Draws) -> Box:
+def _area_box(
+    shape: tuple[int, int], aspect: float, augmentation: Augmentation, draws: Draws
+) -> Box:
     width, height = shape
     least = augmentation.min_area
     area = (least + draws[0] * (1 - least)) * width * height
     # A crop of nearly the whole image leaves little room for other aspect ratios. The ratio is
     # log-uniform, so that wide and high crops are equally likely.
-    ratio = min(4 / 3, 1 / least) ** (2 * draws[1] - 1)
+    ratio = aspect * min(4 / 3, 1 / least) ** (2 * draws[1] - 1)
     crop_width = min(width, math.sqrt(area * ratio))
     crop_height = min(height, math.sqrt(area / ratio))
     return _placed(shape, crop_width, crop_height, draws)
 
 
-def _scale_box(shape: tuple[int, int], augmentation: Augmentation, draws: Draws) -> Box:
+def _scale_box(
+    shape: tuple[int, int], aspect: float, augmentation: Augmentation, draws: Draws
+) -> Box:
     smallest, largest = SCALES
-    side = min(shape) / (smallest + draws[0] * (largest - smallest))
-    return _placed(shape, side, side, draws)
+    width, height = shape
+    crop_height = min(height, width / aspect) / (smallest + draws[0] * (largest - smallest))
+    return _placed(shape, crop_height * aspect, crop_height, draws)
 
 
 def _placed(shape: tuple[int, int], width: float, height: float, draws: Draws) -> Box:

@@ -25,7 +25,8 @@ from resdeploy.images.class_folders import (
     read_image_folder,
     split_folder,
 )
-from resdeploy.images.preprocessing import Preprocessing, UInt8Array, load_image
+from resdeploy.images.loading import load_image
+from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.images.skipped import reason_of
 from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.data.shards import ImageFile, find_shards, image_content, read_shards
@@ -143,8 +144,7 @@ class EpochImages(Dataset[Sample]):
                 return Sample(load_image(source, self.preprocessing), label, position)
             generator = np.random.default_rng([self.seed, self.epoch, position])
             mirrored = self.augmentation.flip and generator.random() < 0.5
-            size = self.preprocessing.image_size
-            pixels = augment(source, size, self.augmentation, generator)
+            pixels = augment(source, self.preprocessing, self.augmentation, generator)
             return Sample(pixels, label, position, mirrored)
         except ImageError as error:
             return Sample(None, label, position, error=reason_of(error, file))

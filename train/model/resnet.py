@@ -6,6 +6,7 @@ K classes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -13,10 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resdeploy.errors import CheckpointError
+from resdeploy.images.preprocessing import Channels, Preprocessing
+from resdeploy.tables import plural
 from resdeploy.train.model.architecture import Architecture, BlockType, Pooling, Shortcut, Stem
 from resdeploy.train.model.padding_skipping_conv import TrimmedConv2d
 
 EXPANSION = 4  # outputs of a bottleneck, as a multiple of its stage's width
+# Weights of R, G and B in a grey pixel, times 65536: ITU-R BT.601, rounded as in Pillow's
+# convert("L") (src/libImaging/Convert.c).
+LUMA = (19595, 38470, 7471)
 
 
 class Block(nn.Module):
@@ -189,22 +196,44 @@ def normed_convolutions(
 
 
 class Normalize(nn.Module):
-    """The normalisation (pixels / 255 - mean) / std: uint8 (N, H, W, 3) -> float32 (N, 3, H, W)."""
+    """The channels of the network, (values - mean) / std: uint8 RGB (N, H, W, 3) -> (N, C, H, W).
+
+    The values are the pixels, divided by 255 if `value_range` is 1.
+    """
 
     scale: Tensor
     shift: Tensor
+    luma: Tensor
+    rounding: Tensor
+    unit: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        exact_mean, exact_std = (torch.tensor(x, dtype=torch.float64) for x in (mean, std))
+        self.channels = preprocessing.channels
+        mean, std = (
+            torch.tensor(x, dtype=torch.float64) for x in (preprocessing.mean, preprocessing.std)
+        )
         # One multiplication and one addition, whose constants are rounded to float32 only once.
-        scale, shift = 1 / (255 * exact_std), -exact_mean / exact_std
-        self.register_buffer("scale", scale.float().view(1, 3, 1, 1))
-        self.register_buffer("shift", shift.float().view(1, 3, 1, 1))
+        scale, shift = 1 / (255 // preprocessing.value_range * std), -mean / std
+        self.register_buffer("scale", scale.float().view(1, -1, 1, 1))
+        self.register_buffer("shift", shift.float().view(1, -1, 1, 1))
+        if self.channels is Channels.GRAY:
+            # The sum of the products has the unit 1/65536; adding the half rounds to the nearest.
+            for name, numbers in (("luma", LUMA), ("rounding", (1 << 15,)), ("unit", (1 << 16,))):
+                constant = torch.tensor(numbers, dtype=torch.int32).view(1, -1, 1, 1)
+                self.register_buffer(name, constant)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *, contiguous: bool = True) -> Tensor:
+        if self.channels is Channels.GRAY:
+            # In integers, because engines may compute floats with fewer bits than the sum has.
+            weighted = images.int().permute(0, 3, 1, 2) * self.luma
+            total = weighted.sum(1, keepdim=True, dtype=torch.int32) + self.rounding
+            pixels = torch.div(total, self.unit, rounding_mode="trunc").float()
+        else:
+            images = images.flip(3) if self.channels is Channels.BGR else images
+            pixels = images.float().permute(0, 3, 1, 2)
         # Without contiguous(), PyTorch's convolutions take 1.6 times as long on CPUs.
-        pixels = images.float().permute(0, 3, 1, 2).contiguous()
+        pixels = pixels.contiguous() if contiguous else pixels
         return pixels * self.scale + self.shift
 
 
@@ -214,11 +243,40 @@ class Classifier(nn.Module):
     The normalisation is part of the model, so that it is the same in training and deployment.
     """
 
-    def __init__(self, network: ResNet, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, network: ResNet, preprocessing: Preprocessing) -> None:
+        """Combine both.
+
+        Raises:
+            CheckpointError: They have different numbers of channels.
+        """
         super().__init__()
-        self.normalize = Normalize(mean, std)
+        taken, given = network.architecture.input_channels, len(preprocessing.mean)
+        if taken != given:
+            raise CheckpointError(
+                f"the network takes images of {plural(taken, 'channel')}, but the "
+                f"pre-processing gives {given}: {preprocessing.channels.value}",
+                f"set --channels {'gray' if taken == 1 else 'rgb'}",
+            )
+        self.normalize = Normalize(preprocessing)
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(self.normalize(images))
         return logits
+
+
+def with_rgb_weights(classifier: Classifier) -> Classifier:
+    """Return `classifier`, or a copy for BGR whose first convolution takes the channels as RGB."""
+    if classifier.normalize.channels is not Channels.BGR:
+        return classifier
+    swapped = copy.deepcopy(classifier)
+    swapped.normalize.channels = Channels.RGB
+    for buffer in swapped.normalize.buffers():
+        buffer.copy_(buffer.flip(1))
+    weight = first_convolution(swapped.network).weight
+    weight.data = weight.data.flip(1).contiguous()
+    return swapped
+
+
+def first_convolution(network: nn.Module) -> nn.Conv2d:
+    return next(module for module in network.modules() if isinstance(module, nn.Conv2d))

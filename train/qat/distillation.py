@@ -26,7 +26,7 @@ class Teacher(nn.Module):
         which is more accurate if mirroring does not change the class.
         """
         super().__init__()
-        self._classifier = Classifier(network, preprocessing.mean, preprocessing.std)
+        self._classifier = Classifier(network, preprocessing)
         self._classifier.eval().requires_grad_(False)
         self._average_mirrored = average_mirrored
 

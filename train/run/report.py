@@ -14,7 +14,8 @@ from PIL import Image
 
 from resdeploy.filesystem import write_file
 from resdeploy.images.class_folders import LabelledImages
-from resdeploy.images.preprocessing import Preprocessing, load_image
+from resdeploy.images.loading import load_image
+from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.pages.template import render_page
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile, TarMember, image_content

@@ -7,12 +7,15 @@ import warnings
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from PIL import Image
 
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import ExportError
+from resdeploy.export.graph.coverage import coverage
 from resdeploy.export.graph.to_onnx import (
     IR_VERSION,
     OPSET,
@@ -21,10 +24,11 @@ from resdeploy.export.graph.to_onnx import (
     to_onnx,
     with_outputs,
 )
+from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import run_batches
 from resdeploy.train.model.architecture import Architecture, Shortcut
-from tests.export.conftest import Exported
+from tests.export.conftest import Exported, export_network
 from tests.samples import TINY, make_classifier
 
 # Required absolute accuracy for logits within +-10; the measured error is at most 1e-5.
@@ -91,6 +95,60 @@ def test_logits_of_onnxs_reference_evaluator_match_pytorch() -> None:
     np.testing.assert_allclose(
         np.asarray(logits), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
     )
+
+
+# Channels
+
+BGR = Preprocessing(
+    image_size=(32, 48), channels=Channels.BGR, value_range=255, mean=(103.0, 116.0, 123.0),
+    std=(57.0, 58.0, 59.0),
+)  # fmt: skip
+GRAY = Preprocessing(image_size=(32, 48), channels=Channels.GRAY, mean=(0.5,), std=(0.25,))
+FLOAT = ("fp32", "fp16")
+
+
+@pytest.fixture(scope="module", params=[BGR, GRAY], ids=["bgr", "gray"])
+def other(request: pytest.FixtureRequest) -> Exported:
+    prep = request.param
+    architecture = Architecture(classes=5, blocks=(1, 1, 1, 1), input_channels=len(prep.mean))
+    return export_network(make_classifier(architecture, preprocessing=prep), prep.image_size)
+
+
+@pytest.mark.parametrize("graph", [*FLOAT, Encoding.TENSORRT, Encoding.CPU, Encoding.DLA])
+def test_every_graph_takes_rgb_pixels_and_converts_their_channels(
+    other: Exported, graph: str
+) -> None:
+    expected = other.pytorch(other.images)
+    encoding = Encoding.FLOAT if graph in FLOAT else Encoding(graph)
+    model = {"fp32": other.model, "fp16": other.half()}.get(graph) or other.quantised(encoding)
+    logits = OnnxRuntimeCpu(to_bytes(model), encoding).run(other.images)
+    assert coverage(model.graph, encoding).int8_convs == (0 if graph in FLOAT else 12)
+    # FP32 rounds at 1e-7, FP16 at 5e-4, INT8 at 4e-3 of each tensor's range; wrong channels change
+    # the logits by half of their range.
+    tolerance = {"fp32": 1e-5, "fp16": 3e-3}.get(graph, 0.1)
+    assert np.abs(logits - expected).max() < tolerance * np.abs(expected).max()
+
+
+def test_bgr_needs_no_operators() -> None:
+    bgr, rgb = (
+        [node.op_type for node in to_onnx(make_classifier(preprocessing=prep), 32).graph]
+        for prep in (BGR, None)
+    )
+    assert bgr == rgb
+
+
+def test_grey_in_onnx_runtime_is_exactly_that_of_pillow() -> None:
+    architecture = Architecture(classes=3, blocks=(1, 1, 1, 1), input_channels=1)
+    unscaled = Preprocessing(
+        image_size=(64, 1024), channels=Channels.GRAY, value_range=255, mean=(0.0,), std=(1.0,)
+    )
+    model = to_onnx(make_classifier(architecture, preprocessing=unscaled), unscaled.image_size)
+    session = onnxruntime.InferenceSession(with_outputs(model, ["normalize.add_2"]))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 1024, 3), dtype=np.uint8)
+    pixels[0] = np.arange(256, dtype=np.uint8).repeat(256).reshape(64, 1024, 1)
+    (grey,) = session.run(["normalize.add_2"], {"images": pixels})
+    expected = [np.array(Image.fromarray(image).convert("L")) for image in pixels]
+    np.testing.assert_array_equal(grey[:, 0], np.stack(expected))
 
 
 # The file

@@ -40,7 +40,7 @@ def source(tiny_checkpoint: Path, image_data: Path) -> Source:
 @pytest.fixture(scope="module")
 def model(source: Source) -> ir.Model:
     prep = source.preprocessing
-    classifier = Classifier(source.checkpoint.network(), prep.mean, prep.std)
+    classifier = Classifier(source.checkpoint.network(), prep)
     return to_onnx(classifier, SIZE)
 
 

@@ -20,7 +20,8 @@ from resdeploy.export.quantization.recipe import encode_recipes
 from resdeploy.export.quantization.result import Calibration, with_dla
 from resdeploy.export.quantization.simulate import batch_size
 from resdeploy.images.folder import find_images
-from resdeploy.images.preprocessing import image_digest, load_image
+from resdeploy.images.loading import load_image
+from resdeploy.images.preprocessing import image_digest
 from resdeploy.progress import silent
 from tests.samples import CLASSES, SIZE, make_classifier
 

@@ -60,7 +60,7 @@ def test_the_export_takes_the_learned_ranges_and_gives_the_same_logits(
     learned = source.checkpoint.learned_ranges
     assert learned
     pre = source.preprocessing
-    classifier = Classifier(source.checkpoint.network(), pre.mean, pre.std)
+    classifier = Classifier(source.checkpoint.network(), pre)
     model = to_onnx(classifier, SIZE)
     calibration = calibrate(
         model, source, calibrator="max", images=40, seed=0, golden_digests=(), progress=silent

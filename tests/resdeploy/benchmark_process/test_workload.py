@@ -19,7 +19,8 @@ from resdeploy.benchmark_process.workload import (
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import DataError
-from resdeploy.images.preprocessing import UInt8Array, load_image
+from resdeploy.images.loading import load_image
+from resdeploy.images.preprocessing import UInt8Array
 
 
 class Recorder:

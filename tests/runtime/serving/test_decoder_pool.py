@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resdeploy.images.preprocessing import Preprocessing, load_image
+from resdeploy.images.loading import load_image
+from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.runtime.serving import decoder_pool
 from resdeploy.runtime.serving.decoder_pool import Decoder
 from resdeploy.runtime.serving.request_errors import DeadlineExceeded, QueueFull, RequestError

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resdeploy.images.decode import read_rgb
+from resdeploy.images.preprocessing import ImageSize, Preprocessing
 from resdeploy.train.data.augment import SCALES, Augmentation, augment
 from resdeploy.train.data.mixing import mix_batch
 from resdeploy.train.data.randaugment import DISTORTIONS, distort
@@ -24,6 +25,10 @@ def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def size(image_size: ImageSize) -> Preprocessing:
+    return Preprocessing(image_size=image_size)
+
+
 def extent_of_crop(picture: Image.Image, crop: str, seed: int) -> tuple[float, float]:
     """Return the fractions of the width and height in a crop, from pixels that encode them."""
     width, height = picture.size
@@ -31,7 +36,9 @@ def extent_of_crop(picture: Image.Image, crop: str, seed: int) -> tuple[float, f
     rows = np.linspace(0, 255, height)[:, np.newaxis] * np.ones((1, width))
     gradient = Image.fromarray(np.stack([columns, rows, columns], axis=2).astype(np.uint8))
     settings = Augmentation(flip=False, min_area=0.1, crop=crop)
-    pixels = augment(encoded(gradient), 64, settings, np.random.default_rng(seed)).astype(float)
+    pixels = augment(encoded(gradient), size(64), settings, np.random.default_rng(seed)).astype(
+        float
+    )
     across, down = (float(np.ptp(pixels[..., axis])) / 255 for axis in (0, 1))
     return across, down
 
@@ -49,7 +56,9 @@ def test_the_scale_crop_is_a_square(seed: int) -> None:
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 2**32))
 def test_any_image_gives_the_requested_size(crop: str, width: int, height: int, seed: int) -> None:
     settings = Augmentation(flip=True, min_area=0.08, crop=crop, randaugment=15)
-    pixels = augment(encoded(photograph(width, height)), 24, settings, np.random.default_rng(seed))
+    pixels = augment(
+        encoded(photograph(width, height)), size(24), settings, np.random.default_rng(seed)
+    )
     assert pixels.shape == (24, 24, 3)
     assert pixels.dtype == np.uint8
 
@@ -62,7 +71,7 @@ def test_crops_stay_inside_the_image(
 ) -> None:
     image = encoded(Image.new("RGB", (width, height), (9, 99, 199)))
     result = augment(
-        image, 16, Augmentation(flip=flip, min_area=min_area), np.random.default_rng(seed)
+        image, size(16), Augmentation(flip=flip, min_area=min_area), np.random.default_rng(seed)
     )
     assert result.shape == (16, 16, 3)
     assert result.dtype == np.uint8
@@ -73,9 +82,24 @@ def test_crops_stay_inside_the_image(
 def test_a_crop_of_the_whole_area_is_the_image() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
     same = augment(
-        encoded(image), 16, Augmentation(flip=False, min_area=1.0), np.random.default_rng(0)
+        encoded(image), size(16), Augmentation(flip=False, min_area=1.0), np.random.default_rng(0)
     )
     np.testing.assert_array_equal(same, np.array(image))
+
+
+@pytest.mark.parametrize("crop", ["area", "scale"])
+def test_a_rectangle_keeps_the_proportions_on_average(crop: str) -> None:
+    rows, columns = np.mgrid[0:200, 0:400]
+    picture = encoded(Image.fromarray(np.stack([rows, columns // 2, rows], 2).astype(np.uint8)))
+    settings = Augmentation(flip=False, min_area=0.3, crop=crop)
+    ratios = []
+    for seed in range(40):
+        pixels = augment(picture, size((30, 60)), settings, np.random.default_rng(seed))
+        assert pixels.shape == (30, 60, 3)
+        down, across = np.ptp(pixels[..., 0].astype(float)), np.ptp(pixels[..., 1].astype(float))
+        ratios.append(np.log(across / down))
+    # Both gradients have 200 steps. 40 log-ratios of up to log(4/3) have a standard error of 0.03.
+    assert abs(np.mean(ratios)) < 0.1
 
 
 @pytest.mark.parametrize("area", [0.0, -1.0, 1.5])
@@ -98,7 +122,10 @@ def test_a_jpeg_decoded_at_a_lower_resolution_looks_the_same(
     settings = Augmentation(flip=False, min_area=0.3, crop=crop)
     small, whole = (
         augment(
-            encoded(image, format, exif=exif, **options), 48, settings, np.random.default_rng(seed)
+            encoded(image, format, exif=exif, **options),
+            size(48),
+            settings,
+            np.random.default_rng(seed),
         ).astype(int)
         for format, options in (("JPEG", {"quality": 95, "subsampling": 0}), ("PNG", {}))
     )

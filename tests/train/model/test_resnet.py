@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from resdeploy.errors import CheckpointError
+from resdeploy.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Channels, Preprocessing
 from resdeploy.train.model.architecture import (
     ARCHITECTURES,
     Architecture,
@@ -21,7 +25,7 @@ from resdeploy.train.model.architecture import (
     Stem,
 )
 from resdeploy.train.model.resnet import Normalize, ResNet
-from tests.samples import make_classifier, randomise_batch_norms
+from tests.samples import TINY, make_classifier, randomise_batch_norms
 
 RESNET34 = Architecture(classes=1000)
 BOTTLENECKS = Architecture(classes=10, blocks=(2, 1, 1, 1), block=BlockType.BOTTLENECK)
@@ -349,11 +353,45 @@ def test_normalisation_equals_that_of_torchvision() -> None:
         torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD)
     )
     exact = (images.permute(0, 3, 1, 2).double() / 255 - mean) / std
-    ours = Normalize(IMAGENET_MEAN, IMAGENET_STD)(images)
+    ours = Normalize(Preprocessing(image_size=16))(images)
     # Two roundings of numbers below 3 give an error of a few times 2^-24.
     torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-6)
     assert ours.dtype == torch.float32
     assert ours.is_contiguous()
+
+
+def test_bgr_of_0_to_255_equals_opencvs_usual_normalisation() -> None:
+    images = torch.randint(0, 256, (2, 5, 6, 3), dtype=torch.uint8)
+    prep = Preprocessing(
+        image_size=(5, 6), channels=Channels.BGR, value_range=255, mean=(103.5, 116.3, 123.7),
+        std=(57.4, 57.1, 58.4),
+    )  # fmt: skip
+    bgr = images.numpy()[..., ::-1].astype(np.float64)
+    expected = ((bgr - prep.mean) / prep.std).transpose(0, 3, 1, 2)
+    # Two roundings of numbers below 5 give an error of a few times 2^-23.
+    np.testing.assert_allclose(Normalize(prep)(images).numpy(), expected, rtol=0, atol=2e-6)
+
+
+def test_grey_is_that_of_pillow_before_the_normalisation() -> None:
+    images = torch.randint(0, 256, (2, 50, 60, 3), dtype=torch.uint8)
+    prep = Preprocessing(image_size=(50, 60), channels=Channels.GRAY, mean=(0.4,), std=(0.2,))
+    grey = np.stack([np.array(Image.fromarray(image.numpy()).convert("L")) for image in images])
+    expected = (grey[:, np.newaxis].astype(np.float64) / 255 - 0.4) / 0.2
+    # Two roundings of numbers below 5 give an error of a few times 2^-23.
+    np.testing.assert_allclose(Normalize(prep)(images).numpy(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("channels", "taken", "hint"), [("gray", 3, "--channels rgb"), ("rgb", 1, "--channels gray")]
+)
+def test_refuses_another_number_of_channels(channels: str, taken: int, hint: str) -> None:
+    given = 1 if channels == "gray" else 3
+    prep = Preprocessing(
+        image_size=32, channels=Channels(channels), mean=(0.5,) * given, std=(0.5,) * given
+    )
+    with pytest.raises(CheckpointError, match=f"takes images of {taken} channel") as caught:
+        make_classifier(dataclasses.replace(TINY, input_channels=taken), preprocessing=prep)
+    assert hint in str(caught.value.hint)
 
 
 @torch.inference_mode()
