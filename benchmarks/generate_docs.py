@@ -24,6 +24,7 @@ from benchmarks.results import (
 )
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.filesystem import write_file
+from resdeploy.images.preprocessing import size_text
 from resdeploy.json_documents import parse, read_json
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK
 from resdeploy.result_files.benchmark import Benchmark
@@ -73,8 +74,9 @@ def benchmark_table(documents: Sequence[Benchmark]) -> PerformanceTable:
     first = documents[0].environment
     return PerformanceTable(
         title=f"Latency on {first.device.cpu or first.device.architecture}",
-        text=f"`python -m benchmarks.latency`: {first.model} at {first.image_size} pixels, batch "
-        f"{documents[0].results[0].batch}. Every contender has its own process; all take turns. "
+        text=f"`python -m benchmarks.latency`: {first.model} at {size_text(first.image_size)} "
+        f"pixels, batch {documents[0].results[0].batch}. Every contender has its own process; all "
+        "take turns. "
         "Speed-ups are against PyTorch eager. On a CPU, float16 is computed in float32.",
         table=markdown_table([*head, *(["share of the limit"] if has_limit else [])], rows),
         origin=origin([document.environment for document in documents]),
@@ -87,7 +89,7 @@ def training_table(documents: Sequence[Training]) -> PerformanceTable:
     first = documents[0]
     return PerformanceTable(
         title="Training",
-        text=f"`python -m benchmarks.training`: {first.image_size} pixels, batch "
+        text=f"`python -m benchmarks.training`: {size_text(first.image_size)} pixels, batch "
         f"{first.batch_size}. The reference is a plain FP32 loop with DataLoader and Pillow; all "
         "loops take turns.",
         table=markdown_table(TRAINING_HEAD, rows),

@@ -171,6 +171,7 @@ def write_other_files(
     manifest = Manifest(
         model=model,
         preprocessing=source.preprocessing,
+        preprocessing_origins=source.choice.origins,
         artifacts=tuple(artifacts),
         files={},
         calibration=recorded,

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from resdeploy.errors import CheckpointError, DataError, ExportError, ImageError
+from resdeploy.export.source_preprocessing import choose_source_preprocessing
 from resdeploy.images.class_folders import label_images, match_labels, read_labels, split_folder
 from resdeploy.images.class_mapping import default_labels
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
-from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.preprocessing import ImageSize, Preprocessing
+from resdeploy.images.preprocessing_choice import ASSUMED, ChosenPreprocessing
+from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
+from resdeploy.progress import Progress, silent
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
 from resdeploy.train.checkpoint.stated import first_difference
@@ -24,7 +28,6 @@ from resdeploy.train.run.folder import LATEST
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_IMAGE_SIZE = 224  # in pixels
 CHECKED_IMAGES = 8  # number of images whose size is compared with an assumed input size
 
 
@@ -47,10 +50,15 @@ class Source:
 
     checkpoint: Checkpoint
     labels: tuple[str, ...]
-    preprocessing: Preprocessing
+    choice: ChosenPreprocessing
     pools: ImagePools
     classes: Mapping[Path, int] = field(default_factory=dict)
     """Class of each image in a class folder, as far as known."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Settings that convert a picture to the network's input."""
+        return self.choice.preprocessing
 
     @property
     def name(self) -> str:
@@ -68,19 +76,30 @@ class Source:
 def read_source(
     path: Path,
     *,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
+    stated: PreprocessingSettings = NOTHING_STATED,
+    preprocessing_file: Path | None = None,
+    data: Path | None = None,
     labels: Path | None = None,
     calibration_data: Path | None = None,
     weights: Weights = Weights.AUTO,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Source:
     """Load a checkpoint, and choose defaults for everything that it does not contain.
 
     Args:
         path: A run folder, or a file or folder of weights.
-        image_size: Side of the input in pixels; by default, that of the run or, if unknown, 224.
+        image_size: Size of the input in pixels.
+        stated: Other settings of the pre-processing that options state; see
+            `choose_source_preprocessing` for the rest.
+        preprocessing_file: A file that states the pre-processing, or `auto`.
+        data: With `auto`, a folder of labelled images.
         labels: A text file with one class name per line; by default, the names in the checkpoint,
             or `class 0`, `class 1` and so on if it has none.
         calibration_data: A folder of images; by default, the training images of the run.
+        seed: Seed of the choice of images with `auto`.
+        progress: Progress of the search with `auto`.
         weights: The weights to take if there is a moving average of them, too.
 
     Raises:
@@ -97,34 +116,40 @@ def read_source(
     # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
     checkpoint = load_checkpoint(path.resolve() if path.is_symlink() else path, weights)
     pools = _find_images(checkpoint.data, calibration_data)
-    preprocessing = checkpoint.preprocessing
-    if preprocessing is None and image_size is None:
-        _check_default_size(checkpoint.path, pools)
-    if preprocessing is None or image_size not in (None, preprocessing.image_size):
-        preprocessing = Preprocessing.standard(image_size or DEFAULT_IMAGE_SIZE)
     checkpoint, names = _name_classes(checkpoint, labels)
     for note in checkpoint.notes:
         logger.warning("%s: %s", checkpoint.path, note)
+    choice = choose_source_preprocessing(
+        checkpoint,
+        replace(stated, image_size=image_size),
+        preprocessing_file,
+        names,
+        data,
+        seed=seed,
+        progress=progress,
+    )
+    if choice.origins["image_size"] == ASSUMED:
+        _check_default_size(checkpoint.path, choice.preprocessing, pools)
     return Source(
         checkpoint=checkpoint,
         labels=names,
-        preprocessing=preprocessing,
+        choice=choice,
         pools=pools,
         classes=_find_classes(pools, names, str(path)),
     )
 
 
-def _check_default_size(path: Path, pools: ImagePools) -> None:
-    """Log a warning if the images are at most half as large as the default input size."""
-    sides = []
+def _check_default_size(path: Path, preprocessing: Preprocessing, pools: ImagePools) -> None:
+    """Log a warning if the images are at most half as large as the assumed input size."""
+    assumed, sides = max(preprocessing.size), []
     for image in pools.calibration[:CHECKED_IMAGES]:
         with suppress(ImageError):
             sides.append(max(read_rgb(image).size))
-    if sides and 2 * max(sides) <= DEFAULT_IMAGE_SIZE:
+    if sides and 2 * max(sides) <= assumed:
         logger.warning(
             "%s does not contain the image size of the training; using %d pixels, but the images "
             "have only %d: set the right size with --image-size",
-            path, DEFAULT_IMAGE_SIZE, max(sides),
+            path, assumed, max(sides),
         )  # fmt: skip
 
 

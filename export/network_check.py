@@ -21,7 +21,7 @@ from resdeploy.calibration.image_set import draw
 from resdeploy.errors import DataError, ImageError
 from resdeploy.export.inputs import Source
 from resdeploy.images.loading import load_image
-from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import UInt8Array, pixel_count
 from resdeploy.label_check import refuse_wrong_labels
 from resdeploy.statistics import IntArray
 from resdeploy.train.model.resnet import Classifier
@@ -80,8 +80,8 @@ def _median(values: Tensor) -> float:
 
 def check_network(classifier: Classifier, source: Source, seed: int) -> NetworkCheck | None:
     """Run the network in PyTorch on calibration images; return None if none can be read."""
-    size = source.preprocessing.image_size
-    wanted = int(np.clip(CHECKED_PIXELS // size**2, MIN_IMAGES, MAX_IMAGES))
+    pixels_each = pixel_count(source.preprocessing.image_size)
+    wanted = int(np.clip(CHECKED_PIXELS // pixels_each, MIN_IMAGES, MAX_IMAGES))
     paths, pixels = list[Path](), list[UInt8Array]()
     for path in draw(source.pools.calibration, seed):
         with suppress(ImageError):  # the selection of calibration images reports it
@@ -105,7 +105,7 @@ def measure_shift(
     """Return the shift of the batch norms on images (N, H, W, 3), and the logits (N, K)."""
     classifier = classifier.float().cpu().eval()
     inputs = {name: (norm, _NormInput()) for name, norm in _norms_with_statistics(classifier)}
-    batch = int(np.clip(BATCH_PIXELS // images.shape[1] ** 2, 1, MAX_BATCH))
+    batch = int(np.clip(BATCH_PIXELS // pixel_count(images.shape[1:3]), 1, MAX_BATCH))
     with ExitStack() as hooks:
         for norm, sums in inputs.values():
             hooks.callback(norm.register_forward_pre_hook(sums).remove)

@@ -55,9 +55,11 @@ from resdeploy.export.quantization.held_out import (
 )
 from resdeploy.export.quantization.judge import Judgement, judge
 from resdeploy.export.quantization.result import Calibration, with_dla
+from resdeploy.export.source_preprocessing import preprocessing_warnings
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
-from resdeploy.images.preprocessing import image_digest
+from resdeploy.images.preprocessing import ImageSize, Preprocessing, image_digest, size_text
+from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.tensorrt.build import BuildReport, build, choose_flavour
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions
@@ -78,7 +80,12 @@ class ExportConfig:
     source: Path = LATEST
     weights: Weights = Weights.AUTO
     """Weights to take if the source has a moving average of them, too."""
-    image_size: int | None = None
+    image_size: ImageSize | None = None
+    stated: PreprocessingSettings = NOTHING_STATED
+    """Pre-processing that options state, besides the image size."""
+    preprocessing: Path | None = None
+    """File that states the pre-processing, or `auto` to find it out on the images in `data`."""
+    data: Path | None = None
     labels: Path | None = None
     calibration_data: Path | None = None
     golden_data: Path | None = None
@@ -119,6 +126,9 @@ class ExportResult:
     calibration: CalibrationRecord | None
     parity: dict[str, Parity]
     """Parity with PyTorch by the artifact's name."""
+    preprocessing: Preprocessing
+    preprocessing_origins: dict[str, str]
+    """Where each setting of the pre-processing comes from."""
     verdict: Verdict | None
     """Worst verdict of all targets; None without a target."""
     golden: GoldenRecord
@@ -153,8 +163,13 @@ def export(
         config.source,
         weights=config.weights,
         image_size=config.image_size,
+        stated=config.stated,
+        preprocessing_file=config.preprocessing,
+        data=config.data,
         labels=config.labels,
         calibration_data=config.calibration_data,
+        seed=config.seed,
+        progress=progress,
     )
     output = config.output or Path(f"{source.name}.bundle")
     refuse_existing(output, force=force, marker=MANIFEST)
@@ -173,9 +188,12 @@ def export(
     golden = make_golden(classifier, golden_images)
     check = check_network(classifier, source, config.seed)
     shift = check.shift if check else None
-    warnings = shift_warnings(check) + label_warnings(check, source, labels_are_used=config.int8)
+    warnings = preprocessing_warnings(source.choice) + shift_warnings(check)
+    warnings += label_warnings(check, source, labels_are_used=config.int8)
     logger.info(
-        "exporting %s at %d pixels", source.checkpoint.architecture.name, preprocessing.image_size
+        "exporting %s at %s pixels",
+        source.checkpoint.architecture.name,
+        size_text(preprocessing.image_size),
     )
     model = to_onnx(classifier, preprocessing.image_size)
     calibration, judgement = None, None
@@ -208,6 +226,8 @@ def export(
         artifacts=manifest.artifacts,
         calibration=calibration.record() if calibration else None,
         parity={artifact.name: artifact.parity for artifact in artifacts},
+        preprocessing=manifest.preprocessing,
+        preprocessing_origins=manifest.preprocessing_origins,
         verdict=worst_verdict(result.verdict for result in calibration.targets)
         if calibration is not None and calibration.targets
         else None,

@@ -46,11 +46,11 @@ class Model:
             ValueError: The dtype or the shape is not that of the model's input.
             BackendError: The engine failed.
         """
-        size = self.bundle.manifest.preprocessing.image_size
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
+        height, width = self.bundle.manifest.preprocessing.size
+        if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3) or not len(images):
             raise ValueError(
                 f"images are {images.dtype} {images.shape}; the model takes uint8 "
-                f"(N, {size}, {size}, 3) with N at least 1"
+                f"(N, {height}, {width}, 3) with N at least 1"
             )
         return self.backend.run(np.ascontiguousarray(images))
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.errors import TrainingError
-from resdeploy.json_documents import jsonable
+from resdeploy.images.preprocessing import ImageSize, Preprocessing, height_and_width
+from resdeploy.images.preprocessing_choice import StatedSettings, choose_preprocessing
+from resdeploy.images.preprocessing_files import read_preprocessing_file
+from resdeploy.images.preprocessing_settings import (
+    NOTHING_STATED,
+    PreprocessingSettings,
+    settings_of,
+)
+from resdeploy.json_documents import jsonable, parse
 from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.recipes import FINETUNE, QAT, QUICK, RECIPES
 
@@ -29,8 +37,10 @@ class TrainingConfig:
     data: str = DIGITS
     """Folder with `train/` and `val/`, or `digits`."""
     epochs: int = 13
-    image_size: int = 32
-    """Side of the network's input, in pixels."""
+    image_size: ImageSize = 32
+    """Side of the network's square input, or its height and width, in pixels."""
+    preprocessing: Preprocessing | None = None
+    """Pre-processing with this image size; None: `Preprocessing.standard`."""
     batch_size: int = 64
     """Images per step, summed over all processes."""
     lr: float = 0.05
@@ -91,12 +101,14 @@ class TrainingConfig:
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise _wrong_value(name, value, "a finite number")
-        minima = {"epochs": 1, "batch_size": 2, "accumulate": 1, "image_size": 8}
+        minima = {"epochs": 1, "batch_size": 2, "accumulate": 1}
         minima |= dict.fromkeys(("save_minutes", "mixup", "cutmix", "weight_decay", "seed"), 0)
         minima |= dict.fromkeys(("warmup_epochs", "workers"), 0)
         for name, least in minima.items():
             if values[name] is not None and values[name] < least:
                 raise _wrong_value(name, values[name], f"a number from {least}")
+        if min(height_and_width(self.image_size)) < 8:
+            raise _wrong_value("image_size", self.image_size, "a number from 8")
         if self.lr <= 0:
             raise _wrong_value("lr", self.lr, "a number above 0")
         limits = {"momentum": 1, "label_smoothing": 1, "ema": 1, "randaugment": 31}
@@ -147,12 +159,20 @@ class TrainingConfig:
         return dict(jsonable(self))
 
     @classmethod
-    def from_recipe(cls, name: str | None = None, **chosen: Any) -> TrainingConfig:
+    def from_recipe(
+        cls,
+        name: str | None = None,
+        stated: PreprocessingSettings = NOTHING_STATED,
+        file: Path | None = None,
+        **chosen: Any,
+    ) -> TrainingConfig:
         """Return the settings of a recipe, overridden by those in `chosen` that are not None.
 
         Without `name`, the recipe is `qat` with `qat`, `finetune` with `init`, otherwise `quick`.
+        The pre-processing is the standard one, overridden by `file`, and by what options stated.
 
         Raises:
+            DataError: The file cannot be read, or the pre-processing is not possible.
             SettingError: The recipe does not exist, or a setting is out of range.
         """
         chosen = {field: value for field, value in chosen.items() if value is not None}
@@ -161,7 +181,18 @@ class TrainingConfig:
             raise SettingError(f"there is no recipe {name!r}", f"choose from {', '.join(RECIPES)}")
         if "shortcut" in chosen:
             chosen["shortcut"] = Shortcut(chosen["shortcut"])
-        return cls(**{**RECIPES[name], **chosen, "recipe": name})
+        config = cls(**{**RECIPES[name], **chosen, "recipe": name})
+        if stated == NOTHING_STATED and file is None:
+            return config
+        sources = [StatedSettings(settings=stated, place="an option", is_option=True)]
+        if "image_size" in chosen:
+            sources[0] = replace(sources[0], settings=replace(stated, image_size=config.image_size))
+        if file is not None:
+            sources.append(StatedSettings(settings=read_preprocessing_file(file), place=file.name))
+        standard = settings_of(Preprocessing.standard(config.image_size))
+        sources.append(StatedSettings(settings=standard, place="the standard"))
+        found = choose_preprocessing(sources).preprocessing
+        return replace(config, image_size=found.image_size, preprocessing=found)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainingConfig:
@@ -170,8 +201,14 @@ class TrainingConfig:
         Raises:
             KeyError, TypeError, ValueError: `data` lacks a setting or holds a wrong one.
         """
-        shortcut = data["shortcut"]
-        return cls(**{**data, "shortcut": None if shortcut is None else Shortcut(shortcut)})
+        shortcut, found = data["shortcut"], data["preprocessing"]
+        return cls(
+            **{
+                **data,
+                "shortcut": None if shortcut is None else Shortcut(shortcut),
+                "preprocessing": None if found is None else parse(Preprocessing, found),
+            }
+        )
 
 
 def learning_rate(config: TrainingConfig, epochs_done: float) -> float:

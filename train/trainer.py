@@ -148,7 +148,7 @@ class _Trainer:
         self.folder = folder
         self.process = process
         self.progress = progress if process.is_main else silent
-        self.preprocessing = Preprocessing.standard(config.image_size)
+        self.preprocessing = config.preprocessing or Preprocessing.standard(config.image_size)
         self.augmentation = Augmentation(
             flip=self.config.flip is True,
             min_area=self.config.min_area or 1.0,
@@ -185,7 +185,7 @@ class _Trainer:
         self.quantized_inputs = start.quantized_inputs if start is not None else {}
         self.workers = affordable_workers(
             config.workers,
-            config.image_size,
+            self.preprocessing.image_size,
             images=(
                 -(-min(config.batch_size, len(self.splits.train.files)) // process.count),
                 min(VAL_BATCH, len(self.splits.val.files)),
@@ -213,7 +213,7 @@ class _Trainer:
         if not self.process.is_main:
             return
         state, weights = self.learner.state_bytes()
-        needed = state + weights + report_bytes(self.config.image_size)
+        needed = state + weights + report_bytes(self.preprocessing.image_size)
         if self.resumed:
             run_folder.remove_temporary_files(self.folder)
             check_space(self.folder, needed)

@@ -164,7 +164,7 @@ class MixedPrecisionEvaluator:
     def _run(self, images: UInt8Array, graph: ir.Model, encoding: Encoding) -> Float32Array | None:
         """Return the logits of `images`; None if there is no time for all of them."""
         logits = []
-        size, clock = batch_size(images.shape[1]), self.context.clock
+        size, clock = batch_size(images.shape[1:3]), self.context.clock
         with closing(open_graph(graph, encoding)) as backend:
             for first in range(0, len(images), size):
                 began = clock()

@@ -215,7 +215,7 @@ def _observe_parts(
     graph = with_outputs(model, tensors)
     found = []
     for part in parts:
-        size = batch_size(part.shape[1])
+        size = batch_size(part.shape[1:3])
         found.append(
             observe(graph, tensors, (part[i : i + size] for i in range(0, len(part), size)))
         )

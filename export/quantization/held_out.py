@@ -13,7 +13,7 @@ from resdeploy.calibration.image_set import CalibrationImages, draw
 from resdeploy.errors import CalibrationError
 from resdeploy.export.inputs import Source
 from resdeploy.export.quantization.simulate import batch_size
-from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import ImageSize, UInt8Array, pixel_count
 
 # The time for an image grows with its pixels, so there are fewer images if they are large.
 MAX_SEARCHED_IMAGES, MIN_SEARCHED_IMAGES = 2560, 256
@@ -70,12 +70,18 @@ class ImagePlan:
 
 
 def plan_images(
-    *, size: int, unused: int, calibrating: int, scoring: int, target: bool, needed: int | None
+    *,
+    size: ImageSize,
+    unused: int,
+    calibrating: int,
+    scoring: int,
+    target: bool,
+    needed: int | None,
 ) -> ImagePlan:
     """Divide the images of an export.
 
     Args:
-        size: Side of an image, in pixels.
+        size: Size of an image, in pixels.
         unused: Number of images that neither calibrate nor score and are not golden.
         calibrating: Number of calibration images.
         scoring: Number of images that score calibrators, on which a search may choose layers.
@@ -87,7 +93,9 @@ def plan_images(
         return ImagePlan(
             judged=judged, searched=0, cross_validated=min(calibrating, QUALITY_IMAGES - judged)
         )
-    searched = int(np.clip(SEARCHED_PIXELS // size**2, MIN_SEARCHED_IMAGES, MAX_SEARCHED_IMAGES))
+    searched = int(
+        np.clip(SEARCHED_PIXELS // pixel_count(size), MIN_SEARCHED_IMAGES, MAX_SEARCHED_IMAGES)
+    )
     enough = NEEDED_FACTOR * (needed or QUALITY_IMAGES)
     # Otherwise, the search gets as many images as the judgement.
     judged = min(max(searched, enough), (unused + scoring + 1) // 2, unused)
@@ -111,7 +119,6 @@ def draw_held_out_images(
     A network is more accurate on its training images, so they come last. `used` holds the sha256 of
     images that must not be drawn; those in `used_paths` are not even read. Possibly there are none.
     """
-    size = source.preprocessing.image_size
     image_set = CalibrationImages(
         source.preprocessing, wanted=wanted, excluded=used, purpose="held-out"
     )
@@ -123,7 +130,7 @@ def draw_held_out_images(
         if path not in known
     ]
     try:
-        batches = list(image_set.add(paths, batch_size(size)))
+        batches = list(image_set.add(paths, batch_size(source.preprocessing.image_size)))
     except CalibrationError:  # none is left
         batches = []
     return held_out_images(source, batches, image_set.paths, image_set.digests)
@@ -133,10 +140,10 @@ def held_out_images(
     source: Source, batches: Sequence[UInt8Array], paths: Sequence[Path], digests: Sequence[str]
 ) -> HeldOutImages:
     """Return batches of images with their classes."""
-    size = source.preprocessing.image_size
+    empty = np.empty((0, *source.preprocessing.size, 3), np.uint8)
     classes = source.classes_of(paths)
     return HeldOutImages(
-        images=np.concatenate([np.empty((0, size, size, 3), np.uint8), *batches]),
+        images=np.concatenate([empty, *batches]),
         classes=None if classes is None else np.array(classes, dtype=np.int64),
         digests=tuple(digests),
     )

@@ -22,7 +22,7 @@ from resdeploy.export.inputs import read_source
 from resdeploy.export.network_check import check_network, label_warnings, shift_warnings
 from resdeploy.export.quantization.calibrate import calibrate
 from resdeploy.export.quantization.recipe import QuantizationRecipe
-from resdeploy.images.preprocessing import Channels
+from resdeploy.images.preprocessing import Channels, size_text
 from resdeploy.progress import Progress, silent
 from resdeploy.train import trainer
 from resdeploy.train.config import DIGITS, TrainingConfig
@@ -64,8 +64,9 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
     known = source.checkpoint.preprocessing
     if known is not None and known.image_size != config.image_size:
         raise TrainingError(
-            f"{config.init} takes images of {known.image_size} pixels, not {config.image_size}",
-            f"add --image-size {known.image_size}",
+            f"{config.init} takes images of {size_text(known.image_size)} pixels, not "
+            f"{size_text(config.image_size)}",
+            f"add --image-size {size_text(known.image_size)}",
         )
     network = source.checkpoint.network()
     preprocessing = source.preprocessing

@@ -14,7 +14,7 @@ from resdeploy.bundle.manifest import Encoding
 from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.graph.qdq import Weights, insert_qdq
 from resdeploy.export.quantization.recipe import QuantizationRecipe
-from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import ImageSize, UInt8Array, pixel_count
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import run_batches
 
@@ -91,9 +91,9 @@ def open_graph(model: ir.Model, encoding: Encoding) -> OnnxRuntimeCpu:
 def run_graph(model: ir.Model, encoding: Encoding, images: UInt8Array) -> Float32Array:
     """Return the logits (N, K) of images (N, H, W, 3)."""
     with closing(open_graph(model, encoding)) as backend:
-        return run_batches(backend, images, batch_size(images.shape[1]))
+        return run_batches(backend, images, batch_size(images.shape[1:3]))
 
 
-def batch_size(image_size: int) -> int:
+def batch_size(image_size: ImageSize) -> int:
     """Return how many images of this size, in pixels, to run at once."""
-    return int(np.clip(PIXELS_PER_BATCH // image_size**2, 1, MAX_BATCH))
+    return int(np.clip(PIXELS_PER_BATCH // pixel_count(image_size), 1, MAX_BATCH))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from resdeploy.bundle.manifest import INPUT_NAME
+from resdeploy.images.preprocessing import ImageSize, height_and_width, size_text
 from resdeploy.runtime.backends.base import Batches
 
 PLANS = "build-plans.sh"
@@ -32,14 +33,14 @@ BUILD = """
 mv {partial} {plan}"""
 
 
-def plans_script(graphs: Mapping[Path, Path], size: int, batches: Batches) -> str:
-    """Return a shell script that builds plans for images of `size` by `size` pixels.
+def plans_script(graphs: Mapping[Path, Path], size: ImageSize, batches: Batches) -> str:
+    """Return a shell script that builds plans for images of this size in pixels.
 
     `graphs` holds the path of each plan by the path of its graph, relative to the repository.
     """
 
     def shape(batch: int) -> str:
-        return f"{INPUT_NAME}:{batch}x{size}x{size}x3"
+        return f"{INPUT_NAME}:{batch}x{size_text(height_and_width(size))}x3"
 
     return SCRIPT.format(
         builds="\n".join(

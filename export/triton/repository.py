@@ -16,6 +16,7 @@ from resdeploy.bundle.bundle import LABELS, Bundle
 from resdeploy.bundle.manifest import INPUT_NAME, MANIFEST, OUTPUT_NAME
 from resdeploy.export.triton.plans import PLANS, plans_script
 from resdeploy.filesystem import new_directory, refuse_existing, sha256
+from resdeploy.images.preprocessing import ImageSize, height_and_width
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.serving.config import ServeConfig
 
@@ -120,14 +121,14 @@ def refuse_repository(folder: Path, *, force: bool) -> None:
     refuse_existing(folder, force=force, marker=MARKER)
 
 
-def config_text(name: str, artifact: str, size: int, classes: int) -> str:
+def config_text(name: str, artifact: str, size: ImageSize, classes: int) -> str:
     """Return the content of `config.pbtxt`, a ModelConfig in protobuf's text format.
 
-    Batching, queue and timeout have the defaults of `resdeploy serve`. `size` is the side of the
+    Batching, queue and timeout have the defaults of `resdeploy serve`. `size` is that of the
     images in pixels.
     """
     settings, serving = SETTINGS[artifact], ServeConfig()
-    dims = f"{size}, {size}, 3"
+    dims = ", ".join(map(str, (*height_and_width(size), 3)))
     warm_ups = ",".join(
         f"""
   {{

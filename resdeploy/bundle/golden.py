@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import ImageSize, UInt8Array, height_and_width
 
 BIT_EXACT_PREFIX = "bit-exact-"  # followed by the name of an artifact
 MAX_GOLDEN_BYTES = 1 << 30
@@ -40,7 +40,7 @@ class Golden:
         return stream.getvalue()
 
 
-def read_golden(data: bytes, image_size: int, classes: int) -> Golden:
+def read_golden(data: bytes, image_size: ImageSize, classes: int) -> Golden:
     """Return the golden images from the content of a `golden.npz`.
 
     Raises:
@@ -58,7 +58,8 @@ def read_golden(data: bytes, image_size: int, classes: int) -> Golden:
             if name.startswith(BIT_EXACT_PREFIX)
         }
     count = len(images)
-    if images.dtype != np.uint8 or images.shape != (count, image_size, image_size, 3) or not count:
+    shape = (count, *height_and_width(image_size), 3)
+    if images.dtype != np.uint8 or images.shape != shape or not count:
         raise ValueError(f"its images are {images.dtype} {images.shape}")
     for array in (logits, *bit_exact.values()):
         if array.dtype != np.float32 or array.shape != (count, classes):

@@ -173,6 +173,8 @@ class Manifest:
     model: dict[str, Any]
     """Architecture, and origin of the weights."""
     preprocessing: Preprocessing
+    preprocessing_origins: dict[str, str]
+    """Where each setting comes from: an option, a file, the run, or `assumed`."""
     artifacts: tuple[Artifact, ...]
     files: dict[str, FileRecord]
     """Files that are no artifacts, by name."""
@@ -197,11 +199,11 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that `manifest.json` holds."""
-        size = self.preprocessing.image_size
         return {
             "schema": SCHEMA,
             "input": {
-                "name": INPUT_NAME, "dtype": "uint8", "shape": ["batch", size, size, 3],
+                "name": INPUT_NAME, "dtype": "uint8",
+                "shape": ["batch", *self.preprocessing.size, 3],
                 "layout": "NHWC", "colour": "RGB",
             },
             "output": {

@@ -11,6 +11,7 @@ from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.console import PATH, CommandResult, command
 from resdeploy.cli.options import FORCE, LONGEST_SECONDS, THREADS, FiniteRange
+from resdeploy.images.preprocessing import size_text
 from resdeploy.json_documents import write_document
 from resdeploy.tables import NONE, plural, table
 
@@ -138,9 +139,9 @@ def benchmark_text(result: Benchmark) -> str:
     return "\n".join(
         [
             table(list(columns), list(zip(*columns.values()))),
-            f"{environment.model} at {environment.image_size} pixels, {environment.mode}, "
-            f"batch {timings[0].batch}, {plural(timings[0].threads, 'thread')}, "
-            f"{environment.device.name}",
+            f"{environment.model} at {size_text(environment.image_size)} pixels, "
+            f"{environment.mode}, batch {timings[0].batch}, "
+            f"{plural(timings[0].threads, 'thread')}, {environment.device.name}",
             *_ceilings_lines(result),
             *(_stages_line(t) for t in timings if t.stages_ms),
             *(

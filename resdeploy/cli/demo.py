@@ -8,6 +8,7 @@ from resdeploy.bundle.manifest import graph_name
 from resdeploy.cli.console import CommandResult, command, exit_code
 from resdeploy.cli.options import FORCE
 from resdeploy.cli.predict import predictions_text
+from resdeploy.images.preprocessing import size_text
 from resdeploy.tables import NONE, plural, table
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def demo_text(result: DemoResult) -> str:
     return "\n".join(
         [
             table(head, rows),
-            f"{result.verification.images} held-out digits, {environment.image_size} pixels; "
+            f"{result.verification.images} held-out digits, "
+            f"{size_text(environment.image_size)} pixels; "
             f"latency at batch 1, {plural(baseline.threads, 'thread')}, {environment.device.name}; "
             "int8.onnx is for TensorRT and is not timed on a CPU",
             "",

@@ -12,6 +12,8 @@ from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.build import build_text
 from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, exit_code, reject_options
 from resdeploy.cli.options import FORCE, LONGEST_SECONDS, LONGEST_WAIT_MS, FiniteRange
+from resdeploy.cli.preprocessing_options import preprocessing_options, take_settings
+from resdeploy.images.preprocessing_choice import describe_choice
 from resdeploy.tables import table
 
 if TYPE_CHECKING:
@@ -97,11 +99,6 @@ if TYPE_CHECKING:
     "the repository.",
 )
 @option(
-    "--image-size",
-    type=IntRange(8, 1024),
-    help="Height and width of the input, in pixels.  [default: that of the run, or 224]",
-)
-@option(
     "--labels",
     type=PATH,
     help="Text file with one class name per line.  [default: the names in SOURCE]",
@@ -117,6 +114,13 @@ if TYPE_CHECKING:
     type=IntRange(0, 2**63 - 1),
     default=0,
     help="Seed of the choice of calibration and golden images.",
+)
+@preprocessing_options
+@option(
+    "--data",
+    type=PATH,
+    help="With --preprocessing auto: folder of labelled images on which the pre-processing is "
+    "found out, see `resdeploy preprocess`.",
 )
 @FORCE
 def export(
@@ -158,6 +162,7 @@ def export(
     from resdeploy.train.checkpoint.contents import Weights
 
     settings |= {"source": source, "output": output, "triton": triton, "seed": seed}
+    settings["stated"] = take_settings(settings)
     settings |= {"golden_data": golden_data, "weights": Weights(settings["weights"])}
     result = run_export(ExportConfig(**settings), force=force, progress=progress_bar)
     exit = exit_code(result.verdict) if result.verdict else ExitCode.OK
@@ -168,6 +173,7 @@ def export_text(result: ExportResult) -> str:
     """Return a table with a row per graph, warnings, the calibration and what else was written."""
     lines = [
         parity_table(result.artifacts),
+        f"pre-processing: {describe_choice(result.preprocessing, result.preprocessing_origins)}",
         *warning_lines(result.warnings),
         *shift_lines(result.batch_norm_shift),
         *calibration_lines(result.calibration),

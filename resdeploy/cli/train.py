@@ -10,6 +10,7 @@ from click import Choice, FloatRange, IntRange, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import FORCE
+from resdeploy.cli.preprocessing_options import preprocessing_options, take_settings
 from resdeploy.images.formats import passed_over_text
 from resdeploy.tables import plural
 from resdeploy.train.config import CROPS, SCHEDULES, TrainingConfig
@@ -32,7 +33,7 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
     "quick]",
 )
 @option("--epochs", type=IntRange(1), help="Number of passes over the training images.")
-@option("--image-size", type=IntRange(8, 1024), help="Height and width of the input, in pixels.")
+@preprocessing_options
 @option("--batch-size", type=IntRange(2), help="Number of images per optimiser step.")
 @option(
     "--lr",
@@ -138,7 +139,8 @@ def train(
             resume, settings["data"], workers=settings["workers"], progress=progress_bar
         )
     else:
-        config = TrainingConfig.from_recipe(recipe, **settings)
+        stated, file = take_settings(settings), settings.pop("preprocessing")
+        config = TrainingConfig.from_recipe(recipe, stated, file, **settings)
         run_training: Callable[..., TrainingResult] = trainer.train
         if config.qat:
             from resdeploy.export.quantization.qat_initialization import train_quantized

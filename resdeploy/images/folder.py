@@ -75,7 +75,7 @@ class ImageBatch:
     """Decoded images, and their positions in the list of paths."""
 
     images: UInt8Array
-    """Shape (N, image_size, image_size, 3)."""
+    """Shape (N, H, W, 3)."""
     positions: tuple[int, ...]
 
 

@@ -138,11 +138,6 @@ class Preprocessing:
         smooth = self.antialias and self.interpolation is not Interpolation.NEAREST
         return self.reducing_gap if smooth else None
 
-    @property
-    def pixels(self) -> int:
-        """Return the number of pixels of the network's input."""
-        return self.size[0] * self.size[1]
-
     @classmethod
     def standard(
         cls, image_size: ImageSize, *, reducing_gap: float | None = REDUCING_GAP
@@ -157,6 +152,16 @@ class Preprocessing:
 def height_and_width(size: ImageSize) -> tuple[int, int]:
     """Return height and width of a size that may be a single number."""
     return (size, size) if isinstance(size, int) else size
+
+
+def pixel_count(size: ImageSize) -> int:
+    """Return the number of pixels of an image of this size."""
+    return math.prod(height_and_width(size))
+
+
+def size_text(size: ImageSize | None) -> str:
+    """Return a size as text: `224`, or `192x224` for height and width."""
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
 
 
 def image_digest(image: UInt8Array) -> str:

@@ -6,9 +6,15 @@ sources are then combined in the order of their rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from resdeploy.images.preprocessing import Channels, CropOffset, Interpolation, ResizeMode
+from resdeploy.images.preprocessing import (
+    Channels,
+    CropOffset,
+    Interpolation,
+    Preprocessing,
+    ResizeMode,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,3 +39,14 @@ class PreprocessingSettings:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     reducing_gap: float | None = None
+
+
+NOTHING_STATED = PreprocessingSettings()
+
+
+def settings_of(preprocessing: Preprocessing) -> PreprocessingSettings:
+    """Return complete settings as those that one source states."""
+    values = {field.name: getattr(preprocessing, field.name) for field in fields(preprocessing)}
+    return PreprocessingSettings(
+        **values | {"resize": preprocessing.resize or values["image_size"]}
+    )

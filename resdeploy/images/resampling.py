@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +65,8 @@ def _pillow_filter(preprocessing: Preprocessing) -> Resampling:
     return Resampling[preprocessing.interpolation.name]
 
 
-class _Axis(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Axis:
     """Pixels `first` to `first + count` of a part that is scaled from `length` to `scaled`."""
 
     origin: float

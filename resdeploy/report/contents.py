@@ -15,6 +15,7 @@ from resdeploy.bundle.calibration_record import (
 )
 from resdeploy.bundle.manifest import Manifest, Quality
 from resdeploy.errors import BundleError
+from resdeploy.images.preprocessing_text import preprocessing_facts
 from resdeploy.json_documents import parse
 from resdeploy.pages.blocks import Block, Facts, Section, Table, Text
 from resdeploy.report.layers import layer_blocks
@@ -128,22 +129,14 @@ def _parity(manifest: Manifest) -> Table:
 
 
 def _input(manifest: Manifest) -> Facts:
-    model, prep, size = manifest.model, manifest.preprocessing, manifest.preprocessing.image_size
+    model, prep = manifest.model, manifest.preprocessing
     return Facts(
         facts=(
             ("network", f"{model.get('name')}, {manifest.classes} classes"),
             ("weights", str(model.get("source", "unknown"))),
             ("sha256 of the weights", str(model.get("source_sha256", "unknown"))),
-            ("input", f"uint8 RGB, shape (batch, {size}, {size}, 3)"),
-            (
-                "resize and crop",
-                f"shorter side to {prep.resize} pixels ({prep.interpolation}), then the central "
-                f"{size} x {size} pixels",
-            ),
-            (
-                "normalisation, in the graph",
-                f"(pixel / 255 - mean) / std, mean {_numbers(prep.mean)}, std {_numbers(prep.std)}",
-            ),
+            ("input", f"uint8 RGB, shape (batch, {prep.size[0]}, {prep.size[1]}, 3)"),
+            *preprocessing_facts(prep),
         )
     )
 
@@ -212,7 +205,3 @@ def _scores(record: CalibrationRecord) -> Table:
         ),
         html_only=True,
     )
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from resdeploy.benchmark_process.roofline import Ceilings, arithmetic_of, operations_per_byte
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.operation_counts import WorkTotals
+from resdeploy.images.preprocessing import size_text
 from resdeploy.pages.blocks import Block, Facts, Figure, Section, Table, Text
 from resdeploy.pages.svg import PlotLine, PlotPoint, bands, intervals, scatter
 from resdeploy.result_files.benchmark import Benchmark, Timing
@@ -43,7 +44,7 @@ def benchmark_section(result: Benchmark) -> Section:
     blocks += [Text(text=f"Notice: {notice}") for notice in result.notices]
     environment, first = result.environment, result.results[0]
     title = (
-        f"Speed: {environment.model} at {environment.image_size} pixels, "
+        f"Speed: {environment.model} at {size_text(environment.image_size)} pixels, "
         f"{environment.mode or 'stream'}, batch {first.batch}, threads {first.threads}"
     )
     return Section(title=title, blocks=tuple(blocks))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import resdeploy
+from resdeploy.images.preprocessing import ImageSize
 from resdeploy.machine.device import Device, read_device
 
 PACKAGES = (
@@ -37,8 +38,8 @@ class Environment:
     """The operating system."""
     device: Device = field(default_factory=Device)
     model: str | None = None
-    image_size: int | None = None
-    """Height and width of the network's input, in pixels."""
+    image_size: ImageSize | None = None
+    """Side of the network's square input, or its height and width, in pixels."""
     bundle: str | None = None
 
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from resdeploy.bundle.manifest import Precision
 from resdeploy.errors import BundleError
 from resdeploy.images.class_folders import match_labels, read_image_folder, split_folder
 from resdeploy.images.folder import read_batches
-from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import Preprocessing, UInt8Array
+from resdeploy.json_documents import jsonable
 from resdeploy.label_check import refuse_wrong_labels
 from resdeploy.progress import Progress
 from resdeploy.result_files.comparison import AccuracyChange
@@ -175,13 +177,22 @@ def _accuracy_change(
     )
 
 
+def _settings_outside_the_graph(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the settings of the resize; the golden images do compare those of the graph."""
+    settings: dict[str, Any] = jsonable(preprocessing)
+    for name in ("channels", "value_range", "mean", "std"):
+        del settings[name]
+    return settings | {"resize": preprocessing.resize or preprocessing.image_size}
+
+
 def _golden_batches(first: Bundle, second: Bundle) -> Iterable[_Batch]:
     reason = ""
     # Golden images are resized already, so they cannot show the effect of another pre-processing.
-    # The mean and std are part of the graphs, which the golden images do compare.
-    for name in ("image_size", "resize", "interpolation", "reducing_gap"):
-        old, new = (getattr(bundle.manifest.preprocessing, name) for bundle in (first, second))
-        if old != new:
+    settings = [
+        _settings_outside_the_graph(bundle.manifest.preprocessing) for bundle in (first, second)
+    ]
+    for name, old in settings[0].items():
+        if old != (new := settings[1][name]):
             reason = f"{name} of their pre-processing is {old} and {new}"
             break
     if not reason and first.labels() != second.labels():

@@ -13,6 +13,7 @@ import numpy as np
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.errors import DocumentError
+from resdeploy.images.preprocessing import size_text
 from resdeploy.result_files.benchmark import BASELINE, Benchmark, Timing
 from resdeploy.result_files.comparison import LatencyChange
 from resdeploy.runtime.comparison.latency import percent_more, samples_to_decide
@@ -139,7 +140,7 @@ def _by_key(benchmarks: Sequence[Benchmark]) -> dict[Key, _ContenderTimes]:
 def _subject(benchmarks: Sequence[Benchmark]) -> str:
     """Return the networks and modes that were measured, as text."""
     subjects = {
-        f"{environment.model} at {environment.image_size} pixels"
+        f"{environment.model} at {size_text(environment.image_size)} pixels"
         + (f" ({environment.mode})" if environment.mode not in (None, "stream") else "")
         for environment in (benchmark.environment for benchmark in benchmarks)
     }

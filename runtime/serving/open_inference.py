@@ -1,7 +1,7 @@
 """Conversion between the Open Inference Protocol's tensors and arrays, without input or output.
 
-`schemas` names the sources. N is the number of images, S the side of the model's input in pixels,
-K the number of classes.
+`schemas` names the sources. N is the number of images, H and W are height and width of the model's
+input in pixels, K is the number of classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
-from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import ImageSize, UInt8Array, height_and_width, pixel_count
 from resdeploy.runtime.serving.request_errors import RequestError, TooLarge
 from resdeploy.runtime.serving.schemas import (
     INPUT_TYPE,
@@ -49,20 +49,22 @@ class ParsedRequest:
     """A valid inference request, from HTTP or gRPC."""
 
     images: UInt8Array
-    """Images (N, S, S, 3)."""
+    """Images (N, H, W, 3)."""
     id: str = ""
     output: OutputFormat = OutputFormat()
     timeout: float | None = None
     """Timeout in seconds."""
 
 
-def parse_request(body: bytes, json_bytes: int | None, size: int, classes: int) -> ParsedRequest:
+def parse_request(
+    body: bytes, json_bytes: int | None, size: ImageSize, classes: int
+) -> ParsedRequest:
     """Parse a request body: a JSON document, optionally with binary tensors after it.
 
     Args:
         body: Complete body.
         json_bytes: Length of the document in bytes; None if it is the whole body.
-        size: Side S of the model's input in pixels.
+        size: Size of the model's input in pixels.
         classes: Number of classes K.
 
     Raises:
@@ -110,29 +112,33 @@ def convert(value: object, kind: type[Parameters]) -> Parameters:
         raise RequestError(f"the request is invalid: {error}") from error
 
 
-def images_from_bytes(data: Any, shape: Sequence[int], datatype: str, size: int) -> UInt8Array:
-    """Return a buffer as images (N, S, S, 3), without a copy.
+def images_from_bytes(
+    data: Any, shape: Sequence[int], datatype: str, size: ImageSize
+) -> UInt8Array:
+    """Return a buffer as images (N, H, W, 3), without a copy.
 
     Raises:
         RequestError: The type, shape or length does not suit the model.
     """
     count = _check_input(datatype, shape, size)
-    expected = count * size * size * 3
+    expected = count * pixel_count(size) * 3
     if len(data) != expected:
         raise RequestError(
             f"input {INPUT_NAME} has {len(data)} bytes where its shape needs {expected}"
         )
-    return np.frombuffer(data, np.uint8).reshape(count, size, size, 3)
+    return np.frombuffer(data, np.uint8).reshape(count, *height_and_width(size), 3)
 
 
-def images_from_values(data: Any, shape: Sequence[int], datatype: str, size: int) -> UInt8Array:
-    """Return a flat or nested sequence of integers as images (N, S, S, 3).
+def images_from_values(
+    data: Any, shape: Sequence[int], datatype: str, size: ImageSize
+) -> UInt8Array:
+    """Return a flat or nested sequence of integers as images (N, H, W, 3).
 
     Raises:
         RequestError: The type, the shape or a value does not suit the model.
     """
     count = _check_input(datatype, shape, size)
-    expected = count * size * size * 3
+    expected = count * pixel_count(size) * 3
     try:
         values = np.array(data)
     except ValueError as error:  # ragged, or nested too deep
@@ -144,7 +150,7 @@ def images_from_values(data: Any, shape: Sequence[int], datatype: str, size: int
         )
     if values.min() < 0 or values.max() > 255:
         raise RequestError(f"the data of input {INPUT_NAME} is not between 0 and 255")
-    return values.astype(np.uint8).reshape(count, size, size, 3)
+    return values.astype(np.uint8).reshape(count, *height_and_width(size), 3)
 
 
 def encode_output(
@@ -180,7 +186,7 @@ def encode_output(
     return tensor(parameters={"binary_data_size": len(binary)}), binary
 
 
-def _check_input(datatype: str, shape: Sequence[int], size: int) -> int:
+def _check_input(datatype: str, shape: Sequence[int], size: ImageSize) -> int:
     """Return the number of images N of an input.
 
     Raises:
@@ -188,15 +194,16 @@ def _check_input(datatype: str, shape: Sequence[int], size: int) -> int:
     """
     if datatype != INPUT_TYPE:
         raise RequestError(f"input {INPUT_NAME} has another datatype than {INPUT_TYPE}")
-    if len(shape) != 4 or tuple(shape[1:]) != (size, size, 3) or shape[0] < 1:
+    height, width = height_and_width(size)
+    if len(shape) != 4 or tuple(shape[1:]) != (height, width, 3) or shape[0] < 1:
         raise RequestError(
-            f"input {INPUT_NAME} has shape {list(shape)[:4]}, not [N, {size}, {size}, 3] with N "
+            f"input {INPUT_NAME} has shape {list(shape)[:4]}, not [N, {height}, {width}, 3] with N "
             "at least 1"
         )
     return shape[0]
 
 
-def _images(tensor: InputTensor, binary: memoryview, size: int) -> UInt8Array:
+def _images(tensor: InputTensor, binary: memoryview, size: ImageSize) -> UInt8Array:
     announced = tensor.parameters.binary_data_size
     if announced is not None:
         if announced != len(binary) or tensor.data is not None:

@@ -14,6 +14,7 @@ from resdeploy.bundle.manifest import MANIFEST, ExportWarning, Precision
 from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.errors import BackendError, BundleError, ResdeployError
 from resdeploy.filesystem import read_limited, sha256
+from resdeploy.images.preprocessing import ImageSize
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.serving.batching.batcher import Batcher
 from resdeploy.runtime.serving.batching.interface import BatchRecord, Instance
@@ -37,8 +38,8 @@ class LoadedBundle:
     engines: EngineFactory
 
     @property
-    def image_size(self) -> int:
-        """Side of the model's input in pixels."""
+    def image_size(self) -> ImageSize:
+        """Size of the model's input in pixels."""
         return self.bundle.manifest.preprocessing.image_size
 
     def precision(self, artifact: str) -> Precision:

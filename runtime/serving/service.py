@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from resdeploy import __version__
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
+from resdeploy.images.preprocessing import height_and_width
 from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.config import ServeConfig
@@ -166,8 +167,8 @@ class Service:
         if model.active_instance is None:
             raise Unavailable("the model is not ready")
         loaded = model.loaded_bundle()
-        size, classes = loaded.image_size, len(loaded.labels)
-        images = TensorMetadata(name=INPUT_NAME, datatype=INPUT_TYPE, shape=[-1, size, size, 3])
+        shape, classes = [-1, *height_and_width(loaded.image_size), 3], len(loaded.labels)
+        images = TensorMetadata(name=INPUT_NAME, datatype=INPUT_TYPE, shape=shape)
         logits = TensorMetadata(name=OUTPUT_NAME, datatype=OUTPUT_TYPE, shape=[-1, classes])
         return ModelMetadata(
             name=model.name,

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from benchmarks import decoding
 from resdeploy.bundle.bundle import Bundle
-from tests.resdeploy.images.test_preprocessing import photograph
+from tests.resdeploy.images.test_loading import photograph
 
 
 def test_compares_files_and_outputs(tiny_bundle: Bundle, tmp_path: Path) -> None:

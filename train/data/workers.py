@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from resdeploy.errors import TrainingError
+from resdeploy.images.preprocessing import ImageSize, pixel_count
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +33,20 @@ def default_workers() -> int:
     return min(MAX_WORKERS, max(1, cores - 1))
 
 
-def affordable_workers(requested: int | None, image_size: int, images: Sequence[int]) -> int:
+def affordable_workers(requested: int | None, image_size: ImageSize, images: Sequence[int]) -> int:
     """Return `requested` or the default, after checking that the shared memory is large enough.
 
     A default that is too large is reduced with a warning.
 
     Args:
         requested: Number of workers; None for the default.
-        image_size: Height and width of the images, in pixels.
+        image_size: Size of the images, in pixels.
         images: Number of images per batch, for each set of workers.
 
     Raises:
         TrainingError: The shared memory is too small for `requested` workers.
     """
-    batch_bytes = sum(3 * image_size**2 * count + PAGES for count in images)
+    batch_bytes = sum(3 * pixel_count(image_size) * count + PAGES for count in images)
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free // _local_processes()
     except OSError:  # it is missing, so PyTorch cannot pass batches

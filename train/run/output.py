@@ -9,6 +9,7 @@ from pathlib import Path
 
 from resdeploy.errors import OutputError
 from resdeploy.filesystem import refuse_existing
+from resdeploy.images.preprocessing import ImageSize, pixel_count
 from resdeploy.train.evaluation import MAX_MISTAKES
 from resdeploy.train.run.record import STATE_JSON
 
@@ -50,10 +51,10 @@ def check_space(folder: Path, needed: int, replaced: Iterable[Path] = ()) -> Non
         )
 
 
-def report_bytes(image_size: int) -> int:
+def report_bytes(image_size: ImageSize) -> int:
     """Return the largest size of a run's report, curves and metrics, in bytes."""
     # The pictures are incompressible PNG files in base64 at worst; the rest has less than 2 MiB.
-    return MAX_MISTAKES * 4 * image_size**2 + (2 << 20)
+    return MAX_MISTAKES * 4 * pixel_count(image_size) + (2 << 20)
 
 
 def _existing(folder: Path) -> Path:

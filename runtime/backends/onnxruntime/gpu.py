@@ -14,6 +14,7 @@ from ctypes.util import find_library
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import INPUT_NAME, Artifact, Precision
 from resdeploy.errors import BackendError, needs_extra
+from resdeploy.images.preprocessing import ImageSize, height_and_width, size_text
 from resdeploy.runtime.backends.base import Batches, OpenOptions, Unavailability
 from resdeploy.runtime.backends.cuda import check_gpu_availability
 from resdeploy.runtime.backends.onnxruntime.session import (
@@ -70,11 +71,11 @@ def open_artifact(
 
 
 def choose_providers(
-    name: str, precision: Precision, image_size: int, batches: Batches
+    name: str, precision: Precision, image_size: ImageSize, batches: Batches
 ) -> list[Provider]:
     """Return the providers and their options: CUDA runs the nodes that TensorRT does not support.
 
-    The image size is the height and the width of the input, in pixels.
+    The image size is that of the input, in pixels.
     """
     cuda = (
         PROVIDERS[CUDA],
@@ -89,7 +90,7 @@ def choose_providers(
     )
     if name == CUDA:
         return [cuda]
-    image = f"{image_size}x{image_size}x3"
+    image = f"{size_text(height_and_width(image_size))}x3"
     tensorrt = (
         PROVIDERS[TENSORRT],
         {

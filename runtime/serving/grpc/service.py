@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.errors import ServeError, one_line_reason
-from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import ImageSize, UInt8Array
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.grpc.call_guard import CallGuard
 from resdeploy.runtime.serving.grpc.messages import SERVICE, load_methods
@@ -114,12 +114,12 @@ class InferenceService:
         }
 
 
-def parse_call(request: Any, size: int, classes: int) -> ParsedRequest:
+def parse_call(request: Any, size: ImageSize, classes: int) -> ParsedRequest:
     """Parse a ModelInferRequest.
 
     Args:
         request: Message of the protocol.
-        size: Side of the model's input in pixels.
+        size: Size of the model's input in pixels.
         classes: Number of classes.
 
     Raises:
@@ -179,7 +179,7 @@ async def start_grpc(service: Service, config: ServeConfig, token: bytes | None)
     return server, port
 
 
-def _images(request: Any, size: int) -> UInt8Array:
+def _images(request: Any, size: ImageSize) -> UInt8Array:
     tensor = request.inputs[0]
     shape = list(tensor.shape)
     if len(request.raw_input_contents) == 1 and not tensor.HasField("contents"):

@@ -46,7 +46,7 @@ def timm_eval(
     filter: Resampling, fill: tuple[int, int, int],
 ) -> UInt8Array:  # fmt: skip
     """Do the same as `transforms_imagenet_eval`, without the normalisation."""
-    scale = tuple(math.floor(x / crop_pct) for x in size)
+    scale = math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)
     if crop_mode == "squash":
         return torchvision_crop(image.resize(scale[::-1], filter), size)
     longest = 1.0 if crop_mode == "border" else 0.0

@@ -1,0 +1,112 @@
+"""The pre-processing of an export: from options, files, the checkpoint, or a measurement."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from resdeploy.bundle.manifest import ExportWarning
+from resdeploy.errors import ExportError
+from resdeploy.images.preprocessing import Channels
+from resdeploy.images.preprocessing_choice import (
+    DEFAULT_IMAGE_SIZE,
+    ChosenPreprocessing,
+    StatedSettings,
+    assumption,
+    choose_preprocessing,
+)
+from resdeploy.images.preprocessing_files import read_preprocessing_file, settings_beside
+from resdeploy.images.preprocessing_settings import PreprocessingSettings, settings_of
+from resdeploy.progress import Progress
+from resdeploy.train.checkpoint.load import Checkpoint
+from resdeploy.train.model.architecture import Stem
+
+logger = logging.getLogger(__name__)
+
+AUTO = Path("auto")
+CIFAR_IMAGE_SIZE = 32  # in pixels; the networks with this stem were made for CIFAR
+REMEDY = (
+    "state it with --preprocessing FILE or options such as --mean, --std, --resize and "
+    "--image-size, or find it out with resdeploy preprocess CHECKPOINT --data LABELLED"
+)
+
+
+def choose_source_preprocessing(
+    checkpoint: Checkpoint,
+    options: PreprocessingSettings,
+    file: Path | None,
+    labels: Sequence[str],
+    data: Path | None,
+    *,
+    seed: int,
+    progress: Progress,
+) -> ChosenPreprocessing:
+    """Choose each setting from the first of: options, `file`, the checkpoint, the assumptions.
+
+    A checkpoint states settings in the folder of its run, in a file beside it, or within it. An
+    option that contradicts them is logged.
+
+    Raises:
+        DataError: A file is damaged or cannot be followed, or the settings are not possible.
+        ExportError: With `auto`, there is no `data`, or the search is undecided.
+    """
+    sources = [StatedSettings(settings=options, place="an option", is_option=True)]
+    if file == AUTO:
+        sources.append(_measured(checkpoint, options, labels, data, seed, progress))
+    elif data is not None:
+        raise ExportError(
+            "--data is only used by --preprocessing auto", "leave --data out, or add the other"
+        )
+    elif file is not None:
+        sources.append(StatedSettings(settings=read_preprocessing_file(file), place=file.name))
+    if checkpoint.preprocessing is not None:
+        stated = settings_of(checkpoint.preprocessing)
+        sources.append(StatedSettings(settings=stated, place="the run"))
+    elif found := settings_beside(checkpoint.path):
+        sources.append(StatedSettings(settings=found[0], place=f"{found[1]} beside the weights"))
+    if checkpoint.settings is not None:
+        sources.append(
+            StatedSettings(settings=checkpoint.settings, place=checkpoint.settings_source)
+        )
+    architecture = checkpoint.architecture
+    choice = choose_preprocessing(
+        sources,
+        default_size=CIFAR_IMAGE_SIZE if architecture.stem is Stem.CIFAR else DEFAULT_IMAGE_SIZE,
+        default_channels=Channels.GRAY if architecture.input_channels == 1 else Channels.RGB,
+    )
+    for sentence in choice.contradictions:
+        logger.warning("%s", sentence)
+    return choice
+
+
+def preprocessing_warnings(choice: ChosenPreprocessing) -> list[ExportWarning]:
+    """Return a warning that says what was assumed; none if every setting was stated."""
+    assumed = assumption(choice)
+    return [ExportWarning(message=assumed, hint=REMEDY)] if assumed else []
+
+
+def _measured(
+    checkpoint: Checkpoint,
+    options: PreprocessingSettings,
+    labels: Sequence[str],
+    data: Path | None,
+    seed: int,
+    progress: Progress,
+) -> StatedSettings:
+    from resdeploy.export.preprocessing_search.search import find_preprocessing
+
+    if data is None:
+        raise ExportError(
+            "--preprocessing auto needs labelled images", "name a folder of them with --data"
+        )
+    sizes = (options.image_size,) if isinstance(options.image_size, int) else ()
+    found = find_preprocessing(checkpoint, labels, data, sizes=sizes, seed=seed, progress=progress)
+    if found.preprocessing is None:
+        raise ExportError(
+            f"the pre-processing is undecided: {len(found.left)} candidates give equally good "
+            f"answers on {data}",
+            f"look at them with resdeploy preprocess {checkpoint.path} --data {data}, and state "
+            "one with --preprocessing FILE or options",
+        )
+    return StatedSettings(settings=settings_of(found.preprocessing), place=f"measured on {data}")

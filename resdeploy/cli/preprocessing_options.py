@@ -1,0 +1,156 @@
+"""Options for the pre-processing of a network, which `export` and `train` share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from click import Choice, Context, Parameter, ParamType, option
+
+from resdeploy.cli.console import PATH
+from resdeploy.cli.options import FiniteRange
+from resdeploy.images.preprocessing import (
+    MAX_IMAGE_SIZE,
+    REDUCING_GAP,
+    Channels,
+    Interpolation,
+    ResizeMode,
+)
+from resdeploy.images.preprocessing_settings import PreprocessingSettings
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+NAMES = (
+    "resize_mode", "crop_fraction", "interpolation", "antialias", "channels",
+    "value_range", "mean", "std", "reducing_gap",
+)  # fmt: skip
+
+
+class SizeType(ParamType):
+    """Side of a square, or height and width, in pixels: `224` or `224x320`."""
+
+    name = "N|HxW"
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        sides = value.lower().split("x")
+        if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+            self.fail(f"{value!r} is neither a side nor HEIGHTxWIDTH, such as 224 or 224x320")
+        pixels = [int(side) for side in sides]
+        for side in pixels:
+            if not 8 <= side <= MAX_IMAGE_SIZE:
+                self.fail(f"{side} is not in the range 8<=x<={MAX_IMAGE_SIZE}.", param, ctx)
+        return pixels[0] if len(set(pixels)) == 1 else tuple(pixels)
+
+
+class NumbersType(ParamType):
+    """One or three finite numbers, separated by commas."""
+
+    name = "R,G,B"
+
+    def __init__(self, *, positive: bool) -> None:
+        self.positive = positive
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406", param, ctx)
+        if len(numbers) not in (1, 3):
+            self.fail(f"{value!r} has {len(numbers)} numbers, not 3 (or 1 for gray)", param, ctx)
+        if not all(map(math.isfinite, numbers)) or (self.positive and min(numbers) <= 0):
+            allowed = "finite numbers above 0" if self.positive else "finite numbers"
+            self.fail(f"{value!r} has other values than {allowed}", param, ctx)
+        return numbers
+
+
+_OPTIONS = (
+    option(
+        "--image-size",
+        type=SizeType(),
+        metavar="N|HxW",
+        help="Side of the input, or height and width, in pixels.  [default: as stated, or 224]",
+    ),
+    option(
+        "--resize",
+        "resize_mode",
+        type=Choice([mode.value for mode in ResizeMode]),
+        help="How a picture is brought to that size; shorter: the shorter side, then the central "
+        "crop; squash: both sides; pad: the longer side, with a border; none: only the crop.",
+    ),
+    option(
+        "--crop-fraction",
+        type=FiniteRange(0, 1, above=True),
+        help="Share of the resized side that the crop keeps: the shorter side is the image size "
+        "divided by it, rounded down.",
+    ),
+    option(
+        "--interpolation",
+        type=Choice([member.value for member in Interpolation]),
+        help="Filter that scales pictures.",
+    ),
+    option(
+        "--antialias/--no-antialias",
+        default=None,
+        help="Widen the filter when pictures are made smaller, as Pillow does, or not, as OpenCV "
+        "does.",
+    ),
+    option(
+        "--channels",
+        type=Choice([member.value for member in Channels]),
+        help="Channels of the network's input, in their order.",
+    ),
+    option(
+        "--value-range",
+        type=Choice(["1", "255"]),
+        help="Largest value of a pixel before mean and std: 1, or 255 for values that are not "
+        "scaled.",
+    ),
+    option(
+        "--mean",
+        type=NumbersType(positive=False),
+        help="Mean that is subtracted from each channel, in the network's order.",
+    ),
+    option(
+        "--std",
+        type=NumbersType(positive=True),
+        help="Standard deviation by which each channel is divided.",
+    ),
+    option(
+        "--reduced-decoding",
+        "reducing_gap",
+        is_flag=True,
+        default=None,
+        help="Decode large JPEG pictures at 1/2, 1/4 or 1/8 of their size: faster, and almost the "
+        "same pixels.  [default: as in the training, else no]",
+    ),
+    option(
+        "--preprocessing",
+        type=PATH,
+        help="File that states the pre-processing: model.json of a run, config.json of timm, or "
+        "preprocessor_config.json of Hugging Face; other options come first.",
+    ),
+)
+
+
+def preprocessing_options(function: Function) -> Function:
+    """Add the options of the pre-processing to a command."""
+    for add in reversed(_OPTIONS):
+        function = add(function)
+    return function
+
+
+def take_settings(options: dict[str, Any]) -> PreprocessingSettings:
+    """Remove these options, except the image size, from `options`; return them as settings."""
+    values = {name: options.pop(name) for name in NAMES}
+    enums = {"resize_mode": ResizeMode, "interpolation": Interpolation, "channels": Channels}
+    for name, kind in enums.items():
+        values[name] = None if values[name] is None else kind(values[name])
+    if values["value_range"] is not None:
+        values["value_range"] = int(values["value_range"])
+    if values["reducing_gap"] is not None:
+        values["reducing_gap"] = REDUCING_GAP
+    return PreprocessingSettings(**values)

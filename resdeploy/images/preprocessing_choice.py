@@ -1,0 +1,254 @@
+"""The choice of a pre-processing from what options, files and a checkpoint state.
+
+Each setting comes from the first source that states it. What no source states is assumed, and
+everything that reports the choice says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from resdeploy.errors import DataError
+from resdeploy.images.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Channels,
+    Preprocessing,
+    ResizeMode,
+)
+from resdeploy.images.preprocessing_settings import PreprocessingSettings
+
+ASSUMED = "assumed"
+DEFAULT_IMAGE_SIZE = 224  # in pixels
+# The settings that a report names, in its order; the others follow from the tool that trained.
+REPORTED = (
+    "image_size", "resize_mode", "resize", "interpolation", "channels", "value_range", "mean",
+    "std",
+)  # fmt: skip
+_GRAY_MEAN, _GRAY_STD = (0.449,), (0.226,)  # the averages of ImageNet's three
+_SMALL = 128  # images below this side are not cropped, as is usual for CIFAR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatedSettings:
+    """What one source states."""
+
+    settings: PreprocessingSettings
+    place: str
+    """The source in words, such as `an option` or `config.json beside the weights`."""
+    is_option: bool = False
+    """True for the command line, whose settings may contradict those of the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenPreprocessing:
+    """A complete pre-processing, and where each setting comes from."""
+
+    preprocessing: Preprocessing
+    origins: dict[str, str]
+    """The place of each setting in `REPORTED`; `ASSUMED` if no source stated it."""
+    contradictions: tuple[str, ...] = ()
+    """Sentences about options that contradict what the checkpoint states."""
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Return the settings that no source stated."""
+        return tuple(name for name in REPORTED if self.origins[name] == ASSUMED)
+
+
+def choose_preprocessing(
+    sources: Sequence[StatedSettings],
+    *,
+    default_size: int = DEFAULT_IMAGE_SIZE,
+    default_channels: Channels = Channels.RGB,
+) -> ChosenPreprocessing:
+    """Combine the sources, the most important one first.
+
+    Raises:
+        DataError: The settings contradict each other, or are out of range.
+    """
+    stated = {name: _first(sources, name) for name in PreprocessingSettings.__dataclass_fields__}
+    values = {name: getattr(found.settings, name) for name, found in stated.items() if found}
+    size = values.setdefault("image_size", default_size)
+    mode = values.setdefault("resize_mode", ResizeMode.SHORTER)
+    values.setdefault("channels", default_channels)
+    values["resize"], crop = _resized(sources, size, mode)
+    del_crop = values.pop("crop_fraction", None)
+    assert del_crop is None or crop is not None
+    origins = {
+        name: found.place if (found := stated.get(name)) else ASSUMED for name in REPORTED
+    } | {"resize": crop.place if crop else ASSUMED}
+    if mode in (ResizeMode.NONE, ResizeMode.SQUASH) and crop is None:
+        origins["resize"] = origins["resize_mode"]  # these modes need no margin
+    values |= _normalisation(stated, values["channels"])
+    try:
+        preprocessing = Preprocessing(**values)
+    except ValueError as error:
+        raise DataError(
+            f"the pre-processing is not possible: {error}", "change the options"
+        ) from error
+    return ChosenPreprocessing(
+        preprocessing=preprocessing,
+        origins=origins,
+        contradictions=tuple(_contradictions(sources, preprocessing)),
+    )
+
+
+def resize_for(size: int | tuple[int, int], fraction: float) -> int | tuple[int, int]:
+    """Return the size before a crop that keeps `fraction` of each side, rounded down.
+
+    Source: timm/data/transforms_factory.py, transforms_imagenet_eval.
+    """
+    if isinstance(size, tuple):
+        return _margin(size[0], fraction), _margin(size[1], fraction)
+    return _margin(size, fraction)
+
+
+def describe_choice(preprocessing: Preprocessing, origins: Mapping[str, str]) -> str:
+    """Return the settings as a line, those of one origin together."""
+    texts = setting_texts(preprocessing)
+    groups: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        groups.setdefault(origins.get(name, ASSUMED), []).append(text)
+    return "; ".join(
+        f"{', '.join(words)} ({'assumed' if place == ASSUMED else 'from ' + place})"
+        for place, words in groups.items()
+    )
+
+
+def setting_texts(preprocessing: Preprocessing) -> dict[str, str]:
+    """Return each reported setting in words."""
+    height, width = preprocessing.size
+    resized = "x".join(map(str, dict.fromkeys(preprocessing.resized)))
+    mode = preprocessing.resize_mode
+    resize = {
+        ResizeMode.SHORTER: f"shorter side {resized}",
+        ResizeMode.SQUASH: f"squashed to {resized}",
+        ResizeMode.PAD: f"padded to {resized}",
+        ResizeMode.NONE: "not resized",
+    }[mode]
+    texts = {
+        "image_size": f"{height} pixels" if height == width else f"{height}x{width} pixels",
+        "resize": resize,
+        "interpolation": preprocessing.interpolation.value
+        + ("" if preprocessing.antialias else " without antialiasing"),
+        "channels": preprocessing.channels.value.upper(),
+        "value_range": f"values 0 to {preprocessing.value_range}",
+        "mean": f"mean {_comma(preprocessing.mean)}",
+        "std": f"std {_comma(preprocessing.std)}",
+    }
+    if mode is ResizeMode.NONE:
+        del texts["interpolation"]
+    return texts
+
+
+def assumption(choice: ChosenPreprocessing) -> str | None:
+    """Return what was assumed, as a sentence; None if nothing was."""
+    texts = setting_texts(choice.preprocessing)
+    words = [texts[name] for name in choice.assumed if name in texts]
+    return (
+        f"the checkpoint does not state its pre-processing; assumed: {', '.join(words)}"
+        if words
+        else None
+    )
+
+
+def _first(sources: Sequence[StatedSettings], name: str) -> StatedSettings | None:
+    return next((s for s in sources if getattr(s.settings, name) is not None), None)
+
+
+def _resized(
+    sources: Sequence[StatedSettings], size: int | tuple[int, int], mode: ResizeMode
+) -> tuple[int | tuple[int, int], StatedSettings | None]:
+    """Return the size before the crop, and the source that states it."""
+    if mode is ResizeMode.NONE:
+        return size, None
+    for source in sources:
+        settings = source.settings
+        if settings.resize_mode not in (None, mode):
+            continue  # the margin of another mode means something else
+        if settings.resize_mode is None and mode is not ResizeMode.SHORTER and not source.is_option:
+            continue
+        if settings.crop_fraction is not None:
+            return resize_for(size, settings.crop_fraction), source
+        if settings.resize is not None:
+            own = settings.image_size
+            if own is None or own == size:
+                return settings.resize, source
+            # Another size keeps the proportions, such as 256 for 224 pixels and 329 for 288.
+            old, new, resized = _pair(own), _pair(size), _pair(settings.resize)
+            sides = [n * r // o for o, n, r in zip(old, new, resized)]
+            return (sides[0] if sides[0] == sides[1] else (sides[0], sides[1])), source
+    small = min(_pair(size)) < _SMALL
+    fraction = 0.875 if mode is ResizeMode.SHORTER and not small else 1.0
+    return resize_for(size, fraction), None
+
+
+def _normalisation(
+    stated: Mapping[str, StatedSettings | None], channels: Channels
+) -> dict[str, Any]:
+    """Return value range, mean and std in the order of the network's channels."""
+    scale = stated["value_range"]
+    values: dict[str, Any] = {"value_range": (scale.settings.value_range if scale else None) or 1}
+    defaults = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    if channels is Channels.GRAY:
+        defaults = {"mean": _GRAY_MEAN, "std": _GRAY_STD}
+    for name, default in defaults.items():
+        source = stated[name]
+        numbers = getattr(source.settings, name) if source else default
+        order = (source.settings.channels if source else None) or (
+            Channels.RGB if source is None else channels
+        )
+        own_range = (source.settings.value_range if source else 1) or values["value_range"]
+        if own_range != values["value_range"]:
+            raise DataError(
+                f"the range of the pixel values is 0 to {values['value_range']}, but {name} is "
+                f"for 0 to {own_range}",
+                "give --mean and --std, too, in the same range; 0,0,0 and 1,1,1 change nothing",
+            )
+        if channels is not Channels.GRAY and len(numbers) == 1:
+            numbers = numbers * 3
+        elif channels is Channels.GRAY and len(set(numbers)) == 1:
+            numbers = numbers[:1]
+        elif Channels.GRAY not in (order, channels) and order is not channels:
+            numbers = numbers[::-1]
+        values[name] = tuple(numbers)
+    return values
+
+
+def _contradictions(sources: Sequence[StatedSettings], chosen: Preprocessing) -> list[str]:
+    """Return a sentence for each setting of an option that the checkpoint contradicts."""
+    others = [source for source in sources if not source.is_option]
+    sentences = []
+    for name in (*REPORTED, "crop_fraction"):
+        option = _first([source for source in sources if source.is_option], name)
+        other = _first(others, name)
+        if option is None or other is None or name == "resize":
+            continue
+        one, two = (getattr(source.settings, name) for source in (option, other))
+        if one != two:
+            flag = "--" + ("resize" if name == "resize_mode" else name.replace("_", "-"))
+            sentences.append(f"{flag} {_text(one)} is used, but {other.place} states {_text(two)}")
+    return sentences
+
+
+def _margin(side: int, fraction: float) -> int:
+    # Rounded first, because 224 / 0.7 is 320.00000000000006, and others are a little too small.
+    return math.floor(round(side / fraction, 6))
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _comma(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:.6g}" for number in numbers)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return _comma(value)
+    return str(getattr(value, "value", value))
