@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.checkpoint.naming import NamedTensors, name_tensors
-from resdeploy.train.checkpoint.pickled_modules import module_tensors
+from resdeploy.train.checkpoint.pickled_modules import module_settings, module_tensors
 
 MAX_DEPTH = 20  # fastai's learners hold the labels at about half of it
 MAX_SECTIONS = 10_000  # more than any trainer writes; bounds the time for a hostile file
@@ -34,6 +34,8 @@ class Section:
     place: str
     """Keys that lead to it, with dots between them; empty for the outermost one."""
     values: Mapping[str, Any]
+    modules: Mapping[str, dict[str, object]] = field(default_factory=dict)
+    """Classes and settings of the modules, if the mapping was a network."""
 
     @property
     def tensors(self) -> int:
@@ -52,12 +54,14 @@ def find_sections(content: object) -> list[Section]:
             continue
         seen.add(id(node))
         tensors: Mapping[str, Any] = {}
+        modules: Mapping[str, dict[str, object]] = {}
         if isinstance(node, Placeholder):
-            tensors = module_tensors(node)
+            if tensors := module_tensors(node):
+                modules = module_settings(node)
             node = node.attributes() | (node.items if isinstance(node.items, dict) else {})
         entries = node.items() if isinstance(node, Mapping) else ()
         if entries:
-            sections.append(Section(place, {str(k): v for k, v in entries} | tensors))
+            sections.append(Section(place, {str(k): v for k, v in entries} | tensors, modules))
         elif isinstance(node, Sequence) and not isinstance(node, (str, bytes)) and len(node) < 16:
             entries = dict(enumerate(node)).items()
         queue.extend(
@@ -104,13 +108,13 @@ def choose_network(
         )
     wanted = averages if averages and weights is not Weights.RAW else raw
     if len(wanted) > 1:
-        places = " and ".join(network.place or "its outermost mapping" for network in wanted[:2])
+        places = " and ".join(network.where for network in wanted[:2])
         raise ValueError(f"holds several networks, in {places}")
     notes = []
     if wanted is averages and raw and weights is Weights.AUTO:
         notes = [
-            f"of the weights in {raw[0].place or 'the file'} and their moving average in "
-            f"{wanted[0].place or 'the file'}, the average is taken; --weights raw takes the others"
+            f"of the weights in {raw[0].where} and their moving average in "
+            f"{wanted[0].where}, the average is taken; --weights raw takes the others"
         ]
     return wanted[0], notes
 

@@ -8,7 +8,7 @@ dropout does nothing in inference. Layers without weights leave only a gap in th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +44,12 @@ class HeadError(ValueError):
     """Tensors that are no head of linear layers."""
 
 
-def read_head(tensors: Mapping[str, Tensor], features: int) -> Head:
+def read_head(
+    tensors: Mapping[str, Tensor], features: int, relus: Collection[str] | None = None
+) -> Head:
     """Return the head in `tensors`, all of which must belong to it.
+
+    `relus` are the names of all ReLUs, if they are known.
 
     Raises:
         HeadError: There is no head, or something else than linear layers and batch norms.
@@ -70,7 +74,7 @@ def read_head(tensors: Mapping[str, Tensor], features: int) -> Head:
         positions = [(0, linear[0])]
     else:
         positions = sorted(_position(module, linear[-1]) for module in modules)
-    builder = _Builder()
+    builder = _Builder(relus)
     for position, module in positions:
         builder.add(position, module, modules[module])
     return builder.finish(features)
@@ -105,7 +109,8 @@ def _position(module: str, last: str) -> tuple[int, str]:
 class _Builder:
     """Linear layers that are put together in the order of their execution."""
 
-    def __init__(self) -> None:
+    def __init__(self, relus: Collection[str] | None) -> None:
+        self.relus = relus
         self.layers: list[tuple[Tensor, Tensor]] = []
         self.names: list[str] = []
         self.notes: list[str] = []
@@ -115,9 +120,12 @@ class _Builder:
         self.shift: Tensor | None = None
 
     def add(self, position: int, name: str, leaves: Mapping[str, Tensor]) -> None:
-        if position > self.end + 1 and not self.activated:
+        gap = range(self.end + 1, position)
+        if gap and not self.activated and self.relus is None:
             self.activated = True
             self.notes.append(f"a ReLU is assumed after {self.names[-1]}")
+        elif self.relus and any(f"{name.rpartition('.')[0]}.{n}" in self.relus for n in gap):
+            self.activated = True
         self.end = position
         if "running_var" in leaves:
             self._add_norm(leaves)

@@ -188,22 +188,29 @@ def _read_contents(
     rest, dropped = drop_training_tensors({n: t for n, t in rest.items() if n not in used})
     if dropped:
         notes.append(f"{', '.join(dropped)} belongs to a loss and is dropped")
+    found = next(section.modules for section in sections if section.place == network.place)
+    modules = {network.module(name): values for name, values in found.items()}
     known = _known_architecture(metadata)
     if known:
         architecture, state = known, fit(known, body | rest, network.key)
     else:
-        head = read_head(rest, count_features(body))
+        relus = [name for name, values in modules.items() if str(values["class"]).endswith(".ReLU")]
+        head = read_head(rest, count_features(body), relus if modules else None)
         notes += head.notes
         option = metadata.get("shortcut")
         architecture = infer_architecture(
             body, head.tensors(), concatenated=head.concatenated,
             shortcut=Shortcut(option) if option in [o.value for o in Shortcut] else None,
-            stride_in_1x1=_has_stride_in_1x1(configuration),
+            stride_in_1x1=_has_stride_in_1x1(configuration)
+            or modules.get("layer2.0.conv1", {}).get("stride") == (2, 2),
         )  # fmt: skip
         names = {f"{n}.{leaf}": f"{module}.{leaf}" for n, module in head.names.items()
                  for leaf in ("weight", "bias")}  # fmt: skip
         state = fit(
-            architecture, body | head.tensors(), lambda name: network.key(names.get(name, name))
+            architecture,
+            body | head.tensors(),
+            lambda name: network.key(names.get(name, name)),
+            modules,
         )
         notes += _assumptions(network, architecture, configuration)
     if difference := contradiction(stated, architecture):

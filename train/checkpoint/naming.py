@@ -115,8 +115,9 @@ class NamedTensors:
 
     scheme: NamingScheme
     place: str
-    """Where the tensors stand in the file: keys of mappings, and the prefix of the names."""
+    """Keys that lead to the mapping of the tensors, with dots between them."""
     prefix: str
+    """Start of the names in that mapping."""
     body: dict[str, Any]
     """Stem and blocks under torchvision's names."""
     rest: dict[str, Any]
@@ -126,9 +127,19 @@ class NamedTensors:
     averaged: bool
     """True for a moving average of the weights."""
 
+    @property
+    def where(self) -> str:
+        """Return where the tensors stand, for messages."""
+        return f"{self.place} {self.prefix.rstrip('.')}".strip() or "the file"
+
     def key(self, name: str) -> str:
         """Return the name that a tensor has, or would have, in the file."""
         return self.keys.get(name) or self.prefix + self.scheme.key(name)
+
+    def module(self, name: str) -> str:
+        """Return torchvision's name of a module, or else its own without the prefix."""
+        name = _WRAPPERS.sub("", name).removeprefix(self.prefix)
+        return (self.scheme.translate(f"{name}.weight") or name).removesuffix(".weight")
 
 
 def name_tensors(state: Mapping[str, Any], place: str) -> list[NamedTensors]:
@@ -166,7 +177,7 @@ def name_tensors(state: Mapping[str, Any], place: str) -> list[NamedTensors]:
         networks.append(
             NamedTensors(
                 scheme=scheme,
-                place=f"{place} {prefix.rstrip('.')}".strip(),
+                place=place,
                 prefix=prefix,
                 body={name: state[files[name]] for name in body},
                 rest={name: state[files[name]] for name in rest},
