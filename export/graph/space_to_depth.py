@@ -25,12 +25,12 @@ import onnx_ir as ir
 from resdeploy.export.graph.placement import QDQ
 
 BLOCK = 2
-COLOURS = 3
+IMAGE_CHANNELS = (1, 3)
 Number = TypeVar("Number", bound=np.generic)
 
 
 def apply_space_to_depth(model: ir.Model) -> None:
-    """Rewrite the stem, a quantised convolution of stride 2 with three input channels, in place.
+    """Rewrite the stem, a quantised convolution of stride 2 on one or three channels, in place.
 
     A stem in float, with another stride, or for images with odd sides is not changed.
     """
@@ -96,7 +96,7 @@ def _match(convolution: ir.Node) -> _Stem | None:
     _, channels, *sides = _shape(convolution.inputs[0])
     attributes = convolution.attributes
     is_suitable = (
-        channels == COLOURS
+        channels in IMAGE_CHANNELS
         and not any(side % BLOCK for side in sides)
         and attributes.get_ints("strides") == (BLOCK, BLOCK)
         and attributes.get_ints("dilations") == (1, 1)

@@ -66,7 +66,10 @@ def to_onnx(classifier: Classifier, image_size: int) -> ir.Model:
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
-                custom_translation_table={torch.ops.aten.mean.dim: _global_average_pool},
+                custom_translation_table={
+                    torch.ops.aten.mean.dim: _global_average_pool,
+                    torch.ops.aten.amax.default: _global_max_pool,
+                },
             )
         except torch.onnx.OnnxExporterError as error:
             cause = error.__cause__ or error  # the error itself describes only the exporter's steps
@@ -155,6 +158,12 @@ def name_after_modules(graph: ir.Graph) -> None:
 def _global_average_pool(x: Any, dim: Sequence[int], keepdim: bool = False) -> Any:
     # All means of the network are over H and W. Engines have integer kernels for poolings only.
     pooled: Any = op.GlobalAveragePool(x)
+    return op.Flatten(pooled, axis=1)
+
+
+def _global_max_pool(x: Any, dim: Sequence[int], keepdim: bool = False) -> Any:
+    # All maxima of the network are over H and W. Only MaxPool has integer kernels in every engine.
+    pooled, _ = op.MaxPool(x, kernel_shape=list(x.shape[2:]))
     return op.Flatten(pooled, axis=1)
 
 
