@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from click import argument
 
@@ -11,7 +11,7 @@ from resdeploy.cli.console import PATH, CommandResult, command
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:
-    from resdeploy.train.checkpoint.inspect import CheckpointSummary
+    from resdeploy.export.inspection import CheckpointSummary
 
 SHOWN_LABELS = 5
 
@@ -22,12 +22,12 @@ def inspect(checkpoint: Path) -> CommandResult:
     """Show what CHECKPOINT is, without exporting it and without executing code in it.
 
     CHECKPOINT is a run folder, a file of weights, or a folder with weights and their configuration.
-    The output names the network, its head and its labels, the pre-processing that the checkpoint
-    states, and the options of export for everything that it does not state.
+    The output names the network, its labels, the pre-processing that an export would use with its
+    origin, and the options of export for everything that the checkpoint does not state.
 
     Exit code: 1 if the checkpoint cannot be exported; otherwise 0.
     """
-    from resdeploy.train.checkpoint.inspect import inspect_checkpoint
+    from resdeploy.export.inspection import inspect_checkpoint
 
     result = inspect_checkpoint(checkpoint)
     return CommandResult(result, summary_text(result))
@@ -35,33 +35,24 @@ def inspect(checkpoint: Path) -> CommandResult:
 
 def summary_text(result: CheckpointSummary) -> str:
     """Return a line for each fact about a checkpoint."""
-    network = result.architecture
-    blocks = f"{network.block.value} blocks {', '.join(map(str, network.blocks))}"
-    layers = [*network.hidden, network.classes]
-    head = " -> ".join(map(str, [result.features, *layers]))
-    settings = [f"{name.replace('_', ' ')} {_text(v)}" for name, v in result.preprocessing.items()]
+    from resdeploy.images.preprocessing_choice import describe_choice
+
+    network, labels = result.architecture, result.labels or ()
+    more = len(labels) - SHOWN_LABELS
+    shown = ", ".join(labels[:SHOWN_LABELS]) + (f" and {more} more" if more > 0 else "")
+    head = " -> ".join(map(str, [result.features, *network.hidden, network.classes]))
+    missing = [f"{name.replace('_', ' ')} ({flag})" for name, flag in result.missing.items()]
     facts = [
-        ("names", result.scheme),
-        ("network", f"{result.name}: {blocks}, shortcuts {network.shortcut.value}, "
-                    f"{result.parameters:,} parameters"),
+        ("tensors", f"named as in {result.scheme}" + (result.place and f", in {result.place}")),
+        ("weights", f"{result.weights.value}, {result.dtype}"),
+        ("network", f"{result.name}, {result.parameters:,} parameters"),
+        ("blocks", f"{network.block.value}, {', '.join(map(str, network.blocks))} per stage, "
+                   f"shortcuts {network.shortcut.value}"),
         ("stem", f"{network.stem.value}, {plural(network.input_channels, 'channel')}"),
         ("head", f"{network.pooling.value} pooling, linear {head}"),
-        ("classes", f"{network.classes}: {_label_text(result.labels)}"),
-        ("weights", f"{result.weights}, {result.dtype}"),
-        ("pre-processing", ", ".join(settings) or "not stated"),
-        *([("stated by", result.preprocessing_source)] if result.preprocessing_source else []),
-        *(("not stated", f"{fact}: {options}") for fact, options in result.missing.items()),
+        ("labels", shown or f"none for {plural(network.classes, 'output')}"),
+        ("input", describe_choice(result.preprocessing, result.origins)),
+        ("not stated", ", ".join(missing)),
         *(("note", note) for note in result.notes),
     ]  # fmt: skip
-    return "\n".join(f"{name:<16}{text}" for name, text in facts)
-
-
-def _label_text(labels: tuple[str, ...] | None) -> str:
-    if labels is None:
-        return "without labels"
-    more = len(labels) - SHOWN_LABELS
-    return ", ".join(labels[:SHOWN_LABELS]) + (f" and {more} more" if more > 0 else "")
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "\n".join(f"{name:<12}{text}" for name, text in facts if text)

@@ -31,6 +31,7 @@ def main() -> None:
 
 
 for _command in (
-    demo, train, inspect, export, build, verify, bench, compare, report, predict, serve, explain, doctor
+    demo, train, inspect, export, build, verify, bench, compare, report, predict, serve, explain,
+    doctor,
 ):  # fmt: skip
     main.add_command(_command)

@@ -78,6 +78,8 @@ class Checkpoint:
     """Name of the naming scheme of the tensors in the file."""
     weights: str = Weights.RAW.value
     """`raw`, or `ema` for a moving average of the weights."""
+    place: str = ""
+    """Where the tensors stand in the file: keys of mappings, and the prefix of their names."""
     dtype: str = "float32"
     """Type of the first convolution's weights in the file."""
     settings: PreprocessingSettings | None = None
@@ -230,6 +232,7 @@ def _read_contents(
         labels=labels,
         scheme=network.scheme.name,
         weights=(Weights.EMA if network.averaged else Weights.RAW).value,
+        place=network.place,
         dtype=str(body["conv1.weight"].dtype).removeprefix("torch."),
         settings=settings if settings != PreprocessingSettings() else None,
         settings_source=source if settings != PreprocessingSettings() else "",
