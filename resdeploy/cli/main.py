@@ -16,6 +16,7 @@ from resdeploy.cli.demo import demo
 from resdeploy.cli.doctor import doctor
 from resdeploy.cli.explain import explain
 from resdeploy.cli.export import export
+from resdeploy.cli.inspect import inspect
 from resdeploy.cli.predict import predict
 from resdeploy.cli.report import report
 from resdeploy.cli.serve import serve
@@ -30,6 +31,7 @@ def main() -> None:
 
 
 for _command in (
-    demo, train, export, build, verify, bench, compare, report, predict, serve, explain, doctor
+    demo, train, inspect, export, build, verify, bench, compare, report, predict, serve, explain,
+    doctor,
 ):  # fmt: skip
     main.add_command(_command)

@@ -82,6 +82,10 @@ class Checkpoint:
     """Name of the naming scheme of the tensors in the file."""
     weights: str = Weights.RAW.value
     """`raw`, or `ema` for a moving average of the weights."""
+    place: str = ""
+    """Where the tensors stand in the file: keys of mappings, and the prefix of their names."""
+    dtype: str = "float32"
+    """Type of the first convolution's weights in the file."""
     settings: PreprocessingSettings | None = None
     """Pre-processing that the file, or a configuration beside it, states."""
     settings_source: str = ""
@@ -216,6 +220,8 @@ def _read_contents(
         labels=labels,
         scheme=network.scheme.name,
         weights=(Weights.EMA if network.averaged else Weights.RAW).value,
+        place=network.where,
+        dtype=str(body["conv1.weight"].dtype).removeprefix("torch."),
         settings=settings if has_settings else None,
         settings_source=f"{source or 'tensors'} of {path.name}" if has_settings else "",
         notes=(*notes, *contradictions_of(stated, architecture), *doubts, *more_doubts),

@@ -150,5 +150,5 @@ def test_a_whole_network_with_another_stride_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_whole_network_with_another_activation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="relu is .*GELU"):
+    with pytest.raises(CheckpointError, match=r"relu is .*GELU"):
         load(tmp_path, whole(relu=nn.GELU()))
