@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,13 @@ import numpy as np
 from PIL import Image
 
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.train.model.architecture import Architecture
+from resdeploy.train.model.architecture import (
+    Architecture,
+    BlockType,
+    Pooling,
+    Shortcut,
+    Stem,
+)
 
 if TYPE_CHECKING:
     from resdeploy.train.model.resnet import Classifier, ResNet
@@ -21,6 +28,25 @@ SIZE = 32
 CLASSES = ("blue", "green", "red")
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 TINY = Architecture(classes=len(CLASSES), blocks=(1, 1, 1, 1))
+BOTTLENECKS = Architecture(
+    classes=len(CLASSES), blocks=(2, 1), width=16, block=BlockType.BOTTLENECK
+)
+# Small members of the family, each with parts that the others lack.
+FAMILY = {
+    "bottleneck": BOTTLENECKS,
+    "v1-a": replace(BOTTLENECKS, stride_in_1x1=True, shortcut=Shortcut.A),
+    "grouped-c": replace(
+        BOTTLENECKS, width=32, groups=8, group_width=16, shortcut=Shortcut.C
+    ),
+    "wide-plain": replace(BOTTLENECKS, group_width=128, shortcut=Shortcut.PLAIN),
+    "concat-cifar": Architecture(
+        classes=len(CLASSES), blocks=(1, 2), width=16, stem=Stem.CIFAR,
+        pooling=Pooling.MAX_AND_AVERAGE, hidden=(24, 12),
+    ),
+    "gray-five-stages": Architecture(
+        classes=len(CLASSES), blocks=(1,) * 5, width=8, input_channels=1
+    ),
+}  # fmt: skip
 
 
 def randomise_batch_norms(network: ResNet, seed: int = 0) -> ResNet:

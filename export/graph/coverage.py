@@ -50,7 +50,11 @@ def coverage(graph: ir.Graph, encoding: Encoding) -> Coverage:
     # A ReLU is fused into the kernel before it; poolings and reshapes keep the type of their input.
     for node in graph:
         if node.op_type in ("Relu", *SAME_GRID) and (
-            _has_int8_input(node, 0) or any(node_name(p) in integer for p in node.predecessors())
+            _has_int8_input(node, 0)
+            or any(
+                node_name(p) in integer and (node.op_type == "Relu" or p.op_type in SAME_GRID)
+                for p in node.predecessors()
+            )
         ):
             integer.add(node_name(node))
     convs = [node for node in graph if node.op_type == "Conv"]
@@ -68,7 +72,7 @@ def _is_integer(node: ir.Node, encoding: Encoding) -> bool:
     if node.op_type in WEIGHTED:
         has_int8_inputs = _has_int8_input(node, 0) and _has_int8_input(node, 1)
     elif encoding is not Encoding.TENSORRT and (
-        is_residual_add(node) or node.op_type == "GlobalAveragePool"
+        is_residual_add(node) or node.op_type in ("GlobalAveragePool", "Concat")
     ):
         has_int8_inputs = all(_has_int8_input(node, index) for index in range(len(node.inputs)))
     else:

@@ -35,7 +35,7 @@ def channel_groups(graph: ir.Graph) -> tuple[ChannelGroup, ...]:
 
     Only layers with weights, residual additions and `HOMOGENEOUS` nodes may read or compute the
     tensors of a group. So groups with an input or output of the graph, or with a tensor of another
-    node, are left out; the padding of a shortcut is such a node.
+    node, are left out; such nodes are the padding of a shortcut and the concatenation of poolings.
     """
     parents: dict[str, str] = {}  # union-find: the parent of each tensor; a root is its own parent
     fixed = {value_name(value) for value in (*graph.inputs, *graph.outputs)}
@@ -50,7 +50,7 @@ def channel_groups(graph: ir.Graph) -> tuple[ChannelGroup, ...]:
     for node in graph:
         activations = [value_name(value) for value in node.inputs if is_activation(value)]
         outputs = [value_name(value) for value in node.outputs]
-        if node.op_type in WEIGHTED and node.attributes.get_int("group", 1) == 1:
+        if node.op_type in WEIGHTED:
             writers[outputs[0]] = str(node.name)
             readers.setdefault(activations[0], []).append(str(node.name))
         elif node.op_type in HOMOGENEOUS or is_residual_add(node) or _drops_axes(node):
@@ -82,22 +82,27 @@ def equalize(model: ir.Model, factors: Mapping[ChannelGroup, npt.NDArray[np.floa
     nodes = {str(node.name): node for node in scaled.graph}
     products: dict[str, npt.NDArray[np.float64]] = {}  # by weight; rounded after the last factor
 
-    def multiply(value: ir.Value | None, factor: npt.NDArray[np.float64], axis: int) -> None:
+    def multiply(value: ir.Value | None, factor: npt.NDArray[np.float64]) -> None:
+        """Multiply with a factor whose axes are the first ones of the value."""
         if value is None:
             return
         assert value.const_value is not None
         exact = products.get(value_name(value), value.const_value.numpy().astype(np.float64))
-        shape = [1] * exact.ndim
-        shape[axis] = -1
+        shape = factor.shape + (1,) * (exact.ndim - factor.ndim)
         products[value_name(value)] = exact * factor.reshape(shape)
 
     for group, factor in factors.items():
         divisors = factor.astype(np.float64)
         for writer in group.writers:
             for value in nodes[writer].inputs[1:]:  # weight (C, ...) and bias (C,)
-                multiply(value, 1 / divisors, axis=0)
-        for reader in group.readers:
-            multiply(nodes[reader].inputs[1], divisors, axis=1)  # weight (K, C, ...)
+                multiply(value, 1 / divisors)
+        for reader in group.readers:  # weight (K, C / groups, ...): a group of inputs per output
+            weight = nodes[reader].inputs[1]
+            assert weight is not None
+            assert weight.shape is not None
+            groups = nodes[reader].attributes.get_int("group", 1)
+            rows = np.repeat(divisors.reshape(groups, -1), int(weight.shape[0]) // groups, axis=0)
+            multiply(weight, rows)
     for name, product in products.items():
         scaled.graph.initializers[name].const_value = ir.tensor(
             product.astype(np.float32), name=name

@@ -139,12 +139,12 @@ def conv_share(model: ir.Model, nodes: Collection[str]) -> tuple[int, float]:
 def _classifier_head(classifier: ir.Node) -> list[str]:
     """Return the names of the nodes between the last ReLU or layer and the classifier."""
     names = []
-    value = classifier.inputs[0]
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type in (*WEIGHTED, "Add", "Relu", "MaxPool"):
-            break
-        names.append(node_name(node))
-        value = node.inputs[0]
+    pending = [*classifier.predecessors()]
+    while pending:
+        node = pending.pop()
+        if node.op_type not in (*WEIGHTED, "Add", "Relu", "MaxPool"):
+            names.append(node_name(node))
+            pending.extend(node.predecessors())
     return names
 
 

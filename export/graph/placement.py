@@ -76,6 +76,7 @@ def value_name(value: ir.Value | None) -> str:
 def _place_for_tensorrt(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
     """Return the edges to layers with weights, to poolings, and from shortcuts to additions.
 
+    A maximum over whole maps stays float, like the average beside it in the head.
     The shortcut is the operand with the shorter path. The other operand of an addition stays float:
     its convolution, the addition and the ReLU are fused into one kernel, which rounds at its end.
     """
@@ -84,11 +85,15 @@ def _place_for_tensorrt(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:
     for node in graph:
         depths = [depth[node_name(producer)] for producer in node.predecessors()]
         depth[node_name(node)] = 1 + max(depths, default=0)
-        if node.op_type in WEIGHTED or node.op_type == "MaxPool":
+        if node.op_type in WEIGHTED or (node.op_type == "MaxPool" and not _ends_in_head(node)):
             quantised.add((node_name(node), 0))
         elif is_residual_add(node):
             quantised.add((node_name(node), depths.index(min(depths))))
     return _edges(graph, quantised)
+
+
+def _ends_in_head(pooling: ir.Node) -> bool:
+    return any(reader.op_type == "Flatten" for reader in pooling.successors())
 
 
 def _place_everywhere(graph: ir.Graph) -> tuple[QuantizedEdge, ...]:

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from resdeploy.export.graph.placement import QDQ
 
 BLOCK = 2
-KERNEL_CHANNELS = 4  # number of which a kernel's input channels are a multiple
+IMAGE_CHANNELS = (1, 3)
 Number = TypeVar("Number", bound=np.generic)
 
 
@@ -96,7 +96,7 @@ def _match(convolution: ir.Node) -> _Stem | None:
     _, channels, *sides = _shape(convolution.inputs[0])
     attributes = convolution.attributes
     is_suitable = (
-        channels % KERNEL_CHANNELS != 0
+        channels in IMAGE_CHANNELS
         and not any(side % BLOCK for side in sides)
         and attributes.get_ints("strides") == (BLOCK, BLOCK)
         and attributes.get_ints("dilations") == (1, 1)

@@ -71,6 +71,7 @@ def to_onnx(classifier: Classifier, image_size: ImageSize) -> ir.Model:
                 custom_translation_table={
                     torch.ops.aten.mean.dim: _global_average_pool,
                     torch.ops.aten.div.Tensor_mode: _divide_integers,
+                    torch.ops.aten.amax.default: _global_max_pool,
                 },
             )
         except torch.onnx.OnnxExporterError as error:
@@ -168,6 +169,12 @@ def _divide_integers(dividend: Any, divisor: Any, rounding_mode: str) -> Any:
     assert rounding_mode == "trunc"
     quotient: Any = op.Div(dividend, divisor)
     return quotient
+
+
+def _global_max_pool(x: Any, dim: Sequence[int], keepdim: bool = False) -> Any:
+    # All maxima of the network are over H and W. Only MaxPool has integer kernels in every engine.
+    pooled, _ = op.MaxPool(x, kernel_shape=list(x.shape[2:]))
+    return op.Flatten(pooled, axis=1)
 
 
 def _clear_metadata(model: ir.Model) -> None:

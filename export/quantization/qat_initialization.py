@@ -130,5 +130,5 @@ def unfold_norms(model: ir.Model, classifier: Classifier) -> dict[str, Tensor]:
         state[f"{norm_name}.weight"] = ones * (1 + norm.eps) ** 0.5
         state[f"{norm_name}.running_mean"] = torch.zeros(norm.num_features)
         state[f"{norm_name}.running_var"] = ones
-    state["fc.weight"] = torch.from_numpy(weights["fc.weight"])
-    return state
+    linear = {name: torch.from_numpy(weights[name]) for name in state if name.startswith("fc.")}
+    return state | linear

@@ -24,7 +24,7 @@ from resdeploy.filesystem import sha256
 from resdeploy.images.preprocessing import ImageSize, UInt8Array
 from resdeploy.train.model.architecture import Architecture
 from resdeploy.train.model.resnet import Classifier
-from tests.samples import make_classifier
+from tests.samples import FAMILY, make_classifier
 
 SIZE = 64
 CLASSES = 10
@@ -104,3 +104,9 @@ def export_network(classifier: Classifier, image_size: ImageSize = SIZE) -> Expo
 def resnet34() -> Exported:
     """Return a shared network, which tests must not modify; `quantised` and `half` copy it."""
     return export_network(make_classifier(Architecture(classes=CLASSES)))
+
+
+@pytest.fixture(scope="session", params=["v1-a", "grouped-c", "concat-cifar"])
+def member(request: pytest.FixtureRequest) -> Exported:
+    """Return a small network with parts that ResNet-34 lacks, which tests must not modify."""
+    return export_network(make_classifier(FAMILY[request.param]))

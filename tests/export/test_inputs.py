@@ -26,6 +26,9 @@ from resdeploy.export.golden_images import (
 )
 from resdeploy.export.inputs import ImagePools, read_source
 from resdeploy.images.preprocessing import Preprocessing, image_digest
+from resdeploy.train.checkpoint.contents import Weights
+from resdeploy.train.model.architecture import Architecture
+from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.run.folder import save_model
 from tests.samples import CLASSES, SIZE, make_classifier
 from tests.train.data.test_shards import write_tar
@@ -96,6 +99,41 @@ def test_a_too_large_default_size_logs_a_warning(
         read_source(tiny_checkpoint, image_size=image_size, calibration_data=tmp_path)
     warning = f"the images have only {pixels}: set the right size with --image-size"
     assert (warning in caplog.text) == warns
+
+
+@pytest.fixture
+def one_logit(tmp_path: Path) -> Path:
+    network = ResNet(Architecture(classes=1, blocks=(1, 1), width=8))
+    torch.save(network.state_dict(), tmp_path / "one.pth")
+    return tmp_path / "one.pth"
+
+
+def test_one_logit_needs_two_labels(one_logit: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="one logit needs two labels") as caught:
+        read_source(one_logit)
+    assert "--labels" in str(caught.value.hint)
+    (tmp_path / "labels.txt").write_text("no\nyes\n")
+    source = read_source(one_logit, labels=tmp_path / "labels.txt")
+    assert (source.labels, source.checkpoint.architecture.classes) == (("no", "yes"), 2)
+    assert source.checkpoint.network()(torch.rand(1, 3, 32, 32))[0, 0] == 0
+
+
+def test_labels_that_differ_from_those_in_the_file_log_a_warning(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "labels.txt").write_text("Blue\nred\ngreen\n")
+    assert read_source(run, labels=tmp_path / "labels.txt").labels == ("Blue", "red", "green")
+    assert "class 1 is 'green' in one and 'red' in the other" in caplog.text
+
+
+def test_notes_of_the_checkpoint_are_warnings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = ResNet(Architecture(classes=3, blocks=(1, 1), width=8)).state_dict()
+    torch.save({"model": state, "ema": dict(state)}, tmp_path / "a.pth")
+    assert read_source(tmp_path / "a.pth").checkpoint.weights == "ema"
+    assert "the average is taken; --weights raw takes the others" in caplog.text
+    assert read_source(tmp_path / "a.pth", weights=Weights.RAW).checkpoint.weights == "raw"
 
 
 def test_the_latest_run_has_the_name_of_its_folder(run: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.checkpoint.naming import NamedTensors, name_tensors
-from resdeploy.train.checkpoint.pickled_modules import module_tensors
+from resdeploy.train.checkpoint.pickled_modules import module_settings, module_tensors
 
 MAX_DEPTH = 20  # fastai's learners hold the labels at about half of it
 MAX_SECTIONS = 10_000  # more than any trainer writes; bounds the time for a hostile file
@@ -28,12 +28,14 @@ class Weights(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class CheckpointPart:
     """A mapping in a checkpoint."""
 
     place: str
     """Keys that lead to it, with dots between them; empty for the outermost one."""
     values: Mapping[str, Any]
+    modules: Mapping[str, dict[str, object]] = field(default_factory=dict)
+    """Classes and settings of the modules, if the mapping was a network."""
 
     @property
     def tensors(self) -> int:
@@ -41,9 +43,9 @@ class Section:
         return sum(isinstance(value, Tensor) for value in self.values.values())
 
 
-def find_sections(content: object) -> list[Section]:
+def find_sections(content: object) -> list[CheckpointPart]:
     """Return the mappings in a checkpoint from the outermost one inwards, each of them once."""
-    sections: list[Section] = []
+    sections: list[CheckpointPart] = []
     seen: set[int] = set()
     queue = deque([("", content, 0)])
     while queue and len(sections) < MAX_SECTIONS:
@@ -51,25 +53,26 @@ def find_sections(content: object) -> list[Section]:
         if id(node) in seen or depth > MAX_DEPTH:
             continue
         seen.add(id(node))
-        tensors: Mapping[str, Any] = {}
+        inner: tuple[str, ...] = ()
         if isinstance(node, Placeholder):
-            tensors = module_tensors(node)
+            if tensors := module_tensors(node):
+                sections.append(CheckpointPart(place, tensors, module_settings(node)))
+                inner = ("_modules", "_parameters", "_buffers")
             node = node.attributes() | (node.items if isinstance(node.items, dict) else {})
         entries = node.items() if isinstance(node, Mapping) else ()
         if entries:
-            sections.append(Section(place, {str(k): v for k, v in entries} | tensors))
+            sections.append(CheckpointPart(place, {str(key): value for key, value in entries}))
         elif isinstance(node, Sequence) and not isinstance(node, (str, bytes)) and len(node) < 16:
             entries = dict(enumerate(node)).items()
         queue.extend(
             (f"{place}.{key}".lstrip("."), value, depth + 1)
             for key, value in entries
-            if isinstance(value, (Mapping, Placeholder, list, tuple))
-            and not (tensors and key in ("_modules", "_parameters", "_buffers"))
+            if isinstance(value, (Mapping, Placeholder, list, tuple)) and key not in inner
         )
     return sections
 
 
-def find_networks(sections: Iterable[Section]) -> list[NamedTensors]:
+def find_networks(sections: Iterable[CheckpointPart]) -> list[NamedTensors]:
     """Return every residual network in a checkpoint."""
     found = [name_tensors(section.values, section.place) for section in sections if section.tensors]
     networks = [network for networks in found for network in networks]
@@ -104,13 +107,13 @@ def choose_network(
         )
     wanted = averages if averages and weights is not Weights.RAW else raw
     if len(wanted) > 1:
-        places = " and ".join(network.place or "its outermost mapping" for network in wanted[:2])
+        places = " and ".join(network.where for network in wanted[:2])
         raise ValueError(f"holds several networks, in {places}")
     notes = []
     if wanted is averages and raw and weights is Weights.AUTO:
         notes = [
-            f"of the weights in {raw[0].place or 'the file'} and their moving average in "
-            f"{wanted[0].place or 'the file'}, the average is taken; --weights raw takes the others"
+            f"of the weights in {raw[0].where} and their moving average in "
+            f"{wanted[0].where}, the average is taken; --weights raw takes the others"
         ]
     return wanted[0], notes
 
@@ -122,18 +125,20 @@ def _is_complete(network: NamedTensors) -> bool:
 def _without_copies(networks: Iterable[NamedTensors]) -> list[NamedTensors]:
     kept: list[NamedTensors] = []
     for network in networks:
-        if not any(_is_equal(network, other) for other in kept):
+        if not any(_is_copy(network, other) for other in kept):
             kept.append(network)
     return kept
 
 
-def _is_equal(one: NamedTensors, other: NamedTensors) -> bool:
-    pairs = [(one.body, other.body), (one.rest, other.rest)]
-    return one.averaged == other.averaged and all(
-        a.keys() == b.keys()
-        and all(
-            isinstance(a[k], Tensor) and isinstance(b[k], Tensor) and torch.equal(a[k], b[k])
-            for k in a
+def _is_copy(one: NamedTensors, other: NamedTensors) -> bool:
+    first, second = one.body | one.rest, other.body | other.rest
+    same = first.keys() == second.keys() and one.averaged == other.averaged
+    return same and all(
+        value is second[name]
+        or (
+            isinstance(value, Tensor)
+            and isinstance(second[name], Tensor)
+            and torch.equal(value, second[name])
         )
-        for a, b in pairs
+        for name, value in first.items()
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
+from resdeploy.train.checkpoint.pickled_modules import contradictions
 from resdeploy.train.model.architecture import (
     STANDARD_WIDTH,
     Architecture,
@@ -129,15 +130,21 @@ def infer_architecture(
 
 
 def fit(
-    architecture: Architecture, state: Mapping[str, Tensor], key: Callable[[str], str] = str
+    architecture: Architecture,
+    state: Mapping[str, Tensor],
+    key: Callable[[str], str] = str,
+    modules: Mapping[str, dict[str, object]] | None = None,
 ) -> dict[str, Tensor]:
     """Return float32 copies, after checking that names and shapes fit and numbers are finite.
+
+    `modules` are the settings of `module_settings` by torchvision's names, if they are known.
 
     Raises:
         FitError: The tensors do not fit; the message names one by its `key` in the file.
     """
     with torch.device("meta"):
-        expected = ResNet(architecture).state_dict()
+        network = ResNet(architecture)
+    expected = network.state_dict()
     problems = {
         # Older files lack the step counters of batch norm, which inference does not need.
         "lacks": [n for n in expected.keys() - state if not n.endswith("num_batches_tracked")],
@@ -155,6 +162,8 @@ def fit(
                 f"{problem} {shown}{more}, so it is not a {architecture.name} "
                 f"with {architecture.classes} classes"
             )
+    if found := contradictions(dict(modules or {}), network):
+        raise FitError(f"is not a plain {architecture.name}: {', '.join(found[:3])}")
     converted = {name: state[name].to(expected[name].dtype) for name in expected if name in state}
     for name, tensor in converted.items():
         fault = None

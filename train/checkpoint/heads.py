@@ -8,13 +8,15 @@ dropout does nothing in inference. Layers without weights leave only a gap in th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 BATCH_NORM_EPSILON = 1e-5  # default of torch.nn.BatchNorm1d
+# Buffers of losses, which some trainers save with the network: weights of the classes.
+_LOSS = re.compile(r"(?:^|\.)(?:criterion|\w*loss\w*)\.(?:pos_)?weight$")
 _LEAVES = {"weight", "bias"}
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 
@@ -26,29 +28,30 @@ class Head:
     layers: list[tuple[Tensor, Tensor]]
     """Weight (outputs, inputs) and bias (outputs,) of each layer."""
     names: dict[str, str]
-    """The name in `ResNet` of each layer, and its name in the file."""
+    """The name in `ResNet` of each tensor, and its name in the file."""
     concatenated: bool
     """True if the features are maxima and averages, as in fastai."""
     notes: list[str]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors under the names of `ResNet`."""
-        return {
-            f"{name}.{leaf}": tensor
-            for name, layer in zip(self.names, self.layers)
-            for leaf, tensor in zip(("weight", "bias"), layer)
-        }
+        return dict(zip(self.names, (tensor for layer in self.layers for tensor in layer)))
 
 
 class HeadError(ValueError):
     """Tensors that are no head of linear layers."""
 
 
-def read_head(tensors: Mapping[str, Tensor], features: int) -> Head:
+def read_head(
+    tensors: Mapping[str, Tensor], features: int, relus: Collection[str] | None = None
+) -> Head:
     """Return the head in `tensors`, all of which must belong to it.
 
+    `relus` are the names of all ReLUs, if they are known.
+
     Raises:
-        HeadError: There is no head, or something else than linear layers and batch norms.
+        HeadError: There is no head, or its layers cannot be put together.
+        ValueError: There is something else than linear layers and batch norms.
     """
     modules: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -62,7 +65,7 @@ def read_head(tensors: Mapping[str, Tensor], features: int) -> Head:
     ]
     if surplus:
         more = f" and {len(surplus) - 3} more" if len(surplus) > 3 else ""
-        raise HeadError(f"has the unknown tensor {', '.join(surplus[:3])}{more}")
+        raise ValueError(f"has the unknown tensor {', '.join(surplus[:3])}{more}")
     linear = [module for module, leaves in modules.items() if _is_linear(leaves)]
     if not linear:
         raise HeadError("has no linear layer after the blocks, so it has no classes")
@@ -70,7 +73,7 @@ def read_head(tensors: Mapping[str, Tensor], features: int) -> Head:
         positions = [(0, linear[0])]
     else:
         positions = sorted(_position(module, linear[-1]) for module in modules)
-    builder = _Builder()
+    builder = _Builder(relus)
     for position, module in positions:
         builder.add(position, module, modules[module])
     return builder.finish(features)
@@ -105,7 +108,8 @@ def _position(module: str, last: str) -> tuple[int, str]:
 class _Builder:
     """Linear layers that are put together in the order of their execution."""
 
-    def __init__(self) -> None:
+    def __init__(self, relus: Collection[str] | None) -> None:
+        self.relus = relus
         self.layers: list[tuple[Tensor, Tensor]] = []
         self.names: list[str] = []
         self.notes: list[str] = []
@@ -115,9 +119,12 @@ class _Builder:
         self.shift: Tensor | None = None
 
     def add(self, position: int, name: str, leaves: Mapping[str, Tensor]) -> None:
-        if position > self.end + 1 and not self.activated:
+        gap = range(self.end + 1, position)
+        if gap and not self.activated and self.relus is None:
             self.activated = True
             self.notes.append(f"a ReLU is assumed after {self.names[-1]}")
+        elif self.relus and any(f"{name.rpartition('.')[0]}.{n}" in self.relus for n in gap):
+            self.activated = True
         self.end = position
         if "running_var" in leaves:
             self._add_norm(leaves)
@@ -167,8 +174,11 @@ class _Builder:
         inputs = self.layers[0][0].shape[1]
         if inputs not in (features, 2 * features):
             raise HeadError(f"has a head for {inputs} features, but the blocks return {features}")
-        several = len(self.layers) > 1
-        names = {f"fc.{2 * n}" if several else "fc": name for n, name in enumerate(self.names)}
+        names = {
+            f"fc.{2 * n}.{leaf}" if len(self.layers) > 1 else f"fc.{leaf}": f"{name}.{leaf}"
+            for n, name in enumerate(self.names)
+            for leaf in ("weight", "bias")
+        }
         return Head(self.layers, names, inputs == 2 * features, self.notes)
 
 
@@ -177,14 +187,13 @@ def _check_inputs(inputs: int, outputs: int) -> None:
         raise HeadError(f"has a head with a layer for {inputs} features after one of {outputs}")
 
 
-# Buffers of losses and metrics, which some trainers save with the network: weights of the classes.
-_TRAINING_ONLY = re.compile(r"(?:^|\.)(?:criterion|\w*loss\w*)\.(?:pos_)?weight$")
-
-
-def drop_training_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors without those of a loss, and the names of those."""
-    dropped = [n for n, t in tensors.items() if _TRAINING_ONLY.search(n) and t.ndim <= 1]
-    return {n: t for n, t in tensors.items() if n not in dropped}, dropped
+def drop_training_tensors(
+    tensors: Mapping[str, Tensor], known: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors that are neither `known` nor weights of a loss, and the names of those."""
+    others = {n: t for n, t in tensors.items() if not any(t is value for value in known.values())}
+    dropped = [n for n, t in others.items() if _LOSS.search(n) and t.ndim <= 1]
+    return {n: t for n, t in others.items() if n not in dropped}, dropped
 
 
 def with_second_logit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

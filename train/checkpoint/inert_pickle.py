@@ -38,6 +38,9 @@ class Placeholder:
     items: list[Any] | dict[Any, Any] = field(default_factory=list)
     """Items of a foreign list, set or mapping."""
 
+    def __repr__(self) -> str:
+        return f"<{self.name}>"  # the other fields may contain this object
+
     def attributes(self) -> dict[Any, Any]:
         """Return the attributes that the state holds."""
         parts = self.state if isinstance(self.state, tuple) else (self.state,)
@@ -55,7 +58,7 @@ class InertUnpickler:
     """A reader of the pickles of one file."""
 
     values: Mapping[str, Any]
-    """What a name stands for, such as a dtype."""
+    """Objects for names, such as dtypes."""
     builders: Mapping[str, Callable[..., Any]]
     """Functions that build the result of a call, by the name of what is called."""
     persistent_load: Callable[[Any], Any]
@@ -85,7 +88,7 @@ class InertUnpickler:
         except RefusedPickleError:
             raise
         except (*_DAMAGE, struct.error) as error:
-            raise RefusedPickleError(f"its pickle is damaged at byte {last}") from error
+            raise RefusedPickleError(f"its pickle is damaged after byte {last}") from error
 
     def spend(self, units: int) -> None:
         """Subtract from the budget."""
@@ -176,21 +179,13 @@ def _key(value: Any) -> Any:
     return value if simple else Placeholder("key", (value,))
 
 
-def _python2_text(text: str) -> str:
-    try:
-        return text.encode("latin-1").decode()  # genops decodes the bytes with latin-1
-    except UnicodeDecodeError:
-        return text
-
-
 _VALUES = (
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE", "BINUNICODE8",
+    "BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING",
 )  # fmt: skip
 _PUSHES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(_VALUES, lambda argument: argument),
-    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _python2_text),
     **dict.fromkeys(("EXT1", "EXT2", "EXT4"), lambda code: _Global(f"copyreg.extension{code}")),
     "NONE": lambda _: None,
     "NEWTRUE": lambda _: True,

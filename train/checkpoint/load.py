@@ -18,17 +18,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resdeploy.errors import CheckpointError, remedy_for
-from resdeploy.filesystem import check_file, read_limited, sha256_file
+from resdeploy.filesystem import read_limited, sha256_file
 from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.json_documents import MAX_BYTES
 from resdeploy.train.checkpoint.contents import (
-    Section,
+    CheckpointPart,
     Weights,
     choose_network,
     find_networks,
     find_sections,
 )
+from resdeploy.train.checkpoint.file_kind import refuse_foreign_file
 from resdeploy.train.checkpoint.fit import check_kinds, count_features, fit, infer_architecture
 from resdeploy.train.checkpoint.heads import (
     HeadError,
@@ -40,9 +41,8 @@ from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.checkpoint.naming import CIFAR_SCHEMES, NamedTensors, nearest_scheme
 from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON, read_run
 from resdeploy.train.checkpoint.stated import (
-    contradiction,
-    merged_settings,
-    normalisation_of,
+    contradictions_of,
+    find_normalisation,
     one_line_labels,
     read_labels_of,
     read_settings_of,
@@ -54,7 +54,12 @@ from resdeploy.train.model.resnet import ResNet
 
 MAX_FILE_BYTES = 4 << 30
 COPY_HINT = "copy or download the file again"
+NETWORKS_HINT = "give the weights of a plain ResNet; docs/formats.md lists the names that are read"
 CONFIG = "config.json"
+CONFIG_KEYS = (
+    "architecture", "architectures", "downsample_in_bottleneck", "downsample_in_first_stage",
+    "hidden_act", "id2label", "label_names",
+)  # fmt: skip
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # names of Hugging Face and timm
 
 
@@ -77,6 +82,10 @@ class Checkpoint:
     """Name of the naming scheme of the tensors in the file."""
     weights: str = Weights.RAW.value
     """`raw`, or `ema` for a moving average of the weights."""
+    place: str = ""
+    """Where the tensors stand in the file: keys of mappings, and the prefix of their names."""
+    dtype: str = "float32"
+    """Type of the first convolution's weights in the file."""
     settings: PreprocessingSettings | None = None
     """Pre-processing that the file, or a configuration beside it, states."""
     settings_source: str = ""
@@ -125,7 +134,7 @@ def _load_run(folder: Path, weights: Weights) -> Checkpoint:
     if weights is Weights.EMA:
         raise CheckpointError(f"{folder} is a run, which has one set of weights", "omit --weights")
     path = folder / MODEL_FILE
-    check_file(path, CheckpointError, COPY_HINT)
+    refuse_foreign_file(path)
     try:
         state = fit(architecture, check_kinds(_read_safetensors(path)[0], str))
     except ValueError as error:
@@ -148,7 +157,7 @@ def _load_file(path: Path, weights: Weights) -> Checkpoint:
             f"{path} has {path.stat().st_size} bytes, more than {MAX_FILE_BYTES >> 30} GiB",
             "check that the path is right",
         )
-    check_file(path, CheckpointError, COPY_HINT)
+    refuse_foreign_file(path)
     with path.open("rb") as stream:
         start = stream.read(9)
     zipped = start.startswith((b"PK", b"\x80"))
@@ -163,9 +172,7 @@ def _load_file(path: Path, weights: Weights) -> Checkpoint:
         hint = "put the layers of the head into one nn.Sequential named fc, and save its state dict"
         raise CheckpointError(f"{path} {error}", hint) from error
     except ValueError as error:
-        raise CheckpointError(
-            f"{path} {error}", f"list what it holds with: resdeploy inspect {path}"
-        ) from error
+        raise CheckpointError(f"{path} {error}", NETWORKS_HINT) from error
 
 
 def _read_contents(
@@ -175,43 +182,36 @@ def _read_contents(
     network, notes = choose_network(_networks(content, sections), weights)
     stated, configuration = relevant_sections(sections), _read_configuration(path)
     if metadata:
-        stated = [Section("metadata", metadata)]
-    if configuration:
-        stated.append(configuration)
-
+        stated = [CheckpointPart("metadata", metadata)]
     body = check_kinds(network.body, network.key)
     rest = check_kinds(_without_counters(network.rest), network.key)
-    inner, used = normalisation_of(rest)
-    rest, dropped = drop_training_tensors({n: t for n, t in rest.items() if n not in used})
+    if normalisation := find_normalisation(rest):
+        stated.insert(0, CheckpointPart("tensors", normalisation))
+    rest, dropped = drop_training_tensors(rest, normalisation)
     if dropped:
         notes.append(f"{', '.join(dropped)} belongs to a loss and is dropped")
-    known = _known_architecture(metadata)
-    if known:
-        architecture, state = known, fit(known, body | rest, network.key)
-    else:
-        head = read_head(rest, count_features(body))
-        notes += head.notes
+    found = next(s.modules for s in sections if s.place == network.place and s.tensors)
+    modules = {network.module(name): values for name, values in found.items()}
+    architecture, names = _known_architecture(metadata), {}
+    if architecture is None:
+        relus = [name for name, values in modules.items() if str(values["class"]).endswith(".ReLU")]
+        head = read_head(rest, count_features(body), relus if modules else None)
         option = metadata.get("shortcut")
         architecture = infer_architecture(
             body, head.tensors(), concatenated=head.concatenated,
             shortcut=Shortcut(option) if option in [o.value for o in Shortcut] else None,
-            stride_in_1x1=_has_stride_in_1x1(configuration),
+            stride_in_1x1=_has_stride_in_1x1(configuration)
+            or modules.get("layer2.0.conv1", {}).get("stride") == (2, 2),
         )  # fmt: skip
-        names = {f"{n}.{leaf}": f"{module}.{leaf}" for n, module in head.names.items()
-                 for leaf in ("weight", "bias")}  # fmt: skip
-        state = fit(
-            architecture, body | head.tensors(), lambda name: network.key(names.get(name, name))
-        )
-        notes += _assumptions(network, architecture, configuration)
-    if difference := contradiction(stated, architecture):
-        notes.append(difference)
-    labels, doubts = read_labels_of(stated, architecture.classes)
-    settings, places, more_doubts = read_settings_of(stated)
-    source = f"{places or 'entries'} of {path.name}"
-    if inner is not None:
-        settings, source = merged_settings(inner, settings), f"the tensors of {path.name}"
+        rest, names = head.tensors(), head.names
+        notes += head.notes + _assumptions(network, architecture, configuration)
+    state = fit(architecture, body | rest, lambda name: network.key(names.get(name, name)), modules)
+    settings, source, doubts = read_settings_of(stated)
     if architecture.input_channels == 1:
         settings = replace(settings, channels=Channels.GRAY)
+    stated += [configuration] if configuration else []
+    labels, more_doubts = read_labels_of(stated, architecture.classes)
+    has_settings = settings != PreprocessingSettings()
     checkpoint = Checkpoint(
         path=path,
         sha256=sha256_file(path),
@@ -220,21 +220,23 @@ def _read_contents(
         labels=labels,
         scheme=network.scheme.name,
         weights=(Weights.EMA if network.averaged else Weights.RAW).value,
-        settings=settings if settings != PreprocessingSettings() else None,
-        settings_source=source if settings != PreprocessingSettings() else "",
-        notes=tuple(notes + doubts + more_doubts),
+        place=network.where,
+        dtype=str(body["conv1.weight"].dtype).removeprefix("torch."),
+        settings=settings if has_settings else None,
+        settings_source=f"{source or 'tensors'} of {path.name}" if has_settings else "",
+        notes=(*notes, *contradictions_of(stated, architecture), *doubts, *more_doubts),
     )
     return checkpoint.with_two_classes() if architecture.classes == 1 and labels else checkpoint
 
 
-def _networks(content: object, sections: list[Section]) -> list[NamedTensors]:
+def _networks(content: object, sections: list[CheckpointPart]) -> list[NamedTensors]:
     """Return the networks in a file; raise a ValueError that says why there is none."""
     if networks := find_networks(sections):
         return networks
     largest = max(sections, key=lambda section: section.tensors, default=None)
     if largest is None or not largest.tensors:
         kind = content.name if isinstance(content, Placeholder) else type(content).__name__
-        raise ValueError(f"holds no state dict, only a {kind}; no code in it was executed")
+        raise ValueError(f"holds no state dict, only {kind}; no code in it was executed")
     names = [name for name, value in largest.values.items() if isinstance(value, Tensor)]
     scheme, strange = nearest_scheme(names)
     fitting = len(names) - len(strange)
@@ -262,7 +264,7 @@ def _known_architecture(metadata: Mapping[str, str]) -> Architecture | None:
         return None
 
 
-def _read_configuration(path: Path) -> Section | None:
+def _read_configuration(path: Path) -> CheckpointPart | None:
     """Return the configuration that Hugging Face and timm write beside weights."""
     file = path.parent / CONFIG
     if not file.is_file():
@@ -271,10 +273,11 @@ def _read_configuration(path: Path) -> Section | None:
         values = json.loads(read_limited(file, MAX_BYTES, CheckpointError, COPY_HINT))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged: {error}", COPY_HINT) from error
-    return Section(CONFIG, values) if isinstance(values, dict) else None
+    known = {key: values[key] for key in CONFIG_KEYS if isinstance(values, dict) and key in values}
+    return CheckpointPart(CONFIG, known) if known else None
 
 
-def _has_stride_in_1x1(configuration: Section | None) -> bool:
+def _has_stride_in_1x1(configuration: CheckpointPart | None) -> bool:
     """Return what the configuration of Hugging Face's ResNet says; refuse other networks of it.
 
     Source: transformers/models/resnet/configuration_resnet.py.
@@ -293,7 +296,7 @@ def _has_stride_in_1x1(configuration: Section | None) -> bool:
 
 
 def _assumptions(
-    network: NamedTensors, architecture: Architecture, configuration: Section | None
+    network: NamedTensors, architecture: Architecture, configuration: CheckpointPart | None
 ) -> list[str]:
     notes = []
     if architecture.stem is Stem.CIFAR and network.scheme.name not in CIFAR_SCHEMES:

@@ -19,7 +19,8 @@ _WRAPPERS = re.compile(
 )
 # Buffers of thop (total_ops, total_params) and of torch.optim.swa_utils.AveragedModel.
 _COUNTERS = re.compile(r"(?:^|\.)(?:total_ops|total_params|n_averaged)$")
-AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|averaged?|shadow)(?:[._]|$)", re.IGNORECASE)
+MAX_NETWORKS = 50  # bounds the time for a hostile file
+AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|avg|averaged?|polyak|shadow)(?:[._]|$)", re.IGNORECASE)
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\.((?:conv|bn)\d|downsample\.\d)\.(\w+)")
 _PARTS = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample.0", "downsample.1")
 
@@ -115,8 +116,9 @@ class NamedTensors:
 
     scheme: NamingScheme
     place: str
-    """Where the tensors stand in the file: keys of mappings, and the prefix of the names."""
+    """Keys that lead to the mapping of the tensors, with dots between them."""
     prefix: str
+    """Start of the names in that mapping."""
     body: dict[str, Any]
     """Stem and blocks under torchvision's names."""
     rest: dict[str, Any]
@@ -126,9 +128,19 @@ class NamedTensors:
     averaged: bool
     """True for a moving average of the weights."""
 
+    @property
+    def where(self) -> str:
+        """Return where the tensors stand, for messages."""
+        return f"{self.place} {self.prefix.rstrip('.')}".strip() or "the file"
+
     def key(self, name: str) -> str:
         """Return the name that a tensor has, or would have, in the file."""
         return self.keys.get(name) or self.prefix + self.scheme.key(name)
+
+    def module(self, name: str) -> str:
+        """Return torchvision's name of a module, or else its own without the prefix."""
+        name = _WRAPPERS.sub("", name).removeprefix(self.prefix)
+        return (self.scheme.translate(f"{name}.weight") or name).removesuffix(".weight")
 
 
 def name_tensors(state: Mapping[str, Any], place: str) -> list[NamedTensors]:
@@ -143,7 +155,10 @@ def name_tensors(state: Mapping[str, Any], place: str) -> list[NamedTensors]:
         if not _COUNTERS.search(name) and keys.setdefault(name, key) != key:
             raise ValueError(f"{keys[name]} and {key} are two tensors of one name")
     bodies: list[tuple[NamingScheme, str, dict[str, str]]] = []
-    for scheme, prefix in sorted(_find_prefixes(keys), key=lambda pair: -_count(keys, *pair)):
+    prefixes = list(_find_prefixes(keys))
+    if len(prefixes) > MAX_NETWORKS:
+        raise ValueError(f"holds more than {MAX_NETWORKS} networks in one state dict")
+    for scheme, prefix in sorted(prefixes, key=lambda pair: -_count(keys, *pair)):
         body = {
             translated: name
             for name in keys
@@ -166,7 +181,7 @@ def name_tensors(state: Mapping[str, Any], place: str) -> list[NamedTensors]:
         networks.append(
             NamedTensors(
                 scheme=scheme,
-                place=f"{place} {prefix.rstrip('.')}".strip(),
+                place=place,
                 prefix=prefix,
                 body={name: state[files[name]] for name in body},
                 rest={name: state[files[name]] for name in rest},

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from resdeploy.images.preprocessing import Interpolation
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.readable_text import readable
-from resdeploy.train.checkpoint.contents import Section
+from resdeploy.train.checkpoint.contents import CheckpointPart
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.model.architecture import Architecture
 
@@ -51,7 +50,7 @@ _SETTING_KEYS = {
 }  # fmt: skip
 
 
-def relevant_sections(sections: Iterable[Section]) -> list[Section]:
+def relevant_sections(sections: Iterable[CheckpointPart]) -> list[CheckpointPart]:
     """Return the mappings whose entries describe the network."""
     return [
         section
@@ -63,7 +62,7 @@ def relevant_sections(sections: Iterable[Section]) -> list[Section]:
 
 
 def read_labels_of(
-    sections: Iterable[Section], classes: int
+    sections: Iterable[CheckpointPart], classes: int
 ) -> tuple[tuple[str, ...] | None, list[str]]:
     """Return the labels that a checkpoint states, and notes on those that are not believed.
 
@@ -125,7 +124,9 @@ def _label_list(value: Any) -> tuple[str, ...] | None:
     return one_line_labels(value) if all(isinstance(v, (str, int)) for v in value) else None
 
 
-def read_settings_of(sections: Iterable[Section]) -> tuple[PreprocessingSettings, str, list[str]]:
+def read_settings_of(
+    sections: Iterable[CheckpointPart],
+) -> tuple[PreprocessingSettings, str, list[str]]:
     """Return the pre-processing that a checkpoint states, its places, and notes on wrong values."""
     found: dict[str, Any] = {}
     places, notes = [], []
@@ -146,15 +147,11 @@ def read_settings_of(sections: Iterable[Section]) -> tuple[PreprocessingSettings
                     )
     if max(found.get("mean", ()), default=0) > 1.5 or max(found.get("std", ()), default=0) > 1.5:
         found["value_range"] = 255
-    return PreprocessingSettings(**found), ", ".join(dict.fromkeys(filter(None, places))), notes
-
-
-def merged_settings(
-    first: PreprocessingSettings, second: PreprocessingSettings
-) -> PreprocessingSettings:
-    """Return the settings of `first`, and those of `second` that it does not state."""
-    missing = [f.name for f in fields(first) if getattr(first, f.name) is None]
-    return replace(first, **{name: getattr(second, name) for name in missing})
+    return (
+        PreprocessingSettings(**found),
+        ", ".join(dict.fromkeys(place or "entries" for place in places)),
+        notes,
+    )
 
 
 def _read_size(value: Any) -> int | tuple[int, int]:
@@ -189,33 +186,28 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def normalisation_of(rest: Mapping[str, Tensor]) -> tuple[PreprocessingSettings | None, list[str]]:
-    """Return mean and std of a normalisation within the network, and the names of these tensors."""
+def find_normalisation(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `mean` and `std` of a normalisation within the network; empty if it has none."""
     found = {
-        kind: name
-        for name, tensor in rest.items()
-        for kind, pattern in (("mean", r"(?:mean|mu)$"), ("std", r"(?:std|sigma)$"))
-        if re.search(r"(?:^|[._])" + pattern, name) and tensor.numel() in (1, 3)
+        kind: tensor
+        for name, tensor in tensors.items()
+        for kind, pattern in (
+            ("mean", r"(?:^|[._])(?:mean|mu)$"),
+            ("std", r"(?:^|[._])(?:std|sigma)$"),
+        )
+        if re.search(pattern, name) and tensor.numel() in (1, 3)
     }
-    if found.keys() != {"mean", "std"}:
-        return None, []
-    mean, std = (tuple(rest[found[kind]].flatten().tolist()) for kind in ("mean", "std"))
-    return PreprocessingSettings(mean=mean, std=std), list(found.values())
+    return found if len(found) == 2 else {}
 
 
-def contradiction(sections: Iterable[Section], architecture: Architecture) -> str | None:
-    """Return a note if a checkpoint states another architecture than that of its tensors."""
+def contradictions_of(
+    sections: Iterable[CheckpointPart], architecture: Architecture
+) -> Iterator[str]:
+    """Yield a note for each stated architecture that is not that of the tensors."""
     for section in sections:
-        for key in ARCHITECTURE_KEYS:
-            name = section.values.get(key)
-            stated = (
-                re.search(r"res(?:net|next)_?(\d+)", name.lower())
-                if isinstance(name, str)
-                else None
-            )
+        for key in filter(section.values.__contains__, ARCHITECTURE_KEYS):
+            name = section.values[key]
+            stated = isinstance(name, str) and re.search(r"res(?:net|next)_?(\d+)", name.lower())
             if stated and int(stated[1]) != architecture.layers:
                 place = f"{section.place}.{key}".lstrip(".")
-                return (
-                    f"{place} is {name!r:.60}, but the tensors are those of a {architecture.name}"
-                )
-    return None
+                yield f"{place} is {name!r:.60}, but the tensors are those of a {architecture.name}"

@@ -33,7 +33,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MAX_ARCHIVE_DIRECTORY = 4 << 20  # bytes; Python's object for a member is 15 times as large
 # Limit of the pickle's instructions. Each creates less than 256 bytes; a tensor needs about 40.
-BASE_INSTRUCTIONS, BYTES_PER_INSTRUCTION = 500_000, 16
+BASE_INSTRUCTIONS, BYTES_PER_INSTRUCTION = 250_000, 16
 
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _STORAGES = {
@@ -105,23 +105,14 @@ class _TorchFile:
         )
 
     def builders(self) -> dict[str, Callable[..., Any]]:
-        """Return the functions that call another one, or read a file within the file."""
+        """Return the functions that call another one."""
         return {
             "copyreg.__newobj__": lambda kind, *args: self.unpickler.call(kind, args),
             "copyreg._reconstructor": lambda kind, *_: self.unpickler.call(kind, ()),
             "torch._tensor._rebuild_from_type_v2": lambda function, kind, args, state: (
                 self.unpickler.call(function, args)
             ),
-            "torch.storage._load_from_bytes": self.nested,
         }
-
-    def nested(self, data: bytes) -> Any:
-        """Return a storage that `pickle` wrote without torch.save (torch/storage.py)."""
-        inner = _TorchFile(io.BytesIO(data), len(data))
-        inner.unpickler.budget = self.unpickler.budget
-        storage = inner.read_legacy()
-        self.unpickler.budget = inner.unpickler.budget
-        return storage
 
     def read_archive(self, members: list[ZipInfo]) -> Any:
         folder = members[0].filename.partition("/")[0] + "/"
@@ -160,10 +151,10 @@ class _TorchFile:
             for key in keys:
                 buffer = self.storages[key]
                 count = int.from_bytes(self.data.read(8), "little")  # of elements
-                values = self.data.read(len(buffer))
-                if count * self.item_bytes[key] != len(buffer) or len(values) != len(buffer):
+                fits = count * self.item_bytes[key] == len(buffer)
+                if not fits or self.data.tell() + len(buffer) > self.size:
                     raise RefusedPickleError("one of its storages is cut off or of another size")
-                buffer[:] = values
+                memoryview(buffer)[:] = self.data.read(len(buffer))
         if len(self.storages) != len(keys):
             raise RefusedPickleError("it lacks the content of some storages")
         return content
@@ -200,7 +191,7 @@ def _empty(dtype: torch.dtype, size: tuple[int, ...] = (0,)) -> Tensor:
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *options: Any) -> Any:
     """Return a dense tensor that lies within its storage; `options` as in `_rebuild_tensor_v3`."""
     if isinstance(storage, Placeholder):
-        return Placeholder("quantised tensor")
+        return Placeholder(f"tensor of a {storage.name}")
     if any(isinstance(option, dict) and option for option in options[2:]):  # bits of a lazy view
         return Placeholder("conjugated or negated tensor")
     numbers = (offset, *size, *stride)

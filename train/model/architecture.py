@@ -81,25 +81,20 @@ class Architecture:
             raise ValueError(
                 f"blocks is {self.blocks}; it must be one to five counts from 1 to {MAX_BLOCKS}"
             )
-
-        sizes = (self.width, self.groups, self.group_width, *self.hidden)
+        sizes = (self.width, self.groups, self.group_width, self.bottleneck_width(0), *self.hidden)
         if not all(1 <= size <= MAX_WIDTH for size in sizes):
             raise ValueError(
-                f"width, groups, group_width and hidden are {sizes}; they must be from 1 to "
-                f"{MAX_WIDTH}"
+                f"the widths (width, groups, group_width, 3x3 convolution, hidden) are {sizes}; "
+                f"each must be from 1 to {MAX_WIDTH}"
             )
         if self.input_channels not in (1, 3):
             raise ValueError(f"input_channels is {self.input_channels}; it must be 1 or 3")
         grouped = (self.groups, self.group_width) != (1, STANDARD_WIDTH)
         if self.block is BlockType.BASIC and (grouped or self.stride_in_1x1):
             raise ValueError("groups, group_width and stride_in_1x1 need bottleneck blocks")
-        if self.bottleneck_width(0) < 1:
-            raise ValueError(
-                f"width {self.width} and group_width {self.group_width} leave no channel in a group"
-            )
 
     def bottleneck_width(self, stage: int) -> int:
-        """Return the channels of the 3x3 convolutions of a bottleneck; the first stage is 0."""
+        """Return the channels of a bottleneck's 3x3 convolution; the first stage is 0."""
         return (self.width << stage) * self.group_width // STANDARD_WIDTH * self.groups
 
     @property

@@ -95,9 +95,10 @@ class QuantizedClassifier(nn.Module):
             factor = (norm.weight * inverse_std).view(-1, 1, 1, 1)
             yield f"{name}.weight", fake_quantize_weight(convolution.weight * factor)
             yield f"{name}.bias", -mean * inverse_std * norm.weight + norm.bias
-        head = self.classifier.network.fc
-        yield "network.fc.weight", fake_quantize_weight(head.weight)
-        yield "network.fc.bias", head.bias
+        for name, layer in self.classifier.named_modules():
+            if isinstance(layer, nn.Linear):
+                yield f"{name}.weight", fake_quantize_weight(layer.weight)
+                yield f"{name}.bias", layer.bias
 
 
 def _without_norms(classifier: Classifier) -> Classifier:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx
 import onnx_ir as ir
 import pytest
@@ -16,7 +18,8 @@ from resdeploy.export.graph.placement import place
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.train.model.architecture import Architecture, Shortcut
-from tests.samples import SIZE, make_classifier
+from tests.export.conftest import Exported
+from tests.samples import FAMILY, SIZE, make_classifier
 
 BOTH = (Encoding.TENSORRT, Encoding.CPU)
 ALL = (*BOTH, Encoding.DLA)
@@ -102,6 +105,23 @@ def test_all_variants_run_in_integers(shortcut: Shortcut, encoding: Encoding) ->
     found = coverage_with(model, encoding)
     assert found.int8_convs == found.convs
     assert found.fused_additions == found.additions == (0 if shortcut is Shortcut.PLAIN else 4)
+
+
+@pytest.mark.parametrize("encoding", ALL)
+def test_the_family_runs_in_integers(member: Exported, encoding: Encoding) -> None:
+    found = coverage(member.quantised(encoding).graph, encoding)
+    operators = Counter(node.op_type for node in member.model.graph)
+    assert found.int8_convs == found.convs == operators["Conv"]
+    assert found.fused_additions == found.additions == 3
+
+
+def test_a_float_pooling_of_two_kinds_is_one_region() -> None:
+    model = to_onnx(make_classifier(FAMILY["concat-cifar"]), SIZE)
+    head = coverage_with(model, Encoding.TENSORRT).float_regions[1]
+    poolings = ("avgpool.max", "avgpool.average")
+    flattened = [f"{pooling}.flatten" for pooling in poolings]
+    assert set(head.nodes) == {*poolings, *flattened, "avgpool.concat"}
+    assert len(coverage_with(model, Encoding.CPU).float_regions) == 1  # the normalisation
 
 
 def test_the_manifest_has_the_same_counts(tiny_bundle: Bundle) -> None:

@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from resdeploy.bundle.manifest import Encoding
+from resdeploy.export.graph.placement import place
+from resdeploy.export.graph.qdq import activation_parameters
+from resdeploy.export.graph.residual_scales import has_aligned_scales
 from resdeploy.export.graph.to_onnx import to_bytes
 from resdeploy.machine.cpu import Cpu, read_cpu
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu, session_options
@@ -61,6 +64,33 @@ def test_the_papers_variants_run_in_integers(shortcut: Shortcut, tmp_path: Path)
     kinds = optimised_kinds(to_bytes(exported.quantised(Encoding.CPU)), tmp_path)
     assert kinds["QLinearConv"] == 13 if shortcut is Shortcut.C else 9
     assert not {"Conv", "FusedConv"} & set(kinds)
+
+
+def test_the_family_runs_in_integers_with_the_same_bits(member: Exported, tmp_path: Path) -> None:
+    model = member.quantised(Encoding.CPU)
+    kinds = optimised_kinds(to_bytes(model), tmp_path)
+    operators = Counter(node.op_type for node in member.model.graph)
+    assert kinds["QLinearConv"] == operators["Conv"]
+    assert kinds["QGemm"] == operators["Gemm"]
+    assert kinds["QLinearConcat"] == operators["Concat"]
+    # After the normalisation, and after the padding of option A, which has no integer kernel.
+    assert kinds["QuantizeLinear"] == 1 + operators["Pad"]
+    assert not {"Conv", "FusedConv", "Gemm", "Relu", "Concat"} & set(kinds)
+    edges = place(member.model.graph, Encoding.CPU)
+    scales = activation_parameters(member.model.graph, edges, member.ranges, Encoding.CPU)
+    assert has_aligned_scales(member.model.graph, edges, scales)
+    results = [
+        logits_with(to_bytes(model), images, [DISABLED_OPTIMIZER], options)
+        for cpu, threads, images in (
+            (VNNI, 1, member.images), (VNNI, 2, member.images), (VNNI, 1, member.images[:7]),
+            (NO_VNNI, 1, member.images),
+        )
+        for options in [session_options(Encoding.CPU, cpu, threads)]
+    ]  # fmt: skip
+    for found in results:
+        np.testing.assert_array_equal(found, results[0][: len(found)])
+    # Another scale, zero point or group of channels gives at most 5 dB.
+    assert np.median(sqnr_db(member.pytorch(member.images), results[0])) > 20
 
 
 def logits_with(

@@ -81,6 +81,11 @@ def test_the_papers_variants_build_in_int8(shortcut: Shortcut, name: str) -> Non
     assert build(graph_of(exported, name)) > 1 << 20
 
 
+@pytest.mark.parametrize("name", ["fp16", "int8", "int8-shortcuts", "int8-dla"])
+def test_the_family_builds(member: Exported, name: str) -> None:
+    assert build(graph_of(member, name)) > 1 << 16
+
+
 def test_integer_biases_are_rejected(resnet34: Exported) -> None:
     """Check the reason for float biases in int8.onnx: the parser rejects int32 biases."""
     proto = onnx.load_from_string(graph_of(resnet34, "int8"))

@@ -22,8 +22,8 @@ from resdeploy.cli.main import main
 from resdeploy.statistics import Verdict
 
 COMMANDS = (
-    "demo", "train", "export", "build", "verify", "bench", "compare", "report", "predict", "serve",
-    "explain", "doctor",
+    "demo", "train", "inspect", "export", "build", "verify", "bench", "compare", "report",
+    "predict", "serve", "explain", "doctor",
 )  # fmt: skip
 
 

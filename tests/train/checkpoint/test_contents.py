@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from resdeploy.errors import CheckpointError
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
-from tests.train.checkpoint.states import State, assert_equal_states, make_state
+from resdeploy.train.model.resnet import ResNet
+from tests.train.checkpoint.states import SMALL_BOTTLENECK, State, assert_equal_states, make_state
 
 RAW, AVERAGE = make_state(seed=1), make_state(seed=2)
 
@@ -103,3 +106,49 @@ def test_content_that_holds_itself_ends() -> None:
     content: dict[str, Any] = {"a": {}}
     content["a"]["b"] = content
     assert [section.place for section in find_sections(content)] == ["", "a"]
+
+
+# Whole networks
+
+
+def whole(**changes: Any) -> ResNet:
+    network = ResNet(SMALL_BOTTLENECK)
+    for name, module in changes.items():
+        network.add_module(name, module)
+    return network
+
+
+def test_a_whole_network_says_which_convolution_has_the_stride(tmp_path: Path) -> None:
+    network = ResNet(replace(SMALL_BOTTLENECK, stride_in_1x1=True))
+    loaded = load(tmp_path, {"model": network, "classes": ["a", "b", "c"]})
+    assert loaded.architecture == network.architecture
+    assert loaded.labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("head", "hidden", "notes"),
+    [
+        ([nn.Linear(128, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 3)], (5,), ()),
+        ([nn.Linear(128, 5), nn.Dropout(), nn.Linear(5, 3)], (), ()),
+    ],
+)
+def test_a_whole_network_knows_what_stands_between_linear_layers(
+    tmp_path: Path, head: list[nn.Module], hidden: tuple[int, ...], notes: tuple[str, ...]
+) -> None:
+    network = whole(fc=nn.Sequential(*head)).eval()
+    loaded = load(tmp_path, network)
+    assert (loaded.architecture.hidden, loaded.notes) == (hidden, notes)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(loaded.network()(images), network(images))
+
+
+def test_a_whole_network_with_another_stride_is_refused(tmp_path: Path) -> None:
+    network = whole()
+    vars(network.get_submodule("layer2.0.conv2"))["stride"] = (1, 1)
+    with pytest.raises(CheckpointError, match=r"stride of layer2\.0\.conv2 is \(1, 1\)"):
+        load(tmp_path, network)
+
+
+def test_a_whole_network_with_another_activation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"relu is .*GELU"):
+        load(tmp_path, whole(relu=nn.GELU()))

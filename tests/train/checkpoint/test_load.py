@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +139,9 @@ def test_a_pickle_with_code_is_never_executed(
 def test_rejects_damaged_files(tmp_path: Path, data: bytes, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(data)
-    assert_rejected(path, "is empty|not an intact (file of torch.save|safetensors file): .")
+    assert_rejected(
+        path, "is empty|not a checkpoint: .|not an intact (file of torch.save|safetensors file): ."
+    )
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
@@ -275,8 +278,19 @@ def test_names_a_file_that_stands_for_another(
     assert_rejected(tmp_path / f"a{suffix}", cause)
 
 
-def test_names_the_class_that_a_pickle_would_load(tmp_path: Path) -> None:
-    assert_rejected(save(tmp_path / "a.pth", nn.Linear(2, 2)), "does not hold a residual network")
+@pytest.mark.parametrize("wrap", [lambda network: network, lambda network: {"model": network}])
+def test_reads_the_weights_of_a_whole_network(
+    tmp_path: Path, wrap: Callable[[nn.Module], object]
+) -> None:
+    network = ResNet(TINY)
+    loaded = load_checkpoint(save(tmp_path / "a.pth", wrap(network)))
+    torch.testing.assert_close(loaded.state, dict(network.state_dict()), rtol=0, atol=0)
+    assert loaded.notes == ()
+
+
+def test_names_the_class_of_an_object_without_weights(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pth", Namespace(lr=0.1))
+    assert_rejected(path, r"holds no state dict, only argparse\.Namespace; no code")
 
 
 def test_a_bundle_is_not_a_run(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_normalisation_within_the_network_is_a_setting(tmp_path: Path) -> None
     torch.save(STATE | inner, tmp_path / "a.pth")
     loaded = load_checkpoint(tmp_path / "a.pth")
     assert loaded.settings == PreprocessingSettings(mean=HALF, std=(0.25, 0.25, 0.25))
-    assert loaded.settings_source == "the tensors of a.pth"
+    assert loaded.settings_source == "tensors of a.pth"
 
 
 def test_nothing_stated_is_nothing(tmp_path: Path) -> None:
