@@ -254,6 +254,7 @@ def save_model(
     metadata = {
         "arch": architecture.name,
         "shortcut": architecture.shortcut.value,
+        "architecture": json.dumps(architecture.to_json()),
         "labels": json.dumps(labels),
     }
     write_file(folder / MODEL_FILE, pack_weights(network, metadata))
