@@ -97,7 +97,8 @@ def read_source(
         _check_default_size(checkpoint.path, pools)
     if preprocessing is None or image_size not in (None, preprocessing.image_size):
         # A published checkpoint is used with pictures that are decoded whole.
-        preprocessing = Preprocessing.standard(image_size or DEFAULT_IMAGE_SIZE, reducing_gap=None)
+        gap = None if preprocessing is None else preprocessing.reducing_gap
+        preprocessing = Preprocessing.standard(image_size or DEFAULT_IMAGE_SIZE, reducing_gap=gap)
     names = _labels(checkpoint, labels)
     return Source(
         checkpoint=checkpoint,
