@@ -249,7 +249,7 @@ def wide(
 
 def test_every_graph_of_a_rectangle_is_verified(wide: tuple[Bundle, Path]) -> None:
     bundle, _ = wide
-    manifest = json.loads(bundle.read("manifest.json"))
+    manifest = json.loads((bundle.path / "manifest.json").read_bytes())
     assert manifest["input"]["shape"] == ["batch", 32, 48, 3]
     assert manifest["preprocessing"]["image_size"] == [32, 48]
     assert bundle.golden().images.shape[1:] == (32, 48, 3)
