@@ -20,9 +20,10 @@ from resdeploy.export.quantization.qat_initialization import (
     quantized_inputs,
     quantized_start,
     train_quantized,
+    unfold_norms,
 )
 from resdeploy.images.class_folders import read_image_folder
-from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
@@ -114,6 +115,18 @@ def test_the_start_has_the_logits_of_the_original_network(
         after = network(images).numpy()
     # Folding norms and equalising channels rounds some weights again, by 1e-7 of each.
     assert np.median(sqnr_db(before, after)) > 100
+
+
+@torch.inference_mode()
+def test_the_start_of_a_bgr_network_keeps_the_order_of_its_channels() -> None:
+    settings = Preprocessing(image_size=SIZE, channels=Channels.BGR)
+    classifier = make_classifier(preprocessing=settings)
+    images = torch.randint(0, 256, (4, SIZE, SIZE, 3), dtype=torch.uint8)
+    before = classifier(images).numpy()
+    state = unfold_norms(to_onnx(classifier, SIZE), classifier)
+    classifier.network.load_state_dict(state)
+    # Folding norms rounds the weights again, by 1e-7 of each.
+    assert np.median(sqnr_db(before, classifier(images).numpy())) > 100
 
 
 def test_rejects_labels_in_another_order_before_the_training(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Encoding, FileRecord, write_manifest
 from resdeploy.errors import BundleError, DataError, DocumentError
 from resdeploy.filesystem import sha256
-from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.images.preprocessing import CropOffset, Interpolation, ResizeMode, UInt8Array
 from resdeploy.json_documents import jsonable, parse
 from resdeploy.report.comparison import comparison_text
 from resdeploy.result_files.benchmark import Benchmark
@@ -247,7 +247,17 @@ def test_golden_images_need_the_same_size(tiny_bundle: Bundle) -> None:
         compare_bundles(tiny_bundle, Bundle(tiny_bundle.path, larger), UNTIMED)
 
 
-@pytest.mark.parametrize("change", [{"resize": 40}, {"reducing_gap": 3.0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resize": 40},
+        {"reducing_gap": 3.0},
+        {"interpolation": Interpolation.BICUBIC},
+        {"resize_mode": ResizeMode.SQUASH},
+        {"antialias": False},
+        {"crop_offset": CropOffset.DOWN},
+    ],
+)
 def test_golden_images_do_not_hide_another_resizing(
     tiny_bundle: Bundle, change: dict[str, Any]
 ) -> None:
