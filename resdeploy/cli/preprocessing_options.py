@@ -63,7 +63,7 @@ class NumbersType(ParamType):
             self.fail(f"{value!r} has {len(numbers)} numbers, not 3 (or 1 for gray)", param, ctx)
         if not all(map(math.isfinite, numbers)) or (self.positive and min(numbers) <= 0):
             allowed = "finite numbers above 0" if self.positive else "finite numbers"
-            self.fail(f"{value!r} has other values than {allowed}", param, ctx)
+            self.fail(f"{value!r} does not consist of {allowed}", param, ctx)
         return numbers
 
 

@@ -256,7 +256,7 @@ def _distinct(value: Any) -> Any:
 
 
 def _margin(side: int, fraction: float) -> int:
-    # Rounded first, because 224 / 0.7 is 320.00000000000006, and others are a little too small.
+    # Rounded first, because 224 / 0.56 is 399.99999999999994 in floating point.
     return math.floor(round(side / fraction, 6))
 
 
@@ -270,5 +270,5 @@ def _comma(numbers: Sequence[float]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
-        return _comma(value)
+        return "x".join(map(str, value)) if isinstance(value[0], int) else _comma(value)
     return str(getattr(value, "value", value))
