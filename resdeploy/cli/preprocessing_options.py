@@ -26,7 +26,7 @@ NAMES = (
 )  # fmt: skip
 
 
-class SizeType(ParamType):
+class SizeType(ParamType):  # type: ignore[type-arg]  # click before 8.3 has no parameter
     """Side of a square, or height and width, in pixels: `224` or `224x320`."""
 
     name = "N|HxW"
@@ -44,7 +44,7 @@ class SizeType(ParamType):
         return pixels[0] if len(set(pixels)) == 1 else tuple(pixels)
 
 
-class NumbersType(ParamType):
+class NumbersType(ParamType):  # type: ignore[type-arg]
     """One or three finite numbers, separated by commas."""
 
     name = "R,G,B"

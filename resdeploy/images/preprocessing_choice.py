@@ -246,7 +246,9 @@ def _contradictions(sources: Sequence[StatedSettings], chosen: Preprocessing) ->
         one, two = (getattr(source.settings, name) for source in (option, other))
         if _distinct(one) != _distinct(two):
             flag = "--" + ("resize" if name == "resize_mode" else name.replace("_", "-"))
-            sentences.append(f"{flag} {_text(one)} is used, but {other.place} states {_text(two)}")
+            sentences.append(
+                f"{flag} {_text(one)} is used instead of {_text(two)} (from {other.place})"
+            )
     return sentences
 
 

@@ -201,11 +201,11 @@ def contradictions(*sources: StatedSettings) -> tuple[str, ...]:
 
 def test_an_option_that_contradicts_the_checkpoint_is_named_with_both_values() -> None:
     assert contradictions(option(image_size=(36, 48), resize_mode=SQUASH), RUN) == (
-        "--image-size 36x48 is used, but the run states 32",
-        "--resize squash is used, but the run states shorter",
+        "--image-size 36x48 is used instead of 32 (from the run)",
+        "--resize squash is used instead of shorter (from the run)",
     )
     assert contradictions(option(mean=(0.4,)), RUN) == (
-        "--mean 0.4 is used, but the run states 0.5,0.5,0.5",
+        "--mean 0.4 is used instead of 0.5,0.5,0.5 (from the run)",
     )
 
 

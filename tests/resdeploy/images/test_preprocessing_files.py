@@ -52,7 +52,7 @@ BIT = VIT | {
     "resample": 3,
 }  # fmt: skip
 CONVNEXT = {"image_processor_type": "ConvNextImageProcessor"}
-HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+HALF: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
 def write(folder: Path, document: Any, name: str = "settings.json") -> Path:
