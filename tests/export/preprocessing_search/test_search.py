@@ -1,0 +1,195 @@
+"""The search finds the pre-processing of rewritten networks, or says that it is undecided.
+
+The first convolution of a fitted network is rewritten, so that another pre-processing gives exactly
+the same logits as before.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resdeploy.errors import DataError
+from resdeploy.export.preprocessing_search import candidates
+from resdeploy.export.preprocessing_search.search import find_preprocessing
+from resdeploy.images.preprocessing import Channels, Preprocessing
+from resdeploy.result_files.preprocessing_search import PreprocessingSearch
+from resdeploy.statistics import Verdict
+from resdeploy.train.checkpoint.load import Checkpoint
+from tests.samples import (
+    CLASSES,
+    COLOURS,
+    SIZE,
+    TINY,
+    fit_network,
+    make_classifier,
+    rename_folders,
+)
+
+NARROW = replace(TINY, width=8)
+STANDARD = Preprocessing(image_size=SIZE)
+HALF = replace(STANDARD, mean=(0.5,) * 3, std=(0.5,) * 3)
+CAFFE = replace(
+    STANDARD, channels=Channels.BGR, value_range=255, mean=(103.939, 116.779, 123.68), std=(1.0,) * 3
+)  # fmt: skip
+PLANTED = {"half": HALF, "caffe": CAFFE}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write pictures whose class only their border shows, so that a crop matters."""
+    folder = tmp_path_factory.mktemp("search") / "data"
+    generator = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(32):
+            pixels = np.full((SIZE, SIZE, 3), 128.0)
+            ring = np.ones((SIZE, SIZE), bool)
+            ring[2:-2, 2:-2] = False
+            pixels[ring] = colour
+            pixels += generator.normal(0, 30, pixels.shape)
+            picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+            picture.save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_crops() -> Iterator[None]:
+    """Leave out the crops between, which give the same answers on these pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "FRACTIONS", (1.0, 0.875))
+        yield
+
+
+@pytest.fixture(scope="module")
+def state(data: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a network whose pre-processing is `STANDARD`."""
+    paths = [
+        (path, label) for label, name in enumerate(CLASSES) for path in (data / name).iterdir()
+    ]
+    images = np.stack([np.array(Image.open(path)) for path, _ in paths])
+    network = fit_network(make_classifier(NARROW).network, images, [label for _, label in paths])
+    return network.state_dict()
+
+
+def planted(state: dict[str, torch.Tensor], right: Preprocessing) -> Checkpoint:
+    """Return a network that computes with `right` what `state` computes with `STANDARD`."""
+
+    def affine(settings: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, std = (torch.tensor(x, dtype=torch.float64) for x in (settings.mean, settings.std))
+        return mean * (255 // settings.value_range), std * (255 // settings.value_range)
+
+    weight = state["conv1.weight"].double()
+    (old_mean, old_std), (mean, std) = affine(STANDARD), affine(right)
+    if right.channels is Channels.BGR:
+        mean, std = mean.flip(0), std.flip(0)
+    # The padding is of zeros after the normalisation, so that the edges differ a little.
+    shift = (weight * ((mean - old_mean) / old_std).view(1, 3, 1, 1)).sum((1, 2, 3))
+    weight = weight * (std / old_std).view(1, 3, 1, 1)
+    changed = {
+        "conv1.weight": (weight.flip(1) if right.channels is Channels.BGR else weight).float(),
+        "bn1.running_mean": (state["bn1.running_mean"].double() - shift).float(),
+    }
+    return Checkpoint(
+        path=Path("planted.pth"), sha256="", architecture=NARROW, state={**state, **changed}
+    )
+
+
+def search(checkpoint: Checkpoint, data: Path, images: int = 64) -> PreprocessingSearch:
+    return find_preprocessing(checkpoint, CLASSES, data, sizes=(SIZE,), images=images)
+
+
+@pytest.fixture(scope="module")
+def found(state: dict[str, torch.Tensor], data: Path) -> dict[str, PreprocessingSearch]:
+    return {name: search(planted(state, right), data) for name, right in PLANTED.items()}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_pre_processing_is_found(
+    found: dict[str, PreprocessingSearch], name: str
+) -> None:
+    assert found[name].preprocessing == PLANTED[name]
+    assert found[name].verdict is Verdict.PASS
+
+
+def test_geometries_with_the_same_pixels_are_named(found: dict[str, PreprocessingSearch]) -> None:
+    # The pictures have the size of the input, so that they are neither scaled nor cropped.
+    same = found["half"].same_pixels
+    assert "0.5/0.5 rgb, 32 px, squash, bilinear" in same
+    assert "0.5/0.5 rgb, 32 px, shorter 1, bicubic" in same
+    assert not any("0.875" in name for name in same)
+
+
+def test_all_candidates_are_compared_with_the_best(found: dict[str, PreprocessingSearch]) -> None:
+    best, *others = found["half"].candidates
+    assert best.excluded_by is None
+    assert best.divergence is not None
+    assert best.top1 is not None
+    assert len(others) > 20
+    for other in others:
+        assert other.excluded_by in ("top-1", "batch norms")
+        assert other.difference_interval is not None
+        assert (
+            other.difference_interval[0] <= (other.difference or 0) <= other.difference_interval[1]
+        )
+
+
+def test_batch_norms_find_it_without_labels(
+    state: dict[str, torch.Tensor], data: Path, tmp_path: Path
+) -> None:
+    for path in data.rglob("*.png"):
+        shutil.copy(path, tmp_path / f"{path.parent.name}-{path.name}")
+    result = search(planted(state, HALF), tmp_path, images=96)
+    assert not result.labelled
+    assert result.candidates[0].name == "0.5/0.5 rgb, 32 px, shorter 1, bilinear"
+    assert result.candidates[0].top1 is None
+    excluded = {row.name for row in result.candidates if row.excluded_by}
+    assert {
+        "ImageNet rgb, 32 px, shorter 1, bilinear",
+        "0..1 rgb, 32 px, shorter 1, bilinear",
+    } <= excluded
+
+
+def test_grey_pictures_do_not_tell_rgb_from_bgr(
+    state: dict[str, torch.Tensor], data: Path, tmp_path: Path
+) -> None:
+    for path in data.rglob("*.png"):
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        grey = Image.open(path).getchannel(0)  # the red channel differs between the classes
+        grey.save(tmp_path / path.parent.name / path.name)
+    images = np.stack(
+        [np.array(Image.open(p).convert("RGB")) for p in sorted(tmp_path.rglob("*.png"))]
+    )
+    labels = [CLASSES.index(path.parent.name) for path in sorted(tmp_path.rglob("*.png"))]
+    network = fit_network(make_classifier(NARROW).network, images, labels)
+    result = search(planted(network.state_dict(), HALF), tmp_path)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.preprocessing is None
+    names = {row.name.split(",")[0] for row in result.left}
+    assert {"0.5/0.5 rgb", "0.5/0.5 bgr"} <= names
+    assert result.images_to_decide is None
+
+
+def test_wrong_labels_are_refused(
+    state: dict[str, torch.Tensor], data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="not in the order"):
+        search(planted(state, HALF), rename_folders(data, tmp_path / "renamed"))
+
+
+def test_pictures_that_cannot_be_decoded_are_skipped(
+    state: dict[str, torch.Tensor], data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    for path in sorted((tmp_path / "data" / "red").iterdir())[:8]:
+        path.write_bytes(b"no picture")
+    result = search(planted(state, HALF), tmp_path / "data", images=96)
+    assert {row.images for row in result.left} == {88}
+    assert result.candidates[0].preprocessing == HALF
