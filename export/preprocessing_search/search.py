@@ -1,9 +1,10 @@
 """Search for the pre-processing that a network was trained with.
 
 The candidates are too many for all combinations. The search begins with every normalisation in the
-standard geometry, and then tries all neighbours of each candidate that may still be the best, until
-there are no new ones. A tie is never broken by the order: all tied candidates have their neighbours
-tried. Candidates that are clearly worse on few images are not scored on more.
+standard geometry, then tries other geometries of each candidate that may still be the best, and
+every normalisation in the best geometry, until there are no new ones. The order does not break
+ties: all tied candidates have other geometries tried. Candidates that are clearly worse on few
+images are not scored on more.
 
 Source: Maron and Moore, "Hoeffding races", NIPS 1993, for the races.
 """
@@ -22,12 +23,7 @@ import numpy as np
 from resdeploy.calibration.image_set import draw
 from resdeploy.errors import ImageError
 from resdeploy.export.preprocessing_search.candidates import (
-    LARGE_SIZES,
-    SMALL_PICTURE,
-    SMALL_SIZES,
-    describe,
-    neighbours,
-    starting_points,
+    LARGE_SIZES, SMALL_PICTURE, SMALL_SIZES, describe, neighbours, normalisations, starting_points,
 )  # fmt: skip
 from resdeploy.export.preprocessing_search.decision import (
     ALPHA,
@@ -44,7 +40,7 @@ from resdeploy.export.preprocessing_search.scoring import MOMENT_IMAGES, Candida
 from resdeploy.images.class_folders import label_images, match_labels, split_folder
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
-from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.label_check import check_labels, refuse_wrong_labels
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
@@ -63,7 +59,7 @@ logger = logging.getLogger(__name__)
 FIRST_LOOK = 64  # images on which every candidate is scored
 # The default number of images: 512 of 224 pixels, more if they are smaller.
 DEFAULT_PIXELS, MOST_IMAGES = 512 * 224 * 224, 5000
-MOST_CANDIDATES = 300  # bounds the time; the geometries alone have 72 combinations
+MOST_CANDIDATES = 300  # bounds the time; one normalisation has 32 geometries
 
 
 def find_preprocessing(
@@ -154,12 +150,15 @@ class _Search:
         refuse_wrong_labels(labels, best.predicted, self._names, self._data)
 
     def explore(self, sizes: Sequence[int]) -> None:
-        """Race the neighbours of every candidate that may be the best, beginning with the best."""
+        """Race the neighbours of all candidates that may be the best, beginning with the best."""
         expanded = set[Preprocessing]()
         while ahead := [s for s in self._left if s.preprocessing not in expanded]:
             base = self._best(ahead).preprocessing
             expanded.add(base)
-            new = [c for c in neighbours(base, sizes) if c not in self._scorer.scores]
+            tried = list(neighbours(base, sizes))
+            if base == self._best(self._left).preprocessing:
+                tried += normalisations(base, gray=base.channels is Channels.GRAY)
+            new = [c for c in tried if c not in self._scorer.scores]
             room = MOST_CANDIDATES - len(self._scorer.scores)
             if new:
                 self._race(list(dict.fromkeys(new))[:room])
