@@ -21,9 +21,15 @@ from pathlib import Path
 import numpy as np
 
 from resdeploy.calibration.image_set import draw
-from resdeploy.errors import ImageError
+from resdeploy.errors import DataError, ImageError
 from resdeploy.export.preprocessing_search.candidates import (
-    LARGE_SIZES, SMALL_PICTURE, SMALL_SIZES, describe, neighbours, normalisations, starting_points,
+    LARGE_SIZES,
+    SMALL_PICTURE,
+    SMALL_SIZES,
+    describe,
+    neighbours,
+    normalisations,
+    starting_points,
 )  # fmt: skip
 from resdeploy.export.preprocessing_search.decision import (
     ALPHA,
@@ -59,6 +65,8 @@ logger = logging.getLogger(__name__)
 FIRST_LOOK = 64  # images on which every candidate is scored
 # The default number of images: 512 of 224 pixels, more if they are smaller.
 DEFAULT_PIXELS, MOST_IMAGES = 512 * 224 * 224, 5000
+# In nats: 0.001 to 0.01 is usual for the right candidate, 0.3 and more for a wrong normalisation.
+LARGEST_DIVERGENCE = 0.1
 MOST_CANDIDATES = 300  # bounds the time; one normalisation has 32 geometries
 
 
@@ -141,9 +149,9 @@ class _Search:
         for size in sizes:
             extra = [] if stated is None else [replace(stated, reducing_gap=None)]
             self._race([*extra, *starting_points(size, gray=gray)])
+            best = self._best(self._left)
             if self._classes is None:
                 return
-            best = self._best(self._left)
             labels = self._labels[: best.images]
             if check_labels(labels, best.predicted, len(self._names)).better_than_chance:
                 return
@@ -170,7 +178,8 @@ class _Search:
         """Compare the best candidate with all others, on all images where that is needed.
 
         Raises:
-            DataError: The labels are not in the order of the network's classes.
+            DataError: The labels are not in the order of the network's classes, or no candidate fits
+            the batch norms and there are no labels.
         """
         everyone = list(self._scorer.scores.values())
         alpha = ALPHA / max(len(everyone) - 1, 1)
@@ -183,6 +192,12 @@ class _Search:
         if self._classes is not None:
             labels = self._labels[: best.images]
             refuse_wrong_labels(labels, best.predicted, self._names, self._data)
+        elif -self._rank(best) > LARGEST_DIVERGENCE:
+            raise DataError(
+                f"no candidate gives the batch norms the inputs that they had in training: the "
+                f"best one is {describe(best.preprocessing)}, {-self._rank(best):.2g} nats away",
+                "sort labelled images into class folders, or use images like those of the training",
+            )
         aliases = [s for s in left if s is not best and s.has_pixels_of(best)]
         others = [s for s in left if s is not best and s not in aliases]
         ranked = sorted(everyone, key=lambda s: (s is not best, s not in left, -self._rank(s)))
@@ -231,7 +246,8 @@ class _Search:
     def _race(self, candidates: Sequence[Preprocessing]) -> None:
         """Score candidates, and those that are left, on more and more images."""
         scorer, images = self._scorer, min(FIRST_LOOK, self._scorer.images)
-        entered = [*candidates, *(score.preprocessing for score in self._left)]
+        left = [score.preprocessing for score in self._left]
+        entered = list(dict.fromkeys([*candidates, *left]))
         while True:
             scorer.extend(entered, images)
             self._left = self._contenders([scorer.scores[c] for c in entered], DROP_ALPHA)

@@ -108,6 +108,8 @@ def verdict_sentence(result: PreprocessingSearch) -> str:
     if not others:
         return f"verdict: found, by {how} {on}: {best.name}"
     group = f"{len(result.left)} candidates are left {on}; {how} cannot tell them apart"
+    common = {row.name.split(",")[0] for row in result.left}
+    group += f", and all have the normalisation {common.pop()}" if len(common) == 1 else ""
     if not result.labelled:
         return f"verdict: undecided, {group}: use labelled images"
     if result.images_to_decide is None:
