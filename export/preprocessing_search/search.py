@@ -144,7 +144,7 @@ class _Search:
         """Race the normalisations in the standard geometry of the first size that works.
 
         Raises:
-            DataError: No candidate is better than chance at any size.
+            DataError: The labels are in another order, or no candidate is better than chance.
         """
         for size in sizes:
             extra = [] if stated is None else [replace(stated, reducing_gap=None)]
@@ -152,10 +152,13 @@ class _Search:
             best = self._best(self._left)
             if self._classes is None:
                 return
-            labels = self._labels[: best.images]
-            if check_labels(labels, best.predicted, len(self._names)).better_than_chance:
+            # If the labels are in another order, the right candidate is not the most accurate one.
+            scores = list(self._scorer.scores.values())
+            for score in (best, min(scores, key=self._divergence)):
+                self._check_labels(score, only_order=True)
+            if self._is_better_than_chance(best):
                 return
-        refuse_wrong_labels(labels, best.predicted, self._names, self._data)
+        self._check_labels(best)
 
     def explore(self, sizes: Sequence[int]) -> None:
         """Race the neighbours of all candidates that may be the best, beginning with the best."""
@@ -190,23 +193,23 @@ class _Search:
             self._scorer.extend([s.preprocessing for s in left], self._scorer.images)
         best = self._best(left)
         if self._classes is not None:
-            labels = self._labels[: best.images]
-            refuse_wrong_labels(labels, best.predicted, self._names, self._data)
-        elif -self._rank(best) > LARGEST_DIVERGENCE:
+            self._check_labels(best)
+        elif self._divergence(best) > LARGEST_DIVERGENCE:
             raise DataError(
-                f"no candidate gives the batch norms the inputs that they had in training: the "
-                f"best one is {describe(best.preprocessing)}, {-self._rank(best):.2g} nats away",
+                "no candidate gives the batch norms the inputs that they had in training: the best "
+                f"one is {describe(best.preprocessing)}, {self._divergence(best):.2g} nats away",
                 "sort labelled images into class folders, or use images like those of the training",
             )
         aliases = [s for s in left if s is not best and s.has_pixels_of(best)]
         others = [s for s in left if s is not best and s not in aliases]
         ranked = sorted(everyone, key=lambda s: (s is not best, s not in left, -self._rank(s)))
+        decided = not others and (self._classes is None or self._is_better_than_chance(best))
         needed = [0]
         if self._classes is not None:
             needed += [images_to_separate(self._paired(best, s), alpha) or 0 for s in others]
         return PreprocessingSearch(
-            verdict=Verdict.INCONCLUSIVE if others else Verdict.PASS,
-            preprocessing=None if others else best.preprocessing,
+            verdict=Verdict.PASS if decided else Verdict.INCONCLUSIVE,
+            preprocessing=best.preprocessing if decided else None,
             same_pixels=tuple(describe(s.preprocessing) for s in aliases),
             candidates=tuple(
                 self._describe(best, s, alpha, left=s in left) for s in ranked if s not in aliases
@@ -288,7 +291,18 @@ class _Search:
         return max(scores, key=lambda score: (score.images, self._rank(score)))
 
     def _rank(self, score: CandidateScore) -> float:
-        if self._classes is not None:
-            return float(correct_predictions(score, self._labels).mean())
+        if self._classes is None:
+            return -self._divergence(score)
+        return float(correct_predictions(score, self._labels).mean())
+
+    def _divergence(self, score: CandidateScore) -> float:
         found = self._distance(score, score.images)
-        return -math.inf if found is None else -found[0]
+        return math.inf if found is None else float(found[0])
+
+    def _is_better_than_chance(self, score: CandidateScore) -> bool:
+        labels = self._labels[: score.images]
+        return check_labels(labels, score.predicted, len(self._names)).better_than_chance
+
+    def _check_labels(self, score: CandidateScore, *, only_order: bool = False) -> None:
+        labels = self._labels[: score.images]
+        refuse_wrong_labels(labels, score.predicted, self._names, self._data, only_order=only_order)
