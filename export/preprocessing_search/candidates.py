@@ -118,16 +118,18 @@ def _stated_fraction(candidate: Preprocessing) -> float | None:
 
 def normalisations(candidate: Preprocessing, *, gray: bool) -> list[Preprocessing]:
     """Return the geometry of a candidate with each normalisation and order of channels."""
-    found = list[Preprocessing]()
-    for value_range, mean, std in (GRAY_NORMALISATIONS if gray else NORMALISATIONS).values():
-        forward = {"value_range": value_range, "mean": mean, "std": std}
-        if gray:
-            found.append(replace(candidate, channels=Channels.GRAY, **forward))
-            continue
-        backward = {"value_range": value_range, "mean": mean[::-1], "std": std[::-1]}
-        found.append(replace(candidate, channels=Channels.RGB, **forward))
-        found.append(replace(candidate, channels=Channels.BGR, **backward))
-    return found
+    orders = (Channels.GRAY,) if gray else (Channels.RGB, Channels.BGR)
+    return [
+        replace(
+            candidate,
+            channels=channels,
+            value_range=value_range,
+            mean=mean[:: -1 if channels is Channels.BGR else 1],
+            std=std[:: -1 if channels is Channels.BGR else 1],
+        )
+        for value_range, mean, std in (GRAY_NORMALISATIONS if gray else NORMALISATIONS).values()
+        for channels in orders
+    ]
 
 
 def _numbers(values: Sequence[float]) -> str:

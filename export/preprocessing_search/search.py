@@ -181,8 +181,8 @@ class _Search:
         """Compare the best candidate with all others, on all images where that is needed.
 
         Raises:
-            DataError: The labels are not in the order of the network's classes, or no candidate fits
-            the batch norms and there are no labels.
+            DataError: The labels are in another order than the network's classes; or there are no
+                labels, and no candidate fits the batch norms.
         """
         everyone = list(self._scorer.scores.values())
         alpha = ALPHA / max(len(everyone) - 1, 1)

@@ -34,11 +34,15 @@ from tests.samples import (
 )
 
 NARROW = replace(TINY, width=8)
-STANDARD = Preprocessing(image_size=SIZE)
+STANDARD = Preprocessing(image_size=SIZE, resize=SIZE)
 HALF = replace(STANDARD, mean=(0.5,) * 3, std=(0.5,) * 3)
 CAFFE = replace(
-    STANDARD, channels=Channels.BGR, value_range=255, mean=(103.939, 116.779, 123.68), std=(1.0,) * 3
-)  # fmt: skip
+    STANDARD,
+    channels=Channels.BGR,
+    value_range=255,
+    mean=(103.939, 116.779, 123.68),
+    std=(1.0,) * 3,
+)
 PLANTED = {"half": HALF, "caffe": CAFFE}
 
 
@@ -71,12 +75,14 @@ def _few_crops() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def state(data: Path) -> dict[str, torch.Tensor]:
     """Return the weights of a network whose pre-processing is `STANDARD`."""
-    paths = [
-        (path, label) for label, name in enumerate(CLASSES) for path in (data / name).iterdir()
-    ]
-    images = np.stack([np.array(Image.open(path)) for path, _ in paths])
-    network = fit_network(make_classifier(NARROW).network, images, [label for _, label in paths])
-    return network.state_dict()
+    return fitted(data)
+
+
+def fitted(data: Path) -> dict[str, torch.Tensor]:
+    paths = sorted(data.rglob("*.png"))
+    images = np.stack([np.array(Image.open(path).convert("RGB")) for path in paths])
+    labels = [CLASSES.index(path.parent.name) for path in paths]
+    return fit_network(make_classifier(NARROW).network, images, labels).state_dict()
 
 
 def planted(state: dict[str, torch.Tensor], right: Preprocessing) -> Checkpoint:
@@ -136,9 +142,8 @@ def test_all_candidates_are_compared_with_the_best(found: dict[str, Preprocessin
     for other in others:
         assert other.excluded_by in ("top-1", "batch norms")
         assert other.difference_interval is not None
-        assert (
-            other.difference_interval[0] <= (other.difference or 0) <= other.difference_interval[1]
-        )
+        low, high = other.difference_interval
+        assert low <= (other.difference or 0) <= high
 
 
 def test_batch_norms_find_it_without_labels(
@@ -151,25 +156,16 @@ def test_batch_norms_find_it_without_labels(
     assert result.candidates[0].name == "0.5/0.5 rgb, 32 px, shorter 1, bilinear"
     assert result.candidates[0].top1 is None
     excluded = {row.name for row in result.candidates if row.excluded_by}
-    assert {
-        "ImageNet rgb, 32 px, shorter 1, bilinear",
-        "0..1 rgb, 32 px, shorter 1, bilinear",
-    } <= excluded
+    for name in ("ImageNet", "0..1", "0..255", "Caffe"):
+        assert f"{name} rgb, 32 px, shorter 1, bilinear" in excluded
 
 
-def test_grey_pictures_do_not_tell_rgb_from_bgr(
-    state: dict[str, torch.Tensor], data: Path, tmp_path: Path
-) -> None:
+def test_grey_pictures_do_not_tell_rgb_from_bgr(data: Path, tmp_path: Path) -> None:
     for path in data.rglob("*.png"):
         (tmp_path / path.parent.name).mkdir(exist_ok=True)
         grey = Image.open(path).getchannel(0)  # the red channel differs between the classes
         grey.save(tmp_path / path.parent.name / path.name)
-    images = np.stack(
-        [np.array(Image.open(p).convert("RGB")) for p in sorted(tmp_path.rglob("*.png"))]
-    )
-    labels = [CLASSES.index(path.parent.name) for path in sorted(tmp_path.rglob("*.png"))]
-    network = fit_network(make_classifier(NARROW).network, images, labels)
-    result = search(planted(network.state_dict(), HALF), tmp_path)
+    result = search(planted(fitted(tmp_path), HALF), tmp_path)
     assert result.verdict is Verdict.INCONCLUSIVE
     assert result.preprocessing is None
     names = {row.name.split(",")[0] for row in result.left}
