@@ -14,12 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+from resdeploy.cli.main import main
 from resdeploy.errors import DataError
 from resdeploy.export.preprocessing_search import candidates
 from resdeploy.export.preprocessing_search.search import find_preprocessing
 from resdeploy.images.preprocessing import Channels, Preprocessing
+from resdeploy.images.preprocessing_files import read_preprocessing_file
+from resdeploy.images.preprocessing_settings import settings_of
 from resdeploy.result_files.preprocessing_search import PreprocessingSearch
 from resdeploy.statistics import Verdict
 from resdeploy.train.checkpoint.load import Checkpoint
@@ -160,17 +164,58 @@ def test_batch_norms_find_it_without_labels(
         assert f"{name} rgb, 32 px, shorter 1, bilinear" in excluded
 
 
-def test_grey_pictures_do_not_tell_rgb_from_bgr(data: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def grey(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Checkpoint]:
+    """Return grey pictures, on which RGB and BGR are the same, with a network for them."""
+    folder = tmp_path_factory.mktemp("grey")
     for path in data.rglob("*.png"):
-        (tmp_path / path.parent.name).mkdir(exist_ok=True)
-        grey = Image.open(path).getchannel(0)  # the red channel differs between the classes
-        grey.save(tmp_path / path.parent.name / path.name)
-    result = search(planted(fitted(tmp_path), HALF), tmp_path)
+        (folder / path.parent.name).mkdir(exist_ok=True)
+        picture = Image.open(path).getchannel(0)  # the red channel differs between the classes
+        picture.save(folder / path.parent.name / path.name)
+    return folder, planted(fitted(folder), HALF)
+
+
+def test_grey_pictures_do_not_tell_rgb_from_bgr(grey: tuple[Path, Checkpoint]) -> None:
+    folder, checkpoint = grey
+    result = search(checkpoint, folder)
     assert result.verdict is Verdict.INCONCLUSIVE
     assert result.preprocessing is None
     names = {row.name.split(",")[0] for row in result.left}
     assert {"0.5/0.5 rgb", "0.5/0.5 bgr"} <= names
     assert result.images_to_decide is None
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> list[str]:
+    """Write weights and labels; return the arguments of commands that read them."""
+    torch.save(checkpoint.state, folder / "net.pth")
+    (folder / "labels.txt").write_text("\n".join(CLASSES))
+    size = ["--image-size", str(SIZE)]
+    return [str(folder / "net.pth"), "--labels", str(folder / "labels.txt"), *size]
+
+
+def test_the_command_writes_what_export_reads(
+    state: dict[str, torch.Tensor], data: Path, tmp_path: Path
+) -> None:
+    arguments = save(planted(state, HALF), tmp_path)
+    file = tmp_path / "found.json"
+    options = ["--data", str(data), "--images", "64", "-o", str(file)]
+    result = CliRunner().invoke(main, ["preprocess", *arguments, *options])
+    assert result.exit_code == 0, result.output
+    assert "verdict: found, by top-1 accuracy on 64 images: 0.5/0.5 rgb" in result.stdout
+    assert "options of export: --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5" in result.stdout
+    assert read_preprocessing_file(file) == settings_of(HALF)
+
+
+def test_export_refuses_an_undecided_pre_processing(
+    grey: tuple[Path, Checkpoint], tmp_path: Path
+) -> None:
+    folder, checkpoint = grey
+    arguments = save(checkpoint, tmp_path)
+    options = ["--preprocessing", "auto", "--data", str(folder), "-o", str(tmp_path / "x.bundle")]
+    result = CliRunner().invoke(main, ["export", *arguments, *options])
+    assert result.exit_code == 1
+    assert "the pre-processing is undecided" in result.stderr
+    assert not (tmp_path / "x.bundle").exists()
 
 
 def test_wrong_labels_are_refused(
