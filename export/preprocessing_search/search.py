@@ -202,7 +202,10 @@ class _Search:
             )
         aliases = [s for s in left if s is not best and s.has_pixels_of(best)]
         others = [s for s in left if s is not best and s not in aliases]
-        ranked = sorted(everyone, key=lambda s: (s is not best, s not in left, -self._rank(s)))
+        shown = list[CandidateScore]()
+        for score in sorted(everyone, key=lambda s: (s is not best, s not in left, -self._rank(s))):
+            if not any(score.has_pixels_of(other) for other in shown):
+                shown.append(score)
         decided = not others and (self._classes is None or self._is_better_than_chance(best))
         needed = [0]
         if self._classes is not None:
@@ -211,9 +214,7 @@ class _Search:
             verdict=Verdict.PASS if decided else Verdict.INCONCLUSIVE,
             preprocessing=best.preprocessing if decided else None,
             same_pixels=tuple(describe(s.preprocessing) for s in aliases),
-            candidates=tuple(
-                self._describe(best, s, alpha, left=s in left) for s in ranked if s not in aliases
-            ),
+            candidates=tuple(self._describe(best, s, alpha, left=s in left) for s in shown),
             labelled=self._classes is not None,
             images=best.images,
             images_to_decide=max(needed) if min(needed[1:], default=0) else None,
@@ -232,12 +233,18 @@ class _Search:
         )
         if self._classes is None:
             return result
-        paired, correct = self._paired(best, score), correct_predictions(score, self._labels)
-        lost, gained, images = paired.lost, paired.gained, paired.images
-        return replace(
+        correct = correct_predictions(score, self._labels)
+        result = replace(
             result,
             top1=100 * float(correct.mean()),
             top1_interval=wilson_interval(int(correct.sum()), score.images),
+        )
+        if score is best:
+            return result
+        paired = self._paired(best, score)
+        lost, gained, images = paired.lost, paired.gained, paired.images
+        return replace(
+            result,
             difference=-paired.drop,
             difference_interval=(
                 -100 * upper_bound_of_difference(lost, gained, images, 1 - alpha),

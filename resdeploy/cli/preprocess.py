@@ -119,15 +119,12 @@ def verdict_sentence(result: PreprocessingSearch) -> str:
 
 def _cells(row: CandidateResult) -> list[str]:
     cells = [row.name, f"{row.images}"]
-    if row.top1 is not None and row.top1_interval and row.difference_interval:
+    if row.top1 is not None and row.top1_interval:
+        cells += [f"{row.top1:.1f} %", "{:.1f} to {:.1f}".format(*row.top1_interval)]
+    if row.difference is not None and row.difference_interval:
         low, high = row.difference_interval
-        cells += [
-            f"{row.top1:.1f} %",
-            "{:.1f} to {:.1f}".format(*row.top1_interval),
-            f"{row.difference:+.1f}" if row.difference else "0",
-            f"{low:+.1f} to {high:+.1f}",
-        ]
-    return cells
+        return [*cells, f"{row.difference:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+    return [*cells, NONE, NONE]
 
 
 def _evidence(row: CandidateResult) -> list[str]:
