@@ -42,7 +42,7 @@ def test_equally_accurate_candidates_need_no_number_of_images() -> None:
 
 def test_a_divergence_must_be_far_and_certain() -> None:
     near = np.array([0.01, 0.008, 0.009, 0.011, 0.012])
-    assert is_farther(near, near * 3, 1e-3)
-    assert not is_farther(near, near * 1.9, 1e-3)  # certain, but not far
-    uncertain = np.array([0.03, 0.005, 0.06, 0.01, 0.05])
+    assert is_farther(near, near * 5, 1e-3)
+    assert not is_farther(near, near * 3.9, 1e-3)  # certain, but not far
+    uncertain = np.array([0.05, 0.005, 0.1, 0.01, 0.09])
     assert not is_farther(near, uncertain, 1e-3)
