@@ -18,12 +18,13 @@ from resdeploy.images.preprocessing_settings import (
     settings_of,
 )
 from resdeploy.json_documents import jsonable, parse
-from resdeploy.train.model.architecture import Shortcut
+from resdeploy.train.model.architecture import ARCHITECTURES, Shortcut, Stem
 from resdeploy.train.recipes import FINETUNE, QAT, QUICK, RECIPES
 
 DIGITS = "digits"
 SCHEDULES = ("cosine", "step")
 CROPS = ("area", "scale")
+NETWORK = ("arch", "stem")  # settings of a new network, which are None with `init`
 
 
 class SettingError(TrainingError, ValueError):
@@ -69,6 +70,10 @@ class TrainingConfig:
     """Random crop, `area` or `scale`; see `augment.Augmentation`."""
     min_area: float | None = None
     """Smallest fraction of an image that an area crop keeps; None: 0.85 for digits, else 0.35."""
+    arch: str | None = None
+    """Name in `architecture.ARCHITECTURES`; None: that of `init`, or `resnet34`."""
+    stem: str | None = None
+    """Value of `architecture.Stem`; None: that of `init`, or `imagenet`."""
     shortcut: Shortcut | None = None
     """Shortcut option of the network; None: that of `init`, or B."""
     init: str | None = None
@@ -119,14 +124,24 @@ class TrainingConfig:
             raise _wrong_value("distillation", self.distillation, "a number from 0 to 1")
         if self.min_area is not None and not 0 < self.min_area <= 1:
             raise _wrong_value("min_area", self.min_area, "a number above 0, up to 1")
-        for name, choices in (("schedule", SCHEDULES), ("crop", CROPS), ("recipe", RECIPES)):
-            if values[name] not in choices:
+        stems = [stem.value for stem in Stem]
+        for name, choices in (
+            ("schedule", SCHEDULES), ("crop", CROPS), ("recipe", RECIPES),
+            ("arch", ARCHITECTURES), ("stem", stems),
+        ):  # fmt: skip
+            if values[name] not in choices and (name not in NETWORK or values[name] is not None):
                 raise _wrong_value(name, values[name], f"one of {', '.join(choices)}")
         for name in ("freeze", "qat"):
             if values[name] and self.init is None:
                 raise SettingError(
                     f"{_option(name)} needs a trained network",
                     "add --init with a run folder or a file of weights",
+                )
+        for name in NETWORK:
+            if self.init is not None and values[name] is not None:
+                raise SettingError(
+                    f"{_option(name)} is only possible for a new network, and --init has its own",
+                    f"remove {_option(name)} or --init",
                 )
         for name in ("freeze", "ema", "bf16"):
             if self.qat and values[name]:

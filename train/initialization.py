@@ -15,7 +15,7 @@ from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.class_mapping import default_labels, log_once, map_classes
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.model.architecture import Architecture, Shortcut
+from resdeploy.train.model.architecture import ARCHITECTURES, Architecture, Shortcut, Stem
 from resdeploy.train.model.resnet import ResNet
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,12 @@ def initial_network(config: TrainingConfig, classes: Sequence[str]) -> InitialNe
     torch.manual_seed(config.seed)
     labels, outputs = tuple(classes), tuple(range(len(classes)))
     if config.init is None:
-        architecture = Architecture(classes=len(classes), shortcut=config.shortcut or Shortcut.B)
+        architecture = replace(
+            ARCHITECTURES[config.arch or "resnet34"],
+            classes=len(classes),
+            stem=Stem(config.stem or Stem.IMAGENET),
+            shortcut=config.shortcut or Shortcut.B,
+        )
         return InitialNetwork(ResNet(architecture), labels, outputs)
     checkpoint = load_checkpoint(Path(config.init))
     for note in checkpoint.notes:

@@ -101,7 +101,9 @@ def equalize(model: ir.Model, factors: Mapping[ChannelGroup, npt.NDArray[np.floa
             assert weight is not None
             assert weight.shape is not None
             groups = nodes[reader].attributes.get_int("group", 1)
-            rows = np.repeat(divisors.reshape(groups, -1), int(weight.shape[0]) // groups, axis=0)
+            rows = np.repeat(
+                divisors.reshape(groups, -1), weight.shape.numpy()[0] // groups, axis=0
+            )
             multiply(weight, rows)
     for name, product in products.items():
         scaled.graph.initializers[name].const_value = ir.tensor(

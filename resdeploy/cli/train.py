@@ -14,7 +14,7 @@ from resdeploy.cli.preprocessing_options import preprocessing_options, take_sett
 from resdeploy.images.formats import passed_over_text
 from resdeploy.tables import plural
 from resdeploy.train.config import CROPS, SCHEDULES, TrainingConfig
-from resdeploy.train.model.architecture import Shortcut
+from resdeploy.train.model.architecture import ARCHITECTURES, Shortcut, Stem
 from resdeploy.train.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -81,6 +81,17 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
     "the label.",
 )
 @option(
+    "--arch",
+    type=Choice(list(ARCHITECTURES)),
+    help="Network to train.  [default: that of --init, else resnet34]",
+)
+@option(
+    "--stem",
+    type=Choice([stem.value for stem in Stem]),
+    help="First layers; imagenet: a 7x7 convolution of stride 2 and max pooling, cifar: a 3x3 "
+    "convolution of stride 1.  [default: that of --init, else imagenet]",
+)
+@option(
     "--shortcut",
     type=Choice([shortcut.value for shortcut in Shortcut]),
     help="Shortcut option of the ResNet paper; plain: no shortcuts.  [default: that of --init, "
@@ -122,7 +133,7 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 def train(
     run: Path | None, resume: Path | None, force: bool, recipe: str | None, **settings: Any
 ) -> CommandResult:
-    """Train a ResNet-34 on DATA.
+    """Train a ResNet on DATA.
 
     DATA is a folder with train/ and val/, or `digits` (the default). Options without a default take
     the value of the recipe. Under torchrun, all processes train one network together.

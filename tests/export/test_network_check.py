@@ -144,7 +144,7 @@ def test_other_images_or_another_network_do_not_fit(fitted: ResNet, data: Path) 
     assert not shift_of(fitted, synthetic_images(SIZE, 60, seed=0)).fits
     other = ResNet(TINY)
     other.load_state_dict(fitted.state_dict())
-    other.maxpool = torch.nn.Identity()  # type: ignore[assignment]
+    other.maxpool = torch.nn.Identity()
     assert not shift_of(other, images).fits
 
 

@@ -38,6 +38,8 @@ def test_json_round_trip() -> None:
         {"schedule": "steep"},
         {"crop": "circle"},
         {"recipe": "secret"},
+        {"arch": "resnet51"},
+        {"stem": "tall"},
         {"freeze": True},
         {"weight_decay": math.nan},
         {"weight_decay": math.inf},
@@ -69,6 +71,8 @@ def test_rejects_impossible_settings(wrong: dict[str, Any]) -> None:
         ({"qat": True, "init": "x", "ema": 0.9}, "--qat cannot .* --ema", "remove --ema"),
         ({"qat": True, "init": "x", "bf16": True}, "--qat cannot .* --bf16", "remove --bf16"),
         ({"distillation": 1.5, "qat": True, "init": "x"}, "--distillation is 1.5", "leave"),
+        ({"arch": "resnet50", "init": "x"}, "--arch .* --init has its own", "remove --arch or"),
+        ({"stem": "cifar", "init": "x"}, "--stem .* --init has its own", "remove --stem or"),
         ({"distillation": 0.5}, "--distillation is only possible with --qat", "add --qat"),
     ],
 )

@@ -17,10 +17,11 @@ from resdeploy.errors import TrainingError
 from resdeploy.export.quantization.qat_initialization import train_quantized
 from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.initialization import initial_network
+from resdeploy.train.initialization import initial_network, with_new_head
+from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.trainer import train
-from tests.samples import CLASSES, SIZE, make_classifier
+from tests.samples import CLASSES, FAMILY, SIZE, make_classifier
 
 REVERSED = tuple(reversed(CLASSES))
 
@@ -100,6 +101,25 @@ def test_other_classes_give_a_new_head_and_are_refused_with_qat(
     assert "is replaced by a new one: " in caplog.text
     with pytest.raises(TrainingError, match="--qat cannot change the classes of"):
         initial_network(config_of(init, qat=True), classes)
+
+
+def test_the_settings_choose_a_network_of_the_family() -> None:
+    config = TrainingConfig(arch="resnext50-32x4d", stem="cifar", shortcut=Shortcut.A)
+    with torch.device("meta"):
+        network = initial_network(config, CLASSES).network
+    assert network.architecture.name == "resnext50-32x4d-A-cifar"
+    assert network.architecture.classes == len(CLASSES)
+    again = TrainingConfig.from_json(json.loads(json.dumps(config.to_json())))
+    assert again == config
+
+
+def test_a_new_head_keeps_the_hidden_layers() -> None:
+    network = make_classifier(FAMILY["concat-cifar"]).network
+    hidden = network.fc[0].weight.clone()
+    images = torch.zeros(2, 3, SIZE, SIZE)
+    assert with_new_head(network, 7)(images).shape == (2, 7)
+    assert torch.equal(network.fc[0].weight, hidden)
+    assert ResNet(network.architecture).load_state_dict(network.state_dict())
 
 
 def test_qat_refuses_other_classes_before_it_calibrates(

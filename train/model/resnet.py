@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +158,7 @@ class ResNet(nn.Module):
             layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
             inputs = outputs
         last = nn.Linear(inputs, architecture.classes)
-        self.fc: nn.Linear | nn.Sequential = nn.Sequential(*layers, last) if layers else last
+        self.fc: Any = nn.Sequential(*layers, last) if layers else last
         for module in self.modules():
             # Initialising a meta tensor would import PyTorch's compiler, which takes seconds.
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:

@@ -22,6 +22,7 @@ from resdeploy.export.quantization.qat_initialization import (
     train_quantized,
 )
 from resdeploy.images.class_folders import read_image_folder
+from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
@@ -29,9 +30,10 @@ from resdeploy.train import trainer
 from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.evaluation import evaluate
-from resdeploy.train.model.resnet import Classifier
+from resdeploy.train.model.resnet import Classifier, ResNet
 from resdeploy.train.qat.network import QuantizedClassifier
-from tests.samples import SIZE, fit_network, make_classifier, write_images
+from resdeploy.train.run.folder import save_model
+from tests.samples import CLASSES, FAMILY, SIZE, fit_network, make_classifier, write_images
 
 
 def config_for(checkpoint: Path, data: Path, **settings: object) -> TrainingConfig:
@@ -39,6 +41,16 @@ def config_for(checkpoint: Path, data: Path, **settings: object) -> TrainingConf
         None, qat=True, init=str(checkpoint), data=str(data), image_size=SIZE, batch_size=16,
         **settings,
     )  # fmt: skip
+
+
+def write_run(folder: Path, network: ResNet) -> Path:
+    """Write a run folder, whose `model.json` names the whole architecture."""
+    folder.mkdir()
+    save_model(
+        folder, network, labels=CLASSES, preprocessing=Preprocessing(image_size=SIZE), data="",
+        config={}, metrics={}, provenance={},
+    )  # fmt: skip
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +65,17 @@ def finished(
     return folder
 
 
+@pytest.mark.parametrize("member", [None, "grouped-c", "concat-cifar"])
 def test_the_export_takes_the_learned_ranges_and_gives_the_same_logits(
-    finished: Path, image_data: Path
+    member: str | None, request: pytest.FixtureRequest, image_data: Path, tmp_path: Path
 ) -> None:
-    source = read_source(finished, calibration_data=image_data)
+    if member is None:
+        run = request.getfixturevalue("finished")
+    else:
+        run = tmp_path / "run"
+        init = write_run(tmp_path / "init", make_classifier(FAMILY[member]).network)
+        train_quantized(config_for(init, image_data, epochs=1), run)
+    source = read_source(run, calibration_data=image_data)
     learned = source.checkpoint.learned_ranges
     assert learned
     pre = source.preprocessing
