@@ -31,6 +31,7 @@ from resdeploy.tables import table
 SIZES = ((500, 375), (1600, 1200), (4032, 3024))
 NETWORKS = (32, 64, 112, 224)
 REPEATS = 9
+WHOLE = 1e6  # a gap so large that every file is decoded at full resolution
 
 
 @click.command(context_settings={"show_default": True})
@@ -56,7 +57,7 @@ def main(pictures: Path, bundle: Path | None, output: Path | None) -> None:
 def measure_time(size: tuple[int, int]) -> dict[str, Any]:
     """Time the decoding of a picture of `size` for a network of 224 pixels."""
     data, reduced = make_jpeg(size), Preprocessing.standard(224)
-    full = replace(reduced, reducing_gap=None)
+    full = replace(reduced, reducing_gap=WHOLE)
     return {
         "width": size[0],
         "height": size[1],
@@ -69,7 +70,7 @@ def measure_time(size: tuple[int, int]) -> dict[str, Any]:
 def measure_change(files: Sequence[Path], size: int) -> dict[str, Any]:
     """Measure the change of the pixels for a network of `size` pixels."""
     reduced = Preprocessing.standard(size)
-    full = replace(reduced, reducing_gap=None)
+    full = replace(reduced, reducing_gap=WHOLE)
     means = [
         float(np.abs(load_image(file, reduced).astype(int) - load_image(file, full)).mean())
         for file in files
@@ -91,7 +92,7 @@ def compare_outputs(files: Sequence[Path], path: Path) -> dict[str, Any]:
         standard = Preprocessing.standard(preprocessing.image_size)
         reduced, full = (
             model.run(np.stack([load_image(file, applied) for file in files]))
-            for applied in (standard, replace(standard, reducing_gap=None))
+            for applied in (standard, replace(standard, reducing_gap=WHOLE))
         )
     return {
         "network": preprocessing.image_size,
