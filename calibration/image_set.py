@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from resdeploy.errors import CalibrationError, ImageError
 from resdeploy.filesystem import sha256
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest
-from resdeploy.images.skipped import SkippedImages, reason_of
+from resdeploy.images.skipped import SkippedImages, has_single_colour, reason_of
 from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ class CalibrationImages:
     """Digests of images that must not be used, such as the golden images."""
     purpose: str = "calibration"
     """Purpose of the images, for log messages."""
+    decoded: Mapping[Path, UInt8Array] = field(default_factory=dict)
+    """Images that need not be decoded again."""
     digests: list[str] = field(default_factory=list)
     """sha256 of the pixels of every collected image, in order."""
     paths: list[Path] = field(default_factory=list)
@@ -65,7 +67,8 @@ class CalibrationImages:
             if len(self.digests) == self.wanted:
                 break
             try:
-                image = load_image(path, self.preprocessing)
+                image = self.decoded.get(path)
+                image = load_image(path, self.preprocessing) if image is None else image
             except ImageError as error:
                 unreadable.add(path, reason_of(error, path))
                 self.skipped["unreadable"] += 1
@@ -75,7 +78,8 @@ class CalibrationImages:
                 self.skipped["duplicate"] += 1
             elif digest in self.excluded:
                 self.skipped["golden"] += 1
-            elif (image == image[0, 0]).all():
+            elif has_single_colour(image):
+                unreadable.add(path, "has pixels of one colour only")
                 self.skipped["constant"] += 1
             else:
                 collected.add(digest)

@@ -159,8 +159,7 @@ def write_other_files(
         GOLDEN: golden.to_bytes(),
     }
     recorded: dict[str, Any] | None = None
-    if calibration is not None and analysis is not None:
-        contents[ANALYSIS] = (json.dumps(jsonable(analysis)) + "\n").encode()
+    if calibration is not None:
         contents[CALIBRATION] = encode_recipes(calibration.recipes)
         contents[CALIBRATION_CACHE] = write_cache(calibration.recipes[Encoding.TENSORRT].ranges)
         recorded = {
@@ -195,8 +194,10 @@ def write_contents(
     analysis: Analysis | None,
     contents: dict[str, bytes],
 ) -> Manifest:
-    """Write the files in `contents`, the report and the manifest with their digests."""
+    """Write the files in `contents`, analysis, report, and the manifest with their digests."""
     contents = {**contents, REPORT: bundle_page(name, manifest, analysis)}
+    if analysis is not None:
+        contents[ANALYSIS] = (json.dumps(jsonable(analysis)) + "\n").encode()
     for file, content in contents.items():
         (folder / file).write_bytes(content)
     records = {

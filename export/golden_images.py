@@ -10,8 +10,8 @@ import torch
 
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import GoldenOrigin, Parity
-from resdeploy.calibration.image_set import draw
-from resdeploy.errors import CheckpointError, DataError, ImageError
+from resdeploy.calibration.image_set import CalibrationImages, draw
+from resdeploy.errors import CalibrationError, CheckpointError, DataError, ImageError
 from resdeploy.export.inputs import ImagePools
 from resdeploy.images.folder import list_images
 from resdeploy.images.loading import load_image
@@ -22,7 +22,6 @@ from resdeploy.images.preprocessing import (
     height_and_width,
     image_digest,
 )
-from resdeploy.images.skipped import SkippedImages, reason_of
 from resdeploy.statistics import agreement_percent, sqnr_db
 from resdeploy.train.model.resnet import Classifier
 
@@ -39,22 +38,13 @@ def choose_golden(
     count = GOLDEN_IMAGES
     if pools.golden == pools.calibration:
         count = min(count, max(1, len(pools.golden) // 4))
-    chosen: dict[str, UInt8Array] = {}
-    skipped = SkippedImages()
-    for path in draw(pools.golden, seed):
-        if len(chosen) == count:
-            break
-        try:
-            image = load_image(path, preprocessing)
-        except ImageError as error:
-            skipped.add(path, reason_of(error, path))
-            continue
-        chosen.setdefault(image_digest(image), image)
-    skipped.report()
-    if not chosen:
+    image_set = CalibrationImages(preprocessing, wanted=count, purpose="golden")
+    try:
+        (images,) = image_set.add(draw(pools.golden, seed), GOLDEN_IMAGES)
+    except CalibrationError:  # there are none
         images = synthetic_images(preprocessing.image_size, GOLDEN_IMAGES, seed)
         return images, GoldenOrigin.SYNTHETIC
-    return np.stack(list(chosen.values())), GoldenOrigin.DATA
+    return images, GoldenOrigin.DATA
 
 
 def read_golden_images(

@@ -15,7 +15,7 @@ from resdeploy.images.class_mapping import default_labels
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
 from resdeploy.images.preprocessing import ImageSize, Preprocessing
-from resdeploy.images.preprocessing_choice import ASSUMED, ChosenPreprocessing
+from resdeploy.images.preprocessing_choice import ASSUMED, REPORTED, ChosenPreprocessing
 from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
 from resdeploy.progress import Progress, silent
 from resdeploy.train.checkpoint.contents import Weights
@@ -59,6 +59,11 @@ class Source:
     def preprocessing(self) -> Preprocessing:
         """Settings that convert a picture to the network's input."""
         return self.choice.preprocessing
+
+    @property
+    def stated_preprocessing(self) -> Preprocessing | None:
+        """The settings, if any of them is stated; None if all are assumed."""
+        return None if self.choice.assumed == REPORTED else self.choice.preprocessing
 
     @property
     def name(self) -> str:

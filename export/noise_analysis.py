@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -14,9 +14,11 @@ from resdeploy.bundle.analysis import (
     Analysis,
     LayerCost,
     Remedy,
+    read_analysis,
     worst_int8,
 )
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import Artifact, Encoding, graph_name
 from resdeploy.calibration.histogram import Histogram
@@ -26,7 +28,6 @@ from resdeploy.export.graph.float_layers import macs
 from resdeploy.export.graph.placement import WEIGHTED, node_name, value_name
 from resdeploy.export.mixed_precision.remedy import find_remedy
 from resdeploy.export.quantization.recipe import QuantizationRecipe, read_recipe
-from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.quantization.sensitivity import (
     TensorSensitivity,
     explain_tensors,
@@ -85,7 +86,7 @@ def explain(
     artifact = bundle.artifact(graph_name("int8", encoding))
     quantised = ir.from_proto(onnx.load_from_string(bundle.read(artifact.file)))
     recipe = read_recipe(bundle, artifact.encoding)
-    model = ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
+    model = _fp32(bundle)
     golden = bundle.golden()
     pixels = golden.images[:images]
     total, layers = explain_tensors(model, recipe, pixels, progress)
@@ -102,7 +103,7 @@ def explain(
             model,
             recipe,
             calibration_record(bundle.manifest),
-            artifact.parity,
+            artifact,
             golden,
             {layer.tensor: layer.sqnr_alone_db for layer in layers},
         ),
@@ -111,31 +112,60 @@ def explain(
 
 def analyse(
     model: ir.Model,
-    calibration: Calibration,
+    recipes: Mapping[Encoding, QuantizationRecipe],
+    record: CalibrationRecord,
     artifacts: Sequence[Artifact],
     golden: Golden,
     progress: Progress,
+    statistics: Mapping[str, TensorStatistics],
 ) -> Analysis:
-    """Return the costs and noise of each layer of the worst INT8 graph, and what to do about it."""
+    """Return the costs and noise of each layer of the worst INT8 graph, and what to do about it.
+
+    There are histograms only of the tensors in `statistics`.
+    """
     artifact = worst_int8(artifacts)
     assert artifact is not None
-    recipe = calibration.recipes[artifact.encoding]
+    recipe = recipes[artifact.encoding]
     sqnrs = sqnr_per_tensor(model, recipe, golden.images[:REPORT_IMAGES], progress)
-    worst = [tensor for tensor in sqnrs if tensor in calibration.statistics][:HISTOGRAMS]
+    worst = [tensor for tensor in sqnrs if tensor in statistics][:HISTOGRAMS]
     return Analysis(
         encoding=artifact.encoding,
-        remedy=find_remedy(model, recipe, calibration.record(), artifact.parity, golden, sqnrs),
-        layers=layer_costs(model, calibration, recipe, sqnrs),
+        remedy=find_remedy(model, recipe, record, artifact, golden, sqnrs),
+        layers=layer_costs(model, recipes, recipe, sqnrs),
         histograms=tuple(
-            histogram_of(tensor, calibration.statistics[tensor], recipe.ranges[tensor])
-            for tensor in worst
+            histogram_of(tensor, statistics[tensor], recipe.ranges[tensor]) for tensor in worst
         ),
     )
 
 
+def analyse_again(
+    bundle: Bundle, artifacts: Sequence[Artifact], golden: Golden, progress: Progress
+) -> Analysis | None:
+    """Return the analysis of a bundle for other golden images; None if it has none.
+
+    The histograms are those of the export, because the bundle has no other activations.
+    """
+    before = read_analysis(bundle)
+    if before is None:
+        return None
+    encodings = {artifact.encoding for artifact in artifacts} - {Encoding.FLOAT}
+    recipes = {encoding: read_recipe(bundle, encoding) for encoding in encodings}
+    record = calibration_record(bundle.manifest)
+    found = analyse(_fp32(bundle), recipes, record, artifacts, golden, progress, {})
+    histograms = []
+    for values in before.histograms:
+        chosen = recipes[found.encoding].ranges[values.tensor]
+        histograms.append(replace(values, range_low=chosen.low, range_high=chosen.high))
+    return replace(found, histograms=tuple(histograms))
+
+
+def _fp32(bundle: Bundle) -> ir.Model:
+    return ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
+
+
 def layer_costs(
     model: ir.Model,
-    calibration: Calibration,
+    recipes: Mapping[Encoding, QuantizationRecipe],
     recipe: QuantizationRecipe,
     sqnrs: Mapping[str, float],
 ) -> tuple[LayerCost, ...]:
@@ -151,7 +181,7 @@ def layer_costs(
             weight_sqnr_db=sqnrs.get(value_name(node.inputs[1])),
             in_float=tuple(
                 encoding.value
-                for encoding, recipe in calibration.recipes.items()
+                for encoding, recipe in recipes.items()
                 if node.name in recipe.in_float
             ),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,7 +58,13 @@ from resdeploy.export.quantization.result import Calibration, with_dla
 from resdeploy.export.source_preprocessing import preprocessing_warnings
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
-from resdeploy.images.preprocessing import ImageSize, Preprocessing, image_digest, size_text
+from resdeploy.images.preprocessing import (
+    ImageSize,
+    Preprocessing,
+    UInt8Array,
+    image_digest,
+    size_text,
+)
 from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.tensorrt.build import BuildReport, build, choose_flavour
@@ -198,7 +204,10 @@ def export(
     model = to_onnx(classifier, preprocessing.image_size)
     calibration, judgement = None, None
     if config.int8:
-        calibration, judgement = _calibrate(model, source, golden, config, target, progress)
+        decoded = check.images if check else {}
+        calibration, judgement = _calibrate(
+            model, source, golden, config, target, decoded, progress
+        )
         model = calibration.model
         warnings += target_warnings(calibration.targets)
     artifacts: list[Artifact] = []
@@ -212,7 +221,12 @@ def export(
             if logits is not None and _is_bit_exact(model, calibration, encoding):
                 bit_exact[artifact.name] = logits
         golden = replace(golden, bit_exact=bit_exact)
-        analysis = analyse(model, calibration, artifacts, golden, progress) if calibration else None
+        analysis = None
+        if calibration is not None:
+            analysis = analyse(
+                model, calibration.recipes, calibration.record(), artifacts, golden, progress,
+                calibration.statistics,
+            )  # fmt: skip
         manifest = write_other_files(
             folder, output.name, source, artifacts, golden, origin, calibration, analysis,
             work_of(model), warnings, shift,
@@ -268,6 +282,7 @@ def _calibrate(
     golden: Golden,
     config: ExportConfig,
     target: AccuracyTarget,
+    decoded: Mapping[Path, UInt8Array],
     progress: Progress,
 ) -> tuple[Calibration, Judgement | None]:
     """Choose ranges, choose layers in float for a target, and judge the graphs on other images."""
@@ -275,6 +290,12 @@ def _calibrate(
     plan = _plan(source, golden, config, target)
     for sentence in too_few_images(target, plan.judged + plan.cross_validated):
         logger.warning("%s, so the target can be missed or undecided, but not held", sentence)
+    if target.max_drop is not None and source.classes_of(source.pools.calibration[:1]) is None:
+        logger.warning(
+            "the classes of the images are not known, so each changed prediction counts as lost: "
+            "--max-drop %g can be held, but not missed; to judge accuracy, sort the images into "
+            "folders named like the labels", target.max_drop,
+        )  # fmt: skip
     calibration = calibrate(
         model,
         source,
@@ -282,6 +303,7 @@ def _calibrate(
         images=config.calibration_images,
         seed=config.seed,
         golden_digests=golden_digests,
+        decoded=decoded,
         progress=progress,
         int8_shortcuts=config.int8_shortcuts,
         cross_validated=plan.cross_validated,

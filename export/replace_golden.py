@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from resdeploy.bundle.analysis import read_analysis
 from resdeploy.bundle.bundle import GOLDEN, REPORT, Bundle
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import (
@@ -20,7 +19,9 @@ from resdeploy.bundle.manifest import (
 from resdeploy.bundle.quality import quality_warnings
 from resdeploy.export.bundle_files import check_graph, write_contents
 from resdeploy.export.golden_images import read_golden_images
+from resdeploy.export.noise_analysis import analyse_again
 from resdeploy.filesystem import new_directory, refuse_existing
+from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import run_batches
 
@@ -36,13 +37,19 @@ class GoldenReplacement:
 
 
 def replace_golden(
-    bundle: Bundle, data: Path, output: Path, *, seed: int = 0, force: bool = False
+    bundle: Bundle,
+    data: Path,
+    output: Path,
+    *,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> GoldenReplacement:
     """Write a copy of a bundle whose golden images are up to 32 pictures of a folder.
 
     `fp32.onnx` computes the golden logits, because PyTorch's network may be lost. Every graph is
-    compared with them as at the export, and the copy gets new warnings and a new report. `output`
-    may be the bundle itself. If anything fails, no file has changed.
+    compared with them as at the export, and the copy gets new warnings, a new analysis and a new
+    report. `output` may be the bundle itself. If anything fails, no file has changed.
 
     Raises:
         BundleError: The bundle is damaged or has no FP32 graph.
@@ -79,7 +86,7 @@ def replace_golden(
         **{file: bundle.read(file) for file in manifest.files if file != REPORT},
         GOLDEN: replace(golden, bit_exact=bit_exact).to_bytes(),
     }
-    analysis = read_analysis(bundle)
+    analysis = analyse_again(bundle, artifacts, golden, progress)
     with new_directory(output, force=force, marker=MANIFEST) as folder:
         for file, graph in graphs.items():
             (folder / file).write_bytes(graph)

@@ -99,7 +99,7 @@ def refuse_existing(path: Path, *, force: bool, marker: str) -> None:
     Raises:
         OutputError: `path` exists and must not be replaced, or it cannot be written.
     """
-    _check_writable(path)
+    check_writable(path)
     if not path.exists():
         return
     if not force:
@@ -116,11 +116,29 @@ def refuse_existing_file(path: Path, *, force: bool) -> None:
 
     With `force`, a file may exist.
     """
-    _check_writable(path)
+    check_writable(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "give the path of a file to write")
     if path.exists() and not force:
         raise OutputError(f"{path} exists already", "choose another name, or add --force")
+
+
+def check_writable(path: Path) -> None:
+    """Raise an OutputError if `path` cannot be created in its folder or the nearest one above."""
+    with _output_errors(path):
+        parent = existing_folder(path.parent)
+        if not parent.is_dir():
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(parent, os.W_OK | os.X_OK):
+            read_only = os.statvfs(parent).f_flag & os.ST_RDONLY
+            code = errno.EROFS if read_only else errno.EACCES
+            raise OSError(code, os.strerror(code))
+
+
+def existing_folder(path: Path) -> Path:
+    """Return `path`, or the nearest path above it that exists."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 @contextmanager
@@ -187,17 +205,6 @@ def _output_errors(path: Path) -> Iterator[None]:
             f"cannot write {path}: {one_line_reason(error)}",
             remedy_for(error, "choose another folder"),
         ) from error
-
-
-def _check_writable(path: Path) -> None:
-    with _output_errors(path):
-        parent = next(folder for folder in path.absolute().parents if folder.exists())
-        if not parent.is_dir():
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(parent, os.W_OK | os.X_OK):
-            read_only = os.statvfs(parent).f_flag & os.ST_RDONLY
-            code = errno.EROFS if read_only else errno.EACCES
-            raise OSError(code, os.strerror(code))
 
 
 def _is_near(file: Path, path: Path) -> bool:

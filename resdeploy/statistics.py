@@ -6,7 +6,7 @@ Shape letters: N images, K classes, R rounds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-MAX_IMAGES = 10_000_000  # the largest result of `PairedAccuracy.images_to_decide`
+MAX_IMAGES = 10_000_000  # the largest result of `fewest_images`
 RESAMPLES = 2000  # number of resamples of each bootstrap
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
@@ -51,6 +51,10 @@ def sqnr_db(reference: FloatArray, logits: FloatArray) -> npt.NDArray[np.float64
 def agreement_percent(reference: FloatArray, logits: FloatArray) -> float:
     """Return the percentage of images with the same predicted class, from logits (N, K)."""
     return float(100 * np.mean(reference.argmax(axis=1) == logits.argmax(axis=1)))
+
+
+Judge = Callable[[float, float, int, float], Verdict]
+"""Function of lost images, gained images, all images and the largest allowed drop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,22 +94,25 @@ class PairedAccuracy:
         return min(1.0, 2 * float(Fraction(tail, 2**differing)))
 
     def images_to_decide(self, max_drop: float) -> int | None:
-        """Estimate how many images a conclusive verdict needs, as `images_for_verdict` does.
+        """Estimate how many images a conclusive verdict needs; see `fewest_images`.
 
-        Losses and gains are expected to stay as frequent as now. If these images do not decide,
-        the result is at least their number.
+        Losses and gains are expected to stay as frequent as now.
         """
-        undecided = self.verdict(max_drop) is Verdict.INCONCLUSIVE
         lost, gained = self.lost / self.images, self.gained / self.images
-        return images_for_verdict(lost, gained, max_drop, first=self.images if undecided else 1)
+        return images_for_verdict(lost, gained, max_drop, known=self.images)
 
     def verdict(self, max_drop: float) -> Verdict:
         """Return the result of the check that the drop is at most `max_drop` percentage points."""
-        return interval_verdict(*drop_bounds(self.lost, self.gained, self.images), max_drop)
+        return judge_counts(self.lost, self.gained, self.images, max_drop)
+
+
+def judge_counts(lost: float, gained: float, images: int, max_drop: float) -> Verdict:
+    """Return the verdict of `PairedAccuracy.verdict` for these counts, which may be fractions."""
+    return interval_verdict(*drop_bounds(lost, gained, images), max_drop)
 
 
 def images_for_verdict(
-    lost: float, gained: float, max_drop: float, *, first: int = 1
+    lost: float, gained: float, max_drop: float, *, known: int = 1, judge: Judge = judge_counts
 ) -> int | None:
     """Estimate how many images decide whether a drop is at most `max_drop` percentage points.
 
@@ -113,31 +120,36 @@ def images_for_verdict(
         lost: Expected share of images, 0 to 1, that only the baseline classifies correctly.
         gained: Expected share of images that only the candidate classifies correctly.
         max_drop: Allowed accuracy drop, in percentage points.
-        first: Smallest result.
-
-    Returns:
-        A number rounded up to two digits; None if more than `MAX_IMAGES` are needed.
+        known: Number of images that have been seen.
+        judge: Function that returns the verdict.
     """
+    return fewest_images(
+        lambda images: (
+            judge(lost * images, gained * images, images, max_drop) is not Verdict.INCONCLUSIVE
+        ),
+        known,
+    )
 
-    def decide(images: int) -> bool:
-        bounds = drop_bounds(lost * images, gained * images, images)
-        return interval_verdict(*bounds, max_drop) is not Verdict.INCONCLUSIVE
 
-    few, enough = first - 1, first
-    while not decide(enough):
-        few, enough = enough, 2 * enough
-        if few >= MAX_IMAGES:
+def fewest_images(
+    decide: Callable[[int], bool], known: int = 1, most: int = MAX_IMAGES
+) -> int | None:
+    """Return the smallest number of images for which `decide` is true, rounded up to two digits.
+
+    The result is at most `known` if these decide, and more if not; None if it is above `most`.
+    """
+    decided = decide(known)
+    few, enough = (0, known) if decided else (known, 2 * known)
+    while not decided and not decide(min(enough, most)):
+        if enough >= most:
             return None
-    while enough - few > 1:
+        few, enough = enough, 2 * enough
+    while enough - few > 1:  # bisection: more images narrow the interval
         middle = (few + enough) // 2
         few, enough = (few, middle) if decide(middle) else (middle, enough)
-    return two_digits_up(enough)
-
-
-def two_digits_up(images: int) -> int:
-    """Round a number of images up to two significant digits."""
-    unit = int(10 ** max(len(str(images)) - 2, 0))
-    return math.ceil(images / unit) * unit
+    unit = int(10 ** max(len(str(enough)) - 2, 0))
+    rounded = math.ceil(enough / unit) * unit
+    return min(rounded, known) if decided else rounded
 
 
 def interval_verdict(low: float, high: float, limit: float) -> Verdict:

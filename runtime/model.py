@@ -18,6 +18,7 @@ from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.errors import BackendError, ImageError
 from resdeploy.images.loading import load_image, resize_and_crop
 from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.images.skipped import has_single_colour
 from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
@@ -128,7 +129,7 @@ def _predict_file(model: Model, path: Path, top: int) -> FilePredictions:
     return FilePredictions(
         image=path,
         predictions=tuple(model.classify(pixels, top)),
-        single_colour=bool((pixels == pixels[0, 0]).all()),
+        single_colour=has_single_colour(pixels),
     )
 
 

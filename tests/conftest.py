@@ -24,6 +24,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import ExportWarning, write_manifest
+from resdeploy.filesystem import sha256
 from resdeploy.images.class_mapping import log_once
 from tests.samples import CLASSES, SIZE, make_classifier, write_images
 from tests.wheel import build_wheel
@@ -112,9 +113,33 @@ def image_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a torchvision-style .pth file of a small network with three classes."""
     torch = pytest.importorskip("torch")
+    _shorten_exports()
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
     torch.save(make_classifier().network.state_dict(), path)
     return path
+
+
+def _shorten_exports() -> None:
+    """Convert each network only once in this process, and time graphs for a shorter time.
+
+    The conversion is a fifth of an export; `tests/export/graph` tests it. No test reads the times.
+    """
+    from resdeploy.export import pipeline
+    from resdeploy.export.graph.to_onnx import to_onnx
+    from resdeploy.export.mixed_precision import tradeoff
+
+    graphs = dict[tuple[object, ...], Any]()
+
+    def convert_once(classifier: Any, *arguments: Any) -> Any:
+        tensors = [t.cpu().numpy().tobytes() for t in classifier.state_dict().values()]
+        key = classifier.network.architecture, sha256(b"".join(tensors)), *arguments
+        if key not in graphs:
+            graphs[key] = to_onnx(classifier, *arguments)
+        return graphs[key].clone()
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(pipeline, "to_onnx", convert_once)
+    patch.setattr(tradeoff, "TIMING_SECONDS", 0.02)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from resdeploy.errors import DataError
+from resdeploy.filesystem import check_writable
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.images.skipped import SkippedImages
 from resdeploy.machine.device import read_device
@@ -40,14 +41,15 @@ from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run import folder as run_folder
 from resdeploy.train.run.failures import divergence, explained_failures
 from resdeploy.train.run.folder import EpochMetrics, RunPosition, TrainingState
-from resdeploy.train.run.output import (
-    check_new_run,
-    check_space,
-    check_writable,
-    report_bytes,
-)
+from resdeploy.train.run.output import check_new_run, check_space, report_bytes
 from resdeploy.train.run.progress_table import HEADER, epoch_line
-from resdeploy.train.run.record import RunRecord, load_record, read_run_data, save_record
+from resdeploy.train.run.record import (
+    STATE_JSON,
+    RunRecord,
+    load_record,
+    read_run_data,
+    save_record,
+)
 from resdeploy.train.run.results import TrainingResult, write_results
 from resdeploy.train.run.tensorboard import event_writer
 from resdeploy.train.step import Learner
@@ -115,7 +117,7 @@ def resume(
     record = load_record(folder)
     state = run_folder.load_state(folder, record)
     metrics = run_folder.load_metrics(folder, state.position.epochs_done)
-    check_writable(folder)
+    check_writable(folder / STATE_JSON)
     config = record.config
     config = replace(
         config,

@@ -23,7 +23,6 @@ from benchmarks.gpu.contenders import (
     Plan,
     build_engines,
     gpu_contenders,
-    start_for_facts,
     time_in_turns,
 )
 from benchmarks.gpu.logit_checks import write_labelled
@@ -36,10 +35,10 @@ from benchmarks.gpu.report import (
     summarise_gpu,
     times_text,
 )
-from resdeploy.benchmark_process.roofline import Ceilings
+from benchmarks.turns import measure_ceilings
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.errors import CalibrationError, ResdeployError, needs_extra
-from resdeploy.json_documents import parse, write_document
+from resdeploy.json_documents import write_document
 from resdeploy.machine.device import read_device
 from resdeploy.progress import progress_bar
 from resdeploy.result_files.provenance import collect_provenance
@@ -124,17 +123,14 @@ def measure(plan: Plan, output: Path | None, notes: Notes) -> list[GpuResult]:
 
     If the script is interrupted, the file lists the batch sizes that are missing.
     """
-    work = measured = ceilings = None
+    work = ceilings = None
     with notes.leave_out_on_error("roofline"):
         with needs_extra():
             from resdeploy.export.graph.count_operations import work_of_bundle
 
         work = work_of_bundle(plan.bundle).totals
     with notes.leave_out_on_error("roofline"):
-        measured = start_for_facts("ceilings", "benchmarks.gpu.gpu_ceilings", [])
-        ceilings = parse(Ceilings, measured)
-        for missing in measured["missing"]:
-            notes.add(missing["what"], missing["why"])
+        ceilings = measure_ceilings()
     engines = build_engines(plan.bundle, plan.batches, plan.without, notes)
     click.echo(engines_text(engines))
     rows: list[GpuResult] = []
@@ -160,7 +156,7 @@ def measure(plan: Plan, output: Path | None, notes: Notes) -> list[GpuResult]:
                 "cache_kept": plan.cache_kept,
             },
             "rules": RULES,
-            "ceilings": measured,
+            "ceilings": ceilings,
             "engines": engines,
             "rows": rows,
             "missing": [*notes.entries, *later],

@@ -154,7 +154,7 @@ def prepare(
     """
     check_pytorch(device)
     bundle = open_bundle(Path(path))
-    classifier, _ = load_classifier(bundle, checkpoint)
+    classifier, *_ = load_classifier(bundle, checkpoint)
     import torch
 
     # cuDNN tries its kernels and keeps the fastest, which pays off for one batch size.

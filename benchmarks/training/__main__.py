@@ -14,10 +14,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.gpu.gpu_ceilings import measure_gpu_ceilings
 from benchmarks.results import TRAINING_HEAD, LoopResult, Training
 from benchmarks.training.loops import LOOPS, device, operations_per_image
-from benchmarks.turns import interleave
+from benchmarks.turns import interleave, measure_ceilings
 from resdeploy.benchmark_process.worker_process import Contender
 from resdeploy.images.class_folders import read_image_folder
 from resdeploy.json_documents import write_document
@@ -52,8 +51,8 @@ def main(data: Path, image_size: int, batch_size: int, seconds: float, output: P
 
 def run(data: Path, image_size: int, batch_size: int, seconds: float) -> list[LoopResult]:
     """Measure the loops in turns; speed-ups are relative to the first one."""
-    on_gpu = device().type == "cuda"
-    measured = measure_gpu_ceilings() if on_gpu else measure_gpu_ceilings("cpu", matrix=2048)
+    ceilings = measure_ceilings()
+    assert ceilings is not None  # PyTorch is installed, and multiplies in FP32 everywhere
     operations = operations_per_image(image_size, len(read_image_folder(data / "train").classes))
     contenders: list[Contender] = []
     with ExitStack() as stack:
@@ -81,7 +80,7 @@ def run(data: Path, image_size: int, batch_size: int, seconds: float) -> list[Lo
                 speedup_low=low,
                 speedup_high=high,
                 waiting=contender.facts["waiting"],
-                share_of_peak=rate * operations / measured["operations_per_second"][precision],
+                share_of_peak=rate * operations / ceilings.operations_per_second[precision],
             )
         )
     return results

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from resdeploy.bundle.analysis import ENOUGH_AGREEMENT, ENOUGH_SQNR_DB, FloatMixture, Remedy
 from resdeploy.bundle.calibration_record import CalibrationRecord
 from resdeploy.bundle.golden import Golden
-from resdeploy.bundle.manifest import Encoding, Parity
+from resdeploy.bundle.manifest import Artifact, Encoding
+from resdeploy.bundle.quality import QualityLimits, export_figures, is_below
 from resdeploy.export.graph.float_layers import Layer, conv_share, layers_of, nodes_of
 from resdeploy.export.graph.qdq import Weights, integer_weights
 from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
@@ -27,12 +28,14 @@ MAX_FLOAT_SHARE = 0.5  # with more of the products in float, INT8 gains little s
 FEW_IMAGES = 100
 DEFAULT_IMAGES = 512  # of --calibration-images
 SECONDS = 60.0
+ENOUGH = QualityLimits(agreement=ENOUGH_AGREEMENT, sqnr_db=ENOUGH_SQNR_DB)
 MIN_AGREEMENT = f"--min-agreement {ENOUGH_AGREEMENT:g}"
+MORE_IMAGES = "--calibration-data FOLDER_WITH_MORE_IMAGES"
 NO_INT8_SHORTCUTS = "no --int8-shortcuts"
 QAT = "train --qat"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Simulator:
     """Simulator of the graph with more layers in float, on the golden images."""
 
@@ -41,17 +44,13 @@ class _Simulator:
     golden: Golden
     weights: Weights
     candidates: int
-    slowest: float = 0.0
-    """Longest time of a simulation, in seconds."""
 
     def graph(self, layers: Sequence[Layer]) -> ir.Model:
         in_float = self.recipe.in_float | nodes_of(layers)
         return replace(self.recipe, in_float=in_float).apply(self.model, weights=self.weights)
 
     def run(self, layers: Sequence[Layer]) -> FloatMixture:
-        start = time.monotonic()
         logits = run_graph(self.graph(layers), self.recipe.encoding, self.golden.images)
-        self.slowest = max(self.slowest, time.monotonic() - start)
         nodes = self.recipe.in_float | nodes_of(layers)
         return FloatMixture(
             layers=tuple(layer.name for layer in layers),
@@ -68,7 +67,7 @@ def find_remedy(
     model: ir.Model,
     recipe: QuantizationRecipe,
     record: CalibrationRecord,
-    parity: Parity,
+    artifact: Artifact,
     golden: Golden,
     sqnrs: Mapping[str, float],
     *,
@@ -78,32 +77,22 @@ def find_remedy(
     """Return what to do against the noise of the INT8 graph that `recipe` makes of `model`.
 
     Layers are ranked by the noise of their tensors divided by their cost. The shortest list from
-    the top that makes the graph accurate enough is found by simulation on the golden images.
+    the top that makes the graph accurate enough is found by simulation on the golden images. The
+    first simulation is made even if it takes more than `seconds`.
 
-    Args:
-        model: FP32 graph.
-        recipe: Recipe of the INT8 graph.
-        record: Calibration of the bundle.
-        parity: Figures of the INT8 graph on the golden images.
-        golden: Golden images with PyTorch's logits.
-        sqnrs: SQNR in dB with one tensor quantised, by the tensor's name.
-        seconds: Time limit; the first simulation is always made.
-        stopwatch: Function that measures the latency of the CPU's graphs.
+    `artifact` has the figures at the export, `sqnrs` the SQNR in dB with one tensor quantised.
     """
+    # The mixtures below are measured on the golden images, so the SQNR before is theirs, too.
+    found = replace(export_figures(artifact)[0], sqnr_db=artifact.parity.sqnr_db)
     remedy = Remedy(
         encoding=recipe.encoding,
         options=(),
-        images=parity.images,
-        held_out=False,
-        agreement=parity.agreement,
-        sqnr_db=parity.sqnr_db,
+        images=found.images,
+        held_out=artifact.quality is not None,
+        agreement=found.agreement,
+        sqnr_db=found.sqnr_db,
     )
-    for searched in record.float_layers:
-        if searched.encoding is recipe.encoding:  # judged on more images than the golden ones
-            agreement, images = searched.agreement, searched.images
-            remedy = replace(remedy, held_out=True, agreement=agreement, images=images)
-    met = remedy.agreement >= ENOUGH_AGREEMENT
-    if met and (remedy.held_out or parity.sqnr_db >= ENOUGH_SQNR_DB):
+    if not is_below(found, ENOUGH):
         return remedy
     options = _calibration_options(record, recipe)
     retraining = [] if recipe.calibrator == LEARNED else [QAT]
@@ -144,7 +133,8 @@ def _calibration_options(record: CalibrationRecord, recipe: QuantizationRecipe) 
         return []
     options = [] if record.scores else ["--calibrator auto"]
     if record.images < FEW_IMAGES:
-        options.append(f"--calibration-images {DEFAULT_IMAGES}")
+        enough = record.available >= FEW_IMAGES
+        options.append(f"--calibration-images {DEFAULT_IMAGES}" if enough else MORE_IMAGES)
     return options
 
 
@@ -178,7 +168,7 @@ def _shortest(
     The last value is True if the list is enough. One golden image may still change its class if it
     does so with the longest list, too: at 99 %, one of 32 images or more does in 28 % of all draws.
     """
-    end = time.monotonic() + seconds
+    start = time.monotonic()
     longest = 1
     while (
         longest < len(ranked)
@@ -186,12 +176,15 @@ def _shortest(
     ):
         longest += 1
     best = simulator.run(ranked[:longest])
+    slowest = time.monotonic() - start
     agreement = ENOUGH_AGREEMENT
     if best.agreement < agreement:
         agreement -= 100 / len(simulator.golden.images)
     sufficient = _is_enough(best, agreement)
     too_short, enough = 0, longest
-    while sufficient and enough - too_short > 1 and time.monotonic() + simulator.slowest <= end:
+    while sufficient and enough - too_short > 1:
+        if time.monotonic() + slowest > start + seconds:
+            break
         # A few layers usually suffice, so the lists grow from 1 layer.
         length = min(max(1, 2 * too_short), (too_short + enough) // 2)
         mixture = simulator.run(ranked[:length])

@@ -65,43 +65,34 @@ def trade_off_points(
             advance(1)
         fp32_ms = stopwatch(model, Encoding.FLOAT, image)
         advance(1)
-    in_float = {chosen.encoding: set(chosen.layers) for chosen in calibration.float_layers}
-
-    def point(graph: Score | MixtureEvaluation, calibrator: str) -> TradeOffPoint:
-        mixture = graph if isinstance(graph, MixtureEvaluation) else None
-        nodes = mixture.nodes if mixture else frozenset[str]()
-        layers = mixture.layers if mixture else ()
-        return TradeOffPoint(
-            encoding=graph.encoding,
-            calibrator=calibrator,
-            layers=layers,
-            float_share_percent=100 * conv_share(model, nodes)[1],
-            agreement=graph.changes.agreement
-            if isinstance(graph, MixtureEvaluation)
-            else graph.agreement,
-            drop=mixture.changes.drop if mixture else None,
-            images=mixture.changes.images if mixture else len(calibration.scoring.images),
-            p50_ms=latencies.get(nodes) if graph.encoding is Encoding.CPU else None,
-            chosen=calibration.recipes[graph.encoding].calibrator == calibrator
-            and in_float.get(graph.encoding, set()) == set(layers),
+    in_float = {chosen.encoding: chosen.layers for chosen in calibration.float_layers}
+    scored = len(calibration.scoring.images)
+    points = [
+        TradeOffPoint(
+            encoding=Encoding.FLOAT, calibrator=FP32, layers=(), float_share_percent=100.0,
+            agreement=100.0, drop=0.0, images=scored, p50_ms=fp32_ms, chosen=True,
         )
-
-    fp32 = TradeOffPoint(
-        encoding=Encoding.FLOAT,
-        calibrator=FP32,
-        layers=(),
-        float_share_percent=100.0,
-        agreement=100.0,
-        drop=0.0,
-        images=len(calibration.scoring.images),
-        p50_ms=fp32_ms,
-        chosen=True,
-    )
-    return (
-        fp32,
-        *(point(score, score.calibrator) for score in calibration.scores),
-        *(
-            point(mix, calibration.recipes[mix.encoding].calibrator)
-            for mix in calibration.evaluations
-        ),
-    )
+    ]  # fmt: skip
+    graphs: tuple[Score | MixtureEvaluation, ...] = (*calibration.scores, *calibration.evaluations)
+    for graph in graphs:
+        used = calibration.recipes[graph.encoding].calibrator
+        if isinstance(graph, Score):
+            nodes, layers, calibrator = frozenset[str](), tuple[str, ...](), graph.calibrator
+            agreement, drop, images = graph.agreement, None, scored
+        else:
+            nodes, layers, calibrator, changes = graph.nodes, graph.layers, used, graph.changes
+            agreement, drop, images = changes.agreement, changes.drop, changes.images
+        points.append(
+            TradeOffPoint(
+                encoding=graph.encoding,
+                calibrator=calibrator,
+                layers=layers,
+                float_share_percent=100 * conv_share(model, nodes)[1],
+                agreement=agreement,
+                drop=drop,
+                images=images,
+                p50_ms=latencies.get(nodes) if graph.encoding is Encoding.CPU else None,
+                chosen=calibrator == used and {*layers} == {*in_float.get(graph.encoding, ())},
+            )
+        )
+    return tuple(points)

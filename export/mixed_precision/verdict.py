@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
 from resdeploy.export.quantization.judge import Judgement
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.statistics import Verdict, interval_verdict, two_digits_up
+from resdeploy.statistics import Verdict, fewest_images, interval_verdict
 
 MAX_DECIDING_IMAGES = 200_000
 # If fewer than half of the measurements were above the limit in truth, all five would be with a
@@ -32,26 +31,26 @@ def judge_accuracy(judgement: Judgement, target: AccuracyTarget) -> tuple[Target
     results = []
     for encoding in (Encoding.TENSORRT, Encoding.CPU):
         changes = judgement.changes(encoding)
-        for option, limit, verdict_of in (
-            ("--min-agreement", target.min_agreement, agreement_verdict),
-            ("--max-drop", target.max_drop, drop_verdict),
-        ):
-            if limit is None:
-                continue
-            is_agreement = option == "--min-agreement"
-            results.append(
-                TargetResult(
-                    encoding=encoding,
-                    option=option,
-                    limit=limit,
-                    figure=changes.agreement if is_agreement else changes.drop,
-                    bound=changes.lowest_agreement() if is_agreement else changes.highest_drop(),
-                    samples=changes.images,
-                    origin=judgement.origin,
-                    images_to_decide=images_for_target(changes, verdict_of, limit),
-                    verdict=verdict_of(changes, limit),
-                )
+        agreement = changes.agreement, changes.lowest_agreement(), agreement_verdict
+        drop = changes.drop, changes.highest_drop(), drop_verdict
+        results += [
+            TargetResult(
+                encoding=encoding,
+                option=option,
+                limit=limit,
+                figure=figure,
+                bound=bound,
+                samples=changes.images,
+                origin=judgement.origin,
+                images_to_decide=images_for_target(changes, verdict_of, limit),
+                verdict=verdict_of(changes, limit),
             )
+            for option, limit, (figure, bound, verdict_of) in (
+                ("--min-agreement", target.min_agreement, agreement),
+                ("--max-drop", target.max_drop, drop),
+            )
+            if limit is not None
+        ]
     return tuple(results)
 
 
@@ -75,18 +74,17 @@ def images_for_target(
     Changes are expected to stay as frequent as now. The result is None if the verdict is decided,
     or more than `MAX_DECIDING_IMAGES` are needed.
     """
-    scaled = changes
-    while verdict_of(scaled, limit) is Verdict.INCONCLUSIVE:
-        images = math.ceil(1.05 * scaled.images)
-        if images > MAX_DECIDING_IMAGES:
-            return None
+
+    def decide(images: int) -> bool:
         share = images / changes.images
         counts = (round(share * count) for count in (changes.changed, changes.lost, changes.gained))
         changed, lost, gained = counts
-        scaled = replace(scaled, images=images, changed=changed, lost=lost, gained=gained)
-    if scaled is changes:
+        scaled = replace(changes, images=images, changed=changed, lost=lost, gained=gained)
+        return verdict_of(scaled, limit) is not Verdict.INCONCLUSIVE
+
+    if decide(changes.images):
         return None
-    return two_digits_up(scaled.images)
+    return fewest_images(decide, changes.images, MAX_DECIDING_IMAGES)
 
 
 def judge_latency(

@@ -49,6 +49,7 @@ def calibrate(
     seed: int,
     golden_digests: Collection[str],
     progress: Progress,
+    decoded: Mapping[Path, UInt8Array] = {},
     int8_shortcuts: bool = False,
     cross_validated: int = 0,
     reserve: bool = False,
@@ -61,7 +62,8 @@ def calibrate(
     the best. The `golden_digests` are the sha256 of images that must not be used.
 
     The first `cross_validated` calibration images are kept in folds. With `reserve`, images are
-    kept from calibration for a search even if no calibrators are scored.
+    kept from calibration for a search even if no calibrators are scored. The `decoded` images need
+    not be read again.
 
     Raises:
         CalibrationError: There are no images, or none can be used.
@@ -74,7 +76,10 @@ def calibrate(
     calibrators = calibrators_named(calibrator)
     wanted_scoring = scoring_images(len(paths)) if len(calibrators) > 1 or reserve else 0
     image_set = CalibrationImages(
-        source.preprocessing, wanted=images + wanted_scoring, excluded=golden_digests
+        source.preprocessing,
+        wanted=images + wanted_scoring,
+        excluded=golden_digests,
+        decoded=decoded,
     )
     usable = image_set.add(paths, batch_size(source.preprocessing.image_size))
     scoring, calibrating = _take(usable, wanted_scoring)
@@ -118,6 +123,7 @@ def calibrate(
         digests=tuple(digests[wanted_scoring:]),
         selection_digests=selection.digests,
         paths=tuple(paths),
+        available=len(source.pools.calibration),
         scoring=selection,
         folds=_folds(source, parts, by_part, paths[wanted_scoring:], digests[wanted_scoring:]),
         skipped={**image_set.skipped, **source.pools.passed_over},

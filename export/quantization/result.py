@@ -62,6 +62,8 @@ class Calibration:
     """sha256 of the pixels of each image that scored calibrators or evaluated mixtures."""
     paths: tuple[Path, ...]
     """Files of all of these images."""
+    available: int
+    """Number of images in the folder for calibration."""
     scoring: HeldOutImages
     """Images that scored calibrators, or are reserved for the search of a target."""
     folds: tuple[Fold, ...]
@@ -88,6 +90,7 @@ class Calibration:
         return CalibrationRecord(
             method={encoding.value: recipe.calibrator for encoding, recipe in self.recipes.items()},
             images=len(self.digests),
+            available=self.available,
             classes=self.balance,
             growth_percent=self.growth_percent,
             scoring_images=len(self.scoring.images),

@@ -84,7 +84,7 @@ class Remedy:
     images: int
     """Number of images on which `agreement` was measured."""
     held_out: bool
-    """True if these are the images of a search for layers in float, False for golden images."""
+    """True if these are images that did not calibrate the graph, False for golden images."""
     agreement: float
     """Images with the predicted class of the float network, in percent."""
     sqnr_db: float

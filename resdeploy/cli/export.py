@@ -11,7 +11,7 @@ from click import Choice, IntRange, argument, option
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.build import build_text
 from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, exit_code, reject_options
-from resdeploy.cli.options import FORCE, LONGEST_SECONDS, LONGEST_WAIT_MS, FiniteRange
+from resdeploy.cli.options import FORCE, LONGEST_SECONDS, LONGEST_WAIT_MS, WEIGHTS, FiniteRange
 from resdeploy.cli.preprocessing_options import preprocessing_options, take_settings
 from resdeploy.images.preprocessing_choice import describe_choice
 from resdeploy.tables import table
@@ -103,12 +103,7 @@ if TYPE_CHECKING:
     type=PATH,
     help="Text file with one class name per line.  [default: the names in SOURCE]",
 )
-@option(
-    "--weights",
-    type=Choice(["auto", "raw", "ema"]),
-    default="auto",
-    help="Weights to take if SOURCE also has their moving average (EMA); auto takes the average.",
-)
+@WEIGHTS
 @option(
     "--seed",
     type=IntRange(0, 2**63 - 1),

@@ -18,6 +18,7 @@ from resdeploy.cli.explain import explain
 from resdeploy.cli.export import export
 from resdeploy.cli.inspect import inspect
 from resdeploy.cli.predict import predict
+from resdeploy.cli.preprocess import preprocess
 from resdeploy.cli.report import report
 from resdeploy.cli.serve import serve
 from resdeploy.cli.train import train
@@ -31,7 +32,8 @@ def main() -> None:
 
 
 for _command in (
-    demo, train, inspect, export, build, verify, bench, compare, report, predict, serve, explain,
+    demo, train, inspect, preprocess, export, build, verify, bench, compare, report, predict, serve,
+    explain,
     doctor,
 ):  # fmt: skip
     main.add_command(_command)

@@ -39,3 +39,9 @@ PRECISION = option(
 THREADS = option(
     "--threads", type=IntRange(1, 1024), help="CPU threads per inference.  [default: one per core]"
 )
+WEIGHTS = option(
+    "--weights",
+    type=Choice(["auto", "raw", "ema"]),
+    default="auto",
+    help="Weights to take if there is also their moving average (EMA); auto takes the average.",
+)

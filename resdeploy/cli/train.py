@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from click import Choice, FloatRange, IntRange, argument, option
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
 from resdeploy.cli.options import FORCE
 from resdeploy.cli.preprocessing_options import preprocessing_options, take_settings
-from resdeploy.images.formats import passed_over_text
+from resdeploy.images.formats import unread_lines
 from resdeploy.tables import plural
 from resdeploy.train.config import CROPS, SCHEDULES, TrainingConfig
 from resdeploy.train.model.architecture import ARCHITECTURES, Shortcut, Stem
@@ -143,6 +144,10 @@ def train(
     from resdeploy.train.distributed import is_main_process
     from resdeploy.train.run.folder import default_folder
 
+    if not is_main_process():  # all processes read the same folders
+        for module in ("class_folders", "class_mapping", "formats"):
+            logging.getLogger(f"resdeploy.images.{module}").setLevel(logging.ERROR)
+
     if resume is not None:
         kept = [name for name in settings if name not in ("data", "workers")]
         reject_options(("run", "recipe", *kept), "--resume keeps the run's settings")
@@ -166,9 +171,7 @@ def training_text(result: TrainingResult) -> str:
     lines = [
         f"{result.run}: top-1 accuracy {result.accuracy:.2f} % after "
         f"{plural(result.epochs, 'epoch')} ({result.images_per_second:.0f} images/s)",
-        *([f"skipped {plural(result.unreadable, 'image')} that could not be decoded"]
-          if result.unreadable else []),
-        *([f"passed over {passed_over_text(result.passed_over)}"] if result.passed_over else []),
+        *unread_lines(result.unreadable, result.passed_over),
         "next: resdeploy export --fp16 --int8",
     ]  # fmt: skip
     return "\n".join(lines)

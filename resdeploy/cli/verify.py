@@ -11,7 +11,7 @@ from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.console import PATH, CommandResult, command, exit_code
 from resdeploy.cli.options import BACKEND, PRECISION, THREADS, FiniteRange
-from resdeploy.images.formats import passed_over_text
+from resdeploy.images.formats import unread_lines
 from resdeploy.tables import plural, table
 
 if TYPE_CHECKING:
@@ -86,10 +86,7 @@ def verification_text(result: Verification) -> str:
         for line in result.results
         if line.different
     ]
-    if result.unreadable:
-        lines.append(f"skipped {plural(result.unreadable, 'image')} that could not be decoded")
-    if result.passed_over:
-        lines.append(f"passed over {passed_over_text(result.passed_over)}")
+    lines += unread_lines(result.unreadable, result.passed_over)
     if result.used_before:
         lines.append(
             f"the export chose INT8 ranges or layers on {plural(result.used_before, 'image')} of "

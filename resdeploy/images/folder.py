@@ -20,7 +20,7 @@ from resdeploy.images.formats import (
 )
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
-from resdeploy.images.skipped import SkippedImages, reason_of
+from resdeploy.images.skipped import SINGLE_COLOUR, SkippedImages, has_single_colour, reason_of
 from resdeploy.tables import plural
 
 # Folders in which file managers, archives and file systems keep data of their own.
@@ -89,20 +89,25 @@ def read_batches(
     """
     images: list[UInt8Array] = []
     positions: list[int] = []
-    skipped = SkippedImages()
+    skipped, doubtful = SkippedImages(), SkippedImages(action="using")
     for position, path in enumerate(paths):
         try:
-            images.append(load_image(path, preprocessing))
-            positions.append(position)
+            image = load_image(path, preprocessing)
         except ImageError as error:
             skipped.add(path, reason_of(error, path))
             if skipped.counts.total() == len(paths):
                 counted = plural(len(paths), "image")
                 raise DataError(f"none of {counted} can be decoded: {error}", error.hint) from error
+            continue
+        images.append(image)
+        positions.append(position)
+        if has_single_colour(image):
+            doubtful.add(path, SINGLE_COLOUR)
         if len(images) == batch:
             yield ImageBatch(images=np.stack(images), positions=tuple(positions))
             images, positions = [], []
     skipped.report()
+    doubtful.report()
     if images:
         yield ImageBatch(images=np.stack(images), positions=tuple(positions))
 

@@ -108,3 +108,11 @@ def warn_passed_over(place: object, passed_over: Mapping[str, int]) -> None:
             "%s: passed over %s; to use them, convert pictures to JPEG or PNG, and unpack archives",
             place, passed_over_text(passed_over),
         )  # fmt: skip
+
+
+def unread_lines(unreadable: int, passed_over: Mapping[str, int]) -> list[str]:
+    """Return a line about images that could not be decoded, and one about other pictures."""
+    lines = [f"skipped {plural(unreadable, 'image')} that could not be decoded"]
+    return lines[: unreadable > 0] + (
+        [f"passed over {passed_over_text(passed_over)}"] if passed_over else []
+    )

@@ -7,10 +7,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from resdeploy.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
+SINGLE_COLOUR = "has pixels of one colour only, so its prediction means nothing"
 NAMED = 3  # images that are named for each reason
 
 
@@ -19,9 +23,17 @@ def reason_of(error: ImageError, file: object) -> str:
     return str(error).removeprefix(str(file)).removeprefix("the image").strip()
 
 
+def has_single_colour(pixels: npt.NDArray[np.uint8]) -> bool:
+    """Return True if all pixels of an image (H, W, 3) are equal."""
+    return bool((pixels == pixels[0, 0]).all())
+
+
 @dataclass(frozen=True, slots=True)
 class SkippedImages:
     """Counter of skipped images by reason, which logs the names of the first ones."""
+
+    action: str = "skipping"
+    """Verb for what happens to the images, for messages."""
 
     counts: Counter[str] = field(default_factory=Counter)
     """Number of images by reason; numbers in a reason, which differ between files, are `N`."""
@@ -31,10 +43,10 @@ class SkippedImages:
         kind = re.sub(r"\d[\d,]*", "N", reason)
         self.counts[kind] += 1
         if self.counts[kind] <= NAMED:
-            logger.warning("skipping %s: it %s", file, reason)
+            logger.warning("%s %s: it %s", self.action, file, reason)
 
     def report(self) -> None:
         """Log the number of images that `add` did not name."""
         for reason, count in self.counts.items():
             if count > NAMED:
-                logger.warning("skipped %d more images: each %s", count - NAMED, reason)
+                logger.warning("%s %d more images: each %s", self.action, count - NAMED, reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resdeploy.bundle.manifest import Encoding, graph_name
-from resdeploy.images.formats import passed_over_text
+from resdeploy.images.formats import unread_lines
 from resdeploy.pages.blocks import Block, Figure, Matrix, Section, Table, Text
 from resdeploy.pages.svg import intervals
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
@@ -71,10 +71,8 @@ def verification_section(result: Verification) -> Section:
             f"The export chose INT8 ranges or layers on {result.used_before:,} of the images, "
             "so their accuracy may be overestimated."
         )
-    if result.unreadable:
-        notes.append(f"{result.unreadable:,} images could not be decoded.")
-    if result.passed_over:
-        notes.append(f"Passed over {passed_over_text(result.passed_over)}.")
+    unread = unread_lines(result.unreadable, result.passed_over)
+    notes += [f"{line[0].upper()}{line[1:]}." for line in unread]
     tables = (_accuracy(result), _drops(result), _agreement(result))
     blocks = (*tables, *(Text(text=note) for note in notes), *_confusion(result))
     return Section(title="Accuracy", blocks=blocks)

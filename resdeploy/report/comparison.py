@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from resdeploy.bundle.quality import warning_lines
+from resdeploy.images.formats import unread_lines
 from resdeploy.pages.blocks import Block, Section, Table, Text
 from resdeploy.result_files.comparison import (
     AccuracyChange,
@@ -114,6 +115,7 @@ def _notes(result: Comparison) -> list[str]:
         *(f"only the first has {name}" for name in result.missing),
         *(f"only the second has {name}" for name in result.added),
         *result.notices,
+        *unread_lines(result.unreadable, result.passed_over),
     ]
     # Graphs with the same outcome share one line.
     return [

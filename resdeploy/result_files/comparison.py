@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from resdeploy.bundle.manifest import Encoding, ExportWarning
 from resdeploy.result_files.provenance import Environment
@@ -23,16 +23,20 @@ class Comparison:
     """The largest accuracy drop that passes, in percentage points."""
     max_slowdown: float
     """The largest slowdown that passes, in percent."""
-    accuracy: tuple[AccuracyChange, ...]
-    latency: tuple[LatencyChange, ...]
-    layers: tuple[LayerChange, ...]
-    missing: tuple[str, ...]
+    accuracy: tuple[AccuracyChange, ...] = ()
+    unreadable: int = 0
+    """Number of images in the folder that could not be decoded."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Number of other pictures in the folder, by the reason why they are not read."""
+    latency: tuple[LatencyChange, ...] = ()
+    layers: tuple[LayerChange, ...] = ()
+    missing: tuple[str, ...] = ()
     """Artifacts or contenders that only the first bundle or file has."""
-    added: tuple[str, ...]
+    added: tuple[str, ...] = ()
     """Artifacts or contenders that only the second bundle or file has."""
-    notices: tuple[str, ...]
+    notices: tuple[str, ...] = ()
     """Reasons of the verdict that are not measurements."""
-    identical: bool
+    identical: bool = False
     """True if the bundles give the same answers by their hashes, so that nothing was measured."""
     warnings: tuple[ExportWarning, ...] = ()
     """Doubts of the exports about the bundles, each with the bundle's name."""

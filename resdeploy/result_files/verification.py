@@ -20,18 +20,18 @@ class ArtifactResult:
     precision: Precision
     encoding: Encoding
     verdict: Verdict
-    top1: float | None
+    top1: float | None = None
     """Top-1 accuracy in percent."""
-    baseline_top1: float | None
+    baseline_top1: float | None = None
     """Top-1 accuracy of the bundle's FP32 graph on the same images, in percent."""
-    drop: float | None
+    drop: float | None = None
     """Accuracy drop against the baseline, in percentage points."""
-    drop_upper95: float | None
+    drop_upper95: float | None = None
     """One-sided upper 95 % confidence bound of the drop; `drop_lower95` is the lower bound."""
-    drop_lower95: float | None
-    mcnemar_p: float | None
+    drop_lower95: float | None = None
+    mcnemar_p: float | None = None
     """p-value of McNemar's exact two-sided test that both accuracies are equal."""
-    images_to_decide: int | None
+    images_to_decide: int | None = None
     """Estimated number of labelled images that decide whether the drop is at most `decided_drop`,
     if predictions change as often as on these images, or without labels as at the export; None if
     no number is enough."""

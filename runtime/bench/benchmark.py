@@ -143,6 +143,7 @@ def _make_result(
         work=work,
         ceilings=ceilings[Scope.GPU] or ceilings[Scope.CPU],
         notices=(
+            *([baseline.facts["notice"]] if baseline and baseline.facts["notice"] else []),
             *notices(before.conditions, after.conditions, after.gpus),
             *(
                 f"the times of {runner.spec.label} were not stable after the warm-up"

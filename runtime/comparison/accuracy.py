@@ -13,7 +13,7 @@ import numpy as np
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Precision
 from resdeploy.errors import BundleError
-from resdeploy.images.class_folders import match_labels, read_image_folder, split_folder
+from resdeploy.images.class_folders import LabelledImages, match_labels
 from resdeploy.images.folder import read_batches
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.json_documents import jsonable
@@ -24,14 +24,13 @@ from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
 from resdeploy.runtime.verification.golden_check import different_rows, run_batches
 from resdeploy.statistics import (
-    MAX_IMAGES,
     IntArray,
     PairedAccuracy,
     Verdict,
     drop_bounds,
-    interval_verdict,
+    images_for_verdict,
+    judge_counts,
     pair_predictions,
-    two_digits_up,
 )
 
 BATCH = 32
@@ -51,23 +50,27 @@ def compare_accuracies(
     second: Bundle,
     pairs: Sequence[tuple[Candidate, Candidate]],
     *,
+    folder: LabelledImages[Path] | None,
     data: Path | None,
     max_drop: float,
     threads: int | None,
     progress: Progress,
 ) -> tuple[AccuracyChange, ...]:
-    """Run every pair of artifacts on the images in `data`, or on golden images if it is None.
+    """Run every pair of artifacts on the images of `folder`, or on golden images if it is None.
+
+    `data` is the place of the images, for messages.
 
     Raises:
-        BundleError: `data` is None and the bundles differ in pre-processing or classes.
+        BundleError: `folder` is None and the bundles differ in pre-processing or classes.
         DataError: The folder cannot be used with both bundles, or its labels do not fit their
             predictions.
     """
     options = OpenOptions(threads=threads, progress=progress)
-    if data is None:
-        batches = _golden_batches(first, second)
-    else:
-        batches = _folder_batches(first, second, data, progress)
+    batches = (
+        _golden_batches(first, second)
+        if folder is None
+        else _folder_batches(first, second, folder, progress)
+    )
     correct: list[tuple[list[IntArray], list[IntArray]]] = [([], []) for _ in pairs]
     different = [0] * len(pairs)
     # The labels are judged by the answers of the most precise graphs.
@@ -119,31 +122,17 @@ def judge_drop(paired: PairedAccuracy, max_drop: float) -> Verdict:
 
 
 def images_for_drop(paired: PairedAccuracy, max_drop: float) -> int | None:
-    """Estimate the smallest number of images for a conclusive verdict, rounded up to two digits.
+    """Estimate how many images a conclusive verdict needs; see `fewest_images`.
 
-    The estimate assumes that losses and gains are as frequent as on the images of `paired`. It is
-    None if more than `MAX_IMAGES` are needed.
+    Losses and gains are expected to stay as frequent as on the images of `paired`.
     """
-
-    def is_open(images: int) -> bool:
-        lost, gained = (images / paired.images * n for n in (paired.lost, paired.gained))
-        return _judge_counts(lost, gained, images, max_drop) is Verdict.INCONCLUSIVE
-
-    low, high = 0, paired.images
-    if is_open(high):
-        low, high = high, MAX_IMAGES
-        if is_open(high):
-            return None
-    while high - low > 1:  # bisection: more images narrow the interval
-        middle = (low + high) // 2
-        low, high = (middle, high) if is_open(middle) else (low, middle)
-    rounded = two_digits_up(high)
-    return min(rounded, paired.images) if high <= paired.images else rounded
+    lost, gained = (count / paired.images for count in (paired.lost, paired.gained))
+    return images_for_verdict(lost, gained, max_drop, known=paired.images, judge=_judge_counts)
 
 
 def _judge_counts(lost: float, gained: float, images: int, max_drop: float) -> Verdict:
-    low, high = drop_bounds(lost, gained, images)
-    verdict = interval_verdict(low, high, max_drop)
+    verdict = judge_counts(lost, gained, images, max_drop)
+    low, _ = drop_bounds(lost, gained, images)
     is_larger = 100 * (lost - gained) / images > max_drop and low > 0
     return Verdict.FAIL if verdict is Verdict.INCONCLUSIVE and is_larger else verdict
 
@@ -208,9 +197,8 @@ def _golden_batches(first: Bundle, second: Bundle) -> Iterable[_Batch]:
 
 
 def _folder_batches(
-    first: Bundle, second: Bundle, data: Path, progress: Progress
+    first: Bundle, second: Bundle, found: LabelledImages[Path], progress: Progress
 ) -> Iterator[_Batch]:
-    found = read_image_folder(split_folder(data, "val"))
     matched = [match_labels(found, first.labels(), owner=str(first.path))]
     if second.labels() == first.labels():  # match and log only once
         matched.append(matched[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
@@ -11,6 +11,7 @@ from resdeploy.bundle.calibration_record import read_recipe_record
 from resdeploy.bundle.manifest import Encoding, ExportWarning, Manifest, Precision
 from resdeploy.bundle.quality import named_warnings
 from resdeploy.errors import BundleError, DocumentError
+from resdeploy.images.class_folders import read_image_folder, split_folder
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK_SCHEMA
 from resdeploy.result_files.benchmark import Benchmark
@@ -74,13 +75,10 @@ def compare(
         second=second,
         max_drop=config.max_drop,
         max_slowdown=config.max_slowdown,
-        accuracy=(),
         latency=changes.lines,
-        layers=(),
         missing=changes.missing,
         added=changes.added,
         notices=changes.notices,
-        identical=False,
         environment=Environment.collect(),
     )
 
@@ -96,28 +94,24 @@ def compare_bundles(
     Raises:
         BackendError, BundleError, DataError: See `compare`.
     """
+    found = Comparison(
+        verdict=Verdict.PASS,
+        first=str(first.path),
+        second=str(second.path),
+        max_drop=config.max_drop,
+        max_slowdown=config.max_slowdown,
+        warnings=_warnings(first, second),
+        environment=Environment.collect(),
+    )
     if (reason := identity(first, second)) is not None:
-        return Comparison(
-            verdict=Verdict.PASS,
-            first=str(first.path),
-            second=str(second.path),
-            max_drop=config.max_drop,
-            max_slowdown=config.max_slowdown,
-            accuracy=(),
-            latency=(),
-            layers=(),
-            missing=(),
-            added=(),
-            notices=(reason,),
-            identical=True,
-            warnings=_warnings(first, second),
-            environment=Environment.collect(),
-        )
+        return replace(found, notices=(reason,), identical=True)
     pairs = shared_candidates(first, second, config.backend, config.precision)
     names = [{a.name for a in bundle.manifest.artifacts} for bundle in (first, second)]
+    folder = None if config.data is None else read_image_folder(split_folder(config.data, "val"))
     accuracy = compare_accuracies(
         first, second, pairs,
-        data=config.data, max_drop=config.max_drop, threads=config.threads, progress=progress,
+        folder=folder, data=config.data, max_drop=config.max_drop, threads=config.threads,
+        progress=progress,
     )  # fmt: skip
     latency = compare_latencies(
         first, second, fastest_pairs(pairs), batch=config.batch, threads=config.threads,
@@ -126,13 +120,12 @@ def compare_bundles(
     missing = sorted(names[0] - names[1])
     verdicts = [line.verdict for line in accuracy] + [line.verdict for line in latency]
     verdicts += [Verdict.FAIL] if missing else []
-    return Comparison(
+    return replace(
+        found,
         verdict=worst_verdict(verdicts),
-        first=str(first.path),
-        second=str(second.path),
-        max_drop=config.max_drop,
-        max_slowdown=config.max_slowdown,
         accuracy=accuracy,
+        unreadable=len(folder.files) - accuracy[0].images if folder else 0,
+        passed_over=dict(folder.passed_over) if folder else {},
         latency=latency,
         layers=layer_changes(first, second, names[0] & names[1]),
         missing=tuple(missing),
@@ -142,9 +135,6 @@ def compare_bundles(
             for one, other in fastest_pairs(pairs)
             if one.artifact.sha256 == other.artifact.sha256 and config.seconds
         ),
-        identical=False,
-        warnings=_warnings(first, second),
-        environment=Environment.collect(),
     )
 
 

@@ -93,13 +93,8 @@ def compare_latency(
 ) -> LatencyRatio:
     """Start and time both repeatedly, until the interval of the ratio does not contain `limit`.
 
-    Args:
-        first: The worker whose time is the denominator.
-        second: The worker whose time is the numerator.
-        limit: The largest ratio of times that passes.
-        threads: The number of threads of each worker.
-        seconds: The time limit, which may be exceeded to complete a first interval.
-        progress: A callback that is called after each start.
+    The ratio is that of the second time to the first. The time limit `seconds` may be exceeded to
+    complete a first interval.
 
     Raises:
         BackendError: A worker cannot start or ended early.

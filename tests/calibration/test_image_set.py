@@ -90,6 +90,7 @@ def test_skipped_images_are_counted_by_reason(
         "unreadable": 1, "duplicate": 2, "constant": 1, "golden": 1,
     }  # fmt: skip
     assert "damaged.png" in caplog.text
+    assert "flat.png: it has pixels of one colour only" in caplog.text
     assert "using 5 calibration images; 100 were requested" in caplog.text
 
 

@@ -22,7 +22,8 @@ from resdeploy.cli.export import export_text
 from resdeploy.errors import DataError
 from resdeploy.export.golden_images import synthetic_images
 from resdeploy.export.inputs import read_source
-from resdeploy.export.network_check import LARGEST, check_network, measure_shift, shift_warnings
+from resdeploy.export.network_check import check_network, measure_shift, shift_warnings
+from resdeploy.export.norm_inputs import LARGEST
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.images.class_folders import read_image_folder
 from resdeploy.images.preprocessing import (

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from resdeploy.bundle.analysis import read_analysis, worst_int8
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import (
     ExportWarning,
@@ -74,8 +75,16 @@ def test_everything_that_depends_on_the_images_is_new(
         for name, digest in digests(tmp_path / "new.bundle").items()
         if digest != untouched[name]
     }
-    assert changed == {"golden.npz", "report.html", "manifest.json"}
+    assert changed == {"golden.npz", "report.html", "manifest.json", "analysis.json"}
     bundle = open_bundle(tmp_path / "new.bundle")
+    old, new = read_analysis(tiny_bundle), read_analysis(bundle)
+    worst = worst_int8(bundle.manifest.artifacts)
+    assert old is not None
+    assert new is not None
+    assert worst is not None
+    assert new.encoding is worst.encoding
+    assert new.layers != old.layers
+    assert [plot.heights for plot in new.histograms] == [plot.heights for plot in old.histograms]
     golden = bundle.golden()
     for artifact in bundle.manifest.artifacts:
         backend = open_artifact(bundle, artifact, DEFAULT_OPTIONS)

@@ -238,7 +238,7 @@ def test_images_for_verdict_follow_from_the_score_bound() -> None:
     # With no change in n images, the bound is z^2 / (n + z^2): 1 % at n = 268, 10 % at n = 25.
     assert images_for_verdict(0, 0, 1.0) == 270
     assert images_for_verdict(0, 0, 10.0) == 25
-    assert images_for_verdict(0, 0, 1.0, first=5000) == 5000
+    assert images_for_verdict(0, 0, 1.0, known=5000) == 270
     assert images_for_verdict(0, 0, 0.0) is None
     assert images_for_verdict(0, 0, 100.0) == 1
     needed = images_for_verdict(0.05, 0.05, 1.0)

@@ -111,6 +111,7 @@ def test_two_processes_have_the_loss_curve_of_one(
     together = torchrun(*arguments, tmp_path / "two")
     assert together.returncode == 0, together.stderr
     assert together.stdout.count("2 epochs") == 1  # only one process prints the result
+    assert together.stderr.count("so their order is a guess") == 1
     assert "Warning" not in together.stderr.replace("OMP_NUM_THREADS", "")
     alone = subprocess.run(
         [sys.executable, "-m", *map(str, arguments), str(tmp_path / "one")],

@@ -57,7 +57,7 @@ def prepare_pytorch(
         import torch
 
     bundle = open_bundle(workload.bundle)
-    classifier, weights = load_classifier(bundle, checkpoint)
+    classifier, weights, notice = load_classifier(bundle, checkpoint)
     torch.set_num_threads(workload.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     infer, precision = make_infer(classifier.to(device).eval(), mode, device)
@@ -74,7 +74,7 @@ def prepare_pytorch(
             ) from error
     size = Path(weights).stat().st_size if Path(weights).is_file() else None
     facts = {"weights": weights, "device": device, "precision": precision, "file_bytes": size}
-    return run, facts
+    return run, facts | {"notice": notice}
 
 
 def make_infer(classifier: Classifier, mode: PyTorchMode, device: str) -> tuple[Infer, str]:
@@ -110,8 +110,8 @@ def make_infer(classifier: Classifier, mode: PyTorchMode, device: str) -> tuple[
     return infer, precision
 
 
-def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
-    """Return the network of a bundle and the path of its weights, or `random`.
+def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str, str | None]:
+    """Return the network of a bundle, the path of its weights or `random`, and why it is random.
 
     Args:
         bundle: The bundle, whose manifest describes the network.
@@ -129,7 +129,7 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
     from resdeploy.train.model.resnet import Classifier, ResNet
 
     preprocessing, model = bundle.manifest.preprocessing, bundle.manifest.model
-    architecture = Architecture.from_json(model)
+    architecture, notice = Architecture.from_json(model), None
     if checkpoint != RANDOM:
         weights = checkpoint or str(model.get("source"))
         try:
@@ -146,12 +146,16 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str]:
                 )
             if not checkpoint and loaded.sha256 != model.get("source_sha256"):
                 raise CheckpointError(f"{weights} is not the checkpoint that the bundle comes from")
-            return Classifier(loaded.network(), preprocessing), weights
-        except CheckpointError:
+        except CheckpointError as error:
             if checkpoint:
                 raise
+            notice = f"PyTorch has random weights, which take as long as the bundle's: {error}"
+        else:
+            network = Classifier(loaded.network(), preprocessing)
+            return network, weights, None
     torch.manual_seed(0)
-    return Classifier(ResNet(architecture).eval(), preprocessing), RANDOM
+    network = Classifier(ResNet(architecture).eval(), preprocessing)
+    return network, RANDOM, notice
 
 
 if __name__ == "__main__":

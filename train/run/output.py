@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from resdeploy.errors import OutputError
-from resdeploy.filesystem import refuse_existing
+from resdeploy.filesystem import check_writable, existing_folder, refuse_existing
 from resdeploy.images.preprocessing import ImageSize, pixel_count
 from resdeploy.train.evaluation import MAX_MISTAKES
 from resdeploy.train.run.record import STATE_JSON
@@ -21,18 +20,7 @@ def check_new_run(folder: Path, *, force: bool) -> None:
         OutputError: `folder` exists and `force` is not set, or it cannot be written.
     """
     refuse_existing(folder, force=force, marker=STATE_JSON)
-    check_writable(folder)
-
-
-def check_writable(folder: Path) -> None:
-    """Raise an OutputError if `folder`, or else the folder to create it in, is not writable."""
-    place = _existing(folder)
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"cannot write {folder}: {place} is "
-            + ("not writable" if place.is_dir() else "not a folder"),
-            "check its permissions and whether the disk is read-only, or choose another folder",
-        )
+    check_writable(folder / STATE_JSON)
 
 
 def check_space(folder: Path, needed: int, replaced: Iterable[Path] = ()) -> None:
@@ -41,7 +29,7 @@ def check_space(folder: Path, needed: int, replaced: Iterable[Path] = ()) -> Non
     Raises:
         OutputError: The disk has less free space.
     """
-    free = shutil.disk_usage(_existing(folder)).free
+    free = shutil.disk_usage(existing_folder(folder)).free
     free += sum(path.stat().st_size for path in replaced if path.is_file())
     if free < needed:
         raise OutputError(
@@ -55,11 +43,3 @@ def report_bytes(image_size: ImageSize) -> int:
     """Return the largest size of a run's report, curves and metrics, in bytes."""
     # The pictures are incompressible PNG files in base64 at worst; the rest has less than 2 MiB.
     return MAX_MISTAKES * 4 * pixel_count(image_size) + (2 << 20)
-
-
-def _existing(folder: Path) -> Path:
-    """Return `folder` or the nearest folder above it that exists."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return place

@@ -67,21 +67,8 @@ def write_results(
     """Write the files of a finished run, and point the link `runs/latest` to it.
 
     Only the weights and `model.json` are needed to use the network. So they come first, and a
-    warning is logged if another file cannot be written.
-
-    Args:
-        folder: Run folder.
-        network: Trained network.
-        config: Settings of the run.
-        processes: Number of training processes.
-        metrics: Metrics of all epochs.
-        evaluation: Results of `network` on `images`.
-        images: Validation images.
-        preprocessing: Preprocessing of the images.
-        unreadable: Names of the files that could not be decoded.
-        passed_over: Number of pictures that were not read, by the reason.
-        learned: Largest value of each quantised tensor; None without QAT.
-        provenance: Versions, command and machine.
+    warning is logged if another file cannot be written. `evaluation` is that of `network` on the
+    validation images `images`; `learned` is None without QAT.
 
     Raises:
         OutputError: The weights cannot be written.

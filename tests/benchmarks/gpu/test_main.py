@@ -17,8 +17,10 @@ from benchmarks.gpu import contenders as gpu_contenders
 from benchmarks.gpu import engine_worker, pytorch_worker
 from benchmarks.gpu.contenders import GpuContender, Notes, time_in_turns
 from benchmarks.gpu.report import RULES
+from resdeploy.benchmark_process.roofline import Ceilings
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError, CalibrationError
+from resdeploy.json_documents import jsonable
 from resdeploy.runtime.backends.base import Unavailability
 from resdeploy.runtime.backends.cuda import CudaDevice
 from resdeploy.runtime.backends.tensorrt import tensorrt_or_rtx
@@ -30,10 +32,7 @@ A_GPU = CudaDevice(
     name="a GPU", compute_capability="9.0", multiprocessors=1, integrated=False,
     driver_cuda="13.0",
 )  # fmt: skip
-CEILINGS = {
-    "operations_per_second": {"tf32": 1e12}, "bytes_per_second": 1e12, "matrix": 1,
-    "copy_bytes": 1, "missing": [{"what": "ceiling of int8", "why": "no such product"}],
-}  # fmt: skip
+CEILINGS = Ceilings(operations_per_second={"tf32": 1e12}, bytes_per_second=1e12)
 BUILD_FACTS = {
     "flavour": "tensorrt", "artifact": "int8", "batch": 1, "cached": False, "seconds": 1.0,
     "bytes": 1, "convs": None, "int8_convs": None, "int8_convs_expected": 12,
@@ -54,9 +53,7 @@ class FakeContender:
         self.module = module
         self.arguments = arguments
         self.facts: dict[str, Any] = {"cuda_graphs": "no", "answers": None}
-        if module.endswith("gpu_ceilings"):
-            self.facts = CEILINGS
-        elif arguments[:1] == ["build"]:
+        if arguments[:1] == ["build"]:
             self.facts = {**BUILD_FACTS, "artifact": arguments[3], "batch": int(arguments[4])}
         self.ended = False
         self.stopped = False
@@ -93,6 +90,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, "restored after the test")
     monkeypatch.setattr(gpu, "check_gpu_availability", lambda: None)
+    monkeypatch.setattr(gpu, "measure_ceilings", lambda: CEILINGS)
     monkeypatch.setattr(gpu, "CudaRuntime", lambda: SimpleNamespace(gpu=lambda: A_GPU))
     monkeypatch.setattr(pytorch_worker, "check_pytorch", lambda device: None)
     monkeypatch.setattr(gpu_contenders, "BACKENDS", (CPU, "tensorrt"))
@@ -135,7 +133,6 @@ def test_writes_results_and_missing_figures(
     ]  # fmt: skip
     assert written["missing"] == [
         {"what": "labelled images", "why": "no --data"},
-        {"what": "ceiling of int8", "why": "no such product"},
         {"what": "tensorrt", "why": "tensorrt is not installed"},
         {"what": "tensorrt-rtx", "why": "tensorrt-rtx is not installed"},
         {"what": "pytorch-eager fp16 at batch 2", "why": "the process failed"},
@@ -147,7 +144,7 @@ def test_writes_results_and_missing_figures(
     assert written["network"]["name"] == "resnet10"
     assert written["network"]["work_of_one_image"]["macs"] > 0
     assert written["rules"] == RULES
-    assert written["ceilings"] == CEILINGS
+    assert written["ceilings"] == jsonable(CEILINGS)
     assert written["rows"][1]["to_eager_fp32"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     assert written["rows"][0]["facts"] == {"cuda_graphs": "no", "answers": None}
     assert written["rows"][0]["roofline_share"] > 0

@@ -11,14 +11,15 @@ import pytest
 
 from resdeploy.bundle.analysis import Remedy
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.calibration_record import CalibrationRecord, FloatLayers, Score
+from resdeploy.bundle.calibration_record import CalibrationRecord, Score
 from resdeploy.bundle.golden import Float32Array
-from resdeploy.bundle.manifest import Encoding, Parity
+from resdeploy.bundle.manifest import Encoding, Parity, Quality, QualityOrigin
 from resdeploy.calibration.ranges import Range
 from resdeploy.export.mixed_precision import remedy as module
 from resdeploy.export.mixed_precision.remedy import (
     MAX_FLOAT_SHARE,
     MIN_AGREEMENT,
+    MORE_IMAGES,
     NO_INT8_SHORTCUTS,
     QAT,
     find_remedy,
@@ -34,6 +35,7 @@ from resdeploy.report.layers import remedy_lines
 from resdeploy.statistics import agreement_percent, sqnr_db
 
 BAD = Parity(images=24, max_error=9.0, agreement=87.5, sqnr_db=12.0, sqnr_db_p5=5.0)
+SQNRS: dict[tuple[object, ...], dict[str, float]] = {}
 VICTIM, READER = "layer3.0.relu1", "layer3.0.conv2"
 
 
@@ -63,13 +65,18 @@ def remedy_of(
     recipe: QuantizationRecipe,
     record: CalibrationRecord | None = None,
     parity: Parity = BAD,
+    quality: Quality | None = None,
     seconds: float = 600,
 ) -> Remedy:
     golden = bundle.golden()
-    sqnrs = sqnr_per_tensor(fp32(bundle), recipe, golden.images[:4], silent)
+    key = bundle.path, recipe.encoding, recipe.in_float, tuple(recipe.ranges.items())
+    if key not in SQNRS:  # several tests ruin the same ranges
+        SQNRS[key] = sqnr_per_tensor(fp32(bundle), recipe, golden.images[:4], silent)
+    sqnrs = SQNRS[key]
     times = iter([2.0, 3.0])
+    artifact = dataclasses.replace(bundle.artifact("int8"), parity=parity, quality=quality)
     return find_remedy(
-        fp32(bundle), recipe, record or record_of(bundle), parity, golden, sqnrs,
+        fp32(bundle), recipe, record or record_of(bundle), artifact, golden, sqnrs,
         seconds=seconds, stopwatch=lambda *_: next(times),
     )  # fmt: skip
 
@@ -117,10 +124,17 @@ def test_noise_everywhere_needs_training(tiny_bundle: Bundle, calibrator: str) -
     assert expected in text
 
 
-def test_a_poor_calibration_is_named_first(tiny_bundle: Bundle) -> None:
+@pytest.mark.parametrize(
+    ("available", "option"), [(60, MORE_IMAGES), (100, "--calibration-images 512")]
+)
+def test_a_poor_calibration_is_named_first(
+    tiny_bundle: Bundle, available: int, option: str
+) -> None:
     recipe = ruined(read_recipe(tiny_bundle, Encoding.TENSORRT), VICTIM)
-    remedy = remedy_of(tiny_bundle, recipe, record_of(tiny_bundle, scored=False, images=16))
-    assert remedy.options == ("--calibrator auto", "--calibration-images 512", MIN_AGREEMENT)
+    record = record_of(tiny_bundle, scored=False, images=16)
+    record = dataclasses.replace(record, available=available)
+    remedy = remedy_of(tiny_bundle, recipe, record)
+    assert remedy.options == ("--calibrator auto", option, MIN_AGREEMENT)
 
 
 def test_the_dla_keeps_no_layer_in_float(tiny_bundle: Bundle) -> None:
@@ -140,34 +154,30 @@ def test_int8_shortcuts_are_the_first_suspect(tiny_bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("agreement", "sqnr", "searched", "needed"),
+    ("changed", "sqnr", "judged", "needed"),
     [
-        (100.0, 30.0, None, False),
-        (98.9, 40.0, None, True),
-        (100.0, 29.9, None, True),
-        (90.6, 25.0, 99.2, False),  # 5,000 images show more than the golden ones
-        (100.0, 40.0, 98.0, True),
+        (0, 30.0, None, False),
+        (1, 40.0, None, False),  # of 24, which is no evidence
+        (2, 40.0, None, True),
+        (0, 29.9, None, True),
+        (3, 32.0, 99.2, False),  # 5,000 images show more than the golden ones
+        (0, 40.0, 98.0, True),
     ],
 )
 def test_an_action_is_named_only_if_it_is_needed(
-    tiny_bundle: Bundle, agreement: float, sqnr: float, searched: float | None, needed: bool
+    tiny_bundle: Bundle, changed: int, sqnr: float, judged: float | None, needed: bool
 ) -> None:
-    recipe, record = read_recipe(tiny_bundle, Encoding.TENSORRT), record_of(tiny_bundle)
-    if searched is not None:
-        search = FloatLayers(
-            encoding=Encoding.TENSORRT, layers=(), convolutions=0, conv_share_percent=0,
-            agreement=searched, drop=0, agreement_before=90, images=5000, evaluations=1, seconds=1,
-            out_of_time=False,
-        )  # fmt: skip
-        record = dataclasses.replace(record, float_layers=(search,))
-    parity = dataclasses.replace(BAD, agreement=agreement, sqnr_db=sqnr)
-    remedy = remedy_of(tiny_bundle, recipe, record, parity)
+    recipe, quality = read_recipe(tiny_bundle, Encoding.TENSORRT), None
+    if judged is not None:
+        quality = Quality(images=5000, agreement=judged, sqnr_db=33, origin=QualityOrigin.HELD_OUT)
+    parity = dataclasses.replace(BAD, agreement=100 * (1 - changed / 24), sqnr_db=sqnr)
+    remedy = remedy_of(tiny_bundle, recipe, None, parity, quality)
     assert bool(remedy.options) == needed
     assert (remedy.mixture is not None) == needed
-    assert remedy.images == (24 if searched is None else 5000)
+    assert remedy.images == (24 if judged is None else 5000)
     (first, *_) = remedy_lines(remedy)
     assert first.startswith("No action is needed") != needed
-    assert ("5000 held-out images" in first) == (searched is not None)
+    assert ("5000 held-out images" in first) == (judged is not None)
 
 
 @pytest.mark.parametrize(("ties", "options"), [(1, (MIN_AGREEMENT,)), (3, (QAT,))])

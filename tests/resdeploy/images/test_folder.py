@@ -214,3 +214,15 @@ def test_rejects_an_unreadable_folder_by_name(
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(DataError, match="closed cannot be read: Permission denied"):
         list_images(tmp_path)
+
+
+def test_pictures_of_one_colour_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    Image.linear_gradient("L").save(tmp_path / "grey.png")
+    with caplog.at_level(logging.WARNING, "resdeploy"):
+        (batch,) = read_batches(list_images(tmp_path), Preprocessing.standard(8), batch=2)
+    assert len(batch.images) == 2
+    assert caplog.messages == [
+        f"using {tmp_path / 'black.png'}: it has pixels of one colour only, so its prediction "
+        "means nothing"
+    ]

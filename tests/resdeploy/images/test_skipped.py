@@ -29,7 +29,7 @@ def test_the_first_images_of_each_reason_are_named(caplog: pytest.LogCaptureFixt
             for n in range(3)
         ),
         "skipping x.png: it cannot be read: Permission denied",
-        "skipped 7 more images: each is truncated (N bytes not processed)",
+        "skipping 7 more images: each is truncated (N bytes not processed)",
     ]
     assert NAMED == 3
 

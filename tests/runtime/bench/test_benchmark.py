@@ -199,6 +199,10 @@ def test_the_baseline_has_random_weights_without_the_checkpoint(tiny_bundle: Bun
     write_manifest(folder, manifest)
     run, facts = prepare_pytorch(workload(folder, 40), PyTorchMode.EAGER, "")
     assert (facts["weights"], facts["file_bytes"]) == ("random", None)
+    assert facts["notice"] == (
+        "PyTorch has random weights, which take as long as the bundle's: "
+        "there is no checkpoint at /gone.pth"
+    )
     logits = run()
     assert isinstance(logits, np.ndarray)
     assert logits.shape == (40, 3)  # golden images repeat in a larger batch

@@ -169,10 +169,14 @@ def test_few_images_are_inconclusive_if_logits_differ(
     pixels.mkdir(parents=True)
     Image.new("RGB", (32, 32), (130, 250, 0)).save(pixels / "0.bmp")
     Image.new("RGB", (32, 32), (130, 0, 0)).save(pixels / "1.bmp")
+    (pixels / "2.bmp").touch()
+    (pixels / "3.gif").write_bytes(b"GIF89a")
     config = dataclasses.replace(UNTIMED, data=tmp_path / "data")
     result = compare_bundles(tiny_bundle, worse, config)
     assert result.verdict is Verdict.INCONCLUSIVE
+    assert (result.unreadable, result.passed_over) == (1, {".gif": 1})
     text = comparison_text(result)
+    assert "skipped 1 image that could not be decoded\npassed over 1 file (.gif 1)" in text
     assert "verdict: inconclusive" in text
     needed = result.accuracy[0].images_to_decide
     assert needed is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resdeploy.errors import OutputError
-from resdeploy.train.run.output import check_new_run, check_space, check_writable
+from resdeploy.train.run.output import check_new_run, check_space
 
 
 def test_a_new_folder_is_not_created_by_the_check(tmp_path: Path) -> None:
@@ -29,10 +29,10 @@ def test_a_file_in_the_path_is_an_error(tmp_path: Path) -> None:
 def test_a_read_only_disk_is_an_error(tmp_path: Path) -> None:
     """Check with a read-only mount, because permissions do not bind the superuser."""
     (tmp_path / "run").mkdir()
-    check_writable(tmp_path / "run")
+    check_new_run(tmp_path / "run", force=True)
     code = (
-        "from pathlib import Path; from resdeploy.train.run.output import check_writable;"
-        "check_writable(Path('run'))"
+        "from pathlib import Path; from resdeploy.train.run.output import check_new_run;"
+        "check_new_run(Path('run'), force=True)"
     )
     mount = f"mount --bind -o ro {tmp_path} {tmp_path} && cd {tmp_path}"
     python = f'{sys.executable} -c "{code}"'
@@ -43,8 +43,7 @@ def test_a_read_only_disk_is_an_error(tmp_path: Path) -> None:
     )  # fmt: skip
     if "unshare" in answer.stderr or "mount:" in answer.stderr:
         pytest.skip("this machine does not allow to mount in a namespace")
-    assert "cannot write run: " in answer.stderr
-    assert "is not writable" in answer.stderr
+    assert "cannot write run: Read-only file system" in answer.stderr
 
 
 def test_too_little_free_space_is_an_error(tmp_path: Path) -> None:

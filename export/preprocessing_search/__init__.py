@@ -1,0 +1,1 @@
+"""Search for the pre-processing that a network was trained with."""

@@ -1,0 +1,140 @@
+"""Candidates of the search: the pre-processings with which published networks are trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from resdeploy.images.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Channels,
+    Interpolation,
+    Preprocessing,
+    ResizeMode,
+)
+
+Normalisation = tuple[int, tuple[float, ...], tuple[float, ...]]
+"""Value range, mean and standard deviation of R, G and B."""
+
+_ZERO, _ONE, _HALF = (0.0,) * 3, (1.0,) * 3, (0.5,) * 3
+NORMALISATIONS: dict[str, Normalisation] = {
+    "ImageNet": (1, IMAGENET_MEAN, IMAGENET_STD),
+    "0.5/0.5": (1, _HALF, _HALF),  # TensorFlow's Inception; timm's IMAGENET_INCEPTION_MEAN
+    "0..1": (1, _ZERO, _ONE),
+    "0..255": (255, _ZERO, _ONE),
+    "Caffe": (255, (123.68, 116.779, 103.939), _ONE),  # Keras, imagenet_utils, mode "caffe"
+    "CIFAR-10": (1, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    # Means of the images' standard deviations, as in github.com/kuangliu/pytorch-cifar.
+    "CIFAR-10 (kuangliu)": (1, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+}
+GRAY_NORMALISATIONS: dict[str, Normalisation] = {
+    "ImageNet": (1, (0.449,), (0.226,)),  # means over R, G and B
+    "0.5/0.5": (1, (0.5,), (0.5,)),
+    "0..1": (1, (0.0,), (1.0,)),
+    "0..255": (255, (0.0,), (1.0,)),
+    "MNIST": (1, (0.1307,), (0.3081,)),  # PyTorch's example
+}
+FRACTIONS = (1.0, 0.95, 0.9, 0.875)  # timm's `crop_pct` of ResNets
+LARGE_SIZES, SMALL_SIZES = (224, 192, 256, 288), (32, 28, 40, 64)
+SMALL_PICTURE = 96  # largest shorter side, in pixels, for which the small sizes are tried
+_SCALING = (
+    {"interpolation": Interpolation.BILINEAR},
+    {"interpolation": Interpolation.BICUBIC},
+    {"interpolation": Interpolation.BILINEAR, "antialias": False},  # OpenCV's INTER_LINEAR
+)
+
+
+def starting_points(size: int, *, gray: bool) -> list[Preprocessing]:
+    """Return each normalisation and order of channels, with the standard geometry."""
+    fraction = 0.875 if size >= 128 else 1.0
+    start = Preprocessing(image_size=size, resize=_resized(size, fraction))
+    return list(_normalised(start, gray=gray))
+
+
+def neighbours(candidate: Preprocessing, sizes: Sequence[int]) -> Iterator[Preprocessing]:
+    """Yield the candidates that differ in one: normalisation, size, geometry or interpolation."""
+    yield from _normalised(candidate, gray=candidate.channels is Channels.GRAY)
+    for size in sizes:
+        resize = _resized(size, crop_fraction(candidate) or 1.0)
+        yield replace(candidate, image_size=size, resize=resize)
+    for fraction in FRACTIONS:
+        resize = _resized(candidate.image_size, fraction)
+        yield replace(candidate, resize=resize, resize_mode=ResizeMode.SHORTER)
+    for mode in (ResizeMode.SQUASH, ResizeMode.PAD):
+        yield replace(candidate, resize=candidate.image_size, resize_mode=mode)
+    for scaling in _SCALING:
+        yield replace(candidate, **{"antialias": True, **scaling})
+
+
+def describe(candidate: Preprocessing) -> str:
+    """Return the settings of a candidate in a few words."""
+    table = GRAY_NORMALISATIONS if candidate.channels is Channels.GRAY else NORMALISATIONS
+    back = -1 if candidate.channels is Channels.BGR else 1
+    values = candidate.value_range, candidate.mean[::back], candidate.std[::back]
+    name = next((name for name, known in table.items() if known == values), None)
+    if name is None:
+        name = f"mean {_numbers(candidate.mean)} std {_numbers(candidate.std)}"
+    fraction = _stated_fraction(candidate)
+    shape = candidate.resize_mode.value + (f" {fraction:g}" if fraction else "")
+    filter = candidate.interpolation.value + ("" if candidate.antialias else " without antialias")
+    height, width = candidate.size
+    size = f"{height}" if height == width else f"{height}x{width}"
+    return f"{name} {candidate.channels.value}, {size} px, {shape}, {filter}"
+
+
+def export_options(candidate: Preprocessing) -> str:
+    """Return the options of `export` for a candidate."""
+    height, width = candidate.size
+    options = {
+        "mean": _numbers(candidate.mean),
+        "std": _numbers(candidate.std),
+        "image-size": f"{height}" if height == width else f"{height}x{width}",
+        "resize": candidate.resize_mode.value,
+        "interpolation": candidate.interpolation.value,
+        "channels": candidate.channels.value,
+        "value-range": f"{candidate.value_range}",
+    }
+    if fraction := _stated_fraction(candidate):
+        options["crop-fraction"] = f"{fraction:.8g}"
+    antialias = "--antialias" if candidate.antialias else "--no-antialias"
+    return " ".join([*(f"--{name} {value}" for name, value in options.items()), antialias])
+
+
+def crop_fraction(candidate: Preprocessing) -> float | None:
+    """Return a short number from which the size before the crop follows; None if none does."""
+    exact = candidate.size[0] / candidate.resized[0]
+    numbers = (*FRACTIONS, *(round(exact, digits) for digits in range(1, 9)))
+    return next(
+        (f for f in numbers if f and _resized(candidate.size, f) == candidate.resized), None
+    )
+
+
+def _resized(size: int | tuple[int, int], fraction: float) -> int | tuple[int, int]:
+    if isinstance(size, int):
+        return math.floor(size / fraction)
+    return math.floor(size[0] / fraction), math.floor(size[1] / fraction)
+
+
+def _stated_fraction(candidate: Preprocessing) -> float | None:
+    """Return the fraction if it says anything: not of a squashed picture without a crop."""
+    cropped = candidate.resize_mode is ResizeMode.SHORTER or candidate.resized != candidate.size
+    return crop_fraction(candidate) if cropped else None
+
+
+def _normalised(candidate: Preprocessing, *, gray: bool) -> Iterator[Preprocessing]:
+    if gray:
+        for value_range, mean, std in GRAY_NORMALISATIONS.values():
+            yield replace(
+                candidate, channels=Channels.GRAY, value_range=value_range, mean=mean, std=std
+            )
+        return
+    for value_range, mean, std in NORMALISATIONS.values():
+        rgb = replace(candidate, channels=Channels.RGB, value_range=value_range, mean=mean, std=std)
+        yield rgb
+        yield replace(rgb, channels=Channels.BGR, mean=mean[::-1], std=std[::-1])
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ",".join(f"{value:.8g}" for value in values)

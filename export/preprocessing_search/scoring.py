@@ -1,0 +1,128 @@
+"""Scores of candidates: the FP32 network's predictions and the inputs of its batch norms."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from resdeploy.errors import DataError, ImageError
+from resdeploy.export.norm_inputs import NormInput, record_norm_inputs
+from resdeploy.images.loading import load_image
+from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest
+from resdeploy.images.skipped import SkippedImages, reason_of
+from resdeploy.progress import Progress
+from resdeploy.statistics import IntArray
+from resdeploy.train.model.resnet import Classifier, ResNet
+
+BLOCK = 16  # images that are scored together, and that the bootstrap draws together
+MOMENT_IMAGES = 512  # images on which batch norms are observed: their sums need much memory
+
+Block = tuple[str, IntArray, Sequence[NormInput]]
+"""Digest of the pixels, predicted classes, and sums at each batch norm with statistics."""
+
+
+@dataclass(slots=True)
+class CandidateScore:
+    """Behaviour of the network with one candidate on the first images."""
+
+    preprocessing: Preprocessing
+    geometry: Preprocessing
+    """The settings that change pixels; the others have their defaults."""
+    blocks: list[Block] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        return sum(len(predicted) for _, predicted, _ in self.blocks)
+
+    @property
+    def predicted(self) -> IntArray:
+        """Return the predicted class of each image."""
+        return np.concatenate([predicted for _, predicted, _ in self.blocks])
+
+    def has_pixels_of(self, other: CandidateScore) -> bool:
+        """Return True if both differ only in a geometry that gave the same pixels."""
+        return _graph_settings(self.preprocessing) == _graph_settings(other.preprocessing) and all(
+            first[0] == second[0] for first, second in zip(self.blocks, other.blocks)
+        )
+
+
+class Scorer:
+    """Scorer of any number of candidates on the same images in the same order."""
+
+    def __init__(
+        self, network: ResNet, files: Sequence[Path], images: int, progress: Progress
+    ) -> None:
+        self.files = list(files)
+        """Files without those that could not be decoded so far."""
+        self.scores: dict[Preprocessing, CandidateScore] = {}
+        self._network = network
+        self._images = images
+        self._progress = progress
+        self._skipped = SkippedImages()
+        self._known: dict[tuple[object, ...], Block] = {}
+
+    @property
+    def images(self) -> int:
+        """Number of images that every candidate can be scored on."""
+        return min(self._images, len(self.files))
+
+    def extend(self, candidates: Iterable[Preprocessing], images: int) -> None:
+        """Score candidates on the first `images` images; each picture is decoded once per geometry.
+
+        Raises:
+            DataError: None of the images can be decoded.
+        """
+        groups = defaultdict[Preprocessing, list[CandidateScore]](list)
+        for candidate in candidates:
+            geometry = _geometry(candidate)
+            score = self.scores.setdefault(candidate, CandidateScore(candidate, geometry))
+            groups[geometry].append(score)
+        blocks = -(-images // BLOCK)
+        missing = sum(blocks - len(score.blocks) for group in groups.values() for score in group)
+        what = f"{len(self.scores)} candidates"
+        with self._progress(what, missing * BLOCK) as advance:
+            for geometry, group in groups.items():
+                for index in range(min(len(score.blocks) for score in group), blocks):
+                    pixels = self._load(geometry, index * BLOCK, min(images, (index + 1) * BLOCK))
+                    for score in group:
+                        if len(score.blocks) == index and len(pixels):
+                            score.blocks.append(self._run(score.preprocessing, pixels, index))
+                            advance(BLOCK)
+
+    def _load(self, geometry: Preprocessing, start: int, stop: int) -> UInt8Array:
+        pixels = list[UInt8Array]()
+        while (position := start + len(pixels)) < min(stop, len(self.files)):
+            path = self.files[position]
+            try:
+                pixels.append(load_image(path, geometry))
+            except ImageError as error:
+                # The first candidate finds it, so that no other one was scored on it.
+                self._skipped.add(path, reason_of(error, path))
+                del self.files[position]
+                if not self.files:
+                    raise DataError(f"none of the images can be decoded: {error}") from error
+        return np.stack(pixels) if pixels else np.empty((0, 0, 0, 3), np.uint8)
+
+    def _run(self, candidate: Preprocessing, pixels: UInt8Array, index: int) -> Block:
+        digest = image_digest(pixels)
+        key = (digest, *_graph_settings(candidate))
+        if key not in self._known:
+            inputs, logits = record_norm_inputs(Classifier(self._network, candidate), pixels)
+            norms = tuple(inputs.values()) if index < MOMENT_IMAGES // BLOCK else ()
+            self._known[key] = digest, logits.argmax(axis=1), norms
+        return self._known[key]
+
+
+def _geometry(candidate: Preprocessing) -> Preprocessing:
+    """Return the candidate with the default settings of the graph, which do not change pixels."""
+    plain = Preprocessing(image_size=candidate.image_size)
+    names = ("channels", "value_range", "mean", "std")
+    return replace(candidate, **{name: getattr(plain, name) for name in names})
+
+
+def _graph_settings(candidate: Preprocessing) -> tuple[object, ...]:
+    return candidate.channels, candidate.value_range, candidate.mean, candidate.std

@@ -1,0 +1,279 @@
+"""Search for the pre-processing that a network was trained with.
+
+The candidates are too many for all combinations. The search begins with every normalisation in the
+standard geometry, and then tries all neighbours of each candidate that may still be the best, until
+there are no new ones. A tie is never broken by the order: all tied candidates have their neighbours
+tried. Candidates that are clearly worse on few images are not scored on more.
+
+Source: Maron and Moore, "Hoeffding races", NIPS 1993, for the races.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from resdeploy.calibration.image_set import draw
+from resdeploy.errors import ImageError
+from resdeploy.export.preprocessing_search.candidates import (
+    LARGE_SIZES,
+    SMALL_PICTURE,
+    SMALL_SIZES,
+    describe,
+    neighbours,
+    starting_points,
+)  # fmt: skip
+from resdeploy.export.preprocessing_search.decision import (
+    ALPHA,
+    DROP_ALPHA,
+    Divergences,
+    compare_scores,
+    correct_predictions,
+    divergences,
+    images_to_separate,
+    is_farther,
+    is_worse,
+)  # fmt: skip
+from resdeploy.export.preprocessing_search.scoring import MOMENT_IMAGES, CandidateScore, Scorer
+from resdeploy.images.class_folders import label_images, match_labels, split_folder
+from resdeploy.images.decode import read_rgb
+from resdeploy.images.folder import find_images
+from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.label_check import check_labels, refuse_wrong_labels
+from resdeploy.progress import Progress, silent
+from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
+from resdeploy.statistics import (
+    IntArray,
+    PairedAccuracy,
+    Verdict,
+    upper_bound_of_difference,
+    wilson_interval,
+)  # fmt: skip
+from resdeploy.train.checkpoint.load import Checkpoint
+from resdeploy.train.model.architecture import Stem
+
+logger = logging.getLogger(__name__)
+
+FIRST_LOOK = 64  # images on which every candidate is scored
+# The default number of images: 512 of 224 pixels, more if they are smaller.
+DEFAULT_PIXELS, MOST_IMAGES = 512 * 224 * 224, 5000
+MOST_CANDIDATES = 300  # bounds the time; the geometries alone have 72 combinations
+
+
+def find_preprocessing(
+    checkpoint: Checkpoint,
+    names: Sequence[str],
+    data: Path,
+    *,
+    sizes: Sequence[int] = (),
+    images: int | None = None,
+    stated: Preprocessing | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> PreprocessingSearch:
+    """Score candidates on images, and name the best one if the statistics allow it.
+
+    Args:
+        checkpoint: The network.
+        names: Labels of its outputs.
+        data: A folder of images, or one with `val/`. With class folders, top-1 accuracy decides;
+            without them, the statistics of the batch norms do.
+        sizes: Sizes to try, in pixels; by default, usual ones for this stem and these pictures.
+        images: Largest number of images; by default, `DEFAULT_PIXELS` of them.
+        stated: Another candidate, such as the settings that the checkpoint states.
+        seed: Seed of the choice of images.
+        progress: Display of the progress.
+
+    Raises:
+        DataError: The images cannot be used, their labels do not fit, or no candidate is better
+            than chance.
+    """
+    folder = split_folder(data, "val")
+    listing = find_images(folder)
+    classes: dict[Path, int] | None = None
+    if any(path.parent != folder for path in listing.files):
+        labelled = match_labels(label_images(folder, listing.files, listing.passed_over), names)
+        classes = dict(zip(labelled.files, labelled.labels))
+    files = draw(listing.files if classes is None else list(classes), seed)
+    small = checkpoint.architecture.stem is Stem.CIFAR or _has_small_pictures(files)
+    if not sizes:
+        usual = SMALL_SIZES if small else LARGE_SIZES
+        sizes = usual if stated is None else tuple(dict.fromkeys([stated.size[0], *usual]))
+    limit = images or min(MOST_IMAGES, max(FIRST_LOOK, DEFAULT_PIXELS // sizes[0] ** 2))
+    scorer = Scorer(checkpoint.network(), files, limit, progress)
+    search = _Search(scorer, classes, names, data)
+    search.begin(sizes, stated, gray=checkpoint.architecture.input_channels == 1)
+    search.explore(sizes)
+    return search.result()
+
+
+def _has_small_pictures(files: Sequence[Path]) -> bool:
+    """Return True if the first pictures are small, as those of CIFAR-10."""
+    for path in files:
+        with suppress(ImageError):  # the scorer reports it
+            return min(read_rgb(path).size) <= SMALL_PICTURE
+    return False
+
+
+class _Search:
+    """Race of candidates on the images of one scorer."""
+
+    def __init__(
+        self, scorer: Scorer, classes: dict[Path, int] | None, names: Sequence[str], data: Path
+    ) -> None:
+        self._scorer, self._classes, self._names, self._data = scorer, classes, names, data
+        self._left: list[CandidateScore] = []
+        self._divergences: dict[tuple[Preprocessing, int], Divergences | None] = {}
+
+    @property
+    def _labels(self) -> IntArray:
+        classes = self._classes or {}
+        return np.array([classes[path] for path in self._scorer.files], np.int64)
+
+    def begin(self, sizes: Sequence[int], stated: Preprocessing | None, *, gray: bool) -> None:
+        """Race the normalisations in the standard geometry of the first size that works.
+
+        Raises:
+            DataError: No candidate is better than chance at any size.
+        """
+        for size in sizes:
+            extra = [] if stated is None else [replace(stated, reducing_gap=None)]
+            self._race([*extra, *starting_points(size, gray=gray)])
+            if self._classes is None:
+                return
+            best = self._best(self._left)
+            labels = self._labels[: best.images]
+            if check_labels(labels, best.predicted, len(self._names)).better_than_chance:
+                return
+        refuse_wrong_labels(labels, best.predicted, self._names, self._data)
+
+    def explore(self, sizes: Sequence[int]) -> None:
+        """Race the neighbours of every candidate that may be the best, beginning with the best."""
+        expanded = set[Preprocessing]()
+        while ahead := [s for s in self._left if s.preprocessing not in expanded]:
+            base = self._best(ahead).preprocessing
+            expanded.add(base)
+            new = [c for c in neighbours(base, sizes) if c not in self._scorer.scores]
+            room = MOST_CANDIDATES - len(self._scorer.scores)
+            if new:
+                self._race(list(dict.fromkeys(new))[:room])
+            if len(new) >= room:
+                logger.warning("not trying more than %d candidates", MOST_CANDIDATES)
+                return
+
+    def result(self) -> PreprocessingSearch:
+        """Compare the best candidate with all others, on all images where that is needed.
+
+        Raises:
+            DataError: The labels are not in the order of the network's classes.
+        """
+        everyone = list(self._scorer.scores.values())
+        alpha = ALPHA / max(len(everyone) - 1, 1)
+        while True:
+            left = self._contenders(everyone, alpha)
+            if min(score.images for score in left) == self._scorer.images:
+                break
+            self._scorer.extend([s.preprocessing for s in left], self._scorer.images)
+        best = self._best(left)
+        if self._classes is not None:
+            labels = self._labels[: best.images]
+            refuse_wrong_labels(labels, best.predicted, self._names, self._data)
+        aliases = [s for s in left if s is not best and s.has_pixels_of(best)]
+        others = [s for s in left if s is not best and s not in aliases]
+        ranked = sorted(everyone, key=lambda s: (s is not best, s not in left, -self._rank(s)))
+        needed = [0]
+        if self._classes is not None:
+            needed += [images_to_separate(self._paired(best, s), alpha) or 0 for s in others]
+        return PreprocessingSearch(
+            verdict=Verdict.INCONCLUSIVE if others else Verdict.PASS,
+            preprocessing=None if others else best.preprocessing,
+            same_pixels=tuple(describe(s.preprocessing) for s in aliases),
+            candidates=tuple(
+                self._describe(best, s, alpha, left=s in left) for s in ranked if s not in aliases
+            ),
+            labelled=self._classes is not None,
+            images=best.images,
+            images_to_decide=max(needed) if min(needed[1:], default=0) else None,
+        )
+
+    def _describe(
+        self, best: CandidateScore, score: CandidateScore, alpha: float, *, left: bool
+    ) -> CandidateResult:
+        found = self._distance(score, score.images)
+        result = CandidateResult(
+            name=describe(score.preprocessing),
+            preprocessing=score.preprocessing,
+            images=score.images,
+            divergence=None if found is None else float(found[0]),
+            excluded_by=None if left else "batch norms",
+        )
+        if self._classes is None:
+            return result
+        paired, correct = self._paired(best, score), correct_predictions(score, self._labels)
+        lost, gained, images = paired.lost, paired.gained, paired.images
+        return replace(
+            result,
+            top1=100 * float(correct.mean()),
+            top1_interval=wilson_interval(int(correct.sum()), score.images),
+            difference=-paired.drop,
+            difference_interval=(
+                -100 * upper_bound_of_difference(lost, gained, images, 1 - alpha),
+                100 * upper_bound_of_difference(gained, lost, images, 1 - alpha),
+            ),
+            excluded_by="top-1" if is_worse(paired, alpha) else result.excluded_by,
+        )
+
+    def _race(self, candidates: Sequence[Preprocessing]) -> None:
+        """Score candidates, and those that are left, on more and more images."""
+        scorer, images = self._scorer, min(FIRST_LOOK, self._scorer.images)
+        entered = [*candidates, *(score.preprocessing for score in self._left)]
+        while True:
+            scorer.extend(entered, images)
+            self._left = self._contenders([scorer.scores[c] for c in entered], DROP_ALPHA)
+            entered = [score.preprocessing for score in self._left]
+            if images >= scorer.images:
+                return
+            images = min(2 * images, scorer.images)
+
+    def _contenders(self, scores: Sequence[CandidateScore], alpha: float) -> list[CandidateScore]:
+        """Return the candidates that may be the best."""
+        best = self._best(scores)
+        rivals = [s for s in scores if s is best or not self._is_worse(best, s, alpha)]
+        # Without labels, only the best one's divergence can exclude others.
+        near = rivals if self._classes is not None else [best]
+        return [s for s in rivals if not any(self._is_farther(r, s, alpha) for r in near)]
+
+    def _is_worse(self, best: CandidateScore, other: CandidateScore, alpha: float) -> bool:
+        return self._classes is not None and is_worse(self._paired(best, other), alpha)
+
+    def _is_farther(self, one: CandidateScore, other: CandidateScore, alpha: float) -> bool:
+        if self._classes is not None and one.geometry != other.geometry:
+            return False
+        images = min(one.images, other.images)
+        near, far = self._distance(one, images), self._distance(other, images)
+        return near is not None and far is not None and is_farther(near, far, alpha)
+
+    def _distance(self, score: CandidateScore, images: int) -> Divergences | None:
+        key = score.preprocessing, min(images, MOMENT_IMAGES)
+        if key not in self._divergences:
+            self._divergences[key] = divergences(score, images)
+        return self._divergences[key]
+
+    def _paired(self, best: CandidateScore, other: CandidateScore) -> PairedAccuracy:
+        return compare_scores(best, other, self._labels)
+
+    def _best(self, scores: Sequence[CandidateScore]) -> CandidateScore:
+        """Return the best of the candidates with the most images."""
+        return max(scores, key=lambda score: (score.images, self._rank(score)))
+
+    def _rank(self, score: CandidateScore) -> float:
+        if self._classes is not None:
+            return float(correct_predictions(score, self._labels).mean())
+        found = self._distance(score, score.images)
+        return -math.inf if found is None else -found[0]

@@ -1,0 +1,133 @@
+"""The command `resdeploy preprocess`: find the pre-processing that a network was trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from click import IntRange, argument, option
+
+from resdeploy.cli.console import PATH, CommandResult, command, exit_code
+from resdeploy.cli.options import FORCE, WEIGHTS
+from resdeploy.tables import NONE, WORST, plural, table
+
+if TYPE_CHECKING:
+    from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
+
+
+@command
+@argument("checkpoint", type=PATH)
+@option(
+    "--data",
+    type=PATH,
+    required=True,
+    help="Folder of images like those of the training, best in class folders. Without class "
+    "folders, only the statistics of the batch norms are compared, which show less.",
+)
+@option("-o", "--output", type=PATH, help="File to write for `export --preprocessing FILE`.")
+@option(
+    "--image-size",
+    "sizes",
+    type=IntRange(8, 1024),
+    multiple=True,
+    help="Size to try, in pixels; may be given several times.  [default: usual sizes]",
+)
+@option(
+    "--images",
+    type=IntRange(64, 1_000_000),
+    help="Largest number of images.  [default: 512 of 224 pixels, up to 5000 smaller ones]",
+)
+@option(
+    "--labels",
+    type=PATH,
+    help="Text file with one class name per line.  [default: the names in CHECKPOINT]",
+)
+@WEIGHTS
+@option("--seed", type=IntRange(0, 2**63 - 1), default=0, help="Seed of the choice of images.")
+@FORCE
+def preprocess(
+    checkpoint: Path, data: Path, output: Path | None, sizes: tuple[int, ...],
+    images: int | None, labels: Path | None, weights: str, seed: int, force: bool,
+) -> CommandResult:  # fmt: skip
+    """Find the pre-processing that the network of CHECKPOINT was trained with.
+
+    Usual candidates are scored in FP32 on labelled images: mean, standard deviation and range of
+    the pixels, RGB or BGR, sizes, crops and interpolation. The best one is named if it is better
+    than every other one with 95 % confidence, corrected for the number of candidates.
+
+    Exit code: 0 found, 3 undecided.
+    """
+    from resdeploy.export.inputs import read_source
+    from resdeploy.export.preprocessing_search.search import find_preprocessing
+    from resdeploy.filesystem import refuse_existing_file
+    from resdeploy.json_documents import write_document
+    from resdeploy.progress import progress_bar
+    from resdeploy.train.checkpoint.contents import Weights
+
+    if output is not None:
+        refuse_existing_file(output, force=force)
+    source = read_source(checkpoint, labels=labels, weights=Weights(weights))
+    result = find_preprocessing(
+        source.checkpoint, source.labels, data, sizes=sizes, images=images,
+        stated=source.stated_preprocessing, seed=seed, progress=progress_bar,
+    )  # fmt: skip
+    written = output if result.preprocessing is not None else None
+    if written is not None:
+        write_document(written, {"preprocessing": result.preprocessing})
+    return CommandResult(result, search_text(result, written), exit_code(result.verdict))
+
+
+def search_text(result: PreprocessingSearch, written: Path | None = None) -> str:
+    """Return a table with a row per candidate, the verdict and the options of `export`."""
+    from resdeploy.export.preprocessing_search.candidates import export_options
+
+    shown = result.candidates[: max(WORST, len(result.left))]
+    head = ["candidate", "images", "top-1", "95 % interval", "difference", "interval"]
+    columns = slice(None) if result.labelled else slice(0, 2)
+    rows = [[*_cells(row)[columns], *_evidence(row)] for row in shown]
+    lines = [table([*head[columns], "divergence", "excluded by"], rows)]
+    if more := len(result.candidates) - len(shown):
+        lines.append(f"{plural(more, 'worse candidate')} not shown; --json lists all")
+    if result.same_pixels:
+        lines.append(
+            f"the same pixels on these images as the first: {'; '.join(result.same_pixels)}"
+        )
+    lines.append(verdict_sentence(result))
+    if result.preprocessing is not None:
+        lines.append(f"options of export: {export_options(result.preprocessing)}")
+        if written is not None:
+            lines.append(f"wrote {written} for export --preprocessing {written}")
+    return "\n".join(lines)
+
+
+def verdict_sentence(result: PreprocessingSearch) -> str:
+    """Return a sentence about the candidate that was found, or those that are left."""
+    best, *others = result.left
+    how = "top-1 accuracy" if result.labelled else "the batch norms"
+    on = f"on {plural(result.images, 'image')}"
+    if not others:
+        return f"verdict: found, by {how} {on}: {best.name}"
+    group = f"{len(result.left)} candidates are left {on}; {how} cannot tell them apart"
+    if not result.labelled:
+        return f"verdict: undecided, {group}: use labelled images"
+    if result.images_to_decide is None:
+        return f"verdict: undecided, {group}, and more images may not help"
+    return f"verdict: undecided, {group}; about {result.images_to_decide} images would decide"
+
+
+def _cells(row: CandidateResult) -> list[str]:
+    cells = [row.name, f"{row.images}"]
+    if row.top1 is not None and row.top1_interval and row.difference_interval:
+        low, high = row.difference_interval
+        cells += [
+            f"{row.top1:.1f} %",
+            "{:.1f} to {:.1f}".format(*row.top1_interval),
+            f"{row.difference:+.1f}" if row.difference else "0",
+            f"{low:+.1f} to {high:+.1f}",
+        ]
+    return cells
+
+
+def _evidence(row: CandidateResult) -> list[str]:
+    divergence = NONE if row.divergence is None else f"{row.divergence:.2g}"
+    return [divergence, row.excluded_by or NONE]
