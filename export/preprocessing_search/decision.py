@@ -17,12 +17,11 @@ import torch
 from resdeploy.export.norm_inputs import LARGEST
 from resdeploy.export.preprocessing_search.scoring import BLOCK, CandidateScore
 from resdeploy.statistics import (
-    MAX_IMAGES,
     BoolArray,
     IntArray,
     PairedAccuracy,
+    fewest_images,
     pair_predictions,
-    two_digits_up,
 )
 
 # Bonferroni's correction: a wrong candidate is named with a probability of at most 5 %. The
@@ -74,7 +73,7 @@ def images_to_separate(paired: PairedAccuracy, alpha: float) -> int | None:
     z = NormalDist().inv_cdf(1 - alpha)
     factor = z**2 * (paired.lost + paired.gained) / (paired.lost - paired.gained) ** 2
     images = math.ceil(paired.images * max(factor, 1.0))
-    return two_digits_up(images) if images <= MAX_IMAGES else None
+    return fewest_images(lambda count: count >= images, paired.images)
 
 
 def divergences(score: CandidateScore, images: int) -> Divergences | None:

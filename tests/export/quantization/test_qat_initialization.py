@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ from resdeploy.train.run.folder import save_model
 from tests.samples import CLASSES, FAMILY, SIZE, fit_network, make_classifier, write_images
 
 
-def config_for(checkpoint: Path, data: Path, **settings: object) -> TrainingConfig:
+def config_for(checkpoint: Path, data: Path, **settings: Any) -> TrainingConfig:
     return TrainingConfig.from_recipe(
         None, qat=True, init=str(checkpoint), data=str(data), image_size=SIZE, batch_size=16,
         **settings,
