@@ -107,7 +107,7 @@ def choose_network(
         )
     wanted = averages if averages and weights is not Weights.RAW else raw
     if len(wanted) > 1:
-        places = " and ".join(network.where or 'the file' for network in wanted[:2])
+        places = " and ".join(network.where or "the file" for network in wanted[:2])
         raise ValueError(f"holds several networks, in {places}")
     notes = []
     if wanted is averages and raw and weights is Weights.AUTO:
