@@ -1,4 +1,4 @@
-"""What a checkpoint states about itself: labels, input size, normalisation and architecture.
+"""Facts that a checkpoint states about itself: labels, input size, normalisation and architecture.
 
 Each fact has many names in the wild. One that cannot be believed becomes a note, never a silence.
 """

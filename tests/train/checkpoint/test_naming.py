@@ -149,7 +149,7 @@ def test_a_deep_stem_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["layer999999999.0.conv1.weight", "layer9.0.conv1.weight"])
 def test_stages_beyond_all_networks_are_refused(tmp_path: Path, name: str) -> None:
     torch.save({**make_state(), name: torch.zeros(1)}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="unknown tensor layer9|no blocks in stage 4"):
+    with pytest.raises(CheckpointError, match=r"(lacks|unknown tensor) layer9"):
         load_checkpoint(tmp_path / "a.pth")
 
 
