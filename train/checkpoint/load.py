@@ -83,13 +83,13 @@ class Checkpoint:
     weights: str = Weights.RAW.value
     """`raw`, or `ema` for a moving average of the weights."""
     place: str = ""
-    """Where the tensors stand in the file: keys of mappings, and the prefix of their names."""
+    """Place of the tensors in the file: keys of mappings, and the prefix of their names."""
     dtype: str = "float32"
     """Type of the first convolution's weights in the file."""
     settings: PreprocessingSettings | None = None
     """Pre-processing that the file, or a configuration beside it, states."""
     settings_source: str = ""
-    """Where these settings stand."""
+    """Place of these settings, such as `args of model.pth`."""
     notes: tuple[str, ...] = ()
     """Sentences on what was assumed, dropped or taken."""
 
@@ -235,8 +235,10 @@ def _networks(content: object, sections: list[CheckpointPart]) -> list[NamedTens
         return networks
     largest = max(sections, key=lambda section: section.tensors, default=None)
     if largest is None or not largest.tensors:
-        kind = content.name if isinstance(content, Placeholder) else type(content).__name__
-        raise ValueError(f"holds no state dict, only {kind}; no code in it was executed")
+        objects = [content, *(content.values() if isinstance(content, Mapping) else ())]
+        kinds = [value.name for value in objects if isinstance(value, Placeholder)]
+        kind = (kinds or [f"an object of type {type(content).__name__}"])[0]
+        raise ValueError(f"holds no network but {kind}; no code in it was executed")
     names = [name for name, value in largest.values.items() if isinstance(value, Tensor)]
     scheme, strange = nearest_scheme(names)
     fitting = len(names) - len(strange)

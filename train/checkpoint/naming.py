@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,7 +53,8 @@ class NamingScheme:
             part = self.parts[_PARTS.index(block[3])]
             return f"{self.block.format(stage=stage, block=block[2])}.{part}.{block[4]}"
         module, _, leaf = name.partition(".")
-        return f"{dict(zip(('conv1', 'bn1'), self.stem)).get(module, module)}.{leaf}"
+        stem: dict[str, str] = dict(zip(("conv1", "bn1"), self.stem))
+        return f"{stem.get(module, module)}.{leaf}"
 
     def translate(self, key: str) -> str | None:
         """Return torchvision's name of a tensor; None if it is not one of the stem or a block."""
@@ -69,7 +71,7 @@ class NamingScheme:
     def _pattern(self) -> re.Pattern[str]:
         block = re.escape(self.block).replace(r"\{", "{").replace(r"\}", "}")
         return re.compile(
-            block.format(stage=r"(?P<stage>\d+)", block=r"(?P<block>\d+)") + r"\.(?P<part>.+)"
+            block.format(stage=r"(?P<stage>\d)", block=r"(?P<block>\d+)") + r"\.(?P<part>.+)"
         )
 
 
@@ -130,8 +132,8 @@ class NamedTensors:
 
     @property
     def where(self) -> str:
-        """Return where the tensors stand, for messages."""
-        return f"{self.place} {self.prefix.rstrip('.')}".strip() or "the file"
+        """Return where the tensors stand in the file; empty at its top."""
+        return f"{self.place} {self.prefix.rstrip('.')}".strip()
 
     def key(self, name: str) -> str:
         """Return the name that a tensor has, or would have, in the file."""
@@ -196,9 +198,9 @@ def name_tensors(state: Mapping[str, Any], place: str) -> list[NamedTensors]:
 def nearest_scheme(names: Iterable[str]) -> tuple[NamingScheme, list[str]]:
     """Return the scheme that most names fit, and the names that do not fit it."""
     plain = [_WRAPPERS.sub("", name) for name in names]
-    prefixes = {""} | {name.partition(".")[0] + "." for name in plain}
+    common = Counter(name.partition(".")[0] + "." for name in plain).most_common(2)
     scheme, prefix = max(
-        ((scheme, prefix) for scheme in SCHEMES for prefix in sorted(prefixes)),
+        ((scheme, prefix) for scheme in SCHEMES for prefix in ("", *(p for p, _ in common))),
         key=lambda pair: _count(plain, *pair),
     )
     return scheme, [n for n in plain if not scheme.translate(n.removeprefix(prefix))]
