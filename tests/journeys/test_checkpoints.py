@@ -377,7 +377,8 @@ class Case:
 
 CASES = {
     "torchvision, shorter side": Case(
-        transform=cropped(73, BILINEAR, IMAGENET), options=stated(image_size=SIZE, crop_fraction=0.875)
+        transform=cropped(73, BILINEAR, IMAGENET),
+        options=stated(image_size=SIZE, crop_fraction=0.875),
     ),
     "timm, mean 0.5, crop 0.9": Case(
         write=timm_folder(0.9), options=stated(),
@@ -389,12 +390,14 @@ CASES = {
     ),
     "Hugging Face, basic": Case(
         network=lambda: HuggingFaceNet("basic"), write=hugging_face_folder, scheme="Hugging Face",
-        options=stated(), transform=cropped(int(SIZE / 0.875), BICUBIC, IMAGENET, hugging_face=True),
+        options=stated(),
+        transform=cropped(int(SIZE / 0.875), BICUBIC, IMAGENET, hugging_face=True),
     ),
     "Hugging Face, stride in the 1x1 convolution": Case(
         network=lambda: HuggingFaceNet("bottleneck", early=True), scheme="Hugging Face",
         write=lambda network, folder: hugging_face_folder(network, folder, early=True),
-        options=stated(), transform=cropped(int(SIZE / 0.875), BICUBIC, IMAGENET, hugging_face=True),
+        options=stated(),
+        transform=cropped(int(SIZE / 0.875), BICUBIC, IMAGENET, hugging_face=True),
     ),
     "fastai": Case(network=fastai_learner, scheme="fastai"),
     "Lightning": Case(
@@ -444,7 +447,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_those_of_the_library(name: str, tmp_path: Path, pictures: list[Path]) -> None:
     case = CASES[name]
