@@ -121,7 +121,7 @@ def choose_network(
             f"of the weights in {raw[0].where} and their moving average in "
             f"{wanted[0].where}, the average is taken; --weights raw takes the others"
         ]
-    if averages and raw and wanted[0].body.get(_STATISTIC) is raw[0].body.get(_STATISTIC):
+    if wanted is averages and raw and wanted[0].body.get(_STATISTIC) is raw[0].body.get(_STATISTIC):
         notes.append("the average has no statistics of batch norms; those beside it are taken")
     return wanted[0], notes
 

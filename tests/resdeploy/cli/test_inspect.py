@@ -35,8 +35,8 @@ def test_inspect_prints_one_document(tmp_path: Path) -> None:
 
 
 def test_inspect_refuses_in_one_line(tmp_path: Path) -> None:
-    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "net.pth")
+    torch.save({"patch_embed.proj.weight": torch.zeros(1)}, tmp_path / "net.pth")
     answer = CliRunner().invoke(main, ["inspect", str(tmp_path / "net.pth")])
     assert answer.exit_code == 1
-    assert "the nearest scheme, but not features.0.weight" in answer.stderr
+    assert "the nearest scheme, but not patch_embed.proj.weight" in answer.stderr
     assert "docs/checkpoints.md" in answer.stderr
