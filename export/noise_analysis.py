@@ -69,13 +69,9 @@ def explain(
     images: int = EXPLAINED_IMAGES,
     progress: Progress = silent,
 ) -> Explanation:
-    """Measure on golden images how each tensor of an INT8 graph changes the logits.
+    """Measure on `images` golden images how each tensor of an INT8 graph changes the logits.
 
-    Args:
-        bundle: Bundle with an INT8 graph.
-        encoding: Encoding of the graph; None for the worst one: see `worst_int8`.
-        images: Number of golden images to measure the tensors on.
-        progress: A callback that is called after each measurement.
+    Without an `encoding`, the graph is the worst one: see `worst_int8`.
 
     Raises:
         BundleError: The bundle is damaged, or has no such graph.

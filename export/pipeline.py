@@ -134,7 +134,7 @@ class ExportResult:
     """Parity with PyTorch by the artifact's name."""
     preprocessing: Preprocessing
     preprocessing_origins: dict[str, str]
-    """Where each setting of the pre-processing comes from."""
+    """Place that states each setting of the pre-processing, see `Manifest`."""
     verdict: Verdict | None
     """Worst verdict of all targets; None without a target."""
     golden: GoldenRecord

@@ -94,12 +94,8 @@ def refuse_wrong_labels(
 ) -> None:
     """Check the labels of images that `source` names; log a warning if the images are too few.
 
-    Args:
-        labels: True classes (N,).
-        predicted: Classes (N,) that the network predicts, best in FP32.
-        names: Names of the K classes.
-        source: Origin of the images, for messages.
-        only_order: True to accept predictions that are no better than chance.
+    `labels` are the true classes (N,), `predicted` those that the network predicts, best in FP32,
+    `names` the names of the K classes. With `only_order`, predictions may be no better than chance.
 
     Raises:
         DataError: The predictions are far better if classes are renamed, or no better than chance.

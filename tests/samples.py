@@ -34,17 +34,16 @@ BOTTLENECKS = Architecture(
 # Small members of the family, each with parts that the others lack.
 FAMILY = {
     "bottleneck": BOTTLENECKS,
-    "v1-a": replace(BOTTLENECKS, stride_in_1x1=True, shortcut=Shortcut.A),
-    "grouped-c": replace(
-        BOTTLENECKS, width=32, groups=8, group_width=16, shortcut=Shortcut.C
+    "v1-a-cifar": replace(
+        BOTTLENECKS, stride_in_1x1=True, shortcut=Shortcut.A, stem=Stem.CIFAR
     ),
-    "wide-plain": replace(BOTTLENECKS, group_width=128, shortcut=Shortcut.PLAIN),
-    "concat-cifar": Architecture(
-        classes=len(CLASSES), blocks=(1, 2), width=16, stem=Stem.CIFAR,
+    "grouped-concat": replace(
+        BOTTLENECKS, width=32, groups=8, group_width=16, shortcut=Shortcut.C,
         pooling=Pooling.MAX_AND_AVERAGE, hidden=(24, 12),
     ),
+    "wide-plain": replace(BOTTLENECKS, group_width=128, shortcut=Shortcut.PLAIN),
     "gray-five-stages": Architecture(
-        classes=len(CLASSES), blocks=(1,) * 5, width=8, input_channels=1
+        classes=len(CLASSES), blocks=(1, 1, 2, 1, 1), width=8, input_channels=1
     ),
 }  # fmt: skip
 

@@ -41,6 +41,7 @@ class _Simulator:
 
     model: ir.Model
     recipe: QuantizationRecipe
+    artifact: Artifact
     golden: Golden
     weights: Weights
     candidates: int
@@ -61,6 +62,11 @@ class _Simulator:
             p50_ms=None,
             p50_ms_before=None,
         )
+
+    def is_enough(self, mixture: FloatMixture) -> bool:
+        """Compare with the limits; at 99 %, one of 32 images or more changes in 28 % of draws."""
+        parity, agreement = self.artifact.parity, mixture.agreement
+        return not is_below(replace(parity, agreement=agreement, sqnr_db=mixture.sqnr_db), ENOUGH)
 
 
 def find_remedy(
@@ -102,13 +108,13 @@ def find_remedy(
     if recipe.encoding is Encoding.DLA or not layers:  # the DLA's graph keeps no layer in float
         return replace(remedy, options=(*options, *retraining))
     weights = integer_weights(model, recipe.encoding)
-    simulator = _Simulator(model, recipe, golden, weights, len(layers))
+    simulator = _Simulator(model, recipe, artifact, golden, weights, len(layers))
     mixture = None
     shortcuts = [layer for layer in layers if layer.kind == "shortcut"]
     if recipe.encoding is Encoding.TENSORRT and shortcuts:
         mixture = simulator.run(shortcuts)
         options.append(NO_INT8_SHORTCUTS)
-    if mixture is None or not _is_enough(mixture):
+    if mixture is None or not simulator.is_enough(mixture):
         ranked = _rank(model, recipe, layers, sqnrs)
         mixture, layers, sufficient = _shortest(simulator, ranked, seconds)
         options += [MIN_AGREEMENT] if sufficient else retraining
@@ -121,10 +127,6 @@ def find_remedy(
         )
         mixture = replace(mixture, p50_ms=after, p50_ms_before=before)
     return replace(remedy, options=tuple(options), mixture=mixture, sufficient=sufficient)
-
-
-def _is_enough(mixture: FloatMixture, agreement: float = ENOUGH_AGREEMENT) -> bool:
-    return mixture.agreement >= agreement and mixture.sqnr_db >= ENOUGH_SQNR_DB
 
 
 def _calibration_options(record: CalibrationRecord, recipe: QuantizationRecipe) -> list[str]:
@@ -165,8 +167,7 @@ def _shortest(
 ) -> tuple[FloatMixture, list[Layer], bool]:
     """Return the shortest list of layers that is enough, or the longest that is cheap enough.
 
-    The last value is True if the list is enough. One golden image may still change its class if it
-    does so with the longest list, too: at 99 %, one of 32 images or more does in 28 % of all draws.
+    The last value is True if the list is enough.
     """
     start = time.monotonic()
     longest = 1
@@ -177,10 +178,7 @@ def _shortest(
         longest += 1
     best = simulator.run(ranked[:longest])
     slowest = time.monotonic() - start
-    agreement = ENOUGH_AGREEMENT
-    if best.agreement < agreement:
-        agreement -= 100 / len(simulator.golden.images)
-    sufficient = _is_enough(best, agreement)
+    sufficient = simulator.is_enough(best)
     too_short, enough = 0, longest
     while sufficient and enough - too_short > 1:
         if time.monotonic() + slowest > start + seconds:
@@ -188,7 +186,7 @@ def _shortest(
         # A few layers usually suffice, so the lists grow from 1 layer.
         length = min(max(1, 2 * too_short), (too_short + enough) // 2)
         mixture = simulator.run(ranked[:length])
-        if _is_enough(mixture, agreement):
+        if simulator.is_enough(mixture):
             enough, best = length, mixture
         else:
             too_short = length

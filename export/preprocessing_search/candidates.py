@@ -36,36 +36,29 @@ GRAY_NORMALISATIONS: dict[str, Normalisation] = {
     "0..255": (255, (0.0,), (1.0,)),
     "MNIST": (1, (0.1307,), (0.3081,)),  # PyTorch's example
 }
-FRACTIONS = (1.0, 0.95, 0.9, 0.875)  # timm's `crop_pct` of ResNets
+FRACTIONS = (1.0, 0.95, 0.875)  # timm's `crop_pct` of ResNets
 LARGE_SIZES, SMALL_SIZES = (224, 192, 256, 288), (32, 28, 40, 64)
 SMALL_PICTURE = 96  # largest shorter side, in pixels, for which the small sizes are tried
-_SCALING = (
-    {"interpolation": Interpolation.BILINEAR},
-    {"interpolation": Interpolation.BICUBIC},
-    {"interpolation": Interpolation.BILINEAR, "antialias": False},  # OpenCV's INTER_LINEAR
-)
 
 
 def starting_points(size: int, *, gray: bool) -> list[Preprocessing]:
     """Return each normalisation and order of channels, with the standard geometry."""
     fraction = 0.875 if size >= 128 else 1.0
     start = Preprocessing(image_size=size, resize=_resized(size, fraction))
-    return list(_normalised(start, gray=gray))
+    return normalisations(start, gray=gray)
 
 
 def neighbours(candidate: Preprocessing, sizes: Sequence[int]) -> Iterator[Preprocessing]:
-    """Yield the candidates that differ in one: normalisation, size, geometry or interpolation."""
-    yield from _normalised(candidate, gray=candidate.channels is Channels.GRAY)
+    """Yield the candidates of another geometry that differ in one: size, crop or interpolation."""
     for size in sizes:
         resize = _resized(size, crop_fraction(candidate) or 1.0)
         yield replace(candidate, image_size=size, resize=resize)
     for fraction in FRACTIONS:
         resize = _resized(candidate.image_size, fraction)
         yield replace(candidate, resize=resize, resize_mode=ResizeMode.SHORTER)
-    for mode in (ResizeMode.SQUASH, ResizeMode.PAD):
-        yield replace(candidate, resize=candidate.image_size, resize_mode=mode)
-    for scaling in _SCALING:
-        yield replace(candidate, **{"antialias": True, **scaling})
+    yield replace(candidate, resize=candidate.image_size, resize_mode=ResizeMode.SQUASH)
+    for interpolation in (Interpolation.BILINEAR, Interpolation.BICUBIC):
+        yield replace(candidate, interpolation=interpolation)
 
 
 def describe(candidate: Preprocessing) -> str:
@@ -123,17 +116,20 @@ def _stated_fraction(candidate: Preprocessing) -> float | None:
     return crop_fraction(candidate) if cropped else None
 
 
-def _normalised(candidate: Preprocessing, *, gray: bool) -> Iterator[Preprocessing]:
-    if gray:
-        for value_range, mean, std in GRAY_NORMALISATIONS.values():
-            yield replace(
-                candidate, channels=Channels.GRAY, value_range=value_range, mean=mean, std=std
-            )
-        return
-    for value_range, mean, std in NORMALISATIONS.values():
-        rgb = replace(candidate, channels=Channels.RGB, value_range=value_range, mean=mean, std=std)
-        yield rgb
-        yield replace(rgb, channels=Channels.BGR, mean=mean[::-1], std=std[::-1])
+def normalisations(candidate: Preprocessing, *, gray: bool) -> list[Preprocessing]:
+    """Return the geometry of a candidate with each normalisation and order of channels."""
+    orders = (Channels.GRAY,) if gray else (Channels.RGB, Channels.BGR)
+    return [
+        replace(
+            candidate,
+            channels=channels,
+            value_range=value_range,
+            mean=mean[:: -1 if channels is Channels.BGR else 1],
+            std=std[:: -1 if channels is Channels.BGR else 1],
+        )
+        for value_range, mean, std in (GRAY_NORMALISATIONS if gray else NORMALISATIONS).values()
+        for channels in orders
+    ]
 
 
 def _numbers(values: Sequence[float]) -> str:

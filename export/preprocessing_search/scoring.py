@@ -25,7 +25,7 @@ Block = tuple[str, IntArray, Sequence[NormInput]]
 """Digest of the pixels, predicted classes, and sums at each batch norm with statistics."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class CandidateScore:
     """Behaviour of the network with one candidate on the first images."""
 

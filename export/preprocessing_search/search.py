@@ -1,9 +1,10 @@
 """Search for the pre-processing that a network was trained with.
 
 The candidates are too many for all combinations. The search begins with every normalisation in the
-standard geometry, and then tries all neighbours of each candidate that may still be the best, until
-there are no new ones. A tie is never broken by the order: all tied candidates have their neighbours
-tried. Candidates that are clearly worse on few images are not scored on more.
+standard geometry, then tries other geometries of each candidate that may still be the best, and
+every normalisation in the best geometry, until there are no new ones. The order does not break
+ties: all tied candidates have other geometries tried. Candidates that are clearly worse on few
+images are not scored on more.
 
 Source: Maron and Moore, "Hoeffding races", NIPS 1993, for the races.
 """
@@ -20,13 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from resdeploy.calibration.image_set import draw
-from resdeploy.errors import ImageError
+from resdeploy.errors import DataError, ImageError
 from resdeploy.export.preprocessing_search.candidates import (
     LARGE_SIZES,
     SMALL_PICTURE,
     SMALL_SIZES,
     describe,
     neighbours,
+    normalisations,
     starting_points,
 )  # fmt: skip
 from resdeploy.export.preprocessing_search.decision import (
@@ -44,7 +46,7 @@ from resdeploy.export.preprocessing_search.scoring import MOMENT_IMAGES, Candida
 from resdeploy.images.class_folders import label_images, match_labels, split_folder
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
-from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.label_check import check_labels, refuse_wrong_labels
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
@@ -63,7 +65,9 @@ logger = logging.getLogger(__name__)
 FIRST_LOOK = 64  # images on which every candidate is scored
 # The default number of images: 512 of 224 pixels, more if they are smaller.
 DEFAULT_PIXELS, MOST_IMAGES = 512 * 224 * 224, 5000
-MOST_CANDIDATES = 300  # bounds the time; the geometries alone have 72 combinations
+# In nats: 0.001 to 0.01 is usual for the right candidate, 0.3 and more for a wrong normalisation.
+LARGEST_DIVERGENCE = 0.1
+MOST_CANDIDATES = 300  # bounds the time; one normalisation has 32 geometries
 
 
 def find_preprocessing(
@@ -140,26 +144,32 @@ class _Search:
         """Race the normalisations in the standard geometry of the first size that works.
 
         Raises:
-            DataError: No candidate is better than chance at any size.
+            DataError: The labels are in another order, or no candidate is better than chance.
         """
         for size in sizes:
             extra = [] if stated is None else [replace(stated, reducing_gap=None)]
             self._race([*extra, *starting_points(size, gray=gray)])
+            best = self._best(self._left)
             if self._classes is None:
                 return
-            best = self._best(self._left)
-            labels = self._labels[: best.images]
-            if check_labels(labels, best.predicted, len(self._names)).better_than_chance:
+            # If the labels are in another order, the right candidate is not the most accurate one.
+            scores = list(self._scorer.scores.values())
+            for score in (best, min(scores, key=self._divergence)):
+                self._check_labels(score, only_order=True)
+            if self._is_better_than_chance(best):
                 return
-        refuse_wrong_labels(labels, best.predicted, self._names, self._data)
+        self._check_labels(best)
 
     def explore(self, sizes: Sequence[int]) -> None:
-        """Race the neighbours of every candidate that may be the best, beginning with the best."""
+        """Race the neighbours of all candidates that may be the best, beginning with the best."""
         expanded = set[Preprocessing]()
         while ahead := [s for s in self._left if s.preprocessing not in expanded]:
             base = self._best(ahead).preprocessing
             expanded.add(base)
-            new = [c for c in neighbours(base, sizes) if c not in self._scorer.scores]
+            tried = list(neighbours(base, sizes))
+            if base == self._best(self._left).preprocessing:
+                tried += normalisations(base, gray=base.channels is Channels.GRAY)
+            new = [c for c in tried if c not in self._scorer.scores]
             room = MOST_CANDIDATES - len(self._scorer.scores)
             if new:
                 self._race(list(dict.fromkeys(new))[:room])
@@ -171,7 +181,8 @@ class _Search:
         """Compare the best candidate with all others, on all images where that is needed.
 
         Raises:
-            DataError: The labels are not in the order of the network's classes.
+            DataError: The labels are in another order than the network's classes; or there are no
+                labels, and no candidate fits the batch norms.
         """
         everyone = list(self._scorer.scores.values())
         alpha = ALPHA / max(len(everyone) - 1, 1)
@@ -182,21 +193,28 @@ class _Search:
             self._scorer.extend([s.preprocessing for s in left], self._scorer.images)
         best = self._best(left)
         if self._classes is not None:
-            labels = self._labels[: best.images]
-            refuse_wrong_labels(labels, best.predicted, self._names, self._data)
+            self._check_labels(best)
+        elif self._divergence(best) > LARGEST_DIVERGENCE:
+            raise DataError(
+                "no candidate gives the batch norms the inputs that they had in training: the best "
+                f"one is {describe(best.preprocessing)}, {self._divergence(best):.2g} nats away",
+                "sort labelled images into class folders, or use images like those of the training",
+            )
         aliases = [s for s in left if s is not best and s.has_pixels_of(best)]
         others = [s for s in left if s is not best and s not in aliases]
-        ranked = sorted(everyone, key=lambda s: (s is not best, s not in left, -self._rank(s)))
+        shown = list[CandidateScore]()
+        for score in sorted(everyone, key=lambda s: (s is not best, s not in left, -self._rank(s))):
+            if not any(score.has_pixels_of(other) for other in shown):
+                shown.append(score)
+        decided = not others and (self._classes is None or self._is_better_than_chance(best))
         needed = [0]
         if self._classes is not None:
             needed += [images_to_separate(self._paired(best, s), alpha) or 0 for s in others]
         return PreprocessingSearch(
-            verdict=Verdict.INCONCLUSIVE if others else Verdict.PASS,
-            preprocessing=None if others else best.preprocessing,
+            verdict=Verdict.PASS if decided else Verdict.INCONCLUSIVE,
+            preprocessing=best.preprocessing if decided else None,
             same_pixels=tuple(describe(s.preprocessing) for s in aliases),
-            candidates=tuple(
-                self._describe(best, s, alpha, left=s in left) for s in ranked if s not in aliases
-            ),
+            candidates=tuple(self._describe(best, s, alpha, left=s in left) for s in shown),
             labelled=self._classes is not None,
             images=best.images,
             images_to_decide=max(needed) if min(needed[1:], default=0) else None,
@@ -215,12 +233,18 @@ class _Search:
         )
         if self._classes is None:
             return result
-        paired, correct = self._paired(best, score), correct_predictions(score, self._labels)
-        lost, gained, images = paired.lost, paired.gained, paired.images
-        return replace(
+        correct = correct_predictions(score, self._labels)
+        result = replace(
             result,
             top1=100 * float(correct.mean()),
             top1_interval=wilson_interval(int(correct.sum()), score.images),
+        )
+        if score is best:
+            return result
+        paired = self._paired(best, score)
+        lost, gained, images = paired.lost, paired.gained, paired.images
+        return replace(
+            result,
             difference=-paired.drop,
             difference_interval=(
                 -100 * upper_bound_of_difference(lost, gained, images, 1 - alpha),
@@ -232,7 +256,8 @@ class _Search:
     def _race(self, candidates: Sequence[Preprocessing]) -> None:
         """Score candidates, and those that are left, on more and more images."""
         scorer, images = self._scorer, min(FIRST_LOOK, self._scorer.images)
-        entered = [*candidates, *(score.preprocessing for score in self._left)]
+        left = [score.preprocessing for score in self._left]
+        entered = list(dict.fromkeys([*candidates, *left]))
         while True:
             scorer.extend(entered, images)
             self._left = self._contenders([scorer.scores[c] for c in entered], DROP_ALPHA)
@@ -273,7 +298,18 @@ class _Search:
         return max(scores, key=lambda score: (score.images, self._rank(score)))
 
     def _rank(self, score: CandidateScore) -> float:
-        if self._classes is not None:
-            return float(correct_predictions(score, self._labels).mean())
+        if self._classes is None:
+            return -self._divergence(score)
+        return float(correct_predictions(score, self._labels).mean())
+
+    def _divergence(self, score: CandidateScore) -> float:
         found = self._distance(score, score.images)
-        return -math.inf if found is None else -found[0]
+        return math.inf if found is None else float(found[0])
+
+    def _is_better_than_chance(self, score: CandidateScore) -> bool:
+        labels = self._labels[: score.images]
+        return check_labels(labels, score.predicted, len(self._names)).better_than_chance
+
+    def _check_labels(self, score: CandidateScore, *, only_order: bool = False) -> None:
+        labels = self._labels[: score.images]
+        refuse_wrong_labels(labels, score.predicted, self._names, self._data, only_order=only_order)

@@ -174,7 +174,7 @@ class Manifest:
     """Architecture, and origin of the weights."""
     preprocessing: Preprocessing
     preprocessing_origins: dict[str, str]
-    """Where each setting comes from: an option, a file, the run, or `assumed`."""
+    """Place that states each setting: an option, a file, the run, or `assumed`."""
     artifacts: tuple[Artifact, ...]
     files: dict[str, FileRecord]
     """Files that are no artifacts, by name."""

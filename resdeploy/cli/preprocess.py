@@ -108,6 +108,8 @@ def verdict_sentence(result: PreprocessingSearch) -> str:
     if not others:
         return f"verdict: found, by {how} {on}: {best.name}"
     group = f"{len(result.left)} candidates are left {on}; {how} cannot tell them apart"
+    common = {row.name.split(",")[0] for row in result.left}
+    group += f", and all have the normalisation {common.pop()}" if len(common) == 1 else ""
     if not result.labelled:
         return f"verdict: undecided, {group}: use labelled images"
     if result.images_to_decide is None:
@@ -117,15 +119,12 @@ def verdict_sentence(result: PreprocessingSearch) -> str:
 
 def _cells(row: CandidateResult) -> list[str]:
     cells = [row.name, f"{row.images}"]
-    if row.top1 is not None and row.top1_interval and row.difference_interval:
+    if row.top1 is not None and row.top1_interval:
+        cells += [f"{row.top1:.1f} %", "{:.1f} to {:.1f}".format(*row.top1_interval)]
+    if row.difference is not None and row.difference_interval:
         low, high = row.difference_interval
-        cells += [
-            f"{row.top1:.1f} %",
-            "{:.1f} to {:.1f}".format(*row.top1_interval),
-            f"{row.difference:+.1f}" if row.difference else "0",
-            f"{low:+.1f} to {high:+.1f}",
-        ]
-    return cells
+        return [*cells, f"{row.difference:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+    return [*cells, NONE, NONE]
 
 
 def _evidence(row: CandidateResult) -> list[str]:

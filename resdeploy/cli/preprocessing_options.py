@@ -26,7 +26,7 @@ NAMES = (
 )  # fmt: skip
 
 
-class SizeType(ParamType):
+class SizeType(ParamType):  # type: ignore[type-arg]  # click before 8.3 has no parameter
     """Side of a square, or height and width, in pixels: `224` or `224x320`."""
 
     name = "N|HxW"
@@ -44,7 +44,7 @@ class SizeType(ParamType):
         return pixels[0] if len(set(pixels)) == 1 else tuple(pixels)
 
 
-class NumbersType(ParamType):
+class NumbersType(ParamType):  # type: ignore[type-arg]
     """One or three finite numbers, separated by commas."""
 
     name = "R,G,B"
@@ -63,7 +63,7 @@ class NumbersType(ParamType):
             self.fail(f"{value!r} has {len(numbers)} numbers, not 3 (or 1 for gray)", param, ctx)
         if not all(map(math.isfinite, numbers)) or (self.positive and min(numbers) <= 0):
             allowed = "finite numbers above 0" if self.positive else "finite numbers"
-            self.fail(f"{value!r} has other values than {allowed}", param, ctx)
+            self.fail(f"{value!r} does not consist of {allowed}", param, ctx)
         return numbers
 
 

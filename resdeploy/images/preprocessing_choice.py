@@ -246,7 +246,9 @@ def _contradictions(sources: Sequence[StatedSettings], chosen: Preprocessing) ->
         one, two = (getattr(source.settings, name) for source in (option, other))
         if _distinct(one) != _distinct(two):
             flag = "--" + ("resize" if name == "resize_mode" else name.replace("_", "-"))
-            sentences.append(f"{flag} {_text(one)} is used, but {other.place} states {_text(two)}")
+            sentences.append(
+                f"{flag} {_text(one)} is used instead of {_text(two)} (from {other.place})"
+            )
     return sentences
 
 
@@ -256,7 +258,7 @@ def _distinct(value: Any) -> Any:
 
 
 def _margin(side: int, fraction: float) -> int:
-    # Rounded first, because 224 / 0.7 is 320.00000000000006, and others are a little too small.
+    # Rounded first, because 224 / 0.56 is 399.99999999999994 in floating point.
     return math.floor(round(side / fraction, 6))
 
 
@@ -270,5 +272,5 @@ def _comma(numbers: Sequence[float]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
-        return _comma(value)
+        return "x".join(map(str, value)) if isinstance(value[0], int) else _comma(value)
     return str(getattr(value, "value", value))

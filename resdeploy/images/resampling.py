@@ -52,7 +52,8 @@ def scale_box(
 ) -> UInt8Array:
     """Cut `box` out of an RGB picture and scale it to `size`, height and width: uint8 (H, W, 3)."""
     if preprocessing.antialias:
-        return np.array(image.resize(size[::-1], _pillow_filter(preprocessing), box=box))
+        shape = size[1], size[0]
+        return np.array(image.resize(shape, _pillow_filter(preprocessing), box=box))
     left, upper, right, lower = box
     vertical = _Axis(upper, lower - upper, size[0], 0, size[0])
     horizontal = _Axis(left, right - left, size[1], 0, size[1])

@@ -15,6 +15,7 @@ from resdeploy.bundle.calibration_record import (
 )
 from resdeploy.bundle.manifest import Manifest, Quality
 from resdeploy.errors import BundleError
+from resdeploy.images.preprocessing_choice import describe_choice
 from resdeploy.images.preprocessing_text import preprocessing_facts
 from resdeploy.json_documents import parse
 from resdeploy.pages.blocks import Block, Facts, Section, Table, Text
@@ -137,6 +138,7 @@ def _input(manifest: Manifest) -> Facts:
             ("sha256 of the weights", str(model.get("source_sha256", "unknown"))),
             ("input", f"uint8 RGB, shape (batch, {prep.size[0]}, {prep.size[1]}, 3)"),
             *preprocessing_facts(prep),
+            ("origin of these settings", describe_choice(prep, manifest.preprocessing_origins)),
         )
     )
 

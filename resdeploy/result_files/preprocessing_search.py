@@ -25,7 +25,8 @@ class CandidateResult:
     top1: float | None = None
     top1_interval: tuple[float, float] | None = None
     difference: float | None = None
-    """Top-1 accuracy minus that of the best candidate on the same images, in points."""
+    """Top-1 accuracy minus that of the best candidate on the same images, in percentage points;
+    None for the best candidate."""
     difference_interval: tuple[float, float] | None = None
     divergence: float | None
     """Divergence of the batch norms' inputs from their recorded statistics, in nats; None if no
@@ -47,7 +48,8 @@ class PreprocessingSearch:
     """Names of candidates whose geometry gives the same pixels as the best one's on these images,
     so that they cannot be told apart, and need not be."""
     candidates: tuple[CandidateResult, ...]
-    """All candidates, beginning with the best, then the others that are left."""
+    """All candidates, beginning with the best, then the others that are left; one of each group
+    with the same pixels."""
     labelled: bool
     images: int
     images_to_decide: int | None

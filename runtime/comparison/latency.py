@@ -64,15 +64,10 @@ class LatencyRatio:
 def samples_to_decide(
     interval: tuple[float, float, float], limit: float, samples: int
 ) -> int | None:
-    """Estimate the number of samples after which an interval of a ratio excludes `limit`.
+    """Estimate after how many samples the `interval` (ratio, low end, high end) excludes `limit`.
 
     The estimate assumes that the distance of each end from the ratio is proportional to one over
     the square root of the number. It is None if more than `MAX_SAMPLES` are needed.
-
-    Args:
-        interval: The ratio, and the ends of its interval.
-        limit: The largest ratio that passes.
-        samples: The number of samples that gave the interval.
     """
     ratio, low, high = interval
     distance = abs(limit - ratio)

@@ -106,7 +106,7 @@ def resnet34() -> Exported:
     return export_network(make_classifier(Architecture(classes=CLASSES)))
 
 
-@pytest.fixture(scope="session", params=["v1-a", "grouped-c", "concat-cifar"])
+@pytest.fixture(scope="session", params=["v1-a-cifar", "grouped-concat"])
 def member(request: pytest.FixtureRequest) -> Exported:
     """Return a small network with parts that ResNet-34 lacks, which tests must not modify."""
     return export_network(make_classifier(FAMILY[request.param]))

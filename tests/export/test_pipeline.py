@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from PIL import Image
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import (
@@ -229,6 +231,46 @@ def test_the_same_export_twice_gives_the_same_graphs(
     )  # fmt: skip
     again = open_bundle(export(config).bundle).manifest.artifacts
     assert [a.sha256 for a in again] == [a.sha256 for a in tiny_bundle.manifest.artifacts]
+
+
+@pytest.fixture(scope="module")
+def wide(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, image_data: Path
+) -> tuple[Bundle, Path]:
+    """Return a bundle for images of 32 x 48 pixels and its model repository."""
+    folder = tmp_path_factory.mktemp("wide")
+    config = ExportConfig(
+        source=tiny_checkpoint, output=folder / "wide.bundle", image_size=(32, 48), fp16=True,
+        int8=True, dla=True, calibration_data=image_data, calibration_images=32,
+        triton=folder / "triton",
+    )  # fmt: skip
+    return open_bundle(export(config).bundle), folder / "triton"
+
+
+def test_every_graph_of_a_rectangle_is_verified(wide: tuple[Bundle, Path]) -> None:
+    bundle, _ = wide
+    manifest = json.loads((bundle.path / "manifest.json").read_bytes())
+    assert manifest["input"]["shape"] == ["batch", 32, 48, 3]
+    assert manifest["preprocessing"]["image_size"] == [32, 48]
+    assert bundle.golden().images.shape[1:] == (32, 48, 3)
+    assert verify(bundle, backend=CPU).verdict is Verdict.REPRODUCED
+    report = bundle.read("report.html").decode()
+    assert "shape (batch, 32, 48, 3)" in report
+    assert "scaled until it covers 32 x 48 pixels (bilinear)" in report
+
+
+def test_a_rectangle_is_loaded_and_another_size_refused(wide: tuple[Bundle, Path]) -> None:
+    with load(wide[0].path, backend=CPU) as model:
+        assert model.predict(Image.new("RGB", (500, 300)))
+        with pytest.raises(ValueError, match=r"the model takes uint8 \(N, 32, 48, 3\)"):
+            model.run(np.zeros((1, 48, 32, 3), np.uint8))
+
+
+def test_the_model_repository_of_a_rectangle_has_its_shape(wide: tuple[Bundle, Path]) -> None:
+    _, repository = wide
+    assert all("dims: [ 32, 48, 3 ]" in path.read_text() for path in repository.rglob("*.pbtxt"))
+    (script,) = repository.glob("*.sh")
+    assert "images:1x32x48x3" in script.read_text()
 
 
 # Failures

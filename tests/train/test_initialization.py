@@ -114,7 +114,7 @@ def test_the_settings_choose_a_network_of_the_family() -> None:
 
 
 def test_a_new_head_keeps_the_hidden_layers() -> None:
-    network = make_classifier(FAMILY["concat-cifar"]).network
+    network = make_classifier(FAMILY["grouped-concat"]).network
     hidden = network.fc[0].weight.clone()
     images = torch.zeros(2, 3, SIZE, SIZE)
     assert with_new_head(network, 7)(images).shape == (2, 7)

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
-from zipfile import ZIP_STORED, ZipFile, ZipInfo
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import torch
 from torch import Tensor
@@ -72,9 +72,10 @@ def read_torch_file(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # a damaged archive can raise almost any exception
+        known = isinstance(error, (RefusedPickleError, BadZipFile, OSError))
+        reason = one_line_reason(error) if known else "its structure is damaged"
         raise CheckpointError(
-            f"{path} is not an intact file of torch.save: {one_line_reason(error)}; "
-            "no code in it was executed",
+            f"{path} is not an intact file of torch.save: {reason}; no code in it was executed",
             remedy_for(error, HINT),
         ) from error
 
@@ -145,7 +146,7 @@ class _TorchFile:
         keys = []
         if type(content) is int and content == LEGACY_MAGIC:
             protocol, system = self.unpickler.load(self.data), self.unpickler.load(self.data)
-            if protocol != LEGACY_PROTOCOL or system.get("little_endian") is not True:
+            if protocol != LEGACY_PROTOCOL or not system["little_endian"]:
                 raise RefusedPickleError("it is of another version or not little-endian")
             content, keys = self.unpickler.load(self.data), self.unpickler.load(self.data)
             for key in keys:
@@ -177,11 +178,10 @@ class _TorchFile:
             return Placeholder("quantised storage")
         if len(buffer := self.storages[key]) < size:
             raise RefusedPickleError(f"its storage {key} is cut off")
-        flat = torch.frombuffer(buffer, dtype=dtype, count=count) if size else _empty(dtype)
-        if views and views[0] is not None:
-            _, offset, length = views[0]
-            return flat.narrow(0, offset, length)
-        return flat
+        _, offset, count = (views and views[0]) or (None, 0, count)  # a part of a legacy storage
+        if not count:
+            return _empty(dtype)
+        return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset * dtype.itemsize)
 
 
 def _empty(dtype: torch.dtype, size: tuple[int, ...] = (0,)) -> Tensor:

@@ -166,10 +166,7 @@ def load_state(folder: Path, record: RunRecord | None = None) -> TrainingState:
 def begin_run(folder: Path, record: RunRecord, teacher: bytes | None = None) -> None:
     """Write the record of a new run to `folder`, and delete the results of an older run.
 
-    Args:
-        folder: Run folder.
-        record: Settings, data and network of the run.
-        teacher: Content of the teacher's file, from `pack_weights`; None without distillation.
+    `teacher` is the content of its file, from `pack_weights`; None without distillation.
     """
     # The old state goes first, so that an interruption cannot leave it with the new record.
     for name in (STATE_FILE, *RESULTS):

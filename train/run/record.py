@@ -75,12 +75,9 @@ class RunRecord:
 def read_run_data(
     data: str, run: Path, resumed: RunRecord | None
 ) -> tuple[DataSplits, DataIdentity]:
-    """Return the images of a run and their identity.
+    """Return the images of the run in the folder `run` and their identity.
 
-    Args:
-        data: Folder with the images, or `digits`.
-        run: Run folder.
-        resumed: Record of the run if it is resumed.
+    `data` is the folder with the images, or `digits`. A run that is not resumed has no record.
 
     Raises:
         DataError: The images or their names cannot be used, or are not those of the resumed run.

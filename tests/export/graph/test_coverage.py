@@ -116,7 +116,7 @@ def test_the_family_runs_in_integers(member: Exported, encoding: Encoding) -> No
 
 
 def test_a_float_pooling_of_two_kinds_is_one_region() -> None:
-    model = to_onnx(make_classifier(FAMILY["concat-cifar"]), SIZE)
+    model = to_onnx(make_classifier(FAMILY["grouped-concat"]), SIZE)
     head = coverage_with(model, Encoding.TENSORRT).float_regions[1]
     poolings = ("avgpool.max", "avgpool.average")
     flattened = [f"{pooling}.flatten" for pooling in poolings]

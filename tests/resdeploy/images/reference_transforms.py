@@ -48,7 +48,7 @@ def timm_eval(
     """Do the same as `transforms_imagenet_eval`, without the normalisation."""
     scale = math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)
     if crop_mode == "squash":
-        return torchvision_crop(image.resize(scale[::-1], filter), size)
+        return torchvision_crop(image.resize((scale[1], scale[0]), filter), size)
     longest = 1.0 if crop_mode == "border" else 0.0
     if crop_mode == "center" and scale[0] == scale[1]:
         return torchvision_crop(torchvision_resize(image, scale[0], filter), size)

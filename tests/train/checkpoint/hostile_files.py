@@ -47,9 +47,22 @@ def archive(instructions: bytes, **members: bytes) -> bytes:
     return stream.getvalue()
 
 
-def storage(count: int, key: str = "0", kind: bytes = b"ctorch\nFloatStorage\n") -> bytes:
-    parts = (pickled("storage"), kind, pickled(key), pickled("cpu"), pickled(count))
-    return b"(" + b"".join(parts) + b"tQ"
+def storage(
+    count: int, key: str = "0", kind: bytes = b"ctorch\nFloatStorage\n", *view: object
+) -> bytes:
+    """Return the instructions that push a storage; `view` names a part of a legacy storage."""
+    parts = map(pickled, (key, "cpu", count, *view))
+    return b"(" + pickled("storage") + kind + b"".join(parts) + b"tQ"
+
+
+def legacy(instructions: bytes, keys: list[str], storages: bytes) -> bytes:
+    """Return a file of torch.save in the format before ZIP archives."""
+    header = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    return (
+        b"".join(pickle.dumps(value, 2) for value in header)
+        + b"\x80\x02" + instructions + b"."
+        + pickle.dumps(keys, 2) + storages
+    )  # fmt: skip
 
 
 def tensor(source: bytes, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
@@ -174,10 +187,23 @@ BOMBS = {
     ),
     "persistent-text": archive(b"P/etc/passwd\n"),
     "big-endian": archive(b"N", byteorder=b"big"),
-    "legacy-storage-of-a-terabyte": pickle.dumps(0x1950A86A20F9469CFC6C, 2)
-    + pickle.dumps(1001, 2)
-    + pickle.dumps({"little_endian": True}, 2)
-    + b"\x80\x02" + tensor(storage(1 << 38), 0, (1,), (1,)) + b".",
+    "legacy-storage-of-a-terabyte": legacy(tensor(storage(1 << 38), 0, (1,), (1,)), ["0"], b""),
+    "legacy-storage-cut-off": legacy(
+        tensor(storage(4), 0, (4,), (1,)), ["0"], struct.pack("<q", 4) + bytes(12)
+    ),
+    "legacy-storage-of-another-size": legacy(
+        tensor(storage(4), 0, (4,), (1,)), ["0"], struct.pack("<q", 1 << 40) + bytes(16)
+    ),
+    "legacy-storage-without-content": legacy(tensor(storage(4), 0, (4,), (1,)), [], bytes(24)),
+    "legacy-view-beyond-its-storage": legacy(
+        tensor(storage(4, "0", b"ctorch\nFloatStorage\n", ("v", 2, 4)), 0, (4,), (1,)),
+        ["0"], struct.pack("<q", 4) + bytes(16),
+    ),
+    "deep-calls": archive(named("a.b") + b"q\x00" + b"h\x00" * 80_000 + b")" + b"\x85R" * 80_000),
+    "deep-types": archive(
+        named("torch._tensor._rebuild_from_type_v2") + b"q\x00"
+        + b"(h\x00N" * 40_000 + b"N" + b"}t" * 40_000 + b"R"
+    ),
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -29,7 +30,15 @@ from resdeploy.errors import CheckpointError
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.checkpoint.torch_file import read_torch_file
 from tests.train.checkpoint import hostile_files
-from tests.train.checkpoint.hostile_files import ACTS, ARCHIVES, BOMBS, archive
+from tests.train.checkpoint.hostile_files import (
+    ACTS,
+    ARCHIVES,
+    BOMBS,
+    archive,
+    legacy,
+    storage,
+    tensor,
+)
 
 DTYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32,
@@ -119,6 +128,13 @@ def test_tensors_of_one_storage_share_it(tmp_path: Path) -> None:
     first, second = read_torch_file(save(tmp_path / "a.pth", [base, base[2:]]))
     second[0] = 9
     assert first[2] == 9
+
+
+def test_a_part_of_a_legacy_storage(tmp_path: Path) -> None:
+    part = storage(6, "0", b"ctorch\nFloatStorage\n", ("part", 2, 3))
+    values = struct.pack("<q6f", 6, *range(6))
+    (tmp_path / "a.pth").write_bytes(legacy(tensor(part, 1, (2,), (1,)), ["0"], values))
+    assert read_torch_file(tmp_path / "a.pth").tolist() == [3, 4]
 
 
 # Foreign objects
@@ -250,6 +266,9 @@ def test_a_hostile_file_is_one_line_and_nothing_is_executed(
         ("member-outside", "members outside of the folder a/"),
         ("no-pickle", r"a ZIP archive without data\.pkl"),
         ("big-endian", "not little-endian"),
+        ("legacy-storage-cut-off", "one of its storages is cut off"),
+        ("legacy-storage-without-content", "it lacks the content of some storages"),
+        ("deep-types", "its pickle is damaged after byte"),
     ],
 )
 def test_the_cause_is_named(

@@ -156,11 +156,10 @@ def test_names_are_those_of_the_paper(
     ("member", "name"),
     [
         ("bottleneck", "resnet11-width16"),
-        ("v1-a", "resnet11-width16-A-v1"),
-        ("grouped-c", "resnext11-8x16d-width32-C"),
+        ("v1-a-cifar", "resnet11-width16-A-v1-cifar"),
+        ("grouped-concat", "resnext11-8x16d-width32-C"),
         ("wide-plain", "plain11-2-width16"),
-        ("concat-cifar", "resnet8-width16-cifar"),
-        ("gray-five-stages", "resnet12-width8-gray"),
+        ("gray-five-stages", "resnet14-width8-gray"),
     ],
 )
 def test_names_of_the_family(member: str, name: str) -> None:
@@ -290,12 +289,12 @@ def test_the_network_computes_the_function_of_the_paper(member: str | None) -> N
 
 
 def test_keys_of_bottlenecks_and_hidden_layers_are_torchvisions() -> None:
-    keys = set(on_meta(FAMILY["grouped-c"]).state_dict())
+    keys = set(on_meta(FAMILY["grouped-concat"]).state_dict())
     assert {"layer1.0.conv3.weight", "layer1.0.bn3.bias", "layer1.0.downsample.1.bias"} <= keys
     assert not any(".3." in key or "conv4" in key for key in keys)
-    head = on_meta(FAMILY["concat-cifar"]).fc.state_dict()
+    head = on_meta(FAMILY["grouped-concat"]).fc.state_dict()
     assert list(head) == [f"{i}.{part}" for i in (0, 2, 4) for part in ("weight", "bias")]
-    assert head["0.weight"].shape == (24, 2 * 32)
+    assert head["0.weight"].shape == (24, 2 * 4 * 64)
 
 
 # Shortcuts

@@ -1,0 +1,68 @@
+"""Candidates: their neighbours, and the options of `export` that express them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from click import Command
+from click.testing import CliRunner
+
+from resdeploy.cli.console import CommandResult, command
+from resdeploy.cli.preprocessing_options import preprocessing_options, take_settings
+from resdeploy.export.preprocessing_search.candidates import (
+    LARGE_SIZES,
+    describe,
+    export_options,
+    neighbours,
+    starting_points,
+)
+from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.preprocessing_choice import StatedSettings, choose_preprocessing
+
+
+def parse_options(text: str) -> Preprocessing:
+    """Return the pre-processing that `export` would use with these options."""
+    chosen: list[Preprocessing] = []
+
+    @preprocessing_options
+    def collect(**settings: Any) -> CommandResult:
+        from dataclasses import replace
+
+        stated = replace(take_settings(settings), image_size=settings["image_size"])
+        source = StatedSettings(settings=stated, place="an option", is_option=True)
+        chosen.append(choose_preprocessing([source]).preprocessing)
+        return CommandResult(None, "")
+
+    parser: Command = command(collect)
+    result = CliRunner().invoke(parser, text.split())
+    assert result.exit_code == 0, result.output
+    return chosen[0]
+
+
+EVERY = {
+    candidate
+    for gray in (False, True)
+    for start in starting_points(224, gray=gray)
+    for candidate in (start, *neighbours(start, LARGE_SIZES))
+}
+
+
+def test_options_express_every_candidate() -> None:
+    for candidate in EVERY:
+        assert parse_options(export_options(candidate)) == candidate, describe(candidate)
+
+
+def test_descriptions_differ() -> None:
+    assert len({describe(candidate) for candidate in EVERY}) == len(EVERY)
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_neighbours_reach_every_geometry(gray: bool) -> None:
+    (first, *_), reached = starting_points(224, gray=gray), set[Preprocessing]()
+    new = {first}
+    while new:
+        reached |= new
+        new = {other for one in new for other in neighbours(one, (224, 256))} - reached
+    # Two sizes, three crops and the squashed picture, and two filters.
+    assert len(reached) == 2 * 4 * 2

@@ -1,0 +1,236 @@
+"""The search finds the pre-processing of rewritten networks, or says that it is undecided.
+
+The first convolution of a fitted network is rewritten, so that another pre-processing gives exactly
+the same logits as before.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from resdeploy.cli.main import main
+from resdeploy.errors import DataError
+from resdeploy.export.preprocessing_search import candidates
+from resdeploy.export.preprocessing_search.search import find_preprocessing
+from resdeploy.images.preprocessing import Channels, Preprocessing
+from resdeploy.images.preprocessing_files import read_preprocessing_file
+from resdeploy.images.preprocessing_settings import settings_of
+from resdeploy.result_files.preprocessing_search import PreprocessingSearch
+from resdeploy.statistics import Verdict
+from resdeploy.train.checkpoint.load import Checkpoint
+from tests.samples import (
+    CLASSES,
+    COLOURS,
+    SIZE,
+    TINY,
+    fit_network,
+    make_classifier,
+    rename_folders,
+)
+
+NARROW = replace(TINY, width=8)
+STANDARD = Preprocessing(image_size=SIZE, resize=SIZE)
+HALF = replace(STANDARD, mean=(0.5,) * 3, std=(0.5,) * 3)
+CAFFE = replace(
+    STANDARD,
+    channels=Channels.BGR,
+    value_range=255,
+    mean=(103.939, 116.779, 123.68),
+    std=(1.0,) * 3,
+)
+PLANTED = {"half": HALF, "caffe": CAFFE}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write pictures whose class only their border shows, so that a crop matters."""
+    folder = tmp_path_factory.mktemp("search") / "data"
+    generator = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(32):
+            pixels = np.full((SIZE, SIZE, 3), 128.0)
+            ring = np.ones((SIZE, SIZE), bool)
+            ring[2:-2, 2:-2] = False
+            pixels[ring] = colour
+            pixels += generator.normal(0, 30, pixels.shape)
+            picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+            picture.save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_crops() -> Iterator[None]:
+    """Leave out the crops between, which give the same answers on these pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "FRACTIONS", (1.0, 0.875))
+        yield
+
+
+@pytest.fixture(scope="module")
+def state(data: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a network whose pre-processing is `STANDARD`."""
+    return fitted(data)
+
+
+def fitted(data: Path) -> dict[str, torch.Tensor]:
+    paths = sorted(data.rglob("*.png"))
+    images = np.stack([np.array(Image.open(path).convert("RGB")) for path in paths])
+    labels = [CLASSES.index(path.parent.name) for path in paths]
+    return fit_network(make_classifier(NARROW).network, images, labels).state_dict()
+
+
+def planted(state: dict[str, torch.Tensor], right: Preprocessing) -> Checkpoint:
+    """Return a network that computes with `right` what `state` computes with `STANDARD`."""
+
+    def affine(settings: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, std = (torch.tensor(x, dtype=torch.float64) for x in (settings.mean, settings.std))
+        return mean * (255 // settings.value_range), std * (255 // settings.value_range)
+
+    weight = state["conv1.weight"].double()
+    (old_mean, old_std), (mean, std) = affine(STANDARD), affine(right)
+    if right.channels is Channels.BGR:
+        mean, std = mean.flip(0), std.flip(0)
+    # The padding is of zeros after the normalisation, so that the edges differ a little.
+    shift = (weight * ((mean - old_mean) / old_std).view(1, 3, 1, 1)).sum((1, 2, 3))
+    weight = weight * (std / old_std).view(1, 3, 1, 1)
+    changed = {
+        "conv1.weight": (weight.flip(1) if right.channels is Channels.BGR else weight).float(),
+        "bn1.running_mean": (state["bn1.running_mean"].double() - shift).float(),
+    }
+    return Checkpoint(
+        path=Path("planted.pth"), sha256="", architecture=NARROW, state={**state, **changed}
+    )
+
+
+def search(checkpoint: Checkpoint, data: Path, images: int = 64) -> PreprocessingSearch:
+    return find_preprocessing(checkpoint, CLASSES, data, sizes=(SIZE,), images=images)
+
+
+@pytest.fixture(scope="module")
+def found(state: dict[str, torch.Tensor], data: Path) -> dict[str, PreprocessingSearch]:
+    return {name: search(planted(state, right), data) for name, right in PLANTED.items()}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_pre_processing_is_found(
+    found: dict[str, PreprocessingSearch], name: str
+) -> None:
+    assert found[name].preprocessing == PLANTED[name]
+    assert found[name].verdict is Verdict.PASS
+
+
+def test_geometries_with_the_same_pixels_are_named(found: dict[str, PreprocessingSearch]) -> None:
+    # The pictures have the size of the input, so that they are neither scaled nor cropped.
+    same = found["half"].same_pixels
+    assert "0.5/0.5 rgb, 32 px, squash, bilinear" in same
+    assert "0.5/0.5 rgb, 32 px, shorter 1, bicubic" in same
+    assert not any("0.875" in name for name in same)
+
+
+def test_all_candidates_are_compared_with_the_best(found: dict[str, PreprocessingSearch]) -> None:
+    best, *others = found["half"].candidates
+    assert best.excluded_by is None
+    assert best.divergence is not None
+    assert best.top1 is not None
+    assert len(others) > 20
+    for other in others:
+        assert other.excluded_by in ("top-1", "batch norms")
+        assert other.difference_interval is not None
+        low, high = other.difference_interval
+        assert low <= (other.difference or 0) <= high
+
+
+def test_batch_norms_find_it_without_labels(
+    state: dict[str, torch.Tensor], data: Path, tmp_path: Path
+) -> None:
+    for path in data.rglob("*.png"):
+        shutil.copy(path, tmp_path / f"{path.parent.name}-{path.name}")
+    result = search(planted(state, HALF), tmp_path, images=96)
+    assert not result.labelled
+    assert result.candidates[0].name == "0.5/0.5 rgb, 32 px, shorter 1, bilinear"
+    assert result.candidates[0].top1 is None
+    excluded = {row.name for row in result.candidates if row.excluded_by}
+    for name in ("ImageNet", "0..1", "0..255", "Caffe"):
+        assert f"{name} rgb, 32 px, shorter 1, bilinear" in excluded
+
+
+@pytest.fixture(scope="module")
+def grey(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Checkpoint]:
+    """Return grey pictures, on which RGB and BGR are the same, with a network for them."""
+    folder = tmp_path_factory.mktemp("grey")
+    for path in data.rglob("*.png"):
+        (folder / path.parent.name).mkdir(exist_ok=True)
+        picture = Image.open(path).getchannel(0)  # the red channel differs between the classes
+        picture.save(folder / path.parent.name / path.name)
+    return folder, planted(fitted(folder), HALF)
+
+
+def test_grey_pictures_do_not_tell_rgb_from_bgr(grey: tuple[Path, Checkpoint]) -> None:
+    folder, checkpoint = grey
+    result = search(checkpoint, folder)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.preprocessing is None
+    names = {row.name.split(",")[0] for row in result.left}
+    assert {"0.5/0.5 rgb", "0.5/0.5 bgr"} <= names
+    assert result.images_to_decide is None
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> list[str]:
+    """Write weights and labels; return the arguments of commands that read them."""
+    torch.save(checkpoint.state, folder / "net.pth")
+    (folder / "labels.txt").write_text("\n".join(CLASSES))
+    size = ["--image-size", str(SIZE)]
+    return [str(folder / "net.pth"), "--labels", str(folder / "labels.txt"), *size]
+
+
+def test_the_command_writes_what_export_reads(
+    state: dict[str, torch.Tensor], data: Path, tmp_path: Path
+) -> None:
+    arguments = save(planted(state, HALF), tmp_path)
+    file = tmp_path / "found.json"
+    options = ["--data", str(data), "--images", "64", "-o", str(file)]
+    result = CliRunner().invoke(main, ["preprocess", *arguments, *options])
+    assert result.exit_code == 0, result.output
+    assert "verdict: found, by top-1 accuracy on 64 images: 0.5/0.5 rgb" in result.stdout
+    assert "options of export: --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5" in result.stdout
+    assert read_preprocessing_file(file) == settings_of(HALF)
+
+
+def test_export_refuses_an_undecided_pre_processing(
+    grey: tuple[Path, Checkpoint], tmp_path: Path
+) -> None:
+    folder, checkpoint = grey
+    arguments = save(checkpoint, tmp_path)
+    options = ["--preprocessing", "auto", "--data", str(folder), "-o", str(tmp_path / "x.bundle")]
+    result = CliRunner().invoke(main, ["export", *arguments, *options])
+    assert result.exit_code == 1
+    assert "the pre-processing is undecided" in result.stderr
+    assert not (tmp_path / "x.bundle").exists()
+
+
+def test_wrong_labels_are_refused(
+    state: dict[str, torch.Tensor], data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="not in the order"):
+        search(planted(state, HALF), rename_folders(data, tmp_path / "renamed"))
+
+
+def test_pictures_that_cannot_be_decoded_are_skipped(
+    state: dict[str, torch.Tensor], data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    for path in sorted((tmp_path / "data" / "red").iterdir())[:8]:
+        path.write_bytes(b"no picture")
+    result = search(planted(state, HALF), tmp_path / "data", images=96)
+    assert {row.images for row in result.left} == {88}
+    assert result.candidates[0].preprocessing == HALF
