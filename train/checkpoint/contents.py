@@ -113,13 +113,13 @@ def choose_network(
         )
     wanted = averages if averages and weights is not Weights.RAW else raw
     if len(wanted) > 1:
-        places = " and ".join(network.where for network in wanted[:2])
+        places = " and ".join(network.where or 'the file' for network in wanted[:2])
         raise ValueError(f"holds several networks, in {places}")
     notes = []
     if wanted is averages and raw and weights is Weights.AUTO:
         notes = [
-            f"of the weights in {raw[0].where} and their moving average in "
-            f"{wanted[0].where}, the average is taken; --weights raw takes the others"
+            f"of the weights in {raw[0].where or 'the file'} and their moving average in "
+            f"{wanted[0].where or 'the file'}, the average is taken; --weights raw takes the others"
         ]
     if wanted is averages and raw and wanted[0].body.get(_STATISTIC) is raw[0].body.get(_STATISTIC):
         notes.append("the average has no statistics of batch norms; those beside it are taken")

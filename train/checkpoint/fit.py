@@ -65,8 +65,8 @@ def count_features(body: Mapping[str, Tensor]) -> int:
     """Return the number of channels after the last block."""
     stage = f"layer{len(count_blocks(body))}.0."
     last = body.get(f"{stage}conv3.weight", body.get(f"{stage}conv2.weight"))
-    if last is None:
-        raise FitError(f"lacks {stage}conv2.weight")
+    if last is None or not last.ndim:
+        raise FitError(f"lacks {stage}conv2.weight, a convolution")
     return len(last)
 
 
@@ -91,6 +91,8 @@ def infer_architecture(
         FitError: resdeploy has no such network.
     """
     stem, blocks = body.get("conv1.weight"), count_blocks(body)
+    if not all(blocks):
+        raise FitError(f"has no blocks in stage {blocks.index(0) + 1}")
     if stem is None or stem.ndim != 4 or stem.shape[2] not in STEMS:
         shape = "no plain convolution" if stem is None else f"one of shape {tuple(stem.shape)}"
         raise FitError(

@@ -251,10 +251,12 @@ def _networks(content: object, sections: list[CheckpointPart]) -> list[NamedTens
         return networks
     largest = max(sections, key=lambda section: section.tensors, default=None)
     if largest is None or not largest.tensors:
-        kind = content.name if isinstance(content, Placeholder) else type(content).__name__
-        if isinstance(content, Mapping) and content:
-            kind = f"a mapping with {', '.join(map(repr, list(content)[:3]))}"
-        raise ValueError(f"holds no state dict, only {kind}; no code in it was executed")
+        objects = [content, *(content.values() if isinstance(content, Mapping) else ())]
+        kinds = [value.name for value in objects if isinstance(value, Placeholder)]
+        if isinstance(content, Mapping) and content and not kinds:
+            kinds = [f"a mapping with {', '.join(f'{key!r:.40}' for key in list(content)[:3])}"]
+        kind = (kinds or [f"an object of type {type(content).__name__}"])[0]
+        raise ValueError(f"holds no network but {kind}; no code in it was executed")
     names = [name for name, value in largest.values.items() if isinstance(value, Tensor)]
     scheme, strange = nearest_scheme(names)
     fitting = len(names) - len(strange)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,7 +70,7 @@ class NamingScheme:
     def _pattern(self) -> re.Pattern[str]:
         block = re.escape(self.block).replace(r"\{", "{").replace(r"\}", "}")
         return re.compile(
-            block.format(stage=r"(?P<stage>\d+)", block=r"(?P<block>\d+)") + r"\.(?P<part>.+)"
+            block.format(stage=r"(?P<stage>\d)", block=r"(?P<block>\d+)") + r"\.(?P<part>.+)"
         )
 
 
@@ -130,8 +131,8 @@ class NamedTensors:
 
     @property
     def where(self) -> str:
-        """Return where the tensors stand, for messages."""
-        return f"{self.place} {self.prefix.rstrip('.')}".strip() or "the file"
+        """Return where the tensors stand in the file; empty at its top."""
+        return f"{self.place} {self.prefix.rstrip('.')}".strip()
 
     def key(self, name: str) -> str:
         """Return the name that a tensor has, or would have, in the file."""
@@ -196,9 +197,9 @@ def name_tensors(state: Mapping[str, Any], place: str) -> list[NamedTensors]:
 def nearest_scheme(names: Iterable[str]) -> tuple[NamingScheme, list[str]]:
     """Return the scheme that most names fit, and the names that do not fit it."""
     plain = [_WRAPPERS.sub("", name) for name in names]
-    prefixes = {""} | {name.partition(".")[0] + "." for name in plain}
+    common = Counter(name.partition(".")[0] + "." for name in plain).most_common(2)
     scheme, prefix = max(
-        ((scheme, prefix) for scheme in SCHEMES for prefix in sorted(prefixes)),
+        ((scheme, prefix) for scheme in SCHEMES for prefix in ("", *(p for p, _ in common))),
         key=lambda pair: _count(plain, *pair),
     )
     return scheme, [n for n in plain if not scheme.translate(n.removeprefix(prefix))]

@@ -163,7 +163,7 @@ def test_rejects_missing_and_huge_files(
 
 @pytest.mark.parametrize("content", [[1, 2], {}, 7, torch.zeros(3), {"state_dict": {}}])
 def test_rejects_files_without_a_state_dict(tmp_path: Path, content: object) -> None:
-    assert_rejected(save(tmp_path / "a.pth", content), "no state dict")
+    assert_rejected(save(tmp_path / "a.pth", content), "holds no network|does not hold a residual network")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_reads_the_weights_of_a_whole_network(
 
 def test_names_the_class_of_an_object_without_weights(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pth", Namespace(lr=0.1))
-    assert_rejected(path, r"holds no state dict, only argparse\.Namespace; no code")
+    assert_rejected(path, r"holds no network but argparse\.Namespace; no code")
 
 
 def test_a_bundle_is_not_a_run(tmp_path: Path) -> None:
