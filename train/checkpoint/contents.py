@@ -87,7 +87,7 @@ def find_networks(sections: Sequence[CheckpointPart]) -> list[NamedTensors]:
     averages = [network for network in networks if network.averaged and network not in complete]
     completed = [
         replace(average, body=raw.body | average.body, rest=raw.rest | average.rest,
-                keys=raw.keys | average.keys)
+                keys=raw.keys | average.keys, completed=True)
         for average in averages
         for raw in [network for network in complete if not network.averaged][:1]
         if average.scheme is raw.scheme
@@ -113,7 +113,7 @@ def choose_network(
         )
     wanted = averages if averages and weights is not Weights.RAW else raw
     if len(wanted) > 1:
-        places = " and ".join(network.where or 'the file' for network in wanted[:2])
+        places = " and ".join(network.where or "the file" for network in wanted[:2])
         raise ValueError(f"holds several networks, in {places}")
     notes = []
     if wanted is averages and raw and weights is Weights.AUTO:
@@ -121,7 +121,7 @@ def choose_network(
             f"of the weights in {raw[0].where or 'the file'} and their moving average in "
             f"{wanted[0].where or 'the file'}, the average is taken; --weights raw takes the others"
         ]
-    if wanted is averages and raw and wanted[0].body.get(_STATISTIC) is raw[0].body.get(_STATISTIC):
+    if wanted[0].completed:
         notes.append("the average has no statistics of batch norms; those beside it are taken")
     return wanted[0], notes
 
