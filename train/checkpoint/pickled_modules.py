@@ -73,9 +73,9 @@ def contradictions(settings: dict[str, dict[str, object]], network: ResNet) -> l
             found.append(f"{readable(name)} is of class {last}")
             continue
         if name == "maxpool" and last in ("Identity", "MaxPool2d") and name in modules:
-            expected = type(modules[name]).__name__  # the only layer that is there or not
-            if last != expected:
-                found.append(f"maxpool is of class {last} instead of {expected}")
+            own = type(modules[name]).__name__  # the only layer that is there or not
+            if last != own:
+                found.append(f"maxpool is of class {last} instead of {own}")
                 continue
         for key in COMPARED:
             expected = getattr(modules.get(name), key, None)
