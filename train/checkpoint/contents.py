@@ -1,4 +1,4 @@
-"""What a training checkpoint holds: mappings, the networks in them, and the one to take."""
+"""Contents of a training checkpoint: mappings, the networks in them, and the one to take."""
 
 from __future__ import annotations
 

@@ -90,13 +90,13 @@ class Checkpoint:
     weights: str = Weights.RAW.value
     """`raw`, or `ema` for a moving average of the weights."""
     place: str = ""
-    """Where the tensors stand in the file: keys of mappings, and the prefix of their names."""
+    """Place of the tensors in the file: keys of mappings, and the prefix of their names."""
     dtype: str = "float32"
     """Type of the first convolution's weights in the file."""
     settings: PreprocessingSettings | None = None
     """Pre-processing that the file, or a configuration beside it, states."""
     settings_source: str = ""
-    """Where these settings stand."""
+    """Place of these settings, such as `args of model.pth`."""
     notes: tuple[str, ...] = ()
     """Sentences on what was assumed, dropped or taken."""
 

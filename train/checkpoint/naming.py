@@ -53,7 +53,8 @@ class NamingScheme:
             part = self.parts[_PARTS.index(block[3])]
             return f"{self.block.format(stage=stage, block=block[2])}.{part}.{block[4]}"
         module, _, leaf = name.partition(".")
-        return f"{dict(zip(('conv1', 'bn1'), self.stem)).get(module, module)}.{leaf}"
+        stem: dict[str, str] = dict(zip(("conv1", "bn1"), self.stem))
+        return f"{stem.get(module, module)}.{leaf}"
 
     def translate(self, key: str) -> str | None:
         """Return torchvision's name of a tensor; None if it is not one of the stem or a block."""

@@ -1,4 +1,4 @@
-"""What a checkpoint states about itself: labels, input size, normalisation and architecture.
+"""Facts that a checkpoint states about itself: labels, input size, normalisation and architecture.
 
 Each fact has many names in the wild. One that cannot be believed becomes a note, never a silence.
 """
@@ -77,8 +77,11 @@ def read_labels_of(
             place = f"{section.place}.{key}".lstrip(".")
             found = _label_list(values[key])
             if found is None:
-                if isinstance(values[key], str) and values[key].lstrip()[:1] in ("[", "{"):
-                    notes.append(f"{place} is damaged, so its labels are not used")
+                value = values[key]
+                if isinstance(value, Mapping) or str(value).lstrip()[:1] in ("[", "{"):
+                    notes.append(f"{place} does not name each class once, so it is not used")
+            elif found == tuple(f"LABEL_{n}" for n in range(len(found))):
+                continue  # Hugging Face's names of classes without names
             elif len(found) != wanted:
                 notes.append(
                     f"{place} has {len(found)} labels for {wanted} classes; they are not used"
@@ -117,8 +120,6 @@ def _label_list(value: Any) -> tuple[str, ...] | None:
         if sorted(key for key, _ in pairs) != sorted(map(str, range(len(pairs)))):
             return None
         value = [label for _, label in sorted(pairs, key=lambda pair: int(pair[0]))]
-        if value == [f"LABEL_{n}" for n in range(len(value))]:
-            return None  # Hugging Face's names of classes without names
     if not isinstance(value, Sequence) or not value:
         return None
     return one_line_labels(value) if all(isinstance(v, (str, int)) for v in value) else None
@@ -140,7 +141,7 @@ def read_settings_of(
                 try:
                     found[field] = _READERS[field](value)
                     places.append(section.place)
-                except (ValueError, TypeError):
+                except (ValueError, TypeError, ArithmeticError, LookupError):
                     notes.append(
                         f"{section.place}.{name}".lstrip(".")
                         + f" is {value!r:.60}, which is not used"
@@ -176,13 +177,19 @@ def _read_numbers(value: Any) -> tuple[float, ...]:
     return numbers
 
 
+def _read_scales(value: Any) -> tuple[float, ...]:
+    if min(numbers := _read_numbers(value)) <= 0:
+        raise ValueError(value)
+    return numbers
+
+
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "image_size": _read_size,
     "resize": _read_size,
     "crop_fraction": float,
     "interpolation": Interpolation,
     "mean": _read_numbers,
-    "std": _read_numbers,
+    "std": _read_scales,
 }
 
 

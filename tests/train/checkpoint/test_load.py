@@ -163,8 +163,9 @@ def test_rejects_missing_and_huge_files(
 
 @pytest.mark.parametrize("content", [[1, 2], {}, 7, torch.zeros(3), {"state_dict": {}}])
 def test_rejects_files_without_a_state_dict(tmp_path: Path, content: object) -> None:
-    message = "holds no network|does not hold a residual network"
-    assert_rejected(save(tmp_path / "a.pth", content), message)
+    assert_rejected(
+        save(tmp_path / "a.pth", content), "holds no network|does not hold a residual network"
+    )
 
 
 @pytest.mark.parametrize(

@@ -144,3 +144,16 @@ def test_a_deep_stem_is_refused(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"unknown tensor conv1\.0\.weight, conv1\.3\.weight"):
         load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["layer999999999.0.conv1.weight", "layer9.0.conv1.weight"])
+def test_stages_beyond_all_networks_are_refused(tmp_path: Path, name: str) -> None:
+    torch.save({**make_state(), name: torch.zeros(1)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"(lacks|unknown tensor) layer9"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_state_dict_of_many_networks_is_refused() -> None:
+    state = {f"k{n}.layer1.0.conv1.weight": torch.zeros(1) for n in range(1000)}
+    with pytest.raises(ValueError, match="more than 50 networks"):
+        name_tensors(state, "")

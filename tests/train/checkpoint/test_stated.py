@@ -54,6 +54,12 @@ def test_labels_have_many_names(tmp_path: Path, facts: dict[str, Any]) -> None:
             "args.class_names differs from classes, which is used: class 2 is 'wolf' in one and "
             "'red fox' in the other",
         ),
+        (
+            {"class_to_idx": {"a": 0, "b": 2, "c": 2}},
+            "class_to_idx does not name each class once, so it is not used",
+        ),
+        ({"img_size": float("inf")}, "img_size is inf, which is not used"),
+        ({"std": [0.5, 0.5, 0]}, "std is [0.5, 0.5, 0], which is not used"),
         ({"img_size": "large"}, "img_size is 'large', which is not used"),
         ({"mean": [1.0, 2.0]}, r"mean is [1.0, 2.0], which is not used"),
         (
@@ -77,7 +83,7 @@ def test_damaged_json_in_the_metadata_is_noted(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "a.safetensors", {"labels": '["cat", "do'})
     loaded = load_checkpoint(tmp_path / "a.safetensors")
     assert loaded.labels is None
-    assert loaded.notes == ("metadata.labels is damaged, so its labels are not used",)
+    assert loaded.notes == ("metadata.labels does not name each class once, so it is not used",)
 
 
 HALF = (0.5, 0.5, 0.5)
