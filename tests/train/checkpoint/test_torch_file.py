@@ -253,8 +253,8 @@ def test_a_hostile_file_is_one_line_and_nothing_is_executed(
 @pytest.mark.parametrize(
     ("name", "cause"),
     [
-        ("system.zip", r"holds no network but os\.system; no code in it was executed"),
-        ("state-dict.plain", r"os\.system; no code in it was executed"),
+        ("system.zip", r"os\.system; no code in it was executed"),
+        ("state-dict.plain", "no code in it was executed"),
         ("sets", "too many instructions"),
         ("many-members", "its directory of members has 4800000 bytes"),
         ("overlapping-members", "its storages are larger than the file"),
