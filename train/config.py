@@ -204,7 +204,10 @@ class TrainingConfig:
             sources[0] = replace(sources[0], settings=replace(stated, image_size=config.image_size))
         if file is not None:
             sources.append(StatedSettings(settings=read_preprocessing_file(file), place=file.name))
-        standard = settings_of(Preprocessing.standard(config.image_size))
+        standard = replace(
+            settings_of(Preprocessing.standard(config.image_size)),
+            channels=None, value_range=None, mean=None, std=None,  # grey pixels have other ones
+        )  # fmt: skip
         sources.append(StatedSettings(settings=standard, place="the standard"))
         found = choose_preprocessing(sources).preprocessing
         return replace(config, image_size=found.image_size, preprocessing=found)
@@ -216,11 +219,12 @@ class TrainingConfig:
         Raises:
             KeyError, TypeError, ValueError: `data` lacks a setting or holds a wrong one.
         """
-        shortcut, found = data["shortcut"], data["preprocessing"]
+        shortcut, found, size = data["shortcut"], data["preprocessing"], data["image_size"]
         return cls(
             **{
                 **data,
                 "shortcut": None if shortcut is None else Shortcut(shortcut),
+                "image_size": tuple(size) if isinstance(size, list) else size,
                 "preprocessing": None if found is None else parse(Preprocessing, found),
             }
         )

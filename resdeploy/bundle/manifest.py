@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -173,8 +173,9 @@ class Manifest:
     model: dict[str, Any]
     """Architecture, and origin of the weights."""
     preprocessing: Preprocessing
-    preprocessing_origins: dict[str, str]
-    """Place that states each setting: an option, a file, the run, or `assumed`."""
+    preprocessing_origins: dict[str, str] = field(default_factory=dict)
+    """Place that states each setting: an option, a file, the run, or `assumed`; empty if an earlier
+    version made the bundle."""
     artifacts: tuple[Artifact, ...]
     files: dict[str, FileRecord]
     """Files that are no artifacts, by name."""

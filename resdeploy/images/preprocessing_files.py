@@ -26,7 +26,7 @@ from resdeploy.images.preprocessing import (
 from resdeploy.images.preprocessing_settings import PreprocessingSettings, settings_of
 from resdeploy.json_documents import parse, read_json
 
-COMPANIONS = ("preprocessor_config.json", "config.json")
+COMPANIONS = ("model.json", "preprocessor_config.json", "config.json")
 HINT = (
     "give the model.json of a run, the config.json of timm, or the preprocessor_config.json of "
     "Hugging Face; or give the settings as options, such as --mean and --std"

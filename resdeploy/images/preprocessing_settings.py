@@ -7,6 +7,7 @@ sources are then combined in the order of their rank.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from resdeploy.images.preprocessing import (
     Channels,
@@ -46,7 +47,9 @@ NOTHING_STATED = PreprocessingSettings()
 
 def settings_of(preprocessing: Preprocessing) -> PreprocessingSettings:
     """Return complete settings as those that one source states."""
-    values = {field.name: getattr(preprocessing, field.name) for field in fields(preprocessing)}
+    values: dict[str, Any] = {
+        field.name: getattr(preprocessing, field.name) for field in fields(preprocessing)
+    }
     return PreprocessingSettings(
         **values | {"resize": preprocessing.resize or values["image_size"]}
     )

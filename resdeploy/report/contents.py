@@ -131,6 +131,7 @@ def _parity(manifest: Manifest) -> Table:
 
 def _input(manifest: Manifest) -> Facts:
     model, prep = manifest.model, manifest.preprocessing
+    origins = manifest.preprocessing_origins
     return Facts(
         facts=(
             ("network", f"{model.get('name')}, {manifest.classes} classes"),
@@ -138,7 +139,7 @@ def _input(manifest: Manifest) -> Facts:
             ("sha256 of the weights", str(model.get("source_sha256", "unknown"))),
             ("input", f"uint8 RGB, shape (batch, {prep.size[0]}, {prep.size[1]}, 3)"),
             *preprocessing_facts(prep),
-            ("origin of these settings", describe_choice(prep, manifest.preprocessing_origins)),
+            ("origin of these settings", describe_choice(prep, origins) if origins else "unknown"),
         )
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,10 @@ def test_the_size_of_a_run_changes_alone(tmp_path: Path) -> None:
     assert choice.preprocessing == expected
     assert choice.origins["mean"] == "the run"
     assert preprocessing_warnings(choice) == []
+    # The weights of a run, given as a file, have the run's settings beside them.
+    choice = source_of(tmp_path / "run" / "model.safetensors").choice
+    assert choice.preprocessing == replace(expected, image_size=SIZE, resize=SIZE)
+    assert choice.origins["mean"] == "model.json beside the weights"
 
 
 def test_what_cannot_be_followed_beside_the_weights_is_refused(weights: Path) -> None:

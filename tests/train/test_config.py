@@ -12,6 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resdeploy.errors import DataError
+from resdeploy.images.preprocessing import Channels, Interpolation, Preprocessing, ResizeMode
+from resdeploy.images.preprocessing_settings import PreprocessingSettings
+from resdeploy.json_documents import jsonable
 from resdeploy.train.config import SettingError, TrainingConfig, learning_rate
 from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.recipes import RECIPES
@@ -20,6 +24,53 @@ from resdeploy.train.recipes import RECIPES
 def test_json_round_trip() -> None:
     config = TrainingConfig(shortcut=Shortcut.PLAIN, epochs=3, flip=False, init="a.pth")
     assert TrainingConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_json_round_trip_of_the_preprocessing() -> None:
+    stated = PreprocessingSettings(interpolation=Interpolation.BICUBIC, pad_colour=(1, 2, 3))
+    config = TrainingConfig.from_recipe(stated=stated, image_size=(64, 96))
+    assert TrainingConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(
+    ("size", "stated", "expected"),
+    [
+        (None, {"mean": (0.5,)}, {"image_size": 32, "resize": 32, "mean": (0.5,) * 3}),
+        (224, {"std": (0.5,)}, {"image_size": 224, "resize": 256, "std": (0.5,) * 3}),
+        (None, {"crop_fraction": 0.8}, {"image_size": 32, "resize": 40}),
+        (
+            (64, 96),
+            {"resize_mode": ResizeMode.SQUASH},
+            {"image_size": (64, 96), "resize": (64, 96), "resize_mode": ResizeMode.SQUASH},
+        ),
+        (
+            None,
+            {"channels": Channels.GRAY},
+            {"image_size": 32, "resize": 32, "channels": Channels.GRAY, "mean": (0.449,),
+             "std": (0.226,)},
+        ),
+    ],
+)  # fmt: skip
+def test_options_change_the_standard_preprocessing(
+    size: Any, stated: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    settings = PreprocessingSettings(**stated)
+    config = TrainingConfig.from_recipe(stated=settings, image_size=size)
+    assert config.preprocessing == Preprocessing(**expected, reducing_gap=2.0)
+    assert config.image_size == expected["image_size"]
+
+
+def test_a_file_comes_after_options_and_before_the_recipe(tmp_path: Path) -> None:
+    own = Preprocessing(image_size=48, resize=60, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps({"preprocessing": jsonable(own)}))
+    config = TrainingConfig.from_recipe(file=file)
+    assert config.preprocessing == dataclasses.replace(own, reducing_gap=2.0)
+    config = TrainingConfig.from_recipe(file=file, image_size=96)
+    assert config.preprocessing is not None
+    assert (config.preprocessing.resize, config.preprocessing.mean) == (120, (0.1, 0.2, 0.3))
+    with pytest.raises(DataError, match="is above the largest pixel value"):
+        TrainingConfig.from_recipe(stated=PreprocessingSettings(mean=(123.7, 116.3, 103.5)))
 
 
 @pytest.mark.parametrize(

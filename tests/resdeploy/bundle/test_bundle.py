@@ -54,8 +54,8 @@ def test_contract_of_the_manifest(tiny_bundle: Bundle) -> None:
     document = json.loads((tiny_bundle.path / MANIFEST).read_text())
     assert document["schema"] == SCHEMA
     assert set(document) == {
-        "schema", "model", "input", "output", "preprocessing", "artifacts", "files",
-        "calibration", "golden", "provenance", "warnings", "batch_norm_shift", "work",
+        "schema", "model", "input", "output", "preprocessing", "preprocessing_origins", "artifacts",
+        "files", "calibration", "golden", "provenance", "warnings", "batch_norm_shift", "work",
     }  # fmt: skip
     assert document["input"] == {
         "name": "images", "dtype": "uint8", "shape": ["batch", 32, 32, 3], "layout": "NHWC",
