@@ -30,7 +30,7 @@ REDUCING_GAP = 2.0
 
 
 class ResizeMode(str, Enum):
-    """How a picture is brought to the size before the crop."""
+    """Way in which a picture is brought to the size before the crop."""
 
     SHORTER = "shorter"  # keep the proportions; the picture covers the size
     SQUASH = "squash"  # change the proportions to those of the size
