@@ -158,7 +158,7 @@ class _Search:
                 self._check_labels(score, only_order=True)
             if self._is_better_than_chance(best):
                 return
-        self._check_labels(best)
+        self._check_labels(self._best(self._left))
 
     def explore(self, sizes: Sequence[int]) -> None:
         """Race the neighbours of all candidates that may be the best, beginning with the best."""
