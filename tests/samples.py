@@ -99,17 +99,18 @@ def fit_network(network: ResNet, images: np.ndarray, labels: Sequence[int]) -> R
     for norm in norms:
         norm.momentum = None  # the statistics of the only batch
         norm.reset_running_stats()
-    classes, head = len(network.fc.weight), network.fc
-    network.add_module("fc", torch.nn.Identity())
+    head, read = network.last_layer, []
+    hook = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     with torch.inference_mode():
         inputs = Normalize(Preprocessing(image_size=32))(torch.from_numpy(images))
         network.train()(inputs)
-        features = torch.cat([network.eval()(inputs), torch.ones(len(images), 1)], dim=1)
-        targets = torch.eye(classes)[list(labels)] * 10
+        network.eval()(inputs)
+        features = torch.cat([read[-1], torch.ones(len(images), 1)], dim=1)
+        targets = torch.eye(len(head.weight))[list(labels)] * 10
         solution = torch.linalg.lstsq(features.double(), targets.double(), driver="gelsd").solution
         head.weight.copy_(solution[:-1].T)
         head.bias.copy_(solution[-1])
-    network.fc = head
+    hook.remove()
     return network
 
 

@@ -75,7 +75,10 @@ def test_the_export_takes_the_learned_ranges_and_gives_the_same_logits(
         run = request.getfixturevalue("finished")
     else:
         run = tmp_path / "run"
-        init = write_run(tmp_path / "init", make_classifier(FAMILY[member]).network)
+        images = read_image_folder(image_data / "train")
+        pixels = np.stack([np.array(Image.open(path)) for path in images.files])
+        network = fit_network(make_classifier(FAMILY[member]).network, pixels, images.labels)
+        init = write_run(tmp_path / "init", network)
         train_quantized(config_for(init, image_data, epochs=1), run)
     source = read_source(run, calibration_data=image_data)
     learned = source.checkpoint.learned_ranges
@@ -88,15 +91,15 @@ def test_the_export_takes_the_learned_ranges_and_gives_the_same_logits(
     )
     recipe = calibration.recipes[Encoding.TENSORRT]
     assert recipe.calibrator == LEARNED
-    images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), dtype=np.uint8)
     scales = {tensor: largest / 127 for tensor, largest in learned.items()}
     trained = QuantizedClassifier(classifier, scales, quantized_inputs(recipe, model)).eval()
     with torch.inference_mode():
-        expected = trained(torch.from_numpy(images)).numpy()
+        expected = trained(torch.from_numpy(pixels)).numpy()
     backend = OnnxRuntimeCpu(
         to_bytes(recipe.apply(calibration.model, half=False)), Encoding.TENSORRT
     )
-    exported = backend.run(images)
+    exported = backend.run(pixels)
     backend.close()
     # Sums in another order may move a few INT8 values by one step, but none of the median image
     # (133 dB on the CIFAR-10 network). The SQNR of INT8 against float is about 30 dB.
