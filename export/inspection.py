@@ -23,14 +23,14 @@ _OPTIONS = {"resize_mode": "--resize", "resize": "--crop-fraction"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSummary:
-    """What a checkpoint holds and states, and what it does not state."""
+    """The facts that a checkpoint holds and states, and the names of those that it does not."""
 
     path: Path
     sha256: str
     scheme: str
     """Naming scheme of the tensors."""
     place: str
-    """Where the tensors stand in the file: keys of mappings, and the prefix of the names."""
+    """Keys of mappings and prefix of the names that lead to the tensors in the file."""
     architecture: Architecture
     name: str
     """Name of the architecture, such as `resnet34`."""
@@ -45,7 +45,7 @@ class CheckpointSummary:
     preprocessing: Preprocessing
     """Pre-processing that an export without options would use."""
     origins: Mapping[str, str]
-    """Where each of its settings comes from."""
+    """Source of each of its settings."""
     missing: Mapping[str, str]
     """Facts that the checkpoint does not state, and the options of `export` for them."""
     notes: tuple[str, ...]

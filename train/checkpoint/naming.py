@@ -129,6 +129,8 @@ class NamedTensors:
     """The name in the file of each tensor in `body` and `rest`."""
     averaged: bool
     """True for a moving average of the weights."""
+    completed: bool = False
+    """True if the statistics of the batch norms are those of other weights."""
 
     @property
     def where(self) -> str:

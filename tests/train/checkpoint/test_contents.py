@@ -152,3 +152,39 @@ def test_a_whole_network_with_another_stride_is_refused(tmp_path: Path) -> None:
 def test_a_whole_network_with_another_activation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"relu is .*GELU"):
         load(tmp_path, whole(relu=nn.GELU()))
+
+
+def test_a_whole_network_without_pooling_is_refused(tmp_path: Path) -> None:
+    network = ResNet(SMALL_BOTTLENECK)
+    network.maxpool = nn.Identity()
+    torch.save(network, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="maxpool is of class Identity instead of MaxPool2d"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_the_average_of_lightning_is_its_state_dict(tmp_path: Path) -> None:
+    content = {"state_dict": AVERAGE, "current_model_state": RAW, "averaging_state": {}}
+    torch.save(content, tmp_path / "a.ckpt")
+    checkpoint = load_checkpoint(tmp_path / "a.ckpt")
+    assert checkpoint.weights == "ema"
+    assert_equal_states(checkpoint.state, AVERAGE)
+
+
+def test_averages_without_names_are_named(tmp_path: Path) -> None:
+    torch.save({"model": RAW, "ema": {"shadow_params": [torch.zeros(2)]}}, tmp_path / "a.pth")
+    checkpoint = load_checkpoint(tmp_path / "a.pth")
+    assert checkpoint.weights == "raw"
+    assert "shadow_params holds averaged weights" in checkpoint.notes[0]
+
+
+def test_int64_tensors_of_metrics_are_no_weights(tmp_path: Path) -> None:
+    state = RAW | {"confusion.matrix": torch.zeros(3, 3, dtype=torch.int64)}
+    torch.save(state, tmp_path / "a.pth")
+    assert_equal_states(load_checkpoint(tmp_path / "a.pth").state, RAW)
+
+
+@pytest.mark.parametrize("name", ["resnetblur50-84f4748f.pth", "resnetaa50_a1h.pth"])
+def test_the_file_name_of_an_antialiased_network_is_believed(tmp_path: Path, name: str) -> None:
+    torch.save(RAW, tmp_path / name)
+    with pytest.raises(CheckpointError, match="whose pooling resdeploy does not have"):
+        load_checkpoint(tmp_path / name)

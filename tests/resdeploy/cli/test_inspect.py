@@ -1,0 +1,42 @@
+"""`resdeploy inspect`: its text and its JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from click.testing import CliRunner
+
+from resdeploy.cli.main import main
+from tests.train.checkpoint.states import make_state
+
+
+def test_inspect_prints_a_line_for_each_fact(tmp_path: Path) -> None:
+    torch.save({"model": make_state(), "classes": ["cat", "dog", "fish"]}, tmp_path / "net.pth")
+    answer = CliRunner().invoke(main, ["inspect", str(tmp_path / "net.pth")])
+    assert answer.exit_code == 0
+    lines = dict(line.split(maxsplit=1) for line in answer.output.splitlines())
+    assert lines["tensors"] == "named as in torchvision, in model"
+    assert lines["blocks"] == "basic, 2, 1, 1 per stage, shortcuts B"
+    assert lines["head"] == "average pooling, linear 32 -> 3"
+    assert lines["labels"] == "cat, dog, fish"
+    assert "(assumed)" in lines["input"]
+    assert "mean (--mean), std (--std)" in lines["not"]
+
+
+def test_inspect_prints_one_document(tmp_path: Path) -> None:
+    torch.save(make_state(), tmp_path / "net.pth")
+    answer = CliRunner().invoke(main, ["inspect", str(tmp_path / "net.pth"), "--json"])
+    result = json.loads(answer.stdout)
+    assert result["architecture"]["blocks"] == [2, 1, 1]
+    assert result["missing"]["labels"] == "--labels"
+    assert result["origins"]["mean"] == "assumed"
+
+
+def test_inspect_refuses_in_one_line(tmp_path: Path) -> None:
+    torch.save({"patch_embed.proj.weight": torch.zeros(1)}, tmp_path / "net.pth")
+    answer = CliRunner().invoke(main, ["inspect", str(tmp_path / "net.pth")])
+    assert answer.exit_code == 1
+    assert "the nearest scheme, but not patch_embed.proj.weight" in answer.stderr
+    assert "docs/checkpoints.md" in answer.stderr
