@@ -46,6 +46,7 @@ from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import (
     FLOAT_FLOOR_DB,
+    FP16_FLOOR_DB,
     INT8_FLOOR_DB,
     different_rows,
     run_batches,
@@ -110,7 +111,11 @@ def check_graph(
     single = run_batches(backend, golden.images[:ODD_BATCH], batch=1)
     batched = run_batches(backend, golden.images[:ODD_BATCH], batch=ODD_BATCH)
     backend.close()
-    floor = FLOAT_FLOOR_DB.get(precision, INT8_FLOOR_DB)
+    floor = {
+        Precision.FP32: FLOAT_FLOOR_DB[Precision.FP32],
+        Precision.FP16: FP16_FLOOR_DB,
+        Precision.INT8: INT8_FLOOR_DB,
+    }[precision]
     if not parity.sqnr_db >= floor:
         raise ExportError(
             f"{file} does not agree with {reference}: the SQNR of its logits is "

@@ -39,7 +39,7 @@ def verify(bundle: Path, **settings: Any) -> CommandResult:
 
     Without --data the verdict is `reproduced`, never `pass`: the golden images show nothing about
     accuracy. Limits of their SQNR: 60 dB for FP32, 40 dB for FP16; for INT8, what the export
-    measured for the same graph less 3 dB, and at least 12 dB.
+    measured for the same graph less 3 dB, and at least 3 dB.
 
     Exit code: 0 passed or reproduced, 1 failed, 3 too few images to decide.
     """

@@ -140,7 +140,7 @@ def _agreement(result: Verification) -> Table:
         caption="Agreement: images with the same predicted class as FP32. SQNR: median "
         "signal-to-quantisation-noise ratio of the logits. Golden images: "
         f"{result.golden.described}, compared with {result.golden.reference_name}; the limit for "
-        "INT8 is the SQNR of the same graph at the export less 3 dB, and at least 12 dB.",
+        "INT8 is the SQNR of the same graph at the export less 3 dB, and at least 3 dB.",
         head=("graph", "backend", "agreement", *sqnr, "SQNR on golden images", "verdict"),
         rows=rows,
     )
