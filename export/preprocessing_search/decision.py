@@ -1,8 +1,9 @@
 """Decision between candidates: paired top-1 accuracy, and the statistics of the batch norms.
 
-Top-1 accuracy decides wherever labels are known. Batch norms decide without labels; with labels,
-they only decide between candidates of one geometry that are equally accurate, because they measure
-mean and standard deviation of the pixels more exactly than accuracy does.
+Top-1 accuracy and the log loss decide wherever labels are known; the loss tells small differences,
+such as another crop, on far fewer images. Batch norms decide without labels; with labels, they only
+decide between candidates of one geometry that are equally accurate, because they measure mean and
+standard deviation of the pixels more exactly than accuracy does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from resdeploy.export.norm_inputs import LARGEST
 from resdeploy.export.preprocessing_search.scoring import BLOCK, CandidateScore
 from resdeploy.statistics import (
     BoolArray,
+    FloatArray,
     IntArray,
     PairedAccuracy,
     fewest_images,
@@ -30,6 +32,8 @@ from resdeploy.statistics import (
 # the last of its comparisons needs the same level as the first.
 # Source: Dunn, "Multiple comparisons among means", JASA 56 (1961) 52-64.
 ALPHA, DROP_ALPHA = 0.04, 0.01 / 3000
+# The means of fewer differences are not normally distributed: a few images have large losses.
+FEWEST_LOSSES = 256
 RESAMPLES = 100  # the standard deviation of a difference is then known within 7 %
 # A candidate's divergence must also be this multiple of the best one's, because the images of the
 # training were augmented, and differ from these a little. On 1000 images and small networks trained
@@ -62,16 +66,31 @@ def is_worse(paired: PairedAccuracy, alpha: float) -> bool:
     return math.exp(-score) <= alpha or paired.mcnemar_p / 2 <= alpha
 
 
-def images_to_separate(paired: PairedAccuracy, alpha: float) -> int | None:
-    """Estimate how many images separate two candidates, if they differ as often as now.
+def has_higher_loss(best: FloatArray, other: FloatArray, alpha: float) -> bool:
+    """Return True if the log loss is higher by a paired one-sided z-test."""
+    return len(best) >= FEWEST_LOSSES and loss_score(best, other) > NormalDist().inv_cdf(1 - alpha)
 
-    The result is None if they are equally accurate, or if more than `MAX_IMAGES` are needed.
+
+def loss_score(best: FloatArray, other: FloatArray) -> float:
+    """Return the mean of the paired differences of the log loss, in standard errors."""
+    difference = other - best
+    error = float(difference.std()) / math.sqrt(len(difference))
+    return float(difference.mean()) / error if error else 0.0
+
+
+def images_to_separate(
+    paired: PairedAccuracy, best: FloatArray, other: FloatArray, alpha: float
+) -> int | None:
+    """Estimate how many images separate two candidates, if they differ as now.
+
+    The result is None if the other is not worse, or if more than `MAX_IMAGES` are needed.
     """
-    if paired.lost <= paired.gained:
+    lost, gained = paired.lost, paired.gained
+    # Both statistics grow with the root of the number of images; the first one is McNemar's.
+    score = max((lost - gained) / math.sqrt(max(lost + gained, 1)), loss_score(best, other))
+    if score <= 0:
         return None
-    # McNemar's statistic (lost - gained) / sqrt(lost + gained) grows with the root of the images.
-    z = NormalDist().inv_cdf(1 - alpha)
-    factor = z**2 * (paired.lost + paired.gained) / (paired.lost - paired.gained) ** 2
+    factor = (NormalDist().inv_cdf(1 - alpha) / score) ** 2
     images = math.ceil(paired.images * max(factor, 1.0))
     return fewest_images(lambda count: count >= images, paired.images)
 
@@ -87,7 +106,7 @@ def divergences(score: CandidateScore, images: int) -> Divergences | None:
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), sections 6 and 8.
     """
-    recorded = [norms for _, _, norms in score.blocks if norms]
+    recorded = [block.norms for block in score.blocks if block.norms]
     blocks = recorded[: min(images // BLOCK, len(recorded)) or 1]
     if not blocks:
         return None

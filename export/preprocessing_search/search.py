@@ -38,6 +38,7 @@ from resdeploy.export.preprocessing_search.decision import (
     compare_scores,
     correct_predictions,
     divergences,
+    has_higher_loss,
     images_to_separate,
     is_farther,
     is_worse,
@@ -51,6 +52,7 @@ from resdeploy.label_check import check_labels, refuse_wrong_labels
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
 from resdeploy.statistics import (
+    FloatArray,
     IntArray,
     PairedAccuracy,
     Verdict,
@@ -110,7 +112,7 @@ def find_preprocessing(
         usual = SMALL_SIZES if small else LARGE_SIZES
         sizes = usual if stated is None else tuple(dict.fromkeys([stated.size[0], *usual]))
     limit = images or min(MOST_IMAGES, max(FIRST_LOOK, DEFAULT_PIXELS // sizes[0] ** 2))
-    scorer = Scorer(checkpoint.network(), files, limit, progress)
+    scorer = Scorer(checkpoint.network(), files, limit, progress, classes)
     search = _Search(scorer, classes, names, data)
     search.begin(sizes, stated, gray=checkpoint.architecture.input_channels == 1)
     search.explore(sizes)
@@ -209,7 +211,10 @@ class _Search:
         decided = not others and (self._classes is None or self._is_better_than_chance(best))
         needed = [0]
         if self._classes is not None:
-            needed += [images_to_separate(self._paired(best, s), alpha) or 0 for s in others]
+            needed += [
+                images_to_separate(self._paired(best, s), *self._losses(best, s), alpha) or 0
+                for s in others
+            ]
         return PreprocessingSearch(
             verdict=Verdict.PASS if decided else Verdict.INCONCLUSIVE,
             preprocessing=best.preprocessing if decided else None,
@@ -238,6 +243,7 @@ class _Search:
             result,
             top1=100 * float(correct.mean()),
             top1_interval=wilson_interval(int(correct.sum()), score.images),
+            log_loss=float(score.losses(score.images).mean()),
         )
         if score is best:
             return result
@@ -250,8 +256,15 @@ class _Search:
                 -100 * upper_bound_of_difference(lost, gained, images, 1 - alpha),
                 100 * upper_bound_of_difference(gained, lost, images, 1 - alpha),
             ),
-            excluded_by="top-1" if is_worse(paired, alpha) else result.excluded_by,
+            excluded_by=self._evidence(best, score, paired, alpha) or result.excluded_by,
         )
+
+    def _evidence(
+        self, best: CandidateScore, score: CandidateScore, paired: PairedAccuracy, alpha: float
+    ) -> str | None:
+        if is_worse(paired, alpha):
+            return "top-1"
+        return "log loss" if self._is_worse(best, score, alpha) else None
 
     def _race(self, candidates: Sequence[Preprocessing]) -> None:
         """Score candidates, and those that are left, on more and more images."""
@@ -275,7 +288,18 @@ class _Search:
         return [s for s in rivals if not any(self._is_farther(r, s, alpha) for r in near)]
 
     def _is_worse(self, best: CandidateScore, other: CandidateScore, alpha: float) -> bool:
-        return self._classes is not None and is_worse(self._paired(best, other), alpha)
+        if self._classes is None:
+            return False
+        paired = self._paired(best, other)
+        if is_worse(paired, alpha):
+            return True
+        # A candidate that is significantly more accurate is left, whatever its loss.
+        is_better = is_worse(self._paired(other, best), alpha)
+        return has_higher_loss(*self._losses(best, other), alpha) and not is_better
+
+    def _losses(self, best: CandidateScore, other: CandidateScore) -> tuple[FloatArray, FloatArray]:
+        images = min(best.images, other.images)
+        return best.losses(images), other.losses(images)
 
     def _is_farther(self, one: CandidateScore, other: CandidateScore, alpha: float) -> bool:
         if self._classes is not None and one.geometry != other.geometry:
@@ -300,7 +324,7 @@ class _Search:
     def _rank(self, score: CandidateScore) -> float:
         if self._classes is None:
             return -self._divergence(score)
-        return float(correct_predictions(score, self._labels).mean())
+        return -float(score.losses(score.images).mean())
 
     def _divergence(self, score: CandidateScore) -> float:
         found = self._distance(score, score.images)
