@@ -35,7 +35,7 @@ _SMALL = 128  # images below this side are not cropped, as is usual for CIFAR
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatedSettings:
-    """Settings that one source states."""
+    """Settings of one source, and its name."""
 
     settings: PreprocessingSettings
     place: str

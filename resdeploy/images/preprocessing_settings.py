@@ -50,6 +50,5 @@ def settings_of(preprocessing: Preprocessing) -> PreprocessingSettings:
     values: dict[str, Any] = {
         field.name: getattr(preprocessing, field.name) for field in fields(preprocessing)
     }
-    return PreprocessingSettings(
-        **values | {"resize": preprocessing.resize or values["image_size"]}
-    )
+    values["resize"] = preprocessing.resize or preprocessing.image_size
+    return PreprocessingSettings(**values)
