@@ -16,10 +16,11 @@ from resdeploy.images.preprocessing_choice import (
     assumption,
     choose_preprocessing,
 )
-from resdeploy.images.preprocessing_files import read_preprocessing_file, settings_beside
+from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import PreprocessingSettings, settings_of
 from resdeploy.progress import Progress
 from resdeploy.train.checkpoint.load import Checkpoint
+from resdeploy.train.checkpoint.sources import stated_sources
 from resdeploy.train.model.architecture import Stem
 
 logger = logging.getLogger(__name__)
@@ -60,15 +61,7 @@ def choose_source_preprocessing(
         )
     elif file is not None:
         sources.append(StatedSettings(settings=read_preprocessing_file(file), place=file.name))
-    if checkpoint.preprocessing is not None:
-        stated = settings_of(checkpoint.preprocessing)
-        sources.append(StatedSettings(settings=stated, place="the run"))
-    elif found := settings_beside(checkpoint.path):
-        sources.append(StatedSettings(settings=found[0], place=f"{found[1]} beside the weights"))
-    if checkpoint.settings is not None:
-        sources.append(
-            StatedSettings(settings=checkpoint.settings, place=checkpoint.settings_source)
-        )
+    sources += stated_sources(checkpoint)
     architecture = checkpoint.architecture
     choice = choose_preprocessing(
         sources,

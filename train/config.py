@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -204,13 +204,21 @@ class TrainingConfig:
             sources[0] = replace(sources[0], settings=replace(stated, image_size=config.image_size))
         if file is not None:
             sources.append(StatedSettings(settings=read_preprocessing_file(file), place=file.name))
+        return config.with_preprocessing(sources)
+
+    def with_preprocessing(self, sources: Sequence[StatedSettings]) -> TrainingConfig:
+        """Return the settings with the pre-processing of these sources, else the standard one.
+
+        Raises:
+            DataError: The pre-processing is not possible.
+        """
         standard = replace(
-            settings_of(Preprocessing.standard(config.image_size)),
+            settings_of(Preprocessing.standard(self.image_size)),
             channels=None, value_range=None, mean=None, std=None,  # grey pixels have other ones
         )  # fmt: skip
-        sources.append(StatedSettings(settings=standard, place="the standard"))
-        found = choose_preprocessing(sources).preprocessing
-        return replace(config, image_size=found.image_size, preprocessing=found)
+        last = StatedSettings(settings=standard, place="the standard")
+        found = choose_preprocessing([*sources, last]).preprocessing
+        return replace(self, image_size=found.image_size, preprocessing=found)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainingConfig:

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.class_mapping import default_labels, log_once, map_classes
+from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.preprocessing_choice import StatedSettings, setting_texts
+from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
+from resdeploy.train.checkpoint.sources import stated_sources
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.model.architecture import ARCHITECTURES, Architecture, Shortcut, Stem
 from resdeploy.train.model.resnet import ResNet
@@ -73,6 +77,27 @@ def initial_network(config: TrainingConfig, classes: Sequence[str]) -> InitialNe
         logger.info("the classifier of %s is replaced by a new one: %s", config.init, error)
         network = with_new_head(network, len(classes))
     return InitialNetwork(_freeze(network, config), labels, outputs)
+
+
+def with_initial_preprocessing(config: TrainingConfig) -> TrainingConfig:
+    """Return the settings with the pre-processing of `config.init`, if no option states another.
+
+    Raises:
+        CheckpointError: The weights cannot be used.
+        DataError: A file beside the weights is damaged or cannot be followed.
+    """
+    if config.init is None or config.preprocessing is not None:
+        return config
+    if not (stated := stated_sources(load_checkpoint(Path(config.init)))):
+        return config
+    size = PreprocessingSettings(image_size=config.image_size)
+    found = config.with_preprocessing([StatedSettings(settings=size, place="the size"), *stated])
+    if found.preprocessing == Preprocessing.standard(config.image_size):
+        return config
+    assert found.preprocessing is not None
+    words = ", ".join(setting_texts(found.preprocessing).values())
+    log_once(f"the pre-processing is that of {config.init}: {words}")
+    return found
 
 
 def resumed_network(config: TrainingConfig, architecture: Architecture) -> ResNet:

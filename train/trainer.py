@@ -35,7 +35,12 @@ from resdeploy.train.evaluation import (
     evaluate,
     validation_plan,
 )
-from resdeploy.train.initialization import balanced_weights, initial_network, resumed_network
+from resdeploy.train.initialization import (
+    balanced_weights,
+    initial_network,
+    resumed_network,
+    with_initial_preprocessing,
+)
 from resdeploy.train.qat.distillation import Teacher
 from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run import folder as run_folder
@@ -87,6 +92,7 @@ def train(
     with connect_processes() as process:
         if process.is_main:
             check_new_run(folder, force=force)
+        config = with_initial_preprocessing(config)
         trainer = _Trainer(config, folder, process, progress, start)
         trainer.begin()
         return trainer.train()

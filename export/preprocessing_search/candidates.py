@@ -37,28 +37,32 @@ GRAY_NORMALISATIONS: dict[str, Normalisation] = {
     "MNIST": (1, (0.1307,), (0.3081,)),  # PyTorch's example
 }
 FRACTIONS = (1.0, 0.95, 0.875)  # timm's `crop_pct` of ResNets
+# Of a small picture, 0.95 cuts off a single pixel, which gives the same answers.
+SMALL_FRACTIONS = (1.0, 0.875)
+SMALL = 128  # in pixels
 LARGE_SIZES, SMALL_SIZES = (224, 192, 256, 288), (32, 28, 40, 64)
 SMALL_PICTURE = 96  # largest shorter side, in pixels, for which the small sizes are tried
 
 
 def starting_points(size: int, *, gray: bool) -> list[Preprocessing]:
     """Return each normalisation and order of channels, with the standard geometry."""
-    fraction = 0.875 if size >= 128 else 1.0
+    fraction = 0.875 if size >= SMALL else 1.0
     start = Preprocessing(image_size=size, resize=_resized(size, fraction))
     return normalisations(start, gray=gray)
 
 
 def neighbours(candidate: Preprocessing, sizes: Sequence[int]) -> Iterator[Preprocessing]:
-    """Yield the candidates of another geometry that differ in one: size, crop or interpolation."""
+    """Yield the candidates of another size, and those of another crop or interpolation."""
     for size in sizes:
         resize = _resized(size, crop_fraction(candidate) or 1.0)
         yield replace(candidate, image_size=size, resize=resize)
-    for fraction in FRACTIONS:
-        resize = _resized(candidate.image_size, fraction)
-        yield replace(candidate, resize=resize, resize_mode=ResizeMode.SHORTER)
-    yield replace(candidate, resize=candidate.image_size, resize_mode=ResizeMode.SQUASH)
+    # All pairs, because a wrong crop can hide a right interpolation, and the reverse.
     for interpolation in (Interpolation.BILINEAR, Interpolation.BICUBIC):
-        yield replace(candidate, interpolation=interpolation)
+        scaled = replace(candidate, interpolation=interpolation)
+        for fraction in FRACTIONS if candidate.size[0] >= SMALL else SMALL_FRACTIONS:
+            resize = _resized(candidate.image_size, fraction)
+            yield replace(scaled, resize=resize, resize_mode=ResizeMode.SHORTER)
+        yield replace(scaled, resize=candidate.image_size, resize_mode=ResizeMode.SQUASH)
 
 
 def describe(candidate: Preprocessing) -> str:

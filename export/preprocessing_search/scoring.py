@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,28 +15,14 @@ from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest
 from resdeploy.images.skipped import SkippedImages, reason_of
 from resdeploy.progress import Progress
-from resdeploy.statistics import FloatArray, IntArray
+from resdeploy.statistics import IntArray
 from resdeploy.train.model.resnet import Classifier, ResNet
 
-BLOCK = 16  # images that are scored together, and that the bootstrap draws together
-MOMENT_IMAGES = 512  # images on which batch norms are observed: their sums need much memory
+BLOCK = 32  # images that are scored together, and that the bootstrap draws together
+MOMENT_IMAGES = 2048  # images on which batch norms are observed: their sums need much memory
 
-# Candidates scale the logits differently. Each one's log loss is taken at the temperature that is
-# best for it, so that the scale does not count: Guo et al. 2017, arXiv:1706.04599, section 4.2.
-TEMPERATURES = np.geomspace(0.5, 8, 17)
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Behaviour of the network on some images."""
-
-    digest: str
-    """Digest of the pixels."""
-    predicted: IntArray
-    losses: FloatArray
-    """Log loss at each temperature, float (images, temperatures), in nats; NaN without labels."""
-    norms: Sequence[NormInput]
-    """Sums at each batch norm with statistics."""
+Block = tuple[str, IntArray, Sequence[NormInput]]
+"""Digest of the pixels, predicted classes, and sums at each batch norm with statistics."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,35 +36,29 @@ class CandidateScore:
 
     @property
     def images(self) -> int:
-        return sum(len(block.predicted) for block in self.blocks)
+        return sum(len(predicted) for _, predicted, _ in self.blocks)
 
     @property
     def predicted(self) -> IntArray:
         """Return the predicted class of each image."""
-        return np.concatenate([block.predicted for block in self.blocks])
-
-    def losses(self, images: int) -> FloatArray:
-        """Return the log loss of each of the first `images` images, at the best temperature."""
-        losses = np.concatenate([block.losses for block in self.blocks])[:images]
-        return np.asarray(losses[:, losses.mean(0).argmin()])
+        return np.concatenate([predicted for _, predicted, _ in self.blocks])
 
     def has_pixels_of(self, other: CandidateScore) -> bool:
         """Return True if both differ only in a geometry that gave the same pixels."""
-        return _graph_settings(self.preprocessing) == _graph_settings(other.preprocessing) and all(
-            first.digest == second.digest for first, second in zip(self.blocks, other.blocks)
+        return self.has_graph_of(other) and all(
+            first[0] == second[0] for first, second in zip(self.blocks, other.blocks)
         )
+
+    def has_graph_of(self, other: CandidateScore) -> bool:
+        """Return True if both differ at most in their geometry."""
+        return _graph_settings(self.preprocessing) == _graph_settings(other.preprocessing)
 
 
 class Scorer:
     """Scorer of any number of candidates on the same images in the same order."""
 
     def __init__(
-        self,
-        network: ResNet,
-        files: Sequence[Path],
-        images: int,
-        progress: Progress,
-        classes: Mapping[Path, int] | None = None,
+        self, network: ResNet, files: Sequence[Path], images: int, progress: Progress
     ) -> None:
         self.files = list(files)
         """Files without those that could not be decoded so far."""
@@ -86,7 +66,6 @@ class Scorer:
         self._network = network
         self._images = images
         self._progress = progress
-        self._classes = classes
         self._skipped = SkippedImages()
         self._known: dict[tuple[object, ...], Block] = {}
 
@@ -134,24 +113,12 @@ class Scorer:
 
     def _run(self, candidate: Preprocessing, pixels: UInt8Array, index: int) -> Block:
         digest = image_digest(pixels)
-        key = (index, digest, *_graph_settings(candidate))
+        key = (digest, *_graph_settings(candidate))
         if key not in self._known:
             inputs, logits = record_norm_inputs(Classifier(self._network, candidate), pixels)
             norms = tuple(inputs.values()) if index < MOMENT_IMAGES // BLOCK else ()
-            losses = self._losses(logits, index * BLOCK)
-            self._known[key] = Block(digest, logits.argmax(axis=1), losses, norms)
+            self._known[key] = digest, logits.argmax(axis=1), norms
         return self._known[key]
-
-    def _losses(self, logits: FloatArray, start: int) -> FloatArray:
-        """Return the log loss of images from number `start` on, at each temperature."""
-        if self._classes is None:
-            return np.full((len(logits), len(TEMPERATURES)), np.nan)
-        files = self.files[start : start + len(logits)]
-        scaled = logits[:, None, :] / TEMPERATURES[:, None]
-        scaled = scaled - scaled.max(axis=2, keepdims=True)
-        labels = np.array([self._classes[path] for path in files])[:, None, None]
-        chosen = np.take_along_axis(scaled, labels, axis=2)[:, :, 0]
-        return np.asarray(np.log(np.exp(scaled).sum(axis=2)) - chosen)
 
 
 def _geometry(candidate: Preprocessing) -> Preprocessing:

@@ -34,11 +34,11 @@ from resdeploy.export.preprocessing_search.candidates import (
 from resdeploy.export.preprocessing_search.decision import (
     ALPHA,
     DROP_ALPHA,
+    GEOMETRY_POINTS,
     Divergences,
     compare_scores,
     correct_predictions,
     divergences,
-    has_higher_loss,
     images_to_separate,
     is_farther,
     is_worse,
@@ -52,7 +52,6 @@ from resdeploy.label_check import check_labels, refuse_wrong_labels
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
 from resdeploy.statistics import (
-    FloatArray,
     IntArray,
     PairedAccuracy,
     Verdict,
@@ -112,7 +111,7 @@ def find_preprocessing(
         usual = SMALL_SIZES if small else LARGE_SIZES
         sizes = usual if stated is None else tuple(dict.fromkeys([stated.size[0], *usual]))
     limit = images or min(MOST_IMAGES, max(FIRST_LOOK, DEFAULT_PIXELS // sizes[0] ** 2))
-    scorer = Scorer(checkpoint.network(), files, limit, progress, classes)
+    scorer = Scorer(checkpoint.network(), files, limit, progress)
     search = _Search(scorer, classes, names, data)
     search.begin(sizes, stated, gray=checkpoint.architecture.input_channels == 1)
     search.explore(sizes)
@@ -211,10 +210,7 @@ class _Search:
         decided = not others and (self._classes is None or self._is_better_than_chance(best))
         needed = [0]
         if self._classes is not None:
-            needed += [
-                images_to_separate(self._paired(best, s), *self._losses(best, s), alpha) or 0
-                for s in others
-            ]
+            needed += [images_to_separate(self._paired(best, s), alpha) or 0 for s in others]
         return PreprocessingSearch(
             verdict=Verdict.PASS if decided else Verdict.INCONCLUSIVE,
             preprocessing=best.preprocessing if decided else None,
@@ -243,7 +239,6 @@ class _Search:
             result,
             top1=100 * float(correct.mean()),
             top1_interval=wilson_interval(int(correct.sum()), score.images),
-            log_loss=float(score.losses(score.images).mean()),
         )
         if score is best:
             return result
@@ -256,15 +251,8 @@ class _Search:
                 -100 * upper_bound_of_difference(lost, gained, images, 1 - alpha),
                 100 * upper_bound_of_difference(gained, lost, images, 1 - alpha),
             ),
-            excluded_by=self._evidence(best, score, paired, alpha) or result.excluded_by,
+            excluded_by="top-1" if self._is_worse(best, score, alpha) else result.excluded_by,
         )
-
-    def _evidence(
-        self, best: CandidateScore, score: CandidateScore, paired: PairedAccuracy, alpha: float
-    ) -> str | None:
-        if is_worse(paired, alpha):
-            return "top-1"
-        return "log loss" if self._is_worse(best, score, alpha) else None
 
     def _race(self, candidates: Sequence[Preprocessing]) -> None:
         """Score candidates, and those that are left, on more and more images."""
@@ -290,23 +278,13 @@ class _Search:
     def _is_worse(self, best: CandidateScore, other: CandidateScore, alpha: float) -> bool:
         if self._classes is None:
             return False
-        paired = self._paired(best, other)
-        if is_worse(paired, alpha):
-            return True
-        # A candidate that is significantly more accurate is left, whatever its loss.
-        is_better = is_worse(self._paired(other, best), alpha)
-        return has_higher_loss(*self._losses(best, other), alpha) and not is_better
-
-    def _losses(self, best: CandidateScore, other: CandidateScore) -> tuple[FloatArray, FloatArray]:
-        images = min(best.images, other.images)
-        return best.losses(images), other.losses(images)
+        points = GEOMETRY_POINTS if best.has_graph_of(other) else 0.0
+        return is_worse(self._paired(best, other), alpha, points)
 
     def _is_farther(self, one: CandidateScore, other: CandidateScore, alpha: float) -> bool:
-        if self._classes is not None and one.geometry != other.geometry:
-            return False
         images = min(one.images, other.images)
         near, far = self._distance(one, images), self._distance(other, images)
-        return near is not None and far is not None and is_farther(near, far, alpha)
+        return near is not None and far is not None and is_farther(near, far, alpha, images)
 
     def _distance(self, score: CandidateScore, images: int) -> Divergences | None:
         key = score.preprocessing, min(images, MOMENT_IMAGES)
@@ -324,7 +302,7 @@ class _Search:
     def _rank(self, score: CandidateScore) -> float:
         if self._classes is None:
             return -self._divergence(score)
-        return -float(score.losses(score.images).mean())
+        return float(correct_predictions(score, self._labels).mean())
 
     def _divergence(self, score: CandidateScore) -> float:
         found = self._distance(score, score.images)

@@ -22,13 +22,14 @@ from resdeploy.export.inputs import read_source
 from resdeploy.export.network_check import check_network, label_warnings, shift_warnings
 from resdeploy.export.quantization.calibrate import calibrate
 from resdeploy.export.quantization.recipe import QuantizationRecipe
-from resdeploy.images.preprocessing import Channels, size_text
+from resdeploy.images.preprocessing import Channels, Preprocessing, size_text
+from resdeploy.images.preprocessing_settings import settings_of
 from resdeploy.progress import Progress, silent
 from resdeploy.train import trainer
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import read_splits
 from resdeploy.train.data.synthetic_digits import digits_folder
-from resdeploy.train.initialization import initial_network
+from resdeploy.train.initialization import initial_network, with_initial_preprocessing
 from resdeploy.train.model.resnet import Classifier, first_convolution, normed_convolutions
 from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run.output import check_new_run
@@ -51,6 +52,7 @@ def train_quantized(
         TrainingError: The network takes images of another size, or `trainer.train` raises it.
     """
     check_new_run(folder, force=force)
+    config = with_initial_preprocessing(config)
     start = quantized_start(config, progress)
     return trainer.train(config, folder, start=start, force=force, progress=progress)
 
@@ -60,7 +62,11 @@ def quantized_start(config: TrainingConfig, progress: Progress = silent) -> Quan
     assert config.init is not None
     data = digits_folder() if config.data == DIGITS else Path(config.data)
     initial_network(config, read_splits(data).train.classes)  # refuses other classes
-    source = read_source(Path(config.init), image_size=config.image_size, calibration_data=data)
+    chosen = config.preprocessing or Preprocessing.standard(config.image_size)
+    source = read_source(
+        Path(config.init), image_size=config.image_size, stated=settings_of(chosen),
+        calibration_data=data,
+    )  # fmt: skip
     known = source.checkpoint.preprocessing
     if known is not None and known.image_size != config.image_size:
         raise TrainingError(

@@ -82,7 +82,7 @@ def search_text(result: PreprocessingSearch, written: Path | None = None) -> str
     from resdeploy.export.preprocessing_search.candidates import export_options
 
     shown = result.candidates[: max(WORST, len(result.left))]
-    head = ["candidate", "images", "top-1", "95 % interval", "difference", "interval", "log loss"]
+    head = ["candidate", "images", "top-1", "95 % interval", "difference", "interval"]
     columns = slice(None) if result.labelled else slice(0, 2)
     rows = [[*_cells(row)[columns], *_evidence(row)] for row in shown]
     lines = [table([*head[columns], "divergence", "excluded by"], rows)]
@@ -103,7 +103,7 @@ def search_text(result: PreprocessingSearch, written: Path | None = None) -> str
 def verdict_sentence(result: PreprocessingSearch) -> str:
     """Return a sentence about the candidate that was found, or those that are left."""
     best, *others = result.left
-    how = "the labels" if result.labelled else "the batch norms"
+    how = "top-1 accuracy" if result.labelled else "the batch norms"
     on = f"on {plural(result.images, 'image')}"
     if not others:
         return f"verdict: found, by {how} {on}: {best.name}"
@@ -123,10 +123,8 @@ def _cells(row: CandidateResult) -> list[str]:
         cells += [f"{row.top1:.1f} %", "{:.1f} to {:.1f}".format(*row.top1_interval)]
     if row.difference is not None and row.difference_interval:
         low, high = row.difference_interval
-        cells += [f"{row.difference:+.1f}", f"{low:+.1f} to {high:+.1f}"]
-    else:
-        cells += [NONE, NONE]
-    return [*cells, NONE if row.log_loss is None else f"{row.log_loss:.3f}"]
+        return [*cells, f"{row.difference:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+    return [*cells, NONE, NONE]
 
 
 def _evidence(row: CandidateResult) -> list[str]:

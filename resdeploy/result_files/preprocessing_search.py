@@ -28,14 +28,12 @@ class CandidateResult:
     """Top-1 accuracy minus that of the best candidate on the same images, in percentage points;
     None for the best candidate."""
     difference_interval: tuple[float, float] | None = None
-    log_loss: float | None = None
-    """Mean log loss at the temperature that suits the candidate best, in nats."""
     divergence: float | None
     """Divergence of the batch norms' inputs from their recorded statistics, in nats; None if no
     batch norm has statistics."""
     excluded_by: str | None
-    """Evidence that the best candidate is better: `top-1`, `log loss` or `batch norms`; None if
-    there is none, and for the best candidate."""
+    """Evidence that the best candidate is better: `top-1` or `batch norms`; None if there is none,
+    and for the best candidate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

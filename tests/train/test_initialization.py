@@ -15,13 +15,18 @@ from safetensors.torch import save_file
 
 from resdeploy.errors import TrainingError
 from resdeploy.export.quantization.qat_initialization import train_quantized
+from resdeploy.images.preprocessing import Interpolation, Preprocessing
 from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.initialization import initial_network, with_new_head
+from resdeploy.train.initialization import (
+    initial_network,
+    with_initial_preprocessing,
+    with_new_head,
+)
 from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.trainer import train
-from tests.samples import CLASSES, FAMILY, SIZE, make_classifier
+from tests.samples import CLASSES, FAMILY, SIZE, TINY, make_classifier
 
 REVERSED = tuple(reversed(CLASSES))
 
@@ -155,3 +160,29 @@ def test_the_names_of_a_new_network_are_those_of_the_data() -> None:
     initial = initial_network(TrainingConfig(), ("b", "a"))
     assert (initial.labels, initial.outputs) == (("b", "a"), (0, 1))
     assert initial.network.architecture.classes == 2
+
+
+# Pre-processing of --init
+
+
+def test_training_takes_the_preprocessing_that_its_initial_weights_state(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    torch.save(ResNet(TINY).state_dict(), weights)
+    config = TrainingConfig(init=str(weights), image_size=48)
+    assert with_initial_preprocessing(config) == config  # nothing is stated
+    stated = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9, "interpolation": "bicubic"}
+    document = {"architecture": "resnet10", "pretrained_cfg": {**stated, "input_size": [3, 32, 32]}}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    found = with_initial_preprocessing(config).preprocessing
+    assert found is not None
+    assert (found.image_size, found.resize) == (48, 53)  # 48 / 0.9, rounded down
+    assert (found.mean, found.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert found.interpolation is Interpolation.BICUBIC
+
+
+def test_options_of_the_training_come_before_its_initial_weights(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    torch.save({"state_dict": ResNet(TINY).state_dict(), "mean": [0.5] * 3}, weights)
+    chosen = Preprocessing(image_size=32, resize=32)
+    config = TrainingConfig(init=str(weights), image_size=32, preprocessing=chosen)
+    assert with_initial_preprocessing(config) == config

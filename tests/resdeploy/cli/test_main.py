@@ -22,8 +22,8 @@ from resdeploy.cli.shared.console import exit_code
 from resdeploy.statistics import Verdict
 
 COMMANDS = (
-    "demo", "train", "inspect", "export", "build", "verify", "bench", "compare", "report",
-    "predict", "serve", "explain", "doctor",
+    "demo", "train", "inspect", "preprocess", "export", "build", "verify", "bench", "compare",
+    "report", "predict", "serve", "explain", "doctor",
 )  # fmt: skip
 
 
