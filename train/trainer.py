@@ -24,6 +24,7 @@ from resdeploy.images.skipped import SkippedImages
 from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import collect_provenance
+from resdeploy.train import initialization
 from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import Batch, BatchPlan, EpochImages, load_batches
@@ -34,12 +35,6 @@ from resdeploy.train.evaluation import (
     Evaluation,
     evaluate,
     validation_plan,
-)
-from resdeploy.train.initialization import (
-    balanced_weights,
-    initial_network,
-    resumed_network,
-    with_initial_preprocessing,
 )
 from resdeploy.train.qat.distillation import Teacher
 from resdeploy.train.qat.network import QuantizedStart
@@ -92,7 +87,7 @@ def train(
     with connect_processes() as process:
         if process.is_main:
             check_new_run(folder, force=force)
-        config = with_initial_preprocessing(config)
+        config = initialization.with_initial_preprocessing(config)
         trainer = _Trainer(config, folder, process, progress, start)
         trainer.begin()
         return trainer.train()
@@ -168,10 +163,10 @@ class _Trainer:
         self.resumed = resumed is not None
         self.teacher_file: bytes | None = None
         if resumed is not None:
-            network = resumed_network(config, resumed.architecture)
+            network = initialization.resumed_network(config, resumed.architecture)
             self.record = replace(resumed, config=self.config)
         else:
-            initial = initial_network(config, splits.train.classes)
+            initial = initialization.initial_network(config, splits.train.classes)
             network = initial.network
             if config.distillation:
                 self.teacher_file = run_folder.pack_weights(network)
@@ -186,7 +181,9 @@ class _Trainer:
             )
         if start is not None and start.weights is not None:
             network.load_state_dict(dict(start.weights))
-        class_weights = balanced_weights(self.splits.train) if config.class_weights else None
+        class_weights = (
+            initialization.balanced_weights(self.splits.train) if config.class_weights else None
+        )
         self.learner = Learner(
             config, network, self.preprocessing, process, class_weights, start, teacher
         )
