@@ -173,8 +173,8 @@ def _divide_integers(dividend: Any, divisor: Any, rounding_mode: str) -> Any:
 
 def _global_max_pool(x: Any, dim: Sequence[int], keepdim: bool = False) -> Any:
     # All maxima of the network are over H and W. Only MaxPool has integer kernels in every engine.
-    pooled, _ = op.MaxPool(x, kernel_shape=list(x.shape[2:]))
-    return op.Flatten(pooled, axis=1)
+    pooled: Any = op.MaxPool(x, kernel_shape=list(x.shape[2:]))
+    return op.Flatten(pooled[0], axis=1)
 
 
 def _clear_metadata(model: ir.Model) -> None:

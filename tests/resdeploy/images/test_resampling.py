@@ -6,7 +6,6 @@ import math
 import tracemalloc
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +16,8 @@ from resdeploy.images.geometry import place_picture
 from resdeploy.images.loading import resize_and_crop
 from resdeploy.images.preprocessing import Interpolation, Preprocessing, ResizeMode, UInt8Array
 from resdeploy.images.resampling import MAX_SCALED_PIXELS, scale_and_cut, scale_box
+
+cv2 = pytest.importorskip("cv2")  # the runtime of a board does not have it
 
 OPENCV = {
     Interpolation.NEAREST: cv2.INTER_NEAREST,
