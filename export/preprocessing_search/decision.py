@@ -36,9 +36,9 @@ RESAMPLES = 100  # the standard deviation of a difference is then known within 7
 # A candidate's divergence must also be this multiple of the best one's, because the images of the
 # training were augmented, and differ from these a little. On 1,024 images and ten small networks
 # trained on CIFAR-10, the right candidate had 0.0003 to 0.0013 nats, and the nearest wrong
-# normalisation 15 times as much. Other crops and interpolations had 1.3 to 10 times as much, but two
-# nearly equal ones as little. The ratio was chosen on these networks; networks trained with random
-# resized crops, whose recorded statistics are those of enlarged pictures, were not among them.
+# normalisation 15 times as much. Other crops and interpolations had 1.3 to 10 times as much; one
+# had as little. The ratio was chosen on these networks; networks trained with random resized crops,
+# whose recorded statistics are those of enlarged pictures, were not among them.
 LEAST_RATIO = 1.5
 # Fewer blocks than this tell the bootstrap little about the spread, so the ratio must be larger.
 ENOUGH_BLOCKS, LEAST_RATIO_OF_FEW = 8, 4.0
