@@ -16,8 +16,10 @@ from resdeploy.images.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Channels,
+    ImageSize,
     Preprocessing,
     ResizeMode,
+    height_and_width,
 )
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 
@@ -93,11 +95,11 @@ def choose_preprocessing(
     return ChosenPreprocessing(
         preprocessing=preprocessing,
         origins=origins,
-        contradictions=tuple(_contradictions(sources, preprocessing)),
+        contradictions=tuple(_contradictions(sources)),
     )
 
 
-def resize_for(size: int | tuple[int, int], fraction: float) -> int | tuple[int, int]:
+def resize_for(size: ImageSize, fraction: float) -> ImageSize:
     """Return the size before a crop that keeps `fraction` of each side, rounded down.
 
     Source: timm/data/transforms_factory.py, transforms_imagenet_eval.
@@ -161,8 +163,8 @@ def _first(sources: Sequence[StatedSettings], name: str) -> StatedSettings | Non
 
 
 def _resized(
-    sources: Sequence[StatedSettings], size: int | tuple[int, int], mode: ResizeMode
-) -> tuple[int | tuple[int, int], StatedSettings | None]:
+    sources: Sequence[StatedSettings], size: ImageSize, mode: ResizeMode
+) -> tuple[ImageSize, StatedSettings | None]:
     """Return the size before the crop, and the source that states it."""
     if mode is ResizeMode.NONE:
         if any(s.is_option and s.settings.crop_fraction is not None for s in sources):
@@ -182,10 +184,10 @@ def _resized(
             if own is None or own == size:
                 return settings.resize, source
             # Another size keeps the proportions, such as 256 for 224 pixels and 329 for 288.
-            old, new, resized = _pair(own), _pair(size), _pair(settings.resize)
-            sides = [n * r // o for o, n, r in zip(old, new, resized)]
-            return (sides[0] if sides[0] == sides[1] else (sides[0], sides[1])), source
-    small = min(_pair(size)) < _SMALL
+            (height, width), (old_height, old_width) = map(height_and_width, (size, own))
+            rows, columns = height_and_width(settings.resize)
+            return (height * rows // old_height, width * columns // old_width), source
+    small = min(height_and_width(size)) < _SMALL
     fraction = 0.875 if mode is ResizeMode.SHORTER and not small else 1.0
     return resize_for(size, fraction), None
 
@@ -234,7 +236,7 @@ def _normalisation(
     return values
 
 
-def _contradictions(sources: Sequence[StatedSettings], chosen: Preprocessing) -> list[str]:
+def _contradictions(sources: Sequence[StatedSettings]) -> list[str]:
     """Return a sentence for each setting of an option that the checkpoint contradicts."""
     others = [source for source in sources if not source.is_option]
     sentences = []
@@ -260,10 +262,6 @@ def _distinct(value: Any) -> Any:
 def _margin(side: int, fraction: float) -> int:
     # Rounded first, because 224 / 0.56 is 399.99999999999994 in floating point.
     return math.floor(round(side / fraction, 6))
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
 
 
 def _comma(numbers: Sequence[float]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from resdeploy.images.preprocessing import (
     Channels,
     CropOffset,
+    ImageSize,
     Interpolation,
     Preprocessing,
     ResizeMode,
@@ -25,8 +26,8 @@ class PreprocessingSettings:
     The fields are those of `Preprocessing`, but for `crop_fraction`.
     """
 
-    image_size: int | tuple[int, int] | None = None
-    resize: int | tuple[int, int] | None = None
+    image_size: ImageSize | None = None
+    resize: ImageSize | None = None
     crop_fraction: float | None = None
     """Share of the resized picture's side that is cut out, instead of `resize`: `resize` is the
     image size divided by it, rounded down."""

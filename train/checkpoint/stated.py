@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from resdeploy.images.preprocessing import Interpolation
+from resdeploy.images.preprocessing import ImageSize, Interpolation
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.readable_text import readable
 from resdeploy.train.checkpoint.contents import CheckpointPart
@@ -155,7 +155,7 @@ def read_settings_of(
     )
 
 
-def _read_size(value: Any) -> int | tuple[int, int]:
+def _read_size(value: Any) -> ImageSize:
     if isinstance(value, Mapping):
         value = [value["height"], value["width"]] if "height" in value else value["shortest_edge"]
     if isinstance(value, (list, tuple)):
