@@ -21,7 +21,7 @@ from resdeploy.images.preprocessing import (
     ResizeMode,
     height_and_width,
 )
-from resdeploy.images.preprocessing_settings import PreprocessingSettings
+from resdeploy.images.preprocessing_settings import PreprocessingSettings, option_for
 
 ASSUMED = "assumed"
 DEFAULT_IMAGE_SIZE = 224  # in pixels
@@ -247,9 +247,9 @@ def _contradictions(sources: Sequence[StatedSettings]) -> list[str]:
             continue
         one, two = (getattr(source.settings, name) for source in (option, other))
         if _distinct(one) != _distinct(two):
-            flag = "--" + ("resize" if name == "resize_mode" else name.replace("_", "-"))
             sentences.append(
-                f"{flag} {_text(one)} is used instead of {_text(two)} (from {other.place})"
+                f"{option_for(name)} {_text(one)} is used instead of {_text(two)} "
+                f"(from {other.place})"
             )
     return sentences
 

@@ -44,6 +44,13 @@ class PreprocessingSettings:
 
 
 NOTHING_STATED = PreprocessingSettings()
+# Options that are not named after their setting.
+_OPTIONS = {"resize_mode": "--resize", "resize": "--crop-fraction"}
+
+
+def option_for(setting: str) -> str:
+    """Return the option of the command line that states a setting, such as `--image-size`."""
+    return _OPTIONS.get(setting, f"--{setting.replace('_', '-')}")
 
 
 def settings_of(preprocessing: Preprocessing) -> PreprocessingSettings:
