@@ -26,7 +26,7 @@ from resdeploy.cli.shared.options import (
     FiniteRange,
 )
 from resdeploy.cli.shared.preprocessing_options import preprocessing_options, take_settings
-from resdeploy.images.preprocessing_choice import describe_choice
+from resdeploy.images.preprocessing_text import describe_choice
 from resdeploy.tables import table
 
 if TYPE_CHECKING:

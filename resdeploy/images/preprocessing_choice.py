@@ -20,6 +20,8 @@ from resdeploy.images.preprocessing import (
     Preprocessing,
     ResizeMode,
     height_and_width,
+    numbers_text,
+    size_text,
 )
 from resdeploy.images.preprocessing_settings import PreprocessingSettings, option_for
 
@@ -109,55 +111,6 @@ def resize_for(size: ImageSize, fraction: float) -> ImageSize:
     return _margin(size, fraction)
 
 
-def describe_choice(preprocessing: Preprocessing, origins: Mapping[str, str]) -> str:
-    """Return the settings as a line, those of one origin together."""
-    texts = setting_texts(preprocessing)
-    groups: dict[str, list[str]] = {}
-    for name, text in texts.items():
-        groups.setdefault(origins.get(name, ASSUMED), []).append(text)
-    return "; ".join(
-        f"{', '.join(words)} ({'assumed' if place == ASSUMED else 'from ' + place})"
-        for place, words in groups.items()
-    )
-
-
-def setting_texts(preprocessing: Preprocessing) -> dict[str, str]:
-    """Return each reported setting in words."""
-    height, width = preprocessing.size
-    resized = "x".join(map(str, dict.fromkeys(preprocessing.resized)))
-    mode = preprocessing.resize_mode
-    resize = {
-        ResizeMode.SHORTER: f"shorter side {resized}",
-        ResizeMode.SQUASH: f"squashed to {resized}",
-        ResizeMode.PAD: f"padded to {resized}",
-        ResizeMode.NONE: "not resized",
-    }[mode]
-    texts = {
-        "image_size": f"{height} pixels" if height == width else f"{height}x{width} pixels",
-        "resize": resize,
-        "interpolation": preprocessing.interpolation.value
-        + ("" if preprocessing.antialias else " without antialiasing"),
-        "channels": preprocessing.channels.value.upper(),
-        "value_range": f"values 0 to {preprocessing.value_range}",
-        "mean": f"mean {_comma(preprocessing.mean)}",
-        "std": f"std {_comma(preprocessing.std)}",
-    }
-    if mode is ResizeMode.NONE:
-        del texts["interpolation"]
-    return texts
-
-
-def assumption(choice: ChosenPreprocessing) -> str | None:
-    """Return what was assumed, as a sentence; None if nothing was."""
-    texts = setting_texts(choice.preprocessing)
-    words = [texts[name] for name in choice.assumed if name in texts]
-    return (
-        f"the checkpoint does not state its pre-processing; assumed: {', '.join(words)}"
-        if words
-        else None
-    )
-
-
 def _first(sources: Sequence[StatedSettings], name: str) -> StatedSettings | None:
     return next((s for s in sources if getattr(s.settings, name) is not None), None)
 
@@ -211,13 +164,13 @@ def _normalisation(
         if own_range not in (None, value_range):
             raise DataError(
                 f"the range of the pixel values is 0 to {value_range}, but {name} "
-                f"{_comma(numbers)} is for 0 to {own_range}",
+                f"{numbers_text(numbers)} is for 0 to {own_range}",
                 "give --mean and --std, too, in the same range; 0,0,0 and 1,1,1 change nothing",
             )
         if source and name == "mean" and max(numbers) > value_range:
             raise DataError(
-                f"mean {_comma(numbers)} from {source.place} is above the largest pixel value "
-                f"{value_range}",
+                f"mean {numbers_text(numbers)} from {source.place} is above the largest pixel "
+                f"value {value_range}",
                 "add --value-range 255 if the pixels of the training were not divided by 255",
             )
         if channels is not Channels.GRAY and len(numbers) == 1:
@@ -227,7 +180,8 @@ def _normalisation(
         elif channels is Channels.GRAY and len(numbers) == 3:
             place = source.place if source else ASSUMED
             raise DataError(
-                f"the input is grey, but {name} {_comma(numbers)} from {place} has three values",
+                f"the input is grey, but {name} {numbers_text(numbers)} from {place} has three "
+                "values",
                 f"give the number of the grey channel, such as --{name} {_GRAY[name][0]}",
             )
         elif Channels.GRAY not in (order, channels) and order is not channels:
@@ -264,11 +218,7 @@ def _margin(side: int, fraction: float) -> int:
     return math.floor(round(side / fraction, 6))
 
 
-def _comma(numbers: Sequence[float]) -> str:
-    return ",".join(f"{number:.6g}" for number in numbers)
-
-
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
-        return "x".join(map(str, value)) if isinstance(value[0], int) else _comma(value)
+        return size_text(value) if isinstance(value[0], int) else numbers_text(value)
     return str(getattr(value, "value", value))

@@ -45,7 +45,9 @@ class PreprocessingSettings:
 
 NOTHING_STATED = PreprocessingSettings()
 # Options that are not named after their setting.
-_OPTIONS = {"resize_mode": "--resize", "resize": "--crop-fraction"}
+_OPTIONS = {
+    "resize_mode": "--resize", "resize": "--crop-fraction", "reducing_gap": "--reduced-decoding",
+}  # fmt: skip
 
 
 def option_for(setting: str) -> str:
