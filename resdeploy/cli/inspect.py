@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from click import argument
 
-from resdeploy.cli.shared.console import PATH, CommandResult, command
+from resdeploy.cli.console import PATH, CommandResult, command
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:
