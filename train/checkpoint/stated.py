@@ -1,6 +1,6 @@
 """Facts that a checkpoint states about itself: labels, input size, normalisation and architecture.
 
-Each fact has many names in the wild. One that cannot be believed becomes a note, never a silence.
+Tools use many names for each fact. A note reports each value that is not used.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def relevant_sections(sections: Iterable[CheckpointPart]) -> list[CheckpointPart
 def read_labels_of(
     sections: Iterable[CheckpointPart], classes: int
 ) -> tuple[tuple[str, ...] | None, list[str]]:
-    """Return the labels that a checkpoint states, and notes on those that are not believed.
+    """Return the labels that a checkpoint states, and notes on those that are not used.
 
     A network with one class is one with a sigmoid, which has two labels.
     """
