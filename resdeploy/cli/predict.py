@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from click import IntRange, UsageError, argument, option
 
-from resdeploy.cli.shared.console import PATH, CommandResult, ExitCode, command, reject_options
-from resdeploy.cli.shared.options import BACKEND, LONGEST_SECONDS, PRECISION, THREADS, FiniteRange
+from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, reject_options
+from resdeploy.cli.options.common import BACKEND, LONGEST_SECONDS, PRECISION, THREADS, FiniteRange
 from resdeploy.tables import WORST, plural
 
 if TYPE_CHECKING:
