@@ -75,7 +75,7 @@ class Preprocessing:
     """Side of the network's square input, or its height and width, in pixels."""
     resize: ImageSize | None = None
     """Side, or height and width, before the centre is cut out, in pixels; None for `image_size`.
-    With `ResizeMode.SHORTER`, the shorter side of the picture becomes a single number."""
+    With `ResizeMode.SHORTER`, a single number is the new length of the picture's shorter side."""
     resize_mode: ResizeMode = ResizeMode.SHORTER
     interpolation: Interpolation = Interpolation.BILINEAR
     antialias: bool = True

@@ -23,7 +23,7 @@ from resdeploy.images.preprocessing import (
 class PreprocessingSettings:
     """Settings that one source states; None for each setting that it does not state.
 
-    The fields are those of `Preprocessing`, but for `crop_fraction`.
+    The fields are those of `Preprocessing`, and `crop_fraction`.
     """
 
     image_size: ImageSize | None = None

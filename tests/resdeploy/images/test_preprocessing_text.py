@@ -58,7 +58,7 @@ def test_each_reported_setting_has_one_text(settings: dict[str, Any], text: str)
 
 def test_the_facts_name_every_other_setting_that_has_an_effect() -> None:
     usual = Preprocessing(image_size=32)
-    origins = dict.fromkeys(REPORTED, "the run")
+    origins: dict[str, str] = dict.fromkeys(REPORTED, "the run")
     assert preprocessing_facts(usual, origins) == (
         ("pre-processing", f"32 pixels, shorter side 32, bilinear, {IMAGENET} (from the run)"),
         ("decoding", "whole"),
