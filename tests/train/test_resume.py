@@ -26,10 +26,10 @@ from tests.samples import CLASSES, SIZE
 
 
 @pytest.fixture
-def config(image_data: Path, tiny_checkpoint: Path) -> TrainingConfig:
+def config(image_data: Path, narrow_checkpoint: Path) -> TrainingConfig:
     """Return the settings of one epoch on a copy of the data, with relative paths."""
     shutil.copytree(image_data, "data")
-    shutil.copy(tiny_checkpoint, "init.pth")
+    shutil.copy(narrow_checkpoint, "init.pth")
     return TrainingConfig(
         data="data", init="init.pth", image_size=SIZE, epochs=1, batch_size=30, bf16=False
     )
