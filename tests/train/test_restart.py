@@ -16,8 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from resdeploy.train.config import TrainingConfig
 from resdeploy.train.run import folder as run_folder
 from resdeploy.train.run.record import STATE_JSON
+from resdeploy.train.trainer import resume, train
+from tests.samples import SIZE
 
 # The process kills itself, so that the moment does not depend on the load of the machine: before
 # the state is replaced for the n-th time, or a while after it.
@@ -93,8 +96,10 @@ def test_a_run_that_was_killed_three_times_gives_identical_weights(
 
 @pytest.mark.slow
 def test_the_last_state_survives_a_full_disk(image_data: Path, narrow_checkpoint: Path) -> None:
-    settings = (image_data, "--init", narrow_checkpoint, "--epochs", 1, "--batch-size", 30)
-    finish(start(*settings, "-o", "run"))
+    config = TrainingConfig(
+        data=str(image_data), init=str(narrow_checkpoint), image_size=SIZE, epochs=1, batch_size=30
+    )
+    train(config, Path("run"))
     before = (Path("run") / run_folder.STATE_FILE).read_bytes()
     document = Path("run") / STATE_JSON
     document.write_text(document.read_text().replace('"epochs": 1', '"epochs": 2'))
@@ -110,7 +115,7 @@ def test_the_last_state_survives_a_full_disk(image_data: Path, narrow_checkpoint
     assert "free some space" in errors
     assert (Path("run") / run_folder.STATE_FILE).read_bytes() == before
     assert not list(Path("run").glob(".*"))
-    finish(start("--resume", "run"))  # without the limit
+    resume(Path("run"))  # without the limit
     assert len(run_folder.load_metrics(Path("run"), 2)) == 2
 
 
