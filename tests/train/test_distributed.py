@@ -12,10 +12,8 @@ import pytest
 import torch
 
 from resdeploy.errors import TrainingError
-from resdeploy.train.config import TrainingConfig
 from resdeploy.train.distributed import Process, connect_processes
 from resdeploy.train.run import folder as run_folder
-from resdeploy.train.trainer import train
 from tests.train.batch_norm_worker import PARTS, global_batch, loss_of, make_network
 
 ROOT = Path(__file__).parents[2]
@@ -115,11 +113,12 @@ def test_two_processes_have_the_loss_curve_of_one(
     assert together.stdout.count("2 epochs") == 1  # only one process prints the result
     assert together.stderr.count("so their order is a guess") == 1
     assert "Warning" not in together.stderr.replace("OMP_NUM_THREADS", "")
-    config = TrainingConfig(
-        data=str(image_data), init=str(narrow_checkpoint), epochs=2, batch_size=15, bf16=False,
-        class_weights=True, ema=0.9,
+    alone = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments), str(tmp_path / "one")],
+        capture_output=True, text=True, check=False, timeout=1200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    train(config, tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
     one, two = (run_folder.load_metrics(tmp_path / name, 2) for name in ("one", "two"))
     # Another order of summation gives errors of 1e-7, and each step multiplies them by about ten,
     # because batch norm over 15 values (the last maps have one pixel) divides by small deviations.
