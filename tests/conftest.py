@@ -26,7 +26,7 @@ from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import ExportWarning, write_manifest
 from resdeploy.filesystem import sha256
 from resdeploy.images.class_mapping import log_once
-from tests.samples import CLASSES, SIZE, make_classifier, write_images
+from tests.samples import CLASSES, NARROW, SIZE, make_classifier, write_images
 from tests.wheel import build_wheel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,6 +116,15 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _shorten_exports()
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
     torch.save(make_classifier().network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def narrow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file like `tiny_checkpoint`, of a network that is quick to train and to store."""
+    torch = pytest.importorskip("torch")
+    path = tmp_path_factory.mktemp("checkpoint") / "narrow.pth"
+    torch.save(make_classifier(NARROW).network.state_dict(), path)
     return path
 
 

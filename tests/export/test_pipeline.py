@@ -385,7 +385,7 @@ def test_exports_with_any_golden_images(tiny_checkpoint: Path, image_data: Path,
     export(
         ExportConfig(
             source=tiny_checkpoint, output=Path("x.bundle"), image_size=SIZE, int8=True,
-            calibration_data=image_data, calibration_images=32, seed=seed,
+            calibration_data=image_data, calibration_images=32, seed=seed, calibrator="max",
         )
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,20 @@ from PIL import Image
 
 from tests.samples import CLASSES
 
+# Each run of a benchmark starts a process per contender.
+TWO_RUNS = """
+from resdeploy.cli.main import main
+from resdeploy.runtime.bench import runs, stopping_rule
+runs.RUNS = stopping_rule.RUNS = 2
+main(prog_name="resdeploy")
+"""
+
 
 def resdeploy(
-    *arguments: object, code: int = 0, **options: Any
+    *arguments: object, code: int = 0, program: Sequence[str] = ("-m", "resdeploy"), **options: Any
 ) -> subprocess.CompletedProcess[str]:
     answer = subprocess.run(
-        [sys.executable, "-m", "resdeploy", *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         capture_output=True, text=True, check=False, timeout=600, **options,
     )  # fmt: skip
     assert answer.returncode == code, answer.stderr
@@ -34,8 +43,8 @@ def resdeploy(
     return answer
 
 
-def document(*arguments: object, code: int = 0) -> Any:
-    return json.loads(resdeploy(*arguments, "--json", code=code).stdout)
+def document(*arguments: object, **options: Any) -> Any:
+    return json.loads(resdeploy(*arguments, "--json", **options).stdout)
 
 
 @pytest.mark.slow
@@ -70,6 +79,7 @@ def test_from_pictures_to_predictions(
     measured = document(
         "bench", bundle, "--seconds", 0.2, "--threads", 1, "--output", "measured.json",
         *("--without", "pytorch-compile", "--without", "pytorch-autocast", "--without", "ceilings"),
+        program=("-c", TWO_RUNS),
     )  # fmt: skip
     assert {"contender", "p50_ms", "images_per_second", "speedup", "speedup_low"} <= set(
         measured["results"][1]

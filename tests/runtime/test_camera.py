@@ -33,7 +33,7 @@ from resdeploy.runtime.model import Model, load
 from tests.virtual_time import Clock
 
 RATE = 200.0
-TIMEOUT = 60.0
+TIMEOUT = 600.0
 ENDLESS = 10**9
 
 

@@ -94,18 +94,18 @@ with connect_processes() as process, explained_failures(Path("run"), RunPosition
         )
         for rank in range(2)
     ]  # fmt: skip
-    (output, errors), (other, _) = (process.communicate(timeout=60) for process in processes)
+    (output, errors), (other, _) = (process.communicate(timeout=600) for process in processes)
     assert output == other == "process 1 has other images than process 0\n"
     assert "the connection to another training process was lost" in errors.splitlines()[-1]
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_loss_curve_of_one(
-    image_data: Path, tiny_checkpoint: Path, tmp_path: Path
+    image_data: Path, narrow_checkpoint: Path, tmp_path: Path
 ) -> None:
     """Check a batch of 15, of which the processes have 8 and 7 images."""
     arguments = [
-        "resdeploy", "train", image_data, "--init", tiny_checkpoint, "--epochs", 2,
+        "resdeploy", "train", image_data, "--init", narrow_checkpoint, "--epochs", 2,
         "--batch-size", 15, "--no-bf16", "--class-weights", "--ema", 0.9, "-o",
     ]  # fmt: skip
     together = torchrun(*arguments, tmp_path / "two")

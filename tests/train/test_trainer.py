@@ -168,6 +168,7 @@ def test_tensorboard_holds_every_epoch_once(config: TrainingConfig) -> None:
         assert found == pytest.approx(expected, rel=1e-6)  # event files hold float32
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf_8_are_written_everywhere(
     config: TrainingConfig, image_data: Path, tmp_path: Path
 ) -> None:

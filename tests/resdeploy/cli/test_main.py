@@ -20,6 +20,7 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.cli.console import exit_code
 from resdeploy.cli.main import main
 from resdeploy.statistics import Verdict
+from tests.runtime.bench.test_benchmark_energy import use_few_short_rounds
 
 COMMANDS = (
     "demo", "train", "inspect", "preprocess", "export", "build", "verify", "bench", "compare",
@@ -258,8 +259,9 @@ DOUBT = "warning: int8 deviates from FP32: agreement 90.6 %, limit 98 %"
 
 
 def test_every_command_repeats_the_warnings_of_a_bundle(
-    doubtful_bundle: Bundle, image_data: Path
+    doubtful_bundle: Bundle, image_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    use_few_short_rounds(monkeypatch)
     path, picture = doubtful_bundle.path, image_data / "val" / "red" / "000.png"
     first = [["predict", path, picture], ["explain", path, "--images", 1]]
     first += [["export", path, "--triton", "repository"]]

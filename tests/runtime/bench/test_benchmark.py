@@ -43,7 +43,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def result(tiny_bundle: Bundle) -> Benchmark:
     with pytest.MonkeyPatch.context() as patch:
-        use_few_short_rounds(patch)
+        use_few_short_rounds(patch, runs_per_contender=2)
         config = BenchmarkConfig(
             batch=2, threads=1, seconds=0.1, also=("openvino",), without=("pytorch-compile",)
         )

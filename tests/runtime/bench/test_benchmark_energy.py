@@ -19,11 +19,12 @@ QUICK = BenchmarkConfig(
 )
 
 
-def use_few_short_rounds(patch: pytest.MonkeyPatch) -> None:
+def use_few_short_rounds(patch: pytest.MonkeyPatch, runs_per_contender: int = 1) -> None:
+    """Shorten benchmarks; each run starts a process per contender, with PyTorch in 3 s."""
     for module in (rounds, stopping_rule):
         patch.setattr(module, "MIN_ROUNDS", 4)
     for module in (runs, stopping_rule):
-        patch.setattr(module, "RUNS", 2)
+        patch.setattr(module, "RUNS", runs_per_contender)
     patch.setattr(rounds, "WARM_UP_SECONDS", 0.01)
 
 

@@ -25,7 +25,7 @@ BATCHES = 3 * 224**2 * sum(IMAGES) + 2 * 3 * 4096  # bytes of one batch of each 
 
 def run_python(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=60,
+        command, capture_output=True, text=True, check=False, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])},
     )  # fmt: skip
 
@@ -107,6 +107,7 @@ import multiprocessing, signal
 from pathlib import Path
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.data import dataset
+dataset.SECONDS_PER_CHECK = 1
 images = dataset.read_splits(Path({str(image_data)!r})).val
 images = dataset.EpochImages(images, Preprocessing.standard({SIZE}))
 plan = dataset.BatchPlan(batch_size=1, shuffle=False, workers=1)
