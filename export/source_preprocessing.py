@@ -13,11 +13,11 @@ from resdeploy.images.preprocessing_choice import (
     DEFAULT_IMAGE_SIZE,
     ChosenPreprocessing,
     StatedSettings,
+    assumption,
     choose_preprocessing,
 )
 from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import PreprocessingSettings, settings_of
-from resdeploy.images.preprocessing_text import assumption
 from resdeploy.progress import Progress
 from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.checkpoint.sources import stated_sources
