@@ -46,7 +46,7 @@ def choose_source_preprocessing(
     """Choose each setting from the first of: options, `file`, the checkpoint, the assumptions.
 
     A checkpoint states settings in the folder of its run, in a file beside it, or within it. An
-    option that contradicts them is logged. `labels` and `data` are for the search of `AUTO`.
+    option that contradicts them is logged.
 
     Raises:
         DataError: A file is damaged or cannot be followed, or the settings are not possible.
