@@ -26,7 +26,7 @@ from resdeploy.cli.options.common import (
     FiniteRange,
 )
 from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
-from resdeploy.images.preprocessing_text import describe_choice
+from resdeploy.images.preprocessing_choice import describe_choice
 from resdeploy.tables import table
 
 if TYPE_CHECKING:

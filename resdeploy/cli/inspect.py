@@ -35,7 +35,7 @@ def inspect(checkpoint: Path) -> CommandResult:
 
 def summary_text(result: CheckpointSummary) -> str:
     """Return a line for each fact about a checkpoint."""
-    from resdeploy.images.preprocessing_text import describe_choice
+    from resdeploy.images.preprocessing_choice import describe_choice
 
     network, labels = result.architecture, result.labels or ()
     more = len(labels) - SHOWN_LABELS

@@ -24,11 +24,12 @@ from resdeploy.images.preprocessing import (
     size_text,
 )
 from resdeploy.images.preprocessing_settings import PreprocessingSettings, option_for
+from resdeploy.images.preprocessing_text import setting_texts
 
 ASSUMED = "assumed"
 DEFAULT_IMAGE_SIZE = 224  # in pixels
 # The settings that a report names, in its order; the others follow from the tool that trained.
-REPORTED = (
+REPORTED: tuple[str, ...] = (
     "image_size", "resize_mode", "resize", "interpolation", "channels", "value_range", "mean",
     "std",
 )  # fmt: skip
@@ -109,6 +110,29 @@ def resize_for(size: ImageSize, fraction: float) -> ImageSize:
     if isinstance(size, tuple):
         return _margin(size[0], fraction), _margin(size[1], fraction)
     return _margin(size, fraction)
+
+
+def describe_choice(preprocessing: Preprocessing, origins: Mapping[str, str]) -> str:
+    """Return the settings as a line, those of one origin together."""
+    texts = setting_texts(preprocessing)
+    groups: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        groups.setdefault(origins.get(name, ASSUMED), []).append(text)
+    return "; ".join(
+        f"{', '.join(words)} ({'assumed' if place == ASSUMED else 'from ' + place})"
+        for place, words in groups.items()
+    )
+
+
+def assumption(choice: ChosenPreprocessing) -> str | None:
+    """Return what was assumed, as a sentence; None if nothing was."""
+    texts = setting_texts(choice.preprocessing)
+    words = [texts[name] for name in choice.assumed if name in texts]
+    return (
+        f"the checkpoint does not state its pre-processing; assumed: {', '.join(words)}"
+        if words
+        else None
+    )
 
 
 def _first(sources: Sequence[StatedSettings], name: str) -> StatedSettings | None:

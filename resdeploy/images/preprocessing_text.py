@@ -1,8 +1,6 @@
-"""The settings of a pre-processing and their origins in words, for output and reports."""
+"""The settings of a pre-processing in words, for output and reports."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from resdeploy.images.preprocessing import (
     CropOffset,
@@ -11,11 +9,10 @@ from resdeploy.images.preprocessing import (
     numbers_text,
     size_text,
 )
-from resdeploy.images.preprocessing_choice import ASSUMED, ChosenPreprocessing
 
 
 def setting_texts(preprocessing: Preprocessing) -> dict[str, str]:
-    """Return the text of each setting in `REPORTED` that has an effect."""
+    """Return the text of each setting in `preprocessing_choice.REPORTED` that has an effect."""
     rows, columns = preprocessing.resized
     resized = size_text(rows if rows == columns else (rows, columns))
     mode = preprocessing.resize_mode
@@ -40,44 +37,14 @@ def setting_texts(preprocessing: Preprocessing) -> dict[str, str]:
     return texts
 
 
-def describe_choice(preprocessing: Preprocessing, origins: Mapping[str, str]) -> str:
-    """Return the settings as a line, those of one origin together."""
-    groups: dict[str, list[str]] = {}
-    for name, text in setting_texts(preprocessing).items():
-        groups.setdefault(origins.get(name, ASSUMED), []).append(text)
-    return "; ".join(
-        f"{', '.join(words)} ({'assumed' if place == ASSUMED else 'from ' + place})"
-        for place, words in groups.items()
-    )
-
-
-def assumption(choice: ChosenPreprocessing) -> str | None:
-    """Return what was assumed, as a sentence; None if nothing was."""
-    texts = setting_texts(choice.preprocessing)
-    words = [texts[name] for name in choice.assumed if name in texts]
-    return (
-        f"the checkpoint does not state its pre-processing; assumed: {', '.join(words)}"
-        if words
-        else None
-    )
-
-
-def preprocessing_facts(
-    preprocessing: Preprocessing, origins: Mapping[str, str]
-) -> tuple[tuple[str, str], ...]:
-    """Return all settings that have an effect as pairs of name and text.
-
-    Bundles of older versions have no `origins`.
-    """
+def other_setting_facts(preprocessing: Preprocessing) -> tuple[tuple[str, str], ...]:
+    """Return the other settings that have an effect as pairs of name and text."""
     gap = preprocessing.effective_gap
     facts = {
-        "pre-processing": describe_choice(preprocessing, origins)
-        if origins
-        else f"{', '.join(setting_texts(preprocessing).values())} (of unknown origin)",
         "decoding": "whole"
         if gap is None
         else f"JPEG files at 1/2, 1/4 or 1/8 of their size if {gap:g} times the size after the "
-        "resize is left",
+        "resize is left"
     }
     if preprocessing.crop_offset is CropOffset.DOWN:
         facts["offset of the crop"] = "rounded down"

@@ -14,7 +14,7 @@ from resdeploy.images.preprocessing import (
     ResizeMode,
 )
 from resdeploy.images.preprocessing_choice import REPORTED
-from resdeploy.images.preprocessing_text import preprocessing_facts, setting_texts
+from resdeploy.images.preprocessing_text import other_setting_facts, setting_texts
 
 IMAGENET = "RGB, values 0 to 1, mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
 
@@ -58,17 +58,12 @@ def test_each_reported_setting_has_one_text(settings: dict[str, Any], text: str)
 
 def test_the_facts_name_every_other_setting_that_has_an_effect() -> None:
     usual = Preprocessing(image_size=32)
-    origins: dict[str, str] = dict.fromkeys(REPORTED, "the run")
-    assert preprocessing_facts(usual, origins) == (
-        ("pre-processing", f"32 pixels, shorter side 32, bilinear, {IMAGENET} (from the run)"),
-        ("decoding", "whole"),
-    )
-    assert dict(preprocessing_facts(usual, {}))["pre-processing"].endswith("(of unknown origin)")
+    assert other_setting_facts(usual) == (("decoding", "whole"),)
     unusual = Preprocessing(
         image_size=32, resize_mode=ResizeMode.PAD, reducing_gap=2.0, pad_colour=(1, 2, 3),
         crop_offset=CropOffset.DOWN,
     )  # fmt: skip
-    facts = dict(preprocessing_facts(unusual, origins))
+    facts = dict(other_setting_facts(unusual))
     assert "2 times the size" in facts["decoding"]
     assert facts["offset of the crop"] == "rounded down"
     assert facts["border of small pictures"] == "RGB 1,2,3"
