@@ -139,7 +139,6 @@ def describe_choice(preprocessing: Preprocessing, origins: Mapping[str, str]) ->
 
 def setting_texts(preprocessing: Preprocessing) -> dict[str, str]:
     """Return each reported setting in words."""
-    height, width = preprocessing.size
     resized = "x".join(map(str, dict.fromkeys(preprocessing.resized)))
     mode = preprocessing.resize_mode
     resize = {

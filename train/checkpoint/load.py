@@ -40,7 +40,6 @@ from resdeploy.train.checkpoint.fit import (
     infer_architecture,
 )
 from resdeploy.train.checkpoint.heads import (
-    HeadError,
     drop_training_tensors,
     read_head,
     with_second_logit,
@@ -182,11 +181,9 @@ def _load_file(path: Path, weights: Weights) -> Checkpoint:
         sha256 = hashlib.sha256("".join(digests).encode()).hexdigest()
     try:
         return replace(_read_contents(path, content, metadata, weights), sha256=sha256)
-    except HeadError as error:
-        hint = "put the layers of the head into one nn.Sequential named fc, and save its state dict"
-        raise CheckpointError(f"{path} {error}", hint) from error
     except ValueError as error:
-        raise CheckpointError(f"{path} {error}", NETWORKS_HINT) from error
+        hint = getattr(error, "hint", NETWORKS_HINT)
+        raise CheckpointError(f"{path} {error}", hint) from error
 
 
 def _shards(index: Path) -> list[Path]:

@@ -166,6 +166,24 @@ def test_rejects_an_index(tmp_path: Path, state: State, document: str, message: 
 # Rejected files
 
 
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda s: {"student": s, "teacher": {n: t + 1 for n, t in s.items()}}, "a file of its ow"),
+        (lambda s: s | {"bn1.running_var": -s["bn1.running_var"]}, "before the training diverged"),
+        (lambda s: s | {"conv1.weight": s["conv1.weight"].char()}, "before the quantisation"),
+        (lambda s: {n: t for n, t in s.items() if n[:2] != "fc"}, "the whole classifier"),
+        (lambda s: s | {"fc2.weight": torch.zeros(2, 3)}, "into one nn.Sequential"),
+    ],
+)
+def test_the_hint_names_the_remedy(
+    tmp_path: Path, state: State, change: Callable[[State], Any], hint: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(save(tmp_path / "a.pth", change(state)))
+    assert hint in str(caught.value.hint)
+
+
 class Malicious:
     """An object that would create the file `hacked` when it is unpickled."""
 
