@@ -546,7 +546,7 @@ def test_logits_are_those_of_transformers(
         layer_type=kind, embedding_size=WIDTH, hidden_sizes=widths, depths=[1, 2, 1, 1],
         num_labels=CLASSES, downsample_in_bottleneck=early,
     )  # fmt: skip
-    network = settled(hub.ResNetForImageClassification(config))
+    network: Any = settled(hub.ResNetForImageClassification(config))
     processor = hub.ConvNextImageProcessorPil(size={"shortest_edge": SIZE}, crop_pct=0.875)
     network.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

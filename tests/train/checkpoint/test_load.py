@@ -117,7 +117,8 @@ def test_reads_labels_from_safetensors_metadata(tmp_path: Path, state: State) ->
 
 def sharded(folder: Path, state: State) -> Path:
     """Write the tensors in two files, and the index and configuration of Hugging Face."""
-    names, weight_map = list(state), {}
+    names = list(state)
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((names[:9], names[9:]), 1):
         file = f"model-0000{number}-of-00002.safetensors"
         save_file({name: state[name] for name in part}, folder / file, {"format": "pt"})
