@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,13 +22,15 @@ from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.checkpoint.sources import stated_sources
 from resdeploy.train.model.architecture import Stem
 
-logger = logging.getLogger(__name__)
-
 AUTO = Path("auto")
 CIFAR_IMAGE_SIZE = 32  # in pixels; the networks with this stem were made for CIFAR
 REMEDY = (
     "state it with --preprocessing FILE or options such as --mean, --std, --resize and "
     "--image-size, or find it out with resdeploy preprocess CHECKPOINT --data LABELLED"
+)
+CONTRADICTION_REMEDY = (
+    "leave the option or the file out if the checkpoint is right; resdeploy preprocess CHECKPOINT "
+    "--data LABELLED compares them on images"
 )
 
 
@@ -45,8 +46,7 @@ def choose_source_preprocessing(
 ) -> ChosenPreprocessing:
     """Choose each setting from the first of: options, `file`, the checkpoint, the assumptions.
 
-    A checkpoint states settings in the folder of its run, in a file beside it, or within it. An
-    option that contradicts them is logged.
+    A checkpoint states settings in the folder of its run, in a file beside it, or within it.
 
     Raises:
         DataError: A file is damaged or cannot be followed, or the settings are not possible.
@@ -63,20 +63,17 @@ def choose_source_preprocessing(
         sources.append(StatedSettings(settings=read_preprocessing_file(file), place=file.name))
     sources += stated_sources(checkpoint)
     architecture = checkpoint.architecture
-    choice = choose_preprocessing(
+    return choose_preprocessing(
         sources,
         default_size=CIFAR_IMAGE_SIZE if architecture.stem is Stem.CIFAR else DEFAULT_IMAGE_SIZE,
         default_channels=Channels.GRAY if architecture.input_channels == 1 else Channels.RGB,
     )
-    for sentence in choice.contradictions:
-        logger.warning("%s", sentence)
-    return choice
 
 
 def preprocessing_warnings(choice: ChosenPreprocessing) -> list[ExportWarning]:
-    """Return a warning that says what was assumed; none if every setting was stated."""
-    assumed = assumption(choice)
-    return [ExportWarning(message=assumed, hint=REMEDY)] if assumed else []
+    """Return warnings that say what was assumed, and what contradicts the checkpoint."""
+    warnings = ((assumption(choice), REMEDY), (choice.contradiction, CONTRADICTION_REMEDY))
+    return [ExportWarning(message=text, hint=hint) for text, hint in warnings if text]
 
 
 def _measured(

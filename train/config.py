@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.errors import TrainingError
+from resdeploy.images.class_mapping import log_once
 from resdeploy.images.preprocessing import ImageSize, Preprocessing, height_and_width
 from resdeploy.images.preprocessing_choice import StatedSettings, choose_preprocessing
 from resdeploy.images.preprocessing_files import read_preprocessing_file
@@ -184,9 +186,11 @@ class TrainingConfig:
         """Return the settings of a recipe, overridden by those in `chosen` that are not None.
 
         Without `name`, the recipe is `qat` with `qat`, `finetune` with `init`, otherwise `quick`.
-        The pre-processing is the standard one, overridden by `file`, and by what options stated.
+        The pre-processing is the standard one, overridden by what `init` states, by `file`, and by
+        what options stated.
 
         Raises:
+            CheckpointError: The weights of `init` cannot be used.
             DataError: The file cannot be read, or the pre-processing is not possible.
             SettingError: The recipe does not exist, or a setting is out of range.
         """
@@ -204,20 +208,36 @@ class TrainingConfig:
             sources[0] = replace(sources[0], settings=replace(stated, image_size=config.image_size))
         if file is not None:
             sources.append(StatedSettings(settings=read_preprocessing_file(file), place=file.name))
-        return config.with_preprocessing(sources)
+        if config.init is None:
+            return config.with_preprocessing(sources)
+        from resdeploy.train.checkpoint.load import load_checkpoint
+        from resdeploy.train.checkpoint.sources import stated_sources
 
-    def with_preprocessing(self, sources: Sequence[StatedSettings]) -> TrainingConfig:
-        """Return the settings with the pre-processing of these sources, else the standard one.
+        return config.with_preprocessing(
+            sources, stated_sources(load_checkpoint(Path(config.init)))
+        )
+
+    def with_preprocessing(
+        self, sources: Sequence[StatedSettings], initial: Sequence[StatedSettings] = ()
+    ) -> TrainingConfig:
+        """Return the settings with the pre-processing of `sources`, else that of `initial` weights.
+
+        What neither states is standard. The image size of `initial` is not used.
 
         Raises:
             DataError: The pre-processing is not possible.
         """
+        size = PreprocessingSettings(image_size=self.image_size)
         standard = replace(
             settings_of(Preprocessing.standard(self.image_size)),
             channels=None, value_range=None, mean=None, std=None,  # grey pixels have other ones
         )  # fmt: skip
         last = StatedSettings(settings=standard, place="the standard")
-        found = choose_preprocessing([*sources, last]).preprocessing
+        sized = StatedSettings(settings=size, place="the settings of the training", is_option=True)
+        choice = choose_preprocessing([*sources, sized, *initial, last])
+        if choice.contradiction is not None:
+            log_once(choice.contradiction, logging.WARNING)
+        found = choice.preprocessing
         return replace(self, image_size=found.image_size, preprocessing=found)
 
     @classmethod

@@ -14,8 +14,6 @@ from resdeploy.errors import DataError, TrainingError
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.class_mapping import default_labels, log_once, map_classes
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.images.preprocessing_choice import StatedSettings
-from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.images.preprocessing_text import setting_texts
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
 from resdeploy.train.checkpoint.sources import stated_sources
@@ -91,8 +89,7 @@ def with_initial_preprocessing(config: TrainingConfig) -> TrainingConfig:
         return config
     if not (stated := stated_sources(load_checkpoint(Path(config.init)))):
         return config
-    size = PreprocessingSettings(image_size=config.image_size)
-    found = config.with_preprocessing([StatedSettings(settings=size, place="the size"), *stated])
+    found = config.with_preprocessing([], stated)
     if found.preprocessing == Preprocessing.standard(config.image_size):
         return config
     assert found.preprocessing is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from resdeploy.errors import DataError
@@ -23,7 +23,7 @@ from resdeploy.images.preprocessing import (
     numbers_text,
     size_text,
 )
-from resdeploy.images.preprocessing_settings import PreprocessingSettings, option_for
+from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.images.preprocessing_text import setting_texts
 
 ASSUMED = "assumed"
@@ -46,7 +46,9 @@ class StatedSettings:
     place: str
     """The source in words, such as `an option` or `config.json beside the weights`."""
     is_option: bool = False
-    """True for the command line, whose settings may contradict those of the others."""
+    """True for the command line."""
+    is_checkpoint: bool = False
+    """True for the checkpoint and the files beside it, which all others may contradict."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +58,8 @@ class ChosenPreprocessing:
     preprocessing: Preprocessing
     origins: dict[str, str]
     """The place of each setting in `REPORTED`; `ASSUMED` if no source stated it."""
-    contradictions: tuple[str, ...] = ()
-    """Sentences about options that contradict what the checkpoint states."""
+    contradiction: str | None = None
+    """A sentence about what is used instead of what the checkpoint states."""
 
     @property
     def assumed(self) -> tuple[str, ...]:
@@ -76,6 +78,25 @@ def choose_preprocessing(
     Raises:
         DataError: The settings contradict each other, or are out of range.
     """
+    choice = _combine(sources, default_size, default_channels)
+    own = [source for source in sources if source.is_checkpoint]
+    if not own or len(own) == len(sources):
+        return choice
+    # In the size that is used, so that the margins before the crop can be compared.
+    size = PreprocessingSettings(image_size=choice.preprocessing.image_size)
+    try:
+        alone = _combine([StatedSettings(settings=size, place=ASSUMED), *own], 0, default_channels)
+    except DataError:  # such as a mean of three values for a grey input
+        return choice
+    sized, own_size = (_first(some, "image_size") for some in (sources, own))
+    if sized is None or sized.is_option:
+        own_size = None  # any size is possible, so an option for it is no contradiction
+    return replace(choice, contradiction=_contradiction(choice, alone, own_size))
+
+
+def _combine(
+    sources: Sequence[StatedSettings], default_size: int, default_channels: Channels
+) -> ChosenPreprocessing:
     stated = {name: _first(sources, name) for name in PreprocessingSettings.__dataclass_fields__}
     values = {name: getattr(found.settings, name) for name, found in stated.items() if found}
     size = values.setdefault("image_size", default_size)
@@ -95,11 +116,7 @@ def choose_preprocessing(
         raise DataError(
             f"the pre-processing is not possible: {error}", "change the options"
         ) from error
-    return ChosenPreprocessing(
-        preprocessing=preprocessing,
-        origins=origins,
-        contradictions=tuple(_contradictions(sources)),
-    )
+    return ChosenPreprocessing(preprocessing=preprocessing, origins=origins)
 
 
 def resize_for(size: ImageSize, fraction: float) -> ImageSize:
@@ -214,35 +231,31 @@ def _normalisation(
     return values
 
 
-def _contradictions(sources: Sequence[StatedSettings]) -> list[str]:
-    """Return a sentence for each setting of an option that the checkpoint contradicts."""
-    others = [source for source in sources if not source.is_option]
-    sentences = []
-    for name in (*REPORTED, "crop_fraction"):
-        option = _first([source for source in sources if source.is_option], name)
-        other = _first(others, name)
-        if option is None or other is None or name == "resize":
-            continue
-        one, two = (getattr(source.settings, name) for source in (option, other))
-        if _distinct(one) != _distinct(two):
-            sentences.append(
-                f"{option_for(name)} {_text(one)} is used instead of {_text(two)} "
-                f"(from {other.place})"
-            )
-    return sentences
-
-
-def _distinct(value: Any) -> Any:
-    """Return one number for equal numbers, such as those of all channels."""
-    return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
+def _contradiction(
+    choice: ChosenPreprocessing, alone: ChosenPreprocessing, sized: StatedSettings | None
+) -> str | None:
+    """Return what differs between the choice and what the checkpoint states, as a sentence."""
+    used, own = setting_texts(choice.preprocessing), setting_texts(alone.preprocessing)
+    places = dict(alone.origins)
+    if choice.preprocessing.resize_mode is not alone.preprocessing.resize_mode:
+        places["resize"] = max(places["resize"], places["resize_mode"], key=ASSUMED.__ne__)
+    if sized is not None and sized.settings.image_size is not None:
+        places["image_size"] = sized.place
+        own["image_size"] = f"{size_text(sized.settings.image_size)} pixels"
+    # A mean that only follows the order of other channels is still the checkpoint's.
+    differing = [
+        name for name in used
+        if used[name] != own.get(name) and ASSUMED not in (places[name], choice.origins[name])
+        and (name not in ("mean", "std") or choice.origins[name] != places[name])
+    ]  # fmt: skip
+    texts = [
+        f"{used[name]} (from {choice.origins[name]}) instead of "
+        f"{own.get(name, 'it')} (from {places[name]})"
+        for name in differing
+    ]
+    return f"the pre-processing is not the checkpoint's: {', '.join(texts)}" if texts else None
 
 
 def _margin(side: int, fraction: float) -> int:
     # Rounded first, because 224 / 0.56 is 399.99999999999994 in floating point.
     return math.floor(round(side / fraction, 6))
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return size_text(value) if isinstance(value[0], int) else numbers_text(value)
-    return str(getattr(value, "value", value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,14 +81,20 @@ def test_a_file_comes_before_the_one_beside_the_weights_and_an_option_before_bot
     assert choice.origins["image_size"] == "config.json beside the weights"
 
 
-def test_an_option_that_contradicts_the_checkpoint_is_a_warning(
-    weights: Path, caplog: pytest.LogCaptureFixture
+def test_an_option_or_a_file_that_contradicts_the_checkpoint_is_a_warning(
+    weights: Path, tmp_path: Path
 ) -> None:
     beside(weights)
-    with caplog.at_level(logging.WARNING, "resdeploy"):
-        source_of(weights, resize_mode=ResizeMode.SQUASH)
-    said = "--resize squash is used instead of shorter (from config.json beside the weights)"
-    assert said in caplog.text
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"image_mean": [0.2] * 3, "image_std": [0.5] * 3}))
+    (warning,) = preprocessing_warnings(
+        source_of(weights, file, resize_mode=ResizeMode.SQUASH).choice
+    )
+    assert warning.message == (
+        "the pre-processing is not the checkpoint's: squashed to 64 (from an option) instead of "
+        "shorter side 71 (from config.json beside the weights), mean 0.2,0.2,0.2 (from own.json) "
+        "instead of mean 0.5,0.5,0.5 (from config.json beside the weights)"
+    )
 
 
 def test_the_size_of_a_run_changes_alone(tmp_path: Path) -> None:

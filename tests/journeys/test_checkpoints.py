@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,7 @@ from resdeploy.images.preprocessing import Channels, Interpolation, ResizeMode
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.progress import silent
 from resdeploy.train.checkpoint.contents import Weights
-from resdeploy.train.checkpoint.load import load_checkpoint
+from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
 from resdeploy.train.model.resnet import Classifier
 
 SIZE, WIDTH, CLASSES = 64, 8, 5
@@ -348,6 +350,42 @@ def with_average(network: nn.Module, folder: Path) -> Path:
     return save(content, folder / "checkpoint.pth.tar")
 
 
+def timm_file(network: nn.Module, folder: Path) -> Path:
+    """Write what timm/utils/checkpoint_saver.py does."""
+    args = Namespace(
+        model="resnet34", img_size=SIZE, mean=HALF[0], std=HALF[1], crop_pct=0.9,
+        interpolation="bicubic",
+    )  # fmt: skip
+    content = {
+        "epoch": 7, "arch": "resnet34", "state_dict": network.state_dict(), "args": args,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}, "version": 2, "metric": 71.5,
+    }  # fmt: skip
+    return save(content, folder / "checkpoint-7.pth.tar")
+
+
+def renamed(rename: Callable[[str], str]) -> Callable[[nn.Module, Path], Path]:
+    def write(network: nn.Module, folder: Path) -> Path:
+        state = {rename(name): tensor for name, tensor in network.state_dict().items()}
+        return save(state, folder / "weights.pth")
+
+    return write
+
+
+def pytorch_cifar100(name: str) -> str:
+    """Return the name of a tensor in github.com/weiaicunzai/pytorch-cifar100, models/resnet.py."""
+    name = re.sub(r"^layer(\d)\.", lambda match: f"conv{int(match[1]) + 1}_x.", name)
+    for ours, theirs in (("conv1", "0"), ("bn1", "1"), ("conv2", "3"), ("bn2", "4")):
+        name = re.sub(rf"(_x\.\d+)\.{ours}\.", rf"\1.residual_function.{theirs}.", name)
+    name = re.sub(r"^(conv1|bn1)\.", lambda m: f"conv1.{int(m[1] == 'bn1')}.", name)
+    return name.replace("linear.", "fc.")
+
+
+def children(network: nn.Module, folder: Path) -> Path:
+    """Write `nn.Sequential(*network.children())` of torchvision, whose ReLU is the third child."""
+    names = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7, "fc": 10}
+    return renamed(lambda name: re.sub(r"^\w+", lambda m: str(names[m[0]]), name))(network, folder)
+
+
 def half_precision(network: nn.Module, folder: Path) -> Path:
     halved = {name: tensor.half() for name, tensor in network.state_dict().items()}
     network.load_state_dict(halved)
@@ -393,6 +431,20 @@ CASES = {
     "timm, mean 0.5, crop 0.95": Case(
         write=timm_folder(0.95), options=stated(),
         transform=cropped(math.floor(SIZE / 0.95), BICUBIC, HALF),
+    ),
+    "timm, file of a training": Case(
+        write=timm_file, options=stated(),
+        transform=cropped(math.floor(SIZE / 0.9), BICUBIC, HALF),
+    ),
+    "prefixes": Case(write=renamed(lambda name: f"module.model.backbone.{name}")),
+    "children of torchvision's network": Case(
+        write=children, scheme="children of torchvision's network"
+    ),
+    "pytorch-cifar100": Case(
+        network=CifarNet, write=renamed(pytorch_cifar100), scheme="pytorch-cifar100"
+    ),
+    "Hugging Face, a file alone": Case(
+        network=lambda: HuggingFaceNet("bottleneck"), scheme="Hugging Face"
     ),
     "Hugging Face, basic": Case(
         network=lambda: HuggingFaceNet("basic"), write=hugging_face_folder, scheme="Hugging Face",
@@ -453,20 +505,54 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
+def logits_of(
+    checkpoint: Checkpoint, options: PreprocessingSettings, pictures: list[Path]
+) -> Tensor:
+    """Return the logits of the classifier that an export of the checkpoint would write."""
+    choice = choose_source_preprocessing(
+        checkpoint, options, None, (), None, seed=0, progress=silent
+    )
+    classifier = Classifier(checkpoint.network(), choice.preprocessing).eval()
+    inputs = np.stack([load_image(path, choice.preprocessing) for path in pictures])
+    with torch.no_grad():
+        result: Tensor = classifier(torch.from_numpy(inputs))
+    return result
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_those_of_the_library(name: str, tmp_path: Path, pictures: list[Path]) -> None:
     case = CASES[name]
     network = settled(case.network(), channels=1 if name == "grey" else 3)
     checkpoint = load_checkpoint(case.write(network, tmp_path), Weights.AUTO)
-    choice = choose_source_preprocessing(
-        checkpoint, case.options, None, (), None, seed=0, progress=silent
-    )
-    classifier = Classifier(checkpoint.network(), choice.preprocessing).eval()
-    inputs = np.stack([load_image(path, choice.preprocessing) for path in pictures])
+    ours = logits_of(checkpoint, case.options, pictures)
     with torch.no_grad():
-        ours = classifier(torch.from_numpy(inputs))
         theirs = network(torch.stack([case.transform(Image.open(path)) for path in pictures]))
     assert checkpoint.scheme == case.scheme
     assert theirs.std() > 0.05  # logits that a wrong network would not give by chance
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "widths", "early"),
+    [("basic", (8, 16, 32, 64), False), ("bottleneck", (32, 64, 128, 256), True)],
+)
+def test_logits_are_those_of_transformers(
+    tmp_path: Path, pictures: list[Path], kind: str, widths: tuple[int, ...], early: bool
+) -> None:
+    """Write the folder with transformers itself, and compare with its processor and network."""
+    hub = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = hub.ResNetConfig(
+        layer_type=kind, embedding_size=WIDTH, hidden_sizes=widths, depths=[1, 2, 1, 1],
+        num_labels=CLASSES, downsample_in_bottleneck=early,
+    )  # fmt: skip
+    network: Any = settled(hub.ResNetForImageClassification(config))
+    processor = hub.ConvNextImageProcessorPil(size={"shortest_edge": SIZE}, crop_pct=0.875)
+    network.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    images = [Image.open(path) for path in pictures]
+    with torch.no_grad():
+        inputs = torch.cat([processor(i, return_tensors="pt")["pixel_values"] for i in images])
+        theirs = network(inputs).logits
+    ours = logits_of(load_checkpoint(tmp_path), stated(), pictures)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from resdeploy.errors import TrainingError
 from resdeploy.export.quantization.qat_initialization import train_quantized
 from resdeploy.images.preprocessing import Interpolation, Preprocessing
+from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.initialization import (
@@ -185,4 +186,20 @@ def test_options_of_the_training_come_before_its_initial_weights(tmp_path: Path)
     torch.save({"state_dict": ResNet(TINY).state_dict(), "mean": [0.5] * 3}, weights)
     chosen = Preprocessing(image_size=32, resize=32)
     config = TrainingConfig(init=str(weights), image_size=32, preprocessing=chosen)
+    assert with_initial_preprocessing(config) == config
+
+
+def test_an_option_changes_one_setting_of_the_initial_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "weights.pth"
+    stated = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "img_size": 96}
+    torch.save({"state_dict": ResNet(TINY).state_dict(), **stated}, weights)
+    option = PreprocessingSettings(mean=(0.4, 0.4, 0.4))
+    config = TrainingConfig.from_recipe(stated=option, init=str(weights), image_size=48)
+    found = config.preprocessing
+    assert found is not None
+    assert (found.image_size, found.mean, found.std) == (48, (0.4,) * 3, (0.25,) * 3)
+    assert found.interpolation is Interpolation.BICUBIC
+    assert "mean 0.4,0.4,0.4 (from an option) instead of mean 0.5,0.5,0.5" in caplog.text
     assert with_initial_preprocessing(config) == config

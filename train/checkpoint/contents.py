@@ -27,6 +27,12 @@ class Weights(str, Enum):
     EMA = "ema"
 
 
+class SeveralNetworksError(ValueError):
+    """A checkpoint with more than one network."""
+
+    hint = "save the state dict of one of them in a file of its own"
+
+
 _STATISTIC = "layer1.0.bn1.running_mean"
 
 
@@ -114,7 +120,7 @@ def choose_network(
     wanted = averages if averages and weights is not Weights.RAW else raw
     if len(wanted) > 1:
         places = " and ".join(network.where or "the file" for network in wanted[:2])
-        raise ValueError(f"holds several networks, in {places}")
+        raise SeveralNetworksError(f"holds several networks, in {places}")
     notes = []
     if wanted is averages and raw and weights is Weights.AUTO:
         notes = [

@@ -28,6 +28,12 @@ class FitError(ValueError):
     """Tensors that are not those of a residual network that resdeploy builds."""
 
 
+class UnusableWeightsError(FitError):
+    """Tensors of other numbers than those that a training in floating point leaves."""
+
+    hint = "give weights from before the quantisation, or from before the training diverged"
+
+
 def check_kinds(tensors: Mapping[str, Any], key: Callable[[str], str]) -> dict[str, Tensor]:
     """Return the tensors, after checking that each is stored completely and in floating point.
 
@@ -37,10 +43,12 @@ def check_kinds(tensors: Mapping[str, Any], key: Callable[[str], str]) -> dict[s
     for name, value in tensors.items():
         if not isinstance(value, Tensor) or not _is_dense(value):
             kind = value.name if isinstance(value, Placeholder) else type(value).__name__
-            raise FitError(f"has {key(name)!r} of type {kind}, not a dense tensor of floats")
+            raise UnusableWeightsError(
+                f"has {key(name)!r} of type {kind}, not a dense tensor of floats"
+            )
         if not (value.is_floating_point() or name.endswith("num_batches_tracked")):
             kind = str(value.dtype).removeprefix("torch.")
-            raise FitError(
+            raise UnusableWeightsError(
                 f"has {key(name)} of type {kind}; weights must be floating point, not integers or "
                 "quantised values"
             )
@@ -174,5 +182,5 @@ def fit(
         elif name.endswith("running_var") and bool((tensor < 0).any()):
             fault = "negative variances"
         if fault is not None:
-            raise FitError(f"has {fault} in {key(name)}")
+            raise UnusableWeightsError(f"has {fault} in {key(name)}")
     return converted

@@ -41,6 +41,14 @@ class Head:
 class HeadError(ValueError):
     """Tensors that are no head of linear layers."""
 
+    hint = "put the layers of the head into one nn.Sequential named fc, and save its state dict"
+
+
+class NoHeadError(HeadError):
+    """Tensors without a linear layer."""
+
+    hint = "give the weights of the whole classifier, not only of its backbone"
+
 
 def read_head(
     tensors: Mapping[str, Tensor], features: int, relus: Collection[str] | None = None
@@ -69,7 +77,7 @@ def read_head(
         raise ValueError(f"has the unknown tensor {', '.join(surplus[:3])}{more}")
     linear = [module for module, leaves in modules.items() if _is_linear(leaves)]
     if not linear:
-        raise HeadError("has no linear layer after the blocks, so it has no classes")
+        raise NoHeadError("has no linear layer after the blocks, so it has no classes")
     if len(modules) == 1:
         positions = [(0, linear[0])]
     else:

@@ -7,6 +7,7 @@ tensors fit the architecture that their shapes imply.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -39,7 +40,6 @@ from resdeploy.train.checkpoint.fit import (
     infer_architecture,
 )
 from resdeploy.train.checkpoint.heads import (
-    HeadError,
     drop_training_tensors,
     read_head,
     with_second_logit,
@@ -67,7 +67,12 @@ CONFIG_KEYS = (
     "architecture", "architectures", "downsample_in_bottleneck", "downsample_in_first_stage",
     "hidden_act", "id2label", "label_names",
 )  # fmt: skip
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # names of Hugging Face and timm
+# Names of Hugging Face and timm; an index lists the files of a network that is stored in several.
+WEIGHT_FILES = (
+    "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)  # fmt: skip
+MAX_SHARDS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,27 +164,60 @@ def _load_run(folder: Path, weights: Weights) -> Checkpoint:
 
 
 def _load_file(path: Path, weights: Weights) -> Checkpoint:
-    if path.stat().st_size > MAX_FILE_BYTES:
+    files = _shards(path) if path.name in WEIGHT_FILES[2:] else [path]
+    if (size := sum(file.stat().st_size for file in files)) > MAX_FILE_BYTES:
         raise CheckpointError(
-            f"{path} has {path.stat().st_size} bytes, more than {MAX_FILE_BYTES >> 30} GiB",
+            f"{path} has {size} bytes, more than {MAX_FILE_BYTES >> 30} GiB",
             "check that the path is right",
         )
+    contents, digests = [_read_weights(file) for file in files], [*map(sha256_file, files)]
+    content, metadata = contents[0]
+    sha256 = digests[0]
+    if len(files) > 1:
+        parts = [part for part, _ in contents if isinstance(part, Mapping)]
+        content = {name: tensor for part in parts for name, tensor in part.items()}
+        if len(content) < sum(map(len, parts)):
+            raise CheckpointError(f"two of the files in {path} hold the same tensor", COPY_HINT)
+        sha256 = hashlib.sha256("".join(digests).encode()).hexdigest()
+    try:
+        return replace(_read_contents(path, content, metadata, weights), sha256=sha256)
+    except ValueError as error:
+        hint = getattr(error, "hint", NETWORKS_HINT)
+        raise CheckpointError(f"{path} {error}", hint) from error
+
+
+def _shards(index: Path) -> list[Path]:
+    """Return the files that an index of Hugging Face lists, all of which are beside it.
+
+    Source: huggingface_hub/serialization/_base.py, StateDictSplit.
+    """
+    try:
+        document = json.loads(read_limited(index, MAX_BYTES, CheckpointError, COPY_HINT))
+        names = sorted(map(str, set(document["weight_map"].values())))
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index of weights", COPY_HINT) from error
+    if not 0 < len(names) <= MAX_SHARDS:
+        raise CheckpointError(f"{index} lists {len(names)} files, not 1 to {MAX_SHARDS}", COPY_HINT)
+    for name in names:
+        if not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", name):
+            raise CheckpointError(
+                f"{index} lists {name!r:.60}, which is no file of weights beside it", COPY_HINT
+            )
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index} lists {name}, which is missing", COPY_HINT)
+    return [index.parent / name for name in names]
+
+
+def _read_weights(path: Path) -> tuple[Any, dict[str, str]]:
+    """Return the content of one file, and its metadata."""
     refuse_foreign_file(path)
     with path.open("rb") as stream:
         start = stream.read(9)
     zipped = start.startswith((b"PK", b"\x80"))
     # A safetensors file starts with the length of its JSON header, in eight bytes.
     if start[8:] == b"{" or (path.suffix.lower() == ".safetensors" and not zipped):
-        contents = _read_safetensors(path)
-    else:
-        contents = read_torch_file(path), {}
-    try:
-        return _read_contents(path, *contents, weights)
-    except HeadError as error:
-        hint = "put the layers of the head into one nn.Sequential named fc, and save its state dict"
-        raise CheckpointError(f"{path} {error}", hint) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} {error}", NETWORKS_HINT) from error
+        return _read_safetensors(path)
+    return read_torch_file(path), {}
 
 
 def _read_contents(
@@ -230,7 +268,7 @@ def _read_contents(
     has_settings = settings != PreprocessingSettings()
     checkpoint = Checkpoint(
         path=path,
-        sha256=sha256_file(path),
+        sha256="",
         architecture=architecture,
         state=state,
         labels=labels,

@@ -14,14 +14,11 @@ def stated_sources(checkpoint: Checkpoint) -> list[StatedSettings]:
     Raises:
         DataError: A file beside the weights is damaged or cannot be followed.
     """
-    sources = []
+    found = []
     if checkpoint.preprocessing is not None:
-        stated = settings_of(checkpoint.preprocessing)
-        sources.append(StatedSettings(settings=stated, place="the run"))
-    elif found := settings_beside(checkpoint.path):
-        sources.append(StatedSettings(settings=found[0], place=f"{found[1]} beside the weights"))
+        found.append((settings_of(checkpoint.preprocessing), "the run"))
+    elif beside := settings_beside(checkpoint.path):
+        found.append((beside[0], f"{beside[1]} beside the weights"))
     if checkpoint.settings is not None:
-        sources.append(
-            StatedSettings(settings=checkpoint.settings, place=checkpoint.settings_source)
-        )
-    return sources
+        found.append((checkpoint.settings, checkpoint.settings_source))
+    return [StatedSettings(settings=s, place=place, is_checkpoint=True) for s, place in found]

@@ -25,6 +25,7 @@ LABEL_KEYS = (
     "idx2class", "idx2label", "class_to_idx", "class2idx", "label2id", "categories", "names",
     "target_names",
 )  # fmt: skip
+CLASS_COUNT_KEYS = ("num_classes", "n_classes", "nb_classes", "num_labels", "classes")
 ARCHITECTURE_KEYS = ("arch", "architecture", "model_name", "backbone", "model", "encoder", "net")
 # Mappings of settings; `meta` is MMPretrain's, `data_config` and `pretrained_cfg` are timm's.
 _CONTAINERS = re.compile(
@@ -210,8 +211,14 @@ def find_normalisation(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def contradictions_of(
     sections: Iterable[CheckpointPart], architecture: Architecture
 ) -> Iterator[str]:
-    """Yield a note for each stated architecture that is not that of the tensors."""
+    """Yield a note for each stated architecture or number of classes that is not the tensors'."""
     for section in sections:
+        for key in filter(section.values.__contains__, CLASS_COUNT_KEYS):
+            count, place = section.values[key], f"{section.place}.{key}".lstrip(".")
+            # A sigmoid's only logit stands for two classes.
+            counts = (1, 2) if architecture.classes == 1 else (architecture.classes,)
+            if type(count) is int and count not in counts:
+                yield f"{place} is {count}, but the tensors have {architecture.classes} outputs"
         for key in filter(section.values.__contains__, ARCHITECTURE_KEYS):
             name = section.values[key]
             stated = isinstance(name, str) and re.search(r"res(?:net|next)_?(\d+)", name.lower())

@@ -17,7 +17,6 @@ from resdeploy.images.preprocessing import (
 )
 from resdeploy.images.preprocessing_choice import (
     ASSUMED,
-    ChosenPreprocessing,
     StatedSettings,
     assumption,
     choose_preprocessing,
@@ -29,6 +28,7 @@ from resdeploy.images.preprocessing_settings import PreprocessingSettings, setti
 RUN = StatedSettings(
     settings=settings_of(Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3)),
     place="the run",
+    is_checkpoint=True,
 )
 SQUASH, NONE = ResizeMode.SQUASH, ResizeMode.NONE
 
@@ -37,10 +37,13 @@ def option(**settings: Any) -> StatedSettings:
     return stated("an option", is_option=True, **settings)
 
 
-def stated(place: str, *, is_option: bool = False, **settings: Any) -> StatedSettings:
+def stated(
+    place: str, *, is_option: bool = False, is_checkpoint: bool = False, **settings: Any
+) -> StatedSettings:
     return StatedSettings(
-        settings=PreprocessingSettings(**settings), place=place, is_option=is_option
-    )
+        settings=PreprocessingSettings(**settings), place=place, is_option=is_option,
+        is_checkpoint=is_checkpoint,
+    )  # fmt: skip
 
 
 def choose(*sources: StatedSettings) -> Preprocessing:
@@ -61,7 +64,7 @@ def test_nothing_is_assumed_of_a_run() -> None:
     choice = choose_preprocessing([RUN])
     assert settings_of(choice.preprocessing) == RUN.settings
     assert assumption(choice) is None
-    assert choice.contradictions == ()
+    assert choice.contradiction is None
 
 
 def test_the_first_source_that_states_a_setting_is_taken() -> None:
@@ -194,21 +197,47 @@ def test_pixels_up_to_255_have_their_own_mean() -> None:
     assert (found.value_range, found.mean) == (255, (103.5, 116.3, 123.7))
 
 
-def contradictions(*sources: StatedSettings) -> tuple[str, ...]:
-    choice: ChosenPreprocessing = choose_preprocessing(sources)
-    return choice.contradictions
+def contradiction(*sources: StatedSettings) -> str | None:
+    return choose_preprocessing(sources).contradiction
 
 
 def test_an_option_that_contradicts_the_checkpoint_is_named_with_both_values() -> None:
-    assert contradictions(option(image_size=(36, 48), resize_mode=SQUASH), RUN) == (
-        "--image-size 36x48 is used instead of 32 (from the run)",
-        "--resize squash is used instead of shorter (from the run)",
+    assert contradiction(option(image_size=(36, 48), resize_mode=SQUASH), RUN) == (
+        "the pre-processing is not the checkpoint's: squashed to 36x48 (from an option) instead of "
+        "shorter side 36x48 (from the run)"
     )
-    assert contradictions(option(mean=(0.4,)), RUN) == (
-        "--mean 0.4 is used instead of 0.5,0.5,0.5 (from the run)",
+    assert contradiction(option(mean=(0.4,)), RUN) == (
+        "the pre-processing is not the checkpoint's: mean 0.4,0.4,0.4 (from an option) instead of "
+        "mean 0.5,0.5,0.5 (from the run)"
     )
 
 
-def test_an_option_that_repeats_the_checkpoint_is_no_contradiction() -> None:
-    assert contradictions(option(image_size=32, mean=(0.5,), std=(0.25, 0.25, 0.25)), RUN) == ()
-    assert contradictions(option(image_size=64)) == ()
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"image_size": 64}, "64 pixels (from own.json) instead of 32 pixels (from the run)"),
+        ({"crop_fraction": 0.8}, "shorter side 40 (from own.json) instead of shorter side 32"),
+        ({"interpolation": Interpolation.BICUBIC}, "bicubic (from own.json) instead of bilinear"),
+        ({"channels": Channels.BGR}, "BGR (from own.json) instead of RGB (from the run)"),
+        ({"std": (0.5,)}, "std 0.5,0.5,0.5 (from own.json) instead of std 0.25,0.25,0.25"),
+        ({"resize_mode": NONE}, "not resized (from own.json) instead of shorter side 32"),
+    ],
+)
+def test_a_file_that_contradicts_the_checkpoint_is_named(
+    settings: dict[str, Any], words: str
+) -> None:
+    sentence = contradiction(stated("own.json", **settings), RUN)
+    assert sentence is not None
+    assert words in sentence
+    assert sentence.count(" instead of ") == 1
+
+
+def test_what_repeats_the_checkpoint_or_only_changes_the_size_is_no_contradiction() -> None:
+    same: dict[str, Any] = {"image_size": 32, "mean": (0.5,), "std": (0.25,) * 3}
+    assert contradiction(option(**same), RUN) is None
+    assert contradiction(stated("own.json", crop_fraction=1.0, **same), RUN) is None
+    assert contradiction(option(image_size=64), RUN) is None
+    assert contradiction(option(image_size=64)) is None
+    # The file states a mean only: what is assumed beside it contradicts nothing.
+    partial = stated("weights.pth", is_checkpoint=True, mean=(0.5,))
+    assert contradiction(option(resize_mode=SQUASH, std=(0.3,)), partial) is None

@@ -80,6 +80,8 @@ GRAPH = b"\n\x14\n\x05input\x12\x0bPlaceholder"
         (b"\x89HDF\r\n\x1a\n\0", "an HDF5 file"),
         (zipped("metadata.json"), "a network of Keras"),
         (zipped("[Content_Types].xml"), "a document"),
+        (zipped("model/data/weights/weight_0"), r"a program of torch\.export"),
+        (zipped("serialized_exported_program.json"), r"a program of torch\.export"),
         (numpy_array(), "a file of NumPy arrays"),
         (numpy_archive(), "a file of NumPy arrays"),
         (gzip.compress(b"weights"), "a compressed file"),

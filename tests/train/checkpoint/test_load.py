@@ -23,7 +23,7 @@ from resdeploy.train.model.architecture import Architecture, Shortcut
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.run.folder import save_model
 from tests.samples import CLASSES
-from tests.train.checkpoint.states import make_state
+from tests.train.checkpoint.states import assert_equal_states, make_state
 
 State = dict[str, Tensor]
 TINY = Architecture(classes=3, blocks=(1, 1, 1, 1), width=8)
@@ -112,7 +112,77 @@ def test_reads_labels_from_safetensors_metadata(tmp_path: Path, state: State) ->
     assert load_checkpoint(tmp_path / "a.safetensors").labels == ("one", "two", "three")
 
 
+# Weights in several files
+
+
+def sharded(folder: Path, state: State) -> Path:
+    """Write the tensors in two files, and the index and configuration of Hugging Face."""
+    names = list(state)
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate((names[:9], names[9:]), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: state[name] for name in part}, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    (folder / "config.json").write_text("{}")
+    return index
+
+
+def test_reads_a_network_in_several_files(tmp_path: Path, state: State) -> None:
+    index = sharded(tmp_path, state)
+    loaded = load_checkpoint(tmp_path)
+    assert_equal_states(loaded.state, state)
+    assert load_checkpoint(index).sha256 == loaded.sha256
+    state["fc.bias"] += 1
+    sharded(tmp_path, state)
+    assert load_checkpoint(tmp_path).sha256 != loaded.sha256
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("[]", "is not an index of weights"),
+        ("{", "is not an index of weights"),
+        ('{"weight_map": {"a": 3}}', "lists '3', which is no file of weights"),
+        ('{"weight_map": {}}', "lists 0 files"),
+        ('{"weight_map": {"a": "../b.bin"}}', r"lists '../b\.bin', which is no file of weights"),
+        ('{"weight_map": {"a": "/etc/b.bin"}}', r"lists '/etc/b\.bin', which is no file"),
+        ('{"weight_map": {"a": "b.bin"}}', r"lists b\.bin, which is missing"),
+        (
+            '{"weight_map": {"a": "copy.bin", "b": "model-00001-of-00002.safetensors"}}',
+            "two of the files in .* hold the same tensor",
+        ),
+    ],
+)
+def test_rejects_an_index(tmp_path: Path, state: State, document: str, message: str) -> None:
+    index = sharded(tmp_path, state)
+    (tmp_path / "copy.bin").write_bytes(
+        (tmp_path / "model-00001-of-00002.safetensors").read_bytes()
+    )
+    index.write_text(document)
+    assert_rejected(tmp_path, message)
+
+
 # Rejected files
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda s: {"student": s, "teacher": {n: t + 1 for n, t in s.items()}}, "a file of its ow"),
+        (lambda s: s | {"bn1.running_var": -s["bn1.running_var"]}, "before the training diverged"),
+        (lambda s: s | {"conv1.weight": s["conv1.weight"].char()}, "before the quantisation"),
+        (lambda s: {n: t for n, t in s.items() if n[:2] != "fc"}, "the whole classifier"),
+        (lambda s: s | {"fc2.weight": torch.zeros(2, 3)}, "into one nn.Sequential"),
+    ],
+)
+def test_the_hint_names_the_remedy(
+    tmp_path: Path, state: State, change: Callable[[State], Any], hint: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(save(tmp_path / "a.pth", change(state)))
+    assert hint in str(caught.value.hint)
 
 
 class Malicious:

@@ -30,7 +30,7 @@ def load(tmp_path: Path, facts: dict[str, Any]) -> Checkpoint:
     "facts",
     [
         {"classes": list(LABELS)},
-        {"class_names": LABELS},
+        {"class_names": LABELS, "num_classes": 3},
         {"hyper_parameters": {"class_names": list(LABELS)}},
         {"class_to_idx": {"dog": 1, "red fox": 2, "cat": 0}},
         {"idx_to_class": {0: "cat", 1: "dog", 2: "red fox"}},
@@ -49,6 +49,11 @@ def test_labels_have_many_names(tmp_path: Path, facts: dict[str, Any]) -> None:
     ("facts", "note"),
     [
         ({"classes": ["a", "b"]}, "classes has 2 labels for 3 classes; they are not used"),
+        ({"classes": 4}, "classes is 4, but the tensors have 3 outputs"),
+        (
+            {"hyper_parameters": {"num_classes": 12}},
+            "hyper_parameters.num_classes is 12, but the tensors have 3 outputs",
+        ),
         (
             {"classes": ["cat", "dog", "wolf"], "args": {"class_names": LABELS}},
             "args.class_names differs from classes, which is used: class 2 is 'wolf' in one and "
