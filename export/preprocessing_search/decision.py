@@ -34,7 +34,7 @@ from resdeploy.statistics import (
 # the last of its comparisons needs the same level as the first.
 # Source: Dunn, "Multiple comparisons among means", JASA 56 (1961) 52-64.
 ALPHA, DROP_ALPHA = 0.04, 0.01 / 3000
-# Every batch norm is assumed to have recorded the last 19 batches (momentum 0.1: (2 - 0.1) / 0.1) of
+# Every batch norm is assumed to have recorded the last 19 batches (momentum 0.1: 1.9 / 0.1) of
 # 32 images, a block each. Larger batches and smaller momenta record more exactly.
 RECORDED_BLOCKS = 19
 # Fewer blocks show their spread badly. Then only a divergence of this many times counts: on 64
@@ -44,7 +44,6 @@ ENOUGH_BLOCKS, LEAST_RATIO_OF_FEW = 16, 4.0
 # look larger or more of them is seen: by up to 4 points on these networks. Source: Touvron et al.,
 # "Fixing the train-test resolution discrepancy", 2019, arXiv:1906.06423.
 GEOMETRY_POINTS = 5.0
-
 
 
 @dataclass(frozen=True, slots=True, eq=False)

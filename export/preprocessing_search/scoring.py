@@ -97,7 +97,7 @@ class Scorer:
                             score.blocks.append(self._run(score.preprocessing, pixels, index))
                             advance(BLOCK)
 
-    def shifted(self, candidate: Preprocessing, images: int) -> list[CandidateScore]:
+    def shifted(self, candidate: Preprocessing, blocks: int) -> list[CandidateScore]:
         """Score a candidate on shifted images, as random crops in training make them.
 
         The borders are reflected, black, or of the colour that is 0 after the normalisation.
@@ -105,7 +105,7 @@ class Scorer:
         scores = [CandidateScore(candidate) for _ in range(3)]
         back = -1 if candidate.channels is Channels.BGR else 1
         mean = np.array(candidate.mean[::back]) * (255 // candidate.value_range)
-        for index in range(images // BLOCK):
+        for index in range(blocks):
             pixels = self._load(_geometry(candidate), index * BLOCK, (index + 1) * BLOCK)
             for score, colour in zip(scores, (None, 0, mean.round())):
                 moved = _shift(pixels, colour, np.random.default_rng(index))

@@ -50,7 +50,6 @@ from resdeploy.export.preprocessing_search.decision import (
     measure_moments,
 )  # fmt: skip
 from resdeploy.export.preprocessing_search.scoring import (
-    BLOCK,
     MOST_BLOCKS,
     CandidateScore,
     Scorer,
@@ -58,7 +57,7 @@ from resdeploy.export.preprocessing_search.scoring import (
 from resdeploy.images.class_folders import label_images, match_labels, split_folder
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
-from resdeploy.images.preprocessing import Channels, Preprocessing
+from resdeploy.images.preprocessing import Channels, Preprocessing, ResizeMode
 from resdeploy.label_check import check_labels, refuse_wrong_labels
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
@@ -79,7 +78,8 @@ FIRST_LOOK = 64  # images on which every candidate is scored
 DEFAULT_PIXELS, MOST_IMAGES = 512 * 224 * 224, 5000
 # In nats: 0.001 to 0.01 is usual for the right candidate, 0.3 and more for a wrong normalisation.
 LARGEST_DIVERGENCE = 0.1
-MOST_CANDIDATES = 300  # bounds the time; one normalisation has 32 geometries
+SHIFTED_BLOCKS = 8  # enough for the few directions in which shifts move the moments
+MOST_CANDIDATES = 300  # bounds the time
 
 
 def find_preprocessing(
@@ -146,12 +146,17 @@ class _Search:
         self._scorer, self._classes, self._names, self._data = scorer, classes, names, data
         self._left: list[CandidateScore] = []
         self._divergences: dict[tuple[Preprocessing, int], float] = {}
+        self._positions: dict[tuple[Preprocessing, Preprocessing, int], tuple[float, float]] = {}
         self._known_shifts: dict[Preprocessing, Tensor] = {}
+        self._known_labels: IntArray = np.empty(0, np.int64)
 
     @property
     def _labels(self) -> IntArray:
-        classes = self._classes or {}
-        return np.array([classes[path] for path in self._scorer.files], np.int64)
+        files = self._scorer.files  # without those that could not be decoded so far
+        if len(self._known_labels) != len(files):
+            classes = self._classes or {}
+            self._known_labels = np.array([classes[path] for path in files], np.int64)
+        return self._known_labels
 
     def begin(self, sizes: Sequence[int], stated: Preprocessing | None, *, gray: bool) -> None:
         """Race the normalisations in the standard geometry of the first size that works.
@@ -288,8 +293,9 @@ class _Search:
 
     def _nearest(self, scores: Sequence[CandidateScore]) -> CandidateScore:
         """Return the candidate that the batch norms' recorded statistics are nearest to."""
-        nearest = scores[0]
-        for score in scores[1:]:
+        fewest = min(len(score.blocks) for score in scores)
+        nearest = min(scores, key=lambda score: self._divergence(score, fewest))
+        for score in [score for score in scores if score is not nearest]:
             blocks = common_blocks(nearest, score)
             if blocks >= ENOUGH_BLOCKS:
                 closer = self._locate(nearest, score)[0] < 0.5
@@ -315,18 +321,21 @@ class _Search:
         return is_excluded(*self._locate(near, far), alpha)
 
     def _locate(self, near: CandidateScore, far: CandidateScore) -> tuple[float, float]:
-        one, two = (measure_moments(score, common_blocks(near, far)) for score in (near, far))
-        return locate(one, two, self._shifts(near))
+        blocks = common_blocks(near, far)
+        key = near.preprocessing, far.preprocessing, blocks
+        if key not in self._positions:
+            one, two = (measure_moments(score, blocks) for score in (near, far))
+            self._positions[key] = locate(one, two, self._shifts(near))
+        return self._positions[key]
 
     def _shifts(self, score: CandidateScore) -> Tensor:
-        """Return how shifts of the images move the moments."""
-        key = score.preprocessing
+        """Return how shifts of the images move the moments, about the same with every crop."""
+        key = replace(score.preprocessing, resize=None, resize_mode=ResizeMode.SQUASH)
         if key not in self._known_shifts:
-            start = measure_moments(score, ENOUGH_BLOCKS).centre
-            moved = self._scorer.shifted(key, ENOUGH_BLOCKS * BLOCK)
-            self._known_shifts[key] = torch.stack(
-                [measure_moments(other, ENOUGH_BLOCKS).centre - start for other in moved]
-            )
+            start = measure_moments(score, SHIFTED_BLOCKS).centre
+            moved = self._scorer.shifted(score.preprocessing, SHIFTED_BLOCKS)
+            centres = [measure_moments(other, SHIFTED_BLOCKS).centre for other in moved]
+            self._known_shifts[key] = torch.stack(centres) - start
         return self._known_shifts[key]
 
     def _paired(self, best: CandidateScore, other: CandidateScore) -> PairedAccuracy:

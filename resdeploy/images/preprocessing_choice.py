@@ -18,6 +18,7 @@ from resdeploy.images.preprocessing import (
     Channels,
     Preprocessing,
     ResizeMode,
+    usual_fraction,
 )
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 
@@ -30,7 +31,6 @@ REPORTED = (
 )  # fmt: skip
 # The averages of ImageNet's three, as is usual for networks with one channel.
 _GRAY: dict[str, tuple[float, ...]] = {"mean": (0.449,), "std": (0.226,)}
-_SMALL = 128  # images below this side are not cropped, as is usual for CIFAR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,8 +185,7 @@ def _resized(
             old, new, resized = _pair(own), _pair(size), _pair(settings.resize)
             sides = [n * r // o for o, n, r in zip(old, new, resized)]
             return (sides[0] if sides[0] == sides[1] else (sides[0], sides[1])), source
-    small = min(_pair(size)) < _SMALL
-    fraction = 0.875 if mode is ResizeMode.SHORTER and not small else 1.0
+    fraction = usual_fraction(size) if mode is ResizeMode.SHORTER else 1.0
     return resize_for(size, fraction), None
 
 
