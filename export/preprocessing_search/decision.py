@@ -183,8 +183,8 @@ def _direction(spread: Tensor, step: Tensor, ignored: Tensor) -> Tensor:
     rows = torch.cat([spread, ignored / length * 1e4 * shrinkage.sqrt()])
     # Woodbury's identity: there are fewer blocks than channels.
     inner = rows @ rows.T + shrinkage * torch.eye(len(rows), dtype=torch.float64)
-    direction = step - rows.T @ torch.linalg.solve(inner, rows @ step)
-    return direction / (direction @ step)
+    direction: Tensor = step - rows.T @ torch.linalg.solve(inner, rows @ step)
+    return direction.div(direction @ step)
 
 
 def _recorded(score: CandidateScore) -> list[Sequence[NormInput]]:
