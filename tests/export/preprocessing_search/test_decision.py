@@ -61,7 +61,8 @@ def test_positions_are_measured_without_the_ignored_shift() -> None:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    step, shift, nothing = draw(100), draw(1, 100), torch.zeros((0, 100), dtype=torch.float64)
+    step, nothing = draw(100), torch.zeros((0, 100), dtype=torch.float64)
+    shift = draw(1, 100) + step / 2
     spread = 0.1 * draw(64, 100)
     near, far = Moments(shift[0], spread), Moments(shift[0] + step, spread)
     position, deviation = locate(near, far, shift)
