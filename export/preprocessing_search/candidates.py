@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -13,7 +12,9 @@ from resdeploy.images.preprocessing import (
     Interpolation,
     Preprocessing,
     ResizeMode,
+    usual_fraction,
 )
+from resdeploy.images.preprocessing_choice import resize_for
 
 Normalisation = tuple[int, tuple[float, ...], tuple[float, ...]]
 """Value range, mean and standard deviation of R, G and B."""
@@ -36,32 +37,27 @@ GRAY_NORMALISATIONS: dict[str, Normalisation] = {
     "0..255": (255, (0.0,), (1.0,)),
     "MNIST": (1, (0.1307,), (0.3081,)),  # PyTorch's example
 }
-FRACTIONS = (1.0, 0.95, 0.875)  # timm's `crop_pct` of ResNets
-# Of a small picture, 0.95 cuts off a pixel or two. Few networks are trained with it, and few images
-# can tell it from the whole picture, although about a tenth of the predictions differ.
-SMALL_FRACTIONS = (1.0, 0.875)
-SMALL = 128  # in pixels
-LARGE_SIZES, SMALL_SIZES = (224, 192, 256, 288), (32, 28, 40, 64)
+FRACTIONS = (1.0, 0.95, 0.9, 0.875)  # timm's `crop_pct` of ResNets
+LARGE_SIZES, SMALL_SIZES = (224, 192, 256, 288), (32, 28, 40, 64, 24, 36, 48)
 SMALL_PICTURE = 96  # largest shorter side, in pixels, for which the small sizes are tried
 
 
 def starting_points(size: int, *, gray: bool) -> list[Preprocessing]:
     """Return each normalisation and order of channels, with the standard geometry."""
-    fraction = 0.875 if size >= SMALL else 1.0
-    start = Preprocessing(image_size=size, resize=_resized(size, fraction))
+    start = Preprocessing(image_size=size, resize=resize_for(size, usual_fraction(size)))
     return normalisations(start, gray=gray)
 
 
 def neighbours(candidate: Preprocessing, sizes: Sequence[int]) -> Iterator[Preprocessing]:
     """Yield the candidates of another size, and those of another crop or interpolation."""
     for size in sizes:
-        resize = _resized(size, crop_fraction(candidate) or 1.0)
+        resize = resize_for(size, crop_fraction(candidate) or 1.0)
         yield replace(candidate, image_size=size, resize=resize)
     # All pairs, because a wrong crop can hide a right interpolation, and the reverse.
     for interpolation in (Interpolation.BILINEAR, Interpolation.BICUBIC):
         scaled = replace(candidate, interpolation=interpolation)
-        for fraction in FRACTIONS if candidate.size[0] >= SMALL else SMALL_FRACTIONS:
-            resize = _resized(candidate.image_size, fraction)
+        for fraction in FRACTIONS:
+            resize = resize_for(candidate.image_size, fraction)
             yield replace(scaled, resize=resize, resize_mode=ResizeMode.SHORTER)
         yield replace(scaled, resize=candidate.image_size, resize_mode=ResizeMode.SQUASH)
 
@@ -105,14 +101,8 @@ def crop_fraction(candidate: Preprocessing) -> float | None:
     exact = candidate.size[0] / candidate.resized[0]
     numbers = (*FRACTIONS, *(round(exact, digits) for digits in range(1, 9)))
     return next(
-        (f for f in numbers if f and _resized(candidate.size, f) == candidate.resized), None
+        (f for f in numbers if f and resize_for(candidate.size, f) == candidate.resized), None
     )
-
-
-def _resized(size: int | tuple[int, int], fraction: float) -> int | tuple[int, int]:
-    if isinstance(size, int):
-        return math.floor(size / fraction)
-    return math.floor(size[0] / fraction), math.floor(size[1] / fraction)
 
 
 def _stated_fraction(candidate: Preprocessing) -> float | None:

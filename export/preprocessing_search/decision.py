@@ -9,14 +9,16 @@ measure the pixels more exactly than accuracy does.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from resdeploy.export.norm_inputs import LARGEST
-from resdeploy.export.preprocessing_search.scoring import BLOCK, CandidateScore
+from resdeploy.export.norm_inputs import LARGEST, NormInput
+from resdeploy.export.preprocessing_search.scoring import MOST_BLOCKS, CandidateScore
 from resdeploy.statistics import (
     BoolArray,
     IntArray,
@@ -32,23 +34,31 @@ from resdeploy.statistics import (
 # the last of its comparisons needs the same level as the first.
 # Source: Dunn, "Multiple comparisons among means", JASA 56 (1961) 52-64.
 ALPHA, DROP_ALPHA = 0.04, 0.01 / 3000
-RESAMPLES = 100  # the standard deviation of a difference is then known within 7 %
-# A candidate's divergence must also be this multiple of the best one's, because the images of the
-# training were augmented, and differ from these a little. On 1,024 images and ten small networks
-# trained on CIFAR-10, the right candidate had 0.0003 to 0.0013 nats, and the nearest wrong
-# normalisation 15 times as much. Other crops and interpolations had 1.3 to 10 times as much; one
-# had as little. The ratio was chosen on these networks; networks trained with random resized crops,
-# whose recorded statistics are those of enlarged pictures, were not among them.
-LEAST_RATIO = 1.5
-# Fewer blocks than this tell the bootstrap little about the spread, so the ratio must be larger.
-ENOUGH_BLOCKS, LEAST_RATIO_OF_FEW = 8, 4.0
+# Every batch norm is assumed to have recorded the last 19 batches (momentum 0.1: 1.9 / 0.1) of
+# 32 images, a block each. Larger batches and smaller momenta record more exactly.
+RECORDED_BLOCKS = 19
+# Fewer blocks show their spread badly. Then only a divergence of this many times counts: on 64
+# images, chance adds about 0.01 nats to both candidates, and the same to both.
+ENOUGH_BLOCKS, LEAST_RATIO_OF_FEW = 16, 4.0
 # A network can be more accurate with another size or crop than in training, because the objects
 # look larger or more of them is seen: by up to 4 points on these networks. Source: Touvron et al.,
 # "Fixing the train-test resolution discrepancy", 2019, arXiv:1906.06423.
 GEOMETRY_POINTS = 5.0
 
-Divergences = npt.NDArray[np.float64]
-"""Divergence on all images, then on each resample: shape (1 + RESAMPLES,)."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Where the batch norms' inputs are, seen from their recorded statistics, which are at 0.
+
+    Coordinates are each channel's mean in recorded deviations, and the logarithm of its variance
+    by the recorded one, by the root of 2. The square of the length is twice the Kullback-Leibler
+    divergence of normal distributions, if small, with the same weight for every batch norm.
+    """
+
+    centre: Tensor
+    """Coordinates on all images: shape (C,)."""
+    spread: Tensor
+    """What each block of images adds to the centre: shape (blocks, C)."""
 
 
 def correct_predictions(score: CandidateScore, labels: IntArray) -> BoolArray:
@@ -92,41 +102,97 @@ def images_to_separate(paired: PairedAccuracy, alpha: float) -> int | None:
     return fewest_images(lambda count: count >= images, paired.images)
 
 
-def divergences(score: CandidateScore, images: int) -> Divergences | None:
+def divergence(score: CandidateScore, blocks: int) -> float:
     """Return how far the batch norms' inputs are from their recorded statistics, in nats.
 
     For each channel, this is the Kullback-Leibler divergence of two normal distributions with the
     measured and the recorded mean and variance; then the mean over the channels, and the median
-    over the norms. The resamples draw blocks of the first `images` images with replacement, the
-    same blocks for every candidate, so that differences of candidates are paired. The result is
-    None without batch norms.
-
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), sections 6 and 8.
+    over the norms. The result is infinite without batch norms.
     """
-    recorded = [norms for _, _, norms in score.blocks if norms]
-    blocks = recorded[: min(images // BLOCK, len(recorded)) or 1]
-    if not blocks:
-        return None
-    draws = np.random.default_rng(0).multinomial(
-        len(blocks), [1 / len(blocks)] * len(blocks), size=RESAMPLES
-    )
-    weights = torch.from_numpy(np.vstack([np.ones_like(draws[:1]), draws])).double()
     found = []
-    for norms in zip(*blocks):
-        count = weights @ torch.tensor([norm.count for norm in norms]).double()
-        mean, squares = (
-            weights @ torch.stack(sums) / count[:, None]
-            for sums in ([norm.total for norm in norms], [norm.squares for norm in norms])
-        )
-        distance, ratio = norms[0].compare(mean, squares)
+    for norms in zip(*_recorded(score)[:blocks]):
+        distance, ratio = norms[0].compare(*_sums(norms))
         nats = (ratio + distance.square() - 1 - ratio.log()) / 2
-        found.append(nats.mean(1).nan_to_num(LARGEST, LARGEST))
-    return np.asarray(torch.stack(found).median(0).values.numpy(), dtype=np.float64)
+        found.append(float(nats.mean().nan_to_num(LARGEST, LARGEST)))
+    return sorted(found)[(len(found) - 1) // 2] if found else math.inf
 
 
-def is_farther(best: Divergences, other: Divergences, alpha: float, images: int) -> bool:
-    """Return True if the batch norms are clearly farther from their statistics with `other`."""
-    gap = other - best
-    z = NormalDist().inv_cdf(1 - alpha)
-    ratio = LEAST_RATIO if images >= ENOUGH_BLOCKS * BLOCK else LEAST_RATIO_OF_FEW
-    return bool(other[0] >= ratio * best[0] and gap[0] > z * float(np.std(gap[1:])))
+def common_blocks(one: CandidateScore, other: CandidateScore) -> int:
+    """Return the number of blocks on which the batch norms of both candidates were observed."""
+    return min(len(one.blocks), len(other.blocks), MOST_BLOCKS)
+
+
+def measure_moments(score: CandidateScore, blocks: int) -> Moments:
+    """Return the moments of all batch norms on the first blocks of images."""
+    centres, spreads = list[Tensor](), list[Tensor]()
+    for norms in zip(*_recorded(score)[:blocks]):
+        mean, squares = _sums(norms)
+        weight = torch.tensor([norm.count for norm in norms]).double()[:, None]
+        means = torch.stack([norm.total for norm in norms]) / weight
+        second = torch.stack([norm.squares for norm in norms]) / weight
+        variance = (squares - mean.square()).clamp(min=0) + norms[0].eps
+        deviation = norms[0].recorded_variance.sqrt()
+        centre = (mean - norms[0].recorded_mean) / deviation
+        logarithm = (variance / deviation.square()).log() / 2**0.5
+        # To first order, so that the blocks add up to the centre.
+        change = (second - squares - 2 * mean * (means - mean)) / variance / 2**0.5
+        scale = len(mean) ** 0.5
+        centres.append(torch.cat([centre, logarithm]) / scale)
+        spreads.append(torch.cat([(means - mean) / deviation, change], 1) / scale)
+    return Moments(torch.cat(centres).nan_to_num(), torch.cat(spreads, 1).nan_to_num())
+
+
+def locate(near: Moments, far: Moments, ignored: Tensor) -> tuple[float, float]:
+    """Return where the recorded statistics are between two candidates, and the standard deviation.
+
+    0 is where the inputs are with `far`, 1 where they are with `near`. The direction is that of
+    Fisher's discriminant: ways in which images differ among themselves, such as their contrast,
+    count little; those of `ignored` (N, C), the effects of an augmentation, do not count at all.
+    The deviation is that of these images and of those that the batch norms recorded; each half of
+    the blocks is seen from the direction of the other half, so that no direction fits its noise.
+
+    Source: Friedman, "Regularized discriminant analysis", JASA 84 (1989) 165-175, for the
+    covariance that is shrunk to its mean.
+    """
+    step, spread = near.centre - far.centre, (near.spread + far.spread) / 2
+    position = -float(far.centre @ _direction(spread, step, ignored))
+    one, two = spread[::2], spread[1::2]
+    variance = sum(
+        float((seen @ _direction(fitted, step, ignored)).var()) / 2
+        for fitted, seen in ((one, two), (two, one))
+    )
+    return position, math.sqrt(variance * (1 / len(spread) + 1 / RECORDED_BLOCKS))
+
+
+def is_excluded(position: float, deviation: float, alpha: float) -> bool:
+    """Return True if the recorded statistics are at the near candidate, and not at the far one.
+
+    They are not there if they are closer to the far one, and not if they are beyond the near one by
+    more than half of the distance: both are wrong then, or an augmentation is unknown.
+    """
+    certain = NormalDist().inv_cdf(1 - alpha) * deviation
+    beyond = position > 1.5 and position - 1 > certain
+    return position > max(0.5, certain) and not beyond
+
+
+def _direction(spread: Tensor, step: Tensor, ignored: Tensor) -> Tensor:
+    """Return the direction in which `step` has length 1 and the noise is least."""
+    spread = (spread - spread.mean(0)) / math.sqrt(len(spread) - 1)
+    shrinkage = spread.square().sum() / len(step)
+    length = ignored.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    rows = torch.cat([spread, ignored / length * 1e4 * shrinkage.sqrt()])
+    # Woodbury's identity: there are fewer blocks than channels.
+    inner = rows @ rows.T + shrinkage * torch.eye(len(rows), dtype=torch.float64)
+    direction: Tensor = step - rows.T @ torch.linalg.solve(inner, rows @ step)
+    return direction.div(direction @ step)
+
+
+def _recorded(score: CandidateScore) -> list[Sequence[NormInput]]:
+    return [norms for _, _, norms in score.blocks if norms]
+
+
+def _sums(norms: Sequence[NormInput]) -> tuple[Tensor, Tensor]:
+    """Return the means of a norm's inputs and of their squares over several blocks."""
+    count = sum(norm.count for norm in norms)
+    total = torch.stack([norm.total for norm in norms]).sum(0)
+    return total / count, torch.stack([norm.squares for norm in norms]).sum(0) / count

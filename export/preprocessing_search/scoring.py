@@ -8,19 +8,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from resdeploy.errors import DataError, ImageError
 from resdeploy.export.norm_inputs import NormInput, record_norm_inputs
 from resdeploy.images.loading import load_image
-from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest
+from resdeploy.images.preprocessing import Channels, Preprocessing, UInt8Array, image_digest
 from resdeploy.images.skipped import SkippedImages, reason_of
 from resdeploy.progress import Progress
 from resdeploy.statistics import IntArray
 from resdeploy.train.model.resnet import Classifier, ResNet
 
 BLOCK = 32  # images that are scored together, and that the bootstrap draws together
-MOMENT_IMAGES = 2048  # images on which batch norms are observed: their sums need much memory
+MOST_BLOCKS = 64  # on which batch norms are observed: their sums need much memory
 
+FloatArray = npt.NDArray[np.float64]
 Block = tuple[str, IntArray, Sequence[NormInput]]
 """Digest of the pixels, predicted classes, and sums at each batch norm with statistics."""
 
@@ -30,8 +32,6 @@ class CandidateScore:
     """Behaviour of the network with one candidate on the first images."""
 
     preprocessing: Preprocessing
-    geometry: Preprocessing
-    """The settings that change pixels; the others have their defaults."""
     blocks: list[Block] = field(default_factory=list)
 
     @property
@@ -83,7 +83,7 @@ class Scorer:
         groups = defaultdict[Preprocessing, list[CandidateScore]](list)
         for candidate in candidates:
             geometry = _geometry(candidate)
-            score = self.scores.setdefault(candidate, CandidateScore(candidate, geometry))
+            score = self.scores.setdefault(candidate, CandidateScore(candidate))
             groups[geometry].append(score)
         blocks = -(-images // BLOCK)
         missing = sum(blocks - len(score.blocks) for group in groups.values() for score in group)
@@ -96,6 +96,21 @@ class Scorer:
                         if len(score.blocks) == index and len(pixels):
                             score.blocks.append(self._run(score.preprocessing, pixels, index))
                             advance(BLOCK)
+
+    def shifted(self, candidate: Preprocessing, blocks: int) -> list[CandidateScore]:
+        """Score a candidate on shifted images, as random crops in training make them.
+
+        The borders are reflected, black, or of the colour that is 0 after the normalisation.
+        """
+        scores = [CandidateScore(candidate) for _ in range(3)]
+        back = -1 if candidate.channels is Channels.BGR else 1
+        mean = np.array(candidate.mean[::back]) * (255 // candidate.value_range)
+        for index in range(blocks):
+            pixels = self._load(_geometry(candidate), index * BLOCK, (index + 1) * BLOCK)
+            for score, colour in zip(scores, (None, 0, mean.round())):
+                moved = _shift(pixels, colour, np.random.default_rng(index))
+                score.blocks.append(self._run(candidate, moved, index))
+        return scores
 
     def _load(self, geometry: Preprocessing, start: int, stop: int) -> UInt8Array:
         pixels = list[UInt8Array]()
@@ -116,9 +131,25 @@ class Scorer:
         key = (digest, *_graph_settings(candidate))
         if key not in self._known:
             inputs, logits = record_norm_inputs(Classifier(self._network, candidate), pixels)
-            norms = tuple(inputs.values()) if index < MOMENT_IMAGES // BLOCK else ()
+            norms = tuple(inputs.values()) if index < MOST_BLOCKS else ()
             self._known[key] = digest, logits.argmax(axis=1), norms
         return self._known[key]
+
+
+def _shift(
+    pixels: UInt8Array, colour: float | FloatArray | None, generator: np.random.Generator
+) -> UInt8Array:
+    """Shift each image by up to an eighth of its side, as is usual for CIFAR-10 (4 of 32)."""
+    count, height, width, _ = pixels.shape
+    margin = max(1, min(height, width) // 8)
+    border = [(0, 0), (margin, margin), (margin, margin), (0, 0)]
+    padded = np.pad(pixels, border, mode="reflect")
+    if colour is not None:
+        inside = padded[:, margin:-margin, margin:-margin].copy()
+        padded[:] = colour
+        padded[:, margin:-margin, margin:-margin] = inside
+    corners = generator.integers(0, 2 * margin + 1, (count, 2))
+    return np.stack([p[y : y + height, x : x + width] for p, (y, x) in zip(padded, corners)])
 
 
 def _geometry(candidate: Preprocessing) -> Preprocessing:

@@ -19,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from resdeploy.calibration.image_set import draw
 from resdeploy.errors import DataError, ImageError
@@ -34,20 +36,28 @@ from resdeploy.export.preprocessing_search.candidates import (
 from resdeploy.export.preprocessing_search.decision import (
     ALPHA,
     DROP_ALPHA,
+    ENOUGH_BLOCKS,
     GEOMETRY_POINTS,
-    Divergences,
+    LEAST_RATIO_OF_FEW,
+    common_blocks,
     compare_scores,
     correct_predictions,
-    divergences,
+    divergence,
     images_to_separate,
-    is_farther,
+    is_excluded,
     is_worse,
+    locate,
+    measure_moments,
 )  # fmt: skip
-from resdeploy.export.preprocessing_search.scoring import MOMENT_IMAGES, CandidateScore, Scorer
+from resdeploy.export.preprocessing_search.scoring import (
+    MOST_BLOCKS,
+    CandidateScore,
+    Scorer,
+)  # fmt: skip
 from resdeploy.images.class_folders import label_images, match_labels, split_folder
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
-from resdeploy.images.preprocessing import Channels, Preprocessing
+from resdeploy.images.preprocessing import Channels, Preprocessing, ResizeMode
 from resdeploy.label_check import check_labels, refuse_wrong_labels
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
@@ -68,7 +78,8 @@ FIRST_LOOK = 64  # images on which every candidate is scored
 DEFAULT_PIXELS, MOST_IMAGES = 512 * 224 * 224, 5000
 # In nats: 0.001 to 0.01 is usual for the right candidate, 0.3 and more for a wrong normalisation.
 LARGEST_DIVERGENCE = 0.1
-MOST_CANDIDATES = 300  # bounds the time; one normalisation has 32 geometries
+SHIFTED_BLOCKS = 8  # enough for the few directions in which shifts move the moments
+MOST_CANDIDATES = 300  # bounds the time
 
 
 def find_preprocessing(
@@ -134,12 +145,18 @@ class _Search:
     ) -> None:
         self._scorer, self._classes, self._names, self._data = scorer, classes, names, data
         self._left: list[CandidateScore] = []
-        self._divergences: dict[tuple[Preprocessing, int], Divergences | None] = {}
+        self._divergences: dict[tuple[Preprocessing, int], float] = {}
+        self._positions: dict[tuple[Preprocessing, Preprocessing, int], tuple[float, float]] = {}
+        self._known_shifts: dict[Preprocessing, Tensor] = {}
+        self._known_labels: IntArray = np.empty(0, np.int64)
 
     @property
     def _labels(self) -> IntArray:
-        classes = self._classes or {}
-        return np.array([classes[path] for path in self._scorer.files], np.int64)
+        files = self._scorer.files  # without those that could not be decoded so far
+        if len(self._known_labels) != len(files):
+            classes = self._classes or {}
+            self._known_labels = np.array([classes[path] for path in files], np.int64)
+        return self._known_labels
 
     def begin(self, sizes: Sequence[int], stated: Preprocessing | None, *, gray: bool) -> None:
         """Race the normalisations in the standard geometry of the first size that works.
@@ -224,12 +241,12 @@ class _Search:
     def _describe(
         self, best: CandidateScore, score: CandidateScore, alpha: float, *, left: bool
     ) -> CandidateResult:
-        found = self._distance(score, score.images)
+        found = self._divergence(score)
         result = CandidateResult(
             name=describe(score.preprocessing),
             preprocessing=score.preprocessing,
             images=score.images,
-            divergence=None if found is None else float(found[0]),
+            divergence=None if math.isinf(found) else found,
             excluded_by=None if left else "batch norms",
         )
         if self._classes is None:
@@ -271,9 +288,21 @@ class _Search:
         """Return the candidates that may be the best."""
         best = self._best(scores)
         rivals = [s for s in scores if s is best or not self._is_worse(best, s, alpha)]
-        # Without labels, only the best one's divergence can exclude others.
-        near = rivals if self._classes is not None else [best]
-        return [s for s in rivals if not any(self._is_farther(r, s, alpha) for r in near)]
+        near = self._nearest(rivals)
+        return [s for s in rivals if not self._is_excluded(near, s, alpha)]
+
+    def _nearest(self, scores: Sequence[CandidateScore]) -> CandidateScore:
+        """Return the candidate that the batch norms' recorded statistics are nearest to."""
+        fewest = min(len(score.blocks) for score in scores)
+        nearest = min(scores, key=lambda score: self._divergence(score, fewest))
+        for score in [score for score in scores if score is not nearest]:
+            blocks = common_blocks(nearest, score)
+            if blocks >= ENOUGH_BLOCKS:
+                closer = self._locate(nearest, score)[0] < 0.5
+            else:
+                closer = self._divergence(score, blocks) < self._divergence(nearest, blocks)
+            nearest = score if closer else nearest
+        return nearest
 
     def _is_worse(self, best: CandidateScore, other: CandidateScore, alpha: float) -> bool:
         if self._classes is None:
@@ -281,16 +310,33 @@ class _Search:
         points = GEOMETRY_POINTS if best.has_graph_of(other) else 0.0
         return is_worse(self._paired(best, other), alpha, points)
 
-    def _is_farther(self, one: CandidateScore, other: CandidateScore, alpha: float) -> bool:
-        images = min(one.images, other.images)
-        near, far = self._distance(one, images), self._distance(other, images)
-        return near is not None and far is not None and is_farther(near, far, alpha, images)
+    def _is_excluded(self, near: CandidateScore, far: CandidateScore, alpha: float) -> bool:
+        """Return True if the batch norms show that another candidate is nearer."""
+        blocks = common_blocks(near, far)
+        one, two = (self._divergence(score, blocks) for score in (near, far))
+        if near is far or math.isinf(one):
+            return False
+        if blocks < ENOUGH_BLOCKS:
+            return two >= LEAST_RATIO_OF_FEW * one
+        return is_excluded(*self._locate(near, far), alpha)
 
-    def _distance(self, score: CandidateScore, images: int) -> Divergences | None:
-        key = score.preprocessing, min(images, MOMENT_IMAGES)
-        if key not in self._divergences:
-            self._divergences[key] = divergences(score, images)
-        return self._divergences[key]
+    def _locate(self, near: CandidateScore, far: CandidateScore) -> tuple[float, float]:
+        blocks = common_blocks(near, far)
+        key = near.preprocessing, far.preprocessing, blocks
+        if key not in self._positions:
+            one, two = (measure_moments(score, blocks) for score in (near, far))
+            self._positions[key] = locate(one, two, self._shifts(near))
+        return self._positions[key]
+
+    def _shifts(self, score: CandidateScore) -> Tensor:
+        """Return how shifts of the images move the moments, about the same with every crop."""
+        key = replace(score.preprocessing, resize=None, resize_mode=ResizeMode.SQUASH)
+        if key not in self._known_shifts:
+            start = measure_moments(score, SHIFTED_BLOCKS).centre
+            moved = self._scorer.shifted(score.preprocessing, SHIFTED_BLOCKS)
+            centres = [measure_moments(other, SHIFTED_BLOCKS).centre for other in moved]
+            self._known_shifts[key] = torch.stack(centres) - start
+        return self._known_shifts[key]
 
     def _paired(self, best: CandidateScore, other: CandidateScore) -> PairedAccuracy:
         return compare_scores(best, other, self._labels)
@@ -304,9 +350,11 @@ class _Search:
             return -self._divergence(score)
         return float(correct_predictions(score, self._labels).mean())
 
-    def _divergence(self, score: CandidateScore) -> float:
-        found = self._distance(score, score.images)
-        return math.inf if found is None else float(found[0])
+    def _divergence(self, score: CandidateScore, blocks: int = MOST_BLOCKS) -> float:
+        key = score.preprocessing, min(blocks, len(score.blocks))
+        if key not in self._divergences:
+            self._divergences[key] = divergence(score, blocks)
+        return self._divergences[key]
 
     def _is_better_than_chance(self, score: CandidateScore) -> bool:
         labels = self._labels[: score.images]

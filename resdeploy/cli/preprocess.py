@@ -103,7 +103,7 @@ def search_text(result: PreprocessingSearch, written: Path | None = None) -> str
 def verdict_sentence(result: PreprocessingSearch) -> str:
     """Return a sentence about the candidate that was found, or those that are left."""
     best, *others = result.left
-    how = "top-1 accuracy" if result.labelled else "the batch norms"
+    how = "top-1 accuracy and the batch norms" if result.labelled else "the batch norms"
     on = f"on {plural(result.images, 'image')}"
     if not others:
         return f"verdict: found, by {how} {on}: {best.name}"

@@ -143,16 +143,23 @@ class Preprocessing:
     def standard(
         cls, image_size: ImageSize, *, reducing_gap: float | None = REDUCING_GAP
     ) -> Preprocessing:
-        """Return settings with ImageNet's margin (224 of 256 pixels), or none below 128 pixels."""
-        height, width = height_and_width(image_size)
-        margin = 256 / 224 if min(height, width) >= 128 else 1
-        resize = round(height * margin), round(width * margin)
-        return cls(image_size=image_size, resize=resize, reducing_gap=reducing_gap)
+        """Return settings with the usual margin."""
+        fraction = usual_fraction(image_size)
+        height, width = (round(side / fraction) for side in height_and_width(image_size))
+        return cls(image_size=image_size, resize=(height, width), reducing_gap=reducing_gap)
 
 
 def height_and_width(size: ImageSize) -> tuple[int, int]:
     """Return height and width of a size that may be a single number."""
     return (size, size) if isinstance(size, int) else size
+
+
+def usual_fraction(size: ImageSize) -> float:
+    """Return the part of each side that a central crop keeps: ImageNet's 224 of 256 pixels.
+
+    Below 128 pixels, it is the whole side, as is usual for CIFAR.
+    """
+    return 0.875 if min(height_and_width(size)) >= 128 else 1.0
 
 
 def pixel_count(size: ImageSize) -> int:

@@ -22,6 +22,7 @@ from resdeploy.images.preprocessing import (
     height_and_width,
     numbers_text,
     size_text,
+    usual_fraction,
 )
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.images.preprocessing_text import setting_texts
@@ -35,7 +36,6 @@ REPORTED: tuple[str, ...] = (
 )  # fmt: skip
 # The averages of ImageNet's three, as is usual for networks with one channel.
 _GRAY: dict[str, tuple[float, ...]] = {"mean": (0.449,), "std": (0.226,)}
-_SMALL = 128  # images below this side are not cropped, as is usual for CIFAR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,8 +181,7 @@ def _resized(
             (height, width), (old_height, old_width) = map(height_and_width, (size, own))
             rows, columns = height_and_width(settings.resize)
             return (height * rows // old_height, width * columns // old_width), source
-    small = min(height_and_width(size)) < _SMALL
-    fraction = 0.875 if mode is ResizeMode.SHORTER and not small else 1.0
+    fraction = usual_fraction(size) if mode is ResizeMode.SHORTER else 1.0
     return resize_for(size, fraction), None
 
 

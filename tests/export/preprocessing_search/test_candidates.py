@@ -64,5 +64,5 @@ def test_neighbours_reach_every_geometry(gray: bool) -> None:
     while new:
         reached |= new
         new = {other for one in new for other in neighbours(one, (224, 256))} - reached
-    # Two sizes, three crops and the squashed picture, and two filters.
-    assert len(reached) == 2 * 4 * 2
+    # Two sizes, four crops and the squashed picture, and two filters.
+    assert len(reached) == 2 * 5 * 2

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
+import torch
 
-from resdeploy.export.preprocessing_search.decision import images_to_separate, is_farther, is_worse
+from resdeploy.export.preprocessing_search.decision import (
+    Moments,
+    images_to_separate,
+    is_excluded,
+    is_worse,
+    locate,
+)  # fmt: skip
 from resdeploy.statistics import PairedAccuracy
 
 
@@ -40,14 +46,30 @@ def test_equally_accurate_candidates_need_no_number_of_images() -> None:
     assert images_to_separate(paired(20, 20), 1e-3) is None
 
 
-def test_a_divergence_must_be_far_and_certain() -> None:
-    near = np.array([0.01, 0.008, 0.009, 0.011, 0.012])
-    assert is_farther(near, near * 1.6, 1e-3, 256)
-    assert not is_farther(near, near * 1.4, 1e-3, 256)  # certain, but not far
-    assert is_farther(near, near * 5, 1e-3, 255)
-    assert not is_farther(near, near * 3.9, 1e-3, 255)
-    uncertain = np.array([0.05, 0.005, 0.1, 0.01, 0.09])
-    assert not is_farther(near, uncertain, 1e-3, 256)
+def test_the_recorded_statistics_must_be_at_one_candidate() -> None:
+    assert is_excluded(1.0, 0.2, 1e-3)
+    assert not is_excluded(1.0, 0.4, 1e-3)  # uncertain
+    assert not is_excluded(0.45, 0.01, 1e-3)  # nearer to the other one
+    assert not is_excluded(1.8, 0.1, 1e-3)  # far beyond both
+    assert is_excluded(1.8, 0.3, 1e-3)  # perhaps not beyond
+    assert not is_excluded(math.nan, math.nan, 1e-3)  # the same inputs
+
+
+def test_positions_are_measured_without_the_ignored_shift() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    step, nothing = draw(100), torch.zeros((0, 100), dtype=torch.float64)
+    shift = draw(1, 100) + step / 2
+    spread = 0.1 * draw(64, 100)
+    near, far = Moments(shift[0], spread), Moments(shift[0] + step, spread)
+    position, deviation = locate(near, far, shift)
+    assert abs(position - 1) < 1e-6
+    assert deviation < 0.1
+    assert abs(locate(near, far, nothing)[0] - 1) > 0.01
+    assert abs(locate(far, near, shift)[0]) < 1e-6
 
 
 def test_another_geometry_must_be_worse_by_some_points() -> None:

@@ -201,7 +201,10 @@ def test_the_command_writes_what_export_reads(
     options = ["--data", str(data), "--images", "64", "-o", str(file)]
     result = CliRunner().invoke(main, ["preprocess", *arguments, *options])
     assert result.exit_code == 0, result.output
-    assert "verdict: found, by top-1 accuracy on 64 images: 0.5/0.5 rgb" in result.stdout
+    assert (
+        "verdict: found, by top-1 accuracy and the batch norms on 64 images: 0.5/0.5 rgb"
+        in result.stdout
+    )
     assert "options of export: --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5" in result.stdout
     assert read_preprocessing_file(file) == settings_of(HALF)
 
