@@ -48,7 +48,7 @@ GEOMETRY_POINTS = 5.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """Where the batch norms' inputs are, seen from their recorded statistics, which are at 0.
+    """The position of the batch norms' inputs; their recorded statistics are at 0.
 
     Coordinates are each channel's mean in recorded deviations, and the logarithm of its variance
     by the recorded one, by the root of 2. The square of the length is twice the Kullback-Leibler
@@ -58,7 +58,7 @@ class Moments:
     centre: Tensor
     """Coordinates on all images: shape (C,)."""
     spread: Tensor
-    """What each block of images adds to the centre: shape (blocks, C)."""
+    """The part that each block of images adds to the centre: shape (blocks, C)."""
 
 
 def correct_predictions(score: CandidateScore, labels: IntArray) -> BoolArray:
@@ -102,7 +102,7 @@ def images_to_separate(paired: PairedAccuracy, alpha: float) -> int | None:
     return fewest_images(lambda count: count >= images, paired.images)
 
 
-def divergence(score: CandidateScore, blocks: int) -> float:
+def batch_norm_divergence(score: CandidateScore, blocks: int) -> float:
     """Return how far the batch norms' inputs are from their recorded statistics, in nats.
 
     For each channel, this is the Kullback-Leibler divergence of two normal distributions with the

@@ -39,10 +39,10 @@ from resdeploy.export.preprocessing_search.decision import (
     ENOUGH_BLOCKS,
     GEOMETRY_POINTS,
     LEAST_RATIO_OF_FEW,
+    batch_norm_divergence,
     common_blocks,
     compare_scores,
     correct_predictions,
-    divergence,
     images_to_separate,
     is_excluded,
     is_worse,
@@ -353,7 +353,7 @@ class _Search:
     def _divergence(self, score: CandidateScore, blocks: int = MOST_BLOCKS) -> float:
         key = score.preprocessing, min(blocks, len(score.blocks))
         if key not in self._divergences:
-            self._divergences[key] = divergence(score, blocks)
+            self._divergences[key] = batch_norm_divergence(score, blocks)
         return self._divergences[key]
 
     def _is_better_than_chance(self, score: CandidateScore) -> bool:

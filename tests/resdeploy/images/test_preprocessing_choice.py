@@ -204,7 +204,7 @@ def contradiction(*sources: StatedSettings) -> str | None:
 def test_an_option_that_contradicts_the_checkpoint_is_named_with_both_values() -> None:
     assert contradiction(option(image_size=(36, 48), resize_mode=SQUASH), RUN) == (
         "the pre-processing is not the checkpoint's: squashed to 36x48 (from an option) instead of "
-        "shorter side 36x48 (from the run)"
+        "covers 36x48 (from the run)"
     )
     assert contradiction(option(mean=(0.4,)), RUN) == (
         "the pre-processing is not the checkpoint's: mean 0.4,0.4,0.4 (from an option) instead of "
