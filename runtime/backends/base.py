@@ -77,6 +77,8 @@ class OpenOptions:
     """Batch sizes of a TensorRT engine; None for those of the engine that was built last, or the
     default."""
     progress: Progress = silent
+    exact: bool = False
+    """True to open only backends that must give the bits of the export."""
 
 
 DEFAULT_OPTIONS = OpenOptions()
