@@ -24,8 +24,8 @@ from resdeploy.filesystem import cache_folder, read_limited, sha256, write_file
 from resdeploy.json_documents import decode, to_text
 from resdeploy.machine.cpu import read_cpu
 from resdeploy.machine.device import available_cores
-from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
 from resdeploy.runtime.backends.registry import Candidate
+from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,23 @@ class EngineSpeeds:
             raise ValueError("the engines have different numbers of rounds, or none")
         if not all(0 < time < math.inf for time in times):
             raise ValueError("a time is not a positive number")
+
+    def __str__(self) -> str:
+        first, *others = self.round_ms
+        total, medians = len(self.round_ms[first]), self.median_ms
+        times = [f"{first} {medians[first]:.2f} ms"]
+        times += [
+            f"{name} {medians[name]:.2f} ms (faster in {self.rounds_won(name, first)} of {total} "
+            "rounds)"
+            for name in others
+        ]
+        reason = ""
+        if self.order[0] == first and min(medians, key=medians.__getitem__) != first:
+            reason = f", because the gain is within the noise or below {MIN_GAIN - 1:.0%}"
+        return (
+            f"{self.key.artifact} with {plural(self.key.threads, 'thread')}: {', '.join(times)}; "
+            f"auto uses {self.order[0]}{reason}"
+        )
 
     @property
     def median_ms(self) -> dict[str, float]:

@@ -15,7 +15,10 @@ from resdeploy.machine.nvml import Gpu
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import installed_versions
 from resdeploy.result_files.verification import Verification
+from resdeploy.runtime.backends.base import AUTO
+from resdeploy.runtime.backends.engine_speeds import EngineSpeeds
 from resdeploy.runtime.backends.registry import ENGINES
+from resdeploy.runtime.bench.measure_speeds import find_speeds
 from resdeploy.runtime.diagnosis.advice import Situation, advise
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
@@ -43,6 +46,10 @@ class Diagnosis:
     backends: tuple[BackendStatus, ...]
     advice: tuple[str, ...]
     versions: dict[str, str]
+    speeds: EngineSpeeds | None
+    """The speeds of the engines for CPUs that can run a bundle's fastest graph, with all cores.
+
+    None without a bundle, without a choice, or if an engine does not run."""
     self_test: Verification | None
     """The golden check of a bundle on every backend; None without a bundle."""
 
@@ -58,11 +65,14 @@ def diagnose(
 ) -> Diagnosis:
     """Examine `host` (None for this machine) and, if a bundle is given, run its golden check.
 
+    With a bundle, the engines for CPUs are measured anew, and `auto` uses the result from now on.
+
     Raises:
         BackendError: No backend can run the bundle.
         BundleError: The bundle is damaged.
     """
     host = host or Host()
+    opened = open_bundle(bundle) if bundle else None
     device = read_device(host)
     backends = tuple(
         BackendStatus(
@@ -87,7 +97,8 @@ def diagnose(
         backends=backends,
         advice=(*_obstacles(device, backends), *advise(situation)),
         versions=installed_versions(),
-        self_test=verify(open_bundle(bundle), progress=progress) if bundle else None,
+        speeds=find_speeds(opened, AUTO, AUTO, None, progress, again=True) if opened else None,
+        self_test=verify(opened, progress=progress) if opened else None,
     )
 
 

@@ -46,7 +46,9 @@ def verified_backends(
     golden = bundle.golden()
     selected = candidates(bundle, backend, precision)
     if options.exact:
-        selected = [c for c in selected if expected_bits(c.engine.name, c.artifact, golden) is not None]
+        selected = [
+            c for c in selected if expected_bits(c.engine.name, c.artifact, golden) is not None
+        ]
         if not selected:
             raise BackendError(
                 f"no selected graph of {bundle.path} must give the bits of the export here: only "

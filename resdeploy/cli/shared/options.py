@@ -36,6 +36,12 @@ PRECISION = option(
     help="Precision of the graph to use; auto: the fastest graph, or all graphs if the command "
     "compares graphs.",
 )
+EXACT = option(
+    "--exact",
+    is_flag=True,
+    help="Accept only the bits of the export: int8-cpu.onnx on ONNX Runtime, which all golden "
+    "images must confirm.",
+)
 THREADS = option(
     "--threads", type=IntRange(1, 1024), help="CPU threads per inference.  [default: one per core]"
 )
