@@ -91,7 +91,7 @@ def predictions_text(files: Sequence[FilePredictions]) -> str:
         name = f"{file.image}{note if file.single_colour else ''}"
         blocks.append("\n".join([name, *bars]))
     if failed < len(files):
-        blocks.append(answered_by(files[0]))
+        blocks.append(f"computed by {files[0].artifact} on {files[0].backend}")
     if failed:
         blocks.append(f"{failed} of {plural(len(files), 'image')} could not be decoded")
     return "\n".join(blocks)
@@ -111,10 +111,6 @@ def camera_text(report: CameraReport) -> str:
             f"{report.captured} frames in {report.seconds:.1f} s: {report.classified} classified "
             f"({report.frames_per_second:.1f} per second, median {report.p50_ms:.1f} ms), "
             f"{report.dropped} dropped{lost}",
-            answered_by(report),
+            f"computed by {report.artifact} on {report.backend}",
         ]
     )
-
-
-def answered_by(result: FilePredictions | CameraReport) -> str:
-    return f"computed by {result.artifact} on {result.backend}"

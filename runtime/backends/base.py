@@ -79,6 +79,8 @@ class OpenOptions:
     progress: Progress = silent
     exact: bool = False
     """True to open only backends that must give the bits of the export."""
+    measure: bool = False
+    """True to measure the engines for CPUs before `auto` opens one, unless the cache has times."""
 
 
 DEFAULT_OPTIONS = OpenOptions()

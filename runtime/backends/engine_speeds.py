@@ -1,7 +1,6 @@
-"""The measured speeds of the CPU engines that can run the same graph, kept in the user's cache.
+"""The speeds of the CPU engines that can run the same graph, measured once and kept in the cache.
 
-    speeds/KEY.json  one measurement; KEY is the sha256 of everything on which the order depends:
-                     the graph, the engines' versions, the processor, cores, threads, `REVISION`
+    speeds/KEY.json  one measurement; KEY is the sha256 of a `SpeedKey`
 
 They only give the order in which `auto` tries the engines. The engine that is opened must pass the
 golden check like any other, so a file that is damaged or was written by someone else can make
@@ -12,18 +11,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from resdeploy.errors import DocumentError, OutputError
+from resdeploy.bundle.bundle import Bundle
+from resdeploy.errors import DocumentError, OutputError, ResdeployError
 from resdeploy.filesystem import cache_folder, read_limited, sha256, write_file
 from resdeploy.json_documents import decode, to_text
 from resdeploy.machine.cpu import read_cpu
 from resdeploy.machine.device import available_cores
+from resdeploy.progress import Progress
+from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
 from resdeploy.tables import plural
 
@@ -32,11 +35,16 @@ logger = logging.getLogger(__name__)
 # Increase this number when another way of measuring makes the stored times invalid.
 REVISION = 1
 MAX_BYTES = 1 << 16
-MAX_FILES = 256
-"""The number of measurements that are kept, each of about 1 kB; the oldest are removed first."""
-# Equal engines beat each other in this many rounds by chance with this probability: a sign test.
+# With 9 rounds, a faster engine may lose one to noise by the sign test below. Five can decide, too.
+ROUNDS, MIN_ROUNDS = 9, 5
+TURN_SECONDS = 0.1
+SECONDS = 5.0
+"""Time after which only `MIN_ROUNDS` are completed."""
+START_SECONDS = 60.0
+"""Time limit for the start of an engine's process."""
+# Equal engines would win that many rounds by chance with this probability.
 CHANCE = 0.05
-# OpenVINO's logits are not bit-exact and its start takes longer, which a smaller gain is not worth.
+# OpenVINO's logits are not bit-exact and it starts more slowly; less gain is not worth that.
 MIN_GAIN = 1.03
 
 
@@ -47,15 +55,11 @@ class SpeedKey:
     artifact: str
     graph_sha256: str
     engines: Mapping[str, str]
-    """Version of each engine by name, in the order in which they are tried without a measurement:
-    the quickest to start comes first."""
-    architecture: str
-    processor: str | None
-    features: tuple[str, ...]
+    """Version of each engine by name; the quickest to start comes first."""
+    processor: tuple[str, ...]
+    """Architecture, model and instruction sets."""
     cores: int
-    """Cores that this process may use."""
     threads: int
-    """Threads of one inference."""
     revision: int = REVISION
 
     @property
@@ -73,57 +77,35 @@ class EngineSpeeds:
     """Median time of one image in each round, in milliseconds, by engine."""
 
     def __post_init__(self) -> None:
-        if list(self.round_ms) != list(self.key.engines):
-            raise ValueError("the engines of the times are not those of the key")
-        times = [time for rounds in self.round_ms.values() for time in rounds]
-        if len({len(rounds) for rounds in self.round_ms.values()}) != 1 or not times:
-            raise ValueError("the engines have different numbers of rounds, or none")
-        if not all(0 < time < math.inf for time in times):
-            raise ValueError("a time is not a positive number")
-
-    def __str__(self) -> str:
-        first, *others = self.round_ms
-        total, medians = len(self.round_ms[first]), self.median_ms
-        times = [f"{first} {medians[first]:.2f} ms"]
-        times += [
-            f"{name} {medians[name]:.2f} ms (faster in {self.rounds_won(name, first)} of {total} "
-            "rounds)"
-            for name in others
-        ]
-        reason = ""
-        if self.order[0] == first and min(medians, key=medians.__getitem__) != first:
-            reason = f", because the gain is within the noise or below {MIN_GAIN - 1:.0%}"
-        return (
-            f"{self.key.artifact} with {plural(self.key.threads, 'thread')}: {', '.join(times)}; "
-            f"auto uses {self.order[0]}{reason}"
-        )
+        times = np.array(list(self.round_ms.values()))  # a ValueError if their numbers differ
+        if list(self.round_ms) != list(self.key.engines) or not times.size or not (times > 0).all():
+            raise ValueError("the times are not those of the engines, or not positive")
 
     @property
-    def median_ms(self) -> dict[str, float]:
-        """Median over the rounds, in milliseconds, by engine."""
-        return {name: float(np.median(rounds)) for name, rounds in self.round_ms.items()}
+    def fastest(self) -> str:
+        """Name of the engine that `auto` tries first.
 
-    @property
-    def order(self) -> list[str]:
-        """Names of the engines in the order in which `auto` tries them.
-
-        The first engine of the key keeps its place unless another one is faster beyond the noise.
+        That is the first one of the key, unless another one is faster beyond the noise: by a sign
+        test over the rounds, and by `MIN_GAIN`.
         """
         first, *others = self.round_ms
-        by_time = sorted(others, key=self.median_ms.__getitem__)
-        faster = [name for name in by_time if self._is_faster(name, first)]
-        return [*faster, first, *(name for name in by_time if name not in faster)]
+        best = first
+        for name in others:
+            rounds = list(zip(self.round_ms[name], self.round_ms[first]))
+            lost = sum(mine >= other for mine, other in rounds)
+            chance = sum(math.comb(len(rounds), n) for n in range(lost + 1)) / 2 ** len(rounds)
+            if chance <= CHANCE and self._ms(first) >= MIN_GAIN * self._ms(name):
+                best = min(best, name, key=self._ms)
+        return best
 
-    def rounds_won(self, name: str, other: str) -> int:
-        """Count the rounds in which the engine `name` was faster than `other`."""
-        return sum(a < b for a, b in zip(self.round_ms[name], self.round_ms[other]))
+    def __str__(self) -> str:
+        ranking = ", ".join(f"{name} {self._ms(name):.2f} ms" for name in self.round_ms)
+        threads, best = plural(self.key.threads, "thread"), self.fastest
+        noise = "" if best == min(self.round_ms, key=self._ms) else ", as it is not clearly slower"
+        return f"{self.key.artifact} with {threads}: {ranking}; auto uses {best}{noise}"
 
-    def _is_faster(self, name: str, other: str) -> bool:
-        rounds = len(self.round_ms[name])
-        lost = rounds - self.rounds_won(name, other)
-        chance = sum(math.comb(rounds, count) for count in range(lost + 1)) / 2**rounds
-        medians = self.median_ms
-        return chance <= CHANCE and medians[other] >= MIN_GAIN * medians[name]
+    def _ms(self, engine: str) -> float:
+        return float(np.median(self.round_ms[engine]))
 
 
 def speed_key(candidates: Sequence[Candidate], threads: int | None) -> SpeedKey | None:
@@ -140,20 +122,22 @@ def speed_key(candidates: Sequence[Candidate], threads: int | None) -> SpeedKey 
         artifact=first.name,
         graph_sha256=first.sha256,
         engines={engine.name: engine.version() or "" for engine in rivals},
-        architecture=cpu.architecture,
-        processor=cpu.model,
-        features=tuple(sorted(cpu.features)),
+        processor=(cpu.architecture, cpu.model or "", *sorted(cpu.features)),
         cores=cores,
         threads=threads or cores,
     )
 
 
-def sort_by_speed(candidates: Sequence[Candidate], speeds: EngineSpeeds | None) -> list[Candidate]:
-    """Return the candidates with those that were measured in front, in the measured order."""
-    if speeds is None:
-        return list(candidates)
-    order = {(name, speeds.key.artifact): place for place, name in enumerate(speeds.order)}
-    return sorted(candidates, key=lambda c: order.get((c.engine.name, c.artifact.name), len(order)))
+def sort_by_speed(
+    bundle: Bundle, candidates: list[Candidate], options: OpenOptions
+) -> list[Candidate]:
+    """Return the candidates, with the one in front that is known to be fastest, if any is known."""
+    key = speed_key(candidates, options.threads)
+    speeds = read_speeds(key) if key else None
+    if key and speeds is None and options.measure:
+        speeds = measure_speeds(bundle, key, options.progress)
+    best = (speeds.fastest, speeds.key.artifact) if speeds else ()
+    return sorted(candidates, key=lambda c: (c.engine.name, c.artifact.name) != best)
 
 
 def read_speeds(key: SpeedKey) -> EngineSpeeds | None:
@@ -164,13 +148,44 @@ def read_speeds(key: SpeedKey) -> EngineSpeeds | None:
     return None
 
 
-def store_speeds(speeds: EngineSpeeds) -> None:
-    """Write a measurement to the cache; a cache that cannot be written is no error."""
-    try:
-        path = speeds.key.path
-        write_file(path, to_text(speeds).encode())
-        files = sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)
-        for file in files[:-MAX_FILES]:
-            file.unlink()
-    except (OSError, OutputError, RuntimeError) as error:
-        logger.debug("the speeds of the engines are not stored: %s", error)
+def measure_speeds(
+    bundle: Bundle,
+    key: SpeedKey,
+    progress: Progress,
+    clock: Callable[[], float] = time.monotonic,
+) -> EngineSpeeds | None:
+    """Time single images on every engine of `key`, and store the times if the cache is writable.
+
+    Each engine has a process of its own, because thread pools in one process disturb each other by
+    busy waiting. They take turns. Return None if an engine does not run or fails the golden check.
+    """
+    # Predictions do not need these modules.
+    from resdeploy.benchmark_process.worker_process import Contender, Worker
+    from resdeploy.benchmark_process.workload import Workload
+
+    workload = Workload(bundle=bundle.path, batch=1, threads=key.threads).to_arguments()
+    contenders: list[Contender] = []
+    rounds: list[list[float]] = []
+    with ExitStack() as stack, progress("measuring the engines", ROUNDS) as advance:
+        try:
+            for name in key.engines:
+                contender = Contender.start(
+                    name, Worker.RUNTIME, (name, key.artifact, *workload), key.threads,
+                    START_SECONDS, favoured=False,
+                )  # fmt: skip
+                stack.callback(contender.stop)
+                contenders.append(contender)
+            end = clock() + SECONDS
+            while len(rounds) <= MIN_ROUNDS or (len(rounds) <= ROUNDS and clock() < end):
+                turns = [contender.run_for(TURN_SECONDS) for contender in contenders]
+                rounds.append([float(np.median(times)) for times in turns])
+                advance(1)
+        except (OSError, ResdeployError) as error:
+            logger.warning("the engines %s are not compared: %s", ", ".join(key.engines), error)
+            return None
+    # The first round warms the engines up.
+    speeds = EngineSpeeds(key=key, round_ms=dict(zip(key.engines, zip(*rounds[1:]))))
+    logger.info("%s", speeds)
+    with suppress(OutputError, RuntimeError):
+        write_file(key.path, to_text(speeds).encode())
+    return speeds

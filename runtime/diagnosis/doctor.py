@@ -15,10 +15,8 @@ from resdeploy.machine.nvml import Gpu
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import installed_versions
 from resdeploy.result_files.verification import Verification
-from resdeploy.runtime.backends.base import AUTO
-from resdeploy.runtime.backends.engine_speeds import EngineSpeeds
-from resdeploy.runtime.backends.registry import ENGINES
-from resdeploy.runtime.bench.measure_speeds import find_speeds
+from resdeploy.runtime.backends.engine_speeds import EngineSpeeds, measure_speeds, speed_key
+from resdeploy.runtime.backends.registry import ENGINES, candidates
 from resdeploy.runtime.diagnosis.advice import Situation, advise
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
@@ -47,9 +45,7 @@ class Diagnosis:
     advice: tuple[str, ...]
     versions: dict[str, str]
     speeds: EngineSpeeds | None
-    """The speeds of the engines for CPUs that can run a bundle's fastest graph, with all cores.
-
-    None without a bundle, without a choice, or if an engine does not run."""
+    """Speeds of the engines for CPUs, with all cores; None without a bundle or without a choice."""
     self_test: Verification | None
     """The golden check of a bundle on every backend; None without a bundle."""
 
@@ -73,6 +69,7 @@ def diagnose(
     """
     host = host or Host()
     opened = open_bundle(bundle) if bundle else None
+    key = speed_key(candidates(opened), threads=None) if opened else None
     device = read_device(host)
     backends = tuple(
         BackendStatus(
@@ -97,7 +94,7 @@ def diagnose(
         backends=backends,
         advice=(*_obstacles(device, backends), *advise(situation)),
         versions=installed_versions(),
-        speeds=find_speeds(opened, AUTO, AUTO, None, progress, again=True) if opened else None,
+        speeds=measure_speeds(opened, key, progress) if opened and key else None,
         self_test=verify(opened, progress=progress) if opened else None,
     )
 

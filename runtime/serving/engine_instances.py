@@ -17,7 +17,6 @@ from resdeploy.machine.device import available_cores
 from resdeploy.progress import Progress
 from resdeploy.runtime.backends.base import Backend, OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
-from resdeploy.runtime.bench.measure_speeds import find_speeds
 from resdeploy.runtime.serving.batching.service_times import ServiceTimes, measure_service_times
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.verification.open_verified import open_verified, verified_backends
@@ -93,21 +92,13 @@ class EngineFactory:
     """A source of verified backends for a bundle, in order of their speed."""
 
     def __init__(self, bundle: Bundle, config: ServeConfig, progress: Progress) -> None:
-        """Measure the engines for CPUs if there is a choice; this takes a few seconds.
-
-        Raises:
-            BackendError: No requested backend can run on this machine.
-        """
         self._bundle = bundle
         self._config = config
         self._golden = bundle.golden()
         cores = available_cores()
         self._cpu_instances, threads = divide_cores(cores, config.instances, config.threads)
-        self._options = OpenOptions(threads=threads, progress=progress, exact=config.exact)
-        self._speeds = (
-            None
-            if config.exact
-            else find_speeds(bundle, config.backend, config.precision, threads, progress)
+        self._options = OpenOptions(
+            threads=threads, progress=progress, exact=config.exact, measure=True
         )
         self._candidates = self._verified_candidates()
 
@@ -129,7 +120,7 @@ class EngineFactory:
 
     def _verified_candidates(self) -> Iterator[tuple[Candidate, Backend]]:
         backend, precision = self._config.backend, self._config.precision
-        return verified_backends(self._bundle, backend, precision, self._options, self._speeds)
+        return verified_backends(self._bundle, backend, precision, self._options)
 
     def _open_instances(self, candidate: Candidate, backend: Backend) -> list[EngineInstance]:
         """Open the configured number of instances, or fewer if one cannot be opened."""

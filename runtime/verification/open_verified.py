@@ -10,12 +10,7 @@ from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError, OutputError
 from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
-from resdeploy.runtime.backends.engine_speeds import (
-    EngineSpeeds,
-    read_speeds,
-    sort_by_speed,
-    speed_key,
-)
+from resdeploy.runtime.backends.engine_speeds import sort_by_speed
 from resdeploy.runtime.backends.registry import Candidate, candidates
 from resdeploy.runtime.verification.golden_check import GoldenCheck, check_golden, expected_bits
 
@@ -28,19 +23,14 @@ BIT_EXACT_IMAGES_AT_LOAD = 2
 
 
 def verified_backends(
-    bundle: Bundle,
-    backend: str,
-    precision: str,
-    options: OpenOptions,
-    speeds: EngineSpeeds | None = None,
+    bundle: Bundle, backend: str, precision: str, options: OpenOptions
 ) -> Iterator[tuple[Candidate, Backend]]:
     """Yield the selected backends that pass the golden check, fastest first, opened one by one.
 
-    Backends that fail are logged and skipped. The caller must close those that it gets. `auto`
-    orders engines for CPUs by `speeds`; without them, by those in the cache, if there are any.
+    Backends that fail are logged and skipped. The caller must close those that it gets.
 
     Raises:
-        BackendError: No selected backend can run here.
+        BackendError: No selected backend can run here, or none gives the bits that `exact` demands.
         BundleError: The bundle is damaged.
     """
     golden = bundle.golden()
@@ -51,12 +41,11 @@ def verified_backends(
         ]
         if not selected:
             raise BackendError(
-                f"no selected graph of {bundle.path} must give the bits of the export here: only "
-                "int8-cpu must, on onnxruntime-cpu",
+                "only int8-cpu on onnxruntime-cpu gives the bits of the export, if they are known",
                 "leave --backend and --precision out, or export the bundle with --int8",
             )
-    elif backend == AUTO and (key := speed_key(selected, options.threads)):
-        selected = sort_by_speed(selected, speeds or read_speeds(key))
+    elif backend == AUTO:
+        selected = sort_by_speed(bundle, selected, options)
     for candidate in selected:
         if opened := open_verified(bundle, candidate, golden, options):
             yield candidate, opened
