@@ -17,6 +17,7 @@ import pytest
 
 from resdeploy.benchmark_process.worker_process import Contender
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.cli.doctor import diagnosis_text
 from resdeploy.errors import BackendError
 from resdeploy.filesystem import write_file
 from resdeploy.json_documents import to_text
@@ -33,6 +34,7 @@ from resdeploy.runtime.backends.engine_speeds import (
     speed_key,
 )
 from resdeploy.runtime.backends.registry import Engine, candidates
+from resdeploy.runtime.diagnosis.doctor import diagnose
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.engine_instances import EngineFactory
 from tests.fakes import make_engine
@@ -252,9 +254,9 @@ def test_exact_opens_only_the_bits_of_the_export(
     real = registry.ENGINES
     with load(tiny_bundle.path, exact=True) as model:
         assert repr(model) == f"<Model {tiny_bundle.path}: int8-cpu on onnxruntime-cpu>"
-    for choice in ({"precision": "fp32"}, {"precision": "fp16"}):
+    for precision in ("fp32", "fp16"):
         with pytest.raises(BackendError, match="gives the bits of the export") as caught:
-            load(tiny_bundle.path, exact=True, **choice)
+            load(tiny_bundle.path, exact=True, precision=precision)
         assert "leave --backend and --precision out" in str(caught.value.hint)
     monkeypatch.setattr(registry, "ENGINES", (cpu_engine(SECOND), *real))
     store_speeds(
@@ -370,3 +372,15 @@ def test_a_measurement_counts_if_the_cache_cannot_be_written(
     first, *_ = sort_by_speed(tiny_bundle, candidates(tiny_bundle), options)
     assert first.engine.name == "second"
     assert len(fake.started) == 2
+
+
+def test_doctor_measures_again_and_shows_the_times(
+    tiny_bundle: Bundle, fake: type[FakeContender]
+) -> None:
+    for _ in range(2):
+        found = diagnose(tiny_bundle.path)
+    assert len(fake.started) == 4
+    assert found.speeds is not None
+    assert found.speeds == read_speeds(found.speeds.key)
+    times = "first 10.00 ms, second 4.00 ms; auto uses second"
+    assert f"{times}\n" in diagnosis_text(found)
