@@ -128,18 +128,14 @@ def predict_files(model: Model, paths: Sequence[Path], top: int = 5) -> list[Fil
 
 
 def _predict_file(model: Model, path: Path, top: int) -> FilePredictions:
-    result = FilePredictions(
-        image=path, predictions=(), backend=model.backend.name, artifact=model.artifact.name
-    )
+    backend, artifact = model.backend.name, model.artifact.name
+    result = FilePredictions(image=path, predictions=(), backend=backend, artifact=artifact)
     try:
         pixels = model.pixels(path)
     except ImageError as error:
         return replace(result, error=f"{error}; {error.hint}")
-    return replace(
-        result,
-        predictions=tuple(model.classify(pixels, top)),
-        single_colour=has_single_colour(pixels),
-    )
+    predictions = tuple(model.classify(pixels, top))
+    return replace(result, predictions=predictions, single_colour=has_single_colour(pixels))
 
 
 def load(
@@ -153,8 +149,7 @@ def load(
 ) -> Model:
     """Open a bundle with the first backend, fastest first, that passes the golden check.
 
-    Nothing is measured here. `auto` uses the speeds that `resdeploy serve` or `doctor` measured for
-    this graph, machine and number of threads; without them, the engine that starts first.
+    `auto` measures nothing here: it uses what `resdeploy serve` or `doctor` has measured before.
 
     Args:
         path: The folder of the bundle.
@@ -162,8 +157,7 @@ def load(
         precision: `fp32`, `fp16`, `int8`, or `auto`.
         threads: Threads for one inference on a CPU; None for one per core.
         progress: Reports the progress of a TensorRT engine that must be built first.
-        exact: Accept only the bits of the export: `int8-cpu` on `onnxruntime-cpu`, checked on all
-            golden images.
+        exact: Accept only the bits of the export: `int8-cpu` on `onnxruntime-cpu`.
 
     Raises:
         BackendError: No selected backend can run here, or none passes the golden check.

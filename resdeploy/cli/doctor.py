@@ -20,8 +20,7 @@ def doctor(bundle: Path | None) -> CommandResult:
     """Show the hardware and the inference backends of this machine.
 
     The output includes how to install missing backends. With BUNDLE, the command also verifies the
-    bundle on its golden images, and measures which engine for CPUs is the fastest for it. `predict`
-    and `--backend auto` use the result from then on.
+    bundle on its golden images, and measures which engine for CPUs `--backend auto` should use.
 
     Exit code: 1 if no backend can run here, or if BUNDLE fails the verification; otherwise 0.
     """

@@ -32,18 +32,14 @@ from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
 
-# Increase this number when another way of measuring makes the stored times invalid.
-REVISION = 1
+REVISION = 1  # of the way of measuring
 MAX_BYTES = 1 << 16
 # With 9 rounds, a faster engine may lose one to noise by the sign test below. Five can decide, too.
 ROUNDS, MIN_ROUNDS = 9, 5
 TURN_SECONDS = 0.1
-SECONDS = 5.0
-"""Time after which only `MIN_ROUNDS` are completed."""
-START_SECONDS = 60.0
-"""Time limit for the start of an engine's process."""
-# Equal engines would win that many rounds by chance with this probability.
-CHANCE = 0.05
+SECONDS = 5.0  # after this time, only `MIN_ROUNDS` are completed
+START_SECONDS = 60.0  # the time limit for the start of an engine's process
+CHANCE = 0.05  # largest probability that equal engines win so many rounds
 # OpenVINO's logits are not bit-exact and it starts more slowly; less gain is not worth that.
 MIN_GAIN = 1.03
 
@@ -83,17 +79,12 @@ class EngineSpeeds:
 
     @property
     def fastest(self) -> str:
-        """Name of the engine that `auto` tries first.
-
-        That is the first one of the key, unless another one is faster beyond the noise: by a sign
-        test over the rounds, and by `MIN_GAIN`.
-        """
+        """Name of the first engine, or of one that is faster by `MIN_GAIN` and by a sign test."""
         first, *others = self.round_ms
-        best = first
+        best, rounds = first, len(self.round_ms[first])
         for name in others:
-            rounds = list(zip(self.round_ms[name], self.round_ms[first]))
-            lost = sum(mine >= other for mine, other in rounds)
-            chance = sum(math.comb(len(rounds), n) for n in range(lost + 1)) / 2 ** len(rounds)
+            lost = sum(a >= b for a, b in zip(self.round_ms[name], self.round_ms[first]))
+            chance = sum(math.comb(rounds, count) for count in range(lost + 1)) / 2**rounds
             if chance <= CHANCE and self._ms(first) >= MIN_GAIN * self._ms(name):
                 best = min(best, name, key=self._ms)
         return best
@@ -128,16 +119,14 @@ def speed_key(candidates: Sequence[Candidate], threads: int | None) -> SpeedKey 
     )
 
 
-def sort_by_speed(
-    bundle: Bundle, candidates: list[Candidate], options: OpenOptions
-) -> list[Candidate]:
+def sort_by_speed(bundle: Bundle, found: list[Candidate], options: OpenOptions) -> list[Candidate]:
     """Return the candidates, with the one in front that is known to be fastest, if any is known."""
-    key = speed_key(candidates, options.threads)
+    key = speed_key(found, options.threads)
     speeds = read_speeds(key) if key else None
     if key and speeds is None and options.measure:
         speeds = measure_speeds(bundle, key, options.progress)
     best = (speeds.fastest, speeds.key.artifact) if speeds else ()
-    return sorted(candidates, key=lambda c: (c.engine.name, c.artifact.name) != best)
+    return sorted(found, key=lambda c: (c.engine.name, c.artifact.name) != best)
 
 
 def read_speeds(key: SpeedKey) -> EngineSpeeds | None:
@@ -149,10 +138,7 @@ def read_speeds(key: SpeedKey) -> EngineSpeeds | None:
 
 
 def measure_speeds(
-    bundle: Bundle,
-    key: SpeedKey,
-    progress: Progress,
-    clock: Callable[[], float] = time.monotonic,
+    bundle: Bundle, key: SpeedKey, progress: Progress, clock: Callable[[], float] = time.monotonic
 ) -> EngineSpeeds | None:
     """Time single images on every engine of `key`, and store the times if the cache is writable.
 

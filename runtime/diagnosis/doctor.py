@@ -61,7 +61,7 @@ def diagnose(
 ) -> Diagnosis:
     """Examine `host` (None for this machine) and, if a bundle is given, run its golden check.
 
-    With a bundle, the engines for CPUs are measured anew, and `auto` uses the result from now on.
+    With a bundle, the engines for CPUs are measured anew.
 
     Raises:
         BackendError: No backend can run the bundle.

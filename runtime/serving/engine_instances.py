@@ -98,7 +98,7 @@ class EngineFactory:
         cores = available_cores()
         self._cpu_instances, threads = divide_cores(cores, config.instances, config.threads)
         self._options = OpenOptions(
-            threads=threads, progress=progress, exact=config.exact, measure=True
+            threads=threads, exact=config.exact, measure=True, progress=progress
         )
         self._candidates = self._verified_candidates()
 

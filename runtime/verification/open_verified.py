@@ -36,9 +36,8 @@ def verified_backends(
     golden = bundle.golden()
     selected = candidates(bundle, backend, precision)
     if options.exact:
-        selected = [
-            c for c in selected if expected_bits(c.engine.name, c.artifact, golden) is not None
-        ]
+        bits = [expected_bits(c.engine.name, c.artifact, golden) for c in selected]
+        selected = [c for c, expected in zip(selected, bits) if expected is not None]
         if not selected:
             raise BackendError(
                 "only int8-cpu on onnxruntime-cpu gives the bits of the export, if they are known",

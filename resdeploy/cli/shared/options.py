@@ -39,8 +39,7 @@ PRECISION = option(
 EXACT = option(
     "--exact",
     is_flag=True,
-    help="Accept only the bits of the export: int8-cpu.onnx on ONNX Runtime, which all golden "
-    "images must confirm.",
+    help="Use only int8-cpu.onnx on ONNX Runtime, and check that it gives the bits of the export.",
 )
 THREADS = option(
     "--threads", type=IntRange(1, 1024), help="CPU threads per inference.  [default: one per core]"
