@@ -74,7 +74,8 @@ class EngineSpeeds:
 
     def __post_init__(self) -> None:
         times = np.array(list(self.round_ms.values()))  # a ValueError if their numbers differ
-        if list(self.round_ms) != list(self.key.engines) or not times.size or not (times > 0).all():
+        right = list(self.round_ms) == list(self.key.engines)
+        if not right or not 0 < times.size <= ROUNDS * len(times) or not (times > 0).all():
             raise ValueError("the times are not those of the engines, or not positive")
 
     @property
@@ -131,9 +132,10 @@ def sort_by_speed(bundle: Bundle, found: list[Candidate], options: OpenOptions) 
 
 def read_speeds(key: SpeedKey) -> EngineSpeeds | None:
     """Return the measurement for exactly this key; None if the cache holds none that is valid."""
-    with suppress(DocumentError, RuntimeError, ValueError):
-        found = decode(EngineSpeeds, read_limited(key.path, MAX_BYTES, DocumentError, ""))
-        return found if found.key == key else None
+    with suppress(DocumentError, OSError, RuntimeError, ValueError):
+        if key.path.is_file():  # a pipe would block
+            found = decode(EngineSpeeds, read_limited(key.path, MAX_BYTES, DocumentError, ""))
+            return found if found.key == key else None
     return None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,7 @@ def damaged(text: str) -> dict[str, bytes]:
         "zero": changed(**{FIRST: [1], SECOND: [0]}),
         "text": changed(**{FIRST: [1], SECOND: ["0"]}),
         "no-rounds": changed(**{FIRST: [], SECOND: []}),
+        "many-rounds": changed(**{FIRST: [1] * 5000, SECOND: [2] * 5000}),
         "unequal-rounds": changed(**{FIRST: [1, 2], SECOND: [1]}),
         "one-engine": changed(**{SECOND: [1]}),
         "another-order": changed(**{SECOND: [1], FIRST: [2]}),
@@ -226,6 +228,10 @@ def test_damaged_and_foreign_files_are_no_measurement(
     for name, content in damaged(key.path.read_text()).items():
         key.path.write_bytes(content)
         assert read_speeds(key) is None, name
+    key.path.unlink()
+    os.mkfifo(key.path)
+    assert read_speeds(key) is None
+    key.path.unlink()
     assert opened_engines(monkeypatch, tiny_bundle) == [FIRST]
     store_speeds(fast_second(key))
     assert opened_engines(monkeypatch, tiny_bundle) == [SECOND]
