@@ -87,3 +87,4 @@ def _activations(
     for images in batches:
         outputs = session.run(list(tensors), {INPUT_NAME: images})
         yield from zip(tensors, map(np.asarray, outputs))
+        del outputs  # before the next batch runs, so that only one is in memory

@@ -10,15 +10,12 @@ import torch
 
 from resdeploy.export.source_preprocessing import choose_source_preprocessing
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.images.preprocessing_settings import PreprocessingSettings
+from resdeploy.images.preprocessing_settings import PreprocessingSettings, option_for
 from resdeploy.progress import silent
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.model.architecture import Architecture
 from resdeploy.train.model.resnet import ResNet
-
-# Options that are not named after their setting.
-_OPTIONS = {"resize_mode": "--resize", "resize": "--crop-fraction"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +64,7 @@ def inspect_checkpoint(path: Path, weights: Weights = Weights.AUTO) -> Checkpoin
     choice = choose_source_preprocessing(
         checkpoint, PreprocessingSettings(), None, (), None, seed=0, progress=silent
     )
-    missing = {name: _OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in choice.assumed}
+    missing = {name: option_for(name) for name in choice.assumed}
     if not checkpoint.labels:
         missing["labels"] = "--labels"
     return CheckpointSummary(

@@ -38,7 +38,12 @@ class NormInput:
         self.squares = self.squares + pixels.square().mean(2).double().sum(0)
 
     def compare(self, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the distance of means in recorded deviations, and the ratio of the variances."""
+        """Return the distance of means in recorded deviations, and the ratio of the variances.
+
+        Args:
+            mean: Mean of the values over images and pixels, (..., C).
+            squares: Mean of their squares, (..., C).
+        """
         variance = (squares - mean.square()).clamp(min=0) + self.eps
         distance = (mean - self.recorded_mean).abs() / self.recorded_variance.sqrt()
         return distance, variance / self.recorded_variance
@@ -61,7 +66,7 @@ def _median(values: Tensor) -> float:
 def record_norm_inputs(
     classifier: Classifier, images: UInt8Array
 ) -> tuple[dict[str, NormInput], np.ndarray]:
-    """Return the sums at each batch norm for images (N, H, W, 3), and the logits (N, K)."""
+    """Return the sums at each batch norm for uint8 images (N, H, W, 3), and the logits (N, K)."""
     classifier = classifier.float().cpu().eval()
     norms = dict(_norms_with_statistics(classifier))
     inputs = {name: NormInput(norm) for name, norm in norms.items()}

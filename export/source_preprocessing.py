@@ -13,11 +13,11 @@ from resdeploy.images.preprocessing_choice import (
     DEFAULT_IMAGE_SIZE,
     ChosenPreprocessing,
     StatedSettings,
-    assumption,
     choose_preprocessing,
 )
 from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import PreprocessingSettings, settings_of
+from resdeploy.images.preprocessing_text import assumption
 from resdeploy.progress import Progress
 from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.checkpoint.sources import stated_sources
@@ -46,7 +46,7 @@ def choose_source_preprocessing(
     """Choose each setting from the first of: options, `file`, the checkpoint, the assumptions.
 
     A checkpoint states settings in the folder of its run, in a file beside it, or within it. An
-    option that contradicts them is logged.
+    option that contradicts them is logged. `labels` and `data` are for the search of `AUTO`.
 
     Raises:
         DataError: A file is damaged or cannot be followed, or the settings are not possible.

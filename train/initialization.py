@@ -14,8 +14,9 @@ from resdeploy.errors import DataError, TrainingError
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.class_mapping import default_labels, log_once, map_classes
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.images.preprocessing_choice import StatedSettings, setting_texts
+from resdeploy.images.preprocessing_choice import StatedSettings
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
+from resdeploy.images.preprocessing_text import setting_texts
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
 from resdeploy.train.checkpoint.sources import stated_sources
 from resdeploy.train.config import TrainingConfig

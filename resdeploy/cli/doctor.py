@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from click import argument
 
-from resdeploy.cli.shared.console import PATH, CommandResult, ExitCode, command
+from resdeploy.cli.console import PATH, CommandResult, ExitCode, command
 from resdeploy.cli.verify import verification_text
 
 if TYPE_CHECKING:

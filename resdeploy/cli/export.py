@@ -10,7 +10,7 @@ from click import Choice, IntRange, argument, option
 
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.build import build_text
-from resdeploy.cli.shared.console import (
+from resdeploy.cli.console import (
     PATH,
     CommandResult,
     ExitCode,
@@ -18,15 +18,15 @@ from resdeploy.cli.shared.console import (
     exit_code,
     reject_options,
 )
-from resdeploy.cli.shared.options import (
+from resdeploy.cli.options.common import (
     FORCE,
     LONGEST_SECONDS,
     LONGEST_WAIT_MS,
     WEIGHTS,
     FiniteRange,
 )
-from resdeploy.cli.shared.preprocessing_options import preprocessing_options, take_settings
-from resdeploy.images.preprocessing_choice import describe_choice
+from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
+from resdeploy.images.preprocessing_text import describe_choice
 from resdeploy.tables import table
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from click import argument
 
-from resdeploy.cli.shared.console import PATH, CommandResult, command
+from resdeploy.cli.console import PATH, CommandResult, command
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def inspect(checkpoint: Path) -> CommandResult:
 
 def summary_text(result: CheckpointSummary) -> str:
     """Return a line for each fact about a checkpoint."""
-    from resdeploy.images.preprocessing_choice import describe_choice
+    from resdeploy.images.preprocessing_text import describe_choice
 
     network, labels = result.architecture, result.labels or ()
     more = len(labels) - SHOWN_LABELS

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from click import IntRange, UsageError, argument, option
 
-from resdeploy.cli.shared.console import PATH, CommandResult, ExitCode, command, reject_options
-from resdeploy.cli.shared.options import (
+from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, reject_options
+from resdeploy.cli.options.common import (
     BACKEND,
     EXACT,
     LONGEST_SECONDS,

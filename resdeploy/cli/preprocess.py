@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from click import IntRange, argument, option
 
-from resdeploy.cli.shared.console import PATH, CommandResult, command, exit_code
-from resdeploy.cli.shared.options import FORCE, WEIGHTS
+from resdeploy.cli.console import PATH, CommandResult, command, exit_code
+from resdeploy.cli.options.common import FORCE, WEIGHTS
 from resdeploy.tables import NONE, WORST, plural, table
 
 if TYPE_CHECKING:

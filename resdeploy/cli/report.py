@@ -6,8 +6,8 @@ from typing import Any
 
 from click import argument, option
 
-from resdeploy.cli.shared.console import PATH, CommandResult, command
-from resdeploy.cli.shared.options import FORCE
+from resdeploy.cli.console import PATH, CommandResult, command
+from resdeploy.cli.options.common import FORCE
 
 
 @command

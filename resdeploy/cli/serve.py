@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from click import IntRange, UsageError, argument, option
 
-from resdeploy.cli.shared.console import PATH, CommandResult, command
-from resdeploy.cli.shared.options import BACKEND, EXACT, LONGEST_WAIT_MS, PRECISION, FiniteRange
+from resdeploy.cli.console import PATH, CommandResult, command
+from resdeploy.cli.options.common import BACKEND, EXACT, LONGEST_WAIT_MS, PRECISION, FiniteRange
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:

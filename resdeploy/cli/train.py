@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from click import Choice, FloatRange, IntRange, argument, option
 
-from resdeploy.cli.shared.console import PATH, CommandResult, command, reject_options
-from resdeploy.cli.shared.options import FORCE
-from resdeploy.cli.shared.preprocessing_options import preprocessing_options, take_settings
+from resdeploy.cli.console import PATH, CommandResult, command, reject_options
+from resdeploy.cli.options.common import FORCE
+from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.images.formats import unread_lines
 from resdeploy.tables import plural
 from resdeploy.train.config import CROPS, SCHEDULES, TrainingConfig

@@ -9,8 +9,8 @@ from click import argument, option
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
-from resdeploy.cli.shared.console import PATH, CommandResult, command, exit_code
-from resdeploy.cli.shared.options import BACKEND, PRECISION, THREADS, FiniteRange
+from resdeploy.cli.console import PATH, CommandResult, command, exit_code
+from resdeploy.cli.options.common import BACKEND, PRECISION, THREADS, FiniteRange
 from resdeploy.images.formats import unread_lines
 from resdeploy.tables import plural, table
 

@@ -7,6 +7,7 @@ normalisation are part of the network's graph, whose input is therefore uint8 RG
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
@@ -74,7 +75,7 @@ class Preprocessing:
     """Side of the network's square input, or its height and width, in pixels."""
     resize: ImageSize | None = None
     """Side, or height and width, before the centre is cut out, in pixels; None for `image_size`.
-    With `ResizeMode.SHORTER`, the shorter side of the picture becomes a single number."""
+    With `ResizeMode.SHORTER`, a single number is the new length of the picture's shorter side."""
     resize_mode: ResizeMode = ResizeMode.SHORTER
     interpolation: Interpolation = Interpolation.BILINEAR
     antialias: bool = True
@@ -162,6 +163,11 @@ def pixel_count(size: ImageSize) -> int:
 def size_text(size: ImageSize | None) -> str:
     """Return a size as text: `224`, or `192x224` for height and width."""
     return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
+
+
+def numbers_text(numbers: Sequence[float]) -> str:
+    """Return numbers of up to six digits as the options take them: `0.485,0.456,0.406`."""
+    return ",".join(f"{number:.6g}" for number in numbers)
 
 
 def image_digest(image: UInt8Array) -> str:

@@ -16,10 +16,14 @@ from resdeploy.images.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Channels,
+    ImageSize,
     Preprocessing,
     ResizeMode,
+    height_and_width,
+    numbers_text,
+    size_text,
 )
-from resdeploy.images.preprocessing_settings import PreprocessingSettings
+from resdeploy.images.preprocessing_settings import PreprocessingSettings, option_for
 
 ASSUMED = "assumed"
 DEFAULT_IMAGE_SIZE = 224  # in pixels
@@ -93,11 +97,11 @@ def choose_preprocessing(
     return ChosenPreprocessing(
         preprocessing=preprocessing,
         origins=origins,
-        contradictions=tuple(_contradictions(sources, preprocessing)),
+        contradictions=tuple(_contradictions(sources)),
     )
 
 
-def resize_for(size: int | tuple[int, int], fraction: float) -> int | tuple[int, int]:
+def resize_for(size: ImageSize, fraction: float) -> ImageSize:
     """Return the size before a crop that keeps `fraction` of each side, rounded down.
 
     Source: timm/data/transforms_factory.py, transforms_imagenet_eval.
@@ -107,62 +111,13 @@ def resize_for(size: int | tuple[int, int], fraction: float) -> int | tuple[int,
     return _margin(size, fraction)
 
 
-def describe_choice(preprocessing: Preprocessing, origins: Mapping[str, str]) -> str:
-    """Return the settings as a line, those of one origin together."""
-    texts = setting_texts(preprocessing)
-    groups: dict[str, list[str]] = {}
-    for name, text in texts.items():
-        groups.setdefault(origins.get(name, ASSUMED), []).append(text)
-    return "; ".join(
-        f"{', '.join(words)} ({'assumed' if place == ASSUMED else 'from ' + place})"
-        for place, words in groups.items()
-    )
-
-
-def setting_texts(preprocessing: Preprocessing) -> dict[str, str]:
-    """Return each reported setting in words."""
-    height, width = preprocessing.size
-    resized = "x".join(map(str, dict.fromkeys(preprocessing.resized)))
-    mode = preprocessing.resize_mode
-    resize = {
-        ResizeMode.SHORTER: f"shorter side {resized}",
-        ResizeMode.SQUASH: f"squashed to {resized}",
-        ResizeMode.PAD: f"padded to {resized}",
-        ResizeMode.NONE: "not resized",
-    }[mode]
-    texts = {
-        "image_size": f"{height} pixels" if height == width else f"{height}x{width} pixels",
-        "resize": resize,
-        "interpolation": preprocessing.interpolation.value
-        + ("" if preprocessing.antialias else " without antialiasing"),
-        "channels": preprocessing.channels.value.upper(),
-        "value_range": f"values 0 to {preprocessing.value_range}",
-        "mean": f"mean {_comma(preprocessing.mean)}",
-        "std": f"std {_comma(preprocessing.std)}",
-    }
-    if mode is ResizeMode.NONE:
-        del texts["interpolation"]
-    return texts
-
-
-def assumption(choice: ChosenPreprocessing) -> str | None:
-    """Return what was assumed, as a sentence; None if nothing was."""
-    texts = setting_texts(choice.preprocessing)
-    words = [texts[name] for name in choice.assumed if name in texts]
-    return (
-        f"the checkpoint does not state its pre-processing; assumed: {', '.join(words)}"
-        if words
-        else None
-    )
-
-
 def _first(sources: Sequence[StatedSettings], name: str) -> StatedSettings | None:
     return next((s for s in sources if getattr(s.settings, name) is not None), None)
 
 
 def _resized(
-    sources: Sequence[StatedSettings], size: int | tuple[int, int], mode: ResizeMode
-) -> tuple[int | tuple[int, int], StatedSettings | None]:
+    sources: Sequence[StatedSettings], size: ImageSize, mode: ResizeMode
+) -> tuple[ImageSize, StatedSettings | None]:
     """Return the size before the crop, and the source that states it."""
     if mode is ResizeMode.NONE:
         if any(s.is_option and s.settings.crop_fraction is not None for s in sources):
@@ -182,10 +137,10 @@ def _resized(
             if own is None or own == size:
                 return settings.resize, source
             # Another size keeps the proportions, such as 256 for 224 pixels and 329 for 288.
-            old, new, resized = _pair(own), _pair(size), _pair(settings.resize)
-            sides = [n * r // o for o, n, r in zip(old, new, resized)]
-            return (sides[0] if sides[0] == sides[1] else (sides[0], sides[1])), source
-    small = min(_pair(size)) < _SMALL
+            (height, width), (old_height, old_width) = map(height_and_width, (size, own))
+            rows, columns = height_and_width(settings.resize)
+            return (height * rows // old_height, width * columns // old_width), source
+    small = min(height_and_width(size)) < _SMALL
     fraction = 0.875 if mode is ResizeMode.SHORTER and not small else 1.0
     return resize_for(size, fraction), None
 
@@ -209,13 +164,13 @@ def _normalisation(
         if own_range not in (None, value_range):
             raise DataError(
                 f"the range of the pixel values is 0 to {value_range}, but {name} "
-                f"{_comma(numbers)} is for 0 to {own_range}",
+                f"{numbers_text(numbers)} is for 0 to {own_range}",
                 "give --mean and --std, too, in the same range; 0,0,0 and 1,1,1 change nothing",
             )
         if source and name == "mean" and max(numbers) > value_range:
             raise DataError(
-                f"mean {_comma(numbers)} from {source.place} is above the largest pixel value "
-                f"{value_range}",
+                f"mean {numbers_text(numbers)} from {source.place} is above the largest pixel "
+                f"value {value_range}",
                 "add --value-range 255 if the pixels of the training were not divided by 255",
             )
         if channels is not Channels.GRAY and len(numbers) == 1:
@@ -225,7 +180,8 @@ def _normalisation(
         elif channels is Channels.GRAY and len(numbers) == 3:
             place = source.place if source else ASSUMED
             raise DataError(
-                f"the input is grey, but {name} {_comma(numbers)} from {place} has three values",
+                f"the input is grey, but {name} {numbers_text(numbers)} from {place} has three "
+                "values",
                 f"give the number of the grey channel, such as --{name} {_GRAY[name][0]}",
             )
         elif Channels.GRAY not in (order, channels) and order is not channels:
@@ -234,7 +190,7 @@ def _normalisation(
     return values
 
 
-def _contradictions(sources: Sequence[StatedSettings], chosen: Preprocessing) -> list[str]:
+def _contradictions(sources: Sequence[StatedSettings]) -> list[str]:
     """Return a sentence for each setting of an option that the checkpoint contradicts."""
     others = [source for source in sources if not source.is_option]
     sentences = []
@@ -245,9 +201,9 @@ def _contradictions(sources: Sequence[StatedSettings], chosen: Preprocessing) ->
             continue
         one, two = (getattr(source.settings, name) for source in (option, other))
         if _distinct(one) != _distinct(two):
-            flag = "--" + ("resize" if name == "resize_mode" else name.replace("_", "-"))
             sentences.append(
-                f"{flag} {_text(one)} is used instead of {_text(two)} (from {other.place})"
+                f"{option_for(name)} {_text(one)} is used instead of {_text(two)} "
+                f"(from {other.place})"
             )
     return sentences
 
@@ -262,15 +218,7 @@ def _margin(side: int, fraction: float) -> int:
     return math.floor(round(side / fraction, 6))
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _comma(numbers: Sequence[float]) -> str:
-    return ",".join(f"{number:.6g}" for number in numbers)
-
-
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
-        return "x".join(map(str, value)) if isinstance(value[0], int) else _comma(value)
+        return size_text(value) if isinstance(value[0], int) else numbers_text(value)
     return str(getattr(value, "value", value))

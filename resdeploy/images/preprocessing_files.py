@@ -19,6 +19,7 @@ from resdeploy.images.preprocessing import (
     IMAGENET_STD,
     Channels,
     CropOffset,
+    ImageSize,
     Interpolation,
     Preprocessing,
     ResizeMode,
@@ -248,7 +249,7 @@ def _hugging_face_sizes(
     }  # fmt: skip
 
 
-def _edges(value: Any, name: str, *, square: bool | None) -> int | tuple[int, int] | float:
+def _edges(value: Any, name: str, *, square: bool | None) -> ImageSize | float:
     """Return a size in pixels; a shorter side as a float.
 
     A single number is a shorter side if `square` is False, and unclear if it is None.
@@ -298,7 +299,7 @@ def _numbers(value: Any, name: str, counts: tuple[int, ...]) -> tuple[float, ...
     return tuple(float(number) for number in numbers)
 
 
-def _size(height: float, width: float) -> int | tuple[int, int]:
+def _size(height: float, width: float) -> ImageSize:
     if height != int(height) or width != int(width):
         raise ValueError(f"the size {height:g} x {width:g} is not in whole pixels")
     return int(height) if height == width else (int(height), int(width))

@@ -12,6 +12,7 @@ from typing import Any
 from resdeploy.images.preprocessing import (
     Channels,
     CropOffset,
+    ImageSize,
     Interpolation,
     Preprocessing,
     ResizeMode,
@@ -22,11 +23,11 @@ from resdeploy.images.preprocessing import (
 class PreprocessingSettings:
     """Settings that one source states; None for each setting that it does not state.
 
-    The fields are those of `Preprocessing`, but for `crop_fraction`.
+    The fields are those of `Preprocessing`, and `crop_fraction`.
     """
 
-    image_size: int | tuple[int, int] | None = None
-    resize: int | tuple[int, int] | None = None
+    image_size: ImageSize | None = None
+    resize: ImageSize | None = None
     crop_fraction: float | None = None
     """Share of the resized picture's side that is cut out, instead of `resize`: `resize` is the
     image size divided by it, rounded down."""
@@ -43,6 +44,15 @@ class PreprocessingSettings:
 
 
 NOTHING_STATED = PreprocessingSettings()
+# Options that are not named after their setting.
+_OPTIONS = {
+    "resize_mode": "--resize", "resize": "--crop-fraction", "reducing_gap": "--reduced-decoding",
+}  # fmt: skip
+
+
+def option_for(setting: str) -> str:
+    """Return the option of the command line that states a setting, such as `--image-size`."""
+    return _OPTIONS.get(setting, f"--{setting.replace('_', '-')}")
 
 
 def settings_of(preprocessing: Preprocessing) -> PreprocessingSettings:

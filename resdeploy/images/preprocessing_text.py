@@ -1,69 +1,86 @@
-"""Settings of the pre-processing in words, for tables and reports."""
+"""The settings of a pre-processing and their origins in words, for output and reports."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from resdeploy.images.preprocessing import (
-    Channels,
     CropOffset,
     Preprocessing,
     ResizeMode,
+    numbers_text,
+    size_text,
 )
+from resdeploy.images.preprocessing_choice import ASSUMED, ChosenPreprocessing
 
 
-def preprocessing_facts(preprocessing: Preprocessing) -> tuple[tuple[str, str], ...]:
-    """Return all settings as pairs of name and text."""
-    gap = preprocessing.effective_gap
-    return (
-        ("resize and crop", resize_text(preprocessing)),
-        (
-            "decoding",
-            "whole"
-            if gap is None
-            else f"JPEG files at 1/2, 1/4 or 1/8 of their size if {gap:g} times the size after the "
-            "resize is left",
-        ),
-        ("normalisation, in the graph", normalisation_text(preprocessing)),
+def setting_texts(preprocessing: Preprocessing) -> dict[str, str]:
+    """Return the text of each setting in `REPORTED` that has an effect."""
+    rows, columns = preprocessing.resized
+    resized = size_text(rows if rows == columns else (rows, columns))
+    mode = preprocessing.resize_mode
+    resize = {
+        ResizeMode.SHORTER: f"shorter side {rows}" if rows == columns else f"covers {resized}",
+        ResizeMode.SQUASH: f"squashed to {resized}",
+        ResizeMode.PAD: f"padded to {resized}",
+        ResizeMode.NONE: "not resized",
+    }[mode]
+    texts = {
+        "image_size": f"{size_text(preprocessing.image_size)} pixels",
+        "resize": resize,
+        "interpolation": preprocessing.interpolation.value
+        + ("" if preprocessing.antialias else " without antialiasing"),
+        "channels": preprocessing.channels.value.upper(),
+        "value_range": f"values 0 to {preprocessing.value_range}",
+        "mean": f"mean {numbers_text(preprocessing.mean)}",
+        "std": f"std {numbers_text(preprocessing.std)}",
+    }
+    if mode is ResizeMode.NONE:
+        del texts["interpolation"]
+    return texts
+
+
+def describe_choice(preprocessing: Preprocessing, origins: Mapping[str, str]) -> str:
+    """Return the settings as a line, those of one origin together."""
+    groups: dict[str, list[str]] = {}
+    for name, text in setting_texts(preprocessing).items():
+        groups.setdefault(origins.get(name, ASSUMED), []).append(text)
+    return "; ".join(
+        f"{', '.join(words)} ({'assumed' if place == ASSUMED else 'from ' + place})"
+        for place, words in groups.items()
     )
 
 
-def resize_text(preprocessing: Preprocessing) -> str:
-    """Return the resize and the crop, such as `shorter side to 256 pixels (bilinear), then ...`."""
-    mode, target, size = preprocessing.resize_mode, preprocessing.resized, preprocessing.size
-    around, between = _rectangle(size), _rectangle(target)
-    if mode is ResizeMode.SHORTER and target[0] == target[1]:
-        text = f"shorter side to {target[0]} pixels"
-    else:
-        text = {
-            ResizeMode.SHORTER: f"scaled until it covers {between} pixels",
-            ResizeMode.SQUASH: f"squashed to {between} pixels",
-            ResizeMode.PAD: f"scaled until it fits into {between} pixels",
-            ResizeMode.NONE: "not scaled",
-        }[mode]
-    if mode is not ResizeMode.NONE:
-        filter_ = preprocessing.interpolation.value
-        text += f" ({filter_}{'' if preprocessing.antialias else ' without antialiasing'})"
-    if mode is not ResizeMode.SQUASH or target != size:
-        text += f", then the central {around} pixels"
-        down = preprocessing.crop_offset is CropOffset.DOWN
-        text += ", offset rounded down" if down else ""
-    if mode in (ResizeMode.PAD, ResizeMode.NONE):
-        text += f", with a border of RGB {preprocessing.pad_colour} where the picture is smaller"
-    return text
+def assumption(choice: ChosenPreprocessing) -> str | None:
+    """Return what was assumed, as a sentence; None if nothing was."""
+    texts = setting_texts(choice.preprocessing)
+    words = [texts[name] for name in choice.assumed if name in texts]
+    return (
+        f"the checkpoint does not state its pre-processing; assumed: {', '.join(words)}"
+        if words
+        else None
+    )
 
 
-def normalisation_text(preprocessing: Preprocessing) -> str:
-    """Return the channels and their normalisation, such as `BGR, (pixel - mean) / std, ...`."""
-    channels, mean, std = preprocessing.channels, preprocessing.mean, preprocessing.std
-    order = {Channels.RGB: "", Channels.BGR: "BGR, ", Channels.GRAY: "grey, "}[channels]
-    value = "pixel / 255" if preprocessing.value_range == 1 else "pixel"
-    return f"{order}({value} - mean) / std, mean {_numbers(mean)}, std {_numbers(std)}"
+def preprocessing_facts(
+    preprocessing: Preprocessing, origins: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:
+    """Return all settings that have an effect as pairs of name and text.
 
-
-def _rectangle(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+    Bundles of older versions have no `origins`.
+    """
+    gap = preprocessing.effective_gap
+    facts = {
+        "pre-processing": describe_choice(preprocessing, origins)
+        if origins
+        else f"{', '.join(setting_texts(preprocessing).values())} (of unknown origin)",
+        "decoding": "whole"
+        if gap is None
+        else f"JPEG files at 1/2, 1/4 or 1/8 of their size if {gap:g} times the size after the "
+        "resize is left",
+    }
+    if preprocessing.crop_offset is CropOffset.DOWN:
+        facts["offset of the crop"] = "rounded down"
+    if preprocessing.resize_mode in (ResizeMode.PAD, ResizeMode.NONE):
+        facts["border of small pictures"] = f"RGB {numbers_text(preprocessing.pad_colour)}"
+    return tuple(facts.items())

@@ -29,8 +29,8 @@ def scale_and_cut(
 ) -> UInt8Array:
     """Scale an RGB picture and cut out the part that the placements name: uint8 (H, W, 3).
 
-    The pixels are those of scaling the whole picture. Those of a picture with more than
-    `MAX_SCALED_PIXELS`, with antialiasing, differ by at most 2, because only the part is scaled.
+    The pixels are those of scaling the whole picture first. With antialiasing, only the part is
+    scaled if the whole would have more than `MAX_SCALED_PIXELS`; pixels then differ by at most 2.
     """
     if not preprocessing.antialias:
         vertical, horizontal = (

@@ -15,7 +15,6 @@ from resdeploy.bundle.calibration_record import (
 )
 from resdeploy.bundle.manifest import Manifest, Quality
 from resdeploy.errors import BundleError
-from resdeploy.images.preprocessing_choice import describe_choice
 from resdeploy.images.preprocessing_text import preprocessing_facts
 from resdeploy.json_documents import parse
 from resdeploy.pages.blocks import Block, Facts, Section, Table, Text
@@ -131,15 +130,13 @@ def _parity(manifest: Manifest) -> Table:
 
 def _input(manifest: Manifest) -> Facts:
     model, prep = manifest.model, manifest.preprocessing
-    origins = manifest.preprocessing_origins
     return Facts(
         facts=(
             ("network", f"{model.get('name')}, {manifest.classes} classes"),
             ("weights", str(model.get("source", "unknown"))),
             ("sha256 of the weights", str(model.get("source_sha256", "unknown"))),
             ("input", f"uint8 RGB, shape (batch, {prep.size[0]}, {prep.size[1]}, 3)"),
-            *preprocessing_facts(prep),
-            ("origin of these settings", describe_choice(prep, origins) if origins else "unknown"),
+            *preprocessing_facts(prep, manifest.preprocessing_origins),
         )
     )
 

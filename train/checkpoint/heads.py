@@ -47,7 +47,8 @@ def read_head(
 ) -> Head:
     """Return the head in `tensors`, all of which must belong to it.
 
-    `relus` are the names of all ReLUs, if they are known.
+    `features` is the number of channels after the last block; `relus` are the names of all ReLUs,
+    if they are known.
 
     Raises:
         HeadError: There is no head, or its layers cannot be put together.

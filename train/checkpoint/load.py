@@ -1,8 +1,8 @@
 """Checkpoints of any trainer, read without executing code in them.
 
-The parts of this package in their order: the file becomes mappings of tensors and facts, a naming
-scheme finds the networks in them, the head becomes linear layers, and the tensors must fit the
-architecture that their shapes tell.
+The modules of this package work in this order: they read the file as mappings of tensors and facts,
+find the networks in them by a naming scheme, convert the head to linear layers, and check that the
+tensors fit the architecture that their shapes imply.
 """
 
 from __future__ import annotations

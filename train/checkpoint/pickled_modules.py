@@ -1,4 +1,4 @@
-"""Networks in whole-model files: their weights, and their settings that weights do not show.
+"""Networks in whole-model files: their weights, and the settings that the weights do not show.
 
 Sources: torch/nn/modules/module.py (`__setstate__`, `_save_to_state_dict`) and, for TorchScript,
 torch/csrc/jit/serialization/pickler.cpp of PyTorch 2.13, where all attributes are in one dict.

@@ -1,6 +1,6 @@
 """Facts that a checkpoint states about itself: labels, input size, normalisation and architecture.
 
-Each fact has many names in the wild. One that cannot be believed becomes a note, never a silence.
+Tools use many names for each fact. A note reports each value that is not used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from resdeploy.images.preprocessing import Interpolation
+from resdeploy.images.preprocessing import ImageSize, Interpolation
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.readable_text import readable
 from resdeploy.train.checkpoint.contents import CheckpointPart
@@ -64,7 +64,7 @@ def relevant_sections(sections: Iterable[CheckpointPart]) -> list[CheckpointPart
 def read_labels_of(
     sections: Iterable[CheckpointPart], classes: int
 ) -> tuple[tuple[str, ...] | None, list[str]]:
-    """Return the labels that a checkpoint states, and notes on those that are not believed.
+    """Return the labels that a checkpoint states, and notes on those that are not used.
 
     A network with one class is one with a sigmoid, which has two labels.
     """
@@ -155,7 +155,7 @@ def read_settings_of(
     )
 
 
-def _read_size(value: Any) -> int | tuple[int, int]:
+def _read_size(value: Any) -> ImageSize:
     if isinstance(value, Mapping):
         value = [value["height"], value["width"]] if "height" in value else value["shortest_edge"]
     if isinstance(value, (list, tuple)):

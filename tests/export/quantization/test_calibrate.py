@@ -55,7 +55,7 @@ def test_a_name_stands_for_one_calibrator_a_family_or_all(
     assert calibrators_named(name) == calibrators
 
 
-@pytest.mark.parametrize(("size", "batch"), [(8, 64), (32, 64), (224, 16), (1024, 1)])
+@pytest.mark.parametrize(("size", "batch"), [(8, 64), (32, 64), (224, 4), (1024, 1)])
 def test_batches_of_large_images_are_small(size: int, batch: int) -> None:
     assert batch_size(size) == batch
 

@@ -19,12 +19,11 @@ from resdeploy.images.preprocessing_choice import (
     ASSUMED,
     ChosenPreprocessing,
     StatedSettings,
-    assumption,
     choose_preprocessing,
-    describe_choice,
     resize_for,
 )
 from resdeploy.images.preprocessing_settings import PreprocessingSettings, settings_of
+from resdeploy.images.preprocessing_text import assumption, describe_choice
 
 RUN = StatedSettings(
     settings=settings_of(Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3)),

@@ -13,75 +13,62 @@ from resdeploy.images.preprocessing import (
     Preprocessing,
     ResizeMode,
 )
-from resdeploy.images.preprocessing_text import (
-    normalisation_text,
-    preprocessing_facts,
-    resize_text,
-)
+from resdeploy.images.preprocessing_choice import REPORTED
+from resdeploy.images.preprocessing_text import preprocessing_facts, setting_texts
+
+IMAGENET = "RGB, values 0 to 1, mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
 
 
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
+        ({"resize": 256}, f"224 pixels, shorter side 256, bilinear, {IMAGENET}"),
         (
-            {"image_size": 224, "resize": 256},
-            "shorter side to 256 pixels (bilinear), then the central 224 x 224 pixels",
+            {"image_size": (192, 224), "resize": (219, 256)},
+            f"192x224 pixels, covers 219x256, bilinear, {IMAGENET}",
         ),
         (
-            {"image_size": (192, 224), "crop_offset": CropOffset.DOWN},
-            "scaled until it covers 192 x 224 pixels (bilinear), then the central 192 x 224 pixels"
-            ", offset rounded down",
+            {"resize_mode": ResizeMode.SQUASH, "antialias": False},
+            f"224 pixels, squashed to 224, bilinear without antialiasing, {IMAGENET}",
         ),
         (
-            {"image_size": 224, "resize_mode": ResizeMode.SQUASH, "antialias": False},
-            "squashed to 224 x 224 pixels (bilinear without antialiasing)",
+            {"resize_mode": ResizeMode.PAD, "interpolation": Interpolation.BICUBIC},
+            f"224 pixels, padded to 224, bicubic, {IMAGENET}",
         ),
-        (
-            {
-                "image_size": 224, "resize": 235, "resize_mode": ResizeMode.SQUASH,
-                "interpolation": Interpolation.BICUBIC,
-            },
-            "squashed to 235 x 235 pixels (bicubic), then the central 224 x 224 pixels",
-        ),
-        (
-            {"image_size": 224, "resize_mode": ResizeMode.PAD, "pad_colour": (1, 2, 3)},
-            "scaled until it fits into 224 x 224 pixels (bilinear), then the central 224 x 224 "
-            "pixels, with a border of RGB (1, 2, 3) where the picture is smaller",
-        ),
-        (
-            {"image_size": 224, "resize_mode": ResizeMode.NONE},
-            "not scaled, then the central 224 x 224 pixels, with a border of RGB (0, 0, 0) where "
-            "the picture is smaller",
-        ),
-    ],
-)  # fmt: skip
-def test_resize_text(settings: dict[str, Any], text: str) -> None:
-    assert resize_text(Preprocessing(**settings)) == text
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({}, "(pixel / 255 - mean) / std, mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225"),
+        ({"resize_mode": ResizeMode.NONE}, f"224 pixels, not resized, {IMAGENET}"),
         (
             {
                 "channels": Channels.BGR, "value_range": 255, "mean": (103.5, 116.3, 123.7),
                 "std": (1.0, 1.0, 1.0),
             },
-            "BGR, (pixel - mean) / std, mean 103.5, 116.3, 123.7, std 1, 1, 1",
+            "224 pixels, shorter side 224, bilinear, BGR, values 0 to 255, mean 103.5,116.3,123.7, "
+            "std 1,1,1",
         ),
         (
             {"channels": Channels.GRAY, "mean": (0.5,), "std": (0.25,)},
-            "grey, (pixel / 255 - mean) / std, mean 0.5, std 0.25",
+            "224 pixels, shorter side 224, bilinear, GRAY, values 0 to 1, mean 0.5, std 0.25",
         ),
     ],
 )  # fmt: skip
-def test_normalisation_text(settings: dict[str, Any], text: str) -> None:
-    assert normalisation_text(Preprocessing(image_size=32, **settings)) == text
+def test_each_reported_setting_has_one_text(settings: dict[str, Any], text: str) -> None:
+    texts = setting_texts(Preprocessing(**{"image_size": 224, **settings}))
+    assert ", ".join(texts.values()) == text
+    assert set(texts) <= set(REPORTED)
 
 
-@pytest.mark.parametrize(("gap", "words"), [(None, "whole"), (2.0, "2 times the size")])
-def test_the_facts_name_the_decoding(gap: float | None, words: str) -> None:
-    facts = dict(preprocessing_facts(Preprocessing(image_size=32, reducing_gap=gap)))
-    assert words in facts["decoding"]
-    assert list(facts) == ["resize and crop", "decoding", "normalisation, in the graph"]
+def test_the_facts_name_every_other_setting_that_has_an_effect() -> None:
+    usual = Preprocessing(image_size=32)
+    origins: dict[str, str] = dict.fromkeys(REPORTED, "the run")
+    assert preprocessing_facts(usual, origins) == (
+        ("pre-processing", f"32 pixels, shorter side 32, bilinear, {IMAGENET} (from the run)"),
+        ("decoding", "whole"),
+    )
+    assert dict(preprocessing_facts(usual, {}))["pre-processing"].endswith("(of unknown origin)")
+    unusual = Preprocessing(
+        image_size=32, resize_mode=ResizeMode.PAD, reducing_gap=2.0, pad_colour=(1, 2, 3),
+        crop_offset=CropOffset.DOWN,
+    )  # fmt: skip
+    facts = dict(preprocessing_facts(unusual, origins))
+    assert "2 times the size" in facts["decoding"]
+    assert facts["offset of the crop"] == "rounded down"
+    assert facts["border of small pictures"] == "RGB 1,2,3"

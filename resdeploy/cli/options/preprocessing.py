@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from click import Choice, Context, Parameter, ParamType, option
 
-from resdeploy.cli.shared.console import PATH
-from resdeploy.cli.shared.options import FiniteRange
+from resdeploy.cli.console import PATH
+from resdeploy.cli.options.common import FiniteRange
 from resdeploy.images.preprocessing import (
     MAX_IMAGE_SIZE,
     REDUCING_GAP,

@@ -9,9 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from resdeploy.cli.main import main
-from resdeploy.cli.shared.preprocessing_options import preprocessing_options, take_settings
+from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.images.preprocessing import REDUCING_GAP, Channels, Interpolation, ResizeMode
-from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
+from resdeploy.images.preprocessing_settings import (
+    NOTHING_STATED,
+    PreprocessingSettings,
+    option_for,
+)
 
 NAMES = (
     "--mean", "--std", "--image-size", "--resize", "--crop-fraction", "--interpolation",
@@ -62,6 +66,8 @@ def test_without_options_nothing_is_stated() -> None:
     ],
 )
 def test_an_option_becomes_its_setting_alone(arguments: str, field: str, value: Any) -> None:
+    option = arguments.replace("=", " ").replace("--no-", "--").split()[0]
+    assert option_for(field) == option
     assert parse(*arguments.split())[0] == PreprocessingSettings(**{field: value})
 
 
