@@ -73,7 +73,6 @@ class CameraReport:
     last: tuple[Prediction, ...]
     """Predictions for the last frame that was classified."""
     backend: str
-    """Name of the engine that ran the graph `artifact`."""
     artifact: str
 
 

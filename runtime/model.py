@@ -110,7 +110,6 @@ class FilePredictions:
     predictions: tuple[Prediction, ...]
     """Empty if the file cannot be decoded."""
     backend: str
-    """Name of the engine that ran the graph `artifact`."""
     artifact: str
     error: str | None = None
     """Reason why the file cannot be decoded, with the remedy."""

@@ -52,8 +52,7 @@ class SpeedKey:
     graph_sha256: str
     engines: Mapping[str, str]
     """Version of each engine by name; the quickest to start comes first."""
-    processor: tuple[str, ...]
-    """Architecture, model and instruction sets."""
+    processor: tuple[str, ...]  # architecture, model and instruction sets
     cores: int
     threads: int
     revision: int = REVISION
@@ -147,7 +146,6 @@ def measure_speeds(
     Each engine has a process of its own, because thread pools in one process disturb each other by
     busy waiting. They take turns. Return None if an engine does not run or fails the golden check.
     """
-    # Predictions do not need these modules.
     from resdeploy.benchmark_process.worker_process import Contender, Worker
     from resdeploy.benchmark_process.workload import Workload
 

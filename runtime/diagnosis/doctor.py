@@ -61,8 +61,6 @@ def diagnose(
 ) -> Diagnosis:
     """Examine `host` (None for this machine) and, if a bundle is given, run its golden check.
 
-    With a bundle, the engines for CPUs are measured anew.
-
     Raises:
         BackendError: No backend can run the bundle.
         BundleError: The bundle is damaged.
