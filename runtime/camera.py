@@ -72,6 +72,8 @@ class CameraReport:
     """Number of frames for each predicted label, the most frequent first."""
     last: tuple[Prediction, ...]
     """Predictions for the last frame that was classified."""
+    backend: str
+    artifact: str
 
 
 @dataclass(slots=True)
@@ -231,6 +233,8 @@ def classify_frames(
         p50_ms=float(np.median(times)),
         labels=dict(counts.most_common()),
         last=last,
+        backend=model.backend.name,
+        artifact=model.artifact.name,
     )
 
 

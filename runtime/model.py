@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,9 @@ class Model:
         self.artifact = artifact
         self.backend = backend
         self.labels = bundle.labels()
+
+    def __repr__(self) -> str:
+        return f"<Model {self.bundle.path}: {self.artifact.name} on {self.backend.name}>"
 
     def run(self, images: UInt8Array) -> Float32Array:
         """Return the logits, float32 (N, K), of prepared images, uint8 RGB (N, H, W, 3).
@@ -106,6 +109,8 @@ class FilePredictions:
     image: Path
     predictions: tuple[Prediction, ...]
     """Empty if the file cannot be decoded."""
+    backend: str
+    artifact: str
     error: str | None = None
     """Reason why the file cannot be decoded, with the remedy."""
     single_colour: bool = False
@@ -122,15 +127,14 @@ def predict_files(model: Model, paths: Sequence[Path], top: int = 5) -> list[Fil
 
 
 def _predict_file(model: Model, path: Path, top: int) -> FilePredictions:
+    backend, artifact = model.backend.name, model.artifact.name
+    result = FilePredictions(image=path, predictions=(), backend=backend, artifact=artifact)
     try:
         pixels = model.pixels(path)
     except ImageError as error:
-        return FilePredictions(image=path, predictions=(), error=f"{error}; {error.hint}")
-    return FilePredictions(
-        image=path,
-        predictions=tuple(model.classify(pixels, top)),
-        single_colour=has_single_colour(pixels),
-    )
+        return replace(result, error=f"{error}; {error.hint}")
+    predictions = tuple(model.classify(pixels, top))
+    return replace(result, predictions=predictions, single_colour=has_single_colour(pixels))
 
 
 def load(
@@ -139,8 +143,12 @@ def load(
     precision: str = AUTO,
     threads: int | None = None,
     progress: Progress = silent,
+    *,
+    exact: bool = False,
 ) -> Model:
     """Open a bundle with the first backend, fastest first, that passes the golden check.
+
+    `auto` measures nothing here: it uses what `resdeploy serve` or `doctor` has measured before.
 
     Args:
         path: The folder of the bundle.
@@ -148,13 +156,14 @@ def load(
         precision: `fp32`, `fp16`, `int8`, or `auto`.
         threads: Threads for one inference on a CPU; None for one per core.
         progress: Reports the progress of a TensorRT engine that must be built first.
+        exact: Accept only the bits of the export: `int8-cpu` on `onnxruntime-cpu`.
 
     Raises:
         BackendError: No selected backend can run here, or none passes the golden check.
         BundleError: The bundle is missing or damaged.
     """
     bundle = open_bundle(Path(path))
-    options = OpenOptions(threads=threads, progress=progress)
+    options = OpenOptions(threads=threads, progress=progress, exact=exact)
     for candidate, opened in verified_backends(bundle, backend, precision, options):
         return Model(bundle, candidate.artifact, opened)
     raise BackendError(

@@ -26,6 +26,7 @@ from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import ExportWarning, write_manifest
 from resdeploy.filesystem import sha256
 from resdeploy.images.class_mapping import log_once
+from resdeploy.runtime.backends import openvino, registry
 from tests.samples import CLASSES, NARROW, SIZE, make_classifier, write_images
 from tests.wheel import build_wheel
 
@@ -75,6 +76,13 @@ def _private_folders(
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.chdir(tmp_path)
+    # OpenVINO crashes workers that import PyTorch, too (tests/alone.py), and which engine is faster
+    # depends on the machine, so `auto` skips it in tests.
+    engines = [
+        dataclasses.replace(e, automatic=False) if e.name == openvino.NAME else e
+        for e in registry.ENGINES
+    ]
+    monkeypatch.setattr(registry, "ENGINES", tuple(engines))
     log_once.cache_clear()
     torch = sys.modules.get("torch")  # missing in an environment with only the runtime
     threads = torch.get_num_threads() if torch else None

@@ -44,6 +44,7 @@ class ServerProcess:
         self.process = subprocess.Popen(
             [
                 sys.executable, "-c", code, "serve", "--port", "0", "--json",
+                "--backend", "onnxruntime-cpu",  # a measurement would take seconds in each test
                 *map(str, arguments),
             ],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -133,7 +133,7 @@ def run_ours(bundle: Bundle, *options: object) -> Iterator[RunningServer]:
     """Run our server."""
     port = free_port()
     command = [
-        sys.executable, "-m", "resdeploy", "serve", bundle.path, "--port", port,
+        sys.executable, "-m", "resdeploy", "serve", bundle.path, "--exact", "--port", port,
         "--precision", "int8", "--no-access-log", *options,
     ]  # fmt: skip
     with run_process(OURS, command, port, "/v2/health/ready") as running:

@@ -65,6 +65,8 @@ class Contender:
         arguments: Sequence[str],
         threads: int,
         limit_s: float | None = None,
+        *,
+        favoured: bool = True,
     ) -> Contender:
         """Start `python -m worker arguments...` and wait until it is ready.
 
@@ -74,6 +76,7 @@ class Contender:
             arguments: The command-line arguments of the module.
             threads: The number of threads for libraries that read `THREAD_VARIABLES`.
             limit_s: The longest wait in seconds; None for no limit.
+            favoured: True to give the process the highest priority, if the system allows it.
 
         Raises:
             BackendError: The worker ended early, took too long, or reported this error.
@@ -85,7 +88,7 @@ class Contender:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
             start_new_session=True,
         )  # fmt: skip
-        contender = cls(name, process, high_priority=raise_priority(process.pid))
+        contender = cls(name, process, high_priority=favoured and raise_priority(process.pid))
         assert process.stdout is not None
         try:
             if not select.select([process.stdout], [], [], limit_s)[0]:

@@ -20,7 +20,7 @@ def doctor(bundle: Path | None) -> CommandResult:
     """Show the hardware and the inference backends of this machine.
 
     The output includes how to install missing backends. With BUNDLE, the command also verifies the
-    bundle on its golden images.
+    bundle on its golden images, and measures which engine for CPUs `--backend auto` should use.
 
     Exit code: 1 if no backend can run here, or if BUNDLE fails the verification; otherwise 0.
     """
@@ -52,6 +52,8 @@ def diagnosis_text(result: Diagnosis) -> str:
         if not backend.available:
             state = f"not available: {backend.obstacle}"
         facts.append(("backend", f"{backend.name}: {state}"))
+    if result.speeds:
+        facts.append(("speeds", str(result.speeds)))
     facts += [("advice", line) for line in result.advice]
     facts.append(("python", ", ".join(f"{k} {v}" for k, v in result.versions.items())))
     lines = [f"{name:<10}{text}" for name, text in facts if text]

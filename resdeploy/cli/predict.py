@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from click import IntRange, UsageError, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, reject_options
-from resdeploy.cli.options.common import BACKEND, LONGEST_SECONDS, PRECISION, THREADS, FiniteRange
+from resdeploy.cli.options.common import (
+    BACKEND,
+    EXACT,
+    LONGEST_SECONDS,
+    PRECISION,
+    THREADS,
+    FiniteRange,
+)
 from resdeploy.tables import WORST, plural
 
 if TYPE_CHECKING:
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
 @BACKEND
 @PRECISION
 @THREADS
+@EXACT
 def predict(
     bundle: Path, images: tuple[Path, ...], camera: str | None, frames: int | None,
     seconds: float | None, top: int, **settings: Any,
@@ -82,6 +90,8 @@ def predictions_text(files: Sequence[FilePredictions]) -> str:
         note = ": its pixels are all equal, so its prediction means nothing"
         name = f"{file.image}{note if file.single_colour else ''}"
         blocks.append("\n".join([name, *bars]))
+    if failed < len(files):
+        blocks.append(f"computed by {files[0].artifact} on {files[0].backend}")
     if failed:
         blocks.append(f"{failed} of {plural(len(files), 'image')} could not be decoded")
     return "\n".join(blocks)
@@ -101,5 +111,6 @@ def camera_text(report: CameraReport) -> str:
             f"{report.captured} frames in {report.seconds:.1f} s: {report.classified} classified "
             f"({report.frames_per_second:.1f} per second, median {report.p50_ms:.1f} ms), "
             f"{report.dropped} dropped{lost}",
+            f"computed by {report.artifact} on {report.backend}",
         ]
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from click import IntRange, UsageError, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command
-from resdeploy.cli.options.common import BACKEND, LONGEST_WAIT_MS, PRECISION, FiniteRange
+from resdeploy.cli.options.common import BACKEND, EXACT, LONGEST_WAIT_MS, PRECISION, FiniteRange
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
 )
 @BACKEND
 @PRECISION
+@EXACT
 def serve(bundles: tuple[Path, ...], **settings: Any) -> CommandResult:
     """Serve BUNDLEs over HTTP and gRPC.
 

@@ -77,6 +77,10 @@ class OpenOptions:
     """Batch sizes of a TensorRT engine; None for those of the engine that was built last, or the
     default."""
     progress: Progress = silent
+    exact: bool = False
+    """True to open only backends that must give the bits of the export."""
+    measure: bool = False
+    """True to measure the engines for CPUs before `auto` opens one, unless the cache has times."""
 
 
 DEFAULT_OPTIONS = OpenOptions()

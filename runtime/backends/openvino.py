@@ -8,6 +8,7 @@ Source: OpenVINO, "Optimizing for Latency" and "Precision Control" of its infere
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ ARTIFACTS = ("int8-cpu", "fp32")
 
 def installed_version() -> str | None:
     """Return the version of OpenVINO; None if it is not installed."""
-    # This module is slow to import, and only OpenVINO needs it.
+    if find_spec("openvino") is None:
+        return None
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -15,7 +15,8 @@ from resdeploy.machine.nvml import Gpu
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import installed_versions
 from resdeploy.result_files.verification import Verification
-from resdeploy.runtime.backends.registry import ENGINES
+from resdeploy.runtime.backends.engine_speeds import EngineSpeeds, measure_speeds, speed_key
+from resdeploy.runtime.backends.registry import ENGINES, candidates
 from resdeploy.runtime.diagnosis.advice import Situation, advise
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
@@ -43,6 +44,8 @@ class Diagnosis:
     backends: tuple[BackendStatus, ...]
     advice: tuple[str, ...]
     versions: dict[str, str]
+    speeds: EngineSpeeds | None
+    """Speeds of the engines for CPUs, with all cores; None without a bundle or without a choice."""
     self_test: Verification | None
     """The golden check of a bundle on every backend; None without a bundle."""
 
@@ -63,6 +66,8 @@ def diagnose(
         BundleError: The bundle is damaged.
     """
     host = host or Host()
+    opened = open_bundle(bundle) if bundle else None
+    key = speed_key(candidates(opened), threads=None) if opened else None
     device = read_device(host)
     backends = tuple(
         BackendStatus(
@@ -87,7 +92,8 @@ def diagnose(
         backends=backends,
         advice=(*_obstacles(device, backends), *advise(situation)),
         versions=installed_versions(),
-        self_test=verify(open_bundle(bundle), progress=progress) if bundle else None,
+        speeds=measure_speeds(opened, key, progress) if opened and key else None,
+        self_test=verify(opened, progress=progress) if opened else None,
     )
 
 

@@ -21,6 +21,8 @@ class ServeConfig:
     """gRPC port; 0 selects a free port, None disables gRPC."""
     backend: str = AUTO
     precision: str = AUTO
+    exact: bool = False
+    """True to serve only the bits of the export: `int8-cpu` on `onnxruntime-cpu`."""
     instances: int | None = None
     """Number of copies of each model that run concurrently. None selects one per core up to 4 on
     a CPU, and 1 on any other device."""

@@ -89,7 +89,7 @@ def run_batch(backend: Backend, parts: Sequence[UInt8Array]) -> Float32Array:
 
 
 class EngineFactory:
-    """A source of verified backends for a bundle, in order of their usual speed."""
+    """A source of verified backends for a bundle, in order of their speed."""
 
     def __init__(self, bundle: Bundle, config: ServeConfig, progress: Progress) -> None:
         self._bundle = bundle
@@ -97,7 +97,9 @@ class EngineFactory:
         self._golden = bundle.golden()
         cores = available_cores()
         self._cpu_instances, threads = divide_cores(cores, config.instances, config.threads)
-        self._options = OpenOptions(threads=threads, progress=progress)
+        self._options = OpenOptions(
+            threads=threads, exact=config.exact, measure=True, progress=progress
+        )
         self._candidates = self._verified_candidates()
 
     def open_next(self) -> list[EngineInstance]:

@@ -9,10 +9,10 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import Artifact
 from resdeploy.errors import BackendError, OutputError
-from resdeploy.runtime.backends.base import Backend, OpenOptions
-from resdeploy.runtime.backends.onnxruntime import cpu as onnxruntime_cpu
+from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
+from resdeploy.runtime.backends.engine_speeds import sort_by_speed
 from resdeploy.runtime.backends.registry import Candidate, candidates
-from resdeploy.runtime.verification.golden_check import GoldenCheck, check_golden
+from resdeploy.runtime.verification.golden_check import GoldenCheck, check_golden, expected_bits
 
 logger = logging.getLogger(__name__)
 
@@ -30,24 +30,37 @@ def verified_backends(
     Backends that fail are logged and skipped. The caller must close those that it gets.
 
     Raises:
-        BackendError: No selected backend can run here.
+        BackendError: No selected backend can run here, or none gives the bits that `exact` demands.
         BundleError: The bundle is damaged.
     """
     golden = bundle.golden()
-    for candidate in candidates(bundle, backend, precision):
+    selected = candidates(bundle, backend, precision)
+    if options.exact:
+        bits = [expected_bits(c.engine.name, c.artifact, golden) for c in selected]
+        selected = [c for c, expected in zip(selected, bits) if expected is not None]
+        if not selected:
+            raise BackendError(
+                "only int8-cpu on onnxruntime-cpu gives the bits of the export, if they are known",
+                "leave --backend and --precision out, or export the bundle with --int8",
+            )
+    elif backend == AUTO:
+        selected = sort_by_speed(bundle, selected, options)
+    for candidate in selected:
         if opened := open_verified(bundle, candidate, golden, options):
             yield candidate, opened
 
 
-def check_at_load(backend: Backend, artifact: Artifact, golden: Golden) -> GoldenCheck:
-    """Run the golden check on a few images.
+def check_at_load(
+    backend: Backend, artifact: Artifact, golden: Golden, *, exact: bool = False
+) -> GoldenCheck:
+    """Run the golden check on a few images; on all if `exact`.
 
     The batch size is 1: a larger batch would take more memory than an application that predicts
     one image at a time.
     """
-    bit_exact = backend.name == onnxruntime_cpu.NAME and artifact.name in golden.bit_exact
-    images = BIT_EXACT_IMAGES_AT_LOAD if bit_exact else GOLDEN_IMAGES_AT_LOAD
-    return check_golden(backend, artifact, golden, images=images, batch=1)
+    few = expected_bits(backend.name, artifact, golden) is not None
+    images = BIT_EXACT_IMAGES_AT_LOAD if few else GOLDEN_IMAGES_AT_LOAD
+    return check_golden(backend, artifact, golden, images=None if exact else images, batch=1)
 
 
 def open_verified(
@@ -58,7 +71,7 @@ def open_verified(
     opened: Backend | None = None
     try:
         opened = candidate.open(bundle, options)
-        check = check_at_load(opened, artifact, golden)
+        check = check_at_load(opened, artifact, golden, exact=options.exact)
     except (BackendError, OutputError) as error:
         logger.warning("%s cannot run %s: %s", engine, artifact.name, error)
         if opened is not None:

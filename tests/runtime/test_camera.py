@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -79,6 +80,9 @@ class FakeCapture:
 
 class SlowModel:
     """A model that records its frames; it takes 50 ms, while a live camera gives ten frames."""
+
+    backend = SimpleNamespace(name="fake")
+    artifact = SimpleNamespace(name="fp32")
 
     def __init__(
         self, clock: Clock, camera: FakeCapture | None = None, *, stop_at: int = 0
@@ -227,7 +231,7 @@ def test_a_video_file(video: Path, tiny_bundle: Bundle) -> None:
     assert (report.captured, report.classified, report.dropped, report.lost) == (40, 40, 0, 0)
     expected = {first: 40} if first == second else {first: 25, second: 15}
     assert report.labels == expected
-    assert len(camera_text(report).splitlines()) == 2 + len(expected)
+    assert len(camera_text(report).splitlines()) == 3 + len(expected)
 
 
 def test_the_command(video: Path, tiny_bundle: Bundle) -> None:

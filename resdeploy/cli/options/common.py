@@ -36,6 +36,11 @@ PRECISION = option(
     help="Precision of the graph to use; auto: the fastest graph, or all graphs if the command "
     "compares graphs.",
 )
+EXACT = option(
+    "--exact",
+    is_flag=True,
+    help="Use only int8-cpu.onnx on ONNX Runtime, and check that it gives the bits of the export.",
+)
 THREADS = option(
     "--threads", type=IntRange(1, 1024), help="CPU threads per inference.  [default: one per core]"
 )

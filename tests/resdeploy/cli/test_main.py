@@ -249,10 +249,14 @@ def test_compare_and_report_have_the_documented_keys(tiny_bundle: Bundle) -> Non
 
 def test_predict_has_the_documented_keys(tiny_bundle: Bundle, image_data: Path) -> None:
     pictures = [image_data / "val" / "red" / f"00{index}.png" for index in range(2)]
-    result = document("predict", tiny_bundle.path, *pictures, "--top", 2)
+    result = document("predict", tiny_bundle.path, *pictures, "--top", 2, "--exact")
     assert [entry["image"] for entry in result] == [str(path) for path in pictures]
     assert len(result[0]["predictions"]) == 2
     assert set(result[0]["predictions"][0]) == {"label", "index", "probability"}
+    computed = [(entry["artifact"], entry["backend"]) for entry in result]
+    assert computed == 2 * [("int8-cpu", "onnxruntime-cpu")]
+    text = invoke("predict", tiny_bundle.path, *pictures, "--precision", "fp32").stdout
+    assert text.endswith("\ncomputed by fp32 on onnxruntime-cpu\n")
 
 
 DOUBT = "warning: int8 deviates from FP32: agreement 90.6 %, limit 98 %"
@@ -361,7 +365,7 @@ def test_explain_has_the_documented_keys(tiny_bundle: Bundle, encoding: str) -> 
 
 def test_doctor_has_the_documented_keys() -> None:
     result = document("doctor")
-    assert {"platform", "gpu", "backends", "advice"} <= set(result)
+    assert {"platform", "gpu", "backends", "advice", "speeds"} <= set(result)
     assert "onnxruntime-cpu" in invoke("doctor").stdout
 
 

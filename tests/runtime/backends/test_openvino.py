@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from resdeploy.benchmark_process.workload import Workload
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.errors import BackendError
+from resdeploy.progress import silent
 from resdeploy.result_files.verification import Rule
-from resdeploy.runtime.backends import openvino
+from resdeploy.runtime.backends import engine_speeds, openvino, registry
 from resdeploy.runtime.backends.base import OpenOptions
+from resdeploy.runtime.backends.engine_speeds import measure_speeds, speed_key
+from resdeploy.runtime.backends.onnxruntime.cpu import NAME as FIRST
 from resdeploy.runtime.backends.openvino import OpenVinoCpu, open_artifact
 from resdeploy.runtime.backends.registry import candidates
+from resdeploy.runtime.bench.contenders import backend_contenders
 from resdeploy.runtime.verification.golden_check import check_golden
 from resdeploy.statistics import sqnr_db
 from tests.alone import SHARED
@@ -20,10 +26,28 @@ pytest.importorskip("openvino")
 pytestmark = pytest.mark.skipif(SHARED, reason="runs in a process of its own, see tests/alone.py")
 
 
-def test_auto_does_not_choose_openvino(tiny_bundle: Bundle) -> None:
-    assert openvino.NAME not in {c.engine.name for c in candidates(tiny_bundle)}
-    chosen = candidates(tiny_bundle, openvino.NAME)
-    assert [c.artifact.name for c in chosen] == ["int8-cpu", "fp32"]
+ENGINES = registry.ENGINES
+"""All engines; in tests, `auto` skips OpenVINO (tests/conftest.py)."""
+
+
+def test_auto_compares_openvino_with_onnxruntime(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "ENGINES", ENGINES)
+    pairs = [(c.engine.name, c.artifact.name) for c in candidates(tiny_bundle)]
+    assert pairs[:4] == [(e, a) for a in ("int8-cpu", "fp32") for e in (FIRST, openvino.NAME)]
+    workload = Workload(bundle=tiny_bundle.path, batch=1, threads=1)
+    assert openvino.NAME not in {spec.name for spec in backend_contenders(tiny_bundle, workload)}
+    for name, value in {"ROUNDS": 1, "MIN_ROUNDS": 1, "TURN_SECONDS": 0.001}.items():
+        monkeypatch.setattr(engine_speeds, name, value)
+    key = speed_key(candidates(tiny_bundle), 1)
+    assert key is not None
+    assert list(key.engines.items()) == [
+        (FIRST, onnxruntime.__version__), (openvino.NAME, openvino.installed_version())
+    ]  # fmt: skip
+    speeds = measure_speeds(tiny_bundle, key, silent)
+    assert speeds is not None
+    assert speeds.fastest == FIRST  # one round decides nothing
 
 
 def test_float32_stays_float32(tiny_bundle: Bundle) -> None:

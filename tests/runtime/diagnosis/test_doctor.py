@@ -53,14 +53,12 @@ def test_a_board_with_the_best_settings_needs_no_advice(tmp_path: Path) -> None:
 
 
 def test_recommends_openvino_for_a_processor_with_amx(tmp_path: Path) -> None:
-    for installed, how in (
-        ({}, "pip install 'resdeploy[openvino]', and use"),
-        ({"openvino": "1"}, "use"),
-    ):
+    for installed, expected in (({}, 1), ({"openvino": "1"}, 0)):
         board = situation(tmp_path, AGX_ORIN, installed=installed)
         device = dataclasses.replace(board.device, cpu_features=("amx_int8", "avx512_vnni"))
-        (advice,) = advise(dataclasses.replace(board, device=device))
-        assert advice.endswith(f"than in ONNX Runtime; {how} --backend openvino")
+        advice = advise(dataclasses.replace(board, device=device))
+        assert len(advice) == expected
+        assert all(line.endswith("; pip install 'resdeploy[openvino]'") for line in advice)
 
 
 def test_the_power_mode_command_has_the_number_of_this_board(tmp_path: Path) -> None:
