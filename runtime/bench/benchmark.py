@@ -172,7 +172,7 @@ def _make_result(
 def _wide_intervals(timings: Sequence[Timing], within: float) -> list[str]:
     """Return a sentence about the widest interval if it is wider than `within` * speed-up."""
     widths = [
-        ((t.speedup_high - t.speedup_low) / t.speedup, t.contender)
+        ((t.speedup_high - t.speedup_low) / t.speedup, f"{t.contender} {t.precision}")
         for t in timings
         if t.speedup and t.speedup_low and t.speedup_high
     ]
