@@ -58,6 +58,13 @@ def _parse_percentage(context: object, parameter: object, text: str) -> float:
     help="Longest measuring time of each contender, without start and warm-up, in seconds.",
 )
 @option(
+    "--time-limit",
+    type=FiniteRange(1, LONGEST_SECONDS),
+    default=100.0,
+    help="Longest time of the whole benchmark in seconds. Less time means fewer and shorter runs, "
+    "but at least three.",
+)
+@option(
     "--within",
     metavar="PERCENT",
     callback=_parse_percentage,

@@ -46,6 +46,8 @@ class BenchmarkEnvironment(Environment):
     """The time limit for each contender."""
     within: float | None = None
     """The benchmark ends early if (upper - lower bound) / speed-up is at most this for all."""
+    time_limit: float | None = None
+    """The time limit of the whole benchmark in seconds, without energy."""
     high_priority: bool | None = None
     """True if the system gave every contender the highest priority."""
     baseline: BaselineFacts | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from resdeploy.result_files.benchmark import (
     Benchmark,
     BenchmarkEnvironment,
     ImageEnergy,
+    Timing,
 )
 from resdeploy.runtime.bench.contenders import CEILINGS, ceiling_contenders, list_contenders
 from resdeploy.runtime.bench.energy_per_image import (
@@ -59,6 +62,8 @@ class BenchmarkConfig:
     """The time limit for each contender, without starts, warm-up and energy."""
     within: float = 0.05
     """The benchmark ends early if (upper - lower bound) / speed-up is at most this for all."""
+    time_limit: float | None = None
+    """The time limit of the whole benchmark in seconds, without energy; None for no limit."""
     checkpoint: Path | None = None
     """Weights for PyTorch; None for the checkpoint that the bundle was exported from."""
     pictures: Path | None = None
@@ -82,6 +87,7 @@ def run_benchmark(
         BackendError: No contender can start, or PyTorch cannot use the checkpoint.
         DataError: The folder has no picture files.
     """
+    deadline = time.perf_counter() + (config.time_limit or math.inf)
     host = host or Host()
     threads = config.threads or available_cores()
     batch = config.batch or DEFAULT_BATCH[config.mode]
@@ -97,13 +103,14 @@ def run_benchmark(
         )  # fmt: skip
         if CEILINGS not in config.without:
             specs += ceiling_contenders(threads)
-        runners = start_all(specs, threads, required=BASELINE if config.checkpoint else None)
+        required = BASELINE if config.checkpoint else None
+        runners = start_all(specs, threads, required=required, progress=progress)
         stack.callback(stop_all, runners)
         before = read_device(host)
         idle = [idle_power(source) for source in sources]
         run_contenders(
-            runners, threads, seconds=config.seconds, within=config.within, nvml=host.nvml(),
-            progress=progress,
+            runners, threads, seconds=config.seconds, within=config.within, deadline=deadline,
+            nvml=host.nvml(), progress=progress,
         )  # fmt: skip
         after = read_device(host)  # before the machine cools down
         energies = _energies(timed_runners(runners), sources, idle, batch, progress)
@@ -124,8 +131,12 @@ def _make_result(
         scope: best_ceilings([r.stages for r in measuring if r.spec.runs_on is scope])
         for scope in (Scope.GPU, Scope.CPU)
     }
-    baseline, timed = baseline_of(runners), timed_runners(runners)
     work = bundle.manifest.work.totals if bundle.manifest.work else None
+    baseline, timed = baseline_of(runners), timed_runners(runners)
+    timings = tuple(
+        summarise(runner, baseline, work, ceilings.get(runner.spec.runs_on), workload, energy)
+        for runner, energy in zip(timed, energies)
+    )
     return Benchmark(
         environment=BenchmarkEnvironment.collect(
             before,
@@ -136,6 +147,7 @@ def _make_result(
             runs=tuple(len(run) for run in runners[0].runs),
             seconds=config.seconds,
             within=config.within,
+            time_limit=config.time_limit,
             high_priority=all(runner.high_priority for runner in runners),
             baseline=baseline
             and BaselineFacts(weights=baseline.facts["weights"], device=baseline.facts["device"]),
@@ -150,13 +162,27 @@ def _make_result(
                 for runner in timed
                 if not runner.stable
             ),
+            *_wide_intervals(timings, config.within),
         ),
         warnings=bundle.manifest.warnings,
-        results=tuple(
-            summarise(runner, baseline, work, ceilings.get(runner.spec.runs_on), workload, energy)
-            for runner, energy in zip(timed, energies)
-        ),
+        results=timings,
     )
+
+
+def _wide_intervals(timings: Sequence[Timing], within: float) -> list[str]:
+    """Return a sentence about the widest interval if it is wider than `within` * speed-up."""
+    widths = [
+        ((t.speedup_high - t.speedup_low) / t.speedup, f"{t.contender} {t.precision}")
+        for t in timings
+        if t.speedup and t.speedup_low and t.speedup_high
+    ]
+    width, name = max(widths, default=(0.0, ""))
+    if width <= within:
+        return []
+    return [
+        f"the interval of {name} is {100 * width:.0f} % of its speed-up, more than the "
+        f"{100 * within:g} % of --within: measure longer with --time-limit and --seconds"
+    ]
 
 
 def _pictures(bundle: Bundle, config: BenchmarkConfig, stack: ExitStack) -> Path | None:

@@ -7,6 +7,7 @@ differ. New processes in each run make the intervals include this variation.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -17,16 +18,17 @@ from resdeploy.benchmark_process.worker_process import Contender, Rounds
 from resdeploy.errors import BackendError, ResdeployError
 from resdeploy.machine.device import Scope
 from resdeploy.machine.nvml import process_memory
-from resdeploy.progress import Progress
+from resdeploy.progress import Progress, silent
 from resdeploy.result_files.benchmark import BASELINE
 from resdeploy.runtime.bench.contenders import CEILINGS, ContenderSpec
 from resdeploy.runtime.bench.rounds import plan_rounds, run_round, warm_up
-from resdeploy.runtime.bench.stopping_rule import RUNS, is_run_complete
+from resdeploy.runtime.bench.stopping_rule import is_run_complete, plan_runs
 
 logger = logging.getLogger(__name__)
 
 RESTART_SECONDS = 5.0
-"""Contenders that start more slowly than this, such as compilers, keep one process in all runs."""
+"""Contenders that start more slowly than this, such as compilers, keep one process in all runs, and
+so do those that measure ceilings."""
 START_SECONDS = 180.0
 """The time limit for the start of a contender."""
 
@@ -53,6 +55,11 @@ class ContenderRunner:
     def times(self) -> Rounds:
         """The rounds of all runs."""
         return [times for run in self.runs for times in run]
+
+    @property
+    def restarts(self) -> bool:
+        """True if each run has a new process."""
+        return self.spec.name != CEILINGS and self.ready_s[0] <= RESTART_SECONDS
 
     @property
     def running(self) -> Contender:
@@ -102,7 +109,11 @@ class ContenderRunner:
 
 
 def start_all(
-    specs: Sequence[ContenderSpec], threads: int, *, required: str | None = None
+    specs: Sequence[ContenderSpec],
+    threads: int,
+    *,
+    required: str | None = None,
+    progress: Progress = silent,
 ) -> list[ContenderRunner]:
     """Start the contenders, and log a warning for each one that cannot start.
 
@@ -111,16 +122,17 @@ def start_all(
     """
     runners: list[ContenderRunner] = []
     try:
-        for spec in specs:
-            runner = ContenderRunner(spec)
-            try:
-                runner.start(threads)
-            except ResdeployError as error:
-                if spec.name == required:
-                    raise
-                logger.warning("%s is left out: %s (%s)", spec.label, error, error.hint)
-                continue
-            runners.append(runner)
+        with progress("starting", len(specs)) as advance:
+            for spec in specs:
+                runner = ContenderRunner(spec)
+                try:
+                    runner.start(threads)
+                    runners.append(runner)
+                except ResdeployError as error:
+                    if spec.name == required:
+                        raise
+                    logger.warning("%s is left out: %s (%s)", spec.label, error, error.hint)
+                advance(1)
         if not timed_runners(runners):
             raise BackendError("no contender could start", "read the warnings above")
     except BaseException:
@@ -152,43 +164,65 @@ def run_contenders(
     *,
     seconds: float,
     within: float,
+    deadline: float = math.inf,
     nvml: Any,
     progress: Progress,
 ) -> None:
     """Carry out all runs; the last one ends early when the intervals are narrow enough.
+
+    If the deadline is too near, there are fewer and shorter runs, but at least `MIN_RUNS`.
 
     Args:
         runners: The contenders; all processes of the last run are still running afterwards.
         threads: The number of threads of each contender.
         seconds: The time limit for each contender, unless `rounds.MIN_ROUNDS` take longer.
         within: The largest width of a narrow interval, as a share of its speed-up.
+        deadline: The time of `time.perf_counter` at which the runs should end.
         nvml: The module pynvml, or None.
-        progress: A callback that is called after each round.
+        progress: A callback for the seconds that have passed.
     """
     rounds, turn = plan_rounds(seconds)
     generator = random.Random(0)
-    with progress("benchmarking", rounds) as advance:
-        for run in range(RUNS):
-            for runner in runners:
-                runner.start(threads)
-                runner.warm_up()
-                runner.runs.append([])
-            seconds_left = seconds * len(runners) / RUNS
-            first, end = run * rounds // RUNS, (run + 1) * rounds // RUNS
-            for done in range(end - first):
+    begin = time.perf_counter()
+    _begin_run(runners, threads)
+    now = time.perf_counter()
+    restarts = sum(runner.ready_s[0] for runner in runners if runner.restarts)
+    runs, share = plan_runs(seconds * len(runners), deadline - now, now - begin + restarts)
+    total = math.ceil(runs * share + (runs - 1) * (now - begin + restarts))
+    with progress("benchmarking", total) as advance:
+        shown = 0
+        for run in range(runs):
+            if run:
+                _begin_run(runners, threads)
+            start, round_seconds = time.perf_counter(), 0.0
+            for done in range(math.ceil(rounds / runs)):
                 baseline, others = _runs_of(runners)
-                if is_run_complete(run, done, seconds_left, baseline, others, within):
+                # Without a round that would not end in time.
+                left = start + share - round_seconds - time.perf_counter()
+                is_last = run == runs - 1
+                if is_run_complete(done, left, baseline, others, within, is_last=is_last):
                     break
-                start = time.perf_counter()
+                round_seconds = -time.perf_counter()
                 turns = run_round([runner.running for runner in runners], turn, generator)
                 for runner, times in zip(runners, turns):
                     runner.runs[-1].append(times)
-                seconds_left -= time.perf_counter() - start
-                advance(1)
+                round_seconds += time.perf_counter()
+                passed = min(int(time.perf_counter() - now), total)
+                advance(passed - shown)
+                shown = passed
             for runner in runners:
                 runner.collect(nvml)
-                if run < RUNS - 1 and runner.ready_s[0] <= RESTART_SECONDS:
+                if run < runs - 1 and runner.restarts:
                     runner.stop()
+        advance(total - shown)
+
+
+def _begin_run(runners: Sequence[ContenderRunner], threads: int) -> None:
+    """Start the processes that are not running, and warm all of them up."""
+    for runner in runners:
+        runner.start(threads)
+        runner.warm_up()
+        runner.runs.append([])
 
 
 def _runs_of(

@@ -25,8 +25,8 @@ from tests.samples import CLASSES
 # Each run of a benchmark starts a process per contender.
 TWO_RUNS = """
 from resdeploy.cli.main import main
-from resdeploy.runtime.bench import runs, stopping_rule
-runs.RUNS = stopping_rule.RUNS = 2
+from resdeploy.runtime.bench import stopping_rule
+stopping_rule.RUNS = 2
 main(prog_name="resdeploy")
 """
 

@@ -9,7 +9,7 @@ import pytest
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.cli.bench import benchmark_text
 from resdeploy.runtime.bench import energy_per_image as per_image
-from resdeploy.runtime.bench import rounds, runs, stopping_rule
+from resdeploy.runtime.bench import rounds, stopping_rule
 from resdeploy.runtime.bench.benchmark import BenchmarkConfig, run_benchmark
 from resdeploy.runtime.energy import trace
 from tests.boards import ORIN_NANO, host_of, power_mode
@@ -23,8 +23,7 @@ def use_few_short_rounds(patch: pytest.MonkeyPatch, runs_per_contender: int = 1)
     """Shorten benchmarks; each run starts a process per contender, with PyTorch in 3 s."""
     for module in (rounds, stopping_rule):
         patch.setattr(module, "MIN_ROUNDS", 4)
-    for module in (runs, stopping_rule):
-        patch.setattr(module, "RUNS", runs_per_contender)
+    patch.setattr(stopping_rule, "RUNS", runs_per_contender)
     patch.setattr(rounds, "WARM_UP_SECONDS", 0.01)
 
 

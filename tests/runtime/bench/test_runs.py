@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,13 +13,13 @@ import pytest
 
 from resdeploy.benchmark_process.worker_process import Contender, Worker
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.progress import silent
+from resdeploy.progress import Advance, Progress, silent
 from resdeploy.result_files.benchmark import BASELINE
 from resdeploy.runtime.bench import runs
 from resdeploy.runtime.bench.contenders import ContenderSpec
 from resdeploy.runtime.bench.rounds import MIN_ROUNDS
 from resdeploy.runtime.bench.runs import ContenderRunner, run_contenders
-from resdeploy.runtime.bench.stopping_rule import RUNS
+from resdeploy.runtime.bench.stopping_rule import MIN_RUNS, RUNS
 from tests.virtual_time import Clock
 
 LONG_SECONDS = 60.0
@@ -76,9 +79,18 @@ def make_runners(noise: str, sleep: str) -> list[ContenderRunner]:
     ]
 
 
-def count_rounds(runners: list[ContenderRunner], *, seconds: float, within: float) -> int:
+def count_rounds(
+    runners: list[ContenderRunner],
+    *,
+    seconds: float,
+    within: float,
+    deadline: float = math.inf,
+    progress: Progress = silent,
+) -> int:
     """Carry out all runs and return their number of rounds."""
-    run_contenders(runners, 1, seconds=seconds, within=within, nvml=None, progress=silent)
+    run_contenders(
+        runners, 1, seconds=seconds, within=within, deadline=deadline, nvml=None, progress=progress
+    )
     (count,) = {len(runner.times) for runner in runners}
     return count
 
@@ -114,3 +126,29 @@ def test_each_run_keeps_its_share_of_the_least_rounds_when_time_is_up(
 ) -> None:
     slow = make_runners("0.9", "0.02")
     assert count_rounds(slow, seconds=0.1, within=0.001) == MIN_ROUNDS
+
+
+@pytest.mark.parametrize(("limit", "runs_that_fit"), [(70.0, RUNS), (2.0, MIN_RUNS)])
+def test_runs_end_at_the_deadline_and_the_progress_at_its_total(
+    runners: list[ContenderRunner],
+    monkeypatch: pytest.MonkeyPatch,
+    limit: float,
+    runs_that_fit: int,
+) -> None:
+    totals, advances = [], list[int]()
+
+    @contextmanager
+    def progress(what: str, total: int) -> Iterator[Advance]:
+        totals.append(total)
+        yield advances.append
+
+    noisy, clock = make_runners("0.9", "0.2"), runs.time
+    start = clock.perf_counter()
+    count_rounds(
+        noisy, seconds=LONG_SECONDS, within=0.001, deadline=start + limit, progress=progress
+    )
+    assert [len(runner.runs) for runner in noisy] == [runs_that_fit] * 2
+    # The warm-ups of noisy contenders are not equally long.
+    assert clock.perf_counter() - start < max(1.2 * limit, 25.0)
+    assert sum(advances) == totals[0]
+    assert min(advances) >= 0

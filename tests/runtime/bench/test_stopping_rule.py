@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from resdeploy.runtime.bench.rounds import MIN_ROUNDS
-from resdeploy.runtime.bench.stopping_rule import RUNS, is_run_complete, narrow_enough
+from resdeploy.runtime.bench.stopping_rule import (
+    MIN_RUNS,
+    RUNS,
+    is_run_complete,
+    narrow_enough,
+    plan_runs,
+)  # fmt: skip
 
 SHARE = MIN_ROUNDS // RUNS
 
@@ -30,23 +36,40 @@ def test_intervals_are_narrow_if_all_of_them_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "rounds", "seconds_left", "others", "complete"),
+    ("is_last", "rounds", "seconds_left", "others", "complete"),
     [
-        (0, SHARE - 1, -1.0, [STEADY], False),
-        (0, SHARE, -1.0, [SHAKY], True),
-        (0, SHARE, 1.0, [STEADY], False),
-        (RUNS - 1, SHARE - 1, -1.0, [STEADY], False),
-        (RUNS - 1, SHARE, 1.0, [STEADY], True),
-        (RUNS - 1, SHARE, 1.0, [STEADY, SHAKY], False),
-        (RUNS - 1, SHARE, -1.0, [STEADY, SHAKY], True),
+        (False, SHARE - 1, -1.0, [STEADY], False),
+        (False, SHARE, -1.0, [SHAKY], True),
+        (False, SHARE, 1.0, [STEADY], False),
+        (True, SHARE - 1, -1.0, [STEADY], False),
+        (True, SHARE, 1.0, [STEADY], True),
+        (True, SHARE, 1.0, [STEADY, SHAKY], False),
+        (True, SHARE, -1.0, [STEADY, SHAKY], True),
     ],
 )
 def test_a_run_ends(
-    run: int, rounds: int, seconds_left: float, others: list[Any], complete: bool
+    is_last: bool, rounds: int, seconds_left: float, others: list[Any], complete: bool
 ) -> None:
-    assert is_run_complete(run, rounds, seconds_left, BASELINE, others, 0.05) is complete
+    found = is_run_complete(rounds, seconds_left, BASELINE, others, 0.05, is_last=is_last)
+    assert found is complete
 
 
 def test_without_a_baseline_only_time_ends_a_run() -> None:
-    assert not is_run_complete(RUNS - 1, SHARE, 1.0, None, [STEADY], 0.05)
-    assert is_run_complete(RUNS - 1, SHARE, -1.0, None, [STEADY], 0.05)
+    assert not is_run_complete(SHARE, 1.0, None, [STEADY], 0.05, is_last=True)
+    assert is_run_complete(SHARE, -1.0, None, [STEADY], 0.05, is_last=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds_left", "restart", "runs", "each"),
+    [
+        (float("inf"), 10.0, RUNS, 12.0),
+        (200.0, 10.0, RUNS, 12.0),
+        (80.0, 10.0, RUNS, 8.0),  # restarts take half of the time
+        (60.0, 10.0, 4, 7.5),
+        (50.0, 10.0, MIN_RUNS, 10.0),
+        (10.0, 10.0, MIN_RUNS, 0.0),
+        (-5.0, 0.0, MIN_RUNS, 0.0),
+    ],
+)
+def test_runs_fit_in_the_time(seconds_left: float, restart: float, runs: int, each: float) -> None:
+    assert plan_runs(60.0, seconds_left, restart) == (runs, each)
