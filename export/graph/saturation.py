@@ -29,6 +29,7 @@ import onnx_ir as ir
 
 from resdeploy.calibration.scales import INT8_MAX
 from resdeploy.export.graph.placement import WEIGHTED
+from resdeploy.export.graph.space_to_depth import packed_indices
 
 LARGEST_PAIR = 128  # 2^15 // 255
 
@@ -52,6 +53,21 @@ def added_pairs(shape: tuple[int, ...]) -> npt.NDArray[np.intp]:
         return pairs
     columns_first = indices.T.ravel()
     return np.concatenate([pairs, np.stack([columns_first[:-1], columns_first[1:]], axis=1)])
+
+
+def pairs_of(node: ir.Node) -> npt.NDArray[np.intp]:
+    """Return the pairs of a weight in the FP32 graph, also if its pixels become blocks later.
+
+    Returns:
+        Indices (pairs, 2) as in `added_pairs`.
+    """
+    indices = packed_indices(node)
+    if indices is None:
+        assert node.inputs[1] is not None
+        assert node.inputs[1].shape is not None
+        return added_pairs(tuple(node.inputs[1].shape.numpy()))
+    pairs = indices.ravel()[added_pairs(indices.shape)]
+    return pairs[(pairs >= 0).all(axis=1)]
 
 
 def saturating_pairs(weight: npt.NDArray[np.int8]) -> npt.NDArray[np.intp]:
