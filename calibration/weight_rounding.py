@@ -66,7 +66,9 @@ def round_weights(
     rounded, errors = _round_columns(columns, factor, is_linked, largest)
     clipped, clipped_scales = clip_pairs(targets, pairs)
     deviations = (targets - clipped * clipped_scales[:, None].astype(np.float64))[:, order]
-    clipped_errors = np.square(deviations.astype(np.float32) @ factor.astype(np.float32)).sum(axis=1)
+    clipped_errors = np.square(deviations.astype(np.float32) @ factor.astype(np.float32)).sum(
+        axis=1
+    )
     errors = errors.reshape(scales.shape) * np.square(scales.astype(np.float64))
     best, outputs = errors.argmin(axis=0), np.arange(len(targets))
     integers = np.empty(targets.shape, dtype=np.int8)
@@ -185,5 +187,6 @@ def _without_excess(
         return goal
     (own, _), (both, rest) = factor
     parts = np.array([own * (own - both), both * (both - own) + rest**2])
-    share = float(np.clip(parts[0] / max(parts.sum(), 1e-300), 0, 1))
+    # A part is negative if the inputs are alike, and one weight should compensate the other.
+    share = float(parts[0] / parts.sum())
     return (goal - np.sign(goal) * np.maximum(excess, 0) * np.float32(share)).astype(np.float32)

@@ -54,7 +54,7 @@ from resdeploy.export.quantization.held_out import (
     require_images,
 )
 from resdeploy.export.quantization.judge import Judgement, judge
-from resdeploy.export.quantization.result import Calibration, with_dla
+from resdeploy.export.quantization.result import Calibration, with_dla, with_rounded_weights
 from resdeploy.export.source_preprocessing import preprocessing_warnings
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
@@ -309,6 +309,7 @@ def _calibrate(
         cross_validated=plan.cross_validated,
         reserve=_has_target(config),
     )
+    calibration = with_rounded_weights(calibration, progress)
     used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
     held_out = draw_held_out_images(
         source, config.seed, plan.judged + plan.searched, used=used, used_paths=calibration.paths

@@ -25,8 +25,10 @@ from resdeploy.export.graph.residual_scales import align_scales
 from resdeploy.export.graph.saturation import pairs_of
 from resdeploy.export.graph.space_to_depth import packed_indices
 
-Weights = Mapping[str, tuple[npt.NDArray[np.int8], Float32Array]]
-"""Integers and their scales, by name of the weight."""
+QuantizedWeight = tuple[npt.NDArray[np.int8], Float32Array]
+"""Integers (O, ...) and a scale for each output (O,)."""
+Weights = Mapping[str, QuantizedWeight]
+"""Quantised weights by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,18 +52,14 @@ def integer_weights(model: ir.Model, encoding: Encoding) -> Weights:
     }
 
 
-def _integer_weight(
-    node: ir.Node, encoding: Encoding
-) -> tuple[npt.NDArray[np.int8], Float32Array]:
+def _integer_weight(node: ir.Node, encoding: Encoding) -> QuantizedWeight:
     weight = node.inputs[1]
     assert weight is not None
     assert weight.const_value is not None
     exact = weight.const_value.numpy().astype(np.float32)
     if encoding is not Encoding.CPU:
         return quantize_weight(exact, half=True)
-    integers, scales = clip_pairs(
-        exact.reshape(len(exact), -1).astype(np.float64), pairs_of(node)
-    )
+    integers, scales = clip_pairs(exact.reshape(len(exact), -1).astype(np.float64), pairs_of(node))
     return integers.reshape(exact.shape), scales
 
 
@@ -82,7 +80,9 @@ def stored_weights(exact: ir.Model, quantised: ir.Model) -> RoundedWeights:
         name = value_name(node.inputs[1])
         if (integers := stored.get(f"{name}.quantized")) is None:
             continue
-        if (indices := packed_indices(node)) is not None and integers.shape[1:] == indices.shape[1:]:
+        if (indices := packed_indices(node)) is not None and integers.shape[1:] == indices.shape[
+            1:
+        ]:
             assert node.inputs[1] is not None
             assert node.inputs[1].shape is not None
             unpacked = np.empty(node.inputs[1].shape.numpy(), dtype=np.int8)

@@ -28,17 +28,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from resdeploy.calibration.scales import INT8_MAX
+from resdeploy.calibration.weight_rounding import LARGEST_PAIR
 from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.graph.space_to_depth import packed_indices
-
-LARGEST_PAIR = 128  # 2^15 // 255
 
 
 def added_pairs(shape: tuple[int, ...]) -> npt.NDArray[np.intp]:
     """Return the weights of one output channel that some kernel adds in 16 bits.
 
     Args:
-        shape: Shape of a weight (outputs, inputs / groups, ...), as in Conv and in Gemm with transB.
+        shape: Shape of a weight (outputs, inputs / groups, ...), as in Conv and Gemm (transB).
 
     Returns:
         Indices (pairs, 2) into the flattened weight of one output channel.

@@ -19,8 +19,11 @@ from resdeploy.bundle.calibration_record import (
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import TensorStatistics
 from resdeploy.changed_predictions import ChangedPredictions
+from resdeploy.export.quantization.compensation import compensated_weights
 from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.images.preprocessing import UInt8Array
+from resdeploy.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,8 @@ class Calibration:
     """Number of images in the folder for calibration."""
     scoring: HeldOutImages
     """Images that scored calibrators, or are reserved for the search of a target."""
+    rounding: UInt8Array
+    """Calibration images (N, H, W, 3) on which the weights for CPUs are rounded."""
     folds: tuple[Fold, ...]
     """Parts of the calibration images for cross-validation; empty if others suffice to judge."""
     skipped: Mapping[str, int]
@@ -102,10 +107,20 @@ class Calibration:
         )
 
 
+def with_rounded_weights(calibration: Calibration, progress: Progress) -> Calibration:
+    """Return the calibration with the CPU's weights rounded on calibration images."""
+    recipe = calibration.recipes[Encoding.CPU]
+    rounded = compensated_weights(calibration.model, recipe, calibration.rounding, progress)
+    recipes = {**calibration.recipes, Encoding.CPU: replace(recipe, rounded=rounded)}
+    return replace(calibration, recipes=recipes)
+
+
 def with_dla(calibration: Calibration) -> Calibration:
     """Return the calibration with a recipe for the DLA, which has the CPU's ranges.
 
     The recipe keeps nothing in float: neither shortcuts nor the layers that a search chose.
     """
-    recipe = replace(calibration.recipes[Encoding.CPU], encoding=Encoding.DLA, in_float=frozenset())
+    recipe = replace(
+        calibration.recipes[Encoding.CPU], encoding=Encoding.DLA, in_float=frozenset(), rounded=None
+    )
     return replace(calibration, recipes={**calibration.recipes, Encoding.DLA: recipe})
