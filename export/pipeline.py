@@ -45,7 +45,12 @@ from resdeploy.export.mixed_precision.verdict import (
 )
 from resdeploy.export.network_check import check_network, label_warnings, shift_warnings
 from resdeploy.export.noise_analysis import analyse
-from resdeploy.export.quantization.calibrate import calibrate, calibrators_named, scoring_images
+from resdeploy.export.quantization.calibrate import (
+    calibrate,
+    calibrators_named,
+    scoring_images,
+    with_rounded_weights,
+)
 from resdeploy.export.quantization.held_out import (
     FEWEST_IMAGES,
     ImagePlan,
@@ -54,7 +59,7 @@ from resdeploy.export.quantization.held_out import (
     require_images,
 )
 from resdeploy.export.quantization.judge import Judgement, judge
-from resdeploy.export.quantization.result import Calibration, with_dla, with_rounded_weights
+from resdeploy.export.quantization.result import Calibration, with_dla
 from resdeploy.export.source_preprocessing import preprocessing_warnings
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
@@ -309,7 +314,11 @@ def _calibrate(
         cross_validated=plan.cross_validated,
         reserve=_has_target(config),
     )
-    calibration = with_rounded_weights(calibration, progress)
+    on_cpu = with_rounded_weights(
+        calibration, calibration.recipes[Encoding.CPU], calibration.rounding, progress
+    )
+    recipes = {**calibration.recipes, Encoding.CPU: on_cpu}
+    calibration = replace(calibration, recipes=recipes)
     used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
     held_out = draw_held_out_images(
         source, config.seed, plan.judged + plan.searched, used=used, used_paths=calibration.paths

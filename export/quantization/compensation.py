@@ -53,57 +53,50 @@ def rounding_images(size: tuple[int, int]) -> int:
 def compensated_weights(
     model: ir.Model, recipe: QuantizationRecipe, images: UInt8Array, progress: Progress
 ) -> RoundedWeights | None:
-    """Return the weights and biases of all layers that `recipe` quantises.
+    """Return the weights and biases of all layers that `recipe`, for CPUs, quantises.
 
-    Args:
-        model: FP32 graph.
-        recipe: Recipe for CPUs.
-        images: Calibration images (N, H, W, 3); the result is None if there are too few.
-        progress: Progress of the layers.
+    Return None if there are too few calibration images (N, H, W, 3).
     """
     if len(images) < FEWEST_IMAGES:
         return None
-    size = batch_size(images.shape[1:3])
+    size, edges = batch_size(images.shape[1:3]), recipe.edges(model)
     batches = [images[first : first + size] for first in range(0, len(images), size)]
-    readers = {
-        reader: edge for edge in recipe.edges(model) for reader, index in edge.readers if index == 0
-    }
-    layers = [
-        node
-        for node in model.graph
-        if node.op_type in WEIGHTED and node.name in readers and node.name not in recipe.in_float
-    ]
-    edges = recipe.edges(model)
     parameters = activation_parameters(model.graph, edges, recipe.ranges, recipe.encoding)
-    weights, biases = dict(recipe.weights(model)), dict[str, Float32Array]()
-    chosen: dict[str, QuantizedWeight] = {}
+    inputs = {name: edge for edge in edges for name, index in edge.readers if index == 0}
+    layers = {
+        node_name(node): node
+        for node in model.graph
+        if node.op_type in WEIGHTED and node.name in inputs and node.name not in recipe.in_float
+    }
+    later = set(layers)
+    weights, biases = dict[str, QuantizedWeight](), dict[str, Float32Array]()
     with progress("rounding", len(layers)) as advance:
-        for node in layers:
-            edge = readers[node_name(node)]
-            quantised = model.clone()
+        for layer, node in layers.items():
+            edge, quantised = inputs[layer], model.clone()
             insert_qdq(
                 quantised, edges, recipe.ranges, recipe.encoding,
-                in_float=recipe.in_float, weights=weights, biases=biases,
+                in_float=recipe.in_float | later, weights=weights, biases=biases,
             )  # fmt: skip
+            later.discard(layer)
             activation = parameters[edge.range_of]
-            mean, moments = _input_moments(
+            means, moments = _input_moments(
                 quantised, f"{edge.tensor}.quantized", activation.zero_point, node, batches
             )
             name, exact = _initializer(node, 1)
-            parts = np.split(exact.reshape(len(exact), -1), len(moments))  # outputs of each group
-            rounded = [
-                round_weights(part, found, pairs_of(node)) for part, found in zip(parts, moments)
-            ]
-            integers, scales = (np.concatenate(values) for values in zip(*rounded))
-            chosen[name] = weights[name] = integers.reshape(exact.shape), scales
+            groups, integers, scales, changes = np.split(exact, len(moments)), [], [], []
+            for part, mean, found in zip(groups, means, moments):
+                flat = part.reshape(len(part), -1)
+                rounded, steps = round_weights(flat, found, pairs_of(node))
+                errors = flat - rounded * steps[:, None].astype(np.float64)
+                integers.append(rounded.reshape(part.shape))
+                scales.append(steps)
+                changes.append(errors @ mean * float(activation.scale))
+            weights[name] = np.concatenate(integers), np.concatenate(scales)
             if len(node.inputs) > 2 and node.inputs[2] is not None:
-                bias_name, bias = _initializer(node, 2)
-                errors = np.concatenate(parts) - integers * scales[:, None].astype(np.float64)
-                by_group = np.split(errors * float(activation.scale), len(moments))
-                change = np.concatenate([part @ own for part, own in zip(by_group, mean)])
-                biases[bias_name] = (bias + change).astype(np.float32)
+                name, bias = _initializer(node, 2)
+                biases[name] = (bias + np.concatenate(changes)).astype(np.float32)
             advance(1)
-    return RoundedWeights(weights=chosen, biases=biases)
+    return RoundedWeights(weights=weights, biases=biases)
 
 
 def _initializer(node: ir.Node, index: int) -> tuple[str, Float64Array]:
@@ -116,16 +109,10 @@ def _initializer(node: ir.Node, index: int) -> tuple[str, Float64Array]:
 def _input_moments(
     quantised: ir.Model, tensor: str, zero_point: int, node: ir.Node, batches: Sequence[UInt8Array]
 ) -> tuple[Float64Array, Float64Array]:
-    """Return means (G, K) and covariances (G, K, K) of the integers that each group reads.
+    """Return means (G, K) and covariances (G, K, K) of `tensor`, the integers that a layer reads.
 
-    The bias takes up any difference of means, so only the deviations from them matter.
-
-    Args:
-        quantised: Graph in which the layers before `node` are quantised; it is cut off here.
-        tensor: Name of the integers that the layer reads.
-        zero_point: Their zero point.
-        node: Layer in the FP32 graph.
-        batches: Images.
+    The bias takes up any difference of means, so only the deviations from them matter. The graph
+    `quantised` is cut off after the tensor.
     """
     values = ir.convenience.create_value_mapping(quantised.graph)
     quantised.graph.outputs.clear()
@@ -152,11 +139,8 @@ def input_rows(
 ) -> Float32Array:
     """Return the inputs (rows, C, ...) of outputs of a layer at random positions in each image.
 
-    Args:
-        values: Tensor (N, C, ...) that the layer reads.
-        node: Convolution or classifier.
-        per_image: Number of positions in each image; if there are fewer, all are taken.
-        generator: Generator of the positions.
+    If the maps have fewer positions than `per_image`, all are taken. `values` (N, C, ...) is the
+    tensor that the convolution or classifier reads.
     """
     if node.op_type == "Gemm":
         return values

@@ -19,11 +19,9 @@ from resdeploy.bundle.calibration_record import (
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import TensorStatistics
 from resdeploy.changed_predictions import ChangedPredictions
-from resdeploy.export.quantization.compensation import compensated_weights
 from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,14 +103,6 @@ class Calibration:
             points=self.points,
             targets=self.targets,
         )
-
-
-def with_rounded_weights(calibration: Calibration, progress: Progress) -> Calibration:
-    """Return the calibration with the CPU's weights rounded on calibration images."""
-    recipe = calibration.recipes[Encoding.CPU]
-    rounded = compensated_weights(calibration.model, recipe, calibration.rounding, progress)
-    recipes = {**calibration.recipes, Encoding.CPU: replace(recipe, rounded=rounded)}
-    return replace(calibration, recipes=recipes)
 
 
 def with_dla(calibration: Calibration) -> Calibration:

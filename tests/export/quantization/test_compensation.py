@@ -21,12 +21,14 @@ from resdeploy.export.quantization.compensation import (
 )
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.simulate import round_at, run_graph, sites_of
+from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.progress import silent
 from resdeploy.statistics import sqnr_db
 from tests.export.conftest import Exported, export_network
 from tests.samples import FAMILY, TINY, make_classifier
 
-NETWORKS = {"basic": TINY, **FAMILY}
+GRAY = Preprocessing(image_size=32, channels=Channels.GRAY, mean=(0.5,), std=(0.25,))
+NETWORKS = {"basic": dataclasses.replace(TINY, width=16), **FAMILY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Case:
 
 @pytest.fixture(scope="module", params=["basic", "grouped-concat", "gray-five-stages"])
 def case(request: pytest.FixtureRequest) -> Case:
-    exported = export_network(make_classifier(NETWORKS[request.param]), 32)
+    architecture = NETWORKS[request.param]
+    preprocessing = GRAY if architecture.input_channels == 1 else None
+    exported = export_network(make_classifier(architecture, preprocessing=preprocessing), 32)
     recipe = QuantizationRecipe(encoding=Encoding.CPU, calibrator="max", ranges=exported.ranges)
     rounded = compensated_weights(exported.model, recipe, exported.images, silent)
     return Case(exported, recipe, dataclasses.replace(recipe, rounded=rounded))
