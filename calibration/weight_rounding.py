@@ -131,7 +131,7 @@ def _factor(moments: Float64Array, order: IndexArray) -> Float64Array:
     alive = np.flatnonzero(energies > 0)  # padding, and channels that are always zero, cost no time
     damping = DAMPING * float(energies[alive].mean()) if len(alive) else 1.0
     chosen = order[alive]
-    factor = np.eye(len(order)) * np.sqrt(damping)
+    factor: Float64Array = np.eye(len(order)) * np.sqrt(damping)
     damped = moments[np.ix_(chosen, chosen)] + damping * np.eye(len(alive))
     factor[np.ix_(alive, alive)] = np.linalg.cholesky(damped)
     return factor

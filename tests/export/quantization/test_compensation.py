@@ -115,7 +115,9 @@ def test_a_layer_is_rounded_on_its_own_inputs(case: Case) -> None:
         assert strides is not None
         top, left, bottom, right = pads
         padded = torch.nn.functional.pad(torch.from_numpy(values), (left, right, top, bottom))
-        columns = torch.nn.functional.unfold(padded, kernel, stride=strides)  # (N, C kh kw, P)
+        columns = torch.nn.functional.unfold(
+            padded, kernel, stride=tuple(strides)
+        )  # (N, C kh kw, P)
         expected = columns.numpy().transpose(0, 2, 1)
         rows = input_rows(values, node, 10**6, np.random.default_rng(0))
         np.testing.assert_array_equal(rows.reshape(expected.shape), expected)
