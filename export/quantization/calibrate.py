@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -23,11 +22,11 @@ from resdeploy.export.graph.placement import float_shortcuts, place
 from resdeploy.export.graph.qdq import integer_weights
 from resdeploy.export.graph.to_onnx import with_outputs
 from resdeploy.export.inputs import Source
-from resdeploy.export.quantization.compensation import compensated_weights, rounding_images
+from resdeploy.export.quantization.compensation import rounding_images
 from resdeploy.export.quantization.held_out import held_out_images, require_images
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, Fold
-from resdeploy.export.quantization.simulate import batch_size, round_at, run_graph, sites_of
+from resdeploy.export.quantization.simulate import batch_size, run_graph
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.progress import Progress
 from resdeploy.statistics import agreement_percent, sqnr_db
@@ -139,24 +138,6 @@ def calibrate(
         growth_percent=100 * float(np.median([tensor.growth for tensor in statistics.values()])),
         statistics=statistics,
     )
-
-
-def with_rounded_weights(
-    calibration: Calibration,
-    recipe: QuantizationRecipe,
-    images: UInt8Array,
-    progress: Progress,
-) -> QuantizationRecipe:
-    """Return the recipe for CPUs with weights rounded on `images` (N, H, W, 3).
-
-    Training with quantisation has already moved weights to the grid of TensorRT's graph. They are
-    rounded from there, and change only where a pair could saturate.
-    """
-    model, learned = calibration.model, calibration.recipes[Encoding.TENSORRT]
-    if learned.calibrator == LEARNED:
-        sites = {site for site in sites_of(model, learned) if site.weight}
-        model = round_at(model, learned, sites, learned.weights(model))
-    return replace(recipe, rounded=compensated_weights(model, recipe, images, progress))
 
 
 def scoring_images(available: int) -> int:

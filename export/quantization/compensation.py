@@ -13,12 +13,15 @@ means of images.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from resdeploy.bundle.golden import Float32Array
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.calibration.histogram import Float64Array
 from resdeploy.calibration.observer import activations
 from resdeploy.calibration.weight_rounding import round_weights
@@ -31,7 +34,8 @@ from resdeploy.export.graph.qdq import (
 )
 from resdeploy.export.graph.saturation import pairs_of
 from resdeploy.export.quantization.recipe import QuantizationRecipe
-from resdeploy.export.quantization.simulate import batch_size
+from resdeploy.export.quantization.result import Calibration
+from resdeploy.export.quantization.simulate import batch_size, round_at, sites_of
 from resdeploy.images.preprocessing import UInt8Array, pixel_count
 from resdeploy.progress import Progress
 
@@ -48,6 +52,28 @@ ROWS = 16384
 def rounding_images(size: tuple[int, int]) -> int:
     """Return the largest number of images of this size, in pixels, on which to round weights."""
     return min(MOST_IMAGES, max(FEWEST_IMAGES, ROUNDING_PIXELS // pixel_count(size)))
+
+
+def with_rounded_weights(calibration: Calibration, progress: Progress) -> Calibration:
+    """Return the calibration with the CPU's weights rounded on its calibration images."""
+    recipe = calibration.recipes[Encoding.CPU]
+    recipe = rounded_recipe(calibration, recipe, calibration.rounding, progress)
+    return replace(calibration, recipes={**calibration.recipes, Encoding.CPU: recipe})
+
+
+def rounded_recipe(
+    calibration: Calibration, recipe: QuantizationRecipe, images: UInt8Array, progress: Progress
+) -> QuantizationRecipe:
+    """Return the recipe for CPUs with weights rounded on `images` (N, H, W, 3).
+
+    Training with quantisation has already moved weights to the grid of TensorRT's graph. They are
+    rounded from there, and change only where a pair could saturate.
+    """
+    model, tensorrt = calibration.model, calibration.recipes[Encoding.TENSORRT]
+    if tensorrt.calibrator not in CALIBRATORS:  # its ranges and weights were learned
+        sites = {site for site in sites_of(model, tensorrt) if site.weight}
+        model = round_at(model, tensorrt, sites, tensorrt.weights(model))
+    return replace(recipe, rounded=compensated_weights(model, recipe, images, progress))
 
 
 def compensated_weights(

@@ -13,11 +13,8 @@ import numpy.typing as npt
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding, Quality, QualityOrigin
 from resdeploy.changed_predictions import ChangedPredictions, count_changes
-from resdeploy.export.quantization.calibrate import (
-    LEARNED,
-    choose_ranges,
-    with_rounded_weights,
-)
+from resdeploy.export.quantization.calibrate import LEARNED, choose_ranges
+from resdeploy.export.quantization.compensation import rounded_recipe
 from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, Fold
@@ -124,6 +121,6 @@ def _recipes(
         if recipe.encoding is not Encoding.CPU:
             return recipe
         images = np.concatenate(others)[: len(calibration.rounding)]
-        return with_rounded_weights(calibration, recipe, images, progress)
+        return rounded_recipe(calibration, recipe, images, progress)
 
     return {encoding: recipe_of(recipe) for encoding, recipe in calibration.recipes.items()}

@@ -80,12 +80,13 @@ def test_the_written_graph_gives_the_same_weights_and_graph_again(case: Case) ->
 
 
 def test_a_simulation_with_all_sites_has_the_logits_of_the_graph(case: Case) -> None:
-    model, recipe = case.exported.model, case.recipe
+    model, quantised = case.exported.model, case.recipe.apply(case.exported.model)
+    recipe = dataclasses.replace(case.recipe, rounded=stored_weights(model, quantised))
     simulated = round_at(model, recipe, sites_of(model, recipe), recipe.weights(model))
     images = case.exported.images[:8]
-    logits = run_graph(recipe.apply(model), Encoding.CPU, images)
-    # The simulation has exact biases, and sums in float32: each moves few integers by one step.
-    assert np.median(sqnr_db(logits, run_graph(simulated, Encoding.FLOAT, images))) > 30
+    logits = run_graph(quantised, Encoding.FLOAT, images)
+    again = run_graph(simulated, Encoding.FLOAT, images)
+    assert np.median(sqnr_db(logits, again)) > 100  # sums may be in another order
 
 
 def test_layers_in_float_keep_their_weights(case: Case) -> None:
