@@ -38,11 +38,8 @@ def clip_pairs(weight: Float64Array, pairs: IndexArray) -> tuple[Int8Array, Floa
     """
     scales = _candidate_scales(weight)
     candidates = np.stack([_clipped(weight / row[:, None], pairs) for row in scales])
-    errors = [
-        np.square(weight - integers * row[:, None].astype(np.float64)).sum(axis=1)
-        for integers, row in zip(candidates, scales)
-    ]
-    best, outputs = np.argmin(errors, axis=0), np.arange(len(weight))
+    errors = np.square(weight - candidates * scales[..., None].astype(np.float64)).sum(axis=2)
+    best, outputs = errors.argmin(axis=0), np.arange(len(weight))
     return candidates[best, outputs], scales[best, outputs]
 
 
@@ -66,9 +63,7 @@ def round_weights(
     rounded, errors = _round_columns(columns, factor, is_linked, largest)
     clipped, clipped_scales = clip_pairs(targets, pairs)
     deviations = (targets - clipped * clipped_scales[:, None].astype(np.float64))[:, order]
-    clipped_errors = np.square(deviations.astype(np.float32) @ factor.astype(np.float32)).sum(
-        axis=1
-    )
+    clipped_errors = np.square(deviations @ factor).sum(axis=1)
     errors = errors.reshape(scales.shape) * np.square(scales.astype(np.float64))
     best, outputs = errors.argmin(axis=0), np.arange(len(targets))
     integers = np.empty(targets.shape, dtype=np.int8)
@@ -91,38 +86,29 @@ def _clipped(exact: Float64Array, pairs: IndexArray) -> Int8Array:
     # Magnitudes only decrease, so a later pair does not harm an earlier one.
     for part in [pairs] if are_disjoint else pairs[:, None]:
         first, second = integers[:, part[:, 0]], integers[:, part[:, 1]]
-        excess = np.where(first * second > 0, np.abs(first + second) - LARGEST_PAIR, 0)
-        excess = np.maximum(excess, 0)
-        sign = np.sign(first)
-        integers[:, part[:, 0]] = first - sign * ((excess + 1) // 2)
-        integers[:, part[:, 1]] = second - sign * (excess // 2)
+        excess = np.where(first * second > 0, np.abs(first + second) - LARGEST_PAIR, 0).clip(0)
+        integers[:, part[:, 0]] = first - np.sign(first) * ((excess + 1) // 2)
+        integers[:, part[:, 1]] = second - np.sign(first) * (excess // 2)
     return integers.astype(np.int8)
 
 
 def _rounding_order(
     energies: Float64Array, pairs: IndexArray
 ) -> tuple[IndexArray, npt.NDArray[np.bool_], int]:
-    """Return an order of the columns that is rounded from its end, and what limits neighbours.
+    """Return an order (K,) that is rounded from its end, the linked columns, the largest magnitude.
 
-    Columns with much energy come last, because those rounded early can be compensated best.
-
-    Returns:
-        Order (K,); for each column in it, whether it forms a pair with the one before it; and the
-        limit of every magnitude.
+    Columns with much energy come last, because the error of those rounded first can be compensated
+    best. A linked column forms a pair with the one before it.
     """
-    count = len(energies)
-    occurrences = np.bincount(pairs.ravel(), minlength=count)
-    if occurrences.max(initial=0) <= 1:
-        singles = np.flatnonzero(occurrences == 0)
-        units = np.concatenate([pairs, np.stack([singles, np.full_like(singles, -1)], axis=1)])
-        weight = energies[units[:, 0]] + np.where(units[:, 1] < 0, 0, energies[units[:, 1]])
-        units = units[np.argsort(weight / (units >= 0).sum(axis=1), kind="stable")]
-        is_linked = np.stack([np.zeros(len(units), bool), np.ones(len(units), bool)], axis=1)
-        return units[units >= 0], is_linked[units >= 0], INT8_MAX
-    if np.array_equal(pairs[:-1, 1], pairs[1:, 0]) and len(pairs) == count - 1:  # a chain
-        return np.append(pairs[:, 0], pairs[-1, 1]), np.arange(count) > 0, INT8_MAX
-    order = np.argsort(energies, kind="stable")
-    return order, np.zeros(count, bool), LARGEST_PAIR // 2
+    columns = np.arange(len(energies))
+    partner = columns.copy()
+    partner[pairs] = pairs[:, ::-1]
+    if len(np.unique(pairs)) == pairs.size:
+        order = np.lexsort((np.minimum(columns, partner), energies + energies[partner]))
+        return order, (partner[order] == np.roll(order, 1)) & (partner[order] < order), INT8_MAX
+    if np.array_equal(pairs[:-1, 1], pairs[1:, 0]):  # a chain
+        return np.append(pairs[:, 0], pairs[-1, 1]), columns > 0, INT8_MAX
+    return columns, np.zeros(len(columns), bool), LARGEST_PAIR // 2
 
 
 def _factor(moments: Float64Array, order: IndexArray) -> Float64Array:
@@ -130,9 +116,8 @@ def _factor(moments: Float64Array, order: IndexArray) -> Float64Array:
     energies = np.diag(moments)[order]
     alive = np.flatnonzero(energies > 0)  # padding, and channels that are always zero, cost no time
     damping = DAMPING * float(energies[alive].mean()) if len(alive) else 1.0
-    chosen = order[alive]
     factor: Float64Array = np.eye(len(order)) * np.sqrt(damping)
-    damped = moments[np.ix_(chosen, chosen)] + damping * np.eye(len(alive))
+    damped = moments[np.ix_(order[alive], order[alive])] + damping * np.eye(len(alive))
     factor[np.ix_(alive, alive)] = np.linalg.cholesky(damped)
     return factor
 
@@ -144,8 +129,7 @@ def _round_columns(
     count = len(exact)
     diagonal = np.diag(factor)
     shares = (factor / diagonal).astype(np.float32)  # effect of a row's error on a column's target
-    goals, errors = exact.copy(), np.zeros_like(exact)
-    rounded = np.zeros_like(exact)
+    goals, errors, rounded = exact.copy(), np.zeros_like(exact), np.zeros_like(exact)
     total = np.zeros(exact.shape[1])
     for end in range(count, 0, -BLOCK):
         start = max(0, end - BLOCK)
@@ -154,21 +138,16 @@ def _round_columns(
         if end < count:
             goals[first:end] = exact[first:end] + shares[end:, first:end].T @ errors[end:]
         for j in range(end - 1, start - 1, -1):
-            goal = goals[j]
-            low, high = np.float32(-largest), np.float32(largest)
+            goal, low, high = goals[j], np.float32(-largest), np.float32(largest)
             if is_linked[j]:
                 # The partner's goal if this column had no error at its own goal.
                 partner = goals[j - 1] + shares[j, j - 1] * (exact[j] - goal)
                 goal = _without_excess(goal, partner, factor[j - 1 : j + 1, j - 1 : j + 1])
-            value = np.clip(np.rint(goal), low, high)
             if j + 1 < count and is_linked[j + 1]:
-                partner = rounded[j + 1]
-                value = np.clip(
-                    value,
-                    -LARGEST_PAIR - np.minimum(partner, 0),
-                    LARGEST_PAIR - np.maximum(partner, 0),
-                )
-            rounded[j], errors[j] = value, exact[j] - value
+                low = np.maximum(low, -LARGEST_PAIR - np.minimum(rounded[j + 1], 0))
+                high = np.minimum(high, LARGEST_PAIR - np.maximum(rounded[j + 1], 0))
+            rounded[j] = value = np.clip(np.rint(goal), low, high)
+            errors[j] = exact[j] - value
             total += np.square((goals[j] - value).astype(np.float64) * diagonal[j])
             goals[first:j] += shares[j, first:j, None] * errors[j]
     return rounded, total

@@ -23,7 +23,7 @@ from resdeploy.calibration.weight_rounding import clip_pairs
 from resdeploy.export.graph.placement import WEIGHTED, QuantizedEdge, value_name
 from resdeploy.export.graph.residual_scales import align_scales
 from resdeploy.export.graph.saturation import pairs_of
-from resdeploy.export.graph.space_to_depth import packed_indices
+from resdeploy.export.graph.space_to_depth import unpacked_kernel
 
 QuantizedWeight = tuple[npt.NDArray[np.int8], Float32Array]
 """Integers (O, ...) and a scale for each output (O,)."""
@@ -68,33 +68,22 @@ def stored_weights(exact: ir.Model, quantised: ir.Model) -> RoundedWeights:
 
     `exact` is the FP32 graph from which `quantised` was made.
     """
-    weights, biases = {}, {}
     stored = {
         name: value.const_value.numpy()
         for name, value in quantised.graph.initializers.items()
         if value.const_value is not None
     }
+    weights, biases = {}, {}
     for node in exact.graph:
-        if node.op_type not in WEIGHTED:
-            continue
-        name = value_name(node.inputs[1])
-        if (integers := stored.get(f"{name}.quantized")) is None:
-            continue
-        if (indices := packed_indices(node)) is not None and integers.shape[1:] == indices.shape[
-            1:
-        ]:
-            assert node.inputs[1] is not None
-            assert node.inputs[1].shape is not None
-            unpacked = np.empty(node.inputs[1].shape.numpy(), dtype=np.int8)
-            kept = indices.ravel() >= 0
-            flat = unpacked.reshape(len(unpacked), -1)
-            flat[:, indices.ravel()[kept]] = integers.reshape(len(unpacked), -1)[:, kept]
-            integers = unpacked
-        weights[name] = integers, stored[f"{name}.scale"]
-        for value in node.inputs[2:]:
-            if (bias := stored.get(f"{value_name(value)}.quantized")) is not None:
-                scale = stored[f"{value_name(value)}.scale"].astype(np.float64)
-                biases[value_name(value)] = (bias * scale).astype(np.float32)
+        for index, value in enumerate(node.inputs[1:] if node.op_type in WEIGHTED else ()):
+            name = value_name(value)
+            integers, scales = stored.get(f"{name}.quantized"), stored.get(f"{name}.scale")
+            if integers is None or scales is None:
+                continue  # the layer is in float
+            if index == 0:
+                weights[name] = unpacked_kernel(node, integers), scales
+            else:
+                biases[name] = (integers * scales.astype(np.float64)).astype(np.float32)
     return RoundedWeights(weights=weights, biases=biases)
 
 

@@ -96,6 +96,16 @@ def packed_indices(node: ir.Node) -> npt.NDArray[np.intp] | None:
     return space_to_depth_kernel(indices, _kernel_axes(node, shape[1:])) - 1
 
 
+def unpacked_kernel(node: ir.Node, kernel: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """Return the kernel for pixels of one that may have been rewritten; `node` as above."""
+    indices = packed_indices(node)
+    if indices is None or kernel.shape[1:] != indices.shape[1:]:
+        return kernel
+    shape = _shape(node.inputs[1])
+    order = np.argsort(indices, axis=None)[-math.prod(shape[1:]) :]  # added zeros come first
+    return kernel.reshape(len(kernel), -1)[:, order].reshape(shape)
+
+
 @dataclass(frozen=True, slots=True)
 class _Stem:
     convolution: ir.Node

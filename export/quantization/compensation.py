@@ -137,27 +137,31 @@ def _input_moments(
 ) -> tuple[Float64Array, Float64Array]:
     """Return means (G, K) and covariances (G, K, K) of `tensor`, the integers that a layer reads.
 
-    The bias takes up any difference of means, so only the deviations from them matter. The graph
+    The bias takes up any difference of means, so only the deviations from them matter. Each image
+    has the same share, whatever its energy: relative errors of the logits count. The graph
     `quantised` is cut off after the tensor.
     """
-    values = ir.convenience.create_value_mapping(quantised.graph)
+    known = ir.convenience.create_value_mapping(quantised.graph)
     quantised.graph.outputs.clear()
-    quantised.graph.outputs.append(values[tensor])
+    quantised.graph.outputs.append(known[tensor])
     passes.RemoveUnusedNodesPass()(quantised)
     graph = ir.to_proto(quantised).SerializeToString()
     groups = node.attributes.get_int("group", 1)
     generator = np.random.default_rng(0)
-    sums, products, count = np.zeros(1), np.zeros(1), 0
+    sums, products, total = np.zeros(1), np.zeros(1), 0.0
     per_image = max(1, ROWS // sum(map(len, batches)))
     for _, integers in activations(graph, [tensor], batches):
-        centred = integers.astype(np.float32) - zero_point
-        rows = input_rows(centred, node, per_image, generator)
-        count += len(rows)
+        values = integers.astype(np.float32) - zero_point
+        rows = input_rows(values, node, per_image, generator)
+        energies = np.square(rows.reshape(len(values), -1)).mean(axis=1)
+        shares = np.repeat(1 / np.maximum(energies, 1), len(rows) // len(values))  # finite if empty
+        total += float(shares.sum(dtype=np.float64))
         grouped = rows.reshape(len(rows), groups, -1).swapaxes(0, 1)  # (G, rows, K)
-        sums = sums + grouped.sum(axis=1, dtype=np.float64)
-        products = products + grouped.swapaxes(1, 2) @ grouped
-    mean = sums / count
-    return mean, products / count - mean[:, :, None] * mean[:, None, :]
+        weighted = grouped * shares[:, None]
+        sums = sums + weighted.sum(axis=1, dtype=np.float64)
+        products = products + weighted.swapaxes(1, 2) @ grouped
+    mean = sums / total
+    return mean, products / total - mean[:, :, None] * mean[:, None, :]
 
 
 def input_rows(
@@ -174,20 +178,13 @@ def input_rows(
     assert node.inputs[1].shape is not None
     attributes, kernel = node.attributes, node.inputs[1].shape.numpy()[2:]
     strides = attributes.get_ints("strides", (1, 1))
-    dilations = attributes.get_ints("dilations", (1, 1))
     top, left, bottom, right = attributes.get_ints("pads", (0, 0, 0, 0))
     padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    reach = tuple((size - 1) * step + 1 for size, step in zip(kernel, dilations))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))
-    windows = windows[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, tuple(kernel), axis=(2, 3))
+    windows = windows[:, :, :: strides[0], :: strides[1]]
     size = windows.shape[2] * windows.shape[3]
-    taken = [
-        np.sort(generator.choice(size, per_image, replace=False))
-        if per_image < size
-        else np.arange(size)
-        for _ in values
-    ]
-    rows, columns = np.divmod(np.stack(taken), windows.shape[3])
+    taken = np.stack([generator.permutation(size)[:per_image] for _ in values])
+    rows, columns = np.divmod(taken, windows.shape[3])
     images = np.arange(len(values))[:, None]
     found = windows[images, :, rows, columns]  # (N, positions, C, kh, kw)
     return found.reshape(-1, *found.shape[2:])
