@@ -137,8 +137,7 @@ def _input_moments(
 ) -> tuple[Float64Array, Float64Array]:
     """Return means (G, K) and covariances (G, K, K) of `tensor`, the integers that a layer reads.
 
-    The bias takes up any difference of means, so only the deviations from them matter. Each image
-    has the same share, whatever its energy: relative errors of the logits count. The graph
+    The bias takes up any difference of means, so only the deviations from them matter. The graph
     `quantised` is cut off after the tensor.
     """
     known = ir.convenience.create_value_mapping(quantised.graph)
@@ -148,20 +147,17 @@ def _input_moments(
     graph = ir.to_proto(quantised).SerializeToString()
     groups = node.attributes.get_int("group", 1)
     generator = np.random.default_rng(0)
-    sums, products, total = np.zeros(1), np.zeros(1), 0.0
+    sums, products, count = np.zeros(1), np.zeros(1), 0
     per_image = max(1, ROWS // sum(map(len, batches)))
     for _, integers in activations(graph, [tensor], batches):
         values = integers.astype(np.float32) - zero_point
         rows = input_rows(values, node, per_image, generator)
-        energies = np.square(rows.reshape(len(values), -1)).mean(axis=1)
-        shares = np.repeat(1 / np.maximum(energies, 1), len(rows) // len(values))  # finite if empty
-        total += float(shares.sum(dtype=np.float64))
+        count += len(rows)
         grouped = rows.reshape(len(rows), groups, -1).swapaxes(0, 1)  # (G, rows, K)
-        weighted = grouped * shares[:, None]
-        sums = sums + weighted.sum(axis=1, dtype=np.float64)
-        products = products + weighted.swapaxes(1, 2) @ grouped
-    mean = sums / total
-    return mean, products / total - mean[:, :, None] * mean[:, None, :]
+        sums = sums + grouped.sum(axis=1, dtype=np.float64)
+        products = products + grouped.swapaxes(1, 2) @ grouped
+    mean = sums / count
+    return mean, products / count - mean[:, :, None] * mean[:, None, :]
 
 
 def input_rows(
