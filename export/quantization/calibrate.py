@@ -284,8 +284,8 @@ def _score(
 ) -> tuple[Score, ...]:
     """Compare the logits of each recipe's graph with those of FP32 on `images` (N, H, W, 3)."""
     reference = run_graph(model, Encoding.FLOAT, images)
-    # The weights for CPUs are rounded after the choice. Reducing pairs that saturate would cost more
-    # than the ranges differ, so these weights may saturate, and the graphs run without such kernels.
+    # The weights for CPUs are rounded later, with compensation. Until then, reducing the pairs that
+    # saturate would cost more than ranges differ. So here they may saturate, without such kernels.
     weights = integer_weights(model, Encoding.TENSORRT)
     backends = {Encoding.TENSORRT: Encoding.TENSORRT, Encoding.CPU: Encoding.FLOAT}
     scores = []
