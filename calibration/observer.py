@@ -8,8 +8,10 @@ their order.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME
@@ -35,7 +37,7 @@ def observe(
     lows: dict[str, list[Float32Array]] = {tensor: [] for tensor in tensors}
     highs: dict[str, list[Float32Array]] = {tensor: [] for tensor in tensors}
     histograms = {tensor: Histogram() for tensor in tensors}
-    for tensor, activation in _activations(graph, tensors, batches):
+    for tensor, activation in activations(graph, tensors, batches):
         values = activation.reshape(len(activation), -1)
         low, high = values.min(axis=1), values.max(axis=1)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -71,15 +73,16 @@ def channel_peaks(
         batches: Batches of images (N, H, W, 3), at least one.
     """
     peaks: dict[str, list[Float32Array]] = {tensor: [] for tensor in tensors}
-    for tensor, activation in _activations(graph, tensors, batches):
+    for tensor, activation in activations(graph, tensors, batches):
         values = activation.reshape(*activation.shape[:2], -1)  # (N, C, H W)
         peaks[tensor].append(np.maximum(values.max(axis=2), -values.min(axis=2)))
     return {tensor: np.concatenate(parts) for tensor, parts in peaks.items()}
 
 
-def _activations(
+def activations(
     graph: bytes, tensors: Sequence[str], batches: Iterable[UInt8Array]
-) -> Iterator[tuple[str, Float32Array]]:
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Yield the name and the values of each tensor, an output of the graph, for each batch."""
     with needs_extra():
         import onnxruntime
 

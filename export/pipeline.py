@@ -46,6 +46,7 @@ from resdeploy.export.mixed_precision.verdict import (
 from resdeploy.export.network_check import check_network, label_warnings, shift_warnings
 from resdeploy.export.noise_analysis import analyse
 from resdeploy.export.quantization.calibrate import calibrate, calibrators_named, scoring_images
+from resdeploy.export.quantization.compensation import with_rounded_weights
 from resdeploy.export.quantization.held_out import (
     FEWEST_IMAGES,
     ImagePlan,
@@ -309,6 +310,7 @@ def _calibrate(
         cross_validated=plan.cross_validated,
         reserve=_has_target(config),
     )
+    calibration = with_rounded_weights(calibration, progress)
     used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
     held_out = draw_held_out_images(
         source, config.seed, plan.judged + plan.searched, used=used, used_paths=calibration.paths

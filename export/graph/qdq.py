@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,23 +19,72 @@ from resdeploy.calibration.scales import (
     quantize_weight,
     symmetric_parameters,
 )
+from resdeploy.calibration.weight_rounding import clip_pairs
 from resdeploy.export.graph.placement import WEIGHTED, QuantizedEdge, value_name
 from resdeploy.export.graph.residual_scales import align_scales
+from resdeploy.export.graph.saturation import pairs_of
+from resdeploy.export.graph.space_to_depth import unpacked_kernel
 
-Weights = Mapping[str, tuple[npt.NDArray[np.int8], Float32Array]]
-"""Integers and their scales, by name of the weight."""
+QuantizedWeight = tuple[npt.NDArray[np.int8], Float32Array]
+"""Integers (O, ...) and a scale for each output (O,)."""
+Weights = Mapping[str, QuantizedWeight]
+"""Quantised weights by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundedWeights:
+    """Weights that were rounded on calibration images, and the biases that belong to them."""
+
+    weights: Weights
+    biases: Mapping[str, Float32Array]
+    """Exact biases by name."""
 
 
 def integer_weights(model: ir.Model, encoding: Encoding) -> Weights:
-    """Return the quantised weights of all convolutions and classifiers for `encoding`."""
-    weights = {}
-    for node in model.graph:
-        if node.op_type in WEIGHTED and (weight := node.inputs[1]) is not None:
-            assert weight.name is not None
-            assert weight.const_value is not None
-            exact = weight.const_value.numpy().astype(np.float32)
-            weights[weight.name] = quantize_weight(exact, half=encoding is not Encoding.CPU)
-    return weights
+    """Return the quantised weights of all convolutions and classifiers for `encoding`.
+
+    Each is rounded alone. On CPUs, no two of them saturate a kernel: see `saturation`.
+    """
+    return {
+        value_name(node.inputs[1]): _integer_weight(node, encoding)
+        for node in model.graph
+        if node.op_type in WEIGHTED
+    }
+
+
+def _integer_weight(node: ir.Node, encoding: Encoding) -> QuantizedWeight:
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    exact = weight.const_value.numpy().astype(np.float32)
+    if encoding is not Encoding.CPU:
+        return quantize_weight(exact, half=True)
+    integers, scales = clip_pairs(exact.reshape(len(exact), -1).astype(np.float64), pairs_of(node))
+    return integers.reshape(exact.shape), scales
+
+
+def stored_weights(exact: ir.Model, quantised: ir.Model) -> RoundedWeights:
+    """Return the weights and biases that a graph for CPUs holds, of the layers in integers.
+
+    `exact` is the FP32 graph from which `quantised` was made.
+    """
+    stored = {
+        name: value.const_value.numpy()
+        for name, value in quantised.graph.initializers.items()
+        if value.const_value is not None
+    }
+    weights, biases = {}, {}
+    for node in exact.graph:
+        for index, value in enumerate(node.inputs[1:] if node.op_type in WEIGHTED else ()):
+            name = value_name(value)
+            integers, scales = stored.get(f"{name}.quantized"), stored.get(f"{name}.scale")
+            if integers is None or scales is None:
+                continue  # the layer is in float
+            if index == 0:
+                weights[name] = unpacked_kernel(node, integers), scales
+            else:
+                biases[name] = (integers * scales.astype(np.float64)).astype(np.float32)
+    return RoundedWeights(weights=weights, biases=biases)
 
 
 def insert_qdq(
@@ -45,6 +95,7 @@ def insert_qdq(
     *,
     in_float: Collection[str] = (),
     weights: Weights | None = None,
+    biases: Mapping[str, Float32Array] | None = None,
 ) -> None:
     """Quantise `edges`, and the weights of every convolution and classifier that reads one.
 
@@ -59,7 +110,8 @@ def insert_qdq(
         ranges: Range of every `range_of` in `edges`.
         encoding: TENSORRT, CPU or DLA.
         in_float: Names of nodes whose weights stay float although the nodes read INT8 tensors.
-        weights: Result of `integer_weights`, to save time for many graphs of one network.
+        weights: Weights to take instead of those of `integer_weights`.
+        biases: Biases to take instead of those of the graph; for CPUs only.
     """
     graph = model.graph
     nodes = {node.name: node for node in graph}
@@ -76,7 +128,7 @@ def insert_qdq(
                 input_scales[reader] = chosen.scale
     for name, scale in input_scales.items():
         if nodes[name].op_type in WEIGHTED and name not in in_float:
-            _quantize_weights(graph, nodes[name], scale, weights or {}, on_cpu=on_cpu)
+            _quantize_weights(graph, nodes[name], scale, weights or {}, biases or {}, encoding)
 
 
 def activation_parameters(
@@ -108,14 +160,20 @@ def _quantize_activation(
 
 
 def _quantize_weights(
-    graph: ir.Graph, node: ir.Node, input_scale: np.float32, weights: Weights, *, on_cpu: bool
+    graph: ir.Graph,
+    node: ir.Node,
+    input_scale: np.float32,
+    weights: Weights,
+    biases: Mapping[str, Float32Array],
+    encoding: Encoding,
 ) -> None:
-    name, exact = _pop_initializer(graph, node.inputs[1])
-    integers, scales = weights.get(name) or quantize_weight(exact, half=not on_cpu)
+    name = value_name(node.inputs[1])
+    integers, scales = weights.get(name) or _integer_weight(node, encoding)
+    _pop_initializer(graph, node.inputs[1])
     dequantized = [_dequantized_constant(graph, name, integers, scales)]
-    if on_cpu and len(node.inputs) > 2 and node.inputs[2] is not None:
+    if encoding is Encoding.CPU and len(node.inputs) > 2 and node.inputs[2] is not None:
         name, bias = _pop_initializer(graph, node.inputs[2])
-        integers_and_scales = quantize_bias(bias, input_scale, scales)
+        integers_and_scales = quantize_bias(biases.get(name, bias), input_scale, scales)
         dequantized.append(_dequantized_constant(graph, name, *integers_and_scales))
     for index, dequantize in enumerate(dequantized, start=1):
         graph.insert_before(node, dequantize)

@@ -13,6 +13,7 @@ tensorflow/compiler/mlir/tensorflow/g3doc/space_to_depth.md; ONNX, operator Spac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -79,6 +80,32 @@ def space_to_depth_kernel(
     return kernel.reshape(outputs, -1, height // BLOCK, width // BLOCK)
 
 
+def packed_indices(node: ir.Node) -> npt.NDArray[np.intp] | None:
+    """Return where each weight of the rewritten kernel comes from; None if it stays as it is.
+
+    Args:
+        node: Node with a weight of the FP32 graph, or of the quantised graph before the rewriting.
+
+    Returns:
+        Indices (1, 4 C, kh', kw') into the weight (C, kh, kw) of one output; -1 for added zeros.
+    """
+    if node.op_type != "Conv" or not _is_suitable(node):
+        return None
+    _, *shape = _shape(node.inputs[1])
+    indices = np.arange(1, math.prod(shape) + 1, dtype=np.intp).reshape(1, *shape)
+    return space_to_depth_kernel(indices, _kernel_axes(node, shape[1:])) - 1
+
+
+def unpacked_kernel(node: ir.Node, kernel: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """Return the kernel for pixels of one that may have been rewritten; `node` as above."""
+    indices = packed_indices(node)
+    if indices is None or kernel.shape[1:] != indices.shape[1:]:
+        return kernel
+    shape = _shape(node.inputs[1])
+    order = np.argsort(indices, axis=None)[-math.prod(shape[1:]) :]  # added zeros come first
+    return kernel.reshape(len(kernel), -1)[:, order].reshape(shape)
+
+
 @dataclass(frozen=True, slots=True)
 class _Stem:
     convolution: ir.Node
@@ -93,16 +120,24 @@ def _match(convolution: ir.Node) -> _Stem | None:
     quantize = dequantize and _producer(dequantize, 0)
     if not (quantize and dequantize and dequantize_weight):
         return None
+    is_suitable = _is_suitable(convolution) and len(dequantize.outputs[0].uses()) == 1
+    return _Stem(convolution, quantize, dequantize, dequantize_weight) if is_suitable else None
+
+
+def _is_suitable(convolution: ir.Node) -> bool:
     _, channels, *sides = _shape(convolution.inputs[0])
     attributes = convolution.attributes
-    is_suitable = (
+    return (
         channels in IMAGE_CHANNELS
         and not any(side % BLOCK for side in sides)
         and attributes.get_ints("strides") == (BLOCK, BLOCK)
         and attributes.get_ints("dilations") == (1, 1)
-        and len(dequantize.outputs[0].uses()) == 1
     )
-    return _Stem(convolution, quantize, dequantize, dequantize_weight) if is_suitable else None
+
+
+def _kernel_axes(convolution: ir.Node, sizes: Sequence[int]) -> list[KernelAxis]:
+    pads = convolution.attributes.get_ints("pads", ())
+    return [KernelAxis(*pair) for pair in zip(sizes, pads)]
 
 
 def _rewrite(graph: ir.Graph, stem: _Stem) -> None:
@@ -112,7 +147,7 @@ def _rewrite(graph: ir.Graph, stem: _Stem) -> None:
     assert weight.const_value is not None
     kernel = weight.const_value.numpy()
     attributes = stem.convolution.attributes
-    axes = [KernelAxis(*pair) for pair in zip(kernel.shape[2:], attributes.get_ints("pads", ()))]
+    axes = _kernel_axes(stem.convolution, kernel.shape[2:])
     kernel = np.ascontiguousarray(space_to_depth_kernel(kernel, axes))
     weight.const_value = ir.tensor(kernel, name=weight.name)
     weight.shape = stem.dequantize_weight.outputs[0].shape = ir.Shape(kernel.shape)

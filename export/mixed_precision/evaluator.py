@@ -17,7 +17,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.changed_predictions import count_changes
 from resdeploy.export.graph.float_layers import Layer, conv_share, nodes_of
-from resdeploy.export.graph.qdq import Weights, integer_weights
+from resdeploy.export.graph.qdq import Weights
 from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import MixtureEvaluation
@@ -65,7 +65,7 @@ class MixedPrecisionEvaluator:
 
     def __post_init__(self) -> None:
         self.start, self.seconds = self.context.clock(), self.context.seconds
-        self.weights = integer_weights(self.context.model, self.recipe.encoding)
+        self.weights = self.recipe.weights(self.context.model)
 
     def evaluate(self, layers: Sequence[Layer]) -> MixtureEvaluation | None:
         """Evaluate the graph with `layers` in float; return None if there is no time for it."""

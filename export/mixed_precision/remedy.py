@@ -16,7 +16,7 @@ from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import Artifact, Encoding
 from resdeploy.bundle.quality import QualityLimits, export_figures, is_below
 from resdeploy.export.graph.float_layers import Layer, conv_share, layers_of, nodes_of
-from resdeploy.export.graph.qdq import Weights, integer_weights
+from resdeploy.export.graph.qdq import Weights
 from resdeploy.export.mixed_precision.tradeoff import Stopwatch, measure_ms
 from resdeploy.export.quantization.calibrate import LEARNED
 from resdeploy.export.quantization.recipe import QuantizationRecipe
@@ -107,7 +107,7 @@ def find_remedy(
     ]
     if recipe.encoding is Encoding.DLA or not layers:  # the DLA's graph keeps no layer in float
         return replace(remedy, options=(*options, *retraining))
-    weights = integer_weights(model, recipe.encoding)
+    weights = recipe.weights(model)
     simulator = _Simulator(model, recipe, artifact, golden, weights, len(layers))
     mixture = None
     shortcuts = [layer for layer in layers if layer.kind == "shortcut"]

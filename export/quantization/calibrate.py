@@ -22,6 +22,7 @@ from resdeploy.export.graph.placement import float_shortcuts, place
 from resdeploy.export.graph.qdq import integer_weights
 from resdeploy.export.graph.to_onnx import with_outputs
 from resdeploy.export.inputs import Source
+from resdeploy.export.quantization.compensation import rounding_images
 from resdeploy.export.quantization.held_out import held_out_images, require_images
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, Fold
@@ -89,9 +90,14 @@ def calibrate(
     edges = [edge for encoding in ENCODINGS for edge in place(model.graph, encoding)]
     tensors = list(dict.fromkeys(edge.range_of for edge in edges))
 
+    most = rounding_images(source.preprocessing.size)
+    rounding: list[UInt8Array] = []
+
     def batches() -> Iterator[UInt8Array]:
         with progress("calibrating", min(images, len(paths) - wanted_scoring)) as advance:
             for batch in chain(equalizing, others):
+                if (missing := most - sum(map(len, rounding))) > 0:
+                    rounding.append(batch[:missing])
                 yield batch
                 advance(len(batch))
 
@@ -125,6 +131,7 @@ def calibrate(
         paths=tuple(paths),
         available=len(source.pools.calibration),
         scoring=selection,
+        rounding=np.concatenate(rounding),
         folds=_folds(source, parts, by_part, paths[wanted_scoring:], digests[wanted_scoring:]),
         skipped={**image_set.skipped, **source.pools.passed_over},
         balance=_class_balance(source, paths[wanted_scoring:]),
@@ -277,12 +284,15 @@ def _score(
 ) -> tuple[Score, ...]:
     """Compare the logits of each recipe's graph with those of FP32 on `images` (N, H, W, 3)."""
     reference = run_graph(model, Encoding.FLOAT, images)
-    weights = {encoding: integer_weights(model, encoding) for encoding in ENCODINGS}
+    # The weights for CPUs are rounded later, with compensation. Until then, reducing the pairs that
+    # saturate would cost more than ranges differ. So here they may saturate, without such kernels.
+    weights = integer_weights(model, Encoding.TENSORRT)
+    backends = {Encoding.TENSORRT: Encoding.TENSORRT, Encoding.CPU: Encoding.FLOAT}
     scores = []
     with progress("scoring", len(recipes)) as advance:
         for recipe in recipes:
-            quantised = recipe.apply(model, half=False, weights=weights[recipe.encoding])
-            logits = run_graph(quantised, recipe.encoding, images)
+            quantised = recipe.apply(model, half=False, weights=weights)
+            logits = run_graph(quantised, backends[recipe.encoding], images)
             ratios = sqnr_db(reference, logits)
             scores.append(
                 Score(

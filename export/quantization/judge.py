@@ -14,6 +14,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding, Quality, QualityOrigin
 from resdeploy.changed_predictions import ChangedPredictions, count_changes
 from resdeploy.export.quantization.calibrate import LEARNED, choose_ranges
+from resdeploy.export.quantization.compensation import rounded_recipe
 from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.result import Calibration, Fold
@@ -59,9 +60,9 @@ def judge(
 ) -> Judgement | None:
     """Run FP32 and the INT8 graphs on held-out images and on the folds of the calibration images.
 
-    On a fold, the ranges are those that the same calibrator chooses from the other images: 80 % of
-    the bundle's, so the graph is not better than the bundle's. The scales of the channels and the
-    layers in float are the bundle's.
+    On a fold, the ranges are those that the same calibrator chooses from the other images, and the
+    weights are rounded on them: 80 % of the bundle's, so the graph is not better than the bundle's.
+    The scales of the channels and the layers in float are the bundle's.
 
     No part of the images but the first starts that would end after `seconds`. The time does not
     depend on the predictions, so fewer images give a wider bound and no other bias. Return None if
@@ -71,7 +72,7 @@ def judge(
         (held_out.part(first, first + IMAGES_AT_ONCE), calibration.recipes)
         for first in range(0, len(held_out.images), IMAGES_AT_ONCE)
     ]
-    groups += [(fold.images, _recipes(calibration, fold)) for fold in calibration.folds]
+    groups += [(fold.images, _recipes(calibration, fold, progress)) for fold in calibration.folds]
     if not groups:
         return None
     start, slowest = clock(), 0.0
@@ -104,8 +105,11 @@ def judge(
     )
 
 
-def _recipes(calibration: Calibration, fold: Fold) -> dict[Encoding, QuantizationRecipe]:
-    """Return the recipes with the ranges that the images outside the fold give."""
+def _recipes(
+    calibration: Calibration, fold: Fold, progress: Progress
+) -> dict[Encoding, QuantizationRecipe]:
+    """Return the recipes with the ranges and weights that the images outside the fold give."""
+    others = [other.images.images for other in calibration.folds if other is not fold]
 
     def recipe_of(recipe: QuantizationRecipe) -> QuantizationRecipe:
         if recipe.calibrator == LEARNED:
@@ -113,6 +117,10 @@ def _recipes(calibration: Calibration, fold: Fold) -> dict[Encoding, Quantizatio
         # The DLA's graph has the CPU's ranges.
         like = Encoding.TENSORRT if recipe.encoding is Encoding.TENSORRT else Encoding.CPU
         chosen = choose_ranges(fold.others, recipe.calibrator, like, recipe.in_float)
-        return replace(recipe, ranges=chosen.ranges)
+        recipe = replace(recipe, ranges=chosen.ranges, rounded=None)
+        if recipe.encoding is not Encoding.CPU:
+            return recipe
+        images = np.concatenate(others)[: len(calibration.rounding)]
+        return rounded_recipe(calibration, recipe, images, progress)
 
     return {encoding: recipe_of(recipe) for encoding, recipe in calibration.recipes.items()}

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import onnx
 import onnx_ir as ir
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.calibration_record import RecipeRecord, TensorRange, read_recipe_record
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.manifest import Encoding, graph_name
 from resdeploy.calibration.ranges import Range, Ranges
 from resdeploy.export.graph.float16 import to_float16
 from resdeploy.export.graph.float_layers import keep_in_float
 from resdeploy.export.graph.placement import QuantizedEdge, place
-from resdeploy.export.graph.qdq import Weights, insert_qdq
+from resdeploy.export.graph.qdq import (
+    RoundedWeights,
+    Weights,
+    insert_qdq,
+    integer_weights,
+    stored_weights,
+)
 from resdeploy.export.graph.space_to_depth import apply_space_to_depth
 from resdeploy.json_documents import jsonable
 
@@ -29,10 +36,17 @@ class QuantizationRecipe:
     ranges: Ranges
     in_float: frozenset[str] = frozenset()
     """Names of the nodes that stay in float."""
+    rounded: RoundedWeights | None = field(default=None, compare=False, repr=False)
+    """Weights for CPUs that were rounded on images; None to round each weight alone."""
 
     def edges(self, model: ir.Model) -> tuple[QuantizedEdge, ...]:
         """Return the edges of the FP32 graph that are quantised."""
         return keep_in_float(model, place(model.graph, self.encoding), self.in_float, self.encoding)
+
+    def weights(self, model: ir.Model) -> Weights:
+        """Return the quantised weights of all layers, also of those in float."""
+        alone = integer_weights(model, self.encoding)
+        return {**alone, **(self.rounded.weights if self.rounded else {})}
 
     def apply(
         self, model: ir.Model, *, half: bool = True, weights: Weights | None = None
@@ -41,13 +55,16 @@ class QuantizationRecipe:
 
         With `half`, the float parts of TensorRT's and the DLA's graphs are float16, because
         TensorRT is slower with float32 between integers. Without it, the copy runs faster on CPUs,
-        and its logits differ by far less than the noise of INT8. For `weights`, see `insert_qdq`.
+        and its logits differ by far less than the noise of INT8. The result of `weights` saves time
+        for many graphs of one network.
         """
         quantised = model.clone()
         edges = self.edges(model)
+        rounded = self.rounded or RoundedWeights(weights={}, biases={})
         insert_qdq(
-            quantised, edges, self.ranges, self.encoding, in_float=self.in_float, weights=weights
-        )
+            quantised, edges, self.ranges, self.encoding,
+            in_float=self.in_float, weights=weights or rounded.weights, biases=rounded.biases,
+        )  # fmt: skip
         if self.encoding is Encoding.CPU:
             apply_space_to_depth(quantised)
         elif half:
@@ -72,12 +89,19 @@ def encode_recipes(recipes: Mapping[Encoding, QuantizationRecipe]) -> bytes:
 
 
 def read_recipe(bundle: Bundle, encoding: Encoding) -> QuantizationRecipe:
-    """Read the recipe of one encoding from the bundle's `calibration.json`.
+    """Read the recipe of one encoding from the bundle's `calibration.json`, and its CPU weights.
 
     Raises:
-        BundleError: The file is damaged or has no recipe for this encoding.
+        BundleError: A file is damaged or has no recipe for this encoding.
     """
     record = read_recipe_record(bundle, encoding)
+    rounded = None
+    if encoding is Encoding.CPU:
+        file = bundle.artifact(graph_name("int8", encoding)).file
+        exact, quantised = (
+            ir.from_proto(onnx.load_from_string(bundle.read(name))) for name in ("fp32.onnx", file)
+        )
+        rounded = stored_weights(exact, quantised)
     return QuantizationRecipe(
         encoding=encoding,
         calibrator=record.calibrator,
@@ -86,4 +110,5 @@ def read_recipe(bundle: Bundle, encoding: Encoding) -> QuantizationRecipe:
             for tensor, chosen in record.ranges.items()
         },
         in_float=frozenset(record.in_float),
+        rounded=rounded,
     )

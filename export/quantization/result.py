@@ -21,6 +21,7 @@ from resdeploy.calibration.ranges import TensorStatistics
 from resdeploy.changed_predictions import ChangedPredictions
 from resdeploy.export.quantization.held_out import HeldOutImages
 from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.images.preprocessing import UInt8Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,8 @@ class Calibration:
     """Number of images in the folder for calibration."""
     scoring: HeldOutImages
     """Images that scored calibrators, or are reserved for the search of a target."""
+    rounding: UInt8Array
+    """Calibration images (N, H, W, 3) on which the weights for CPUs are rounded."""
     folds: tuple[Fold, ...]
     """Parts of the calibration images for cross-validation; empty if others suffice to judge."""
     skipped: Mapping[str, int]
@@ -107,5 +110,7 @@ def with_dla(calibration: Calibration) -> Calibration:
 
     The recipe keeps nothing in float: neither shortcuts nor the layers that a search chose.
     """
-    recipe = replace(calibration.recipes[Encoding.CPU], encoding=Encoding.DLA, in_float=frozenset())
+    recipe = replace(
+        calibration.recipes[Encoding.CPU], encoding=Encoding.DLA, in_float=frozenset(), rounded=None
+    )
     return replace(calibration, recipes={**calibration.recipes, Encoding.DLA: recipe})

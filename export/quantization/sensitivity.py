@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.export.graph.qdq import integer_weights
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.export.quantization.simulate import Site, round_at, run_graph, sites_of
 from resdeploy.images.preprocessing import UInt8Array
@@ -59,7 +58,7 @@ def explain_tensors(
     The tensor with the lowest SQNR comes first. Without `gains`, which take half of the time, each
     gain is 0.
     """
-    weights = integer_weights(model, recipe.encoding)
+    weights = recipe.weights(model)
 
     def run(rounded: Collection[Site]) -> Float32Array:
         return run_graph(round_at(model, recipe, rounded, weights), Encoding.FLOAT, images)

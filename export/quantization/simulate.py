@@ -53,7 +53,7 @@ def round_at(
 ) -> ir.Model:
     """Return a copy of the FP32 graph that rounds at `sites`, a subset of `sites_of`.
 
-    The `weights` are those of `qdq.integer_weights`.
+    The `weights` are those of `recipe.weights`. A bias belongs to its rounded weight.
     """
     copy = model.clone()
     edges = [
@@ -63,10 +63,16 @@ def round_at(
     ]
     all_nodes = {str(node.name) for node in model.graph}
     insert_qdq(copy, edges, recipe.ranges, recipe.encoding, in_float=all_nodes)
-    for name in {site.tensor for site in sites if site.weight}:
-        integers, scales = weights[name]
-        values = integers * scales.reshape(-1, *[1] * (integers.ndim - 1))
-        copy.graph.initializers[name].const_value = ir.tensor(values, name=name)
+    nodes = {str(node.name): node for node in copy.graph}
+    for site in sites:
+        if site.weight:
+            integers, scales = weights[site.tensor]
+            values = integers * scales.reshape(-1, *[1] * (integers.ndim - 1))
+            copy.graph.initializers[site.tensor].const_value = ir.tensor(values, name=site.tensor)
+            biases = recipe.rounded.biases if recipe.rounded else {}
+            for bias in nodes[site.reader[0]].inputs[2:]:
+                if bias is not None and bias.name in biases:
+                    bias.const_value = ir.tensor(biases[str(bias.name)], name=bias.name)
     return copy
 
 

@@ -10,9 +10,11 @@ from onnx.reference import ReferenceEvaluator
 
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range
+from resdeploy.calibration.weight_rounding import LARGEST_PAIR
 from resdeploy.export.graph.coverage import coverage
 from resdeploy.export.graph.placement import place
 from resdeploy.export.graph.qdq import insert_qdq
+from resdeploy.export.graph.saturation import added_pairs
 from resdeploy.export.graph.space_to_depth import KernelAxis, space_to_depth_kernel
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
@@ -97,8 +99,16 @@ def test_integers_times_scales_are_the_weights(
                 exact = space_to_depth_kernel(exact, [KernelAxis(7, 3), KernelAxis(7, 3)])
             error = np.abs(integers * steps - exact)
             # Half a step, plus the float32 rounding of the scale times 127.
-            assert (error <= steps * (0.5 + 127 * 2**-23)).all()
+            is_clipped = (error > steps * (0.5 + 127 * 2**-23)).reshape(len(integers), -1)
             assert np.abs(integers.astype(int)).max() <= 127
+            if (
+                quantised[0] is Encoding.CPU
+            ):  # only weights of pairs that would saturate are clipped
+                pairs = added_pairs(integers.shape)
+                sums = integers.reshape(len(integers), -1).astype(int)[:, pairs].sum(axis=2)
+                channels, found = np.nonzero(np.abs(sums) == LARGEST_PAIR)
+                is_clipped[channels[:, None], pairs[found]] = False
+            assert not is_clipped.any()
 
 
 def test_cpu_biases_have_the_scale_of_the_accumulator(resnet34: Exported) -> None:

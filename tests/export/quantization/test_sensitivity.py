@@ -16,7 +16,6 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Encoding, FileRecord
 from resdeploy.cli.explain import explanation_text
 from resdeploy.errors import BundleError
-from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.graph.qdq import integer_weights
 from resdeploy.export.graph.to_onnx import to_bytes
 from resdeploy.export.noise_analysis import explain
@@ -39,32 +38,15 @@ def fp32(bundle: Bundle) -> ir.Model:
     return ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
 
 
-def with_float_biases(quantised: ir.Model, model: ir.Model) -> ir.Model:
-    """Return `quantised` with the biases of `model` in place of integer biases."""
-    for node in quantised.graph:
-        bias = node.inputs[2] if node.op_type in WEIGHTED and len(node.inputs) > 2 else None
-        if bias is not None and (dequantize := bias.producer()) is not None:
-            name = str(dequantize.name).removesuffix(".dequantize")
-            original = model.graph.initializers[name]
-            value = ir.Value(
-                name=name, type=original.type, shape=original.shape,
-                const_value=original.const_value,
-            )  # fmt: skip
-            quantised.graph.initializers.add(value)
-            node.replace_input_with(2, value)
-    return quantised
-
-
 def test_rounding_at_no_site_gives_fp32_and_at_all_sites_int8(
     tiny_bundle: Bundle, encoding: Encoding
 ) -> None:
     images = tiny_bundle.golden().images
     model, recipe = fp32(tiny_bundle), read_recipe(tiny_bundle, encoding)
-    weights = integer_weights(model, encoding)
+    weights = recipe.weights(model)
     unrounded = run_graph(round_at(model, recipe, (), weights), Encoding.FLOAT, images)
     np.testing.assert_array_equal(unrounded, run_graph(model, Encoding.FLOAT, images))
-    # In such a small network, the rounding of integer biases would be visible.
-    quantised = with_float_biases(recipe.apply(fp32(tiny_bundle), half=False), model)
+    quantised = recipe.apply(fp32(tiny_bundle), half=False)
     int8_logits = run_graph(quantised, Encoding.FLOAT, images)
     sites = sites_of(model, recipe)
     rounded = run_graph(round_at(model, recipe, sites, weights), Encoding.FLOAT, images)

@@ -1,0 +1,186 @@
+"""Weights of the graph for CPUs, rounded layer by layer on calibration images.
+
+Each layer reads what the quantised layers before it compute. Its weights are rounded so that its
+outputs change little (`calibration.weight_rounding`), and its bias takes up the mean of this
+change. Differences between these inputs and those in FP32 are not corrected: a few images, whose
+activations are far outside all ranges, would decide about the weights and biases for all others.
+
+Source of the correction of biases: Nagel et al., "Data-free quantization through weight
+equalization and bias correction" (2019), arXiv:1906.04721, section 4.2, here with
+means of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from resdeploy.bundle.golden import Float32Array
+from resdeploy.bundle.manifest import Encoding
+from resdeploy.calibration.calibrators import CALIBRATORS
+from resdeploy.calibration.histogram import Float64Array
+from resdeploy.calibration.observer import activations
+from resdeploy.calibration.weight_rounding import round_weights
+from resdeploy.export.graph.placement import WEIGHTED, node_name, value_name
+from resdeploy.export.graph.qdq import (
+    QuantizedWeight,
+    RoundedWeights,
+    activation_parameters,
+    insert_qdq,
+)
+from resdeploy.export.graph.saturation import pairs_of
+from resdeploy.export.quantization.recipe import QuantizationRecipe
+from resdeploy.export.quantization.result import Calibration
+from resdeploy.export.quantization.simulate import batch_size, round_at, sites_of
+from resdeploy.images.preprocessing import UInt8Array, pixel_count
+from resdeploy.progress import Progress
+
+# Second moments of fewer images describe these images only. See docs/quantization.md.
+FEWEST_IMAGES = 48
+# 512 images of 32 pixels, or 64 of 224: their activations differ more than those of more places in
+# an image do.
+ROUNDING_PIXELS, MOST_IMAGES = 64 * 224 * 224, 512
+# Positions in the maps of all images on which a layer's weights are rounded: 3.5 times the inputs
+# of the widest layer of a ResNet-34.
+ROWS = 16384
+
+
+def rounding_images(size: tuple[int, int]) -> int:
+    """Return the largest number of images of this size, in pixels, on which to round weights."""
+    return min(MOST_IMAGES, max(FEWEST_IMAGES, ROUNDING_PIXELS // pixel_count(size)))
+
+
+def with_rounded_weights(calibration: Calibration, progress: Progress) -> Calibration:
+    """Return the calibration with the CPU's weights rounded on its calibration images."""
+    recipe = calibration.recipes[Encoding.CPU]
+    recipe = rounded_recipe(calibration, recipe, calibration.rounding, progress)
+    return replace(calibration, recipes={**calibration.recipes, Encoding.CPU: recipe})
+
+
+def rounded_recipe(
+    calibration: Calibration, recipe: QuantizationRecipe, images: UInt8Array, progress: Progress
+) -> QuantizationRecipe:
+    """Return the recipe for CPUs with weights rounded on `images` (N, H, W, 3).
+
+    Training with quantisation has already moved weights to the grid of TensorRT's graph. They are
+    rounded from there, and change only where a pair could saturate.
+    """
+    model, tensorrt = calibration.model, calibration.recipes[Encoding.TENSORRT]
+    if tensorrt.calibrator not in CALIBRATORS:  # its ranges and weights were learned
+        sites = {site for site in sites_of(model, tensorrt) if site.weight}
+        model = round_at(model, tensorrt, sites, tensorrt.weights(model))
+    return replace(recipe, rounded=compensated_weights(model, recipe, images, progress))
+
+
+def compensated_weights(
+    model: ir.Model, recipe: QuantizationRecipe, images: UInt8Array, progress: Progress
+) -> RoundedWeights | None:
+    """Return the weights and biases of all layers that `recipe`, for CPUs, quantises.
+
+    Return None if there are too few calibration images (N, H, W, 3).
+    """
+    if len(images) < FEWEST_IMAGES:
+        return None
+    size, edges = batch_size(images.shape[1:3]), recipe.edges(model)
+    batches = [images[first : first + size] for first in range(0, len(images), size)]
+    parameters = activation_parameters(model.graph, edges, recipe.ranges, recipe.encoding)
+    inputs = {name: edge for edge in edges for name, index in edge.readers if index == 0}
+    layers = {
+        node_name(node): node
+        for node in model.graph
+        if node.op_type in WEIGHTED and node.name in inputs and node.name not in recipe.in_float
+    }
+    later = set(layers)
+    weights, biases = dict[str, QuantizedWeight](), dict[str, Float32Array]()
+    with progress("rounding", len(layers)) as advance:
+        for layer, node in layers.items():
+            edge, quantised = inputs[layer], model.clone()
+            insert_qdq(
+                quantised, edges, recipe.ranges, recipe.encoding,
+                in_float=recipe.in_float | later, weights=weights, biases=biases,
+            )  # fmt: skip
+            later.discard(layer)
+            activation = parameters[edge.range_of]
+            means, moments = _input_moments(
+                quantised, f"{edge.tensor}.quantized", activation.zero_point, node, batches
+            )
+            name, exact = _initializer(node, 1)
+            groups, integers, scales, changes = np.split(exact, len(moments)), [], [], []
+            for part, mean, found in zip(groups, means, moments):
+                flat = part.reshape(len(part), -1)
+                rounded, steps = round_weights(flat, found, pairs_of(node))
+                errors = flat - rounded * steps[:, None].astype(np.float64)
+                integers.append(rounded.reshape(part.shape))
+                scales.append(steps)
+                changes.append(errors @ mean * float(activation.scale))
+            weights[name] = np.concatenate(integers), np.concatenate(scales)
+            if len(node.inputs) > 2 and node.inputs[2] is not None:
+                name, bias = _initializer(node, 2)
+                biases[name] = (bias + np.concatenate(changes)).astype(np.float32)
+            advance(1)
+    return RoundedWeights(weights=weights, biases=biases)
+
+
+def _initializer(node: ir.Node, index: int) -> tuple[str, Float64Array]:
+    value = node.inputs[index]
+    assert value is not None
+    assert value.const_value is not None
+    return value_name(value), value.const_value.numpy().astype(np.float64)
+
+
+def _input_moments(
+    quantised: ir.Model, tensor: str, zero_point: int, node: ir.Node, batches: Sequence[UInt8Array]
+) -> tuple[Float64Array, Float64Array]:
+    """Return means (G, K) and covariances (G, K, K) of `tensor`, the integers that a layer reads.
+
+    The bias takes up any difference of means, so only the deviations from them matter. The graph
+    `quantised` is cut off after the tensor.
+    """
+    known = ir.convenience.create_value_mapping(quantised.graph)
+    quantised.graph.outputs.clear()
+    quantised.graph.outputs.append(known[tensor])
+    passes.RemoveUnusedNodesPass()(quantised)
+    graph = ir.to_proto(quantised).SerializeToString()
+    groups = node.attributes.get_int("group", 1)
+    generator = np.random.default_rng(0)
+    sums, products, count = np.zeros(1), np.zeros(1), 0
+    per_image = max(1, ROWS // sum(map(len, batches)))
+    for _, integers in activations(graph, [tensor], batches):
+        values = integers.astype(np.float32) - zero_point
+        rows = input_rows(values, node, per_image, generator)
+        count += len(rows)
+        grouped = rows.reshape(len(rows), groups, -1).swapaxes(0, 1)  # (G, rows, K)
+        sums = sums + grouped.sum(axis=1, dtype=np.float64)
+        products = products + grouped.swapaxes(1, 2) @ grouped
+    mean = sums / count
+    return mean, products / count - mean[:, :, None] * mean[:, None, :]
+
+
+def input_rows(
+    values: Float32Array, node: ir.Node, per_image: int, generator: np.random.Generator
+) -> Float32Array:
+    """Return the inputs (rows, C, ...) of outputs of a layer at random positions in each image.
+
+    If the maps have fewer positions than `per_image`, all are taken. `values` (N, C, ...) is the
+    tensor that the convolution or classifier reads.
+    """
+    if node.op_type == "Gemm":
+        return values
+    assert node.inputs[1] is not None
+    assert node.inputs[1].shape is not None
+    attributes, kernel = node.attributes, node.inputs[1].shape.numpy()[2:]
+    strides = attributes.get_ints("strides", (1, 1))
+    top, left, bottom, right = attributes.get_ints("pads", (0, 0, 0, 0))
+    padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, tuple(kernel), axis=(2, 3))
+    windows = windows[:, :, :: strides[0], :: strides[1]]
+    size = windows.shape[2] * windows.shape[3]
+    taken = np.stack([generator.permutation(size)[:per_image] for _ in values])
+    rows, columns = np.divmod(taken, windows.shape[3])
+    images = np.arange(len(values))[:, None]
+    found = windows[images, :, rows, columns]  # (N, positions, C, kh, kw)
+    return found.reshape(-1, *found.shape[2:])
