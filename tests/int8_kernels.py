@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -180,20 +181,20 @@ def _add(
     shaped = activations.reshape(1, -1, *[1] * (len(positions) - 2))
     inputs[f"{name} in"] = np.broadcast_to(shaped, positions).copy()
     constants |= {
-        f"{name} one": np.float32(1), f"{name} zero": np.uint8(0),
+        f"{name} one": np.array(1, np.float32), f"{name} zero": np.array(0, np.uint8),
         f"{name} weight": weight, f"{name} ones": np.ones(channels, np.float32),
         f"{name} zeros": np.zeros(channels, np.int8),
         f"{name} bias": (EXACT - exact.ravel()).astype(np.int32),
         f"{name} zeros32": np.zeros(channels, np.int32),
     }  # fmt: skip
-    attributes = {"group": groups} if is_convolution else {"transB": 1}
+    attribute: dict[str, Any] = {"group": groups} if is_convolution else {"transB": 1}
 
-    def node(kind: str, tensors: list[str], output: str, **attributes: int) -> None:
+    def node(kind: str, tensors: list[str], output: str, **attributes: Any) -> None:
         named = [f"{name} {tensor}" for tensor in tensors]
         nodes.append(helper.make_node(kind, named, [output], f"{output} node", **attributes))
 
     node("DequantizeLinear", ["in", "one", "zero"], f"{name} x")
     node("DequantizeLinear", ["weight", "ones", "zeros"], f"{name} w", axis=0)
     node("DequantizeLinear", ["bias", "ones", "zeros32"], f"{name} b", axis=0)
-    node("Conv" if is_convolution else "Gemm", ["x", "w", "b"], f"{name} y", **attributes)
+    node("Conv" if is_convolution else "Gemm", ["x", "w", "b"], f"{name} y", **attribute)
     node("QuantizeLinear", ["y", "one", "zero"], name)

@@ -18,8 +18,9 @@ from PIL import Image
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.export.graph.residual_scales import closest_fractions
 from resdeploy.runtime.model import load
-from tests.aarch64.conftest import Emulated
+from tests.aarch64.conftest import PLAIN_SESSION, Emulated, plain_session_files
 from tests.boards import BOARDS, Files, power_mode
+from tests.int8_kernels import ONNX_RUNTIME, run_kernels
 
 OLDEST = ("onnxruntime-1.23.2", "runtime")
 VERSIONS = [pytest.param(("runtime",), id="newest"), pytest.param(OLDEST, id="1.23.2")]
@@ -81,14 +82,31 @@ def test_doctor_recognises_the_board(
     assert emulated.run("-c", READ_POWER).stdout == f"{power}\n"
 
 
-@pytest.mark.parametrize("sites", VERSIONS)
-def test_int8_is_bit_exact_with_x86(
-    emulated: Emulated, digits_bundle: Bundle, sites: tuple[str, ...]
-) -> None:
-    found = document(emulated, "verify", str(digits_bundle.path), sites=sites)
+def test_int8_is_bit_exact_with_x86(emulated: Emulated, digits_bundle: Bundle) -> None:
+    found = document(emulated, "verify", str(digits_bundle.path))
     (line,) = found["results"]
     assert (line["rule"], line["different"], line["verdict"]) == ("bit-exact", 0, "reproduced")
     assert found["images"] == 32
+
+
+@pytest.mark.parametrize("sites", VERSIONS)
+def test_a_plain_session_of_tritons_graph_gives_the_golden_bits(
+    emulated: Emulated, digits_bundle: Bundle, tmp_path: Path, sites: tuple[str, ...]
+) -> None:
+    files = plain_session_files(digits_bundle, tmp_path)
+    done = emulated.run("-c", PLAIN_SESSION, *files, sites=sites)
+    assert done.returncode == 0, done.stderr
+    golden = digits_bundle.golden().bit_exact["int8-cpu"]
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), golden)
+
+
+def test_no_kernel_saturates(emulated: Emulated, tmp_path: Path) -> None:
+    def run(files: list[str]) -> None:
+        done = emulated.run("-c", ONNX_RUNTIME, *files)
+        assert done.returncode == 0, done.stderr
+
+    results = run_kernels(tmp_path, run)
+    assert results.inexact("plain", "pairs") == results.inexact("plain", "largest") == []
 
 
 @pytest.mark.parametrize("sites", VERSIONS)
