@@ -35,15 +35,17 @@ LAYERS: dict[str, tuple[tuple[int, ...], int]] = {
     "3x3-of-3-in-groups": ((3, 3, 3), 2),
     "classifier": ((20,), 1),
 }
-# Programs that run a graph; their arguments are the graph, its inputs and the results.
+# Programs that run a graph; their arguments are the graph, its inputs, the results and, for
+# ONNX Runtime, `exact` to add a session with exact kernels.
 ONNX_RUNTIME = """
 import sys
 import numpy as np
 import onnxruntime
 inputs, results = dict(np.load(sys.argv[2])), {}
-for kind, exact in (("plain", "0"), ("exact", "1")):
+for kind in ("plain", *sys.argv[4:]):
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", exact)
+    if kind == "exact":
+        options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(
         sys.argv[1], options, providers=["CPUExecutionProvider"]
     )

@@ -96,8 +96,8 @@ def test_a_plain_session_of_tritons_graph_gives_the_golden_bits(
     files = plain_session_files(digits_bundle, tmp_path)
     done = emulated.run("-c", PLAIN_SESSION, *files, sites=sites)
     assert done.returncode == 0, done.stderr
-    golden = digits_bundle.golden().bit_exact["int8-cpu"]
-    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), golden)
+    logits = np.load(tmp_path / "logits.npy")
+    np.testing.assert_array_equal(logits, digits_bundle.golden().bit_exact["int8-cpu"][:8])
 
 
 def test_no_kernel_saturates(emulated: Emulated, tmp_path: Path) -> None:
