@@ -82,31 +82,14 @@ def test_doctor_recognises_the_board(
     assert emulated.run("-c", READ_POWER).stdout == f"{power}\n"
 
 
-def test_int8_is_bit_exact_with_x86(emulated: Emulated, digits_bundle: Bundle) -> None:
-    found = document(emulated, "verify", str(digits_bundle.path))
+@pytest.mark.parametrize("sites", VERSIONS)
+def test_int8_is_bit_exact_with_x86(
+    emulated: Emulated, digits_bundle: Bundle, sites: tuple[str, ...]
+) -> None:
+    found = document(emulated, "verify", str(digits_bundle.path), sites=sites)
     (line,) = found["results"]
     assert (line["rule"], line["different"], line["verdict"]) == ("bit-exact", 0, "reproduced")
     assert found["images"] == 32
-
-
-@pytest.mark.parametrize("sites", VERSIONS)
-def test_a_plain_session_of_tritons_graph_gives_the_golden_bits(
-    emulated: Emulated, digits_bundle: Bundle, tmp_path: Path, sites: tuple[str, ...]
-) -> None:
-    files = plain_session_files(digits_bundle, tmp_path)
-    done = emulated.run("-c", PLAIN_SESSION, *files, sites=sites)
-    assert done.returncode == 0, done.stderr
-    logits = np.load(tmp_path / "logits.npy")
-    np.testing.assert_array_equal(logits, digits_bundle.golden().bit_exact["int8-cpu"][:8])
-
-
-def test_no_kernel_saturates(emulated: Emulated, tmp_path: Path) -> None:
-    def run(files: list[str]) -> None:
-        done = emulated.run("-c", ONNX_RUNTIME, *files)
-        assert done.returncode == 0, done.stderr
-
-    results = run_kernels(tmp_path, run)
-    assert results.inexact("plain", "pairs") == results.inexact("plain", "largest") == []
 
 
 @pytest.mark.parametrize("sites", VERSIONS)
@@ -125,6 +108,24 @@ def test_photograph_gets_the_predictions_of_x86(
     assert [(p["label"], p["probability"]) for p in found["predictions"]] == [
         (p.label, p.probability) for p in expected
     ]
+
+
+def test_a_plain_session_of_tritons_graph_gives_the_golden_bits(
+    emulated: Emulated, digits_bundle: Bundle, tmp_path: Path
+) -> None:
+    done = emulated.run("-c", PLAIN_SESSION, *plain_session_files(digits_bundle, tmp_path))
+    assert done.returncode == 0, done.stderr
+    logits = np.load(tmp_path / "logits.npy")
+    np.testing.assert_array_equal(logits, digits_bundle.golden().bit_exact["int8-cpu"][:8])
+
+
+def test_no_kernel_saturates(emulated: Emulated, tmp_path: Path) -> None:
+    def run(files: list[str]) -> None:
+        done = emulated.run("-c", ONNX_RUNTIME, *files)
+        assert done.returncode == 0, done.stderr
+
+    results = run_kernels(tmp_path, run)
+    assert results.inexact("plain", "pairs") == results.inexact("plain", "largest") == []
 
 
 RUN_ADDITIONS = """
