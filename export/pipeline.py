@@ -31,6 +31,7 @@ from resdeploy.export.graph.count_operations import work_of
 from resdeploy.export.graph.float16 import to_float16
 from resdeploy.export.graph.qdq import activation_parameters
 from resdeploy.export.graph.residual_scales import has_aligned_scales
+from resdeploy.export.graph.saturation import check_no_saturation
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget, meet_accuracy_target
@@ -371,7 +372,10 @@ def _graphs(
         yield Precision.FP16, Encoding.FLOAT, half
     if calibration is not None:
         for encoding, recipe in calibration.recipes.items():
-            yield Precision.INT8, encoding, recipe.apply(model)
+            quantised = recipe.apply(model)
+            if encoding is Encoding.CPU:
+                check_no_saturation(quantised.graph)
+            yield Precision.INT8, encoding, quantised
 
 
 def _is_bit_exact(model: ir.Model, calibration: Calibration | None, encoding: Encoding) -> bool:

@@ -38,7 +38,6 @@ from resdeploy.images.class_folders import match_labels, read_image_folder
 from resdeploy.images.folder import read_batches
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.json_documents import write_document
-from resdeploy.machine.cpu import read_cpu
 from resdeploy.result_files.provenance import Environment
 from resdeploy.runtime.backends.onnxruntime.cpu import PROVIDER, OnnxRuntimeCpu, session_options
 from resdeploy.runtime.backends.onnxruntime.session import create_session
@@ -226,7 +225,7 @@ def _run(command: Sequence[object]) -> Any:
 
 
 def _peer_logits(graph: Path, normalised: Float32Array) -> Float32Array:
-    options = session_options(Encoding.TENSORRT, read_cpu(), None)  # as for int8.onnx
+    options = session_options(Encoding.TENSORRT, None)  # as for int8.onnx
     session = create_session(graph, options, [(PROVIDER, {})])
     return np.concatenate(
         [

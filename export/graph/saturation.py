@@ -37,7 +37,7 @@ def added_pairs(shape: tuple[int, ...]) -> npt.NDArray[np.intp]:
     """Return the weights of one output channel that some kernel adds in 16 bits.
 
     Args:
-        shape: Shape of a weight (outputs, inputs / groups, ...), as in Conv and Gemm (transB).
+        shape: Shape (outputs, inputs / groups, ...), as in Conv and in Gemm with transB.
 
     Returns:
         Indices (pairs, 2) into the flattened weight of one output channel.

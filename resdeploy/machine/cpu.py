@@ -36,15 +36,6 @@ class Cpu:
     features: frozenset[str]
 
     @property
-    def multiplies_int8_exactly(self) -> bool:
-        """Return True if the sums of u8 x s8 products do not saturate at 16 bits.
-
-        x86 before VNNI has only VPMADDUBSW, which saturates; Arm has no such instruction.
-        """
-        is_x86 = self.architecture in ("x86_64", "AMD64")
-        return not is_x86 or bool({"avx_vnni", "avx512_vnni"} & self.features)
-
-    @property
     def multiplies_int8_matrices(self) -> bool:
         """Return True if the CPU has Intel's AMX for INT8."""
         return "amx_int8" in self.features

@@ -168,15 +168,6 @@ def unreadable_power_sensors(situation: Situation) -> Iterator[str]:
         )
 
 
-def no_vnni(situation: Situation) -> Iterator[str]:
-    """Check for a processor without VNNI, which needs slower kernels for exact results."""
-    if not situation.device.processor.multiplies_int8_exactly:
-        yield (
-            "this processor has no VNNI, so int8 uses exact but slower kernels; "
-            "compare it with fp32 in resdeploy bench"
-        )
-
-
 def matrix_instructions(situation: Situation) -> Iterator[str]:
     """Check for AMX, which ONNX Runtime's convolutions do not use (core/mlas/lib/convsym.cpp)."""
     processor, installed = situation.device.processor, situation.installed
@@ -206,6 +197,5 @@ CHECKS: tuple[Callable[[Situation], Iterator[str]], ...] = (
     slow_power_mode,
     unfixed_clocks,
     unreadable_power_sensors,
-    no_vnni,
     matrix_instructions,
 )

@@ -9,18 +9,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import numpy as np
 import pytest
 import torch
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.manifest import write_manifest
 from resdeploy.export.pipeline import ExportConfig, export
+from resdeploy.export.triton.repository import write_repository
 from resdeploy.train.data.synthetic_digits import digits_folder
 from resdeploy.train.model.architecture import Architecture
 from tests.aarch64 import userland
 from tests.boards import Files, lay_out
 from tests.samples import SIZE, make_classifier
 from tests.wheel import unpack_wheel
+
+# A program that runs a graph like Triton, without options; its arguments are those of
+# `plain_session_files`.
+PLAIN_SESSION = """
+import sys
+import numpy as np
+import onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+(logits,) = session.run(None, {"images": np.load(sys.argv[2])})
+np.save(sys.argv[3], logits)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +97,12 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     alone = replace(bundle.manifest, artifacts=(bundle.artifact("int8-cpu"),))
     write_manifest(bundle.path, alone)
     return open_bundle(bundle.path)
+
+
+def plain_session_files(bundle: Bundle, folder: Path) -> list[str]:
+    """Write Triton's graph and eight golden images, and return the arguments of the program."""
+    repository = write_repository(bundle, folder / "models")
+    (graph,) = (model.graph for model in repository.models if model.artifact == "int8-cpu")
+    np.save(folder / "images.npy", bundle.golden().images[:8])
+    files = repository.repository / graph, folder / "images.npy", folder / "logits.npy"
+    return [str(file) for file in files]

@@ -18,8 +18,9 @@ from PIL import Image
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.export.graph.residual_scales import closest_fractions
 from resdeploy.runtime.model import load
-from tests.aarch64.conftest import Emulated
+from tests.aarch64.conftest import PLAIN_SESSION, Emulated, plain_session_files
 from tests.boards import BOARDS, Files, power_mode
+from tests.int8_kernels import ONNX_RUNTIME, run_kernels
 
 OLDEST = ("onnxruntime-1.23.2", "runtime")
 VERSIONS = [pytest.param(("runtime",), id="newest"), pytest.param(OLDEST, id="1.23.2")]
@@ -99,6 +100,24 @@ def test_photograph_gets_the_predictions_of_x86(
     assert [(p["label"], p["probability"]) for p in found["predictions"]] == [
         (p.label, p.probability) for p in expected
     ]
+
+
+def test_a_plain_session_of_tritons_graph_gives_the_golden_bits(
+    emulated: Emulated, digits_bundle: Bundle, tmp_path: Path
+) -> None:
+    done = emulated.run("-c", PLAIN_SESSION, *plain_session_files(digits_bundle, tmp_path))
+    assert done.returncode == 0, done.stderr
+    logits = np.load(tmp_path / "logits.npy")
+    np.testing.assert_array_equal(logits, digits_bundle.golden().bit_exact["int8-cpu"][:8])
+
+
+def test_no_kernel_saturates(emulated: Emulated, tmp_path: Path) -> None:
+    def run(files: list[str]) -> None:
+        done = emulated.run("-c", ONNX_RUNTIME, *files)
+        assert done.returncode == 0, done.stderr
+
+    results = run_kernels(tmp_path, run)
+    assert results.inexact("plain", "pairs") == results.inexact("plain", "largest") == []
 
 
 RUN_ADDITIONS = """

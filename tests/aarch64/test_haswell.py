@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from resdeploy.bundle.bundle import Bundle
+from tests.aarch64.conftest import PLAIN_SESSION, plain_session_files
 from tests.aarch64.userland import QEMU_X86
-
-HASWELL = "processor\t: 0\nmodel name\t: Haswell\nflags\t\t: fpu sse4_2 avx avx2 fma\n\n"
-FALSE_VNNI = HASWELL.replace("fma", "fma avx512_vnni")
-
-
-def verify(bundle: Bundle, root: Path, cpuinfo: str) -> subprocess.CompletedProcess[str]:
-    """Verify int8-cpu on a Haswell with this /proc/cpuinfo, which QEMU does not emulate."""
-    (root / "proc").mkdir()
-    (root / "proc/cpuinfo").write_text(cpuinfo)
-    return subprocess.run(
-        [
-            QEMU_X86, "-L", str(root), "-cpu", "Haswell", sys.executable, "-m", "resdeploy",
-            "verify", str(bundle.path), "--precision", "int8", "--json",
-        ],
-        env={**os.environ, "OPENBLAS_CORETYPE": "Haswell"},
-        capture_output=True, text=True, check=False, timeout=1200,
-    )  # fmt: skip
+from tests.int8_kernels import LAYERS, ONNX_RUNTIME, run_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -39,17 +24,23 @@ def _needs_qemu() -> None:
                     "apt-get install qemu-user-static")  # fmt: skip
 
 
-def test_int8_is_bit_exact_with_vnni(digits_bundle: Bundle, tmp_path: Path) -> None:
-    done = verify(digits_bundle, tmp_path, HASWELL)
-    assert done.returncode == 0, done.stderr
-    (line,) = [r for r in json.loads(done.stdout)["results"] if r["encoding"] == "cpu"]
-    assert (line["rule"], line["different"], line["verdict"]) == ("bit-exact", 0, "reproduced")
+def run_on_haswell(program: str, files: list[str]) -> None:
+    subprocess.run(
+        [QEMU_X86, "-cpu", "Haswell", sys.executable, "-c", program, *files],
+        env={**os.environ, "OPENBLAS_CORETYPE": "Haswell"}, check=True, timeout=1200,
+    )  # fmt: skip
 
 
-def test_saturating_kernels_fail_the_check(digits_bundle: Bundle, tmp_path: Path) -> None:
-    """Resdeploy trusts a false VNNI flag and uses the fast kernels, which saturate here."""
-    done = verify(digits_bundle, tmp_path, FALSE_VNNI)
-    assert done.returncode == 1, done.stderr
-    (line,) = [r for r in json.loads(done.stdout)["results"] if r["encoding"] == "cpu"]
-    assert line["different"] > 0
-    assert line["verdict"] == "fail"
+def test_kernels_add_the_pairs_of_the_rule(tmp_path: Path) -> None:
+    results = run_kernels(tmp_path, lambda files: run_on_haswell(ONNX_RUNTIME, [*files, "exact"]))
+    results.check_rule()
+    assert results.inexact("plain", "pairs") == list(LAYERS)
+    assert results.inexact("exact", "pairs") == results.inexact("exact", "largest") == []
+
+
+def test_a_plain_session_of_tritons_graph_gives_the_golden_bits(
+    digits_bundle: Bundle, tmp_path: Path
+) -> None:
+    run_on_haswell(PLAIN_SESSION, plain_session_files(digits_bundle, tmp_path))
+    logits = np.load(tmp_path / "logits.npy")
+    np.testing.assert_array_equal(logits, digits_bundle.golden().bit_exact["int8-cpu"][:8])

@@ -37,6 +37,7 @@ from resdeploy.errors import (
     OutputError,
 )
 from resdeploy.export import bundle_files, pipeline
+from resdeploy.export.graph.saturation import check_no_saturation
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.quantization.calibrate import calibrate
@@ -122,6 +123,16 @@ def test_calibration_json_rebuilds_both_int8_graphs_bit_for_bit(tiny_bundle: Bun
         model = ir.from_proto(onnx.load_from_string(tiny_bundle.read("fp32.onnx")))
         recipe = read_recipe(tiny_bundle, encoding)
         assert to_bytes(recipe.apply(model)) == tiny_bundle.read(name)
+
+
+def test_no_weights_of_the_cpus_graph_saturate(tiny_bundle: Bundle) -> None:
+    model = ir.from_proto(onnx.load_from_string(tiny_bundle.read("int8-cpu.onnx")))
+    check_no_saturation(model.graph)
+    weight = next(value for name, value in model.graph.initializers.items() if "0.conv1.w" in name)
+    assert weight.shape is not None
+    weight.const_value = ir.tensor(np.full(weight.shape.numpy(), 65, np.int8))
+    with pytest.raises(AssertionError, match="pairs of weights may saturate"):
+        check_no_saturation(model.graph)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Artifact, Encoding
 from resdeploy.errors import BackendError, needs_extra
-from resdeploy.machine.cpu import Cpu, read_cpu
 from resdeploy.machine.jetson import version_numbers
 from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 from resdeploy.runtime.backends.onnxruntime.session import (
@@ -64,19 +63,14 @@ def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> O
         return OnnxRuntimeCpu(graph, artifact.encoding, options.threads)
 
 
-def session_options(
-    encoding: Encoding, cpu: Cpu, threads: int | None
-) -> onnxruntime.SessionOptions:
-    """Return the session options that give correct results on `cpu`."""
+def session_options(encoding: Encoding, threads: int | None) -> onnxruntime.SessionOptions:
+    """Return the options of a session; `int8-cpu.onnx` needs none of them for its exact bits."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
-    if encoding is Encoding.CPU and not cpu.multiplies_int8_exactly:
-        # Without VNNI the fast kernels saturate the sums of products at 16 bits.
-        options.add_session_config_entry("session.x64quantprecision", "1")
     if encoding is not Encoding.CPU:
         # Graphs that are not laid out for integer kernels run fastest in float: the weights are
         # then dequantised once, and not in every inference.
@@ -113,7 +107,7 @@ class OnnxRuntimeCpu(SessionBackend):
                 "it truncates float16 where it should round",
                 "install onnxruntime 1.30 or newer; to serve on a CPU, use int8-cpu",
             )
-        options = session_options(encoding, read_cpu(), threads)
+        options = session_options(encoding, threads)
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)

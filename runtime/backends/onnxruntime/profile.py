@@ -18,7 +18,6 @@ from typing import Any
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.machine.cpu import read_cpu
 from resdeploy.machine.device import available_cores
 from resdeploy.result_files.benchmark import LayerTimes
 from resdeploy.runtime.backends.onnxruntime.cpu import PROVIDER, session_options
@@ -60,7 +59,7 @@ def profile(
 ) -> tuple[Kernel, ...]:
     """Profile `runs` runs of an artifact on uint8 `images` (N, H, W, 3)."""
     with tempfile.TemporaryDirectory() as folder, bundle.checked_path(f"{name}.onnx") as graph:
-        options = session_options(encoding, read_cpu(), threads)
+        options = session_options(encoding, threads)
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         session = create_session(graph, options, [(PROVIDER, {})])

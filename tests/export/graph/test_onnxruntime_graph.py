@@ -17,7 +17,6 @@ from resdeploy.export.graph.placement import place
 from resdeploy.export.graph.qdq import activation_parameters
 from resdeploy.export.graph.residual_scales import has_aligned_scales
 from resdeploy.export.graph.to_onnx import to_bytes
-from resdeploy.machine.cpu import Cpu, read_cpu
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu, session_options
 from resdeploy.runtime.backends.onnxruntime.session import DISABLED_OPTIMIZER
 from resdeploy.statistics import sqnr_db
@@ -25,13 +24,10 @@ from resdeploy.train.model.architecture import Architecture, Shortcut
 from tests.export.conftest import Exported, export_network
 from tests.samples import make_classifier
 
-VNNI = Cpu(architecture="x86_64", model=None, features=frozenset({"avx512_vnni"}))
-NO_VNNI = Cpu(architecture="x86_64", model=None, features=frozenset({"avx2"}))
 
-
-def optimised_kinds(graph: bytes, folder: Path, cpu: Cpu = VNNI) -> Counter[str]:
+def optimised_kinds(graph: bytes, folder: Path) -> Counter[str]:
     """Return the operators of the graph after ONNX Runtime's optimisation."""
-    options = session_options(Encoding.CPU, cpu, threads=1)
+    options = session_options(Encoding.CPU, threads=1)
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     onnxruntime.InferenceSession(
         graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=[DISABLED_OPTIMIZER]
@@ -40,11 +36,8 @@ def optimised_kinds(graph: bytes, folder: Path, cpu: Cpu = VNNI) -> Counter[str]
     return Counter(node.op_type for node in model.graph.node)
 
 
-@pytest.mark.parametrize("cpu", [VNNI, NO_VNNI], ids=["vnni", "no-vnni"])
-def test_36_of_36_convolutions_run_in_integers(
-    resnet34: Exported, tmp_path: Path, cpu: Cpu
-) -> None:
-    kinds = optimised_kinds(to_bytes(resnet34.quantised(Encoding.CPU)), tmp_path, cpu)
+def test_36_of_36_convolutions_run_in_integers(resnet34: Exported, tmp_path: Path) -> None:
+    kinds = optimised_kinds(to_bytes(resnet34.quantised(Encoding.CPU)), tmp_path)
     assert kinds["QLinearConv"] == 36
     assert kinds["QLinearAdd"] == 16
     assert kinds["QGemm"] == 1
@@ -80,13 +73,14 @@ def test_the_family_runs_in_integers_with_the_same_bits(member: Exported, tmp_pa
     scales = activation_parameters(member.model.graph, edges, member.ranges, Encoding.CPU)
     assert has_aligned_scales(member.model.graph, edges, scales)
     results = [
-        logits_with(to_bytes(model), images, [DISABLED_OPTIMIZER], options)
-        for cpu, threads, images in (
-            (VNNI, 1, member.images), (VNNI, 2, member.images), (VNNI, 1, member.images[:7]),
-            (NO_VNNI, 1, member.images),
-        )
-        for options in [session_options(Encoding.CPU, cpu, threads)]
-    ]  # fmt: skip
+        logits_with(to_bytes(model), images, [DISABLED_OPTIMIZER], session_options(Encoding.CPU, n))
+        for n, images in ((1, member.images), (2, member.images), (1, member.images[:7]))
+    ]
+    exact = onnxruntime.SessionOptions()
+    exact.add_session_config_entry("session.x64quantprecision", "1")
+    results += [
+        logits_with(to_bytes(model), member.images, [], options) for options in (None, exact)
+    ]
     for found in results:
         np.testing.assert_array_equal(found, results[0][: len(found)])
     # Another scale, zero point or group of channels gives at most 5 dB.
@@ -124,22 +118,7 @@ def test_the_disabled_optimiser_reduces_accuracy() -> None:
     assert bad_db < good_db - 6
     used = OnnxRuntimeCpu(graph, Encoding.TENSORRT).run(exported.images)
     assert np.median(sqnr_db(expected, used)) > good_db - 1  # the order of sums differs
-    options = session_options(Encoding.TENSORRT, read_cpu(), None)
+    options = session_options(Encoding.TENSORRT, None)
     np.testing.assert_array_equal(
         used, logits_with(graph, exported.images, [DISABLED_OPTIMIZER], options)
     )
-
-
-def test_exact_products_are_enabled_without_vnni() -> None:
-    def is_enabled(encoding: Encoding, cpu: Cpu) -> bool:
-        options = session_options(encoding, cpu, threads=None)
-        try:
-            return bool(options.get_session_config_entry("session.x64quantprecision") == "1")
-        except RuntimeError:  # raised if the entry is not set
-            return False
-
-    assert is_enabled(Encoding.CPU, NO_VNNI)
-    assert not is_enabled(Encoding.CPU, VNNI)
-    assert not is_enabled(Encoding.FLOAT, NO_VNNI)
-    arm = Cpu(architecture="aarch64", model=None, features=frozenset())
-    assert not is_enabled(Encoding.CPU, arm)

@@ -197,15 +197,6 @@ def test_rapl_that_only_root_may_read(tmp_path: Path) -> None:
     assert advice.endswith(f"sudo chmod a+r {tmp_path}/sys/class/powercap/intel-rapl:*/energy_uj")
 
 
-def test_a_processor_without_vnni(tmp_path: Path) -> None:
-    old = situation(tmp_path / "old", {"proc/cpuinfo": "flags : avx2\n"}, architecture="x86_64")
-    assert any("no VNNI" in advice for advice in advise(old))
-    new = situation(
-        tmp_path / "new", {"proc/cpuinfo": "flags : avx512_vnni\n"}, architecture="x86_64"
-    )
-    assert advise(new) == []
-
-
 def test_this_machine_has_a_backend() -> None:
     found = diagnose()
     assert found.healthy
