@@ -73,6 +73,8 @@ class OpenOptions:
 
     threads: int | None = None
     """Threads for one inference on a CPU; None for one per core."""
+    streams: int = 1
+    """Calls of `run` that a backend for CPUs accepts at the same time; they share the threads."""
     batches: Batches | None = None
     """Batch sizes of a TensorRT engine; None for those of the engine that was built last, or the
     default."""

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from resdeploy.benchmark_process.worker_loop import run_worker
-from resdeploy.benchmark_process.workload import Workload
+from resdeploy.benchmark_process.workload import Infer, Workload
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import Artifact
@@ -27,10 +29,22 @@ def prepare(
     bundle = open_bundle(workload.bundle)
     (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
     batches = Batches(workload.batch, workload.batch, workload.batch)
-    opened = candidate.open(bundle, OpenOptions(threads=workload.threads, batches=batches))
+    options = OpenOptions(threads=workload.threads, batches=batches, streams=workload.streams)
+    opened = candidate.open(bundle, options)
     golden = bundle.golden()
     require_golden(opened, candidate.artifact, golden)
-    return workload.make_call(bundle, golden.images, opened.run), {}
+    infer = opened.run if workload.streams == 1 else run_in_streams(opened, workload.streams)
+    return workload.make_call(bundle, golden.images, infer), {}
+
+
+def run_in_streams(backend: Backend, streams: int) -> Infer:
+    """Return a function that divides a batch among this number of simultaneous calls of `run`."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(streams)
+    return lambda images: np.concatenate(
+        list(pool.map(backend.run, np.array_split(images, streams)))
+    )
 
 
 def require_golden(backend: Backend, artifact: Artifact, golden: Golden) -> None:

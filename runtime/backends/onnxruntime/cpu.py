@@ -58,9 +58,17 @@ def rounds_float16(version: str) -> bool:
 
 
 def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> OnnxRuntimeCpu:
-    """Open an artifact; see `registry.Engine.open`."""
+    """Open an artifact; see `registry.Engine.open`.
+
+    The thread that calls `run` computes, too, and all calls share the session's other threads.
+
+    Source: ONNX Runtime, "Thread management".
+    """
+    threads = options.threads
+    if threads is not None:
+        threads = max(threads - options.streams + 1, 1)
     with bundle.checked_path(artifact.file) as graph:
-        return OnnxRuntimeCpu(graph, artifact.encoding, options.threads)
+        return OnnxRuntimeCpu(graph, artifact.encoding, threads)
 
 
 def session_options(encoding: Encoding, threads: int | None) -> onnxruntime.SessionOptions:
