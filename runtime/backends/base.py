@@ -74,7 +74,7 @@ class OpenOptions:
     threads: int | None = None
     """Threads for one inference on a CPU; None for one per core."""
     streams: int = 1
-    """Calls of `run` that a backend for CPUs accepts at the same time; they share the threads."""
+    """Equal parts of a batch that run at the same time on a CPU and share the threads."""
     batches: Batches | None = None
     """Batch sizes of a TensorRT engine; None for those of the engine that was built last, or the
     default."""

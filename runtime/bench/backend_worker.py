@@ -9,10 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from resdeploy.benchmark_process.worker_loop import run_worker
-from resdeploy.benchmark_process.workload import Infer, Workload
+from resdeploy.benchmark_process.workload import Workload
 from resdeploy.bundle.bundle import open_bundle
 from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import Artifact
@@ -33,18 +31,7 @@ def prepare(
     opened = candidate.open(bundle, options)
     golden = bundle.golden()
     require_golden(opened, candidate.artifact, golden)
-    infer = opened.run if workload.streams == 1 else run_in_streams(opened, workload.streams)
-    return workload.make_call(bundle, golden.images, infer), {}
-
-
-def run_in_streams(backend: Backend, streams: int) -> Infer:
-    """Return a function that divides a batch among this number of simultaneous calls of `run`."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    pool = ThreadPoolExecutor(streams)
-    return lambda images: np.concatenate(
-        list(pool.map(backend.run, np.array_split(images, streams)))
-    )
+    return workload.make_call(bundle, golden.images, opened.run), {}
 
 
 def require_golden(backend: Backend, artifact: Artifact, golden: Golden) -> None:

@@ -28,7 +28,7 @@ from resdeploy.runtime.bench.runs import START_SECONDS
 
 logger = logging.getLogger(__name__)
 
-# The gain of streams is 8 % or more where there is one, so few rounds reveal it.
+# A gain of streams, where there is one, is 8 % or more (docs/benchmarks.md): few rounds reveal it.
 ROUNDS = 5
 
 
