@@ -35,7 +35,7 @@ ROUNDS = 5
 def with_faster_streams(spec: ContenderSpec, bundle: Bundle, workload: Workload) -> ContenderSpec:
     """Return `spec`, or the same contender with streams if it was faster in `ROUNDS` turns.
 
-    Streams are tried for INT8 graphs on a CPU. FP32 gains less than 2 % (docs/benchmarks.md), which
+    Streams are tried for INT8 graphs on a CPU. FP32 gained less than 2 % (docs/benchmarks.md), which
     is not worth the time. Each stream has as many images and threads as any other.
     """
     streams = math.gcd(workload.batch, workload.threads)
@@ -61,5 +61,5 @@ def with_faster_streams(spec: ContenderSpec, bundle: Bundle, workload: Workload)
         except ResdeployError as error:
             logger.info("streams are not tried with %s: %s", spec.label, error)
             return spec
-    one, several = (medians(rounds) for rounds in zip(*turns))
+    one, several = (medians(list(rounds)) for rounds in zip(*turns))
     return other if np.median(one / several) > 1 else spec

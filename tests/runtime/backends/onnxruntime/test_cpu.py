@@ -7,8 +7,10 @@ import onnxruntime
 import pytest
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import BackendError
+from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.onnxruntime.cpu import (
     OnnxRuntimeCpu,
@@ -60,11 +62,14 @@ def test_streams_divide_a_batch_and_give_the_same_bits(
     artifact, golden = tiny_bundle.artifact("int8-cpu"), tiny_bundle.golden()
     backend = open_artifact(tiny_bundle, artifact, OpenOptions(threads=threads, streams=streams))
     sizes: list[int] = []
-    run = SessionBackend.run
+    original = SessionBackend.run
+
+    def run(self: SessionBackend, part: UInt8Array) -> Float32Array:
+        sizes.append(len(part))
+        return original(self, part)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            SessionBackend, "run", lambda self, part: sizes.append(len(part)) or run(self, part)
-        )
+        patch.setattr(SessionBackend, "run", run)
         for count in (1, 2, 8):
             logits = backend.run(golden.images[:count])
             np.testing.assert_array_equal(logits, golden.bit_exact[artifact.name][:count])
