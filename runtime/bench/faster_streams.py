@@ -35,8 +35,8 @@ ROUNDS = 5
 def with_faster_streams(spec: ContenderSpec, bundle: Bundle, workload: Workload) -> ContenderSpec:
     """Return `spec`, or the same contender with streams if it was faster in `ROUNDS` turns.
 
-    Streams are tried for INT8 graphs on a CPU. FP32 gained less than 2 % (docs/benchmarks.md), which
-    is not worth the time. Each stream has as many images and threads as any other.
+    Streams, each with as many images and threads, are tried for INT8 graphs on a CPU. FP32 gained
+    less than 2 % (docs/benchmarks.md), which is not worth the time.
     """
     streams = math.gcd(workload.batch, workload.threads)
     is_int8 = spec.precision == Precision.INT8.value
