@@ -26,6 +26,7 @@ from resdeploy.bundle.manifest import graph_name
 from resdeploy.filesystem import write_file
 from resdeploy.images.preprocessing import size_text
 from resdeploy.json_documents import parse, read_json
+from resdeploy.machine.device import Device
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK
 from resdeploy.result_files.benchmark import Benchmark
 from resdeploy.result_files.provenance import Environment
@@ -73,7 +74,7 @@ def benchmark_table(documents: Sequence[Benchmark]) -> PerformanceTable:
     head = ["threads", "contender", "graph", "median", "p99", "speed-up", "95 % interval"]
     first = documents[0].environment
     return PerformanceTable(
-        title=f"Latency on {first.device.cpu or first.device.architecture}",
+        title=f"Latency on {_processor(first.device)}",
         text=f"`python -m benchmarks.latency`: {first.model} at {size_text(first.image_size)} "
         f"pixels, batch {documents[0].results[0].batch}. Every contender has its own process; all "
         "take turns. "
@@ -174,6 +175,16 @@ def origin(environments: Sequence[Environment]) -> str:
     versions = [f"{names[key]} {first.versions[key]}" for key in names if key in first.versions]
     words = [", ".join(dates), " and ".join(map(markdown_cell, machines)), *versions]
     return f"Measured on {', '.join(words)}."
+
+
+def _processor(device: Device) -> str:
+    """Return the processor's name, with the instructions for INT8 that have the largest effect."""
+    names = {
+        "amx_int8": "AMX", "avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX-VNNI", "avx2": "AVX2"
+    }  # fmt: skip
+    found = next((name for feature, name in names.items() if feature in device.cpu_features), None)
+    name = device.cpu or device.architecture
+    return f"{name} ({found})" if found else name
 
 
 def _percent(share: float | None) -> str:

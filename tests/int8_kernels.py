@@ -16,7 +16,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from resdeploy.export.graph.saturation import LARGEST_PAIR, added_pairs
+from resdeploy.calibration.weight_rounding import LARGEST_PAIR
+from resdeploy.export.graph.saturation import added_pairs
 
 EXACT = 128
 SIDE = 12  # oneDNN has other kernels for rows of at most four pixels

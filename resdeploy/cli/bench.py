@@ -61,8 +61,8 @@ def _parse_percentage(context: object, parameter: object, text: str) -> float:
     "--time-limit",
     type=FiniteRange(1, LONGEST_SECONDS),
     default=100.0,
-    help="Longest time of the whole benchmark in seconds. Less time means fewer and shorter runs, "
-    "but at least three.",
+    help="Longest time of the whole benchmark in seconds, without energy. Less time means fewer "
+    "and shorter runs, but at least three.",
 )
 @option(
     "--within",

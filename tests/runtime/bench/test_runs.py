@@ -50,14 +50,18 @@ class FakeContender:
 
 
 @pytest.fixture
-def runners(monkeypatch: pytest.MonkeyPatch) -> list[ContenderRunner]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def runners(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> list[ContenderRunner]:
     """Return PyTorch and a contender with virtual time."""
 
     def start(name: str, module: str, arguments: list[str], *rest: object) -> Any:
         noise, sleep = map(float, arguments)
         return FakeContender(clock, 40.0 if name == BASELINE else 10.0, noise, sleep)
 
-    clock = Clock()
     FakeContender.started = 0
     monkeypatch.setattr(runs, "time", clock)
     monkeypatch.setattr(Contender, "start", start)
@@ -130,10 +134,7 @@ def test_each_run_keeps_its_share_of_the_least_rounds_when_time_is_up(
 
 @pytest.mark.parametrize(("limit", "runs_that_fit"), [(70.0, RUNS), (2.0, MIN_RUNS)])
 def test_runs_end_at_the_deadline_and_the_progress_at_its_total(
-    runners: list[ContenderRunner],
-    monkeypatch: pytest.MonkeyPatch,
-    limit: float,
-    runs_that_fit: int,
+    runners: list[ContenderRunner], clock: Clock, limit: float, runs_that_fit: int
 ) -> None:
     totals, advances = [], list[int]()
 
@@ -142,7 +143,7 @@ def test_runs_end_at_the_deadline_and_the_progress_at_its_total(
         totals.append(total)
         yield advances.append
 
-    noisy, clock = make_runners("0.9", "0.2"), runs.time
+    noisy = make_runners("0.9", "0.2")
     start = clock.perf_counter()
     count_rounds(
         noisy, seconds=LONG_SECONDS, within=0.001, deadline=start + limit, progress=progress
