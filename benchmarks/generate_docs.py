@@ -183,7 +183,7 @@ def _processor(device: Device) -> str:
         "amx_int8": "AMX", "avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX-VNNI", "avx2": "AVX2"
     }  # fmt: skip
     found = next((name for feature, name in names.items() if feature in device.cpu_features), None)
-    name = device.cpu or device.architecture
+    name = device.cpu or device.architecture or "an unknown processor"
     return f"{name} ({found})" if found else name
 
 

@@ -124,8 +124,9 @@ def test_the_confusion_matrix_counts_every_image(
     shown = rows(page, "Confusion matrix of int8-cpu")
     counts = [int(cell) for row in shown for cell in row[1:-1] if cell]
     assert sum(counts) == documents["verification"]["images"]
-    (line,) = [r for r in documents["verification"]["results"] if r["encoding"] == "cpu"]
-    assert sorted(counts) == sorted(count for _, _, count in line["confusion"])
+    lines = [r for r in documents["verification"]["results"] if r["encoding"] == "cpu"]
+    # The page shows one of the engines.
+    assert sorted(counts) in [sorted(count for _, _, count in r["confusion"]) for r in lines]
 
 
 def test_every_table_and_plot_has_a_text_alternative(page: webdriver.Chrome) -> None:

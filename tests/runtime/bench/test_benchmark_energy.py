@@ -15,7 +15,10 @@ from resdeploy.runtime.energy import trace
 from tests.boards import ORIN_NANO, host_of, power_mode
 
 QUICK = BenchmarkConfig(
-    threads=1, seconds=0.01, without=("pytorch-compile", "pytorch-autocast", "ceilings")
+    threads=1,
+    seconds=0.01,
+    within=100.0,
+    without=("pytorch-compile", "pytorch-autocast", "ceilings"),
 )
 
 
