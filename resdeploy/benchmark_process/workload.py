@@ -51,20 +51,24 @@ class Workload:
     threads: int
     pictures: Path | None = None
     """A folder of picture files; None for the decoded golden images in memory."""
+    streams: int = 1
+    """The equal parts of a batch that run at the same time and share the threads."""
 
     def to_arguments(self) -> list[str]:
         """Return the command-line arguments for a worker process."""
-        return [str(self.bundle), str(self.batch), str(self.threads), str(self.pictures or "")]
+        numbers = [str(number) for number in (self.batch, self.threads, self.streams)]
+        return [str(self.bundle), str(self.pictures or ""), *numbers]
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Workload:
         """Restore a workload from the result of `to_arguments`."""
-        bundle, batch, threads, pictures = arguments
+        bundle, pictures, batch, threads, streams = arguments
         return cls(
             bundle=Path(bundle),
             batch=int(batch),
             threads=int(threads),
             pictures=Path(pictures) if pictures else None,
+            streams=int(streams),
         )
 
     def make_call(self, bundle: Bundle, golden: UInt8Array, infer: Infer) -> Callable[[], object]:

@@ -149,6 +149,13 @@ def benchmark_text(result: Benchmark) -> str:
             f"{environment.model} at {size_text(environment.image_size)} pixels, "
             f"{environment.mode}, batch {timings[0].batch}, "
             f"{plural(timings[0].threads, 'thread')}, {environment.device.name}",
+            *(
+                f"{t.contender} {graph_name(t.precision, t.encoding)}: the fastest way is "
+                f"{t.streams} streams with {plural(t.batch // t.streams, 'image')} and "
+                f"{plural(t.threads // t.streams, 'thread')} each"
+                for t in timings
+                if t.streams > 1
+            ),
             *_ceilings_lines(result),
             *(_stages_line(t) for t in timings if t.stages_ms),
             *(

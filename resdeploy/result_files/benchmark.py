@@ -72,6 +72,8 @@ class Timing:
     encoding: Encoding
     batch: int
     threads: int
+    streams: int = 1
+    """The equal parts of the batch that ran at the same time and shared the threads."""
     calls: int
     p50_ms: float
     p90_ms: float

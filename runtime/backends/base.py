@@ -73,6 +73,8 @@ class OpenOptions:
 
     threads: int | None = None
     """Threads for one inference on a CPU; None for one per core."""
+    streams: int = 1
+    """Equal parts of a batch that run at the same time on a CPU and share the threads."""
     batches: Batches | None = None
     """Batch sizes of a TensorRT engine; None for those of the engine that was built last, or the
     default."""

@@ -27,7 +27,8 @@ def prepare(
     bundle = open_bundle(workload.bundle)
     (candidate,) = [c for c in candidates(bundle, backend) if c.artifact.name == artifact]
     batches = Batches(workload.batch, workload.batch, workload.batch)
-    opened = candidate.open(bundle, OpenOptions(threads=workload.threads, batches=batches))
+    options = OpenOptions(threads=workload.threads, batches=batches, streams=workload.streams)
+    opened = candidate.open(bundle, options)
     golden = bundle.golden()
     require_golden(opened, candidate.artifact, golden)
     return workload.make_call(bundle, golden.images, opened.run), {}

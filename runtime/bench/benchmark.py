@@ -36,6 +36,7 @@ from resdeploy.runtime.bench.energy_per_image import (
     idle_power,
     measure_rounds,
 )
+from resdeploy.runtime.bench.faster_streams import with_faster_streams
 from resdeploy.runtime.bench.runs import (
     ContenderRunner,
     baseline_of,
@@ -101,6 +102,8 @@ def run_benchmark(
             bundle, workload,
             checkpoint=config.checkpoint, also=config.also, without=config.without,
         )  # fmt: skip
+        if config.mode is BenchmarkMode.OFFLINE:
+            specs = [with_faster_streams(spec, bundle, workload) for spec in specs]
         if CEILINGS not in config.without:
             specs += ceiling_contenders(threads)
         required = BASELINE if config.checkpoint else None

@@ -34,6 +34,8 @@ class ContenderSpec:
     worker: Worker
     arguments: tuple[str, ...]
     """The command-line arguments of the worker."""
+    streams: int = 1
+    """See `Workload.streams`."""
     runs_on: Scope = Scope.CPU
     file_bytes: int | None = None
 
@@ -95,6 +97,7 @@ def backend_contenders(
             arguments=(
                 candidate.engine.name, candidate.artifact.name, *workload.to_arguments()
             ),
+            streams=workload.streams,
             runs_on=Scope.CPU if candidate.engine.on_cpu else Scope.GPU,
             file_bytes=candidate.artifact.bytes,
         )

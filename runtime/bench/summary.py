@@ -39,6 +39,7 @@ def summarise(
         encoding=spec.encoding,
         batch=batch,
         threads=workload.threads,
+        streams=spec.streams,
         calls=len(pooled),
         p50_ms=float(p50),
         p90_ms=float(p90),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, Encoding
 from resdeploy.errors import BackendError, needs_extra
+from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.jetson import version_numbers
 from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 from resdeploy.runtime.backends.onnxruntime.session import (
@@ -59,8 +63,13 @@ def rounds_float16(version: str) -> bool:
 
 def open_artifact(bundle: Bundle, artifact: Artifact, options: OpenOptions) -> OnnxRuntimeCpu:
     """Open an artifact; see `registry.Engine.open`."""
+    threads, streams = options.threads, options.streams
+    if threads is not None:
+        # The thread that calls a session computes, too; streams share the session's other threads.
+        # Source: ONNX Runtime, "Thread management".
+        threads = max(threads - streams + 1, 1)
     with bundle.checked_path(artifact.file) as graph:
-        return OnnxRuntimeCpu(graph, artifact.encoding, options.threads)
+        return OnnxRuntimeCpu(graph, artifact.encoding, threads, streams=streams)
 
 
 def session_options(encoding: Encoding, threads: int | None) -> onnxruntime.SessionOptions:
@@ -89,6 +98,7 @@ class OnnxRuntimeCpu(SessionBackend):
         encoding: Encoding,
         threads: int | None = None,
         weights: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
+        streams: int = 1,
     ) -> None:
         """Load an ONNX file, given as its content or as its path.
 
@@ -112,3 +122,11 @@ class OnnxRuntimeCpu(SessionBackend):
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
         super().__init__(create_session(graph, options, [(PROVIDER, {})]))
+        self._streams = streams
+        self._pool = ThreadPoolExecutor(streams) if streams > 1 else None
+
+    def run(self, images: UInt8Array) -> Float32Array:
+        if self._pool is None:
+            return super().run(images)
+        parts = np.array_split(images, min(len(images), self._streams))
+        return np.concatenate(list(self._pool.map(super().run, parts)))

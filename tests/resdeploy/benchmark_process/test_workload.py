@@ -34,7 +34,7 @@ class Recorder:
 
 @pytest.mark.parametrize("pictures", [None, Path("/some/pictures")])
 def test_arguments_restore_the_workload(pictures: Path | None) -> None:
-    workload = Workload(bundle=Path("a.bundle"), batch=8, threads=2, pictures=pictures)
+    workload = Workload(bundle=Path("a.bundle"), batch=8, threads=2, pictures=pictures, streams=2)
     assert Workload.from_arguments(workload.to_arguments()) == workload
 
 

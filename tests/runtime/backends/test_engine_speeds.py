@@ -303,7 +303,7 @@ class FakeContender:
         assert options == {"favoured": False}  # other work of this machine goes on
         if name == cls.broken:
             raise BackendError("its outputs differ", "repair it")
-        cls.started = (*cls.started, (name, arguments[1], arguments[3], arguments[4]))
+        cls.started = (*cls.started, (name, arguments[1], arguments[4], arguments[5]))
         return cls(name)
 
     def run_for(self, seconds: float) -> npt.NDArray[np.float64]:

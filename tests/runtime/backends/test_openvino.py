@@ -65,6 +65,16 @@ def test_int8_is_checked_by_sqnr(tiny_bundle: Bundle) -> None:
     assert (check.passed, check.rule) == (True, Rule.SQNR)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_streams_divide_a_batch_and_give_the_same_logits(tiny_bundle: Bundle, count: int) -> None:
+    artifact, images = tiny_bundle.artifact("int8-cpu"), tiny_bundle.golden().images[:count]
+    options = OpenOptions(threads=2, streams=2)
+    one, streams = (open_artifact(tiny_bundle, artifact, o) for o in (OpenOptions(), options))
+    # The last layer is a float sum, whose order may depend on the batch: half of 24 bits agree.
+    np.testing.assert_allclose(streams.run(images), one.run(images), rtol=1e-4, atol=1e-4)
+    assert check_golden(streams, artifact, tiny_bundle.golden()).passed
+
+
 def test_rejects_bytes_that_are_no_graph() -> None:
     with pytest.raises(BackendError, match="rejects the graph: Unable to read the") as caught:
         OpenVinoCpu(b"not a graph")

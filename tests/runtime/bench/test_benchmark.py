@@ -189,6 +189,17 @@ def test_the_table_has_a_row_per_contender(result: Benchmark) -> None:
     assert "1.00x" in text
 
 
+def test_the_text_names_contenders_with_streams(result: Benchmark) -> None:
+    *others, last = result.results
+    last = dataclasses.replace(last, streams=2, batch=2, threads=4)
+    text = benchmark_text(dataclasses.replace(result, results=(*others, last)))
+    assert text.count("fastest way") == 1
+    assert (
+        f"{last.contender} int8-cpu: the fastest way is 2 streams with 1 image and 2 threads each"
+        in text
+    )
+
+
 def test_the_baseline_has_random_weights_without_the_checkpoint(tiny_bundle: Bundle) -> None:
     manifest = dataclasses.replace(
         tiny_bundle.manifest, model={**tiny_bundle.manifest.model, "source": "/gone.pth"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnxruntime
 import pytest
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import BackendError
+from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.onnxruntime.cpu import (
     OnnxRuntimeCpu,
@@ -15,7 +18,7 @@ from resdeploy.runtime.backends.onnxruntime.cpu import (
     open_artifact,
     rounds_float16,
 )
-from resdeploy.runtime.backends.onnxruntime.session import installed_version
+from resdeploy.runtime.backends.onnxruntime.session import SessionBackend, installed_version
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,28 @@ def test_old_versions_reject_float16_encodings(
     with pytest.raises(BackendError, match=r"1\.23\.2 cannot run the dla encoding"):
         OnnxRuntimeCpu(tiny_bundle.read("int8.onnx"), Encoding.DLA)
     open_artifact(tiny_bundle, tiny_bundle.artifact("int8-cpu"), OpenOptions()).close()
+
+
+@pytest.mark.parametrize(("threads", "streams"), [(None, 2), (1, 2), (2, 2), (4, 3)])
+def test_streams_divide_a_batch_and_give_the_same_bits(
+    tiny_bundle: Bundle, threads: int | None, streams: int
+) -> None:
+    artifact, golden = tiny_bundle.artifact("int8-cpu"), tiny_bundle.golden()
+    backend = open_artifact(tiny_bundle, artifact, OpenOptions(threads=threads, streams=streams))
+    sizes: list[int] = []
+    original = SessionBackend.run
+
+    def run(self: SessionBackend, part: UInt8Array) -> Float32Array:
+        sizes.append(len(part))
+        return original(self, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SessionBackend, "run", run)
+        for count in (1, 2, 8):
+            logits = backend.run(golden.images[:count])
+            np.testing.assert_array_equal(logits, golden.bit_exact[artifact.name][:count])
+    expected = [len(p) for n in (1, 2, 8) for p in np.array_split(range(n), min(n, streams))]
+    assert sorted(sizes) == sorted(expected)
 
 
 def test_rejects_bytes_that_are_no_graph() -> None:
