@@ -33,7 +33,7 @@ def demo(force: bool) -> CommandResult:
 def demo_text(result: DemoResult) -> str:
     baseline, *others = result.benchmark.results
     timings = {
-        graph_name(timing.precision, timing.encoding): timing
+        (timing.contender, graph_name(timing.precision, timing.encoding)): timing
         for timing in others
         if timing.contender != baseline.contender
     }
@@ -41,9 +41,12 @@ def demo_text(result: DemoResult) -> str:
         ["PyTorch eager", f"{result.accuracy:.2f} %", NONE, NONE, f"{baseline.p50_ms:.2f} ms",
          f"{baseline.speedup or 1:.2f}x", NONE]
     ]  # fmt: skip
+    timed = {contender for contender, _ in timings}
     for checked in result.verification.results:
+        if checked.backend not in timed:
+            continue  # such as OpenVINO, which the demo verifies without a benchmark
         name = graph_name(checked.precision, checked.encoding)
-        timing = timings.get(name)
+        timing = timings.get((checked.backend, name))
         rows.append(
             [
                 f"{name}.onnx",
