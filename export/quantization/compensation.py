@@ -6,8 +6,7 @@ change. Differences between these inputs and those in FP32 are not corrected: a 
 activations are far outside all ranges, would decide about the weights and biases for all others.
 
 Source of the correction of biases: Nagel et al., "Data-free quantization through weight
-equalization and bias correction" (2019), arXiv:1906.04721, section 4.2, here with
-means of images.
+equalization and bias correction" (2019), arXiv:1906.04721, section 4.2, here with means of images.
 """
 
 from __future__ import annotations
@@ -109,10 +108,11 @@ def compensated_weights(
                 quantised, f"{edge.tensor}.quantized", activation.zero_point, node, batches
             )
             name, exact = _initializer(node, 1)
-            groups, integers, scales, changes = np.split(exact, len(moments)), [], [], []
+            groups, pairs = np.split(exact, len(moments)), pairs_of(node)
+            integers, scales, changes = [], [], []
             for part, mean, found in zip(groups, means, moments):
                 flat = part.reshape(len(part), -1)
-                rounded, steps = round_weights(flat, found, pairs_of(node))
+                rounded, steps = round_weights(flat, found, pairs)
                 errors = flat - rounded * steps[:, None].astype(np.float64)
                 integers.append(rounded.reshape(part.shape))
                 scales.append(steps)
