@@ -7,9 +7,11 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from resdeploy.errors import OutputError, ResdeployError, one_line_reason, remedy_for
 
@@ -21,10 +23,33 @@ def sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Return a regular file opened for reading.
+
+    A FIFO, a socket or a device could block its reader for ever, or never end. The open file itself
+    is checked, so nothing can replace it after the check.
+
+    Raises:
+        OSError: The file cannot be opened, or it is not a regular file.
+    """
+    # Without O_NONBLOCK, opening a FIFO waits for a writer. It has no effect on regular files.
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 digest of a file without loading the whole file into memory."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -54,7 +79,7 @@ def check_file(path: Path, error_type: type[ResdeployError], hint: str) -> None:
 
 def _read_start(path: Path, size: int, error_type: type[ResdeployError], hint: str) -> bytes:
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             data = stream.read(size)
     except OSError as error:
         reason = one_line_reason(error)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import resource
 import shutil
+import socket
 import stat
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from resdeploy.filesystem import (
     cache_folder,
     check_file,
     new_directory,
+    open_regular,
     read_limited,
     refuse_existing,
     refuse_existing_file,
@@ -53,6 +55,24 @@ def test_digest_of_a_file_equals_the_digest_of_its_content(tmp_path: Path, size:
     data = b"x" * size
     (tmp_path / "file").write_bytes(data)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("path", ["fifo", "link to fifo", "folder", "socket", "/dev/zero"])
+def test_opens_regular_files_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    Path("link to fifo").symlink_to("fifo")
+    Path("folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket")
+        open_files = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(OSError):
+            open_regular(Path(path))
+        assert len(os.listdir("/proc/self/fd")) == open_files
+        with pytest.raises(DataError, match="cannot be read"):
+            read_limited(Path(path), 10, DataError, "hint")
 
 
 def test_writes_a_new_folder_and_replaces_a_file(tmp_path: Path) -> None:
