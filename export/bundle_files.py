@@ -13,7 +13,16 @@ import onnx_ir as ir
 
 from resdeploy.bundle.analysis import Analysis
 from resdeploy.bundle.batch_norm_shift import BatchNormShift
-from resdeploy.bundle.bundle import ANALYSIS, CALIBRATION, CALIBRATION_CACHE, GOLDEN, LABELS, REPORT
+from resdeploy.bundle.bundle import (
+    ANALYSIS,
+    CALIBRATION,
+    CALIBRATION_CACHE,
+    GOLDEN,
+    LABELS,
+    MODEL_CARD,
+    REPORT,
+    SBOM,
+)
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import (
     Artifact,
@@ -38,10 +47,12 @@ from resdeploy.export.graph.to_onnx import OPSET, VERSIONS_HINT, to_bytes
 from resdeploy.export.inputs import Source
 from resdeploy.export.quantization.recipe import encode_recipes
 from resdeploy.export.quantization.result import Calibration
+from resdeploy.export.sbom import environment_sbom
 from resdeploy.filesystem import sha256
 from resdeploy.json_documents import jsonable
 from resdeploy.machine.device import read_device
-from resdeploy.report.report import bundle_page
+from resdeploy.report.model_card import model_card
+from resdeploy.report.report import bundle_page, to_html
 from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import (
@@ -162,6 +173,7 @@ def write_other_files(
     contents = {
         LABELS: "".join(f"{label}\n" for label in source.labels).encode(),
         GOLDEN: golden.to_bytes(),
+        SBOM: environment_sbom(name),
     }
     recorded: dict[str, Any] | None = None
     if calibration is not None:
@@ -199,8 +211,10 @@ def write_contents(
     analysis: Analysis | None,
     contents: dict[str, bytes],
 ) -> Manifest:
-    """Write the files in `contents`, analysis, report, and the manifest with their digests."""
-    contents = {**contents, REPORT: bundle_page(name, manifest, analysis)}
+    """Write `contents`, analysis, report, model card, and the manifest with their digests."""
+    page, preprocessing = bundle_page(name, manifest, analysis), manifest.preprocessing
+    card = model_card(page, manifest.model["name"], preprocessing.image_size, manifest.classes)
+    contents = {**contents, REPORT: to_html(page), MODEL_CARD: card}
     if analysis is not None:
         contents[ANALYSIS] = (json.dumps(jsonable(analysis)) + "\n").encode()
     for file, content in contents.items():

@@ -24,6 +24,7 @@ from resdeploy.bundle.manifest import (
     Parity,
     Precision,
 )
+from resdeploy.bundle.signature import check_key, sign_bundle
 from resdeploy.errors import ExportError
 from resdeploy.export.bundle_files import write_artifact, write_other_files
 from resdeploy.export.golden_images import choose_golden, make_golden, read_golden_images
@@ -121,6 +122,8 @@ class ExportConfig:
     """Seed that decides which images calibrate and which are golden."""
     engine: bool = False
     """True to build TensorRT engines of the graphs for this machine, too."""
+    sign: str | None = None
+    """Private key, or `sigstore`, to sign the bundle with: see `sign_bundle`."""
     triton: Path | None = None
     """Folder in which to write a Triton model repository, too."""
 
@@ -165,6 +168,8 @@ def export(
     _check_options(config, target)
     if config.engine:
         load_tensorrt(choose_flavour())  # fail before the work rather than at its end
+    if config.sign is not None:
+        check_key(config.sign)
     if config.output is not None:
         refuse_existing(config.output, force=force, marker=MANIFEST)
     source = read_source(
@@ -233,6 +238,8 @@ def export(
             folder, output.name, source, artifacts, golden, origin, calibration, analysis,
             work_of(model), warnings, shift,
         )  # fmt: skip
+    if config.sign is not None:
+        sign_bundle(open_bundle(output), config.sign)
     engines = _build_engines(output, progress) if config.engine else ()
     triton = None
     if config.triton is not None:

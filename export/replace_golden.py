@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from resdeploy.bundle.bundle import GOLDEN, REPORT, Bundle
+from resdeploy.bundle.bundle import GOLDEN, MODEL_CARD, REPORT, Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import (
     MANIFEST,
@@ -17,6 +17,7 @@ from resdeploy.bundle.manifest import (
     GoldenReference,
 )
 from resdeploy.bundle.quality import quality_warnings
+from resdeploy.bundle.signature import check_key, sign_bundle
 from resdeploy.export.bundle_files import check_graph, write_contents
 from resdeploy.export.golden_images import read_golden_images
 from resdeploy.export.noise_analysis import analyse_again
@@ -42,6 +43,7 @@ def replace_golden(
     output: Path,
     *,
     seed: int = 0,
+    sign: str | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> GoldenReplacement:
@@ -49,7 +51,8 @@ def replace_golden(
 
     `fp32.onnx` computes the golden logits, because PyTorch's network may be lost. Every graph is
     compared with them as at the export, and the copy gets new warnings, a new analysis and a new
-    report. `output` may be the bundle itself. If anything fails, no file has changed.
+    report. It is signed only with the key `sign`, see `sign_bundle`. `output` may be the bundle
+    itself. If anything fails, no file has changed.
 
     Raises:
         BundleError: The bundle is damaged or has no FP32 graph.
@@ -58,6 +61,8 @@ def replace_golden(
         OutputError: The output exists, and `force` is not set; or it cannot be written.
     """
     refuse_existing(output, force=force, marker=MANIFEST)
+    if sign is not None:
+        check_key(sign)
     manifest, reference = bundle.manifest, GoldenReference.FP32
     calibration = manifest.calibration or {}
     used = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}
@@ -83,7 +88,7 @@ def replace_golden(
     manifest = replace(manifest, artifacts=tuple(artifacts), golden=record)
     manifest = replace(manifest, warnings=(*kept, *quality_warnings(manifest)))
     contents = {
-        **{file: bundle.read(file) for file in manifest.files if file != REPORT},
+        **{file: bundle.read(file) for file in manifest.files if file not in (REPORT, MODEL_CARD)},
         GOLDEN: replace(golden, bit_exact=bit_exact).to_bytes(),
     }
     analysis = analyse_again(bundle, artifacts, golden, progress)
@@ -91,6 +96,8 @@ def replace_golden(
         for file, graph in graphs.items():
             (folder / file).write_bytes(graph)
         manifest = write_contents(folder, output.name, manifest, analysis, contents)
+    if sign is not None:
+        sign_bundle(open_bundle(output), sign)
     return GoldenReplacement(
         bundle=output, artifacts=manifest.artifacts, golden=record, warnings=manifest.warnings
     )

@@ -75,6 +75,7 @@ EXTRAS = {
     "train": ("torch", "safetensors", "sklearn", "matplotlib"),
     "export": ("onnx", "onnx_ir", "onnxscript"),
     "report": ("jinja2",),
+    "sign": ("model_signing", "OpenSSL"),
     "tensorboard": ("tensorboard",),
     "serve": ("starlette", "uvicorn", "httptools", "prometheus_client", "python_multipart", "grpc"),
 }

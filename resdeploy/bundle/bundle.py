@@ -25,6 +25,9 @@ CALIBRATION = "calibration.json"
 CALIBRATION_CACHE = "calibration.cache"
 ANALYSIS = "analysis.json"
 REPORT = "report.html"
+MODEL_CARD = "README.md"
+SBOM = "sbom.cdx.json"
+SIGNATURE = "model.sig"
 MAX_MANIFEST_BYTES = 16 << 20
 
 
@@ -34,6 +37,17 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    signer: str | None = None
+    """Whose signature was verified; None if none was asked for."""
+
+    @property
+    def files(self) -> dict[str, FileRecord]:
+        """All files that the manifest lists, by name."""
+        graphs = {
+            artifact.file: FileRecord(bytes=artifact.bytes, sha256=artifact.sha256)
+            for artifact in self.manifest.artifacts
+        }
+        return {**graphs, **self.manifest.files}
 
     def read(self, name: str) -> bytes:
         """Return the content of one file after checking its size and sha256.
@@ -130,16 +144,17 @@ class Bundle:
         )
 
     def _record(self, name: str) -> FileRecord:
-        if name in self.manifest.files:
-            return self.manifest.files[name]
-        for artifact in self.manifest.artifacts:
-            if artifact.file == name:
-                return FileRecord(bytes=artifact.bytes, sha256=artifact.sha256)
+        if name in self.files:
+            return self.files[name]
         raise BundleError(f"{self.path} lists no file {name}", "export the bundle again")
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, *, manifest_sha256: str | None = None) -> Bundle:
     """Read and check the manifest of a bundle.
+
+    Args:
+        path: Folder of the bundle.
+        manifest_sha256: Digest that the manifest must have; None to accept any.
 
     Raises:
         BundleError: The folder is not a bundle, is damaged, or has an unknown schema.
@@ -149,6 +164,8 @@ def open_bundle(path: Path) -> Bundle:
         raise _no_bundle(path)
     hint = "copy or export the bundle again"
     data = read_limited(manifest, MAX_MANIFEST_BYTES, BundleError, hint)
+    if manifest_sha256 is not None and sha256(data) != manifest_sha256:
+        raise BundleError(f"{manifest} is not the file that was signed", hint)
     try:
         document = decode(dict[str, Any], data)
         if "schema" not in document:

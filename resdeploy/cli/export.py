@@ -112,6 +112,11 @@ if TYPE_CHECKING:
     "the repository.",
 )
 @option(
+    "--sign",
+    metavar="KEY|sigstore",
+    help="Also sign the bundle, see `resdeploy sign`.",
+)
+@option(
     "--labels",
     type=PATH,
     help="Text file with one class name per line.  [default: the names in SOURCE]",
@@ -133,7 +138,7 @@ if TYPE_CHECKING:
 @FORCE
 def export(
     source: Path, output: Path | None, triton: Path | None, golden_data: Path | None, seed: int,
-    force: bool, **settings: Any,
+    sign: str | None, force: bool, **settings: Any,
 ) -> CommandResult:  # fmt: skip
     """Export SOURCE to a bundle of ONNX graphs.
 
@@ -156,20 +161,25 @@ def export(
 
             reject_options({*settings, "triton"}, reason)
             replaced = replace_golden(
-                bundle, golden_data, output or source.resolve(), seed=seed, force=force
+                bundle,
+                golden_data,
+                output or source.resolve(),
+                seed=seed,
+                sign=sign,
+                force=force,
             )
             return CommandResult(replaced, golden_text(replaced))
         from resdeploy.export.triton.repository import write_repository
 
         assert triton is not None
-        reject_options({*settings, "output", "seed"}, reason)
+        reject_options({*settings, "output", "seed", "sign"}, reason)
         written = write_repository(bundle, triton, force=force)
         return CommandResult(written, repository_text(written), warnings=bundle.manifest.warnings)
     from resdeploy.export.pipeline import ExportConfig
     from resdeploy.export.pipeline import export as run_export
     from resdeploy.train.checkpoint.contents import Weights
 
-    settings |= {"source": source, "output": output, "triton": triton, "seed": seed}
+    settings |= {"source": source, "output": output, "triton": triton, "seed": seed, "sign": sign}
     settings["stated"] = take_settings(settings)
     settings |= {"golden_data": golden_data, "weights": Weights(settings["weights"])}
     result = run_export(ExportConfig(**settings), force=force, progress=progress_bar)

@@ -21,6 +21,7 @@ from resdeploy.cli.predict import predict
 from resdeploy.cli.preprocess import preprocess
 from resdeploy.cli.report import report
 from resdeploy.cli.serve import serve
+from resdeploy.cli.sign import sign
 from resdeploy.cli.train import train
 from resdeploy.cli.verify import verify
 
@@ -32,8 +33,7 @@ def main() -> None:
 
 
 for _command in (
-    demo, train, inspect, preprocess, export, build, verify, bench, compare, report, predict, serve,
-    explain,
-    doctor,
+    demo, train, inspect, preprocess, export, build, sign, verify, bench, compare, report, predict,
+    serve, explain, doctor,
 ):  # fmt: skip
     main.add_command(_command)

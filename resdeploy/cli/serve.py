@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 from click import IntRange, UsageError, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command
-from resdeploy.cli.options.common import BACKEND, EXACT, LONGEST_WAIT_MS, PRECISION, FiniteRange
+from resdeploy.cli.options.common import (
+    BACKEND,
+    EXACT,
+    ISSUER,
+    LONGEST_WAIT_MS,
+    PRECISION,
+    FiniteRange,
+)
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:
@@ -83,26 +90,37 @@ if TYPE_CHECKING:
 @option(
     "--access-log/--no-access-log", default=True, help="Log each request, or only those that fail."
 )
+@option(
+    "--require-signer",
+    metavar="FILE|IDENTITY",
+    help="Refuse bundles, at reloads too, unless they are signed by this PEM file's public key or "
+    "root certificate, or by this identity.",
+)
+@ISSUER
 @BACKEND
 @PRECISION
 @EXACT
-def serve(bundles: tuple[Path, ...], **settings: Any) -> CommandResult:
+def serve(
+    bundles: tuple[Path, ...], require_signer: str | None, issuer: str | None, **settings: Any
+) -> CommandResult:
     """Serve BUNDLEs over HTTP and gRPC.
 
     The server supports the Open Inference Protocol and image uploads, and has a web page and
     metrics. A model has the name of its bundle's folder, without `.bundle`. On SIGHUP, the server
     loads the bundles that changed; on SIGTERM, it completes the accepted requests and exits.
     """
+    from resdeploy.bundle.signature import make_signer
     from resdeploy.errors import needs_extra
     from resdeploy.progress import progress_bar
     from resdeploy.runtime.serving.config import ServeConfig
 
     if (settings["tls_cert"] is None) != (settings["tls_key"] is None):
         raise UsageError("--tls-cert and --tls-key need each other")
+    signer = make_signer(require_signer, issuer)
     with needs_extra():
         from resdeploy.runtime.serving.server import serve as run_serve
 
-    result = run_serve(bundles, ServeConfig(**settings), progress_bar)
+    result = run_serve(bundles, ServeConfig(signer=signer, **settings), progress_bar)
     return CommandResult(result, served_text(result))
 
 

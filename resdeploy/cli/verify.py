@@ -10,7 +10,7 @@ from click import argument, option
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.console import PATH, CommandResult, command, exit_code
-from resdeploy.cli.options.common import BACKEND, PRECISION, THREADS, FiniteRange
+from resdeploy.cli.options.common import BACKEND, ISSUER, PRECISION, THREADS, FiniteRange
 from resdeploy.images.formats import unread_lines
 from resdeploy.tables import plural, table
 
@@ -31,10 +31,17 @@ if TYPE_CHECKING:
     default=1.0,
     help="With --data: largest accepted drop of top-1 accuracy against FP32, in percentage points.",
 )
+@option(
+    "--signer",
+    metavar="FILE|IDENTITY",
+    help="Refuse the bundle unless it is signed by this PEM file's public key or root "
+    "certificate, or by this identity.",
+)
+@ISSUER
 @BACKEND
 @PRECISION
 @THREADS
-def verify(bundle: Path, **settings: Any) -> CommandResult:
+def verify(bundle: Path, signer: str | None, issuer: str | None, **settings: Any) -> CommandResult:
     """Check that BUNDLE computes on this machine what its export computed.
 
     Without --data the verdict is `reproduced`, never `pass`: the golden images show nothing about
@@ -43,11 +50,12 @@ def verify(bundle: Path, **settings: Any) -> CommandResult:
 
     Exit code: 0 passed or reproduced, 1 failed, 3 too few images to decide.
     """
-    from resdeploy.bundle.bundle import open_bundle
+    from resdeploy.bundle.signature import make_signer, open_signed
     from resdeploy.progress import progress_bar
     from resdeploy.runtime.verification.verify import verify as run_verify
 
-    result = run_verify(open_bundle(bundle), progress=progress_bar, **settings)
+    opened = open_signed(bundle, make_signer(signer, issuer))
+    result = run_verify(opened, progress=progress_bar, **settings)
     return CommandResult(result, verification_text(result), exit_code(result.verdict))
 
 
@@ -86,6 +94,8 @@ def verification_text(result: Verification) -> str:
         for line in result.results
         if line.different
     ]
+    if result.signer:
+        lines.append(f"signed by {result.signer}")
     lines += unread_lines(result.unreadable, result.passed_over)
     if result.used_before:
         lines.append(

@@ -163,13 +163,9 @@ def to_html(page: Page) -> bytes:
     return render_page("report/report.html.j2", page=page)
 
 
-def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> bytes:
-    """Return the `report.html` of a bundle that is being exported.
-
-    Raises:
-        MissingDependencyError: Jinja2 is not installed.
-    """
-    return to_html(make_page(ReportInputs(bundles=[BundleContents(name, manifest, analysis)])))
+def bundle_page(name: str, manifest: Manifest, analysis: Analysis | None) -> Page:
+    """Return the report of a bundle that is being exported."""
+    return make_page(ReportInputs(bundles=[BundleContents(name, manifest, analysis)]))
 
 
 def _title(inputs: ReportInputs) -> str:

@@ -75,6 +75,8 @@ class Verification:
     labels: tuple[str, ...]
     passed_over: dict[str, int] = field(default_factory=dict)
     """Number of other pictures in the folder, by the reason why they are not read."""
+    signer: str | None = None
+    """Whose signature of the bundle was verified; None if none was asked for."""
     environment: Environment
     """The bundle, the software and the machine."""
     schema: str = SCHEMA

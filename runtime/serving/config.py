@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from resdeploy.bundle.signature import Signer
 from resdeploy.runtime.backends.base import AUTO
 
 TOKEN_VARIABLE = "RESDEPLOY_TOKEN"
@@ -60,6 +61,8 @@ class ServeConfig:
     """File with the bearer token. None reads RESDEPLOY_TOKEN; without both, no token is needed."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    signer: Signer | None = None
+    """Whoever must have signed every bundle; None to serve unsigned ones, too."""
     access_log: bool = True
     """True to log every request for a model, False to log only failed requests."""
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resdeploy.bundle.bundle import MAX_MANIFEST_BYTES, Bundle, open_bundle
+from resdeploy.bundle.bundle import MAX_MANIFEST_BYTES, Bundle
 from resdeploy.bundle.manifest import MANIFEST, ExportWarning, Precision
 from resdeploy.bundle.quality import relevant_warnings
+from resdeploy.bundle.signature import open_signed
 from resdeploy.errors import BackendError, BundleError, ResdeployError
 from resdeploy.filesystem import read_limited, sha256
 from resdeploy.images.preprocessing import ImageSize
@@ -141,7 +142,7 @@ class ServedModel:
             await _close_when_answered(self._current)
 
     def _open(self) -> tuple[Bundle, tuple[str, ...], EngineFactory, list[EngineInstance]]:
-        bundle = open_bundle(self._path)
+        bundle = open_signed(self._path, self._config.signer)
         labels = bundle.labels()
         engines = EngineFactory(bundle, self._config, self._progress)
         instances = engines.open_next()

@@ -19,7 +19,7 @@ from typing import Any
 
 import uvicorn
 
-from resdeploy.bundle.bundle import open_bundle
+from resdeploy.bundle.signature import open_signed
 from resdeploy.errors import BackendError, ResdeployError, ServeError
 from resdeploy.filesystem import check_file
 from resdeploy.machine.device import available_cores
@@ -63,7 +63,7 @@ def serve(bundles: Sequence[Path], config: ServeConfig, progress: Progress) -> S
     """
     names = model_names(bundles)
     for path in names.values():  # refuse wrong arguments before the server listens
-        candidates(open_bundle(path), config.backend, config.precision)
+        candidates(open_signed(path, config.signer), config.backend, config.precision)
     token = read_token(config)
     raise_file_limit(2 * config.connections + OTHER_FILES)
     with json_logs(), warnings.catch_warnings():

@@ -95,6 +95,7 @@ def verify(
         warnings=relevant_warnings(bundle.manifest, [c.artifact.name for c in selected]),
         results=tuple(results),
         labels=bundle.labels(),
+        signer=bundle.signer,
         environment=Environment.collect(
             bundle=str(bundle.path),
             model=bundle.manifest.model["name"],

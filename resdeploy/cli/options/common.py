@@ -44,6 +44,11 @@ EXACT = option(
 THREADS = option(
     "--threads", type=IntRange(1, 1024), help="CPU threads per inference.  [default: one per core]"
 )
+ISSUER = option(
+    "--issuer",
+    metavar="URL",
+    help="With an identity as the signer: the OpenID Connect issuer that vouches for it.",
+)
 WEIGHTS = option(
     "--weights",
     type=Choice(["auto", "raw", "ema"]),

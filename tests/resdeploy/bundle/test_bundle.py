@@ -71,7 +71,7 @@ def test_files_of_the_contract(tiny_bundle: Bundle) -> None:
     assert {path.name for path in tiny_bundle.path.iterdir()} == {
         "manifest.json", "fp32.onnx", "fp16.onnx", "int8.onnx", "int8-cpu.onnx", "labels.txt",
         "golden.npz", "report.html", "calibration.json", "calibration.cache",
-        "analysis.json",
+        "analysis.json", "README.md", "sbom.cdx.json",
     }  # fmt: skip
 
 
