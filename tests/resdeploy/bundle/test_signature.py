@@ -269,6 +269,7 @@ def test_the_parsed_manifest_is_the_signed_one(
     signed: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process changes the bundle after the verification, before it is parsed."""
+
     def read_changed(path: Path, *rest: object) -> bytes:
         change_and_update_the_manifest(signed)
         return read_limited(path, *rest)  # type: ignore[arg-type]
