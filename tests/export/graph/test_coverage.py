@@ -116,7 +116,7 @@ def test_the_family_runs_in_integers(member: Exported, encoding: Encoding) -> No
     assert found.int8_convs == found.convs == operators["Conv"]
     assert found.fused_additions == found.additions == 3
     check_graph(  # what a bundle does before an engine reads the graph
-        to_bytes(model), opset=OPSET, image_size=(SIZE, SIZE), classes=len(CLASSES),
+        to_bytes(model), opset=OPSET, image_size=member.images.shape[1:3], classes=len(CLASSES),
         names=(INPUT_NAME, OUTPUT_NAME),
     )  # fmt: skip
 
