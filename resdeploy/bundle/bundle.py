@@ -6,6 +6,7 @@ and all its fields are checked. Shape letters: N images, H rows, W columns, K cl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.bundle.golden import Golden, read_golden
-from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Artifact, FileRecord, Manifest
+from resdeploy.bundle.graph_check import check_graph
+from resdeploy.bundle.manifest import (
+    INPUT_NAME,
+    MANIFEST,
+    OUTPUT_NAME,
+    SCHEMA,
+    Artifact,
+    FileRecord,
+    Manifest,
+)
 from resdeploy.errors import BundleError, one_line_reason, remedy_for
-from resdeploy.filesystem import check_file, read_limited, sha256, sha256_file
+from resdeploy.filesystem import check_file, open_regular, read_limited, sha256
+from resdeploy.images.preprocessing import height_and_width
 from resdeploy.json_documents import decode, parse
 from resdeploy.readable_text import readable
 
@@ -57,35 +68,48 @@ class Bundle:
         """
         record = self._record(name)
         try:
-            with (self.path / name).open("rb") as stream:
+            with open_regular(self.path / name) as stream:
                 data = stream.read(record.bytes + 1)
         except OSError as error:
             raise _unreadable(self.path / name, error) from error
         if len(data) != record.bytes or sha256(data) != record.sha256:
             raise self._changed(name)
+        self._check_graph(name, data)
         return data
 
     @contextmanager
     def checked_path(self, name: str) -> Iterator[Path]:
-        """Yield a path to one file, valid within the `with` block, after the checks of `read`.
+        """Yield a path to a copy of one file, valid within the `with` block, as `read` returns it.
 
-        A library that loads the file itself needs no second copy in memory. The path refers to the
-        open file, so it leads to the checked file even if another file replaces it.
+        A library can load the file itself, and needs no second copy in the memory of this process.
+        The copy is in memory, outside of any folder, so no other process changes what was checked.
 
         Raises:
-            BundleError: The file is missing, was changed, or is not listed in the manifest.
+            BundleError: As for `read`.
         """
-        record = self._record(name)
-        try:
-            stream = (self.path / name).open("rb")
-        except OSError as error:
-            raise _unreadable(self.path / name, error) from error
-        with stream:
-            descriptor = Path(f"/proc/self/fd/{stream.fileno()}")
-            path = descriptor if descriptor.exists() else self.path / name
-            if path.stat().st_size != record.bytes or sha256_file(path) != record.sha256:
-                raise self._changed(name)
-            yield path
+        data = self.read(name)
+        copy = os.memfd_create(name, os.MFD_CLOEXEC)
+        with os.fdopen(copy, "wb", buffering=0) as stream:
+            stream.write(data)
+            del data
+            yield Path(f"/proc/self/fd/{copy}")
+
+    def _check_graph(self, name: str, data: bytes) -> None:
+        for artifact in self.manifest.artifacts:
+            if artifact.file == name:
+                try:
+                    check_graph(
+                        data,
+                        opset=artifact.opset,
+                        image_size=height_and_width(self.manifest.preprocessing.image_size),
+                        classes=self.manifest.classes,
+                        names=(INPUT_NAME, OUTPUT_NAME),
+                    )
+                except ValueError as error:
+                    raise BundleError(
+                        f"{self.path / name} is not a graph that resdeploy runs: {error}",
+                        "export the bundle again; do not run graphs of unknown origin",
+                    ) from error
 
     def artifact(self, name: str) -> Artifact:
         """Return the artifact called `name`.

@@ -9,17 +9,18 @@ import onnx_ir as ir
 import pytest
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.graph_check import check_graph
+from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME, Encoding
 from resdeploy.calibration.ranges import Range
 from resdeploy.cli.explain import coverage_text
 from resdeploy.export.graph.coverage import Coverage, coverage
 from resdeploy.export.graph.float_layers import layers_of
 from resdeploy.export.graph.placement import place
-from resdeploy.export.graph.to_onnx import to_onnx
+from resdeploy.export.graph.to_onnx import OPSET, to_bytes, to_onnx
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.train.model.architecture import Architecture, Shortcut
 from tests.export.conftest import Exported
-from tests.samples import FAMILY, SIZE, make_classifier
+from tests.samples import CLASSES, FAMILY, SIZE, make_classifier
 
 BOTH = (Encoding.TENSORRT, Encoding.CPU)
 ALL = (*BOTH, Encoding.DLA)
@@ -109,10 +110,15 @@ def test_all_variants_run_in_integers(shortcut: Shortcut, encoding: Encoding) ->
 
 @pytest.mark.parametrize("encoding", ALL)
 def test_the_family_runs_in_integers(member: Exported, encoding: Encoding) -> None:
-    found = coverage(member.quantised(encoding).graph, encoding)
+    model = member.quantised(encoding)
+    found = coverage(model.graph, encoding)
     operators = Counter(node.op_type for node in member.model.graph)
     assert found.int8_convs == found.convs == operators["Conv"]
     assert found.fused_additions == found.additions == 3
+    check_graph(  # what a bundle does before an engine reads the graph
+        to_bytes(model), opset=OPSET, image_size=member.images.shape[1:3], classes=len(CLASSES),
+        names=(INPUT_NAME, OUTPUT_NAME),
+    )  # fmt: skip
 
 
 def test_a_float_pooling_of_two_kinds_is_one_region() -> None:

@@ -1,0 +1,238 @@
+"""The check of a bundle's graph before any engine reads it.
+
+A small file may ask for any amount of memory and time: by paddings, by additions that broadcast, by
+tensors that are joined again and again. So the shapes of all tensors are computed for one image, as
+the operators of ONNX define them (https://onnx.ai/onnx/operators/), and limited.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from math import prod
+
+from resdeploy.bundle.onnx_reader import Buffer, Node, OnnxGraph, Shape, Value, Weight, read_onnx
+
+UINT8, FLOAT = 2, 1
+# ResNet-152 has 64 x 2048 x 2048 values after its first layer for a picture of 4096 x 4096 pixels,
+# and needs 3.9e12 multiplications for it.
+MAX_ELEMENTS = 1 << 28
+MAX_MACS = 10**13
+# The first layers have the most values: 64 for each pixel of CIFAR-10, 640 in its widest networks.
+MAX_ELEMENTS_PER_PIXEL = 1024
+FEWEST_ELEMENTS = 1 << 20  # the last layers of a network for very small pictures
+
+Shapes = dict[str, Shape]
+
+
+def check_graph(
+    data: Buffer, *, opset: int, image_size: tuple[int, int], classes: int, names: tuple[str, str]
+) -> None:
+    """Raise a ValueError unless `data` is a graph that every engine can load without risk.
+
+    Args:
+        data: Content of an ONNX file.
+        opset: Version of the operators that the manifest states.
+        image_size: Height and width of the input, in pixels.
+        classes: Number of logits.
+        names: Names of the input and of the output.
+    """
+    graph = read_onnx(data)
+    if graph.opset != opset:
+        raise ValueError(f"it uses version {graph.opset} of the operators, not {opset}")
+    height, width = image_size
+    _check_value(graph.inputs, names[0], UINT8, (height, width, 3))
+    _check_value(graph.outputs, names[1], FLOAT, (classes,))
+    shapes = {name: weight.shape for name, weight in graph.weights.items()}
+    _add(shapes, names[0], (1, height, width, 3))
+    largest = max(FEWEST_ELEMENTS, min(MAX_ELEMENTS, MAX_ELEMENTS_PER_PIXEL * height * width))
+    constants = set(graph.weights)
+    macs = constant_elements = 0
+    for node in graph.nodes:
+        shape = _shape_of(node, shapes, graph)
+        limit = largest
+        if constants.issuperset(node.inputs):
+            # Engines compute such tensors once and keep them. Our graphs do so for each weight of
+            # int8 once, which has one byte per element.
+            constants.update(node.outputs)
+            constant_elements += prod(shape)
+            limit = len(data) - constant_elements + prod(shape)
+        if min(shape, default=0) < 1 or prod(shape) > limit:
+            raise ValueError(f"a tensor of shape {shape!r:.60} is computed by {node.operator}")
+        if node.operator in ("Conv", "Gemm"):
+            weights = shapes[node.inputs[1]]
+            macs += prod(shape) * prod(weights) // max(1, shape[1])
+        if len(node.outputs) != 1:
+            raise ValueError(f"a node {node.operator} has {len(node.outputs)} outputs")
+        _add(shapes, node.outputs[0], shape)
+    if macs > MAX_MACS:
+        raise ValueError(f"it needs {macs:.1e} multiplications for one image")
+    if shapes.get(names[1]) != (1, classes):
+        raise ValueError(f"its output has the shape {shapes.get(names[1])}, not (1, {classes})")
+
+
+def _check_value(
+    values: Sequence[Value], name: str, data_type: int, sizes: tuple[int, ...]
+) -> None:
+    if len(values) != 1 or values[0].name != name or values[0].data_type != data_type:
+        raise ValueError(f"it does not have {name!r} as its only tensor of this kind")
+    batch, *others = values[0].shape or ("",)
+    if not isinstance(batch, str) or tuple(others) != sizes:
+        raise ValueError(f"{name} has the shape {values[0].shape!r:.60}, not (batch, *{sizes})")
+
+
+def _add(shapes: Shapes, name: str, shape: Shape) -> None:
+    if name in shapes:
+        raise ValueError(f"two tensors have the name {name!r:.60}")
+    shapes[name] = shape
+
+
+def _shape_of(node: Node, shapes: Shapes, graph: OnnxGraph) -> Shape:
+    rule = OPERATORS.get(node.operator)
+    if rule is None:
+        raise ValueError(f"it uses the operator {node.operator!r:.60}, which no graph of ours has")
+    try:
+        inputs = [shapes[name] for name in node.inputs]
+        return rule(node, inputs, graph.weights)
+    except (KeyError, IndexError, TypeError, ZeroDivisionError, struct.error) as error:
+        raise ValueError(f"a node {node.operator} does not fit its inputs") from error
+
+
+Rule = Callable[[Node, list[Shape], dict[str, Weight]], Shape]
+"""Function of a node, the shapes of its inputs, and the weights of the graph."""
+
+
+def _integers(node: Node, name: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
+    value = node.attributes.get(name, default)
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        raise TypeError(name)
+    return tuple(value)
+
+
+def _integer(node: Node, name: str, default: int) -> int:
+    value = node.attributes.get(name, default)
+    if not isinstance(value, int):
+        raise TypeError(name)
+    return value
+
+
+def _same(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    return inputs[0]
+
+
+def _broadcast(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    first, second = inputs
+    rank = max(len(first), len(second))
+    pairs = list(zip((1,) * (rank - len(first)) + first, (1,) * (rank - len(second)) + second))
+    if any(a != b and 1 not in (a, b) for a, b in pairs):
+        raise TypeError("shapes")
+    return tuple(max(a, b) for a, b in pairs)
+
+
+def _transpose(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    order = _integers(node, "perm")
+    if sorted(order) != list(range(len(inputs[0]))):
+        raise TypeError("perm")
+    return tuple(inputs[0][axis] for axis in order)
+
+
+def _windows(node: Node, spatial: Shape, kernel: Shape) -> Shape:
+    """Return the numbers of positions of a kernel, in ONNX's formula of Conv and MaxPool."""
+    rank = len(spatial)
+    pads = _integers(node, "pads", (0,) * 2 * rank)
+    strides = _integers(node, "strides", (1,) * rank)
+    dilations = _integers(node, "dilations", (1,) * rank)
+    if node.attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+        raise TypeError("auto_pad")
+    if min(*strides, *dilations, *kernel) < 1 or min(pads) < 0 or len(pads) != 2 * rank:
+        raise TypeError("a window")
+    up = _integer(node, "ceil_mode", 0)
+    return tuple(
+        (
+            size + pads[axis] + pads[axis + rank] - dilations[axis] * (kernel[axis] - 1) - 1
+            + (strides[axis] - 1 if up else 0)
+        )
+        // strides[axis] + 1
+        for axis, size in enumerate(spatial)
+    )  # fmt: skip
+
+
+def _conv(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    (batch, channels, *spatial), (filters, depth, *kernel) = inputs[:2]
+    if depth * _integer(node, "group", 1) != channels or len(kernel) != len(spatial):
+        raise TypeError("channels")
+    if _integers(node, "kernel_shape", kernel) != tuple(kernel):
+        raise TypeError("kernel_shape")
+    return batch, filters, *_windows(node, tuple(spatial), tuple(kernel))
+
+
+def _pool(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    batch, channels, *spatial = inputs[0]
+    kernel = _integers(node, "kernel_shape")
+    if len(kernel) != len(spatial):
+        raise TypeError("kernel_shape")
+    return batch, channels, *_windows(node, tuple(spatial), kernel)
+
+
+def _global_pool(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    return inputs[0][:2] + (1,) * (len(inputs[0]) - 2)
+
+
+def _flatten(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    axis = _integer(node, "axis", 1)
+    return prod(inputs[0][:axis]), prod(inputs[0][axis:])
+
+
+def _gemm(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    (rows, inner), (first, second) = inputs[:2]
+    if _integer(node, "transA", 0):
+        raise TypeError("transA")
+    depth, columns = (second, first) if _integer(node, "transB", 0) else (first, second)
+    if depth != inner:
+        raise TypeError("shapes")
+    return rows, columns
+
+
+def _concat(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    axis, rank = _integer(node, "axis", 1), len(inputs[0])
+    if not 0 <= axis < rank or any(len(shape) != rank for shape in inputs):
+        raise TypeError("axis")
+    total = sum(shape[axis] for shape in inputs)
+    return (*inputs[0][:axis], total, *inputs[0][axis + 1 :])
+
+
+def _pad(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    rank = len(inputs[0])
+    if len(inputs) != 2:
+        raise TypeError("axes")
+    pads = struct.unpack(f"<{2 * rank}q", weights[node.inputs[1]].data)
+    return tuple(size + pads[i] + pads[i + rank] for i, size in enumerate(inputs[0]))
+
+
+def _space_to_depth(node: Node, inputs: list[Shape], weights: dict[str, Weight]) -> Shape:
+    batch, channels, height, width = inputs[0]
+    block = _integer(node, "blocksize", 0)
+    return batch, channels * block * block, height // block, width // block
+
+
+OPERATORS: dict[str, Rule] = {
+    "Add": _broadcast,
+    "AveragePool": _pool,
+    "Cast": _same,
+    "Concat": _concat,
+    "Conv": _conv,
+    "DequantizeLinear": _same,
+    "Flatten": _flatten,
+    "Gemm": _gemm,
+    "GlobalAveragePool": _global_pool,
+    "GlobalMaxPool": _global_pool,
+    "MaxPool": _pool,
+    "Mul": _broadcast,
+    "Pad": _pad,
+    "QuantizeLinear": _same,
+    "Relu": _same,
+    "SpaceToDepth": _space_to_depth,
+    "Sub": _broadcast,
+    "Transpose": _transpose,
+}
+"""The operators that an export writes, with the shape of their output."""
