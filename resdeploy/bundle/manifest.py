@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -173,9 +173,8 @@ class Manifest:
     model: dict[str, Any]
     """Architecture, and origin of the weights."""
     preprocessing: Preprocessing
-    preprocessing_origins: dict[str, str] = field(default_factory=dict)
-    """Place that states each setting: an option, a file, the run, or `assumed`; empty if an earlier
-    version made the bundle."""
+    preprocessing_origins: dict[str, str]
+    """Place that states each setting: an option, a file, the run, or `assumed`."""
     artifacts: tuple[Artifact, ...]
     files: dict[str, FileRecord]
     """Files that are no artifacts, by name."""
