@@ -20,7 +20,7 @@ from resdeploy.images.preprocessing_settings import NOTHING_STATED, Preprocessin
 from resdeploy.progress import Progress, silent
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
-from resdeploy.train.checkpoint.stated import first_difference
+from resdeploy.train.checkpoint.stated import first_difference, repeated_labels
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.shards import find_shards
 from resdeploy.train.data.synthetic_digits import digits_folder
@@ -177,6 +177,8 @@ def _name_classes(checkpoint: Checkpoint, path: Path | None) -> tuple[Checkpoint
             f"{path} has {len(labels)} labels, but the network has {classes} classes",
             "write one class name per line, in the order of the classes",
         )
+    if repeated := repeated_labels(labels):
+        logger.warning("%s: %s", path, repeated)
     if stated and (difference := first_difference(stated, labels)):
         logger.warning("the labels in %s and in %s differ: %s", checkpoint.path, path, difference)
     return checkpoint, labels

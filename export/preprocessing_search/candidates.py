@@ -9,6 +9,7 @@ from resdeploy.images.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Channels,
+    CropOffset,
     Interpolation,
     Preprocessing,
     ResizeMode,
@@ -42,9 +43,12 @@ LARGE_SIZES, SMALL_SIZES = (224, 192, 256, 288), (32, 28, 40, 64, 24, 36, 48)
 SMALL_PICTURE = 96  # largest shorter side, in pixels, for which the small sizes are tried
 
 
-def starting_points(size: int, *, gray: bool) -> list[Preprocessing]:
+def starting_points(
+    size: int, offset: CropOffset = CropOffset.EVEN, *, gray: bool
+) -> list[Preprocessing]:
     """Return each normalisation and order of channels, with the standard geometry."""
-    start = Preprocessing(image_size=size, resize=resize_for(size, usual_fraction(size)))
+    resize = resize_for(size, usual_fraction(size))
+    start = Preprocessing(image_size=size, resize=resize, crop_offset=offset)
     return normalisations(start, gray=gray)
 
 

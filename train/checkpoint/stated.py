@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -91,7 +92,16 @@ def read_labels_of(
                 labels, origin = found, place
             elif difference := first_difference(labels, found):
                 notes.append(f"{place} differs from {origin}, which is used: {difference}")
+    if labels and (repeated := repeated_labels(labels)):
+        notes.append(f"{origin}: {repeated}")
     return labels, notes
+
+
+def repeated_labels(labels: Sequence[str]) -> str | None:
+    """Return which label names several classes, as text; None if all names differ."""
+    counts = Counter(label.casefold() for label in labels)
+    repeated = [label for label in labels if counts[label.casefold()] > 1]
+    return f"{len(repeated)} classes share names, such as {repeated[0]!r}" if repeated else None
 
 
 def first_difference(one: Sequence[str], other: Sequence[str]) -> str | None:
@@ -123,7 +133,9 @@ def _label_list(value: Any) -> tuple[str, ...] | None:
         value = [label for _, label in sorted(pairs, key=lambda pair: int(pair[0]))]
     if not isinstance(value, Sequence) or not value:
         return None
-    return one_line_labels(value) if all(isinstance(v, (str, int)) for v in value) else None
+    # An empty name would be shown as nothing.
+    is_named = all(isinstance(v, int) or (isinstance(v, str) and v.strip()) for v in value)
+    return one_line_labels(value) if is_named else None
 
 
 def read_settings_of(
