@@ -79,7 +79,7 @@ class Source:
 
 
 def read_source(
-    path: Path,
+    origin: Path | Checkpoint,
     *,
     image_size: ImageSize | None = None,
     stated: PreprocessingSettings = NOTHING_STATED,
@@ -94,7 +94,7 @@ def read_source(
     """Load a checkpoint, and choose defaults for everything that it does not contain.
 
     Args:
-        path: A run folder, or a file or folder of weights.
+        origin: A run folder, a file or folder of weights, or its content.
         image_size: Size of the input in pixels.
         stated: Other settings of the pre-processing that options state; see
             `choose_source_preprocessing` for the rest.
@@ -113,13 +113,15 @@ def read_source(
         DataError: The folder of images is missing or has no images.
         ExportError: The labels cannot be read, or there are more or fewer labels than classes.
     """
-    if path == LATEST and not path.exists():
+    if origin == LATEST and not LATEST.exists():
         raise CheckpointError(
             f"there is no finished run here: {LATEST} does not exist",
             "run resdeploy train first, or name a checkpoint: resdeploy export SOURCE",
         )
-    # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
-    checkpoint = load_checkpoint(path.resolve() if path.is_symlink() else path, weights)
+    if isinstance(origin, Path):
+        # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
+        origin = load_checkpoint(origin.resolve() if origin.is_symlink() else origin, weights)
+    checkpoint = origin
     pools = _find_images(checkpoint.data, calibration_data)
     checkpoint, names = _name_classes(checkpoint, labels)
     for note in checkpoint.notes:
@@ -140,7 +142,7 @@ def read_source(
         labels=names,
         choice=choice,
         pools=pools,
-        classes=_find_classes(pools, names, str(path)),
+        classes=_find_classes(pools, names, str(checkpoint.path)),
     )
 
 

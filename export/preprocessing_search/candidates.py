@@ -9,7 +9,6 @@ from resdeploy.images.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Channels,
-    CropOffset,
     Interpolation,
     Preprocessing,
     ResizeMode,
@@ -43,12 +42,9 @@ LARGE_SIZES, SMALL_SIZES = (224, 192, 256, 288), (32, 28, 40, 64, 24, 36, 48)
 SMALL_PICTURE = 96  # largest shorter side, in pixels, for which the small sizes are tried
 
 
-def starting_points(
-    size: int, offset: CropOffset = CropOffset.EVEN, *, gray: bool
-) -> list[Preprocessing]:
+def starting_points(size: int, *, gray: bool) -> list[Preprocessing]:
     """Return each normalisation and order of channels, with the standard geometry."""
-    resize = resize_for(size, usual_fraction(size))
-    start = Preprocessing(image_size=size, resize=resize, crop_offset=offset)
+    start = Preprocessing(image_size=size, resize=resize_for(size, usual_fraction(size)))
     return normalisations(start, gray=gray)
 
 

@@ -125,7 +125,6 @@ def find_preprocessing(
     limit = images or min(MOST_IMAGES, max(FIRST_LOOK, DEFAULT_PIXELS // sizes[0] ** 2))
     scorer = Scorer(checkpoint.network(), files, limit, progress)
     search = _Search(scorer, classes, names, data)
-    # The options of the result give the offset that an export of this checkpoint takes.
     offset = stated.crop_offset if stated else crop_offset_of(checkpoint)
     search.begin(sizes, stated, offset, gray=checkpoint.architecture.input_channels == 1)
     search.explore(sizes)
@@ -171,7 +170,8 @@ class _Search:
         """
         for size in sizes:
             extra = [] if stated is None else [replace(stated, reducing_gap=None)]
-            self._race([*extra, *starting_points(size, offset, gray=gray)])
+            starts = [replace(s, crop_offset=offset) for s in starting_points(size, gray=gray)]
+            self._race([*extra, *starts])
             best = self._best(self._left)
             if self._classes is None:
                 return

@@ -46,12 +46,7 @@ from resdeploy.train.checkpoint.heads import (
     with_second_logit,
 )
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
-from resdeploy.train.checkpoint.naming import (
-    CIFAR_SCHEMES,
-    HUGGING_FACE,
-    NamedTensors,
-    unknown_names,
-)
+from resdeploy.train.checkpoint.naming import CIFAR_SCHEMES, NamedTensors, unknown_names
 from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON, read_run
 from resdeploy.train.checkpoint.stated import (
     contradictions_of,
@@ -374,7 +369,7 @@ def _assumptions(
         notes.append("the 3x3 stem is assumed to have stride 1 and no pooling after it")
     if architecture.pooling.value != "average" and network.scheme.name != "fastai":
         notes.append("the head's inputs are assumed to be maxima, then averages, as in fastai")
-    if network.scheme.name == HUGGING_FACE and configuration is None:
+    if network.scheme.name == "Hugging Face" and configuration is None:
         where = "" if architecture.block is BlockType.BASIC else ", strides in the 3x3 convolutions"
         notes.append(f"there is no {CONFIG} beside the weights, so ReLU{where} is assumed")
     return notes

@@ -76,7 +76,6 @@ class NamingScheme:
 
 
 _CIFAR = (*_PARTS[:6], "shortcut.0", "shortcut.1")
-HUGGING_FACE = "Hugging Face"
 _HF_LAYERS = [f"layer.{n}.{kind}" for n in range(3) for kind in ("convolution", "normalization")]
 SCHEMES = (
     NamingScheme(
@@ -89,7 +88,7 @@ SCHEMES = (
         stem=("conv1", "bn1"), block="layer{stage}.{block}", first_stage=1, parts=_CIFAR,
     ),
     NamingScheme(
-        name=HUGGING_FACE, source="transformers/models/resnet/modeling_resnet.py",
+        name="Hugging Face", source="transformers/models/resnet/modeling_resnet.py",
         stem=("embedder.embedder.convolution", "embedder.embedder.normalization"),
         block="encoder.stages.{stage}.layers.{block}", first_stage=0,
         parts=(*_HF_LAYERS, "shortcut.convolution", "shortcut.normalization"),
@@ -210,11 +209,10 @@ class SpellingError(ValueError):
 def unknown_names(names: Sequence[str]) -> ValueError:
     """Return an error that says how the names of tensors differ from those of `SCHEMES`."""
     scheme, strange = nearest_scheme(names)
-    plain_scheme, others = nearest_scheme([name.lower().replace("/", ".") for name in names])
-    if len(others) < len(strange):
+    for other, _ in _find_prefixes([name.lower().replace("/", ".") for name in names]):
         return SpellingError(
-            f"has the name {strange[0]}, but {plain_scheme.name}, the nearest scheme, has small "
-            "letters, with dots between the modules"
+            f"has the name {strange[0]}, but {other.name}, the nearest scheme, has small letters, "
+            "with dots between the modules"
         )
     return ValueError(
         f"does not hold a residual network: {len(names) - len(strange)} of its {len(names)} "

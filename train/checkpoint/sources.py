@@ -7,7 +7,6 @@ from resdeploy.images.preprocessing_choice import StatedSettings
 from resdeploy.images.preprocessing_files import settings_beside
 from resdeploy.images.preprocessing_settings import settings_of
 from resdeploy.train.checkpoint.load import Checkpoint
-from resdeploy.train.checkpoint.naming import HUGGING_FACE
 
 
 def stated_sources(checkpoint: Checkpoint) -> list[StatedSettings]:
@@ -28,4 +27,4 @@ def stated_sources(checkpoint: Checkpoint) -> list[StatedSettings]:
 
 def crop_offset_of(checkpoint: Checkpoint) -> CropOffset:
     """Return the rounding in the library that named the tensors; no option states it."""
-    return CropOffset.DOWN if checkpoint.scheme == HUGGING_FACE else CropOffset.EVEN
+    return CropOffset.DOWN if checkpoint.scheme == "Hugging Face" else CropOffset.EVEN

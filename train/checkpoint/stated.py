@@ -133,9 +133,8 @@ def _label_list(value: Any) -> tuple[str, ...] | None:
         value = [label for _, label in sorted(pairs, key=lambda pair: int(pair[0]))]
     if not isinstance(value, Sequence) or not value:
         return None
-    # An empty name would be shown as nothing.
-    is_named = all(isinstance(v, int) or (isinstance(v, str) and v.strip()) for v in value)
-    return one_line_labels(value) if is_named else None
+    are_names = all(isinstance(v, (str, int)) and str(v).strip() for v in value)
+    return one_line_labels(value) if are_names else None
 
 
 def read_settings_of(

@@ -32,6 +32,7 @@ from resdeploy.train import trainer
 from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.evaluation import evaluate
+from resdeploy.train.initialization import prepare
 from resdeploy.train.model.resnet import Classifier, ResNet
 from resdeploy.train.qat.network import QuantizedClassifier
 from resdeploy.train.run.folder import save_model
@@ -109,7 +110,9 @@ def test_the_export_takes_the_learned_ranges_and_gives_the_same_logits(
 def test_the_start_has_the_logits_of_the_original_network(
     tiny_checkpoint: Path, image_data: Path
 ) -> None:
-    start = quantized_start(config_for(tiny_checkpoint, image_data))
+    start = quantized_start(
+        config_for(tiny_checkpoint, image_data), load_checkpoint(tiny_checkpoint)
+    )
     network = load_checkpoint(tiny_checkpoint).network()
     images = torch.randn(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -142,8 +145,10 @@ def test_rejects_labels_in_another_order_before_the_training(tmp_path: Path) -> 
     save_file(
         network.state_dict(), tmp_path / "x.safetensors", {"labels": '["red", "blue", "green"]'}
     )
+    config, initial = prepare(config_for(tmp_path / "x.safetensors", tmp_path / "data"))
+    assert initial is not None
     with pytest.raises(DataError, match="calibration images are not in the order"):
-        quantized_start(config_for(tmp_path / "x.safetensors", tmp_path / "data"))
+        quantized_start(config, initial)
 
 
 def test_a_resumed_run_is_bit_identical(
