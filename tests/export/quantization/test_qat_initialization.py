@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import DataError, TrainingError
+from resdeploy.export import inputs
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.inputs import read_source
 from resdeploy.export.quantization.calibrate import LEARNED, calibrate
@@ -28,8 +29,8 @@ from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
-from resdeploy.train import trainer
-from resdeploy.train.checkpoint.load import load_checkpoint
+from resdeploy.train import initialization, trainer
+from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.evaluation import evaluate
 from resdeploy.train.initialization import prepare
@@ -63,7 +64,16 @@ def finished(
     folder = tmp_path_factory.mktemp("qat") / "run"
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.chdir(folder.parent)
+    loads: list[Path] = []
+
+    def load(path: Path, *_: Any) -> Checkpoint:
+        loads.append(path)
+        return load_checkpoint(path)
+
+    for module in (initialization, inputs):
+        monkeypatch.setattr(module, "load_checkpoint", load)
     train_quantized(config_for(tiny_checkpoint, image_data, epochs=2), folder)
+    assert loads == [tiny_checkpoint]  # once for all steps
     monkeypatch.undo()
     return folder
 
