@@ -185,8 +185,8 @@ class Manifest:
     warnings: tuple[ExportWarning, ...] = ()
     batch_norm_shift: BatchNormShift | None = None
     """None if the export had no images, or the network no batch norm with statistics."""
-    work: Work | None = None
-    """Work of the FP32 graph; None if an earlier version made the bundle."""
+    work: Work
+    """Work of the FP32 graph."""
 
     def __post_init__(self) -> None:
         if not self.artifacts:
@@ -210,7 +210,7 @@ class Manifest:
                 "name": OUTPUT_NAME, "dtype": "float32", "shape": ["batch", self.classes],
             },
             **jsonable(self),
-            "work": self.work and self.work.to_json(),
+            "work": self.work.to_json(),
         }  # fmt: skip
 
     @property

@@ -135,7 +135,7 @@ def _make_result(
         scope: best_ceilings([r.stages for r in measuring if r.spec.runs_on is scope])
         for scope in (Scope.GPU, Scope.CPU)
     }
-    work = bundle.manifest.work.totals if bundle.manifest.work else None
+    work = bundle.manifest.work.totals
     baseline, timed = baseline_of(runners), timed_runners(runners)
     timings = tuple(
         summarise(runner, baseline, work, ceilings.get(runner.spec.runs_on), workload, energy)
