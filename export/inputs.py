@@ -179,8 +179,8 @@ def _name_classes(checkpoint: Checkpoint, path: Path | None) -> tuple[Checkpoint
             f"{path} has {len(labels)} labels, but the network has {classes} classes",
             "write one class name per line, in the order of the classes",
         )
-    if repeated := repeated_labels(labels):
-        logger.warning("%s: %s", path, repeated)
+    if repeated := repeated_labels(labels, path):
+        logger.warning(repeated)
     if stated and (difference := first_difference(stated, labels)):
         logger.warning("the labels in %s and in %s differ: %s", checkpoint.path, path, difference)
     return checkpoint, labels

@@ -115,7 +115,8 @@ def find_preprocessing(
     listing = find_images(folder)
     classes: dict[Path, int] | None = None
     if any(path.parent != folder for path in listing.files):
-        labelled = match_labels(label_images(folder, listing.files, listing.passed_over), names)
+        labelled = label_images(folder, listing.files, listing.passed_over)
+        labelled = match_labels(labelled, names, owner=str(checkpoint.path))
         classes = dict(zip(labelled.files, labelled.labels))
     files = draw(listing.files if classes is None else list(classes), seed)
     small = checkpoint.architecture.stem is Stem.CIFAR or _has_small_pictures(files)

@@ -370,8 +370,8 @@ def _assumptions(
     if architecture.pooling.value != "average" and network.scheme.name != "fastai":
         notes.append("the head's inputs are assumed to be maxima, then averages, as in fastai")
     if network.scheme.name == "Hugging Face" and configuration is None:
-        where = "" if architecture.block is BlockType.BASIC else ", strides in the 3x3 convolutions"
-        notes.append(f"there is no {CONFIG} beside the weights, so ReLU{where} is assumed")
+        also = "" if architecture.block is BlockType.BASIC else " with strides in the 3x3 layers"
+        notes.append(f"there is no {CONFIG} beside it; a network of ReLUs{also} is assumed")
     return notes
 
 

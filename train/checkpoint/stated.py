@@ -92,16 +92,16 @@ def read_labels_of(
                 labels, origin = found, place
             elif difference := first_difference(labels, found):
                 notes.append(f"{place} differs from {origin}, which is used: {difference}")
-    if labels and (repeated := repeated_labels(labels)):
-        notes.append(f"{origin}: {repeated}")
+    if labels and (repeated := repeated_labels(labels, origin)):
+        notes.append(repeated)
     return labels, notes
 
 
-def repeated_labels(labels: Sequence[str]) -> str | None:
-    """Return which label names several classes, as text; None if all names differ."""
+def repeated_labels(labels: Sequence[str], place: object) -> str | None:
+    """Return a sentence about labels of several classes; None if all names differ."""
     counts = Counter(label.casefold() for label in labels)
-    repeated = [label for label in labels if counts[label.casefold()] > 1]
-    return f"{len(repeated)} classes share names, such as {repeated[0]!r}" if repeated else None
+    found = [label for label in labels if counts[label.casefold()] > 1]
+    return f"{len(found)} of the labels in {place} are equal, such as {found[0]!r}" if found else None
 
 
 def first_difference(one: Sequence[str], other: Sequence[str]) -> str | None:
