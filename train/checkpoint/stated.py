@@ -101,7 +101,7 @@ def repeated_labels(labels: Sequence[str], place: object) -> str | None:
     """Return a sentence about labels of several classes; None if all names differ."""
     counts = Counter(label.casefold() for label in labels)
     found = [label for label in labels if counts[label.casefold()] > 1]
-    return f"{len(found)} of the labels in {place} are equal, such as {found[0]!r}" if found else None
+    return f"{len(found)} labels in {place} are equal, such as {found[0]!r}" if found else None
 
 
 def first_difference(one: Sequence[str], other: Sequence[str]) -> str | None:

@@ -65,7 +65,7 @@ def test_labels_have_many_names(tmp_path: Path, facts: dict[str, Any]) -> None:
         ),
         (
             {"names": ["crane", "dog", "Crane"]},
-            "2 of the labels in names are equal, such as 'crane'",
+            "2 labels in names are equal, such as 'crane'",
         ),
         (
             {"classes": ["cat", " ", "dog"]},
