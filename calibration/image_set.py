@@ -16,7 +16,6 @@ from resdeploy.filesystem import sha256
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array, image_digest
 from resdeploy.images.skipped import SkippedImages, has_single_colour, reason_of
-from resdeploy.tables import plural
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +50,8 @@ class CalibrationImages:
     """sha256 of the pixels of every collected image, in order."""
     paths: list[Path] = field(default_factory=list)
     """File of every collected image, in the same order."""
+    examined: list[Path] = field(default_factory=list)
+    """File of every collected or skipped image."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Number of skipped images by reason."""
 
@@ -66,6 +67,7 @@ class CalibrationImages:
         for path in paths:
             if len(self.digests) == self.wanted:
                 break
+            self.examined.append(path)
             try:
                 image = self.decoded.get(path)
                 image = load_image(path, self.preprocessing) if image is None else image
@@ -102,7 +104,7 @@ class CalibrationImages:
                 "name another folder of images with --calibration-data",
             )
         if self.skipped:
-            logger.info("skipped %s: %s", plural(sum(self.skipped.values()), "image"), reasons)
+            logger.info("not used as %s images: %s", self.purpose, reasons)
         if len(self.digests) < self.wanted:
             logger.info(
                 "using %d %s images; %d were requested",

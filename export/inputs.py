@@ -20,7 +20,7 @@ from resdeploy.images.preprocessing_settings import NOTHING_STATED, Preprocessin
 from resdeploy.progress import Progress, silent
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
-from resdeploy.train.checkpoint.stated import first_difference
+from resdeploy.train.checkpoint.stated import first_difference, repeated_labels
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.shards import find_shards
 from resdeploy.train.data.synthetic_digits import digits_folder
@@ -79,7 +79,7 @@ class Source:
 
 
 def read_source(
-    path: Path,
+    origin: Path | Checkpoint,
     *,
     image_size: ImageSize | None = None,
     stated: PreprocessingSettings = NOTHING_STATED,
@@ -94,7 +94,7 @@ def read_source(
     """Load a checkpoint, and choose defaults for everything that it does not contain.
 
     Args:
-        path: A run folder, or a file or folder of weights.
+        origin: A run folder, a file or folder of weights, or its content.
         image_size: Size of the input in pixels.
         stated: Other settings of the pre-processing that options state; see
             `choose_source_preprocessing` for the rest.
@@ -113,13 +113,15 @@ def read_source(
         DataError: The folder of images is missing or has no images.
         ExportError: The labels cannot be read, or there are more or fewer labels than classes.
     """
-    if path == LATEST and not path.exists():
+    if origin == LATEST and not LATEST.exists():
         raise CheckpointError(
             f"there is no finished run here: {LATEST} does not exist",
             "run resdeploy train first, or name a checkpoint: resdeploy export SOURCE",
         )
-    # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
-    checkpoint = load_checkpoint(path.resolve() if path.is_symlink() else path, weights)
+    if isinstance(origin, Path):
+        # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
+        origin = load_checkpoint(origin.resolve() if origin.is_symlink() else origin, weights)
+    checkpoint = origin
     pools = _find_images(checkpoint.data, calibration_data)
     checkpoint, names = _name_classes(checkpoint, labels)
     for note in checkpoint.notes:
@@ -140,7 +142,7 @@ def read_source(
         labels=names,
         choice=choice,
         pools=pools,
-        classes=_find_classes(pools, names, str(path)),
+        classes=_find_classes(pools, names, str(checkpoint.path)),
     )
 
 
@@ -177,6 +179,8 @@ def _name_classes(checkpoint: Checkpoint, path: Path | None) -> tuple[Checkpoint
             f"{path} has {len(labels)} labels, but the network has {classes} classes",
             "write one class name per line, in the order of the classes",
         )
+    if repeated := repeated_labels(labels, path):
+        logger.warning(repeated)
     if stated and (difference := first_difference(stated, labels)):
         logger.warning("the labels in %s and in %s differ: %s", checkpoint.path, path, difference)
     return checkpoint, labels

@@ -321,7 +321,7 @@ def _calibrate(
     calibration = with_rounded_weights(calibration, progress)
     used = {*golden_digests, *calibration.digests, *calibration.selection_digests}
     held_out = draw_held_out_images(
-        source, config.seed, plan.judged + plan.searched, used=used, used_paths=calibration.paths
+        source, config.seed, plan.judged + plan.searched, used=used, used_paths=calibration.examined
     )
     judged, searched = held_out.part(0, plan.judged), held_out.part(plan.judged)
     if _has_target(config) and len(calibration.scoring.images):

@@ -19,7 +19,7 @@ from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import PreprocessingSettings, settings_of
 from resdeploy.progress import Progress
 from resdeploy.train.checkpoint.load import Checkpoint
-from resdeploy.train.checkpoint.sources import stated_sources
+from resdeploy.train.checkpoint.sources import crop_offset_of, stated_sources
 from resdeploy.train.model.architecture import Stem
 
 AUTO = Path("auto")
@@ -62,6 +62,8 @@ def choose_source_preprocessing(
     elif file is not None:
         sources.append(StatedSettings(settings=read_preprocessing_file(file), place=file.name))
     sources += stated_sources(checkpoint)
+    convention = PreprocessingSettings(crop_offset=crop_offset_of(checkpoint))
+    sources.append(StatedSettings(settings=convention, place=checkpoint.scheme))
     architecture = checkpoint.architecture
     return choose_preprocessing(
         sources,

@@ -13,12 +13,7 @@ from resdeploy.errors import TrainingError
 from resdeploy.images.class_mapping import log_once
 from resdeploy.images.preprocessing import ImageSize, Preprocessing, height_and_width
 from resdeploy.images.preprocessing_choice import StatedSettings, choose_preprocessing
-from resdeploy.images.preprocessing_files import read_preprocessing_file
-from resdeploy.images.preprocessing_settings import (
-    NOTHING_STATED,
-    PreprocessingSettings,
-    settings_of,
-)
+from resdeploy.images.preprocessing_settings import PreprocessingSettings, settings_of
 from resdeploy.json_documents import jsonable, parse
 from resdeploy.train.model.architecture import ARCHITECTURES, Shortcut, Stem
 from resdeploy.train.recipes import FINETUNE, QAT, QUICK, RECIPES
@@ -176,22 +171,12 @@ class TrainingConfig:
         return dict(jsonable(self))
 
     @classmethod
-    def from_recipe(
-        cls,
-        name: str | None = None,
-        stated: PreprocessingSettings = NOTHING_STATED,
-        file: Path | None = None,
-        **chosen: Any,
-    ) -> TrainingConfig:
+    def from_recipe(cls, name: str | None = None, **chosen: Any) -> TrainingConfig:
         """Return the settings of a recipe, overridden by those in `chosen` that are not None.
 
         Without `name`, the recipe is `qat` with `qat`, `finetune` with `init`, otherwise `quick`.
-        The pre-processing is the standard one, overridden by what `init` states, by `file`, and by
-        what options stated.
 
         Raises:
-            CheckpointError: The weights of `init` cannot be used.
-            DataError: The file cannot be read, or the pre-processing is not possible.
             SettingError: The recipe does not exist, or a setting is out of range.
         """
         chosen = {field: value for field, value in chosen.items() if value is not None}
@@ -200,22 +185,7 @@ class TrainingConfig:
             raise SettingError(f"there is no recipe {name!r}", f"choose from {', '.join(RECIPES)}")
         if "shortcut" in chosen:
             chosen["shortcut"] = Shortcut(chosen["shortcut"])
-        config = cls(**{**RECIPES[name], **chosen, "recipe": name})
-        if stated == NOTHING_STATED and file is None:
-            return config
-        sources = [StatedSettings(settings=stated, place="an option", is_option=True)]
-        if "image_size" in chosen:
-            sources[0] = replace(sources[0], settings=replace(stated, image_size=config.image_size))
-        if file is not None:
-            sources.append(StatedSettings(settings=read_preprocessing_file(file), place=file.name))
-        if config.init is None:
-            return config.with_preprocessing(sources)
-        from resdeploy.train.checkpoint.load import load_checkpoint
-        from resdeploy.train.checkpoint.sources import stated_sources
-
-        return config.with_preprocessing(
-            sources, stated_sources(load_checkpoint(Path(config.init)))
-        )
+        return cls(**{**RECIPES[name], **chosen, "recipe": name})
 
     def with_preprocessing(
         self, sources: Sequence[StatedSettings], initial: Sequence[StatedSettings] = ()

@@ -14,6 +14,9 @@ from resdeploy.errors import DataError, TrainingError
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.class_mapping import default_labels, log_once, map_classes
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.preprocessing_choice import StatedSettings
+from resdeploy.images.preprocessing_files import read_preprocessing_file
+from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
 from resdeploy.images.preprocessing_text import setting_texts
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
 from resdeploy.train.checkpoint.sources import stated_sources
@@ -35,7 +38,9 @@ class InitialNetwork:
     """Output of each class of the data."""
 
 
-def initial_network(config: TrainingConfig, classes: Sequence[str]) -> InitialNetwork:
+def initial_network(
+    config: TrainingConfig, classes: Sequence[str], initial: Checkpoint | None = None
+) -> InitialNetwork:
     """Return a new network or that of `config.init`, frozen except its head with `config.freeze`.
 
     The outputs of `config.init` keep their order and their names, so a network that replaces it
@@ -55,7 +60,7 @@ def initial_network(config: TrainingConfig, classes: Sequence[str]) -> InitialNe
             shortcut=config.shortcut or Shortcut.B,
         )
         return InitialNetwork(ResNet(architecture), labels, outputs)
-    checkpoint = load_checkpoint(Path(config.init))
+    checkpoint = initial or load_checkpoint(Path(config.init))
     for note in checkpoint.notes:
         log_once(f"{config.init}: {note}")
     if config.shortcut not in (None, checkpoint.architecture.shortcut):
@@ -78,24 +83,33 @@ def initial_network(config: TrainingConfig, classes: Sequence[str]) -> InitialNe
     return InitialNetwork(_freeze(network, config), labels, outputs)
 
 
-def with_initial_preprocessing(config: TrainingConfig) -> TrainingConfig:
-    """Return the settings with the pre-processing of `config.init`, if no option states another.
+def prepare(
+    config: TrainingConfig, stated: PreprocessingSettings = NOTHING_STATED, file: Path | None = None
+) -> tuple[TrainingConfig, Checkpoint | None]:
+    """Return the settings with their pre-processing, and the checkpoint of `config.init`.
+
+    Each setting of the pre-processing comes from the first of: `stated` options, `file`, and the
+    checkpoint. The standard pre-processing has the others. A complete one is not changed.
 
     Raises:
         CheckpointError: The weights cannot be used.
-        DataError: A file beside the weights is damaged or cannot be followed.
+        DataError: A file is damaged or cannot be followed, or the pre-processing is not possible.
     """
-    if config.init is None or config.preprocessing is not None:
-        return config
-    if not (stated := stated_sources(load_checkpoint(Path(config.init)))):
-        return config
-    found = config.with_preprocessing([], stated)
-    if found.preprocessing == Preprocessing.standard(config.image_size):
-        return config
-    assert found.preprocessing is not None
-    words = ", ".join(setting_texts(found.preprocessing).values())
-    log_once(f"the pre-processing is that of {config.init}: {words}")
-    return found
+    initial = None if config.init is None else load_checkpoint(Path(config.init))
+    own = [] if initial is None else stated_sources(initial)
+    is_chosen = file is not None or replace(stated, image_size=None) != NOTHING_STATED
+    if config.preprocessing is not None or not (own or is_chosen):
+        return config, initial
+    sources = [StatedSettings(settings=stated, place="an option", is_option=True)]
+    if file is not None:
+        sources.append(StatedSettings(settings=read_preprocessing_file(file), place=file.name))
+    found = config.with_preprocessing(sources, own)
+    if not is_chosen and found.preprocessing == Preprocessing.standard(config.image_size):
+        return config, initial
+    if not is_chosen and found.preprocessing is not None:
+        words = ", ".join(setting_texts(found.preprocessing).values())
+        log_once(f"the pre-processing is that of {config.init}: {words}")
+    return found, initial
 
 
 def resumed_network(config: TrainingConfig, architecture: Architecture) -> ResNet:

@@ -25,6 +25,7 @@ from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.train import initialization
+from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
 from resdeploy.train.data.dataset import Batch, BatchPlan, EpochImages, load_batches
@@ -65,6 +66,7 @@ def train(
     folder: Path,
     *,
     start: QuantizedStart | None = None,
+    initial: Checkpoint | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> TrainingResult:
@@ -74,6 +76,7 @@ def train(
         config: Settings of the run.
         folder: Run folder to write.
         start: Initial weights and scales for `config.qat`; see `quantized_start`.
+        initial: The checkpoint of `config.init`, if `prepare` returned it with the settings.
         force: True to replace an existing run.
         progress: Receiver of the number of images done.
 
@@ -87,8 +90,9 @@ def train(
     with connect_processes() as process:
         if process.is_main:
             check_new_run(folder, force=force)
-        config = initialization.with_initial_preprocessing(config)
-        trainer = _Trainer(config, folder, process, progress, start)
+        if initial is None:
+            config, initial = initialization.prepare(config)
+        trainer = _Trainer(config, folder, process, progress, start, initial=initial)
         trainer.begin()
         return trainer.train()
 
@@ -138,14 +142,10 @@ class _Trainer:
     """The objects and counters of one training run."""
 
     def __init__(
-        self,
-        config: TrainingConfig,
-        folder: Path,
-        process: Process,
-        progress: Progress,
-        start: QuantizedStart | None,
-        resumed: RunRecord | None = None,
-    ) -> None:
+        self, config: TrainingConfig, folder: Path, process: Process, progress: Progress,
+        start: QuantizedStart | None, resumed: RunRecord | None = None,
+        initial: Checkpoint | None = None,
+    ) -> None:  # fmt: skip
         """Read the data and the initial weights, and check them against a `resumed` run."""
         self.config = config.pinned()
         self.folder = folder
@@ -166,11 +166,11 @@ class _Trainer:
             network = initialization.resumed_network(config, resumed.architecture)
             self.record = replace(resumed, config=self.config)
         else:
-            initial = initialization.initial_network(config, splits.train.classes)
-            network = initial.network
+            begun = initialization.initial_network(config, splits.train.classes, initial)
+            network = begun.network
             if config.distillation:
                 self.teacher_file = run_folder.pack_weights(network)
-            self.record = RunRecord.new(self.config, identity, initial, self.teacher_file)
+            self.record = RunRecord.new(self.config, identity, begun, self.teacher_file)
         self.splits = splits.relabelled(self.record.labels, self.record.outputs)
         teacher = None
         if config.distillation:

@@ -123,12 +123,7 @@ def measure(plan: Plan, output: Path | None, notes: Notes) -> list[GpuResult]:
 
     If the script is interrupted, the file lists the batch sizes that are missing.
     """
-    work = ceilings = None
-    with notes.leave_out_on_error("roofline"):
-        with needs_extra():
-            from resdeploy.export.graph.count_operations import work_of_bundle
-
-        work = work_of_bundle(plan.bundle).totals
+    work, ceilings = plan.bundle.manifest.work.totals, None
     with notes.leave_out_on_error("roofline"):
         ceilings = measure_ceilings()
     engines = build_engines(plan.bundle, plan.batches, plan.without, notes)

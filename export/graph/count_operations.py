@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import onnx
 import onnx_ir as ir
 
-from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.operation_counts import LayerWork, Work
 from resdeploy.export.graph.float_layers import elements, macs
 from resdeploy.export.graph.placement import WEIGHTED
@@ -24,15 +22,4 @@ def work_of(model: ir.Model) -> Work:
             for node in model.graph
             if node.op_type in WEIGHTED
         )
-    )
-
-
-def work_of_bundle(bundle: Bundle) -> Work:
-    """Return the work that the manifest holds, or that of `fp32.onnx` for older bundles.
-
-    Raises:
-        BundleError: The graph is damaged.
-    """
-    return bundle.manifest.work or work_of(
-        ir.from_proto(onnx.load_from_string(bundle.read("fp32.onnx")))
     )

@@ -57,7 +57,7 @@ from resdeploy.export.preprocessing_search.scoring import (
 from resdeploy.images.class_folders import label_images, match_labels, split_folder
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
-from resdeploy.images.preprocessing import Channels, Preprocessing, ResizeMode
+from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing, ResizeMode
 from resdeploy.label_check import check_labels, refuse_wrong_labels
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
@@ -69,6 +69,7 @@ from resdeploy.statistics import (
     wilson_interval,
 )  # fmt: skip
 from resdeploy.train.checkpoint.load import Checkpoint
+from resdeploy.train.checkpoint.sources import crop_offset_of
 from resdeploy.train.model.architecture import Stem
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,8 @@ def find_preprocessing(
     listing = find_images(folder)
     classes: dict[Path, int] | None = None
     if any(path.parent != folder for path in listing.files):
-        labelled = match_labels(label_images(folder, listing.files, listing.passed_over), names)
+        labelled = label_images(folder, listing.files, listing.passed_over)
+        labelled = match_labels(labelled, names, owner=str(checkpoint.path))
         classes = dict(zip(labelled.files, labelled.labels))
     files = draw(listing.files if classes is None else list(classes), seed)
     small = checkpoint.architecture.stem is Stem.CIFAR or _has_small_pictures(files)
@@ -124,7 +126,8 @@ def find_preprocessing(
     limit = images or min(MOST_IMAGES, max(FIRST_LOOK, DEFAULT_PIXELS // sizes[0] ** 2))
     scorer = Scorer(checkpoint.network(), files, limit, progress)
     search = _Search(scorer, classes, names, data)
-    search.begin(sizes, stated, gray=checkpoint.architecture.input_channels == 1)
+    offset = stated.crop_offset if stated else crop_offset_of(checkpoint)
+    search.begin(sizes, stated, offset, gray=checkpoint.architecture.input_channels == 1)
     search.explore(sizes)
     return search.result()
 
@@ -158,7 +161,9 @@ class _Search:
             self._known_labels = np.array([classes[path] for path in files], np.int64)
         return self._known_labels
 
-    def begin(self, sizes: Sequence[int], stated: Preprocessing | None, *, gray: bool) -> None:
+    def begin(
+        self, sizes: Sequence[int], stated: Preprocessing | None, offset: CropOffset, *, gray: bool
+    ) -> None:
         """Race the normalisations in the standard geometry of the first size that works.
 
         Raises:
@@ -166,7 +171,8 @@ class _Search:
         """
         for size in sizes:
             extra = [] if stated is None else [replace(stated, reducing_gap=None)]
-            self._race([*extra, *starting_points(size, gray=gray)])
+            starts = [replace(s, crop_offset=offset) for s in starting_points(size, gray=gray)]
+            self._race([*extra, *starts])
             best = self._best(self._left)
             if self._classes is None:
                 return

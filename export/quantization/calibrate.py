@@ -128,7 +128,7 @@ def calibrate(
         scores=scores,
         digests=tuple(digests[wanted_scoring:]),
         selection_digests=selection.digests,
-        paths=tuple(paths),
+        examined=tuple(image_set.examined),
         available=len(source.pools.calibration),
         scoring=selection,
         rounding=np.concatenate(rounding),

@@ -26,10 +26,11 @@ from resdeploy.images.preprocessing import Channels, Preprocessing, size_text
 from resdeploy.images.preprocessing_settings import settings_of
 from resdeploy.progress import Progress, silent
 from resdeploy.train import trainer
+from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import read_splits
 from resdeploy.train.data.synthetic_digits import digits_folder
-from resdeploy.train.initialization import initial_network, with_initial_preprocessing
+from resdeploy.train.initialization import initial_network, prepare
 from resdeploy.train.model.resnet import Classifier, first_convolution, normed_convolutions
 from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run.output import check_new_run
@@ -41,8 +42,9 @@ CALIBRATION_IMAGES = 512
 
 
 def train_quantized(
-    config: TrainingConfig, folder: Path, *, force: bool = False, progress: Progress = silent
-) -> TrainingResult:
+    config: TrainingConfig, folder: Path, *, initial: Checkpoint | None = None,
+    force: bool = False, progress: Progress = silent,
+) -> TrainingResult:  # fmt: skip
     """Train `config.init` for INT8 and write a run folder with the ranges for the export.
 
     Raises:
@@ -52,20 +54,24 @@ def train_quantized(
         TrainingError: The network takes images of another size, or `trainer.train` raises it.
     """
     check_new_run(folder, force=force)
-    config = with_initial_preprocessing(config)
-    start = quantized_start(config, progress)
-    return trainer.train(config, folder, start=start, force=force, progress=progress)
+    if initial is None:
+        config, initial = prepare(config)
+    assert initial is not None
+    start = quantized_start(config, initial, progress)
+    return trainer.train(
+        config, folder, start=start, initial=initial, force=force, progress=progress
+    )
 
 
-def quantized_start(config: TrainingConfig, progress: Progress = silent) -> QuantizedStart:
-    """Equalise and calibrate `config.init` on images of `config.data`."""
-    assert config.init is not None
+def quantized_start(
+    config: TrainingConfig, initial: Checkpoint, progress: Progress = silent
+) -> QuantizedStart:
+    """Equalise and calibrate the network of `config.init` on images of `config.data`."""
     data = digits_folder() if config.data == DIGITS else Path(config.data)
-    initial_network(config, read_splits(data).train.classes)  # refuses other classes
+    initial_network(config, read_splits(data).train.classes, initial)  # refuses other classes
     chosen = config.preprocessing or Preprocessing.standard(config.image_size)
     source = read_source(
-        Path(config.init), image_size=config.image_size, stated=settings_of(chosen),
-        calibration_data=data,
+        initial, image_size=config.image_size, stated=settings_of(chosen), calibration_data=data
     )  # fmt: skip
     known = source.checkpoint.preprocessing
     if known is not None and known.image_size != config.image_size:

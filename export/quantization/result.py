@@ -61,8 +61,8 @@ class Calibration:
     """sha256 of the pixels of each calibration image."""
     selection_digests: tuple[str, ...]
     """sha256 of the pixels of each image that scored calibrators or evaluated mixtures."""
-    paths: tuple[Path, ...]
-    """Files of all of these images."""
+    examined: tuple[Path, ...]
+    """Files of all of these images, and of those that were skipped."""
     available: int
     """Number of images in the folder for calibration."""
     scoring: HeldOutImages

@@ -120,8 +120,8 @@ class CalibrationRecord:
     method: dict[str, str]
     """Calibrator of each encoding."""
     images: int
-    available: int = 0
-    """Number of images in the folder for calibration; 0 in bundles of older versions."""
+    available: int
+    """Number of images in the folder for calibration."""
     classes: ClassBalance | None
     """Distribution over the classes; None if the classes of the images are not known."""
     growth_percent: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -173,9 +173,8 @@ class Manifest:
     model: dict[str, Any]
     """Architecture, and origin of the weights."""
     preprocessing: Preprocessing
-    preprocessing_origins: dict[str, str] = field(default_factory=dict)
-    """Place that states each setting: an option, a file, the run, or `assumed`; empty if an earlier
-    version made the bundle."""
+    preprocessing_origins: dict[str, str]
+    """Place that states each setting: an option, a file, the run, or `assumed`."""
     artifacts: tuple[Artifact, ...]
     files: dict[str, FileRecord]
     """Files that are no artifacts, by name."""
@@ -186,8 +185,8 @@ class Manifest:
     warnings: tuple[ExportWarning, ...] = ()
     batch_norm_shift: BatchNormShift | None = None
     """None if the export had no images, or the network no batch norm with statistics."""
-    work: Work | None = None
-    """Work of the FP32 graph; None if an earlier version made the bundle."""
+    work: Work
+    """Work of the FP32 graph."""
 
     def __post_init__(self) -> None:
         if not self.artifacts:
@@ -211,7 +210,7 @@ class Manifest:
                 "name": OUTPUT_NAME, "dtype": "float32", "shape": ["batch", self.classes],
             },
             **jsonable(self),
-            "work": self.work and self.work.to_json(),
+            "work": self.work.to_json(),
         }  # fmt: skip
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,7 @@ def train(
     from resdeploy.progress import progress_bar
     from resdeploy.train import trainer
     from resdeploy.train.distributed import is_main_process
+    from resdeploy.train.initialization import prepare
     from resdeploy.train.run.folder import default_folder
 
     if not is_main_process():  # all processes read the same folders
@@ -156,14 +158,17 @@ def train(
         )
     else:
         stated, file = take_settings(settings), settings.pop("preprocessing")
-        config = TrainingConfig.from_recipe(recipe, stated, file, **settings)
+        config, initial = prepare(
+            TrainingConfig.from_recipe(recipe, **settings),
+            replace(stated, image_size=settings["image_size"]), file,
+        )  # fmt: skip
         run_training: Callable[..., TrainingResult] = trainer.train
         if config.qat:
             from resdeploy.export.quantization.qat_initialization import train_quantized
 
             run_training = train_quantized
         folder = run or default_folder(config.data)
-        result = run_training(config, folder, force=force, progress=progress_bar)
+        result = run_training(config, folder, initial=initial, force=force, progress=progress_bar)
     return CommandResult(result, training_text(result), printed=is_main_process())
 
 

@@ -142,7 +142,7 @@ def _by_order(folders: Sequence[str], labels: Sequence[str], owner: str) -> list
             raise DataError(
                 f"no folder has the name of one of the {len(labels)} labels of {owner}, such as "
                 f"'{labels[0]}', and their order is not clear: '{first}' or '{second}' first",
-                f"name them as in labels.txt, or by the numbers of their outputs, 0 to "
+                f"name them like the labels, or by the numbers of their outputs, 0 to "
                 f"{len(labels) - 1}",
             )
     outputs = [by_string.index(folder) for folder in folders]
@@ -172,7 +172,7 @@ def _unknown(folder: str, labels: Sequence[str], owner: str) -> DataError:
     return DataError(
         f"the folder '{folder}' is not one of the {len(labels)} classes of {owner}"
         + (f"; the nearest is '{near[0]}'" if near else f", such as '{labels[0]}'"),
-        "name the folders as in labels.txt, or all by the numbers of their outputs, 0 to "
+        "name the folders like the labels, or all by the numbers of their outputs, 0 to "
         f"{len(labels) - 1}",
     )
 

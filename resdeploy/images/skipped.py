@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resdeploy.errors import ImageError
+from resdeploy.images.class_mapping import log_once
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class SkippedImages:
         kind = re.sub(r"\d[\d,]*", "N", reason)
         self.counts[kind] += 1
         if self.counts[kind] <= NAMED:
-            logger.warning("%s %s: it %s", self.action, file, reason)
+            log_once(f"{self.action} {file}: it {reason}", logging.WARNING)
 
     def report(self) -> None:
         """Log the number of images that `add` did not name."""

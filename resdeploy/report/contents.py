@@ -15,7 +15,7 @@ from resdeploy.bundle.calibration_record import (
 )
 from resdeploy.bundle.manifest import Manifest, Quality
 from resdeploy.errors import BundleError
-from resdeploy.images.preprocessing_choice import REPORTED, describe_choice
+from resdeploy.images.preprocessing_choice import describe_choice
 from resdeploy.images.preprocessing_text import other_setting_facts
 from resdeploy.json_documents import parse
 from resdeploy.pages.blocks import Block, Facts, Section, Table, Text
@@ -131,15 +131,13 @@ def _parity(manifest: Manifest) -> Table:
 
 def _input(manifest: Manifest) -> Facts:
     model, prep = manifest.model, manifest.preprocessing
-    # Bundles of older versions do not name the sources.
-    origins = manifest.preprocessing_origins or dict.fromkeys(REPORTED, "an unknown source")
     return Facts(
         facts=(
             ("network", f"{model.get('name')}, {manifest.classes} classes"),
             ("weights", str(model.get("source", "unknown"))),
             ("sha256 of the weights", str(model.get("source_sha256", "unknown"))),
             ("input", f"uint8 RGB, shape (batch, {prep.size[0]}, {prep.size[1]}, 3)"),
-            ("pre-processing", describe_choice(prep, origins)),
+            ("pre-processing", describe_choice(prep, manifest.preprocessing_origins)),
             *other_setting_facts(prep),
         )
     )

@@ -45,6 +45,7 @@ from resdeploy.runtime.bench.runs import (
     stop_all,
     timed_runners,
 )
+from resdeploy.runtime.bench.stopping_rule import relative_width
 from resdeploy.runtime.bench.summary import summarise
 from resdeploy.runtime.energy.meter import find_sources
 from resdeploy.runtime.energy.source import PowerSource
@@ -134,7 +135,7 @@ def _make_result(
         scope: best_ceilings([r.stages for r in measuring if r.spec.runs_on is scope])
         for scope in (Scope.GPU, Scope.CPU)
     }
-    work = bundle.manifest.work.totals if bundle.manifest.work else None
+    work = bundle.manifest.work.totals
     baseline, timed = baseline_of(runners), timed_runners(runners)
     timings = tuple(
         summarise(runner, baseline, work, ceilings.get(runner.spec.runs_on), workload, energy)
@@ -173,9 +174,9 @@ def _make_result(
 
 
 def _wide_intervals(timings: Sequence[Timing], within: float) -> list[str]:
-    """Return a sentence about the widest interval if it is wider than `within` * speed-up."""
+    """Return a sentence about the widest interval if it is not narrow enough."""
     widths = [
-        ((t.speedup_high - t.speedup_low) / t.speedup, f"{t.contender} {t.precision}")
+        (relative_width(t.speedup, t.speedup_low, t.speedup_high), f"{t.contender} {t.precision}")
         for t in timings
         if t.speedup and t.speedup_low and t.speedup_high
     ]

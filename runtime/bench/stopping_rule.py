@@ -60,6 +60,10 @@ def is_run_complete(
 def narrow_enough(
     baseline: Sequence[Rounds], others: Sequence[Sequence[Rounds]], within: float
 ) -> bool:
-    """Return True if the width of every speed-up's interval is at most `within` * speed-up."""
-    intervals = [speedup(baseline, contender) for contender in others]
-    return all(high - low <= within * centre for centre, low, high in intervals)
+    """Return True if the interval of every speed-up is at most `within` of it wide."""
+    return all(relative_width(*speedup(baseline, other)) <= within for other in others)
+
+
+def relative_width(speedup: float, low: float, high: float) -> float:
+    """Return the width of a speed-up's interval as a share of the speed-up."""
+    return (high - low) / speedup

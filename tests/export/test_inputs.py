@@ -124,6 +124,10 @@ def test_labels_that_differ_from_those_in_the_file_log_a_warning(
     (tmp_path / "labels.txt").write_text("Blue\nred\ngreen\n")
     assert read_source(run, labels=tmp_path / "labels.txt").labels == ("Blue", "red", "green")
     assert "class 1 is 'green' in one and 'red' in the other" in caplog.text
+    assert "are equal" not in caplog.text
+    (tmp_path / "labels.txt").write_text("blue\nred\nRed\n")
+    read_source(run, labels=tmp_path / "labels.txt")
+    assert "labels.txt are equal, such as 'red'" in caplog.text
 
 
 def test_notes_of_the_checkpoint_are_warnings(

@@ -16,11 +16,18 @@ from resdeploy.errors import CheckpointError, DataError
 from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.pipeline import ExportConfig, export
 from resdeploy.export.source_preprocessing import preprocessing_warnings
-from resdeploy.images.preprocessing import Channels, Interpolation, Preprocessing, ResizeMode
+from resdeploy.images.preprocessing import (
+    Channels,
+    CropOffset,
+    Interpolation,
+    Preprocessing,
+    ResizeMode,
+)
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.report.contents import BundleContents, bundle_sections
 from resdeploy.train.run.folder import save_model
 from tests.samples import CLASSES, SIZE, make_classifier
+from tests.train.checkpoint.states import BY_NAME, make_state, renamed
 
 TIMM = {
     "pretrained_cfg": {
@@ -64,6 +71,19 @@ def test_a_file_beside_the_weights_comes_before_the_checkpoint(weights: Path) ->
     )  # fmt: skip
     assert set(choice.origins.values()) == {"config.json beside the weights"}
     assert preprocessing_warnings(choice) == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "offset"), [("torchvision", CropOffset.EVEN), ("Hugging Face", CropOffset.DOWN)]
+)
+def test_the_offset_of_the_crop_is_that_of_the_library(
+    tmp_path: Path, scheme: str, offset: CropOffset
+) -> None:
+    state = renamed(make_state(), BY_NAME[scheme], "classifier.1")
+    torch.save(state, tmp_path / "weights.pth")
+    assert source_of(tmp_path / "weights.pth").preprocessing.crop_offset is offset
+    beside(tmp_path / "weights.pth")  # of timm
+    assert source_of(tmp_path / "weights.pth").preprocessing.crop_offset is CropOffset.EVEN
 
 
 def test_a_file_comes_before_the_one_beside_the_weights_and_an_option_before_both(

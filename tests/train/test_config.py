@@ -17,6 +17,7 @@ from resdeploy.images.preprocessing import Channels, Interpolation, Preprocessin
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.json_documents import jsonable
 from resdeploy.train.config import SettingError, TrainingConfig, learning_rate
+from resdeploy.train.initialization import prepare
 from resdeploy.train.model.architecture import Shortcut
 from resdeploy.train.recipes import RECIPES
 
@@ -28,7 +29,7 @@ def test_json_round_trip() -> None:
 
 def test_json_round_trip_of_the_preprocessing() -> None:
     stated = PreprocessingSettings(interpolation=Interpolation.BICUBIC, pad_colour=(1, 2, 3))
-    config = TrainingConfig.from_recipe(stated=stated, image_size=(64, 96))
+    config = prepare(TrainingConfig(image_size=(64, 96)), stated)[0]
     assert TrainingConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
@@ -55,7 +56,8 @@ def test_options_change_the_standard_preprocessing(
     size: Any, stated: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     settings = PreprocessingSettings(**stated)
-    config = TrainingConfig.from_recipe(stated=settings, image_size=size)
+    recipe = TrainingConfig.from_recipe(image_size=size)
+    config, _ = prepare(recipe, dataclasses.replace(settings, image_size=size))
     assert config.preprocessing == Preprocessing(**expected, reducing_gap=2.0)
     assert config.image_size == expected["image_size"]
 
@@ -64,13 +66,13 @@ def test_a_file_comes_after_options_and_before_the_recipe(tmp_path: Path) -> Non
     own = Preprocessing(image_size=48, resize=60, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     file = tmp_path / "model.json"
     file.write_text(json.dumps({"preprocessing": jsonable(own)}))
-    config = TrainingConfig.from_recipe(file=file)
+    config = prepare(TrainingConfig(), file=file)[0]
     assert config.preprocessing == dataclasses.replace(own, reducing_gap=2.0)
-    config = TrainingConfig.from_recipe(file=file, image_size=96)
+    config = prepare(TrainingConfig(image_size=96), PreprocessingSettings(image_size=96), file)[0]
     assert config.preprocessing is not None
     assert (config.preprocessing.resize, config.preprocessing.mean) == (120, (0.1, 0.2, 0.3))
     with pytest.raises(DataError, match="is above the largest pixel value"):
-        TrainingConfig.from_recipe(stated=PreprocessingSettings(mean=(123.7, 116.3, 103.5)))
+        prepare(TrainingConfig(), PreprocessingSettings(mean=(123.7, 116.3, 103.5)))
 
 
 @pytest.mark.parametrize(

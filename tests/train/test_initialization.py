@@ -21,7 +21,7 @@ from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.initialization import (
     initial_network,
-    with_initial_preprocessing,
+    prepare,
     with_new_head,
 )
 from resdeploy.train.model.architecture import Shortcut
@@ -170,11 +170,11 @@ def test_training_takes_the_preprocessing_that_its_initial_weights_state(tmp_pat
     weights = tmp_path / "weights.pth"
     torch.save(ResNet(TINY).state_dict(), weights)
     config = TrainingConfig(init=str(weights), image_size=48)
-    assert with_initial_preprocessing(config) == config  # nothing is stated
+    assert prepare(config)[0] == config  # nothing is stated
     stated = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9, "interpolation": "bicubic"}
     document = {"architecture": "resnet10", "pretrained_cfg": {**stated, "input_size": [3, 32, 32]}}
     (tmp_path / "config.json").write_text(json.dumps(document))
-    found = with_initial_preprocessing(config).preprocessing
+    found = prepare(config)[0].preprocessing
     assert found is not None
     assert (found.image_size, found.resize) == (48, 53)  # 48 / 0.9, rounded down
     assert (found.mean, found.std) == ((0.5,) * 3, (0.5,) * 3)
@@ -186,7 +186,7 @@ def test_options_of_the_training_come_before_its_initial_weights(tmp_path: Path)
     torch.save({"state_dict": ResNet(TINY).state_dict(), "mean": [0.5] * 3}, weights)
     chosen = Preprocessing(image_size=32, resize=32)
     config = TrainingConfig(init=str(weights), image_size=32, preprocessing=chosen)
-    assert with_initial_preprocessing(config) == config
+    assert prepare(config)[0] == config
 
 
 def test_an_option_changes_one_setting_of_the_initial_weights(
@@ -196,10 +196,10 @@ def test_an_option_changes_one_setting_of_the_initial_weights(
     stated = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "img_size": 96}
     torch.save({"state_dict": ResNet(TINY).state_dict(), **stated}, weights)
     option = PreprocessingSettings(mean=(0.4, 0.4, 0.4))
-    config = TrainingConfig.from_recipe(stated=option, init=str(weights), image_size=48)
+    config, _ = prepare(TrainingConfig.from_recipe(init=str(weights), image_size=48), option)
     found = config.preprocessing
     assert found is not None
     assert (found.image_size, found.mean, found.std) == (48, (0.4,) * 3, (0.25,) * 3)
     assert found.interpolation is Interpolation.BICUBIC
     assert "mean 0.4,0.4,0.4 (from an option) instead of mean 0.5,0.5,0.5" in caplog.text
-    assert with_initial_preprocessing(config) == config
+    assert prepare(config)[0] == config

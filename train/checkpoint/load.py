@@ -36,6 +36,7 @@ from resdeploy.train.checkpoint.fit import (
     FitError,
     check_kinds,
     count_features,
+    doubts_about,
     fit,
     infer_architecture,
 )
@@ -45,7 +46,7 @@ from resdeploy.train.checkpoint.heads import (
     with_second_logit,
 )
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
-from resdeploy.train.checkpoint.naming import CIFAR_SCHEMES, NamedTensors, nearest_scheme
+from resdeploy.train.checkpoint.naming import CIFAR_SCHEMES, NamedTensors, unknown_names
 from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON, read_run
 from resdeploy.train.checkpoint.stated import (
     contradictions_of,
@@ -259,7 +260,12 @@ def _read_contents(
         )  # fmt: skip
         rest, names = head.tensors(), head.names
         notes += head.notes + _assumptions(network, architecture, configuration)
-    state = fit(architecture, body | rest, lambda name: network.key(names.get(name, name)), modules)
+
+    def key(name: str) -> str:
+        return network.key(names.get(name, name))
+
+    state = fit(architecture, body | rest, key, modules)
+    notes += doubts_about(state, key)
     settings, source, doubts = read_settings_of(stated)
     if architecture.input_channels == 1:
         settings = replace(settings, channels=Channels.GRAY)
@@ -295,14 +301,7 @@ def _networks(content: object, sections: list[CheckpointPart]) -> list[NamedTens
             kinds = [f"a mapping with {', '.join(f'{key!r:.40}' for key in list(content)[:3])}"]
         kind = (kinds or [f"an object of type {type(content).__name__}"])[0]
         raise ValueError(f"holds no network but {kind}; no code in it was executed")
-    names = [name for name, value in largest.values.items() if isinstance(value, Tensor)]
-    scheme, strange = nearest_scheme(names)
-    fitting = len(names) - len(strange)
-    raise ValueError(
-        f"does not hold a residual network: {fitting} of its {len(names)} tensors have names of "
-        f"{scheme.name}, the nearest scheme, "
-        + (f"but not {', '.join(strange[:3])}" if strange else f"which also has {scheme.anchor}")
-    )
+    raise unknown_names([n for n, value in largest.values.items() if isinstance(value, Tensor)])
 
 
 def _without_counters(rest: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,8 +370,8 @@ def _assumptions(
     if architecture.pooling.value != "average" and network.scheme.name != "fastai":
         notes.append("the head's inputs are assumed to be maxima, then averages, as in fastai")
     if network.scheme.name == "Hugging Face" and configuration is None:
-        where = "" if architecture.block is BlockType.BASIC else ", strides in the 3x3 convolutions"
-        notes.append(f"there is no {CONFIG} beside the weights, so ReLU{where} is assumed")
+        also = "" if architecture.block is BlockType.BASIC else " with strides in the 3x3 layers"
+        notes.append(f"there is no {CONFIG} beside it; a network of ReLUs{also} is assumed")
     return notes
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -195,6 +195,30 @@ def name_tensors(state: Mapping[str, Any], place: str) -> list[NamedTensors]:
             )
         )
     return networks
+
+
+class SpellingError(ValueError):
+    """Names of tensors that are those of a scheme apart from capitals and slashes."""
+
+    hint = (
+        "rename the tensors and save them again: torch.save({name.lower().replace('/', '.'): "
+        "tensor for name, tensor in state_dict.items()}, 'renamed.pth')"
+    )
+
+
+def unknown_names(names: Sequence[str]) -> ValueError:
+    """Return an error that says how the names of tensors differ from those of `SCHEMES`."""
+    scheme, strange = nearest_scheme(names)
+    for other, _ in _find_prefixes([name.lower().replace("/", ".") for name in names]):
+        return SpellingError(
+            f"has the name {strange[0]}, but {other.name}, the nearest scheme, has small letters, "
+            "with dots between the modules"
+        )
+    return ValueError(
+        f"does not hold a residual network: {len(names) - len(strange)} of its {len(names)} "
+        f"tensors have names of {scheme.name}, the nearest scheme, "
+        + (f"but not {', '.join(strange[:3])}" if strange else f"which also has {scheme.anchor}")
+    )
 
 
 def nearest_scheme(names: Iterable[str]) -> tuple[NamingScheme, list[str]]:

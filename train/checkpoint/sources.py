@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from resdeploy.images.preprocessing import CropOffset
 from resdeploy.images.preprocessing_choice import StatedSettings
 from resdeploy.images.preprocessing_files import settings_beside
 from resdeploy.images.preprocessing_settings import settings_of
@@ -22,3 +23,8 @@ def stated_sources(checkpoint: Checkpoint) -> list[StatedSettings]:
     if checkpoint.settings is not None:
         found.append((checkpoint.settings, checkpoint.settings_source))
     return [StatedSettings(settings=s, place=place, is_checkpoint=True) for s, place in found]
+
+
+def crop_offset_of(checkpoint: Checkpoint) -> CropOffset:
+    """Return the rounding in the library that named the tensors; no option states it."""
+    return CropOffset.DOWN if checkpoint.scheme == "Hugging Face" else CropOffset.EVEN

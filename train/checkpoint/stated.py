@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -91,7 +92,16 @@ def read_labels_of(
                 labels, origin = found, place
             elif difference := first_difference(labels, found):
                 notes.append(f"{place} differs from {origin}, which is used: {difference}")
+    if labels and (repeated := repeated_labels(labels, origin)):
+        notes.append(repeated)
     return labels, notes
+
+
+def repeated_labels(labels: Sequence[str], place: object) -> str | None:
+    """Return a sentence about labels of several classes; None if all names differ."""
+    counts = Counter(label.casefold() for label in labels)
+    found = [label for label in labels if counts[label.casefold()] > 1]
+    return f"{len(found)} labels in {place} are equal, such as {found[0]!r}" if found else None
 
 
 def first_difference(one: Sequence[str], other: Sequence[str]) -> str | None:
@@ -123,7 +133,8 @@ def _label_list(value: Any) -> tuple[str, ...] | None:
         value = [label for _, label in sorted(pairs, key=lambda pair: int(pair[0]))]
     if not isinstance(value, Sequence) or not value:
         return None
-    return one_line_labels(value) if all(isinstance(v, (str, int)) for v in value) else None
+    are_names = all(isinstance(v, (str, int)) and str(v).strip() for v in value)
+    return one_line_labels(value) if are_names else None
 
 
 def read_settings_of(

@@ -130,3 +130,9 @@ class OnnxRuntimeCpu(SessionBackend):
             return super().run(images)
         parts = np.array_split(images, min(len(images), self._streams))
         return np.concatenate(list(self._pool.map(super().run, parts)))
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()  # waits for the parts of a batch that is running
+            self._pool = None
+        super().close()

@@ -67,7 +67,7 @@ def profile(
         for _ in range(WARM_UP_RUNS + runs):
             backend.run(images)
         events = json.loads(Path(session.end_profiling()).read_bytes())
-    layers = bundle.manifest.work.layers if bundle.manifest.work else ()
+    layers = bundle.manifest.work.layers
     return parse_profile(events, {layer.name: layer.macs * len(images) for layer in layers})
 
 

@@ -21,7 +21,7 @@ from resdeploy.cli.main import main
 from resdeploy.errors import DataError
 from resdeploy.export.preprocessing_search import candidates
 from resdeploy.export.preprocessing_search.search import find_preprocessing
-from resdeploy.images.preprocessing import Channels, Preprocessing
+from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing
 from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import settings_of
 from resdeploy.result_files.preprocessing_search import PreprocessingSearch
@@ -234,6 +234,8 @@ def test_pictures_that_cannot_be_decoded_are_skipped(
     shutil.copytree(data, tmp_path / "data")
     for path in sorted((tmp_path / "data" / "red").iterdir())[:8]:
         path.write_bytes(b"no picture")
-    result = search(planted(state, HALF), tmp_path / "data", images=96)
+    checkpoint = replace(planted(state, HALF), scheme="Hugging Face")
+    result = search(checkpoint, tmp_path / "data", images=96)
     assert {row.images for row in result.left} == {88}
-    assert result.candidates[0].preprocessing == HALF
+    # The candidates have the crop offset that an export of this checkpoint takes.
+    assert result.candidates[0].preprocessing == replace(HALF, crop_offset=CropOffset.DOWN)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.errors import DataError, TrainingError
+from resdeploy.export import inputs
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.inputs import read_source
 from resdeploy.export.quantization.calibrate import LEARNED, calibrate
@@ -28,10 +29,11 @@ from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.progress import silent
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.statistics import sqnr_db
-from resdeploy.train import trainer
-from resdeploy.train.checkpoint.load import load_checkpoint
+from resdeploy.train import initialization, trainer
+from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.evaluation import evaluate
+from resdeploy.train.initialization import prepare
 from resdeploy.train.model.resnet import Classifier, ResNet
 from resdeploy.train.qat.network import QuantizedClassifier
 from resdeploy.train.run.folder import save_model
@@ -62,7 +64,16 @@ def finished(
     folder = tmp_path_factory.mktemp("qat") / "run"
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.chdir(folder.parent)
+    loads: list[Path] = []
+
+    def load(path: Path, *_: Any) -> Checkpoint:
+        loads.append(path)
+        return load_checkpoint(path)
+
+    for module in (initialization, inputs):
+        monkeypatch.setattr(module, "load_checkpoint", load)
     train_quantized(config_for(tiny_checkpoint, image_data, epochs=2), folder)
+    assert loads == [tiny_checkpoint]  # once for all steps
     monkeypatch.undo()
     return folder
 
@@ -109,7 +120,9 @@ def test_the_export_takes_the_learned_ranges_and_gives_the_same_logits(
 def test_the_start_has_the_logits_of_the_original_network(
     tiny_checkpoint: Path, image_data: Path
 ) -> None:
-    start = quantized_start(config_for(tiny_checkpoint, image_data))
+    start = quantized_start(
+        config_for(tiny_checkpoint, image_data), load_checkpoint(tiny_checkpoint)
+    )
     network = load_checkpoint(tiny_checkpoint).network()
     images = torch.randn(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -142,8 +155,10 @@ def test_rejects_labels_in_another_order_before_the_training(tmp_path: Path) -> 
     save_file(
         network.state_dict(), tmp_path / "x.safetensors", {"labels": '["red", "blue", "green"]'}
     )
+    config, initial = prepare(config_for(tmp_path / "x.safetensors", tmp_path / "data"))
+    assert initial is not None
     with pytest.raises(DataError, match="calibration images are not in the order"):
-        quantized_start(config_for(tmp_path / "x.safetensors", tmp_path / "data"))
+        quantized_start(config, initial)
 
 
 def test_a_resumed_run_is_bit_identical(

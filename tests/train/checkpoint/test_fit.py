@@ -98,7 +98,15 @@ def test_safetensors_under_any_name(tmp_path: Path) -> None:
             ),
             r"'fc\.weight' of type",
         ),
+        (
+            lambda s: s | {"fc.bias": s["fc.bias"].to(torch.float8_e5m2)},
+            r"fc\.bias of type float8_e5m2; weights must be float16, bfloat16, float32 or float64",
+        ),
         (lambda s: s | {"fc.bias": s["fc.bias"] + torch.nan}, r"infinite values in fc\.bias"),
+        (
+            lambda s: s | {"conv1.weight": s["conv1.weight"] * 1e30},
+            r"values up to \de\+\d\d, which no training leaves, in conv1\.weight",
+        ),
         (lambda s: s | {"conv1.weight": torch.zeros(8, 3, 16, 16)}, r"shape \(8, 3, 16, 16\)"),
         (lambda s: s | {"conv1.weight": torch.zeros(8, 4, 7, 7)}, "input_channels is 4"),
         (
@@ -118,3 +126,27 @@ def test_other_tensors_are_refused(
     torch.save(change(make_state()), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [
+        ("layer1.0.conv1.weight", 1e6),
+        ("layer2.0.downsample.0.weight", 1e-6),
+        ("layer2.0.conv2.weight", 0.0),
+        ("layer2.0.bn1.running_var", 0.0),
+        ("fc.weight", 1e6),
+        ("fc.weight", 0.0),
+    ],
+)
+def test_values_that_no_training_leaves_are_noted(tmp_path: Path, name: str, factor: float) -> None:
+    state = {key: tensor.clone() for key, tensor in make_state().items()}
+    state["bn1.num_batches_tracked"] += 1_000_000
+    state["bn1.bias"].zero_()  # as of a new network
+    torch.save({f"net.{key}": tensor for key, tensor in state.items()}, tmp_path / "a.pth")
+    assert load_checkpoint(tmp_path / "a.pth").notes == ()
+    state[name] *= factor
+    torch.save({f"net.{key}": tensor for key, tensor in state.items()}, tmp_path / "a.pth")
+    (note,) = load_checkpoint(tmp_path / "a.pth").notes
+    named = name.replace("bn1.running_var", "conv1.weight")
+    assert note.startswith(f"the values of net.{named} are zero, or far too large or too small")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,17 @@ def test_the_refusal_names_the_nearest_scheme_and_three_keys(tmp_path: Path) -> 
         CheckpointError, match=r"1 of its 5 .* Hugging Face.* not a\.weight, b\.weight, c\.weight$"
     ):
         load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("spell", [str.upper, str.title, lambda name: name.replace(".", "/")])
+def test_names_in_another_spelling_are_refused_with_the_remedy(
+    tmp_path: Path, spell: Callable[[str], str]
+) -> None:
+    state = renamed(make_state(), BY_NAME["Hugging Face"], "classifier.1", "resnet.")
+    torch.save({spell(name): tensor for name, tensor in state.items()}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"Hugging Face.* has small letters") as caught:
+        load_checkpoint(tmp_path / "a.pth")
+    assert "name.lower().replace('/', '.')" in str(caught.value.hint)
 
 
 def test_a_refusal_uses_the_names_in_the_file(tmp_path: Path) -> None:

@@ -63,6 +63,14 @@ def test_labels_have_many_names(tmp_path: Path, facts: dict[str, Any]) -> None:
             {"class_to_idx": {"a": 0, "b": 2, "c": 2}},
             "class_to_idx does not name each class once, so it is not used",
         ),
+        (
+            {"names": ["crane", "dog", "Crane"]},
+            "2 labels in names are equal, such as 'crane'",
+        ),
+        (
+            {"classes": ["cat", " ", "dog"]},
+            "classes does not name each class once, so it is not used",
+        ),
         ({"img_size": float("inf")}, "img_size is inf, which is not used"),
         ({"std": [0.5, 0.5, 0]}, "std is [0.5, 0.5, 0], which is not used"),
         ({"img_size": "large"}, "img_size is 'large', which is not used"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -60,6 +62,7 @@ def test_streams_divide_a_batch_and_give_the_same_bits(
     tiny_bundle: Bundle, threads: int | None, streams: int
 ) -> None:
     artifact, golden = tiny_bundle.artifact("int8-cpu"), tiny_bundle.golden()
+    others = set(threading.enumerate())
     backend = open_artifact(tiny_bundle, artifact, OpenOptions(threads=threads, streams=streams))
     sizes: list[int] = []
     original = SessionBackend.run
@@ -75,6 +78,11 @@ def test_streams_divide_a_batch_and_give_the_same_bits(
             np.testing.assert_array_equal(logits, golden.bit_exact[artifact.name][:count])
     expected = [len(p) for n in (1, 2, 8) for p in np.array_split(range(n), min(n, streams))]
     assert sorted(sizes) == sorted(expected)
+    assert set(threading.enumerate()) > others
+    backend.close()
+    assert set(threading.enumerate()) == others
+    with pytest.raises(BackendError, match="the session was closed"):
+        backend.run(golden.images[:2])
 
 
 def test_rejects_bytes_that_are_no_graph() -> None:
