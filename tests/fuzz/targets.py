@@ -1,0 +1,138 @@
+"""The functions that a fuzzer calls: each gives bytes to a parser of files or requests from outside.
+
+A parser may refuse bytes with an error of the project (`ResdeployError`, a `RequestError` of the
+server) or with a ValueError where its docstring says so. Any other exception is a fault.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from resdeploy.bundle.calibration_record import RecipeRecords
+from resdeploy.bundle.golden import read_golden
+from resdeploy.bundle.graph_check import check_graph
+from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME, Manifest
+from resdeploy.bundle.onnx_reader import read_onnx
+from resdeploy.errors import ResdeployError
+from resdeploy.images.decode import read_rgb
+from resdeploy.images.preprocessing_files import read_preprocessing_file
+from resdeploy.json_documents import decode, parse
+from resdeploy.runtime.serving.http.uploads import read_uploads
+from resdeploy.runtime.serving.open_inference import parse_request
+from resdeploy.runtime.serving.request_errors import RequestError
+
+SIZE, CLASSES = 8, 3
+# A picture of more pixels says nothing new about a decoder, and takes the fuzzer's time.
+MAX_PIXELS = 1 << 16
+
+
+def fuzz_manifest(data: bytes) -> None:
+    try:
+        parse(Manifest, decode(dict[str, Any], data))
+    except ValueError:
+        pass
+
+
+def fuzz_calibration(data: bytes) -> None:
+    try:
+        decode(RecipeRecords, data)
+    except ValueError:
+        pass
+
+
+def fuzz_golden(data: bytes) -> None:
+    # `Bundle.golden` makes a BundleError of every exception, but running out of memory would show.
+    try:
+        read_golden(data, SIZE, CLASSES)
+    except MemoryError:
+        raise
+    except Exception:
+        pass
+
+
+def fuzz_graph(data: bytes) -> None:
+    try:
+        read_onnx(data)
+        check_graph(
+            data, opset=20, image_size=(SIZE, SIZE), classes=CLASSES,
+            names=(INPUT_NAME, OUTPUT_NAME),
+        )  # fmt: skip
+    except ValueError:
+        pass
+
+
+def fuzz_checkpoint(data: bytes) -> None:
+    from resdeploy.train.checkpoint.load import load_checkpoint
+
+    _with_file("weights.pt", data, load_checkpoint)
+
+
+def fuzz_safetensors(data: bytes) -> None:
+    from resdeploy.train.checkpoint.load import load_checkpoint
+
+    _with_file("weights.safetensors", data, load_checkpoint)
+
+
+def fuzz_shard(data: bytes) -> None:
+    from resdeploy.train.data.shards import image_content, read_shards
+
+    def read(path: Path) -> None:
+        for file in read_shards(path.parent).files:
+            image_content(file)
+
+    _with_file("0.tar", data, read)
+
+
+def fuzz_preprocessing(data: bytes) -> None:
+    _with_file("config.json", data, read_preprocessing_file)
+
+
+def fuzz_picture(data: bytes) -> None:
+    try:
+        read_rgb(data, max_pixels=MAX_PIXELS)
+    except ResdeployError:
+        pass
+
+
+def fuzz_request(data: bytes) -> None:
+    """The first byte says how much of the body is JSON; the rest is the body."""
+    body = data[1:]
+    length = None if data[:1] in (b"", b"\0") else len(body) * data[0] // 255
+    try:
+        parse_request(body, length, SIZE, CLASSES)
+    except RequestError:
+        pass
+
+
+def fuzz_form(data: bytes) -> None:
+    """The first line is the Content-Type; the rest is the body."""
+    head, _, body = data.partition(b"\n")
+    try:
+        read_uploads(head.decode("latin-1"), body, 64)
+    except RequestError:
+        pass
+
+
+def _with_file(name: str, data: bytes, function: Callable[[Path], object]) -> None:
+    """Call a function with the path of a file in memory."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / name
+        path.write_bytes(data)
+        try:
+            function(path)
+        except ResdeployError:
+            pass
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    name.removeprefix("fuzz_"): function
+    for name, function in sorted(globals().items())
+    if name.startswith("fuzz_")
+}
