@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo environments test check format clean
+.PHONY: help demo environments test check fuzz format clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,14 @@ check: .venv/dev ## Check format, lint, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+FUZZ_SECONDS ?= 7200
+TARGETS = $(notdir $(wildcard tests/fuzz/corpus/*))
+fuzz: .venv/dev ## Search for inputs that break a parser: FUZZ_SECONDS for each of TARGETS
+	$(INSTALL) atheris
+	for target in $(TARGETS); do \
+	  $(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
 
 format: .venv/dev ## Format the code
 	$(BIN)/ruff format .

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from resdeploy.bundle.batch_norm_shift import BatchNormShift
-from resdeploy.bundle.bundle import open_bundle
+from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord, TargetResult
 from resdeploy.bundle.golden import Float32Array, Golden
 from resdeploy.bundle.manifest import (
@@ -168,8 +168,7 @@ def export(
     _check_options(config, target)
     if config.engine:
         load_tensorrt(choose_flavour())  # fail before the work rather than at its end
-    if config.sign is not None:
-        check_key(config.sign)
+    check_key(config.sign)
     if config.output is not None:
         refuse_existing(config.output, force=force, marker=MANIFEST)
     source = read_source(
@@ -203,11 +202,8 @@ def export(
     shift = check.shift if check else None
     warnings = preprocessing_warnings(source.choice) + shift_warnings(check)
     warnings += label_warnings(check, source, labels_are_used=config.int8)
-    logger.info(
-        "exporting %s at %s pixels",
-        source.checkpoint.architecture.name,
-        size_text(preprocessing.image_size),
-    )
+    name, size = source.checkpoint.architecture.name, size_text(preprocessing.image_size)
+    logger.info("exporting %s at %s pixels", name, size)
     model = to_onnx(classifier, preprocessing.image_size)
     calibration, judgement = None, None
     if config.int8:
@@ -227,8 +223,7 @@ def export(
             artifacts.append(artifact)
             if logits is not None and _is_bit_exact(model, calibration, encoding):
                 bit_exact[artifact.name] = logits
-        golden = replace(golden, bit_exact=bit_exact)
-        analysis = None
+        golden, analysis = replace(golden, bit_exact=bit_exact), None
         if calibration is not None:
             analysis = analyse(
                 model, calibration.recipes, calibration.record(), artifacts, golden, progress,
@@ -238,12 +233,12 @@ def export(
             folder, output.name, source, artifacts, golden, origin, calibration, analysis,
             work_of(model), warnings, shift,
         )  # fmt: skip
+    bundle, triton = open_bundle(output), None
     if config.sign is not None:
-        sign_bundle(open_bundle(output), config.sign)
-    engines = _build_engines(output, progress) if config.engine else ()
-    triton = None
+        sign_bundle(bundle, config.sign)
+    engines = _build_engines(bundle, progress) if config.engine else ()
     if config.triton is not None:
-        triton = write_repository(open_bundle(output), config.triton, force=force)
+        triton = write_repository(bundle, config.triton, force=force)
     return ExportResult(
         bundle=output,
         artifacts=manifest.artifacts,
@@ -395,8 +390,7 @@ def _is_bit_exact(model: ir.Model, calibration: Calibration | None, encoding: En
     return not recipe.in_float and has_aligned_scales(model.graph, edges, parameters)
 
 
-def _build_engines(path: Path, progress: Progress) -> tuple[BuildReport, ...]:
-    bundle = open_bundle(path)
+def _build_engines(bundle: Bundle, progress: Progress) -> tuple[BuildReport, ...]:
     return tuple(
         build(bundle, artifact, choose_flavour(), BuildOptions(), progress=progress)
         for artifact in bundle.manifest.artifacts

@@ -61,8 +61,7 @@ def replace_golden(
         OutputError: The output exists, and `force` is not set; or it cannot be written.
     """
     refuse_existing(output, force=force, marker=MANIFEST)
-    if sign is not None:
-        check_key(sign)
+    check_key(sign)
     manifest, reference = bundle.manifest, GoldenReference.FP32
     calibration = manifest.calibration or {}
     used = {*calibration.get("image_sha256", ()), *calibration.get("selection_sha256", ())}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.bundle.golden import Golden, read_golden
-from resdeploy.bundle.graph_check import check_graph
+from resdeploy.bundle.graph_check import check_onnx
 from resdeploy.bundle.manifest import (
     INPUT_NAME,
     MANIFEST,
@@ -49,7 +49,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     signer: str | None = None
-    """Whose signature was verified; None if none was asked for."""
+    """Signer whose signature was verified; None if none was asked for."""
 
     @property
     def files(self) -> dict[str, FileRecord]:
@@ -74,7 +74,7 @@ class Bundle:
             raise _unreadable(self.path / name, error) from error
         if len(data) != record.bytes or sha256(data) != record.sha256:
             raise self._changed(name)
-        self._check_graph(name, data)
+        self._check_onnx(name, data)
         return data
 
     @contextmanager
@@ -94,11 +94,11 @@ class Bundle:
             del data
             yield Path(f"/proc/self/fd/{copy}")
 
-    def _check_graph(self, name: str, data: bytes) -> None:
+    def _check_onnx(self, name: str, data: bytes) -> None:
         for artifact in self.manifest.artifacts:
             if artifact.file == name:
                 try:
-                    check_graph(
+                    check_onnx(
                         data,
                         opset=artifact.opset,
                         image_size=height_and_width(self.manifest.preprocessing.image_size),

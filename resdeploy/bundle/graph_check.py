@@ -25,7 +25,7 @@ FEWEST_ELEMENTS = 1 << 20  # the last layers of a network for very small picture
 Shapes = dict[str, Shape]
 
 
-def check_graph(
+def check_onnx(
     data: Buffer, *, opset: int, image_size: tuple[int, int], classes: int, names: tuple[str, str]
 ) -> None:
     """Raise a ValueError unless `data` is a graph that every engine can load without risk.

@@ -158,6 +158,8 @@ def _read_attribute(data: memoryview) -> tuple[str, Attribute]:
         elif name == "i":
             values[name] = _integer(value)
         elif name == "f":
+            if len(_bytes(value)) != 4:
+                raise ValueError("it is damaged: a number is missing")
             (values[name],) = struct.unpack("<f", _bytes(value))
         elif name == "s":
             values[name] = _text(value).encode()

@@ -76,7 +76,7 @@ class Verification:
     passed_over: dict[str, int] = field(default_factory=dict)
     """Number of other pictures in the folder, by the reason why they are not read."""
     signer: str | None = None
-    """Whose signature of the bundle was verified; None if none was asked for."""
+    """Signer whose signature of the bundle was verified; None if none was asked for."""
     environment: Environment
     """The bundle, the software and the machine."""
     schema: str = SCHEMA

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.graph_check import check_graph
+from resdeploy.bundle.graph_check import check_onnx
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME, Encoding
 from resdeploy.calibration.ranges import Range
 from resdeploy.cli.explain import coverage_text
@@ -115,7 +115,7 @@ def test_the_family_runs_in_integers(member: Exported, encoding: Encoding) -> No
     operators = Counter(node.op_type for node in member.model.graph)
     assert found.int8_convs == found.convs == operators["Conv"]
     assert found.fused_additions == found.additions == 3
-    check_graph(  # what a bundle does before an engine reads the graph
+    check_onnx(  # what a bundle does before an engine reads the graph
         to_bytes(model), opset=OPSET, image_size=member.images.shape[1:3], classes=len(CLASSES),
         names=(INPUT_NAME, OUTPUT_NAME),
     )  # fmt: skip

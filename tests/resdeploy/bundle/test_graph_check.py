@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from resdeploy.bundle.bundle import Bundle, open_bundle
-from resdeploy.bundle.graph_check import OPERATORS, check_graph
+from resdeploy.bundle.graph_check import OPERATORS, check_onnx
 from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.errors import BundleError
 from resdeploy.filesystem import sha256
@@ -50,9 +50,7 @@ W = {"w": np.zeros((3, CLASSES), np.float32)}
 
 
 def check(data: bytes) -> None:
-    check_graph(
-        data, opset=20, image_size=(SIZE, SIZE), classes=CLASSES, names=("images", "logits")
-    )
+    check_onnx(data, opset=20, image_size=(SIZE, SIZE), classes=CLASSES, names=("images", "logits"))
 
 
 def test_accepts_a_small_graph() -> None:
