@@ -52,8 +52,11 @@ class PreprocessingSearch:
     with the same pixels."""
     labelled: bool
     images: int
+    same_predictions: int
+    """Number of images for which all candidates that are left predict the same class."""
     images_to_decide: int | None
-    """Estimated number of labelled images that would decide; None if decided or unknown."""
+    """Estimated number of labelled images that would decide; None if decided, unknown, or if
+    images are not what is missing."""
     schema: str = SCHEMA
 
     @property
