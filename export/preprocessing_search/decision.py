@@ -192,7 +192,8 @@ def _whiten(spread: Tensor, rows: Tensor, ignored: Tensor) -> Tensor:
     known = torch.cat([spread, ignored / length * 1e4 * shrinkage.sqrt()])
     # Woodbury's identity: there are fewer blocks than channels.
     inner = known @ known.T + shrinkage * torch.eye(len(known), dtype=torch.float64)
-    return rows - (torch.linalg.solve(inner, known @ rows.T)).T @ known
+    result: Tensor = rows - torch.linalg.solve(inner, known @ rows.T).T @ known
+    return result
 
 
 def _recorded(score: CandidateScore) -> list[Sequence[NormInput]]:

@@ -26,6 +26,7 @@ BLOCK = 32  # images that are scored together, and that the bootstrap draws toge
 MOST_BLOCKS = 160
 
 FloatArray = npt.NDArray[np.float64]
+Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 Block = tuple[str, IntArray, Sequence[NormInput]]
 """Digest of the pixels, predicted classes, and sums at each batch norm with statistics."""
 
@@ -112,8 +113,8 @@ class Scorer:
         for index in range(blocks):
             pixels = self._load(_geometry(candidate), index * BLOCK, (index + 1) * BLOCK)
             changed = [
-                *(_shift(pixels, colour, _generator(index)) for colour in (None, 0, mean.round())),
-                *(_change(pixels, change, _generator(index)) for change in _AUGMENTATIONS),
+                *(_shift(pixels, c, np.random.default_rng(index)) for c in (None, 0, mean.round())),
+                *(_change(pixels, c, np.random.default_rng(index)) for c in _AUGMENTATIONS),
             ]
             for score, images in zip(scores, changed):
                 score.blocks.append(self._run(candidate, images, index))
@@ -154,21 +155,16 @@ def _crop(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
 
 # Random crops, colour jitter and rotation, with strengths in common use. The strength hardly
 # matters, because only the direction in which an augmentation moves the moments is used.
-_AUGMENTATIONS: tuple[Callable[[Image.Image, np.random.Generator], Image.Image], ...] = (
+_AUGMENTATIONS: tuple[Change, ...] = (
     _crop,
     lambda picture, random: ImageEnhance.Brightness(picture).enhance(random.uniform(0.6, 1.4)),
     lambda picture, random: ImageEnhance.Contrast(picture).enhance(random.uniform(0.6, 1.4)),
     lambda picture, random: ImageEnhance.Color(picture).enhance(random.uniform(0.6, 1.4)),
     lambda picture, random: picture.rotate(random.uniform(-10, 10), Image.Resampling.BILINEAR),
 )
-_generator = np.random.default_rng
 
 
-def _change(
-    pixels: UInt8Array,
-    change: Callable[[Image.Image, np.random.Generator], Image.Image],
-    generator: np.random.Generator,
-) -> UInt8Array:
+def _change(pixels: UInt8Array, change: Change, generator: np.random.Generator) -> UInt8Array:
     return np.stack([np.asarray(change(Image.fromarray(p), generator)) for p in pixels])
 
 

@@ -11,8 +11,8 @@ from resdeploy.cli.console import PATH, CommandResult, command, exit_code
 from resdeploy.cli.options.common import FORCE, WEIGHTS
 from resdeploy.tables import NONE, WORST, plural, table
 
-# Then top-1 accuracy differs by at most one point.
-NEARLY_ALL = 0.99
+NEARLY_ALL = 0.99  # of the images: then top-1 accuracy differs by at most one point
+ENOUGH = 5000  # images, on which the batch norms are observed
 
 if TYPE_CHECKING:
     from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
@@ -97,12 +97,10 @@ def search_text(result: PreprocessingSearch, written: Path | None = None) -> str
         )
     lines.append(verdict_sentence(result))
     best = export_options(result.left[0].preprocessing)
-    if result.preprocessing is None:
-        lines.append(f"options of export for the first of them: {best}")
-    else:
-        lines.append(f"options of export: {best}")
-        if written is not None:
-            lines.append(f"wrote {written} for export --preprocessing {written}")
+    first = "" if result.preprocessing is not None else " for the first of them"
+    lines.append(f"options of export{first}: {best}")
+    if written is not None:
+        lines.append(f"wrote {written} for export --preprocessing {written}")
     return "\n".join(lines)
 
 
@@ -115,17 +113,19 @@ def verdict_sentence(result: PreprocessingSearch) -> str:
         return f"verdict: found, by {how} {on}: {best.name}"
     group = f"{len(result.left)} candidates are left {on}; {how} cannot tell them apart"
     common = {row.name.split(",")[0] for row in result.left}
-    group += f", and all have the normalisation {common.pop()}" if len(common) == 1 else ""
-    group += f"; their predictions are the same for {result.same_predictions} of {result.images}"
+    group += f", and all have the normalisation {min(common)}" if len(common) == 1 else ""
+    group += f"; they predict the same class for {result.same_predictions} of {result.images}"
     if result.same_predictions >= NEARLY_ALL * result.images:
-        group += ", so that any of them may be used"
-    names = "; ".join(row.name for row in result.left)
+        group += ", so that any of them may be used for pictures like these"
     if not result.labelled:
-        return f"verdict: undecided, {group}: use labelled images\nleft: {names}"
-    if result.images_to_decide is not None:
+        group += "; use labelled images"
+    elif result.images_to_decide is not None:
         group += f"; about {result.images_to_decide} images would decide"
-    elif len(common) == 0:
-        group += "; what the batch norms recorded in training is not exact enough"
+    elif result.images < ENOUGH:
+        group += f"; more images may help, up to {ENOUGH}"
+    else:
+        group += "; more images hardly help: the statistics of the training are not exact enough"
+    names = "; ".join(row.name for row in result.left)
     return f"verdict: undecided, {group}\nleft: {names}"
 
 

@@ -55,8 +55,7 @@ class PreprocessingSearch:
     same_predictions: int
     """Number of images for which all candidates that are left predict the same class."""
     images_to_decide: int | None
-    """Estimated number of labelled images that would decide; None if decided, unknown, or if
-    images are not what is missing."""
+    """Estimated number of labelled images that would decide; None if decided or unknown."""
     schema: str = SCHEMA
 
     @property

@@ -72,6 +72,29 @@ def test_positions_are_measured_without_the_ignored_shift() -> None:
     assert abs(locate(far, near, shift)[0]) < 1e-6
 
 
+def test_the_noise_of_the_recorded_statistics_is_that_of_the_nearest_candidate() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    step, nothing = draw(500), torch.zeros((0, 500), dtype=torch.float64)
+    spread, residual = draw(64, 500), draw(500)
+
+    def deviation(batches: float) -> float:
+        near = Moments(residual / batches**0.5, spread)
+        return locate(near, Moments(near.centre - step, spread), nothing)[1]
+
+    # A mean of `batches` blocks has this part of the deviation of one.
+    one = deviation(1)
+    assert one == pytest.approx(1 / float(step.norm()), rel=0.4)
+    for batches in (4, 16):
+        assert deviation(batches) == pytest.approx(one / batches**0.5, rel=0.1)
+    # The images that are measured on have noise, too.
+    assert deviation(1e6) == pytest.approx(deviation(1e9))
+    assert deviation(1e9) == pytest.approx(one / 8, rel=0.1)
+
+
 def test_another_geometry_must_be_worse_by_some_points() -> None:
     assert is_worse(paired(140, 40), 1e-3)
     assert not is_worse(paired(130, 50), 1e-3, points=5.0)  # 8 points, but its bound is below 5
