@@ -34,6 +34,9 @@ from resdeploy.statistics import (
 # the last of its comparisons needs the same level as the first.
 # Source: Dunn, "Multiple comparisons among means", JASA 56 (1961) 52-64.
 ALPHA, DROP_ALPHA = 0.04, 0.01 / 3000
+# The statistics are beyond the near candidate, so that it is wrong, too. A level as low as `ALPHA`
+# for each candidate would trust an uncertain position that fits neither: it named a wrong crop.
+BEYOND_ALPHA = 0.01
 # Fewer blocks show their spread badly. Then only a divergence of this many times counts: on 64
 # images, chance adds about 0.01 nats to both candidates, and the same to both.
 ENOUGH_BLOCKS, LEAST_RATIO_OF_FEW = 16, 4.0
@@ -173,8 +176,8 @@ def is_excluded(position: float, deviation: float, alpha: float) -> bool:
     They are not there if they are closer to the far one, and not if they are beyond the near one by
     more than half of the distance: both are wrong then, or an augmentation is unknown.
     """
-    certain = NormalDist().inv_cdf(1 - alpha) * deviation
-    beyond = position > 1.5 and position - 1 > certain
+    certain, past = (NormalDist().inv_cdf(1 - a) * deviation for a in (alpha, BEYOND_ALPHA))
+    beyond = position > 1.5 and position - 1 > past
     return position > max(0.5, certain) and not beyond
 
 

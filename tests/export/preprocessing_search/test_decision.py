@@ -51,7 +51,8 @@ def test_the_recorded_statistics_must_be_at_one_candidate() -> None:
     assert not is_excluded(1.0, 0.4, 1e-3)  # uncertain
     assert not is_excluded(0.45, 0.01, 1e-3)  # nearer to the other one
     assert not is_excluded(1.8, 0.1, 1e-3)  # far beyond both
-    assert is_excluded(1.8, 0.3, 1e-3)  # perhaps not beyond
+    assert is_excluded(1.6, 0.3, 1e-3)  # perhaps not beyond
+    assert not is_excluded(3.4, 0.79, 1e-3)  # fits neither, though beyond is uncertain
     assert not is_excluded(math.nan, math.nan, 1e-3)  # the same inputs
 
 
