@@ -34,9 +34,10 @@ from resdeploy.statistics import (
 # the last of its comparisons needs the same level as the first.
 # Source: Dunn, "Multiple comparisons among means", JASA 56 (1961) 52-64.
 ALPHA, DROP_ALPHA = 0.04, 0.01 / 3000
-# The statistics are beyond the near candidate, so that it is wrong, too. A level as low as `ALPHA`
-# for each candidate would trust an uncertain position that fits neither: it named a wrong crop.
-BEYOND_ALPHA = 0.01
+BEYOND_ALPHA = 0.01  # a lower level trusts positions that fit neither: it named a wrong crop
+# Batch norms record at least 19 batches (momentum 0.1: 1.9 / 0.1) of 32 images. More than twice
+# that noise is systematic: an unknown augmentation, or weights that changed meanwhile.
+RECORDED_BLOCKS = 19
 # Fewer blocks show their spread badly. Then only a divergence of this many times counts: on 64
 # images, chance adds about 0.01 nats to both candidates, and the same to both.
 ENOUGH_BLOCKS, LEAST_RATIO_OF_FEW = 16, 4.0
@@ -150,9 +151,8 @@ def locate(near: Moments, far: Moments, ignored: Tensor) -> tuple[float, float]:
     count little; those of `ignored` (N, C), the effects of augmentations, do not count at all.
 
     The deviation is that of a block times the root of a ratio: how far the recorded statistics are
-    from `near` in all other directions, relative to a block. So the size and the number of the
-    batches in training need not be known, and what no candidate explains counts as noise. The
-    ratio is at least that of the mean of these blocks. Each half of the blocks is seen from the
+    from `near` in all other directions, relative to a block. So the batches of the training need
+    not be known. The ratio is at least that of these blocks' mean. Each half is seen from the
     direction of the other half, so that no direction fits its noise.
 
     Source: Friedman, "Regularized discriminant analysis", JASA 84 (1989) 165-175, for the
@@ -167,7 +167,8 @@ def locate(near: Moments, far: Moments, ignored: Tensor) -> tuple[float, float]:
         rows = torch.cat([near.centre[None], seen - seen.mean(0)])
         lengths = (rows * _whiten(fitted, rows, others)).sum(1)
         ratio += float(lengths[0] / lengths[1:].sum()) * (len(seen) - 1) / 2
-    return position, math.sqrt(variance * max(ratio, 1 / len(spread)))
+    surplus = max(ratio / (1 / len(spread) + 1 / RECORDED_BLOCKS) / 2, 1.0)
+    return position, math.sqrt(variance * max(ratio, 1 / len(spread))) * surplus
 
 
 def is_excluded(position: float, deviation: float, alpha: float) -> bool:

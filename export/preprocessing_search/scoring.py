@@ -102,20 +102,18 @@ class Scorer:
                             advance(BLOCK)
 
     def augmented(self, candidate: Preprocessing, blocks: int) -> list[CandidateScore]:
-        """Score a candidate on images that are changed as by each usual augmentation.
+        """Score a candidate on images that each usual augmentation changes.
 
-        The borders of shifted images are reflected, black, or of the colour that is 0 after the
-        normalisation.
+        Borders of shifts are reflected, black, or of the colour that the normalisation makes 0.
         """
         back = -1 if candidate.channels is Channels.BGR else 1
         mean = np.array(candidate.mean[::back]) * (255 // candidate.value_range)
         scores = [CandidateScore(candidate) for _ in range(3 + len(_AUGMENTATIONS))]
         for index in range(blocks):
             pixels = self._load(_geometry(candidate), index * BLOCK, (index + 1) * BLOCK)
-            changed = [
-                *(_shift(pixels, c, np.random.default_rng(index)) for c in (None, 0, mean.round())),
-                *(_change(pixels, c, np.random.default_rng(index)) for c in _AUGMENTATIONS),
-            ]
+            seed = np.random.default_rng
+            changed = [_shift(pixels, c, seed(index)) for c in (None, 0, mean.round())]
+            changed += [_change(pixels, c, seed(index)) for c in _AUGMENTATIONS]
             for score, images in zip(scores, changed):
                 score.blocks.append(self._run(candidate, images, index))
         return scores
@@ -146,15 +144,13 @@ class Scorer:
 
 def _crop(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
     """Scale a square of 25 to 100 % of the area to the whole picture."""
-    share = generator.uniform(0.25, 1) ** 0.5
-    width, height = picture.size
-    left, top = generator.uniform(0, 1 - share, 2) * picture.size
-    box = (left, top, min(left + share * width, width), min(top + share * height, height))
+    size = np.array(picture.size)
+    start = generator.uniform(0, 1 - (share := generator.uniform(0.25, 1) ** 0.5), 2) * size
+    box = (*start, *np.minimum(start + share * size, size))
     return picture.resize(picture.size, Image.Resampling.BILINEAR, box=box)
 
 
-# Random crops, colour jitter and rotation, with strengths in common use. The strength hardly
-# matters, because only the direction in which an augmentation moves the moments is used.
+# The strengths are usual ones. They hardly matter, because only directions are used.
 _AUGMENTATIONS: tuple[Change, ...] = (
     _crop,
     lambda picture, random: ImageEnhance.Brightness(picture).enhance(random.uniform(0.6, 1.4)),

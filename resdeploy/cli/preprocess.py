@@ -12,7 +12,6 @@ from resdeploy.cli.options.common import FORCE, WEIGHTS
 from resdeploy.tables import NONE, WORST, plural, table
 
 NEARLY_ALL = 0.99  # of the images: then top-1 accuracy differs by at most one point
-ENOUGH = 5000  # images, on which the batch norms are observed
 
 if TYPE_CHECKING:
     from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
@@ -121,10 +120,8 @@ def verdict_sentence(result: PreprocessingSearch) -> str:
         group += "; use labelled images"
     elif result.images_to_decide is not None:
         group += f"; about {result.images_to_decide} images would decide"
-    elif result.images < ENOUGH:
-        group += f"; more images may help, up to {ENOUGH}"
     else:
-        group += "; more images hardly help: the statistics of the training are not exact enough"
+        group += "; more images may not help"
     names = "; ".join(row.name for row in result.left)
     return f"verdict: undecided, {group}\nleft: {names}"
 
