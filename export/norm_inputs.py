@@ -23,12 +23,16 @@ class NormInput:
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        self.recorded_mean = norm.running_mean.double()
-        self.recorded_variance = norm.running_var.double() + norm.eps
+        # Not copied, because the search for a pre-processing keeps many of these.
+        self.recorded_mean, self._running_var = norm.running_mean, norm.running_var
         self.eps = norm.eps
         self.count = 0
         self.total = torch.zeros((), dtype=torch.float64)
         self.squares = torch.zeros((), dtype=torch.float64)
+
+    @property
+    def recorded_variance(self) -> Tensor:
+        return self._running_var.double() + self.eps
 
     def __call__(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         # Means over the pixels of an image in float32 are exact enough, and fast.

@@ -34,8 +34,9 @@ from resdeploy.statistics import (
 # the last of its comparisons needs the same level as the first.
 # Source: Dunn, "Multiple comparisons among means", JASA 56 (1961) 52-64.
 ALPHA, DROP_ALPHA = 0.04, 0.01 / 3000
-# Every batch norm is assumed to have recorded the last 19 batches (momentum 0.1: 1.9 / 0.1) of
-# 32 images, a block each. Larger batches and smaller momenta record more exactly.
+BEYOND_ALPHA = 0.01  # a lower level trusts positions that fit neither: it named a wrong crop
+# Batch norms record at least 19 batches (momentum 0.1: 1.9 / 0.1) of 32 images. More than twice
+# that noise is systematic: an unknown augmentation, or weights that changed meanwhile.
 RECORDED_BLOCKS = 19
 # Fewer blocks show their spread badly. Then only a divergence of this many times counts: on 64
 # images, chance adds about 0.01 nats to both candidates, and the same to both.
@@ -147,21 +148,27 @@ def locate(near: Moments, far: Moments, ignored: Tensor) -> tuple[float, float]:
 
     0 is where the inputs are with `far`, 1 where they are with `near`. The direction is that of
     Fisher's discriminant: ways in which images differ among themselves, such as their contrast,
-    count little; those of `ignored` (N, C), the effects of an augmentation, do not count at all.
-    The deviation is that of these images and of those that the batch norms recorded; each half of
-    the blocks is seen from the direction of the other half, so that no direction fits its noise.
+    count little; those of `ignored` (N, C), the effects of augmentations, do not count at all.
+
+    The deviation is that of a block times the root of a ratio: how far the recorded statistics are
+    from `near` in all other directions, relative to a block. So the batches of the training need
+    not be known. The ratio is at least that of these blocks' mean. Each half is seen from the
+    direction of the other half, so that no direction fits its noise.
 
     Source: Friedman, "Regularized discriminant analysis", JASA 84 (1989) 165-175, for the
     covariance that is shrunk to its mean.
     """
     step, spread = near.centre - far.centre, (near.spread + far.spread) / 2
     position = -float(far.centre @ _direction(spread, step, ignored))
-    one, two = spread[::2], spread[1::2]
-    variance = sum(
-        float((seen @ _direction(fitted, step, ignored)).var()) / 2
-        for fitted, seen in ((one, two), (two, one))
-    )
-    return position, math.sqrt(variance * (1 / len(spread) + 1 / RECORDED_BLOCKS))
+    others = torch.cat([ignored, step[None]])
+    variance = ratio = 0.0
+    for fitted, seen in ((spread[::2], spread[1::2]), (spread[1::2], spread[::2])):
+        variance += float((seen @ _direction(fitted, step, ignored)).var()) / 2
+        rows = torch.cat([near.centre[None], seen - seen.mean(0)])
+        lengths = (rows * _whiten(fitted, rows, others)).sum(1)
+        ratio += float(lengths[0] / lengths[1:].sum()) * (len(seen) - 1) / 2
+    surplus = max(ratio / (1 / len(spread) + 1 / RECORDED_BLOCKS) / 2, 1.0)
+    return position, math.sqrt(variance * max(ratio, 1 / len(spread))) * surplus
 
 
 def is_excluded(position: float, deviation: float, alpha: float) -> bool:
@@ -170,21 +177,27 @@ def is_excluded(position: float, deviation: float, alpha: float) -> bool:
     They are not there if they are closer to the far one, and not if they are beyond the near one by
     more than half of the distance: both are wrong then, or an augmentation is unknown.
     """
-    certain = NormalDist().inv_cdf(1 - alpha) * deviation
-    beyond = position > 1.5 and position - 1 > certain
+    certain, past = (NormalDist().inv_cdf(1 - a) * deviation for a in (alpha, BEYOND_ALPHA))
+    beyond = position > 1.5 and position - 1 > past
     return position > max(0.5, certain) and not beyond
 
 
 def _direction(spread: Tensor, step: Tensor, ignored: Tensor) -> Tensor:
     """Return the direction in which `step` has length 1 and the noise is least."""
-    spread = (spread - spread.mean(0)) / math.sqrt(len(spread) - 1)
-    shrinkage = spread.square().sum() / len(step)
-    length = ignored.norm(dim=1, keepdim=True).clamp(min=1e-9)
-    rows = torch.cat([spread, ignored / length * 1e4 * shrinkage.sqrt()])
-    # Woodbury's identity: there are fewer blocks than channels.
-    inner = rows @ rows.T + shrinkage * torch.eye(len(rows), dtype=torch.float64)
-    direction: Tensor = step - rows.T @ torch.linalg.solve(inner, rows @ step)
+    direction = _whiten(spread, step[None], ignored)[0]
     return direction.div(direction @ step)
+
+
+def _whiten(spread: Tensor, rows: Tensor, ignored: Tensor) -> Tensor:
+    """Multiply rows by the inverse of the covariance, up to a factor."""
+    spread = (spread - spread.mean(0)) / math.sqrt(len(spread) - 1)
+    shrinkage = spread.square().sum() / spread.shape[1]
+    length = ignored.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    known = torch.cat([spread, ignored / length * 1e4 * shrinkage.sqrt()])
+    # Woodbury's identity: there are fewer blocks than channels.
+    inner = known @ known.T + shrinkage * torch.eye(len(known), dtype=torch.float64)
+    result: Tensor = rows - torch.linalg.solve(inner, known @ rows.T).T @ known
+    return result
 
 
 def _recorded(score: CandidateScore) -> list[Sequence[NormInput]]:

@@ -79,7 +79,7 @@ FIRST_LOOK = 64  # images on which every candidate is scored
 DEFAULT_PIXELS, MOST_IMAGES = 512 * 224 * 224, 5000
 # In nats: 0.001 to 0.01 is usual for the right candidate, 0.3 and more for a wrong normalisation.
 LARGEST_DIVERGENCE = 0.1
-SHIFTED_BLOCKS = 8  # enough for the few directions in which shifts move the moments
+AUGMENTED_BLOCKS = 8  # enough for the direction in which an augmentation moves the moments
 MOST_CANDIDATES = 300  # bounds the time
 
 
@@ -150,7 +150,7 @@ class _Search:
         self._left: list[CandidateScore] = []
         self._divergences: dict[tuple[Preprocessing, int], float] = {}
         self._positions: dict[tuple[Preprocessing, Preprocessing, int], tuple[float, float]] = {}
-        self._known_shifts: dict[Preprocessing, Tensor] = {}
+        self._known_augmentations: dict[Preprocessing, Tensor] = {}
         self._known_labels: IntArray = np.empty(0, np.int64)
 
     @property
@@ -233,7 +233,12 @@ class _Search:
         decided = not others and (self._classes is None or self._is_better_than_chance(best))
         needed = [0]
         if self._classes is not None:
-            needed += [images_to_separate(self._paired(best, s), alpha) or 0 for s in others]
+            # Top-1 accuracy does not decide between geometries.
+            needed += [
+                0 if s.has_graph_of(best) else images_to_separate(self._paired(best, s), alpha) or 0
+                for s in others
+            ]
+        same = np.all([s.predicted == best.predicted for s in left], axis=0)
         return PreprocessingSearch(
             verdict=Verdict.PASS if decided else Verdict.INCONCLUSIVE,
             preprocessing=best.preprocessing if decided else None,
@@ -241,6 +246,7 @@ class _Search:
             candidates=tuple(self._describe(best, s, alpha, left=s in left) for s in shown),
             labelled=self._classes is not None,
             images=best.images,
+            same_predictions=int(same.sum()),
             images_to_decide=max(needed) if min(needed[1:], default=0) else None,
         )
 
@@ -331,18 +337,18 @@ class _Search:
         key = near.preprocessing, far.preprocessing, blocks
         if key not in self._positions:
             one, two = (measure_moments(score, blocks) for score in (near, far))
-            self._positions[key] = locate(one, two, self._shifts(near))
+            self._positions[key] = locate(one, two, self._augmentations(near))
         return self._positions[key]
 
-    def _shifts(self, score: CandidateScore) -> Tensor:
-        """Return how shifts of the images move the moments, about the same with every crop."""
+    def _augmentations(self, score: CandidateScore) -> Tensor:
+        """Return how augmentations move the moments, about the same with every crop."""
         key = replace(score.preprocessing, resize=None, resize_mode=ResizeMode.SQUASH)
-        if key not in self._known_shifts:
-            start = measure_moments(score, SHIFTED_BLOCKS).centre
-            moved = self._scorer.shifted(score.preprocessing, SHIFTED_BLOCKS)
-            centres = [measure_moments(other, SHIFTED_BLOCKS).centre for other in moved]
-            self._known_shifts[key] = torch.stack(centres) - start
-        return self._known_shifts[key]
+        if key not in self._known_augmentations:
+            start = measure_moments(score, AUGMENTED_BLOCKS).centre
+            moved = self._scorer.augmented(score.preprocessing, AUGMENTED_BLOCKS)
+            centres = [measure_moments(other, AUGMENTED_BLOCKS).centre for other in moved]
+            self._known_augmentations[key] = torch.stack(centres) - start
+        return self._known_augmentations[key]
 
     def _paired(self, best: CandidateScore, other: CandidateScore) -> PairedAccuracy:
         return compare_scores(best, other, self._labels)

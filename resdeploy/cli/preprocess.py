@@ -11,6 +11,8 @@ from resdeploy.cli.console import PATH, CommandResult, command, exit_code
 from resdeploy.cli.options.common import FORCE, WEIGHTS
 from resdeploy.tables import NONE, WORST, plural, table
 
+NEARLY_ALL = 0.99  # of the images: then top-1 accuracy differs by at most one point
+
 if TYPE_CHECKING:
     from resdeploy.result_files.preprocessing_search import CandidateResult, PreprocessingSearch
 
@@ -93,10 +95,11 @@ def search_text(result: PreprocessingSearch, written: Path | None = None) -> str
             f"the same pixels on these images as the first: {'; '.join(result.same_pixels)}"
         )
     lines.append(verdict_sentence(result))
-    if result.preprocessing is not None:
-        lines.append(f"options of export: {export_options(result.preprocessing)}")
-        if written is not None:
-            lines.append(f"wrote {written} for export --preprocessing {written}")
+    best = export_options(result.left[0].preprocessing)
+    first = "" if result.preprocessing is not None else " for the first of them"
+    lines.append(f"options of export{first}: {best}")
+    if written is not None:
+        lines.append(f"wrote {written} for export --preprocessing {written}")
     return "\n".join(lines)
 
 
@@ -109,12 +112,18 @@ def verdict_sentence(result: PreprocessingSearch) -> str:
         return f"verdict: found, by {how} {on}: {best.name}"
     group = f"{len(result.left)} candidates are left {on}; {how} cannot tell them apart"
     common = {row.name.split(",")[0] for row in result.left}
-    group += f", and all have the normalisation {common.pop()}" if len(common) == 1 else ""
+    group += f", and all have the normalisation {min(common)}" if len(common) == 1 else ""
+    group += f"; they predict the same class for {result.same_predictions} of {result.images}"
+    if result.same_predictions >= NEARLY_ALL * result.images:
+        group += ", so that any of them may be used for pictures like these"
     if not result.labelled:
-        return f"verdict: undecided, {group}: use labelled images"
-    if result.images_to_decide is None:
-        return f"verdict: undecided, {group}, and more images may not help"
-    return f"verdict: undecided, {group}; about {result.images_to_decide} images would decide"
+        group += "; use labelled images"
+    elif result.images_to_decide is not None:
+        group += f"; about {result.images_to_decide} images would decide"
+    else:
+        group += "; more images may not help"
+    names = "; ".join(row.name for row in result.left)
+    return f"verdict: undecided, {group}\nleft: {names}"
 
 
 def _cells(row: CandidateResult) -> list[str]:

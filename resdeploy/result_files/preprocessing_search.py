@@ -52,6 +52,8 @@ class PreprocessingSearch:
     with the same pixels."""
     labelled: bool
     images: int
+    same_predictions: int
+    """Number of images for which all candidates that are left predict the same class."""
     images_to_decide: int | None
     """Estimated number of labelled images that would decide; None if decided or unknown."""
     schema: str = SCHEMA

@@ -51,7 +51,8 @@ def test_the_recorded_statistics_must_be_at_one_candidate() -> None:
     assert not is_excluded(1.0, 0.4, 1e-3)  # uncertain
     assert not is_excluded(0.45, 0.01, 1e-3)  # nearer to the other one
     assert not is_excluded(1.8, 0.1, 1e-3)  # far beyond both
-    assert is_excluded(1.8, 0.3, 1e-3)  # perhaps not beyond
+    assert is_excluded(1.6, 0.3, 1e-3)  # perhaps not beyond
+    assert not is_excluded(3.4, 0.79, 1e-3)  # fits neither, though beyond is uncertain
     assert not is_excluded(math.nan, math.nan, 1e-3)  # the same inputs
 
 
@@ -70,6 +71,30 @@ def test_positions_are_measured_without_the_ignored_shift() -> None:
     assert deviation < 0.1
     assert abs(locate(near, far, nothing)[0] - 1) > 0.01
     assert abs(locate(far, near, shift)[0]) < 1e-6
+
+
+def test_the_noise_of_the_recorded_statistics_is_that_of_the_nearest_candidate() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    step, nothing = draw(500), torch.zeros((0, 500), dtype=torch.float64)
+    spread, residual = draw(64, 500), draw(500)
+
+    def deviation(batches: float) -> float:
+        near = Moments(residual / batches**0.5, spread)
+        return locate(near, Moments(near.centre - step, spread), nothing)[1]
+
+    # A mean of `batches` blocks has this part of the deviation of one.
+    many = deviation(16)
+    assert many == pytest.approx(1 / float(step.norm()) / 4, rel=0.4)
+    assert deviation(64) == pytest.approx(many / 2, rel=0.1)
+    # The images that are measured on have noise, too.
+    assert deviation(1e6) == pytest.approx(deviation(1e9))
+    assert deviation(1e9) == pytest.approx(many / 2, rel=0.1)
+    # What no candidate explains is more than noise.
+    assert deviation(1) > 10 * many
 
 
 def test_another_geometry_must_be_worse_by_some_points() -> None:

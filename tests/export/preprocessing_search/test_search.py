@@ -18,12 +18,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 from resdeploy.cli.main import main
+from resdeploy.cli.preprocess import search_text
 from resdeploy.errors import DataError
 from resdeploy.export.preprocessing_search import candidates
+from resdeploy.export.preprocessing_search.decision import measure_moments
+from resdeploy.export.preprocessing_search.scoring import Scorer
 from resdeploy.export.preprocessing_search.search import find_preprocessing
 from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing
 from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import settings_of
+from resdeploy.progress import silent
 from resdeploy.result_files.preprocessing_search import PreprocessingSearch
 from resdeploy.statistics import Verdict
 from resdeploy.train.checkpoint.load import Checkpoint
@@ -183,6 +187,40 @@ def test_grey_pictures_do_not_tell_rgb_from_bgr(grey: tuple[Path, Checkpoint]) -
     names = {row.name.split(",")[0] for row in result.left}
     assert {"0.5/0.5 rgb", "0.5/0.5 bgr"} <= names
     assert result.images_to_decide is None
+    # Both give the same answers, and the text says so.
+    assert result.same_predictions == result.images
+    text = search_text(result)
+    assert "they predict the same class for 64 of 64, so that any of them may be used" in text
+    assert "would decide" not in text
+    assert "options of export for the first of them: --mean" in text
+    for row in result.left:
+        assert row.name in text.split("left: ")[1]
+
+
+def test_candidates_with_other_answers_are_not_equally_good(
+    grey: tuple[Path, Checkpoint],
+) -> None:
+    result = search(grey[1], grey[0])
+    other = replace(result, same_predictions=result.images // 2, images=5000)
+    assert "may be used" not in search_text(other)
+    assert "more images may not help" in search_text(other)
+    assert "about 700 images would decide" in search_text(replace(other, images_to_decide=700))
+
+
+def test_each_augmentation_moves_the_moments_in_its_own_direction(
+    state: dict[str, torch.Tensor], data: Path
+) -> None:
+    files = sorted(data.rglob("*.png"))
+    scorer = Scorer(planted(state, HALF).network(), files, 64, silent)
+    scorer.extend([HALF], 64)
+    start = measure_moments(scorer.scores[HALF], 2).centre
+    moved = torch.stack([measure_moments(s, 2).centre - start for s in scorer.augmented(HALF, 2)])
+    assert len(moved) == 8  # three shifts, a random crop, three of the colours, and rotation
+    assert int(torch.linalg.matrix_rank(moved / moved.norm(dim=1, keepdim=True), rtol=0.01)) == 8
+    again = scorer.augmented(HALF, 2)
+    assert [b[0] for s in again for b in s.blocks] == [
+        b[0] for s in scorer.augmented(HALF, 2) for b in s.blocks
+    ]
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> list[str]:
