@@ -121,7 +121,7 @@ def speed_key(candidates: Sequence[Candidate], threads: int | None) -> SpeedKey 
             *sorted(cpu.features),
             # oneDNN, which computes in OpenVINO, uses no instructions beyond this.
             "oneDNN up to " + os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper(),
-        ),  # fmt: skip
+        ),
         cores=cores,
         threads=threads or cores,
     )
