@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 REVISION = 1  # of the way of measuring
 MAX_BYTES = 1 << 16
+MAX_FILES = 256  # of the cache, 1 MB in all; more than the graphs in use on one machine
 # With 9 rounds, a faster engine may lose one to noise by the sign test below. Five can decide, too.
 ROUNDS, MIN_ROUNDS = 9, 5
 TURN_SECONDS = 0.1
@@ -52,7 +54,7 @@ class SpeedKey:
     graph_sha256: str
     engines: Mapping[str, str]
     """Version of each engine by name; the quickest to start comes first."""
-    processor: tuple[str, ...]  # architecture, model and instruction sets
+    processor: tuple[str, ...]  # architecture, model, instruction sets and their limit
     cores: int
     threads: int
     revision: int = REVISION
@@ -113,7 +115,13 @@ def speed_key(candidates: Sequence[Candidate], threads: int | None) -> SpeedKey 
         artifact=first.name,
         graph_sha256=first.sha256,
         engines={engine.name: engine.version() or "" for engine in rivals},
-        processor=(cpu.architecture, cpu.model or "", *sorted(cpu.features)),
+        processor=(
+            cpu.architecture,
+            cpu.model or "",
+            *sorted(cpu.features),
+            # oneDNN, which computes in OpenVINO, uses no instructions beyond this.
+            "oneDNN up to " + os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper(),
+        ),
         cores=cores,
         threads=threads or cores,
     )
@@ -174,4 +182,13 @@ def measure_speeds(
     logger.info("%s", speeds)
     with suppress(OutputError, RuntimeError):
         write_file(key.path, to_text(speeds).encode())
+        _prune(key.path.parent)
     return speeds
+
+
+def _prune(folder: Path) -> None:
+    """Remove the oldest measurements beyond `MAX_FILES`."""
+    with suppress(OSError):  # another process may remove the same files
+        files = sorted(folder.glob("*.json"), key=lambda path: path.lstat().st_mtime)
+        for path in files[:-MAX_FILES]:
+            path.unlink(missing_ok=True)

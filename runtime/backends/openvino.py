@@ -9,7 +9,9 @@ Control" of its inference guide.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from resdeploy.runtime.backends.base import OpenOptions, Unavailability
 
 NAME = "openvino"
 ARTIFACTS = ("int8-cpu", "fp32")
+# OpenVINO 2026.4 may deadlock if two threads make the first inference of their graphs at once.
+_FIRST_RUN = Lock()
 
 
 def installed_version() -> str | None:
@@ -68,6 +72,7 @@ class OpenVinoCpu:
             settings["INFERENCE_NUM_THREADS"] = threads
         if streams > 1:
             settings["NUM_STREAMS"] = streams
+        self._has_run = False
         core = openvino.Core()
         try:
             compiled = core.compile_model(core.read_model(graph), "CPU", settings)
@@ -82,14 +87,20 @@ class OpenVinoCpu:
         if not self._requests:
             raise BackendError("the model was closed", "load the bundle again")
         try:
-            if len(self._requests) > 1:
-                return self._run_in_streams(images)
-            (logits,) = self._requests[0].infer({0: images}, share_inputs=True).values()
+            with nullcontext() if self._has_run else _FIRST_RUN:
+                logits = self._infer(images)
+            self._has_run = True
         except RuntimeError as error:
             raise BackendError(
                 f"OpenVINO failed: {_last_line(error)}",
                 remedy_for(error, "use --backend onnxruntime-cpu"),
             ) from error
+        return logits
+
+    def _infer(self, images: UInt8Array) -> Float32Array:
+        if len(self._requests) > 1:
+            return self._run_in_streams(images)
+        (logits,) = self._requests[0].infer({0: images}, share_inputs=True).values()
         return np.array(logits, dtype=np.float32)
 
     def _run_in_streams(self, images: UInt8Array) -> Float32Array:
@@ -97,6 +108,8 @@ class OpenVinoCpu:
         started = self._requests[: len(parts)]
         for request, part in zip(started, parts):
             request.start_async({0: part}, share_inputs=True)
+            if not self._has_run:
+                request.wait()
         for request in started:
             request.wait()
         logits = [request.get_output_tensor().data for request in started]

@@ -24,7 +24,7 @@ from resdeploy.filesystem import write_file
 from resdeploy.json_documents import to_text
 from resdeploy.progress import silent
 from resdeploy.runtime import load
-from resdeploy.runtime.backends import registry
+from resdeploy.runtime.backends import engine_speeds, registry
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.engine_speeds import (
     EngineSpeeds,
@@ -390,3 +390,25 @@ def test_doctor_measures_again_and_shows_the_times(
     assert found.speeds == read_speeds(found.speeds.key)
     times = "first 10.00 ms, second 4.00 ms; auto uses second"
     assert f"{times}\n" in diagnosis_text(found)
+
+
+@pytest.mark.usefixtures("engines")
+def test_a_limit_of_instructions_is_part_of_the_key(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    key = key_of(tiny_bundle)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert key_of(tiny_bundle).path != key.path
+
+
+def test_the_oldest_measurements_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_speeds, "MAX_FILES", 2)
+    for age in (3, 1, 4, 2):
+        path = tmp_path / f"{age}.json"
+        path.write_bytes(b"")
+        os.utime(path, (1000 - age, 1000 - age))
+    engine_speeds._prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.json", "2.json"]
