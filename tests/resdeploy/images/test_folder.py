@@ -179,14 +179,14 @@ def test_a_file_without_ending_and_permission_is_kept_for_the_error_of_its_decod
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(tmp_path, "0001", "0002.xyz")
-    opened = Path.open
+    opened = os.open
 
-    def refusing(path: Path, *arguments: Any) -> Any:
-        if path.parent == tmp_path:
+    def refusing(path: Any, *arguments: Any) -> int:
+        if Path(path).parent == tmp_path:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return opened(path, *arguments)
 
-    monkeypatch.setattr(Path, "open", refusing)
+    monkeypatch.setattr(os, "open", refusing)
     assert find_images(tmp_path).files == (tmp_path / "0001",)
     with pytest.raises(DataError, match="0001 cannot be read: Permission denied"):
         list(read_batches([tmp_path / "0001"], Preprocessing.standard(8), batch=2))
