@@ -18,6 +18,7 @@ MAX_SIDE = 65_535  # of JPEG; decoders need memory per row, so a narrow picture 
 # chunk for each 4 to 64 KiB; JPEG segments of metadata hold up to 64 KiB.
 FREE_PARTS, BYTES_PER_PART = 1000, 1024
 MAX_SCANS = 32  # of a JPEG file; each is a pass over all pixels, and encoders write at most 16
+MAX_EXIF_BYTES = 256 << 10  # a JPEG segment holds 64 KiB; Pillow joins and parses all of them
 MAX_RUN_LENGTH_BYTES = 1 << 20  # Pillow decodes the runs of BMP in Python, a million per second
 WEBP_BYTES = 12  # per pixel: the two canvases of libwebp's decoder, and Pillow's copy of one
 
@@ -36,6 +37,7 @@ class PictureStructure:
     height: int = 0
     parts: int = 0
     """Number of segments or chunks, and of bytes between them, which cost as much."""
+    exif_bytes: int = 0
     scans: int = 0
     bytes_per_pixel: int = 0
     """Memory that the decoder needs besides the decoded picture."""
@@ -57,7 +59,7 @@ def read_structure(data: bytes, kind: str | None) -> PictureStructure:
     try:
         if kind in _READERS:
             _READERS[kind](data, found)
-    except struct.error:  # it is cut off
+    except (struct.error, IndexError):  # it is cut off
         pass
     problem = None
     if found.parts > found.most_parts:
@@ -68,6 +70,8 @@ def read_structure(data: bytes, kind: str | None) -> PictureStructure:
         problem = (
             f"has {found.width:,} x {found.height:,} pixels; {MAX_SIDE:,} per side are allowed"
         )
+    elif found.exif_bytes > MAX_EXIF_BYTES:
+        problem = f"has more than {MAX_EXIF_BYTES >> 10} KiB of EXIF data"
     elif found.has_long_runs:
         problem = f"has run-length encoding, and more than {MAX_RUN_LENGTH_BYTES >> 20} MiB"
     if problem:
@@ -76,7 +80,7 @@ def read_structure(data: bytes, kind: str | None) -> PictureStructure:
 
 
 def _read_jpeg(data: bytes, found: PictureStructure) -> None:
-    position, first_scan, components, sampled = 2, 0, 0, 0.0
+    position, first_scan, components, sampled, match = 2, 0, 0, 0.0, None
     while found.parts <= found.most_parts and found.scans <= MAX_SCANS:
         match = _MARKER.search(data, position)
         if not first_scan:  # Pillow reads the bytes between segments one at a time
@@ -90,6 +94,8 @@ def _read_jpeg(data: bytes, found: PictureStructure) -> None:
                 break
             continue
         (length,) = struct.unpack_from(">H", data, position)
+        if marker == 0xE1 and data.startswith(b"Exif", position + 2):
+            found.exif_bytes += length
         if marker == _SCAN:
             found.scans += 1
             if not first_scan:
@@ -99,13 +105,16 @@ def _read_jpeg(data: bytes, found: PictureStructure) -> None:
         elif 0xC0 <= marker <= 0xCF and marker not in _TABLES:
             found.height, found.width, components = struct.unpack_from(">HHB", data, position + 3)
             factors = [
-                byte & 15 and (byte >> 4) * (byte & 15)
+                (byte >> 4) * (byte & 15)
                 for byte in data[position + 9 : position + 8 + 3 * components : 3]
             ]
             sampled = sum(factors) / max(factors, default=1) if all(factors) else 4
             if marker in _PROGRESSIVE:  # the decoder keeps all coefficients, two bytes each
                 found.bytes_per_pixel = round(2 * sampled)
         position += length
+    if first_scan:  # filling within a scan is read again with each block of data
+        end = position if match else len(data)
+        found.parts += 2 * data.count(b"\xff\xff", first_scan, end)
     found.ends = not first_scan or data.find(b"\xff\xd9", first_scan) >= 0
 
 

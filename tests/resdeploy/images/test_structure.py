@@ -89,6 +89,8 @@ ATTACKS = {
     "fill bytes": (JPEG[:2] + MANY * b"\xff" + JPEG[2:], "segments"),
     "bytes between segments": (JPEG[:20] + MANY * b"x" + JPEG[20:], "segments"),
     "bytes after the end": (b"\xff\xd8\xff\xd9" + MANY * b"\xff" + JPEG[2:], "segments"),
+    "fill bytes in a scan": (JPEG[:-2] + MANY * b"\xff" + b"\xd9", "segments"),
+    "EXIF": (JPEG[:2] + 5 * (b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)) + JPEG[2:], "EXIF"),
     "empty segments": (JPEG[:2] + MANY * b"\xff\xfe\0\2" + JPEG[2:], "segments"),
     "segments that Pillow does not skip": (
         JPEG[:2] + b"\xff\xf0\x20\0" + MANY * b"\0" + JPEG[2:], "segments",
