@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from resdeploy.errors import OutputError, TrainingError
-from resdeploy.filesystem import sha256_file, write_file
+from resdeploy.filesystem import claimed, sha256_file, write_file
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import decode, write_document
 from resdeploy.readable_text import readable
@@ -284,10 +284,11 @@ def update_latest_link(folder: Path) -> None:
         )
     try:
         RUNS.mkdir(exist_ok=True)
-        temporary = RUNS / f".latest.tmp-{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(folder.resolve(), RUNS.resolve()))
-        temporary.replace(LATEST)
+        temporary = RUNS / ".latest.tmp-link"
+        with claimed(RUNS):
+            temporary.unlink(missing_ok=True)  # of a process that was killed
+            temporary.symlink_to(os.path.relpath(folder.resolve(), RUNS.resolve()))
+            temporary.replace(LATEST)
     except OSError as error:
         raise OutputError(f"cannot write {LATEST}: {error.strerror}", "check the folder") from error
 
