@@ -21,6 +21,8 @@ from resdeploy.train.model.architecture import (
 )
 from resdeploy.train.model.resnet import ResNet
 
+# Not the floats of 8 bits and less, whose weights have separate scales.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STEMS = {7: Stem.IMAGENET, 3: Stem.CIFAR}
 
 
@@ -46,11 +48,11 @@ def check_kinds(tensors: Mapping[str, Any], key: Callable[[str], str]) -> dict[s
             raise UnusableWeightsError(
                 f"has {key(name)!r} of type {kind}, not a dense tensor of floats"
             )
-        if not (value.is_floating_point() or name.endswith("num_batches_tracked")):
+        if not (value.dtype in _FLOATS or name.endswith("num_batches_tracked")):
             kind = str(value.dtype).removeprefix("torch.")
             raise UnusableWeightsError(
-                f"has {key(name)} of type {kind}; weights must be floating point, not integers or "
-                "quantised values"
+                f"has {key(name)} of type {kind}; weights must be floats of 16 to 64 bits, not "
+                "integers or quantised values"
             )
     return dict(tensors)
 
@@ -181,6 +183,15 @@ def fit(
             fault = "NaN or infinite values"
         elif name.endswith("running_var") and bool((tensor < 0).any()):
             fault = "negative variances"
+        elif (
+            tensor.ndim > 1
+            and torch.equal(tensor, tensor.round())
+            and (
+                # A new head may be all zeros; a convolution is, if its weights became integers.
+                tensor.ndim == 4 or bool(tensor.any())
+            )
+        ):
+            fault = "only whole numbers, as quantised values without their scale have,"
         if fault is not None:
             raise UnusableWeightsError(f"has {fault} in {key(name)}")
     return converted

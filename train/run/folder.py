@@ -16,16 +16,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from resdeploy.errors import OutputError, TrainingError
-from resdeploy.filesystem import claimed, sha256_file, write_file
+from resdeploy.filesystem import claimed, read_limited, sha256_file, write_file
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.json_documents import decode, write_document
+from resdeploy.json_documents import MAX_BYTES, decode, write_document
 from resdeploy.readable_text import readable
 from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON
+from resdeploy.train.checkpoint.safetensors_file import read_safetensors
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.qat.network import DOT, SCALES, QuantizedStart
 from resdeploy.train.run.record import FORMAT, RunRecord, other_format, save_record
@@ -139,10 +140,7 @@ def load_state(folder: Path, record: RunRecord | None = None) -> TrainingState:
         raise TrainingError(f"{folder} has no {STATE_FILE} to resume from", "start a new run")
     tensors: dict[str, dict[str, Tensor]] = {group: {} for group in TENSORS}
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = file.keys()
-            found = {name: file.get_tensor(name) for name in names}
+        found, metadata = read_safetensors(path)
         version = metadata.get("format", "1")
         if version == str(FORMAT):
             if metadata["checksum"] != str(_checksum(found)):
@@ -215,7 +213,8 @@ def load_metrics(folder: Path, epochs: int) -> list[EpochMetrics]:
     """
     path = folder / METRICS
     try:
-        lines = path.read_text().splitlines() if path.is_file() else []
+        data = read_limited(path, MAX_BYTES, TrainingError, "start a new run") if epochs else b""
+        lines = data.decode().splitlines()
         metrics = [EpochMetrics(**json.loads(line)) for line in lines[:epochs]]
         if len(metrics) < epochs:
             raise ValueError(f"it has {len(metrics)} of {epochs} epochs")
