@@ -31,8 +31,8 @@ SYSTEM_FOLDERS = (
 
 
 def is_hidden(name: str) -> bool:
-    """Return True for names that begin with a dot, and for folders of the system."""
-    return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
+    """Return True for names that begin with a dot, and for folders of the system and of tar."""
+    return name.startswith((".", "PaxHeader")) or name.casefold() in SYSTEM_FOLDERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
