@@ -15,7 +15,7 @@ from pathlib import Path
 from resdeploy.bundle.bundle import LABELS, Bundle
 from resdeploy.bundle.manifest import INPUT_NAME, MANIFEST, OUTPUT_NAME
 from resdeploy.export.triton.plans import PLANS, plans_script
-from resdeploy.filesystem import new_directory, refuse_existing, sha256
+from resdeploy.filesystem import new_directory, refuse_existing, sha256_file
 from resdeploy.images.preprocessing import ImageSize, height_and_width
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.serving.config import ServeConfig

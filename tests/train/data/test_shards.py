@@ -317,7 +317,8 @@ def test_members_are_those_that_tar_unpacks(tmp_path: Path) -> None:
         "./._0.png", ".DS_Store", "a/.gitkeep", "a/._0.png", "a/PaxHeaders.7/0.png", "./a/0.png",
         "/a/1.png", "b/\udcd5.png", "a/0.png", "\udce9/3.png", "b/" + 150 * "n" + ".png",
     ]  # fmt: skip
-    path = tmp_path / "a.tar"
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.tar"
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as archive:
         for number, name in enumerate(names):
             info = tarfile.TarInfo(name)
@@ -330,7 +331,7 @@ def test_members_are_those_that_tar_unpacks(tmp_path: Path) -> None:
         for file in (tmp_path / "out").rglob("*.png")
         if not file.name.startswith(".") and "PaxHeaders" not in str(file)
     }
-    found = read_shards(tmp_path)
+    found = read_shards(path.parent)
     labels = [found.classes[label] for label in found.labels]
     assert dict(zip((member.read() for member in found.files), labels)) == unpacked
     assert len(found.files) == len(unpacked) == 5
