@@ -106,7 +106,7 @@ def write_repository(bundle: Bundle, folder: Path, *, force: bool = False) -> Tr
         graphs = {model.graph: model.plan for model in models if model.plan is not None}
         if graphs:
             (root / PLANS).write_text(plans_script(graphs, size, BATCHES), encoding="utf-8")
-        manifest = sha256((bundle.path / MANIFEST).read_bytes())
+        manifest = sha256_file(bundle.path / MANIFEST)
         marker = {"bundle": name, "manifest_sha256": manifest, "models": [m.name for m in models]}
         (root / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
     return TritonRepository(repository=folder, bundle=bundle.path, models=models)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from resdeploy.errors import OutputError, TrainingError
@@ -195,7 +195,7 @@ def load_teacher(folder: Path, record: RunRecord) -> ResNet:
             "copy it from a backup, or start a new run",
         )
     network = ResNet(record.architecture)
-    network.load_state_dict(load_file(path))
+    network.load_state_dict(read_safetensors(path)[0])
     return network
 
 
