@@ -18,8 +18,8 @@ MAX_SIDE = 65_535  # of JPEG; decoders need memory per row, so a narrow picture 
 # chunk for each 4 to 64 KiB; JPEG segments of metadata hold up to 64 KiB.
 FREE_PARTS, BYTES_PER_PART = 1000, 1024
 MAX_SCANS = 32  # of a JPEG file; each is a pass over all pixels, and encoders write at most 16
-MAX_EXIF_BYTES = 256 << 10  # a JPEG segment holds 64 KiB; Pillow joins and parses all of them
-MAX_RUN_LENGTH_BYTES = 1 << 20  # Pillow decodes the runs of BMP in Python, a million per second
+FREE_EXIF = 4  # segments of EXIF data, of 64 KiB each; Pillow joins and parses all of them
+FREE_RUN_BYTES = 1 << 20  # Pillow decodes the runs of BMP in Python, a million per second
 WEBP_BYTES = 12  # per pixel: the two canvases of libwebp's decoder, and Pillow's copy of one
 
 # JPEG markers with a length, and the end. A decoder searches the next marker byte by byte; the
@@ -36,15 +36,12 @@ class PictureStructure:
     width: int = 0
     height: int = 0
     parts: int = 0
-    """Number of segments or chunks, and of bytes between them, which cost as much."""
-    exif_bytes: int = 0
+    """Number of segments or chunks, and of bytes that cost as much as one."""
     scans: int = 0
     bytes_per_pixel: int = 0
     """Memory that the decoder needs besides the decoded picture."""
     ends: bool = True
     """False for a JPEG file without an end marker after the start of its picture."""
-    has_long_runs: bool = False
-    """True for a large BMP file with run-length encoding."""
 
 
 def read_structure(data: bytes, kind: str | None) -> PictureStructure:
@@ -63,24 +60,18 @@ def read_structure(data: bytes, kind: str | None) -> PictureStructure:
         pass
     problem = None
     if found.parts > found.most_parts:
-        problem = f"has more than {found.most_parts:,} segments, chunks or bytes between them"
+        problem = f"has more than {found.most_parts:,} segments, chunks, runs or filling bytes"
     elif found.scans > MAX_SCANS:
         problem = f"has more than {MAX_SCANS} scans"
     elif max(found.width, found.height) > MAX_SIDE:
-        problem = (
-            f"has {found.width:,} x {found.height:,} pixels; {MAX_SIDE:,} per side are allowed"
-        )
-    elif found.exif_bytes > MAX_EXIF_BYTES:
-        problem = f"has more than {MAX_EXIF_BYTES >> 10} KiB of EXIF data"
-    elif found.has_long_runs:
-        problem = f"has run-length encoding, and more than {MAX_RUN_LENGTH_BYTES >> 20} MiB"
+        problem = f"has {found.width:,} x {found.height:,} pixels; a side may have {MAX_SIDE:,}"
     if problem:
         raise ImageError(problem, "save it again as an ordinary JPEG or PNG file")
     return found
 
 
 def _read_jpeg(data: bytes, found: PictureStructure) -> None:
-    position, first_scan, components, sampled, match = 2, 0, 0, 0.0, None
+    position, first_scan, components, exif, sampled, match = 2, 0, 0, 0, 0.0, None
     while found.parts <= found.most_parts and found.scans <= MAX_SCANS:
         match = _MARKER.search(data, position)
         if not first_scan:  # Pillow reads the bytes between segments one at a time
@@ -95,7 +86,8 @@ def _read_jpeg(data: bytes, found: PictureStructure) -> None:
             continue
         (length,) = struct.unpack_from(">H", data, position)
         if marker == 0xE1 and data.startswith(b"Exif", position + 2):
-            found.exif_bytes += length
+            exif += 1
+            found.parts += length if exif > FREE_EXIF else 0
         if marker == _SCAN:
             found.scans += 1
             if not first_scan:
@@ -155,7 +147,8 @@ def _read_bmp(data: bytes, found: PictureStructure) -> None:
         return
     found.width, height, _, _, compression = struct.unpack_from("<iiHHI", data, 18)
     found.width, found.height = abs(found.width), abs(height)
-    found.has_long_runs = compression in (1, 2) and len(data) > MAX_RUN_LENGTH_BYTES
+    if compression in (1, 2):  # runs
+        found.parts = max(0, len(data) - FREE_RUN_BYTES)
 
 
 _READERS = {"JPEG": _read_jpeg, "PNG": _read_png, "WEBP": _read_webp, "BMP": _read_bmp}

@@ -200,6 +200,8 @@ def limit(kind: int, low: int, high: int) -> Callable[[Scenario, random.Random, 
 
     def disturb(scenario: Scenario, chance: random.Random, _: float) -> str:
         value = round(low * (high / low) ** chance.random())
+        if kind == resource.RLIMIT_AS:  # more than what the imported packages take already
+            value += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         code = scenario.run(lambda: resource.setrlimit(kind, (value, value)))
         scenario.check_log()
         if code not in scenario.finished and code > 0:
@@ -243,8 +245,8 @@ MEBIBYTE = 1 << 20
 DISTURBANCES: dict[str, Callable[[Scenario, random.Random, float], str]] = {
     "kill": kill,
     "disk": limit(resource.RLIMIT_FSIZE, 100, 8 * MEBIBYTE),
-    "handles": limit(resource.RLIMIT_NOFILE, 4, 40),
-    "memory": limit(resource.RLIMIT_AS, 1000 * MEBIBYTE, 8000 * MEBIBYTE),
+    "handles": limit(resource.RLIMIT_NOFILE, 3, 30),
+    "memory": limit(resource.RLIMIT_AS, MEBIBYTE // 4, 256 * MEBIBYTE),
     "clock": jump,
     "race": race,
 }

@@ -184,8 +184,6 @@ def _samples(shard: Path, pictures: PictureFilter) -> Iterator[tuple[TarMember, 
                 else:
                     pictures.passed_over[LINKS] += 1
             _check_end(stream, archive.offset)
-    except DataError:
-        raise
     except (tarfile.TarError, OSError, EOFError, *_DAMAGE) as error:
         raise DataError(
             f"{shard} cannot be read as a tar file: {one_line_reason(error)}",

@@ -90,7 +90,7 @@ ATTACKS = {
     "bytes between segments": (JPEG[:20] + MANY * b"x" + JPEG[20:], "segments"),
     "bytes after the end": (b"\xff\xd8\xff\xd9" + MANY * b"\xff" + JPEG[2:], "segments"),
     "fill bytes in a scan": (JPEG[:-2] + MANY * b"\xff" + b"\xd9", "segments"),
-    "EXIF": (JPEG[:2] + 5 * (b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)) + JPEG[2:], "EXIF"),
+    "EXIF": (JPEG[:2] + 5 * (b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)) + JPEG[2:], "filling"),
     "empty segments": (JPEG[:2] + MANY * b"\xff\xfe\0\2" + JPEG[2:], "segments"),
     "segments that Pillow does not skip": (
         JPEG[:2] + b"\xff\xf0\x20\0" + MANY * b"\0" + JPEG[2:], "segments",
@@ -98,7 +98,7 @@ ATTACKS = {
     "empty chunks": (png(9, 9, MANY * chunk(b"tEXt")), "chunks"),
     "empty WebP chunks": (WEBP + MANY * b"XMP \0\0\0\0", "chunks"),
     "a narrow PNG": (png(1, 70_000), "70,000"),
-    "runs": (run_length_bmp(2 << 20), "run-length"),
+    "runs": (run_length_bmp(2 << 20), "runs"),
 }  # fmt: skip
 
 
