@@ -24,6 +24,7 @@ from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.images.skipped import SINGLE_COLOUR, SkippedImages, has_single_colour, reason_of
 from resdeploy.tables import plural
 
+MAX_DEPTH = 64  # levels of folders; each costs time in proportion to its depth, and stack
 # Folders in which file managers, archives and file systems keep data of their own.
 SYSTEM_FOLDERS = (
     "__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information",
@@ -121,7 +122,12 @@ def _walk(folder: Path, pictures: PictureFilter) -> Iterator[Path]:
     start = os.path.realpath(folder)
     visited: set[tuple[tuple[str, ...], str]] = set()
     for root, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
-        top, real = Path(root).relative_to(folder).parts[:1], os.path.realpath(root)
+        parts = Path(root).relative_to(folder).parts
+        if len(parts) > MAX_DEPTH:
+            raise DataError(
+                f"{folder} has folders in more than {MAX_DEPTH} levels", "sort the images by class"
+            )
+        top, real = parts[:1], os.path.realpath(root)
         if (top, real) in visited or (top and real == start):
             folders.clear()
             continue
