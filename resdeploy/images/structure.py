@@ -30,7 +30,7 @@ _TABLES, _PROGRESSIVE, _SCAN, _END = (0xC4, 0xCC), (0xC2, 0xC6, 0xCA, 0xCE), 0xD
 
 @dataclass(slots=True)
 class PictureStructure:
-    """What the structure of a picture file says; sizes are 0 if it is damaged."""
+    """The structure of a picture file; sizes are 0 if it is damaged."""
 
     most_parts: int
     width: int = 0

@@ -42,7 +42,7 @@ from resdeploy.train.run.folder import load_state
 from resdeploy.train.run.record import load_record
 
 SIZE = 16
-LONGEST = 120.0  # seconds after which a command counts as hanging
+LONGEST = 600.0  # seconds after which a command counts as hanging
 Prepare = Callable[[random.Random], None]
 
 

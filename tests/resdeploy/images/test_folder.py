@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -231,11 +230,10 @@ def test_pictures_of_one_colour_are_named(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_a_very_deep_tree_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for _ in range(1100):
+    for _ in range(70):
         os.mkdir("d")
         os.chdir("d")
     Path("a.jpg").touch()
     with pytest.raises(DataError, match="more than 64 levels") as caught:
         find_images(tmp_path)
     assert len(str(caught.value)) < 300
-    subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # pytest's own clean-up is recursive
