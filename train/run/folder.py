@@ -170,9 +170,9 @@ def begin_run(folder: Path, record: RunRecord, teacher: bytes | None = None) -> 
     for name in (STATE_FILE, *RESULTS):
         (folder / name).unlink(missing_ok=True)
     remove_temporary_files(folder)
+    save_record(folder, record)  # first, because it marks the folder as one of resdeploy
     if teacher is not None:
         write_file(folder / TEACHER_FILE, teacher)
-    save_record(folder, record)
 
 
 def remove_temporary_files(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from resdeploy.errors import OutputError, one_line_reason
 from resdeploy.file_locks import release_lock, take_lock
-from resdeploy.filesystem import check_writable, existing_folder, refuse_existing
+from resdeploy.filesystem import check_writable, existing_folder, refuse_existing, tidy_up
 from resdeploy.images.preprocessing import ImageSize, pixel_count
 from resdeploy.train.distributed import Process
 from resdeploy.train.evaluation import MAX_MISTAKES
@@ -25,6 +25,7 @@ def check_new_run(folder: Path, *, force: bool) -> None:
     Raises:
         OutputError: `folder` exists and `force` is not set, or it cannot be written.
     """
+    tidy_up(folder / STATE_JSON)  # of a run that was killed when it began
     refuse_existing(folder, force=force, marker=STATE_JSON)
     check_writable(folder / STATE_JSON)
 

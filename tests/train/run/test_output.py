@@ -52,6 +52,13 @@ def test_a_read_only_disk_is_an_error(tmp_path: Path) -> None:
     assert "cannot write run: Read-only file system" in answer.stderr
 
 
+def test_a_run_that_was_killed_when_it_began_can_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f".{STATE_JSON}.tmp-0123456789abcdef").touch()
+    check_new_run(tmp_path / "run", force=True)
+    assert os.listdir(tmp_path / "run") == []
+
+
 MAIN = Process(0, 1, torch.device("cpu"))
 
 
