@@ -49,7 +49,7 @@ Prepare = Callable[[random.Random], None]
 def write_data(folder: Path) -> None:
     """Write two classes of random pictures, and a small network for them."""
     generator = np.random.default_rng(0)
-    for split, count in (("train", 32), ("val", 16)):
+    for split, count in (("train", 12), ("val", 4)):
         for label in ("cat", "dog"):
             place = folder / "data" / split / label
             place.mkdir(parents=True)

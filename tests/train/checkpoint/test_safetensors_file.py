@@ -58,3 +58,9 @@ def test_a_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a")
     with pytest.raises(OSError, match="not a regular file"):
         read_safetensors(tmp_path / "a")
+
+
+def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xd5")
+    path.write_bytes(save({"x": torch.ones(1)}))
+    assert read_safetensors(path)[0]["x"].item() == 1
