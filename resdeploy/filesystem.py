@@ -264,10 +264,10 @@ def claimed(path: Path, create: Callable[[], object] | None = None) -> Iterator[
                 create()
             exists = True
             try:
-                lock = take_lock(path, wait=True)
+                lock = take_lock(path, wait=create is not None)
             except FileNotFoundError:  # another process tidied it up before it was locked
                 exists = create is None
-            except OSError:  # the file system has no locks, so nobody can tidy up either
+            except OSError:  # there are no locks, or somebody else holds that of an old folder
                 pass
         yield
     finally:

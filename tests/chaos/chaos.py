@@ -244,7 +244,7 @@ def race(scenario: Scenario, chance: random.Random, duration: float) -> str:
 MEBIBYTE = 1 << 20
 DISTURBANCES: dict[str, Callable[[Scenario, random.Random, float], str]] = {
     "kill": kill,
-    "disk": limit(resource.RLIMIT_FSIZE, 100, 8 * MEBIBYTE),
+    "disk": limit(resource.RLIMIT_FSIZE, 20_000, 8 * MEBIBYTE),
     "handles": limit(resource.RLIMIT_NOFILE, 3, 30),
     "memory": limit(resource.RLIMIT_AS, MEBIBYTE // 4, 256 * MEBIBYTE),
     "clock": jump,
