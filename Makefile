@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo environments test check fuzz format clean
+.PHONY: help demo environments test chaos check fuzz format clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,9 @@ environments: .venv/dev ## Download the environments of some tests: aarch64, Pyt
 
 test: .venv/dev ## Run all tests in parallel
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+
+chaos: .venv/dev ## Kill, starve and race the commands that write results (about an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.chaos
 
 check: .venv/dev ## Check format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from resdeploy.errors import OutputError, ResdeployError, one_line_reason, remedy_for
+from resdeploy.file_locks import release_lock, take_lock
 
 HEAD_BYTES = 512
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
 
 def sha256(data: bytes | memoryview) -> str:
@@ -103,13 +108,15 @@ def write_file(path: Path, data: bytes) -> None:
     """
     with _output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        tidy_up(path)
         temporary = _temporary_sibling(path, "tmp")
         try:
-            with temporary.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
+            with claimed(temporary, partial(temporary.touch, exist_ok=False)):
+                with temporary.open("wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -125,6 +132,7 @@ def refuse_existing(path: Path, *, force: bool, marker: str) -> None:
         OutputError: `path` exists and must not be replaced, or it cannot be written.
     """
     check_writable(path)
+    tidy_up(path)
     if not path.exists():
         return
     if not force:
@@ -170,7 +178,8 @@ def existing_folder(path: Path) -> Path:
 def new_directory(path: Path, *, force: bool = False, marker: str = "") -> Iterator[Path]:
     """Yield an empty folder that is renamed to `path` if the `with` block ends without an error.
 
-    With `force`, the complete new result replaces an older one (see `refuse_existing`).
+    With `force`, the complete new result replaces an older one (see `refuse_existing`). Where the
+    file system can exchange two names in one step, `path` exists at every moment.
 
     Raises:
         OutputError: `path` exists and must not be replaced, or it cannot be written.
@@ -180,21 +189,49 @@ def new_directory(path: Path, *, force: bool = False, marker: str = "") -> Itera
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, retired = _temporary_sibling(path, "tmp"), _temporary_sibling(path, "old")
         try:
-            temporary.mkdir()
-            yield temporary
-            _flush(temporary)
-            if path.exists():
-                # Another process may have created it since the first check.
-                refuse_existing(path, force=force, marker=marker)
-                os.replace(path, retired)
-            os.replace(temporary, path)
-            shutil.rmtree(retired, ignore_errors=True)
+            with claimed(temporary, temporary.mkdir):
+                yield temporary
+                _flush(temporary)
+                if path.exists():
+                    # Another process may have created it since the first check.
+                    refuse_existing(path, force=force, marker=marker)
+                    if not _exchange(temporary, path):
+                        with claimed(path):  # so that nobody tidies `retired` up
+                            os.replace(path, retired)
+                            os.replace(temporary, path)
+                else:
+                    os.replace(temporary, path)
+                _remove(temporary, retired)
         except BaseException:
             if retired.exists() and not path.exists():
                 os.replace(retired, path)
-            for folder in (temporary, retired):
-                shutil.rmtree(folder, ignore_errors=True)
+            _remove(temporary, retired)
             raise
+
+
+def tidy_up(path: Path) -> None:
+    """Remove what killed processes left beside an output, and restore what they were replacing.
+
+    A living process holds the lock of its temporary file or folder; see `take_lock`.
+    """
+    leftover = re.compile(re.escape(f".{path.name}.") + "(tmp|old)-[0-9a-f]{16}")
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            if match := leftover.fullmatch(name):
+                with suppress(OSError):
+                    _tidy_entry(path.parent / name, path if match[1] == "old" else None)
+
+
+def _tidy_entry(entry: Path, replaced: Path | None) -> None:
+    """Remove an entry that no process has locked, or rename it to `replaced` if that is missing."""
+    lock = take_lock(entry)
+    try:
+        if replaced is not None and not replaced.exists():
+            os.replace(entry, replaced)
+        else:
+            _remove(entry)
+    finally:
+        release_lock(lock)
 
 
 def cache_folder() -> Path:
@@ -207,6 +244,44 @@ def _temporary_sibling(path: Path, kind: str) -> Path:
     # The name is known before the file exists, so that the file can be removed after an interrupt
     # between any two steps.
     return path.parent / f".{path.name}.{kind}-{secrets.token_hex(8)}"
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: Path, create: Callable[[], object] | None = None) -> Iterator[None]:
+    """Lock `path` in the `with` block, after creating it; without locks, only create it."""
+    lock, exists = -1, False
+    try:
+        while not exists:
+            if create is not None:
+                create()
+            exists = True
+            try:
+                lock = take_lock(path, wait=create is not None)
+            except FileNotFoundError:  # another process tidied it up before it was locked
+                exists = create is None
+            except OSError:  # there are no locks, or somebody else holds that of an old folder
+                pass
+        yield
+    finally:
+        release_lock(lock)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; return False if the system or the file system cannot.
+
+    Source: rename(2), RENAME_EXCHANGE.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second)
+    return rename is not None and rename(*names, RENAME_EXCHANGE) == 0
 
 
 def _flush(folder: Path) -> None:

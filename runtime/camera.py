@@ -9,9 +9,12 @@ Source: OpenCV, "Video I/O" (`VideoCapture`, its backends and properties).
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # cv2.CAP_PROP_POS_MSEC and cv2.CAP_PROP_FPS
 TIME_MS, FRAMES_PER_SECOND = 0, 5
+VIDEO4LINUX_MAJOR = 81  # number of the devices /dev/video*; Linux, admin-guide/devices.txt
 JOIN_TIMEOUT_SECONDS = 5.0
 HINT = (
     "give a camera number, a device such as /dev/video0, a URL, a file, or a GStreamer pipeline "
@@ -135,22 +139,26 @@ def open_capture(source: str) -> tuple[Capture, bool]:
     with needs_extra():
         import cv2
     pipeline = "!" in source
+    if not (source.isdigit() or pipeline or "://" in source or _is_camera(Path(source))):
+        check_file(Path(source), ImageError, HINT)  # OpenCV would wait for the writer of a FIFO
     capture = (
         cv2.VideoCapture(int(source))
         if source.isdigit()
         else cv2.VideoCapture(source, cv2.CAP_GSTREAMER if pipeline else cv2.CAP_ANY)
     )
     if not capture.isOpened():
-        path = Path(source)  # OpenCV gives no reason
-        if not (source.isdigit() or pipeline or "://" in source) and (
-            path.is_file() or not path.exists()
-        ):
-            check_file(path, ImageError, HINT)
         raise ImageError(f"the camera {source!r} cannot be opened", HINT)
     live = source.isdigit() or pipeline or source.startswith(("/dev/", "rtsp://", "http"))
     if live:
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # not every backend of OpenCV supports it
     return capture, live
+
+
+def _is_camera(path: Path) -> bool:
+    with suppress(OSError):
+        found = path.stat()
+        return stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) == VIDEO4LINUX_MAJOR
+    return False
 
 
 def watch_camera(

@@ -104,9 +104,8 @@ def refuse_to_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
             return opens
 
-        monkeypatch.setattr("builtins.open", refusing(io.open))
-        monkeypatch.setattr(os, "open", refusing(os.open))
-        monkeypatch.setattr(io, "open", refusing(io.open))
+        for name, real in (("io.open", io.open), ("builtins.open", io.open), ("os.open", os.open)):
+            monkeypatch.setattr(name, refusing(real))
 
     return refuse
 

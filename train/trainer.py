@@ -42,7 +42,7 @@ from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run import folder as run_folder
 from resdeploy.train.run.failures import divergence, explained_failures
 from resdeploy.train.run.folder import EpochMetrics, RunPosition, TrainingState
-from resdeploy.train.run.output import check_new_run, check_space, report_bytes
+from resdeploy.train.run.output import check_new_run, check_space, locked_run, report_bytes
 from resdeploy.train.run.progress_table import HEADER, epoch_line
 from resdeploy.train.run.record import (
     STATE_JSON,
@@ -93,8 +93,9 @@ def train(
         if initial is None:
             config, initial = initialization.prepare(config)
         trainer = _Trainer(config, folder, process, progress, start, initial=initial)
-        trainer.begin()
-        return trainer.train()
+        with locked_run(folder, process, force=force):
+            trainer.begin()
+            return trainer.train()
 
 
 def resume(
@@ -120,16 +121,15 @@ def resume(
         OutputError: The folder cannot be written.
     """
     record = load_record(folder)
-    state = run_folder.load_state(folder, record)
-    metrics = run_folder.load_metrics(folder, state.position.epochs_done)
     check_writable(folder / STATE_JSON)
-    config = record.config
     config = replace(
-        config,
-        data=data or config.data,
-        workers=config.workers if workers is None else workers,
+        record.config,
+        data=data or record.config.data,
+        workers=record.config.workers if workers is None else workers,
     )
-    with connect_processes() as process:
+    with connect_processes() as process, locked_run(folder, process, force=True):
+        state = run_folder.load_state(folder, record)
+        metrics = run_folder.load_metrics(folder, state.position.epochs_done)
         start = state.quantized_start() if config.qat else None
         trainer = _Trainer(config, folder, process, progress, start, record)
         trainer.restore(state, metrics)

@@ -15,7 +15,7 @@ from pathlib import Path
 from resdeploy.bundle.bundle import LABELS, Bundle
 from resdeploy.bundle.manifest import INPUT_NAME, MANIFEST, OUTPUT_NAME
 from resdeploy.export.triton.plans import PLANS, plans_script
-from resdeploy.filesystem import new_directory, refuse_existing, sha256
+from resdeploy.filesystem import new_directory, refuse_existing, sha256_file
 from resdeploy.images.preprocessing import ImageSize, height_and_width
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.serving.config import ServeConfig
@@ -106,7 +106,7 @@ def write_repository(bundle: Bundle, folder: Path, *, force: bool = False) -> Tr
         graphs = {model.graph: model.plan for model in models if model.plan is not None}
         if graphs:
             (root / PLANS).write_text(plans_script(graphs, size, BATCHES), encoding="utf-8")
-        manifest = sha256((bundle.path / MANIFEST).read_bytes())
+        manifest = sha256_file(bundle.path / MANIFEST)
         marker = {"bundle": name, "manifest_sha256": manifest, "models": [m.name for m in models]}
         (root / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
     return TritonRepository(repository=folder, bundle=bundle.path, models=models)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import stat
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resdeploy.errors import ImageError
 from resdeploy.filesystem import read_limited
 from resdeploy.images.formats import FORMATS, HEAD_BYTES, format_of
+from resdeploy.images.structure import PictureStructure, read_structure
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,7 +22,12 @@ ORIENTATION = 0x0112  # EXIF tag; the values 5 to 8 swap width and height
 # Orientations that move the right or the bottom edge of the stored picture to another side.
 MIRRORED = frozenset({2, 3, 4, 6, 7, 8})
 REDUCTIONS = (1, 2, 4, 8)  # factors by which a JPEG decoder can reduce while it decodes
-MAX_PIXELS = 100_000_000  # 300 MB in RGB; the largest phone cameras have 50 to 200 megapixels
+MAX_PIXELS = 100_000_000  # 400 MB in RGB; the largest phone cameras have 50 to 200 megapixels
+MAX_MEMORY = 640 << 20  # bytes to decode one picture: enough for MAX_PIXELS of ordinary JPEG files
+# Bytes per pixel: of a decoded picture, of its copy that is turned or converted to RGB, and of the
+# steps that convert 16-bit grey. They are upper bounds of the measured peaks.
+DECODED_BYTES, COPIED_BYTES, GREY_16_BYTES = 4, 4, 8
+STRIP_PIXELS = 1 << 20  # of a transparent picture that are blended at a time
 # A 16-bit picture is refused if its largest value is smaller: cameras and scanners of 10 to 14 bits
 # store their values unscaled, and these pictures would be black or very dark.
 MIN_HIGHEST_BYTE = 64  # upper byte; 64 * 256 is the first value that needs 15 bits
@@ -54,23 +58,23 @@ def read_rgb(
     if isinstance(data, Path):
         name, data = str(data), read_picture_file(data)
     try:
+        structure = read_structure(data, format_of(data[:HEAD_BYTES]))
+        _check_pixels(structure.width, structure.height, max_pixels)
         with warnings.catch_warnings():
             # Pillow warns about large sizes, which are limited below, and about odd metadata.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                pixels = image.width * image.height
-                if pixels > max_pixels:
-                    raise ImageError(
-                        f"has {pixels:,} pixels; at most {max_pixels:,} are allowed",
-                        "scale it down first",
-                    )
-                if _lacks_end(data):
+                if image.size != (structure.width, structure.height):
+                    raise OSError("its header is damaged")
+                if not structure.ends:
                     raise OSError("its JPEG data has no end marker, so a part is missing")
                 has_16_bits = image.format == "PNG" and data[24] == 16
                 if shrink is not None:
                     _decode_smaller(image, shrink)
+                _check_memory(image, structure)
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image), has_16_bits=has_16_bits)
+                ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image, has_16_bits=has_16_bits)
     except ImageError as error:
         raise ImageError(f"{name} {error}", error.hint) from None
     except MemoryError:  # the machine's fault, not the picture's
@@ -87,11 +91,27 @@ def read_picture_file(path: Path) -> bytes:
         ImageError: The file cannot be read, is too large, or is a pipe or a device.
     """
     hint = f"name a readable image file of at most {MAX_FILE_BYTES >> 20} MiB"
-    with suppress(OSError):  # reading it reports the reason
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe may wait for ever
-            raise ImageError(f"{path} is not a regular file", hint)
     return read_limited(path, MAX_FILE_BYTES, ImageError, hint)
+
+
+def _check_pixels(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise ImageError(
+            f"has {width * height:,} pixels; at most {most:,} are allowed", "scale it down first"
+        )
+
+
+def _check_memory(image: ImageFile, structure: PictureStructure) -> None:
+    """Raise an ImageError if decoding `image`, which may be reduced, needs too much memory."""
+    copied = image.mode != "RGB" or image.getexif().get(ORIENTATION, 1) != 1
+    per_pixel = DECODED_BYTES + COPIED_BYTES * copied + GREY_16_BYTES * image.mode.startswith("I")
+    needed = structure.width * structure.height * structure.bytes_per_pixel
+    needed += image.width * image.height * per_pixel
+    if needed > MAX_MEMORY:
+        raise ImageError(
+            f"needs {needed >> 20} MiB to be decoded; at most {MAX_MEMORY >> 20} are allowed",
+            "scale it down first, or save it as a JPEG file that is not progressive",
+        )
 
 
 def _explain(error: Exception, data: bytes) -> tuple[str, str]:
@@ -112,19 +132,6 @@ def _explain(error: Exception, data: bytes) -> tuple[str, str]:
     return reason, readable
 
 
-def _lacks_end(data: bytes) -> bool:
-    """Return True for a JPEG file without an end marker after the start of its picture.
-
-    An interrupted download may leave zeros there, which decode to grey pixels without an error.
-    """
-    position = 2
-    while data.startswith(b"\xff\xd8") and data[position : position + 1] == b"\xff":
-        if data[position + 1 : position + 2] == b"\xda":  # compressed pixels hold no markers
-            return data.find(b"\xff\xd9", position) < 0
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return False
-
-
 def _decode_smaller(image: ImageFile, shrink: Shrink) -> None:
     width, height = image.size
     orientation = image.getexif().get(ORIENTATION, 1)
@@ -141,7 +148,6 @@ def _decode_smaller(image: ImageFile, shrink: Shrink) -> None:
 
 def _to_rgb(image: Image, *, has_16_bits: bool) -> Image:
     import numpy as np
-    from PIL import Image as images
 
     if image.mode.startswith("I;16"):
         image = image.convert("I")
@@ -149,7 +155,8 @@ def _to_rgb(image: Image, *, has_16_bits: bool) -> Image:
         # Pillow's own conversion to 8 bits clips at 255 instead of scaling.
         image = image.point(lambda value: value / 256).convert("L")
     if has_16_bits:
-        highest = int(np.asarray(image.convert("RGB")).max())
+        colours = 1 if len(image.getbands()) < 3 else 3
+        highest = int(np.atleast_2d(image.getextrema())[:colours].max())
         if highest < MIN_HIGHEST_BYTE:
             raise ImageError(
                 f"uses only the lower {8 + highest.bit_length()} of its 16 bits, so it would be "
@@ -157,13 +164,29 @@ def _to_rgb(image: Image, *, has_16_bits: bool) -> Image:
                 "scale its values to the range from 0 to 65535, or save it with 8 bits",
             )
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = images.new("RGBA", image.size, "white")
-        blended = images.alpha_composite(white, image)
-        if np.asarray(blended).min() == 255 > np.asarray(image)[..., 3].min():
-            raise ImageError(
-                "shows nothing: each of its pixels is transparent or white",
-                "remove its alpha channel, or fill its background",
-            )
-        image = blended
+        return _blend_with_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _blend_with_white(image: Image) -> Image:
+    """Return a transparent picture on white; it is blended in strips, which need less memory."""
+    import numpy as np
+    from PIL import Image as images
+
+    result = images.new("RGB", image.size)
+    darkest = least_opaque = 255
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        strip = image.crop(box).convert("RGBA")
+        least_opaque = min(least_opaque, int(np.asarray(strip)[..., 3].min()))
+        white = images.new("RGBA", strip.size, "white")
+        blended = images.alpha_composite(white, strip).convert("RGB")
+        darkest = min(darkest, int(np.asarray(blended).min()))
+        result.paste(blended, box)
+    if darkest == 255 > least_opaque:
+        raise ImageError(
+            "shows nothing: each of its pixels is transparent or white",
+            "remove its alpha channel, or fill its background",
+        )
+    return result

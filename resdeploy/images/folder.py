@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from resdeploy.errors import DataError, ImageError
+from resdeploy.filesystem import open_regular
 from resdeploy.images.formats import (
     HEAD_BYTES,
     SUFFIXES,
@@ -23,6 +24,7 @@ from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.images.skipped import SINGLE_COLOUR, SkippedImages, has_single_colour, reason_of
 from resdeploy.tables import plural
 
+MAX_DEPTH = 64  # levels of folders; each costs time in proportion to its depth, and stack
 # Folders in which file managers, archives and file systems keep data of their own.
 SYSTEM_FOLDERS = (
     "__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information",
@@ -30,8 +32,8 @@ SYSTEM_FOLDERS = (
 
 
 def is_hidden(name: str) -> bool:
-    """Return True for names that begin with a dot, and for folders of the system."""
-    return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
+    """Return True for names that begin with a dot, and for folders of the system and of tar."""
+    return name.startswith((".", "PaxHeader")) or name.casefold() in SYSTEM_FOLDERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,12 @@ def _walk(folder: Path, pictures: PictureFilter) -> Iterator[Path]:
     start = os.path.realpath(folder)
     visited: set[tuple[tuple[str, ...], str]] = set()
     for root, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
-        top, real = Path(root).relative_to(folder).parts[:1], os.path.realpath(root)
+        parts = Path(root).relative_to(folder).parts
+        if len(parts) > MAX_DEPTH:
+            raise DataError(
+                f"{folder} has folders in more than {MAX_DEPTH} levels", "sort the images by class"
+            )
+        top, real = parts[:1], os.path.realpath(root)
         if (top, real) in visited or (top and real == start):
             folders.clear()
             continue
@@ -133,11 +140,8 @@ def _walk(folder: Path, pictures: PictureFilter) -> Iterator[Path]:
 
 def _head(folder: str, name: str) -> bytes | None:
     """Return the first bytes of a regular file, b"" of anything else; None without permission."""
-    path = Path(folder, name)
     try:
-        if not path.is_file():
-            return b""
-        with path.open("rb") as stream:
+        with open_regular(Path(folder, name)) as stream:
             return stream.read(HEAD_BYTES)
     except PermissionError:
         return None

@@ -7,10 +7,12 @@ import hashlib
 import os
 import resource
 import shutil
+import signal
 import socket
 import stat
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -147,7 +149,17 @@ def test_an_interrupted_block_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def interrupted_at(step: int, work: Callable[[], None]) -> bool:
+def raise_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def kill_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupted_at(
+    step: int, work: Callable[[], None], interrupt: Callable[[], None] = raise_interrupt
+) -> bool:
     """Interrupt `work` before line number `step`; return False without interrupt."""
     left = step
 
@@ -157,7 +169,7 @@ def interrupted_at(step: int, work: Callable[[], None]) -> bool:
             left -= 1
             if left == 0:
                 sys.settrace(None)
-                raise KeyboardInterrupt
+                interrupt()
         return local
 
     def begin(frame: FrameType, event: str, argument: object) -> Any:
@@ -195,6 +207,87 @@ def test_an_interrupt_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path: P
         assert (target / "file").read_bytes() in (b"old", b"new"), step
     assert step > 30  # a plausible number of lines were interrupted
     assert (target / "file").read_bytes() == b"new"
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def renames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Replace folders in one step, or as on a file system that cannot exchange two names."""
+    way = str(request.param)
+    if way != "exchange":
+        monkeypatch.setattr(filesystem, "_exchange", lambda first, second: False)
+    return way
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run `work` in a child process, and return its exit code, or the negative signal."""
+    if not (child := os.fork()):
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def write_result(target: Path, content: bytes = b"new") -> None:
+    with new_directory(target, force=True, marker="file") as folder:
+        write_file(folder / "file", content)
+        write_file(folder / "other", content)
+
+
+def test_a_kill_at_any_moment_loses_nothing_and_the_next_run_tidies_up(
+    tmp_path: Path, renames: str
+) -> None:
+    target = tmp_path / "result"
+    killed, step, missing = True, 0, 0
+    while killed:
+        step += 2 if renames == "exchange" else 1  # the moment between two renames is one line
+        shutil.rmtree(target, ignore_errors=True)
+        write_result(target, b"old")
+        work = partial(interrupted_at, step, partial(write_result, target), kill_process)
+        killed = in_child(work) == -signal.SIGKILL
+        missing += not target.exists()
+        refuse_existing(target, force=True, marker="file")  # the start of the next run
+        assert os.listdir(tmp_path) == ["result"], step
+        assert len({file.read_bytes() for file in target.iterdir()}) == 1, step
+        assert len(os.listdir(target)) == 2, step
+        if step % 10 == 0:
+            write_result(target, b"next")
+            assert {file.read_bytes() for file in target.iterdir()} == {b"next"}
+    assert step > 100  # a plausible number of lines were interrupted
+    assert (missing > 0) == (renames == "two renames")
+
+
+def test_a_killed_write_is_tidied_up_by_the_next_one(tmp_path: Path) -> None:
+    target = tmp_path / "file[1]"
+    write, step = partial(write_file, target, b"new"), 1
+    while in_child(partial(interrupted_at, step, write, kill_process)):
+        step += 1
+        write_file(target, b"old")
+        assert os.listdir(tmp_path) == ["file[1]"]
+    assert step > 10
+
+
+def test_what_a_living_process_writes_is_not_tidied_up(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    foreign = tmp_path / ".result.tmp-mine"
+    foreign.touch()
+    with new_directory(target) as folder:
+        with pytest.raises(ZeroDivisionError), new_directory(target), new_directory(target):
+            assert len(os.listdir(tmp_path)) == 4
+            raise ZeroDivisionError
+        assert folder.is_dir()
+        assert in_child(partial(filesystem.tidy_up, target)) == 0
+        assert folder.is_dir()
+    assert sorted(os.listdir(tmp_path)) == [".result.tmp-mine", "result"]
+
+
+def test_a_link_to_a_result_is_replaced_by_the_new_result(tmp_path: Path, renames: str) -> None:
+    write_result(tmp_path / "first")
+    (tmp_path / "link").symlink_to("first")
+    write_result(tmp_path / "link", b"second")
+    assert sorted(os.listdir(tmp_path)) == ["first", "link"]
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "first" / "file").read_bytes() == b"new"
 
 
 def test_rejects_an_existing_directory_before_the_work(tmp_path: Path) -> None:
@@ -241,6 +334,7 @@ def test_force_does_not_replace_folders_of_the_user(tmp_path: Path) -> None:
 def test_the_old_directory_is_restored_if_the_new_one_cannot_be_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(filesystem, "_exchange", lambda first, second: False)
     target = tmp_path / "result"
     target.mkdir()
     (target / "marker").touch()

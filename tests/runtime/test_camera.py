@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -250,8 +251,10 @@ def test_rejects_a_source_that_cannot_be_opened(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("cv2")
-    for source in (str(tmp_path / "none.avi"), "973"):
-        with pytest.raises(ImageError, match=r"cannot be (opened|read: No such file)") as caught:
+    os.mkfifo(tmp_path / "pipe.avi")
+    for source in (str(tmp_path / "none.avi"), "973", str(tmp_path / "pipe.avi"), "/dev/zero"):
+        reason = r"cannot be (opened|read: No such file|read: it is not a regular file)"
+        with pytest.raises(ImageError, match=reason) as caught:
             open_capture(source)
         assert re.search("/dev/video0|check the path", str(caught.value.hint))
 

@@ -66,6 +66,27 @@ def test_a_run_continues_elsewhere_and_without_the_initial_weights(
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=0)
 
 
+def test_two_trainings_do_not_write_one_folder(config: TrainingConfig) -> None:
+    refused = []
+
+    @contextmanager
+    def start_others(what: str, total: int) -> Iterator[Advance]:
+        message = "another training writes to run"
+        with pytest.raises(OutputError, match=message) as caught:
+            train(config, Path("run"), force=True)
+        refused.append(caught.value.hint)
+        with pytest.raises(OutputError, match=message) as caught:
+            resume(Path("run"))
+        refused.append(caught.value.hint)
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Path("run"), progress=start_others)
+    assert len(refused) == 2
+    assert resume(Path("run")).epochs == 1
+
+
 def test_another_place_of_the_data_can_be_named(config: TrainingConfig) -> None:
     run = begin(config)
     Path("data").rename("moved")

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from resdeploy.errors import CheckpointError, one_line_reason, remedy_for
+from resdeploy.filesystem import open_regular
 
 HEAD_BYTES = 1024
 _AGAIN = "copy or download the file again"
@@ -70,7 +71,7 @@ def refuse_foreign_file(path: Path) -> None:
 
 def _kind(path: Path) -> tuple[str, str] | None:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         reason = one_line_reason(error)

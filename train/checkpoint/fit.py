@@ -22,6 +22,7 @@ from resdeploy.train.model.architecture import (
 from resdeploy.train.model.resnet import ResNet
 
 STEMS = {7: Stem.IMAGENET, 3: Stem.CIFAR}
+# Not the floats of 8 bits and less, whose weights have separate scales.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Pixels from 0 to 255 give variances of 1e3 to 1e6; all other values are smaller.
 LARGEST_VALUE = 1e10
@@ -190,6 +191,15 @@ def fit(
             fault = f"values up to {float(tensor.abs().max()):.0e}, which no training leaves,"
         elif name.endswith("running_var") and bool((tensor < 0).any()):
             fault = "negative variances"
+        elif (
+            tensor.ndim > 1
+            and torch.equal(tensor, tensor.round())
+            and (
+                # A new head may be all zeros; a convolution is, if its weights became integers.
+                tensor.ndim == 4 or bool(tensor.any())
+            )
+        ):
+            fault = "only whole numbers, as quantised values without their scale have,"
         if fault is not None:
             raise UnusableWeightsError(f"has {fault} in {key(name)}")
     return converted

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from resdeploy.errors import CheckpointError, remedy_for
-from resdeploy.filesystem import read_limited, sha256_file
+from resdeploy.filesystem import open_regular, read_limited, sha256_file
 from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.json_documents import MAX_BYTES
@@ -34,6 +34,7 @@ from resdeploy.train.checkpoint.contents import (
 from resdeploy.train.checkpoint.file_kind import refuse_foreign_file
 from resdeploy.train.checkpoint.fit import (
     FitError,
+    UnusableWeightsError,
     check_kinds,
     count_features,
     doubts_about,
@@ -48,6 +49,7 @@ from resdeploy.train.checkpoint.heads import (
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
 from resdeploy.train.checkpoint.naming import CIFAR_SCHEMES, NamedTensors, unknown_names
 from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON, read_run
+from resdeploy.train.checkpoint.safetensors_file import read_safetensors
 from resdeploy.train.checkpoint.stated import (
     contradictions_of,
     find_normalisation,
@@ -74,6 +76,10 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )  # fmt: skip
 MAX_SHARDS = 1000
+# Packed values of GPTQ, AWQ, compressed-tensors, torch.ao and bitsandbytes.
+QUANTISED = re.compile(
+    r"\.(qweight|qzeros|weight_packed|_packed_params|quant_state|weight\.absmax)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +218,7 @@ def _shards(index: Path) -> list[Path]:
 def _read_weights(path: Path) -> tuple[Any, dict[str, str]]:
     """Return the content of one file, and its metadata."""
     refuse_foreign_file(path)
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         start = stream.read(9)
     zipped = start.startswith((b"PK", b"\x80"))
     # A safetensors file starts with the length of its JSON header, in eight bytes.
@@ -301,7 +307,10 @@ def _networks(content: object, sections: list[CheckpointPart]) -> list[NamedTens
             kinds = [f"a mapping with {', '.join(f'{key!r:.40}' for key in list(content)[:3])}"]
         kind = (kinds or [f"an object of type {type(content).__name__}"])[0]
         raise ValueError(f"holds no network but {kind}; no code in it was executed")
-    raise unknown_names([n for n, value in largest.values.items() if isinstance(value, Tensor)])
+    names = [name for name, value in largest.values.items() if isinstance(value, Tensor)]
+    if quantised := [name for name in names if QUANTISED.search(name)]:
+        raise UnusableWeightsError(f"holds quantised weights, such as {quantised[0]}")
+    raise unknown_names(names)
 
 
 def _without_counters(rest: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,9 +386,7 @@ def _assumptions(
 
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+        return read_safetensors(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not an intact safetensors file: {error}",

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from resdeploy.errors import CheckpointError, one_line_reason, remedy_for
+from resdeploy.filesystem import open_regular
 from resdeploy.train.checkpoint.inert_pickle import (
     InertUnpickler,
     Placeholder,
@@ -63,10 +64,13 @@ def read_torch_file(path: Path) -> Any:
         CheckpointError: The file cannot be read, is damaged, or is made to exhaust memory or time.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            open_regular(path) as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             if data[:4] != b"PK\3\4":
                 return _TorchFile(cast(IO[bytes], data), len(data)).read_legacy()
-            with _DirectoryFile(path) as directory:
+            with _DirectoryFile(file.fileno(), closefd=False) as directory:
                 members = ZipFile(directory).infolist()
             return _TorchFile(cast(IO[bytes], data), len(data)).read_archive(members)
     except MemoryError:

@@ -16,16 +16,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import Tensor
 
 from resdeploy.errors import OutputError, TrainingError
-from resdeploy.filesystem import sha256_file, write_file
+from resdeploy.filesystem import claimed, read_limited, sha256_file, write_file
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.json_documents import decode, write_document
+from resdeploy.json_documents import MAX_BYTES, decode, write_document
 from resdeploy.readable_text import readable
 from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON
+from resdeploy.train.checkpoint.safetensors_file import read_safetensors
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.qat.network import DOT, SCALES, QuantizedStart
 from resdeploy.train.run.record import FORMAT, RunRecord, other_format, save_record
@@ -139,10 +140,7 @@ def load_state(folder: Path, record: RunRecord | None = None) -> TrainingState:
         raise TrainingError(f"{folder} has no {STATE_FILE} to resume from", "start a new run")
     tensors: dict[str, dict[str, Tensor]] = {group: {} for group in TENSORS}
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = file.keys()
-            found = {name: file.get_tensor(name) for name in names}
+        found, metadata = read_safetensors(path)
         version = metadata.get("format", "1")
         if version == str(FORMAT):
             if metadata["checksum"] != str(_checksum(found)):
@@ -172,9 +170,9 @@ def begin_run(folder: Path, record: RunRecord, teacher: bytes | None = None) -> 
     for name in (STATE_FILE, *RESULTS):
         (folder / name).unlink(missing_ok=True)
     remove_temporary_files(folder)
+    save_record(folder, record)  # first, because it marks the folder as one of resdeploy
     if teacher is not None:
         write_file(folder / TEACHER_FILE, teacher)
-    save_record(folder, record)
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -197,7 +195,7 @@ def load_teacher(folder: Path, record: RunRecord) -> ResNet:
             "copy it from a backup, or start a new run",
         )
     network = ResNet(record.architecture)
-    network.load_state_dict(load_file(path))
+    network.load_state_dict(read_safetensors(path)[0])
     return network
 
 
@@ -215,7 +213,8 @@ def load_metrics(folder: Path, epochs: int) -> list[EpochMetrics]:
     """
     path = folder / METRICS
     try:
-        lines = path.read_text().splitlines() if path.is_file() else []
+        data = read_limited(path, MAX_BYTES, TrainingError, "start a new run") if epochs else b""
+        lines = data.decode().splitlines()
         metrics = [EpochMetrics(**json.loads(line)) for line in lines[:epochs]]
         if len(metrics) < epochs:
             raise ValueError(f"it has {len(metrics)} of {epochs} epochs")
@@ -284,10 +283,11 @@ def update_latest_link(folder: Path) -> None:
         )
     try:
         RUNS.mkdir(exist_ok=True)
-        temporary = RUNS / f".latest.tmp-{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(folder.resolve(), RUNS.resolve()))
-        temporary.replace(LATEST)
+        temporary = RUNS / ".latest.tmp-link"
+        with claimed(RUNS):
+            temporary.unlink(missing_ok=True)  # of a process that was killed
+            temporary.symlink_to(os.path.relpath(folder.resolve(), RUNS.resolve()))
+            temporary.replace(LATEST)
     except OSError as error:
         raise OutputError(f"cannot write {LATEST}: {error.strerror}", "check the folder") from error
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from resdeploy.errors import OutputError
-from resdeploy.filesystem import check_writable, existing_folder, refuse_existing
+from resdeploy.errors import OutputError, one_line_reason
+from resdeploy.file_locks import release_lock, take_lock
+from resdeploy.filesystem import check_writable, existing_folder, refuse_existing, tidy_up
 from resdeploy.images.preprocessing import ImageSize, pixel_count
+from resdeploy.train.distributed import Process
 from resdeploy.train.evaluation import MAX_MISTAKES
 from resdeploy.train.run.record import STATE_JSON
+
+logger = logging.getLogger(__name__)
 
 
 def check_new_run(folder: Path, *, force: bool) -> None:
@@ -19,8 +25,45 @@ def check_new_run(folder: Path, *, force: bool) -> None:
     Raises:
         OutputError: `folder` exists and `force` is not set, or it cannot be written.
     """
+    tidy_up(folder / STATE_JSON)  # of a run that was killed when it began
     refuse_existing(folder, force=force, marker=STATE_JSON)
     check_writable(folder / STATE_JSON)
+
+
+@contextmanager
+def locked_run(folder: Path, process: Process, *, force: bool) -> Iterator[None]:
+    """Create a run folder if it is missing, and keep other trainings out of it.
+
+    Without `force`, a run that another training has written since `check_new_run` is an error.
+    Only the main process of a training holds the lock.
+
+    Raises:
+        OutputError: Another process trains in this folder, or it cannot be created.
+    """
+    if not process.is_main:
+        yield
+        return
+    lock, hint = -1, "wait until it ends, or choose another folder with -o"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(folder.resolve())
+    except BlockingIOError as error:
+        raise OutputError(f"another training writes to {folder}", hint) from error
+    except OSError as error:
+        if not folder.is_dir():
+            raise OutputError(f"cannot write {folder}: {one_line_reason(error)}", hint) from error
+        logger.warning(
+            "%s cannot be locked, so nothing keeps another training out of it: %s",
+            folder, one_line_reason(error),
+        )  # fmt: skip
+    try:
+        if not force and (folder / STATE_JSON).exists():
+            raise OutputError(f"another training has written {folder} meanwhile", hint)
+        yield
+    finally:
+        release_lock(lock)
+        with suppress(OSError):
+            folder.rmdir()  # if nothing was written
 
 
 def check_space(folder: Path, needed: int, replaced: Iterable[Path] = ()) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy.errors import DataError, TrainingError
-from resdeploy.filesystem import sha256
-from resdeploy.json_documents import jsonable, parse, write_document
+from resdeploy.filesystem import read_limited, sha256
+from resdeploy.json_documents import MAX_BYTES, jsonable, parse, write_document
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import DataSplits, read_splits
 from resdeploy.train.data.synthetic_digits import digits_folder
@@ -153,7 +153,7 @@ def load_record(folder: Path) -> RunRecord:
             f"{folder} cannot be resumed: it has no {STATE_JSON}", "give the path of a run folder"
         )
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_limited(path, MAX_BYTES, TrainingError, "start a new run"))
         version = document.get("format", 1)
         if version == FORMAT:
             return RunRecord(
@@ -165,10 +165,6 @@ def load_record(folder: Path) -> RunRecord:
                 outputs=parse(tuple[int, ...], document["outputs"]),
                 teacher_sha256=document["teacher_sha256"],
             )
-    except OSError as error:
-        raise TrainingError(
-            f"{path} cannot be read: {error.strerror}", "check its permissions"
-        ) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{path} is damaged: {error}", "start a new run") from error
     raise other_format(path, version)

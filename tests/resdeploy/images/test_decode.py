@@ -303,7 +303,7 @@ def test_an_animation_gives_its_first_frame(format: str) -> None:
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
 def test_a_pipe_or_device_is_not_opened(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "a.png")
-    with pytest.raises(ImageError, match=r"a\.png is not a regular file"):
+    with pytest.raises(ImageError, match=r"a\.png cannot be read: it is not a regular file"):
         read_rgb(tmp_path / "a.png")
 
 

@@ -179,14 +179,14 @@ def test_a_file_without_ending_and_permission_is_kept_for_the_error_of_its_decod
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(tmp_path, "0001", "0002.xyz")
-    opened = Path.open
+    opened = os.open
 
-    def refusing(path: Path, *arguments: Any) -> Any:
-        if path.parent == tmp_path:
+    def refusing(path: Any, *arguments: Any) -> int:
+        if Path(path).parent == tmp_path:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return opened(path, *arguments)
 
-    monkeypatch.setattr(Path, "open", refusing)
+    monkeypatch.setattr(os, "open", refusing)
     assert find_images(tmp_path).files == (tmp_path / "0001",)
     with pytest.raises(DataError, match="0001 cannot be read: Permission denied"):
         list(read_batches([tmp_path / "0001"], Preprocessing.standard(8), batch=2))
@@ -226,3 +226,14 @@ def test_pictures_of_one_colour_are_named(tmp_path: Path, caplog: pytest.LogCapt
         f"using {tmp_path / 'black.png'}: it has pixels of one colour only, so its prediction "
         "means nothing"
     ]
+
+
+def test_a_very_deep_tree_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(70):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("a.jpg").touch()
+    with pytest.raises(DataError, match="more than 64 levels") as caught:
+        find_images(tmp_path)
+    assert len(str(caught.value)) < 300

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from resdeploy.errors import CheckpointError
 from resdeploy.train.checkpoint.load import load_checkpoint
@@ -88,10 +89,55 @@ def test_safetensors_under_any_name(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "weights.bin").architecture == SMALL
 
 
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "kind",
+    [torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool, torch.complex64,
+     torch.float8_e4m3fn, torch.float8_e5m2],
+    ids=str,
+)  # fmt: skip
+def test_a_network_of_other_numbers_is_refused(
+    tmp_path: Path, kind: torch.dtype, ending: str
+) -> None:
+    path = tmp_path / f"a{ending}"
+    state = {name: tensor.to(kind) for name, tensor in make_state().items()}
+    (save_file if ending == ".safetensors" else torch.save)(state, path)
+    with pytest.raises(CheckpointError, match=f"of type {str(kind)[6:]}; weights must be floats"):
+        load_checkpoint(path)
+
+
+def pack(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    """Return a state dict whose weights are packed into integers of other names."""
+    packed = {name: tensor for name, tensor in state.items() if tensor.ndim < 2}
+    for name in state.keys() - packed:
+        packed |= {name.replace("weight", n): torch.ones(4, dtype=torch.int32) for n in names}
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s: pack(s, "qweight", "qzeros", "scales", "g_idx"), "quantised weights, such as"),
+        (lambda s: pack(s, "weight_packed", "weight_scale"), "quantised weights, such as"),
+        (lambda s: pack(s, "_packed_params._packed_params"), "quantised weights, such as"),
+        (lambda s: pack(s, "weight", "weight.absmax", "weight.quant_map"), "of type int32"),
+        (lambda s: {n: t.to(torch.int8).float() for n, t in s.items()}, "only whole numbers"),
+        (lambda s: s | {"fc.weight": (100 * s["fc.weight"]).round()}, "only whole .*fc.weight"),
+    ],
+    ids=["GPTQ", "compressed-tensors", "torch.ao", "bitsandbytes", "truncated", "one layer"],
+)
+def test_quantised_weights_are_refused_with_the_reason(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], reason: str
+) -> None:
+    torch.save(change(make_state()), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load_checkpoint(tmp_path / "a.pth")
+    assert "before the quantisation" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: {n: t.to(torch.int8) for n, t in s.items()}, r"conv1\.weight of type int8"),
         (
             lambda s: (
                 s | {"fc.weight": torch.quantize_per_tensor(s["fc.weight"], 0.1, 0, torch.qint8)}

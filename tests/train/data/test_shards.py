@@ -6,6 +6,7 @@ import gzip
 import io
 import logging
 import os
+import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from resdeploy.errors import DataError, ImageError
 from resdeploy.images.class_mapping import sort_classes
 from resdeploy.images.decode import MAX_FILE_BYTES
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.readable_text import readable
 from resdeploy.train.data.dataset import BatchPlan, EpochImages, load_batches, read_splits
 from resdeploy.train.data.shards import TarMember, find_shards, read_shards
 from tests.samples import encoded
@@ -261,6 +263,80 @@ def test_ignores_links_and_folders_in_a_tar_file(tmp_path: Path) -> None:
             archive.addfile(info)
     with pytest.raises(DataError, match="hold no images"):
         read_shards(tmp_path)
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """Return a header of a member; a negative or huge size is written in base 256."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = (
+        b"%011o\0" % size if 0 <= size < 8**11 else size.to_bytes(12, "big", signed=True)
+    )
+    if size >= 8**11:
+        block[124] = 0x80
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+GOOD = header("a/0.png", len(picture(1))) + padded(picture(1))
+DAMAGED = {
+    "negative size": header("a/1.png", -512),
+    "size of all that was read": header("a/1.png", -len(GOOD) - 512),
+    "negative size of a link": header("a/1.png", -1024, tarfile.SYMTYPE),
+    "negative size of a sparse file": header("a/1.png", -1024, tarfile.GNUTYPE_SPARSE),
+    "size beyond the end": header("a/1.png", 1 << 20),
+    "exabytes": header("a/1.png", 1 << 62),
+    "long name of exabytes": header("././@LongLink", 1 << 62, tarfile.GNUTYPE_LONGNAME),
+    "long name of negative size": header("././@LongLink", -512, tarfile.GNUTYPE_LONGNAME),
+    "PAX header of gigabytes": header("PaxHeaders/x", 1 << 33, tarfile.XHDTYPE),
+    "PAX header of megabytes": header("PaxHeaders/x", 2 << 20, tarfile.XGLTYPE) + bytes(2 << 20),
+    "PAX size": header("p", 20, tarfile.XHDTYPE) + padded(b"20 size=-1000000000\n") + GOOD,
+    "PAX size for all": header("p", 14, tarfile.XGLTYPE) + padded(b"14 size=99999\n") + GOOD,
+    "endless long names": 2000 * (header("x", 5, tarfile.GNUTYPE_LONGNAME) + padded(b"name\0")),
+    "sparse map without numbers": header("x", 512, tarfile.GNUTYPE_SPARSE)[:386] + b"x" * 126,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_impossible_sizes_end_with_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.tar").write_bytes(GOOD + DAMAGED[name] + GOOD + bytes(1024))
+    with pytest.raises(DataError, match=r"a\.tar cannot be read as a tar file") as caught:
+        read_shards(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_members_are_those_that_tar_unpacks(tmp_path: Path) -> None:
+    """Compare with GNU tar: hidden files of a Mac, absolute names, updates, names not UTF-8."""
+    names = [
+        "./._0.png", ".DS_Store", "a/.gitkeep", "a/._0.png", "a/PaxHeaders.7/0.png", "./a/0.png",
+        "/a/1.png", "b/\udcd5.png", "a/0.png", "\udce9/3.png", "b/" + 150 * "n" + ".png",
+    ]  # fmt: skip
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as archive:
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = len(picture(number))
+            archive.addfile(info, io.BytesIO(picture(number)))
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "-xf", path, "-C", tmp_path / "out"], check=True, capture_output=True)
+    unpacked = {
+        file.read_bytes(): readable(file.parent.name)
+        for file in (tmp_path / "out").rglob("*.png")
+        if not file.name.startswith(".") and "PaxHeaders" not in str(file)
+    }
+    found = read_shards(path.parent)
+    labels = [found.classes[label] for label in found.labels]
+    assert dict(zip((member.read() for member in found.files), labels)) == unpacked
+    assert len(found.files) == len(unpacked) == 5
+    assert found.classes == ("\\xe9", "a", "b")
+    assert found.passed_over == {"older versions of members of a tar file": 1}
 
 
 def test_reading_a_member_is_limited(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -9,9 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from resdeploy.errors import OutputError
-from resdeploy.train.run.output import check_new_run, check_space
+from resdeploy.filesystem import write_file
+from resdeploy.train.distributed import Process
+from resdeploy.train.run.output import check_new_run, check_space, locked_run
+from resdeploy.train.run.record import STATE_JSON
 
 
 def test_a_new_folder_is_not_created_by_the_check(tmp_path: Path) -> None:
@@ -44,6 +50,43 @@ def test_a_read_only_disk_is_an_error(tmp_path: Path) -> None:
     if "unshare" in answer.stderr or "mount:" in answer.stderr:
         pytest.skip("this machine does not allow to mount in a namespace")
     assert "cannot write run: Read-only file system" in answer.stderr
+
+
+def test_a_run_that_was_killed_when_it_began_can_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f".{STATE_JSON}.tmp-0123456789abcdef").touch()
+    check_new_run(tmp_path / "run", force=True)
+    assert os.listdir(tmp_path / "run") == []
+
+
+MAIN = Process(0, 1, torch.device("cpu"))
+
+
+def test_a_run_that_was_written_since_the_check_is_kept(tmp_path: Path) -> None:
+    with locked_run(tmp_path / "run", MAIN, force=False):
+        (tmp_path / "run" / STATE_JSON).touch()
+    message = "another training has written .* meanwhile"
+    with pytest.raises(OutputError, match=message), locked_run(tmp_path / "run", MAIN, force=False):
+        pytest.fail("it must not start")
+
+
+def test_an_unused_run_folder_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(OutputError), locked_run(tmp_path / "run", MAIN, force=False):
+        check_space(tmp_path / "run", 1 << 60)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked_run(tmp_path / "run", MAIN, force=True):
+        write_file(tmp_path / "run" / "file", b"x")
+    assert "nothing keeps another training out of it: No locks available" in caplog.text
+    assert os.listdir(tmp_path / "run") == ["file"]
 
 
 def test_too_little_free_space_is_an_error(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_record_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"format": 2}', '{"format": 2, "id": "1", "config": {"epochs": "x"}}']
+    "text", ["1", "{", "[]", '{"format": 2}', '{"format": 2, "id": "1", "config": {"epochs": "x"}}']
 )
 def test_a_damaged_record_is_a_training_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text)
