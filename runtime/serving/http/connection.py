@@ -277,7 +277,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
         if not answered:
             body = msgspec.json.encode(Error(error=reason))
-            head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+            head = (
+                b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+            )
             self.transport.write(STATUS_LINE[status] + head % len(body) + body)
             self._refused(self.client, status)
         self.transport.close()

@@ -46,7 +46,9 @@ class ConnectionTable:
             return self.close_longest_wait(network) or self._has_spare()
         if len(self._open) >= self._limit:
             crowded = self._by_network.most_common(1)[0][0]
-            return self.close_longest_wait(crowded) or self.close_longest_wait() or self._has_spare()
+            return (
+                self.close_longest_wait(crowded) or self.close_longest_wait() or self._has_spare()
+            )
         return True
 
     def close_longest_wait(self, network: str | None = None) -> bool:
