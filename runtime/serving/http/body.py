@@ -16,7 +16,6 @@ from resdeploy.runtime.serving.request_errors import (
     TooLarge,
 )
 
-
 MAX_DIGITS = 20
 
 

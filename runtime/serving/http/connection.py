@@ -209,6 +209,10 @@ class LimitedProtocol(HttpToolsProtocol):
                     self._unparsed = b""
                     self.cycle.keep_alive = False
                 return
+            if self._in_head and not self._head_end:  # empty lines before a request
+                length = len(self._unparsed)
+                self._unparsed = self._unparsed.lstrip(b"\r\n")
+                self._beside_body += length - len(self._unparsed)
             size = self._size_of_piece()
             piece, self._unparsed = self._unparsed[:size], self._unparsed[size:]
             try:

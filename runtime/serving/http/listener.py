@@ -1,4 +1,4 @@
-"""The listening HTTP socket, with limits on its connections; it serves its backlog before it closes.
+"""The listening HTTP socket with its limits, which accepts its backlog before it closes.
 
 Source: Linux, Documentation/networking/filter.rst (SO_ATTACH_FILTER, struct sock_fprog).
 """

@@ -24,6 +24,7 @@ MAX_FIELDS = 32
 MAX_BOUNDARY = 70  # RFC 2046
 MAX_PART_HEADERS = 8
 MAX_PART_HEADER_BYTES = 4096
+PIECE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def _read_form(boundary: bytes, body: bytes, max_files: int) -> list[Upload]:
     position = begin + len(delimiter) - 2  # behind a delimiter
     while not body.startswith(b"--", position):
         head_end = body.find(b"\r\n\r\n", position, position + MAX_PART_HEADER_BYTES)
-        end = body.find(delimiter, head_end + 4)
+        end = _find(body, delimiter, head_end + 4)
         if end < 0:
             raise RequestError("the form is incomplete")
         if head_end < 0 or not body.startswith(b"\r\n", position):
@@ -94,14 +95,21 @@ def _read_form(boundary: bytes, body: bytes, max_files: int) -> list[Upload]:
     return uploads
 
 
+def _find(body: bytes, delimiter: bytes, begin: int) -> int:
+    """Search in pieces, between which other threads run: bodies may resemble the delimiter."""
+    for piece in range(begin, len(body), PIECE_BYTES):
+        found = body.find(delimiter, piece, piece + PIECE_BYTES + len(delimiter))
+        if found >= 0:
+            return found
+    return -1
+
+
 def _disposition(head: bytes) -> dict[bytes, bytes]:
     """Return the parameters of the Content-Disposition of a part."""
-    headers: dict[bytes, bytes] = {}
-    for line in head.split(b"\r\n"):
-        name, colon, value = line.partition(b":")
-        headers[name.strip().lower()] = value.strip()
-        if not colon or len(headers) > MAX_PART_HEADERS:
-            raise RequestError("the form is damaged: the headers of a part are not valid")
+    lines = [line.partition(b":") for line in head.split(b"\r\n")]
+    if len(lines) > MAX_PART_HEADERS or not all(colon for _, colon, _ in lines):
+        raise RequestError("the form is damaged: the headers of a part are not valid")
+    headers = {name.strip().lower(): value.strip() for name, _, value in lines}
     encoding = headers.get(b"content-transfer-encoding", b"binary").lower()
     if encoding not in (b"binary", b"8bit", b"7bit"):
         raise UnsupportedMediaType("encoded parts of forms are not supported")
