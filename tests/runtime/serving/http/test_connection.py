@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -69,7 +69,7 @@ class Running:
 @asynccontextmanager
 async def running(**settings: Any) -> AsyncIterator[Running]:
     local = Running()
-    config = uvicorn.Config(local.app, http="httptools", lifespan="off", log_config=None)
+    config = uvicorn.Config(local.app, interface="asgi3", lifespan="off", log_config=None)
     defaults = {"header_seconds": 0.5, "body_seconds": 0.5, "idle_seconds": 0.5}
     serving = ServeConfig(**{**defaults, **settings})
     local.server = HttpServer(config, serving, lambda _, status: local.refused.append(status))
@@ -89,41 +89,44 @@ def run(scenario: Any) -> None:
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
 
 
-@pytest.mark.parametrize(
-    ("request_bytes", "status"),
-    [
-        (POST + b"Host: y\r\nContent-Length: 0\r\n\r\n", 400),
-        (POST + b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n", 400),
-        (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
-        (POST + b"Content-Length: +3\r\n\r\nabc", 400),
-        (POST + b"Authorization: a\r\nauthorization: b\r\n\r\n", 400),
-        (POST + b"A: b\r\n folded\r\n\r\n", 400),
-        (POST + b"A: b\0c\r\n\r\n", 400),
-        (POST + b"A : b\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\nHost: x\n\n", 400),
-        (b"GET http://x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET /\r\n\r\n", 400),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
-        (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        (POST + b"a: b\r\n" * 101 + b"\r\n", 431),
-        (POST + b"a: " + b"b" * MAX_HEADER_BYTES, 431),
-        (b"\r\n" * MAX_HEADER_BYTES, 431),
-        (CHUNKED + b"1;" + b"x" * 2 * MAX_HEADER_BYTES, 431),
-        (CHUNKED + b"1\r\nA\r\n" * 10_000, 431),
-        (CHUNKED + b"0\r\n" + b"a: b\r\n" * 10_000, 431),
-        (CHUNKED + b"0\r\na: " + b"b" * 2 * MAX_HEADER_BYTES, 431),
-        (CHUNKED + b"x\r\n", 400),
-    ],
-)
-def test_ambiguous_or_oversized_requests_are_refused(request_bytes: bytes, status: int) -> None:
+REFUSED = [
+    (POST + b"Host: y\r\nContent-Length: 0\r\n\r\n", 400),
+    (POST + b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n", 400),
+    (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+    (POST + b"Content-Length: +3\r\n\r\nabc", 400),
+    (POST + b"Authorization: a\r\nauthorization: b\r\n\r\n", 400),
+    (POST + b"A: b\r\n folded\r\n\r\n", 400),
+    (POST + b"A: b\0c\r\n\r\n", 400),
+    (POST + b"A : b\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\nHost: x\n\n", 400),
+    (b"GET http://x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    (POST + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\nA", 400),
+    (b"GET /\r\n\r\n", 400),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    (POST + b"a: b\r\n" * 101 + b"\r\n", 431),
+    (POST + b"a: " + b"b" * MAX_HEADER_BYTES, 431),
+    (b"\r\n" * MAX_HEADER_BYTES, 431),
+    (CHUNKED + b"1;" + b"x" * 2 * MAX_HEADER_BYTES, 431),
+    (CHUNKED + b"1\r\nA\r\n" * 10_000, 431),
+    (CHUNKED + b"0\r\n" + b"a: b\r\n" * 10_000, 431),
+    (CHUNKED + b"0\r\na: " + b"b" * 2 * MAX_HEADER_BYTES, 431),
+    (CHUNKED + b"x\r\n", 400),
+]
+
+
+def test_ambiguous_or_oversized_requests_are_refused() -> None:
     async def scenario() -> None:
         async with running() as local:
-            answer = await local.send(request_bytes)
-            assert answer[:13] in (b"HTTP/1.1 %d " % status, b"")  # a reset may lose it
-            assert local.refused == [status]
+            for request, status in REFUSED:
+                local.refused.clear()
+                answer = await local.send(request)
+                # A reset may lose the answer.
+                assert answer[:13] in (b"HTTP/1.1 %d " % status, b""), request[:99]
+                assert local.refused == [status], request[:99]
             assert local.requests == []
 
     run(scenario)
@@ -133,11 +136,11 @@ def test_valid_requests_are_parsed_whatever_pieces_they_arrive_in() -> None:
     requests = (
         b"\r\n\r\n" + GET % 1
         + b"POST /2 HTTP/1.1\r\nContent-Length: 9\r\n\r\n\r\n\r\nGET /"
-        + b"POST /3 HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\nA"
+        + b"POST /3 HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
         + b"POST /4 HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\n"
     )  # fmt: skip
-    expected = [("/1", b""), ("/2", b"\r\n\r\nGET /"), ("/3", b"A"), ("/4", b"abc")]
+    expected = [("/1", b""), ("/2", b"\r\n\r\nGET /"), ("/3", b""), ("/4", b"abc")]
 
     async def scenario() -> None:
         async with running(header_seconds=60, body_seconds=60) as local:
@@ -165,7 +168,8 @@ def test_one_request_is_in_progress_and_little_of_others_is_kept() -> None:
             kept = [len(one._unparsed) for one in local.server.server_state.connections]
             assert sum(kept) < 1 << 10
             local.free.set()
-            assert (await second[0].read()).count(b"HTTP/1.1 200") == 1
+            with suppress(ConnectionError):  # the server did not read everything
+                assert (await second[0].read()).count(b"HTTP/1.1 200") == 1
             await until(lambda: len(local.requests) == 10)
             assert [path for path, _ in local.requests if path != "/10"] == [
                 f"/{number}" for number in range(9)
@@ -191,21 +195,16 @@ def test_a_request_after_a_chunked_one_is_not_parsed_before_its_answer() -> None
     run(scenario)
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
+def test_slow_and_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resdeploy.runtime.serving.http.connection.FALLBACK_SECONDS", 0)
+    slow: list[list[bytes]] = [
         [], [b"G"], [b"GET / HTTP/1.1\r\n"], [POST + b"Content-Length: 9\r\n\r\n", b"1"], [CHUNKED],
         [GET % 1], [GET % 1 + b"G"],
-    ],
-)  # fmt: skip
-def test_slow_and_idle_connections_are_closed(
-    monkeypatch: pytest.MonkeyPatch, parts: list[bytes]
-) -> None:
-    monkeypatch.setattr("resdeploy.runtime.serving.http.connection.FALLBACK_SECONDS", 0)
+    ]  # fmt: skip
 
     async def scenario() -> None:
         async with running() as local:
-            await local.send(*parts)
+            await asyncio.gather(*(local.send(*parts) for parts in slow))
             await until(lambda: not local.server._tasks)
 
     run(scenario)
