@@ -34,7 +34,7 @@ from resdeploy.runtime.serving.schemas import (
 # Parsing this much JSON takes about 0.3 s in a thread. It is 20 images of 224 pixels.
 MAX_JSON_BYTES = 12 << 20
 # Maximum size of the names, shapes and parameters beside the tensor; as over gRPC.
-ENVELOPE_BYTES = 64 << 10
+MAX_JSON_BESIDE_TENSOR = 64 << 10
 # Digits that become numbers at once: about a millisecond, in which no other thread runs.
 DIGIT_BYTES = 64 << 10
 PIXELS = msgspec.json.Decoder(list[Annotated[int, Meta(ge=0, le=255)]])
@@ -266,9 +266,9 @@ def _check_keys(document: memoryview, data: Raw) -> None:
         )
         start = data_address - address
     end = start + len(data) if start else 0
-    if len(document) - (end - start) > ENVELOPE_BYTES:
+    if len(document) - (end - start) > MAX_JSON_BESIDE_TENSOR:
         raise TooLarge(
-            f"more than {ENVELOPE_BYTES} bytes of JSON beside the tensor; send binary tensors"
+            f"more than {MAX_JSON_BESIDE_TENSOR} bytes of JSON beside the tensor; send binary tensors"
         )
     rest = bytes(document[:start]) + (b"0" if start else b"") + bytes(document[end:])
 

@@ -19,7 +19,7 @@ def test_delays_grow_to_a_maximum_for_each_network(monkeypatch: pytest.MonkeyPat
 
     async def scenario() -> None:
         backoff = TokenBackoff()
-        monkeypatch.setattr(token_backoff.asyncio, "sleep", sleep)
+        monkeypatch.setattr("asyncio.sleep", sleep)
         for _ in range(token_backoff.FREE_ATTEMPTS):
             await backoff.wrong_token("a")
         assert delays == []
