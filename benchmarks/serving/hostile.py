@@ -44,7 +44,9 @@ ATTACKS: dict[str, tuple[int, bytes, bytes]] = {
 PAUSE_SECONDS = 0.02
 
 
-def measure(port: int, pid: int, good: bytes, attack: str, seconds: float) -> dict[str, object]:
+def measure_attack(
+    port: int, pid: int, good: bytes, attack: str, seconds: float
+) -> dict[str, object]:
     """Run one attack; return latencies in milliseconds, the peak of memory and of open files."""
     stop = time.monotonic() + seconds
     times: dict[str, list[float]] = {"probe": [], "good": []}
@@ -110,7 +112,7 @@ def main(path: Path, seconds: float) -> None:
         port = free_port()
         command = [sys.executable, "-m", "resdeploy", "serve", path, "--port", port]
         with run_process("the server", command, port, "/v2/health/ready") as server:
-            click.echo(json.dumps(measure(port, server.process.pid, good, attack, seconds)))
+            click.echo(json.dumps(measure_attack(port, server.process.pid, good, attack, seconds)))
 
 
 if __name__ == "__main__":
