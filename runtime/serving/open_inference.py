@@ -265,7 +265,7 @@ def _check_keys(document: memoryview, data: Raw) -> None:
         begin, end = part - whole, part - whole + len(data)
     if len(document) - (end - begin) > MAX_JSON_BESIDE_TENSOR:
         raise TooLarge(f"more than {MAX_JSON_BESIDE_TENSOR} bytes of JSON beside the tensor")
-    rest = b"%b%b%b" % (document[:begin], b"0" if end else b"", document[end:])
+    rest = b"".join((document[:begin], b"0" if end else b"", document[end:]))
 
     def refuse_repeated(pairs: list[tuple[str, object]]) -> None:
         if len(dict(pairs)) != len(pairs):

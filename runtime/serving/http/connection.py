@@ -30,7 +30,7 @@ CHUNK_OVERHEAD = 16
 MAX_HEADERS = 100
 # Bytes that are kept of requests sent before the answer to an earlier one; with more, the
 # connection closes after that answer, as RFC 9112, section 9.3.2, allows.
-MAX_PIPELINED_BYTES = 64 << 10
+MAX_PIPELINED_BYTES = 4 << 10
 # Kestrel's defaults (MinRequestBodyDataRate): bytes per second, measured in windows of seconds.
 MIN_BODY_RATE = 240
 RATE_SECONDS = 5.0
@@ -59,6 +59,7 @@ class _RefusedError(Exception):
 class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's connection with one request at a time, and limits of size, time and speed."""
 
+    parser: Any  # None after the end of the connection
     task: asyncio.Task[None]
 
     def __init__(

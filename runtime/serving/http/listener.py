@@ -168,9 +168,11 @@ class HttpServer(uvicorn.Server):
                 tls["ssl_shutdown_timeout"] = CLOSE_SECONDS
         try:
             loop = asyncio.get_running_loop()
+            if tls:
+                await asyncio.wait_for(_first_byte(accepted), self._settings.header_seconds)
             await loop.connect_accepted_socket(lambda: connection, accepted, **tls)
             await connection.closed
-        except OSError:  # the handshake failed; base class of ssl's errors and of timeouts
+        except (OSError, asyncio.TimeoutError):  # the handshake failed
             pass
         finally:
             self.table.remove(connection)
@@ -186,3 +188,14 @@ class HttpServer(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, LimitedProtocol)
                 connection.check_time(now)
+
+
+async def _first_byte(accepted: socket.socket) -> None:
+    """Wait for the first byte, before the state of TLS costs half a millisecond and memory."""
+    loop = asyncio.get_running_loop()
+    arrived = asyncio.Event()
+    loop.add_reader(accepted, arrived.set)
+    try:
+        await arrived.wait()
+    finally:
+        loop.remove_reader(accepted)
