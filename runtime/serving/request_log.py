@@ -30,6 +30,8 @@ class RequestRecord:
     images: int = 0
     status: int = 0
     outcome: str = OK
+    client: str = ""
+    """Address of the client, without its port."""
 
 
 def finish_request(record: RequestRecord, service: Service, **fields: object) -> None:
@@ -44,6 +46,7 @@ def finish_request(record: RequestRecord, service: Service, **fields: object) ->
     if not succeeded or (service.config.access_log and record.model):
         line = {
             "request_id": record.id,
+            **({"client": record.client} if record.client else {}),
             **fields,
             "outcome": record.outcome,
             "ms": round(1000 * seconds, 2),

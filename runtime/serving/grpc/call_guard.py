@@ -8,10 +8,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 
-from resdeploy.runtime.serving.request_errors import RequestError
+from resdeploy.runtime.serving.request_errors import RequestError, Unauthorized
 from resdeploy.runtime.serving.request_log import (
     RequestRecord,
     check_token,
@@ -32,17 +33,32 @@ class CallGuard:
         self._service = service
         self._token = token
 
+    def is_authorized(self, context: Any) -> bool:
+        """Return True if the call has the token, or none is needed."""
+        header = str(dict(context.invocation_metadata()).get("authorization", "")).encode()
+        try:
+            if self._token is not None:
+                check_token(header, self._token)
+        except Unauthorized:
+            return False
+        return True
+
     @asynccontextmanager
     async def call(
         self, name: str, context: Any, *, public: bool = False
     ) -> AsyncIterator[RequestRecord]:
         """Check and record the call `name` inside the context; convert its errors to a gRPC status.
 
-        A public call needs no token.
+        A public call needs no token. The call's messages are read inside the context only.
         """
         metadata = dict(context.invocation_metadata())
         header = str(metadata.get(REQUEST_ID, "")).encode()
-        record = RequestRecord(choose_request_id(header), time.monotonic(), endpoint=f"grpc/{name}")
+        record = RequestRecord(
+            choose_request_id(header),
+            time.monotonic(),
+            endpoint=f"grpc/{name}",
+            client=client_address(context.peer()),
+        )
         await context.send_initial_metadata(((REQUEST_ID, record.id),))
         try:
             if self._token is not None and not public:
@@ -60,3 +76,8 @@ class CallGuard:
             await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
         finally:
             finish_request(record, self._service, path=record.endpoint)
+
+
+def client_address(peer: str) -> str:
+    """Return the address in gRPC's name of a peer, such as `ipv4:10.0.0.7:4711`, without port."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
