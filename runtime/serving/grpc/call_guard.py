@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -66,13 +67,15 @@ class CallGuard:
             yield record
         except RequestError as error:
             record.outcome = error.outcome
+            _forget_frames(error)
             await context.abort(grpc.StatusCode[error.grpc], str(error))
         except (asyncio.CancelledError, GeneratorExit):
             record.outcome = "disconnected"
             raise
-        except Exception:
+        except Exception as error:
             logger.exception("a call failed", extra={"fields": {"request_id": record.id}})
             record.outcome = "failed"
+            _forget_frames(error)
             await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
         finally:
             finish_request(record, self._service, path=record.endpoint)
@@ -81,3 +84,10 @@ class CallGuard:
 def client_address(peer: str) -> str:
     """Return the address in gRPC's name of a peer, such as `ipv4:10.0.0.7:4711`, without port."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Release the message of a failed call: gRPC keeps the error in memory."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -85,12 +85,17 @@ class InferenceService:
 
         async def guarded(messages: Any, context: Any) -> Any:
             async with self._guard.call(name, context, public=public) as record:
-                with self._budget.reservation() as reserve:
-                    data = b"" if public else await self._reader.read_only(context)
-                    reserve(len(data))
-                    return response(**await call(data, context, record))
+                return response(**await self._answer(call, context, record, public=public))
 
         return guarded
+
+    async def _answer(
+        self, call: Call, context: Any, record: RequestRecord, *, public: bool
+    ) -> Fields:
+        with self._budget.reservation() as reserve:
+            data = b"" if public else await self._reader.read_only(context)
+            reserve(len(data))
+            return await call(data, context, record)
 
     def _parse(self, name: str, data: bytes) -> Any:
         return parse_small(self._methods[name].request, data)
