@@ -8,7 +8,11 @@ client. No command writes CSV or interprets markup.
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 # Characters that command a terminal, or that nobody sees: control characters, separators of lines
 # and paragraphs, marks that reverse the direction of text, invisible characters, language tags, and
@@ -42,3 +46,18 @@ def readable(text: str, *, keep: str = "", json: bool = False) -> str:
         return f"\\{letter}{code:0{width}x}"
 
     return _UNPRINTABLE.sub(escape, text)
+
+
+def readable_texts(value: Any) -> Any:
+    """Return a copy of a result, a tree of dataclasses, with every text and path readable."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (field.name for field in dataclasses.fields(value) if field.init)
+        changes = {name: readable_texts(getattr(value, name)) for name in fields}
+        return dataclasses.replace(value, **changes)
+    if isinstance(value, Mapping):
+        return {readable_texts(key): readable_texts(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(readable_texts, value))
+    if isinstance(value, Path):
+        return Path(readable(str(value)))
+    return readable(value) if type(value) is str else value  # members of enums are ours

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.errors import ResdeployError, missing_dependency, one_line_reason, remedy_for
 from resdeploy.json_documents import to_text
-from resdeploy.readable_text import readable
+from resdeploy.readable_text import readable, readable_texts
 
 if TYPE_CHECKING:
     from resdeploy.bundle.manifest import ExportWarning
@@ -34,6 +34,16 @@ class ExitCode(IntEnum):
     OK = 0
     FAILED = 1
     INCONCLUSIVE = 3
+
+
+class ReadableGroup(click.Group):
+    """A group of commands whose usage errors quote arguments readably."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        return _with_readable_errors(super().make_context, *arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return _with_readable_errors(super().invoke, ctx)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,6 +94,16 @@ def command(function: Callable[..., CommandResult]) -> click.Command:
     return run_command
 
 
+def result_text(function: Callable[..., str]) -> Callable[..., str]:
+    """Decorate a function that formats a result: no text in the result can begin a line."""
+
+    @functools.wraps(function)
+    def format_readable(*arguments: Any) -> str:
+        return function(*map(readable_texts, arguments))
+
+    return format_readable
+
+
 def exit_code(verdict: Verdict) -> ExitCode:
     codes = {"pass": ExitCode.OK, "reproduced": ExitCode.OK, "fail": ExitCode.FAILED}
     return codes.get(verdict.value, ExitCode.INCONCLUSIVE)
@@ -96,6 +116,14 @@ def reject_options(names: Iterable[str], reason: str) -> None:
         source = context.get_parameter_source(parameter.name or "")
         if source is ParameterSource.COMMANDLINE and parameter.name in names:
             raise click.UsageError(f"{reason}: leave {parameter.opts[0]} out")
+
+
+def _with_readable_errors(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    try:
+        return function(*arguments, **options)
+    except click.ClickException as error:
+        error.message = readable(error.message, keep="\n")
+        raise
 
 
 def _highlighted(text: str) -> str:
@@ -130,4 +158,6 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        if isinstance(record.args, tuple):  # no argument can begin a line
+            record.args = readable_texts(record.args)
         return prefix + readable(record.getMessage(), keep="\n\t")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from select import select
 from typing import TYPE_CHECKING, Any
 
 from click import IntRange, UsageError, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command
+from resdeploy.cli.console import PATH, CommandResult, command, result_text
 from resdeploy.cli.options.common import BACKEND, EXACT, LONGEST_WAIT_MS, PRECISION, FiniteRange
 from resdeploy.tables import plural
 
@@ -103,9 +105,12 @@ def serve(bundles: tuple[Path, ...], **settings: Any) -> CommandResult:
         from resdeploy.runtime.serving.server import serve as run_serve
 
     result = run_serve(bundles, ServeConfig(**settings), progress_bar)
-    return CommandResult(result, served_text(result))
+    # A server must end even if nobody reads its output any more.
+    printed = bool(select([], [sys.stdout], [], 1.0)[1])
+    return CommandResult(result, served_text(result), printed=printed)
 
 
+@result_text
 def served_text(served: ServeSummary) -> str:
     reloads = f", {plural(served.reloads, 'reload')}" if served.reloads else ""
     return (
