@@ -158,6 +158,6 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        if isinstance(record.args, tuple):  # no argument can begin a line
-            record.args = readable_texts(record.args)
-        return prefix + readable(record.getMessage(), keep="\n\t")
+        arguments = readable_texts(record.args)  # none of them can begin a line
+        text = str(record.msg) % arguments if arguments else str(record.msg)
+        return prefix + readable(text, keep="\n\t")
