@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     "--timeout-ms",
     type=FiniteRange(1, LONGEST_WAIT_MS),
     default=10_000.0,
-    help="Default deadline of a request, in ms.",
+    help="Longest deadline of a request, in ms.",
 )
 @option("--max-body-mib", type=IntRange(1, 2047), default=64, help="Largest request body, in MiB.")
 @option(
@@ -72,7 +72,14 @@ if TYPE_CHECKING:
     "--connections",
     type=IntRange(1, 1_000_000),
     default=1024,
-    help="Largest number of open connections.",
+    help="Largest number of open connections of each port; with more, the one that has waited "
+    "longest for its client is closed.",
+)
+@option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Name under which web pages may use a server without a token on localhost; repeatable.",
 )
 @option(
     "--token-file",

@@ -37,7 +37,7 @@ class ServeConfig:
     queue: int = 256
     """Maximum number of queued images, including images that are not decoded yet."""
     timeout_ms: float = 10_000.0
-    """Deadline in milliseconds of a request that does not specify one."""
+    """Deadline of a request in milliseconds; a request may specify a shorter one."""
     max_body_mib: int = 64
     """Maximum size in MiB of one request body."""
     bodies_mib: int = 512
@@ -47,7 +47,7 @@ class ServeConfig:
     max_files: int = 64
     """Maximum number of files in one upload."""
     connections: int = 1024
-    """Maximum number of connections; above it only health probes are answered."""
+    """Maximum number of connections of each port, as far as there are file handles."""
     header_seconds: float = 10.0
     """Time limit in seconds to send the headers of a request."""
     body_seconds: float = 30.0
@@ -56,6 +56,8 @@ class ServeConfig:
     """Time in seconds after which an idle connection is closed."""
     drain_seconds: int = 30
     """Time limit in seconds for requests in progress when the server stops."""
+    allow_host: tuple[str, ...] = ()
+    """Additional names that an open server on localhost accepts as Host and Origin."""
     token_file: Path | None = None
     """File with the bearer token. None reads RESDEPLOY_TOKEN; without both, no token is needed."""
     tls_cert: Path | None = None

@@ -23,6 +23,14 @@ class Unauthorized(RequestError):
     outcome = "unauthorized"
 
 
+class Forbidden(RequestError):
+    """The request comes from a page of another site."""
+
+    status = 403
+    grpc = "PERMISSION_DENIED"
+    outcome = "forbidden"
+
+
 class NotFound(RequestError):
     """The model or path does not exist."""
 
@@ -44,6 +52,14 @@ class TooLarge(RequestError):
     status = 413
     grpc = "RESOURCE_EXHAUSTED"
     outcome = "too_large"
+
+
+class TooManyRequests(RequestError):
+    """The client sent too many wrong tokens."""
+
+    status = 429
+    grpc = "RESOURCE_EXHAUSTED"
+    outcome = "unauthorized"
 
 
 class UnsupportedMediaType(RequestError):

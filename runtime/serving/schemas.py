@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.predictions import Prediction
@@ -80,7 +80,9 @@ class InputTensor(Struct, frozen=True):
     name: Annotated[str, Meta(pattern=f"^{INPUT_NAME}$")]
     datatype: Annotated[str, Meta(extra_json_schema={"const": INPUT_TYPE})]
     shape: Annotated[list[Dimension], Meta(min_length=4, max_length=4)]
-    data: list[Any] | None = None
+    data: Annotated[Raw, Meta(extra_json_schema={"type": ["array", "null"]})] = field(
+        default_factory=lambda: Raw(b"null")
+    )
     parameters: InputParameters = InputParameters()
 
 

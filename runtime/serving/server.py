@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,21 @@ from resdeploy.progress import Advance, Progress
 from resdeploy.runtime.backends.registry import candidates
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
-from resdeploy.runtime.serving.http.connection import limited_protocol
 from resdeploy.runtime.serving.http.listener import HttpServer, listen
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware
 from resdeploy.runtime.serving.http.routes import make_app
 from resdeploy.runtime.serving.logs import json_logs
 from resdeploy.runtime.serving.metrics import Metrics
+from resdeploy.runtime.serving.request_errors import RequestError
+from resdeploy.runtime.serving.request_log import RequestRecord, choose_request_id, finish_request
 from resdeploy.runtime.serving.served_model import ServedModel
 from resdeploy.runtime.serving.service import Service
 from resdeploy.runtime.serving.startup_checks import model_names, raise_file_limit, read_token
 
 logger = logging.getLogger(__name__)
 
-# Open files beside connections: graphs, logs, libraries, files of the engines.
+# Open files beside connections: graphs, logs, libraries, files of the engines, and the spare
+# connections of both ports.
 OTHER_FILES = 256
 
 
@@ -65,11 +67,24 @@ def serve(bundles: Sequence[Path], config: ServeConfig, progress: Progress) -> S
     for path in names.values():  # refuse wrong arguments before the server listens
         candidates(open_bundle(path), config.backend, config.precision)
     token = read_token(config)
-    raise_file_limit(2 * config.connections + OTHER_FILES)
+    config = _limit_connections(config)
     with json_logs(), warnings.catch_warnings():
         # Pillow warns about unusual pictures; the filter in `images` does not work across threads.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         return asyncio.run(_Process(names, config, token, progress).run())
+
+
+def _limit_connections(config: ServeConfig) -> ServeConfig:
+    """Return `config` with as many connections per port as there are file handles for."""
+    ports = 1 if config.grpc_port is None else 2
+    handles = raise_file_limit(ports * config.connections + OTHER_FILES)
+    connections = min(config.connections, (handles - OTHER_FILES) // ports)
+    if connections < 1:
+        raise ServeError(
+            f"only {handles} files may be open, and the server needs more than {OTHER_FILES}",
+            f"raise the limit: ulimit -n {ports * config.connections + OTHER_FILES}",
+        )
+    return replace(config, connections=connections)
 
 
 def notify_systemd(state: str) -> None:
@@ -120,7 +135,12 @@ class _Process:
         loading: asyncio.Future[None] | None = None
         grpc_server: Any = None
         try:
-            _log("listening", host=self._config.host, port=listening.getsockname()[1])
+            _log(
+                "listening",
+                host=self._config.host,
+                port=listening.getsockname()[1],
+                connections=self._config.connections,
+            )
             if self._config.grpc_port is not None:
                 from resdeploy.runtime.serving.grpc.service import start_grpc
 
@@ -156,11 +176,11 @@ class _Process:
             make_app(self._service),
             self._service,
             self._token,
-            over_capacity=lambda: len(server.server_state.connections) > config.connections,
+            over_capacity=lambda: server.table.over_capacity,
         )
         settings = uvicorn.Config(
             app,
-            http=limited_protocol(config),
+            http="httptools",
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -168,7 +188,6 @@ class _Process:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=config.idle_seconds,
             timeout_graceful_shutdown=config.drain_seconds,
             ssl_certfile=config.tls_cert,
             ssl_keyfile=config.tls_key,
@@ -183,8 +202,14 @@ class _Process:
                 f"{error.strerror or error}",
                 "name a matching pair of PEM files with --tls-cert and --tls-key",
             ) from error
-        server = HttpServer(settings)  # the middleware counts its connections
+        server = HttpServer(settings, config, self._record_refusal)
         return server
+
+    def _record_refusal(self, client: Any, status: int) -> None:
+        """Count and log a request that the HTTP parser refused."""
+        record = RequestRecord(choose_request_id(None), time.monotonic(), status=status)
+        record.client, record.outcome = client[0] if client else "", RequestError.outcome
+        finish_request(record, self._service, status=status)
 
     def _handle_signals(self, server: HttpServer) -> None:
         def stop() -> None:

@@ -60,9 +60,11 @@ def read_token(config: ServeConfig) -> bytes | None:
     return token
 
 
-def raise_file_limit(count: int) -> None:
-    """Raise the soft limit of open files of this process to `count`, as far as allowed."""
+def raise_file_limit(count: int) -> int:
+    """Raise the soft limit of open files to `count`, as far as allowed; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     target = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < target:
         resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+        soft = target
+    return count if soft == resource.RLIM_INFINITY else soft

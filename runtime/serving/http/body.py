@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from starlette.requests import Request
@@ -16,37 +16,74 @@ from resdeploy.runtime.serving.request_errors import (
     TooLarge,
 )
 
+MAX_DIGITS = 20
+
 
 class Disconnected(Exception):
     """The client closed the connection before it received the response."""
 
 
+class Reservation:
+    """The part of a `ByteBudget` that one request uses."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self.size = 0
+
+    def add(self, size: int) -> None:
+        """Reserve `size` more bytes.
+
+        Raises:
+            QueueFull: The budget is exhausted, and no other body is still arriving.
+        """
+        self._budget.make_room(size, self)
+        self._budget.used += size
+        self.size += size
+
+    def release(self) -> None:
+        """Give all bytes back."""
+        self._budget.used -= self.size
+        self.size = 0
+
+
 class ByteBudget:
-    """A limit on the bytes of the bodies of all requests in progress."""
+    """A limit on the bytes of the bodies of all requests in progress.
+
+    If it is exhausted, the body that has been arriving longest is dropped: slow bodies cannot keep
+    out others.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self._arriving: dict[Reservation, asyncio.Future[bytes]] = {}
         self.used = 0
 
     @contextmanager
-    def reservation(self) -> Iterator[Callable[[int], None]]:
-        """Yield a function that counts bytes of one request, and release them at the end.
-
-        The function raises `QueueFull` if the budget is exhausted.
-        """
-        reserved = 0
-
-        def reserve(size: int) -> None:
-            nonlocal reserved
-            if self.used + size > self._max_bytes:
-                raise QueueFull("too many large requests at once")
-            self.used += size
-            reserved += size
-
+    def reservation(self) -> Iterator[Reservation]:
+        """Yield a reservation of one request, and release it at the end."""
+        reservation = Reservation(self)
         try:
-            yield reserve
+            yield reservation
         finally:
-            self.used -= reserved
+            reservation.release()
+
+    @contextmanager
+    def arrival(self, reservation: Reservation, task: asyncio.Future[bytes]) -> Iterator[None]:
+        """Allow that `task`, which receives the body of a reservation, is cancelled for others."""
+        self._arriving[reservation] = task
+        try:
+            yield
+        finally:
+            self._arriving.pop(reservation, None)
+            task.cancel()
+
+    def make_room(self, size: int, asking: Reservation) -> None:
+        while self.used + size > self._max_bytes:
+            oldest = next((one for one in self._arriving if one is not asking), None)
+            if oldest is None:
+                raise QueueFull("too many large requests at once")
+            self._arriving.pop(oldest).cancel()
+            oldest.release()
 
 
 def parse_integer(text: str, name: str, low: int, high: int) -> int:
@@ -56,20 +93,21 @@ def parse_integer(text: str, name: str, low: int, high: int) -> int:
         RequestError: The text is not such an integer.
     """
     # Python refuses to convert thousands of digits.
-    number = int(text[:20]) if text.isascii() and text.isdigit() else -1
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else -1
     if not low <= number <= high:
         raise RequestError(f"{name} must be an integer from {low} to {high}")
     return number
 
 
 async def read_body(
-    request: Request, reserve: Callable[[int], None], max_bytes: int, seconds: float
+    request: Request, budget: ByteBudget, reservation: Reservation, max_bytes: int, seconds: float
 ) -> bytes:
     """Return the whole body of a request.
 
     Args:
         request: Request whose body has not been read yet.
-        reserve: Function of `ByteBudget.reservation` that counts the bytes.
+        budget: Budget of the bodies of all requests.
+        reservation: Reservation of the request in `budget`, which counts the bytes.
         max_bytes: Maximum size in bytes.
         seconds: Time limit in seconds.
 
@@ -81,24 +119,29 @@ async def read_body(
     length = request.headers.get("content-length", "0")
     if parse_integer(length, "the header Content-Length", 0, sys.maxsize) > max_bytes:
         raise TooLarge(f"the body is larger than {max_bytes} bytes")
-    try:
-        return await asyncio.wait_for(_collect(request, reserve, max_bytes), seconds)
-    except asyncio.TimeoutError:
-        raise RequestTimeout("the body did not arrive in time") from None
+    task = asyncio.ensure_future(_collect(request, reservation, max_bytes))
+    with budget.arrival(reservation, task):
+        await asyncio.wait({task}, timeout=seconds)
+        if task.cancelled():
+            raise QueueFull("other requests needed the memory of this body, which arrived slowly")
+        if not task.done():
+            raise RequestTimeout("the body did not arrive in time")
+        return task.result()
 
 
-async def _collect(request: Request, reserve: Callable[[int], None], max_bytes: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
+async def _collect(request: Request, reservation: Reservation, max_bytes: int) -> bytes:
+    body = bytearray()  # instead of a list of chunks, which may be a million of one byte
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > max_bytes:
+        chunk: bytes = message.get("body", b"")
+        if len(body) + len(chunk) > max_bytes:
             raise TooLarge(f"the body is larger than {max_bytes} bytes")
-        reserve(len(chunk))
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        reservation.add(len(chunk))
+        last = not message.get("more_body", False)
+        if last and not body:
+            return chunk
+        body += chunk
+        if last:
+            return bytes(body)

@@ -1,115 +1,289 @@
-"""The HTTP connections, with limits on the time and size of headers and the time of bodies.
+"""The HTTP connections, with limits on what a client sends beside bodies and on its speed.
 
-uvicorn itself only limits the time that an idle connection stays open.
+uvicorn itself limits only the time that an idle connection stays open. Bytes are counted here,
+where they arrive: what the parser keeps or skips (request lines, headers, trailers, chunk headers,
+empty lines, pipelined requests) never reaches the application.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable
 from typing import Any
 
+import httptools
+import msgspec
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from resdeploy.runtime.serving.config import ServeConfig
+from resdeploy.runtime.serving.http.connection_table import ConnectionTable
+from resdeploy.runtime.serving.schemas import Error
 
-# One read of the socket may exceed it.
+# Bytes of one request beside its body; a chunked body may add a sixteenth of its size, which chunks
+# of 96 bytes or more do not exceed.
 MAX_HEADER_BYTES = 32 << 10
+CHUNK_OVERHEAD = 16
+# Apache's default (LimitRequestFields): 32 KiB of tiny headers would cost 1 MB of objects.
+MAX_HEADERS = 100
+# Bytes that are kept of requests sent before the answer to an earlier one; with more, the
+# connection closes after that answer, as RFC 9112, section 9.3.2, allows.
+MAX_PIPELINED_BYTES = 64 << 10
+# Kestrel's defaults (MinRequestBodyDataRate): bytes per second, measured in windows of seconds.
+MIN_BODY_RATE = 240
+RATE_SECONDS = 5.0
 # Time that an idle connection stays open at shutdown, because a request may be on its way.
 SHUTDOWN_SECONDS = 0.5
+# Time in which a client must take the rest of its last response.
+CLOSE_SECONDS = 5.0
 # The application answers a slow body with 408 first; the connection's timeout is the fallback.
 FALLBACK_SECONDS = 2.0
-TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    b"connection: close\r\ncontent-length: 0\r\n\r\n"
-)
+# Headers that must not be repeated, because servers and proxies may choose different ones.
+SINGLE_HEADERS = frozenset(
+    (
+        b"authorization", b"content-encoding", b"content-length", b"content-type", b"expect",
+        b"host", b"inference-header-content-length", b"origin", b"transfer-encoding",
+        b"x-request-id", b"x-timeout-ms",
+    )
+)  # fmt: skip
 
 
-def limited_protocol(settings: ServeConfig) -> type[HttpToolsProtocol]:
-    """Return uvicorn's protocol class with the limits of `settings`."""
+class _RefusedError(Exception):
+    """The parser must stop, and the client gets a status and a reason; 0 sends nothing."""
 
-    class LimitedProtocol(HttpToolsProtocol):
-        def __init__(
-            self,
-            config: Config,
-            server_state: ServerState,
-            app_state: dict[str, Any],
-            _loop: asyncio.AbstractEventLoop | None = None,
-        ) -> None:
-            super().__init__(config, server_state, app_state, _loop)
-            self._timers: dict[str, asyncio.TimerHandle] = {}
-            self._in_body = False
-            self._header_bytes = 0
-            self._stopping = False
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(self.connections) > 2 * settings.connections:
-                transport.abort()  # connections below this limit get a 503
-            self._start_timer("headers", settings.header_seconds)
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            for timer in self._timers.values():
-                timer.cancel()
-            self._timers.clear()
-            super().connection_lost(exc)
+class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's connection with one request at a time, and limits of size, time and speed."""
 
-        def data_received(self, data: bytes) -> None:
-            if not self._in_body:
-                self._start_timer("headers", settings.header_seconds)
-                self._header_bytes += len(data)
-            super().data_received(data)
-            # The last chunk is not counted, because it may belong to a body.
-            before = self._header_bytes - len(data)
-            if before > MAX_HEADER_BYTES and not self.transport.is_closing():
-                self.transport.write(TOO_LARGE)
-                self.transport.close()
+    task: asyncio.Task[None]
 
-        def on_headers_complete(self) -> None:
-            self._stop_timer("headers")
-            self._in_body = True
-            self._header_bytes = 0
-            self._start_timer("body", settings.body_seconds + FALLBACK_SECONDS)
-            super().on_headers_complete()
-            if self._stopping:
-                self.cycle.keep_alive = False
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        settings: ServeConfig,
+        table: ConnectionTable,
+        network: str,
+        refused: Callable[[Any, int], None],
+    ) -> None:
+        """Create a connection of `network`; `refused` gets the client and status of a refusal."""
+        super().__init__(config, server_state, {})
+        self.network = network
+        self.closed: asyncio.Future[None] = self.loop.create_future()
+        self._settings = settings
+        self._table = table
+        self._refused = refused
+        self._stopping = False
+        self._deadline = math.inf
+        self._write_deadline = math.inf
+        self._window = (math.inf, 0)  # end of the window, and body bytes at its start
+        self._unparsed = b""
+        self._idle = False
+        self._begin_head()
 
-        def on_message_complete(self) -> None:
-            self._stop_timer("body")
-            self._in_body = False
-            super().on_message_complete()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait(self._settings.header_seconds)
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._start_timer("writing", settings.body_seconds)
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if not self.closed.done():
+            self.closed.set_result(None)
 
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self._stop_timer("writing")
+    def data_received(self, data: bytes) -> None:
+        if self._idle:
+            self._idle = False
+            self._wait(self._settings.header_seconds)
+        self._unparsed = self._unparsed + data if self._unparsed else data
+        self._parse()
 
-        def shutdown(self) -> None:
-            """Close the connection after the current response, or soon if it is idle."""
-            self._stopping = True
-            if self.cycle is None or self.cycle.response_complete:
-                self._start_timer("shutdown", SHUTDOWN_SECONDS)
-            else:
-                self.cycle.keep_alive = False
+    def on_message_begin(self) -> None:
+        if self._busy:  # only after a chunked body: its end is not known in advance
+            raise _RefusedError(0, "pipelined after a chunked body")
+        super().on_message_begin()
 
-        def _start_timer(self, name: str, seconds: float) -> None:
-            """Close the connection after `seconds`, unless the timer is already running."""
-            if name not in self._timers:
-                self._timers[name] = self.loop.call_later(seconds, self._close_on_timeout, name)
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # trailers are discarded
+            if len(self.headers) == MAX_HEADERS:
+                raise _RefusedError(431, f"more than {MAX_HEADERS} headers")
+            super().on_header(name, value)
 
-        def _stop_timer(self, name: str) -> None:
-            if (timer := self._timers.pop(name, None)) is not None:
-                timer.cancel()
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._check_head()
+        super().on_headers_complete()
+        self.cycle.keep_alive = self.cycle.keep_alive and not self._stopping
+        self._wait(self._settings.body_seconds + FALLBACK_SECONDS)
+        self._window = (self.loop.time() + RATE_SECONDS, 0)
 
-        def _close_on_timeout(self, name: str) -> None:
-            del self._timers[name]
-            in_progress = self.cycle is not None and not self.cycle.response_complete
-            if name == "shutdown" and in_progress:
-                return  # a request has arrived; its response closes the connection
-            self.transport.abort() if name == "writing" else self.transport.close()
+    def on_body(self, body: bytes) -> None:
+        self._received += len(body)
+        if self._received > self._settings.max_body and self.cycle.response_complete:
+            raise _RefusedError(0, "the rest of a refused body is too large to be discarded")
+        super().on_body(body)
 
-    return LimitedProtocol
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._begin_head()
+        if self.cycle.response_complete:
+            self._await_request()
+        else:
+            self._busy = True
+            self._deadline = math.inf
+            self._table.mark_working(self)
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        self.cycle.body = bytearray()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self._busy:
+            self._await_request()
+            self._parse()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_deadline = self.loop.time() + self._settings.body_seconds
+        self._table.mark_waiting(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._write_deadline = math.inf
+        if self._busy:
+            self._table.mark_working(self)
+
+    def shutdown(self) -> None:
+        """Close the connection after the current response, or soon if it is idle."""
+        self._stopping = True
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait(SHUTDOWN_SECONDS)
+        else:
+            self.cycle.keep_alive = False
+
+    def check_time(self, now: float) -> None:
+        """Close the connection if its client is too slow; the server calls this regularly."""
+        window_end, before = self._window
+        if self.transport.is_closing():
+            self._write_deadline = min(self._write_deadline, now + CLOSE_SECONDS)
+        if now > self._write_deadline:
+            self.transport.abort()
+        elif now > self._deadline:
+            self.transport.close()
+        elif now > window_end and not (self._in_head or self.flow.read_paused):
+            if self._received - before < MIN_BODY_RATE * RATE_SECONDS:
+                self._refuse(408, "the body arrives too slowly")
+            self._window = (now + RATE_SECONDS, self._received)
+
+    def _begin_head(self) -> None:
+        self._in_head = True
+        self._busy = False
+        self._head_end = b""  # the last bytes that were parsed of a head
+        self._beside_body = 0
+        self._received = 0
+
+    def _await_request(self) -> None:
+        self._busy = False
+        self._idle = True
+        self._wait(self._settings.idle_seconds)
+
+    def _wait(self, seconds: float) -> None:
+        """Let the client take at most `seconds` for its next step."""
+        if self._stopping and self._in_head:
+            seconds = min(seconds, SHUTDOWN_SECONDS)
+        self._deadline = self.loop.time() + seconds
+        self._table.mark_waiting(self)
+
+    def _parse(self) -> None:
+        """Parse what has arrived, but no further request before the current one is answered."""
+        while self._unparsed and not self.transport.is_closing():
+            if self._busy:
+                self.flow.pause_reading()
+                if len(self._unparsed) > MAX_PIPELINED_BYTES:
+                    self._unparsed = b""
+                    self.cycle.keep_alive = False
+                return
+            if self._in_head and not self._head_end:  # empty lines before a request
+                length = len(self._unparsed)
+                self._unparsed = self._unparsed.lstrip(b"\r\n")
+                self._beside_body += length - len(self._unparsed)
+            size = self._size_of_piece()
+            piece, self._unparsed = self._unparsed[:size], self._unparsed[size:]
+            try:
+                self._feed(piece)
+            except _RefusedError as error:
+                self._refuse(error.status, str(error))
+
+    def _size_of_piece(self) -> int:
+        """Return the number of bytes up to the end of the head or body, as far as it is known."""
+        if self._in_head:
+            found = (self._head_end + self._unparsed).find(b"\r\n\r\n")
+            return found + 4 - len(self._head_end) if found >= 0 else len(self._unparsed)
+        return len(self._unparsed) if self._chunked else self._length - self._received
+
+    def _feed(self, piece: bytes) -> None:
+        in_head, received = self._in_head, self._received
+        if in_head:
+            self._head_end = (self._head_end + piece)[-3:]
+            self._beside_body += len(piece)
+            if self._beside_body > MAX_HEADER_BYTES:
+                raise _RefusedError(431, f"more than {MAX_HEADER_BYTES} bytes of headers")
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:  # the request is answered as any other
+            self._unparsed = piece[upgrade.args[0] :] + self._unparsed
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _RefusedError):
+                raise error.__context__ from None
+            raise _RefusedError(400, "the request is not valid HTTP/1.1") from error
+        if not in_head and not self._in_head:
+            self._beside_body += len(piece) - (self._received - received)
+            if self._beside_body > MAX_HEADER_BYTES + self._received // CHUNK_OVERHEAD:
+                raise _RefusedError(431, "too many bytes beside the body")
+
+    def _check_head(self) -> None:
+        """Refuse what servers and proxies may understand differently; the parser refuses the rest.
+
+        Source: RFC 9112, sections 3.2, 6.1 and 11.2. A request without Host is accepted.
+        """
+        names = [name for name, _ in self.headers]
+        repeated = {name for name in SINGLE_HEADERS if names.count(name) > 1}
+        if len(set(names)) != len(names) and repeated:
+            raise _RefusedError(400, f"the header {min(repeated).decode()} occurs twice")
+        if not self.url.startswith(b"/"):
+            raise _RefusedError(400, "the request target must be a path")
+        version = self.parser.get_http_version()
+        fields = dict(self.headers)
+        coding = fields.get(b"transfer-encoding")
+        self._chunked = coding is not None
+        self._length = int(fields.get(b"content-length", b"0"))
+        if version not in ("1.0", "1.1"):
+            raise _RefusedError(400, "the HTTP version must be 1.0 or 1.1")
+        if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
+            raise _RefusedError(400, "the only transfer coding is chunked, in HTTP/1.1")
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """Send an error response, unless another has begun, and close the connection."""
+        answered = status == 0
+        if self.cycle is not None and not self.cycle.response_complete:
+            answered = answered or self.cycle.response_started
+            if self._busy and status == 0:  # the answer to the request in progress is still sent
+                self._unparsed, self.cycle.keep_alive = b"", False
+                self.flow.pause_reading()
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if not answered:
+            body = msgspec.json.encode(Error(error=reason))
+            head = (
+                b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+            )
+            self.transport.write(STATUS_LINE[status] + head % len(body) + body)
+            self._refused(self.client, status)
+        self.transport.close()

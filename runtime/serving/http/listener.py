@@ -1,4 +1,4 @@
-"""The listening HTTP socket, which accepts its whole backlog before it closes.
+"""The listening HTTP socket with its limits, which accepts its backlog before it closes.
 
 Source: Linux, Documentation/networking/filter.rst (SO_ATTACH_FILTER, struct sock_fprog).
 """
@@ -8,19 +8,30 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import logging
 import socket
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import uvicorn
 
 from resdeploy.errors import ServeError, one_line_reason, remedy_for
+from resdeploy.runtime.serving.config import ServeConfig
+from resdeploy.runtime.serving.http.connection import CLOSE_SECONDS, LimitedProtocol
+from resdeploy.runtime.serving.http.connection_table import ConnectionTable, client_network
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 SO_ATTACH_FILTER = 26
+# Connections accepted before other work of the event loop continues: about 5 ms.
+MAX_ACCEPTS = 32
+RETRY_SECONDS = 0.1
+WARNING_SECONDS = 10.0
+CHECK_SECONDS = 0.25  # resolution of the time limits of connections
 DROP_EVERYTHING = struct.pack("HBBI", 6, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 bytes of a packet
 
 
@@ -72,33 +83,106 @@ def drop_new_connections(listening: socket.socket) -> bool:
 
 
 class HttpServer(uvicorn.Server):
-    """A uvicorn server without signal handlers that serves the backlog before it stops."""
+    """A uvicorn server that accepts connections within limits, and its backlog before it stops."""
+
+    def __init__(
+        self, config: uvicorn.Config, settings: ServeConfig, refused: Callable[[Any, int], None]
+    ) -> None:
+        """Create a server; `refused` gets the client and status of requests that are not parsed."""
+        super().__init__(config)
+        self.table = ConnectionTable(settings.connections)
+        self._settings = settings
+        self._refused = refused
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._next_warning = 0.0
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        protocol: Any = self.config.http_protocol_class
-        factory = partial(
-            protocol,
-            config=self.config,
-            server_state=self.server_state,
-            app_state={},
-        )
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # asyncio accepts up to its backlog of 2048 connections at once, and does not count
+        # handshakes of TLS; if no file handle is left, it logs as many errors.
+        await super().startup(sockets=[])
+        self._watch = asyncio.ensure_future(self._check_times())
         for listening in sockets or ():
+            listening.setblocking(False)
+            asyncio.get_running_loop().add_reader(listening, self._accept_some, listening)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listening in sockets or ():
+            asyncio.get_running_loop().remove_reader(listening)
             drop_new_connections(listening)
             # Closing the socket would reset the connections that wait in the backlog.
-            while (accepted := _accept(listening)) is not None:
-                await loop.connect_accepted_socket(factory, accepted, ssl=self.config.ssl)
+            while self._accept(listening):
+                pass
         await super().shutdown(sockets)
+        for task in (self._watch, *self._tasks):
+            task.cancel()
 
+    def _accept_some(self, listening: socket.socket) -> None:
+        try:
+            for _ in range(MAX_ACCEPTS):
+                if not self._accept(listening):
+                    break
+        except OSError as error:  # usually EMFILE: no file handle is left
+            loop = asyncio.get_running_loop()
+            if loop.time() >= self._next_warning:
+                self._next_warning = loop.time() + WARNING_SECONDS
+                logger.warning("cannot accept connections: %s", one_line_reason(error))
+            self.table.close_longest_wait()
+            loop.remove_reader(listening)
+            loop.call_later(RETRY_SECONDS, self._accept_again, listening)
 
-def _accept(listening: socket.socket) -> socket.socket | None:
-    try:
-        accepted, _ = listening.accept()
-    except OSError:
-        return None
-    accepted.setblocking(False)
-    return accepted
+    def _accept_again(self, listening: socket.socket) -> None:
+        if listening.fileno() >= 0 and not self.should_exit:
+            asyncio.get_running_loop().add_reader(listening, self._accept_some, listening)
+
+    def _accept(self, listening: socket.socket) -> bool:
+        """Accept a connection; return False if none waits."""
+        try:
+            accepted, address = listening.accept()
+        except (BlockingIOError, InterruptedError):
+            return False
+        except ConnectionAbortedError:
+            return True
+        network = client_network(address[0])
+        if not self.table.make_room(network):
+            accepted.close()
+            return True
+        accepted.setblocking(False)
+        connection = LimitedProtocol(
+            self.config, self.server_state, self._settings, self.table, network, self._refused
+        )
+        connection.task = asyncio.ensure_future(self._serve_connection(connection, accepted))
+        self._tasks.add(connection.task)
+        connection.task.add_done_callback(self._tasks.discard)
+        self.table.add(connection)
+        return True
+
+    async def _serve_connection(self, connection: LimitedProtocol, accepted: socket.socket) -> None:
+        tls: dict[str, Any] = {}
+        if self.config.ssl is not None:
+            tls = {"ssl": self.config.ssl, "ssl_handshake_timeout": self._settings.header_seconds}
+            if sys.version_info >= (3, 11):
+                tls["ssl_shutdown_timeout"] = CLOSE_SECONDS
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: connection, accepted, **tls)
+            await connection.closed
+        except OSError:  # the handshake failed; base class of ssl's errors and of timeouts
+            pass
+        finally:
+            self.table.remove(connection)
+            if connection.transport is None:
+                accepted.close()
+            else:
+                connection.transport.abort()
+
+    async def _check_times(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, LimitedProtocol)
+                connection.check_time(now)

@@ -16,6 +16,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resdeploy.runtime.serving.http.body import Disconnected
+from resdeploy.runtime.serving.http.connection_table import client_network
+from resdeploy.runtime.serving.http.host_check import allowed_hosts, check_host
+from resdeploy.runtime.serving.http.token_backoff import TokenBackoff
 from resdeploy.runtime.serving.request_errors import (
     QueueFull,
     RequestError,
@@ -60,12 +63,15 @@ class RequestMiddleware:
         self._service = service
         self._token = token
         self._over_capacity = over_capacity
+        self._allowed_hosts = allowed_hosts(service.config, token)
+        self._backoff = TokenBackoff()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
         record = RequestRecord(choose_request_id(headers.get(b"x-request-id")), time.monotonic())
+        record.client = (scope.get("client") or ("",))[0]
         scope["record"] = record
 
         async def send_with_headers(message: Message) -> None:
@@ -76,8 +82,9 @@ class RequestMiddleware:
 
         try:
             if scope["path"] not in PUBLIC_PATHS:
-                if self._token is not None:
-                    check_token(headers.get(b"authorization"), self._token)
+                if self._allowed_hosts is not None:
+                    check_host(headers, self._allowed_hosts)
+                await self._check_token(headers.get(b"authorization"), record.client)
                 if self._over_capacity():
                     raise QueueFull("too many connections")
             await self._app(scope, receive, send_with_headers)
@@ -105,6 +112,16 @@ class RequestMiddleware:
                 path=scope["path"][:200],
                 status=record.status,
             )
+
+    async def _check_token(self, header: bytes | None, client: str) -> None:
+        if self._token is None:
+            return
+        try:
+            check_token(header, self._token)
+        except Unauthorized:
+            if header is not None:
+                await self._backoff.wrong_token(client_network(client))
+            raise
 
     def _headers(self, message: Message, record: RequestRecord) -> list[tuple[bytes, bytes]]:
         request_id = (b"x-request-id", record.id.encode())

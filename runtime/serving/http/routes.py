@@ -9,7 +9,9 @@ import asyncio
 import base64
 import hashlib
 import re
+import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -23,13 +25,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from resdeploy.runtime.serving.http.body import (
     ByteBudget,
     Disconnected,
+    Reservation,
     parse_integer,
     read_body,
 )
 from resdeploy.runtime.serving.http.openapi import MODEL, VERSIONED_MODEL, openapi_document
 from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
 from resdeploy.runtime.serving.open_inference import encode_output, parse_request
-from resdeploy.runtime.serving.request_errors import UnsupportedMediaType
+from resdeploy.runtime.serving.request_errors import (
+    DeadlineExceeded,
+    QueueFull,
+    RequestError,
+    UnsupportedMediaType,
+)
 from resdeploy.runtime.serving.request_log import RequestRecord
 from resdeploy.runtime.serving.schemas import (
     Classification,
@@ -45,8 +53,10 @@ from resdeploy.runtime.serving.service import VERSION, ClassificationResult, Ser
 JSON_LENGTH = "Inference-Header-Content-Length"
 MAX_CLASSES = 1000
 MAX_TIMEOUT_MS = 999_999_999
-# Larger forms are parsed in a thread, because python-multipart is pure Python.
-MAX_INLINE_FORM_BYTES = 1 << 20
+# Larger documents, forms and responses are converted in a thread: these take about 2 ms.
+MAX_INLINE_BYTES = 256 << 10
+BYTES_PER_LOGIT = 20  # in JSON
+MAX_CONVERSIONS = 32  # that run or wait; one of the largest JSON document takes about 0.3 s
 
 Result = TypeVar("Result")
 
@@ -101,6 +111,9 @@ class _Api:
         self._service = service
         self._config = service.config
         self._budget = ByteBudget(service.config.bodies_mib << 20)
+        # One thread: each holds Python's lock for milliseconds, and the event loop needs it, too.
+        self._converter = ThreadPoolExecutor(1, thread_name_prefix="convert")
+        self._conversions = 0
         self._page = files("resdeploy.runtime.serving.http").joinpath("page.html").read_bytes()
         self._page_headers = {
             "content-security-policy": page_policy(self._page),
@@ -138,14 +151,21 @@ class _Api:
             body = await self._read_body(request, reserve)
             loaded = model.loaded_bundle()
             length = self._json_length(request)
-            parsed = parse_request(body, length, loaded.image_size, len(loaded.labels))
+            size = len(body) if length is None else length
+            parsed = await self._in_turn(
+                size, deadline, parse_request, body, length, loaded.image_size, len(loaded.labels)
+            )
             record.images = len(parsed.images)
             if parsed.timeout is not None:
                 deadline = min(deadline, record.arrived + parsed.timeout)
             result = await _cancel_on_disconnect(
                 request, self._service.infer(loaded, parsed, deadline)
             )
-        output, binary = encode_output(result.answer.logits, loaded.labels, parsed.output)
+        logits = result.answer.logits
+        output, binary = await self._in_turn(
+            BYTES_PER_LOGIT * logits.size,
+            deadline, encode_output, logits, loaded.labels, parsed.output,
+        )  # fmt: skip
         document = InferResponse(
             model_name=model.name,
             model_version=VERSION,
@@ -161,14 +181,18 @@ class _Api:
 
     async def classify(self, request: Request) -> Response:
         deadline = self._deadline(request)
-        top = parse_integer(request.query_params.get("top", "5"), "top", 1, MAX_CLASSES)
-        model = self._service.model(request.query_params.get("model", ""))
+        query = request.query_params
+        if len(query.multi_items()) > len(query):
+            raise RequestError("a parameter of the query occurs twice")
+        top = parse_integer(query.get("top", "5"), "top", 1, MAX_CLASSES)
+        model = self._service.model(query.get("model", ""))
         record = _update_record(request, "classify", model.name)
         _check_not_compressed(request)
         self._service.check_capacity(model, decode=True)
         with self._budget.reservation() as reserve:
             body = await self._read_body(request, reserve)
-            uploads = await self._read_uploads(request.headers.get("content-type", ""), body)
+            kind, max_files = request.headers.get("content-type", ""), self._config.max_files
+            uploads = await self._in_turn(len(body), deadline, read_uploads, kind, body, max_files)
             record.images = len(uploads)
             contents = [upload.data for upload in uploads]
             result = await _cancel_on_disconnect(
@@ -189,22 +213,42 @@ class _Api:
     async def page(self, request: Request) -> Response:
         return Response(self._page, headers=self._page_headers, media_type="text/html")
 
-    async def _read_body(self, request: Request, reserve: Callable[[int], None]) -> bytes:
+    async def _read_body(self, request: Request, reservation: Reservation) -> bytes:
         max_bytes, seconds = self._config.max_body, self._config.body_seconds
-        return await read_body(request, reserve, max_bytes, seconds)
+        return await read_body(request, self._budget, reservation, max_bytes, seconds)
 
-    async def _read_uploads(self, content_type: str, body: bytes) -> list[Upload]:
-        max_files = self._config.max_files
-        if len(body) <= MAX_INLINE_FORM_BYTES:
-            return read_uploads(content_type, body, max_files)
-        return await asyncio.to_thread(read_uploads, content_type, body, max_files)
+    async def _in_turn(
+        self, size: int, deadline: float, function: Callable[..., Result], *arguments: Any
+    ) -> Result:
+        """Return the result of a conversion; those of many bytes run one at a time in a thread.
+
+        Raises:
+            QueueFull, DeadlineExceeded: The conversion would have to wait too long.
+        """
+        if size <= MAX_INLINE_BYTES:
+            return function(*arguments)
+
+        def convert_in_time() -> Result:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded("the deadline passed before the request was parsed")
+            return function(*arguments)
+
+        if self._conversions >= MAX_CONVERSIONS:
+            raise QueueFull("too many large documents at once")
+        self._conversions += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._converter, convert_in_time)
+        finally:
+            self._conversions -= 1
 
     def _deadline(self, request: Request) -> float:
-        """Return the deadline on the event loop's clock, from the header or the configuration."""
+        """Return the deadline on the event loop's clock; a client can only shorten it."""
         arrived: float = request.scope["record"].arrived
         milliseconds = self._config.timeout_ms
         if (text := request.headers.get("x-timeout-ms")) is not None:
-            milliseconds = parse_integer(text, "the header X-Timeout-Ms", 0, MAX_TIMEOUT_MS)
+            shorter = parse_integer(text, "the header X-Timeout-Ms", 0, MAX_TIMEOUT_MS)
+            milliseconds = min(shorter, milliseconds)
         return arrived + milliseconds / 1000
 
     def _json_length(self, request: Request) -> int | None:

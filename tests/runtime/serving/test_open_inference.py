@@ -17,6 +17,7 @@ from resdeploy.runtime.serving.open_inference import (
     OutputFormat,
     ParsedRequest,
     encode_output,
+    images_from_values,
     parse_request,
 )
 from resdeploy.runtime.serving.request_errors import RequestError, TooLarge
@@ -94,7 +95,7 @@ def test_the_other_fields_of_a_request_are_parsed() -> None:
         (b'{"inputs": NaN}', "not a JSON document"),
         (document(entry={"data": [float("nan")] * 12}), "not a JSON document"),
         (document(entry={"data": [float("inf")] * 12}), "not a JSON document"),
-        (json.dumps(document()).replace("[7,", "[1e999,").encode(), r"inputs\[0\]\.data\[0\]"),
+        (json.dumps(document()).replace("[7,", "[1e999,").encode(), "not integers"),
         (b"[]", "Expected `object`, got `array`"),
         ({}, "required field `inputs`"),
         ({"inputs": {}}, r"`\$\.inputs`"),
@@ -111,13 +112,22 @@ def test_the_other_fields_of_a_request_are_parsed() -> None:
         (document(entry={"shape": [-1, 2, 2, 3]}), r"`int` >= 1 .*\.shape\[0\]`"),
         (document(entry={"shape": [1, 3, 2, 2]}), r"has shape \[1, 3, 2, 2\], not \[N, 2, 2, 3\]"),
         (document(entry={"data": None}), "has no data"),
-        (document(entry={"data": "7" * 12}), r"got `str` .*\.data`"),
+        (document(entry={"data": "7" * 12}), "not integers"),
+        (document(entry={"data": {"7": 7}}), "not integers"),
+        (document(entry={"data": 7}), "needs 12 integers, but has 1 values"),
+        (document(entry={"data": []}), "has 0 values"),
+        (document(entry={"data": [7] * 11 + ["7" * 100_000]}), "not integers"),
+        (document(entry={"data": [7] * 11 + [[]]}), "no regular shape"),
+        (document(entry={"data": [[]] * 12}), "no regular shape"),
+        (document(entry={"data": [[[[[7] * 12]]]]}), "no regular shape"),
+        (document(entry={"shape": [1 << 60, 2, 2, 3], "data": [7] * 12}), "but has 12 values"),
         (document(entry={"data": [7] * 11}), "needs 12 integers"),
-        (document(entry={"data": [7.5] * 12}), "needs 12 integers"),
-        (document(entry={"data": [True] * 12}), "needs 12 integers"),
-        (document(entry={"data": [2**70] * 12}), "needs 12 integers"),
-        (document(entry={"data": [None] * 12}), "needs 12 integers"),
-        (document(entry={"data": [[1, 2], [3]]}), "no regular shape"),
+        (document(entry={"data": [7.5] * 12}), "not integers between 0 and 255"),
+        (document(entry={"data": [True] * 12}), "not integers between 0 and 255"),
+        (document(entry={"data": [2**70] * 12}), "not integers between 0 and 255"),
+        (document(entry={"data": [None] * 12}), "not integers between 0 and 255"),
+        (document(entry={"data": [[1, 2], [3]]}), "has 3 values"),
+        (document(entry={"data": [[7] * 5, [7] * 7]}), "no regular shape"),
         (document(entry={"data": [256] * 12}), "between 0 and 255"),
         (document(entry={"data": [-1] * 12}), "between 0 and 255"),
         (document(entry={"parameters": []}), r"`\$\.inputs\[0\]\.parameters`"),
@@ -160,9 +170,40 @@ def test_the_announced_length_must_be_a_natural_number(announced: Any) -> None:
         parse(body, length)
 
 
-def test_the_last_of_duplicate_keys_counts() -> None:
-    text = json.dumps(document(id="last"))
-    assert parse(('{"id": "first", ' + text[1:]).encode()).id == "last"
+@pytest.mark.parametrize("before", ['"id": "first"', '"outputs": []', '"parameters": {"a": 0, "a": 0}'])
+def test_repeated_keys_are_rejected(before: str) -> None:
+    text = json.dumps(document(id="last", outputs=[]))
+    with pytest.raises(RequestError, match="occurs twice"):
+        parse(("{" + before + ", " + text[1:]).encode())
+    for data in ("[1]", "0"):
+        with pytest.raises(RequestError, match="occurs twice"):
+            parse(text.replace('"data"', f'"data": {data}, "data"').encode())
+
+
+def test_what_stands_beside_the_tensor_has_a_limit() -> None:
+    assert parse(document(extra="x" * 60_000)).images.shape == (1, SIZE, SIZE, 3)
+    for document_ in (document(extra=[[]] * 30_000), document(entry={"data": None}, id="x" * 70_000)):
+        with pytest.raises(RequestError):
+            parse(document_)
+    with pytest.raises(TooLarge, match="beside the tensor"):
+        parse(document(extra="x" * 70_000))
+
+
+def test_large_nested_data_is_parsed_in_pieces() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9_000, SIZE, SIZE, 3), np.uint8)
+    for data in (images.tolist(), images.reshape(9_000, -1).tolist(), images.ravel().tolist()):
+        entry = {"shape": list(images.shape), "data": data}
+        np.testing.assert_array_equal(parse(document(entry=entry)).images, images)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [([7] * 11, "has 11 values"), ([7] * 11 + [256], "between 0 and 255")]
+)
+def test_values_of_messages_are_checked(values: list[int], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        images_from_values(values, [1, SIZE, SIZE, 3], "UINT8", SIZE)
+    valid = images_from_values([7] * 12, [1, SIZE, SIZE, 3], "UINT8", SIZE)
+    assert valid.shape == (1, SIZE, SIZE, 3)
 
 
 def test_binary_data_must_have_the_length_of_the_shape() -> None:
