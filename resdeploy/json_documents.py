@@ -97,7 +97,7 @@ def write_document(path: Path, result: Any) -> None:
 
 
 def to_text(result: Any, *, allow_nan: bool = True) -> str:
-    r"""Return a result as JSON with an indent; unprintable characters become `\u001b` or `\udcd5`."""
+    r"""Return a result as JSON with an indent; unprintable characters become such as `\u001b`."""
     text = json.dumps(jsonable(result), indent=2, ensure_ascii=False, allow_nan=allow_nan)
     return readable(text, keep="\n", json=True)
 

@@ -1,7 +1,7 @@
 """Text from outside in a form that every terminal, log, page and file can show.
 
-`readable` is the one renderer of foreign text: labels, names of files, models and tensors, messages of
-libraries, variables of the environment. Pages escape their own syntax as well: HTML in Jinja's
+`readable` is the one renderer of foreign text: labels, names of files, models and tensors, messages
+of libraries, variables of the environment. Pages escape their own syntax as well: HTML in Jinja's
 autoescape and `html.escape`, Markdown in `tables.markdown_cell`, labels of metrics in Prometheus'
 client. No command writes CSV or interprets markup.
 """

@@ -1,7 +1,7 @@
 """Logs for machines: one JSON object per line on stderr, written without blocking requests.
 
-Nobody can hold up the server with its log: lines wait for a thread of their own, in a queue of limited
-size, and are dropped, counted and reported if the reader of stderr is slower.
+Nobody can hold up the server with its log: lines wait for a thread of their own, in a queue of
+limited size, and are dropped, counted and reported if the reader of stderr is slower.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class LogQueue(logging.Handler):
         self._equal.clear()
         for (name, message, outcome), count in counts.items():
             if count > 0:
-                self._report(count, f"equal lines left out: {message}", logger=name, outcome=outcome)
+                text = f"equal lines left out: {message}"
+                self._report(count, text, logger=name, outcome=outcome)
         if self._dropped and not self._queue.full():
             dropped, self._dropped = self._dropped, 0
             self._report(dropped, "lines lost: the reader of stderr is too slow")

@@ -76,7 +76,7 @@ def fits(kind: type[Any], document: Any) -> bool:
 
 
 def spoil(document: Any, is_valid: Callable[[], bool]) -> int:
-    """Append `HOSTILE` to each text of a JSON document that may be any text; return their number."""
+    """Append `HOSTILE` to each text of a document that may be any text; return their number."""
     spoilt = 0
     for tree, key in walk(document):
         before = tree[key]
@@ -170,7 +170,16 @@ def test_no_command_prints_commands(
     run("inspect", checkpoint, *form, outcomes=(0, 1))
     run("verify", bundle.path, "--data", images, *CPU, *form, outcomes=(0, 1, 3))
     run("report", bundle.path, "-o", tmp_path / f"r{HOSTILE}.html", *form)
-    for missing in ("predict", "verify", "bench", "report", "inspect", "explain", "train", "export"):
+    for missing in (
+        "predict",
+        "verify",
+        "bench",
+        "report",
+        "inspect",
+        "explain",
+        "train",
+        "export",
+    ):
         run(missing, tmp_path / HOSTILE, *form, outcomes=(1, 2))
     run("predict", bundle.path, images, outcomes=failed)
     run(f"x{HOSTILE}", outcomes=(2,))

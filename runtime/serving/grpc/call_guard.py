@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 import grpc
 
+from resdeploy.runtime.serving.http.connection_table import client_network
+from resdeploy.runtime.serving.http.token_backoff import TokenBackoff
 from resdeploy.runtime.serving.request_errors import RequestError, Unauthorized
 from resdeploy.runtime.serving.request_log import (
     RequestRecord,
@@ -33,13 +35,13 @@ class CallGuard:
     def __init__(self, service: Service, token: bytes | None) -> None:
         self._service = service
         self._token = token
+        self._backoff = TokenBackoff()
 
     def is_authorized(self, context: Any) -> bool:
         """Return True if the call has the token, or none is needed."""
-        header = str(dict(context.invocation_metadata()).get("authorization", "")).encode()
         try:
             if self._token is not None:
-                check_token(header, self._token)
+                check_token(_header(context, "authorization"), self._token)
         except Unauthorized:
             return False
         return True
@@ -52,18 +54,18 @@ class CallGuard:
 
         A public call needs no token. The call's messages are read inside the context only.
         """
-        metadata = dict(context.invocation_metadata())
-        header = str(metadata.get(REQUEST_ID, "")).encode()
         record = RequestRecord(
-            choose_request_id(header),
+            choose_request_id(_header(context, REQUEST_ID)),
             time.monotonic(),
             endpoint=f"grpc/{name}",
             client=client_address(context.peer()),
         )
         await context.send_initial_metadata(((REQUEST_ID, record.id),))
         try:
-            if self._token is not None and not public:
-                check_token(str(metadata.get("authorization", "")).encode(), self._token)
+            if not public and not self.is_authorized(context):
+                if _header(context, "authorization"):
+                    await self._backoff.wrong_token(client_network(record.client))
+                raise Unauthorized("a bearer token is needed")
             yield record
         except RequestError as error:
             record.outcome = error.outcome
@@ -79,6 +81,10 @@ class CallGuard:
             await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
         finally:
             finish_request(record, self._service, path=record.endpoint)
+
+
+def _header(context: Any, name: str) -> bytes:
+    return str(dict(context.invocation_metadata()).get(name, "")).encode()
 
 
 def client_address(peer: str) -> str:

@@ -11,7 +11,8 @@ https://protobuf.dev/programming-guides/encoding/.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from resdeploy.runtime.serving.config import ServeConfig
@@ -39,8 +40,9 @@ class MessageReader:
     """The messages that are being received, of which each may have the maximum size."""
 
     def __init__(self, config: ServeConfig) -> None:
-        """Allow as many at once as half of `bodies_mib` holds; parsed ones have the other half."""
+        """Allow as many as half of `bodies_mib` holds; complete ones have the other half."""
         self._seconds = config.body_seconds
+        self._free = max(config.bodies_mib << 19, config.max_body + ENVELOPE_BYTES)
         self._places = max(1, config.bodies_mib // 2 // config.max_body_mib)
         self._reading: dict[asyncio.Future[Any], float] = {}
         self._waiting = 0
@@ -76,6 +78,21 @@ class MessageReader:
         if (message := await self.read(context)) is None:
             raise RequestError("the call has no message")
         return message
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Count the bytes of a complete message while its call is answered.
+
+        Raises:
+            QueueFull: There are too many.
+        """
+        if size > self._free:
+            raise QueueFull("too many large requests at once")
+        self._free -= size
+        try:
+            yield
+        finally:
+            self._free += size
 
     async def _wait_for_place(self) -> None:
         if self._waiting >= MAX_WAITING:

@@ -23,7 +23,6 @@ from resdeploy.runtime.serving.grpc.message_reader import (
 )
 from resdeploy.runtime.serving.grpc.messages import SERVICE, load_methods
 from resdeploy.runtime.serving.grpc.standard_services import HealthService, ReflectionService
-from resdeploy.runtime.serving.http.body import ByteBudget
 from resdeploy.runtime.serving.http.listener import listen
 from resdeploy.runtime.serving.open_inference import (
     OutputFormat,
@@ -56,7 +55,6 @@ class InferenceService:
         self._service = service
         self._guard = guard
         self._reader = reader
-        self._budget = ByteBudget(service.config.bodies_mib << 19)  # the other half: `reader`
         self._methods = load_methods()
         calls: dict[str, Call] = {
             "ServerLive": self._server_live,
@@ -92,9 +90,8 @@ class InferenceService:
     async def _answer(
         self, call: Call, context: Any, record: RequestRecord, *, public: bool
     ) -> Fields:
-        with self._budget.reservation() as reserve:
-            data = b"" if public else await self._reader.read_only(context)
-            reserve(len(data))
+        data = b"" if public else await self._reader.read_only(context)
+        with self._reader.hold(len(data)):
             return await call(data, context, record)
 
     def _parse(self, name: str, data: bytes) -> Any:
