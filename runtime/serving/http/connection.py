@@ -268,6 +268,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
             raise _RefusedError(400, "the only transfer coding is chunked, in HTTP/1.1")
 
+        if self.parser.should_upgrade() and (self._chunked or self._length):
+            raise _RefusedError(400, "a request with a body cannot ask for an upgrade")
+
     def _refuse(self, status: int, reason: str) -> None:
         """Send an error response, unless another has begun, and close the connection."""
         answered = status == 0
