@@ -7,7 +7,8 @@ import functools
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,10 +41,12 @@ class ReadableGroup(click.Group):
     """A group of commands whose usage errors quote arguments readably."""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        return _with_readable_errors(super().make_context, *arguments, **options)
+        with _readable_errors():
+            return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        return _with_readable_errors(super().invoke, ctx)
+        with _readable_errors():
+            return super().invoke(ctx)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -118,11 +121,12 @@ def reject_options(names: Iterable[str], reason: str) -> None:
             raise click.UsageError(f"{reason}: leave {parameter.opts[0]} out")
 
 
-def _with_readable_errors(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+@contextmanager
+def _readable_errors() -> Iterator[None]:
     try:
-        return function(*arguments, **options)
+        yield
     except click.ClickException as error:
-        error.message = readable(error.message, keep="\n")
+        vars(error)["message"] = readable(error.message)
         raise
 
 

@@ -105,9 +105,8 @@ def test_a_message_has_a_time_limit_and_must_exist() -> None:
 
 def test_complete_messages_are_counted() -> None:
     reader = MessageReader(TWO_PLACES)
-    with reader.hold(1 << 20), reader.hold(1 << 20):
-        with pytest.raises(QueueFull), reader.hold(1):
-            pass
+    with reader.hold(1 << 20), reader.hold(1 << 20), pytest.raises(QueueFull), reader.hold(1):
+        pass
     with reader.hold(2 << 20):
         pass
 
