@@ -60,4 +60,6 @@ def readable_texts(value: Any) -> Any:
         return type(value)(map(readable_texts, value))
     if isinstance(value, Path):
         return Path(readable(str(value)))
+    if isinstance(value, BaseException):
+        return readable(str(value))
     return readable(value) if type(value) is str else value  # members of enums are ours
