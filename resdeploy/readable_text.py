@@ -50,6 +50,8 @@ def readable(text: str, *, keep: str = "", json: bool = False) -> str:
 
 def readable_texts(value: Any) -> Any:
     """Return a copy of a result, a tree of dataclasses, with every text and path readable."""
+    if type(value) is str:  # members of enums, and markup, are ours
+        return readable(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = (field.name for field in dataclasses.fields(value) if field.init)
         changes = {name: readable_texts(getattr(value, name)) for name in fields}
@@ -62,4 +64,4 @@ def readable_texts(value: Any) -> Any:
         return Path(readable(str(value)))
     if isinstance(value, BaseException):
         return readable(str(value))
-    return readable(value) if type(value) is str else value  # members of enums are ours
+    return value

@@ -114,7 +114,8 @@ class ReflectionService(reflection.aio.ReflectionServicer):  # type: ignore[misc
 
     async def _describe(self, messages: Any, context: Any) -> AsyncIterator[Any]:
         async with self._guard.call("ServerReflectionInfo", context):
-            async for response in self.ServerReflectionInfo(self._questions(context), context):
+            responses: Any = self.ServerReflectionInfo(self._questions(context), context)
+            async for response in responses:
                 yield response
 
     async def _questions(self, context: Any) -> AsyncIterator[Any]:
