@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     "--bodies-mib",
     type=IntRange(1, 1 << 20),
     default=512,
-    help="Largest total of all request bodies, in MiB.",
+    help="Largest total of all request bodies, in MiB, over HTTP and over gRPC each.",
 )
 @option(
     "--max-pixels",

@@ -31,14 +31,14 @@ from resdeploy.runtime.serving.schemas import (
     OutputTensor,
 )
 
-# Parsing this much JSON takes about 0.3 s in a thread. It is 20 images of 224 pixels.
+# Parsing this much JSON takes about 0.2 s in a thread. It is 20 images of 224 pixels.
 MAX_JSON_BYTES = 12 << 20
 # Maximum size of the names, shapes and parameters beside the tensor; as over gRPC.
-ENVELOPE_BYTES = 64 << 10
+MAX_JSON_BESIDE_TENSOR = 64 << 10
 # Digits that become numbers at once: about a millisecond, in which no other thread runs.
 DIGIT_BYTES = 64 << 10
 PIXELS = msgspec.json.Decoder(list[Annotated[int, Meta(ge=0, le=255)]])
-NO_DATA = b"null"
+NO_DATA = Raw(b"null")
 OUT_OF_RANGE = f"the data of input {INPUT_NAME} is not integers between 0 and 255"
 
 Parameters = TypeVar("Parameters")
@@ -259,18 +259,13 @@ def _is_regular(brackets: bytes, shape: Sequence[int]) -> bool:
 
 def _check_keys(document: memoryview, data: Raw) -> None:
     """Refuse a valid document with a repeated key, or with too much beside the tensor's data."""
-    start = 0
-    if len(data) > len(NO_DATA):  # Raw is a view of the document
-        data_address, address = (
-            np.frombuffer(part, np.uint8).ctypes.data for part in (data, document)
-        )
-        start = data_address - address
-    end = start + len(data) if start else 0
-    if len(document) - (end - start) > ENVELOPE_BYTES:
-        raise TooLarge(
-            f"more than {ENVELOPE_BYTES} bytes of JSON beside the tensor; send binary tensors"
-        )
-    rest = bytes(document[:start]) + (b"0" if start else b"") + bytes(document[end:])
+    begin = end = 0
+    if data != NO_DATA:  # Raw is a view of the document
+        whole, part = (np.frombuffer(text, np.uint8).ctypes.data for text in (document, data))
+        begin, end = part - whole, part - whole + len(data)
+    if len(document) - (end - begin) > MAX_JSON_BESIDE_TENSOR:
+        raise TooLarge(f"more than {MAX_JSON_BESIDE_TENSOR} bytes of JSON beside the tensor")
+    rest = b"%b%b%b" % (document[:begin], b"0" if end else b"", document[end:])
 
     def refuse_repeated(pairs: list[tuple[str, object]]) -> None:
         if len(dict(pairs)) != len(pairs):
@@ -282,7 +277,7 @@ def _check_keys(document: memoryview, data: Raw) -> None:
 def _images(tensor: InputTensor, binary: memoryview, size: ImageSize) -> UInt8Array:
     announced = tensor.parameters.binary_data_size
     if announced is not None:
-        if announced != len(binary) or bytes(tensor.data) != NO_DATA:
+        if announced != len(binary) or tensor.data != NO_DATA:
             raise RequestError(
                 f"input {INPUT_NAME} announces other binary data than the {len(binary)} bytes "
                 "after the JSON document"
@@ -290,6 +285,6 @@ def _images(tensor: InputTensor, binary: memoryview, size: ImageSize) -> UInt8Ar
         return images_from_bytes(binary, tensor.shape, tensor.datatype, size)
     if len(binary):
         raise RequestError("no input announces the bytes after the JSON document")
-    if bytes(tensor.data) == NO_DATA:
+    if tensor.data == NO_DATA:
         raise RequestError(f"input {INPUT_NAME} has no data")
     return images_from_json(tensor.data, tensor.shape, tensor.datatype, size)

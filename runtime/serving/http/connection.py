@@ -41,12 +41,10 @@ CLOSE_SECONDS = 5.0
 # The application answers a slow body with 408 first; the connection's timeout is the fallback.
 FALLBACK_SECONDS = 2.0
 # Headers that must not be repeated, because servers and proxies may choose different ones.
-SINGLE_HEADERS = frozenset(
-    (
-        b"authorization", b"content-encoding", b"content-length", b"content-type", b"expect",
-        b"host", b"inference-header-content-length", b"origin", b"transfer-encoding",
-        b"x-request-id", b"x-timeout-ms",
-    )
+SINGLE_HEADERS = (
+    b"authorization", b"content-encoding", b"content-length", b"content-type", b"expect", b"host",
+    b"inference-header-content-length", b"origin", b"transfer-encoding", b"x-request-id",
+    b"x-timeout-ms",
 )  # fmt: skip
 
 
@@ -85,6 +83,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._window = (math.inf, 0)  # end of the window, and body bytes at its start
         self._unparsed = b""
         self._idle = False
+        self._feeding_head = True
         self._begin_head()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -104,7 +103,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._parse()
 
     def on_message_begin(self) -> None:
-        if self._busy:  # only after a chunked body: its end is not known in advance
+        if not self._feeding_head:  # the end of a chunked body is not known in advance
             raise _RefusedError(0, "pipelined after a chunked body")
         super().on_message_begin()
 
@@ -115,8 +114,8 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
         self._check_head()
+        self._in_head = False
         super().on_headers_complete()
         self.cycle.keep_alive = self.cycle.keep_alive and not self._stopping
         self._wait(self._settings.body_seconds + FALLBACK_SECONDS)
@@ -228,8 +227,9 @@ class LimitedProtocol(HttpToolsProtocol):
         return len(self._unparsed) if self._chunked else self._length - self._received
 
     def _feed(self, piece: bytes) -> None:
-        in_head, received = self._in_head, self._received
-        if in_head:
+        received = self._received
+        self._feeding_head = self._in_head
+        if self._in_head:
             self._head_end = (self._head_end + piece)[-3:]
             self._beside_body += len(piece)
             if self._beside_body > MAX_HEADER_BYTES:
@@ -242,7 +242,7 @@ class LimitedProtocol(HttpToolsProtocol):
             if isinstance(error.__context__, _RefusedError):
                 raise error.__context__ from None
             raise _RefusedError(400, "the request is not valid HTTP/1.1") from error
-        if not in_head and not self._in_head:
+        if not self._feeding_head and not self._in_head:
             self._beside_body += len(piece) - (self._received - received)
             if self._beside_body > MAX_HEADER_BYTES + self._received // CHUNK_OVERHEAD:
                 raise _RefusedError(431, "too many bytes beside the body")
@@ -252,14 +252,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
         Source: RFC 9112, sections 3.2, 6.1 and 11.2. A request without Host is accepted.
         """
-        names = [name for name, _ in self.headers]
-        repeated = {name for name in SINGLE_HEADERS if names.count(name) > 1}
-        if len(set(names)) != len(names) and repeated:
-            raise _RefusedError(400, f"the header {min(repeated).decode()} occurs twice")
+        fields = dict(self.headers)
+        if len(fields) < len(self.headers):
+            names = [name for name, _ in self.headers]
+            for name in SINGLE_HEADERS:
+                if names.count(name) > 1:
+                    raise _RefusedError(400, f"the header {name.decode()} occurs twice")
         if not self.url.startswith(b"/"):
             raise _RefusedError(400, "the request target must be a path")
         version = self.parser.get_http_version()
-        fields = dict(self.headers)
         coding = fields.get(b"transfer-encoding")
         self._chunked = coding is not None
         self._length = int(fields.get(b"content-length", b"0"))
@@ -267,16 +268,17 @@ class LimitedProtocol(HttpToolsProtocol):
             raise _RefusedError(400, "the HTTP version must be 1.0 or 1.1")
         if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
             raise _RefusedError(400, "the only transfer coding is chunked, in HTTP/1.1")
+        if self.parser.should_upgrade() and (self._chunked or self._length):
+            raise _RefusedError(400, "a request with a body cannot ask for an upgrade")
 
         if self.parser.should_upgrade() and (self._chunked or self._length):
             raise _RefusedError(400, "a request with a body cannot ask for an upgrade")
 
     def _refuse(self, status: int, reason: str) -> None:
         """Send an error response, unless another has begun, and close the connection."""
-        answered = status == 0
+        answered = status == 0 or (not self._in_head and self.cycle.response_started)
         if self.cycle is not None and not self.cycle.response_complete:
-            answered = answered or self.cycle.response_started
-            if self._busy and status == 0:  # the answer to the request in progress is still sent
+            if self._busy:  # the answer to the request in progress is still sent
                 self._unparsed, self.cycle.keep_alive = b"", False
                 self.flow.pause_reading()
                 return

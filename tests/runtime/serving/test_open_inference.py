@@ -170,7 +170,9 @@ def test_the_announced_length_must_be_a_natural_number(announced: Any) -> None:
         parse(body, length)
 
 
-@pytest.mark.parametrize("before", ['"id": "first"', '"outputs": []', '"parameters": {"a": 0, "a": 0}'])
+@pytest.mark.parametrize(
+    "before", ['"id": "first"', '"outputs": []', '"parameters": {"a": 0, "a": 0}']
+)
 def test_repeated_keys_are_rejected(before: str) -> None:
     text = json.dumps(document(id="last", outputs=[]))
     with pytest.raises(RequestError, match="occurs twice"):
@@ -182,7 +184,10 @@ def test_repeated_keys_are_rejected(before: str) -> None:
 
 def test_what_stands_beside_the_tensor_has_a_limit() -> None:
     assert parse(document(extra="x" * 60_000)).images.shape == (1, SIZE, SIZE, 3)
-    for document_ in (document(extra=[[]] * 30_000), document(entry={"data": None}, id="x" * 70_000)):
+    for document_ in (
+        document(extra=[[]] * 30_000),
+        document(entry={"data": None}, id="x" * 70_000),
+    ):
         with pytest.raises(RequestError):
             parse(document_)
     with pytest.raises(TooLarge, match="beside the tensor"):

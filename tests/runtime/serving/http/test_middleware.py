@@ -15,10 +15,10 @@ from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
-from resdeploy.runtime.serving.http.body import ByteBudget
+from resdeploy.runtime.serving.http.body import ByteBudget, parse_integer
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware
 from resdeploy.runtime.serving.metrics import Metrics
-from resdeploy.runtime.serving.request_errors import QueueFull, Unauthorized
+from resdeploy.runtime.serving.request_errors import QueueFull, RequestError, Unauthorized
 from resdeploy.runtime.serving.request_log import check_token, choose_request_id
 from resdeploy.runtime.serving.service import Service
 from tests.asgi import ask as ask_app
@@ -185,22 +185,21 @@ def test_a_body_that_grows_over_the_limit_is_413(
     run(scenario())
 
 
-def test_all_bodies_together_have_a_limit(
+def test_a_body_that_arrives_slowly_makes_room_for_others(
     tiny_bundle: Bundle, backends: list[GoldenBackend]
 ) -> None:
     async def scenario() -> None:
         async with local_server(tiny_bundle, {"bodies_mib": 1}) as local:
             large = [bytes(900 << 10), b"last"]
             disconnect = DisconnectEvent()
-            stalled = asyncio.ensure_future(
+            slow = asyncio.ensure_future(
                 local.ask(INFER, large, stalls=True, disconnect=disconnect)
             )
             await until(lambda: disconnect.awaited)  # the first chunk is read
-            reply = await local.ask(INFER, large)
-            assert reply.status == 503
-            assert "large requests" in reply.json["error"]
-            disconnect.set()
-            await stalled
+            assert (await local.ask(INFER, large)).status == 400  # it was read and parsed
+            assert (await slow).status == 503
+            assert "slowly" in (await slow).json["error"]
+            assert (await local.ask(INFER, [bytes(1 << 20), b"x"])).status == 503
             assert (await local.ask(INFER, large)).status == 400  # there is room again
 
     run(scenario())
@@ -208,11 +207,11 @@ def test_all_bodies_together_have_a_limit(
 
 def test_a_budget_is_released() -> None:
     budget = ByteBudget(10)
-    with budget.reservation() as reserve:
-        reserve(6)
-        reserve(4)
+    with budget.reservation() as reservation:
+        reservation.add(6)
+        reservation.add(4)
         with pytest.raises(QueueFull):
-            reserve(1)
+            reservation.add(1)
     assert budget.used == 0
 
 
@@ -258,6 +257,55 @@ def test_an_unexpected_error_is_500_without_details(
         run(scenario())
     (record,) = [record for record in caplog.records if record.exc_info]
     assert record.fields == {"request_id": "seven"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", ["/v1/classify?top=1&top=2", "/v1/classify?top=0x1"])
+@pytest.mark.parametrize("timeout", ["1_000", "+5", "5.0", "\u0663", "", "0" * 21])
+def test_numbers_have_ascii_digits_only_and_parameters_occur_once(
+    tiny_bundle: Bundle, backends: list[GoldenBackend], path: str, timeout: str
+) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle) as local:
+            assert (await local.ask(path, b"x")).status == 400
+            if timeout.isascii():
+                reply = await local.ask(INFER, b"x", {"X-Timeout-Ms": timeout})
+                assert "X-Timeout-Ms must be an integer" in reply.json["error"]
+            with pytest.raises(RequestError):
+                parse_integer(timeout, "a number", 0, 10)
+
+    run(scenario())
+
+
+def test_a_client_cannot_extend_its_deadline(
+    tiny_bundle: Bundle, backends: list[GoldenBackend]
+) -> None:
+    async def scenario() -> None:
+        async with local_server(tiny_bundle, {"timeout_ms": 50}) as local:
+            backends[0].hold.clear()
+            body, headers = golden(local)
+            tasks = [
+                asyncio.ensure_future(local.ask(INFER, body, {**headers, "X-Timeout-Ms": "999999"}))
+                for _ in range(2)
+            ]
+            await until(lambda: any(task.done() for task in tasks))
+            backends[0].hold.set()
+            assert 503 in [reply.status for reply in await asyncio.gather(*tasks)]
+
+    run(scenario())
+
+
+def test_other_sites_are_refused_without_a_token(tiny_bundle: Bundle) -> None:
+    async def scenario() -> None:
+        for token, settings, status in (
+            (None, {}, 403), (None, {"allow_host": ("evil.example",)}, 200),
+            (None, {"host": "0.0.0.0"}, 200), (b"secret", {}, 401),
+        ):  # fmt: skip
+            async with local_server(tiny_bundle, settings, token) as local:
+                headers = {"Host": "evil.example:80"}
+                assert (await local.ask("/v2", headers=headers)).status == status
+                assert (await local.ask("/healthz", headers=headers)).status == 200
+
+    run(scenario())
 
 
 # Tokens

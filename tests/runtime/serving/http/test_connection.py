@@ -1,0 +1,295 @@
+"""Connections of hostile clients, to a server in this process with an application of the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import uvicorn
+
+from resdeploy.runtime.serving.config import ServeConfig
+from resdeploy.runtime.serving.http.connection import MAX_HEADER_BYTES, LimitedProtocol
+from resdeploy.runtime.serving.http.listener import HttpServer, listen
+from tests.runtime.serving.conftest import until
+from tests.serving_process import PATIENCE
+
+GET = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+class Running:
+    """A server, what its application received, and clients for it."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, bytes]] = []
+        self.refused: list[int] = []
+        self.free = asyncio.Event()  # the application answers only while it is set
+        self.free.set()
+        self.port = 0
+        self.server: Any = None
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body, more = body + message["body"], message["more_body"]
+        self.requests.append((scope["path"], body))
+        await self.free.wait()
+        content = b"x" * (8 << 20 if scope["path"] == "/large" else 2)
+        headers = [(b"content-length", str(len(content)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def send(self, *parts: bytes) -> bytes:
+        """Send parts one after the other, and return all until the server closes."""
+        reader, writer = await self.connect()
+        answer = b""
+        try:
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0)
+            answer = await reader.read()
+        except ConnectionError:
+            pass
+        writer.close()
+        return answer
+
+
+@asynccontextmanager
+async def running(**settings: Any) -> AsyncIterator[Running]:
+    local = Running()
+    config = uvicorn.Config(local.app, interface="asgi3", lifespan="off", log_config=None)
+    defaults = {"header_seconds": 0.5, "body_seconds": 0.5, "idle_seconds": 0.5}
+    serving = ServeConfig(**{**defaults, **settings})
+    local.server = HttpServer(config, serving, lambda _, status: local.refused.append(status))
+    listening = listen("127.0.0.1", 0)
+    local.port = listening.getsockname()[1]
+    task = asyncio.ensure_future(local.server.serve([listening]))
+    await until(lambda: local.server.started)
+    try:
+        yield local
+    finally:
+        local.free.set()
+        local.server.should_exit = True
+        await task
+
+
+def run(scenario: Any) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
+REFUSED = [
+    (POST + b"Host: y\r\nContent-Length: 0\r\n\r\n", 400),
+    (POST + b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n", 400),
+    (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+    (POST + b"Content-Length: +3\r\n\r\nabc", 400),
+    (POST + b"Authorization: a\r\nauthorization: b\r\n\r\n", 400),
+    (POST + b"A: b\r\n folded\r\n\r\n", 400),
+    (POST + b"A: b\0c\r\n\r\n", 400),
+    (POST + b"A : b\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\nHost: x\n\n", 400),
+    (b"GET http://x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    (POST + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\nA", 400),
+    (b"GET /\r\n\r\n", 400),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    (POST + b"a: b\r\n" * 101 + b"\r\n", 431),
+    (POST + b"a: " + b"b" * MAX_HEADER_BYTES, 431),
+    (b"\r\n" * MAX_HEADER_BYTES, 431),
+    (CHUNKED + b"1;" + b"x" * 2 * MAX_HEADER_BYTES, 431),
+    (CHUNKED + b"1\r\nA\r\n" * 10_000, 431),
+    (CHUNKED + b"0\r\n" + b"a: b\r\n" * 10_000, 431),
+    (CHUNKED + b"0\r\na: " + b"b" * 2 * MAX_HEADER_BYTES, 431),
+    (CHUNKED + b"x\r\n", 400),
+]
+
+
+def test_ambiguous_or_oversized_requests_are_refused() -> None:
+    async def scenario() -> None:
+        async with running() as local:
+            for request, status in REFUSED:
+                local.refused.clear()
+                answer = await local.send(request)
+                # A reset may lose the answer.
+                assert answer[:13] in (b"HTTP/1.1 %d " % status, b""), request[:99]
+                assert local.refused == [status], request[:99]
+            assert local.requests == []
+
+    run(scenario)
+
+
+def test_valid_requests_are_parsed_whatever_pieces_they_arrive_in() -> None:
+    requests = (
+        b"\r\n\r\n" + GET % 1
+        + b"POST /2 HTTP/1.1\r\nContent-Length: 9\r\n\r\n\r\n\r\nGET /"
+        + b"POST /3 HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+        + b"POST /4 HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\n"
+    )  # fmt: skip
+    expected = [("/1", b""), ("/2", b"\r\n\r\nGET /"), ("/3", b""), ("/4", b"abc")]
+
+    async def scenario() -> None:
+        async with running(header_seconds=60, body_seconds=60) as local:
+            for size in (1, 2, 3, 7, 50, len(requests)):
+                local.requests.clear()
+                parts = [requests[at : at + size] for at in range(0, len(requests), size)]
+                answer = await local.send(*parts)
+                assert answer.count(b"HTTP/1.1 200 OK") == 4
+                assert local.requests == expected
+
+    run(scenario)
+
+
+def test_one_request_is_in_progress_and_little_of_others_is_kept() -> None:
+    async def scenario() -> None:
+        async with running(header_seconds=60) as local:
+            local.free.clear()
+            first, second = await local.connect(), await local.connect()
+            first[1].write(b"".join(GET % number for number in range(9)))
+            second[1].write(b"".join(GET % 10 for _ in range(100_000)))
+            await until(lambda: len(local.requests) == 2)
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            assert sorted(path for path, _ in local.requests) == ["/0", "/10"]
+            kept = [len(one._unparsed) for one in local.server.server_state.connections]
+            assert sum(kept) < 1 << 10
+            local.free.set()
+            with suppress(ConnectionError):  # the server did not read everything
+                assert (await second[0].read()).count(b"HTTP/1.1 200") == 1
+            await until(lambda: len(local.requests) == 10)
+            assert [path for path, _ in local.requests if path != "/10"] == [
+                f"/{number}" for number in range(9)
+            ]
+            first[1].close()
+            second[1].close()
+
+    run(scenario)
+
+
+def test_a_request_after_a_chunked_one_is_not_parsed_before_its_answer() -> None:
+    async def scenario() -> None:
+        async with running(header_seconds=60) as local:
+            local.free.clear()
+            reader, writer = await local.connect()
+            writer.write(CHUNKED + b"1\r\nA\r\n0\r\n\r\n" + GET % 1 * 99)
+            await until(lambda: local.requests)
+            local.free.set()
+            assert (await reader.read()).count(b"HTTP/1.1 200") == 1
+            assert local.requests == [("/", b"A")]
+            writer.close()
+
+    run(scenario)
+
+
+def test_slow_and_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resdeploy.runtime.serving.http.connection.FALLBACK_SECONDS", 0)
+    slow: list[list[bytes]] = [
+        [], [b"G"], [b"GET / HTTP/1.1\r\n"], [POST + b"Content-Length: 9\r\n\r\n", b"1"], [CHUNKED],
+        [GET % 1], [GET % 1 + b"G"],
+    ]  # fmt: skip
+
+    async def scenario() -> None:
+        async with running() as local:
+            await asyncio.gather(*(local.send(*parts) for parts in slow))
+            await until(lambda: not local.server._tasks)
+
+    run(scenario)
+
+
+def test_a_body_slower_than_the_minimum_rate_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resdeploy.runtime.serving.http.connection.RATE_SECONDS", 0.1)
+
+    async def scenario() -> None:
+        async with running(body_seconds=600) as local:
+            answer = await local.send(POST + b"Content-Length: 9\r\n\r\n1")
+            assert answer.startswith(b"HTTP/1.1 408 ")
+
+    run(scenario)
+
+
+def test_a_client_that_does_not_read_its_answer_is_disconnected() -> None:
+    async def scenario() -> None:
+        async with running() as local:
+            _, writer = await local.connect()
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: local.requests)
+            await until(lambda: not local.server._tasks)
+            writer.close()
+
+    run(scenario)
+
+
+def test_idle_connections_give_way_to_new_ones() -> None:
+    async def scenario() -> None:
+        async with running(connections=8, header_seconds=60) as local:
+            idle = [await local.connect() for _ in range(50)]
+            close = b"GET /1 HTTP/1.1\r\nConnection: close\r\n\r\n"
+            for _ in range(3):
+                assert b"200 OK" in await local.send(close)
+            assert len(local.server._tasks) <= 9
+            for _, writer in idle:
+                writer.close()
+
+    run(scenario)
+
+
+def test_without_file_handles_the_server_tries_again_and_warns_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Exhausted:
+        def accept(self) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        def fileno(self) -> int:
+            return -1
+
+    async def scenario() -> None:
+        async with running(header_seconds=60) as local:
+            _, writer = await local.connect()
+            await until(lambda: local.server._tasks)
+            loop: Any = asyncio.get_running_loop()
+            loop.remove_reader = lambda _: None
+            for _ in range(5):
+                local.server._accept_some(Exhausted())
+            del loop.remove_reader
+            await until(lambda: not local.server._tasks)  # it gave its handle back
+            writer.close()
+
+    run(scenario)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "cannot accept connections: Too many open files"
+    ]
+
+
+def test_the_protocol_counts_what_it_discards_of_a_refused_body() -> None:
+    async def scenario() -> None:
+        async with running(max_body_mib=1, body_seconds=600) as local:
+
+            async def refuse(scope: Any, receive: Any, send: Any) -> None:
+                headers = [(b"content-length", b"0")]
+                await send({"type": "http.response.start", "status": 413, "headers": headers})
+                await send({"type": "http.response.body"})
+
+            local.server.config.loaded_app = refuse
+            answer = await local.send(
+                POST + b"Content-Length: 99999999\r\n\r\n", *[b"x" * 65536] * 64
+            )
+            assert answer.startswith(b"HTTP/1.1 413 ") or not answer
+            assert issubclass(LimitedProtocol, asyncio.Protocol)
+
+    run(scenario)
