@@ -136,8 +136,10 @@ def json_logs() -> Iterator[None]:
     for logger in own:  # asyncio and gRPC would otherwise write to stderr from the event loop
         logger.handlers[:] = [handler] if logger is root else []
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # our own logs report start and stop
-    # python-multipart logs a warning with the client's data for every unusual form.
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+    # python-multipart logs a warning with the client's data for every unusual form, and gRPC a
+    # traceback for each client that leaves; `CallGuard` logs what fails.
+    for name in ("python_multipart", "grpc"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.captureWarnings(capture=True)
     try:
         yield
