@@ -120,8 +120,8 @@ class LogQueue(logging.Handler):
             if record is None:
                 return
             # Not sys.stderr: its lock would be held at the end of the process, which is fatal.
-            data = (self.format(record) + "\n").encode()
-            with suppress(OSError):
+            with suppress(Exception):  # a line that cannot be formatted must not end the log
+                data = (self.format(record) + "\n").encode()
                 while data:
                     data = data[os.write(self._descriptor, data) :]
 

@@ -99,6 +99,14 @@ def test_a_reader_that_stops_holds_nobody_up(pipe: Pipe, monkeypatch: pytest.Mon
     end.join()
 
 
+def test_a_line_that_cannot_be_formatted_does_not_end_the_log(pipe: Pipe) -> None:
+    broken = record("%d")
+    broken.args = ("x",)
+    pipe.queue.handle(broken)
+    pipe.queue.handle(record("next"))
+    assert [line["message"] for line in pipe.lines()] == ["next"]
+
+
 def test_lost_lines_are_reported(pipe: Pipe) -> None:
     pipe.queue._dropped = 7
     (line,) = pipe.lines()
