@@ -200,7 +200,8 @@ def test_a_training_and_its_page_hold_no_commands(
         "--image-size", "32", "--batch-size", "24")  # fmt: skip
     check_page((output / "report.html").read_text())
     for name in ("metrics.jsonl", "unreadable.txt"):
-        assert not (output / name).exists() or check((output / name).read_text()) is None
+        if (output / name).exists():
+            check((output / name).read_text())
 
 
 def test_no_page_holds_commands(bundle: Bundle, images: Path, tmp_path: Path) -> None:
