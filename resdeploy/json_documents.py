@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from resdeploy.errors import DocumentError
 from resdeploy.filesystem import read_limited, write_file
+from resdeploy.readable_text import readable
 
 MAX_BYTES = 64 << 20
 HINT = "name a file that --json or --output of a resdeploy command wrote"
@@ -96,9 +97,14 @@ def write_document(path: Path, result: Any) -> None:
 
 
 def to_text(result: Any, *, allow_nan: bool = True) -> str:
-    r"""Return a result as JSON with an indent; a byte that is not UTF-8 becomes `\udcd5`."""
+    r"""Return a result as JSON with an indent; unprintable characters become such as `\u001b`."""
     text = json.dumps(jsonable(result), indent=2, ensure_ascii=False, allow_nan=allow_nan)
-    return text.encode("utf-8", "backslashreplace").decode()
+    return readable(text, keep="\n", json=True)
+
+
+def one_line(values: Mapping[str, Any]) -> str:
+    """Return an object as one line of JSON, with the escapes of `to_text`."""
+    return readable(json.dumps(values, ensure_ascii=False, default=str), json=True)
 
 
 def _decode(data: bytes) -> Any:

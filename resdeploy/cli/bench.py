@@ -9,7 +9,7 @@ from click import BadParameter, Choice, IntRange, UsageError, argument, option
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
-from resdeploy.cli.console import PATH, CommandResult, command
+from resdeploy.cli.console import PATH, CommandResult, command, result_text
 from resdeploy.cli.options.common import FORCE, LONGEST_SECONDS, THREADS, FiniteRange
 from resdeploy.images.preprocessing import size_text
 from resdeploy.json_documents import write_document
@@ -112,6 +112,7 @@ def bench(
     return CommandResult(result, benchmark_text(result))
 
 
+@result_text
 def benchmark_text(result: Benchmark) -> str:
     """Return a table with a row per contender, then lines about the settings and the machine."""
     timings = result.results

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from click import BadParameter, Choice, IntRange, UsageError, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command, reject_options
+from resdeploy.cli.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.cli.options.common import PRECISION, FiniteRange
 from resdeploy.tables import plural
 
@@ -97,6 +97,7 @@ def build(bundle: Path | None, prune: bool, keep: float, **settings: Any) -> Com
     return CommandResult(result, build_text(result))
 
 
+@result_text
 def build_text(result: BuildReport) -> str:
     origin = "found in the cache" if result.cached else f"built in {result.seconds:.1f} s"
     lines = [
@@ -112,6 +113,7 @@ def build_text(result: BuildReport) -> str:
     return "\n".join(lines)
 
 
+@result_text
 def prune_text(result: PruneReport) -> str:
     return (
         f"{plural(result.removed, 'engine')} removed ({result.freed_bytes / 1e6:.1f} MB), "

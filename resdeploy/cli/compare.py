@@ -6,7 +6,7 @@ from typing import Any
 
 from click import IntRange, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command, exit_code
+from resdeploy.cli.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.cli.options.common import BACKEND, LONGEST_SECONDS, PRECISION, THREADS, FiniteRange
 
 
@@ -52,4 +52,4 @@ def compare(first: str, second: str, **settings: Any) -> CommandResult:
     from resdeploy.runtime.comparison.compare import compare as run_compare
 
     result = run_compare(first, second, CompareConfig(**settings), progress=progress_bar)
-    return CommandResult(result, comparison_text(result), exit_code(result.verdict))
+    return CommandResult(result, result_text(comparison_text)(result), exit_code(result.verdict))

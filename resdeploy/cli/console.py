@@ -7,7 +7,8 @@ import functools
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from click.core import ParameterSource
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.errors import ResdeployError, missing_dependency, one_line_reason, remedy_for
 from resdeploy.json_documents import to_text
-from resdeploy.readable_text import readable
+from resdeploy.readable_text import readable, readable_texts
 
 if TYPE_CHECKING:
     from resdeploy.bundle.manifest import ExportWarning
@@ -34,6 +35,18 @@ class ExitCode(IntEnum):
     OK = 0
     FAILED = 1
     INCONCLUSIVE = 3
+
+
+class ReadableGroup(click.Group):
+    """A group of commands whose usage errors quote arguments readably."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _readable_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _readable_errors():
+            return super().invoke(ctx)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,6 +97,16 @@ def command(function: Callable[..., CommandResult]) -> click.Command:
     return run_command
 
 
+def result_text(function: Callable[..., str]) -> Callable[..., str]:
+    """Decorate a function that formats a result: no text in the result can begin a line."""
+
+    @functools.wraps(function)
+    def format_readable(*arguments: Any) -> str:
+        return function(*map(readable_texts, arguments))
+
+    return format_readable
+
+
 def exit_code(verdict: Verdict) -> ExitCode:
     codes = {"pass": ExitCode.OK, "reproduced": ExitCode.OK, "fail": ExitCode.FAILED}
     return codes.get(verdict.value, ExitCode.INCONCLUSIVE)
@@ -96,6 +119,15 @@ def reject_options(names: Iterable[str], reason: str) -> None:
         source = context.get_parameter_source(parameter.name or "")
         if source is ParameterSource.COMMANDLINE and parameter.name in names:
             raise click.UsageError(f"{reason}: leave {parameter.opts[0]} out")
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = readable(error.message)
+        raise
 
 
 def _highlighted(text: str) -> str:
@@ -130,4 +162,6 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return prefix + readable(record.getMessage(), keep="\n\t")
+        arguments = readable_texts(record.args)  # none of them can begin a line
+        text = str(record.msg) % arguments if arguments else str(record.msg)
+        return prefix + readable(text, keep="\n\t")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resdeploy.bundle.manifest import graph_name
-from resdeploy.cli.console import CommandResult, command, exit_code
+from resdeploy.cli.console import CommandResult, command, exit_code, result_text
 from resdeploy.cli.options.common import FORCE
 from resdeploy.cli.predict import predictions_text
 from resdeploy.images.preprocessing import size_text
@@ -30,6 +30,7 @@ def demo(force: bool) -> CommandResult:
     return CommandResult(result, demo_text(result), exit_code(result.verdict))
 
 
+@result_text
 def demo_text(result: DemoResult) -> str:
     baseline, *others = result.benchmark.results
     timings = {

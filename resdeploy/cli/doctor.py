@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from click import argument
 
-from resdeploy.cli.console import PATH, CommandResult, ExitCode, command
+from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, result_text
 from resdeploy.cli.verify import verification_text
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def doctor(bundle: Path | None) -> CommandResult:
     )
 
 
+@result_text
 def diagnosis_text(result: Diagnosis) -> str:
     """Return lines about the machine, its backends and advice, and the verification if any."""
     from resdeploy.report.origin import conditions_text, gpu_text, software_text

@@ -9,7 +9,7 @@ from click import Choice, IntRange, argument, option
 
 from resdeploy.bundle.manifest import Encoding, Precision, graph_name
 from resdeploy.bundle.quality import relevant_warnings
-from resdeploy.cli.console import PATH, CommandResult, command, reject_options
+from resdeploy.cli.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.cli.options.common import THREADS
 from resdeploy.tables import NONE, WORST, plural, table
 
@@ -69,6 +69,7 @@ def explain(
     return CommandResult(result, explanation_text(result), warnings=doubts)
 
 
+@result_text
 def explanation_text(result: Explanation) -> str:
     """Return a table of the noisiest tensors, then totals, the INT8 coverage and the action."""
     from resdeploy.report.layers import noise_percent, noise_text, remedy_lines
@@ -119,6 +120,7 @@ def coverage_text(coverage: Coverage) -> str:
     )
 
 
+@result_text
 def slowness_text(result: Slowdown) -> str:
     lines = [
         f"{result.artifact}.onnx takes {result.ms:.2f} ms, {result.speedup:.2f}x FP32 "

@@ -17,6 +17,7 @@ from resdeploy.cli.console import (
     command,
     exit_code,
     reject_options,
+    result_text,
 )
 from resdeploy.cli.options.common import (
     FORCE,
@@ -187,6 +188,7 @@ def export(
     return CommandResult(result, export_text(result), exit)
 
 
+@result_text
 def export_text(result: ExportResult) -> str:
     """Return a table with a row per graph, warnings, the calibration and what else was written."""
     lines = [
@@ -202,6 +204,7 @@ def export_text(result: ExportResult) -> str:
     return "\n".join(lines + ([repository_text(result.triton)] if result.triton else []))
 
 
+@result_text
 def golden_text(result: GoldenReplacement) -> str:
     """Return a table with a row per graph, warnings, and the new golden images."""
     lines = [parity_table(result.artifacts), *warning_lines(result.warnings)]
@@ -240,6 +243,7 @@ def quality_text(quality: Quality | None) -> str:
     return "" if quality is None else f"{quality.agreement:.2f} %, {quality.sqnr_db:.1f} dB"
 
 
+@result_text
 def repository_text(result: TritonRepository) -> str:
     rows = [
         [m.name, m.backend, str(m.plan or m.graph), "to build" if m.plan else ""]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from click import argument
 
-from resdeploy.cli.console import PATH, CommandResult, command
+from resdeploy.cli.console import PATH, CommandResult, command, result_text
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def inspect(checkpoint: Path) -> CommandResult:
     return CommandResult(result, summary_text(result))
 
 
+@result_text
 def summary_text(result: CheckpointSummary) -> str:
     """Return a line for each fact about a checkpoint."""
     from resdeploy.images.preprocessing_choice import describe_choice

@@ -12,6 +12,7 @@ from resdeploy import __version__
 from resdeploy.cli.bench import bench
 from resdeploy.cli.build import build
 from resdeploy.cli.compare import compare
+from resdeploy.cli.console import ReadableGroup
 from resdeploy.cli.demo import demo
 from resdeploy.cli.doctor import doctor
 from resdeploy.cli.explain import explain
@@ -26,7 +27,10 @@ from resdeploy.cli.train import train
 from resdeploy.cli.verify import verify
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    cls=ReadableGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(__version__, prog_name="resdeploy")
 def main() -> None:
     """Train a ResNet, export it to ONNX, run it on GPUs, Jetsons and CPUs, and verify it there."""

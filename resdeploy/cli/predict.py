@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from click import IntRange, UsageError, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, reject_options
+from resdeploy.cli.console import (
+    PATH,
+    CommandResult,
+    ExitCode,
+    command,
+    reject_options,
+    result_text,
+)
 from resdeploy.cli.options.common import (
     BACKEND,
     EXACT,
@@ -75,6 +82,7 @@ def predict(
     return CommandResult(report, camera_text(report), warnings=model.warnings)
 
 
+@result_text
 def predictions_text(files: Sequence[FilePredictions]) -> str:
     blocks = []
     failed = sum(file.error is not None for file in files)
@@ -97,6 +105,7 @@ def predictions_text(files: Sequence[FilePredictions]) -> str:
     return "\n".join(blocks)
 
 
+@result_text
 def camera_text(report: CameraReport) -> str:
     width = max(len(label) for label in report.labels)
     lines = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from click import IntRange, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command, exit_code
+from resdeploy.cli.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.cli.options.common import FORCE, WEIGHTS
 from resdeploy.tables import NONE, WORST, plural, table
 
@@ -79,6 +79,7 @@ def preprocess(
     return CommandResult(result, search_text(result, written), exit_code(result.verdict))
 
 
+@result_text
 def search_text(result: PreprocessingSearch, written: Path | None = None) -> str:
     """Return a table with a row per candidate, the verdict and the options of `export`."""
     from resdeploy.export.preprocessing_search.candidates import export_options

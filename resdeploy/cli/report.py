@@ -8,6 +8,7 @@ from click import argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command
 from resdeploy.cli.options.common import FORCE
+from resdeploy.readable_text import readable
 
 
 @command
@@ -31,4 +32,5 @@ def report(sources: tuple[str, ...], time_layers: bool, **settings: Any) -> Comm
 
     timer = profile.time_layers if time_layers else None
     result = write_report(sources, time_layers=timer, **settings)
-    return CommandResult(result, str(result.report or result.markdown))
+    text = readable(str(result.report)) if result.report else result.markdown
+    return CommandResult(result, text)

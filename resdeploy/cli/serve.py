@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from select import select
 from typing import TYPE_CHECKING, Any
 
 from click import IntRange, UsageError, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command
+from resdeploy.cli.console import PATH, CommandResult, command, result_text
 from resdeploy.cli.options.common import (
     BACKEND,
     EXACT,
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
     "--bodies-mib",
     type=IntRange(1, 1 << 20),
     default=512,
-    help="Largest total of all request bodies, in MiB.",
+    help="Largest total of all request bodies, in MiB, over HTTP and over gRPC each.",
 )
 @option(
     "--max-pixels",
@@ -128,9 +130,12 @@ def serve(
         from resdeploy.runtime.serving.server import serve as run_serve
 
     result = run_serve(bundles, ServeConfig(signer=signer, **settings), progress_bar)
-    return CommandResult(result, served_text(result))
+    # A server must end even if nobody reads its output any more.
+    printed = bool(select([], [sys.stdout], [], 1.0)[1])
+    return CommandResult(result, served_text(result), printed=printed)
 
 
+@result_text
 def served_text(served: ServeSummary) -> str:
     reloads = f", {plural(served.reloads, 'reload')}" if served.reloads else ""
     return (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from click import Choice, FloatRange, IntRange, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command, reject_options
+from resdeploy.cli.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.cli.options.common import FORCE
 from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.images.formats import unread_lines
@@ -172,6 +172,7 @@ def train(
     return CommandResult(result, training_text(result), printed=is_main_process())
 
 
+@result_text
 def training_text(result: TrainingResult) -> str:
     lines = [
         f"{result.run}: top-1 accuracy {result.accuracy:.2f} % after "

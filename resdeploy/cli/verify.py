@@ -9,7 +9,7 @@ from click import argument, option
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
-from resdeploy.cli.console import PATH, CommandResult, command, exit_code
+from resdeploy.cli.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.cli.options.common import BACKEND, ISSUER, PRECISION, THREADS, FiniteRange
 from resdeploy.images.formats import unread_lines
 from resdeploy.tables import plural, table
@@ -59,6 +59,7 @@ def verify(bundle: Path, signer: str | None, issuer: str | None, **settings: Any
     return CommandResult(result, verification_text(result), exit_code(result.verdict))
 
 
+@result_text
 def verification_text(result: Verification) -> str:
     """Return a table with a row per graph and backend, then warnings, notes and the verdict."""
     from resdeploy.report.accuracy import decision_sentence, golden_cell

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from resdeploy.errors import needs_extra
-from resdeploy.readable_text import readable
+from resdeploy.readable_text import readable, readable_texts
 
 
 def render_page(template: str, **values: Any) -> bytes:
-    r"""Return a filled-in template as UTF-8; all values are escaped.
-
-    Bytes of a file name that are not UTF-8 are written as `\udc..`.
+    """Return a filled-in template as UTF-8; all values are escaped and readable on one line.
 
     Args:
         template: Path, below the package, of a template that extends `pages/page.html.j2`.
@@ -30,5 +28,5 @@ def render_page(template: str, **values: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(template).render(**values)
+    page = environment.get_template(template).render(**readable_texts(values))
     return readable(page, keep="\n\t").encode()

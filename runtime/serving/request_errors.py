@@ -42,6 +42,7 @@ class RequestTimeout(RequestError):
     """The body did not arrive in time."""
 
     status = 408
+    grpc = "DEADLINE_EXCEEDED"
     outcome = "body_timeout"
 
 

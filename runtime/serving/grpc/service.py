@@ -7,14 +7,20 @@ from typing import Any
 
 import grpc
 import msgspec
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.errors import ServeError, one_line_reason
 from resdeploy.images.preprocessing import ImageSize, UInt8Array
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.grpc.call_guard import CallGuard
+from resdeploy.runtime.serving.grpc.message_reader import (
+    ENVELOPE_BYTES,
+    INTEGER_TENSOR_BYTES,
+    READ_AHEAD_BYTES,
+    MessageReader,
+    parse_small,
+    split_tensors,
+)
 from resdeploy.runtime.serving.grpc.messages import SERVICE, load_methods
 from resdeploy.runtime.serving.grpc.standard_services import HealthService, ReflectionService
 from resdeploy.runtime.serving.http.listener import listen
@@ -31,20 +37,24 @@ from resdeploy.runtime.serving.request_log import RequestRecord
 from resdeploy.runtime.serving.schemas import MAX_ID_LENGTH, OutputParameters, RequestParameters
 from resdeploy.runtime.serving.service import VERSION, Service
 
-# Maximum size of the names, shapes and parameters beside the tensors of a message.
-ENVELOPE_BYTES = 64 << 10
-PUBLIC_METHODS = ("ServerLive", "ServerReady")
+PUBLIC_METHODS = ("ServerLive", "ServerReady")  # their messages are empty, and never read
+STREAMS = 128  # concurrent calls of one connection, as RFC 9113 recommends at least 100
+METADATA_BYTES = 32 << 10  # as for the headers of HTTP
+# After this time a client must connect again: calls whose answers are never read end then.
+CONNECTION_AGE_MS = 600_000
+KEEPALIVE_MS = 30_000  # how long a client that has vanished holds its calls
 
 Fields = dict[str, Any]
-Call = Callable[[Any, Any, RequestRecord], Awaitable[Fields]]
+Call = Callable[[bytes, Any, RequestRecord], Awaitable[Fields]]
 
 
 class InferenceService:
     """The inference service; its `handler` is registered with a gRPC server."""
 
-    def __init__(self, service: Service, guard: CallGuard) -> None:
+    def __init__(self, service: Service, guard: CallGuard, reader: MessageReader) -> None:
         self._service = service
         self._guard = guard
+        self._reader = reader
         self._methods = load_methods()
         calls: dict[str, Call] = {
             "ServerLive": self._server_live,
@@ -54,12 +64,13 @@ class InferenceService:
             "ModelMetadata": self._model_metadata,
             "ModelInfer": self._model_infer,
         }
+        # On the wire, a stream of one message is a unary call. gRPC would read the message of a
+        # unary call before the handler can look at the token.
         self.handler = grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                name: grpc.unary_unary_rpc_method_handler(
+                name: grpc.stream_unary_rpc_method_handler(
                     self._guarded(name, call),
-                    request_deserializer=self._methods[name].request.FromString,
                     response_serializer=self._methods[name].response.SerializeToString,
                 )
                 for name, call in calls.items()
@@ -68,35 +79,51 @@ class InferenceService:
 
     def _guarded(self, name: str, call: Call) -> Callable[[Any, Any], Awaitable[Any]]:
         response = self._methods[name].response
+        public = name in PUBLIC_METHODS
 
-        async def guarded(request: Any, context: Any) -> Any:
-            async with self._guard.call(name, context, public=name in PUBLIC_METHODS) as record:
-                return response(**await call(request, context, record))
+        async def guarded(messages: Any, context: Any) -> Any:
+            async with self._guard.call(name, context, public=public) as record:
+                return response(**await self._answer(call, context, record, public=public))
 
         return guarded
 
-    async def _server_live(self, request: Any, context: Any, record: RequestRecord) -> Fields:
+    async def _answer(
+        self, call: Call, context: Any, record: RequestRecord, *, public: bool
+    ) -> Fields:
+        data = b"" if public else await self._reader.read_only(context)
+        with self._reader.hold(len(data)):
+            return await call(data, context, record)
+
+    def _parse(self, name: str, data: bytes) -> Any:
+        return parse_small(self._methods[name].request, data)
+
+    async def _server_live(self, data: bytes, context: Any, record: RequestRecord) -> Fields:
         return {"live": True}
 
-    async def _server_ready(self, request: Any, context: Any, record: RequestRecord) -> Fields:
+    async def _server_ready(self, data: bytes, context: Any, record: RequestRecord) -> Fields:
         return {"ready": self._service.readiness.is_server_ready()}
 
-    async def _model_ready(self, request: Any, context: Any, record: RequestRecord) -> Fields:
+    async def _model_ready(self, data: bytes, context: Any, record: RequestRecord) -> Fields:
+        request = self._parse("ModelReady", data)
         model = self._service.model(request.name, request.version)
         return {"ready": self._service.readiness.is_model_ready(model)}
 
-    async def _server_metadata(self, request: Any, context: Any, record: RequestRecord) -> Fields:
+    async def _server_metadata(self, data: bytes, context: Any, record: RequestRecord) -> Fields:
         return dict(msgspec.to_builtins(self._service.server_metadata()))
 
-    async def _model_metadata(self, request: Any, context: Any, record: RequestRecord) -> Fields:
+    async def _model_metadata(self, data: bytes, context: Any, record: RequestRecord) -> Fields:
+        request = self._parse("ModelMetadata", data)
         model = self._service.model(request.name, request.version)
         return dict(msgspec.to_builtins(self._service.model_metadata(model)))
 
-    async def _model_infer(self, request: Any, context: Any, record: RequestRecord) -> Fields:
+    async def _model_infer(self, data: bytes, context: Any, record: RequestRecord) -> Fields:
+        others, tensors = split_tensors(data)
+        kind = self._methods["ModelInfer"].request
+        request = parse_small(kind, others, ENVELOPE_BYTES if tensors else INTEGER_TENSOR_BYTES)
         model = self._service.model(request.model_name, request.model_version)
         record.model = model.name
         loaded = model.loaded_bundle()
-        parsed = parse_call(request, loaded.image_size, len(loaded.labels))
+        parsed = parse_call(request, tensors, loaded.image_size, len(loaded.labels))
         record.images = len(parsed.images)
         limits = [self._service.config.timeout_ms / 1000, parsed.timeout, context.time_remaining()]
         deadline = record.arrived + min(seconds for seconds in limits if seconds is not None)
@@ -114,11 +141,14 @@ class InferenceService:
         }
 
 
-def parse_call(request: Any, size: ImageSize, classes: int) -> ParsedRequest:
-    """Parse a ModelInferRequest.
+def parse_call(
+    request: Any, tensors: Sequence[memoryview], size: ImageSize, classes: int
+) -> ParsedRequest:
+    """Convert a ModelInferRequest.
 
     Args:
-        request: Message of the protocol.
+        request: Message of the protocol without its raw tensors.
+        tensors: Raw tensors.
         size: Size of the model's input in pixels.
         classes: Number of classes.
 
@@ -135,7 +165,7 @@ def parse_call(request: Any, size: ImageSize, classes: int) -> ParsedRequest:
     if len(request.id) > MAX_ID_LENGTH:
         raise RequestError(f"the id has {len(request.id)} characters; {MAX_ID_LENGTH} are allowed")
     return ParsedRequest(
-        images=_images(request, size),
+        images=_images(request, tensors, size),
         id=request.id,
         output=OutputFormat(binary=True, classes=min(output.classification, classes)),
         timeout=parameters.timeout / 1e6 if parameters.timeout else None,
@@ -148,18 +178,17 @@ async def start_grpc(service: Service, config: ServeConfig, token: bytes | None)
     Raises:
         ServeError: The server cannot listen on the address.
     """
-    options: Sequence[tuple[str, int]] = (
-        ("grpc.max_receive_message_length", config.max_body + ENVELOPE_BYTES),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_metadata_size", 32 << 10),
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_connection_idle_ms", 1000 * config.idle_seconds),
+    server = grpc.aio.server(
+        options=channel_options(config), maximum_concurrent_rpcs=config.connections
     )
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=config.connections)
-    guard = CallGuard(service, token)
-    server.add_generic_rpc_handlers((InferenceService(service, guard).handler,))
-    health_pb2_grpc.add_HealthServicer_to_server(HealthService(service, guard), server)
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(ReflectionService(guard), server)
+    guard, reader = CallGuard(service, token), MessageReader(config)
+    server.add_generic_rpc_handlers(
+        (
+            InferenceService(service, guard, reader).handler,
+            HealthService(service, guard, reader).handler,
+            ReflectionService(guard, reader).handler,
+        )
+    )
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"{host}:{config.grpc_port}"
     try:
@@ -179,12 +208,39 @@ async def start_grpc(service: Service, config: ServeConfig, token: bytes | None)
     return server, port
 
 
-def _images(request: Any, size: ImageSize) -> UInt8Array:
+def channel_options(config: ServeConfig) -> Sequence[tuple[str, int]]:
+    """Return the limits that gRPC's core keeps itself.
+
+    Source: https://github.com/grpc/grpc/blob/v1.71.0/include/grpc/impl/channel_arg_names.h.
+    """
+    return (
+        # Checked before the handshake. Others are closed at once; these leave file handles to HTTP.
+        ("grpc.max_allowed_incoming_connections", config.connections),
+        ("grpc.server_handshake_timeout_ms", int(1000 * config.header_seconds)),
+        ("grpc.max_connection_idle_ms", 1000 * config.idle_seconds),
+        ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
+        ("grpc.max_connection_age_grace_ms", int(1000 * config.body_seconds)),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", int(1000 * config.header_seconds)),
+        ("grpc.max_concurrent_streams", STREAMS),
+        ("grpc.max_metadata_size", METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", METADATA_BYTES),
+        ("grpc.max_receive_message_length", config.max_body + ENVELOPE_BYTES),
+        ("grpc.max_send_message_length", -1),
+        # A message of 64 kB could unpack to max_body. 1: only the encoding "identity".
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        ("grpc.http2.lookahead_bytes", READ_AHEAD_BYTES),
+        ("grpc.http2.bdp_probe", 0),  # it would enlarge the window above, up to 16 MiB
+        ("grpc.so_reuseport", 0),
+    )
+
+
+def _images(request: Any, tensors: Sequence[memoryview], size: ImageSize) -> UInt8Array:
     tensor = request.inputs[0]
     shape = list(tensor.shape)
-    if len(request.raw_input_contents) == 1 and not tensor.HasField("contents"):
-        return images_from_bytes(request.raw_input_contents[0], shape, tensor.datatype, size)
-    if request.raw_input_contents:
+    if len(tensors) == 1 and not tensor.HasField("contents"):
+        return images_from_bytes(tensors[0], shape, tensor.datatype, size)
+    if tensors:
         raise RequestError(f"input {INPUT_NAME} has both raw data and contents; send one of them")
     return images_from_values(tensor.contents.uint_contents, shape, tensor.datatype, size)
 

@@ -10,48 +10,76 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+import grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from resdeploy.runtime.serving.grpc.call_guard import CallGuard
+from resdeploy.runtime.serving.grpc.message_reader import MessageReader, parse_small
 from resdeploy.runtime.serving.grpc.messages import SERVICE, load_pool
-from resdeploy.runtime.serving.request_errors import NotFound
+from resdeploy.runtime.serving.request_errors import NotFound, QueueFull
 from resdeploy.runtime.serving.service import Service
 
 SERVICES = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
 POLL_SECONDS = 0.25
+MAX_WATCHES = 128  # a watch lasts as long as its connection
 
 Status = health_pb2.HealthCheckResponse
 
 
-class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+class HealthService:
     """The health of the server (""), of the inference service, and of each model by its name."""
 
-    def __init__(self, service: Service, guard: CallGuard) -> None:
+    def __init__(self, service: Service, guard: CallGuard, reader: MessageReader) -> None:
         self._service = service
         self._guard = guard
+        self._reader = reader
+        self._watches = 0
+        respond = Status.SerializeToString
+        self.handler = grpc.method_handlers_generic_handler(
+            health.SERVICE_NAME,
+            {  # streams, as in `InferenceService`
+                "Check": grpc.stream_unary_rpc_method_handler(
+                    self._check, response_serializer=respond
+                ),
+                "Watch": grpc.stream_stream_rpc_method_handler(
+                    self._watch, response_serializer=respond
+                ),
+            },
+        )
 
-    async def Check(self, request: Any, context: Any) -> Any:  # gRPC's name
-        """Return the current status; this call needs no token."""
+    async def _check(self, messages: Any, context: Any) -> Any:
+        """Return the current status; without the token that of the server, whatever is asked."""
         async with self._guard.call("Check", context, public=True):
-            status = self._status(request.service)
+            name = await self._read_name(context) if self._guard.is_authorized(context) else ""
+            status = self._status(name)
             if status == Status.SERVICE_UNKNOWN:
                 raise NotFound("there is no such service or model")
             return Status(status=status)
 
-    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def _watch(self, messages: Any, context: Any) -> AsyncIterator[Any]:
         """Yield the current status and each change, until the server stops."""
         async with self._guard.call("Watch", context):
-            previous = None
-            while True:
-                draining = self._service.readiness.draining
-                status = self._status(request.service)
-                if status != previous:
-                    yield Status(status=status)
-                if draining:
-                    return
-                previous = status
-                await asyncio.sleep(POLL_SECONDS)
+            if self._watches >= MAX_WATCHES:
+                raise QueueFull("too many clients watch the health")
+            self._watches += 1
+            try:
+                name, previous = await self._read_name(context), None
+                while True:
+                    draining = self._service.readiness.draining
+                    status = self._status(name)
+                    if status != previous:
+                        yield Status(status=status)
+                    if draining:
+                        return
+                    previous = status
+                    await asyncio.sleep(POLL_SECONDS)
+            finally:
+                self._watches -= 1
+
+    async def _read_name(self, context: Any) -> str:
+        data = await self._reader.read_only(context)
+        return str(parse_small(health_pb2.HealthCheckRequest, data).service)
 
     def _status(self, name: str) -> int:
         if name in ("", SERVICE):
@@ -66,18 +94,30 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 class ReflectionService(reflection.aio.ReflectionServicer):  # type: ignore[misc]
     """The descriptions of all services, for clients such as grpcurl."""
 
-    def __init__(self, guard: CallGuard) -> None:
+    def __init__(self, guard: CallGuard, reader: MessageReader) -> None:
         """Add the messages of the standard services to those of the inference service."""
         pool = load_pool()
         for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
             pool.AddSerializedFile(file.serialized_pb)
         super().__init__(SERVICES, pool)
         self._guard = guard
+        self._reader = reader
+        respond = reflection_pb2.ServerReflectionResponse.SerializeToString
+        self.handler = grpc.method_handlers_generic_handler(
+            reflection.SERVICE_NAME,
+            {
+                "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
+                    self._describe, response_serializer=respond
+                )
+            },
+        )
 
-    async def ServerReflectionInfo(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, requests: Any, context: Any
-    ) -> AsyncIterator[Any]:
-        responses: Any = super().ServerReflectionInfo(requests, context)
+    async def _describe(self, messages: Any, context: Any) -> AsyncIterator[Any]:
         async with self._guard.call("ServerReflectionInfo", context):
+            responses: Any = self.ServerReflectionInfo(self._questions(context), context)
             async for response in responses:
                 yield response
+
+    async def _questions(self, context: Any) -> AsyncIterator[Any]:
+        while (data := await self._reader.read(context)) is not None:
+            yield parse_small(reflection_pb2.ServerReflectionRequest, data)

@@ -272,6 +272,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade() and (self._chunked or self._length):
             raise _RefusedError(400, "a request with a body cannot ask for an upgrade")
 
+        if self.parser.should_upgrade() and (self._chunked or self._length):
+            raise _RefusedError(400, "a request with a body cannot ask for an upgrade")
+
     def _refuse(self, status: int, reason: str) -> None:
         """Send an error response, unless another has begun, and close the connection."""
         answered = status == 0 or (not self._in_head and self.cycle.response_started)
