@@ -9,8 +9,8 @@ from click import BadParameter, Choice, IntRange, UsageError, argument, option
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
-from resdeploy.cli.console import PATH, CommandResult, command, result_text
 from resdeploy.cli.options.common import FORCE, LONGEST_SECONDS, THREADS, FiniteRange
+from resdeploy.cli.options.console import PATH, CommandResult, command, result_text
 from resdeploy.images.preprocessing import size_text
 from resdeploy.json_documents import write_document
 from resdeploy.tables import NONE, plural, table

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from click import BadParameter, Choice, IntRange, UsageError, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.cli.options.common import PRECISION, FiniteRange
+from resdeploy.cli.options.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:

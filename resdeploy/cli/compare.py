@@ -6,8 +6,8 @@ from typing import Any
 
 from click import IntRange, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.cli.options.common import BACKEND, LONGEST_SECONDS, PRECISION, THREADS, FiniteRange
+from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 
 
 @command

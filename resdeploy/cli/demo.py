@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resdeploy.bundle.manifest import graph_name
-from resdeploy.cli.console import CommandResult, command, exit_code, result_text
 from resdeploy.cli.options.common import FORCE
+from resdeploy.cli.options.console import CommandResult, command, exit_code, result_text
 from resdeploy.cli.predict import predictions_text
 from resdeploy.images.preprocessing import size_text
 from resdeploy.tables import NONE, plural, table

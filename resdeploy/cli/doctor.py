@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from click import argument
 
-from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, result_text
+from resdeploy.cli.options.console import PATH, CommandResult, ExitCode, command, result_text
 from resdeploy.cli.verify import verification_text
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from click import Choice, IntRange, argument, option
 
 from resdeploy.bundle.manifest import Encoding, Precision, graph_name
 from resdeploy.bundle.quality import relevant_warnings
-from resdeploy.cli.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.cli.options.common import THREADS
+from resdeploy.cli.options.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.tables import NONE, WORST, plural, table
 
 BAR = 14  # width of the longest bar, so that a table fits into 80 columns

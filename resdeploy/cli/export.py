@@ -10,7 +10,14 @@ from click import Choice, IntRange, argument, option
 
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.build import build_text
-from resdeploy.cli.console import (
+from resdeploy.cli.options.common import (
+    FORCE,
+    LONGEST_SECONDS,
+    LONGEST_WAIT_MS,
+    WEIGHTS,
+    FiniteRange,
+)
+from resdeploy.cli.options.console import (
     PATH,
     CommandResult,
     ExitCode,
@@ -18,13 +25,6 @@ from resdeploy.cli.console import (
     exit_code,
     reject_options,
     result_text,
-)
-from resdeploy.cli.options.common import (
-    FORCE,
-    LONGEST_SECONDS,
-    LONGEST_WAIT_MS,
-    WEIGHTS,
-    FiniteRange,
 )
 from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.images.preprocessing_choice import describe_choice

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from click import argument
 
-from resdeploy.cli.console import PATH, CommandResult, command, result_text
+from resdeploy.cli.options.console import PATH, CommandResult, command, result_text
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from resdeploy import __version__
 from resdeploy.cli.bench import bench
 from resdeploy.cli.build import build
 from resdeploy.cli.compare import compare
-from resdeploy.cli.console import ReadableGroup
 from resdeploy.cli.demo import demo
 from resdeploy.cli.doctor import doctor
 from resdeploy.cli.explain import explain
 from resdeploy.cli.export import export
 from resdeploy.cli.inspect import inspect
+from resdeploy.cli.options.console import ReadableGroup
 from resdeploy.cli.predict import predict
 from resdeploy.cli.preprocess import preprocess
 from resdeploy.cli.report import report

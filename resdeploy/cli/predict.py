@@ -8,14 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from click import IntRange, UsageError, argument, option
 
-from resdeploy.cli.console import (
-    PATH,
-    CommandResult,
-    ExitCode,
-    command,
-    reject_options,
-    result_text,
-)
 from resdeploy.cli.options.common import (
     BACKEND,
     EXACT,
@@ -23,6 +15,14 @@ from resdeploy.cli.options.common import (
     PRECISION,
     THREADS,
     FiniteRange,
+)
+from resdeploy.cli.options.console import (
+    PATH,
+    CommandResult,
+    ExitCode,
+    command,
+    reject_options,
+    result_text,
 )
 from resdeploy.tables import WORST, plural
 

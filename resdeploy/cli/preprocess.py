@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from click import IntRange, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.cli.options.common import FORCE, WEIGHTS
+from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.tables import NONE, WORST, plural, table
 
 NEARLY_ALL = 0.99  # of the images: then top-1 accuracy differs by at most one point

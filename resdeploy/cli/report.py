@@ -6,8 +6,8 @@ from typing import Any
 
 from click import argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command
 from resdeploy.cli.options.common import FORCE
+from resdeploy.cli.options.console import PATH, CommandResult, command
 from resdeploy.readable_text import readable
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from click import IntRange, UsageError, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command, result_text
 from resdeploy.cli.options.common import (
     BACKEND,
     EXACT,
@@ -18,6 +17,7 @@ from resdeploy.cli.options.common import (
     PRECISION,
     FiniteRange,
 )
+from resdeploy.cli.options.console import PATH, CommandResult, command, result_text
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:

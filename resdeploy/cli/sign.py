@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click import argument
 
-from resdeploy.cli.console import PATH, CommandResult, command
+from resdeploy.cli.options.console import PATH, CommandResult, command
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from click import Choice, FloatRange, IntRange, argument, option
 
-from resdeploy.cli.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.cli.options.common import FORCE
+from resdeploy.cli.options.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.images.formats import unread_lines
 from resdeploy.tables import plural

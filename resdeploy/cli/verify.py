@@ -9,8 +9,8 @@ from click import argument, option
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
-from resdeploy.cli.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.cli.options.common import BACKEND, ISSUER, PRECISION, THREADS, FiniteRange
+from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.images.formats import unread_lines
 from resdeploy.tables import plural, table
 

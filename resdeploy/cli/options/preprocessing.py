@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from click import Choice, Context, Parameter, ParamType, option
 
-from resdeploy.cli.console import PATH
 from resdeploy.cli.options.common import FiniteRange
+from resdeploy.cli.options.console import PATH
 from resdeploy.images.preprocessing import (
     MAX_IMAGE_SIZE,
     REDUCING_GAP,

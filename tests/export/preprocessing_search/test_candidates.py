@@ -8,7 +8,7 @@ import pytest
 from click import Command
 from click.testing import CliRunner
 
-from resdeploy.cli.console import CommandResult, command
+from resdeploy.cli.options.console import CommandResult, command
 from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.export.preprocessing_search.candidates import (
     LARGE_SIZES,

@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 
 from resdeploy import __version__
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.cli.console import exit_code
 from resdeploy.cli.main import main
+from resdeploy.cli.options.console import exit_code
 from resdeploy.statistics import Verdict
 from tests.runtime.bench.test_benchmark_energy import use_few_short_rounds
 

@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from resdeploy.cli.console import CommandResult, ExitCode, command
+from resdeploy.cli.options.console import CommandResult, ExitCode, command
 from resdeploy.errors import DataError
 from resdeploy.json_documents import jsonable
 from resdeploy.tables import table
