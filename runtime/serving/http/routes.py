@@ -204,7 +204,8 @@ class _Api:
         arrived: float = request.scope["record"].arrived
         milliseconds = self._config.timeout_ms
         if (text := request.headers.get("x-timeout-ms")) is not None:
-            milliseconds = parse_integer(text, "the header X-Timeout-Ms", 0, MAX_TIMEOUT_MS)
+            asked = parse_integer(text, "the header X-Timeout-Ms", 0, MAX_TIMEOUT_MS)
+            milliseconds = min(milliseconds, asked)  # a client may only shorten its deadline
         return arrived + milliseconds / 1000
 
     def _json_length(self, request: Request) -> int | None:
