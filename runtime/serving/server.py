@@ -44,6 +44,8 @@ END_SECONDS = 5.0
 # A reload that takes longer is abandoned, and the old bundle keeps serving. Building an engine for
 # a GPU takes minutes.
 RELOAD_SECONDS = 900.0
+# A reload that has run longer than this is abandoned when SIGHUP asks for another one.
+HUNG_SECONDS = 60.0
 STOPPED_AT_ONCE = 1  # exit code
 # Open files beside connections: graphs, logs, libraries, files of the engines.
 OTHER_FILES = 256
@@ -112,6 +114,7 @@ class _Process:
         self._service = Service(self._models, decoder, self._metrics, config)
         self._reloads = 0
         self._reload_task: asyncio.Future[None] | None = None
+        self._running_reload: tuple[asyncio.Task[None] | None, float] = (None, 0.0)
 
     async def run(self) -> ServeSummary:
         started = time.monotonic()
@@ -203,6 +206,10 @@ class _Process:
             watchdog.start()
 
         def reload() -> None:
+            running, since = self._running_reload
+            if running is not None and loop.time() - since > HUNG_SECONDS:
+                running.cancel()
+                logger.warning("the reload does not end, so it is abandoned for the next one")
             self._reload_task = asyncio.ensure_future(self._load_changed())
 
         loop = asyncio.get_running_loop()
@@ -224,6 +231,8 @@ class _Process:
 
     async def _load_changed(self) -> None:
         async with self._reloading:
+            now = asyncio.get_running_loop().time()
+            self._running_reload = asyncio.current_task(), now
             for model in self._models.values():
                 try:
                     if await asyncio.wait_for(model.load(), RELOAD_SECONDS):
