@@ -10,14 +10,14 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.runtime.serving import decoder_process
-from resdeploy.runtime.serving.decoder_process import MAX_TEXT_BYTES, PIXELS, REPLY, REQUEST
+from resdeploy.runtime.serving.decoder_process import LARGE, MAX_TEXT_BYTES, PIXELS, REPLY, REQUEST
 from resdeploy.runtime.serving.request_errors import DeadlineExceeded, QueueFull, RequestError
 
 # Weight of the newest picture in the moving mean of the decoding time.
@@ -27,11 +27,17 @@ SMOOTHING = 0.1
 SLOW_SECONDS = 0.25
 # Slow pictures at a time, for each place; another one is refused.
 SLOW_PER_PLACE = 1
+# Large pictures in progress, for each place: their requests hold places in the queue of the model.
+LARGE_PER_PLACE = 4
 # Memory of one picture while it is decoded: 50 million pixels of an ordinary JPEG file take 200 MB.
 MAX_PICTURE_BYTES = 256 << 20
 # Room for a picture or its pixels in each direction; the kernel may allow less.
 SOCKET_BYTES = 1 << 20
 NICEST = 19
+
+
+class _LargePicture(Exception):
+    pass
 
 
 class _Child:
@@ -58,9 +64,10 @@ class _Child:
 
         Raises:
             OSError, EOFError: The process has ended.
+            _LargePicture: The picture is large, and this decoder is not for large ones.
         """
         loop = asyncio.get_running_loop()
-        head = REQUEST.pack(len(settings), len(data)) + settings
+        head = REQUEST.pack(self.aside, len(settings), len(data)) + settings
         await loop.sock_sendall(self._socket, head + data if len(data) < SOCKET_BYTES else head)
         if len(data) >= SOCKET_BYTES:
             await loop.sock_sendall(self._socket, data)
@@ -68,6 +75,8 @@ class _Child:
         if kind == PIXELS and length == pixels.nbytes:
             await self._receive_into(pixels)
             return None
+        if kind == LARGE:
+            raise _LargePicture
         if kind == PIXELS or length > MAX_TEXT_BYTES:
             raise EOFError("the decoder does not follow the protocol")
         return (await self._receive(length)).decode(errors="replace")
@@ -116,6 +125,9 @@ class Decoder:
         self._max_wait = max_wait
         self._pending = 0
         self._slow = 0
+        # Large pictures have decoders of their own, so that others do not wait for them.
+        self._waiting = 0
+        self._large = asyncio.Semaphore(places)
         self._seconds_per_picture = 0.0
         self._template: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -187,36 +199,68 @@ class Decoder:
             self._idle.get_nowait().end()
 
     async def _decode(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
-        loop = asyncio.get_running_loop()
         for last in (False, True):
-            child, sound = await self._idle.get(), False
-            timer: asyncio.TimerHandle | None = None
             try:
-                await child.until_ready()
-                start = loop.time()
-                timer = loop.call_later(SLOW_SECONDS, self._step_aside, child)
-                reason = await child.decode(settings, data, pixels)
-                sound = True
+                try:
+                    child = await self._idle.get()
+                    return await self._decode_with(child, settings, data, pixels)
+                except _LargePicture:
+                    if self._waiting >= LARGE_PER_PLACE * self._places:
+                        raise QueueFull("too many large pictures are waiting") from None
+                    async with self._large_place():
+                        child = self._new_child()
+                        child.aside = True
+                        self._slow += 1
+                        return await self._decode_with(child, settings, data, pixels)
             except (OSError, EOFError):
                 if child.refused:
                     raise QueueFull("too many pictures take long to decode") from None
                 # It may have ended while it was idle, so the picture is tried again.
                 if last or child.aside:
-                    return "the picture needs too much time or memory to be decoded"
-                continue
-            finally:
-                if timer is not None:
-                    timer.cancel()
-                self._release(child, sound=sound)
-            if reason is None:
-                seconds = loop.time() - start
-                self._seconds_per_picture += SMOOTHING * (seconds - self._seconds_per_picture)
-            return reason
-        raise AssertionError
+                    break
+        return "the image needs too much time or memory to be decoded"
+
+    @asynccontextmanager
+    async def _large_place(self) -> AsyncIterator[None]:
+        self._waiting += 1
+        self._pending -= 1  # small pictures do not wait for it
+        try:
+            async with self._large:
+                yield
+        finally:
+            self._waiting -= 1
+            self._pending += 1
+
+    async def _decode_with(
+        self, child: _Child, settings: bytes, data: bytes, pixels: memoryview
+    ) -> str | None:
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+        sound = False
+        try:
+            await child.until_ready()
+            if child.aside:
+                child.step_aside()
+            else:
+                timer = loop.call_later(SLOW_SECONDS, self._step_aside, child)
+            start = loop.time()
+            reason = await child.decode(settings, data, pixels)
+            sound = True
+        except _LargePicture:
+            sound = True
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._release(child, sound=sound)
+        if reason is None and not child.aside:
+            seconds = loop.time() - start
+            self._seconds_per_picture += SMOOTHING * (seconds - self._seconds_per_picture)
+        return reason
 
     def _step_aside(self, child: _Child) -> None:
         """Give the place of a slow picture to others, or end it if too many are slow."""
-        if self._slow >= SLOW_PER_PLACE * self._places:
+        if self._slow >= (1 + SLOW_PER_PLACE) * self._places:
             child.kill()
             return
         self._slow += 1

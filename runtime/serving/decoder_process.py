@@ -26,14 +26,19 @@ from pathlib import Path
 from PIL import Image
 
 from resdeploy.errors import ImageError
+from resdeploy.images.formats import HEAD_BYTES, format_of
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.images.structure import read_structure
 
-REQUEST = struct.Struct("<II")
-"""Lengths of the pickled pre-processing and of the picture, which follow."""
+REQUEST = struct.Struct("<?II")
+"""Whether the picture may be large, and the lengths of the pickled pre-processing and the picture,
+which follow."""
 REPLY = struct.Struct("<BI")
 """One of the constants below, and the length of the pixels or of the text that follows."""
-PIXELS, REFUSED = 0, 1
+PIXELS, REFUSED, LARGE = 0, 1, 2
+# Smaller pictures take at most about 0.1 s.
+LARGE_PIXELS = 4_000_000
 # Processor time of one picture. 50 million pixels take about 2 s on a slow core.
 CPU_SECONDS = 10.0
 # Besides the decoded picture: its file, which is twice in memory, and the interpreter.
@@ -79,15 +84,20 @@ def _answer(connection: socket.socket, max_pixels: int) -> None:
     stream = connection.makefile("rb", buffering=1 << 16)
     connection.sendall(struct.pack("<I", os.getpid()))
     while head := stream.read(REQUEST.size):
-        settings, size = REQUEST.unpack(head)
+        may_be_large, settings, size = REQUEST.unpack(head)
         preprocessing = _unpickle(stream.read(settings))
         data = stream.read(size)
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF ends the process
         kind, content = PIXELS, b""
         try:
-            content = load_image(data, preprocessing, max_pixels).tobytes()
+            structure = read_structure(data, format_of(data[:HEAD_BYTES]))
+            if not may_be_large and LARGE_PIXELS < structure.width * structure.height <= max_pixels:
+                kind = LARGE
+            else:
+                content = load_image(data, preprocessing, max_pixels).tobytes()
         except ImageError as error:
-            kind, content = REFUSED, str(error).encode(errors="replace")[:MAX_TEXT_BYTES]
+            text = str(error) if str(error).startswith("the image") else f"the image {error}"
+            kind, content = REFUSED, text.encode(errors="replace")[:MAX_TEXT_BYTES]
         except MemoryError:
             kind, content = REFUSED, b"the image needs more memory than one picture may use"
         signal.setitimer(signal.ITIMER_PROF, 0)
