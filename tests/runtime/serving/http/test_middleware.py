@@ -240,6 +240,7 @@ def test_a_draining_server_answers_but_is_not_ready(tiny_bundle: Bundle, image_d
             reply = await local.ask("/v1/classify", picture(image_data))
             assert reply.status == 200
             assert reply.headers["connection"] == "close"
+        decoder.close()
 
     run(scenario())
 
@@ -313,7 +314,8 @@ def test_with_too_many_connections_only_probes_are_answered() -> None:
 
     async def scenario() -> None:
         config = ServeConfig()
-        service = Service({}, Decoder(1, max_pixels=1, max_wait=0.0), Metrics(), config)
+        decoder = Decoder(1, max_pixels=1, max_wait=0.0)
+        service = Service({}, decoder, Metrics(), config)
         middleware = RequestMiddleware(app, service, None, over_capacity=lambda: True)
         assert (await ask_app(middleware, "/healthz")).status == 200
         reply = await ask_app(middleware, "/v2")
