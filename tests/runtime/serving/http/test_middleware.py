@@ -240,7 +240,6 @@ def test_a_draining_server_answers_but_is_not_ready(tiny_bundle: Bundle, image_d
             reply = await local.ask("/v1/classify", picture(image_data))
             assert reply.status == 200
             assert reply.headers["connection"] == "close"
-        decoder.close()
 
     run(scenario())
 
@@ -321,5 +320,6 @@ def test_with_too_many_connections_only_probes_are_answered() -> None:
         reply = await ask_app(middleware, "/v2")
         assert reply.status == 503
         assert reply.headers["connection"] == "close"
+        decoder.close()
 
     run(scenario())
