@@ -6,7 +6,7 @@ The questions that a card answers are those of Mitchell et al., "Model Cards for
 
 from __future__ import annotations
 
-from resdeploy.images.preprocessing import size_text
+from resdeploy.images.preprocessing import ImageSize, size_text
 from resdeploy.pages.blocks import Page
 from resdeploy.pages.markdown import to_markdown
 from resdeploy.readable_text import readable
@@ -21,13 +21,13 @@ UNKNOWN = (
 )
 
 
-def model_card(page: Page, network: str, image_size: tuple[int, int], classes: int) -> bytes:
+def model_card(page: Page, network: str, image_size: ImageSize, classes: int) -> bytes:
     """Return the model card of a bundle as Markdown in UTF-8.
 
     Args:
         page: The report of the bundle, which the card ends with.
         network: Name of the architecture.
-        image_size: Height and width of the input, in pixels.
+        image_size: Size of the input, in pixels.
         classes: Number of classes.
     """
     name = markdown_cell(page.title)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.bundle.golden import Float32Array
-from resdeploy.errors import BackendError
+from resdeploy.bundle.golden import Float32Array, Golden
+from resdeploy.errors import BackendError, one_line_reason
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import Progress
@@ -19,31 +20,40 @@ from resdeploy.runtime.backends.base import Backend, OpenOptions
 from resdeploy.runtime.backends.registry import Candidate
 from resdeploy.runtime.serving.batching.service_times import ServiceTimes, measure_service_times
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.verification.open_verified import open_verified, verified_backends
+from resdeploy.runtime.verification.open_verified import (
+    check_at_load,
+    open_verified,
+    verified_backends,
+)
 
 logger = logging.getLogger(__name__)
 
 # Each instance holds its own copy of the weights.
 MAX_CPU_INSTANCES = 4
+# An engine that computed the golden logits this recently is not suspected again, so images without
+# an answer cost the engine at most one golden check in this time.
+TRUST_SECONDS = 1.0
 
 
 class EngineInstance:
     """A backend and the thread that runs it, as a `batching.interface.Instance`."""
 
     def __init__(
-        self, candidate: Candidate, backend: Backend, images: UInt8Array, max_batch: int
+        self, candidate: Candidate, backend: Backend, golden: Golden, max_batch: int
     ) -> None:
-        """Take ownership of a backend, warm it up and time it with images (N, H, W, 3).
+        """Take ownership of a backend, warm it up and time it with the golden images.
 
         Raises:
             BackendError: The backend failed; it has been closed.
         """
         self.backend, self.artifact = candidate.engine.name, candidate.artifact.name
         self._engine = backend
+        self._artifact, self._golden = candidate.artifact, golden
+        self._trusted_until = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{self.backend}/{self.artifact}")
         try:
             # Engines prepare state per thread, so the timing uses the thread that will serve.
-            timing = self._thread.submit(measure_service_times, backend, images, max_batch)
+            timing = self._thread.submit(measure_service_times, backend, golden.images, max_batch)
             self.times: ServiceTimes = timing.result()
         except BackendError:
             backend.close()
@@ -51,13 +61,28 @@ class EngineInstance:
             raise
 
     async def run(self, parts: Sequence[UInt8Array]) -> Float32Array:
-        """Return the logits (N, K) of all images of all parts, in order.
+        """Return the logits (N, K) of all images of all parts, in order; NaN where there are none.
 
         Raises:
-            BackendError: The engine failed.
+            BackendError: The engine failed, and does not compute the golden logits any more.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, run_batch, self._engine, parts)
+        return await loop.run_in_executor(self._thread, self._run, parts)
+
+    def _run(self, parts: Sequence[UInt8Array]) -> Float32Array:
+        return run_parts(self._engine, parts, self._golden.logits.shape[1], self._check)
+
+    def _check(self) -> None:
+        """Raise a BackendError if the engine does not compute the golden logits any more."""
+        if time.monotonic() < self._trusted_until:
+            return
+        check = check_at_load(self._engine, self._artifact, self._golden)
+        if not check.passed:
+            raise BackendError(
+                f"it does not compute the golden logits any more ({check.figures})",
+                "run resdeploy verify",
+            )
+        self._trusted_until = time.monotonic() + TRUST_SECONDS
 
     async def close(self) -> None:
         """Wait for the running batch and free the engine."""
@@ -72,7 +97,7 @@ def run_batch(backend: Backend, parts: Sequence[UInt8Array]) -> Float32Array:
     one. That size is at most twice as large, and launching kernels one by one costs more.
 
     Raises:
-        BackendError: The engine failed or returned logits that are not finite.
+        BackendError: The engine failed.
     """
     count = sum(map(len, parts))
     captured = getattr(backend, "captured", ())  # batch sizes with a CUDA graph
@@ -82,10 +107,36 @@ def run_batch(backend: Backend, parts: Sequence[UInt8Array]) -> Float32Array:
     else:
         batch = np.zeros((size, *parts[0].shape[1:]), np.uint8)
         np.concatenate(parts, out=batch[:count])
-    logits = backend.run(batch)[:count]
-    if not np.isfinite(logits).all():
-        raise BackendError("the engine returned logits that are not finite", "run resdeploy verify")
-    return logits
+    return backend.run(batch)[:count]
+
+
+def run_parts(
+    backend: Backend, parts: Sequence[UInt8Array], classes: int, check: Callable[[], None]
+) -> Float32Array:
+    """Return the logits (N, K) of all parts, with NaN for a part that has no finite logits.
+
+    One request must not cost others their answers. So `check` judges the engine by its golden
+    images, and if they pass, the parts without finite logits are run again, one by one.
+
+    Raises:
+        BackendError: The engine failed, and `check` raised this error.
+    """
+    try:
+        logits = run_batch(backend, parts)
+    except Exception as error:  # engines raise exceptions of many types
+        logger.warning("%s failed with a batch: %s", backend.name, one_line_reason(error))
+        logits = np.full((sum(map(len, parts)), classes), np.nan, np.float32)
+    if np.isfinite(logits).all():
+        return logits
+    check()
+    if len(parts) == 1:
+        return logits
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    rows = [
+        own if np.isfinite(own).all() else run_parts(backend, [part], classes, check)
+        for part, own in zip(parts, np.split(logits, ends))
+    ]
+    return np.concatenate(rows)
 
 
 class EngineFactory:
@@ -130,7 +181,7 @@ class EngineFactory:
         while opened is not None:
             try:
                 instances.append(
-                    EngineInstance(candidate, opened, self._golden.images, self._config.max_batch)
+                    EngineInstance(candidate, opened, self._golden, self._config.max_batch)
                 )
             except BackendError as error:
                 engine, artifact = candidate.engine.name, candidate.artifact.name

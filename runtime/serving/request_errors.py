@@ -68,6 +68,13 @@ class UnsupportedMediaType(RequestError):
     status = 415
 
 
+class NoAnswer(RequestError):
+    """The model computes no finite logits for an image, or fails with it."""
+
+    status = 422
+    outcome = "no_answer"
+
+
 class Unavailable(RequestError):
     """The request may succeed after `retry_after` seconds."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from resdeploy.bundle.bundle import MAX_MANIFEST_BYTES, Bundle
 from resdeploy.bundle.manifest import MANIFEST, ExportWarning, Precision
@@ -25,6 +27,8 @@ from resdeploy.runtime.serving.engine_instances import EngineFactory, EngineInst
 from resdeploy.runtime.serving.request_errors import Unavailable
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +117,11 @@ class ServedModel:
             BackendError: No requested backend runs here and reproduces the golden logits.
             BundleError: The bundle is missing or damaged; the previous bundle keeps serving.
         """
-        digest = await asyncio.to_thread(manifest_digest, self._path)
+        digest = await in_own_thread(manifest_digest, self._path)
         previous = self._current
         if previous is not None and previous.digest == digest and self.ready:
             return False
-        bundle, labels, engines, instances = await asyncio.to_thread(self._open)
+        bundle, labels, engines, instances = await in_own_thread(self._open)
         batcher = Batcher(
             self._config,
             on_failure=lambda instance, error: self._handle_failure(loaded, instance, error),
@@ -181,7 +185,7 @@ class ServedModel:
 
     async def _open_next(self, loaded: LoadedBundle) -> list[EngineInstance]:
         try:
-            return await asyncio.to_thread(loaded.engines.open_next)
+            return await in_own_thread(loaded.engines.open_next)
         except ResdeployError as error:
             logger.warning("%s: %s", self.name, error)
             return []
@@ -200,6 +204,32 @@ def manifest_digest(path: Path) -> str:
     """
     hint = "create a bundle with resdeploy export"
     return sha256(read_limited(path / MANIFEST, MAX_MANIFEST_BYTES, BundleError, hint))
+
+
+async def in_own_thread(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Return the result of a function that may never end, for example on a hung network share.
+
+    Neither the exit of the process nor the threads of the event loop wait for its thread.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def set_unless_cancelled(set_outcome: Callable[[Any], None], outcome: object) -> None:
+        if not future.done():
+            set_outcome(outcome)
+
+    def run() -> None:
+        set_outcome: Callable[[Any], None] = future.set_result
+        outcome: object
+        try:
+            outcome = function(*arguments)
+        except Exception as error:
+            set_outcome, outcome = future.set_exception, error
+        with suppress(RuntimeError):  # the event loop has ended
+            loop.call_soon_threadsafe(set_unless_cancelled, set_outcome, outcome)
+
+    threading.Thread(target=run, daemon=True, name="load").start()
+    return await future
 
 
 async def _close_when_answered(loaded: LoadedBundle) -> None:

@@ -9,7 +9,6 @@ import signal
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from typing import Any
 import uvicorn
 
 from resdeploy.bundle.signature import open_signed
-from resdeploy.errors import BackendError, ResdeployError, ServeError
+from resdeploy.errors import BackendError, ServeError, one_line_reason
 from resdeploy.filesystem import check_file
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import Advance, Progress
@@ -40,6 +39,15 @@ from resdeploy.runtime.serving.startup_checks import model_names, raise_file_lim
 
 logger = logging.getLogger(__name__)
 
+# A server that has not ended this long after its grace (--drain-seconds) is ended, whatever its
+# threads wait for: a hung disk, or an engine that never answers.
+END_SECONDS = 5.0
+# A reload that takes longer is abandoned, and the old bundle keeps serving. Building an engine for
+# a GPU takes minutes.
+RELOAD_SECONDS = 900.0
+# A reload that has run longer than this is abandoned when SIGHUP asks for another one.
+HUNG_SECONDS = 60.0
+STOPPED_AT_ONCE = 1  # exit code
 # Open files beside connections: graphs, logs, libraries, files of the engines, and the spare
 # connections of both ports.
 OTHER_FILES = 256
@@ -68,9 +76,7 @@ def serve(bundles: Sequence[Path], config: ServeConfig, progress: Progress) -> S
         candidates(open_signed(path, config.signer), config.backend, config.precision)
     token = read_token(config)
     config = _limit_connections(config)
-    with json_logs(), warnings.catch_warnings():
-        # Pillow warns about unusual pictures; the filter in `images` does not work across threads.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+    with json_logs():
         return asyncio.run(_Process(names, config, token, progress).run())
 
 
@@ -123,6 +129,7 @@ class _Process:
         self._service = Service(self._models, decoder, self._metrics, config)
         self._reloads = 0
         self._reload_task: asyncio.Future[None] | None = None
+        self._running_reload: tuple[asyncio.Task[None] | None, float] = (None, 0.0)
 
     async def run(self) -> ServeSummary:
         started = time.monotonic()
@@ -213,10 +220,21 @@ class _Process:
 
     def _handle_signals(self, server: HttpServer) -> None:
         def stop() -> None:
-            server.force_exit = self._stop.is_set()  # the second signal skips the graceful shutdown
+            if self._stop.is_set():  # the second signal skips the graceful shutdown
+                _log("stopped at once")
+                os._exit(STOPPED_AT_ONCE)
             self._stop.set()
+            # Neither the event loop nor a library may keep this thread from ending the process.
+            seconds = self._config.drain_seconds + END_SECONDS
+            watchdog = threading.Timer(seconds, os._exit, [STOPPED_AT_ONCE])
+            watchdog.daemon = True
+            watchdog.start()
 
         def reload() -> None:
+            running, since = self._running_reload
+            if running is not None and loop.time() - since > HUNG_SECONDS:
+                running.cancel()
+                logger.warning("the reload does not end, so it is abandoned for the next one")
             self._reload_task = asyncio.ensure_future(self._load_changed())
 
         loop = asyncio.get_running_loop()
@@ -238,17 +256,20 @@ class _Process:
 
     async def _load_changed(self) -> None:
         async with self._reloading:
+            now = asyncio.get_running_loop().time()
+            self._running_reload = asyncio.current_task(), now
             for model in self._models.values():
                 try:
-                    if await model.load():
+                    if await asyncio.wait_for(model.load(), RELOAD_SECONDS):
                         self._reloads += 1
                         _log_serving(model)
                     else:
                         _log("unchanged", model=model.name)
-                except ResdeployError as error:
+                except Exception as error:  # a fault in a library must not stop later reloads
                     message = "reload failed, the previous bundle keeps serving: %s"
-                    fields = {"model": model.name, "hint": error.hint}
-                    logger.warning(message, error, extra={"fields": fields})
+                    hint = getattr(error, "hint", None) or "run resdeploy verify"
+                    fields = {"model": model.name, "hint": hint}
+                    logger.warning(message, one_line_reason(error), extra={"fields": fields})
 
     def _until_stopped(self, progress: Progress) -> Progress:
         """Return a progress that aborts a long build when the server is told to stop."""

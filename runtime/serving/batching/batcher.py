@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.runtime.serving.batching.arrivals import ArrivalEstimator
@@ -27,6 +29,7 @@ from resdeploy.runtime.serving.batching.service_times import ServiceTimes
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.request_errors import (
     DeadlineExceeded,
+    NoAnswer,
     QueueFull,
     TooLarge,
     Unavailable,
@@ -201,7 +204,7 @@ class Batcher:
         finally:
             for part in parts:
                 part.future.cancel()
-                self._queue.remove(part)
+                self._queue.forget(part)
 
     def _dispatch(self) -> None:
         """Start all batches that can and should start now."""
@@ -266,7 +269,9 @@ class Batcher:
         for part in batch.parts:
             rows = logits[first : first + part.count]
             first += part.count
-            if not part.future.done():
+            if not np.isfinite(rows).all():
+                part.fail(NoAnswer("the model has no finite logits for an image of this request"))
+            elif not part.future.done():
                 part.future.set_result(
                     Answer(
                         logits=rows,

@@ -24,7 +24,10 @@ class Instance(Protocol):
     times: ServiceTimes
 
     async def run(self, parts: Sequence[UInt8Array]) -> Float32Array:
-        """Return the logits (N, K) of all images of all parts, in order."""
+        """Return the logits (N, K) of all images of all parts, in order.
+
+        A part for which a sound engine has no finite logits has NaN.
+        """
         ...
 
     async def close(self) -> None:

@@ -44,7 +44,10 @@ class QueuedPart:
 
 
 class RequestQueue:
-    """A first-in, first-out queue of parts; each part is removed when its deadline passes."""
+    """A first-in, first-out queue of parts; each part is removed when its deadline passes.
+
+    A part fails at its deadline also while its batch runs.
+    """
 
     def __init__(self, expected_wait: Callable[[], float]) -> None:
         """Create an empty queue; `expected_wait` returns the seconds after which a retry helps."""
@@ -84,14 +87,18 @@ class RequestQueue:
             part.queued = False
             self._parts.remove(part)
             self.images -= part.count
+
+    def forget(self, part: QueuedPart) -> None:
+        """Remove a part that is answered or cancelled."""
+        self.remove(part)
         if part.expiry is not None:
             part.expiry.cancel()
-            part.expiry = None
 
     def pop_batch(self, max_images: int, seconds: Callable[[int], float]) -> list[QueuedPart]:
         """Remove and return the next parts that together have at most `max_images` images.
 
-        The first part is always included. Parts that cannot meet their deadline fail instead.
+        The first part is always included. Parts that cannot meet their deadline fail instead. A
+        part whose batch made an engine fail runs alone, so that it cannot fail others again.
 
         Args:
             max_images: Maximum number of images.
@@ -102,7 +109,7 @@ class RequestQueue:
         images = 0
         while self._parts:
             part = self._parts[0]
-            if batch and images + part.count > max_images:
+            if batch and (images + part.count > max_images or part.attempts or batch[0].attempts):
                 break
             self.remove(part)
             if now + seconds(part.count) > part.deadline:
@@ -121,7 +128,7 @@ class RequestQueue:
     def _mark_queued(self, part: QueuedPart) -> None:
         part.queued = True
         self.images += part.count
-        if part.deadline < math.inf:
+        if part.deadline < math.inf and part.expiry is None:
             part.expiry = self._loop.call_at(part.deadline, self._expire, part)
 
     def _expire(self, part: QueuedPart) -> None:

@@ -1,11 +1,13 @@
-"""Decoding of pictures in a thread pool."""
+"""Decoding of pictures in child processes."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import threading
+import os
+import signal
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,9 @@ from PIL import Image
 
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.runtime.serving import decoder_pool
 from resdeploy.runtime.serving.decoder_pool import Decoder
 from resdeploy.runtime.serving.request_errors import DeadlineExceeded, QueueFull, RequestError
+from tests.runtime.serving.conftest import until
 from tests.samples import encoded
 from tests.serving_process import PATIENCE
 
@@ -49,49 +51,78 @@ def test_a_picture_over_the_limit_is_rejected() -> None:
     run(scenario())
 
 
-def test_a_picture_is_not_decoded_after_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_pool, "load_image", lambda *_: pytest.fail("it was decoded"))
+async def ask_slow(decoder: Decoder, seconds: float) -> None:
+    """Decode a picture of 50 kB that takes longer than any deadline here."""
+    slow = encoded(Image.new("RGB", (7000, 7000)), "PNG")
+    await decoder.decode([slow], PREPROCESSING, asyncio.get_running_loop().time() + seconds)
 
+
+def processes(decoder: Decoder) -> set[str]:
+    assert decoder._template is not None
+    return set(
+        Path(f"/proc/{decoder._template.pid}/task/{decoder._template.pid}/children")
+        .read_text()
+        .split()
+    )
+
+
+def test_slow_pictures_end_at_their_deadline_and_others_are_decoded_meanwhile() -> None:
     async def scenario() -> None:
-        decoder = Decoder(1, max_pixels=100, max_wait=1.0)
+        decoder = Decoder(1, max_pixels=50_000_000, max_wait=1.0)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        (first,) = processes(decoder)
         with pytest.raises(DeadlineExceeded):
-            await decoder.decode(PICTURES, PREPROCESSING, asyncio.get_running_loop().time() - 1)
+            await ask_slow(decoder, 0.1)
+        await until(lambda: processes(decoder) == {first})  # the decoder for it was killed
+        slow = [asyncio.ensure_future(ask_slow(decoder, PATIENCE)) for _ in range(2)]
+        await until(lambda: decoder._slow)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        slow[0].cancel()  # its client has left
+        await asyncio.wait(slow)
+        await until(lambda: not decoder._slow)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
         decoder.close()
 
     run(scenario())
 
 
-def test_overload_is_rejected_and_cancellation_removes_pending_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    begun, hold = threading.Event(), threading.Event()
-    decoded: list[bytes] = []
-
-    def slow(data: bytes, *_: Any) -> Any:
-        begun.set()
-        assert hold.wait(PATIENCE)
-        decoded.append(data)
-        return np.zeros((32, 32, 3), np.uint8)
-
-    monkeypatch.setattr(decoder_pool, "load_image", slow)
-
+def test_decoders_that_are_killed_are_replaced_and_end_with_the_pool() -> None:
     async def scenario() -> None:
-        decoder = Decoder(1, max_pixels=100, max_wait=0.5)
+        decoder = Decoder(2, max_pixels=10_000, max_wait=1.0)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        left = processes(decoder)
+        assert len(left) == 2
+        for process in left:
+            os.kill(int(process), signal.SIGKILL)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        await until(lambda: len(processes(decoder)) == 2)
+        left = processes(decoder)
+        assert decoder._template is not None
+        decoder._template.kill()
+        decoder._template.wait()
+        for process in left:
+            os.kill(int(process), signal.SIGKILL)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        left |= processes(decoder)
+        decoder.close()
+        await until(lambda: not any(Path("/proc", process).exists() for process in left))
+
+    run(scenario())
+
+
+def test_overload_is_rejected() -> None:
+    async def scenario() -> None:
+        decoder = Decoder(1, max_pixels=10_000, max_wait=0.5)
         decoder._seconds_per_picture = 0.3
-        first = asyncio.ensure_future(decoder.decode(PICTURES[:1], PREPROCESSING, math.inf))
-        await asyncio.to_thread(begun.wait, PATIENCE)
+        decoding = asyncio.ensure_future(decoder.decode(PICTURES, PREPROCESSING, math.inf))
         decoder.check_capacity()
-        second = asyncio.ensure_future(decoder.decode(PICTURES[1:], PREPROCESSING, math.inf))
-        await asyncio.sleep(0)  # now its jobs are in the pool
+        await asyncio.sleep(0)  # now its pictures wait
         with pytest.raises(QueueFull) as caught:
             decoder.check_capacity()
         assert caught.value.retry_after == pytest.approx(1.5)
-        second.cancel()
-        await asyncio.wait([second])
+        decoding.cancel()
+        await asyncio.wait([decoding])
         decoder.check_capacity()
-        hold.set()
-        await first
-        assert decoded == PICTURES[:1]
         decoder.close()
 
     run(scenario())

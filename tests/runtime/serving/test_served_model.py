@@ -23,7 +23,7 @@ from resdeploy.runtime.serving import served_model
 from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.engine_instances import divide_cores, run_batch
-from resdeploy.runtime.serving.request_errors import RequestError, Unavailable
+from resdeploy.runtime.serving.request_errors import NoAnswer, RequestError, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
 from tests.fakes import GoldenBackend, make_engine
 from tests.runtime.serving.conftest import until
@@ -171,6 +171,49 @@ def test_logits_that_are_not_finite_are_a_failure(engines: EnginePair, copy: Pat
         assert (await ask(model)).backend == "second"
         await model.close()
 
+    run(scenario())
+
+
+@pytest.mark.parametrize("poison", ["throws", "nan"])
+def test_an_image_without_an_answer_fails_its_request_and_not_the_engine(
+    engines: EnginePair, copy: Path, monkeypatch: pytest.MonkeyPatch, poison: str
+) -> None:
+    """The fake engine knows only the golden images: others raise an error, or give NaN here."""
+    run_known = GoldenBackend.run
+    calls = 0
+
+    def run_any(self: GoldenBackend, images: UInt8Array) -> Float32Array:
+        nonlocal calls
+        calls += 1
+        unknown = ~images.any(axis=(1, 2, 3))
+        if poison == "throws" or not unknown.any():
+            return run_known(self, images)
+        known = images.copy()
+        known[unknown] = golden.images[0]
+        return np.where(unknown[:, None], np.float32(np.nan), run_known(self, known))
+
+    async def scenario() -> None:
+        nonlocal golden, calls
+        model = make_model(copy, instances=1)
+        await model.load()
+        golden = model.loaded_bundle().bundle.golden()
+        batcher = model.loaded_bundle().batcher
+
+        async def ask_poison() -> None:
+            with batcher.admit(1, math.inf) as infer, pytest.raises(NoAnswer):
+                await infer(np.zeros_like(golden.images[:1]))
+
+        monkeypatch.setattr(GoldenBackend, "run", run_any)
+        for _ in range(3):
+            await asyncio.gather(ask(model), ask_poison(), ask(model, 2), ask_poison())
+        calls = 0
+        await ask_poison()
+        assert calls <= 2  # the golden check is not repeated for each poisoned request
+        assert engines.opened["second"] == []
+        assert not engines.last("first").closed
+        await model.close()
+
+    golden: Any = None
     run(scenario())
 
 

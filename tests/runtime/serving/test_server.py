@@ -141,6 +141,41 @@ def test_a_reload_loses_no_request(tiny_bundle: Bundle, tmp_path: Path) -> None:
         assert (code, document["reloads"]) == (0, 1)
 
 
+def test_a_reload_that_hangs_or_fails_stops_neither_later_reloads_nor_the_end(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_bundle.path, tmp_path / "tiny.bundle")
+    code = (
+        "import time; from resdeploy.runtime.serving import served_model, server\n"
+        "def open_bundle(path, inner=served_model.open_bundle):\n"
+        "    assert not (path / 'fault').exists(), 'a fault'\n"
+        "    while (path / 'hang').exists(): time.sleep(60)\n"
+        "    return inner(path)\n"
+        "served_model.open_bundle = open_bundle; server.HUNG_SECONDS = 0\n"
+        "from resdeploy.cli.main import main; main()"
+    )
+    manifest = copy / "manifest.json"
+
+    def reload(flag: str, message: str = "") -> None:
+        manifest.write_text(manifest.read_text() + "\n")
+        (copy / flag).touch()
+        server.send(signal.SIGHUP)
+        if message:
+            server.wait_for(lambda line: message in line["message"])
+            (copy / flag).unlink()
+
+    with ServerProcess(copy, "--threads", 1, code=code) as server:
+        server.until_ready()
+        reload("fault", "the previous bundle keeps serving: a fault")
+        reload("hang")
+        reload("hang", "abandoned")
+        server.send(signal.SIGHUP)
+        until(lambda: sum(line["message"] == "serving" for line in server.log) == 2)
+        reload("hang")
+        assert server.ask("/v2/health/ready").status == 200
+        assert server.stop()[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -21,6 +21,7 @@ from resdeploy.runtime.serving.batching.service_times import ServiceTimes
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.request_errors import (
     DeadlineExceeded,
+    NoAnswer,
     QueueFull,
     RequestError,
     TooLarge,
@@ -428,6 +429,56 @@ def test_a_request_that_fails_twice_is_not_retried() -> None:
             await ask(batcher, pictures(1))
         assert len(spares) == 0
         assert (await ask(batcher, pictures(1))).batch == 1
+
+    run(scenario())
+
+
+def test_a_request_that_failed_runs_alone_so_that_it_fails_no_other() -> None:
+    async def scenario() -> None:
+        class Fragile(FakeInstance):
+            async def run(self, parts: Sequence[UInt8Array]) -> Float32Array:
+                self.fails = int(any(part[0, 0, 0, 0] == 99 for part in parts))
+                return await super().run(parts)
+
+        batcher = make_batcher(
+            Fragile(), on_failure=lambda instance, error: batcher.attach(Fragile()), max_delay_ms=0
+        )
+        first = asyncio.ensure_future(ask(batcher, pictures(1)))
+        waiting = (ask(batcher, pictures(1, first)) for first in (1, 99, 2))
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Answer, Unavailable, Answer]
+        await first
+
+    run(scenario())
+
+
+def test_a_request_ends_at_its_deadline_while_its_batch_runs() -> None:
+    async def scenario() -> None:
+        class Slow(FakeInstance):
+            async def run(self, parts: Sequence[UInt8Array]) -> Float32Array:
+                await asyncio.sleep(10)
+                return await super().run(parts)
+
+        batcher = make_batcher(Slow())
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, pictures(1), deadline=1.0)
+        assert now() == pytest.approx(1)
+
+    run(scenario())
+
+
+def test_an_image_without_finite_logits_fails_only_its_request() -> None:
+    async def scenario() -> None:
+        class Poisoned(FakeInstance):
+            async def run(self, parts: Sequence[UInt8Array]) -> Float32Array:
+                logits = await super().run(parts)
+                return np.where(logits == 7, np.nan, logits)
+
+        batcher = make_batcher(Poisoned(), max_delay_ms=0)
+        requests = (ask(batcher, pictures(1, number)) for number in (5, 6, 7, 8))
+        outcomes = await asyncio.gather(*requests, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Answer, Answer, NoAnswer, Answer]
+        assert len(batcher.instances) == 1
 
     run(scenario())
 
