@@ -3,6 +3,9 @@
 Source: https://cyclonedx.org/docs/1.6/json/, written with the package cyclonedx-python-lib.
 """
 
+# Pyright cannot see through the decorators of these classes; mypy can.
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false
+
 from __future__ import annotations
 
 from importlib import metadata

@@ -200,9 +200,9 @@ class Decoder:
 
     async def _decode(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
         for last in (False, True):
+            child = await self._idle.get()
             try:
                 try:
-                    child = await self._idle.get()
                     return await self._decode_with(child, settings, data, pixels)
                 except _LargePicture:
                     if self._waiting >= LARGE_PER_PLACE * self._places:

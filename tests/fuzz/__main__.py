@@ -22,7 +22,9 @@ LIMITS = ("-max_len=65536", "-timeout=10", "-rss_limit_mb=2048")
 
 def main() -> None:
     name, *options = sys.argv[1:]
-    with atheris.instrument_imports(include=["resdeploy", "tests.fuzz", "zipfile", "tarfile"]):
+    with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
+        include=["resdeploy", "tests.fuzz", "zipfile", "tarfile"]
+    ):
         from tests.fuzz.targets import TARGETS
     logging.disable(logging.CRITICAL)
     folder = FOUND / name
