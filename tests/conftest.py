@@ -94,16 +94,19 @@ def _private_folders(
 @pytest.fixture
 def refuse_to_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Return a function that makes `open` fail for a file; root may open files of any mode."""
-    real = io.open
 
     def refuse(path: Path, code: int = errno.EACCES) -> None:
-        def opens(file: Any, *arguments: Any, **options: Any) -> Any:
-            if file == path or file == str(path):
-                raise OSError(code, os.strerror(code), str(path))
-            return real(file, *arguments, **options)
+        def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+            def opens(file: Any, *arguments: Any, **options: Any) -> Any:
+                if file == path or file == str(path):
+                    raise OSError(code, os.strerror(code), str(path))
+                return real(file, *arguments, **options)
 
-        monkeypatch.setattr(io, "open", opens)
-        monkeypatch.setattr("builtins.open", opens)
+            return opens
+
+        monkeypatch.setattr("builtins.open", refusing(io.open))
+        monkeypatch.setattr(os, "open", refusing(os.open))
+        monkeypatch.setattr(io, "open", refusing(io.open))
 
     return refuse
 

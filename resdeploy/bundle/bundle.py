@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resdeploy.bundle.golden import Golden, read_golden
+from resdeploy.bundle.golden import MAX_GOLDEN_BYTES, Golden, read_golden
 from resdeploy.bundle.manifest import MANIFEST, SCHEMA, Artifact, FileRecord, Manifest
 from resdeploy.errors import BundleError, one_line_reason, remedy_for
-from resdeploy.filesystem import check_file, read_limited, sha256, sha256_file
+from resdeploy.filesystem import check_file, open_regular, read_limited, sha256, sha256_file
 from resdeploy.json_documents import decode, parse
 from resdeploy.readable_text import readable
 
@@ -25,7 +25,13 @@ CALIBRATION = "calibration.json"
 CALIBRATION_CACHE = "calibration.cache"
 ANALYSIS = "analysis.json"
 REPORT = "report.html"
+MODEL_CARD = "README.md"
+SBOM = "sbom.cdx.json"
+SIGNATURE = "model.sig"
 MAX_MANIFEST_BYTES = 16 << 20
+MAX_LABEL_LENGTH = 1000
+# Only graphs are larger: an analysis has a few kB per layer, a report about 100 kB.
+MAX_OTHER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,15 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    @property
+    def files(self) -> dict[str, FileRecord]:
+        """All files that the manifest lists, by name."""
+        graphs = {
+            artifact.file: FileRecord(bytes=artifact.bytes, sha256=artifact.sha256)
+            for artifact in self.manifest.artifacts
+        }
+        return {**graphs, **self.manifest.files}
+
     def read(self, name: str) -> bytes:
         """Return the content of one file after checking its size and sha256.
 
@@ -42,8 +57,11 @@ class Bundle:
             BundleError: The file is missing, was changed, or is not listed in the manifest.
         """
         record = self._record(name)
+        limit = MAX_GOLDEN_BYTES if name == GOLDEN else MAX_OTHER_BYTES
+        if name in self.manifest.files and record.bytes > limit:
+            raise self.damaged(name, f"it has {record.bytes:,} bytes; at most {limit:,} are read")
         try:
-            with (self.path / name).open("rb") as stream:
+            with open_regular(self.path / name) as stream:
                 data = stream.read(record.bytes + 1)
         except OSError as error:
             raise _unreadable(self.path / name, error) from error
@@ -63,7 +81,7 @@ class Bundle:
         """
         record = self._record(name)
         try:
-            stream = (self.path / name).open("rb")
+            stream = open_regular(self.path / name)
         except OSError as error:
             raise _unreadable(self.path / name, error) from error
         with stream:
@@ -94,12 +112,14 @@ class Bundle:
         Raises:
             BundleError: `labels.txt` is damaged or has a wrong number of lines.
         """
-        text = self.read(LABELS).decode("utf-8", errors="replace")
-        labels = tuple(map(readable, text.removesuffix("\n").split("\n")))
-        if len(labels) != self.manifest.classes:
-            reason = f"it has {len(labels)} lines for {self.manifest.classes} classes"
+        text = self.read(LABELS).decode("utf-8", errors="replace").removesuffix("\n")
+        if (lines := text.count("\n") + 1) != self.manifest.classes:
+            reason = f"it has {lines} lines for {self.manifest.classes} classes"
             raise self.damaged(LABELS, reason)
-        return labels
+        labels = text.split("\n")
+        if (longest := max(map(len, labels))) > MAX_LABEL_LENGTH:
+            raise self.damaged(LABELS, f"it has a line of {longest:,} characters")
+        return tuple(map(readable, labels))
 
     def golden(self) -> Golden:
         """Return the golden images and logits.
@@ -107,9 +127,11 @@ class Bundle:
         Raises:
             BundleError: `golden.npz` is damaged or does not fit the model.
         """
-        data = self.read(GOLDEN)
+        data, manifest = self.read(GOLDEN), self.manifest
         try:
-            return read_golden(data, self.manifest.preprocessing.image_size, self.manifest.classes)
+            return read_golden(
+                data, manifest.preprocessing.image_size, manifest.classes, manifest.golden.images
+            )
         except MemoryError:
             raise
         except Exception as error:  # damaged archives and arrays raise exceptions of many types
@@ -130,11 +152,8 @@ class Bundle:
         )
 
     def _record(self, name: str) -> FileRecord:
-        if name in self.manifest.files:
-            return self.manifest.files[name]
-        for artifact in self.manifest.artifacts:
-            if artifact.file == name:
-                return FileRecord(bytes=artifact.bytes, sha256=artifact.sha256)
+        if name in self.files:
+            return self.files[name]
         raise BundleError(f"{self.path} lists no file {name}", "export the bundle again")
 
 
@@ -145,7 +164,7 @@ def open_bundle(path: Path) -> Bundle:
         BundleError: The folder is not a bundle, is damaged, or has an unknown schema.
     """
     manifest = path / MANIFEST
-    if not manifest.is_file():
+    if not manifest.exists():
         raise _no_bundle(path)
     hint = "copy or export the bundle again"
     data = read_limited(manifest, MAX_MANIFEST_BYTES, BundleError, hint)

@@ -357,12 +357,18 @@ IMAGES, LOGITS = np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 3), np.float32
         npz(images=IMAGES[:, :8], logits=LOGITS),
         npz(images=np.uint8(3), logits=LOGITS),
         npz(images=np.array([{"a": 1}], dtype=object), logits=LOGITS),  # a pickle
+        npz(images=IMAGES, logits=LOGITS.astype(">f4")),
+        npz(images=np.asfortranarray(IMAGES), logits=LOGITS),
+        npz(images=IMAGES, logits=LOGITS, other=LOGITS),
+        npz(images=IMAGES, logits=LOGITS, **{f"bit-exact-{n}": LOGITS for n in range(20)}),
+        npz(images=IMAGES, logits=LOGITS).replace(b"logits", b"images"),
         npz(images=IMAGES, logits=LOGITS)[:-30],
         npz(images=IMAGES, logits=LOGITS).replace(b"(2, 32, 32, 3), ", b"(2, 99999, 9999)"),
     ],
 )
 def test_rejects_golden_images_of_another_form(copy: Path, data: bytes) -> None:
     replace(copy, GOLDEN, data)
+    edit_manifest(copy, lambda document: document["golden"].update(images=2))
     with pytest.raises(BundleError, match="cannot be used"):
         open_bundle(copy).golden()
 
@@ -379,8 +385,9 @@ def test_rejects_a_zip_bomb(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_golden_round_trip(copy: Path) -> None:
-    golden = Golden(images=IMAGES + 7, logits=LOGITS + 1)
+    golden = Golden(images=IMAGES + 7, logits=LOGITS + 1, bit_exact={"int8-cpu": LOGITS.T.copy().T})
     replace(copy, GOLDEN, golden.to_bytes())
+    edit_manifest(copy, lambda document: document["golden"].update(images=2))
     read = open_bundle(copy).golden()
     np.testing.assert_array_equal(read.images, golden.images)
     np.testing.assert_array_equal(read.logits, golden.logits)
