@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import BadParameter, Choice, IntRange, UsageError, argument, option
+from click import BadParameter, Choice, UsageError, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, command, reject_options
-from resdeploy.cli.options.common import PRECISION, FiniteRange
+from resdeploy.cli.options.common import PRECISION, FiniteRange, Integers
 from resdeploy.tables import plural
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _parse_batches(context: object, parameter: object, text: str | None) -> Batc
 )
 @option(
     "--workspace",
-    type=IntRange(1, 1 << 20),
+    type=Integers(1, 1 << 20),
     metavar="MIB",
     help="Scratch memory that kernels may use, in MiB.  "
     "[default: no limit; 256 on a module with 4 GB]",
@@ -65,7 +65,7 @@ def _parse_batches(context: object, parameter: object, text: str | None) -> Batc
 )
 @option(
     "--dla",
-    type=IntRange(0, 15),
+    type=Integers(0, 15),
     metavar="CORE",
     help="Build for the DLA core of this number, on a Jetson.  [default: for the GPU]",
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import IntRange, UsageError, argument, option
+from click import UsageError, argument, option
 
 from resdeploy.cli.console import PATH, CommandResult, ExitCode, command, reject_options
 from resdeploy.cli.options.common import (
@@ -16,6 +16,7 @@ from resdeploy.cli.options.common import (
     PRECISION,
     THREADS,
     FiniteRange,
+    Integers,
 )
 from resdeploy.tables import WORST, plural
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 )
 @option(
     "--frames",
-    type=IntRange(1, 1_000_000_000),
+    type=Integers(1, 1_000_000_000),
     help="With --camera: number of frames.  [default: until Ctrl-C]",
 )
 @option(
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     type=FiniteRange(0, LONGEST_SECONDS, above=True),
     help="With --camera: time limit, in seconds.  [default: until Ctrl-C]",
 )
-@option("--top", type=IntRange(1, 100_000), default=5, help="Number of classes to print per image.")
+@option("--top", type=Integers(1, 100_000), default=5, help="Number of classes to print per image.")
 @BACKEND
 @PRECISION
 @THREADS

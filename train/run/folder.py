@@ -23,7 +23,7 @@ from torch import Tensor
 from resdeploy.errors import OutputError, TrainingError
 from resdeploy.filesystem import sha256_file, write_file
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.json_documents import decode, write_document
+from resdeploy.json_documents import decode, strict_json, write_document
 from resdeploy.readable_text import readable
 from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON
 from resdeploy.train.model.resnet import ResNet
@@ -216,7 +216,7 @@ def load_metrics(folder: Path, epochs: int) -> list[EpochMetrics]:
     path = folder / METRICS
     try:
         lines = path.read_text().splitlines() if path.is_file() else []
-        metrics = [EpochMetrics(**json.loads(line)) for line in lines[:epochs]]
+        metrics = [EpochMetrics(**strict_json(line.encode())) for line in lines[:epochs]]
         if len(metrics) < epochs:
             raise ValueError(f"it has {len(metrics)} of {epochs} epochs")
     except (OSError, TypeError, ValueError) as error:
