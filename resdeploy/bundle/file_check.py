@@ -32,15 +32,20 @@ def check_files(bundle: Bundle) -> tuple[ExportWarning, ...]:
             f"{bundle.path} is not as it was exported: {shown}{more}",
             "copy the bundle again, or export it again",
         )
-    with os.scandir(bundle.path) as entries:
-        found = {entry.name for entry in islice(entries, MAX_ENTRIES)}
+    try:
+        with os.scandir(bundle.path) as entries:
+            found = {entry.name for entry in islice(entries, MAX_ENTRIES)}
+    except OSError as error:
+        raise BundleError(
+            f"{bundle.path} cannot be listed: {one_line_reason(error)}", "check its permissions"
+        ) from error
     unlisted = sorted(found - bundle.files.keys() - {MANIFEST, SIGNATURE})
     if not unlisted:
         return ()
     more = ", ..." if len(unlisted) > SHOWN else ""
     return (
         ExportWarning(
-            message=f"{bundle.path} holds {plural(len(unlisted), 'file')} that {MANIFEST} does not "
+            message=f"the bundle holds {plural(len(unlisted), 'file')} that {MANIFEST} does not "
             f"list: {', '.join(f'{readable(name):.60}' for name in unlisted[:SHOWN])}{more}",
             hint="resdeploy does not read them; remove them if you do not know them",
         ),

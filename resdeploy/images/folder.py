@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from resdeploy.errors import DataError, ImageError
+from resdeploy.filesystem import open_regular
 from resdeploy.images.formats import (
     HEAD_BYTES,
     SUFFIXES,
@@ -135,9 +136,7 @@ def _head(folder: str, name: str) -> bytes | None:
     """Return the first bytes of a regular file, b"" of anything else; None without permission."""
     path = Path(folder, name)
     try:
-        if not path.is_file():
-            return b""
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return stream.read(HEAD_BYTES)
     except PermissionError:
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.bundle.bundle import MAX_MANIFEST_BYTES, Bundle, open_bundle
+from resdeploy.bundle.file_check import check_files
 from resdeploy.bundle.manifest import MANIFEST, ExportWarning, Precision
 from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.errors import BackendError, BundleError, ResdeployError
@@ -142,6 +143,8 @@ class ServedModel:
 
     def _open(self) -> tuple[Bundle, tuple[str, ...], EngineFactory, list[EngineInstance]]:
         bundle = open_bundle(self._path)
+        for warning in check_files(bundle):
+            logger.warning("%s: %s", self.name, warning.message)
         labels = bundle.labels()
         engines = EngineFactory(bundle, self._config, self._progress)
         instances = engines.open_next()
