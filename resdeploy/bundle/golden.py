@@ -37,11 +37,9 @@ class Golden:
     def to_bytes(self) -> bytes:
         """Return the content of `golden.npz`."""
         stream = io.BytesIO()
-        bit_exact: dict[str, Any] = {
-            BIT_EXACT_PREFIX + name: logits for name, logits in self.bit_exact.items()
-        }
-        arrays = {"images": self.images, "logits": self.logits, **bit_exact}
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        arrays = {"images": self.images, "logits": self.logits}
+        arrays |= {BIT_EXACT_PREFIX + name: logits for name, logits in self.bit_exact.items()}
+        contiguous: dict[str, Any] = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
         np.savez_compressed(stream, **contiguous)
         return stream.getvalue()
 

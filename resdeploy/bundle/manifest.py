@@ -202,8 +202,9 @@ class Manifest:
             _check_file_name(name)
             if names.count(name) > 1 or name == MANIFEST:
                 raise ValueError(f"it lists {name} twice")
-        records = (*self.artifacts, *self.files.values())
-        if (total := sum(record.bytes for record in records)) > MAX_BUNDLE_BYTES:
+        total = sum(entry.bytes for entry in self.artifacts)
+        total += sum(entry.bytes for entry in self.files.values())
+        if total > MAX_BUNDLE_BYTES:
             raise ValueError(f"its files have {total:,} bytes; at most {MAX_BUNDLE_BYTES:,}")
         classes = self.model.get("classes")
         if not isinstance(classes, int) or classes < 1:

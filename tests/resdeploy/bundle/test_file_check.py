@@ -107,6 +107,6 @@ def test_files_that_the_manifest_does_not_list_are_named(copy: Path) -> None:
     assert warning.message == (
         "the bundle holds 1 file that manifest.json does not list: a\\x1b[2J"
     )
-    assert warning.message in report([str(copy)], output=None, markdown=True).markdown.replace(
-        "\\\\", "\\"
-    )
+    text = report([str(copy)], output=None, markdown=True).markdown
+    assert "manifest.json does not list" in text
+    assert "\x1b" not in text
