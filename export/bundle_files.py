@@ -166,7 +166,7 @@ def write_other_files(
     provenance = collect_provenance(read_device().to_json())
     model = {
         **source.checkpoint.architecture.to_json(),
-        "source": str(source.checkpoint.path.resolve()),
+        "source": source.checkpoint.path.resolve().name,
         "source_sha256": source.checkpoint.sha256,
         "source_weights": source.checkpoint.weights,
     }

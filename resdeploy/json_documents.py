@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,9 @@ from resdeploy.filesystem import read_limited, write_file
 from resdeploy.readable_text import readable
 
 MAX_BYTES = 64 << 20
+# Each value takes up to 400 bytes of memory, so a document takes less than 200 MB.
+MAX_VALUES = 500_000
+MAX_DEPTH = 64  # of values in others; ours have at most ten
 HINT = "name a file that --json or --output of a resdeploy command wrote"
 
 Kind = TypeVar("Kind")
@@ -36,6 +39,8 @@ _WORDS = {
 }
 # One step of msgspec's path to a value: a field, an index of a list, or any key of a mapping.
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
+# Those that stand for bytes above 127 are allowed.
+_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def read_json(path: Path) -> Any:
@@ -46,7 +51,7 @@ def read_json(path: Path) -> Any:
     """
     data = read_limited(path, MAX_BYTES, DocumentError, HINT)
     try:
-        return _decode(data)
+        return strict_json(data)
     except ValueError as error:
         raise DocumentError(f"{path} is not JSON: {error}", HINT) from error
 
@@ -57,7 +62,63 @@ def decode(kind: type[Kind], data: bytes) -> Kind:
     Raises:
         ValueError: `data` is not JSON, or does not fit `kind`.
     """
-    return parse(kind, _decode(data))
+    return parse(kind, strict_json(data))
+
+
+def strict_json(data: bytes) -> Any:
+    """Return the value of a JSON text, the same one that any other reader would return.
+
+    RFC 8259 leaves open what two equal keys, lone surrogates and very large numbers mean. A lone
+    surrogate may only stand for a byte of a path that is not UTF-8, see `to_text`.
+
+    Raises:
+        ValueError: `data` is not JSON, has such parts, is nested too deeply or has too many values.
+    """
+    # Every value but the first stands behind one of these characters.
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise ValueError(f"it has more than {MAX_VALUES:,} values")
+    try:
+        document = json.loads(
+            data.decode(), object_pairs_hook=_unique, parse_int=_integer,
+            parse_float=_finite, parse_constant=_finite,
+        )  # fmt: skip
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        if any(isinstance(entry, str) and _SURROGATE.search(entry) for entry in level):
+            raise ValueError("it has a lone surrogate, which is no character")
+        level = [inner for entry in level for inner in _children(entry)]
+        if not level:
+            return document
+    raise ValueError("it is nested too deeply")
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return (*value, *value.values())
+    return value if isinstance(value, list) else ()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.60} is "
+                         "there twice")  # fmt: skip
+    return document
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20:  # digits of an integer of 64 bits, with its sign
+        raise ValueError(f"it has an integer of {len(text):,} characters")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"it has the number {text:.20}, which is not finite")
+    return number
 
 
 def parse(kind: type[Kind], value: Any, where: str = "") -> Kind:
@@ -105,20 +166,6 @@ def to_text(result: Any, *, allow_nan: bool = True) -> str:
 def one_line(values: Mapping[str, Any]) -> str:
     """Return an object as one line of JSON, with the escapes of `to_text`."""
     return readable(json.dumps(values, ensure_ascii=False, default=str), json=True)
-
-
-def _decode(data: bytes) -> Any:
-    import msgspec
-
-    try:
-        try:
-            return msgspec.json.decode(data)
-        except msgspec.DecodeError as error:
-            if "surrogate" not in str(error):
-                raise
-            return json.loads(data)  # accepts paths that are not UTF-8, see `to_text`
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
 
 
 def _check_finite(value: Any, where: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resdeploy.bundle.golden import Golden, read_golden
+from resdeploy.bundle.golden import MAX_GOLDEN_BYTES, Golden, read_golden
 from resdeploy.bundle.graph_check import check_onnx
 from resdeploy.bundle.manifest import (
     INPUT_NAME,
@@ -40,6 +40,10 @@ MODEL_CARD = "README.md"
 SBOM = "sbom.cdx.json"
 SIGNATURE = "model.sig"
 MAX_MANIFEST_BYTES = 16 << 20
+MAX_LABEL_LENGTH = 1000
+MAX_GRAPH_BYTES = 1 << 30  # the largest network of the family has 0.5 GB in FP32
+# Only graphs are larger: an analysis has a few kB per layer, a report about 100 kB.
+MAX_OTHER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,11 @@ class Bundle:
             BundleError: The file is missing, was changed, or is not listed in the manifest.
         """
         record = self._record(name)
+        limit = MAX_GOLDEN_BYTES if name == GOLDEN else MAX_OTHER_BYTES
+        if name not in self.manifest.files:
+            limit = MAX_GRAPH_BYTES
+        if record.bytes > limit:
+            raise self.damaged(name, f"it has {record.bytes:,} bytes; at most {limit:,} are read")
         try:
             with open_regular(self.path / name) as stream:
                 data = stream.read(record.bytes + 1)
@@ -132,12 +141,14 @@ class Bundle:
         Raises:
             BundleError: `labels.txt` is damaged or has a wrong number of lines.
         """
-        text = self.read(LABELS).decode("utf-8", errors="replace")
-        labels = tuple(map(readable, text.removesuffix("\n").split("\n")))
-        if len(labels) != self.manifest.classes:
-            reason = f"it has {len(labels)} lines for {self.manifest.classes} classes"
+        text = self.read(LABELS).decode("utf-8", errors="replace").removesuffix("\n")
+        if (lines := text.count("\n") + 1) != self.manifest.classes:
+            reason = f"it has {lines} lines for {self.manifest.classes} classes"
             raise self.damaged(LABELS, reason)
-        return labels
+        labels = text.split("\n")
+        if (longest := max(map(len, labels))) > MAX_LABEL_LENGTH:
+            raise self.damaged(LABELS, f"it has a line of {longest:,} characters")
+        return tuple(map(readable, labels))
 
     def golden(self) -> Golden:
         """Return the golden images and logits.
@@ -145,9 +156,11 @@ class Bundle:
         Raises:
             BundleError: `golden.npz` is damaged or does not fit the model.
         """
-        data = self.read(GOLDEN)
+        data, manifest = self.read(GOLDEN), self.manifest
         try:
-            return read_golden(data, self.manifest.preprocessing.image_size, self.manifest.classes)
+            return read_golden(
+                data, manifest.preprocessing.image_size, manifest.classes, manifest.golden.images
+            )
         except MemoryError:
             raise
         except Exception as error:  # damaged archives and arrays raise exceptions of many types
@@ -184,7 +197,7 @@ def open_bundle(path: Path, *, manifest_sha256: str | None = None) -> Bundle:
         BundleError: The folder is not a bundle, is damaged, or has an unknown schema.
     """
     manifest = path / MANIFEST
-    if not manifest.is_file():
+    if not manifest.exists():
         raise _no_bundle(path)
     hint = "copy or export the bundle again"
     data = read_limited(manifest, MAX_MANIFEST_BYTES, BundleError, hint)

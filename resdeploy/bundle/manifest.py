@@ -20,6 +20,9 @@ INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 MAX_FILE_BYTES = 2 << 30  # protobuf's limit, which an ONNX file cannot exceed
 
+MAX_FILES = 64  # an export writes at most 14
+MAX_BUNDLE_BYTES = 6 << 30  # `check_files` reads all of them, at about 1 GB/s
+
 
 class Precision(str, Enum):
     """The arithmetic of the convolutions."""
@@ -191,8 +194,17 @@ class Manifest:
     def __post_init__(self) -> None:
         if not self.artifacts:
             raise ValueError("artifacts is empty; at least one graph is needed")
-        for name in self.files:
+        names = [*(artifact.file for artifact in self.artifacts), *self.files]
+        if len(names) > MAX_FILES:
+            raise ValueError(f"it lists {len(names):,} files; at most {MAX_FILES} are allowed")
+        for name in names:
             _check_file_name(name)
+            if names.count(name) > 1 or name == MANIFEST:
+                raise ValueError(f"it lists {name} twice")
+        total = sum(entry.bytes for entry in self.artifacts)
+        total += sum(entry.bytes for entry in self.files.values())
+        if total > MAX_BUNDLE_BYTES:
+            raise ValueError(f"its files have {total:,} bytes; at most {MAX_BUNDLE_BYTES:,}")
         classes = self.model.get("classes")
         if not isinstance(classes, int) or classes < 1:
             raise ValueError(f"model.classes is {classes!r:.40}; at least 1 is needed")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import BadParameter, Choice, IntRange, UsageError, argument, option
+from click import BadParameter, Choice, UsageError, argument, option
 
 from resdeploy.bundle.manifest import graph_name
 from resdeploy.bundle.quality import warning_lines
-from resdeploy.cli.options.common import FORCE, LONGEST_SECONDS, THREADS, FiniteRange
+from resdeploy.cli.options.common import FORCE, LONGEST_SECONDS, THREADS, FiniteRange, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, result_text
 from resdeploy.images.preprocessing import size_text
 from resdeploy.json_documents import write_document
@@ -47,7 +47,7 @@ def _parse_percentage(context: object, parameter: object, text: str) -> float:
 )
 @option(
     "--batch",
-    type=IntRange(1, 4096),
+    type=Integers(1, 4096),
     help="Images in one inference.  [default: 1; 8 with --mode offline]",
 )
 @THREADS

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import BadParameter, Choice, IntRange, UsageError, argument, option
+from click import BadParameter, Choice, UsageError, argument, option
 
-from resdeploy.cli.options.common import PRECISION, FiniteRange
+from resdeploy.cli.options.common import PRECISION, FiniteRange, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.tables import plural
 
@@ -48,7 +48,7 @@ def _parse_batches(context: object, parameter: object, text: str | None) -> Batc
 )
 @option(
     "--workspace",
-    type=IntRange(1, 1 << 20),
+    type=Integers(1, 1 << 20),
     metavar="MIB",
     help="Scratch memory that kernels may use, in MiB.  "
     "[default: no limit; 256 on a module with 4 GB]",
@@ -65,7 +65,7 @@ def _parse_batches(context: object, parameter: object, text: str | None) -> Batc
 )
 @option(
     "--dla",
-    type=IntRange(0, 15),
+    type=Integers(0, 15),
     metavar="CORE",
     help="Build for the DLA core of this number, on a Jetson.  [default: for the GPU]",
 )

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from click import IntRange, argument, option
+from click import argument, option
 
-from resdeploy.cli.options.common import BACKEND, LONGEST_SECONDS, PRECISION, THREADS, FiniteRange
+from resdeploy.cli.options.common import (
+    BACKEND,
+    LONGEST_SECONDS,
+    PRECISION,
+    THREADS,
+    FiniteRange,
+    Integers,
+)
 from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 
 
@@ -30,7 +37,7 @@ from resdeploy.cli.options.console import PATH, CommandResult, command, exit_cod
 )
 @BACKEND
 @PRECISION
-@option("--batch", type=IntRange(1, 4096), default=1, help="Images in one inference.")
+@option("--batch", type=Integers(1, 4096), default=1, help="Images in one inference.")
 @THREADS
 @option(
     "--seconds",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from click import Choice, IntRange, argument, option
+from click import Choice, argument, option
 
 from resdeploy.bundle.manifest import Encoding, Precision, graph_name
 from resdeploy.bundle.quality import relevant_warnings
-from resdeploy.cli.options.common import THREADS
+from resdeploy.cli.options.common import THREADS, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.tables import NONE, WORST, plural, table
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     "[default: the one with the lowest agreement and SQNR at the export; cpu with --slow]",
 )
 @option(
-    "--images", type=IntRange(1, 4096), default=16, help="Number of golden images to measure on."
+    "--images", type=Integers(1, 4096), default=16, help="Number of golden images to measure on."
 )
 @option("--slow", is_flag=True, help="Instead explain why INT8 is not faster on this CPU.")
-@option("--batch", type=IntRange(1, 4096), default=1, help="With --slow: images in one inference.")
+@option("--batch", type=Integers(1, 4096), default=1, help="With --slow: images in one inference.")
 @THREADS
 def explain(
     bundle: Path, encoding: str | None, images: int, slow: bool, batch: int, threads: int | None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import Choice, IntRange, argument, option
+from click import Choice, argument, option
 
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.build import build_text
@@ -16,6 +16,7 @@ from resdeploy.cli.options.common import (
     LONGEST_WAIT_MS,
     WEIGHTS,
     FiniteRange,
+    Integers,
 )
 from resdeploy.cli.options.console import (
     PATH,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 )
 @option(
     "--calibration-images",
-    type=IntRange(1, 1_000_000),
+    type=Integers(1, 1_000_000),
     default=512,
     help="Number of calibration images.",
 )
@@ -125,7 +126,7 @@ if TYPE_CHECKING:
 @WEIGHTS
 @option(
     "--seed",
-    type=IntRange(0, 2**63 - 1),
+    type=Integers(0, 2**63 - 1),
     default=0,
     help="Seed of the choice of calibration and golden images.",
 )

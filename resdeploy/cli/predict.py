@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import IntRange, UsageError, argument, option
+from click import UsageError, argument, option
 
 from resdeploy.cli.options.common import (
     BACKEND,
@@ -15,6 +15,7 @@ from resdeploy.cli.options.common import (
     PRECISION,
     THREADS,
     FiniteRange,
+    Integers,
 )
 from resdeploy.cli.options.console import (
     PATH,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 )
 @option(
     "--frames",
-    type=IntRange(1, 1_000_000_000),
+    type=Integers(1, 1_000_000_000),
     help="With --camera: number of frames.  [default: until Ctrl-C]",
 )
 @option(
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     type=FiniteRange(0, LONGEST_SECONDS, above=True),
     help="With --camera: time limit, in seconds.  [default: until Ctrl-C]",
 )
-@option("--top", type=IntRange(1, 100_000), default=5, help="Number of classes to print per image.")
+@option("--top", type=Integers(1, 100_000), default=5, help="Number of classes to print per image.")
 @BACKEND
 @PRECISION
 @THREADS

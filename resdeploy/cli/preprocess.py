@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from click import IntRange, argument, option
+from click import argument, option
 
-from resdeploy.cli.options.common import FORCE, WEIGHTS
+from resdeploy.cli.options.common import FORCE, WEIGHTS, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, exit_code, result_text
 from resdeploy.tables import NONE, WORST, plural, table
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 @option(
     "--image-size",
     "sizes",
-    type=IntRange(8, 1024),
+    type=Integers(8, 1024),
     multiple=True,
     help="Size to try, in pixels; may be given several times.  [default: usual sizes]",
 )
 @option(
     "--images",
-    type=IntRange(64, 1_000_000),
+    type=Integers(64, 1_000_000),
     help="Largest number of images.  [default: 512 of 224 pixels, up to 5000 smaller ones]",
 )
 @option(
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     help="Text file with one class name per line.  [default: the names in CHECKPOINT]",
 )
 @WEIGHTS
-@option("--seed", type=IntRange(0, 2**63 - 1), default=0, help="Seed of the choice of images.")
+@option("--seed", type=Integers(0, 2**63 - 1), default=0, help="Seed of the choice of images.")
 @FORCE
 def preprocess(
     checkpoint: Path, data: Path, output: Path | None, sizes: tuple[int, ...],

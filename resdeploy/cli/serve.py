@@ -7,7 +7,7 @@ from pathlib import Path
 from select import select
 from typing import TYPE_CHECKING, Any
 
-from click import IntRange, UsageError, argument, option
+from click import UsageError, argument, option
 
 from resdeploy.cli.options.common import (
     BACKEND,
@@ -16,6 +16,7 @@ from resdeploy.cli.options.common import (
     LONGEST_WAIT_MS,
     PRECISION,
     FiniteRange,
+    Integers,
 )
 from resdeploy.cli.options.console import PATH, CommandResult, command, result_text
 from resdeploy.tables import plural
@@ -27,20 +28,20 @@ if TYPE_CHECKING:
 @command
 @argument("bundles", metavar="BUNDLE...", type=PATH, nargs=-1, required=True)
 @option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all networks.")
-@option("--port", type=IntRange(0, 65535), default=8000, help="HTTP port; 0 for any free one.")
-@option("--grpc-port", type=IntRange(0, 65535), help="Port for gRPC.  [default: no gRPC]")
+@option("--port", type=Integers(0, 65535), default=8000, help="HTTP port; 0 for any free one.")
+@option("--grpc-port", type=Integers(0, 65535), help="Port for gRPC.  [default: no gRPC]")
 @option(
     "--instances",
-    type=IntRange(1, 64),
+    type=Integers(1, 64),
     help="Copies of each model that run in parallel.  [default: one per core, at most 4; 1 on a "
     "GPU]",
 )
 @option(
     "--threads",
-    type=IntRange(1, 1024),
+    type=Integers(1, 1024),
     help="CPU threads of one instance.  [default: the cores divided by the instances]",
 )
-@option("--max-batch", type=IntRange(1, 4096), default=32, help="Largest batch, in images.")
+@option("--max-batch", type=Integers(1, 4096), default=32, help="Largest batch, in images.")
 @option(
     "--max-delay-ms",
     type=FiniteRange(0, LONGEST_WAIT_MS),
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     help="Reject a request with 503 if its expected wait exceeds this, in milliseconds.",
 )
 @option(
-    "--queue", type=IntRange(1, 1_000_000), default=256, help="Largest number of waiting images."
+    "--queue", type=Integers(1, 1_000_000), default=256, help="Largest number of waiting images."
 )
 @option(
     "--timeout-ms",
@@ -62,22 +63,22 @@ if TYPE_CHECKING:
     default=10_000.0,
     help="Longest deadline of a request, in ms.",
 )
-@option("--max-body-mib", type=IntRange(1, 2047), default=64, help="Largest request body, in MiB.")
+@option("--max-body-mib", type=Integers(1, 2047), default=64, help="Largest request body, in MiB.")
 @option(
     "--bodies-mib",
-    type=IntRange(1, 1 << 20),
+    type=Integers(1, 1 << 20),
     default=512,
     help="Largest total of all request bodies, in MiB, over HTTP and over gRPC each.",
 )
 @option(
     "--max-pixels",
-    type=IntRange(1, 1_000_000_000),
+    type=Integers(1, 1_000_000_000),
     default=50_000_000,
     help="Largest picture, in pixels.",
 )
 @option(
     "--connections",
-    type=IntRange(1, 1_000_000),
+    type=Integers(1, 1_000_000),
     default=1024,
     help="Largest number of open connections of each port; with more, the one that has waited "
     "longest for its client is closed.",

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from click import Choice, FloatRange, IntRange, argument, option
+from click import Choice, FloatRange, argument, option
 
-from resdeploy.cli.options.common import FORCE
+from resdeploy.cli.options.common import FORCE, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.images.formats import unread_lines
@@ -34,9 +34,9 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
     help="Set of settings to start from.  [default: qat with --qat, finetune with --init, else "
     "quick]",
 )
-@option("--epochs", type=IntRange(1), help="Number of passes over the training images.")
+@option("--epochs", type=Integers(1), help="Number of passes over the training images.")
 @preprocessing_options
-@option("--batch-size", type=IntRange(2), help="Number of images per optimiser step.")
+@option("--batch-size", type=Integers(2), help="Number of images per optimiser step.")
 @option(
     "--lr",
     type=FloatRange(0, min_open=True),
@@ -53,8 +53,8 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 @option("--label-smoothing", type=BELOW_1, help="Label smoothing of the cross entropy.")
 @option("--mixup", type=FloatRange(0), help="Alpha of mixup's Beta distribution; 0: no mixup.")
 @option("--cutmix", type=FloatRange(0), help="Alpha of CutMix's Beta distribution; 0: no CutMix.")
-@option("--randaugment", type=IntRange(0, 30), help="Magnitude of RandAugment; 0: off.")
-@option("--accumulate", type=IntRange(1), help="Gradient accumulation: number of parts of a batch.")
+@option("--randaugment", type=Integers(0, 30), help="Magnitude of RandAugment; 0: off.")
+@option("--accumulate", type=Integers(1), help="Gradient accumulation: number of parts of a batch.")
 @option("--ema", type=BELOW_1, help="Decay of the exponential moving average of weights; 0: none.")
 @option(
     "--crop",
@@ -115,10 +115,10 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
     help="Weights to start from: a run folder, a .pth or a .safetensors file. The outputs keep "
     "their order and names; if DATA has other classes, the last layer is new.",
 )
-@option("--seed", type=IntRange(0), help="Seed of all random numbers.")
+@option("--seed", type=Integers(0), help="Seed of all random numbers.")
 @option(
     "--workers",
-    type=IntRange(0),
+    type=Integers(0),
     help="Number of processes that decode images.  [default: 0 on a CPU, else the cores less 1]",
 )
 @option(

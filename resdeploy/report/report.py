@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from resdeploy.bundle.analysis import Analysis, read_analysis
 from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.file_check import check_files
 from resdeploy.bundle.manifest import Manifest
 from resdeploy.bundle.quality import grouped_by_hint
 from resdeploy.filesystem import refuse_existing_file, write_file
@@ -59,9 +60,11 @@ class ReportInputs:
         """
         if Path(name).is_dir():
             bundle = open_bundle(Path(name))
+            warnings = (*check_files(bundle), *bundle.manifest.warnings)
             times = time_layers(bundle) if time_layers else None
             analysis = read_analysis(bundle)
-            self.bundles.append(BundleContents(bundle.path.name, bundle.manifest, analysis, times))
+            manifest = replace(bundle.manifest, warnings=warnings)
+            self.bundles.append(BundleContents(bundle.path.name, manifest, analysis, times))
             return
         for result in read_results(name, DOCUMENTS):
             if isinstance(result, Benchmark):

@@ -79,13 +79,23 @@ def installed_versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """Return the command that started this process, without the folders of Python and scripts."""
+    """Return the command that started this process, without the folders of absolute paths."""
     # With `python -m`, only `sys.orig_argv` holds the name of the module: `-m NAME` stands before
     # the arguments, which are the same in both lists.
     before_arguments = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     is_module = before_arguments[-2:-1] == ["-m"]
     program = ["python", *before_arguments[-2:]] if is_module else [Path(sys.argv[0]).name]
-    return shlex.join([*program, *sys.argv[1:]])
+    return shlex.join([*program, *map(_without_folders, sys.argv[1:])])
+
+
+def shown_path(path: Path) -> str:
+    """Return a path for a result, which may be published: of an absolute path only the name."""
+    return path.name if path.is_absolute() else str(path)
+
+
+def _without_folders(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")  # --output=/tmp/a
+    return option + equals + shown_path(Path(value)) if value.startswith("/") else argument
 
 
 def _git_commit() -> str | None:

@@ -16,7 +16,7 @@ from resdeploy.progress import Progress, silent
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK_SCHEMA
 from resdeploy.result_files.benchmark import Benchmark
 from resdeploy.result_files.comparison import Comparison, LayerChange
-from resdeploy.result_files.provenance import Environment
+from resdeploy.result_files.provenance import Environment, shown_path
 from resdeploy.result_files.reader import read_results
 from resdeploy.runtime.backends.base import AUTO
 from resdeploy.runtime.backends.registry import Candidate, candidates
@@ -96,8 +96,8 @@ def compare_bundles(
     """
     found = Comparison(
         verdict=Verdict.PASS,
-        first=str(first.path),
-        second=str(second.path),
+        first=shown_path(first.path),
+        second=shown_path(second.path),
         max_drop=config.max_drop,
         max_slowdown=config.max_slowdown,
         warnings=_warnings(first, second),
@@ -180,7 +180,7 @@ def _warnings(first: Bundle, second: Bundle) -> tuple[ExportWarning, ...]:
     found = [
         warning
         for bundle in (first, second)
-        for warning in named_warnings(str(bundle.path), bundle.manifest.warnings)
+        for warning in named_warnings(shown_path(bundle.path), bundle.manifest.warnings)
     ]
     return tuple(dict.fromkeys(found))
 

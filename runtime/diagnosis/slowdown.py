@@ -18,6 +18,7 @@ from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.conditions import notices
 from resdeploy.machine.device import available_cores, read_device
 from resdeploy.progress import Progress, silent
+from resdeploy.result_files.provenance import shown_path
 from resdeploy.runtime.backends.base import OpenOptions
 from resdeploy.runtime.backends.onnxruntime.cpu import open_artifact
 from resdeploy.runtime.backends.onnxruntime.profile import Kernel, profile
@@ -115,7 +116,7 @@ def explain_slowdown(
         notices=notices(before.conditions, after.conditions),
     )
     return Slowdown(
-        bundle=str(bundle.path),
+        bundle=shown_path(bundle.path),
         artifact=artifact.name,
         threads=threads,
         batch=batch,

@@ -10,6 +10,9 @@ from resdeploy.runtime.backends.base import AUTO
 
 TOKEN_VARIABLE = "RESDEPLOY_TOKEN"
 
+MAX_PEM_BYTES = 1 << 20
+PEM_HINT = "name a PEM file with --tls-cert and --tls-key"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from resdeploy.bundle.bundle import MAX_MANIFEST_BYTES, Bundle
+from resdeploy.bundle.file_check import check_files
 from resdeploy.bundle.manifest import MANIFEST, ExportWarning, Precision
 from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.bundle.signature import open_signed
@@ -147,6 +148,8 @@ class ServedModel:
 
     def _open(self) -> tuple[Bundle, tuple[str, ...], EngineFactory, list[EngineInstance]]:
         bundle = open_signed(self._path, self._config.signer)
+        for warning in check_files(bundle):
+            logger.warning("%s: %s", self.name, warning.message)
         labels = bundle.labels()
         engines = EngineFactory(bundle, self._config, self._progress)
         instances = engines.open_next()

@@ -20,11 +20,11 @@ import uvicorn
 
 from resdeploy.bundle.signature import open_signed
 from resdeploy.errors import BackendError, ServeError, one_line_reason
-from resdeploy.filesystem import check_file
+from resdeploy.filesystem import read_limited
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import Advance, Progress
 from resdeploy.runtime.backends.registry import candidates
-from resdeploy.runtime.serving.config import ServeConfig
+from resdeploy.runtime.serving.config import MAX_PEM_BYTES, PEM_HINT, ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
 from resdeploy.runtime.serving.http.listener import HttpServer, listen
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware
@@ -200,7 +200,7 @@ class _Process:
             ssl_keyfile=config.tls_key,
         )
         for file in filter(None, (config.tls_cert, config.tls_key)):
-            check_file(file, ServeError, "name a PEM file with --tls-cert and --tls-key")
+            read_limited(file, MAX_PEM_BYTES, ServeError, PEM_HINT)
         try:
             settings.load()
         except OSError as error:  # the base class of ssl's errors

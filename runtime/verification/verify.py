@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.file_check import check_files
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Precision
 from resdeploy.bundle.quality import export_figures, relevant_warnings
@@ -23,7 +24,7 @@ from resdeploy.images.folder import read_batches
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.label_check import refuse_wrong_labels
 from resdeploy.progress import Progress, silent
-from resdeploy.result_files.provenance import Environment
+from resdeploy.result_files.provenance import Environment, shown_path
 from resdeploy.result_files.verification import ArtifactResult, Verification
 from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
 from resdeploy.runtime.backends.registry import Candidate, candidates
@@ -73,6 +74,7 @@ def verify(
         candidates(bundle, backend, precision), key=lambda c: order.index(c.artifact.precision)
     )
     options = OpenOptions(threads=threads, progress=progress)
+    unlisted = check_files(bundle)
     if data is None:
         results, images = _verify_golden(bundle, selected, max_drop, options)
         unreadable = used = 0
@@ -92,12 +94,15 @@ def verify(
         max_drop=None if data is None else max_drop,
         decided_drop=max_drop,
         golden=bundle.manifest.golden,
-        warnings=relevant_warnings(bundle.manifest, [c.artifact.name for c in selected]),
+        warnings=(
+            *unlisted,
+            *relevant_warnings(bundle.manifest, [c.artifact.name for c in selected]),
+        ),
         results=tuple(results),
         labels=bundle.labels(),
         signer=bundle.signer,
         environment=Environment.collect(
-            bundle=str(bundle.path),
+            bundle=shown_path(bundle.path),
             model=bundle.manifest.model["name"],
             image_size=bundle.manifest.preprocessing.image_size,
         ),

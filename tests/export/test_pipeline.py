@@ -104,7 +104,7 @@ def test_the_manifest_records_the_source_and_the_images(
     tiny_bundle: Bundle, tiny_checkpoint: Path
 ) -> None:
     manifest = tiny_bundle.manifest
-    assert manifest.model["source"] == str(tiny_checkpoint)
+    assert manifest.model["source"] == tiny_checkpoint.name
     assert len(manifest.model["source_sha256"]) == 64
     assert manifest.calibration is not None
     assert manifest.calibration["images"] == len(manifest.calibration["image_sha256"]) == 32

@@ -160,6 +160,14 @@ def test_only_a_value_error_is_raised(change: dict[str, Any]) -> None:
         (b'{"share": NaN}', "is not JSON"),
         (b'{"share": -Infinity}', "is not JSON"),
         (b'{"share": 1e999}', "is not JSON"),
+        (b'{"share": 1, "share": 2}', "the key 'share' is there twice"),
+        (b'["\\ud800"]', "lone surrogate"),
+        (b'{"\\udfff": 1}', "lone surrogate"),
+        ('["\ud800"]'.encode("utf-8", "surrogatepass"), "is not JSON"),
+        (b"[" * 65 + b"]" * 65, "nested too deeply"),
+        (b"[" + b"[]," * 300_000 + b"[]]", "more than 500,000 values"),
+        ("[\u0661]".encode(), "is not JSON"),
+        (b"[9223372036854775808000]", "an integer of 22 characters"),
     ],
 )
 def test_rejects_a_file_that_is_not_json(tmp_path: Path, content: bytes, message: str) -> None:

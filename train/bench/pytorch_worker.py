@@ -23,6 +23,7 @@ from resdeploy.errors import (
 )
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.cpu import read_cpu
+from resdeploy.result_files.provenance import shown_path
 
 if TYPE_CHECKING:
     from resdeploy.train.model.resnet import Classifier
@@ -73,7 +74,8 @@ def prepare_pytorch(
                 remedy_for(error, hint if compiler else "install a C++ compiler, such as g++"),
             ) from error
     size = Path(weights).stat().st_size if Path(weights).is_file() else None
-    facts = {"weights": weights, "device": device, "precision": precision, "file_bytes": size}
+    shown = shown_path(Path(weights))
+    facts = {"weights": shown, "device": device, "precision": precision, "file_bytes": size}
     return run, facts | {"notice": notice}
 
 
@@ -131,7 +133,7 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str, s
     preprocessing, model = bundle.manifest.preprocessing, bundle.manifest.model
     architecture, notice = Architecture.from_json(model), None
     if checkpoint != RANDOM:
-        weights = checkpoint or str(model.get("source"))
+        weights = checkpoint or _find_source(bundle)
         try:
             taken = Weights.AUTO if checkpoint else Weights(model.get("source_weights", "auto"))
             loaded = load_checkpoint(Path(weights), taken)
@@ -156,6 +158,17 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str, s
     torch.manual_seed(0)
     network = Classifier(ResNet(architecture).eval(), preprocessing)
     return network, RANDOM, notice
+
+
+def _find_source(bundle: Bundle) -> str:
+    """Return the weights that a bundle was exported from, of which it records only the name.
+
+    They may be in the current folder, among its runs, or beside the bundle; the caller checks their
+    sha256.
+    """
+    name = Path(str(bundle.manifest.model.get("source"))).name
+    places = (Path(), Path("runs"), bundle.path.absolute().parent)
+    return str(next((place / name for place in places if (place / name).exists()), Path(name)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ tensors fit the architecture that their shapes imply.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from resdeploy.errors import CheckpointError, remedy_for
 from resdeploy.filesystem import open_regular, read_limited, sha256_file
 from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
-from resdeploy.json_documents import MAX_BYTES
+from resdeploy.json_documents import MAX_BYTES, strict_json
 from resdeploy.train.checkpoint.contents import (
     CheckpointPart,
     Weights,
@@ -199,7 +198,7 @@ def _shards(index: Path) -> list[Path]:
     Source: huggingface_hub/serialization/_base.py, StateDictSplit.
     """
     try:
-        document = json.loads(read_limited(index, MAX_BYTES, CheckpointError, COPY_HINT))
+        document = strict_json(read_limited(index, MAX_BYTES, CheckpointError, COPY_HINT))
         names = sorted(map(str, set(document["weight_map"].values())))
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not an index of weights", COPY_HINT) from error
@@ -331,7 +330,7 @@ def _without_counters(rest: Mapping[str, Any]) -> dict[str, Any]:
 def _known_architecture(metadata: Mapping[str, str]) -> Architecture | None:
     """Return the architecture in the metadata that a run writes."""
     try:
-        return Architecture.from_json(json.loads(metadata["architecture"]))
+        return Architecture.from_json(strict_json(metadata["architecture"].encode()))
     except (KeyError, ValueError, TypeError):
         return None
 
@@ -342,7 +341,7 @@ def _read_configuration(path: Path) -> CheckpointPart | None:
     if not file.is_file():
         return None
     try:
-        values = json.loads(read_limited(file, MAX_BYTES, CheckpointError, COPY_HINT))
+        values = strict_json(read_limited(file, MAX_BYTES, CheckpointError, COPY_HINT))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged: {error}", COPY_HINT) from error
     known = {key: values[key] for key in CONFIG_KEYS if isinstance(values, dict) and key in values}

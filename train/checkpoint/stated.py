@@ -5,7 +5,6 @@ Tools use many names for each fact. A note reports each value that is not used.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from resdeploy.images.preprocessing import ImageSize, Interpolation
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
+from resdeploy.json_documents import strict_json
 from resdeploy.readable_text import readable
 from resdeploy.train.checkpoint.contents import CheckpointPart
 from resdeploy.train.checkpoint.inert_pickle import Placeholder
@@ -121,7 +121,7 @@ def _label_list(value: Any) -> tuple[str, ...] | None:
         value = value.items or value.attributes().get("items")
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = strict_json(value.encode())
         except ValueError:
             value = value.split() if value.strip()[:1] not in ("[", "{") else None
     if isinstance(value, Mapping):

@@ -23,7 +23,7 @@ from torch import Tensor
 from resdeploy.errors import OutputError, TrainingError
 from resdeploy.filesystem import claimed, read_limited, sha256_file, write_file
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.json_documents import MAX_BYTES, decode, write_document
+from resdeploy.json_documents import MAX_BYTES, decode, strict_json, write_document
 from resdeploy.readable_text import readable
 from resdeploy.train.checkpoint.run import MODEL_FILE, MODEL_JSON
 from resdeploy.train.checkpoint.safetensors_file import read_safetensors
@@ -215,7 +215,7 @@ def load_metrics(folder: Path, epochs: int) -> list[EpochMetrics]:
     try:
         data = read_limited(path, MAX_BYTES, TrainingError, "start a new run") if epochs else b""
         lines = data.decode().splitlines()
-        metrics = [EpochMetrics(**json.loads(line)) for line in lines[:epochs]]
+        metrics = [EpochMetrics(**strict_json(line.encode())) for line in lines[:epochs]]
         if len(metrics) < epochs:
             raise ValueError(f"it has {len(metrics)} of {epochs} epochs")
     except (OSError, TypeError, ValueError) as error:

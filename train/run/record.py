@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.filesystem import read_limited, sha256
-from resdeploy.json_documents import MAX_BYTES, jsonable, parse, write_document
+from resdeploy.json_documents import MAX_BYTES, jsonable, parse, strict_json, write_document
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import DataSplits, read_splits
 from resdeploy.train.data.synthetic_digits import digits_folder
@@ -153,7 +152,7 @@ def load_record(folder: Path) -> RunRecord:
             f"{folder} cannot be resumed: it has no {STATE_JSON}", "give the path of a run folder"
         )
     try:
-        document = json.loads(read_limited(path, MAX_BYTES, TrainingError, "start a new run"))
+        document = strict_json(read_limited(path, MAX_BYTES, TrainingError, "start a new run"))
         version = document.get("format", 1)
         if version == FORMAT:
             return RunRecord(

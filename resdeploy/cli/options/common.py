@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from click import Choice, Context, FloatRange, IntRange, Parameter, option
+
+from resdeploy.readable_text import readable
+
+
+class Integers(IntRange):
+    """A range of integers in plain digits; Python's `int` also takes ` 1_0 ` and other scripts."""
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
+        return super().convert(plain_number(self, value, param, ctx), param, ctx)
 
 
 class FiniteRange(FloatRange):
@@ -16,9 +26,19 @@ class FiniteRange(FloatRange):
         super().__init__(low, high, min_open=above)
 
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
-        if math.isnan(number := super().convert(value, param, ctx)):
+        number = super().convert(plain_number(self, value, param, ctx), param, ctx)
+        if math.isnan(number):
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
         return number
+
+
+def plain_number(
+    kind: IntRange | FloatRange, value: Any, param: Parameter | None, ctx: Context | None
+) -> Any:
+    """Return `value`; refuse a text of other characters than those of a plain number."""
+    if isinstance(value, str) and not re.fullmatch(r"[-+.0-9a-zA-Z]+", value):
+        kind.fail(f"{readable(value)!r:.40} is not a plain number.", param, ctx)
+    return value
 
 
 LONGEST_SECONDS = 7 * 24 * 3600.0  # a week
@@ -42,7 +62,9 @@ EXACT = option(
     help="Use only int8-cpu.onnx on ONNX Runtime, and check that it gives the bits of the export.",
 )
 THREADS = option(
-    "--threads", type=IntRange(1, 1024), help="CPU threads per inference.  [default: one per core]"
+    "--threads",
+    type=Integers(1, 1024),
+    help="CPU threads per inference.  [default: one per core]",
 )
 ISSUER = option(
     "--issuer",

@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resdeploy.errors import OutputError
-from resdeploy.filesystem import cache_folder, sha256, write_file
-from resdeploy.json_documents import parse
+from resdeploy.errors import DocumentError, OutputError
+from resdeploy.filesystem import cache_folder, open_regular, read_limited, sha256, write_file
+from resdeploy.json_documents import parse, strict_json
 
 logger = logging.getLogger(__name__)
 
@@ -122,12 +122,13 @@ class EngineCache:
         """Return the data if it is intact; otherwise remove it and return None."""
         path = self.data_path(record.key)
         with suppress(OSError):
-            if path.stat().st_size == record.bytes:
-                data = path.read_bytes()
-                if sha256(data) == record.sha256:
-                    with suppress(OSError):  # the cache may be part of a read-only image
-                        os.utime(path)  # `prune` removes the least recently used engines
-                    return data
+            with open_regular(path) as stream:
+                intact = os.fstat(stream.fileno()).st_size == record.bytes
+                data = stream.read(record.bytes) if intact else b""
+            if sha256(data) == record.sha256:
+                with suppress(OSError):  # the cache may be part of a read-only image
+                    os.utime(path)  # `prune` removes the least recently used engines
+                return data
         newer = self._read(self._record_path(record.key))
         if newer is not None and newer.sha256 != record.sha256:  # another process has stored it
             return self.load(newer)
@@ -194,11 +195,9 @@ class EngineCache:
 
     def _read(self, path: Path) -> CachedEngine | None:
         try:
-            if path.stat().st_size > MAX_RECORD_BYTES:
-                return None
-            document = json.loads(path.read_bytes())
+            document = strict_json(read_limited(path, MAX_RECORD_BYTES, DocumentError, ""))
             record = parse(CachedEngine, {**document, "key": path.stem})
-        except (OSError, ValueError, TypeError):
+        except (DocumentError, ValueError, TypeError):
             return None
         return record if compute_key(record.parts) == record.key else None
 

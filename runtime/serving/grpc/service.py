@@ -10,8 +10,9 @@ import msgspec
 
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.errors import ServeError, one_line_reason
+from resdeploy.filesystem import read_limited
 from resdeploy.images.preprocessing import ImageSize, UInt8Array
-from resdeploy.runtime.serving.config import ServeConfig
+from resdeploy.runtime.serving.config import MAX_PEM_BYTES, PEM_HINT, ServeConfig
 from resdeploy.runtime.serving.grpc.call_guard import CallGuard
 from resdeploy.runtime.serving.grpc.message_reader import (
     ENVELOPE_BYTES,
@@ -193,8 +194,11 @@ async def start_grpc(service: Service, config: ServeConfig, token: bytes | None)
     address = f"{host}:{config.grpc_port}"
     try:
         if config.tls_cert is not None and config.tls_key is not None:
-            pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
-            port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            key, chain = (
+                read_limited(file, MAX_PEM_BYTES, ServeError, PEM_HINT)
+                for file in (config.tls_key, config.tls_cert)
+            )
+            port = server.add_secure_port(address, grpc.ssl_server_credentials([(key, chain)]))
         else:
             port = server.add_insecure_port(address)
     except RuntimeError as error:

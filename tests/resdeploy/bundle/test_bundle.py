@@ -357,12 +357,18 @@ IMAGES, LOGITS = np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 3), np.float32
         npz(images=IMAGES[:, :8], logits=LOGITS),
         npz(images=np.uint8(3), logits=LOGITS),
         npz(images=np.array([{"a": 1}], dtype=object), logits=LOGITS),  # a pickle
+        npz(images=IMAGES, logits=LOGITS.astype(">f4")),
+        npz(images=np.asfortranarray(IMAGES), logits=LOGITS),
+        npz(images=IMAGES, logits=LOGITS, other=LOGITS),
+        npz(images=IMAGES, logits=LOGITS, **{f"bit-exact-{n}": LOGITS for n in range(20)}),
+        npz(images=IMAGES, logits=LOGITS).replace(b"logits", b"images"),
         npz(images=IMAGES, logits=LOGITS)[:-30],
         npz(images=IMAGES, logits=LOGITS).replace(b"(2, 32, 32, 3), ", b"(2, 99999, 9999)"),
     ],
 )
 def test_rejects_golden_images_of_another_form(copy: Path, data: bytes) -> None:
     replace(copy, GOLDEN, data)
+    edit_manifest(copy, lambda document: document["golden"].update(images=2))
     with pytest.raises(BundleError, match="cannot be used"):
         open_bundle(copy).golden()
 
@@ -378,9 +384,47 @@ def test_rejects_a_zip_bomb(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None
         open_bundle(copy).golden()
 
 
+def many_files(document: dict[str, Any]) -> None:
+    record = document["files"]["labels.txt"]
+    document["files"] |= {f"f{n}": record for n in range(100_000)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (many_files, "it lists 100,0.. files; at most 64 are allowed"),
+        (lambda d: d["artifacts"].append(d["artifacts"][0]), "it lists fp32.onnx twice"),
+        (lambda d: d["files"].update({"fp32.onnx": d["files"]["labels.txt"]}), "fp32.onnx twice"),
+        (lambda d: d["files"].update({MANIFEST: d["files"]["labels.txt"]}), "manifest.json twice"),
+        (lambda d: [d["files"][name].update(bytes=1 << 31) for name in d["files"]], "have .* byt"),
+    ],
+)
+def test_refuses_a_manifest_with_too_many_files(
+    copy: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit_manifest(copy, change)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", [LABELS, ANALYSIS, GOLDEN])
+def test_refuses_a_large_file_before_it_is_read(copy: Path, name: str) -> None:
+    os.truncate(copy / name, 1 << 30)
+    edit_manifest(copy, lambda document: document["files"][name].update(bytes=1 << 30))
+    with pytest.raises(BundleError, match=r"1,073,741,824 bytes; at most .* are read"):
+        open_bundle(copy).read(name)
+
+
+def test_refuses_a_label_of_many_characters(copy: Path) -> None:
+    replace(copy, LABELS, b"a\nb\n" + b"c" * 1001 + b"\n")
+    with pytest.raises(BundleError, match="a line of 1,001 characters"):
+        open_bundle(copy).labels()
+
+
 def test_golden_round_trip(copy: Path) -> None:
-    golden = Golden(images=IMAGES + 7, logits=LOGITS + 1)
+    golden = Golden(images=IMAGES + 7, logits=LOGITS + 1, bit_exact={"int8-cpu": LOGITS.T.copy().T})
     replace(copy, GOLDEN, golden.to_bytes())
+    edit_manifest(copy, lambda document: document["golden"].update(images=2))
     read = open_bundle(copy).golden()
     np.testing.assert_array_equal(read.images, golden.images)
     np.testing.assert_array_equal(read.logits, golden.logits)

@@ -212,7 +212,7 @@ def test_the_baseline_has_random_weights_without_the_checkpoint(tiny_bundle: Bun
     assert (facts["weights"], facts["file_bytes"]) == ("random", None)
     assert facts["notice"] == (
         "PyTorch has random weights, which take as long as the bundle's: "
-        "there is no checkpoint at /gone.pth"
+        "there is no checkpoint at gone.pth"
     )
     logits = run()
     assert isinstance(logits, np.ndarray)
@@ -229,7 +229,7 @@ def test_a_changed_checkpoint_is_not_the_baseline(tiny_bundle: Bundle, tmp_path:
     folder.mkdir()
     (folder / "golden.npz").write_bytes((tiny_bundle.path / "golden.npz").read_bytes())
     write_manifest(folder, manifest)
-    for given, weights in (("", "random"), (str(retrained), str(retrained))):
+    for given, weights in (("", "random"), (str(retrained), "retrained.pth")):
         assert prepare_pytorch(workload(folder), PyTorchMode.EAGER, given)[1]["weights"] == weights
 
 
