@@ -23,7 +23,7 @@ from resdeploy.statistics import Verdict
 from tests.runtime.bench.test_benchmark_energy import use_few_short_rounds
 
 COMMANDS = (
-    "demo", "train", "inspect", "preprocess", "export", "build", "verify", "bench", "compare",
+    "demo", "train", "inspect", "preprocess", "export", "build", "sign", "verify", "bench", "compare",
     "report", "predict", "serve", "explain", "doctor",
 )  # fmt: skip
 
@@ -281,7 +281,7 @@ def test_every_command_repeats_the_warnings_of_a_bundle(
     ):  # fmt: skip
         assert DOUBT in invoke(*arguments).stdout.splitlines()
     compared = invoke("compare", path, path, "--seconds", 0).stdout
-    assert compared.count(f"warning: {path}: int8 deviates") == 1
+    assert compared.count(f"warning: {path.name}: int8 deviates") == 1
     assert "[!WARNING]" in invoke("report", path, "--markdown").stdout
 
 

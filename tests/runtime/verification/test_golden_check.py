@@ -140,5 +140,5 @@ def test_rejects_bit_exact_logits_of_another_shape(tmp_path: Path, tiny_bundle: 
     )
     files = {**tiny_bundle.manifest.files, "golden.npz": record}
     bundle = Bundle(tmp_path, dataclasses.replace(tiny_bundle.manifest, files=files))
-    with pytest.raises(BundleError, match=r"its logits are float32 \(5, 3\)"):
+    with pytest.raises(BundleError, match=r"is float32 \(5, 3\)"):
         bundle.golden()
