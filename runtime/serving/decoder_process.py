@@ -32,7 +32,7 @@ from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.images.structure import read_structure
 
 REQUEST = struct.Struct("<?II")
-"""Whether the picture may be large, and the lengths of the pickled pre-processing and the picture,
+"""True if the picture may be large, and the lengths of the pickled pre-processing and the picture,
 which follow."""
 REPLY = struct.Struct("<BI")
 """One of the constants below, and the length of the pixels or of the text that follows."""

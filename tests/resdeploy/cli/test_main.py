@@ -23,8 +23,8 @@ from resdeploy.statistics import Verdict
 from tests.runtime.bench.test_benchmark_energy import use_few_short_rounds
 
 COMMANDS = (
-    "demo", "train", "inspect", "preprocess", "export", "build", "sign", "verify", "bench", "compare",
-    "report", "predict", "serve", "explain", "doctor",
+    "demo", "train", "inspect", "preprocess", "export", "build", "sign", "verify", "bench",
+    "compare", "report", "predict", "serve", "explain", "doctor",
 )  # fmt: skip
 
 
