@@ -27,8 +27,9 @@ SMOOTHING = 0.1
 SLOW_SECONDS = 0.25
 # Slow pictures at a time, for each place; another one is refused.
 SLOW_PER_PLACE = 1
-# Large pictures in progress, for each place: their requests hold places in the queue of the model.
-LARGE_PER_PLACE = 4
+# Large pictures in progress, for each place. Photographs of phones are large, so many may wait, but
+# their requests hold some of the 256 places in the queue of the model.
+LARGE_PER_PLACE = 32
 # Memory of one picture while it is decoded: 50 million pixels of an ordinary JPEG file take 200 MB.
 MAX_PICTURE_BYTES = 256 << 20
 # Room for a picture or its pixels in each direction; the kernel may allow less.
