@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from enum import Enum
 from itertools import chain
