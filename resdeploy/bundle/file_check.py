@@ -27,8 +27,12 @@ def check_files(bundle: Bundle) -> tuple[ExportWarning, ...]:
             f"{bundle.path} is not as it was exported: {_first(faults, '; ')}",
             "copy the bundle again, or export it again",
         )
-    with os.scandir(bundle.path) as entries:
-        found = {entry.name for entry in islice(entries, MAX_ENTRIES)}
+    try:
+        with os.scandir(bundle.path) as entries:
+            found = {entry.name for entry in islice(entries, MAX_ENTRIES)}
+    except OSError as error:  # a folder may allow its files to be opened, but not to be listed
+        reason = f"{bundle.path} cannot be listed: {one_line_reason(error)}"
+        raise BundleError(reason, "check its permissions") from error
     others = sorted(found - bundle.files.keys() - {MANIFEST, SIGNATURE})
     if not others:
         return ()
