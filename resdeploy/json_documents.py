@@ -10,8 +10,10 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,8 +81,8 @@ def strict_json(data: bytes) -> Any:
         raise ValueError(f"it has more than {MAX_VALUES:,} values")
     try:
         document = json.loads(
-            data.decode(), object_pairs_hook=_unique, parse_int=_integer,
-            parse_float=_finite, parse_constant=_finite,
+            data.decode(), object_pairs_hook=_unique, parse_int=_number, parse_float=_number,
+            parse_constant=_number,
         )  # fmt: skip
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
@@ -88,37 +90,26 @@ def strict_json(data: bytes) -> Any:
     for _ in range(MAX_DEPTH):
         if any(isinstance(entry, str) and _SURROGATE.search(entry) for entry in level):
             raise ValueError("it has a lone surrogate, which is no character")
-        level = [inner for entry in level for inner in _children(entry)]
+        inner = [(*e, *e.values()) if isinstance(e, dict) else e for e in level]
+        level = list(chain.from_iterable(e for e in inner if isinstance(e, (list, tuple))))
         if not level:
             return document
     raise ValueError("it is nested too deeply")
 
 
-def _children(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return (*value, *value.values())
-    return value if isinstance(value, list) else ()
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.60} is "
-                         "there twice")  # fmt: skip
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r:.60} is there twice")
     return document
 
 
-def _integer(text: str) -> int:
-    if len(text) > 20:  # digits of an integer of 64 bits, with its sign
-        raise ValueError(f"it has an integer of {len(text):,} characters")
-    return int(text)
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"it has the number {text:.20}, which is not finite")
-    return number
+def _number(text: str) -> float:
+    number = float(text)  # NaN and Infinity, too
+    if not math.isfinite(number) or ((integer := text.lstrip("-").isdigit()) and len(text) > 20):
+        raise ValueError(f"it has the number {text:.30}, which is too large")
+    return int(text) if integer else number
 
 
 def parse(kind: type[Kind], value: Any, where: str = "") -> Kind:

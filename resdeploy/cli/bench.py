@@ -43,7 +43,8 @@ def _parse_percentage(context: object, parameter: object, text: str) -> float:
     "--baseline",
     "checkpoint",
     type=PATH,
-    help="Weights for PyTorch.  [default: those that the bundle was exported from]",
+    help="Weights for PyTorch.  [default: those that the bundle was exported from, if the "
+    "current folder has them]",
 )
 @option(
     "--batch",

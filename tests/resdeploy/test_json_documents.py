@@ -167,7 +167,7 @@ def test_only_a_value_error_is_raised(change: dict[str, Any]) -> None:
         (b"[" * 65 + b"]" * 65, "nested too deeply"),
         (b"[" + b"[]," * 300_000 + b"[]]", "more than 500,000 values"),
         ("[\u0661]".encode(), "is not JSON"),
-        (b"[9223372036854775808000]", "an integer of 22 characters"),
+        (b"[9223372036854775808000]", "the number 9223372036854775808000, which is too large"),
     ],
 )
 def test_rejects_a_file_that_is_not_json(tmp_path: Path, content: bytes, message: str) -> None:

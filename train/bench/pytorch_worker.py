@@ -118,7 +118,7 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str, s
     Args:
         bundle: The bundle, whose manifest describes the network.
         checkpoint: The path of the weights, or `random`. If it is empty, the weights are those that
-            the bundle was exported from or, if these are missing, random ones.
+            the bundle was exported from, if the current folder has them, or random ones.
 
     Raises:
         CheckpointError: The weights in `checkpoint` cannot be used.
@@ -133,7 +133,7 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str, s
     preprocessing, model = bundle.manifest.preprocessing, bundle.manifest.model
     architecture, notice = Architecture.from_json(model), None
     if checkpoint != RANDOM:
-        weights = checkpoint or _find_source(bundle)
+        weights = checkpoint or Path(str(model.get("source"))).name
         try:
             taken = Weights.AUTO if checkpoint else Weights(model.get("source_weights", "auto"))
             loaded = load_checkpoint(Path(weights), taken)
@@ -158,17 +158,6 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str, s
     torch.manual_seed(0)
     network = Classifier(ResNet(architecture).eval(), preprocessing)
     return network, RANDOM, notice
-
-
-def _find_source(bundle: Bundle) -> str:
-    """Return the weights that a bundle was exported from, of which it records only the name.
-
-    They may be in the current folder, among its runs, or beside the bundle; the caller checks their
-    sha256.
-    """
-    name = Path(str(bundle.manifest.model.get("source"))).name
-    places = (Path(), Path("runs"), bundle.path.absolute().parent)
-    return str(next((place / name for place in places if (place / name).exists()), Path(name)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ class Integers(IntRange):
     """A range of integers in plain digits; Python's `int` also takes ` 1_0 ` and other scripts."""
 
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
-        return super().convert(plain_number(self, value, param, ctx), param, ctx)
+        if isinstance(value, str) and not re.fullmatch("[-+]?[0-9]+", value):
+            self.fail(f"{readable(value)!r:.40} is not a plain integer.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class FiniteRange(FloatRange):
@@ -26,19 +28,9 @@ class FiniteRange(FloatRange):
         super().__init__(low, high, min_open=above)
 
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
-        number = super().convert(plain_number(self, value, param, ctx), param, ctx)
-        if math.isnan(number):
+        if math.isnan(number := super().convert(value, param, ctx)):
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
         return number
-
-
-def plain_number(
-    kind: IntRange | FloatRange, value: Any, param: Parameter | None, ctx: Context | None
-) -> Any:
-    """Return `value`; refuse a text of other characters than those of a plain number."""
-    if isinstance(value, str) and not re.fullmatch(r"[-+.0-9a-zA-Z]+", value):
-        kind.fail(f"{readable(value)!r:.40} is not a plain number.", param, ctx)
-    return value
 
 
 LONGEST_SECONDS = 7 * 24 * 3600.0  # a week

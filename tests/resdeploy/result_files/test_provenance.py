@@ -23,6 +23,11 @@ from resdeploy.result_files.provenance import command_line
             "python -m benchmarks.latency --batch 1",
         ),
         (["python3", "-m", "resdeploy"], ["/x/resdeploy/__main__.py"], "python -m resdeploy"),
+        (
+            ["resdeploy", "export", "/home/me/a.pth", "-o", "runs/b", "--triton=/srv/c", "x=/"],
+            ["resdeploy", "export", "/home/me/a.pth", "-o", "runs/b", "--triton=/srv/c", "x=/"],
+            "resdeploy export a.pth -o runs/b --triton=c x=",
+        ),
         (["python3", "run.py", "-m", "x"], ["run.py", "-m", "x"], "run.py -m x"),
         ([], ["inside-an-application"], "inside-an-application"),
     ],

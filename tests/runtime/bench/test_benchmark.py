@@ -41,11 +41,16 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def result(tiny_bundle: Bundle) -> Benchmark:
+def result(tiny_bundle: Bundle, tiny_checkpoint: Path) -> Benchmark:
     with pytest.MonkeyPatch.context() as patch:
         use_few_short_rounds(patch, runs_per_contender=2)
         config = BenchmarkConfig(
-            batch=2, threads=1, seconds=0.1, also=("openvino",), without=("pytorch-compile",)
+            batch=2,
+            threads=1,
+            seconds=0.1,
+            also=("openvino",),
+            without=("pytorch-compile",),
+            checkpoint=tiny_checkpoint,
         )
         return run_benchmark(tiny_bundle, config)
 
@@ -178,7 +183,7 @@ def test_the_environment_describes_network_machine_and_baseline(
     assert environment.image_size == 32
     assert environment.device.cores
     assert environment.versions["torch"]
-    assert environment.baseline == BaselineFacts(weights=str(tiny_checkpoint), device="cpu")
+    assert environment.baseline == BaselineFacts(weights=tiny_checkpoint.name, device="cpu")
     assert (environment.mode, environment.rounds) == ("stream", 4)
 
 
@@ -247,8 +252,10 @@ def test_a_changed_checkpoint_is_not_the_baseline(tiny_bundle: Bundle, tmp_path:
     ],
 )
 def test_pytorch_gives_the_golden_logits(
-    tiny_bundle: Bundle, mode: PyTorchMode, tolerance: float
-) -> None:
+    tiny_bundle: Bundle, tiny_checkpoint: Path, mode: PyTorchMode, tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tiny_checkpoint.parent)  # where the weights are found by their name
     golden = tiny_bundle.golden()
     run, _ = prepare_pytorch(workload(tiny_bundle.path, 24), mode, "")
     logits = run()
