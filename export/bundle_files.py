@@ -53,7 +53,7 @@ from resdeploy.json_documents import jsonable
 from resdeploy.machine.device import read_device
 from resdeploy.report.model_card import model_card
 from resdeploy.report.report import bundle_page, to_html
-from resdeploy.result_files.provenance import collect_provenance
+from resdeploy.result_files.provenance import collect_provenance, shown_path
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
 from resdeploy.runtime.verification.golden_check import (
     FLOAT_FLOOR_DB,
@@ -166,7 +166,7 @@ def write_other_files(
     provenance = collect_provenance(read_device().to_json())
     model = {
         **source.checkpoint.architecture.to_json(),
-        "source": source.checkpoint.path.resolve().name,
+        "source": shown_path(source.checkpoint.path),
         "source_sha256": source.checkpoint.sha256,
         "source_weights": source.checkpoint.weights,
     }

@@ -89,8 +89,13 @@ def command_line() -> str:
 
 
 def shown_path(path: Path) -> str:
-    """Return a path for a result, which may be published: of an absolute path only the name."""
-    return path.name if path.is_absolute() else str(path)
+    """Return a path for a result, which may be published: below the working folder, or the name.
+
+    Links are followed, because `runs/latest` leads elsewhere later.
+    """
+    resolved, folder = path.resolve(), Path.cwd().resolve()
+    inside = resolved != folder and resolved.is_relative_to(folder)
+    return str(resolved.relative_to(folder)) if inside else resolved.name
 
 
 def _without_folders(argument: str) -> str:

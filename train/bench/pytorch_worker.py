@@ -133,7 +133,10 @@ def load_classifier(bundle: Bundle, checkpoint: str) -> tuple[Classifier, str, s
     preprocessing, model = bundle.manifest.preprocessing, bundle.manifest.model
     architecture, notice = Architecture.from_json(model), None
     if checkpoint != RANDOM:
-        weights = checkpoint or Path(str(model.get("source"))).name
+        stated = Path(str(model.get("source")))
+        if stated.is_absolute() or ".." in stated.parts:  # only files below the working folder
+            stated = Path(stated.name)
+        weights = checkpoint or str(stated)
         try:
             taken = Weights.AUTO if checkpoint else Weights(model.get("source_weights", "auto"))
             loaded = load_checkpoint(Path(weights), taken)
