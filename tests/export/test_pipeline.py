@@ -78,7 +78,8 @@ def test_an_fp32_export_needs_no_images(config: ExportConfig) -> None:
     assert 'class="verdict' not in page  # a bundle alone has passed nothing
     assert bundle.manifest.calibration is None
     assert sorted(os.listdir(result.bundle)) == [
-        "fp32.onnx", "golden.npz", "labels.txt", "manifest.json", "report.html",
+        "README.md", "fp32.onnx", "golden.npz", "labels.txt", "manifest.json", "report.html",
+        "sbom.cdx.json",
     ]  # fmt: skip
 
 

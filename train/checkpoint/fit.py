@@ -193,11 +193,8 @@ def fit(
             fault = "negative variances"
         elif (
             tensor.ndim > 1
+            and bool(tensor.any())  # a new head or a pruned layer may be all zeros
             and torch.equal(tensor, tensor.round())
-            and (
-                # A new head may be all zeros; a convolution is, if its weights became integers.
-                tensor.ndim == 4 or bool(tensor.any())
-            )
         ):
             fault = "only whole numbers, as quantised values without their scale have,"
         if fault is not None:

@@ -147,11 +147,11 @@ def test_a_reload_that_hangs_or_fails_stops_neither_later_reloads_nor_the_end(
     copy = shutil.copytree(tiny_bundle.path, tmp_path / "tiny.bundle")
     code = (
         "import time; from resdeploy.runtime.serving import served_model, server\n"
-        "def open_bundle(path, inner=served_model.open_bundle):\n"
+        "def open_signed(path, signer, inner=served_model.open_signed):\n"
         "    assert not (path / 'fault').exists(), 'a fault'\n"
         "    while (path / 'hang').exists(): time.sleep(60)\n"
-        "    return inner(path)\n"
-        "served_model.open_bundle = open_bundle; server.HUNG_SECONDS = 0\n"
+        "    return inner(path, signer)\n"
+        "served_model.open_signed = open_signed; server.HUNG_SECONDS = 0\n"
         "from resdeploy.cli.main import main; main()"
     )
     manifest = copy / "manifest.json"
