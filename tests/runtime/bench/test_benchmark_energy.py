@@ -44,8 +44,9 @@ def test_there_is_no_energy_without_a_sensor(tiny_bundle: Bundle, tmp_path: Path
 
 
 def test_a_board_measures_energy_and_reports_notices(
-    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Bundle, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tiny_checkpoint.parent)  # where the weights are found by their name
     for name in ("WINDOW_SECONDS", "IDLE_WINDOW_SECONDS"):
         monkeypatch.setattr(per_image, name, 0.05)
     # The reading never changes, so the lead time and gaps in the samples do not matter.
