@@ -96,8 +96,8 @@ def _measured(
     found = find_preprocessing(checkpoint, labels, data, sizes=sizes, seed=seed, progress=progress)
     if found.preprocessing is None:
         raise ExportError(
-            f"the pre-processing is undecided: {len(found.left)} candidates give equally good "
-            f"answers on {data}",
+            f"the pre-processing is undecided: {len(found.left)} candidates are left on {data}; "
+            f"they predict the same class for {found.same_predictions} of {found.images} images",
             f"look at them with resdeploy preprocess {checkpoint.path} --data {data}, and state "
             "one with --preprocessing FILE or options",
         )

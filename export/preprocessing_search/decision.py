@@ -28,7 +28,7 @@ from resdeploy.statistics import (
     upper_bound_of_difference,
 )
 
-# Bonferroni's correction: a wrong candidate is named with a probability of at most 5 %. The
+# Bonferroni's correction: top-1 excludes a candidate wrongly with a probability of at most 5 %. The
 # dropping of candidates before all images are used takes 1 % of these, for at most 300 candidates
 # and 10 looks. Holm's steps would not do: the best candidate is chosen on the same images, so that
 # the last of its comparisons needs the same level as the first.

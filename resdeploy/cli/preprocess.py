@@ -54,8 +54,8 @@ def preprocess(
     """Find the pre-processing that the network of CHECKPOINT was trained with.
 
     Usual candidates are scored in FP32 on labelled images: mean, standard deviation and range of
-    the pixels, RGB or BGR, sizes, crops and interpolation. The best one is named if it is better
-    than every other one with 95 % confidence, corrected for the number of candidates.
+    the pixels, RGB or BGR, sizes, crops and interpolation. One is named if top-1 accuracy (95 %
+    confidence, corrected for the number of candidates) or the batch norms exclude every other one.
 
     Exit code: 0 found, 3 undecided.
     """

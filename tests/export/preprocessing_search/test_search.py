@@ -6,6 +6,7 @@ the same logits as before.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -255,7 +256,9 @@ def test_export_refuses_an_undecided_pre_processing(
     options = ["--preprocessing", "auto", "--data", str(folder), "-o", str(tmp_path / "x.bundle")]
     result = CliRunner().invoke(main, ["export", *arguments, *options])
     assert result.exit_code == 1
-    assert "the pre-processing is undecided" in result.stderr
+    text = " ".join(result.stderr.split())
+    assert f"the pre-processing is undecided: 2 candidates are left on {folder}" in text
+    assert re.search(r"they predict the same class for (\d+) of \1 images", text)
     assert not (tmp_path / "x.bundle").exists()
 
 
