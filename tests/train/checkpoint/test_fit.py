@@ -102,7 +102,7 @@ def test_a_network_of_other_numbers_is_refused(
     path = tmp_path / f"a{ending}"
     state = {name: tensor.to(kind) for name, tensor in make_state().items()}
     (save_file if ending == ".safetensors" else torch.save)(state, path)
-    with pytest.raises(CheckpointError, match=f"of type {str(kind)[6:]}; weights must be floats"):
+    with pytest.raises(CheckpointError, match=f"of type {str(kind)[6:]}; weights must be float16"):
         load_checkpoint(path)
 
 
