@@ -30,6 +30,7 @@ PASSWORD = "RESDEPLOY_KEY_PASSWORD"
 MAX_SIGNATURE_BYTES = 1 << 20
 MAX_PEM_BYTES = 1 << 20
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
+_PUBLIC_KEY = b"-----BEGIN PUBLIC KEY-----"
 _KEY_HINT = "create a key with: openssl ecparam -genkey -noout -name prime256v1 -out key.pem"
 _SIGSTORE_HINT = "signing with an identity needs Sigstore's servers; or give a private key"
 _SIGNER_HINT = (
@@ -48,8 +49,9 @@ class Signer:
 
     def __post_init__(self) -> None:
         """Raise a BundleError if this is neither a PEM file nor an identity with its issuer."""
-        if self.issuer is None and not self.pem.startswith(b"-----BEGIN "):
-            raise BundleError(f"{self.name} is not a PEM file", _SIGNER_HINT)
+        if self.issuer is None and not self.pem.startswith((_PUBLIC_KEY, _CERTIFICATE)):
+            reason = f"{self.name} is not a PEM file of a public key or certificates"
+            raise BundleError(reason, _SIGNER_HINT)
 
     @property
     def pem(self) -> bytes:

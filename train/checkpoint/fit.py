@@ -183,6 +183,8 @@ def fit(
     if found := contradictions(dict(modules or {}), network):
         raise FitError(f"is not a plain {architecture.name}: {', '.join(found[:3])}")
     converted = {name: state[name].to(expected[name].dtype) for name in expected if name in state}
+    # A new head or a pruned convolution may be all zeros; all are, if weights became integers.
+    is_empty = not any(bool(tensor.any()) for tensor in converted.values() if tensor.ndim == 4)
     for name, tensor in converted.items():
         fault = None
         if not bool(tensor.isfinite().all()):
@@ -193,8 +195,8 @@ def fit(
             fault = "negative variances"
         elif (
             tensor.ndim > 1
-            and bool(tensor.any())  # a new head or a pruned layer may be all zeros
             and torch.equal(tensor, tensor.round())
+            and (is_empty or bool(tensor.any()))
         ):
             fault = "only whole numbers, as quantised values without their scale have,"
         if fault is not None:

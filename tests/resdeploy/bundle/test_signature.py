@@ -327,6 +327,11 @@ def test_a_signer_is_a_file_or_an_identity(name: str | None, issuer: str | None)
     assert raised.value.hint
 
 
+def test_a_private_key_is_not_a_signer(keys: Keys) -> None:
+    with pytest.raises(BundleError, match="not a PEM file of a public key"):
+        make_signer(str(keys.private), None)
+
+
 def test_without_a_signer_an_unsigned_bundle_is_opened(copy: Path) -> None:
     assert make_signer(None, None) is None
     assert open_signed(copy, None).signer is None
