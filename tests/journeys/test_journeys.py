@@ -144,6 +144,8 @@ def test_an_interrupted_export_leaves_no_partial_bundle(
             "--int8", "--calibration-data", str(image_data), "-o", "x.bundle",
         ],
         stderr=subprocess.PIPE, text=True,
+        # A shell starts background processes, such as `make test &`, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 600
     while not list(Path().glob(".x.bundle.tmp-*")) and time.monotonic() < deadline:
