@@ -178,8 +178,8 @@ class Bundle:
         )
 
     def _record(self, name: str) -> FileRecord:
-        if name in self.files:
-            return self.files[name]
+        if (record := self.files.get(name)) is not None:
+            return record
         raise BundleError(f"{self.path} lists no file {name}", "export the bundle again")
 
 

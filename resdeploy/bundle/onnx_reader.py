@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 Shape = tuple[int, ...]
 Buffer = bytes | memoryview
@@ -224,10 +225,7 @@ def _elements(shape: list[int]) -> int:
     """Return the number of elements; every size, and so the number, fits in 64 bits."""
     if len(shape) > MAX_RANK or any(not 0 <= size < 1 << 31 for size in shape):
         raise ValueError(f"a weight has the shape {shape!r:.60}")
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+    return prod(shape)
 
 
 def _fields(data: memoryview, names: dict[int, str]) -> Iterator[tuple[str, int | Buffer]]:

@@ -9,8 +9,6 @@ from resdeploy.bundle.signature import Signer
 from resdeploy.runtime.backends.base import AUTO
 
 TOKEN_VARIABLE = "RESDEPLOY_TOKEN"
-
-MAX_PEM_BYTES = 1 << 20
 PEM_HINT = "name a PEM file with --tls-cert and --tls-key"
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import uvicorn
 
-from resdeploy.bundle.signature import open_signed
+from resdeploy.bundle.signature import MAX_PEM_BYTES, open_signed
 from resdeploy.errors import BackendError, ServeError, one_line_reason
 from resdeploy.filesystem import read_limited
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import Advance, Progress
 from resdeploy.runtime.backends.registry import candidates
-from resdeploy.runtime.serving.config import MAX_PEM_BYTES, PEM_HINT, ServeConfig
+from resdeploy.runtime.serving.config import PEM_HINT, ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
 from resdeploy.runtime.serving.http.listener import HttpServer, listen
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware

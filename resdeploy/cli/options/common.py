@@ -15,7 +15,7 @@ class Integers(IntRange):
     """A range of integers in plain digits; Python's `int` also takes ` 1_0 ` and other scripts."""
 
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
-        if isinstance(value, str) and not re.fullmatch("[-+]?[0-9]+", value):
+        if not re.fullmatch("[-+]?[0-9]+", str(value)):
             self.fail(f"{readable(value)!r:.40} is not a plain integer.", param, ctx)
         return super().convert(value, param, ctx)
 

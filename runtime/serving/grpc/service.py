@@ -9,10 +9,11 @@ import grpc
 import msgspec
 
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
+from resdeploy.bundle.signature import MAX_PEM_BYTES
 from resdeploy.errors import ServeError, one_line_reason
 from resdeploy.filesystem import read_limited
 from resdeploy.images.preprocessing import ImageSize, UInt8Array
-from resdeploy.runtime.serving.config import MAX_PEM_BYTES, PEM_HINT, ServeConfig
+from resdeploy.runtime.serving.config import PEM_HINT, ServeConfig
 from resdeploy.runtime.serving.grpc.call_guard import CallGuard
 from resdeploy.runtime.serving.grpc.message_reader import (
     ENVELOPE_BYTES,
