@@ -18,6 +18,7 @@ from resdeploy.images.preprocessing import Channels, Preprocessing, UInt8Array, 
 from resdeploy.images.skipped import SkippedImages, reason_of
 from resdeploy.progress import Progress
 from resdeploy.statistics import IntArray
+from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.model.resnet import Classifier, ResNet
 
 BLOCK = 32  # images that are scored together, and that the bootstrap draws together
@@ -117,6 +118,17 @@ class Scorer:
             for score, images in zip(scores, changed):
                 score.blocks.append(self._run(candidate, images, index))
         return scores
+
+    def cropped(self, candidate: Preprocessing, area: float, blocks: int) -> CandidateScore:
+        """Score a candidate on random crops of at least this part of each picture's area."""
+        score = CandidateScore(candidate)
+        crop = Augmentation(flip=False, min_area=area)
+        for start in range(0, min(blocks * BLOCK, self.images), BLOCK):
+            seed = np.random.default_rng(start)
+            files = self.files[start : min(start + BLOCK, self.images)]
+            pixels = [augment(file, _geometry(candidate), crop, seed) for file in files]
+            score.blocks.append(self._run(candidate, np.stack(pixels), 0))
+        return score
 
     def _load(self, geometry: Preprocessing, start: int, stop: int) -> UInt8Array:
         pixels = list[UInt8Array]()

@@ -50,6 +50,7 @@ from resdeploy.export.preprocessing_search.decision import (
     measure_moments,
 )  # fmt: skip
 from resdeploy.export.preprocessing_search.scoring import (
+    BLOCK,
     MOST_BLOCKS,
     CandidateScore,
     Scorer,
@@ -80,6 +81,8 @@ DEFAULT_PIXELS, MOST_IMAGES = 512 * 224 * 224, 5000
 # In nats: 0.001 to 0.01 is usual for the right candidate, 0.3 and more for a wrong normalisation.
 LARGEST_DIVERGENCE = 0.1
 AUGMENTED_BLOCKS = 8  # enough for the direction in which an augmentation moves the moments
+# Smallest parts of the area: torchvision's, that of `train`, and weak crops. Those between fit one.
+CROPPED_AREAS = (0.08, 0.3, 0.7)
 MOST_CANDIDATES = 300  # bounds the time
 
 
@@ -151,6 +154,8 @@ class _Search:
         self._divergences: dict[tuple[Preprocessing, int], float] = {}
         self._positions: dict[tuple[Preprocessing, Preprocessing, int], tuple[float, float]] = {}
         self._known_augmentations: dict[Preprocessing, Tensor] = {}
+        self._known_crops: dict[Preprocessing, tuple[float, ...]] = {}
+        self._random_crops = False
         self._known_labels: IntArray = np.empty(0, np.int64)
 
     @property
@@ -247,6 +252,7 @@ class _Search:
             labelled=self._classes is not None,
             images=best.images,
             same_predictions=int(same.sum()),
+            random_crops=self._random_crops,
             images_to_decide=max(needed) if min(needed[1:], default=0) else None,
         )
 
@@ -329,8 +335,32 @@ class _Search:
         if near is far or math.isinf(one):
             return False
         if blocks < ENOUGH_BLOCKS:
-            return two >= LEAST_RATIO_OF_FEW * one
-        return is_excluded(*self._locate(near, far), alpha)
+            farther = two >= LEAST_RATIO_OF_FEW * one
+        else:
+            farther = is_excluded(*self._locate(near, far), alpha)
+        return farther and not (near.has_graph_of(far) and self._is_randomly_cropped(near, far))
+
+    def _is_randomly_cropped(self, near: CandidateScore, far: CandidateScore) -> bool:
+        """Return True if the training took random crops, and those of `far` may be among them.
+
+        The crop of a candidate is not in the weights then. Random crops look most like some other
+        candidate, with larger objects, than that with which the network is meant to be used.
+        """
+        self._scorer.extend([near.preprocessing], AUGMENTED_BLOCKS * BLOCK)
+        one, two = self._crops(near), self._crops(far)
+        if min(*one, *two) >= self._divergence(near, AUGMENTED_BLOCKS):
+            return False
+        self._random_crops = True
+        return min(two) < LEAST_RATIO_OF_FEW * min(one)
+
+    def _crops(self, score: CandidateScore) -> tuple[float, ...]:
+        """Return the divergence with random crops of each area; any candidate's crop is ignored."""
+        size = score.preprocessing.image_size
+        key = replace(score.preprocessing, resize=size, resize_mode=ResizeMode.SQUASH)
+        if key not in self._known_crops:
+            scores = [self._scorer.cropped(key, a, AUGMENTED_BLOCKS) for a in CROPPED_AREAS]
+            self._known_crops[key] = tuple(batch_norm_divergence(s, len(s.blocks)) for s in scores)
+        return self._known_crops[key]
 
     def _locate(self, near: CandidateScore, far: CandidateScore) -> tuple[float, float]:
         blocks = common_blocks(near, far)

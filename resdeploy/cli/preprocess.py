@@ -117,7 +117,10 @@ def verdict_sentence(result: PreprocessingSearch) -> str:
     group += f"; they predict the same class for {result.same_predictions} of {result.images}"
     if result.same_predictions >= NEARLY_ALL * result.images:
         group += ", so that any of them may be used for pictures like these"
-    if not result.labelled:
+    if result.random_crops:
+        group += "; the training took random crops, which do not tell the one to use: choose by "
+        group += "accuracy" if result.labelled else "accuracy, with labelled images"
+    elif not result.labelled:
         group += "; use labelled images"
     elif result.images_to_decide is not None:
         group += f"; about {result.images_to_decide} images would decide"

@@ -54,6 +54,9 @@ class PreprocessingSearch:
     images: int
     same_predictions: int
     """Number of images for which all candidates that are left predict the same class."""
+    random_crops: bool
+    """True if the batch norms fit random crops better than any candidate: the crop is not known
+    from the training then, and no candidate was excluded for its crop alone."""
     images_to_decide: int | None
     """Estimated number of labelled images that would decide; None if decided or unknown."""
     schema: str = SCHEMA

@@ -32,6 +32,7 @@ from resdeploy.progress import silent
 from resdeploy.result_files.preprocessing_search import PreprocessingSearch
 from resdeploy.statistics import Verdict
 from resdeploy.train.checkpoint.load import Checkpoint
+from resdeploy.train.data.augment import Augmentation, augment
 from tests.samples import (
     CLASSES,
     COLOURS,
@@ -87,9 +88,10 @@ def state(data: Path) -> dict[str, torch.Tensor]:
     return fitted(data)
 
 
-def fitted(data: Path) -> dict[str, torch.Tensor]:
+def fitted(data: Path, min_area: float = 1.0) -> dict[str, torch.Tensor]:
     paths = sorted(data.rglob("*.png"))
-    images = np.stack([np.array(Image.open(path).convert("RGB")) for path in paths])
+    crop, generator = Augmentation(flip=False, min_area=min_area), np.random.default_rng(0)
+    images = np.stack([augment(path, STANDARD, crop, generator) for path in paths])
     labels = [CLASSES.index(path.parent.name) for path in paths]
     return fit_network(make_classifier(NARROW).network, images, labels).state_dict()
 
@@ -132,6 +134,14 @@ def test_a_planted_pre_processing_is_found(
 ) -> None:
     assert found[name].preprocessing == PLANTED[name]
     assert found[name].verdict is Verdict.PASS
+
+
+def test_random_crops_leave_the_crop_undecided(data: Path) -> None:
+    result = search(planted(fitted(data, 0.3), STANDARD), data, images=96)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.random_crops
+    assert STANDARD in [row.preprocessing for row in result.left]
+    assert "random crops" in search_text(result)
 
 
 def test_geometries_with_the_same_pixels_are_named(found: dict[str, PreprocessingSearch]) -> None:
