@@ -92,13 +92,7 @@ def write_graphs(
 ) -> tuple[list[Artifact], Golden]:
     """Write and check all graphs; return their artifacts, and `golden` with bit-exact logits.
 
-    Args:
-        folder: Folder of the bundle.
-        model: The graph in FP32.
-        golden: Golden images with the logits that PyTorch computes.
-        calibration: Recipes of the INT8 graphs; None to write none.
-        judgement: Logits of the INT8 graphs on other images, for the quality of their artifacts.
-        half: True to write a graph in FP16, too.
+    `model` is the graph in FP32; with `half`, FP16 is written, too.
     """
     artifacts: list[Artifact] = []
     bit_exact: dict[str, Float32Array] = {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from math import prod
 from typing import Any, TypeVar
 
@@ -80,7 +81,7 @@ def read_onnx(data: Buffer) -> OnnxGraph:
     Raises:
         ValueError: The file is damaged, or uses a part of the format that our graphs do not use.
     """
-    model = _Messages().read(memoryview(data), _MODEL)
+    model = _read(memoryview(data), _MODEL, count())
     if "graph" not in model or len(model["opset"]) != 1:
         raise ValueError("it does not hold exactly one graph and one version of the operators")
     graph, (opset,) = model["graph"], model["opset"]
@@ -99,8 +100,8 @@ def read_onnx(data: Buffer) -> OnnxGraph:
 def _node(fields: dict[str, Any]) -> Node:
     _check_domain(fields)
     attributes = _by_name(map(_attribute, fields["attribute"]))
-    operator = fields.get("op_type", "")
-    return Node(operator, tuple(fields["input"]), tuple(fields["output"]), attributes)
+    inputs, outputs = tuple(fields["input"]), tuple(fields["output"])
+    return Node(fields.get("op_type", ""), inputs, outputs, attributes)
 
 
 def _attribute(fields: dict[str, Any]) -> tuple[str, Attribute]:
@@ -165,10 +166,6 @@ def _text(value: _Raw) -> str:
     return str(_short(value), "utf-8")
 
 
-def _string(value: _Raw) -> bytes:
-    return bytes(_short(value))
-
-
 def _float(value: _Raw) -> float:
     if not isinstance(value, bytes) or len(value) != 4:
         raise ValueError("it is damaged: a number is missing")
@@ -216,9 +213,10 @@ _TENSOR: _Table = {
 }  # fmt: skip
 _ATTRIBUTE_TYPES = {1: "f", 2: "i", 3: "s", 7: "ints"}
 _ATTRIBUTE: _Table = {
-    1: ("name", _text), 2: ("f", _float), 3: ("i", _integer), 4: ("s", _string),
-    5: ("a tensor in a node", None), 6: ("a graph in a node", None), 8: ("ints", _integers),
-    11: ("graphs in a node", None), 13: _IGNORED, 20: ("type", _integer),
+    1: ("name", _text), 2: ("f", _float), 3: ("i", _integer),
+    4: ("s", lambda value: bytes(_short(value))), 5: ("a tensor in a node", None),
+    6: ("a graph in a node", None), 8: ("ints", _integers), 11: ("graphs in a node", None),
+    13: _IGNORED, 20: ("type", _integer),
 }  # fmt: skip
 _NODE: _Table = {
     1: ("input", _text), 2: ("output", _text), 3: _IGNORED, 4: ("op_type", _text),
@@ -235,38 +233,27 @@ _MODEL: _Table = {
 }  # fmt: skip
 
 
-class _Messages:
-    """The messages of one file, of which all together have at most `MAX_GRAPH_FIELDS` fields."""
+def _read(data: memoryview, table: _Table, counter: Iterator[int]) -> dict[str, Any]:
+    """Return the fields of a message by name: a list of those in `_REPEATED`.
 
-    def __init__(self) -> None:
-        self._fields = 0
-
-    def read(self, data: memoryview, table: _Table) -> dict[str, Any]:
-        """Return the fields of a message by name: a list of those in `_REPEATED`.
-
-        Parsers join other messages that occur twice, and take the last of other values, so a field
-        that occurs twice is refused.
-        """
-        found: dict[str, Any] = {name: [] for name, _ in table.values() if name in _REPEATED}
-        for number, value in _entries(data):
-            self._fields += 1
-            if self._fields > MAX_GRAPH_FIELDS:
-                raise ValueError(f"it has more than {MAX_GRAPH_FIELDS:,} fields")
-            name, reader = table.get(number, (f"field {number} of a message", None))
-            if reader is None:
-                raise ValueError(f"it uses {name}, which no graph of resdeploy has")
-            content = (
-                self.read(_bytes(value), reader) if isinstance(reader, dict) else reader(value)
-            )
-            if name not in _REPEATED and name in found:
-                raise ValueError(f"it holds {name} twice")
-            if name not in _REPEATED:
-                found[name] = content
-            elif isinstance(content, list):
-                found[name] += content
-            else:
-                found[name].append(content)
-        return found
+    Parsers join other messages that occur twice, and take the last of other values, so a field that
+    occurs twice is refused. `counter` counts the fields of the file.
+    """
+    found: dict[str, Any] = {name: [] for name, _ in table.values() if name in _REPEATED}
+    for number, value in _entries(data):
+        if next(counter) >= MAX_GRAPH_FIELDS:
+            raise ValueError(f"it has more than {MAX_GRAPH_FIELDS:,} fields")
+        name, kind = table.get(number, (f"field {number} of a message", None))
+        if kind is None:
+            raise ValueError(f"it uses {name}, which no graph of resdeploy has")
+        content = _read(_bytes(value), kind, counter) if isinstance(kind, dict) else kind(value)
+        if name in _REPEATED:
+            found[name] += content if isinstance(content, list) else [content]
+        elif name in found:
+            raise ValueError(f"it holds {name} twice")
+        else:
+            found[name] = content
+    return found
 
 
 def _entries(data: memoryview) -> Iterator[tuple[int, _Raw]]:
@@ -285,7 +272,7 @@ def _entries(data: memoryview) -> Iterator[tuple[int, _Raw]]:
         if not 0 <= size <= end - position:
             raise ValueError("it is cut off or damaged")
         part = data[position : position + size]
-        # Other types than that of the format are unknown fields to a parser, so they must differ.
+        # Parsers skip a field of another type than that of the format, so the types must differ.
         yield number, part if wire_type == 2 else bytes(part)
         position += size
 
