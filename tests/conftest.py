@@ -146,10 +146,12 @@ def _shorten_exports() -> None:
     list the packages of this environment, which `tests/export/test_sbom.py` reads again. No test
     reads the times.
     """
+    from resdeploy.calibration.weight_rounding import clip_pairs
     from resdeploy.export import bundle_files, pipeline
     from resdeploy.export.graph import qdq
     from resdeploy.export.graph.to_onnx import to_onnx
     from resdeploy.export.mixed_precision import tradeoff
+    from resdeploy.export.sbom import environment_sbom
 
     graphs = dict[tuple[object, ...], Any]()
     integers = dict[tuple[object, ...], Any]()
@@ -167,11 +169,10 @@ def _shorten_exports() -> None:
             integers[key] = clip_pairs(weight, pairs)
         return tuple(part.copy() for part in integers[key])
 
-    clip_pairs = qdq.clip_pairs
     patch = pytest.MonkeyPatch()
     patch.setattr(pipeline, "to_onnx", convert_once)
     patch.setattr(qdq, "clip_pairs", clip_once)
-    patch.setattr(bundle_files, "environment_sbom", cache(bundle_files.environment_sbom))
+    patch.setattr(bundle_files, "environment_sbom", cache(environment_sbom))
     patch.setattr(tradeoff, "TIMING_SECONDS", 0.02)
 
 
