@@ -25,7 +25,7 @@ _Raw = int | bytes | memoryview
 """A value as it is encoded: an integer of variable size, four or eight bytes, or a sized part."""
 
 # Names and lists of integers are short in every graph. The largest of ours has about 3,000 nodes. A
-# node and its weights have about 20 fields; this reader needs 1 s and 70 MB for the maximum of them.
+# node and its weights have about 20 fields; the maximum of fields takes 1 s and 70 MB.
 MAX_TEXT_BYTES = 4096
 MAX_NODES = 10_000
 MAX_GRAPH_FIELDS = 300_000
