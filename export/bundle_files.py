@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,13 @@ from resdeploy.calibration.tensorrt_cache import write_cache
 from resdeploy.errors import ExportError
 from resdeploy.export.golden_images import measure_parity
 from resdeploy.export.graph.coverage import coverage
+from resdeploy.export.graph.float16 import to_float16
+from resdeploy.export.graph.qdq import activation_parameters
+from resdeploy.export.graph.residual_scales import has_aligned_scales
+from resdeploy.export.graph.saturation import check_no_saturation
 from resdeploy.export.graph.to_onnx import OPSET, VERSIONS_HINT, to_bytes
 from resdeploy.export.inputs import Source
+from resdeploy.export.quantization.judge import Judgement
 from resdeploy.export.quantization.recipe import encode_recipes
 from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.sbom import environment_sbom
@@ -76,30 +81,70 @@ FILE_NAMES = {
 }
 
 
-def write_artifact(
-    folder: Path, precision: Precision, encoding: Encoding, model: ir.Model, golden: Golden
-) -> tuple[Artifact, Float32Array | None]:
-    """Write and check a graph, and return its artifact.
+def write_graphs(
+    folder: Path,
+    model: ir.Model,
+    golden: Golden,
+    calibration: Calibration | None,
+    judgement: Judgement | None,
+    *,
+    half: bool,
+) -> tuple[list[Artifact], Golden]:
+    """Write and check all graphs; return their artifacts, and `golden` with bit-exact logits.
 
-    The second result holds the golden logits, or None if the batch size changes any bit of them.
+    `model` is the graph in FP32; with `half`, FP16 is written, too.
     """
-    graph = to_bytes(model)
-    file = FILE_NAMES[precision, encoding]
-    (folder / file).write_bytes(graph)
-    parity, bit_exact = check_graph(graph, file, precision, encoding, golden)
-    covered = coverage(model.graph, encoding)
-    artifact = Artifact(
-        precision=precision,
-        encoding=encoding,
-        file=file,
-        bytes=len(graph),
-        sha256=sha256(graph),
-        opset=OPSET,
-        convs=covered.convs,
-        int8_convs=covered.int8_convs,
-        parity=parity,
-    )
-    return artifact, bit_exact
+    artifacts: list[Artifact] = []
+    bit_exact: dict[str, Float32Array] = {}
+    for precision, encoding, graph in _graphs(model, calibration, half=half):
+        content, file = to_bytes(graph), FILE_NAMES[precision, encoding]
+        (folder / file).write_bytes(content)
+        parity, logits = check_graph(content, file, precision, encoding, golden)
+        covered = coverage(graph.graph, encoding)
+        artifact = Artifact(
+            precision=precision,
+            encoding=encoding,
+            file=file,
+            bytes=len(content),
+            sha256=sha256(content),
+            opset=OPSET,
+            convs=covered.convs,
+            int8_convs=covered.int8_convs,
+            parity=parity,
+        )
+        if judgement is not None and encoding in judgement.logits:
+            artifact = replace(artifact, quality=judgement.quality(encoding))
+        if logits is not None and _is_bit_exact(model, calibration, encoding):
+            bit_exact[artifact.name] = logits
+        artifacts.append(artifact)
+    return artifacts, replace(golden, bit_exact=bit_exact)
+
+
+def _graphs(
+    model: ir.Model, calibration: Calibration | None, *, half: bool
+) -> Iterator[tuple[Precision, Encoding, ir.Model]]:
+    """Yield each graph of the bundle."""
+    yield Precision.FP32, Encoding.FLOAT, model
+    if half:
+        rounded = model.clone()
+        to_float16(rounded)
+        yield Precision.FP16, Encoding.FLOAT, rounded
+    if calibration is not None:
+        for encoding, recipe in calibration.recipes.items():
+            quantised = recipe.apply(model)
+            if encoding is Encoding.CPU:
+                check_no_saturation(quantised.graph)
+            yield Precision.INT8, encoding, quantised
+
+
+def _is_bit_exact(model: ir.Model, calibration: Calibration | None, encoding: Encoding) -> bool:
+    """Return True for the CPU's graph if the kernels of all CPUs compute the same logits."""
+    if calibration is None or encoding is not Encoding.CPU:
+        return False
+    recipe = calibration.recipes[encoding]
+    edges = recipe.edges(model)
+    parameters = activation_parameters(model.graph, edges, recipe.ranges, recipe.encoding)
+    return not recipe.in_float and has_aligned_scales(model.graph, edges, parameters)
 
 
 def check_graph(

@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
+from resdeploy.bundle.analysis import Analysis
 from resdeploy.bundle.batch_norm_shift import BatchNormShift
-from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.calibration_record import CalibrationRecord, TargetResult
-from resdeploy.bundle.golden import Float32Array, Golden
+from resdeploy.bundle.golden import Golden
 from resdeploy.bundle.manifest import (
     MANIFEST,
     Artifact,
-    Encoding,
     ExportWarning,
     GoldenOrigin,
     GoldenRecord,
     Parity,
-    Precision,
 )
 from resdeploy.bundle.signature import check_key, sign_bundle
 from resdeploy.errors import ExportError
-from resdeploy.export.bundle_files import write_artifact, write_other_files
+from resdeploy.export.bundle_files import write_graphs, write_other_files
 from resdeploy.export.golden_images import choose_golden, make_golden, read_golden_images
 from resdeploy.export.graph.count_operations import work_of
-from resdeploy.export.graph.float16 import to_float16
-from resdeploy.export.graph.qdq import activation_parameters
-from resdeploy.export.graph.residual_scales import has_aligned_scales
-from resdeploy.export.graph.saturation import check_no_saturation
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.mixed_precision.accuracy_target import AccuracyTarget, meet_accuracy_target
@@ -205,7 +200,8 @@ def export(
     name, size = source.checkpoint.architecture.name, size_text(preprocessing.image_size)
     logger.info("exporting %s at %s pixels", name, size)
     model = to_onnx(classifier, preprocessing.image_size)
-    calibration, judgement = None, None
+    calibration: Calibration | None = None
+    judgement: Judgement | None = None
     if config.int8:
         decoded = check.images if check else {}
         calibration, judgement = _calibrate(
@@ -213,17 +209,11 @@ def export(
         )
         model = calibration.model
         warnings += target_warnings(calibration.targets)
-    artifacts: list[Artifact] = []
-    bit_exact: dict[str, Float32Array] = {}
     with new_directory(output, force=force, marker=MANIFEST) as folder:
-        for precision, encoding, graph in _graphs(model, config, calibration):
-            artifact, logits = write_artifact(folder, precision, encoding, graph, golden)
-            if judgement is not None and encoding in judgement.logits:
-                artifact = replace(artifact, quality=judgement.quality(encoding))
-            artifacts.append(artifact)
-            if logits is not None and _is_bit_exact(model, calibration, encoding):
-                bit_exact[artifact.name] = logits
-        golden, analysis = replace(golden, bit_exact=bit_exact), None
+        artifacts, golden = write_graphs(
+            folder, model, golden, calibration, judgement, half=config.fp16
+        )
+        analysis: Analysis | None = None
         if calibration is not None:
             analysis = analyse(
                 model, calibration.recipes, calibration.record(), artifacts, golden, progress,
@@ -233,10 +223,11 @@ def export(
             folder, output.name, source, artifacts, golden, origin, calibration, analysis,
             work_of(model), warnings, shift,
         )  # fmt: skip
-    bundle, triton = open_bundle(output), None
+    bundle = Bundle(output, manifest)
     if config.sign is not None:
         sign_bundle(bundle, config.sign)
     engines = _build_engines(bundle, progress) if config.engine else ()
+    triton: TritonRepository | None = None
     if config.triton is not None:
         triton = write_repository(bundle, config.triton, force=force)
     return ExportResult(
@@ -361,33 +352,6 @@ def _plan(
         target=_has_target(config),
         needed=max((number for number in needed if number is not None), default=None),
     )
-
-
-def _graphs(
-    model: ir.Model, config: ExportConfig, calibration: Calibration | None
-) -> Iterator[tuple[Precision, Encoding, ir.Model]]:
-    """Yield each graph of the bundle."""
-    yield Precision.FP32, Encoding.FLOAT, model
-    if config.fp16:
-        half = model.clone()
-        to_float16(half)
-        yield Precision.FP16, Encoding.FLOAT, half
-    if calibration is not None:
-        for encoding, recipe in calibration.recipes.items():
-            quantised = recipe.apply(model)
-            if encoding is Encoding.CPU:
-                check_no_saturation(quantised.graph)
-            yield Precision.INT8, encoding, quantised
-
-
-def _is_bit_exact(model: ir.Model, calibration: Calibration | None, encoding: Encoding) -> bool:
-    """Return True for the CPU's graph if the kernels of all CPUs compute the same logits."""
-    if calibration is None or encoding is not Encoding.CPU:
-        return False
-    recipe = calibration.recipes[encoding]
-    edges = recipe.edges(model)
-    parameters = activation_parameters(model.graph, edges, recipe.ranges, recipe.encoding)
-    return not recipe.in_float and has_aligned_scales(model.graph, edges, parameters)
 
 
 def _build_engines(bundle: Bundle, progress: Progress) -> tuple[BuildReport, ...]:

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -139,15 +140,21 @@ def narrow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _shorten_exports() -> None:
-    """Convert each network only once in this process, and time graphs for a shorter time.
+    """Convert each network and round each weight once in this process; time graphs for less long.
 
-    The conversion is a fifth of an export; `tests/export/graph` tests it. No test reads the times.
+    These are half of an export; `tests/export/graph` and `tests/calibration` test them. All exports
+    list the packages of this environment, which `tests/export/test_sbom.py` reads again. No test
+    reads the times.
     """
-    from resdeploy.export import pipeline
+    from resdeploy.calibration.weight_rounding import clip_pairs
+    from resdeploy.export import bundle_files, pipeline
+    from resdeploy.export.graph import qdq
     from resdeploy.export.graph.to_onnx import to_onnx
     from resdeploy.export.mixed_precision import tradeoff
+    from resdeploy.export.sbom import environment_sbom
 
     graphs = dict[tuple[object, ...], Any]()
+    integers = dict[tuple[object, ...], Any]()
 
     def convert_once(classifier: Any, *arguments: Any) -> Any:
         tensors = [t.cpu().numpy().tobytes() for t in classifier.state_dict().values()]
@@ -156,8 +163,16 @@ def _shorten_exports() -> None:
             graphs[key] = to_onnx(classifier, *arguments)
         return graphs[key].clone()
 
+    def clip_once(weight: Any, pairs: Any) -> Any:
+        key = weight.shape, sha256(weight.tobytes()), sha256(pairs.tobytes())
+        if key not in integers:
+            integers[key] = clip_pairs(weight, pairs)
+        return tuple(part.copy() for part in integers[key])
+
     patch = pytest.MonkeyPatch()
     patch.setattr(pipeline, "to_onnx", convert_once)
+    patch.setattr(qdq, "clip_pairs", clip_once)
+    patch.setattr(bundle_files, "environment_sbom", cache(environment_sbom))
     patch.setattr(tradeoff, "TIMING_SECONDS", 0.02)
 
 

@@ -16,9 +16,7 @@ from typing import Any
 from resdeploy.bundle.golden import MAX_GOLDEN_BYTES, Golden, read_golden
 from resdeploy.bundle.graph_check import check_onnx
 from resdeploy.bundle.manifest import (
-    INPUT_NAME,
     MANIFEST,
-    OUTPUT_NAME,
     SCHEMA,
     Artifact,
     FileRecord,
@@ -109,7 +107,6 @@ class Bundle:
                         opset=artifact.opset,
                         image_size=height_and_width(self.manifest.preprocessing.image_size),
                         classes=self.manifest.classes,
-                        names=(INPUT_NAME, OUTPUT_NAME),
                     )
                 except ValueError as error:
                     raise BundleError(

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Sequence
 from math import prod
 
+from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.bundle.onnx_reader import Buffer, Node, OnnxGraph, Shape, Value, Weight, read_onnx
 
 UINT8, FLOAT = 2, 1
@@ -25,9 +26,7 @@ FEWEST_ELEMENTS = 1 << 20  # the last layers of a network for very small picture
 Shapes = dict[str, Shape]
 
 
-def check_onnx(
-    data: Buffer, *, opset: int, image_size: tuple[int, int], classes: int, names: tuple[str, str]
-) -> None:
+def check_onnx(data: Buffer, *, opset: int, image_size: tuple[int, int], classes: int) -> None:
     """Raise a ValueError unless `data` is a graph that every engine can load without risk.
 
     Args:
@@ -35,16 +34,15 @@ def check_onnx(
         opset: Version of the operators that the manifest states.
         image_size: Height and width of the input, in pixels.
         classes: Number of logits.
-        names: Names of the input and of the output.
     """
     graph = read_onnx(data)
     if graph.opset != opset:
         raise ValueError(f"it uses version {graph.opset} of the operators, not {opset}")
     height, width = image_size
-    _check_value(graph.inputs, names[0], UINT8, (height, width, 3))
-    _check_value(graph.outputs, names[1], FLOAT, (classes,))
+    _check_value(graph.inputs, INPUT_NAME, UINT8, (height, width, 3))
+    _check_value(graph.outputs, OUTPUT_NAME, FLOAT, (classes,))
     shapes = {name: weight.shape for name, weight in graph.weights.items()}
-    _add(shapes, names[0], (1, height, width, 3))
+    _add(shapes, INPUT_NAME, (1, height, width, 3))
     largest = max(FEWEST_ELEMENTS, min(MAX_ELEMENTS, MAX_ELEMENTS_PER_PIXEL * height * width))
     constants = set(graph.weights)
     macs = constant_elements = 0
@@ -67,8 +65,8 @@ def check_onnx(
         _add(shapes, node.outputs[0], shape)
     if macs > MAX_MACS:
         raise ValueError(f"it needs {macs:.1e} multiplications for one image")
-    if shapes.get(names[1]) != (1, classes):
-        raise ValueError(f"its output has the shape {shapes.get(names[1])}, not (1, {classes})")
+    if shapes.get(OUTPUT_NAME) != (1, classes):
+        raise ValueError(f"its output has the shape {shapes.get(OUTPUT_NAME)}, not (1, {classes})")
 
 
 def _check_value(

@@ -18,7 +18,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
-MAX_FILE_BYTES = 2 << 30  # protobuf's limit, which an ONNX file cannot exceed
+MAX_LISTED_BYTES = 2 << 30  # protobuf's limit, which an ONNX file cannot exceed
 
 MAX_FILES = 64  # an export writes at most 14
 MAX_BUNDLE_BYTES = 6 << 30  # `check_files` reads all of them, at about 1 GB/s
@@ -238,8 +238,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _check_size(size: int) -> None:
-    if not 0 <= size <= MAX_FILE_BYTES:
-        raise ValueError(f"bytes is {size}; 0 to {MAX_FILE_BYTES} are allowed")
+    if not 0 <= size <= MAX_LISTED_BYTES:
+        raise ValueError(f"bytes is {size}; 0 to {MAX_LISTED_BYTES} are allowed")
 
 
 def _check_file_name(name: str) -> None:

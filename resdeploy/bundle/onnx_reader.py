@@ -11,44 +11,27 @@ https://protobuf.dev/programming-guides/encoding/.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from math import prod
+from typing import Any, TypeVar
 
 Shape = tuple[int, ...]
 Buffer = bytes | memoryview
 Attribute = int | float | bytes | tuple[int, ...]
+T = TypeVar("T")
+_Raw = int | bytes | memoryview
+"""A value as it is encoded: an integer of variable size, four or eight bytes, or a sized part."""
 
-# Names and documentation are short in every graph; the largest of ours has about 3,000 nodes.
+# Names and lists of integers are short in every graph. The largest of ours has about 3,000 nodes. A
+# node and its weights have about 20 fields; the maximum of fields takes 1 s and 70 MB.
 MAX_TEXT_BYTES = 4096
 MAX_NODES = 10_000
+MAX_GRAPH_FIELDS = 300_000
 MAX_RANK = 8
 ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 10: 2}
 """Bytes per element by the number of the data type: float32, uint8, int8, int32, int64, float16."""
-
-# The allowed fields of each message. A field that is missing here is refused; `_PARTS` names some.
-_MODEL = {1: "ir_version", 2: "producer", 3: "producer", 4: "domain", 5: "version", 6: "doc",
-          7: "graph", 8: "opset", 14: "metadata"}  # fmt: skip
-_GRAPH = {1: "node", 2: "name", 5: "initializer", 10: "doc", 11: "input", 12: "output",
-          13: "value_info", 16: "metadata"}  # fmt: skip
-_NODE = {1: "input", 2: "output", 3: "name", 4: "op_type", 5: "attribute", 6: "doc", 7: "domain",
-         9: "metadata"}  # fmt: skip
-_ATTRIBUTE = {1: "name", 2: "f", 3: "i", 4: "s", 7: "floats", 8: "ints", 13: "doc", 20: "type"}
-_ATTRIBUTE_TYPES = {1: "f", 2: "i", 3: "s", 6: "floats", 7: "ints"}
-_TENSOR = {1: "dims", 2: "data_type", 8: "name", 9: "raw_data", 12: "doc", 14: "location",
-           16: "metadata"}  # fmt: skip
-_VALUE = {1: "name", 2: "type", 3: "doc", 4: "metadata"}
-_TYPE = {1: "tensor_type", 6: "denotation"}
-_TENSOR_TYPE = {1: "elem_type", 2: "shape"}
-_SHAPE = {1: "dim"}
-_DIM = {1: "value", 2: "param", 3: "denotation"}
-_OPSET = {1: "domain", 2: "version"}
-_PARTS = {
-    (id(_MODEL), 20): "training", (id(_MODEL), 25): "functions",
-    (id(_GRAPH), 15): "sparse weights", (id(_ATTRIBUTE), 5): "a tensor in a node",
-    (id(_ATTRIBUTE), 6): "a graph in a node", (id(_ATTRIBUTE), 11): "graphs in a node",
-    (id(_TENSOR), 13): "weights outside of the file",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,157 +81,200 @@ def read_onnx(data: Buffer) -> OnnxGraph:
     Raises:
         ValueError: The file is damaged, or uses a part of the format that our graphs do not use.
     """
-    opsets: list[int] = []
-    graphs: list[memoryview] = []
-    for name, value in _fields(memoryview(data), _MODEL):
-        if name == "graph":
-            graphs.append(_bytes(value))
-        elif name == "opset":
-            opset = _single(value, _OPSET)
-            if _text(opset.get("domain", b"")) not in ("", "ai.onnx"):
-                raise ValueError(f"it uses operators of {_text(opset['domain'])!r:.60}")
-            opsets.append(_integer(opset.get("version", 0)))
-    if len(graphs) != 1 or len(opsets) != 1:
+    model = _read(memoryview(data), _MODEL, count())
+    if "graph" not in model or len(model["opset"]) != 1:
         raise ValueError("it does not hold exactly one graph and one version of the operators")
-    return _read_graph(graphs[0], opsets[0])
+    graph, (opset,) = model["graph"], model["opset"]
+    _check_domain(opset)
+    if len(graph["node"]) > MAX_NODES:
+        raise ValueError(f"it has more than {MAX_NODES:,} nodes")
+    return OnnxGraph(
+        opset.get("version", 0),
+        tuple(map(_node, graph["node"])),
+        _by_name(map(_weight, graph["initializer"])),
+        tuple(map(_value, graph["input"])),
+        tuple(map(_value, graph["output"])),
+    )
 
 
-def _read_graph(data: memoryview, opset: int) -> OnnxGraph:
-    nodes: list[Node] = []
-    weights: dict[str, Weight] = {}
-    values: dict[str, list[Value]] = {"input": [], "output": []}
-    for name, value in _fields(data, _GRAPH):
-        if name == "node":
-            nodes.append(_read_node(_bytes(value)))
-            if len(nodes) > MAX_NODES:
-                raise ValueError(f"it has more than {MAX_NODES:,} nodes")
-        elif name == "initializer":
-            key, weight = _read_weight(_bytes(value))
-            if weights.setdefault(key, weight) is not weight:
-                raise ValueError(f"two weights have the name {key!r:.60}")
-        elif name in values:
-            values[name].append(_read_value(_bytes(value)))
-    return OnnxGraph(opset, tuple(nodes), weights, tuple(values["input"]), tuple(values["output"]))
+def _node(fields: dict[str, Any]) -> Node:
+    _check_domain(fields)
+    attributes = _by_name(map(_attribute, fields["attribute"]))
+    inputs, outputs = tuple(fields["input"]), tuple(fields["output"])
+    return Node(fields.get("op_type", ""), inputs, outputs, attributes)
 
 
-def _read_node(data: memoryview) -> Node:
-    texts: dict[str, list[str]] = {"input": [], "output": [], "op_type": [""], "domain": [""]}
-    attributes: dict[str, Attribute] = {}
-    for name, value in _fields(data, _NODE):
-        if name == "attribute":
-            key, attribute = _read_attribute(_bytes(value))
-            if key in attributes:
-                raise ValueError(f"a node has two attributes {key!r:.60}")
-            attributes[key] = attribute
-        elif name in texts:
-            texts[name].append(_text(value))
-    if texts["domain"][-1] not in ("", "ai.onnx"):
-        raise ValueError(f"it uses operators of {texts['domain'][-1]!r:.60}")
-    inputs, outputs = tuple(texts["input"]), tuple(texts["output"])
-    return Node(texts["op_type"][-1], inputs, outputs, attributes)
-
-
-def _read_attribute(data: memoryview) -> tuple[str, Attribute]:
-    key, stated = "", 0
-    values: dict[str, Attribute] = {}
-    for name, value in _fields(data, _ATTRIBUTE):
-        if name == "name":
-            key = _text(value)
-        elif name == "type":
-            stated = _integer(value)
-        elif name == "i":
-            values[name] = _integer(value)
-        elif name == "f":
-            if len(_bytes(value)) != 4:
-                raise ValueError("it is damaged: a number is missing")
-            (values[name],) = struct.unpack("<f", _bytes(value))
-        elif name == "s":
-            values[name] = _text(value).encode()
-        elif name == "ints":
-            values[name] = (*values.get(name, ()), *_integers(value))  # type: ignore[misc]
-    kind = _ATTRIBUTE_TYPES.get(stated, "")
+def _attribute(fields: dict[str, Any]) -> tuple[str, Attribute]:
+    name, kind = fields.get("name", ""), _ATTRIBUTE_TYPES.get(fields.get("type", 0))
+    values = {key: fields[key] for key in _ATTRIBUTE_TYPES.values() if fields.get(key, []) != []}
     # An engine reads the value of the stated type, so there must be no other.
-    if not values.keys() <= {kind}:
-        raise ValueError(f"the attribute {key!r:.60} has values of several types")
-    return key, values.get(kind, () if kind == "ints" else 0)
+    if kind is None or not values.keys() <= {kind}:
+        raise ValueError(f"the attribute {name!r:.60} has no type, or values of another type")
+    return name, tuple(fields["ints"]) if kind == "ints" else values.get(kind, 0)
 
 
-def _read_weight(data: memoryview) -> tuple[str, Weight]:
-    key, data_type, location = "", 0, 0
-    shape: list[int] = []
-    raw = memoryview(b"")
-    for name, value in _fields(data, _TENSOR):
-        if name == "dims":
-            shape += _integers(value)
-        elif name == "data_type":
-            data_type = _integer(value)
-        elif name == "name":
-            key = _text(value)
-        elif name == "raw_data":
-            raw = _bytes(value)
-        elif name == "location":
-            location = _integer(value)
-    if location != 0:
+def _weight(fields: dict[str, Any]) -> tuple[str, Weight]:
+    name, data_type, shape = fields.get("name", ""), fields.get("data_type", 0), fields["dims"]
+    data = fields.get("raw_data", memoryview(b""))
+    if fields.get("location", 0) != 0:
         raise ValueError("it uses weights outside of the file")
     if data_type not in ITEM_BYTES:
-        raise ValueError(f"the weight {key!r:.60} has the data type number {data_type}")
-    if _elements(shape) * ITEM_BYTES[data_type] != len(raw):
-        raise ValueError(f"the weight {key!r:.60} has another size than its shape")
-    return key, Weight(data_type, tuple(shape), raw)
-
-
-def _read_value(data: memoryview) -> Value:
-    fields = _single(data, _VALUE)
-    kind = _single(fields.get("type", b""), _TYPE)
-    tensor = _single(kind.get("tensor_type", b""), _TENSOR_TYPE)
-    sizes: list[int | str] = []
-    for _, value in _fields(_bytes(tensor.get("shape", b"")), _SHAPE):
-        dimension = _single(value, _DIM)
-        size = dimension.get("value")
-        sizes.append(_text(dimension.get("param", b"")) if size is None else _integer(size))
-    name, data_type = _text(fields.get("name", b"")), _integer(tensor.get("elem_type", 0))
-    return Value(name, data_type, tuple(sizes))
-
-
-def _single(data: int | Buffer, names: dict[int, str]) -> dict[str, int | Buffer]:
-    """Return the fields of a message in which each may occur once.
-
-    Parsers join messages that occur twice, so the last one alone would not be what they read.
-    """
-    fields = list(_fields(_bytes(data), names))
-    if len(dict(fields)) != len(fields):
-        raise ValueError("it holds a field twice")
-    return dict(fields)
-
-
-def _elements(shape: list[int]) -> int:
-    """Return the number of elements; every size, and so the number, fits in 64 bits."""
+        raise ValueError(f"the weight {name!r:.60} has the data type number {data_type}")
     if len(shape) > MAX_RANK or any(not 0 <= size < 1 << 31 for size in shape):
         raise ValueError(f"a weight has the shape {shape!r:.60}")
-    return prod(shape)
+    if prod(shape) * ITEM_BYTES[data_type] != len(data):
+        raise ValueError(f"the weight {name!r:.60} has another size than its shape")
+    return name, Weight(data_type, tuple(shape), data)
 
 
-def _fields(data: memoryview, names: dict[int, str]) -> Iterator[tuple[str, int | Buffer]]:
-    """Yield the name and value of each field of a message, which must be in `names`."""
+def _value(fields: dict[str, Any]) -> Value:
+    tensor = fields.get("type", {}).get("tensor_type", {})
+    sizes = tensor.get("shape", {}).get("dim", [])
+    if any({"value", "param"} <= size.keys() for size in sizes):
+        raise ValueError("a size is a number and a name")
+    shape = tuple(size.get("value", size.get("param", "")) for size in sizes)
+    return Value(fields.get("name", ""), tensor.get("elem_type", 0), shape)
+
+
+def _check_domain(fields: dict[str, Any]) -> None:
+    if (domain := fields.get("domain", "")) not in ("", "ai.onnx"):
+        raise ValueError(f"it uses operators of {domain!r:.60}")
+
+
+def _by_name(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"two weights or attributes have the name {name!r:.60}")
+        found[name] = value
+    return found
+
+
+def _bytes(value: _Raw) -> memoryview:
+    if not isinstance(value, memoryview):
+        raise ValueError("it is damaged: a field has another type")  # noqa: TRY004
+    return value
+
+
+def _short(value: _Raw) -> memoryview:
+    if len(data := _bytes(value)) > MAX_TEXT_BYTES:
+        raise ValueError(f"it has a name or a list of more than {MAX_TEXT_BYTES} bytes")
+    return data
+
+
+def _text(value: _Raw) -> str:
+    return str(_short(value), "utf-8")
+
+
+def _float(value: _Raw) -> float:
+    if not isinstance(value, bytes) or len(value) != 4:
+        raise ValueError("it is damaged: a number is missing")
+    return float(struct.unpack("<f", value)[0])
+
+
+def _integer(value: _Raw) -> int:
+    if not isinstance(value, int):
+        raise ValueError("it is damaged: an integer is missing")  # noqa: TRY004
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _integers(value: _Raw) -> list[int]:
+    """Return the integers of one field, which may be packed."""
+    if isinstance(value, int):
+        return [_integer(value)]
+    data, position = _short(value), 0
+    numbers = []
+    while position < len(data):
+        number, position = _varint(data, position)
+        numbers.append(_integer(number))
+    return numbers
+
+
+def _ignore(value: _Raw) -> None:
+    """Read nothing: the field has no effect on what a graph computes."""
+
+
+# The allowed fields of each message by their numbers: the name, and the function or the table that
+# reads it. A field that is missing here is refused; one without a reader is refused by its name.
+_Table = dict[int, tuple[str, "Callable[[_Raw], Any] | _Table | None"]]
+_REPEATED = frozenset(("attribute", "dim", "dims", "initializer", "input", "ints", "node", "opset",
+                       "output", "ignored"))  # fmt: skip
+_IGNORED = ("ignored", _ignore)
+_OPSET: _Table = {1: ("domain", _text), 2: ("version", _integer)}
+_DIM: _Table = {1: ("value", _integer), 2: ("param", _text), 3: _IGNORED}
+_SHAPE: _Table = {1: ("dim", _DIM)}
+_TENSOR_TYPE: _Table = {1: ("elem_type", _integer), 2: ("shape", _SHAPE)}
+_TYPE: _Table = {1: ("tensor_type", _TENSOR_TYPE), 6: _IGNORED}
+_VALUE: _Table = {1: ("name", _text), 2: ("type", _TYPE), 3: _IGNORED, 4: _IGNORED}
+_TENSOR: _Table = {
+    1: ("dims", _integers), 2: ("data_type", _integer), 8: ("name", _text), 9: ("raw_data", _bytes),
+    12: _IGNORED, 13: ("weights outside of the file", None), 14: ("location", _integer),
+    16: _IGNORED,
+}  # fmt: skip
+_ATTRIBUTE_TYPES = {1: "f", 2: "i", 3: "s", 7: "ints"}
+_ATTRIBUTE: _Table = {
+    1: ("name", _text), 2: ("f", _float), 3: ("i", _integer),
+    4: ("s", lambda value: bytes(_short(value))), 5: ("a tensor in a node", None),
+    6: ("a graph in a node", None), 8: ("ints", _integers), 11: ("graphs in a node", None),
+    13: _IGNORED, 20: ("type", _integer),
+}  # fmt: skip
+_NODE: _Table = {
+    1: ("input", _text), 2: ("output", _text), 3: _IGNORED, 4: ("op_type", _text),
+    5: ("attribute", _ATTRIBUTE), 6: _IGNORED, 7: ("domain", _text), 9: _IGNORED,
+}  # fmt: skip
+_GRAPH: _Table = {
+    1: ("node", _NODE), 2: _IGNORED, 5: ("initializer", _TENSOR), 10: _IGNORED,
+    11: ("input", _VALUE), 12: ("output", _VALUE), 13: _IGNORED, 15: ("sparse weights", None),
+    16: _IGNORED,
+}  # fmt: skip
+_MODEL: _Table = {
+    **dict.fromkeys((1, 2, 3, 4, 5, 6, 14), _IGNORED), 7: ("graph", _GRAPH), 8: ("opset", _OPSET),
+    20: ("training", None), 25: ("functions", None),
+}  # fmt: skip
+
+
+def _read(data: memoryview, table: _Table, counter: Iterator[int]) -> dict[str, Any]:
+    """Return the fields of a message by name: a list of those in `_REPEATED`.
+
+    Parsers join other messages that occur twice, and take the last of other values, so a field that
+    occurs twice is refused. `counter` counts the fields of the file.
+    """
+    found: dict[str, Any] = {name: [] for name, _ in table.values() if name in _REPEATED}
+    for number, value in _entries(data):
+        if next(counter) >= MAX_GRAPH_FIELDS:
+            raise ValueError(f"it has more than {MAX_GRAPH_FIELDS:,} fields")
+        name, kind = table.get(number, (f"field {number} of a message", None))
+        if kind is None:
+            raise ValueError(f"it uses {name}, which no graph of resdeploy has")
+        content = _read(_bytes(value), kind, counter) if isinstance(kind, dict) else kind(value)
+        if name in _REPEATED:
+            found[name] += content if isinstance(content, list) else [content]
+        elif name in found:
+            raise ValueError(f"it holds {name} twice")
+        else:
+            found[name] = content
+    return found
+
+
+def _entries(data: memoryview) -> Iterator[tuple[int, _Raw]]:
+    """Yield the number and the value of each field of a message."""
     position, end = 0, len(data)
     while position < end:
         key, position = _varint(data, position)
         number, wire_type = key >> 3, key & 7
-        if number not in names:
-            part = _PARTS.get((id(names), number), f"field {number} of a message")
-            raise ValueError(f"it uses {part}, which no graph of resdeploy has")
-        value: int | Buffer
         if wire_type == 0:
             value, position = _varint(data, position)
-        else:
-            size = {1: 8, 5: 4}.get(wire_type, -1)
-            if wire_type == 2:
-                size, position = _varint(data, position)
-            if size < 0 or size > end - position:
-                raise ValueError("it is cut off or damaged")
-            value = data[position : position + size]
-            position += size
-        yield names[number], value
+            yield number, value
+            continue
+        size = {1: 8, 5: 4}.get(wire_type, -1)
+        if wire_type == 2:
+            size, position = _varint(data, position)
+        if not 0 <= size <= end - position:
+            raise ValueError("it is cut off or damaged")
+        part = data[position : position + size]
+        # Parsers skip a field of another type than that of the format, so the types must differ.
+        yield number, part if wire_type == 2 else bytes(part)
+        position += size
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
@@ -263,34 +289,3 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return result & (1 << 64) - 1, position
     raise ValueError("it is cut off or damaged")
-
-
-def _integer(value: int | Buffer) -> int:
-    if not isinstance(value, int):
-        raise ValueError("it is damaged: an integer is missing")  # noqa: TRY004
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-def _integers(value: int | Buffer) -> list[int]:
-    """Return the integers of one field, which may be packed."""
-    if isinstance(value, int):
-        return [_integer(value)]
-    view, position = memoryview(value), 0
-    result = []
-    while position < len(view):
-        number, position = _varint(view, position)
-        result.append(_integer(number))
-    return result
-
-
-def _bytes(value: int | Buffer) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("it is damaged: a message is missing")  # noqa: TRY004
-    return memoryview(value)
-
-
-def _text(value: int | Buffer) -> str:
-    data = _bytes(value)
-    if len(data) > MAX_TEXT_BYTES:
-        raise ValueError(f"it has a name of more than {MAX_TEXT_BYTES} bytes")
-    return str(data, "utf-8")

@@ -128,12 +128,9 @@ def open_signed(path: Path, signer: Signer | None) -> Bundle:
             left out; or the bundle is damaged.
         MissingDependencyError: The package model-signing is not installed.
     """
-    if signer is None:
-        return open_bundle(path)
-    hint = "do not use it; ask its author for a new copy"
-    if not path.is_dir():
-        return open_bundle(path)  # it raises an error that names the reason
-    signature = path / SIGNATURE
+    if signer is None or not path.is_dir():
+        return open_bundle(path)  # without a folder, it raises an error that names the reason
+    signature, hint = path / SIGNATURE, "do not use it; ask its author for a new copy"
     if not signature.exists():
         hint = "ask its author for a signed copy; the author signs it with: resdeploy sign"
         raise BundleError(f"{path} is not signed: it has no {SIGNATURE}", hint)

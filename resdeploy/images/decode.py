@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
-MAX_FILE_BYTES = 64 << 20
+MAX_IMAGE_BYTES = 64 << 20
 ORIENTATION = 0x0112  # EXIF tag; the values 5 to 8 swap width and height
 # Orientations that move the right or the bottom edge of the stored picture to another side.
 MIRRORED = frozenset({2, 3, 4, 6, 7, 8})
@@ -90,8 +90,8 @@ def read_picture_file(path: Path) -> bytes:
     Raises:
         ImageError: The file cannot be read, is too large, or is a pipe or a device.
     """
-    hint = f"name a readable image file of at most {MAX_FILE_BYTES >> 20} MiB"
-    return read_limited(path, MAX_FILE_BYTES, ImageError, hint)
+    hint = f"name a readable image file of at most {MAX_IMAGE_BYTES >> 20} MiB"
+    return read_limited(path, MAX_IMAGE_BYTES, ImageError, hint)
 
 
 def _check_pixels(width: int, height: int, most: int) -> None:

@@ -45,6 +45,9 @@ class Figure:
     caption: str
 
 
+MAX_MATRIX_CLASSES = 25  # larger matrices do not fit on a page
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
     """A confusion matrix: rows are true classes, columns predicted classes. HTML only."""

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from resdeploy.bundle.manifest import Encoding, graph_name
 from resdeploy.images.formats import unread_lines
-from resdeploy.pages.blocks import Block, Figure, Matrix, Section, Table, Text
+from resdeploy.pages.blocks import MAX_MATRIX_CLASSES, Block, Figure, Matrix, Section, Table, Text
 from resdeploy.pages.svg import intervals
 from resdeploy.result_files.verification import ArtifactResult, Rule, Verification
 from resdeploy.statistics import MAX_IMAGES, Verdict, wilson_interval
 from resdeploy.tables import plural
 
-MAX_MATRIX_CLASSES = 25  # more do not fit on a page
 MAX_CONFUSED_PAIRS = 10
 
 

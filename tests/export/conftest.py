@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +62,7 @@ class Exported:
     model: ir.Model
     images: UInt8Array
     ranges: dict[str, Range]
+    graphs: dict[Encoding, ir.Model] = field(default_factory=dict)
 
     def pytorch(self, images: UInt8Array) -> np.ndarray:
         with torch.inference_mode():
@@ -70,8 +71,10 @@ class Exported:
 
     def quantised(self, encoding: Encoding) -> ir.Model:
         """Return the graph of `int8.onnx`, `int8-cpu.onnx` or `int8-dla.onnx`."""
-        recipe = QuantizationRecipe(encoding=encoding, calibrator="max", ranges=self.ranges)
-        return recipe.apply(self.model)
+        if encoding not in self.graphs:  # rounding the weights of ResNet-34 takes seconds
+            recipe = QuantizationRecipe(encoding=encoding, calibrator="max", ranges=self.ranges)
+            self.graphs[encoding] = recipe.apply(self.model)
+        return self.graphs[encoding].clone()
 
     def half(self) -> ir.Model:
         model = self.model.clone()

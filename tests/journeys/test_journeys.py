@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +16,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.forked import COMMAND, FULL_DISK, Forked
 from tests.samples import CLASSES
 
 NOT_AS_TRAINED = "unlike those that the batch norms"
 # Each run of a benchmark starts a process per contender.
 TWO_RUNS = """
-from resdeploy.cli.main import main
 from resdeploy.runtime.bench import stopping_rule
 stopping_rule.RUNS = 2
-main(prog_name="resdeploy")
 """
 
 
-def resdeploy(
-    *arguments: object, code: int = 0, program: Sequence[str] = ("-m", "resdeploy"), **options: Any
-) -> subprocess.CompletedProcess[str]:
-    answer = subprocess.run(
-        [sys.executable, *program, *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=600, **options,
-    )  # fmt: skip
-    assert answer.returncode == code, answer.stderr
-    assert "Traceback" not in answer.stderr
-    return answer
+def resdeploy(*arguments: object, code: int = 0, before: str = "") -> tuple[str, str]:
+    """Return the output and the errors of a command, which runs after the code in `before`."""
+    process = Forked(*arguments, code=before + COMMAND)
+    output, errors = process.communicate()
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    return output, errors
 
 
 def document(*arguments: object, **options: Any) -> Any:
-    return json.loads(resdeploy(*arguments, "--json", **options).stdout)
+    return json.loads(resdeploy(*arguments, "--json", **options)[0])
 
 
 @pytest.mark.slow
@@ -80,7 +72,7 @@ def test_from_pictures_to_predictions(
     measured = document(
         "bench", bundle, "--seconds", 0.2, "--threads", 1, "--output", "measured.json",
         *("--without", "pytorch-compile", "--without", "pytorch-autocast", "--without", "ceilings"),
-        program=("-c", TWO_RUNS),
+        before=TWO_RUNS,
     )  # fmt: skip
     assert {"contender", "p50_ms", "images_per_second", "speedup", "speedup_low"} <= set(
         measured["results"][1]
@@ -119,16 +111,13 @@ def test_pictures_of_every_format_are_classified(tiny_bundle: Any, tmp_path: Pat
 
 
 def test_a_full_disk_leaves_no_partial_file(tiny_checkpoint: Path, image_data: Path) -> None:
-    def limit() -> None:  # limits files to 1 MiB, like a quota
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
     for arguments in (
         ["export", tiny_checkpoint, "--image-size", 32, "-o", "x.bundle"],
         ["train", image_data, "--init", tiny_checkpoint, "--epochs", 1, "-o", "run"],
     ):
-        answer = resdeploy(*arguments, code=1, preexec_fn=limit)
-        assert "error: cannot write" in answer.stderr
-        assert "hint: free some space" in answer.stderr
+        _, errors = resdeploy(*arguments, code=1, before=FULL_DISK)
+        assert "error: cannot write" in errors
+        assert "hint: free some space" in errors
     # Training may leave its settings and metrics, which are complete; no partial file may remain.
     assert not [path for path in Path().rglob("*") if path.name.startswith(".")]
     assert not Path("x.bundle").exists()
@@ -138,29 +127,24 @@ def test_a_full_disk_leaves_no_partial_file(tiny_checkpoint: Path, image_data: P
 def test_an_interrupted_export_leaves_no_partial_bundle(
     tiny_checkpoint: Path, image_data: Path
 ) -> None:
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "resdeploy", "export", str(tiny_checkpoint), "--image-size", "64",
-            "--int8", "--calibration-data", str(image_data), "-o", "x.bundle",
-        ],
-        stderr=subprocess.PIPE, text=True,
-        # A shell starts background processes, such as `make test &`, with SIGINT ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    process = Forked(
+        "export", tiny_checkpoint, "--image-size", 64, "--int8", "--calibration-data", image_data,
+        "-o", "x.bundle",
     )  # fmt: skip
     deadline = time.monotonic() + 600
     while not list(Path().glob(".x.bundle.tmp-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=600)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate()
     assert process.returncode == 1, errors
     assert "Traceback" not in errors
     assert os.listdir() == []
 
 
 def test_progress_and_logs_never_reach_stdout(tiny_checkpoint: Path) -> None:
-    answer = resdeploy("export", tiny_checkpoint, "--image-size", 32, "--json")
-    assert json.loads(answer.stdout)["bundle"] == "tiny.bundle"
-    assert "exporting resnet10 at 32 pixels" in answer.stderr
+    output, errors = resdeploy("export", tiny_checkpoint, "--image-size", 32, "--json")
+    assert json.loads(output)["bundle"] == "tiny.bundle"
+    assert "exporting resnet10 at 32 pixels" in errors
 
 
 # Tests that need the development data
@@ -218,11 +202,11 @@ def test_cifar10_reveals_wrong_labels_and_a_wrong_image_size(
     names = sorted(path.name for path in (cifar / "val").iterdir())
     Path("labels.txt").write_text("\n".join([*names[1:], names[0]]))
     options = ("--calibration-data", cifar, "-o", "x.bundle", "--force")
-    answer = resdeploy(
+    _, errors = resdeploy(
         "export", checkpoint, "--image-size", 32, "--int8", "--labels", "labels.txt", *options,
         code=1,
     )  # fmt: skip
-    assert "10 of 10: 'automobile' -> 'bird', 'bird' -> 'cat'" in answer.stderr
+    assert "10 of 10: 'automobile' -> 'bird', 'bird' -> 'cat'" in errors
     right = document("export", checkpoint, "--image-size", 32, *options)
     # Measured: 0.01 to 0.03 standard deviations on 256 images; 2.6 at twice the image size.
     assert right["batch_norm_shift"]["mean_shift"] < 0.05
@@ -232,5 +216,5 @@ def test_cifar10_reveals_wrong_labels_and_a_wrong_image_size(
     assert wrong["batch_norm_shift"]["mean_shift"] > 1
     assert NOT_AS_TRAINED in str(wrong["warnings"])
     resdeploy("export", checkpoint, "--image-size", 32, "--labels", "labels.txt", *options)
-    refused = resdeploy("verify", "x.bundle", "--data", cifar, code=1)
-    assert "not in the order of the network's classes" in refused.stderr
+    _, errors = resdeploy("verify", "x.bundle", "--data", cifar, code=1)
+    assert "not in the order of the network's classes" in errors

@@ -1,4 +1,4 @@
-"""A process that `test_distributed.py` starts with torchrun, for synchronised batch norm."""
+"""A process that `test_distributed.py` forks, for synchronised batch norm."""
 
 from __future__ import annotations
 
@@ -42,7 +42,3 @@ def main() -> None:
         Path(sys.argv[1]) / f"{dist.get_rank()}.pth",
     )
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -14,19 +14,22 @@ import torch
 from resdeploy.errors import TrainingError
 from resdeploy.train.distributed import Process, connect_processes
 from resdeploy.train.run import folder as run_folder
+from tests.forked import Forked
 from tests.train.batch_norm_worker import PARTS, global_batch, loss_of, make_network
 
 ROOT = Path(__file__).parents[2]
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a module in two processes with one thread each."""
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False, timeout=1200,
-    )  # fmt: skip
+def fork_two(code: str, *arguments: object) -> list[Forked]:
+    """Start two processes without torchrun, which would stop the second one itself."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        Forked(*arguments, code=code, environment={**shared, "RANK": str(rank)})
+        for rank in range(2)
+    ]
 
 
 def test_a_single_process_exchanges_nothing() -> None:
@@ -45,8 +48,10 @@ def test_processes_that_cannot_connect_are_an_error(monkeypatch: pytest.MonkeyPa
 
 
 def test_synchronised_batch_norm_is_that_of_the_global_batch(tmp_path: Path) -> None:
-    finished = torchrun("tests.train.batch_norm_worker", tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    processes = fork_two("from tests.train.batch_norm_worker import main; main()", tmp_path)
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
     parts = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
     network, images = make_network(), global_batch().requires_grad_()
     loss_of(network, images).backward()  # type: ignore[no-untyped-call]
@@ -61,7 +66,6 @@ def test_synchronised_batch_norm_is_that_of_the_global_batch(tmp_path: Path) -> 
 
 
 def test_other_data_or_the_end_of_a_process_is_an_error_in_the_other() -> None:
-    """Start two processes without torchrun, which would stop the second one itself."""
     code = """
 import os
 from pathlib import Path
@@ -80,21 +84,8 @@ with connect_processes() as process, explained_failures(Path("run"), RunPosition
         os._exit(1)
     process.gather(torch.zeros(1))
 """
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, **shared, "RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    (output, errors), (other, _) = (process.communicate(timeout=600) for process in processes)
+    processes = fork_two(code)
+    (output, errors), (other, _) = (process.communicate() for process in processes)
     assert output == other == "process 1 has other images than process 0\n"
     assert "the connection to another training process was lost" in errors.splitlines()[-1]
 
@@ -108,17 +99,19 @@ def test_two_processes_have_the_loss_curve_of_one(
         "resdeploy", "train", image_data, "--init", narrow_checkpoint, "--epochs", 2,
         "--batch-size", 15, "--no-bf16", "--class-weights", "--ema", 0.9, "-o",
     ]  # fmt: skip
-    together = torchrun(*arguments, tmp_path / "two")
+    together = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", *map(str, arguments), str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False, timeout=1200,
+    )  # fmt: skip
     assert together.returncode == 0, together.stderr
     assert together.stdout.count("2 epochs") == 1  # only one process prints the result
     assert together.stderr.count("so their order is a guess") == 1
     assert "Warning" not in together.stderr.replace("OMP_NUM_THREADS", "")
-    alone = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments), str(tmp_path / "one")],
-        capture_output=True, text=True, check=False, timeout=1200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert alone.returncode == 0, alone.stderr
+    alone = Forked(*arguments[1:], tmp_path / "one")
+    _, errors = alone.communicate()
+    assert alone.returncode == 0, errors
     one, two = (run_folder.load_metrics(tmp_path / name, 2) for name in ("one", "two"))
     # Another order of summation gives errors of 1e-7, and each step multiplies them by about ten,
     # because batch norm over 15 values (the last maps have one pixel) divides by small deviations.

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,13 +16,13 @@ from resdeploy.train.config import TrainingConfig
 from resdeploy.train.run import folder as run_folder
 from resdeploy.train.run.record import STATE_JSON
 from resdeploy.train.trainer import resume, train
+from tests.forked import COMMAND, FULL_DISK, Forked
 from tests.samples import SIZE
 
 # The process kills itself, so that the moment does not depend on the load of the machine: before
 # the state is replaced for the n-th time, or a while after it.
 KILLED = """
 import os, signal, sys, threading
-from resdeploy.cli.main import main
 from resdeploy.train.run.folder import STATE_FILE
 left, seconds, replace = int(sys.argv.pop(1)), float(sys.argv.pop(1)), os.replace
 def replace_and_count(source, target):
@@ -38,27 +34,14 @@ def replace_and_count(source, target):
     if left == 0:
         threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
 os.replace = replace_and_count
-main(prog_name="resdeploy")
 """
 KILLS = ((4, 0), (6, 0.03), (4, 0))
 """States, and seconds after the last of them; a step takes about 0.05 s."""
 
 
-def start(
-    *arguments: object,
-    program: Sequence[object] = ("-m", "resdeploy"),
-    preexec: Callable[[], None] | None = None,
-) -> subprocess.Popen[str]:
-    """Start `resdeploy train` with one thread, so that the order of summation is fixed."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, program), "train", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=preexec,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate(timeout=1200)
+def finish(*arguments: object) -> None:
+    process = Forked("train", *arguments)
+    _, errors = process.communicate()
     assert process.returncode == 0, errors
 
 
@@ -70,19 +53,19 @@ def test_a_run_that_was_killed_three_times_gives_identical_weights(
         image_data, "--init", narrow_checkpoint, "--epochs", 3, "--batch-size", 8, "--ema", 0.9,
         "--mixup", 0.2, "--randaugment", 5, "--save-minutes", 0,
     )  # fmt: skip
-    finish(start(*settings, "-o", "whole"))
+    finish(*settings, "-o", "whole")
     positions = []
     for attempt, kill in enumerate(KILLS):
         arguments = ("--resume", "broken") if attempt else (*settings, "-o", "broken")
-        process = start(*arguments, program=("-c", KILLED, *kill))
-        _, errors = process.communicate(timeout=1200)
+        process = Forked(*kill, "train", *arguments, code=KILLED + COMMAND)
+        _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, errors
         positions.append(run_folder.load_state(Path("broken")).position)
     steps = [
         7 * position.epochs_done + position.steps_done for position in positions
     ]  # 60 images by 8
     assert 0 < steps[0] < steps[1] < steps[2] < 21
-    finish(start("--resume", "broken"))
+    finish("--resume", "broken")
     whole, broken = (load_file(f"{name}/model.safetensors") for name in ("whole", "broken"))
     assert whole.keys() == broken.keys()
     for name, tensor in whole.items():
@@ -103,12 +86,8 @@ def test_the_last_state_survives_a_full_disk(image_data: Path, narrow_checkpoint
     before = (Path("run") / run_folder.STATE_FILE).read_bytes()
     document = Path("run") / STATE_JSON
     document.write_text(document.read_text().replace('"epochs": 1', '"epochs": 2'))
-
-    def limit() -> None:  # limits the size of a file, as a disk quota would
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-    process = start("--resume", "run", preexec=limit)
-    _, errors = process.communicate(timeout=1200)
+    process = Forked("train", "--resume", "run", code=FULL_DISK + COMMAND)
+    _, errors = process.communicate()
     assert process.returncode == 1
     assert "error: cannot write run/state.safetensors" in errors
     assert "the state after 1 epochs and 0 steps is kept" in errors
@@ -124,18 +103,19 @@ def test_killed_workers_are_one_error_with_the_command_to_continue(
 ) -> None:
     """Kill the workers for training and those for validation at once, as a lack of memory may."""
     settings = ("--epochs", 1000, "--batch-size", 4, "--workers", 2, "-o", "run")
-    process = start(image_data, "--init", narrow_checkpoint, "--image-size", 32, *settings)
+    process = Forked(
+        "train", image_data, "--init", narrow_checkpoint, "--image-size", 32, *settings
+    )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while len(workers := children.read_text().split()) < 4:
-        assert process.poll() is None
+        assert process.returncode is None
         time.sleep(0.01)
     for worker in workers:
         os.kill(int(worker), signal.SIGKILL)
-    assert process.stderr
+    output, errors = process.communicate()
     # Before the error are the header of the table, and PyTorch's warning of too many workers.
-    lines = iter(process.stderr.readline, "")
+    lines = iter(errors.splitlines())
     error = next((line for line in lines if line.startswith("error: ")), "")
     assert re.match(r"error: process \d+, which decoded images, was killed", error)
-    assert next(lines) == "hint: to continue with fewer: resdeploy train --resume run --workers 1\n"
-    output, errors = process.communicate(timeout=600)
-    assert (process.returncode, output, errors) == (1, "", "")
+    assert next(lines) == "hint: to continue with fewer: resdeploy train --resume run --workers 1"
+    assert (process.returncode, output, [*lines]) == (1, "", [])

@@ -61,7 +61,7 @@ from resdeploy.train.checkpoint.torch_file import read_torch_file
 from resdeploy.train.model.architecture import Architecture, BlockType, Shortcut, Stem
 from resdeploy.train.model.resnet import ResNet
 
-MAX_FILE_BYTES = 4 << 30
+MAX_CHECKPOINT_BYTES = 4 << 30
 COPY_HINT = "copy or download the file again"
 NETWORKS_HINT = "give the weights of a plain ResNet; docs/checkpoints.md lists what is read"
 CONFIG = "config.json"
@@ -171,9 +171,9 @@ def _load_run(folder: Path, weights: Weights) -> Checkpoint:
 
 def _load_file(path: Path, weights: Weights) -> Checkpoint:
     files = _shards(path) if path.name in WEIGHT_FILES[2:] else [path]
-    if (size := sum(file.stat().st_size for file in files)) > MAX_FILE_BYTES:
+    if (size := sum(file.stat().st_size for file in files)) > MAX_CHECKPOINT_BYTES:
         raise CheckpointError(
-            f"{path} has {size} bytes, more than {MAX_FILE_BYTES >> 30} GiB",
+            f"{path} has {size} bytes, more than {MAX_CHECKPOINT_BYTES >> 30} GiB",
             "check that the path is right",
         )
     contents, digests = [_read_weights(file) for file in files], [*map(sha256_file, files)]

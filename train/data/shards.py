@@ -20,7 +20,7 @@ from resdeploy.errors import DataError, ImageError, one_line_reason, remedy_for
 from resdeploy.filesystem import check_file, open_regular
 from resdeploy.images.class_folders import LabelledImages, read_labels
 from resdeploy.images.class_mapping import sort_classes
-from resdeploy.images.decode import MAX_FILE_BYTES
+from resdeploy.images.decode import MAX_IMAGE_BYTES
 from resdeploy.images.folder import is_hidden
 from resdeploy.images.formats import HEAD_BYTES, SUFFIXES, PictureFilter, warn_passed_over
 from resdeploy.readable_text import readable
@@ -56,9 +56,9 @@ class TarMember:
         Raises:
             ImageError: The image file is too large, or the tar file cannot be read.
         """
-        if self.size > MAX_FILE_BYTES:
+        if self.size > MAX_IMAGE_BYTES:
             raise ImageError(
-                f"{self} has {self.size} bytes, more than {MAX_FILE_BYTES >> 20} MiB",
+                f"{self} has {self.size} bytes, more than {MAX_IMAGE_BYTES >> 20} MiB",
                 "scale the image down",
             )
         try:

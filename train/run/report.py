@@ -16,6 +16,7 @@ from resdeploy.filesystem import write_file
 from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.pages.blocks import MAX_MATRIX_CLASSES
 from resdeploy.pages.template import render_page
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile, TarMember, image_content
@@ -23,7 +24,6 @@ from resdeploy.train.evaluation import Evaluation
 from resdeploy.train.run.folder import CURVES, REPORT, EpochMetrics
 
 TEMPLATE = "train/run/report.html.j2"
-MAX_MATRIX_CLASSES = 25  # larger matrices do not fit on a page
 
 
 def write_report(

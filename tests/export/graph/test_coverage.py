@@ -10,7 +10,7 @@ import pytest
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.graph_check import check_onnx
-from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME, Encoding
+from resdeploy.bundle.manifest import Encoding
 from resdeploy.calibration.ranges import Range
 from resdeploy.cli.explain import coverage_text
 from resdeploy.export.graph.coverage import Coverage, coverage
@@ -116,8 +116,7 @@ def test_the_family_runs_in_integers(member: Exported, encoding: Encoding) -> No
     assert found.int8_convs == found.convs == operators["Conv"]
     assert found.fused_additions == found.additions == 3
     check_onnx(  # what a bundle does before an engine reads the graph
-        to_bytes(model), opset=OPSET, image_size=member.images.shape[1:3], classes=len(CLASSES),
-        names=(INPUT_NAME, OUTPUT_NAME),
+        to_bytes(model), opset=OPSET, image_size=member.images.shape[1:3], classes=len(CLASSES)
     )  # fmt: skip
 
 

@@ -386,13 +386,13 @@ def test_rejects_a_zip_bomb(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def many_files(document: dict[str, Any]) -> None:
     record = document["files"]["labels.txt"]
-    document["files"] |= {f"f{n}": record for n in range(100_000)}
+    document["files"] |= {f"f{n}": record for n in range(1000)}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (many_files, "it lists 100,0.. files; at most 64 are allowed"),
+        (many_files, "it lists 1,0.. files; at most 64 are allowed"),
         (lambda d: d["artifacts"].append(d["artifacts"][0]), "it lists fp32.onnx twice"),
         (lambda d: d["files"].update({"fp32.onnx": d["files"]["labels.txt"]}), "fp32.onnx twice"),
         (lambda d: d["files"].update({MANIFEST: d["files"]["labels.txt"]}), "manifest.json twice"),

@@ -51,7 +51,7 @@ W = {"w": np.zeros((3, CLASSES), np.float32)}
 
 
 def check(data: bytes) -> None:
-    check_onnx(data, opset=20, image_size=(SIZE, SIZE), classes=CLASSES, names=("images", "logits"))
+    check_onnx(data, opset=20, image_size=(SIZE, SIZE), classes=CLASSES)
 
 
 def test_accepts_a_small_graph() -> None:

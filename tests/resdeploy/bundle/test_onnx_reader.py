@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resdeploy.bundle import onnx_reader
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.onnx_reader import MAX_NODES, Weight, read_onnx
 
@@ -184,7 +185,7 @@ def test_an_address_in_memory_is_refused() -> None:
 def test_messages_that_occur_twice_are_refused() -> None:
     """Parsers of protobuf join them, so the last one alone is not what an engine reads."""
     data = tiny_model().SerializeToString()
-    with pytest.raises(ValueError, match="exactly one graph"):
+    with pytest.raises(ValueError, match="graph twice"):
         read_onnx(data + data)
     model = tiny_model()
     more = onnx.ModelProto()
@@ -194,6 +195,25 @@ def test_messages_that_occur_twice_are_refused() -> None:
     assert onnx.ValueInfoProto.FromString(joined).type.tensor_type.shape.dim[-1].dim_value == 5
     with pytest.raises(ValueError):
         read_onnx(data[: start - 1] + bytes([len(joined)]) + joined)
+
+
+def test_a_field_of_another_type_is_refused() -> None:
+    """Parsers of protobuf skip it, so an engine would read an earlier value."""
+    node = helper.make_node("Resize", ["x", "w"], ["y"]).SerializeToString()
+    forged = node + bytes([4 << 3 | 5]) + b"Relu"
+    assert onnx.NodeProto.FromString(forged).op_type == "Resize"
+    graph = bytes([1 << 3 | 2, len(forged)]) + forged
+    with pytest.raises(ValueError, match="another type"):
+        read_onnx(bytes([7 << 3 | 2, len(graph)]) + graph)
+
+
+@pytest.mark.parametrize("field", [b"\x6a\x00", b"\x0a\x00"], ids=["ignored", "nodes"])
+def test_many_small_fields_are_refused(field: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_reader, "MAX_GRAPH_FIELDS", 100)
+    data = tiny_model().SerializeToString()
+    read_onnx(data)
+    with pytest.raises(ValueError, match="fields"):
+        read_onnx(data + bytes([7 << 3 | 2, 120]) + field * 60)
 
 
 def test_groups_and_endless_numbers_are_refused() -> None:

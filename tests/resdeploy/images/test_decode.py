@@ -315,7 +315,7 @@ def test_rejects_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_rejects_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_module, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(decode_module, "MAX_IMAGE_BYTES", 100)
     (tmp_path / "a.png").write_bytes(bytes(101))
     with pytest.raises(ImageError, match="larger than"):
         read_rgb(tmp_path / "a.png")

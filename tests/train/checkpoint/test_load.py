@@ -227,7 +227,7 @@ def test_rejects_missing_and_huge_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State
 ) -> None:
     assert_rejected(tmp_path / "none.pth", "there is no checkpoint")
-    monkeypatch.setattr(checkpoints, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(checkpoints, "MAX_CHECKPOINT_BYTES", 1000)
     assert_rejected(save(tmp_path / "a.pth", state), "bytes, more than")
 
 

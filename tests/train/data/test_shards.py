@@ -19,7 +19,7 @@ from PIL import Image
 
 from resdeploy.errors import DataError, ImageError
 from resdeploy.images.class_mapping import sort_classes
-from resdeploy.images.decode import MAX_FILE_BYTES
+from resdeploy.images.decode import MAX_IMAGE_BYTES
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.readable_text import readable
 from resdeploy.train.data.dataset import BatchPlan, EpochImages, load_batches, read_splits
@@ -342,10 +342,10 @@ def test_members_are_those_that_tar_unpacks(tmp_path: Path) -> None:
 def test_reading_a_member_is_limited(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"0.png": picture(1)})
     with pytest.raises(ImageError, match="bytes, more than"):
-        TarMember(path, "0.png", 0, MAX_FILE_BYTES + 1).read()
+        TarMember(path, "0.png", 0, MAX_IMAGE_BYTES + 1).read()
     with pytest.raises(ImageError, match="cannot be read"):
         TarMember(tmp_path / "none.tar", "0.png", 0, 10).read()
-    assert len(TarMember(path, "0.png", 0, MAX_FILE_BYTES).read()) == path.stat().st_size
+    assert len(TarMember(path, "0.png", 0, MAX_IMAGE_BYTES).read()) == path.stat().st_size
 
 
 @given(st.integers(0, 4096), st.integers(0, 255), st.booleans())

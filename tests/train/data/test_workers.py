@@ -17,6 +17,7 @@ from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.data import dataset, workers
 from resdeploy.train.data.dataset import BatchPlan, EpochImages, load_batches, read_splits
 from resdeploy.train.data.workers import affordable_workers
+from tests.forked import Forked
 from tests.samples import SIZE
 
 IMAGES = (64, 100)
@@ -123,8 +124,8 @@ for batches in (first, second):
     except RuntimeError as error:
         print(error)
 """
-    answer = run_python(sys.executable, "-c", code)
-    assert answer.stdout.count("is killed by signal: Killed.") == 2, answer.stderr
+    output, errors = Forked(code=code).communicate()
+    assert output.count("is killed by signal: Killed.") == 2, errors
 
 
 def test_workers_that_cannot_be_started_are_an_error(
