@@ -135,6 +135,17 @@ def test_quantised_weights_are_refused_with_the_reason(
     assert "before the quantisation" in str(caught.value.hint)
 
 
+def test_a_ternary_network_is_accepted_with_a_warning(tmp_path: Path) -> None:
+    """Its weights are signs where they are large; half of them are zero."""
+    state = {
+        name: t.sign() * (t.abs() > t.abs().median()) if t.ndim == 4 else t
+        for name, t in make_state().items()
+    }
+    torch.save(state, tmp_path / "a.pth")
+    notes = load_checkpoint(tmp_path / "a.pth").notes
+    assert [n for n in notes if n.startswith("conv1.weight and 7 more can be weights of a ternary")]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
