@@ -143,7 +143,7 @@ def test_a_ternary_network_is_accepted_with_a_warning(tmp_path: Path) -> None:
     }
     torch.save(state, tmp_path / "a.pth")
     notes = load_checkpoint(tmp_path / "a.pth").notes
-    assert [n for n in notes if n.startswith("conv1.weight and 7 more can be weights of a ternary")]
+    assert [n for n in notes if n.startswith("conv1.weight and 10 more can be weights of a ternary")]
 
 
 @pytest.mark.parametrize(
