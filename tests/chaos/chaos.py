@@ -220,8 +220,6 @@ SCENARIOS = [
     Scenario("export", *EXPORT, "--fp16", output="x.bundle"),
     Scenario("triton", "export", "kept.bundle", "--triton", "repo", output="repo"),
     Scenario("report", "report", "kept.bundle", output="page.html"),
-    Scenario("preprocess", "preprocess", "small.pth", "--data", "data/val", output="settings.json",
-             finished=(0, 1, 3)),
     Scenario("bench", "bench", "kept.bundle", "--seconds", "1", output="bench.json"),
     Signing("sign", "sign", "signed.bundle", "key.pem", output="signed.bundle"),
     Cached("doctor", "doctor", "kept.bundle", output="cache", finished=(0, 1, 3)),
