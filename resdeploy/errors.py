@@ -105,7 +105,7 @@ _REMEDIES = {
 # is exhausted; each has an exception class of its own.
 _OUT_OF_MEMORY = (
     "out of memory", "allocate memory", "bad_alloc", "bad allocation", "can't start new thread",
-    "cannot allocate", "failed to map segment",
+    "cannot allocate", "failed to map segment", "could not create a primitive",
 )  # fmt: skip
 _NO_EXCEPTION = ("without setting an exception", "without exception set", "an exception set")
 
