@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
-from resdeploy.json_documents import strict_json
 from resdeploy.machine.conditions import Conditions, read_conditions
 from resdeploy.machine.cpu import Cpu, parse_cpuinfo
 from resdeploy.machine.host import Host
@@ -135,10 +135,8 @@ def _container(host: Host) -> str | None:
 
 def _cuda(host: Host) -> str | None:
     try:
-        return str(
-            strict_json(host.text("usr/local/cuda/version.json").encode())["cuda"]["version"]
-        )
-    except (ValueError, KeyError, TypeError):
+        return str(json.loads(host.text("usr/local/cuda/version.json"))["cuda"]["version"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
