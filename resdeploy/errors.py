@@ -103,7 +103,11 @@ _REMEDIES = {
 }
 # Parts of the messages with which PyTorch, CUDA, ONNX Runtime, OpenVINO and C++ report that memory
 # is exhausted; each has an exception class of its own.
-_OUT_OF_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "bad allocation")
+_OUT_OF_MEMORY = (
+    "out of memory", "allocate memory", "bad_alloc", "bad allocation", "can't start new thread",
+    "cannot allocate", "failed to map segment", "could not create a primitive",
+)  # fmt: skip
+_NO_EXCEPTION = ("without setting an exception", "without exception set", "an exception set")
 
 
 def one_line_reason(error: BaseException) -> str:
@@ -113,6 +117,8 @@ def one_line_reason(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8 text (byte {error.start + 1})"
     text = str(error).strip()
+    if isinstance(error, SystemError) and is_out_of_memory(error):
+        return "there is not enough memory"
     if isinstance(error, MemoryError) and not text:
         return "there is not enough memory"
     if isinstance(error, KeyError) or not text:  # the text of a KeyError is only the key
@@ -129,6 +135,9 @@ def remedy_for(error: BaseException, otherwise: str) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if the memory of this machine or of its GPU was exhausted."""
+    # Without memory, a call into C may fail without an exception, which Python reports by this one.
+    if isinstance(error, SystemError) and any(words in str(error) for words in _NO_EXCEPTION):
+        return True
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     text = str(error).lower()

@@ -3,7 +3,8 @@
     python -m benchmarks.serving.hostile BUNDLE --seconds 5
 
 The attacks are endless trailers, chunk extensions and empty lines, pipelined requests, idle
-connections, slow bodies, and JSON of empty lists; the first one is none, for comparison.
+connections, slow bodies, and JSON of empty lists; the first one is none, for comparison. With
+`--overload`, all of them run at once, together with ten times the load that the server can answer.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import tempfile
 import threading
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from benchmarks.serving.malformed import MalformedRequests, footprint, send, status_of
-from benchmarks.serving.servers import free_port, run_process
-from resdeploy.bundle.bundle import open_bundle
+from benchmarks.serving.payloads import tensor_request
+from benchmarks.serving.servers import RunningServer, free_port, load_result, run_process
+from resdeploy.bundle.bundle import Bundle, open_bundle
 
 HOST = b" HTTP/1.1\r\nHost: localhost\r\n"
 PROBE = b"GET /healthz" + HOST + b"Connection: close\r\n\r\n"
@@ -42,6 +46,8 @@ ATTACKS: dict[str, tuple[int, bytes, bytes]] = {
     "JSON of empty lists": (1, b"", POST[:5] + b"%b" + HOST + b"Content-Length: %d\r\n\r\n%b"),
 }
 PAUSE_SECONDS = 0.02
+# Another address than that of the good clients, because an address has a share of the connections.
+ATTACKER = "127.0.0.2"
 
 
 def measure_attack(
@@ -86,7 +92,9 @@ def _attack(port: int, count: int, first: bytes, again: bytes, stop: float) -> N
         while time.monotonic() < stop:
             with suppress(OSError):
                 while len(connections) < count and time.monotonic() < stop:
-                    connection = socket.create_connection(("127.0.0.1", port), timeout=1)
+                    connection = socket.create_connection(
+                        ("127.0.0.1", port), timeout=1, source_address=(ATTACKER, 0)
+                    )
                     connections.append(stack.enter_context(connection))
                     connection.sendall(first)
             for connection in list(connections) if again else ():
@@ -98,21 +106,55 @@ def _attack(port: int, count: int, first: bytes, again: bytes, stop: float) -> N
             time.sleep(1 if len(again) <= 1 else 0)
 
 
+def measure_overload(server: RunningServer, bundle: Bundle, seconds: float) -> dict[str, object]:
+    """Run ten times the capacity and all attacks at once; return what became of good requests."""
+    with tempfile.TemporaryDirectory() as folder:
+        request = tensor_request(bundle, Path(folder), 1)
+        capacity = server.row(request, 5, "closed", 8).answered_per_second
+        quiet = server.row(request, 5, "open", capacity / 2)
+        before = footprint(server.process.pid)
+        load = server.load(request, seconds, "open", 10 * capacity)
+        stop = time.monotonic() + seconds
+        attackers = [
+            threading.Thread(target=_attack, args=(server.port, *ATTACKS[name], stop))
+            for name in ATTACKS
+            if name != "none"
+        ]
+        for attacker in attackers:
+            attacker.start()
+        busy = load_result(load)
+        for attacker in attackers:
+            attacker.join()
+        time.sleep(5)
+        calm = server.row(request, 5, "open", capacity / 2)
+    return {
+        "capacity": round(capacity, 1), "quiet_p99_ms": quiet.p99_ms, "p99_ms": busy["p99_ms"],
+        "afterwards_p99_ms": calm.p99_ms, "statuses": busy["statuses"],
+        "unanswered": busy["unanswered"], "before": asdict(before),
+        "after": asdict(footprint(server.process.pid)),
+    }  # fmt: skip
+
+
 @click.command(context_settings={"show_default": True})
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("--seconds", default=5.0, help="Duration of each attack.")
-def main(path: Path, seconds: float) -> None:
+@click.option("--overload", is_flag=True, help="Run all attacks at once, and an overload.")
+def main(path: Path, seconds: float, overload: bool) -> None:
     """Attack a new server for BUNDLE in each way; print one JSON line for each attack."""
-    name = path.resolve().name.removesuffix(".bundle")
-    good = MalformedRequests(open_bundle(path), name).valid()
+    name, bundle = path.resolve().name.removesuffix(".bundle"), open_bundle(path)
+    good = MalformedRequests(bundle, name).valid()
     _, first, form = ATTACKS["JSON of empty lists"]
     infer = form % (f"/v2/models/{name}/infer".encode(), len(JSON), JSON)
     ATTACKS["JSON of empty lists"] = (1, first, infer)
-    for attack in ATTACKS:
+    for attack in ["none"] if overload else ATTACKS:
         port = free_port()
         command = [sys.executable, "-m", "resdeploy", "serve", path, "--port", port]
         with run_process("the server", command, port, "/v2/health/ready") as server:
-            click.echo(json.dumps(measure_attack(port, server.process.pid, good, attack, seconds)))
+            if overload:
+                result = measure_overload(server, bundle, seconds)
+            else:
+                result = measure_attack(port, server.process.pid, good, attack, seconds)
+            click.echo(json.dumps(result))
 
 
 if __name__ == "__main__":

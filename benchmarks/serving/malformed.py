@@ -3,7 +3,8 @@
     python -m benchmarks.serving.malformed BUNDLE --count 10000
 
 The requests are mutated tensors, truncated and hostile pictures, damaged forms, random bytes and
-truncated requests, from a fixed seed. Meanwhile, slow clients send single bytes.
+truncated requests, from a fixed seed. Meanwhile, slow clients send single bytes. With `--grpc`,
+mutated messages and random bytes go to the gRPC port instead.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import grpc
 import numpy as np
 from PIL import Image
 
 from benchmarks.serving.payloads import tensor_head
 from benchmarks.serving.servers import free_port, run_process
 from resdeploy.bundle.bundle import Bundle, open_bundle
+from resdeploy.runtime.serving.grpc.messages import SERVICE, load_methods
 
 TIMEOUT_SECONDS = 20.0
 SLOW_CLIENTS = 20
@@ -207,6 +210,70 @@ def send_malformed(
     )
 
 
+def send_malformed_calls(
+    port: int, pid: int, bundle: Bundle, model: str, count: int, seed: int = 0
+) -> RobustnessReport:
+    """Send `count` malformed calls over gRPC; an INTERNAL or UNKNOWN error counts as status 500."""
+    chance = random.Random(seed)
+    infer = load_methods()["ModelInfer"]
+    images = bundle.golden().images[:1]
+    tensor = {"name": "images", "datatype": "UINT8", "shape": images.shape}
+    valid = infer.request(model_name=model, inputs=[tensor], raw_input_contents=[images.tobytes()])
+    whole = valid.SerializeToString()
+    head = len(whole) - images.nbytes
+
+    def message() -> bytes:
+        changed = bytearray(whole)
+        for _ in range(chance.randrange(1, 6)):
+            changed[chance.randrange(head if chance.random() < 0.7 else len(whole))] ^= 1 << (
+                chance.randrange(8)
+            )
+        ends = (len(whole), chance.randrange(len(whole)), len(whole))
+        return bytes(changed[: chance.choice(ends)]) + b"\x3a\x00" * chance.choice([0, 0, 1, 5_000])
+
+    def call(data: bytes, method: str = "ModelInfer", **options: Any) -> str:
+        remote = channel.unary_unary(
+            f"/{SERVICE}/{method}", request_serializer=bytes, response_deserializer=bytes
+        )
+        try:
+            remote(data, timeout=TIMEOUT_SECONDS, **options)
+        except grpc.RpcError as error:
+            code = getattr(error, "code")()  # noqa: B009  the stubs lack it
+            failed = code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+            late = code is grpc.StatusCode.DEADLINE_EXCEEDED
+            return "500" if failed else NO_RESPONSE if late else str(code.name)
+        return "OK"
+
+    def any_call() -> str:
+        kind = chance.randrange(10)
+        if kind == 0:
+            send(port, chance.choice([b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+                 + chance.randbytes(chance.randrange(1, 400)), half_close=True)  # fmt: skip
+            return "closed"
+        if kind == 1:
+            return call(chance.randbytes(chance.randrange(2000)))
+        if kind == 2:
+            method = chance.choice([*load_methods(), "Nothing", "../" * 9, "ModelInfer/x"])
+            return call(message(), method)
+        if kind == 3:
+            return call(message(), compression=grpc.Compression.Gzip)
+        if kind == 4:
+            return call(message(), metadata=[("a-bin", chance.randbytes(9_000))] * 3)
+        return call(message())
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for _ in range(100):
+            any_call()
+        works, before = call(whole), footprint(pid)
+        statuses = Counter(any_call() for _ in range(count))
+        time.sleep(SETTLE_SECONDS)
+        works_still = call(whole)
+    return RobustnessReport(
+        statuses=dict(statuses), before=before, after=footprint(pid),
+        same_response=works == works_still == "OK",
+    )  # fmt: skip
+
+
 def send(port: int, request: bytes, *, half_close: bool = False) -> bytes:
     """Send bytes and return everything that the server sends until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS) as connection:
@@ -252,15 +319,20 @@ def _encode(pixels: np.ndarray, kind: str) -> bytes:
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("--count", default=10_000, help="Number of requests.")
 @click.option("--seed", default=0, help="Seed of the random generator.")
-def main(path: Path, count: int, seed: int) -> None:
+@click.option("--grpc", "over_grpc", is_flag=True, help="Send them over gRPC.")
+def main(path: Path, count: int, seed: int, over_grpc: bool) -> None:
     """Send malformed requests to a new server for BUNDLE; exit with 1 if they cause a fault."""
-    requests = MalformedRequests(
-        open_bundle(path), path.resolve().name.removesuffix(".bundle"), seed
-    )
-    port = free_port()
+    bundle, model = open_bundle(path), path.resolve().name.removesuffix(".bundle")
+    port, grpc_port = free_port(), free_port()
     command = [sys.executable, "-m", "resdeploy", "serve", path, "--port", port]
+    command += ["--grpc-port", grpc_port] if over_grpc else []
     with run_process("the server", command, port, "/v2/health/ready") as server:
-        report = send_malformed(port, server.process.pid, requests, count)
+        pid = server.process.pid
+        if over_grpc:
+            report = send_malformed_calls(grpc_port, pid, bundle, model, count, seed)
+        else:
+            requests = MalformedRequests(bundle, model, seed)
+            report = send_malformed(port, pid, requests, count)
     click.echo(json.dumps({**asdict(report), "faults": report.faults}, indent=2))
     sys.exit(bool(report.faults or server.process.returncode))
 

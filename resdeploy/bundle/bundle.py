@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resdeploy import __version__
 from resdeploy.bundle.golden import MAX_GOLDEN_BYTES, Golden, read_golden
 from resdeploy.bundle.graph_check import check_onnx
 from resdeploy.bundle.manifest import (
@@ -25,7 +26,7 @@ from resdeploy.bundle.manifest import (
 from resdeploy.errors import BundleError, one_line_reason, remedy_for
 from resdeploy.filesystem import check_file, open_regular, read_limited, sha256
 from resdeploy.images.preprocessing import height_and_width
-from resdeploy.json_documents import decode, parse
+from resdeploy.json_documents import decode, parse, strict_json
 from resdeploy.readable_text import readable
 
 LABELS = "labels.txt"
@@ -204,11 +205,29 @@ def open_bundle(path: Path, *, manifest_sha256: str | None = None) -> Bundle:
         if document["schema"] == SCHEMA:
             return Bundle(path, parse(Manifest, document))
     except ValueError as error:
-        raise BundleError(f"{manifest} is damaged: {error}", hint) from error
+        version, date = _writer(data)
+        if version not in ("", __version__):
+            raise BundleError(
+                f"{path} was written by resdeploy {version}, and {__version__} cannot read it: "
+                f"{error}",
+                "export the checkpoint again, or install the version that wrote the bundle",
+            ) from error
+        since = f"; it was exported on {date}, so an older build may have written it"
+        raise BundleError(
+            f"{manifest} is damaged: {error}", hint + (since if date else "")
+        ) from error
     raise BundleError(
         f"{path} has schema {document['schema']!r:.60}; this version of resdeploy reads {SCHEMA}",
         "export it again, or install the version that made it",
     )
+
+
+def _writer(manifest: bytes) -> tuple[str, str]:
+    """Return the version and the day that a manifest states for its export, as far as it does."""
+    with suppress(ValueError, KeyError, TypeError):
+        origin = strict_json(manifest)["provenance"]
+        return readable(str(origin["versions"]["resdeploy"]))[:40], readable(origin["date"])[:10]
+    return "", ""
 
 
 def _no_bundle(path: Path) -> BundleError:

@@ -12,7 +12,8 @@ from resdeploy.filesystem import open_regular, sha256_file
 from resdeploy.readable_text import readable
 
 SHOWN = 5  # files in one sentence
-MAX_ENTRIES = 10_000  # of a folder; listing more of them would take seconds
+# Entries of a folder that are listed, because more take seconds; the warning says so.
+MAX_ENTRIES = 10_000
 
 
 def check_files(bundle: Bundle) -> tuple[ExportWarning, ...]:
@@ -37,7 +38,8 @@ def check_files(bundle: Bundle) -> tuple[ExportWarning, ...]:
     if not others:
         return ()
     names = _first([f"{readable(name):.60}" for name in others], ", ")
-    message = f"the bundle holds files that {MANIFEST} does not list: {names}"
+    more = f" (only {MAX_ENTRIES:,} files were looked at)" if len(found) == MAX_ENTRIES else ""
+    message = f"the bundle holds files that {MANIFEST} does not list: {names}{more}"
     hint = "resdeploy does not read them; remove them if you do not know them"
     return (ExportWarning(message=message, hint=hint),)
 

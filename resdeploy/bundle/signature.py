@@ -9,7 +9,6 @@ the reverse.
 from __future__ import annotations
 
 import base64
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from resdeploy.bundle.file_check import check_files
 from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.errors import BundleError, needs_extra, one_line_reason
 from resdeploy.filesystem import read_limited, write_file
+from resdeploy.json_documents import strict_json
 
 SIGSTORE = "sigstore"
 PASSWORD = "RESDEPLOY_KEY_PASSWORD"
@@ -188,7 +188,7 @@ def _refuse_other_files(path: Path, names: Any) -> None:
 
 def _signed_digests(signature: bytes) -> dict[str, str]:
     """Return the sha256 of each file by its name, from a signature that was verified."""
-    payload = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
+    payload = strict_json(base64.b64decode(strict_json(signature)["dsseEnvelope"]["payload"]))
     resources = payload["predicate"]["resources"]
     if any(resource["algorithm"] != "sha256" for resource in resources):
         raise ValueError("it does not use sha256")

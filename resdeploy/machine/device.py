@@ -136,7 +136,7 @@ def _container(host: Host) -> str | None:
 def _cuda(host: Host) -> str | None:
     try:
         return str(json.loads(host.text("usr/local/cuda/version.json"))["cuda"]["version"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -3,20 +3,23 @@
 Usage: python -m tests.chaos.chaos [--times N] [--seed N] [SCENARIO ...]
 
 The packages are imported once; each command runs in a forked child. A child is killed with SIGKILL
-at a random moment, or gets too little memory, disk space or file handles, a clock that jumps, or a
-second process with the same output. After each: the result is the old or the new one as a whole,
-and no message is a traceback. Then the next run succeeds, and nothing temporary is left.
+at a random moment, or gets too little memory, file size, disk space (a small tmpfs, as root) or
+file handles, a clock that jumps, or a second process with the same output. After each: the result
+is the old or the new one as a whole, and no message is a traceback. Then the next run succeeds, and
+nothing temporary is left.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,9 +36,12 @@ from safetensors.torch import load_file
 import resdeploy.export.pipeline
 import resdeploy.report.report
 import resdeploy.train.trainer  # noqa: F401  imported before the forks
-from resdeploy.bundle.bundle import open_bundle
+from resdeploy.bundle.bundle import SIGNATURE, open_bundle
+from resdeploy.bundle.signature import make_signer, open_signed
 from resdeploy.cli.main import main
 from resdeploy.filesystem import sha256
+from resdeploy.json_documents import strict_json
+from resdeploy.runtime.backends.tensorrt.engine_cache import EngineCache
 from resdeploy.train.model.architecture import Architecture
 from resdeploy.train.model.resnet import ResNet
 from resdeploy.train.run.folder import load_state
@@ -117,24 +123,33 @@ class Scenario:
     def check(self) -> None:
         """Raise an error if the output is neither missing nor whole."""
         path = Path(self.output)
-        if self.output.endswith(".bundle"):
+        if path.suffix == ".bundle":
             bundle = open_bundle(path)
             listed = {a.file: a.sha256 for a in bundle.manifest.artifacts}
             listed |= {name: record.sha256 for name, record in bundle.manifest.files.items()}
             for name, digest in listed.items():
                 assert sha256((path / name).read_bytes()) == digest, name
-            assert {p.name for p in path.iterdir()} == {*listed, "manifest.json"}
-        elif self.output == "run":
+            found = {p.name for p in path.iterdir() if ".tmp-" not in p.name}
+            assert found - {SIGNATURE} == {*listed, "manifest.json"}
+            if SIGNATURE in found:
+                open_signed(path, make_signer("public.pem", None))
+        elif path.name == "run":
             if (path / "state.safetensors").exists():
                 load_state(path, load_record(path))
             if (path / "model.json").exists():
                 check_equal(path / "model.safetensors", Path("reference/model.safetensors"))
-        elif self.output == "repo":
+        elif path.name == "repo":
             json.loads((path / "resdeploy.json").read_text())
-        elif self.output.endswith(".html"):
+        elif path.suffix == ".html":
             assert path.read_text().rstrip().endswith("</html>")
         else:
             json.loads(path.read_text())
+
+    def moved(self, folder: str) -> Scenario:
+        """Return the same command with its output in another folder."""
+        output = f"{folder}/{self.output}"
+        command = [output if part == self.output else part for part in self.command]
+        return type(self)(self.name, *command, output=output, finished=self.finished)
 
     def run(self, prepare: Callable[[], None] | None = None) -> int:
         return finish(start(self.arguments(), self.log, prepare))
@@ -164,6 +179,30 @@ class Training(Scenario):
         return super().arguments()
 
 
+class Cached(Scenario):
+    """A command that fills the cache, from which its earlier result is removed first."""
+
+    def arguments(self) -> list[str]:
+        shutil.rmtree("cache/resdeploy/speeds", ignore_errors=True)
+        return list(self.command)
+
+    def check(self) -> None:
+        engines = EngineCache()
+        for record in engines.records():
+            assert engines.load(record) is not None, record.key
+        for path in Path("cache").glob("resdeploy/speeds/*.json"):
+            strict_json(path.read_bytes())
+
+
+class Signing(Scenario):
+    """A signature, which is written into the bundle."""
+
+    def arguments(self) -> list[str]:
+        if not Path(self.output).exists():
+            shutil.copytree("kept.bundle", self.output)
+        return list(self.command)
+
+
 def check_equal(one: Path, other: Path) -> None:
     first, second = load_file(one), load_file(other)
     assert first.keys() == second.keys()
@@ -181,7 +220,15 @@ SCENARIOS = [
     Scenario("export", *EXPORT, "--fp16", output="x.bundle"),
     Scenario("triton", "export", "kept.bundle", "--triton", "repo", output="repo"),
     Scenario("report", "report", "kept.bundle", output="page.html"),
+    Scenario("bench", "bench", "kept.bundle", "--seconds", "1", output="bench.json"),
+    Signing("sign", "sign", "signed.bundle", "key.pem", output="signed.bundle"),
+    Cached("doctor", "doctor", "kept.bundle", output="cache", finished=(0, 1, 3)),
 ]  # fmt: skip
+if importlib.util.find_spec("tensorrt_rtx"):
+    SCENARIOS.append(
+        Cached("build", "build", "kept.bundle", "--flavour", "tensorrt-rtx", "--batch", "1",
+               "--precision", "fp32", "--force", output="cache")
+    )  # fmt: skip
 
 
 def kill(scenario: Scenario, chance: random.Random, duration: float) -> str:
@@ -211,6 +258,30 @@ def limit(kind: int, low: int, high: int) -> Callable[[Scenario, random.Random, 
         return f"exit code {code}"
 
     return disturb
+
+
+def fill(scenario: Scenario, chance: random.Random, _: float) -> str:
+    """Write the output to a full disk of a random size."""
+    if isinstance(scenario, (Cached, Signing)):
+        return "not applicable"
+    size = round(4_000 * 2_000 ** chance.random())
+    Path("full").mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "full"]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        return "cannot mount here"
+    try:
+        moved = scenario.moved("full")
+        code = moved.run()
+        text = moved.log.read_text(errors="replace")
+        moved.check_log()
+        assert code in scenario.finished or "error: " in text, f"{size} bytes: {text[-500:]}"
+        if Path(moved.output).exists():
+            moved.check()
+        left = [p.name for p in Path("full").iterdir() if p.name != scenario.output]
+        assert not left, left
+        return f"exit code {code}"
+    finally:
+        subprocess.run(["umount", "full"], check=True)
 
 
 def jump(scenario: Scenario, chance: random.Random, _: float) -> str:
@@ -245,6 +316,7 @@ def race(scenario: Scenario, chance: random.Random, duration: float) -> str:
 MEBIBYTE = 1 << 20
 DISTURBANCES: dict[str, Callable[[Scenario, random.Random, float], str]] = {
     "kill": kill,
+    "full": fill,
     "disk": limit(resource.RLIMIT_FSIZE, 20_000, 8 * MEBIBYTE),
     "handles": limit(resource.RLIMIT_NOFILE, 3, 30),
     "memory": limit(resource.RLIMIT_AS, MEBIBYTE // 4, 256 * MEBIBYTE),
@@ -302,6 +374,9 @@ def run_all() -> None:
         export = Scenario("export", "export", "small.pth", "--image-size", str(SIZE),
                           output="kept.bundle")  # fmt: skip
         assert export.run() == 0, export.log.read_text()
+        for command in ("ecparam -genkey -noout -name prime256v1 -out key.pem",
+                        "ec -in key.pem -pubout -out public.pem"):  # fmt: skip
+            subprocess.run(["openssl", *command.split()], check=True, capture_output=True)
         for scenario in SCENARIOS:
             for kind in options.kinds:
                 if not options.scenarios or scenario.name in options.scenarios:

@@ -30,6 +30,9 @@ LARGEST_USUAL = 1e4  # of a linear layer and a batch norm; 1 to 5 is usual
 # A recorded variance divided by the sum of the squared weights is about the mean square of the
 # convolution's inputs: 0.07 to 6 in an 80 % CIFAR-10 ResNet-34, 2,900 for pixels from 0 to 255.
 USUAL_POWERS = (1e-6, 1e7)
+# Ternary weight networks keep about half of their weights (Li and Liu, arXiv 1605.04711, section
+# 2.2); weights with a standard deviation of 0.5, which is large, keep 5 % when truncated.
+TERNARY_SHARE = 0.1
 
 
 class FitError(ValueError):
@@ -197,6 +200,7 @@ def fit(
             tensor.ndim > 1
             and torch.equal(tensor, tensor.round())
             and (is_empty or bool(tensor.any()))
+            and not _is_ternary(name, converted)
         ):
             fault = "only whole numbers, as quantised values without their scale have,"
         if fault is not None:
@@ -209,7 +213,27 @@ def doubts_about(state: Mapping[str, Tensor], key: Callable[[str], str]) -> list
     found = [key(name) for name in state if not _is_usual(name, state)]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     text = f"the values of {', '.join(found[:3])}{more} are zero, or far too large or too small for"
-    return [f"{text} a trained network, so the predictions may be wrong"] if found else []
+    doubts = [f"{text} a trained network, so the predictions may be wrong"] if found else []
+    if ternary := [key(name) for name in state if _is_ternary(name, state)]:
+        doubts.append(
+            f"{ternary[0]}{f' and {len(ternary) - 1} more' if ternary[1:] else ''} can be weights "
+            "of a ternary network, as they are only -1, 0 and 1; if they were quantised and have "
+            "lost their scales, the predictions are wrong"
+        )
+    return doubts
+
+
+def _is_ternary(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Return True if a weight is -1, 0 and 1 only, and the network can have been trained so.
+
+    Weights of usual networks that lost their fractions are nearly all zero.
+    """
+    tensor = state[name]
+    if tensor.ndim < 2 or not torch.equal(tensor, tensor.sign()):
+        return False
+    return float(tensor.count_nonzero()) >= TERNARY_SHARE * tensor.numel() and _is_usual(
+        name, state
+    )
 
 
 def _is_usual(name: str, state: Mapping[str, Tensor]) -> bool:

@@ -139,6 +139,10 @@ def load_checkpoint(path: Path, weights: Weights = Weights.AUTO) -> Checkpoint:
         if published and (path / CONFIG).is_file() and not (path / MODEL_JSON).exists():
             return replace(_load_file(published[0], weights), path=path)
         return _load_run(path, weights)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(
+            f"{path} is not a regular file", "give the path of a run folder or of a file of weights"
+        )
     if not path.is_file():
         raise CheckpointError(
             f"there is no checkpoint at {path}",

@@ -11,6 +11,14 @@ from click import Choice, Context, FloatRange, IntRange, Parameter, option
 from resdeploy.readable_text import readable
 
 
+def is_plain_number(text: str) -> bool:
+    """Return True unless `text` has what Python's `float` accepts beyond plain digits.
+
+    That is white space, underscores, and digits of other scripts.
+    """
+    return re.fullmatch("[-+.0-9A-Za-z]+", text) is not None
+
+
 class Integers(IntRange):
     """A range of integers in plain digits; Python's `int` also takes ` 1_0 ` and other scripts."""
 
@@ -28,6 +36,8 @@ class FiniteRange(FloatRange):
         super().__init__(low, high, min_open=above)
 
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
+        if not is_plain_number(str(value)):
+            self.fail(f"{readable(value)!r:.40} is not a plain number.", param, ctx)
         if math.isnan(number := super().convert(value, param, ctx)):
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
         return number

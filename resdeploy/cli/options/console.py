@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,10 @@ PATH = click.Path(path_type=Path, readable=False)
 """A path that may be missing or unreadable: functions that open it raise errors with hints."""
 
 
+# Without memory, nothing longer can be formatted.
+_NO_MEMORY = b"error: there is not enough memory\nhint: close other programs, and run it again\n"
+
+
 class ExitCode(IntEnum):
     """Exit code of a command; click itself exits with 2 on wrong usage."""
 
@@ -39,6 +44,15 @@ class ExitCode(IntEnum):
 
 class ReadableGroup(click.Group):
     """A group of commands whose usage errors quote arguments readably."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options)
+        except (MemoryError, SystemError):  # raised while an error or a result was printed
+            if logging.getLogger("resdeploy").level == logging.DEBUG:
+                raise
+            os.write(2, _NO_MEMORY)
+            sys.exit(ExitCode.FAILED)
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         with _readable_errors():

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from click import Choice, Context, Parameter, ParamType, option
 
-from resdeploy.cli.options.common import FiniteRange
+from resdeploy.cli.options.common import FiniteRange, is_plain_number
 from resdeploy.cli.options.console import PATH
 from resdeploy.images.preprocessing import (
     MAX_IMAGE_SIZE,
@@ -56,6 +56,8 @@ class NumbersType(ParamType):  # type: ignore[type-arg]
         if not isinstance(value, str):
             return value
         try:
+            if not all(is_plain_number(part.strip(" ")) for part in value.split(",")):
+                raise ValueError
             numbers = tuple(float(part) for part in value.split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406", param, ctx)

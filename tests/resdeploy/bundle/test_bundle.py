@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from resdeploy import __version__
 from resdeploy.bundle import bundle as bundle_module
 from resdeploy.bundle import golden as golden_module
 from resdeploy.bundle.analysis import read_analysis
@@ -217,6 +218,28 @@ def test_rejects_an_unknown_schema(copy: Path, schema: object) -> None:
     with pytest.raises(BundleError, match="schema") as caught:
         open_bundle(copy)
     assert "export it again" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("version", "message", "hint"),
+    [
+        ("0.0.9", r"was written by resdeploy 0\.0\.9, and .* cannot read it: .*model", "again, or"),
+        (__version__, r"is damaged: .*model", "exported on 20"),
+        ("\x1b[2J", r"resdeploy \\x1b\[2J, and", "again, or"),
+        (7, r"resdeploy 7, and", "again, or"),
+    ],
+)
+def test_a_manifest_of_another_version_is_not_called_damaged(
+    copy: Path, version: object, message: str, hint: str
+) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        del document["model"]
+        document["provenance"]["versions"]["resdeploy"] = version
+
+    edit_manifest(copy, edit)
+    with pytest.raises(BundleError, match=message) as caught:
+        open_bundle(copy)
+    assert hint in str(caught.value.hint)
 
 
 def test_rejects_a_large_manifest(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

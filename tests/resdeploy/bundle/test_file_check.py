@@ -89,6 +89,19 @@ def test_all_faults_are_in_one_sentence(copy: Path) -> None:
         check_files(open_bundle(copy))
 
 
+def test_a_warning_says_that_not_all_files_were_looked_at(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copy / "other").touch()
+    bundle = open_bundle(copy)
+    (warning,) = check_files(bundle)
+    assert "looked at" not in warning.message
+    monkeypatch.setattr(file_check, "MAX_ENTRIES", 5)
+    for number in range(20):
+        (copy / f"other-{number}").touch()
+    assert "(only 5 files were looked at)" in check_files(bundle)[0].message
+
+
 def test_an_unused_file_that_was_replaced_fails_verify_and_report(copy: Path) -> None:
     (copy / "fp16.onnx").unlink()
     hidden(copy / REPORT)

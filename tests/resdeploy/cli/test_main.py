@@ -112,7 +112,21 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("name", "option"), NUMBERS)
 @pytest.mark.parametrize(
-    "value", ["nan", "inf", "-inf", "1e308", "-1", "-1e-9", "9" * 30, "9" * 5000, "one", ""]
+    "value",
+    [
+        "nan",
+        "inf",
+        "-inf",
+        "1e308",
+        "-1",
+        "-1e-9",
+        "9" * 30,
+        "9" * 5000,
+        "one",
+        "",
+        "\u0663",
+        "1_0",
+    ],
 )
 def test_a_number_without_sense_is_refused_with_the_range(
     name: str, option: click.Option, value: str

@@ -135,6 +135,18 @@ def test_quantised_weights_are_refused_with_the_reason(
     assert "before the quantisation" in str(caught.value.hint)
 
 
+def test_a_ternary_network_is_accepted_with_a_warning(tmp_path: Path) -> None:
+    """Its weights are signs where they are large; half of them are zero."""
+    state = {
+        name: t.sign() * (t.abs() > t.abs().median()) if t.ndim == 4 else t
+        for name, t in make_state().items()
+    }
+    torch.save(state, tmp_path / "a.pth")
+    notes = load_checkpoint(tmp_path / "a.pth").notes
+    (note,) = (note for note in notes if "ternary" in note)
+    assert note.startswith("conv1.weight and 10 more can be weights of a ternary network")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

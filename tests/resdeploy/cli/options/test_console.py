@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from resdeploy.cli.options.console import CommandResult, ExitCode, command
+from resdeploy.cli.options.console import CommandResult, ExitCode, ReadableGroup, command
 from resdeploy.errors import DataError
 from resdeploy.json_documents import jsonable
 from resdeploy.tables import table
@@ -144,3 +144,25 @@ def test_enums_and_paths_become_json_strings() -> None:
 def test_columns_of_a_table_are_aligned() -> None:
     text = table(["name", "n"], [["a", "1"], ["longer", "10"]])
     assert text.splitlines() == ["name     n", "------  --", "a        1", "longer  10"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), SystemError("error return without exception set")]
+)
+def test_without_memory_for_the_output_there_are_two_lines(
+    error: Exception, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(click, "echo", fail)
+    group = ReadableGroup(commands={"run": command(lambda: CommandResult(RESULT, "text"))})
+    with pytest.raises(SystemExit) as ended:
+        group.main(["run"], prog_name="x")
+    assert ended.value.code == ExitCode.FAILED
+    assert capfd.readouterr().err.splitlines() == [
+        "error: there is not enough memory",
+        "hint: close other programs, and run it again",
+    ]
+    with pytest.raises(type(error)):
+        group.main(["run", "--debug"], prog_name="x")
