@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,23 @@ Shrink = Callable[[int, int], float]
 """Function from width and height of an upright picture, in pixels, to its largest reduction."""
 
 
+@dataclass(frozen=True, slots=True)
+class DecodingLimits:
+    """What one picture may cost, which is known before it is decoded."""
+
+    pixels: int = MAX_PIXELS
+    memory: int = MAX_MEMORY
+    """Bytes besides the file."""
+    admit: Callable[[int, int], None] = lambda pixels, memory: None
+    """Function that is called with the cost of a picture within the limits before decoding; it may
+    wait, or raise a MemoryError."""
+
+
+LIMITS = DecodingLimits()
+
+
 def read_rgb(
-    source: Path | bytes, shrink: Shrink | None = None, max_pixels: int = MAX_PIXELS
+    source: Path | bytes, shrink: Shrink | None = None, limits: DecodingLimits = LIMITS
 ) -> Image:
     """Decode one image file to RGB, upright according to its EXIF orientation.
 
@@ -47,7 +63,7 @@ def read_rgb(
         source: Path or content of a file.
         shrink: Limit for the reduction of a JPEG file, which makes decoding faster; other formats
             are decoded at full resolution.
-        max_pixels: Limit for the number of pixels, which is checked before decoding.
+        limits: Limits that are checked before decoding.
 
     Raises:
         ImageError: The file cannot be read, is damaged, is too large, or has an unknown format.
@@ -59,7 +75,8 @@ def read_rgb(
         name, data = str(data), read_picture_file(data)
     try:
         structure = read_structure(data, format_of(data[:HEAD_BYTES]))
-        _check_pixels(structure.width, structure.height, max_pixels)
+        _check_pixels(structure.width, structure.height, limits.pixels)
+        _check_memory(_decoder_memory(structure), limits.memory)  # WebP needs it to be opened
         with warnings.catch_warnings():
             # Pillow warns about large sizes, which are limited below, and about odd metadata.
             warnings.simplefilter("ignore")
@@ -71,7 +88,9 @@ def read_rgb(
                 has_16_bits = image.format == "PNG" and data[24] == 16
                 if shrink is not None:
                     _decode_smaller(image, shrink)
-                _check_memory(image, structure)
+                memory = _decoder_memory(structure) + _picture_memory(image)
+                _check_memory(memory, limits.memory)
+                limits.admit(structure.width * structure.height, memory)
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 return _to_rgb(image, has_16_bits=has_16_bits)
@@ -101,15 +120,21 @@ def _check_pixels(width: int, height: int, most: int) -> None:
         )
 
 
-def _check_memory(image: ImageFile, structure: PictureStructure) -> None:
-    """Raise an ImageError if decoding `image`, which may be reduced, needs too much memory."""
+def _decoder_memory(structure: PictureStructure) -> int:
+    return structure.width * structure.height * structure.bytes_per_pixel
+
+
+def _picture_memory(image: ImageFile) -> int:
+    """Return the bytes of a picture, which may be reduced, and of its copies."""
     copied = image.mode != "RGB" or image.getexif().get(ORIENTATION, 1) != 1
     per_pixel = DECODED_BYTES + COPIED_BYTES * copied + GREY_16_BYTES * image.mode.startswith("I")
-    needed = structure.width * structure.height * structure.bytes_per_pixel
-    needed += image.width * image.height * per_pixel
-    if needed > MAX_MEMORY:
+    return image.width * image.height * per_pixel
+
+
+def _check_memory(needed: int, most: int) -> None:
+    if needed > most:
         raise ImageError(
-            f"needs {needed >> 20} MiB to be decoded; at most {MAX_MEMORY >> 20} are allowed",
+            f"needs {needed >> 20} MiB to be decoded; at most {most >> 20} are allowed",
             "scale it down first, or save it as a JPEG file that is not progressive",
         )
 

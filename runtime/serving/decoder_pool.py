@@ -10,15 +10,29 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import lru_cache
 
 import numpy as np
 
+from resdeploy.images.decoder_process import (
+    LARGE,
+    MAX_TEXT_BYTES,
+    NEEDS,
+    PIXELS,
+    REFUSED,
+    REPLY,
+    REQUEST,
+)
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
-from resdeploy.runtime.serving import decoder_process
-from resdeploy.runtime.serving.decoder_process import LARGE, MAX_TEXT_BYTES, PIXELS, REPLY, REQUEST
-from resdeploy.runtime.serving.request_errors import DeadlineExceeded, QueueFull, RequestError
+from resdeploy.runtime.serving.config import TOKEN_VARIABLE
+from resdeploy.runtime.serving.request_errors import (
+    DeadlineExceeded,
+    QueueFull,
+    RequestError,
+    Unavailable,
+)
 
 # Weight of the newest picture in the moving mean of the decoding time.
 SMOOTHING = 0.1
@@ -30,11 +44,24 @@ SLOW_PER_PLACE = 1
 # Large pictures in progress, for each place. Photographs of phones are large, so many may wait, but
 # their requests hold some of the 256 places in the queue of the model.
 LARGE_PER_PLACE = 32
-# Memory of one picture while it is decoded: 50 million pixels of an ordinary JPEG file take 200 MB.
-MAX_PICTURE_BYTES = 256 << 20
+# Memory of all large pictures together while they are decoded, beside their files. One of 50
+# million pixels takes 200 MB. Each place takes at most LARGE_BYTES more.
+LARGE_PICTURES_BYTES = 192 << 20
+# The event loop cannot keep more busy, and 16 MiB for each of them suit a container of 2 GiB.
+MAX_PLACES = 16
 # Room for a picture or its pixels in each direction; the kernel may allow less.
 SOCKET_BYTES = 1 << 20
 NICEST = 19
+# The template has the module path of this process, and neither the current folder nor the token.
+START = """
+import sys
+sys.path[:] = sys.argv[4:]
+from resdeploy.images.decoder_process import main
+main()
+"""
+
+
+Memory = Callable[[int], AbstractAsyncContextManager[None]]
 
 
 class _LargePicture(Exception):
@@ -42,13 +69,13 @@ class _LargePicture(Exception):
 
 
 class _Child:
-    """One decoder process and its socket."""
+    """One decoder process and its socket, which is None if the process could not be started."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket | None) -> None:
         self._socket = connection
         self._handle: int | None = None
         self._pid = 0
-        self.aside = self.refused = False
+        self.started = self.aside = self.refused = False
 
     async def until_ready(self) -> None:
         """Wait for the start of the process.
@@ -56,29 +83,40 @@ class _Child:
         Raises:
             OSError, EOFError: The process has ended.
         """
-        if self._handle is None:
+        if not self.started:
             self._pid = struct.unpack("<I", await self._receive(4))[0]
             self._handle = os.pidfd_open(self._pid)
+            self.started = True
 
-    async def decode(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
+    async def decode(
+        self, settings: bytes, data: bytes, pixels: memoryview, memory: Memory
+    ) -> str | None:
         """Write the pixels of a picture; return why the decoder refuses it, None if it does not.
+
+        A large picture is decoded in the context `memory` of the bytes that it needs.
 
         Raises:
             OSError, EOFError: The process has ended.
             _LargePicture: The picture is large, and this decoder is not for large ones.
         """
-        loop = asyncio.get_running_loop()
         head = REQUEST.pack(self.aside, len(settings), len(data)) + settings
-        await loop.sock_sendall(self._socket, head + data if len(data) < SOCKET_BYTES else head)
+        await self._send(head + data if len(data) < SOCKET_BYTES else head)
         if len(data) >= SOCKET_BYTES:
-            await loop.sock_sendall(self._socket, data)
+            await self._send(data)
         kind, length = REPLY.unpack(await self._receive(REPLY.size))
+        if kind != NEEDS or not self.aside or length > LARGE_PICTURES_BYTES:
+            return await self._result(kind, length, pixels)
+        async with memory(length):
+            await self._send(b"d")
+            return await self._result(*REPLY.unpack(await self._receive(REPLY.size)), pixels)
+
+    async def _result(self, kind: int, length: int, pixels: memoryview) -> str | None:
         if kind == PIXELS and length == pixels.nbytes:
             await self._receive_into(pixels)
             return None
         if kind == LARGE:
             raise _LargePicture
-        if kind == PIXELS or length > MAX_TEXT_BYTES:
+        if kind != REFUSED or length > MAX_TEXT_BYTES:
             raise EOFError("the decoder does not follow the protocol")
         return (await self._receive(length)).decode(errors="replace")
 
@@ -94,7 +132,8 @@ class _Child:
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
             os.close(self._handle)
             self._handle = None
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
 
     def kill(self) -> None:
         """Kill the process; its reader sees the end of the socket."""
@@ -102,12 +141,19 @@ class _Child:
         if self._handle is not None:
             signal.pidfd_send_signal(self._handle, signal.SIGKILL)
 
+    async def _send(self, data: bytes) -> None:
+        if self._socket is None:
+            raise EOFError("the decoder was not started")
+        await asyncio.get_running_loop().sock_sendall(self._socket, data)
+
     async def _receive(self, length: int) -> bytes:
         data = bytearray(length)
         await self._receive_into(memoryview(data))
         return bytes(data)
 
     async def _receive_into(self, view: memoryview) -> None:
+        if self._socket is None:
+            raise EOFError("the decoder was not started")
         loop = asyncio.get_running_loop()
         while view:
             count = await loop.sock_recv_into(self._socket, view)
@@ -121,7 +167,7 @@ class Decoder:
 
     def __init__(self, places: int, *, max_pixels: int, max_wait: float) -> None:
         """Start the processes; `max_wait` is the maximum expected wait for one in seconds."""
-        self._places = places
+        self._places = places = min(places, MAX_PLACES)
         self._max_pixels = max_pixels
         self._max_wait = max_wait
         self._pending = 0
@@ -129,6 +175,8 @@ class Decoder:
         # Large pictures have decoders of their own, so that others do not wait for them.
         self._waiting = 0
         self._large = asyncio.Semaphore(places)
+        self._free_bytes = LARGE_PICTURES_BYTES
+        self._freed, self._turn = asyncio.Event(), asyncio.Lock()
         self._seconds_per_picture = 0.0
         self._template: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -157,10 +205,11 @@ class Decoder:
         Raises:
             DeadlineExceeded: The deadline passed.
             QueueFull: Too many slow pictures are being decoded.
+            Unavailable: No process can be started.
             RequestError: A file cannot be decoded.
         """
         pixels = np.empty((len(files), *preprocessing.size, 3), np.uint8)
-        settings = pickle.dumps(preprocessing)
+        settings = _pickled(preprocessing)
         places = asyncio.Semaphore(self._places)  # one request cannot fill the slow places
 
         async def decode_one(number: int) -> None:
@@ -184,9 +233,10 @@ class Decoder:
                 raise DeadlineExceeded("the deadline passed before the picture was decoded")
         finally:
             self._pending -= len(files)
-            for job in jobs:
-                job.cancel()
-            await asyncio.gather(*jobs, return_exceptions=True)
+            if len(jobs) > 1 or not jobs[0].done():
+                for job in jobs:
+                    job.cancel()
+                await asyncio.gather(*jobs, return_exceptions=True)
         return pixels
 
     def close(self) -> None:
@@ -217,6 +267,8 @@ class Decoder:
                 if child.refused:
                     raise QueueFull("too many pictures take long to decode") from None
                 # It may have ended while it was idle, so the picture is tried again.
+                if (last or child.aside) and not child.started:
+                    raise Unavailable("no process can be started to decode the picture") from None
                 if last or child.aside:
                     break
         return "the image needs too much time or memory to be decoded"
@@ -232,6 +284,20 @@ class Decoder:
             self._waiting -= 1
             self._pending += 1
 
+    @asynccontextmanager
+    async def _memory(self, needed: int) -> AsyncIterator[None]:
+        """Wait, in order, until other large pictures leave so many bytes."""
+        async with self._turn:
+            while self._free_bytes < needed:
+                self._freed.clear()
+                await self._freed.wait()
+        self._free_bytes -= needed
+        try:
+            yield
+        finally:
+            self._free_bytes += needed
+            self._freed.set()
+
     async def _decode_with(
         self, child: _Child, settings: bytes, data: bytes, pixels: memoryview
     ) -> str | None:
@@ -245,7 +311,7 @@ class Decoder:
             else:
                 timer = loop.call_later(SLOW_SECONDS, self._step_aside, child)
             start = loop.time()
-            reason = await child.decode(settings, data, pixels)
+            reason = await child.decode(settings, data, pixels, self._memory)
             sound = True
         except _LargePicture:
             sound = True
@@ -279,6 +345,13 @@ class Decoder:
             self._idle.put_nowait(self._new_child())
 
     def _new_child(self) -> _Child:
+        try:
+            return _Child(self._connect())
+        except OSError:  # no handles, processes or memory; its user sees that it has not started
+            return _Child(None)
+
+    def _connect(self) -> socket.socket:
+        """Return the socket of a new process."""
         ours, theirs = socket.socketpair()
         with theirs:
             for end in (ours, theirs):
@@ -291,18 +364,27 @@ class Decoder:
                 self._start_template()
                 assert self._control is not None
                 socket.send_fds(self._control, [b"f"], [theirs.fileno()])
-        return _Child(ours)
+        return ours
 
     def _start_template(self) -> None:
         if self._control is not None:
             self._control.close()
         if self._template is not None:
+            self._template.kill()  # it may be stopped, or no longer hear the socket
             self._template.wait()
         self._control, theirs = socket.socketpair()
-        arguments = [theirs.fileno(), self._max_pixels, MAX_PICTURE_BYTES]
+        self._control.setblocking(False)
+        arguments = [str(theirs.fileno()), str(self._max_pixels), str(LARGE_PICTURES_BYTES)]
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        environment.pop(TOKEN_VARIABLE, None)
         with theirs:
             self._template = subprocess.Popen(
-                [sys.executable, "-m", decoder_process.__name__, *map(str, arguments)],
+                [sys.executable, "-c", START, *arguments, *filter(None, sys.path)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, pass_fds=[theirs.fileno()],
+                env=environment, pass_fds=[theirs.fileno()],
             )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _pickled(preprocessing: Preprocessing) -> bytes:
+    return pickle.dumps(preprocessing)
