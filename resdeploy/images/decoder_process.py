@@ -70,13 +70,15 @@ def main() -> None:
         byte, (*handles,), _, _ = socket.recv_fds(control, 1, 1)
         if not byte:
             os.killpg(0, signal.SIGKILL)
+        process = None
         with suppress(OSError):  # too many processes: the program sees the end of its socket
-            if os.fork() == 0:
-                control.close()
-                _limit_memory(max_bytes + OTHER_BYTES)
-                with suppress(OSError, EOFError), socket.socket(fileno=handles[0]) as connection:
-                    _answer(connection, max_pixels, max_bytes)
-                os._exit(0)
+            process = os.fork()
+        if process == 0:
+            control.close()
+            _limit_memory(max_bytes + OTHER_BYTES)
+            with suppress(OSError, EOFError), socket.socket(fileno=handles[0]) as connection:
+                _answer(connection, max_pixels, max_bytes)
+            os._exit(0)
         os.close(handles[0])
 
 

@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from functools import lru_cache
 
 import numpy as np
@@ -250,7 +250,8 @@ class Decoder:
             self._idle.get_nowait().end()
 
     async def _decode(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
-        for last in (False, True):
+        died = 0
+        for _ in range(self._places + 2):  # all that are idle may have ended
             child = await self._idle.get()
             try:
                 try:
@@ -263,15 +264,13 @@ class Decoder:
                         child.aside = True
                         self._slow += 1
                         return await self._decode_with(child, settings, data, pixels)
-            except (OSError, EOFError):
+            except (OSError, EOFError) as error:  # of these, OSError if it had ended before
                 if child.refused:
                     raise QueueFull("too many pictures take long to decode") from None
-                # It may have ended while it was idle, so the picture is tried again.
-                if (last or child.aside) and not child.started:
-                    raise Unavailable("no process can be started to decode the picture") from None
-                if last or child.aside:
-                    break
-        return "the image needs too much time or memory to be decoded"
+                died += child.started and isinstance(error, EOFError)
+                if died == 2 or (child.aside and child.started):
+                    return "the image needs too much time or memory to be decoded"
+        raise Unavailable("no process can be started to decode the picture")
 
     @asynccontextmanager
     async def _large_place(self) -> AsyncIterator[None]:
@@ -353,7 +352,8 @@ class Decoder:
     def _connect(self) -> socket.socket:
         """Return the socket of a new process."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, ExitStack() as on_error:
+            on_error.push(ours)
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
             ours.setblocking(False)
@@ -364,6 +364,7 @@ class Decoder:
                 self._start_template()
                 assert self._control is not None
                 socket.send_fds(self._control, [b"f"], [theirs.fileno()])
+            on_error.pop_all()
         return ours
 
     def _start_template(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import signal
@@ -16,8 +17,15 @@ from PIL import Image
 
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.runtime.serving import decoder_pool
+from resdeploy.runtime.serving.config import TOKEN_VARIABLE
 from resdeploy.runtime.serving.decoder_pool import Decoder
-from resdeploy.runtime.serving.request_errors import DeadlineExceeded, QueueFull, RequestError
+from resdeploy.runtime.serving.request_errors import (
+    DeadlineExceeded,
+    QueueFull,
+    RequestError,
+    Unavailable,
+)
 from tests.runtime.serving.conftest import until
 from tests.samples import encoded
 from tests.serving_process import PATIENCE
@@ -123,6 +131,81 @@ def test_overload_is_rejected() -> None:
         decoding.cancel()
         await asyncio.wait([decoding])
         decoder.check_capacity()
+        decoder.close()
+
+    run(scenario())
+
+
+def test_decoders_have_neither_the_token_nor_modules_of_the_current_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "secret")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pickle.py").write_text("open('ran', 'w')")
+
+    async def scenario() -> None:
+        decoder = Decoder(1, max_pixels=10_000, max_wait=1.0)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        (process,) = processes(decoder)
+        assert b"secret" not in Path(f"/proc/{process}/environ").read_bytes()
+        decoder.close()
+
+    run(scenario())
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_server_without_handles_or_processes_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        decoder = Decoder(1, max_pixels=50_000_000, max_wait=1.0)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder_pool.socket, "socketpair", raise_no_handles)
+            with pytest.raises(DeadlineExceeded):
+                await ask_slow(decoder, 0.0)  # its decoder is killed and cannot be replaced
+            with pytest.raises(Unavailable, match="no process"):
+                await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        assert decoder._template is not None
+        with monkeypatch.context() as patch:  # nor can the template
+            decoder._template.kill()
+            patch.setattr(decoder_pool.sys, "executable", "/bin/false")
+            with pytest.raises(Unavailable, match="no process"):
+                await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        os.kill(decoder._template.pid, signal.SIGSTOP)  # this one hears nothing
+        for _ in range(1000):
+            decoder._release(decoder._idle.get_nowait(), sound=False)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        decoder.close()
+
+    run(scenario())
+
+
+def raise_no_handles(*arguments: object) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_large_pictures_share_one_budget_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    grey, colour = (encoded(Image.new(mode, (3000, 3000), "white"), "PNG") for mode in ("L", "RGB"))
+
+    async def scenario() -> None:
+        decoder = Decoder(2, max_pixels=50_000_000, max_wait=1.0)
+        with pytest.raises(RequestError, match="needs 381 MiB to be decoded; at most 192"):
+            huge = encoded(Image.new("L", (7000, 7142)), "PNG")
+            await decoder.decode([huge], PREPROCESSING, math.inf)
+        free: list[int] = []
+        result = decoder_pool._Child._result
+
+        async def observe(child: Any, kind: int, *arguments: Any) -> Any:
+            if child.aside:
+                free.append(decoder._free_bytes)
+            return await result(child, kind, *arguments)
+
+        monkeypatch.setattr(decoder_pool._Child, "_result", observe)
+        monkeypatch.setattr(decoder, "_free_bytes", 80_000_000)  # grey needs 72 MB, colour 36 MB
+        pixels = await decoder.decode([grey, colour, colour, grey], PREPROCESSING, math.inf)
+        assert (pixels == 255).all()
+        assert min(free) >= 0
+        assert decoder._free_bytes == 80_000_000
         decoder.close()
 
     run(scenario())
