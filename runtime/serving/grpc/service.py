@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from resdeploy.filesystem import read_limited
 from resdeploy.images.preprocessing import ImageSize, UInt8Array
 from resdeploy.runtime.serving.config import PEM_HINT, ServeConfig
 from resdeploy.runtime.serving.grpc.call_guard import CallGuard
+from resdeploy.runtime.serving.grpc.connections import limit_addresses
 from resdeploy.runtime.serving.grpc.message_reader import (
     ENVELOPE_BYTES,
     INTEGER_TENSOR_BYTES,
@@ -127,8 +130,11 @@ class InferenceService:
         loaded = model.loaded_bundle()
         parsed = parse_call(request, tensors, loaded.image_size, len(loaded.labels))
         record.images = len(parsed.images)
-        limits = [self._service.config.timeout_ms / 1000, parsed.timeout, context.time_remaining()]
-        deadline = record.arrived + min(seconds for seconds in limits if seconds is not None)
+        deadline = record.arrived + self._service.config.timeout_ms / 1000
+        if parsed.timeout is not None:
+            deadline = min(deadline, record.arrived + parsed.timeout)
+        if (left := context.time_remaining()) is not None:
+            deadline = min(deadline, time.monotonic() + left)
         result = await self._service.infer(loaded, parsed, deadline)
         output, binary = encode_output(result.answer.logits, loaded.labels, parsed.output)
         return {
@@ -210,6 +216,9 @@ async def start_grpc(service: Service, config: ServeConfig, token: bytes | None)
             "choose another --host or --grpc-port",
         ) from error
     await server.start()
+    limiting = asyncio.ensure_future(limit_addresses(port, config.connections))
+    stopped = asyncio.ensure_future(server.wait_for_termination())
+    stopped.add_done_callback(lambda _: limiting.cancel())
     return server, port
 
 

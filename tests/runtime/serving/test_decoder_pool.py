@@ -8,6 +8,7 @@ import math
 import os
 import signal
 from collections.abc import Coroutine
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,17 @@ def test_a_picture_over_the_limit_is_rejected() -> None:
     run(scenario())
 
 
+@lru_cache
+def large(mode: str, side: int) -> bytes:
+    """Return a white PNG file."""
+    return encoded(Image.new(mode, (side, side), "white"), "PNG")
+
+
 async def ask_slow(decoder: Decoder, seconds: float) -> None:
     """Decode a picture of 50 kB that takes longer than any deadline here."""
-    slow = encoded(Image.new("RGB", (7000, 7000)), "PNG")
-    await decoder.decode([slow], PREPROCESSING, asyncio.get_running_loop().time() + seconds)
+    await decoder.decode(
+        [large("RGB", 7000)], PREPROCESSING, asyncio.get_running_loop().time() + seconds
+    )
 
 
 def processes(decoder: Decoder) -> set[str]:
@@ -172,7 +180,7 @@ def test_a_server_without_handles_or_processes_recovers(monkeypatch: pytest.Monk
                 await decoder.decode(PICTURES, PREPROCESSING, math.inf)
         await decoder.decode(PICTURES, PREPROCESSING, math.inf)
         os.kill(decoder._template.pid, signal.SIGSTOP)  # this one hears nothing
-        for _ in range(1000):
+        for _ in range(300):
             decoder._release(decoder._idle.get_nowait(), sound=False)
         await decoder.decode(PICTURES, PREPROCESSING, math.inf)
         decoder.close()
@@ -189,9 +197,8 @@ def test_large_pictures_share_one_budget_of_memory(monkeypatch: pytest.MonkeyPat
 
     async def scenario() -> None:
         decoder = Decoder(2, max_pixels=50_000_000, max_wait=1.0)
-        with pytest.raises(RequestError, match="needs 381 MiB to be decoded; at most 192"):
-            huge = encoded(Image.new("L", (7000, 7142)), "PNG")
-            await decoder.decode([huge], PREPROCESSING, math.inf)
+        with pytest.raises(RequestError, match="needs 228 MiB to be decoded; at most 192"):
+            await decoder.decode([large("RGBA", 5472)], PREPROCESSING, math.inf)
         free: list[int] = []
         result = decoder_pool._Child._result
 
