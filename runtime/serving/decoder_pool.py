@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import lru_cache
 
 import numpy as np
@@ -53,13 +53,8 @@ MAX_PLACES = 16
 SOCKET_BYTES = 1 << 20
 NICEST = 19
 # The template has the module path of this process, and neither the current folder nor the token.
-START = """
-import sys
-sys.path[:] = sys.argv[4:]
-from resdeploy.images.decoder_process import main
-main()
-"""
-
+START = """import sys; sys.path[:] = sys.argv[4:]
+from resdeploy.images.decoder_process import main; main()"""
 
 Memory = Callable[[int], AbstractAsyncContextManager[None]]
 
@@ -69,10 +64,10 @@ class _LargePicture(Exception):
 
 
 class _Child:
-    """One decoder process and its socket, which is None if the process could not be started."""
+    """One decoder process and its socket; None if there is no handle for one."""
 
     def __init__(self, connection: socket.socket | None) -> None:
-        self._socket = connection
+        self._connection = connection
         self._handle: int | None = None
         self._pid = 0
         self.started = self.aside = self.refused = False
@@ -81,7 +76,7 @@ class _Child:
         """Wait for the start of the process.
 
         Raises:
-            OSError, EOFError: The process has ended.
+            OSError, EOFError: The process has ended, or could not be started.
         """
         if not self.started:
             self._pid = struct.unpack("<I", await self._receive(4))[0]
@@ -100,9 +95,8 @@ class _Child:
             _LargePicture: The picture is large, and this decoder is not for large ones.
         """
         head = REQUEST.pack(self.aside, len(settings), len(data)) + settings
-        await self._send(head + data if len(data) < SOCKET_BYTES else head)
-        if len(data) >= SOCKET_BYTES:
-            await self._send(data)
+        for part in [head + data] if len(data) < SOCKET_BYTES else [head, data]:
+            await self._send(part)
         kind, length = REPLY.unpack(await self._receive(REPLY.size))
         if kind != NEEDS or not self.aside or length > LARGE_PICTURES_BYTES:
             return await self._result(kind, length, pixels)
@@ -110,9 +104,35 @@ class _Child:
             await self._send(b"d")
             return await self._result(*REPLY.unpack(await self._receive(REPLY.size)), pixels)
 
+    def step_aside(self) -> None:
+        self.aside = True
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, self._pid, NICEST)
+
+    def kill(self) -> None:
+        """Kill the process, whatever it does; its reader sees the end of the socket."""
+        if self._handle is not None:
+            with suppress(OSError):
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill the process and close its socket."""
+        self.kill()
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+        if self._connection is not None:
+            self._connection.close()
+
+    @property
+    def _socket(self) -> socket.socket:
+        if self._connection is None:
+            raise EOFError
+        return self._connection
+
     async def _result(self, kind: int, length: int, pixels: memoryview) -> str | None:
         if kind == PIXELS and length == pixels.nbytes:
-            await self._receive_into(pixels)
+            await self._fill(pixels)
             return None
         if kind == LARGE:
             raise _LargePicture
@@ -120,45 +140,19 @@ class _Child:
             raise EOFError("the decoder does not follow the protocol")
         return (await self._receive(length)).decode(errors="replace")
 
-    def step_aside(self) -> None:
-        self.aside = True
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self._pid, NICEST)
-
-    def end(self) -> None:
-        """Kill the process, whatever it does, and close its socket."""
-        if self._handle is not None:
-            with suppress(OSError):
-                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
-            os.close(self._handle)
-            self._handle = None
-        if self._socket is not None:
-            self._socket.close()
-
-    def kill(self) -> None:
-        """Kill the process; its reader sees the end of the socket."""
-        self.refused = True
-        if self._handle is not None:
-            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
-
     async def _send(self, data: bytes) -> None:
-        if self._socket is None:
-            raise EOFError("the decoder was not started")
         await asyncio.get_running_loop().sock_sendall(self._socket, data)
 
-    async def _receive(self, length: int) -> bytes:
+    async def _receive(self, length: int) -> bytearray:
         data = bytearray(length)
-        await self._receive_into(memoryview(data))
-        return bytes(data)
+        await self._fill(memoryview(data))
+        return data
 
-    async def _receive_into(self, view: memoryview) -> None:
-        if self._socket is None:
-            raise EOFError("the decoder was not started")
-        loop = asyncio.get_running_loop()
+    async def _fill(self, view: memoryview) -> None:
         while view:
-            count = await loop.sock_recv_into(self._socket, view)
+            count = await asyncio.get_running_loop().sock_recv_into(self._socket, view)
             if not count:
-                raise EOFError("the decoder has ended")
+                raise EOFError
             view = view[count:]
 
 
@@ -179,7 +173,7 @@ class Decoder:
         self._freed, self._turn = asyncio.Event(), asyncio.Lock()
         self._seconds_per_picture = 0.0
         self._template: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+        self._control = socket.socket()
         self._idle: asyncio.Queue[_Child] = asyncio.Queue()
         for _ in range(places):
             self._idle.put_nowait(self._new_child())
@@ -241,8 +235,7 @@ class Decoder:
 
     def close(self) -> None:
         """End all processes: the template ends them when its socket is closed."""
-        if self._control is not None:
-            self._control.close()
+        self._control.close()
         if self._template is not None:
             self._template.wait()
             self._template = None
@@ -327,6 +320,7 @@ class Decoder:
     def _step_aside(self, child: _Child) -> None:
         """Give the place of a slow picture to others, or end it if too many are slow."""
         if self._slow >= (1 + SLOW_PER_PLACE) * self._places:
+            child.refused = True
             child.kill()
             return
         self._slow += 1
@@ -344,43 +338,34 @@ class Decoder:
             self._idle.put_nowait(self._new_child())
 
     def _new_child(self) -> _Child:
+        """Return a new process; one that cannot be started seems to end at once."""
         try:
-            return _Child(self._connect())
-        except OSError:  # no handles, processes or memory; its user sees that it has not started
+            ours, theirs = socket.socketpair()
+        except OSError:
             return _Child(None)
-
-    def _connect(self) -> socket.socket:
-        """Return the socket of a new process."""
-        ours, theirs = socket.socketpair()
-        with theirs, ExitStack() as on_error:
-            on_error.push(ours)
+        with theirs, suppress(OSError):
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
             ours.setblocking(False)
             try:
-                assert self._control is not None
                 socket.send_fds(self._control, [b"f"], [theirs.fileno()])
-            except (AssertionError, OSError):  # the first one, or the template was killed
+            except OSError:  # the first one, or the template was killed
                 self._start_template()
-                assert self._control is not None
                 socket.send_fds(self._control, [b"f"], [theirs.fileno()])
-            on_error.pop_all()
-        return ours
+        return _Child(ours)
 
     def _start_template(self) -> None:
-        if self._control is not None:
-            self._control.close()
+        self._control.close()
         if self._template is not None:
             self._template.kill()  # it may be stopped, or no longer hear the socket
             self._template.wait()
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
-        arguments = [str(theirs.fileno()), str(self._max_pixels), str(LARGE_PICTURES_BYTES)]
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-        environment.pop(TOKEN_VARIABLE, None)
+        arguments = [theirs.fileno(), self._max_pixels, LARGE_PICTURES_BYTES, *sys.path]
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", TOKEN_VARIABLE: ""}
         with theirs:
             self._template = subprocess.Popen(
-                [sys.executable, "-c", START, *arguments, *filter(None, sys.path)],
+                [sys.executable, "-c", START, *filter(None, map(str, arguments))],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 env=environment, pass_fds=[theirs.fileno()],
             )  # fmt: skip
