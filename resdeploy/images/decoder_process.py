@@ -37,13 +37,15 @@ REPLY = struct.Struct("<BI")
 """One of the constants below, and the length of the pixels or of the text that follows."""
 # After NEEDS with the bytes that decoding needs, a decoder waits for one byte.
 PIXELS, REFUSED, LARGE, NEEDS = 0, 1, 2, 3
-# Smaller pictures take at most about 0.1 s.
+# Smaller pictures take at most about 0.2 s.
 LARGE_PIXELS, LARGE_BYTES = 4_000_000, 16 << 20
-# Processor time of one picture. 50 million pixels take about 2 s on a slow core.
-CPU_SECONDS = 10.0
+# Processor time of one picture. 50 million pixels take about 2 s on a slow core. A small picture
+# that takes longer ends its process, and is then decoded as a large one.
+SMALL_CPU_SECONDS, CPU_SECONDS = 0.5, 10.0
 # Besides the decoded picture: its file, which is twice in memory, and the interpreter.
 OTHER_BYTES = 160 << 20
 MAX_TEXT_BYTES = 2000
+NICEST = 19
 # The kernel ends a decoder before the program if memory is exhausted: proc(5), oom_score_adj.
 OUT_OF_MEMORY_SCORE = "1000"
 
@@ -107,7 +109,11 @@ def _answer(connection: socket.socket, max_pixels: int, max_bytes: int) -> None:
         may_be_large, settings, size = REQUEST.unpack(head)
         preprocessing = _unpickle(stream.read(settings))
         data = stream.read(size)
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF ends the process
+        seconds = SMALL_CPU_SECONDS
+        if may_be_large:  # it is the only one of this process
+            seconds = CPU_SECONDS
+            os.nice(NICEST)
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process
         kind, content = PIXELS, b""
         try:
             content = load_image(data, preprocessing, limits).tobytes()

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import lru_cache
@@ -36,11 +37,6 @@ from resdeploy.runtime.serving.request_errors import (
 
 # Weight of the newest picture in the moving mean of the decoding time.
 SMOOTHING = 0.1
-# A picture that takes longer gives its place to others and goes on with the lowest priority. An
-# ordinary photograph takes 2 to 200 ms.
-SLOW_SECONDS = 0.25
-# Slow pictures at a time, for each place; another one is refused.
-SLOW_PER_PLACE = 1
 # Large pictures in progress, for each place. Photographs of phones are large, so many may wait, but
 # their requests hold some of the 256 places in the queue of the model.
 LARGE_PER_PLACE = 32
@@ -51,7 +47,7 @@ LARGE_PICTURES_BYTES = 192 << 20
 MAX_PLACES = 16
 # Room for a picture or its pixels in each direction; the kernel may allow less.
 SOCKET_BYTES = 1 << 20
-NICEST = 19
+NO_PROCESS = "no process can be started to decode the picture"
 # The template has the module path of this process, and neither the current folder nor the token.
 START = """import sys; sys.path[:] = sys.argv[4:]
 from resdeploy.images.decoder_process import main; main()"""
@@ -69,8 +65,7 @@ class _Child:
     def __init__(self, connection: socket.socket | None) -> None:
         self._connection = connection
         self._handle: int | None = None
-        self._pid = 0
-        self.started = self.aside = self.refused = False
+        self.started = False
 
     async def until_ready(self) -> None:
         """Wait for the start of the process.
@@ -79,46 +74,35 @@ class _Child:
             OSError, EOFError: The process has ended, or could not be started.
         """
         if not self.started:
-            self._pid = struct.unpack("<I", await self._receive(4))[0]
-            self._handle = os.pidfd_open(self._pid)
+            self._handle = os.pidfd_open(*struct.unpack("<I", await self._receive(4)))
             self.started = True
 
     async def decode(
-        self, settings: bytes, data: bytes, pixels: memoryview, memory: Memory
+        self, settings: bytes, data: bytes, pixels: memoryview, memory: Memory | None
     ) -> str | None:
         """Write the pixels of a picture; return why the decoder refuses it, None if it does not.
 
-        A large picture is decoded in the context `memory` of the bytes that it needs.
+        A large picture is decoded in the context `memory` of the bytes that it needs, if given.
 
         Raises:
             OSError, EOFError: The process has ended.
-            _LargePicture: The picture is large, and this decoder is not for large ones.
+            _LargePicture: The picture is large, and `memory` is not given.
         """
-        head = REQUEST.pack(self.aside, len(settings), len(data)) + settings
+        head = REQUEST.pack(memory is not None, len(settings), len(data)) + settings
         for part in [head + data] if len(data) < SOCKET_BYTES else [head, data]:
             await self._send(part)
         kind, length = REPLY.unpack(await self._receive(REPLY.size))
-        if kind != NEEDS or not self.aside or length > LARGE_PICTURES_BYTES:
+        if kind != NEEDS or memory is None or length > LARGE_PICTURES_BYTES:
             return await self._result(kind, length, pixels)
         async with memory(length):
             await self._send(b"d")
             return await self._result(*REPLY.unpack(await self._receive(REPLY.size)), pixels)
 
-    def step_aside(self) -> None:
-        self.aside = True
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self._pid, NICEST)
-
-    def kill(self) -> None:
-        """Kill the process, whatever it does; its reader sees the end of the socket."""
+    def end(self) -> None:
+        """Kill the process, whatever it does, and close its socket."""
         if self._handle is not None:
             with suppress(OSError):
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
-
-    def end(self) -> None:
-        """Kill the process and close its socket."""
-        self.kill()
-        if self._handle is not None:
             os.close(self._handle)
             self._handle = None
         if self._connection is not None:
@@ -165,7 +149,7 @@ class Decoder:
         self._max_pixels = max_pixels
         self._max_wait = max_wait
         self._pending = 0
-        self._slow = 0
+        self._closed = False
         # Large pictures have decoders of their own, so that others do not wait for them.
         self._waiting = 0
         self._large = asyncio.Semaphore(places)
@@ -198,13 +182,13 @@ class Decoder:
 
         Raises:
             DeadlineExceeded: The deadline passed.
-            QueueFull: Too many slow pictures are being decoded.
+            QueueFull: Too many large pictures wait.
             Unavailable: No process can be started.
             RequestError: A file cannot be decoded.
         """
         pixels = np.empty((len(files), *preprocessing.size, 3), np.uint8)
         settings = _pickled(preprocessing)
-        places = asyncio.Semaphore(self._places)  # one request cannot fill the slow places
+        places = asyncio.Semaphore(self._places)  # one request cannot fill the queue
 
         async def decode_one(number: int) -> None:
             async with places:
@@ -235,35 +219,53 @@ class Decoder:
 
     def close(self) -> None:
         """End all processes: the template ends them when its socket is closed."""
+        self._closed = True
         self._control.close()
         if self._template is not None:
             self._template.wait()
-            self._template = None
         while not self._idle.empty():
             self._idle.get_nowait().end()
 
     async def _decode(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
-        died = 0
-        for _ in range(self._places + 2):  # all that are idle may have ended
-            child = await self._idle.get()
+        for _ in range(self._places + 1):  # all that are idle may have ended
+            child, sound = await self._idle.get(), False
             try:
-                try:
-                    return await self._decode_with(child, settings, data, pixels)
-                except _LargePicture:
-                    if self._waiting >= LARGE_PER_PLACE * self._places:
-                        raise QueueFull("too many large pictures are waiting") from None
-                    async with self._large_place():
-                        child = self._new_child()
-                        child.aside = True
-                        self._slow += 1
-                        return await self._decode_with(child, settings, data, pixels)
-            except (OSError, EOFError) as error:  # of these, OSError if it had ended before
-                if child.refused:
-                    raise QueueFull("too many pictures take long to decode") from None
-                died += child.started and isinstance(error, EOFError)
-                if died == 2 or (child.aside and child.started):
-                    return "the image needs too much time or memory to be decoded"
-        raise Unavailable("no process can be started to decode the picture")
+                await child.until_ready()
+                start = time.monotonic()
+                reason = await child.decode(settings, data, pixels, None)
+                sound = True
+            except _LargePicture:
+                sound = True
+                break
+            except EOFError:
+                if child.started:  # it was killed while it decoded
+                    break
+            except OSError:
+                pass
+            else:
+                seconds = time.monotonic() - start
+                self._seconds_per_picture += SMOOTHING * (seconds - self._seconds_per_picture)
+                return reason
+            finally:
+                if not sound:
+                    child.end()
+                    child = self._new_child()
+                self._idle.put_nowait(child)
+        else:
+            raise Unavailable(NO_PROCESS)
+        if self._waiting >= LARGE_PER_PLACE * self._places:
+            raise QueueFull("too many large pictures are waiting")
+        async with self._large_place():
+            child = self._new_child()
+            try:
+                await child.until_ready()
+                return await child.decode(settings, data, pixels, self._memory)
+            except (OSError, EOFError):
+                if not child.started:
+                    raise Unavailable(NO_PROCESS) from None
+                return "the image needs too much time or memory to be decoded"
+            finally:
+                child.end()
 
     @asynccontextmanager
     async def _large_place(self) -> AsyncIterator[None]:
@@ -290,55 +292,10 @@ class Decoder:
             self._free_bytes += needed
             self._freed.set()
 
-    async def _decode_with(
-        self, child: _Child, settings: bytes, data: bytes, pixels: memoryview
-    ) -> str | None:
-        loop = asyncio.get_running_loop()
-        timer: asyncio.TimerHandle | None = None
-        sound = False
-        try:
-            await child.until_ready()
-            if child.aside:
-                child.step_aside()
-            else:
-                timer = loop.call_later(SLOW_SECONDS, self._step_aside, child)
-            start = loop.time()
-            reason = await child.decode(settings, data, pixels, self._memory)
-            sound = True
-        except _LargePicture:
-            sound = True
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-            self._release(child, sound=sound)
-        if reason is None and not child.aside:
-            seconds = loop.time() - start
-            self._seconds_per_picture += SMOOTHING * (seconds - self._seconds_per_picture)
-        return reason
-
-    def _step_aside(self, child: _Child) -> None:
-        """Give the place of a slow picture to others, or end it if too many are slow."""
-        if self._slow >= (1 + SLOW_PER_PLACE) * self._places:
-            child.refused = True
-            child.kill()
-            return
-        self._slow += 1
-        child.step_aside()
-        self._idle.put_nowait(self._new_child())
-
-    def _release(self, child: _Child, *, sound: bool) -> None:
-        if sound and not child.aside:
-            self._idle.put_nowait(child)
-            return
-        child.end()
-        if child.aside:
-            self._slow -= 1
-        elif self._template is not None:
-            self._idle.put_nowait(self._new_child())
-
     def _new_child(self) -> _Child:
         """Return a new process; one that cannot be started seems to end at once."""
+        if self._closed:
+            return _Child(None)
         try:
             ours, theirs = socket.socketpair()
         except OSError:

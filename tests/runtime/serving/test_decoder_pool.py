@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resdeploy.images.decoder_process import PIXELS, REPLY
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.runtime.serving import decoder_pool
@@ -91,11 +92,10 @@ def test_slow_pictures_end_at_their_deadline_and_others_are_decoded_meanwhile() 
             await ask_slow(decoder, 0.1)
         await until(lambda: processes(decoder) == {first})  # the decoder for it was killed
         slow = [asyncio.ensure_future(ask_slow(decoder, PATIENCE)) for _ in range(2)]
-        await until(lambda: decoder._slow)
+        await until(lambda: decoder._waiting == 2)
         await decoder.decode(PICTURES, PREPROCESSING, math.inf)
         slow[0].cancel()  # its client has left
-        await asyncio.wait(slow)
-        await until(lambda: not decoder._slow)
+        await until(lambda: decoder._waiting == 1)
         await decoder.decode(PICTURES, PREPROCESSING, math.inf)
         decoder.close()
 
@@ -181,7 +181,8 @@ def test_a_server_without_handles_or_processes_recovers(monkeypatch: pytest.Monk
         await decoder.decode(PICTURES, PREPROCESSING, math.inf)
         os.kill(decoder._template.pid, signal.SIGSTOP)  # this one hears nothing
         for _ in range(300):
-            decoder._release(decoder._idle.get_nowait(), sound=False)
+            decoder._idle.put_nowait(decoder._new_child())
+            decoder._idle.get_nowait().end()
         await decoder.decode(PICTURES, PREPROCESSING, math.inf)
         decoder.close()
 
@@ -203,7 +204,7 @@ def test_large_pictures_share_one_budget_of_memory(monkeypatch: pytest.MonkeyPat
         result = decoder_pool._Child._result
 
         async def observe(child: Any, kind: int, *arguments: Any) -> Any:
-            if child.aside:
+            if kind == PIXELS:
                 free.append(decoder._free_bytes)
             return await result(child, kind, *arguments)
 
@@ -213,6 +214,29 @@ def test_large_pictures_share_one_budget_of_memory(monkeypatch: pytest.MonkeyPat
         assert (pixels == 255).all()
         assert min(free) >= 0
         assert decoder._free_bytes == 80_000_000
+        decoder.close()
+
+    run(scenario())
+
+
+def test_a_picture_that_ends_its_decoder_is_decoded_as_a_large_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receive, ended = decoder_pool._Child._receive, []
+
+    async def end_once(child: Any, length: int) -> bytearray:
+        if length == REPLY.size and not ended:
+            ended.append(child)
+            raise EOFError
+        return await receive(child, length)
+
+    async def scenario() -> None:
+        decoder = Decoder(1, max_pixels=10_000, max_wait=1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder_pool._Child, "_receive", end_once)
+            pixels = await decoder.decode(PICTURES[:1], PREPROCESSING, math.inf)
+        np.testing.assert_array_equal(pixels[0], load_image(PICTURES[0], PREPROCESSING))
+        assert decoder._idle.get_nowait() not in ended
         decoder.close()
 
     run(scenario())
