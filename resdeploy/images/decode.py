@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from resdeploy.errors import ImageError
 from resdeploy.filesystem import read_limited
 from resdeploy.images.formats import FORMATS, HEAD_BYTES, format_of
-from resdeploy.images.structure import PictureStructure, read_structure
+from resdeploy.images.structure import read_structure
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,6 +48,18 @@ class DecodingLimits:
     """Function that is called with the cost of a picture within the limits before decoding; it may
     wait, or raise a MemoryError."""
 
+    def check(self, pixels: int, memory: int) -> None:
+        """Raise an ImageError if a picture costs too much."""
+        if pixels > self.pixels:
+            raise ImageError(
+                f"has {pixels:,} pixels; at most {self.pixels:,} are allowed", "scale it down first"
+            )
+        if memory > self.memory:
+            raise ImageError(
+                f"needs {memory >> 20} MiB to be decoded; at most {self.memory >> 20} are allowed",
+                "scale it down first, or save it as a JPEG file that is not progressive",
+            )
+
 
 LIMITS = DecodingLimits()
 
@@ -75,8 +87,9 @@ def read_rgb(
         name, data = str(data), read_picture_file(data)
     try:
         structure = read_structure(data, format_of(data[:HEAD_BYTES]))
-        _check_pixels(structure.width, structure.height, limits.pixels)
-        _check_memory(_decoder_memory(structure), limits.memory)  # WebP needs it to be opened
+        pixels = structure.width * structure.height
+        memory = pixels * structure.bytes_per_pixel
+        limits.check(pixels, memory)  # WebP needs this memory to be opened
         with warnings.catch_warnings():
             # Pillow warns about large sizes, which are limited below, and about odd metadata.
             warnings.simplefilter("ignore")
@@ -88,9 +101,9 @@ def read_rgb(
                 has_16_bits = image.format == "PNG" and data[24] == 16
                 if shrink is not None:
                     _decode_smaller(image, shrink)
-                memory = _decoder_memory(structure) + _picture_memory(image)
-                _check_memory(memory, limits.memory)
-                limits.admit(structure.width * structure.height, memory)
+                memory += _picture_memory(image)
+                limits.check(pixels, memory)
+                limits.admit(pixels, memory)
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 return _to_rgb(image, has_16_bits=has_16_bits)
@@ -113,30 +126,11 @@ def read_picture_file(path: Path) -> bytes:
     return read_limited(path, MAX_FILE_BYTES, ImageError, hint)
 
 
-def _check_pixels(width: int, height: int, most: int) -> None:
-    if width * height > most:
-        raise ImageError(
-            f"has {width * height:,} pixels; at most {most:,} are allowed", "scale it down first"
-        )
-
-
-def _decoder_memory(structure: PictureStructure) -> int:
-    return structure.width * structure.height * structure.bytes_per_pixel
-
-
 def _picture_memory(image: ImageFile) -> int:
     """Return the bytes of a picture, which may be reduced, and of its copies."""
     copied = image.mode != "RGB" or image.getexif().get(ORIENTATION, 1) != 1
     per_pixel = DECODED_BYTES + COPIED_BYTES * copied + GREY_16_BYTES * image.mode.startswith("I")
     return image.width * image.height * per_pixel
-
-
-def _check_memory(needed: int, most: int) -> None:
-    if needed > most:
-        raise ImageError(
-            f"needs {needed >> 20} MiB to be decoded; at most {most >> 20} are allowed",
-            "scale it down first, or save it as a JPEG file that is not progressive",
-        )
 
 
 def _explain(error: Exception, data: bytes) -> tuple[str, str]:

@@ -17,15 +17,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from resdeploy.images.decoder_process import (
-    LARGE,
-    MAX_TEXT_BYTES,
-    NEEDS,
-    PIXELS,
-    REFUSED,
-    REPLY,
-    REQUEST,
-)
+from resdeploy.images import decoder_process as protocol
+from resdeploy.images.decoder_process import REPLY, REQUEST
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.runtime.serving.config import TOKEN_VARIABLE
 from resdeploy.runtime.serving.request_errors import (
@@ -92,11 +85,12 @@ class _Child:
         for part in [head + data] if len(data) < SOCKET_BYTES else [head, data]:
             await self._send(part)
         kind, length = REPLY.unpack(await self._receive(REPLY.size))
-        if kind != NEEDS or memory is None or length > LARGE_PICTURES_BYTES:
+        if kind != protocol.NEEDS or memory is None or length > LARGE_PICTURES_BYTES:
             return await self._result(kind, length, pixels)
         async with memory(length):
             await self._send(b"d")
-            return await self._result(*REPLY.unpack(await self._receive(REPLY.size)), pixels)
+            kind, length = REPLY.unpack(await self._receive(REPLY.size))
+            return await self._result(kind, length, pixels)
 
     def end(self) -> None:
         """Kill the process, whatever it does, and close its socket."""
@@ -115,12 +109,12 @@ class _Child:
         return self._connection
 
     async def _result(self, kind: int, length: int, pixels: memoryview) -> str | None:
-        if kind == PIXELS and length == pixels.nbytes:
+        if kind == protocol.PIXELS and length == pixels.nbytes:
             await self._fill(pixels)
             return None
-        if kind == LARGE:
+        if kind == protocol.LARGE:
             raise _LargePicture
-        if kind != REFUSED or length > MAX_TEXT_BYTES:
+        if kind != protocol.REFUSED or length > protocol.MAX_TEXT_BYTES:
             raise EOFError("the decoder does not follow the protocol")
         return (await self._receive(length)).decode(errors="replace")
 
@@ -255,28 +249,26 @@ class Decoder:
             raise Unavailable(NO_PROCESS)
         if self._waiting >= LARGE_PER_PLACE * self._places:
             raise QueueFull("too many large pictures are waiting")
-        async with self._large_place():
-            child = self._new_child()
-            try:
-                await child.until_ready()
-                return await child.decode(settings, data, pixels, self._memory)
-            except (OSError, EOFError):
-                if not child.started:
-                    raise Unavailable(NO_PROCESS) from None
-                return "the image needs too much time or memory to be decoded"
-            finally:
-                child.end()
-
-    @asynccontextmanager
-    async def _large_place(self) -> AsyncIterator[None]:
         self._waiting += 1
         self._pending -= 1  # small pictures do not wait for it
         try:
             async with self._large:
-                yield
+                return await self._decode_large(settings, data, pixels)
         finally:
             self._waiting -= 1
             self._pending += 1
+
+    async def _decode_large(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
+        child = self._new_child()
+        try:
+            await child.until_ready()
+            return await child.decode(settings, data, pixels, self._memory)
+        except (OSError, EOFError):
+            if not child.started:
+                raise Unavailable(NO_PROCESS) from None
+            return "the image needs too much time or memory to be decoded"
+        finally:
+            child.end()
 
     @asynccontextmanager
     async def _memory(self, needed: int) -> AsyncIterator[None]:

@@ -72,9 +72,7 @@ class CallGuard:
             done = True
             if late is not None:
                 late.cancel()
-            self._calls.subtract([network])
-            if not self._calls[network]:
-                del self._calls[network]
+            self._calls -= Counter([network])
 
         self._calls[network] += 1
         context.add_done_callback(end)
