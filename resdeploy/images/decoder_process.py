@@ -45,7 +45,6 @@ SMALL_CPU_SECONDS, CPU_SECONDS = 0.5, 10.0
 # Besides the decoded picture: its file, which is twice in memory, and the interpreter.
 OTHER_BYTES = 160 << 20
 MAX_TEXT_BYTES = 2000
-NICEST = 19
 # The kernel ends a decoder before the program if memory is exhausted: proc(5), oom_score_adj.
 OUT_OF_MEMORY_SCORE = "1000"
 
@@ -109,11 +108,9 @@ def _answer(connection: socket.socket, max_pixels: int, max_bytes: int) -> None:
         may_be_large, settings, size = REQUEST.unpack(head)
         preprocessing = _unpickle(stream.read(settings))
         data = stream.read(size)
-        seconds = SMALL_CPU_SECONDS
-        if may_be_large:  # it is the only one of this process
-            seconds = CPU_SECONDS
-            os.nice(NICEST)
+        seconds = CPU_SECONDS if may_be_large else SMALL_CPU_SECONDS
         signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process
+        os.nice(19 if may_be_large else 0)  # it is the only picture of this process
         kind, content = PIXELS, b""
         try:
             content = load_image(data, preprocessing, limits).tobytes()

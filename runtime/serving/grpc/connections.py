@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from resdeploy.runtime.serving.http.connection_table import SHARE, client_network
 
 COUNT_SECONDS = 1.0
+OTHERS = OSError, IndexError, ValueError  # of files that are no TCP connections
 
 
 def client_address(peer: str) -> str:
@@ -48,10 +49,8 @@ async def limit_addresses(server_port: int, limit: int) -> None:
 def _end_connections(chosen: Callable[[str, int, int], bool]) -> None:
     """End the connections that are chosen by their client's network and port, and our port."""
     for handle in map(int, os.listdir("/proc/self/fd")):
-        # It may be another kind of file. Addresses of each family fit into the room for this one.
-        with suppress(OSError), socket.fromfd(handle, socket.AF_INET6, socket.SOCK_STREAM) as file:
-            address = file.getpeername()
-            if isinstance(address, tuple) and chosen(
-                client_network(address[0]), address[1], file.getsockname()[1]
-            ):
+        # Addresses of each family fit into the room for one of this family.
+        with suppress(*OTHERS), socket.fromfd(handle, socket.AF_INET6, socket.SOCK_STREAM) as file:
+            host, port, *_ = file.getpeername()
+            if chosen(client_network(str(host)), port, file.getsockname()[1]):
                 file.shutdown(socket.SHUT_RDWR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -59,17 +60,15 @@ class InferenceService:
         self._service = service
         self._guard = guard
         self._reader = reader
-        methods = load_methods()
         # On the wire, a stream of one message is a unary call. gRPC would read the message of a
         # unary call before the handler can look at the token.
         self.handler = grpc.method_handlers_generic_handler(
             SERVICE,
             {
                 name: grpc.stream_unary_rpc_method_handler(
-                    partial(self._answer, name, method),
-                    response_serializer=method.response.SerializeToString,
+                    partial(self._answer, name, kind), None, kind.response.SerializeToString
                 )
-                for name, method in methods.items()
+                for name, kind in load_methods().items()
             },
         )
         ready = service.readiness
@@ -102,11 +101,10 @@ class InferenceService:
         loaded = model.loaded_bundle()
         parsed = parse_call(request, tensors, loaded.image_size, len(loaded.labels))
         record.images = len(parsed.images)
-        deadline = record.arrived + self._service.config.timeout_ms / 1000
-        if parsed.timeout is not None:
-            deadline = min(deadline, record.arrived + parsed.timeout)
-        if (left := context.time_remaining()) is not None:
-            deadline = min(deadline, time.monotonic() + left)
+        limits = [self._service.config.timeout_ms / 1000, parsed.timeout or math.inf]
+        left = context.time_remaining()  # from now, until the client's own deadline
+        ends = time.monotonic() + (math.inf if left is None else left)
+        deadline = min(record.arrived + min(limits), ends)
         result = await self._service.infer(loaded, parsed, deadline)
         output, binary = encode_output(result.answer.logits, loaded.labels, parsed.output)
         return {
@@ -124,13 +122,9 @@ class InferenceService:
 def parse_call(
     request: Any, tensors: Sequence[memoryview], size: ImageSize, classes: int
 ) -> ParsedRequest:
-    """Convert a ModelInferRequest.
+    """Convert a ModelInferRequest, whose raw `tensors` were split off.
 
-    Args:
-        request: Message of the protocol without its raw tensors.
-        tensors: Raw tensors.
-        size: Size of the model's input in pixels.
-        classes: Number of classes.
+    The model's input has `size` pixels, its output `classes`.
 
     Raises:
         RequestError: The message does not follow the protocol or does not suit the model.

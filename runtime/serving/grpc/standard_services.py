@@ -37,12 +37,8 @@ class HealthService:
         self.handler = grpc.method_handlers_generic_handler(
             health.SERVICE_NAME,
             {  # streams, as in `InferenceService`
-                "Check": grpc.stream_unary_rpc_method_handler(
-                    self._check, response_serializer=respond
-                ),
-                "Watch": grpc.stream_stream_rpc_method_handler(
-                    self._watch, response_serializer=respond
-                ),
+                "Check": grpc.stream_unary_rpc_method_handler(self._check, None, respond),
+                "Watch": grpc.stream_stream_rpc_method_handler(self._watch, None, respond),
             },
         )
 
@@ -95,13 +91,9 @@ class ReflectionService(reflection.aio.ReflectionServicer):  # type: ignore[misc
         self._guard = guard
         self._reader = reader
         respond = reflection_pb2.ServerReflectionResponse.SerializeToString
+        describe = grpc.stream_stream_rpc_method_handler(self._describe, None, respond)
         self.handler = grpc.method_handlers_generic_handler(
-            reflection.SERVICE_NAME,
-            {
-                "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
-                    self._describe, response_serializer=respond
-                )
-            },
+            reflection.SERVICE_NAME, {"ServerReflectionInfo": describe}
         )
 
     async def _describe(self, messages: Any, context: Any) -> AsyncIterator[Any]:
