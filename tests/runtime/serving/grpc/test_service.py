@@ -37,7 +37,7 @@ def test_the_deadline_of_a_client_does_not_count_the_arrival_of_its_message_twic
     method = load_methods()["ModelInfer"]
     tensor = {"name": "images", "datatype": "UINT8", "shape": [1, SIZE, SIZE, 3]}
     data = method.request(
-        inputs=[tensor], raw_input_contents=[bytes(3 * SIZE * SIZE)]
+        inputs=[tensor], raw_input_contents=[tiny_bundle.golden().images[:1].tobytes()]
     ).SerializeToString()
 
     async def scenario() -> None:
