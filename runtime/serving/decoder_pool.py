@@ -11,8 +11,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
@@ -45,7 +45,7 @@ NO_PROCESS = "no process can be started to decode the picture"
 START = """import sys; sys.path[:] = sys.argv[4:]
 from resdeploy.images.decoder_process import main; main()"""
 
-Memory = Callable[[int], AbstractAsyncContextManager[None]]
+Memory = Callable[[int], Awaitable[None]]
 
 
 class _LargePicture(Exception):
@@ -59,6 +59,7 @@ class _Child:
         self._connection = connection
         self._handle: int | None = None
         self.started = False
+        self.memory = 0
 
     async def until_ready(self) -> None:
         """Wait for the start of the process.
@@ -75,7 +76,7 @@ class _Child:
     ) -> str | None:
         """Write the pixels of a picture; return why the decoder refuses it, None if it does not.
 
-        A large picture is decoded in the context `memory` of the bytes that it needs, if given.
+        For a large picture, it waits in `memory` for the bytes that it needs, if given.
 
         Raises:
             OSError, EOFError: The process has ended.
@@ -87,20 +88,31 @@ class _Child:
         kind, length = REPLY.unpack(await self._receive(REPLY.size))
         if kind != protocol.NEEDS or memory is None or length > LARGE_PICTURES_BYTES:
             return await self._result(kind, length, pixels)
-        async with memory(length):
-            await self._send(b"d")
-            kind, length = REPLY.unpack(await self._receive(REPLY.size))
-            return await self._result(kind, length, pixels)
+        await memory(length)
+        self.memory = length
+        await self._send(b"d")
+        kind, length = REPLY.unpack(await self._receive(REPLY.size))
+        return await self._result(kind, length, pixels)
 
-    def end(self) -> None:
-        """Kill the process, whatever it does, and close its socket."""
-        if self._handle is not None:
+    def end(self, ended: Callable[[int], None] = lambda memory: None) -> None:
+        """Kill the process, whatever it does, and close its socket.
+
+        `ended` is called with the memory that it took when this is free: pidfd_open(2).
+        """
+        if (handle := self._handle) is not None:
             with suppress(OSError):
-                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
-            os.close(self._handle)
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            loop = asyncio.get_running_loop()
+            # With the lowest priority and on a busy machine, its end may take seconds.
+            loop.add_reader(handle, self._forget, handle, ended)
             self._handle = None
         if self._connection is not None:
             self._connection.close()
+
+    def _forget(self, handle: int, ended: Callable[[int], None]) -> None:
+        asyncio.get_running_loop().remove_reader(handle)
+        os.close(handle)
+        ended(self.memory)
 
     @property
     def _socket(self) -> socket.socket:
@@ -262,27 +274,25 @@ class Decoder:
         child = self._new_child()
         try:
             await child.until_ready()
-            return await child.decode(settings, data, pixels, self._memory)
+            return await child.decode(settings, data, pixels, self._take_memory)
         except (OSError, EOFError):
             if not child.started:
                 raise Unavailable(NO_PROCESS) from None
             return "the image needs too much time or memory to be decoded"
         finally:
-            child.end()
+            child.end(self._return_memory)
 
-    @asynccontextmanager
-    async def _memory(self, needed: int) -> AsyncIterator[None]:
+    async def _take_memory(self, needed: int) -> None:
         """Wait, in order, until other large pictures leave so many bytes."""
         async with self._turn:
             while self._free_bytes < needed:
                 self._freed.clear()
                 await self._freed.wait()
-        self._free_bytes -= needed
-        try:
-            yield
-        finally:
-            self._free_bytes += needed
-            self._freed.set()
+            self._free_bytes -= needed
+
+    def _return_memory(self, needed: int) -> None:
+        self._free_bytes += needed
+        self._freed.set()
 
     def _new_child(self) -> _Child:
         """Return a new process; one that cannot be started seems to end at once."""

@@ -214,7 +214,7 @@ def test_large_pictures_share_one_budget_of_memory(monkeypatch: pytest.MonkeyPat
         pixels = await decoder.decode([grey, colour, colour, grey], PREPROCESSING, math.inf)
         assert (pixels == 255).all()
         assert min(free) >= 0
-        assert decoder._free_bytes == 80_000_000
+        await until(lambda: decoder._free_bytes == 80_000_000)
         decoder.close()
 
     run(scenario())
