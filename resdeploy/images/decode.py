@@ -99,9 +99,13 @@ def read_rgb(
                 if not structure.ends:
                     raise OSError("its JPEG data has no end marker, so a part is missing")
                 has_16_bits = image.format == "PNG" and data[24] == 16
-                if shrink is not None:
-                    _decode_smaller(image, shrink)
-                memory += _picture_memory(image)
+                # Pillow decodes a PNG file to find its EXIF data.
+                turned = b"eXIf" in data
+                if image.format != "PNG":
+                    turned = image.getexif().get(ORIENTATION, 1) != 1
+                    if shrink is not None:
+                        _decode_smaller(image, shrink)
+                memory += _picture_memory(image, turned=turned)
                 limits.check(pixels, memory)
                 limits.admit(pixels, memory)
                 image.load()
@@ -126,9 +130,9 @@ def read_picture_file(path: Path) -> bytes:
     return read_limited(path, MAX_FILE_BYTES, ImageError, hint)
 
 
-def _picture_memory(image: ImageFile) -> int:
+def _picture_memory(image: ImageFile, *, turned: bool) -> int:
     """Return the bytes of a picture, which may be reduced, and of its copies."""
-    copied = image.mode != "RGB" or image.getexif().get(ORIENTATION, 1) != 1
+    copied = image.mode != "RGB" or turned
     per_pixel = DECODED_BYTES + COPIED_BYTES * copied + GREY_16_BYTES * image.mode.startswith("I")
     return image.width * image.height * per_pixel
 

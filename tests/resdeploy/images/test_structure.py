@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from resdeploy.errors import ImageError
 from resdeploy.images.decode import DecodingLimits, read_rgb
@@ -128,6 +128,21 @@ def test_the_memory_is_estimated_before_decoding(data: bytes, size: int) -> None
         read_rgb(data, limits=limits)
     if size == 10:  # the coefficients stay, but the picture is 64 times smaller
         assert read_rgb(data, lambda width, height: 8.0, limits).size == (38, 25)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_nothing_is_decoded_before_the_picture_is_admitted(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pixels: int, memory: int) -> None:
+        raise MemoryError
+
+    def load(image: ImageFile.ImageFile) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    with pytest.raises(MemoryError):
+        read_rgb(SAMPLES[name][0], lambda width, height: 2.0, DecodingLimits(admit=refuse))
 
 
 def test_a_header_that_the_decoder_reads_differently_is_refused() -> None:
