@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import stat
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -49,8 +50,13 @@ async def limit_addresses(server_port: int, limit: int) -> None:
 def _end_connections(chosen: Callable[[str, int, int], bool]) -> None:
     """End the connections that are chosen by their client's network and port, and our port."""
     for handle in map(int, os.listdir("/proc/self/fd")):
-        # Addresses of each family fit into the room for one of this family.
-        with suppress(*OTHERS), socket.fromfd(handle, socket.AF_INET6, socket.SOCK_STREAM) as file:
-            host, port, *_ = file.getpeername()
-            if chosen(client_network(str(host)), port, file.getsockname()[1]):
-                file.shutdown(socket.SHUT_RDWR)
+        with suppress(*OTHERS):
+            copy = os.dup(handle)
+            if not stat.S_ISSOCK(os.fstat(copy).st_mode):
+                os.close(copy)
+                continue
+            # Addresses of each family fit into the room for one of this family.
+            with socket.socket(socket.AF_INET6, socket.SOCK_STREAM, fileno=copy) as file:
+                host, port, *_ = file.getpeername()
+                if chosen(client_network(str(host)), port, file.getsockname()[1]):
+                    file.shutdown(socket.SHUT_RDWR)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections import Counter
+from pathlib import Path
 
 import grpc
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.backends import registry
 from resdeploy.runtime.serving.grpc import connections
-from resdeploy.runtime.serving.grpc.connections import client_address
+from resdeploy.runtime.serving.grpc.connections import client_address, end_connection
 from resdeploy.runtime.serving.grpc.service import start_grpc
 from tests.fakes import make_engine
 from tests.runtime.serving.conftest import local_server, until
@@ -37,6 +39,17 @@ HEADERS = {
 )
 def test_the_address_of_a_client(peer: str, address: str) -> None:
     assert client_address(peer) == address
+
+
+def test_files_of_other_kinds_stay_as_they_are(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)
+    with ours, theirs, netlink, open(tmp_path / "file", "wb"):
+        before = os.listdir("/proc/self/fd")
+        end_connection("ipv4:10.0.0.7:4711")
+        assert os.listdir("/proc/self/fd") == before
+        theirs.send(b"x")
+        assert ours.recv(1) == b"x"
 
 
 def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
