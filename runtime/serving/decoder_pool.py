@@ -44,7 +44,7 @@ NO_PROCESS = "no process can be started to decode the picture"
 # The template has the module path of this process, and neither the current folder nor the token.
 START = """import sys; sys.path[:] = sys.argv[4:]
 from resdeploy.images.decoder_process import main; main()"""
-
+_pickled = lru_cache(maxsize=64)(pickle.dumps)
 Memory = Callable[[int], Awaitable[None]]
 
 
@@ -328,8 +328,3 @@ class Decoder:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 env=environment, pass_fds=[theirs.fileno()],
             )  # fmt: skip
-
-
-@lru_cache(maxsize=64)
-def _pickled(preprocessing: Preprocessing) -> bytes:
-    return pickle.dumps(preprocessing)
