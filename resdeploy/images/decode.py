@@ -39,7 +39,7 @@ Shrink = Callable[[int, int], float]
 
 @dataclass(frozen=True, slots=True)
 class DecodingLimits:
-    """What one picture may cost, which is known before it is decoded."""
+    """Limits for the cost of one picture, which is known before it is decoded."""
 
     pixels: int = MAX_PIXELS
     memory: int = MAX_MEMORY
