@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resdeploy.errors import ImageError
 from resdeploy.filesystem import read_limited
 from resdeploy.images.formats import FORMATS, HEAD_BYTES, format_of
-from resdeploy.images.structure import PictureStructure, read_structure
+from resdeploy.images.structure import read_structure
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,8 +37,35 @@ Shrink = Callable[[int, int], float]
 """Function from width and height of an upright picture, in pixels, to its largest reduction."""
 
 
+@dataclass(frozen=True, slots=True)
+class DecodingLimits:
+    """Limits for the cost of one picture, which is known before it is decoded."""
+
+    pixels: int = MAX_PIXELS
+    memory: int = MAX_MEMORY
+    """Bytes besides the file."""
+    admit: Callable[[int, int], None] = lambda pixels, memory: None
+    """Function that is called with the cost of a picture within the limits before decoding; it may
+    wait, or raise a MemoryError."""
+
+    def check(self, pixels: int, memory: int) -> None:
+        """Raise an ImageError if a picture costs too much."""
+        if pixels > self.pixels:
+            raise ImageError(
+                f"has {pixels:,} pixels; at most {self.pixels:,} are allowed", "scale it down first"
+            )
+        if memory > self.memory:
+            raise ImageError(
+                f"needs {memory >> 20} MiB to be decoded; at most {self.memory >> 20} are allowed",
+                "scale it down first, or save it as a JPEG file that is not progressive",
+            )
+
+
+LIMITS = DecodingLimits()
+
+
 def read_rgb(
-    source: Path | bytes, shrink: Shrink | None = None, max_pixels: int = MAX_PIXELS
+    source: Path | bytes, shrink: Shrink | None = None, limits: DecodingLimits = LIMITS
 ) -> Image:
     """Decode one image file to RGB, upright according to its EXIF orientation.
 
@@ -47,7 +75,7 @@ def read_rgb(
         source: Path or content of a file.
         shrink: Limit for the reduction of a JPEG file, which makes decoding faster; other formats
             are decoded at full resolution.
-        max_pixels: Limit for the number of pixels, which is checked before decoding.
+        limits: Limits that are checked before decoding.
 
     Raises:
         ImageError: The file cannot be read, is damaged, is too large, or has an unknown format.
@@ -59,7 +87,9 @@ def read_rgb(
         name, data = str(data), read_picture_file(data)
     try:
         structure = read_structure(data, format_of(data[:HEAD_BYTES]))
-        _check_pixels(structure.width, structure.height, max_pixels)
+        pixels = structure.width * structure.height
+        memory = pixels * structure.bytes_per_pixel
+        limits.check(pixels, memory)  # WebP needs this memory to be opened
         with warnings.catch_warnings():
             # Pillow warns about large sizes, which are limited below, and about odd metadata.
             warnings.simplefilter("ignore")
@@ -69,9 +99,15 @@ def read_rgb(
                 if not structure.ends:
                     raise OSError("its JPEG data has no end marker, so a part is missing")
                 has_16_bits = image.format == "PNG" and data[24] == 16
-                if shrink is not None:
-                    _decode_smaller(image, shrink)
-                _check_memory(image, structure)
+                # Pillow decodes a PNG file to find its EXIF data.
+                turned = b"eXIf" in data
+                if image.format != "PNG":
+                    turned = image.getexif().get(ORIENTATION, 1) != 1
+                    if shrink is not None:
+                        _decode_smaller(image, shrink)
+                memory += _picture_memory(image, turned=turned)
+                limits.check(pixels, memory)
+                limits.admit(pixels, memory)
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 return _to_rgb(image, has_16_bits=has_16_bits)
@@ -94,24 +130,11 @@ def read_picture_file(path: Path) -> bytes:
     return read_limited(path, MAX_IMAGE_BYTES, ImageError, hint)
 
 
-def _check_pixels(width: int, height: int, most: int) -> None:
-    if width * height > most:
-        raise ImageError(
-            f"has {width * height:,} pixels; at most {most:,} are allowed", "scale it down first"
-        )
-
-
-def _check_memory(image: ImageFile, structure: PictureStructure) -> None:
-    """Raise an ImageError if decoding `image`, which may be reduced, needs too much memory."""
-    copied = image.mode != "RGB" or image.getexif().get(ORIENTATION, 1) != 1
+def _picture_memory(image: ImageFile, *, turned: bool) -> int:
+    """Return the bytes of a picture, which may be reduced, and of its copies."""
+    copied = image.mode != "RGB" or turned
     per_pixel = DECODED_BYTES + COPIED_BYTES * copied + GREY_16_BYTES * image.mode.startswith("I")
-    needed = structure.width * structure.height * structure.bytes_per_pixel
-    needed += image.width * image.height * per_pixel
-    if needed > MAX_MEMORY:
-        raise ImageError(
-            f"needs {needed >> 20} MiB to be decoded; at most {MAX_MEMORY >> 20} are allowed",
-            "scale it down first, or save it as a JPEG file that is not progressive",
-        )
+    return image.width * image.height * per_pixel
 
 
 def _explain(error: Exception, data: bytes) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resdeploy.images.decode import MAX_PIXELS, REDUCTIONS, read_rgb
+from resdeploy.images.decode import LIMITS, REDUCTIONS, DecodingLimits, read_rgb
 from resdeploy.images.geometry import place_picture
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.images.resampling import scale_and_cut, scale_box
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def load_image(
-    source: Path | bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS
+    source: Path | bytes, preprocessing: Preprocessing, limits: DecodingLimits = LIMITS
 ) -> UInt8Array:
     """Decode, resize and crop one image file: uint8 (H, W, 3), with the size `preprocessing.size`.
 
     Raises:
-        ImageError: The file cannot be decoded, or has more than `max_pixels`.
+        ImageError: The file cannot be decoded, or exceeds `limits`.
     """
     gap = preprocessing.effective_gap
     full_size = (1, 1)
@@ -35,7 +35,7 @@ def load_image(
         axes = place_picture(height, width, preprocessing)
         return min(axis.whole / (axis.scaled * gap) for axis in axes)
 
-    picture = read_rgb(source, shrink, max_pixels)
+    picture = read_rgb(source, shrink, limits)
     factor = reduction_factor(full_size, picture.size)
     # The placement is computed from the size in the file, because the reduced size is rounded.
     return _convert(picture, preprocessing, full_size if factor > 1 else picture.size, factor)

@@ -10,31 +10,42 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache
 
 import numpy as np
 
+from resdeploy.images import decoder_process as protocol
+from resdeploy.images.decoder_process import REPLY, REQUEST
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
-from resdeploy.runtime.serving import decoder_process
-from resdeploy.runtime.serving.decoder_process import LARGE, MAX_TEXT_BYTES, PIXELS, REPLY, REQUEST
-from resdeploy.runtime.serving.request_errors import DeadlineExceeded, QueueFull, RequestError
+from resdeploy.runtime.serving.config import TOKEN_VARIABLE
+from resdeploy.runtime.serving.request_errors import (
+    DeadlineExceeded,
+    QueueFull,
+    RequestError,
+    Unavailable,
+)
 
 # Weight of the newest picture in the moving mean of the decoding time.
 SMOOTHING = 0.1
-# A picture that takes longer gives its place to others and goes on with the lowest priority. An
-# ordinary photograph takes 2 to 200 ms.
-SLOW_SECONDS = 0.25
-# Slow pictures at a time, for each place; another one is refused.
-SLOW_PER_PLACE = 1
 # Large pictures in progress, for each place. Photographs of phones are large, so many may wait, but
 # their requests hold some of the 256 places in the queue of the model.
 LARGE_PER_PLACE = 32
-# Memory of one picture while it is decoded: 50 million pixels of an ordinary JPEG file take 200 MB.
-MAX_PICTURE_BYTES = 256 << 20
+# Memory of all large pictures together while they are decoded, beside their files. One of 50
+# million pixels takes 200 MB. Each place takes at most LARGE_BYTES more.
+LARGE_PICTURES_BYTES = 192 << 20
+# The event loop cannot keep more busy, and 16 MiB for each of them suit a container of 2 GiB.
+MAX_PLACES = 16
 # Room for a picture or its pixels in each direction; the kernel may allow less.
 SOCKET_BYTES = 1 << 20
-NICEST = 19
+NO_PROCESS = "no process can be started to decode the picture"
+# The template has the module path of this process, and neither the current folder nor the token.
+START = """import sys; sys.path[:] = sys.argv[4:]
+from resdeploy.images.decoder_process import main; main()"""
+_pickled = lru_cache(maxsize=64)(pickle.dumps)
+Memory = Callable[[int], Awaitable[None]]
 
 
 class _LargePicture(Exception):
@@ -42,77 +53,96 @@ class _LargePicture(Exception):
 
 
 class _Child:
-    """One decoder process and its socket."""
+    """One decoder process and its socket; None if there is no handle for one."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
+    def __init__(self, connection: socket.socket | None) -> None:
+        self._connection = connection
         self._handle: int | None = None
-        self._pid = 0
-        self.aside = self.refused = False
+        self.started = False
+        self.memory = 0
 
     async def until_ready(self) -> None:
         """Wait for the start of the process.
 
         Raises:
-            OSError, EOFError: The process has ended.
+            OSError, EOFError: The process has ended, or could not be started.
         """
-        if self._handle is None:
-            self._pid = struct.unpack("<I", await self._receive(4))[0]
-            self._handle = os.pidfd_open(self._pid)
+        if not self.started:
+            self._handle = os.pidfd_open(*struct.unpack("<I", await self._receive(4)))
+            self.started = True
 
-    async def decode(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
+    async def decode(
+        self, settings: bytes, data: bytes, pixels: memoryview, memory: Memory | None
+    ) -> str | None:
         """Write the pixels of a picture; return why the decoder refuses it, None if it does not.
+
+        For a large picture, it waits in `memory` for the bytes that it needs, if given.
 
         Raises:
             OSError, EOFError: The process has ended.
-            _LargePicture: The picture is large, and this decoder is not for large ones.
+            _LargePicture: The picture is large, and `memory` is not given.
         """
-        loop = asyncio.get_running_loop()
-        head = REQUEST.pack(self.aside, len(settings), len(data)) + settings
-        await loop.sock_sendall(self._socket, head + data if len(data) < SOCKET_BYTES else head)
-        if len(data) >= SOCKET_BYTES:
-            await loop.sock_sendall(self._socket, data)
+        head = REQUEST.pack(memory is not None, len(settings), len(data)) + settings
+        for part in [head + data] if len(data) < SOCKET_BYTES else [head, data]:
+            await self._send(part)
         kind, length = REPLY.unpack(await self._receive(REPLY.size))
-        if kind == PIXELS and length == pixels.nbytes:
-            await self._receive_into(pixels)
+        if kind != protocol.NEEDS or memory is None or length > LARGE_PICTURES_BYTES:
+            return await self._result(kind, length, pixels)
+        await memory(length)
+        self.memory = length
+        await self._send(b"d")
+        kind, length = REPLY.unpack(await self._receive(REPLY.size))
+        return await self._result(kind, length, pixels)
+
+    def end(self, ended: Callable[[int], None] = lambda memory: None) -> None:
+        """Kill the process, whatever it does, and close its socket.
+
+        `ended` is called with the memory that it took when this is free: pidfd_open(2).
+        """
+        if (handle := self._handle) is not None:
+            with suppress(OSError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            loop = asyncio.get_running_loop()
+            # With the lowest priority and on a busy machine, its end may take seconds.
+            loop.add_reader(handle, self._forget, handle, ended)
+            self._handle = None
+        if self._connection is not None:
+            self._connection.close()
+
+    def _forget(self, handle: int, ended: Callable[[int], None]) -> None:
+        asyncio.get_running_loop().remove_reader(handle)
+        os.close(handle)
+        ended(self.memory)
+
+    @property
+    def _socket(self) -> socket.socket:
+        if self._connection is None:
+            raise EOFError
+        return self._connection
+
+    async def _result(self, kind: int, length: int, pixels: memoryview) -> str | None:
+        if kind == protocol.PIXELS and length == pixels.nbytes:
+            await self._fill(pixels)
             return None
-        if kind == LARGE:
+        if kind == protocol.LARGE:
             raise _LargePicture
-        if kind == PIXELS or length > MAX_TEXT_BYTES:
+        if kind != protocol.REFUSED or length > protocol.MAX_TEXT_BYTES:
             raise EOFError("the decoder does not follow the protocol")
         return (await self._receive(length)).decode(errors="replace")
 
-    def step_aside(self) -> None:
-        self.aside = True
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self._pid, NICEST)
+    async def _send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self._socket, data)
 
-    def end(self) -> None:
-        """Kill the process, whatever it does, and close its socket."""
-        if self._handle is not None:
-            with suppress(OSError):
-                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
-            os.close(self._handle)
-            self._handle = None
-        self._socket.close()
-
-    def kill(self) -> None:
-        """Kill the process; its reader sees the end of the socket."""
-        self.refused = True
-        if self._handle is not None:
-            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
-
-    async def _receive(self, length: int) -> bytes:
+    async def _receive(self, length: int) -> bytearray:
         data = bytearray(length)
-        await self._receive_into(memoryview(data))
-        return bytes(data)
+        await self._fill(memoryview(data))
+        return data
 
-    async def _receive_into(self, view: memoryview) -> None:
-        loop = asyncio.get_running_loop()
+    async def _fill(self, view: memoryview) -> None:
         while view:
-            count = await loop.sock_recv_into(self._socket, view)
+            count = await asyncio.get_running_loop().sock_recv_into(self._socket, view)
             if not count:
-                raise EOFError("the decoder has ended")
+                raise EOFError
             view = view[count:]
 
 
@@ -121,17 +151,19 @@ class Decoder:
 
     def __init__(self, places: int, *, max_pixels: int, max_wait: float) -> None:
         """Start the processes; `max_wait` is the maximum expected wait for one in seconds."""
-        self._places = places
+        self._places = places = min(places, MAX_PLACES)
         self._max_pixels = max_pixels
         self._max_wait = max_wait
         self._pending = 0
-        self._slow = 0
+        self._closed = False
         # Large pictures have decoders of their own, so that others do not wait for them.
         self._waiting = 0
         self._large = asyncio.Semaphore(places)
+        self._free_bytes = LARGE_PICTURES_BYTES
+        self._freed, self._turn = asyncio.Event(), asyncio.Lock()
         self._seconds_per_picture = 0.0
         self._template: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+        self._control = socket.socket()
         self._idle: asyncio.Queue[_Child] = asyncio.Queue()
         for _ in range(places):
             self._idle.put_nowait(self._new_child())
@@ -156,12 +188,13 @@ class Decoder:
 
         Raises:
             DeadlineExceeded: The deadline passed.
-            QueueFull: Too many slow pictures are being decoded.
+            QueueFull: Too many large pictures wait.
+            Unavailable: No process can be started.
             RequestError: A file cannot be decoded.
         """
         pixels = np.empty((len(files), *preprocessing.size, 3), np.uint8)
-        settings = pickle.dumps(preprocessing)
-        places = asyncio.Semaphore(self._places)  # one request cannot fill the slow places
+        settings = _pickled(preprocessing)
+        places = asyncio.Semaphore(self._places)  # one request cannot fill the queue
 
         async def decode_one(number: int) -> None:
             async with places:
@@ -184,125 +217,114 @@ class Decoder:
                 raise DeadlineExceeded("the deadline passed before the picture was decoded")
         finally:
             self._pending -= len(files)
-            for job in jobs:
-                job.cancel()
-            await asyncio.gather(*jobs, return_exceptions=True)
+            if len(jobs) > 1 or not jobs[0].done():
+                for job in jobs:
+                    job.cancel()
+                await asyncio.gather(*jobs, return_exceptions=True)
         return pixels
 
     def close(self) -> None:
         """End all processes: the template ends them when its socket is closed."""
-        if self._control is not None:
-            self._control.close()
+        self._closed = True
+        self._control.close()
         if self._template is not None:
             self._template.wait()
-            self._template = None
         while not self._idle.empty():
             self._idle.get_nowait().end()
 
     async def _decode(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
-        for last in (False, True):
-            child = await self._idle.get()
+        for _ in range(self._places + 1):  # all that are idle may have ended
+            child, sound = await self._idle.get(), False
             try:
-                try:
-                    return await self._decode_with(child, settings, data, pixels)
-                except _LargePicture:
-                    if self._waiting >= LARGE_PER_PLACE * self._places:
-                        raise QueueFull("too many large pictures are waiting") from None
-                    async with self._large_place():
-                        child = self._new_child()
-                        child.aside = True
-                        self._slow += 1
-                        return await self._decode_with(child, settings, data, pixels)
-            except (OSError, EOFError):
-                if child.refused:
-                    raise QueueFull("too many pictures take long to decode") from None
-                # It may have ended while it was idle, so the picture is tried again.
-                if last or child.aside:
+                await child.until_ready()
+                start = time.monotonic()
+                reason = await child.decode(settings, data, pixels, None)
+                sound = True
+            except _LargePicture:
+                sound = True
+                break
+            except EOFError:
+                if child.started:  # it was killed while it decoded
                     break
-        return "the image needs too much time or memory to be decoded"
-
-    @asynccontextmanager
-    async def _large_place(self) -> AsyncIterator[None]:
+            except OSError:
+                pass
+            else:
+                seconds = time.monotonic() - start
+                self._seconds_per_picture += SMOOTHING * (seconds - self._seconds_per_picture)
+                return reason
+            finally:
+                if not sound:
+                    child.end()
+                    child = self._new_child()
+                self._idle.put_nowait(child)
+        else:
+            raise Unavailable(NO_PROCESS)
+        if self._waiting >= LARGE_PER_PLACE * self._places:
+            raise QueueFull("too many large pictures are waiting")
         self._waiting += 1
         self._pending -= 1  # small pictures do not wait for it
         try:
             async with self._large:
-                yield
+                return await self._decode_large(settings, data, pixels)
         finally:
             self._waiting -= 1
             self._pending += 1
 
-    async def _decode_with(
-        self, child: _Child, settings: bytes, data: bytes, pixels: memoryview
-    ) -> str | None:
-        loop = asyncio.get_running_loop()
-        timer: asyncio.TimerHandle | None = None
-        sound = False
+    async def _decode_large(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
+        child = self._new_child()
         try:
             await child.until_ready()
-            if child.aside:
-                child.step_aside()
-            else:
-                timer = loop.call_later(SLOW_SECONDS, self._step_aside, child)
-            start = loop.time()
-            reason = await child.decode(settings, data, pixels)
-            sound = True
-        except _LargePicture:
-            sound = True
-            raise
+            return await child.decode(settings, data, pixels, self._take_memory)
+        except (OSError, EOFError):
+            if not child.started:
+                raise Unavailable(NO_PROCESS) from None
+            return "the image needs too much time or memory to be decoded"
         finally:
-            if timer is not None:
-                timer.cancel()
-            self._release(child, sound=sound)
-        if reason is None and not child.aside:
-            seconds = loop.time() - start
-            self._seconds_per_picture += SMOOTHING * (seconds - self._seconds_per_picture)
-        return reason
+            child.end(self._return_memory)
 
-    def _step_aside(self, child: _Child) -> None:
-        """Give the place of a slow picture to others, or end it if too many are slow."""
-        if self._slow >= (1 + SLOW_PER_PLACE) * self._places:
-            child.kill()
-            return
-        self._slow += 1
-        child.step_aside()
-        self._idle.put_nowait(self._new_child())
+    async def _take_memory(self, needed: int) -> None:
+        """Wait, in order, until other large pictures leave so many bytes."""
+        async with self._turn:
+            while self._free_bytes < needed:
+                self._freed.clear()
+                await self._freed.wait()
+            self._free_bytes -= needed
 
-    def _release(self, child: _Child, *, sound: bool) -> None:
-        if sound and not child.aside:
-            self._idle.put_nowait(child)
-            return
-        child.end()
-        if child.aside:
-            self._slow -= 1
-        elif self._template is not None:
-            self._idle.put_nowait(self._new_child())
+    def _return_memory(self, needed: int) -> None:
+        self._free_bytes += needed
+        self._freed.set()
 
     def _new_child(self) -> _Child:
-        ours, theirs = socket.socketpair()
-        with theirs:
+        """Return a new process; one that cannot be started seems to end at once."""
+        if self._closed:
+            return _Child(None)
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            return _Child(None)
+        with theirs, suppress(OSError):
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
             ours.setblocking(False)
             try:
-                assert self._control is not None
                 socket.send_fds(self._control, [b"f"], [theirs.fileno()])
-            except (AssertionError, OSError):  # the first one, or the template was killed
+            except OSError:  # the first one, or the template was killed
                 self._start_template()
-                assert self._control is not None
                 socket.send_fds(self._control, [b"f"], [theirs.fileno()])
         return _Child(ours)
 
     def _start_template(self) -> None:
-        if self._control is not None:
-            self._control.close()
+        self._control.close()
         if self._template is not None:
+            self._template.kill()  # it may be stopped, or no longer hear the socket
             self._template.wait()
         self._control, theirs = socket.socketpair()
-        arguments = [theirs.fileno(), self._max_pixels, MAX_PICTURE_BYTES]
+        self._control.setblocking(False)
+        arguments = [theirs.fileno(), self._max_pixels, LARGE_PICTURES_BYTES, *sys.path]
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", TOKEN_VARIABLE: ""}
         with theirs:
             self._template = subprocess.Popen(
-                [sys.executable, "-m", decoder_process.__name__, *map(str, arguments)],
+                [sys.executable, "-c", START, *filter(None, map(str, arguments))],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, pass_fds=[theirs.fileno()],
+                env=environment, pass_fds=[theirs.fileno()],
             )  # fmt: skip

@@ -19,7 +19,7 @@ from resdeploy.bundle.golden import read_golden
 from resdeploy.bundle.graph_check import check_onnx
 from resdeploy.bundle.manifest import Manifest
 from resdeploy.errors import ResdeployError
-from resdeploy.images.decode import read_rgb
+from resdeploy.images.decode import DecodingLimits, read_rgb
 from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.json_documents import decode, parse
 from resdeploy.runtime.serving.http.uploads import read_uploads
@@ -84,7 +84,7 @@ def fuzz_preprocessing(data: bytes) -> None:
 
 def fuzz_picture(data: bytes) -> None:
     with contextlib.suppress(ResdeployError):
-        read_rgb(data, max_pixels=MAX_PIXELS)
+        read_rgb(data, limits=DecodingLimits(pixels=MAX_PIXELS))
 
 
 def fuzz_request(data: bytes) -> None:

@@ -6,16 +6,17 @@ import asyncio
 import logging
 import time
 import traceback
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 
-from resdeploy.runtime.serving.http.connection_table import client_network
+from resdeploy.runtime.serving.grpc.connections import client_address, end_connection
+from resdeploy.runtime.serving.http.connection_table import SHARE, client_network
 from resdeploy.runtime.serving.http.token_backoff import TokenBackoff
-from resdeploy.runtime.serving.request_errors import RequestError, Unauthorized
+from resdeploy.runtime.serving.request_errors import QueueFull, RequestError, Unauthorized
 from resdeploy.runtime.serving.request_log import (
     RequestRecord,
     check_token,
@@ -36,6 +37,8 @@ class CallGuard:
         self._service = service
         self._token = token
         self._backoff = TokenBackoff()
+        self._calls: Counter[str] = Counter()  # by network
+        self._share = max(1, int(SHARE * service.config.connections))
 
     def is_authorized(self, context: Any) -> bool:
         """Return True if the call has the token, or none is needed."""
@@ -60,11 +63,26 @@ class CallGuard:
             endpoint=f"grpc/{name}",
             client=client_address(context.peer()),
         )
-        await context.send_initial_metadata(((REQUEST_ID, record.id),))
+        network = client_network(record.client)
+        late: asyncio.TimerHandle | None = None
+        done = False
+
+        def end(_: Any) -> None:
+            nonlocal done
+            done = True
+            if late is not None:
+                late.cancel()
+            self._calls -= Counter([network])
+
+        self._calls[network] += 1
+        context.add_done_callback(end)
         try:
+            await context.send_initial_metadata(((REQUEST_ID, record.id),))
+            if self._calls[network] > self._share:
+                raise QueueFull("too many calls from this address")
             if not public and not self.is_authorized(context):
                 if _header(context, "authorization"):
-                    await self._backoff.wrong_token(client_network(record.client))
+                    await self._backoff.wrong_token(network)
                 raise Unauthorized("a bearer token is needed")
             yield record
         except RequestError as error:
@@ -80,16 +98,14 @@ class CallGuard:
             _forget_frames(error)
             await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
         finally:
+            if not done:  # the core holds the call until the client has read all of the answer
+                loop, seconds = asyncio.get_running_loop(), self._service.config.body_seconds
+                late = loop.call_later(seconds, end_connection, context.peer())
             finish_request(record, self._service, path=record.endpoint)
 
 
 def _header(context: Any, name: str) -> bytes:
     return str(dict(context.invocation_metadata()).get(name, "")).encode()
-
-
-def client_address(peer: str) -> str:
-    """Return the address in gRPC's name of a peer, such as `ipv4:10.0.0.7:4711`, without port."""
-    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _forget_frames(error: BaseException | None) -> None:

@@ -5,10 +5,9 @@ They have their own descriptor pool, because a client of the same protocol may r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from resdeploy.errors import MissingDependencyError
 
@@ -16,8 +15,7 @@ SERVICE = "inference.GRPCInferenceService"
 COMPILED = "open_inference.binpb"
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
+class Method(NamedTuple):
     """The classes of the messages of a remote procedure."""
 
     request: Any

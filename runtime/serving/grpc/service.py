@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -15,6 +19,7 @@ from resdeploy.filesystem import read_limited
 from resdeploy.images.preprocessing import ImageSize, UInt8Array
 from resdeploy.runtime.serving.config import PEM_HINT, ServeConfig
 from resdeploy.runtime.serving.grpc.call_guard import CallGuard
+from resdeploy.runtime.serving.grpc.connections import limit_addresses
 from resdeploy.runtime.serving.grpc.message_reader import (
     ENVELOPE_BYTES,
     INTEGER_TENSOR_BYTES,
@@ -23,7 +28,7 @@ from resdeploy.runtime.serving.grpc.message_reader import (
     parse_small,
     split_tensors,
 )
-from resdeploy.runtime.serving.grpc.messages import SERVICE, load_methods
+from resdeploy.runtime.serving.grpc.messages import SERVICE, Method, load_methods
 from resdeploy.runtime.serving.grpc.standard_services import HealthService, ReflectionService
 from resdeploy.runtime.serving.http.listener import listen
 from resdeploy.runtime.serving.open_inference import (
@@ -37,6 +42,7 @@ from resdeploy.runtime.serving.open_inference import (
 from resdeploy.runtime.serving.request_errors import RequestError
 from resdeploy.runtime.serving.request_log import RequestRecord
 from resdeploy.runtime.serving.schemas import MAX_ID_LENGTH, OutputParameters, RequestParameters
+from resdeploy.runtime.serving.served_model import ServedModel
 from resdeploy.runtime.serving.service import VERSION, Service
 
 PUBLIC_METHODS = ("ServerLive", "ServerReady")  # their messages are empty, and never read
@@ -46,9 +52,6 @@ METADATA_BYTES = 32 << 10  # as for the headers of HTTP
 CONNECTION_AGE_MS = 600_000
 KEEPALIVE_MS = 30_000  # how long a client that has vanished holds its calls
 
-Fields = dict[str, Any]
-Call = Callable[[bytes, Any, RequestRecord], Awaitable[Fields]]
-
 
 class InferenceService:
     """The inference service; its `handler` is registered with a gRPC server."""
@@ -57,78 +60,51 @@ class InferenceService:
         self._service = service
         self._guard = guard
         self._reader = reader
-        self._methods = load_methods()
-        calls: dict[str, Call] = {
-            "ServerLive": self._server_live,
-            "ServerReady": self._server_ready,
-            "ModelReady": self._model_ready,
-            "ServerMetadata": self._server_metadata,
-            "ModelMetadata": self._model_metadata,
-            "ModelInfer": self._model_infer,
-        }
         # On the wire, a stream of one message is a unary call. gRPC would read the message of a
         # unary call before the handler can look at the token.
         self.handler = grpc.method_handlers_generic_handler(
             SERVICE,
             {
                 name: grpc.stream_unary_rpc_method_handler(
-                    self._guarded(name, call),
-                    response_serializer=self._methods[name].response.SerializeToString,
+                    partial(self._answer, name, kind), None, kind.response.SerializeToString
                 )
-                for name, call in calls.items()
+                for name, kind in load_methods().items()
             },
         )
+        ready = service.readiness
+        self._answers: dict[str, Callable[[Any], object]] = {
+            "ServerLive": lambda _: {"live": True},
+            "ServerReady": lambda _: {"ready": ready.is_server_ready()},
+            "ServerMetadata": lambda _: service.server_metadata(),
+            "ModelReady": lambda request: {"ready": ready.is_model_ready(_model(service, request))},
+            "ModelMetadata": lambda request: service.model_metadata(_model(service, request)),
+        }
 
-    def _guarded(self, name: str, call: Call) -> Callable[[Any, Any], Awaitable[Any]]:
-        response = self._methods[name].response
+    async def _answer(self, name: str, method: Method, messages: Any, context: Any) -> Any:
         public = name in PUBLIC_METHODS
+        async with self._guard.call(name, context, public=public) as record:
+            data = b"" if public else await self._reader.read_only(context)
+            with self._reader.hold(len(data)):
+                if name == "ModelInfer":
+                    return method.response(**await self._infer(method, data, context, record))
+                answer = self._answers[name](parse_small(method.request, data))
+                return method.response(**msgspec.to_builtins(answer))
 
-        async def guarded(messages: Any, context: Any) -> Any:
-            async with self._guard.call(name, context, public=public) as record:
-                return response(**await self._answer(call, context, record, public=public))
-
-        return guarded
-
-    async def _answer(
-        self, call: Call, context: Any, record: RequestRecord, *, public: bool
-    ) -> Fields:
-        data = b"" if public else await self._reader.read_only(context)
-        with self._reader.hold(len(data)):
-            return await call(data, context, record)
-
-    def _parse(self, name: str, data: bytes) -> Any:
-        return parse_small(self._methods[name].request, data)
-
-    async def _server_live(self, data: bytes, context: Any, record: RequestRecord) -> Fields:
-        return {"live": True}
-
-    async def _server_ready(self, data: bytes, context: Any, record: RequestRecord) -> Fields:
-        return {"ready": self._service.readiness.is_server_ready()}
-
-    async def _model_ready(self, data: bytes, context: Any, record: RequestRecord) -> Fields:
-        request = self._parse("ModelReady", data)
-        model = self._service.model(request.name, request.version)
-        return {"ready": self._service.readiness.is_model_ready(model)}
-
-    async def _server_metadata(self, data: bytes, context: Any, record: RequestRecord) -> Fields:
-        return dict(msgspec.to_builtins(self._service.server_metadata()))
-
-    async def _model_metadata(self, data: bytes, context: Any, record: RequestRecord) -> Fields:
-        request = self._parse("ModelMetadata", data)
-        model = self._service.model(request.name, request.version)
-        return dict(msgspec.to_builtins(self._service.model_metadata(model)))
-
-    async def _model_infer(self, data: bytes, context: Any, record: RequestRecord) -> Fields:
+    async def _infer(
+        self, method: Method, data: bytes, context: Any, record: RequestRecord
+    ) -> dict[str, Any]:
         others, tensors = split_tensors(data)
-        kind = self._methods["ModelInfer"].request
-        request = parse_small(kind, others, ENVELOPE_BYTES if tensors else INTEGER_TENSOR_BYTES)
+        limit = ENVELOPE_BYTES if tensors else INTEGER_TENSOR_BYTES
+        request = parse_small(method.request, others, limit)
         model = self._service.model(request.model_name, request.model_version)
         record.model = model.name
         loaded = model.loaded_bundle()
         parsed = parse_call(request, tensors, loaded.image_size, len(loaded.labels))
         record.images = len(parsed.images)
-        limits = [self._service.config.timeout_ms / 1000, parsed.timeout, context.time_remaining()]
-        deadline = record.arrived + min(seconds for seconds in limits if seconds is not None)
+        limits = [self._service.config.timeout_ms / 1000, parsed.timeout or math.inf]
+        left = context.time_remaining()  # from now, until the client's own deadline
+        ends = time.monotonic() + (math.inf if left is None else left)
+        deadline = min(record.arrived + min(limits), ends)
         result = await self._service.infer(loaded, parsed, deadline)
         output, binary = encode_output(result.answer.logits, loaded.labels, parsed.output)
         return {
@@ -146,13 +122,9 @@ class InferenceService:
 def parse_call(
     request: Any, tensors: Sequence[memoryview], size: ImageSize, classes: int
 ) -> ParsedRequest:
-    """Convert a ModelInferRequest.
+    """Convert a ModelInferRequest, whose raw `tensors` were split off.
 
-    Args:
-        request: Message of the protocol without its raw tensors.
-        tensors: Raw tensors.
-        size: Size of the model's input in pixels.
-        classes: Number of classes.
+    The model's input has `size` pixels, its output `classes`.
 
     Raises:
         RequestError: The message does not follow the protocol or does not suit the model.
@@ -210,6 +182,9 @@ async def start_grpc(service: Service, config: ServeConfig, token: bytes | None)
             "choose another --host or --grpc-port",
         ) from error
     await server.start()
+    limiting = asyncio.ensure_future(limit_addresses(port, config.connections))
+    stopped = asyncio.ensure_future(server.wait_for_termination())
+    stopped.add_done_callback(lambda _: limiting.cancel())
     return server, port
 
 
@@ -238,6 +213,10 @@ def channel_options(config: ServeConfig) -> Sequence[tuple[str, int]]:
         ("grpc.http2.bdp_probe", 0),  # it would enlarge the window above, up to 16 MiB
         ("grpc.so_reuseport", 0),
     )
+
+
+def _model(service: Service, request: Any) -> ServedModel:
+    return service.model(request.name, request.version)
 
 
 def _images(request: Any, tensors: Sequence[memoryview], size: ImageSize) -> UInt8Array:

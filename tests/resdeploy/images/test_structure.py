@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from resdeploy.errors import ImageError
-from resdeploy.images import decode as decode_module
-from resdeploy.images.decode import read_rgb
+from resdeploy.images.decode import DecodingLimits, read_rgb
 from resdeploy.images.formats import HEAD_BYTES, format_of
 from resdeploy.images.structure import PictureStructure, read_structure
 from tests.samples import encoded
 
 MANY = 3000  # more parts than a small file may have
+FILLING = 70_000 * b"\xff"  # more than a small file may have; 64 KiB are allowed
 
 
 def structure(data: bytes) -> PictureStructure:
@@ -86,20 +86,26 @@ def test_an_ordinary_file(name: str) -> None:
 ATTACKS = {
     "scans": (PROGRESSIVE[:-2] + 40 * LAST_SCAN + b"\xff\xd9", "32 scans"),
     "scans after another marker": (JPEG[:-2] + b"\xff\xd0\xff\xff" + 40 * LAST_SCAN, "32 scans"),
-    "fill bytes": (JPEG[:2] + MANY * b"\xff" + JPEG[2:], "segments"),
-    "bytes between segments": (JPEG[:20] + MANY * b"x" + JPEG[20:], "segments"),
-    "bytes after the end": (b"\xff\xd8\xff\xd9" + MANY * b"\xff" + JPEG[2:], "segments"),
-    "fill bytes in a scan": (JPEG[:-2] + MANY * b"\xff" + b"\xd9", "segments"),
+    "fill bytes": (JPEG[:2] + FILLING + JPEG[2:], "segments"),
+    "bytes between segments": (JPEG[:20] + 70_000 * b"x" + JPEG[20:], "segments"),
+    "bytes after the end": (b"\xff\xd8\xff\xd9" + FILLING + JPEG[2:], "segments"),
+    "fill bytes in a scan": (JPEG[:-2] + FILLING + b"\xd9", "segments"),
     "EXIF": (JPEG[:2] + 5 * (b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)) + JPEG[2:], "filling"),
     "empty segments": (JPEG[:2] + MANY * b"\xff\xfe\0\2" + JPEG[2:], "segments"),
     "segments that Pillow does not skip": (
-        JPEG[:2] + b"\xff\xf0\x20\0" + MANY * b"\0" + JPEG[2:], "segments",
+        JPEG[:2] + b"\xff\xf0\x20\0" + 80_000 * b"\0" + JPEG[2:], "segments",
     ),
     "empty chunks": (png(9, 9, MANY * chunk(b"tEXt")), "chunks"),
     "empty WebP chunks": (WEBP + MANY * b"XMP \0\0\0\0", "chunks"),
     "a narrow PNG": (png(1, 70_000), "70,000"),
     "runs": (run_length_bmp(2 << 20), "runs"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [2, JPEG.index(b"\xff\xda"), len(JPEG) - 2])
+def test_segments_may_be_aligned_to_blocks(place: int) -> None:
+    aligned = JPEG[:place] + (32 << 10) * b"\xff" + JPEG[place:]
+    assert read_rgb(aligned).tobytes() == read_rgb(JPEG).tobytes()
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -116,14 +122,27 @@ def test_a_file_that_costs_more_than_its_pixels_is_refused(name: str) -> None:
      (encoded(flat("RGB", (300, 200)), "JPEG", progressive=True, subsampling=0), 10)],
     ids=["WebP", "PNG", "JPEG"],
 )  # fmt: skip
-def test_the_memory_is_estimated_before_decoding(
-    monkeypatch: pytest.MonkeyPatch, data: bytes, size: int
-) -> None:
-    monkeypatch.setattr(decode_module, "MAX_MEMORY", 300 * 200 * size - 1)
+def test_the_memory_is_estimated_before_decoding(data: bytes, size: int) -> None:
+    limits = DecodingLimits(memory=300 * 200 * size - 1)
     with pytest.raises(ImageError, match=r"needs \d MiB to be decoded"):
-        read_rgb(data)
+        read_rgb(data, limits=limits)
     if size == 10:  # the coefficients stay, but the picture is 64 times smaller
-        assert read_rgb(data, lambda width, height: 8.0).size == (38, 25)
+        assert read_rgb(data, lambda width, height: 8.0, limits).size == (38, 25)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_nothing_is_decoded_before_the_picture_is_admitted(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pixels: int, memory: int) -> None:
+        raise MemoryError
+
+    def load(image: ImageFile.ImageFile) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    with pytest.raises(MemoryError):
+        read_rgb(SAMPLES[name][0], lambda width, height: 2.0, DecodingLimits(admit=refuse))
 
 
 def test_a_header_that_the_decoder_reads_differently_is_refused() -> None:

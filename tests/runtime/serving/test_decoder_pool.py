@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import signal
+import socket
+import sys
 from collections.abc import Coroutine
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resdeploy.images.decoder_process import PIXELS, REPLY
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing
+from resdeploy.runtime.serving import decoder_pool
+from resdeploy.runtime.serving.config import TOKEN_VARIABLE
 from resdeploy.runtime.serving.decoder_pool import Decoder
-from resdeploy.runtime.serving.request_errors import DeadlineExceeded, QueueFull, RequestError
+from resdeploy.runtime.serving.request_errors import (
+    DeadlineExceeded,
+    QueueFull,
+    RequestError,
+    Unavailable,
+)
 from tests.runtime.serving.conftest import until
 from tests.samples import encoded
 from tests.serving_process import PATIENCE
@@ -51,10 +63,17 @@ def test_a_picture_over_the_limit_is_rejected() -> None:
     run(scenario())
 
 
+@lru_cache
+def large(mode: str, side: int) -> bytes:
+    """Return a white PNG file."""
+    return encoded(Image.new(mode, (side, side), "white"), "PNG")
+
+
 async def ask_slow(decoder: Decoder, seconds: float) -> None:
     """Decode a picture of 50 kB that takes longer than any deadline here."""
-    slow = encoded(Image.new("RGB", (7000, 7000)), "PNG")
-    await decoder.decode([slow], PREPROCESSING, asyncio.get_running_loop().time() + seconds)
+    await decoder.decode(
+        [large("RGB", 7000)], PREPROCESSING, asyncio.get_running_loop().time() + seconds
+    )
 
 
 def processes(decoder: Decoder) -> set[str]:
@@ -70,16 +89,14 @@ def test_slow_pictures_end_at_their_deadline_and_others_are_decoded_meanwhile() 
     async def scenario() -> None:
         decoder = Decoder(1, max_pixels=50_000_000, max_wait=1.0)
         await decoder.decode(PICTURES, PREPROCESSING, math.inf)
-        (first,) = processes(decoder)
         with pytest.raises(DeadlineExceeded):
             await ask_slow(decoder, 0.1)
-        await until(lambda: processes(decoder) == {first})  # the decoder for it was killed
+        await until(lambda: len(processes(decoder)) == 1)  # the decoder for it was killed
         slow = [asyncio.ensure_future(ask_slow(decoder, PATIENCE)) for _ in range(2)]
-        await until(lambda: decoder._slow)
+        await until(lambda: decoder._waiting == 2)
         await decoder.decode(PICTURES, PREPROCESSING, math.inf)
         slow[0].cancel()  # its client has left
-        await asyncio.wait(slow)
-        await until(lambda: not decoder._slow)
+        await until(lambda: decoder._waiting == 1)
         await decoder.decode(PICTURES, PREPROCESSING, math.inf)
         decoder.close()
 
@@ -123,6 +140,107 @@ def test_overload_is_rejected() -> None:
         decoding.cancel()
         await asyncio.wait([decoding])
         decoder.check_capacity()
+        decoder.close()
+
+    run(scenario())
+
+
+def test_decoders_have_neither_the_token_nor_modules_of_the_current_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "secret")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pickle.py").write_text("open('ran', 'w')")
+
+    async def scenario() -> None:
+        decoder = Decoder(1, max_pixels=10_000, max_wait=1.0)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        (process,) = processes(decoder)
+        assert b"secret" not in Path(f"/proc/{process}/environ").read_bytes()
+        decoder.close()
+
+    run(scenario())
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_server_without_handles_or_processes_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        decoder = Decoder(1, max_pixels=50_000_000, max_wait=1.0)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socketpair", raise_no_handles)
+            with pytest.raises(DeadlineExceeded):
+                await ask_slow(decoder, 0.0)  # its decoder is killed and cannot be replaced
+            with pytest.raises(Unavailable, match="no process"):
+                await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        assert decoder._template is not None
+        with monkeypatch.context() as patch:  # nor can the template
+            decoder._template.kill()
+            patch.setattr(sys, "executable", "/bin/false")
+            with pytest.raises(Unavailable, match="no process"):
+                await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        os.kill(decoder._template.pid, signal.SIGSTOP)  # this one hears nothing
+        for _ in range(300):
+            decoder._idle.put_nowait(decoder._new_child())
+            decoder._idle.get_nowait().end()
+        await decoder.decode(PICTURES, PREPROCESSING, math.inf)
+        decoder.close()
+
+    run(scenario())
+
+
+def raise_no_handles(*arguments: object) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_large_pictures_share_one_budget_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    grey, colour = (encoded(Image.new(mode, (3000, 3000), "white"), "PNG") for mode in ("L", "RGB"))
+
+    async def scenario() -> None:
+        decoder = Decoder(2, max_pixels=50_000_000, max_wait=1.0)
+        with pytest.raises(RequestError, match="needs 228 MiB to be decoded; at most 192"):
+            await decoder.decode([large("RGBA", 5472)], PREPROCESSING, math.inf)
+        free: list[int] = []
+        result = decoder_pool._Child._result
+
+        async def observe(child: Any, kind: int, *arguments: Any) -> Any:
+            if kind == PIXELS:
+                free.append(decoder._free_bytes)
+            return await result(child, kind, *arguments)
+
+        monkeypatch.setattr(decoder_pool._Child, "_result", observe)
+        monkeypatch.setattr(decoder, "_free_bytes", 80_000_000)  # grey needs 72 MB, colour 36 MB
+        pixels = await decoder.decode([grey, colour, colour, grey], PREPROCESSING, math.inf)
+        assert (pixels == 255).all()
+        assert min(free) >= 0
+        await until(lambda: decoder._free_bytes == 80_000_000)
+        decoder.close()
+
+    run(scenario())
+
+
+def test_a_picture_that_ends_its_decoder_is_decoded_as_a_large_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receive = decoder_pool._Child._receive
+    ended: list[object] = []
+
+    async def end_once(child: Any, length: int) -> bytearray:
+        if length == REPLY.size and not ended:
+            ended.append(child)
+            raise EOFError
+        return await receive(child, length)
+
+    async def scenario() -> None:
+        decoder = Decoder(1, max_pixels=10_000, max_wait=1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder_pool._Child, "_receive", end_once)
+            pixels = await decoder.decode(PICTURES[:1], PREPROCESSING, math.inf)
+        np.testing.assert_array_equal(pixels[0], load_image(PICTURES[0], PREPROCESSING))
+        replaced = decoder._idle.get_nowait()
+        assert replaced not in ended
+        decoder._idle.put_nowait(replaced)
         decoder.close()
 
     run(scenario())

@@ -11,7 +11,6 @@ import pytest
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.backends import registry
-from resdeploy.runtime.serving.grpc.call_guard import client_address
 from resdeploy.runtime.serving.grpc.message_reader import MessageReader
 from resdeploy.runtime.serving.grpc.service import start_grpc
 from tests.fakes import make_engine
@@ -21,19 +20,6 @@ from tests.serving_process import PATIENCE
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 LIVE = "/inference.GRPCInferenceService/ServerLive"
 CHECK = "/grpc.health.v1.Health/Check"
-
-
-@pytest.mark.parametrize(
-    ("peer", "address"),
-    [
-        ("ipv4:10.0.0.7:4711", "10.0.0.7"),
-        ("ipv6:%5B::1%5D:4711", "::1"),
-        ("unix:/run/x", ""),
-        ("", ""),
-    ],
-)
-def test_the_address_of_a_client(peer: str, address: str) -> None:
-    assert client_address(peer) == address
 
 
 async def code_of(call: Any) -> grpc.StatusCode:
