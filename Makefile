@@ -20,8 +20,9 @@ environments: .venv/dev ## Download the environments of some tests: aarch64, Pyt
 test: .venv/dev ## Run all tests in parallel
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
-chaos: .venv/dev ## Kill, starve and race the commands that write results (about an hour)
+chaos: .venv/dev ## Kill, starve and race commands, and servers that reload (about an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.reloads
 
 check: .venv/dev ## Check format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -100,6 +100,17 @@ def _read_start(path: Path, size: int, error_type: type[ResdeployError], hint: s
     return data
 
 
+@contextmanager
+def in_memory(name: str, data: bytes) -> Iterator[Path]:
+    """Yield a path to a copy that no other process changes, and that ends with this process."""
+    copy = os.memfd_create(name, os.MFD_CLOEXEC)
+    with os.fdopen(copy, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        del data
+        yield Path(f"/proc/self/fd/{copy}")
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees either the old file or the complete new file.
 

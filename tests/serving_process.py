@@ -143,6 +143,15 @@ class ServerProcess:
             stream.close()
 
 
+def is_running(pid: str) -> bool:
+    """Return True if a process runs; not if it has ended and nobody has waited for it."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"
+
+
 def tensor_request(images: Any, **parameters: Any) -> tuple[bytes, dict[str, str]]:
     """Return the body and headers of a binary request."""
     head = json.dumps(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -27,6 +29,7 @@ def run_worker(prepare: Callable[[], tuple[Callable[[], object], dict[str, Any]]
     Args:
         prepare: A function that returns the function to time, and facts about it in JSON form.
     """
+    end_with_parent()
     # Messages that libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -63,6 +66,11 @@ def _time_calls(run: Callable[[], object], send: Callable[[dict[str, Any]], None
                 for stage, duration in result.items():
                     stages.setdefault(stage, []).append(duration)
         send({"times_ns": times, "stages_ns": stages, "peak_rss_bytes": peak_rss_bytes()})
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends; see prctl(2)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def peak_rss_bytes() -> int | None:

@@ -6,7 +6,6 @@ and all its fields are checked. Shape letters: N images, H rows, W columns, K cl
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from resdeploy.bundle.manifest import (
     Manifest,
 )
 from resdeploy.errors import BundleError, one_line_reason, remedy_for
-from resdeploy.filesystem import check_file, open_regular, read_limited, sha256
+from resdeploy.filesystem import check_file, in_memory, open_regular, read_limited, sha256
 from resdeploy.images.preprocessing import height_and_width
 from resdeploy.json_documents import decode, parse, strict_json
 from resdeploy.readable_text import readable
@@ -52,6 +51,8 @@ class Bundle:
     manifest: Manifest
     signer: str | None = None
     """Signer whose signature was verified; None if none was asked for."""
+    digest: str = ""
+    """SHA-256 of the manifest, which has the digests of all other files; empty if made by hand."""
 
     @property
     def files(self) -> dict[str, FileRecord]:
@@ -87,17 +88,12 @@ class Bundle:
         """Yield a path to a copy of one file, valid within the `with` block, as `read` returns it.
 
         A library can load the file itself, and needs no second copy in the memory of this process.
-        The copy is in memory, outside of any folder, so no other process changes what was checked.
 
         Raises:
             BundleError: As for `read`.
         """
-        data = self.read(name)
-        copy = os.memfd_create(name, os.MFD_CLOEXEC)
-        with os.fdopen(copy, "wb", buffering=0) as stream:
-            stream.write(data)
-            del data
-            yield Path(f"/proc/self/fd/{copy}")
+        with in_memory(name, self.read(name)) as path:
+            yield path
 
     def _check_onnx(self, name: str, data: bytes) -> None:
         for artifact in self.manifest.artifacts:
@@ -203,7 +199,7 @@ def open_bundle(path: Path, *, manifest_sha256: str | None = None) -> Bundle:
         if "schema" not in document:
             raise ValueError("it has no schema")
         if document["schema"] == SCHEMA:
-            return Bundle(path, parse(Manifest, document))
+            return Bundle(path, parse(Manifest, document), digest=sha256(data))
     except ValueError as error:
         version, date = _writer(data)
         if version not in ("", __version__):

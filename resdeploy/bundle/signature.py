@@ -21,7 +21,7 @@ from resdeploy.bundle.bundle import SIGNATURE, Bundle, open_bundle
 from resdeploy.bundle.file_check import check_files
 from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.errors import BundleError, needs_extra, one_line_reason
-from resdeploy.filesystem import read_limited, write_file
+from resdeploy.filesystem import in_memory, read_limited, write_file
 from resdeploy.json_documents import strict_json
 
 SIGSTORE = "sigstore"
@@ -147,10 +147,9 @@ def open_signed(path: Path, signer: Signer | None) -> Bundle:
 
     try:
         # Another process may change the file, so the library verifies a private copy.
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / SIGNATURE
-            copy.write_bytes(data)
-            config = _verifying_config(signer, Path(folder))
+        pem = signer.pem if signer.issuer is None else b""
+        with in_memory(SIGNATURE, data) as copy, in_memory("signer.pem", pem) as key:
+            config = _verifying_config(signer, pem, key)
             config.set_hashing_config(Checked())
             config.verify(path.resolve(), copy)
     except BundleError:
@@ -243,14 +242,12 @@ def _write_certificates(pem: bytes, folder: Path) -> tuple[Path, Path]:
     return folder / "first.pem", folder / "others.pem"
 
 
-def _verifying_config(signer: Signer, folder: Path) -> Any:
+def _verifying_config(signer: Signer, pem: bytes, key: Path) -> Any:
     with needs_extra():
         from model_signing import verifying
     config = verifying.Config()
     if signer.issuer is not None:
         return config.use_sigstore_verifier(identity=signer.name, oidc_issuer=signer.issuer)
-    pem = folder / "signer.pem"
-    pem.write_bytes(signer.pem)
-    if _CERTIFICATE in signer.pem:
-        return config.use_certificate_verifier(certificate_chain=[pem])
-    return config.use_elliptic_key_verifier(public_key=pem)
+    if _CERTIFICATE in pem:
+        return config.use_certificate_verifier(certificate_chain=[key])
+    return config.use_elliptic_key_verifier(public_key=key)

@@ -17,7 +17,7 @@ from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.machine.device import available_cores
 from resdeploy.progress import Progress
 from resdeploy.runtime.backends.base import Backend, OpenOptions
-from resdeploy.runtime.backends.registry import Candidate
+from resdeploy.runtime.backends.registry import Candidate, candidates
 from resdeploy.runtime.serving.batching.service_times import ServiceTimes, measure_service_times
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.verification.open_verified import (
@@ -169,13 +169,24 @@ class EngineFactory:
         self._candidates = self._verified_candidates()
         return []
 
+    def open_only(self, backend: str, artifact: str, count: int) -> list[EngineInstance]:
+        """Open up to `count` instances of one engine and graph; none if it does not verify."""
+        for candidate in candidates(self._bundle, backend):
+            if candidate.artifact.name == artifact:
+                opened = open_verified(self._bundle, candidate, self._golden, self._options)
+                return self._open_instances(candidate, opened, count) if opened else []
+        return []
+
     def _verified_candidates(self) -> Iterator[tuple[Candidate, Backend]]:
         backend, precision = self._config.backend, self._config.precision
         return verified_backends(self._bundle, backend, precision, self._options)
 
-    def _open_instances(self, candidate: Candidate, backend: Backend) -> list[EngineInstance]:
-        """Open the configured number of instances, or fewer if one cannot be opened."""
-        count = self._config.instances or (self._cpu_instances if candidate.engine.on_cpu else 1)
+    def _open_instances(
+        self, candidate: Candidate, backend: Backend, count: int | None = None
+    ) -> list[EngineInstance]:
+        """Open `count` or the configured number of instances, or fewer if one cannot be opened."""
+        usual = self._cpu_instances if candidate.engine.on_cpu else 1
+        count = count or self._config.instances or usual
         instances: list[EngineInstance] = []
         opened: Backend | None = backend
         while opened is not None:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from resdeploy.bundle.bundle import MAX_MANIFEST_BYTES, Bundle
+from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.file_check import check_files
-from resdeploy.bundle.manifest import MANIFEST, ExportWarning, Precision
+from resdeploy.bundle.manifest import ExportWarning, Precision
 from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.bundle.signature import open_signed
 from resdeploy.errors import BackendError, BundleError, ResdeployError
-from resdeploy.filesystem import read_limited, sha256
 from resdeploy.images.preprocessing import ImageSize
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.serving.batching.batcher import Batcher
@@ -25,11 +24,13 @@ from resdeploy.runtime.serving.batching.interface import BatchRecord, Instance
 from resdeploy.runtime.serving.batching.queue import RECOVERY_SECONDS
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.engine_instances import EngineFactory, EngineInstance
+from resdeploy.runtime.serving.loading_process import LoadingResult, check_loading
 from resdeploy.runtime.serving.request_errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Opened = tuple[Bundle, tuple[str, ...], EngineFactory, list[EngineInstance]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +38,6 @@ class LoadedBundle:
     """A loaded bundle with its batcher and engines; later changes of its files have no effect."""
 
     bundle: Bundle
-    digest: str
-    """SHA-256 of the manifest, which contains the digests of all other files."""
     labels: tuple[str, ...]
     batcher: Batcher
     engines: EngineFactory
@@ -112,25 +111,30 @@ class ServedModel:
     async def load(self) -> bool:
         """Load the bundle and let it serve; return False if it is unchanged.
 
-        The previous bundle serves until the new one is verified, and then finishes its requests.
+        The previous bundle serves until `check_loading` passed the new one, then ends its requests.
 
         Raises:
             BackendError: No requested backend runs here and reproduces the golden logits.
             BundleError: The bundle is missing or damaged; the previous bundle keeps serving.
         """
-        digest = await in_own_thread(manifest_digest, self._path)
-        previous = self._current
-        if previous is not None and previous.digest == digest and self.ready:
-            return False
-        bundle, labels, engines, instances = await in_own_thread(self._open)
+        previous, checked = self._current, LoadingResult()
+        if previous is not None:  # without one there is nothing to protect
+            current = previous.bundle.digest if self.ready else None
+            checked = await check_loading(self._path, self._config, current)
+            if checked.opened is None:
+                return False
+        opening = asyncio.ensure_future(in_own_thread(self._open, checked))
+        try:
+            bundle, labels, engines, instances = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._discard)
+            raise
         batcher = Batcher(
             self._config,
             on_failure=lambda instance, error: self._handle_failure(loaded, instance, error),
             observe=self._observe,
         )
-        loaded = LoadedBundle(
-            bundle=bundle, digest=digest, labels=labels, batcher=batcher, engines=engines
-        )
+        loaded = LoadedBundle(bundle=bundle, labels=labels, batcher=batcher, engines=engines)
         for instance in instances:
             batcher.attach(instance)
         self._current = loaded
@@ -146,19 +150,27 @@ class ServedModel:
         if self._current is not None:
             await _close_when_answered(self._current)
 
-    def _open(self) -> tuple[Bundle, tuple[str, ...], EngineFactory, list[EngineInstance]]:
+    def _open(self, checked: LoadingResult) -> Opened:
         bundle = open_signed(self._path, self._config.signer)
+        if checked.digest not in ("", bundle.digest):
+            reason = f"{self._path} was changed while it was loaded"
+            raise BundleError(reason, "reload it when it is complete")
         for warning in check_files(bundle):
             logger.warning("%s: %s", self.name, warning.message)
         labels = bundle.labels()
         engines = EngineFactory(bundle, self._config, self._progress)
-        instances = engines.open_next()
+        instances = engines.open_only(*checked.opened) if checked.opened else engines.open_next()
         if not instances:
             raise BackendError(
                 f"no backend reproduces the golden logits of {self._path} on this machine",
                 "run resdeploy verify for the differences and resdeploy doctor for the cause",
             )
         return bundle, labels, engines, instances
+
+    def _discard(self, opening: asyncio.Future[Opened]) -> None:
+        """Close the engines that nobody waits for any more."""
+        if not opening.cancelled() and opening.exception() is None:
+            self._spawn(_close(opening.result()[-1]))
 
     def _handle_failure(self, loaded: LoadedBundle, instance: Instance, error: Exception) -> None:
         logger.error(
@@ -197,16 +209,6 @@ class ServedModel:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def manifest_digest(path: Path) -> str:
-    """Return the SHA-256 of a bundle's manifest, which changes with every file of the bundle.
-
-    Raises:
-        BundleError: The manifest cannot be read.
-    """
-    hint = "create a bundle with resdeploy export"
-    return sha256(read_limited(path / MANIFEST, MAX_MANIFEST_BYTES, BundleError, hint))
 
 
 async def in_own_thread(function: Callable[..., Result], *arguments: Any) -> Result:

@@ -42,11 +42,8 @@ logger = logging.getLogger(__name__)
 # A server that has not ended this long after its grace (--drain-seconds) is ended, whatever its
 # threads wait for: a hung disk, or an engine that never answers.
 END_SECONDS = 5.0
-# A reload that takes longer is abandoned, and the old bundle keeps serving. Building an engine for
-# a GPU takes minutes.
+# A reload that takes longer is ended. Building an engine for a GPU takes minutes.
 RELOAD_SECONDS = 900.0
-# A reload that has run longer than this is abandoned when SIGHUP asks for another one.
-HUNG_SECONDS = 60.0
 STOPPED_AT_ONCE = 1  # exit code
 # Open files beside connections: graphs, logs, libraries, files of the engines, and the spare
 # connections of both ports.
@@ -128,13 +125,11 @@ class _Process:
         )
         self._service = Service(self._models, decoder, self._metrics, config)
         self._reloads = 0
-        self._reload_task: asyncio.Future[None] | None = None
-        self._running_reload: tuple[asyncio.Task[None] | None, float] = (None, 0.0)
+        self._reload: asyncio.Future[None] | None = None
 
     async def run(self) -> ServeSummary:
         started = time.monotonic()
-        self._stop = asyncio.Event()
-        self._reloading = asyncio.Lock()
+        self._stop, self._started = asyncio.Event(), asyncio.Event()
         server = self._http_server()
         listening = listen(self._config.host, self._config.port)
         self._handle_signals(server)
@@ -160,10 +155,10 @@ class _Process:
             self._stopping.set()
             notify_systemd("STOPPING=1")
             server.should_exit = True
+            for load in filter(None, (loading, self._reload)):
+                load.cancel()
             stops = [grpc_server.stop(self._config.drain_seconds)] if grpc_server else []
             await asyncio.gather(serving, *stops)
-            if loading is not None:
-                loading.cancel()
             for model in self._models.values():
                 await model.close()
             self._service.decoder.close()
@@ -231,11 +226,10 @@ class _Process:
             watchdog.start()
 
         def reload() -> None:
-            running, since = self._running_reload
-            if running is not None and loop.time() - since > HUNG_SECONDS:
-                running.cancel()
-                logger.warning("the reload does not end, so it is abandoned for the next one")
-            self._reload_task = asyncio.ensure_future(self._load_changed())
+            if self._reload is not None:  # the bundle that it loads may have changed again
+                self._reload.cancel()
+            if not self._stop.is_set():
+                self._reload = asyncio.ensure_future(self._load_changed())
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -252,24 +246,25 @@ class _Process:
             self._failure = error
             self._stop.set()
             return
+        self._started.set()
         notify_systemd("READY=1")
 
     async def _load_changed(self) -> None:
-        async with self._reloading:
-            now = asyncio.get_running_loop().time()
-            self._running_reload = asyncio.current_task(), now
-            for model in self._models.values():
-                try:
-                    if await asyncio.wait_for(model.load(), RELOAD_SECONDS):
-                        self._reloads += 1
-                        _log_serving(model)
-                    else:
-                        _log("unchanged", model=model.name)
-                except Exception as error:  # a fault in a library must not stop later reloads
-                    message = "reload failed, the previous bundle keeps serving: %s"
-                    hint = getattr(error, "hint", None) or "run resdeploy verify"
-                    fields = {"model": model.name, "hint": hint}
-                    logger.warning(message, one_line_reason(error), extra={"fields": fields})
+        await self._started.wait()
+        for model in self._models.values():
+            try:
+                if await asyncio.wait_for(model.load(), RELOAD_SECONDS):
+                    self._reloads += 1
+                    _log_serving(model)
+                else:
+                    _log("unchanged", model=model.name)
+            except Exception as error:  # a fault in a library must not stop later reloads
+                message = "reload failed, the previous bundle keeps serving: %s"
+                reason, hint = one_line_reason(error), getattr(error, "hint", None)
+                if isinstance(error, asyncio.TimeoutError):
+                    reason = f"it takes more than {RELOAD_SECONDS:g} s"
+                fields = {"model": model.name, "hint": hint or "run resdeploy verify"}
+                logger.warning(message, reason, extra={"fields": fields})
 
     def _until_stopped(self, progress: Progress) -> Progress:
         """Return a progress that aborts a long build when the server is told to stop."""

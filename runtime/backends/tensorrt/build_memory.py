@@ -1,10 +1,12 @@
 """Checks of the available memory: a build that runs out of it stops with a message.
 
 Sources: Linux, "The /proc Filesystem" (`MemAvailable`) and "Control Group v2" (`memory.max`,
-`memory.current`).
+`memory.current`, `memory.stat`).
 """
 
 from __future__ import annotations
+
+import re
 
 from resdeploy.errors import BackendError
 from resdeploy.machine.device import parse_memory
@@ -31,6 +33,8 @@ def available_memory(host: Host) -> int | None:
     used = host.number("sys/fs/cgroup/memory.current")
     if limit is None or used is None:
         return free
+    if pages := re.search(r"^inactive_file (\d+)", host.text("sys/fs/cgroup/memory.stat"), re.M):
+        used -= int(pages[1])  # the kernel drops them before it ends a process
     return limit - used if free is None else min(free, limit - used)
 
 

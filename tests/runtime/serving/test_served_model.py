@@ -7,14 +7,14 @@ import logging
 import math
 import shutil
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from resdeploy.bundle.bundle import Bundle
+from resdeploy.bundle.bundle import Bundle, open_bundle
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.errors import BackendError, BundleError
 from resdeploy.images.preprocessing import UInt8Array
@@ -23,6 +23,7 @@ from resdeploy.runtime.serving import served_model
 from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.engine_instances import divide_cores, run_batch
+from resdeploy.runtime.serving.loading_process import LoadingResult
 from resdeploy.runtime.serving.request_errors import NoAnswer, RequestError, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
 from tests.fakes import GoldenBackend, make_engine
@@ -109,7 +110,7 @@ def test_an_engine_that_does_not_verify_never_serves(monkeypatch: Any, tiny_bund
 
 
 def test_a_missing_bundle_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="cannot be read"):
+    with pytest.raises(BundleError, match="does not exist"):
         run(ServedModel("x", tmp_path / "x.bundle", ServeConfig()).load())
 
 
@@ -220,6 +221,28 @@ def test_an_image_without_an_answer_fails_its_request_and_not_the_engine(
 # Reloading
 
 
+class Check:
+    """A check of changed bundles in this process; the engines of the tests are only here."""
+
+    def __init__(self) -> None:
+        self.passed = "first"
+        self.then: Callable[[], object] = lambda: None
+
+    async def __call__(self, path: Path, config: ServeConfig, current: str | None) -> LoadingResult:
+        bundle = open_bundle(path)
+        self.then()
+        if bundle.digest == current:
+            return LoadingResult()
+        return LoadingResult(digest=bundle.digest, opened=(self.passed, "fp32", 1))
+
+
+@pytest.fixture(autouse=True)
+def check(monkeypatch: pytest.MonkeyPatch) -> Check:
+    check = Check()
+    monkeypatch.setattr(served_model, "check_loading", check)
+    return check
+
+
 def change(path: Path) -> None:
     """Change the manifest, as another export would."""
     manifest = path / "manifest.json"
@@ -274,6 +297,68 @@ def test_a_damaged_bundle_is_not_loaded(engines: EnginePair, copy: Path) -> None
         with pytest.raises(BundleError):
             await model.load()
         assert model.loaded_bundle() is before
+        assert (await ask(model)).backend == "first"
+        await model.close()
+
+    run(scenario())
+
+
+def test_a_bundle_that_changes_after_its_check_is_not_loaded(
+    engines: EnginePair, copy: Path, check: Check
+) -> None:
+    async def scenario() -> None:
+        model = make_model(copy)
+        await model.load()
+        change(copy)
+        check.then = lambda: change(copy)
+        with pytest.raises(BundleError, match="was changed while it was loaded"):
+            await model.load()
+        check.then = lambda: (copy / "labels.txt").write_text("others")
+        with pytest.raises(BundleError, match="labels"):
+            await model.load()
+        assert len(engines.opened["first"]) == 1
+        assert (await ask(model)).backend == "first"
+        await model.close()
+
+    run(scenario())
+
+
+def test_only_the_engine_that_was_checked_is_opened(
+    engines: EnginePair, copy: Path, check: Check
+) -> None:
+    async def scenario() -> None:
+        model = make_model(copy)
+        await model.load()
+        change(copy)
+        check.passed = "second"
+        await model.load()
+        assert len(engines.opened["first"]) == 1
+        assert (await ask(model)).backend == "second"
+        engines.last("second").broken = True
+        assert (await ask(model)).backend == "first"  # after a failure, all are tried
+        await model.close()
+
+    run(scenario())
+
+
+def test_engines_that_nobody_waits_for_are_closed(
+    engines: EnginePair, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def open_late(path: Path, signer: None) -> Bundle:
+        assert go_on.wait(PATIENCE)
+        return open_bundle(path)
+
+    async def scenario() -> None:
+        model = make_model(copy)
+        await model.load()
+        change(copy)
+        monkeypatch.setattr(served_model, "open_signed", open_late)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(model.load(), 0.05)
+        go_on.set()
+        await until(lambda: len(engines.opened["first"]) == 2 and engines.last("first").closed)
         assert (await ask(model)).backend == "first"
         await model.close()
 

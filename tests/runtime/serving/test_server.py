@@ -20,7 +20,7 @@ import pytest
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.serving.http.connection import SHUTDOWN_SECONDS
 from tests.samples import SIZE
-from tests.serving_process import PATIENCE, ServerProcess, picture, tensor_request
+from tests.serving_process import PATIENCE, ServerProcess, is_running, picture, tensor_request
 
 INFER = "/v2/models/tiny/infer"
 
@@ -141,39 +141,69 @@ def test_a_reload_loses_no_request(tiny_bundle: Bundle, tmp_path: Path) -> None:
         assert (code, document["reloads"]) == (0, 1)
 
 
+# A server whose bundle hangs, or has another fault, in the process that checks it.
+HANGING = """
+import sys
+from resdeploy.runtime.serving import loading_process, server
+loading_process.COMMAND = (sys.executable, "-c", {code!r})
+from resdeploy.cli.main import main; main()
+"""
+CHECKING = """
+import os, time
+from resdeploy.runtime.serving import loading_process
+def open_signed(path, signer, inner=loading_process.open_signed):
+    assert not (path / 'fault').exists(), 'a fault'
+    if (path / 'hang').exists():
+        (path / 'hang').write_text(str(os.getpid()))
+        time.sleep(600)
+    return inner(path, signer)
+loading_process.open_signed = open_signed
+loading_process.main()
+"""
+
+
 def test_a_reload_that_hangs_or_fails_stops_neither_later_reloads_nor_the_end(
     tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(tiny_bundle.path, tmp_path / "tiny.bundle")
-    code = (
-        "import time; from resdeploy.runtime.serving import served_model, server\n"
-        "def open_signed(path, signer, inner=served_model.open_signed):\n"
-        "    assert not (path / 'fault').exists(), 'a fault'\n"
-        "    while (path / 'hang').exists(): time.sleep(60)\n"
-        "    return inner(path, signer)\n"
-        "served_model.open_signed = open_signed; server.HUNG_SECONDS = 0\n"
-        "from resdeploy.cli.main import main; main()"
-    )
-    manifest = copy / "manifest.json"
+    manifest, hang = copy / "manifest.json", copy / "hang"
 
-    def reload(flag: str, message: str = "") -> None:
+    def reload() -> None:
         manifest.write_text(manifest.read_text() + "\n")
-        (copy / flag).touch()
         server.send(signal.SIGHUP)
-        if message:
-            server.wait_for(lambda line: message in line["message"])
-            (copy / flag).unlink()
 
-    with ServerProcess(copy, "--threads", 1, code=code) as server:
+    def until_hanging() -> str:
+        """Return the id of the process that hangs."""
+        until(lambda: bool(hang.read_text()))
+        return hang.read_text()
+
+    with ServerProcess(copy, "--threads", 1, code=HANGING.format(code=CHECKING)) as server:
+        server.wait_for("listening")
+        server.send(signal.SIGHUP)  # the model is not loaded yet
         server.until_ready()
-        reload("fault", "the previous bundle keeps serving: a fault")
-        reload("hang")
-        reload("hang", "abandoned")
+        assert server.wait_for("unchanged")["model"] == "tiny"
+        (copy / "fault").touch()
+        reload()
+        server.wait_for("reload failed, the previous bundle keeps serving: a fault")
+        (copy / "fault").unlink()
+        hang.touch()
+        reload()
+        first = until_hanging()
+        hang.write_text("")
+        reload()
+        second = until_hanging()
+        assert first != second
+        until(lambda: not is_running(first))
+        hang.unlink()
         server.send(signal.SIGHUP)
         until(lambda: sum(line["message"] == "serving" for line in server.log) == 2)
-        reload("hang")
+        until(lambda: not is_running(second))
+        hang.touch()
+        reload()
+        third = until_hanging()
         assert server.ask("/v2/health/ready").status == 200
         assert server.stop()[0] == 0
+        until(lambda: not is_running(third))
 
 
 @pytest.mark.parametrize(
