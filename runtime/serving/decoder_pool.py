@@ -60,7 +60,9 @@ class _Child:
             self._pid = struct.unpack("<I", await self._receive(4))[0]
             self._handle = os.pidfd_open(self._pid)
 
-    async def decode(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
+    async def decode(
+        self, settings: bytes, data: bytes | memoryview, pixels: memoryview
+    ) -> str | None:
         """Write the pixels of a picture; return why the decoder refuses it, None if it does not.
 
         Raises:
@@ -147,7 +149,7 @@ class Decoder:
             raise QueueFull("too many pictures are waiting for decoding", wait)
 
     async def decode(
-        self, files: Sequence[bytes], preprocessing: Preprocessing, deadline: float
+        self, files: Sequence[bytes | memoryview], preprocessing: Preprocessing, deadline: float
     ) -> UInt8Array:
         """Return the pixels, uint8 (N, H, W, 3), of the contents of N image files.
 
@@ -199,7 +201,9 @@ class Decoder:
         while not self._idle.empty():
             self._idle.get_nowait().end()
 
-    async def _decode(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
+    async def _decode(
+        self, settings: bytes, data: bytes | memoryview, pixels: memoryview
+    ) -> str | None:
         for last in (False, True):
             child = await self._idle.get()
             try:
@@ -233,7 +237,7 @@ class Decoder:
             self._pending += 1
 
     async def _decode_with(
-        self, child: _Child, settings: bytes, data: bytes, pixels: memoryview
+        self, child: _Child, settings: bytes, data: bytes | memoryview, pixels: memoryview
     ) -> str | None:
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None

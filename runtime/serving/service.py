@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from resdeploy import __version__
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.images.preprocessing import height_and_width
-from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
@@ -49,11 +48,9 @@ class InferenceResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassificationResult:
-    """The classes of the pictures of a request."""
+    """The logits of the pictures of a request."""
 
     inference: InferenceResult
-    predictions: list[list[Prediction]]
-    """Most likely classes of each picture, in order of their probability."""
     decode_seconds: float
 
 
@@ -129,9 +126,9 @@ class Service:
             return InferenceResult(answer=await infer(request.images), loaded=loaded)
 
     async def classify(
-        self, model: ServedModel, files: Sequence[bytes], top: int, deadline: float
+        self, model: ServedModel, files: Sequence[bytes | memoryview], deadline: float
     ) -> ClassificationResult:
-        """Return the `top` most likely classes of each image file.
+        """Return the logits of each image file.
 
         Raises:
             RequestError: A file cannot be decoded, or the request fails as in `infer`.
@@ -149,7 +146,6 @@ class Service:
             answer = await infer(pixels)
         return ClassificationResult(
             inference=InferenceResult(answer=answer, loaded=loaded),
-            predictions=[top_predictions(row, loaded.labels, top) for row in answer.logits],
             decode_seconds=decode_seconds,
         )
 

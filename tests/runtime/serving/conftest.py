@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -53,6 +53,21 @@ class LocalServer:
 
     def metrics(self) -> str:
         return self.service.metrics.exposition(self.service.states()).decode()
+
+
+@contextmanager
+def without_models(
+    settings: Mapping[str, Any] | None = None,
+    token: bytes | None = None,
+    *,
+    over_capacity: bool = False,
+) -> Iterator[LocalServer]:
+    """Serve no model, which takes no time to load."""
+    config = ServeConfig(**(settings or {}))
+    service = Service({}, Decoder(1, max_pixels=1, max_wait=0.0), Metrics(), config)
+    app = RequestMiddleware(make_app(service), service, token, lambda: over_capacity)
+    yield LocalServer(app, service)
+    service.decoder.close()
 
 
 @asynccontextmanager
