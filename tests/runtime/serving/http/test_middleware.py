@@ -225,7 +225,7 @@ def test_large_answers_are_converted_in_a_thread(
     monkeypatch.setattr(routes, "MAX_INLINE_BYTES", 20 * 3 + 100 * 3 if count == 1 else 20 * 3)
 
     async def scenario() -> None:
-        async with local_server(tiny_bundle) as local:
+        async with local_server(tiny_bundle, decodes=True) as local:
             body, headers = golden(local, count)
             assert (await local.ask(INFER, body, headers)).status == 200
             assert (await local.ask("/v1/classify", picture(image_data))).status == 200
@@ -243,7 +243,7 @@ def test_large_pictures_do_not_wait_for_large_documents(
     monkeypatch.setattr(routes, "MAX_INLINE_BYTES", 500)
 
     async def scenario() -> None:
-        async with local_server(tiny_bundle) as local:
+        async with local_server(tiny_bundle, decodes=True) as local:
             large = picture(image_data) + bytes(500)
             assert (await local.ask("/v1/classify", large)).status == 200
             reply = await local.ask("/v1/classify", large, {"Content-Type": FORM})
@@ -279,7 +279,7 @@ def test_before_loading_only_probes_are_answered(tiny_bundle: Bundle) -> None:
 
 def test_a_draining_server_answers_but_is_not_ready(tiny_bundle: Bundle, image_data: Path) -> None:
     async def scenario() -> None:
-        async with local_server(tiny_bundle) as local:
+        async with local_server(tiny_bundle, decodes=True) as local:
             local.service.readiness.draining = True
             assert (await local.ask("/v2/health/ready")).status == 503
             reply = await local.ask("/v1/classify", picture(image_data))
