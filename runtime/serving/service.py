@@ -39,19 +39,13 @@ class InferenceResult:
 
     answer: Answer
     loaded: LoadedBundle
+    decode_seconds: float = 0.0
+    """Seconds in which the pictures of the request were decoded."""
 
     @property
     def parameters(self) -> dict[str, str]:
         """Backend and graph, as parameters of a response of the protocol."""
         return {"backend": self.answer.backend, "artifact": self.answer.artifact}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassificationResult:
-    """The logits of the pictures of a request."""
-
-    inference: InferenceResult
-    decode_seconds: float
 
 
 class Service:
@@ -127,7 +121,7 @@ class Service:
 
     async def classify(
         self, model: ServedModel, files: Sequence[bytes | memoryview], deadline: float
-    ) -> ClassificationResult:
+    ) -> InferenceResult:
         """Return the logits of each image file.
 
         Raises:
@@ -144,10 +138,7 @@ class Service:
             decode_seconds = loop.time() - start
             self.metrics.count_decoding(model.name, decode_seconds)
             answer = await infer(pixels)
-        return ClassificationResult(
-            inference=InferenceResult(answer=answer, loaded=loaded),
-            decode_seconds=decode_seconds,
-        )
+        return InferenceResult(answer=answer, loaded=loaded, decode_seconds=decode_seconds)
 
     def server_metadata(self) -> ServerMetadata:
         """Return the protocol's description of the server."""

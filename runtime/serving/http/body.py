@@ -31,6 +31,8 @@ class Reservation:
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
         self.size = 0
+        self.arriving: asyncio.Future[Body] | None = None
+        """The task that receives the body."""
 
     def add(self, size: int) -> None:
         """Reserve `size` more bytes.
@@ -57,34 +59,28 @@ class ByteBudget:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._arriving: dict[Reservation, asyncio.Future[Body]] = {}
+        self._reservations: dict[Reservation, None] = {}  # in the order of their begin
         self.used = 0
 
     @contextmanager
     def reservation(self) -> Iterator[Reservation]:
         """Yield a reservation of one request, and release it at the end."""
         reservation = Reservation(self)
+        self._reservations[reservation] = None
         try:
             yield reservation
         finally:
+            del self._reservations[reservation]
             reservation.release()
-
-    @contextmanager
-    def arrival(self, reservation: Reservation, task: asyncio.Future[Body]) -> Iterator[None]:
-        """Allow that `task`, which receives the body of a reservation, is cancelled for others."""
-        self._arriving[reservation] = task
-        try:
-            yield
-        finally:
-            self._arriving.pop(reservation, None)
-            task.cancel()
 
     def make_room(self, size: int, asking: Reservation) -> None:
         while self.used + size > self._max_bytes:
-            oldest = next((one for one in self._arriving if one is not asking), None)
-            if oldest is None:
+            open_ones = (one for one in self._reservations if one.arriving and one is not asking)
+            oldest = next(open_ones, None)
+            if oldest is None or oldest.arriving is None:
                 raise QueueFull("too many large requests at once")
-            self._arriving.pop(oldest).cancel()
+            oldest.arriving.cancel()
+            oldest.arriving = None
             oldest.release()
 
 
@@ -102,14 +98,13 @@ def parse_integer(text: str, name: str, low: int, high: int) -> int:
 
 
 async def read_body(
-    request: Request, budget: ByteBudget, reservation: Reservation, max_bytes: int, seconds: float
+    request: Request, reservation: Reservation, max_bytes: int, seconds: float
 ) -> Body:
     """Return the whole body of a request, which nobody changes any more.
 
     Args:
         request: Request whose body has not been read yet.
-        budget: Budget of the bodies of all requests.
-        reservation: Reservation of the request in `budget`, which counts the bytes.
+        reservation: Reservation of the request, which counts the bytes.
         max_bytes: Maximum size in bytes.
         seconds: Time limit in seconds.
 
@@ -121,14 +116,17 @@ async def read_body(
     length = request.headers.get("content-length", "0")
     if parse_integer(length, "the header Content-Length", 0, sys.maxsize) > max_bytes:
         raise TooLarge(f"the body is larger than {max_bytes} bytes")
-    task = asyncio.ensure_future(_collect(request, reservation, max_bytes))
-    with budget.arrival(reservation, task):
+    reservation.arriving = task = asyncio.ensure_future(_collect(request, reservation, max_bytes))
+    try:
         await asyncio.wait({task}, timeout=seconds)
         if task.cancelled():
             raise QueueFull("other requests needed the memory of this body, which arrived slowly")
         if not task.done():
             raise RequestTimeout("the body did not arrive in time")
         return task.result()
+    finally:
+        reservation.arriving = None
+        task.cancel()
 
 
 async def _collect(request: Request, reservation: Reservation, max_bytes: int) -> Body:

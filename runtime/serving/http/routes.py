@@ -51,12 +51,7 @@ from resdeploy.runtime.serving.schemas import (
     Ready,
     StageMilliseconds,
 )
-from resdeploy.runtime.serving.service import (
-    VERSION,
-    ClassificationResult,
-    InferenceResult,
-    Service,
-)
+from resdeploy.runtime.serving.service import VERSION, InferenceResult, Service
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 MAX_CLASSES = 1000
@@ -197,7 +192,7 @@ class _Api:
             result = await _cancel_on_disconnect(
                 request, self._service.classify(model, contents, deadline)
             )
-        size = _answer_bytes(result.inference.answer, top)
+        size = _answer_bytes(result.answer, top)
         return await self._in_turn(
             size, deadline, _classification, model.name, uploads, top, result
         )
@@ -217,7 +212,7 @@ class _Api:
 
     async def _read_body(self, request: Request, reservation: Reservation) -> Body:
         max_bytes, seconds = self._config.max_body, self._config.body_seconds
-        return await read_body(request, self._budget, reservation, max_bytes, seconds)
+        return await read_body(request, reservation, max_bytes, seconds)
 
     async def _in_turn(
         self, size: int, deadline: float, function: Callable[..., Result], *arguments: Any
@@ -321,9 +316,9 @@ def _inference(model: str, parsed: ParsedRequest, result: InferenceResult) -> Re
 
 
 def _classification(
-    model: str, uploads: list[Upload], top: int, result: ClassificationResult
+    model: str, uploads: list[Upload], top: int, result: InferenceResult
 ) -> Response:
-    answer, loaded = result.inference.answer, result.inference.loaded
+    answer, loaded = result.answer, result.loaded
     classification = Classification(
         model=model,
         backend=answer.backend,
