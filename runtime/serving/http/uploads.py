@@ -25,6 +25,7 @@ MAX_FIELDS = 32
 MAX_BOUNDARY = 70  # RFC 2046
 MAX_PART_HEADERS = 8
 MAX_PART_HEADER_BYTES = 4096
+MAX_PARAMETERS = 32  # of a header; one takes about a microsecond
 PIECE_BYTES = 4 << 20
 
 
@@ -46,7 +47,7 @@ def read_uploads(content_type: str, body: Body, max_files: int) -> list[Upload]:
         TooLarge: There are more than `max_files` files or `MAX_FIELDS` other fields.
         UnsupportedMediaType: The body is neither an image nor a form.
     """
-    kind, options = parse_options_header(content_type)
+    kind, options = _parameters(content_type.encode("latin-1", "replace"))
     media_type = kind.decode("latin-1")
     if media_type in RAW or media_type.startswith("image/"):
         if body and media_type == URL_ENCODED and not any(byte in body for byte in b"\r\n\0"):
@@ -117,7 +118,13 @@ def _disposition(head: bytes) -> dict[bytes, bytes]:
     encoding = headers.get(b"content-transfer-encoding", b"binary").lower()
     if encoding not in (b"binary", b"8bit", b"7bit"):
         raise UnsupportedMediaType("encoded parts of forms are not supported")
-    _, options = parse_options_header(headers.get(b"content-disposition"))
+    _, options = _parameters(headers.get(b"content-disposition", b""))
     if b"name" not in options:
         raise RequestError("the form is damaged: a part has no name")
     return options
+
+
+def _parameters(header: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    if header.count(b";") > MAX_PARAMETERS:
+        raise RequestError(f"a header has more than {MAX_PARAMETERS} parameters")
+    return parse_options_header(header)
