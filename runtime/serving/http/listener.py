@@ -92,7 +92,6 @@ class HttpServer(uvicorn.Server):
         self.table = ConnectionTable(settings.connections)
         self._settings = settings
         self._refused = refused
-        self._tasks: set[asyncio.Task[None]] = set()
         self._next_warning = 0.0
 
     @contextmanager
@@ -117,8 +116,6 @@ class HttpServer(uvicorn.Server):
                 while self._accept(listening):
                     pass
         await super().shutdown(sockets)
-        for task in (self._watch, *self._tasks):
-            task.cancel()
 
     def _accept_some(self, listening: socket.socket) -> None:
         try:
@@ -157,8 +154,6 @@ class HttpServer(uvicorn.Server):
         # uvicorn adds it after the handshake, and would not wait for it at shutdown.
         self.server_state.connections.add(connection)
         connection.task = asyncio.ensure_future(self._serve_connection(connection, accepted))
-        self._tasks.add(connection.task)
-        connection.task.add_done_callback(self._tasks.discard)
         self.table.add(connection)
         return True
 

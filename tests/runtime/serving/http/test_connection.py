@@ -218,7 +218,7 @@ def test_slow_and_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -
     async def scenario() -> None:
         async with running() as local:
             await asyncio.gather(*(local.send(*parts) for parts in slow))
-            await until(lambda: not local.server._tasks)
+            await until(lambda: not local.server.server_state.connections)
 
     run(scenario)
 
@@ -253,7 +253,7 @@ def test_slow_handshakes_of_tls_end(certificate: dict[str, Path]) -> None:
                 with suppress(ConnectionError):
                     assert await reader.read() == b""
                 writer.close()
-            await until(lambda: not local.server._tasks)
+            await until(lambda: not local.server.server_state.connections)
 
     run(scenario)
 
@@ -277,7 +277,7 @@ def test_a_handshake_of_tls_is_finished_at_shutdown(
     async def scenario() -> None:
         async with running(certificate, header_seconds=PATIENCE) as local:
             client = socket.create_connection(("127.0.0.1", local.port))
-            await until(lambda: local.server._tasks)
+            await until(lambda: local.server.server_state.connections)
             local.server.should_exit = True
             await asyncio.sleep(0.3)  # three times as long as uvicorn waits for connections
             _, writer = await asyncio.open_connection(
@@ -340,7 +340,7 @@ def test_a_client_that_does_not_read_its_answer_is_disconnected() -> None:
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
             await until(lambda: local.requests)
-            await until(lambda: not local.server._tasks)
+            await until(lambda: not local.server.server_state.connections)
             writer.close()
 
     run(scenario)
@@ -353,7 +353,7 @@ def test_idle_connections_give_way_to_new_ones() -> None:
             close = b"GET /1 HTTP/1.1\r\nConnection: close\r\n\r\n"
             for _ in range(3):
                 assert b"200 OK" in await local.send(close)
-            assert len(local.server._tasks) <= 9
+            assert len(local.server.server_state.connections) <= 9
             for _, writer in idle:
                 writer.close()
 
@@ -373,13 +373,15 @@ def test_without_file_handles_the_server_tries_again_and_warns_once(
     async def scenario() -> None:
         async with running(header_seconds=60) as local:
             _, writer = await local.connect()
-            await until(lambda: local.server._tasks)
+            await until(lambda: local.server.server_state.connections)
             loop: Any = asyncio.get_running_loop()
             loop.remove_reader = lambda _: None
             for _ in range(5):
                 local.server._accept_some(Exhausted())
             del loop.remove_reader
-            await until(lambda: not local.server._tasks)  # it gave its handle back
+            await until(
+                lambda: not local.server.server_state.connections
+            )  # it gave its handle back
             writer.close()
 
     run(scenario)
