@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,8 +29,9 @@ class Disconnected(Exception):
 class Reservation:
     """The part of a `ByteBudget` that one request uses."""
 
-    def __init__(self, budget: ByteBudget) -> None:
+    def __init__(self, budget: ByteBudget, network: str) -> None:
         self._budget = budget
+        self.network = network
         self.size = 0
         self.arriving: asyncio.Future[Body] | None = None
         """The task that receives the body."""
@@ -38,7 +40,7 @@ class Reservation:
         """Reserve `size` more bytes.
 
         Raises:
-            QueueFull: The budget is exhausted, and no other body is still arriving.
+            QueueFull: The budget is exhausted, and no other body has to give way.
         """
         self._budget.make_room(size, self)
         self._budget.used += size
@@ -53,8 +55,8 @@ class Reservation:
 class ByteBudget:
     """A limit on the bytes of the bodies of all requests in progress.
 
-    If it is exhausted, the body that has been arriving longest is dropped: slow bodies cannot keep
-    out others.
+    If it is exhausted, the network that holds most loses the body that has been arriving longest:
+    neither slow bodies nor many large ones can keep out others.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -63,9 +65,9 @@ class ByteBudget:
         self.used = 0
 
     @contextmanager
-    def reservation(self) -> Iterator[Reservation]:
-        """Yield a reservation of one request, and release it at the end."""
-        reservation = Reservation(self)
+    def reservation(self, network: str) -> Iterator[Reservation]:
+        """Yield a reservation of a request from `network`, and release it at the end."""
+        reservation = Reservation(self, network)
         self._reservations[reservation] = None
         try:
             yield reservation
@@ -75,9 +77,12 @@ class ByteBudget:
 
     def make_room(self, size: int, asking: Reservation) -> None:
         while self.used + size > self._max_bytes:
-            open_ones = (one for one in self._reservations if one.arriving and one is not asking)
-            oldest = next(open_ones, None)
-            if oldest is None or oldest.arriving is None:
+            held: Counter[str] = Counter()
+            for one in self._reservations:
+                held[one.network] += one.size
+            arriving = [one for one in self._reservations if one.arriving]
+            oldest = max(arriving, key=lambda one: held[one.network], default=asking)
+            if oldest is asking or oldest.arriving is None:
                 raise QueueFull("too many large requests at once")
             oldest.arriving.cancel()
             oldest.arriving = None

@@ -32,6 +32,7 @@ from resdeploy.runtime.serving.http.body import (
     parse_integer,
     read_body,
 )
+from resdeploy.runtime.serving.http.connection_table import client_network
 from resdeploy.runtime.serving.http.openapi import MODEL, VERSIONED_MODEL, openapi_document
 from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
 from resdeploy.runtime.serving.open_inference import ParsedRequest, encode_output, parse_request
@@ -152,7 +153,7 @@ class _Api:
         record = _update_record(request, "infer", model.name)
         _check_not_compressed(request)
         self._service.check_capacity(model)
-        with self._budget.reservation() as reserve:
+        with self._budget.reservation(client_network(record.client)) as reserve:
             body = await self._read_body(request, reserve)
             loaded = model.loaded_bundle()
             length = self._json_length(request)
@@ -181,7 +182,7 @@ class _Api:
         record = _update_record(request, "classify", model.name)
         _check_not_compressed(request)
         self._service.check_capacity(model, decode=True)
-        with self._budget.reservation() as reserve:
+        with self._budget.reservation(client_network(record.client)) as reserve:
             body = await self._read_body(request, reserve)
             kind, max_files = request.headers.get("content-type", ""), self._config.max_files
             # A picture that is the body needs no search for its end.

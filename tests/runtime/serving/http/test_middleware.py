@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -254,12 +255,33 @@ def test_large_pictures_do_not_wait_for_large_documents(
 
 def test_a_budget_is_released() -> None:
     budget = ByteBudget(10)
-    with budget.reservation() as reservation:
+    with budget.reservation("") as reservation:
         reservation.add(6)
         reservation.add(4)
         with pytest.raises(QueueFull):
             reservation.add(1)
     assert budget.used == 0
+
+
+def test_the_network_that_holds_most_bytes_loses_its_oldest_body() -> None:
+    async def scenario() -> None:
+        budget = ByteBudget(10)
+        with ExitStack() as stack:
+            good, *crowd = [
+                stack.enter_context(budget.reservation(network)) for network in ("good", *"cccc")
+            ]
+            for one in (good, *crowd):
+                one.arriving = asyncio.get_running_loop().create_future()
+            good.add(2)
+            for one in crowd:
+                one.add(3)  # the last two drop the first two
+            assert [one.size for one in (good, *crowd)] == [2, 0, 0, 3, 3]
+            good.add(5)
+            assert [one.size for one in (good, *crowd)] == [7, 0, 0, 0, 3]
+            with pytest.raises(QueueFull):  # its own network holds most
+                good.add(1)
+
+    run(scenario())
 
 
 def test_before_loading_only_probes_are_answered(tiny_bundle: Bundle) -> None:
