@@ -34,7 +34,7 @@ class Upload:
     """The name and content of an uploaded file."""
 
     name: str | None
-    data: memoryview
+    data: bytes | memoryview
 
 
 def read_uploads(content_type: str, body: Body, max_files: int) -> list[Upload]:
