@@ -72,7 +72,11 @@ class _Child:
             self.started = True
 
     async def decode(
-        self, settings: bytes, data: bytes, pixels: memoryview, memory: Memory | None
+        self,
+        settings: bytes,
+        data: bytes | memoryview,
+        pixels: memoryview,
+        memory: Memory | None,
     ) -> str | None:
         """Write the pixels of a picture; return why the decoder refuses it, None if it does not.
 
@@ -179,7 +183,7 @@ class Decoder:
             raise QueueFull("too many pictures are waiting for decoding", wait)
 
     async def decode(
-        self, files: Sequence[bytes], preprocessing: Preprocessing, deadline: float
+        self, files: Sequence[bytes | memoryview], preprocessing: Preprocessing, deadline: float
     ) -> UInt8Array:
         """Return the pixels, uint8 (N, H, W, 3), of the contents of N image files.
 
@@ -232,7 +236,9 @@ class Decoder:
         while not self._idle.empty():
             self._idle.get_nowait().end()
 
-    async def _decode(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
+    async def _decode(
+        self, settings: bytes, data: bytes | memoryview, pixels: memoryview
+    ) -> str | None:
         for _ in range(self._places + 1):  # all that are idle may have ended
             child, sound = await self._idle.get(), False
             try:
@@ -270,7 +276,9 @@ class Decoder:
             self._waiting -= 1
             self._pending += 1
 
-    async def _decode_large(self, settings: bytes, data: bytes, pixels: memoryview) -> str | None:
+    async def _decode_large(
+        self, settings: bytes, data: bytes | memoryview, pixels: memoryview
+    ) -> str | None:
         child = self._new_child()
         try:
             await child.until_ready()

@@ -75,10 +75,7 @@ class LogQueue(logging.Handler):
             self._equal[key] = self._equal.get(key, 0) + 1
             if self._equal[key] > MAX_EQUAL_LINES:
                 return
-        try:
-            self._queue.put_nowait(record)
-        except queue.Full:
-            self._dropped += 1
+        self._put(record)
 
     def report_omitted(self) -> None:
         """Report the lines that were not written; called with the handler's lock."""
@@ -103,6 +100,9 @@ class LogQueue(logging.Handler):
     def _report(self, count: int, message: str, **fields: str) -> None:
         record = logging.LogRecord(__name__, logging.WARNING, "", 0, message, (), None)
         record.fields = {"count": count, **fields}
+        self._put(record)
+
+    def _put(self, record: logging.LogRecord) -> None:
         try:
             self._queue.put_nowait(record)
         except queue.Full:

@@ -67,7 +67,7 @@ class ParsedRequest:
 
 
 def parse_request(
-    body: bytes, json_bytes: int | None, size: ImageSize, classes: int
+    body: bytes | bytearray, json_bytes: int | None, size: ImageSize, classes: int
 ) -> ParsedRequest:
     """Parse a request body: a JSON document, optionally with binary tensors after it.
 

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from resdeploy import __version__
 from resdeploy.bundle.manifest import INPUT_NAME, OUTPUT_NAME
 from resdeploy.images.preprocessing import height_and_width
-from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
@@ -40,21 +39,13 @@ class InferenceResult:
 
     answer: Answer
     loaded: LoadedBundle
+    decode_seconds: float = 0.0
+    """Seconds in which the pictures of the request were decoded."""
 
     @property
     def parameters(self) -> dict[str, str]:
         """Backend and graph, as parameters of a response of the protocol."""
         return {"backend": self.answer.backend, "artifact": self.answer.artifact}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassificationResult:
-    """The classes of the pictures of a request."""
-
-    inference: InferenceResult
-    predictions: list[list[Prediction]]
-    """Most likely classes of each picture, in order of their probability."""
-    decode_seconds: float
 
 
 class Service:
@@ -129,9 +120,9 @@ class Service:
             return InferenceResult(answer=await infer(request.images), loaded=loaded)
 
     async def classify(
-        self, model: ServedModel, files: Sequence[bytes], top: int, deadline: float
-    ) -> ClassificationResult:
-        """Return the `top` most likely classes of each image file.
+        self, model: ServedModel, files: Sequence[bytes | memoryview], deadline: float
+    ) -> InferenceResult:
+        """Return the logits of each image file.
 
         Raises:
             RequestError: A file cannot be decoded, or the request fails as in `infer`.
@@ -147,11 +138,7 @@ class Service:
             decode_seconds = loop.time() - start
             self.metrics.count_decoding(model.name, decode_seconds)
             answer = await infer(pixels)
-        return ClassificationResult(
-            inference=InferenceResult(answer=answer, loaded=loaded),
-            predictions=[top_predictions(row, loaded.labels, top) for row in answer.logits],
-            decode_seconds=decode_seconds,
-        )
+        return InferenceResult(answer=answer, loaded=loaded, decode_seconds=decode_seconds)
 
     def server_metadata(self) -> ServerMetadata:
         """Return the protocol's description of the server."""

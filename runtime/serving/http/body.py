@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,8 @@ from resdeploy.runtime.serving.request_errors import (
 
 MAX_DIGITS = 20
 
+Body = bytes | bytearray
+
 
 class Disconnected(Exception):
     """The client closed the connection before it received the response."""
@@ -26,15 +29,18 @@ class Disconnected(Exception):
 class Reservation:
     """The part of a `ByteBudget` that one request uses."""
 
-    def __init__(self, budget: ByteBudget) -> None:
+    def __init__(self, budget: ByteBudget, network: str) -> None:
         self._budget = budget
+        self.network = network
         self.size = 0
+        self.arriving: asyncio.Future[Body] | None = None
+        """The task that receives the body."""
 
     def add(self, size: int) -> None:
         """Reserve `size` more bytes.
 
         Raises:
-            QueueFull: The budget is exhausted, and no other body is still arriving.
+            QueueFull: The budget is exhausted, and no other body has to give way.
         """
         self._budget.make_room(size, self)
         self._budget.used += size
@@ -49,40 +55,37 @@ class Reservation:
 class ByteBudget:
     """A limit on the bytes of the bodies of all requests in progress.
 
-    If it is exhausted, the body that has been arriving longest is dropped: slow bodies cannot keep
-    out others.
+    If it is exhausted, the network that holds most loses the body that has been arriving longest:
+    neither slow bodies nor many large ones can keep out others.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._arriving: dict[Reservation, asyncio.Future[bytes]] = {}
+        self._reservations: dict[Reservation, None] = {}  # in the order of their begin
         self.used = 0
 
     @contextmanager
-    def reservation(self) -> Iterator[Reservation]:
-        """Yield a reservation of one request, and release it at the end."""
-        reservation = Reservation(self)
+    def reservation(self, network: str) -> Iterator[Reservation]:
+        """Yield a reservation of a request from `network`, and release it at the end."""
+        reservation = Reservation(self, network)
+        self._reservations[reservation] = None
         try:
             yield reservation
         finally:
+            del self._reservations[reservation]
             reservation.release()
-
-    @contextmanager
-    def arrival(self, reservation: Reservation, task: asyncio.Future[bytes]) -> Iterator[None]:
-        """Allow that `task`, which receives the body of a reservation, is cancelled for others."""
-        self._arriving[reservation] = task
-        try:
-            yield
-        finally:
-            self._arriving.pop(reservation, None)
-            task.cancel()
 
     def make_room(self, size: int, asking: Reservation) -> None:
         while self.used + size > self._max_bytes:
-            oldest = next((one for one in self._arriving if one is not asking), None)
-            if oldest is None:
+            held: Counter[str] = Counter()
+            for one in self._reservations:
+                held[one.network] += one.size
+            arriving = [one for one in self._reservations if one.arriving]
+            oldest = max(arriving, key=lambda one: held[one.network], default=asking)
+            if oldest is asking or oldest.arriving is None:
                 raise QueueFull("too many large requests at once")
-            self._arriving.pop(oldest).cancel()
+            oldest.arriving.cancel()
+            oldest.arriving = None
             oldest.release()
 
 
@@ -100,14 +103,13 @@ def parse_integer(text: str, name: str, low: int, high: int) -> int:
 
 
 async def read_body(
-    request: Request, budget: ByteBudget, reservation: Reservation, max_bytes: int, seconds: float
-) -> bytes:
-    """Return the whole body of a request.
+    request: Request, reservation: Reservation, max_bytes: int, seconds: float
+) -> Body:
+    """Return the whole body of a request, which nobody changes any more.
 
     Args:
         request: Request whose body has not been read yet.
-        budget: Budget of the bodies of all requests.
-        reservation: Reservation of the request in `budget`, which counts the bytes.
+        reservation: Reservation of the request, which counts the bytes.
         max_bytes: Maximum size in bytes.
         seconds: Time limit in seconds.
 
@@ -119,18 +121,22 @@ async def read_body(
     length = request.headers.get("content-length", "0")
     if parse_integer(length, "the header Content-Length", 0, sys.maxsize) > max_bytes:
         raise TooLarge(f"the body is larger than {max_bytes} bytes")
-    task = asyncio.ensure_future(_collect(request, reservation, max_bytes))
-    with budget.arrival(reservation, task):
+    reservation.arriving = task = asyncio.ensure_future(_collect(request, reservation, max_bytes))
+    try:
         await asyncio.wait({task}, timeout=seconds)
         if task.cancelled():
             raise QueueFull("other requests needed the memory of this body, which arrived slowly")
         if not task.done():
             raise RequestTimeout("the body did not arrive in time")
         return task.result()
+    finally:
+        reservation.arriving = None
+        task.cancel()
 
 
-async def _collect(request: Request, reservation: Reservation, max_bytes: int) -> bytes:
-    body = bytearray()  # instead of a list of chunks, which may be a million of one byte
+async def _collect(request: Request, reservation: Reservation, max_bytes: int) -> Body:
+    # A list might have a million chunks of one byte. A copy of 64 MiB would take 100 ms.
+    body = bytearray()
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
@@ -139,9 +145,6 @@ async def _collect(request: Request, reservation: Reservation, max_bytes: int) -
         if len(body) + len(chunk) > max_bytes:
             raise TooLarge(f"the body is larger than {max_bytes} bytes")
         reservation.add(len(chunk))
-        last = not message.get("more_body", False)
-        if last and not body:
-            return chunk
         body += chunk
-        if last:
-            return bytes(body)
+        if not message.get("more_body", False):
+            return body

@@ -31,9 +31,6 @@ MAX_HEADERS = 100
 # Bytes that are kept of requests sent before the answer to an earlier one; with more, the
 # connection closes after that answer, as RFC 9112, section 9.3.2, allows.
 MAX_PIPELINED_BYTES = 4 << 10
-# Kestrel's defaults (MinRequestBodyDataRate): bytes per second, measured in windows of seconds.
-MIN_BODY_RATE = 240
-RATE_SECONDS = 5.0
 # Time that an idle connection stays open at shutdown, because a request may be on its way.
 SHUTDOWN_SECONDS = 0.5
 # Time in which a client must take the rest of its last response.
@@ -81,15 +78,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stopping = False
         self._deadline = math.inf
         self._write_deadline = math.inf
-        self._window = (math.inf, 0)  # end of the window, and body bytes at its start
         self._unparsed = b""
         self._idle = False
         self._feeding_head = True
         self._begin_head()
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait(self._settings.header_seconds)
+        self._wait(settings.header_seconds)  # the handshake of TLS is included
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -116,11 +109,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._check_head()
-        self._in_head = False
         super().on_headers_complete()
+        self._in_head = False
         self.cycle.keep_alive = self.cycle.keep_alive and not self._stopping
         self._wait(self._settings.body_seconds + FALLBACK_SECONDS)
-        self._window = (self.loop.time() + RATE_SECONDS, 0)
 
     def on_body(self, body: bytes) -> None:
         self._received += len(body)
@@ -169,17 +161,17 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def check_time(self, now: float) -> None:
         """Close the connection if its client is too slow; the server calls this regularly."""
-        window_end, before = self._window
-        if self.transport.is_closing():
+        shaken_hands = self.transport is not None
+        if shaken_hands and self.transport.is_closing():
             self._write_deadline = min(self._write_deadline, now + CLOSE_SECONDS)
         if now > self._write_deadline:
-            self.transport.abort()
+            self.task.cancel()
         elif now > self._deadline:
-            self.transport.close()
-        elif now > window_end and not (self._in_head or self.flow.read_paused):
-            if self._received - before < MIN_BODY_RATE * RATE_SECONDS:
-                self._refuse(408, "the body arrives too slowly")
-            self._window = (now + RATE_SECONDS, self._received)
+            self._deadline = math.inf  # over TLS, a second `close` would prevent `abort`
+            if shaken_hands and self._in_head:
+                self.transport.close()
+            else:
+                self.task.cancel()
 
     def _begin_head(self) -> None:
         self._in_head = True
@@ -221,11 +213,14 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._refuse(error.status, str(error))
 
     def _size_of_piece(self) -> int:
-        """Return the number of bytes up to the end of the head or body, as far as it is known."""
+        """Return the number of bytes up to the end of the head or body, as far as it is known.
+
+        Many chunks of one byte are refused after the first piece: a call takes milliseconds.
+        """
         if self._in_head:
             found = (self._head_end + self._unparsed).find(b"\r\n\r\n")
             return found + 4 - len(self._head_end) if found >= 0 else len(self._unparsed)
-        return len(self._unparsed) if self._chunked else self._length - self._received
+        return MAX_HEADER_BYTES if self._chunked else self._length - self._received
 
     def _feed(self, piece: bytes) -> None:
         received = self._received
@@ -269,9 +264,8 @@ class LimitedProtocol(HttpToolsProtocol):
             raise _RefusedError(400, "the HTTP version must be 1.0 or 1.1")
         if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
             raise _RefusedError(400, "the only transfer coding is chunked, in HTTP/1.1")
-        if self.parser.should_upgrade() and (self._chunked or self._length):
-            raise _RefusedError(400, "a request with a body cannot ask for an upgrade")
-
+        if version == "1.0":  # RFC 9110, section 10.1.1
+            self.expect_100_continue = False
         if self.parser.should_upgrade() and (self._chunked or self._length):
             raise _RefusedError(400, "a request with a body cannot ask for an upgrade")
 

@@ -11,7 +11,6 @@ import errno
 import logging
 import socket
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,7 +19,7 @@ import uvicorn
 
 from resdeploy.errors import ServeError, one_line_reason, remedy_for
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.http.connection import CLOSE_SECONDS, LimitedProtocol
+from resdeploy.runtime.serving.http.connection import LimitedProtocol
 from resdeploy.runtime.serving.http.connection_table import ConnectionTable, client_network
 
 logger = logging.getLogger(__name__)
@@ -93,7 +92,6 @@ class HttpServer(uvicorn.Server):
         self.table = ConnectionTable(settings.connections)
         self._settings = settings
         self._refused = refused
-        self._tasks: set[asyncio.Task[None]] = set()
         self._next_warning = 0.0
 
     @contextmanager
@@ -114,11 +112,10 @@ class HttpServer(uvicorn.Server):
             asyncio.get_running_loop().remove_reader(listening)
             drop_new_connections(listening)
             # Closing the socket would reset the connections that wait in the backlog.
-            while self._accept(listening):
-                pass
+            with suppress(OSError):  # no file handle is left
+                while self._accept(listening):
+                    pass
         await super().shutdown(sockets)
-        for task in (self._watch, *self._tasks):
-            task.cancel()
 
     def _accept_some(self, listening: socket.socket) -> None:
         try:
@@ -154,28 +151,24 @@ class HttpServer(uvicorn.Server):
         connection = LimitedProtocol(
             self.config, self.server_state, self._settings, self.table, network, self._refused
         )
+        # uvicorn adds it after the handshake, and would not wait for it at shutdown.
+        self.server_state.connections.add(connection)
         connection.task = asyncio.ensure_future(self._serve_connection(connection, accepted))
-        self._tasks.add(connection.task)
-        connection.task.add_done_callback(self._tasks.discard)
         self.table.add(connection)
         return True
 
     async def _serve_connection(self, connection: LimitedProtocol, accepted: socket.socket) -> None:
-        tls: dict[str, Any] = {}
-        if self.config.ssl is not None:
-            tls = {"ssl": self.config.ssl, "ssl_handshake_timeout": self._settings.header_seconds}
-            if sys.version_info >= (3, 11):
-                tls["ssl_shutdown_timeout"] = CLOSE_SECONDS
+        loop, tls = asyncio.get_running_loop(), self.config.ssl
         try:
-            loop = asyncio.get_running_loop()
-            if tls:
-                await asyncio.wait_for(_first_byte(accepted), self._settings.header_seconds)
-            await loop.connect_accepted_socket(lambda: connection, accepted, **tls)
+            if tls is not None:
+                await _first_byte(accepted)
+            await loop.connect_accepted_socket(lambda: connection, accepted, ssl=tls)
             await connection.closed
-        except (OSError, asyncio.TimeoutError):  # the handshake failed
+        except OSError:  # the handshake failed
             pass
         finally:
             self.table.remove(connection)
+            self.server_state.connections.discard(connection)
             if connection.transport is None:
                 accepted.close()
             else:

@@ -22,16 +22,20 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from resdeploy.predictions import top_predictions
+from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.http.body import (
+    Body,
     ByteBudget,
     Disconnected,
     Reservation,
     parse_integer,
     read_body,
 )
+from resdeploy.runtime.serving.http.connection_table import client_network
 from resdeploy.runtime.serving.http.openapi import MODEL, VERSIONED_MODEL, openapi_document
 from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
-from resdeploy.runtime.serving.open_inference import encode_output, parse_request
+from resdeploy.runtime.serving.open_inference import ParsedRequest, encode_output, parse_request
 from resdeploy.runtime.serving.request_errors import (
     DeadlineExceeded,
     QueueFull,
@@ -48,14 +52,16 @@ from resdeploy.runtime.serving.schemas import (
     Ready,
     StageMilliseconds,
 )
-from resdeploy.runtime.serving.service import VERSION, ClassificationResult, Service
+from resdeploy.runtime.serving.service import VERSION, InferenceResult, Service
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 MAX_CLASSES = 1000
 MAX_TIMEOUT_MS = 999_999_999
 # Larger documents, forms and responses are converted in a thread: these take about 2 ms.
 MAX_INLINE_BYTES = 256 << 10
-BYTES_PER_LOGIT = 20  # in JSON
+# In JSON. An answer of 64 pictures with 1000 classes each is 6 MB and takes 0.1 s or more.
+BYTES_PER_LOGIT, BYTES_PER_CLASS = 20, 100
+MAX_QUERY_BYTES = 1024  # 32 KiB of parameters would take 50 ms or more
 MAX_CONVERSIONS = 32  # that run or wait; one of the largest JSON document takes about 0.3 s
 
 Result = TypeVar("Result")
@@ -147,7 +153,7 @@ class _Api:
         record = _update_record(request, "infer", model.name)
         _check_not_compressed(request)
         self._service.check_capacity(model)
-        with self._budget.reservation() as reserve:
+        with self._budget.reservation(client_network(record.client)) as reserve:
             body = await self._read_body(request, reserve)
             loaded = model.loaded_bundle()
             length = self._json_length(request)
@@ -161,26 +167,13 @@ class _Api:
             result = await _cancel_on_disconnect(
                 request, self._service.infer(loaded, parsed, deadline)
             )
-        logits = result.answer.logits
-        output, binary = await self._in_turn(
-            BYTES_PER_LOGIT * logits.size,
-            deadline, encode_output, logits, loaded.labels, parsed.output,
-        )  # fmt: skip
-        document = InferResponse(
-            model_name=model.name,
-            model_version=VERSION,
-            id=parsed.id or msgspec.UNSET,
-            parameters=result.parameters,
-            outputs=[output],
-        )
-        if not parsed.output.binary:
-            return _json_response(document)
-        head = msgspec.json.encode(document)
-        headers = {JSON_LENGTH: str(len(head))}
-        return Response(head + binary, headers=headers, media_type="application/octet-stream")
+        size = _answer_bytes(result.answer, parsed.output.classes)
+        return await self._in_turn(size, deadline, _inference, model.name, parsed, result)
 
     async def classify(self, request: Request) -> Response:
         deadline = self._deadline(request)
+        if len(request.scope["query_string"]) > MAX_QUERY_BYTES:
+            raise RequestError(f"the query is longer than {MAX_QUERY_BYTES} bytes")
         query = request.query_params
         if len(query.multi_items()) > len(query):
             raise RequestError("a parameter of the query occurs twice")
@@ -189,16 +182,21 @@ class _Api:
         record = _update_record(request, "classify", model.name)
         _check_not_compressed(request)
         self._service.check_capacity(model, decode=True)
-        with self._budget.reservation() as reserve:
+        with self._budget.reservation(client_network(record.client)) as reserve:
             body = await self._read_body(request, reserve)
             kind, max_files = request.headers.get("content-type", ""), self._config.max_files
-            uploads = await self._in_turn(len(body), deadline, read_uploads, kind, body, max_files)
+            # A picture that is the body needs no search for its end.
+            size = len(body) if "form" in kind.lower() else 0
+            uploads = await self._in_turn(size, deadline, read_uploads, kind, body, max_files)
             record.images = len(uploads)
             contents = [upload.data for upload in uploads]
             result = await _cancel_on_disconnect(
-                request, self._service.classify(model, contents, top, deadline)
+                request, self._service.classify(model, contents, deadline)
             )
-        return _json_response(_classification(model.name, uploads, result))
+        size = _answer_bytes(result.answer, top)
+        return await self._in_turn(
+            size, deadline, _classification, model.name, uploads, top, result
+        )
 
     async def stats(self, request: Request) -> Response:
         return _json_response(self._service.stats())
@@ -213,9 +211,9 @@ class _Api:
     async def page(self, request: Request) -> Response:
         return Response(self._page, headers=self._page_headers, media_type="text/html")
 
-    async def _read_body(self, request: Request, reservation: Reservation) -> bytes:
+    async def _read_body(self, request: Request, reservation: Reservation) -> Body:
         max_bytes, seconds = self._config.max_body, self._config.body_seconds
-        return await read_body(request, self._budget, reservation, max_bytes, seconds)
+        return await read_body(request, reservation, max_bytes, seconds)
 
     async def _in_turn(
         self, size: int, deadline: float, function: Callable[..., Result], *arguments: Any
@@ -230,7 +228,7 @@ class _Api:
 
         def convert_in_time() -> Result:
             if time.monotonic() > deadline:
-                raise DeadlineExceeded("the deadline passed before the request was parsed")
+                raise DeadlineExceeded("the deadline passed before the request was converted")
             return function(*arguments)
 
         if self._conversions >= MAX_CONVERSIONS:
@@ -296,15 +294,37 @@ def _check_not_compressed(request: Request) -> None:
         raise UnsupportedMediaType("compressed bodies are not supported")
 
 
+def _answer_bytes(answer: Answer, classes: int) -> int:
+    """Return about how many bytes of JSON hold the logits or classes; both take time."""
+    images, logits = answer.logits.shape
+    return int(images * (BYTES_PER_LOGIT * logits + BYTES_PER_CLASS * min(classes, logits)))
+
+
+def _inference(model: str, parsed: ParsedRequest, result: InferenceResult) -> Response:
+    output, binary = encode_output(result.answer.logits, result.loaded.labels, parsed.output)
+    document = InferResponse(
+        model_name=model,
+        model_version=VERSION,
+        id=parsed.id or msgspec.UNSET,
+        parameters=result.parameters,
+        outputs=[output],
+    )
+    if not parsed.output.binary:
+        return _json_response(document)
+    head = msgspec.json.encode(document)
+    headers = {JSON_LENGTH: str(len(head))}
+    return Response(head + binary, headers=headers, media_type="application/octet-stream")
+
+
 def _classification(
-    model: str, uploads: list[Upload], result: ClassificationResult
-) -> Classification:
-    answer = result.inference.answer
-    return Classification(
+    model: str, uploads: list[Upload], top: int, result: InferenceResult
+) -> Response:
+    answer, loaded = result.answer, result.loaded
+    classification = Classification(
         model=model,
         backend=answer.backend,
         artifact=answer.artifact,
-        precision=result.inference.loaded.precision(answer.artifact).value,
+        precision=loaded.precision(answer.artifact).value,
         batch=answer.batch,
         milliseconds=StageMilliseconds(
             decode=1000 * result.decode_seconds,
@@ -312,7 +332,8 @@ def _classification(
             inference=1000 * answer.inference_seconds,
         ),
         results=[
-            PictureClasses(image=upload.name, predictions=predictions)
-            for upload, predictions in zip(uploads, result.predictions)
+            PictureClasses(upload.name, top_predictions(row, loaded.labels, top))
+            for upload, row in zip(uploads, answer.logits)
         ],
     )
+    return _json_response(classification)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from python_multipart.multipart import parse_options_header
 
+from resdeploy.runtime.serving.http.body import Body
 from resdeploy.runtime.serving.request_errors import RequestError, TooLarge, UnsupportedMediaType
 
 FORM = "multipart/form-data"
@@ -24,6 +25,7 @@ MAX_FIELDS = 32
 MAX_BOUNDARY = 70  # RFC 2046
 MAX_PART_HEADERS = 8
 MAX_PART_HEADER_BYTES = 4096
+MAX_PARAMETERS = 32  # of a header; one takes about a microsecond
 PIECE_BYTES = 4 << 20
 
 
@@ -32,23 +34,25 @@ class Upload:
     """The name and content of an uploaded file."""
 
     name: str | None
-    data: bytes
+    data: bytes | memoryview
 
 
-def read_uploads(content_type: str, body: bytes, max_files: int) -> list[Upload]:
+def read_uploads(content_type: str, body: Body, max_files: int) -> list[Upload]:
     """Return the files in a body, which is an image file or a form with image files.
+
+    The contents are views of the body: a copy of 64 MiB would take 100 ms.
 
     Raises:
         RequestError: The form is damaged, or there is no file.
         TooLarge: There are more than `max_files` files or `MAX_FIELDS` other fields.
         UnsupportedMediaType: The body is neither an image nor a form.
     """
-    kind, options = parse_options_header(content_type)
+    kind, options = _parameters(content_type.encode("latin-1", "replace"))
     media_type = kind.decode("latin-1")
     if media_type in RAW or media_type.startswith("image/"):
         if body and media_type == URL_ENCODED and not any(byte in body for byte in b"\r\n\0"):
             raise RequestError(STRIPPED)
-        uploads = [Upload(None, body)] if body else []
+        uploads = [Upload(None, memoryview(body))] if body else []
     elif media_type == FORM:
         uploads = _read_form(options.get(b"boundary", b""), body, max_files)
     else:
@@ -58,7 +62,7 @@ def read_uploads(content_type: str, body: bytes, max_files: int) -> list[Upload]
     return uploads
 
 
-def _read_form(boundary: bytes, body: bytes, max_files: int) -> list[Upload]:
+def _read_form(boundary: bytes, body: Body, max_files: int) -> list[Upload]:
     """Return the file parts of a form, in time proportional to its size.
 
     Source: RFC 2046, section 5.1.1; RFC 7578.
@@ -70,8 +74,9 @@ def _read_form(boundary: bytes, body: bytes, max_files: int) -> list[Upload]:
     delimiter = b"\r\n--" + boundary
     uploads: list[Upload] = []
     fields = 0
+    view = memoryview(body)
     begin = 2 if body.startswith(b"\r\n") else 0
-    if body[begin:] and not body.startswith(delimiter[2:], begin):
+    if len(body) > begin and not body.startswith(delimiter[2:], begin):
         raise RequestError("the form is damaged: it does not begin with its boundary")
     position = begin + len(delimiter) - 2  # behind a delimiter
     while not body.startswith(b"--", position):
@@ -81,21 +86,21 @@ def _read_form(boundary: bytes, body: bytes, max_files: int) -> list[Upload]:
             raise RequestError("the form is incomplete")
         if head_end < 0 or not body.startswith(b"\r\n", position):
             raise RequestError("the form is damaged: the headers of a part are not valid")
-        options = _disposition(body[position + 2 : head_end])
+        options = _disposition(bytes(view[position + 2 : head_end]))
         if b"filename" not in options:
             fields += 1
         elif len(uploads) == max_files:
             raise TooLarge(f"more than {max_files} files in one request")
         else:
             name = options[b"filename"].decode("utf-8", errors="replace")[:MAX_NAME_LENGTH]
-            uploads.append(Upload(name or None, body[head_end + 4 : end]))
+            uploads.append(Upload(name or None, view[head_end + 4 : end]))
         if fields > MAX_FIELDS:
             raise TooLarge(f"more than {MAX_FIELDS} form fields in one request")
         position = end + len(delimiter)
     return uploads
 
 
-def _find(body: bytes, delimiter: bytes, begin: int) -> int:
+def _find(body: Body, delimiter: bytes, begin: int) -> int:
     """Search in pieces, between which other threads run: bodies may resemble the delimiter."""
     for piece in range(begin, len(body), PIECE_BYTES):
         found = body.find(delimiter, piece, piece + PIECE_BYTES + len(delimiter))
@@ -113,7 +118,13 @@ def _disposition(head: bytes) -> dict[bytes, bytes]:
     encoding = headers.get(b"content-transfer-encoding", b"binary").lower()
     if encoding not in (b"binary", b"8bit", b"7bit"):
         raise UnsupportedMediaType("encoded parts of forms are not supported")
-    _, options = parse_options_header(headers.get(b"content-disposition"))
+    _, options = _parameters(headers.get(b"content-disposition", b""))
     if b"name" not in options:
         raise RequestError("the form is damaged: a part has no name")
     return options
+
+
+def _parameters(header: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    if header.count(b";") > MAX_PARAMETERS:
+        raise RequestError(f"a header has more than {MAX_PARAMETERS} parameters")
+    return parse_options_header(header)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from starlette.types import ASGIApp
@@ -55,17 +56,37 @@ class LocalServer:
         return self.service.metrics.exposition(self.service.states()).decode()
 
 
+@contextmanager
+def without_models(
+    settings: Mapping[str, Any] | None = None,
+    token: bytes | None = None,
+    *,
+    over_capacity: bool = False,
+) -> Iterator[LocalServer]:
+    """Serve no model, which takes no time to load."""
+    config = ServeConfig(**(settings or {}))
+    service = Service({}, Mock(spec=Decoder), Metrics(), config)
+    app = RequestMiddleware(make_app(service), service, token, lambda: over_capacity)
+    yield LocalServer(app, service)
+
+
 @asynccontextmanager
 async def local_server(
-    bundle: Bundle, settings: Mapping[str, Any] | None = None, token: bytes | None = None
+    bundle: Bundle, settings: Mapping[str, Any] | None = None, *, decodes: bool = False
 ) -> AsyncIterator[LocalServer]:
-    """Serve `bundle` as `tiny`, with the engines of `registry.ENGINES`."""
+    """Serve `bundle` as `tiny`, with the engines of `registry.ENGINES`.
+
+    A decoder, for `decodes`, is a process that takes a second to start.
+    """
     config = ServeConfig(threads=1, **(settings or {}))
     metrics = Metrics()
     model = ServedModel("tiny", bundle.path, config, partial(metrics.count_batch, "tiny"))
-    decoder = Decoder(2, max_pixels=config.max_pixels, max_wait=config.max_wait_ms / 1000)
+    max_wait = config.max_wait_ms / 1000
+    decoder: Any = Mock(spec=Decoder)
+    if decodes:
+        decoder = Decoder(2, max_pixels=config.max_pixels, max_wait=max_wait)
     service = Service({"tiny": model}, decoder, metrics, config)
-    app = RequestMiddleware(make_app(service), service, token, over_capacity=lambda: False)
+    app = RequestMiddleware(make_app(service), service, None, over_capacity=lambda: False)
     await model.load()
     try:
         yield LocalServer(app, service)

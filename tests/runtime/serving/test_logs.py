@@ -45,7 +45,8 @@ class Pipe:
 
 
 @pytest.fixture
-def pipe() -> Iterator[Pipe]:
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
+    monkeypatch.setattr(logs, "MAX_QUEUED_LINES", 1000)
     pipe = Pipe()
     yield pipe
     os.close(pipe.reader)

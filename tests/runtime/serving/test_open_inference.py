@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from resdeploy.runtime.serving.open_inference import (
@@ -252,6 +252,7 @@ VALUES = st.recursive(
 FIELDS = ("name", "shape", "datatype", "data", "parameters")
 
 
+@settings(max_examples=20)  # the fuzzer's target `request` makes millions
 @given(st.dictionaries(st.sampled_from(FIELDS), VALUES), st.binary(max_size=24), VALUES, VALUES)
 def test_any_document_is_parsed_or_rejected(
     entry: dict[str, Any], binary: bytes, outputs: Any, parameters: Any

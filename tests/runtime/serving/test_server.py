@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import os
 import shutil
@@ -9,8 +10,9 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.serving.http.connection import SHUTDOWN_SECONDS
+from resdeploy.runtime.serving.server import exempt_from_collection
 from tests.samples import SIZE
 from tests.serving_process import PATIENCE, ServerProcess, is_running, picture, tensor_request
 
@@ -280,6 +283,24 @@ def test_systemd_is_notified(tiny_bundle: Bundle, tmp_path: Path) -> None:
             assert listener.recv(100) == b"STOPPING=1"
 
 
+def test_objects_that_stay_are_not_collected_again() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.own = self
+
+    try:
+        cycle = Cycle()
+        reference = weakref.ref(cycle)
+        exempt_from_collection()
+        assert not any(one is cycle for one in gc.get_objects())
+        del cycle
+        assert reference() is not None
+        exempt_from_collection()  # after a reload
+        assert reference() is None
+    finally:
+        gc.unfreeze()
+
+
 def test_over_tls(tiny_bundle: Bundle, tmp_path: Path) -> None:
     import ssl
     import subprocess
@@ -302,6 +323,13 @@ def test_over_tls(tiny_bundle: Bundle, tmp_path: Path) -> None:
         connection.request("GET", "/healthz")
         assert connection.getresponse().status == 200
         connection.close()
+        trust.maximum_version = ssl.TLSVersion.TLSv1_2
+        for ciphers, accepted in (("ECDHE+AESGCM", True), ("ECDHE+AES:!AESGCM", False)):
+            trust.set_ciphers(ciphers)
+            connection = http.client.HTTPSConnection("localhost", server.port, context=trust)
+            with nullcontext() if accepted else pytest.raises(ssl.SSLError):
+                connection.connect()
+            connection.close()
         import grpc
 
         from resdeploy.runtime.serving.grpc.messages import load_methods

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import uvicorn
@@ -32,6 +39,7 @@ class Running:
         self.free.set()
         self.port = 0
         self.server: Any = None
+        self.listening: Any = None
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
@@ -67,13 +75,18 @@ class Running:
 
 
 @asynccontextmanager
-async def running(**settings: Any) -> AsyncIterator[Running]:
+async def running(
+    tls: Mapping[str, Any] = MappingProxyType({}), **settings: Any
+) -> AsyncIterator[Running]:
     local = Running()
-    config = uvicorn.Config(local.app, interface="asgi3", lifespan="off", log_config=None)
+    config = uvicorn.Config(
+        local.app, interface="asgi3", lifespan="off", log_config=None, ws="none", **tls
+    )
+    config.load()
     defaults = {"header_seconds": 0.5, "body_seconds": 0.5, "idle_seconds": 0.5}
     serving = ServeConfig(**{**defaults, **settings})
     local.server = HttpServer(config, serving, lambda _, status: local.refused.append(status))
-    listening = listen("127.0.0.1", 0)
+    local.listening = listening = listen("127.0.0.1", 0)
     local.port = listening.getsockname()[1]
     task = asyncio.ensure_future(local.server.serve([listening]))
     await until(lambda: local.server.started)
@@ -205,18 +218,117 @@ def test_slow_and_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -
     async def scenario() -> None:
         async with running() as local:
             await asyncio.gather(*(local.send(*parts) for parts in slow))
-            await until(lambda: not local.server._tasks)
+            await until(lambda: not local.server.server_state.connections)
 
     run(scenario)
 
 
-def test_a_body_slower_than_the_minimum_rate_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resdeploy.runtime.serving.http.connection.RATE_SECONDS", 0.1)
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the options of a server over TLS."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed, so no certificate can be made")
+    folder = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 "
+    command += "-subj /CN=localhost -keyout key.pem -out cert.pem"
+    subprocess.run(command.split(), check=True, stderr=subprocess.DEVNULL, cwd=folder)
+    return {"ssl_certfile": folder / "cert.pem", "ssl_keyfile": folder / "key.pem"}
+
+
+def client_over_tls(certificate: dict[str, Path]) -> ssl.SSLContext:
+    trust = ssl.create_default_context(cafile=certificate["ssl_certfile"])
+    trust.check_hostname = False
+    return trust
+
+
+def test_slow_handshakes_of_tls_end(certificate: dict[str, Path]) -> None:
+    trust = client_over_tls(certificate)
 
     async def scenario() -> None:
-        async with running(body_seconds=600) as local:
-            answer = await local.send(POST + b"Content-Length: 9\r\n\r\n1")
-            assert answer.startswith(b"HTTP/1.1 408 ")
+        async with running(certificate) as local:
+            silent, hello = await local.connect(), await local.connect()
+            hello[1].write(b"\x16\x03\x01\x02\x00\x01")
+            shaken = await asyncio.open_connection("127.0.0.1", local.port, ssl=trust)
+            for reader, writer in (silent, hello, shaken):
+                with suppress(ConnectionError):
+                    assert await reader.read() == b""
+                writer.close()
+            await until(lambda: not local.server.server_state.connections)
+
+    run(scenario)
+
+
+def test_silent_connections_of_the_backlog_do_not_delay_the_shutdown() -> None:
+    async def scenario() -> None:
+        async with running(header_seconds=2 * PATIENCE) as local:
+            asyncio.get_running_loop().remove_reader(local.listening)
+            _, silent = await local.connect()
+            local.server.should_exit = True
+        silent.close()
+
+    run(scenario)
+
+
+def test_a_handshake_of_tls_is_finished_at_shutdown(
+    certificate: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resdeploy.runtime.serving.http.connection.SHUTDOWN_SECONDS", PATIENCE)
+
+    async def scenario() -> None:
+        async with running(certificate, header_seconds=PATIENCE) as local:
+            client = socket.create_connection(("127.0.0.1", local.port))
+            await until(lambda: local.server.server_state.connections)
+            local.server.should_exit = True
+            await asyncio.sleep(0.3)  # three times as long as uvicorn waits for connections
+            _, writer = await asyncio.open_connection(
+                sock=client, ssl=client_over_tls(certificate), server_hostname="localhost"
+            )
+            writer.write(b"GET /1 HTTP/1.1\r\nConnection: close\r\n\r\n")
+            await until(lambda: local.requests)
+            writer.close()
+
+    run(scenario)
+
+
+def test_requests_are_answered_at_shutdown_without_file_handles() -> None:
+    async def scenario() -> None:
+        async with running(header_seconds=600) as local:
+            local.free.clear()
+            answer = asyncio.ensure_future(local.send(GET % 1))
+            await until(lambda: local.requests)
+            local.server._accept = Mock(side_effect=OSError(errno.EMFILE, "Too many open files"))
+            local.server.should_exit = True
+            await until(lambda: local.server._accept.called)
+            local.free.set()
+            assert b"200 OK" in await answer
+
+    run(scenario)
+
+
+def test_http_1_0_has_no_interim_answer() -> None:
+    async def scenario() -> None:
+        async with running(header_seconds=60) as local:
+            for version, answers in ((0, 1), (1, 2)):
+                head = (
+                    b"POST / HTTP/1.%d\r\nExpect: 100-continue\r\nConnection: close\r\n" % version
+                )
+                answer = await local.send(head + b"Content-Length: 1\r\n\r\n", b"A")
+                assert answer.count(b"HTTP/1.1 ") == answers
+
+    run(scenario)
+
+
+def test_many_small_chunks_are_refused_before_all_are_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[bytes] = []
+    monkeypatch.setattr(LimitedProtocol, "on_body", lambda _, body: parsed.append(body))
+
+    async def scenario() -> None:
+        async with running(header_seconds=60, body_seconds=60) as local:
+            await local.send(CHUNKED + b"1\r\nA\r\n" * 30_000)
+            assert local.refused == [431]
+            assert 0 < len(parsed) <= MAX_HEADER_BYTES // 2
 
     run(scenario)
 
@@ -228,7 +340,7 @@ def test_a_client_that_does_not_read_its_answer_is_disconnected() -> None:
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
             await until(lambda: local.requests)
-            await until(lambda: not local.server._tasks)
+            await until(lambda: not local.server.server_state.connections)
             writer.close()
 
     run(scenario)
@@ -241,7 +353,7 @@ def test_idle_connections_give_way_to_new_ones() -> None:
             close = b"GET /1 HTTP/1.1\r\nConnection: close\r\n\r\n"
             for _ in range(3):
                 assert b"200 OK" in await local.send(close)
-            assert len(local.server._tasks) <= 9
+            assert len(local.server.server_state.connections) <= 9
             for _, writer in idle:
                 writer.close()
 
@@ -261,13 +373,15 @@ def test_without_file_handles_the_server_tries_again_and_warns_once(
     async def scenario() -> None:
         async with running(header_seconds=60) as local:
             _, writer = await local.connect()
-            await until(lambda: local.server._tasks)
+            await until(lambda: local.server.server_state.connections)
             loop: Any = asyncio.get_running_loop()
             loop.remove_reader = lambda _: None
             for _ in range(5):
                 local.server._accept_some(Exhausted())
             del loop.remove_reader
-            await until(lambda: not local.server._tasks)  # it gave its handle back
+            await until(
+                lambda: not local.server.server_state.connections
+            )  # it gave its handle back
             writer.close()
 
     run(scenario)

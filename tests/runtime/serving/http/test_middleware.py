@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +15,13 @@ import pytest
 
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.runtime.backends import registry
-from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.decoder_pool import Decoder
+from resdeploy.runtime.serving.http import routes
 from resdeploy.runtime.serving.http.body import ByteBudget, parse_integer
-from resdeploy.runtime.serving.http.middleware import RequestMiddleware
-from resdeploy.runtime.serving.metrics import Metrics
+from resdeploy.runtime.serving.http.uploads import FORM
 from resdeploy.runtime.serving.request_errors import QueueFull, RequestError, Unauthorized
 from resdeploy.runtime.serving.request_log import check_token, choose_request_id
-from resdeploy.runtime.serving.service import Service
-from tests.asgi import ask as ask_app
 from tests.fakes import GoldenBackend, make_engine
-from tests.runtime.serving.conftest import LocalServer, local_server, until
+from tests.runtime.serving.conftest import LocalServer, local_server, until, without_models
 from tests.serving_process import PATIENCE, picture, tensor_request
 
 INFER = "/v2/models/tiny/infer"
@@ -206,14 +204,84 @@ def test_a_body_that_arrives_slowly_makes_room_for_others(
     run(scenario())
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_large_answers_are_converted_in_a_thread(
+    tiny_bundle: Bundle,
+    backends: list[GoldenBackend],
+    image_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+) -> None:
+    threads: list[str] = []
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            return function(*arguments)
+
+        return call
+
+    for name in ("encode_output", "top_predictions", "_json_response"):
+        monkeypatch.setattr(routes, name, recorded(getattr(routes, name)))
+    monkeypatch.setattr(routes, "MAX_INLINE_BYTES", 20 * 3 + 100 * 3 if count == 1 else 20 * 3)
+
+    async def scenario() -> None:
+        async with local_server(tiny_bundle, decodes=True) as local:
+            body, headers = golden(local, count)
+            assert (await local.ask(INFER, body, headers)).status == 200
+            assert (await local.ask("/v1/classify", picture(image_data))).status == 200
+
+    run(scenario())
+    assert len(threads) == 4
+    assert all(name.startswith("MainThread" if count == 1 else "convert") for name in threads)
+
+
+def test_large_pictures_do_not_wait_for_large_documents(
+    tiny_bundle: Bundle, backends: list[GoldenBackend], image_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(routes, "MAX_CONVERSIONS", 0)
+    monkeypatch.setattr(routes, "MAX_INLINE_BYTES", 500)
+
+    async def scenario() -> None:
+        async with local_server(tiny_bundle, decodes=True) as local:
+            large = picture(image_data) + bytes(500)
+            assert (await local.ask("/v1/classify", large)).status == 200
+            reply = await local.ask("/v1/classify", large, {"Content-Type": FORM})
+            assert reply.json == {"error": "too many large documents at once"}
+
+    run(scenario())
+
+
 def test_a_budget_is_released() -> None:
     budget = ByteBudget(10)
-    with budget.reservation() as reservation:
+    with budget.reservation("") as reservation:
         reservation.add(6)
         reservation.add(4)
         with pytest.raises(QueueFull):
             reservation.add(1)
     assert budget.used == 0
+
+
+def test_the_network_that_holds_most_bytes_loses_its_oldest_body() -> None:
+    async def scenario() -> None:
+        budget = ByteBudget(10)
+        with ExitStack() as stack:
+            good, *crowd = [
+                stack.enter_context(budget.reservation(network)) for network in ("good", *"cccc")
+            ]
+            for one in (good, *crowd):
+                one.arriving = asyncio.get_running_loop().create_future()
+            good.add(2)
+            for one in crowd:
+                one.add(3)  # the last two drop the first two
+            assert [one.size for one in (good, *crowd)] == [2, 0, 0, 3, 3]
+            good.add(5)
+            assert [one.size for one in (good, *crowd)] == [7, 0, 0, 0, 3]
+            with pytest.raises(QueueFull):  # its own network holds most
+                good.add(1)
+
+    run(scenario())
 
 
 def test_before_loading_only_probes_are_answered(tiny_bundle: Bundle) -> None:
@@ -233,7 +301,7 @@ def test_before_loading_only_probes_are_answered(tiny_bundle: Bundle) -> None:
 
 def test_a_draining_server_answers_but_is_not_ready(tiny_bundle: Bundle, image_data: Path) -> None:
     async def scenario() -> None:
-        async with local_server(tiny_bundle) as local:
+        async with local_server(tiny_bundle, decodes=True) as local:
             local.service.readiness.draining = True
             assert (await local.ask("/v2/health/ready")).status == 503
             reply = await local.ask("/v1/classify", picture(image_data))
@@ -244,10 +312,10 @@ def test_a_draining_server_answers_but_is_not_ready(tiny_bundle: Bundle, image_d
 
 
 def test_an_unexpected_error_is_500_without_details(
-    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        async with local_server(tiny_bundle) as local:
+        with without_models() as local:
             monkeypatch.setattr(local.service, "server_metadata", lambda: 1 / 0)
             reply = await local.ask("/v2", headers={"X-Request-ID": "seven"})
             assert reply.status == 500
@@ -260,19 +328,25 @@ def test_an_unexpected_error_is_500_without_details(
     assert record.fields == {"request_id": "seven"}  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("path", ["/v1/classify?top=1&top=2", "/v1/classify?top=0x1"])
 @pytest.mark.parametrize("timeout", ["1_000", "+5", "5.0", "\u0663", "", "0" * 21])
-def test_numbers_have_ascii_digits_only_and_parameters_occur_once(
-    tiny_bundle: Bundle, backends: list[GoldenBackend], path: str, timeout: str
-) -> None:
+def test_numbers_have_ascii_digits_only(timeout: str) -> None:
     async def scenario() -> None:
-        async with local_server(tiny_bundle) as local:
-            assert (await local.ask(path, b"x")).status == 400
-            if timeout.isascii():
-                reply = await local.ask(INFER, b"x", {"X-Timeout-Ms": timeout})
-                assert "X-Timeout-Ms must be an integer" in reply.json["error"]
-            with pytest.raises(RequestError):
-                parse_integer(timeout, "a number", 0, 10)
+        with without_models() as local:
+            reply = await local.ask(INFER, b"x", {"X-Timeout-Ms": timeout})
+            assert "X-Timeout-Ms must be an integer" in reply.json["error"]
+
+    if timeout.isascii():
+        run(scenario())
+    with pytest.raises(RequestError):
+        parse_integer(timeout, "a number", 0, 10)
+
+
+@pytest.mark.parametrize("query", ["top=1&top=2", "top=0x1", "a&" * 600])
+def test_a_query_is_short_and_its_parameters_occur_once(query: str) -> None:
+    async def scenario() -> None:
+        with without_models() as local:
+            reply = await local.ask(f"/v1/classify?{query}", b"x")
+            assert reply.status == 400
 
     run(scenario())
 
@@ -295,16 +369,21 @@ def test_a_client_cannot_extend_its_deadline(
     run(scenario())
 
 
-def test_other_sites_are_refused_without_a_token(tiny_bundle: Bundle) -> None:
+@pytest.mark.parametrize(
+    ("token", "settings", "status"),
+    [
+        (None, {}, 403), (None, {"allow_host": ("evil.example",)}, 200),
+        (None, {"host": "0.0.0.0"}, 200), (b"secret", {}, 401),
+    ],
+)  # fmt: skip
+def test_other_sites_are_refused_without_a_token(
+    token: bytes | None, settings: dict[str, Any], status: int
+) -> None:
     async def scenario() -> None:
-        for token, settings, status in (
-            (None, {}, 403), (None, {"allow_host": ("evil.example",)}, 200),
-            (None, {"host": "0.0.0.0"}, 200), (b"secret", {}, 401),
-        ):  # fmt: skip
-            async with local_server(tiny_bundle, settings, token) as local:
-                headers = {"Host": "evil.example:80"}
-                assert (await local.ask("/v2", headers=headers)).status == status
-                assert (await local.ask("/healthz", headers=headers)).status == 200
+        with without_models(settings, token) as local:
+            headers = {"Host": "evil.example:80"}
+            assert (await local.ask("/v2", headers=headers)).status == status
+            assert (await local.ask("/healthz", headers=headers)).status == 200
 
     run(scenario())
 
@@ -325,16 +404,14 @@ def test_other_sites_are_refused_without_a_token(tiny_bundle: Bundle) -> None:
         ("secret", 401),
     ],
 )
-def test_a_token_is_required(
-    tiny_bundle: Bundle, backends: list[GoldenBackend], header: str | None, status: int
-) -> None:
+def test_a_token_is_required(header: str | None, status: int) -> None:
     async def scenario() -> None:
-        async with local_server(tiny_bundle, token=b"secret") as local:
+        with without_models(token=b"secret") as local:
             headers = {"Authorization": header} if header else {}
             for path in ("/v2", "/metrics", "/v1/stats", "/openapi.json"):
                 assert (await local.ask(path, headers=headers)).status == status
             reply = await local.ask(INFER, [b"x", b"y"], headers, stalls=status == 401)
-            assert reply.status == (401 if status == 401 else 400)
+            assert reply.status == (401 if status == 401 else 404)
             if status == 401:
                 assert reply.headers["www-authenticate"] == "Bearer"
             for path in ("/", "/healthz", "/v2/health/live", "/v2/health/ready"):
@@ -355,19 +432,11 @@ def test_unsafe_request_ids_are_replaced(header: bytes | None) -> None:
 
 
 def test_with_too_many_connections_only_probes_are_answered() -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body"})
-
     async def scenario() -> None:
-        config = ServeConfig()
-        decoder = Decoder(1, max_pixels=1, max_wait=0.0)
-        service = Service({}, decoder, Metrics(), config)
-        middleware = RequestMiddleware(app, service, None, over_capacity=lambda: True)
-        assert (await ask_app(middleware, "/healthz")).status == 200
-        reply = await ask_app(middleware, "/v2")
-        assert reply.status == 503
-        assert reply.headers["connection"] == "close"
-        decoder.close()
+        with without_models(over_capacity=True) as local:
+            assert (await local.ask("/healthz")).status == 200
+            reply = await local.ask("/v2")
+            assert reply.status == 503
+            assert reply.headers["connection"] == "close"
 
     run(scenario())

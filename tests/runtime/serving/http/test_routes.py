@@ -236,7 +236,7 @@ def test_the_invalid_file_of_several_is_named(server: ServerProcess, image_data:
     assert server.ask("/v1/classify", body, headers).json["error"].startswith("file 2: ")
 
 
-@pytest.mark.parametrize("top", ["0", "-1", "many", "1001", "9" * 5000, "²"])
+@pytest.mark.parametrize("top", ["0", "-1", "many", "1001", "9" * 500, "²"])
 def test_top_must_be_a_number(server: ServerProcess, top: str) -> None:
     from urllib.parse import quote
 

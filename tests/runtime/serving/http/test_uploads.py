@@ -75,6 +75,8 @@ def test_a_form_gives_its_files_in_order_without_other_fields() -> None:
         (FORM, form((file("a"), b"x"), (file("b"), b"x")), TooLarge, "more than 1 files"),
         (FORM, form(("Content-Disposition: form-data", b"x")), RequestError, "damaged"),
         (FORM, form(("X-A: b\r\n" * 8 + file("a"), b"x")), RequestError, "damaged"),
+        (FORM, form((file("a") + ";a=b" * 40, b"x")), RequestError, "parameters"),
+        ("image/png" + ";" * 40, b"x", RequestError, "parameters"),
         (FORM, form(*[("Content-Disposition: form-data; name=a", b"")] * 40), TooLarge, "32 form"),
         (FORM, form(("X: " + "y" * 9000, b"x")), RequestError, "incomplete|damaged"),
         (FORM, b"--line\r\n" * 9, RequestError, "incomplete|damaged"),
