@@ -134,7 +134,7 @@ class _Child:
             raise EOFError("the decoder does not follow the protocol")
         return (await self._receive(length)).decode(errors="replace")
 
-    async def _send(self, data: bytes) -> None:
+    async def _send(self, data: bytes | memoryview) -> None:
         await asyncio.get_running_loop().sock_sendall(self._socket, data)
 
     async def _receive(self, length: int) -> bytearray:
