@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.calibration.observer import activations
+from resdeploy.calibration.observer import activations, run_batched
 from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.graph.qdq import RoundedWeights, stored_weights
 from resdeploy.export.graph.saturation import check_no_saturation
@@ -66,7 +66,6 @@ def rounded_and_runs(
     exported: Exported, recipe: QuantizationRecipe, **limits: int
 ) -> tuple[RoundedWeights | None, Counter[str]]:
     runs = Counter[str]()
-    run_batched = compensation.run_batched
 
     def counted(graph: bytes, *args: Any) -> Iterator[tuple[str, Any]]:
         nodes = onnx.load_from_string(graph).graph.node
@@ -74,9 +73,9 @@ def rounded_and_runs(
         return run_batched(graph, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compensation, "run_batched", counted)
+        patch.setattr(f"{compensation.__name__}.run_batched", counted)
         for name, limit in limits.items():
-            patch.setattr(compensation, name, limit)
+            patch.setattr(f"{compensation.__name__}.{name}", limit)
         return compensated_weights(exported.model, recipe, exported.images, silent), runs
 
 
