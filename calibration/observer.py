@@ -83,10 +83,10 @@ def activations(
     graph: bytes, tensors: Sequence[str], batches: Iterable[UInt8Array]
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Yield the name and the values of each tensor, an output of the graph, for each batch."""
-    return run_batched(graph, tensors, ({INPUT_NAME: images} for images in batches))
+    return run_feeds(graph, tensors, ({INPUT_NAME: images} for images in batches))
 
 
-def run_batched(
+def run_feeds(
     graph: bytes, tensors: Sequence[str], feeds: Iterable[Mapping[str, npt.NDArray[Any]]]
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Yield the name and the values of each output in `tensors`, for the inputs of each batch."""

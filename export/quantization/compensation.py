@@ -23,7 +23,7 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import INPUT_NAME, Encoding
 from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.calibration.histogram import Float64Array
-from resdeploy.calibration.observer import run_batched
+from resdeploy.calibration.observer import run_feeds
 from resdeploy.calibration.weight_rounding import round_weights
 from resdeploy.export.graph.placement import WEIGHTED, QuantizedEdge, node_name, value_name
 from resdeploy.export.graph.qdq import (
@@ -149,7 +149,7 @@ class KnownActivations:
         feeds = (dict(zip(sources, batch)) for batch in zip(*(known[name] for name in sources)))
         free = MOST_KEPT - sum(batch.nbytes for kept in self._kept.values() for batch in kept)
         computed = self._kept[tensor] = []
-        for _, values in run_batched(graph, [tensor], feeds):
+        for _, values in run_feeds(graph, [tensor], feeds):
             free -= values.nbytes
             if free >= 0:
                 computed.append(values)

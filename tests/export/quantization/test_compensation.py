@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.calibration.observer import activations, run_batched
+from resdeploy.calibration.observer import activations, run_feeds
 from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.graph.qdq import RoundedWeights, stored_weights
 from resdeploy.export.graph.saturation import check_no_saturation
@@ -70,10 +70,10 @@ def rounded_and_runs(
     def counted(graph: bytes, *args: Any) -> Iterator[tuple[str, Any]]:
         nodes = onnx.load_from_string(graph).graph.node
         runs.update(node.name for node in nodes if node.op_type in WEIGHTED)
-        return run_batched(graph, *args)
+        return run_feeds(graph, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{compensation.__name__}.run_batched", counted)
+        patch.setattr(f"{compensation.__name__}.run_feeds", counted)
         for name, limit in limits.items():
             patch.setattr(f"{compensation.__name__}.{name}", limit)
         return compensated_weights(exported.model, recipe, exported.images, silent), runs
@@ -84,15 +84,12 @@ def test_no_layer_runs_twice(case: Case) -> None:
     assert set(case.runs.values()) == {1}
 
 
-def test_activations_that_do_not_fit_are_computed_again() -> None:
-    exported = export_network(make_classifier(NETWORKS["basic"]), 32)
-    recipe = QuantizationRecipe(encoding=Encoding.CPU, calibrator="max", ranges=exported.ranges)
-    expected, _ = rounded_and_runs(exported, recipe)
-    found, runs = rounded_and_runs(exported, recipe, MOST_KEPT=0)
+@pytest.mark.parametrize("case", ["grouped-concat"], indirect=True)
+def test_activations_that_do_not_fit_are_computed_again(case: Case) -> None:
+    found, runs = rounded_and_runs(case.exported, case.alone, MOST_KEPT=0)
     assert max(runs.values()) > 1
     assert found is not None
-    assert expected is not None
-    for name, (integers, scales) in expected.weights.items():
+    for name, (integers, scales) in case.rounded.weights.items():
         np.testing.assert_array_equal(found.weights[name][0], integers)
         np.testing.assert_array_equal(found.weights[name][1], scales)
 
