@@ -102,11 +102,11 @@ def test_an_addition_in_float_is_detected(resnet34: Exported) -> None:
 
 
 def aligned(graph: ir.Graph, highs: dict[str, float]) -> dict[str, QuantizationParameters]:
-    """Return the scales for ranges of 0 to 4, of -3 to 3 for convolutions, and for `highs`."""
+    """Return the scales for ranges of 0 to 4, of -2.5 to 2.5 for convolutions, and for `highs`."""
     edges = place(graph, Encoding.CPU)
     ranges = {}
     for tensor in {edge.range_of for edge in edges}:
-        high = highs.get(tensor, 3.0 if "conv2" in tensor or "downsample" in tensor else 4.0)
+        high = highs.get(tensor, 2.5 if "conv2" in tensor or "downsample" in tensor else 4.0)
         ranges[tensor] = Range(low=0.0 if "relu" in tensor else -high, high=high)
     return activation_parameters(graph, edges, ranges, Encoding.CPU)
 
