@@ -7,7 +7,7 @@ their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,11 +83,18 @@ def activations(
     graph: bytes, tensors: Sequence[str], batches: Iterable[UInt8Array]
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Yield the name and the values of each tensor, an output of the graph, for each batch."""
+    return run_feeds(graph, tensors, ({INPUT_NAME: images} for images in batches))
+
+
+def run_feeds(
+    graph: bytes, tensors: Sequence[str], feeds: Iterable[Mapping[str, npt.NDArray[Any]]]
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Yield the name and the values of each output in `tensors`, for the inputs of each batch."""
     with needs_extra():
         import onnxruntime
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    for images in batches:
-        outputs = session.run(list(tensors), {INPUT_NAME: images})
+    for inputs in feeds:
+        outputs = session.run(list(tensors), dict(inputs))
         yield from zip(tensors, map(np.asarray, outputs))
         del outputs  # before the next batch runs, so that only one is in memory

@@ -23,8 +23,9 @@ from resdeploy.calibration.scales import INT8_MAX, SMALLEST_SCALE, Float32Array
 LARGEST_PAIR = 128  # 255 * 128 fits in 16 bits, and 255 * 129 does not
 # Added to the diagonal of H, as a share of its mean; the share in the paper on GPTQ.
 DAMPING = 0.01
-# Larger steps clip fewer pairs and round all weights more coarsely.
-STEP_FACTORS = (1.0, 1.15, 1.35, 1.6)
+# Larger steps clip fewer pairs and round all weights more coarsely. With the last one, integers are
+# at most 64, so none is clipped.
+STEP_FACTORS = (1.0, 1.25, 1.6, INT8_MAX / (LARGEST_PAIR // 2))
 BLOCK = 64  # columns between two matrix products; has no effect on the result
 
 Int8Array = npt.NDArray[np.int8]

@@ -96,6 +96,7 @@ def insert_qdq(
     in_float: Collection[str] = (),
     weights: Weights | None = None,
     biases: Mapping[str, Float32Array] | None = None,
+    parameters: Mapping[str, QuantizationParameters] | None = None,
 ) -> None:
     """Quantise `edges`, and the weights of every convolution and classifier that reads one.
 
@@ -112,13 +113,14 @@ def insert_qdq(
         in_float: Names of nodes whose weights stay float although the nodes read INT8 tensors.
         weights: Weights to take instead of those of `integer_weights`.
         biases: Biases to take instead of those of the graph; for CPUs only.
+        parameters: Scales and zero points to take instead of those for just these edges.
     """
     graph = model.graph
     nodes = {node.name: node for node in graph}
     values = ir.convenience.create_value_mapping(graph)
     on_cpu = encoding is Encoding.CPU
     input_scales: dict[str, np.float32] = {}  # by node whose first input is quantised
-    parameters = activation_parameters(graph, edges, ranges, encoding)
+    parameters = parameters or activation_parameters(graph, edges, ranges, encoding)
     for edge in edges:
         chosen = parameters[edge.range_of]
         dequantized = _quantize_activation(graph, values[edge.tensor], chosen, on_cpu=on_cpu)

@@ -11,20 +11,21 @@ equalization and bias correction" (2019), arXiv:1906.04721, section 4.2, here wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from resdeploy.bundle.golden import Float32Array
-from resdeploy.bundle.manifest import Encoding
+from resdeploy.bundle.manifest import INPUT_NAME, Encoding
 from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.calibration.histogram import Float64Array
-from resdeploy.calibration.observer import activations
+from resdeploy.calibration.observer import run_feeds
 from resdeploy.calibration.weight_rounding import round_weights
-from resdeploy.export.graph.placement import WEIGHTED, node_name, value_name
+from resdeploy.export.graph.placement import WEIGHTED, QuantizedEdge, node_name, value_name
 from resdeploy.export.graph.qdq import (
     QuantizedWeight,
     RoundedWeights,
@@ -46,6 +47,9 @@ ROUNDING_PIXELS, MOST_IMAGES = 64 * 224 * 224, 512
 # Positions in the maps of all images on which a layer's weights are rounded: 3.5 times the inputs
 # of the widest layer of a ResNet-34.
 ROWS = 16384
+# Bytes of activations that are kept until the layers that need them have run: a ResNet-34 needs
+# 67 MB for 512 images of 32 pixels, and 103 MB for 64 of 224. Others are computed again.
+MOST_KEPT = 1 << 30
 
 
 def rounding_images(size: tuple[int, int]) -> int:
@@ -93,20 +97,21 @@ def compensated_weights(
         for node in model.graph
         if node.op_type in WEIGHTED and node.name in inputs and node.name not in recipe.in_float
     }
-    later = set(layers)
+    later = dict.fromkeys(layers)  # in the order of the graph
+    known = KnownActivations(batches)
     weights, biases = dict[str, QuantizedWeight](), dict[str, Float32Array]()
     with progress("rounding", len(layers)) as advance:
         for layer, node in layers.items():
             edge, quantised = inputs[layer], model.clone()
             insert_qdq(
                 quantised, edges, recipe.ranges, recipe.encoding,
-                in_float=recipe.in_float | later, weights=weights, biases=biases,
+                in_float=recipe.in_float.union(later), weights=weights, biases=biases,
             )  # fmt: skip
-            later.discard(layer)
+            known.forget_unless_needed(quantised.graph, [_stored(inputs[name]) for name in later])
+            del later[layer]
             activation = parameters[edge.range_of]
-            means, moments = _input_moments(
-                quantised, f"{edge.tensor}.quantized", activation.zero_point, node, batches
-            )
+            integers_read = known.batches(quantised, _stored(edge))
+            means, moments = _input_moments(integers_read, activation.zero_point, node, len(images))
             name, exact = _initializer(node, 1)
             groups, pairs = np.split(exact, len(moments)), pairs_of(node)
             integers, scales, changes = [], [], []
@@ -125,6 +130,59 @@ def compensated_weights(
     return RoundedWeights(weights=weights, biases=biases)
 
 
+class KnownActivations:
+    """Integers of tensors on all images, from which those of later layers are computed."""
+
+    def __init__(self, images: Sequence[UInt8Array]) -> None:
+        self._images = images  # take no further memory
+        self._kept: dict[str, list[npt.NDArray[Any]]] = {}
+
+    def batches(self, quantised: ir.Model, tensor: str) -> Iterator[npt.NDArray[Any]]:
+        """Yield a tensor of the graph for each batch, and keep it within `MOST_KEPT`."""
+        known = {INPUT_NAME: self._images, **self._kept}
+        sources = sorted(self._sources(quantised.graph, [tensor]))
+        if sources == [tensor]:
+            yield from known[tensor]
+            return
+        part = ir.convenience.extract(quantised.graph, sources, [tensor])
+        graph = ir.to_proto(ir.Model(part, ir_version=quantised.ir_version)).SerializeToString()
+        feeds = (dict(zip(sources, batch)) for batch in zip(*(known[name] for name in sources)))
+        free = MOST_KEPT - sum(batch.nbytes for kept in self._kept.values() for batch in kept)
+        computed = self._kept[tensor] = []
+        for _, values in run_feeds(graph, [tensor], feeds):
+            free -= values.nbytes
+            if free >= 0:
+                computed.append(values)
+            else:
+                self._kept.pop(tensor, None)
+                computed.clear()
+            yield values
+
+    def forget_unless_needed(self, graph: ir.Graph, tensors: Collection[str]) -> None:
+        """Keep only what `tensors`, of the graph, are computed from."""
+        needed = self._sources(graph, tensors)
+        self._kept = {name: kept for name, kept in self._kept.items() if name in needed}
+
+    def _sources(self, graph: ir.Graph, tensors: Collection[str]) -> set[str]:
+        """Return the last known tensors on all paths to `tensors`, which may be known, too."""
+        values = ir.convenience.create_value_mapping(graph)
+        found, seen, waiting = set[str](), set[str](), list(tensors)
+        while waiting:
+            name = waiting.pop()
+            producer = values[name].producer()
+            if name in self._kept or name == INPUT_NAME:
+                found.add(name)
+            elif name not in seen and producer is not None:
+                waiting += [value_name(value) for value in producer.inputs if value is not None]
+            seen.add(name)
+        return found
+
+
+def _stored(edge: QuantizedEdge) -> str:
+    """Return the name of the integers of an edge in the quantised graph."""
+    return f"{edge.tensor}.quantized"
+
+
 def _initializer(node: ir.Node, index: int) -> tuple[str, Float64Array]:
     value = node.inputs[index]
     assert value is not None
@@ -133,23 +191,17 @@ def _initializer(node: ir.Node, index: int) -> tuple[str, Float64Array]:
 
 
 def _input_moments(
-    quantised: ir.Model, tensor: str, zero_point: int, node: ir.Node, batches: Sequence[UInt8Array]
+    batches: Iterable[npt.NDArray[Any]], zero_point: int, node: ir.Node, images: int
 ) -> tuple[Float64Array, Float64Array]:
-    """Return means (G, K) and covariances (G, K, K) of `tensor`, the integers that a layer reads.
+    """Return means (G, K) and covariances (G, K, K) of the integers that a layer reads.
 
-    The bias takes up any difference of means, so only the deviations from them matter. The graph
-    `quantised` is cut off after the tensor.
+    The bias takes up any difference of means, so only the deviations from them matter.
     """
-    known = ir.convenience.create_value_mapping(quantised.graph)
-    quantised.graph.outputs.clear()
-    quantised.graph.outputs.append(known[tensor])
-    passes.RemoveUnusedNodesPass()(quantised)
-    graph = ir.to_proto(quantised).SerializeToString()
     groups = node.attributes.get_int("group", 1)
     generator = np.random.default_rng(0)
     sums, products, count = np.zeros(1), np.zeros(1), 0
-    per_image = max(1, ROWS // sum(map(len, batches)))
-    for _, integers in activations(graph, [tensor], batches):
+    per_image = max(1, ROWS // images)
+    for integers in batches:
         values = integers.astype(np.float32) - zero_point
         rows = input_rows(values, node, per_image, generator)
         count += len(rows)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Encoding
 from resdeploy.export.graph.placement import WEIGHTED
-from resdeploy.export.graph.qdq import Weights, insert_qdq
+from resdeploy.export.graph.qdq import Weights, activation_parameters, insert_qdq
 from resdeploy.export.quantization.recipe import QuantizationRecipe
 from resdeploy.images.preprocessing import ImageSize, UInt8Array, pixel_count
 from resdeploy.runtime.backends.onnxruntime.cpu import OnnxRuntimeCpu
@@ -55,14 +55,17 @@ def round_at(
 
     The `weights` are those of `recipe.weights`. A bias belongs to its rounded weight.
     """
-    copy = model.clone()
+    copy, all_edges = model.clone(), recipe.edges(model)
+    parameters = activation_parameters(model.graph, all_edges, recipe.ranges, recipe.encoding)
     edges = [
         replace(edge, readers=readers)
-        for edge in recipe.edges(model)
+        for edge in all_edges
         if (readers := tuple(r for r in edge.readers if Site(edge.range_of, r, False) in sites))
     ]
     all_nodes = {str(node.name) for node in model.graph}
-    insert_qdq(copy, edges, recipe.ranges, recipe.encoding, in_float=all_nodes)
+    insert_qdq(
+        copy, edges, recipe.ranges, recipe.encoding, in_float=all_nodes, parameters=parameters
+    )
     nodes = {str(node.name): node for node in copy.graph}
     for site in sites:
         if site.weight:

@@ -236,6 +236,7 @@ def test_engines_that_cannot_be_built_are_an_error_before_the_work(
         export(dataclasses.replace(config, engine=True))
 
 
+@pytest.mark.slow
 def test_the_same_export_twice_gives_the_same_graphs(
     tiny_bundle: Bundle, tiny_checkpoint: Path, image_data: Path
 ) -> None:

@@ -169,6 +169,7 @@ def test_tensorboard_holds_every_epoch_once(config: TrainingConfig) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_names_that_are_not_utf_8_are_written_everywhere(
     config: TrainingConfig, image_data: Path, tmp_path: Path
 ) -> None:

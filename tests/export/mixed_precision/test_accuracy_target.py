@@ -217,6 +217,7 @@ def test_the_search_asks_for_more_than_the_judgement(changes: int, accepted: boo
     assert (counts.lowest_agreement() >= 99) is (changes <= 17)
 
 
+@pytest.mark.slow
 def test_an_export_with_a_target_reports_the_layers_in_float(
     tiny_checkpoint: Path, tmp_path: Path, image_data: Path
 ) -> None:

@@ -123,6 +123,7 @@ def test_latency_is_measured_in_milliseconds(
     assert 0.01 < measure_ms(model, Encoding.FLOAT, image) < 1000
 
 
+@pytest.mark.slow
 def test_an_export_records_all_evaluations(
     tiny_checkpoint: Path, image_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,7 @@ def config(tiny_checkpoint: Path, image_data: Path, tmp_path: Path) -> ExportCon
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_export_with_few_images_is_undecided_and_writes_the_bundle(
     config: ExportConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from resdeploy.bundle.manifest import Encoding
-from resdeploy.calibration.observer import activations
+from resdeploy.calibration.observer import activations, run_feeds
 from resdeploy.export.graph.placement import WEIGHTED
 from resdeploy.export.graph.qdq import RoundedWeights, stored_weights
 from resdeploy.export.graph.saturation import check_no_saturation
 from resdeploy.export.graph.to_onnx import to_bytes, with_outputs
+from resdeploy.export.quantization import compensation
 from resdeploy.export.quantization.compensation import (
     FEWEST_IMAGES,
     compensated_weights,
@@ -38,6 +43,8 @@ class Case:
     exported: Exported
     alone: QuantizationRecipe
     recipe: QuantizationRecipe
+    runs: Counter[str]
+    """Number of passes over all images through each layer, while the weights were rounded."""
 
     @property
     def rounded(self) -> RoundedWeights:
@@ -51,8 +58,40 @@ def case(request: pytest.FixtureRequest) -> Case:
     preprocessing = GRAY if architecture.input_channels == 1 else None
     exported = export_network(make_classifier(architecture, preprocessing=preprocessing), 32)
     recipe = QuantizationRecipe(encoding=Encoding.CPU, calibrator="max", ranges=exported.ranges)
-    rounded = compensated_weights(exported.model, recipe, exported.images, silent)
-    return Case(exported, recipe, dataclasses.replace(recipe, rounded=rounded))
+    rounded, runs = rounded_and_runs(exported, recipe)
+    return Case(exported, recipe, dataclasses.replace(recipe, rounded=rounded), runs)
+
+
+def rounded_and_runs(
+    exported: Exported, recipe: QuantizationRecipe, **limits: int
+) -> tuple[RoundedWeights | None, Counter[str]]:
+    runs = Counter[str]()
+
+    def counted(graph: bytes, *args: Any) -> Iterator[tuple[str, Any]]:
+        nodes = onnx.load_from_string(graph).graph.node
+        runs.update(node.name for node in nodes if node.op_type in WEIGHTED)
+        return run_feeds(graph, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{compensation.__name__}.run_feeds", counted)
+        for name, limit in limits.items():
+            patch.setattr(f"{compensation.__name__}.{name}", limit)
+        return compensated_weights(exported.model, recipe, exported.images, silent), runs
+
+
+def test_no_layer_runs_twice(case: Case) -> None:
+    """The cost grows with the number of layers, and not with its square."""
+    assert set(case.runs.values()) == {1}
+
+
+@pytest.mark.parametrize("case", ["grouped-concat"], indirect=True)
+def test_activations_that_do_not_fit_are_computed_again(case: Case) -> None:
+    found, runs = rounded_and_runs(case.exported, case.alone, MOST_KEPT=0)
+    assert max(runs.values()) > 1
+    assert found is not None
+    for name, (integers, scales) in case.rounded.weights.items():
+        np.testing.assert_array_equal(found.weights[name][0], integers)
+        np.testing.assert_array_equal(found.weights[name][1], scales)
 
 
 def test_no_pair_saturates_and_the_logits_are_closer_to_those_of_fp32(case: Case) -> None:

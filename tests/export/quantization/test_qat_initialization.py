@@ -78,6 +78,7 @@ def finished(
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", [None, "grouped-concat"])
 def test_the_export_takes_the_learned_ranges_and_gives_the_same_logits(
     member: str | None, request: pytest.FixtureRequest, image_data: Path, tmp_path: Path

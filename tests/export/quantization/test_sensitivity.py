@@ -104,6 +104,7 @@ def test_every_quantised_tensor_is_explained_once(tiny_bundle: Bundle, encoding:
     assert {layer.tensor for layer in result.layers if layer.kind == "activation"} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("worst", BOTH, ids=lambda encoding: encoding.value)
 def test_the_worst_graph_is_explained(tiny_bundle: Bundle, worst: Encoding) -> None:
     artifacts = tuple(

@@ -276,6 +276,7 @@ def test_predict_has_the_documented_keys(tiny_bundle: Bundle, image_data: Path) 
 DOUBT = "warning: int8 deviates from FP32: agreement 90.6 %, limit 98 %"
 
 
+@pytest.mark.slow
 def test_every_command_repeats_the_warnings_of_a_bundle(
     doubtful_bundle: Bundle, image_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

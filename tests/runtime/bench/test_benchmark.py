@@ -85,6 +85,7 @@ def test_also_and_without_change_the_contenders(tiny_bundle: Bundle) -> None:
     assert "pytorch-eager" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_the_result_has_pytorch_every_precision_and_the_additional_backend(
     result: Benchmark,
 ) -> None:
