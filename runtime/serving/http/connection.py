@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import select
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -65,12 +67,14 @@ class LimitedProtocol(HttpToolsProtocol):
         server_state: ServerState,
         settings: ServeConfig,
         table: ConnectionTable,
+        accepted: socket.socket,
         network: str,
         refused: Callable[[Any, int], None],
     ) -> None:
         """Create a connection of `network`; `refused` gets the client and status of a refusal."""
         super().__init__(config, server_state, {})
         self.network = network
+        self._accepted = accepted
         self.closed: asyncio.Future[None] = self.loop.create_future()
         self._settings = settings
         self._table = table
@@ -83,6 +87,14 @@ class LimitedProtocol(HttpToolsProtocol):
         self._feeding_head = True
         self._begin_head()
         self._wait(settings.header_seconds)  # the handshake of TLS is included
+
+    def has_input(self) -> bool:
+        """Return True if bytes have arrived that the server will read at once."""
+        if self._write_deadline < math.inf or self._accepted.fileno() < 0:
+            return False  # a client that takes no answers is not read
+        poll = select.poll()
+        poll.register(self._accepted, select.POLLIN)
+        return bool(poll.poll(0))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

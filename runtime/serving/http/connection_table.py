@@ -24,6 +24,9 @@ class Connection(Protocol):
     network: str
     task: asyncio.Task[None]
 
+    def has_input(self) -> bool:
+        """Return True if bytes of the client have arrived that the server will read at once."""
+
 
 class ConnectionTable:
     """The connections of one port, from `accept` to the end; TLS handshakes are included."""
@@ -52,9 +55,12 @@ class ConnectionTable:
         return True
 
     def close_longest_wait(self, network: str | None = None) -> bool:
-        """Close the connection, of `network` if given, that has waited longest; False if none."""
+        """Close the connection, of `network` if given, that has waited longest; False if none.
+
+        A request that has arrived meanwhile is not lost: its connection does not wait any more.
+        """
         for connection in self._waiting:
-            if network in (None, connection.network):
+            if network in (None, connection.network) and not connection.has_input():
                 self.remove(connection)
                 connection.task.cancel()
                 return True

@@ -149,7 +149,13 @@ class HttpServer(uvicorn.Server):
             return True
         accepted.setblocking(False)
         connection = LimitedProtocol(
-            self.config, self.server_state, self._settings, self.table, network, self._refused
+            self.config,
+            self.server_state,
+            self._settings,
+            self.table,
+            accepted,
+            network,
+            self._refused,
         )
         # uvicorn adds it after the handshake, and would not wait for it at shutdown.
         self.server_state.connections.add(connection)

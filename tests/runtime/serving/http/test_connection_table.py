@@ -15,7 +15,7 @@ from resdeploy.runtime.serving.http.connection_table import (
 
 
 def connect(table: ConnectionTable, network: str) -> Any:
-    connection = Mock(network=network)
+    connection = Mock(network=network, has_input=lambda: False)
     table.add(connection)
     return connection
 
@@ -37,6 +37,15 @@ def test_the_longest_wait_of_the_network_with_most_connections_ends() -> None:
     assert table.make_room("new")  # all together are too many
     assert closed(good, *crowd) == [False, False, False, True, True, False, False]
     assert not table.over_capacity
+
+
+def test_a_connection_whose_request_has_arrived_stays_open() -> None:
+    table = ConnectionTable(8)
+    first, second = connect(table, "crowd"), connect(table, "crowd")
+    first.has_input = lambda: True
+    assert table.close_longest_wait("crowd")
+    assert closed(first, second) == [False, True]
+    assert not table.close_longest_wait()
 
 
 def test_only_spare_connections_are_left_while_the_server_works_for_all() -> None:
