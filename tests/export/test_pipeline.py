@@ -379,9 +379,7 @@ def test_ranges_far_from_the_data_are_not_written(
 
     monkeypatch.setattr(pipeline, "calibrate", narrow)
     with pytest.raises(ExportError, match=r"int8\.onnx does not agree with PyTorch") as caught:
-        export(
-            dataclasses.replace(config, int8=True, calibration_data=image_data, calibrator="max")
-        )
+        export(dataclasses.replace(config, int8=True, calibration_data=image_data))
     assert "--calibration-data" in str(caught.value.hint)
     assert nothing_is_left()
 
