@@ -26,6 +26,7 @@ class Connection(Protocol):
 
     def has_input(self) -> bool:
         """Return True if bytes of the client have arrived that the server will read at once."""
+        ...
 
 
 class ConnectionTable:
