@@ -42,7 +42,12 @@ from resdeploy.export.mixed_precision.verdict import (
 )
 from resdeploy.export.network_check import check_network, label_warnings, shift_warnings
 from resdeploy.export.noise_analysis import analyse
-from resdeploy.export.quantization.calibrate import calibrate, calibrators_named, scoring_images
+from resdeploy.export.quantization.calibrate import (
+    calibrate,
+    calibrators_named,
+    scoring_images,
+    with_dla,
+)  # fmt: skip
 from resdeploy.export.quantization.compensation import with_rounded_weights
 from resdeploy.export.quantization.held_out import (
     FEWEST_IMAGES,
@@ -52,7 +57,7 @@ from resdeploy.export.quantization.held_out import (
     require_images,
 )
 from resdeploy.export.quantization.judge import Judgement, judge
-from resdeploy.export.quantization.result import Calibration, with_dla
+from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.source_preprocessing import preprocessing_warnings
 from resdeploy.export.triton.repository import TritonRepository, refuse_repository, write_repository
 from resdeploy.filesystem import new_directory, refuse_existing
@@ -323,7 +328,8 @@ def _calibrate(
             calibration = meet_latency_target(calibration, config.target_ms, context)
     points = trade_off_points(calibration, golden.images[:1], progress)
     calibration = replace(calibration, points=points)
-    calibration = with_dla(calibration) if config.dla else calibration
+    if config.dla:
+        calibration = with_dla(calibration, config.calibrator, progress)
     judgement = judge(calibration, judged, progress, config.search_seconds)
     targets: tuple[TargetResult, ...] = ()
     if judgement is not None and target.is_set:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -137,6 +138,31 @@ def calibrate(
         balance=_class_balance(source, paths[wanted_scoring:]),
         growth_percent=100 * float(np.median([tensor.growth for tensor in statistics.values()])),
         statistics=statistics,
+    )
+
+
+def with_dla(calibration: Calibration, calibrator: str, progress: Progress) -> Calibration:
+    """Return the calibration with a recipe for the DLA, and with the scores of its calibrators.
+
+    The ranges are chosen as for CPUs, but by the error of the DLA's own graph. The recipe keeps
+    nothing in float: neither shortcuts nor the layers that a search chose.
+    """
+    names, images = calibrators_named(calibrator), calibration.scoring.images
+    candidates = {
+        name: replace(
+            choose_ranges(calibration.statistics, name, Encoding.CPU, frozenset()),
+            encoding=Encoding.DLA,
+        )
+        for name in names
+    }
+    scores: tuple[Score, ...] = ()
+    if len(names) > 1 and len(images):
+        scores = _score(calibration.model, candidates.values(), images, progress)
+    recipe = candidates[_best_calibrator(scores, Encoding.DLA, names)]
+    return replace(
+        calibration,
+        recipes={**calibration.recipes, Encoding.DLA: recipe},
+        scores=(*calibration.scores, *scores),
     )
 
 
@@ -287,7 +313,7 @@ def _score(
     # The weights for CPUs are rounded later, with compensation. Until then, reducing the pairs that
     # saturate would cost more than ranges differ. So here they may saturate, without such kernels.
     weights = integer_weights(model, Encoding.TENSORRT)
-    backends = {Encoding.TENSORRT: Encoding.TENSORRT, Encoding.CPU: Encoding.FLOAT}
+    backends = {encoding: encoding for encoding in Encoding} | {Encoding.CPU: Encoding.FLOAT}
     scores = []
     with progress("scoring", len(recipes)) as advance:
         for recipe in recipes:

@@ -114,7 +114,7 @@ def _recipes(
     def recipe_of(recipe: QuantizationRecipe) -> QuantizationRecipe:
         if recipe.calibrator == LEARNED:
             return recipe
-        # The DLA's graph has the CPU's ranges.
+        # The DLA's ranges are chosen as the CPU's.
         like = Encoding.TENSORRT if recipe.encoding is Encoding.TENSORRT else Encoding.CPU
         chosen = choose_ranges(fold.others, recipe.calibrator, like, recipe.in_float)
         recipe = replace(recipe, ranges=chosen.ranges, rounded=None)

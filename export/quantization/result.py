@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -103,14 +103,3 @@ class Calibration:
             points=self.points,
             targets=self.targets,
         )
-
-
-def with_dla(calibration: Calibration) -> Calibration:
-    """Return the calibration with a recipe for the DLA, which has the CPU's ranges.
-
-    The recipe keeps nothing in float: neither shortcuts nor the layers that a search chose.
-    """
-    recipe = replace(
-        calibration.recipes[Encoding.CPU], encoding=Encoding.DLA, in_float=frozenset(), rounded=None
-    )
-    return replace(calibration, recipes={**calibration.recipes, Encoding.DLA: recipe})

@@ -15,9 +15,14 @@ from resdeploy.calibration.calibrators import CALIBRATORS
 from resdeploy.export.graph.coverage import coverage
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.inputs import ImagePools, Source, read_source
-from resdeploy.export.quantization.calibrate import ENCODINGS, calibrate, calibrators_named
+from resdeploy.export.quantization.calibrate import (
+    ENCODINGS,
+    calibrate,
+    calibrators_named,
+    with_dla,
+)  # fmt: skip
 from resdeploy.export.quantization.recipe import encode_recipes
-from resdeploy.export.quantization.result import Calibration, with_dla
+from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.quantization.simulate import batch_size
 from resdeploy.images.folder import find_images
 from resdeploy.images.loading import load_image
@@ -72,7 +77,9 @@ def test_auto_scores_every_calibrator_for_each_encoding_and_takes_the_best(sourc
     calibration = run(source, "auto")
     assert len(calibration.scores) == 2 * len(CALIBRATORS)
     assert len(calibration.scoring.images) == 15
-    for encoding in ENCODINGS:
+    calibration = with_dla(calibration, "auto", silent)
+    assert len(calibration.scores) == 3 * len(CALIBRATORS)
+    for encoding in (*ENCODINGS, Encoding.DLA):
         own = {s.calibrator: s.merit for s in calibration.scores if s.encoding is encoding}
         assert set(own) == set(CALIBRATORS)
         assert own[calibration.recipes[encoding].calibrator] == max(own.values())
@@ -146,7 +153,7 @@ def test_tensorrts_shortcuts_are_int8_only_on_request(source: Source, int8_short
     )  # fmt: skip
     found = {
         encoding: coverage(recipe.apply(calibration.model).graph, encoding)
-        for encoding, recipe in with_dla(calibration).recipes.items()
+        for encoding, recipe in with_dla(calibration, "max", silent).recipes.items()
     }
     assert found[Encoding.TENSORRT].int8_convs == found[Encoding.TENSORRT].convs
     additions = found[Encoding.CPU].additions

@@ -16,11 +16,11 @@ from resdeploy.calibration.ranges import TensorStatistics
 from resdeploy.export.graph.to_onnx import to_onnx
 from resdeploy.export.inputs import Source, read_source
 from resdeploy.export.quantization import judge as module
-from resdeploy.export.quantization.calibrate import LEARNED, calibrate, choose_ranges
+from resdeploy.export.quantization.calibrate import LEARNED, calibrate, choose_ranges, with_dla
 from resdeploy.export.quantization.held_out import HeldOutImages, draw_held_out_images
 from resdeploy.export.quantization.judge import judge
 from resdeploy.export.quantization.recipe import QuantizationRecipe
-from resdeploy.export.quantization.result import Calibration, with_dla
+from resdeploy.export.quantization.result import Calibration
 from resdeploy.export.quantization.simulate import run_graph
 from resdeploy.progress import silent
 from resdeploy.statistics import agreement_percent, sqnr_db
@@ -49,7 +49,7 @@ def held_out(source: Source, calibration: Calibration) -> HeldOutImages:
 def test_held_out_images_are_judged_with_the_graphs_of_the_bundle(
     calibration: Calibration, held_out: HeldOutImages
 ) -> None:
-    calibration = with_dla(dataclasses.replace(calibration, folds=()))
+    calibration = with_dla(dataclasses.replace(calibration, folds=()), "max", silent)
     judgement = judge(calibration, held_out, silent)
     assert judgement is not None
     assert judgement.origin is QualityOrigin.HELD_OUT
