@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from PIL import Image, ImageEnhance
 
 from resdeploy.errors import DataError, ImageError
 from resdeploy.export.norm_inputs import NormInput, record_norm_inputs
+from resdeploy.export.preprocessing_search.candidates import SMALL_PICTURE
+from resdeploy.images.decode import read_rgb
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Channels, Preprocessing, UInt8Array, image_digest
 from resdeploy.images.skipped import SkippedImages, reason_of
@@ -57,6 +60,14 @@ class CandidateScore:
     def has_graph_of(self, other: CandidateScore) -> bool:
         """Return True if both differ at most in their geometry."""
         return _graph_settings(self.preprocessing) == _graph_settings(other.preprocessing)
+
+
+def has_small_pictures(files: Sequence[Path]) -> bool:
+    """Return True if the first pictures are small, as those of CIFAR-10."""
+    for path in files:
+        with suppress(ImageError):  # the scorer reports it
+            return min(read_rgb(path).size) <= SMALL_PICTURE
+    return False
 
 
 class Scorer:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +22,9 @@ import torch
 from torch import Tensor
 
 from resdeploy.calibration.image_set import draw
-from resdeploy.errors import DataError, ImageError
+from resdeploy.errors import DataError
 from resdeploy.export.preprocessing_search.candidates import (
     LARGE_SIZES,
-    SMALL_PICTURE,
     SMALL_SIZES,
     describe,
     neighbours,
@@ -54,9 +52,9 @@ from resdeploy.export.preprocessing_search.scoring import (
     MOST_BLOCKS,
     CandidateScore,
     Scorer,
+    has_small_pictures,
 )  # fmt: skip
 from resdeploy.images.class_folders import label_images, match_labels, split_folder
-from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
 from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing, ResizeMode
 from resdeploy.label_check import check_labels, refuse_wrong_labels
@@ -122,7 +120,7 @@ def find_preprocessing(
         labelled = match_labels(labelled, names, owner=str(checkpoint.path))
         classes = dict(zip(labelled.files, labelled.labels))
     files = draw(listing.files if classes is None else list(classes), seed)
-    small = checkpoint.architecture.stem is Stem.CIFAR or _has_small_pictures(files)
+    small = checkpoint.architecture.stem is Stem.CIFAR or has_small_pictures(files)
     if not sizes:
         usual = SMALL_SIZES if small else LARGE_SIZES
         sizes = usual if stated is None else tuple(dict.fromkeys([stated.size[0], *usual]))
@@ -133,14 +131,6 @@ def find_preprocessing(
     search.begin(sizes, stated, offset, gray=checkpoint.architecture.input_channels == 1)
     search.explore(sizes)
     return search.result()
-
-
-def _has_small_pictures(files: Sequence[Path]) -> bool:
-    """Return True if the first pictures are small, as those of CIFAR-10."""
-    for path in files:
-        with suppress(ImageError):  # the scorer reports it
-            return min(read_rgb(path).size) <= SMALL_PICTURE
-    return False
 
 
 class _Search:
