@@ -136,7 +136,7 @@ def test_quantised_weights_are_refused_with_the_reason(
 
 
 def test_a_ternary_network_is_accepted_with_a_warning(tmp_path: Path) -> None:
-    """Its weights are signs where they are large; half of them are zero."""
+    # The larger half of each convolution's weights becomes -1 or 1, the other half 0.
     state = {
         name: t.sign() * (t.abs() > t.abs().median()) if t.ndim == 4 else t
         for name, t in make_state().items()
