@@ -110,7 +110,8 @@ def quantization_table(documents: Sequence[Quantization]) -> PerformanceTable:
         f"Figures are means over {draws} random sets of {document.calibration_images} calibration "
         "images. Every tool has its own environment, and every graph runs in ONNX Runtime. Drop: "
         "percentage points of top-1 accuracy. Agreement: images with the same predicted class as "
-        "in FP32; range: over the sets. Time: to calibrate and quantise.",
+        "in FP32; range: over the sets. Processor time: that of all "
+        "threads to calibrate and quantise.",
         table=markdown_table(QUANTIZATION_HEAD[:-2], rows),
         origin=origin([document.environment]),
     )

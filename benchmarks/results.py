@@ -8,10 +8,11 @@ from statistics import fmean
 
 from resdeploy.result_files.provenance import Environment
 
-QUANTIZATION = "resdeploy.quantization/1"
+QUANTIZATION = "resdeploy.quantization/2"
 TRAINING = "resdeploy.training/1"
 QUANTIZATION_HEAD = [
-    "quantiser", "top-1", "drop", "agreement", "range", "SQNR", "SQNR, 5th percentile", "time",
+    "quantiser", "top-1", "drop", "agreement", "range", "SQNR", "SQNR, 5th percentile",
+    "processor time",
     "INT8 convs", "memory",
 ]  # fmt: skip
 TRAINING_HEAD = [
@@ -32,8 +33,9 @@ class QuantizedRow:
     sqnr_db: float
     sqnr_db_p5: float
     int8_convs: int
-    seconds: float
-    """The time to calibrate and quantise, without imports and the export from PyTorch."""
+    processor_seconds: float
+    """The processor time of all threads to calibrate and quantise, without imports and the export
+    from PyTorch."""
     peak_mb: float
 
 
@@ -107,7 +109,7 @@ def quantization_cells(rows: Sequence[QuantizedRow]) -> list[list[str]]:
                 f"{min(agreements):.2f} to {max(agreements):.2f}",
                 f"{fmean(row.sqnr_db for row in own):.1f} dB",
                 f"{fmean(row.sqnr_db_p5 for row in own):.1f} dB",
-                f"{fmean(row.seconds for row in own):.0f} s",
+                f"{fmean(row.processor_seconds for row in own):.0f} s",
                 f"{fmean(row.int8_convs for row in own):.0f}",
                 f"{fmean(row.peak_mb for row in own) / 1024:.1f} GB",
             ]

@@ -84,7 +84,7 @@ class ValidationSet:
             sqnr_db=float(np.median(ratios)),
             sqnr_db_p5=float(np.percentile(ratios, 5)),
             int8_convs=convs,
-            seconds=usage["seconds"],
+            processor_seconds=usage["processor_seconds"],
             peak_mb=usage["peak_mb"],
         )
 

@@ -2,17 +2,15 @@
 
     python -m benchmarks.quantization.ours CHECKPOINT IMAGE_SIZE DATA IMAGES SEED FOLDER
 
-The script writes both INT8 graphs to FOLDER and prints seconds and peak memory as JSON.
+The script writes both INT8 graphs to FOLDER and prints seconds of processor time and peak memory as JSON.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from pathlib import Path
 
-from benchmarks.quantization.peers import peak_megabytes
+from benchmarks.quantization.peers import print_usage, processor_seconds
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.inputs import read_source
 from resdeploy.export.quantization.calibrate import calibrate
@@ -26,7 +24,7 @@ def main(checkpoint: str, image_size: str, data: str, images: str, seed: str, fo
     preprocessing = source.preprocessing
     classifier = Classifier(source.checkpoint.network(), preprocessing)
     model = to_onnx(classifier, preprocessing.image_size)
-    start = time.perf_counter()
+    start = processor_seconds()
     calibration = calibrate(
         model, source, calibrator="auto", images=int(images), seed=int(seed), golden_digests=(),
         progress=silent,
@@ -35,8 +33,7 @@ def main(checkpoint: str, image_size: str, data: str, images: str, seed: str, fo
         Path(folder, f"{encoding.value}.onnx").write_bytes(
             to_bytes(recipe.apply(calibration.model))
         )
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak_mb": peak_megabytes()}))
+    print_usage(start)
 
 
 if __name__ == "__main__":
