@@ -2,7 +2,8 @@
 
     python -m benchmarks.quantization.ours CHECKPOINT IMAGE_SIZE DATA IMAGES SEED FOLDER
 
-The script writes both INT8 graphs to FOLDER and prints seconds of processor time and peak memory as JSON.
+The script writes both INT8 graphs to FOLDER and prints seconds of processor time and peak memory
+as JSON.
 """
 
 from __future__ import annotations
