@@ -15,12 +15,13 @@ from benchmarks.quantization.peers import print_usage, processor_seconds
 from resdeploy.export.graph.to_onnx import to_bytes, to_onnx
 from resdeploy.export.inputs import read_source
 from resdeploy.export.quantization.calibrate import calibrate
+from resdeploy.export.quantization.compensation import with_rounded_weights
 from resdeploy.progress import silent
 from resdeploy.train.model.resnet import Classifier
 
 
 def main(checkpoint: str, image_size: str, data: str, images: str, seed: str, folder: str) -> None:
-    """Calibrate with `auto` and write the graphs; the time includes decoding the images."""
+    """Write the graphs as an export does; the time includes decoding the images."""
     source = read_source(Path(checkpoint), image_size=int(image_size), calibration_data=Path(data))
     preprocessing = source.preprocessing
     classifier = Classifier(source.checkpoint.network(), preprocessing)
@@ -30,6 +31,7 @@ def main(checkpoint: str, image_size: str, data: str, images: str, seed: str, fo
         model, source, calibrator="auto", images=int(images), seed=int(seed), golden_digests=(),
         progress=silent,
     )  # fmt: skip
+    calibration = with_rounded_weights(calibration, silent)
     for encoding, recipe in calibration.recipes.items():
         Path(folder, f"{encoding.value}.onnx").write_bytes(
             to_bytes(recipe.apply(calibration.model))
