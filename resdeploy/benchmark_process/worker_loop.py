@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.errors import ResdeployError, one_line_reason, remedy_for
+from resdeploy.machine.python_process import end_with_parent
 
 MIN_CALLS = 3
 
@@ -66,11 +65,6 @@ def _time_calls(run: Callable[[], object], send: Callable[[dict[str, Any]], None
                 for stage, duration in result.items():
                     stages.setdefault(stage, []).append(duration)
         send({"times_ns": times, "stages_ns": stages, "peak_rss_bytes": peak_rss_bytes()})
-
-
-def end_with_parent() -> None:
-    """Let the kernel kill this process when the thread that started it ends; see prctl(2)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def peak_rss_bytes() -> int | None:

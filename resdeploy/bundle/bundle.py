@@ -6,11 +6,12 @@ and all its fields are checked. Shape letters: N images, H rows, W columns, K cl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from resdeploy import __version__
 from resdeploy.bundle.golden import MAX_GOLDEN_BYTES, Golden, read_golden
@@ -23,7 +24,7 @@ from resdeploy.bundle.manifest import (
     Manifest,
 )
 from resdeploy.errors import BundleError, one_line_reason, remedy_for
-from resdeploy.filesystem import check_file, in_memory, open_regular, read_limited, sha256
+from resdeploy.filesystem import check_file, fill, in_memory, open_regular, read_limited, sha256
 from resdeploy.images.preprocessing import height_and_width
 from resdeploy.json_documents import decode, parse, strict_json
 from resdeploy.readable_text import readable
@@ -41,6 +42,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 MAX_LABEL_LENGTH = 1000
 # Only graphs are larger: an analysis has a few kB per layer, a report about 100 kB.
 MAX_OTHER_BYTES = 16 << 20
+Content = TypeVar("Content", bytes, memoryview, bytes | memoryview)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +75,7 @@ class Bundle:
         limit = MAX_GOLDEN_BYTES if name == GOLDEN else MAX_OTHER_BYTES
         if name in self.manifest.files and record.bytes > limit:
             raise self.damaged(name, f"it has {record.bytes:,} bytes; at most {limit:,} are read")
-        try:
-            with open_regular(self.path / name) as stream:
-                data = stream.read(record.bytes + 1)
-        except OSError as error:
-            raise _unreadable(self.path / name, error) from error
-        if len(data) != record.bytes or sha256(data) != record.sha256:
-            raise self._changed(name)
-        self._check_onnx(name, data)
-        return data
+        return self._checked(name, lambda stream, limit: stream.read(limit))
 
     @contextmanager
     def checked_path(self, name: str) -> Iterator[Path]:
@@ -92,10 +86,24 @@ class Bundle:
         Raises:
             BundleError: As for `read`.
         """
-        with in_memory(name, self.read(name)) as path:
+        with in_memory(name) as path:
+            self._checked(name, partial(fill, path))
             yield path
 
-    def _check_onnx(self, name: str, data: bytes) -> None:
+    def _checked(self, name: str, read: Callable[[BinaryIO, int], Content]) -> Content:
+        """Return the content that `read` returns for a file and a maximum of bytes."""
+        record = self._record(name)
+        try:
+            with open_regular(self.path / name) as stream:
+                data = read(stream, record.bytes + 1)
+        except OSError as error:
+            raise _unreadable(self.path / name, error) from error
+        if len(data) != record.bytes or sha256(data) != record.sha256:
+            raise self._changed(name)
+        self._check_onnx(name, data)
+        return data
+
+    def _check_onnx(self, name: str, data: bytes | memoryview) -> None:
         for artifact in self.manifest.artifacts:
             if artifact.file == name:
                 try:

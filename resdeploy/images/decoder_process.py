@@ -21,13 +21,9 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-import PIL.ImageOps  # `decode` imports it with its first picture
-import PIL.WebPImagePlugin  # noqa: F401 - as does Pillow
-from PIL import Image
-
 from resdeploy.errors import ImageError
 from resdeploy.images.decode import DecodingLimits
-from resdeploy.images.loading import load_image
+from resdeploy.images.loading import load_picture
 from resdeploy.images.preprocessing import Preprocessing
 
 REQUEST = struct.Struct("<?II")
@@ -58,6 +54,10 @@ def main() -> None:
 
     The arguments are the socket, and the maximum of pixels and of bytes for one picture.
     """
+    import PIL.ImageOps  # `decode` imports it with its first picture
+    import PIL.WebPImagePlugin  # as does Pillow
+    from PIL import Image
+
     handle, max_pixels, max_bytes = map(int, sys.argv[1:4])
     os.setpgid(0, 0)  # so that Ctrl-C in a terminal stops the program only, which then ends this
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -113,7 +113,7 @@ def _answer(connection: socket.socket, max_pixels: int, max_bytes: int) -> None:
         os.nice(19 if may_be_large else 0)  # it is the only picture of this process
         kind, content = PIXELS, b""
         try:
-            content = load_image(data, preprocessing, limits).tobytes()
+            content = load_picture(data, preprocessing, limits).tobytes()
         except ImageError as error:
             text = str(error) if str(error).startswith("the image") else f"the image {error}"
             kind, content = REFUSED, text.encode(errors="replace")[:MAX_TEXT_BYTES]
@@ -131,4 +131,10 @@ def _unpickle(data: bytes) -> Preprocessing:
     """Return what the program sent; a decoder never sends a pickle back."""
     value = pickle.loads(data)
     assert isinstance(value, Preprocessing)
+    if not value.antialias:  # few networks need NumPy here; its import is no time of a picture
+        import numpy as np  # noqa: F401
     return value
+
+
+if __name__ == "__main__":
+    main()

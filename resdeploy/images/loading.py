@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from resdeploy.images.decode import LIMITS, REDUCTIONS, DecodingLimits, read_rgb
 from resdeploy.images.geometry import place_picture
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
@@ -24,6 +22,15 @@ def load_image(
     Raises:
         ImageError: The file cannot be decoded, or exceeds `limits`.
     """
+    import numpy as np
+
+    return np.array(load_picture(source, preprocessing, limits))
+
+
+def load_picture(
+    source: Path | bytes, preprocessing: Preprocessing, limits: DecodingLimits = LIMITS
+) -> Image:
+    """Return the pixels of `load_image`, with its errors, as an RGB picture."""
     gap = preprocessing.effective_gap
     full_size = (1, 1)
 
@@ -43,7 +50,9 @@ def load_image(
 
 def resize_and_crop(image: Image, preprocessing: Preprocessing) -> UInt8Array:
     """Return the network's input for an RGB picture: uint8 (H, W, 3)."""
-    return _convert(image, preprocessing, image.size, 1)
+    import numpy as np
+
+    return np.array(_convert(image, preprocessing, image.size, 1))
 
 
 def reduction_factor(full_size: tuple[int, int], decoded: tuple[int, int]) -> int:
@@ -57,8 +66,10 @@ def reduction_factor(full_size: tuple[int, int], decoded: tuple[int, int]) -> in
 
 def _convert(
     picture: Image, preprocessing: Preprocessing, full_size: tuple[int, int], factor: int
-) -> UInt8Array:
+) -> Image:
     """Return the network's input for a picture that was decoded with a reduction by `factor`."""
+    from PIL import Image as images
+
     rows, columns = place_picture(full_size[1], full_size[0], preprocessing)
     if preprocessing.effective_gap is None:
         part = scale_and_cut(picture, rows, columns, preprocessing)
@@ -67,10 +78,9 @@ def _convert(
         upper, lower, left, right = (edge / factor for edge in (*rows.span, *columns.span))
         box = left, upper, right, lower
         part = scale_box(picture, box, (rows.count, columns.count), preprocessing)
-    if part.shape[:2] == preprocessing.size:
+    height, width = preprocessing.size
+    if part.size == (width, height):
         return part
-    framed = np.empty((*preprocessing.size, 3), np.uint8)
-    framed[:] = preprocessing.pad_colour
-    below, right_of = rows.border + rows.count, columns.border + columns.count
-    framed[rows.border : below, columns.border : right_of] = part
+    framed = images.new("RGB", (width, height), preprocessing.pad_colour)
+    framed.paste(part, (columns.border, rows.border))
     return framed

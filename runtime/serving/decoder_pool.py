@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ import numpy as np
 from resdeploy.images import decoder_process as protocol
 from resdeploy.images.decoder_process import REPLY, REQUEST
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
+from resdeploy.machine.python_process import python_command
 from resdeploy.runtime.serving.config import TOKEN_VARIABLE
 from resdeploy.runtime.serving.request_errors import (
     DeadlineExceeded,
@@ -41,9 +41,6 @@ MAX_PLACES = 16
 # Room for a picture or its pixels in each direction; the kernel may allow less.
 SOCKET_BYTES = 1 << 20
 NO_PROCESS = "no process can be started to decode the picture"
-# The template has the module path of this process, and neither the current folder nor the token.
-START = """import sys; sys.path[:] = sys.argv[4:]
-from resdeploy.images.decoder_process import main; main()"""
 _pickled = lru_cache(maxsize=64)(pickle.dumps)
 Memory = Callable[[int], Awaitable[None]]
 
@@ -328,11 +325,11 @@ class Decoder:
             self._template.wait()
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
-        arguments = [theirs.fileno(), self._max_pixels, LARGE_PICTURES_BYTES, *sys.path]
+        arguments = theirs.fileno(), self._max_pixels, LARGE_PICTURES_BYTES
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", TOKEN_VARIABLE: ""}
         with theirs:
             self._template = subprocess.Popen(
-                [sys.executable, "-c", START, *filter(None, map(str, arguments))],
+                python_command(protocol.__name__, *arguments),
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 env=environment, pass_fds=[theirs.fileno()],
             )  # fmt: skip
