@@ -54,8 +54,6 @@ def main() -> None:
 
     The arguments are the socket, and the maximum of pixels and of bytes for one picture.
     """
-    import PIL.ImageOps  # `decode` imports it with its first picture
-    import PIL.WebPImagePlugin  # as does Pillow
     from PIL import Image
 
     handle, max_pixels, max_bytes = map(int, sys.argv[1:4])
@@ -110,7 +108,8 @@ def _answer(connection: socket.socket, max_pixels: int, max_bytes: int) -> None:
         data = stream.read(size)
         seconds = CPU_SECONDS if may_be_large else SMALL_CPU_SECONDS
         signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process
-        os.nice(19 if may_be_large else 0)  # it is the only picture of this process
+        if may_be_large:
+            os.nice(19)  # it is the only picture of this process
         kind, content = PIXELS, b""
         try:
             content = load_picture(data, preprocessing, limits).tobytes()

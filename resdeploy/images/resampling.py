@@ -47,9 +47,7 @@ def scale_and_cut(
     return image.crop((left, upper, left + columns.count, upper + rows.count))
 
 
-def scale_box(
-    image: Image, box: Box, size: tuple[int, int], preprocessing: Preprocessing
-) -> Image:
+def scale_box(image: Image, box: Box, size: tuple[int, int], preprocessing: Preprocessing) -> Image:
     """Cut `box` out of an RGB picture and scale it to `size`, height and width."""
     if preprocessing.antialias:
         shape = size[1], size[0]

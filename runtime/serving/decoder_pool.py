@@ -21,6 +21,7 @@ from resdeploy.images.decoder_process import REPLY, REQUEST
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.machine.python_process import python_command
 from resdeploy.runtime.serving.config import TOKEN_VARIABLE
+from resdeploy.runtime.serving.interruptible import Interruptible
 from resdeploy.runtime.serving.request_errors import (
     DeadlineExceeded,
     QueueFull,
@@ -203,25 +204,24 @@ class Decoder:
             if reason is not None:
                 raise RequestError(f"file {number + 1}: {reason}" if len(files) > 1 else reason)
 
-        left = deadline - asyncio.get_running_loop().time()
+        late = DeadlineExceeded("the deadline passed before the picture was decoded")
         self._pending += len(files)
-        jobs = [asyncio.ensure_future(decode_one(number)) for number in range(len(files))]
+        jobs: list[asyncio.Future[None]] = []
         try:
-            timeout = max(left, 0.0) if left < np.inf else None
-            done, running = await asyncio.wait(
-                jobs, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION
-            )
-            for job in jobs:  # in order, so that the first damaged file is named
-                if job in done:
-                    job.result()
-            if running:
-                raise DeadlineExceeded("the deadline passed before the picture was decoded")
+            with Interruptible(deadline, late):
+                if len(files) == 1:
+                    await decode_one(0)
+                    return pixels
+                jobs += [asyncio.ensure_future(decode_one(number)) for number in range(len(files))]
+                await asyncio.wait(jobs, return_when=asyncio.FIRST_EXCEPTION)
+                for job in jobs:  # in order, so that the first damaged file is named
+                    if job.done():
+                        job.result()
         finally:
             self._pending -= len(files)
-            if len(jobs) > 1 or not jobs[0].done():
-                for job in jobs:
-                    job.cancel()
-                await asyncio.gather(*jobs, return_exceptions=True)
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
         return pixels
 
     def close(self) -> None:
