@@ -42,6 +42,8 @@ MAX_MANIFEST_BYTES = 16 << 20
 MAX_LABEL_LENGTH = 1000
 # Only graphs are larger: an analysis has a few kB per layer, a report about 100 kB.
 MAX_OTHER_BYTES = 16 << 20
+# Graphs that passed the check, which each instance of an engine would repeat.
+_sound: set[tuple[str, int, tuple[int, int], int]] = set()
 Content = TypeVar("Content", bytes, memoryview, bytes | memoryview)
 
 
@@ -106,18 +108,18 @@ class Bundle:
     def _check_onnx(self, name: str, data: bytes | memoryview) -> None:
         for artifact in self.manifest.artifacts:
             if artifact.file == name:
+                size = height_and_width(self.manifest.preprocessing.image_size)
+                key = artifact.sha256, artifact.opset, size, self.manifest.classes
+                if key in _sound:
+                    return
                 try:
-                    check_onnx(
-                        data,
-                        opset=artifact.opset,
-                        image_size=height_and_width(self.manifest.preprocessing.image_size),
-                        classes=self.manifest.classes,
-                    )
+                    check_onnx(data, opset=key[1], image_size=size, classes=key[3])
                 except ValueError as error:
                     raise BundleError(
                         f"{self.path / name} is not a graph that resdeploy runs: {error}",
                         "export the bundle again; do not run graphs of unknown origin",
                     ) from error
+                _sound.add(key)
 
     def artifact(self, name: str) -> Artifact:
         """Return the artifact called `name`.

@@ -39,9 +39,14 @@ class EngineInstance:
     """A backend and the thread that runs it, as a `batching.interface.Instance`."""
 
     def __init__(
-        self, candidate: Candidate, backend: Backend, golden: Golden, max_batch: int
+        self,
+        candidate: Candidate,
+        backend: Backend,
+        golden: Golden,
+        max_batch: int,
+        first: EngineInstance | None = None,
     ) -> None:
-        """Take ownership of a backend, warm it up and time it with the golden images.
+        """Take ownership of a backend, warm it up and time it, or a `first` one, on golden images.
 
         Raises:
             BackendError: The backend failed; it has been closed.
@@ -53,7 +58,10 @@ class EngineInstance:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{self.backend}/{self.artifact}")
         try:
             # Engines prepare state per thread, so the timing uses the thread that will serve.
-            timing = self._thread.submit(measure_service_times, backend, golden.images, max_batch)
+            known = first.times if first else None
+            timing = self._thread.submit(
+                measure_service_times, backend, golden.images, max_batch, known
+            )
             self.times: ServiceTimes = timing.result()
         except BackendError:
             backend.close()
@@ -191,8 +199,9 @@ class EngineFactory:
         opened: Backend | None = backend
         while opened is not None:
             try:
+                first, limit = next(iter(instances), None), self._config.max_batch
                 instances.append(
-                    EngineInstance(candidate, opened, self._golden, self._config.max_batch)
+                    EngineInstance(candidate, opened, self._golden, limit, first=first)
                 )
             except BackendError as error:
                 engine, artifact = candidate.engine.name, candidate.artifact.name

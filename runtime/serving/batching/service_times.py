@@ -28,6 +28,7 @@ class ServiceTimes:
 
     def __init__(self, seconds: Mapping[int, float]) -> None:
         """Store the seconds measured for each batch size on an otherwise idle machine."""
+        self.seconds = seconds
         self._sizes = sorted(seconds)
         self._seconds = [max(seconds[size], 1e-6) for size in self._sizes]
         self._slowdown = 1.0
@@ -55,24 +56,29 @@ class ServiceTimes:
         self._slowdown += SMOOTHING * (ratio - self._slowdown)
 
 
-def measure_service_times(backend: Backend, images: UInt8Array, max_batch: int) -> ServiceTimes:
+def measure_service_times(
+    backend: Backend, images: UInt8Array, max_batch: int, known: ServiceTimes | None = None
+) -> ServiceTimes:
     """Time batches of 1, 2, 4 ... `max_batch` images, and stop early if throughput stagnates.
 
-    The runs also warm the engine up, and capture CUDA graphs for exactly these batch sizes.
+    The runs also warm the engine up, and capture CUDA graphs for exactly these batch sizes. With
+    the `known` times of an equal instance, they do nothing else.
 
     Raises:
         BackendError: The engine failed.
     """
     seconds: dict[int, float] = {}
     powers = range(max_batch.bit_length() + 1)
-    for size in sorted({min(1 << power, max_batch) for power in powers}):
+    for size in known.seconds if known else sorted({min(1 << n, max_batch) for n in powers}):
         batch = np.resize(images, (size, *images.shape[1:]))
         for _ in range(2):  # the second run captures a CUDA graph
             backend.run(batch)
+        if known:
+            continue
         seconds[size] = _fastest_run(backend, batch)
         if size >= 4 * _smallest_worthwhile(list(seconds), list(seconds.values())):
             break
-    return ServiceTimes(seconds)
+    return ServiceTimes(known.seconds if known else seconds)
 
 
 def _fastest_run(backend: Backend, batch: UInt8Array) -> float:
