@@ -111,18 +111,16 @@ def in_memory(name: str, data: bytes = b"") -> Iterator[Path]:
         yield Path(f"/proc/self/fd/{copy}")
 
 
-def fill(path: Path, source: BinaryIO, limit: int) -> bytes | memoryview:
-    """Copy at most `limit` bytes of an open file to `path`, and return them.
+def fill(path: Path, source: BinaryIO, size: int) -> memoryview:
+    """Copy `size` bytes of an open file to `path`, and return them.
 
     They are mapped, because the C library keeps more memory for later after a large allocation.
     """
     with path.open("r+b") as copy:
-        while block := source.read(min(limit - copy.tell(), 1 << 20)):
-            copy.write(block)
-        copy.flush()
-        if not copy.tell():
-            return b""
-        return memoryview(mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ))
+        copy.truncate(size)
+        mapped = memoryview(mmap.mmap(copy.fileno(), size) if size else bytearray())
+    source.readinto(mapped)  # type: ignore[attr-defined]
+    return mapped
 
 
 def write_file(path: Path, data: bytes) -> None:

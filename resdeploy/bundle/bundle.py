@@ -6,6 +6,7 @@ and all its fields are checked. Shape letters: N images, H rows, W columns, K cl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -42,9 +43,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 MAX_LABEL_LENGTH = 1000
 # Only graphs are larger: an analysis has a few kB per layer, a report about 100 kB.
 MAX_OTHER_BYTES = 16 << 20
-# Graphs that passed the check, which each instance of an engine would repeat.
-_sound: set[tuple[str, int, tuple[int, int], int]] = set()
-Content = TypeVar("Content", bytes, memoryview, bytes | memoryview)
+Content = TypeVar("Content", bytes, memoryview)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class Bundle:
         limit = MAX_GOLDEN_BYTES if name == GOLDEN else MAX_OTHER_BYTES
         if name in self.manifest.files and record.bytes > limit:
             raise self.damaged(name, f"it has {record.bytes:,} bytes; at most {limit:,} are read")
-        return self._checked(name, lambda stream, limit: stream.read(limit))
+        return self._checked(name, lambda stream, size: stream.read(size))
 
     @contextmanager
     def checked_path(self, name: str) -> Iterator[Path]:
@@ -93,14 +92,15 @@ class Bundle:
             yield path
 
     def _checked(self, name: str, read: Callable[[BinaryIO, int], Content]) -> Content:
-        """Return the content that `read` returns for a file and a maximum of bytes."""
+        """Return the content that `read` returns for an open file and its size."""
         record = self._record(name)
         try:
             with open_regular(self.path / name) as stream:
-                data = read(stream, record.bytes + 1)
+                sound = os.fstat(stream.fileno()).st_size == record.bytes
+                data = read(stream, record.bytes if sound else 0)
         except OSError as error:
             raise _unreadable(self.path / name, error) from error
-        if len(data) != record.bytes or sha256(data) != record.sha256:
+        if not sound or sha256(data) != record.sha256:
             raise self._changed(name)
         self._check_onnx(name, data)
         return data
@@ -108,18 +108,18 @@ class Bundle:
     def _check_onnx(self, name: str, data: bytes | memoryview) -> None:
         for artifact in self.manifest.artifacts:
             if artifact.file == name:
-                size = height_and_width(self.manifest.preprocessing.image_size)
-                key = artifact.sha256, artifact.opset, size, self.manifest.classes
-                if key in _sound:
-                    return
                 try:
-                    check_onnx(data, opset=key[1], image_size=size, classes=key[3])
+                    check_onnx(
+                        data,
+                        opset=artifact.opset,
+                        image_size=height_and_width(self.manifest.preprocessing.image_size),
+                        classes=self.manifest.classes,
+                    )
                 except ValueError as error:
                     raise BundleError(
                         f"{self.path / name} is not a graph that resdeploy runs: {error}",
                         "export the bundle again; do not run graphs of unknown origin",
                     ) from error
-                _sound.add(key)
 
     def artifact(self, name: str) -> Artifact:
         """Return the artifact called `name`.

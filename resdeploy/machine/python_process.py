@@ -9,19 +9,17 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 START = """import sys; sys.path[:] = {!r}
 import runpy; runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)"""
 
 
 def python_command(module: str, *arguments: object) -> list[str]:
-    """Return the command `python -m module arguments...`, but without the current folder.
+    """Return the command `python -m module arguments...`, for the packages of this process.
 
-    The process finds the packages of this one. Anybody may have left modules in the current folder,
-    so it is searched only if it holds resdeploy, and then last.
+    The current folder, where anybody may leave modules, is searched only if it holds resdeploy.
     """
     path = [entry for entry in sys.path if not _is_current_folder(entry)]
-    code = START.format([*path, str(ROOT)])
+    code = START.format([*path, str(Path(__file__).parents[2])])
     return [sys.executable, "-c", code, module, *map(str, arguments)]
 
 

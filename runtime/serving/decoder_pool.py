@@ -21,7 +21,7 @@ from resdeploy.images.decoder_process import REPLY, REQUEST
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.machine.python_process import python_command
 from resdeploy.runtime.serving.config import TOKEN_VARIABLE
-from resdeploy.runtime.serving.interruptible import Interruptible
+from resdeploy.runtime.serving.interruptible import interruptible
 from resdeploy.runtime.serving.request_errors import (
     DeadlineExceeded,
     QueueFull,
@@ -208,7 +208,7 @@ class Decoder:
         self._pending += len(files)
         jobs: list[asyncio.Future[None]] = []
         try:
-            with Interruptible(deadline, late):
+            with interruptible(deadline, late):
                 if len(files) == 1:
                     await decode_one(0)
                     return pixels

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from starlette.requests import Request
 
-from resdeploy.runtime.serving.interruptible import Interruptible
+from resdeploy.runtime.serving.interruptible import interruptible
 from resdeploy.runtime.serving.request_errors import (
     QueueFull,
     RequestError,
@@ -34,8 +34,8 @@ class Reservation:
         self._budget = budget
         self.network = network
         self.size = 0
-        self.arriving: Interruptible | None = None
-        """The block that receives the body."""
+        self.arriving: Callable[[Exception], None] | None = None
+        """Function that ends the reception of the body with an error."""
 
     def add(self, size: int) -> None:
         """Reserve `size` more bytes.
@@ -86,7 +86,7 @@ class ByteBudget:
             if oldest is asking or oldest.arriving is None:
                 raise QueueFull("too many large requests at once")
             reason = "other requests needed the memory of this body, which arrived slowly"
-            oldest.arriving.interrupt(QueueFull(reason))
+            oldest.arriving(QueueFull(reason))
             oldest.arriving = None
             oldest.release()
 
@@ -126,8 +126,8 @@ async def read_body(
     deadline = asyncio.get_running_loop().time() + seconds
     # A list might have a million chunks of one byte. A copy of 64 MiB would take 100 ms.
     body, more = bytearray(), True
-    with Interruptible(deadline, RequestTimeout("the body did not arrive in time")) as block:
-        reservation.arriving = block
+    late = RequestTimeout("the body did not arrive in time")
+    with interruptible(deadline, late) as reservation.arriving:
         while more:
             message = await request.receive()
             if message["type"] == "http.disconnect":

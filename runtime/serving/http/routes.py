@@ -35,7 +35,7 @@ from resdeploy.runtime.serving.http.body import (
 from resdeploy.runtime.serving.http.connection_table import client_network
 from resdeploy.runtime.serving.http.openapi import MODEL, VERSIONED_MODEL, openapi_document
 from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
-from resdeploy.runtime.serving.interruptible import Interruptible
+from resdeploy.runtime.serving.interruptible import interruptible
 from resdeploy.runtime.serving.open_inference import ParsedRequest, encode_output, parse_request
 from resdeploy.runtime.serving.request_errors import (
     DeadlineExceeded,
@@ -262,9 +262,9 @@ async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Resu
     async def wait_for_disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        block.interrupt(Disconnected())
+        interrupt(Disconnected())
 
-    with Interruptible() as block:
+    with interruptible() as interrupt:
         disconnect = asyncio.ensure_future(wait_for_disconnect())
         try:
             return await work

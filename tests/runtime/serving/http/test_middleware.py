@@ -18,7 +18,6 @@ from resdeploy.runtime.backends import registry
 from resdeploy.runtime.serving.http import routes
 from resdeploy.runtime.serving.http.body import ByteBudget, parse_integer
 from resdeploy.runtime.serving.http.uploads import FORM
-from resdeploy.runtime.serving.interruptible import Interruptible
 from resdeploy.runtime.serving.request_errors import QueueFull, RequestError, Unauthorized
 from resdeploy.runtime.serving.request_log import check_token, choose_request_id
 from tests.fakes import GoldenBackend, make_engine
@@ -272,7 +271,7 @@ def test_the_network_that_holds_most_bytes_loses_its_oldest_body() -> None:
                 stack.enter_context(budget.reservation(network)) for network in ("good", *"cccc")
             ]
             for one in (good, *crowd):
-                one.arriving = Interruptible()
+                one.arriving = lambda error: None
             good.add(2)
             for one in crowd:
                 one.add(3)  # the last two drop the first two
