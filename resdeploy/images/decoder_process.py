@@ -54,7 +54,8 @@ def main() -> None:
 
     The arguments are the socket, and the maximum of pixels and of bytes for one picture.
     """
-    from PIL import Image
+    # `decode` and Pillow import the first two with their first pictures.
+    from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401
 
     handle, max_pixels, max_bytes = map(int, sys.argv[1:4])
     os.setpgid(0, 0)  # so that Ctrl-C in a terminal stops the program only, which then ends this
