@@ -117,10 +117,10 @@ def fill(path: Path, source: BinaryIO, size: int) -> memoryview:
     They are mapped, because the C library keeps more memory for later after a large allocation.
     """
     with path.open("r+b") as copy:
-        copy.truncate(size)
-        mapped = memoryview(mmap.mmap(copy.fileno(), size) if size else bytearray())
-    source.readinto(mapped)  # type: ignore[attr-defined]
-    return mapped
+        while block := source.read(min(size - copy.tell(), 1 << 18)):
+            copy.write(block)
+        copy.flush()
+        return memoryview(mmap.mmap(copy.fileno(), 0) if copy.tell() else b"")
 
 
 def write_file(path: Path, data: bytes) -> None:

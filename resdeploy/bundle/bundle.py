@@ -6,13 +6,11 @@ and all its fields are checked. Shape letters: N images, H rows, W columns, K cl
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
 from resdeploy import __version__
 from resdeploy.bundle.golden import MAX_GOLDEN_BYTES, Golden, read_golden
@@ -43,7 +41,6 @@ MAX_MANIFEST_BYTES = 16 << 20
 MAX_LABEL_LENGTH = 1000
 # Only graphs are larger: an analysis has a few kB per layer, a report about 100 kB.
 MAX_OTHER_BYTES = 16 << 20
-Content = TypeVar("Content", bytes, memoryview)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +73,7 @@ class Bundle:
         limit = MAX_GOLDEN_BYTES if name == GOLDEN else MAX_OTHER_BYTES
         if name in self.manifest.files and record.bytes > limit:
             raise self.damaged(name, f"it has {record.bytes:,} bytes; at most {limit:,} are read")
-        return self._checked(name, lambda stream, size: stream.read(size))
+        return bytes(self._checked(name))
 
     @contextmanager
     def checked_path(self, name: str) -> Iterator[Path]:
@@ -88,19 +85,19 @@ class Bundle:
             BundleError: As for `read`.
         """
         with in_memory(name) as path:
-            self._checked(name, partial(fill, path))
+            self._checked(name, path)
             yield path
 
-    def _checked(self, name: str, read: Callable[[BinaryIO, int], Content]) -> Content:
-        """Return the content that `read` returns for an open file and its size."""
+    def _checked(self, name: str, copy: Path | None = None) -> bytes | memoryview:
+        """Return the content of a file after all checks, and write it to `copy`, if given."""
         record = self._record(name)
+        size = record.bytes + 1
         try:
             with open_regular(self.path / name) as stream:
-                sound = os.fstat(stream.fileno()).st_size == record.bytes
-                data = read(stream, record.bytes if sound else 0)
+                data = fill(copy, stream, size) if copy else stream.read(size)
         except OSError as error:
             raise _unreadable(self.path / name, error) from error
-        if not sound or sha256(data) != record.sha256:
+        if len(data) != record.bytes or sha256(data) != record.sha256:
             raise self._changed(name)
         self._check_onnx(name, data)
         return data

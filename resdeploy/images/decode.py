@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resdeploy.errors import ImageError
 from resdeploy.filesystem import read_limited
@@ -170,14 +170,16 @@ def _decode_smaller(image: ImageFile, shrink: Shrink) -> None:
 
 
 def _to_rgb(image: Image, *, has_16_bits: bool) -> Image:
+    import numpy as np
+
     if image.mode.startswith("I;16"):
         image = image.convert("I")
     if image.mode == "I":
         # Pillow's own conversion to 8 bits clips at 255 instead of scaling.
         image = image.point(lambda value: value / 256).convert("L")
     if has_16_bits:
-        bands = _ranges(image)
-        highest = max(high for _, high in bands[: 1 if len(bands) < 3 else 3])
+        colours = 1 if len(image.getbands()) < 3 else 3
+        highest = int(np.atleast_2d(image.getextrema())[:colours].max())
         if highest < MIN_HIGHEST_BYTE:
             raise ImageError(
                 f"uses only the lower {8 + highest.bit_length()} of its 16 bits, so it would be "
@@ -191,6 +193,7 @@ def _to_rgb(image: Image, *, has_16_bits: bool) -> Image:
 
 def _blend_with_white(image: Image) -> Image:
     """Return a transparent picture on white; it is blended in strips, which need less memory."""
+    import numpy as np
     from PIL import Image as images
 
     result = images.new("RGB", image.size)
@@ -199,10 +202,10 @@ def _blend_with_white(image: Image) -> Image:
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))
         strip = image.crop(box).convert("RGBA")
-        least_opaque = min(least_opaque, _ranges(strip)[3][0])
+        least_opaque = min(least_opaque, int(np.asarray(strip)[..., 3].min()))
         white = images.new("RGBA", strip.size, "white")
         blended = images.alpha_composite(white, strip).convert("RGB")
-        darkest = min(darkest, *(low for low, _ in _ranges(blended)))
+        darkest = min(darkest, int(np.asarray(blended).min()))
         result.paste(blended, box)
     if darkest == 255 > least_opaque:
         raise ImageError(
@@ -210,9 +213,3 @@ def _blend_with_white(image: Image) -> Image:
             "remove its alpha channel, or fill its background",
         )
     return result
-
-
-def _ranges(image: Image) -> list[tuple[int, int]]:
-    """Return the smallest and the largest value of each band."""
-    found: Any = image.getextrema()
-    return list(found) if isinstance(found[0], tuple) else [found]

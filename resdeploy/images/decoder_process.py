@@ -23,7 +23,7 @@ from pathlib import Path
 
 from resdeploy.errors import ImageError
 from resdeploy.images.decode import DecodingLimits
-from resdeploy.images.loading import load_picture
+from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing
 
 REQUEST = struct.Struct("<?II")
@@ -113,7 +113,7 @@ def _answer(connection: socket.socket, max_pixels: int, max_bytes: int) -> None:
             os.nice(19)  # it is the only picture of this process
         kind, content = PIXELS, b""
         try:
-            content = load_picture(data, preprocessing, limits).tobytes()
+            content = load_image(data, preprocessing, limits).tobytes()
         except ImageError as error:
             text = str(error) if str(error).startswith("the image") else f"the image {error}"
             kind, content = REFUSED, text.encode(errors="replace")[:MAX_TEXT_BYTES]
@@ -131,8 +131,6 @@ def _unpickle(data: bytes) -> Preprocessing:
     """Return what the program sent; a decoder never sends a pickle back."""
     value = pickle.loads(data)
     assert isinstance(value, Preprocessing)
-    if not value.antialias:  # few networks need NumPy here; its import is no time of a picture
-        import numpy as np  # noqa: F401
     return value
 
 

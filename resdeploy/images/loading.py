@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from resdeploy.images.decode import LIMITS, REDUCTIONS, DecodingLimits, read_rgb
 from resdeploy.images.geometry import place_picture
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
@@ -22,15 +24,6 @@ def load_image(
     Raises:
         ImageError: The file cannot be decoded, or exceeds `limits`.
     """
-    import numpy as np
-
-    return np.array(load_picture(source, preprocessing, limits))
-
-
-def load_picture(
-    source: Path | bytes, preprocessing: Preprocessing, limits: DecodingLimits = LIMITS
-) -> Image:
-    """Return the pixels of `load_image`, with its errors, as an RGB picture."""
     gap = preprocessing.effective_gap
     full_size = (1, 1)
 
@@ -50,9 +43,7 @@ def load_picture(
 
 def resize_and_crop(image: Image, preprocessing: Preprocessing) -> UInt8Array:
     """Return the network's input for an RGB picture: uint8 (H, W, 3)."""
-    import numpy as np
-
-    return np.array(_convert(image, preprocessing, image.size, 1))
+    return _convert(image, preprocessing, image.size, 1)
 
 
 def reduction_factor(full_size: tuple[int, int], decoded: tuple[int, int]) -> int:
@@ -66,10 +57,8 @@ def reduction_factor(full_size: tuple[int, int], decoded: tuple[int, int]) -> in
 
 def _convert(
     picture: Image, preprocessing: Preprocessing, full_size: tuple[int, int], factor: int
-) -> Image:
+) -> UInt8Array:
     """Return the network's input for a picture that was decoded with a reduction by `factor`."""
-    from PIL import Image as images
-
     rows, columns = place_picture(full_size[1], full_size[0], preprocessing)
     if preprocessing.effective_gap is None:
         part = scale_and_cut(picture, rows, columns, preprocessing)
@@ -78,9 +67,10 @@ def _convert(
         upper, lower, left, right = (edge / factor for edge in (*rows.span, *columns.span))
         box = left, upper, right, lower
         part = scale_box(picture, box, (rows.count, columns.count), preprocessing)
-    height, width = preprocessing.size
-    if part.size == (width, height):
+    if part.shape[:2] == preprocessing.size:
         return part
-    framed = images.new("RGB", (width, height), preprocessing.pad_colour)
-    framed.paste(part, (columns.border, rows.border))
+    framed = np.empty((*preprocessing.size, 3), np.uint8)
+    framed[:] = preprocessing.pad_colour
+    below, right_of = rows.border + rows.count, columns.border + columns.count
+    framed[rows.border : below, columns.border : right_of] = part
     return framed

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from resdeploy.images.geometry import AxisPlacement
-from resdeploy.images.preprocessing import Interpolation, Preprocessing
+from resdeploy.images.preprocessing import Interpolation, Preprocessing, UInt8Array
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from PIL.Image import Image, Resampling
 
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge, in pixels of the picture."""
-# Only `_sample` needs NumPy, which half of the memory of a process that decodes would be for.
-Array: TypeAlias = "npt.NDArray[np.float64]"
+Array = npt.NDArray[np.float64]
 
 # Pictures whose scaled size has more pixels than this, and than the picture itself, are so long
 # that only their centre is scaled: 64 times as long as high if the height becomes 256 pixels.
@@ -26,8 +26,8 @@ MAX_SCALED_PIXELS = 1 << 22
 
 def scale_and_cut(
     image: Image, rows: AxisPlacement, columns: AxisPlacement, preprocessing: Preprocessing
-) -> Image:
-    """Scale an RGB picture and cut out the part that the placements name.
+) -> UInt8Array:
+    """Scale an RGB picture and cut out the part that the placements name: uint8 (H, W, 3).
 
     The pixels are those of scaling the whole picture first. With antialiasing, only the part is
     scaled if the whole would have more than `MAX_SCALED_PIXELS`; pixels then differ by at most 2.
@@ -36,7 +36,7 @@ def scale_and_cut(
         vertical, horizontal = (
             _Axis(0.0, axis.whole, axis.scaled, axis.start, axis.count) for axis in (rows, columns)
         )
-        return _sample(image, vertical, horizontal, preprocessing.interpolation)
+        return _sample(np.asarray(image), vertical, horizontal, preprocessing.interpolation)
     if columns.scaled * rows.scaled > max(MAX_SCALED_PIXELS, image.width * image.height):
         (left, right), (upper, lower) = columns.span, rows.span
         box = left, upper, right, lower
@@ -44,18 +44,20 @@ def scale_and_cut(
     if image.size != (columns.scaled, rows.scaled):
         image = image.resize((columns.scaled, rows.scaled), _pillow_filter(preprocessing))
     left, upper = columns.start, rows.start
-    return image.crop((left, upper, left + columns.count, upper + rows.count))
+    return np.array(image.crop((left, upper, left + columns.count, upper + rows.count)))
 
 
-def scale_box(image: Image, box: Box, size: tuple[int, int], preprocessing: Preprocessing) -> Image:
-    """Cut `box` out of an RGB picture and scale it to `size`, height and width."""
+def scale_box(
+    image: Image, box: Box, size: tuple[int, int], preprocessing: Preprocessing
+) -> UInt8Array:
+    """Cut `box` out of an RGB picture and scale it to `size`, height and width: uint8 (H, W, 3)."""
     if preprocessing.antialias:
         shape = size[1], size[0]
-        return image.resize(shape, _pillow_filter(preprocessing), box=box)
+        return np.array(image.resize(shape, _pillow_filter(preprocessing), box=box))
     left, upper, right, lower = box
     vertical = _Axis(upper, lower - upper, size[0], 0, size[0])
     horizontal = _Axis(left, right - left, size[1], 0, size[1])
-    return _sample(image, vertical, horizontal, preprocessing.interpolation)
+    return _sample(np.asarray(image), vertical, horizontal, preprocessing.interpolation)
 
 
 def _pillow_filter(preprocessing: Preprocessing) -> Resampling:
@@ -77,17 +79,13 @@ class _Axis:
 
 
 def _sample(
-    image: Image, vertical: _Axis, horizontal: _Axis, interpolation: Interpolation
-) -> Image:
-    """Return a part of a picture, scaled with a filter of fixed width.
+    pixels: UInt8Array, vertical: _Axis, horizontal: _Axis, interpolation: Interpolation
+) -> UInt8Array:
+    """Return a part of a picture (H, W, 3), scaled with a filter of fixed width.
 
     The weights are those of OpenCV's `resize`, which rounds them to multiples of 1/2048.
     Source: OpenCV 4.14, modules/imgproc/src/resize.cpp.
     """
-    import numpy as np
-    from PIL.Image import fromarray
-
-    pixels = np.asarray(image)
     rows, row_weights = _taps(vertical, len(pixels), interpolation)
     columns, column_weights = _taps(horizontal, pixels.shape[1], interpolation)
     needed_rows, rows = np.unique(rows, return_inverse=True)
@@ -99,15 +97,13 @@ def _sample(
     total = np.zeros((vertical.count, horizontal.count, pixels.shape[2]), np.float32)
     for column, weight in zip(columns, column_weights):
         total += high.take(column, 1) * weight[:, np.newaxis]
-    return fromarray(np.clip(np.rint(total), 0, 255).astype(np.uint8))
+    return np.clip(np.rint(total), 0, 255).astype(np.uint8)
 
 
 def _taps(
     axis: _Axis, limit: int, interpolation: Interpolation
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
     """Return the pixels that the filter reads and their weights: both (taps, count)."""
-    import numpy as np
-
     scale = 1 / (axis.scaled / axis.length)  # in this order, as OpenCV rounds it
     position = axis.first + np.arange(axis.count)
     if interpolation is Interpolation.NEAREST:
@@ -124,8 +120,6 @@ def _taps(
 
 def _cubic(distance: Array) -> Array:
     """Return Keys's cubic with a = -0.75; Pillow's has a = -0.5."""
-    import numpy as np
-
     a = -0.75
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
@@ -133,8 +127,6 @@ def _cubic(distance: Array) -> Array:
 
 
 def _lanczos4(distance: Array) -> Array:
-    import numpy as np
-
     return np.sinc(distance) * np.sinc(distance / 4)
 
 

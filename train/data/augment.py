@@ -72,7 +72,7 @@ def augment(
     picture = read_rgb(source, shrink)
     # The crop depends on the shape of the image, but not on its resolution.
     box = choose_box(picture.size, aspect, augmentation, draws)
-    pixels = np.array(scale_box(picture, box, size, preprocessing))
+    pixels = scale_box(picture, box, size, preprocessing)
     if augmentation.randaugment:
         pixels = distort(pixels, augmentation.randaugment, generator)
     return pixels

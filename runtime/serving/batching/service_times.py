@@ -67,18 +67,17 @@ def measure_service_times(
     Raises:
         BackendError: The engine failed.
     """
-    seconds: dict[int, float] = {}
+    seconds = dict(known.seconds) if known else {}
     powers = range(max_batch.bit_length() + 1)
-    for size in known.seconds if known else sorted({min(1 << n, max_batch) for n in powers}):
+    for size in list(seconds) or sorted({min(1 << power, max_batch) for power in powers}):
         batch = np.resize(images, (size, *images.shape[1:]))
         for _ in range(2):  # the second run captures a CUDA graph
             backend.run(batch)
-        if known:
-            continue
-        seconds[size] = _fastest_run(backend, batch)
-        if size >= 4 * _smallest_worthwhile(list(seconds), list(seconds.values())):
-            break
-    return ServiceTimes(known.seconds if known else seconds)
+        if known is None:
+            seconds[size] = _fastest_run(backend, batch)
+            if size >= 4 * _smallest_worthwhile(list(seconds), list(seconds.values())):
+                break
+    return ServiceTimes(seconds)
 
 
 def _fastest_run(backend: Backend, batch: UInt8Array) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import math
 import re
 import time
 from collections.abc import Callable, Coroutine
@@ -264,7 +265,7 @@ async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Resu
             pass
         interrupt(Disconnected())
 
-    with interruptible() as interrupt:
+    with interruptible(math.inf, Disconnected()) as interrupt:
         disconnect = asyncio.ensure_future(wait_for_disconnect())
         try:
             return await work
