@@ -54,8 +54,9 @@ class EngineInstance:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{self.backend}/{self.artifact}")
         try:
             # Engines prepare state per thread, so the timing uses the thread that will serve.
+            warm_up = 1 if candidate.engine.on_cpu else 2
             timing = self._thread.submit(
-                measure_service_times, backend, golden.images, max_batch, known
+                measure_service_times, backend, golden.images, max_batch, known, warm_up
             )
             self.times: ServiceTimes = timing.result()
         except BackendError:

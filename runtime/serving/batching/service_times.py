@@ -57,12 +57,14 @@ class ServiceTimes:
 
 
 def measure_service_times(
-    backend: Backend, images: UInt8Array, max_batch: int, known: ServiceTimes | None = None
-) -> ServiceTimes:
+    backend: Backend, images: UInt8Array, max_batch: int, known: ServiceTimes | None = None,
+    warm_up: int = 2,
+) -> ServiceTimes:  # fmt: skip
     """Time batches of 1, 2, 4 ... `max_batch` images, and stop early if throughput stagnates.
 
-    The runs also warm the engine up, and capture CUDA graphs for exactly these batch sizes. With
-    the `known` times of an equal instance, they do nothing else.
+    The first `warm_up` runs of each size warm the engine up; on a GPU, the second one captures a
+    CUDA graph for exactly this size. With the `known` times of an equal instance, there are no
+    others.
 
     Raises:
         BackendError: The engine failed.
@@ -71,7 +73,7 @@ def measure_service_times(
     powers = range(max_batch.bit_length() + 1)
     for size in list(seconds) or sorted({min(1 << power, max_batch) for power in powers}):
         batch = np.resize(images, (size, *images.shape[1:]))
-        for _ in range(2):  # the second run captures a CUDA graph
+        for _ in range(warm_up):
             backend.run(batch)
         if known is None:
             seconds[size] = _fastest_run(backend, batch)
