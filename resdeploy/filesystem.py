@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import mmap
 import os
 import re
 import secrets
@@ -101,14 +102,25 @@ def _read_start(path: Path, size: int, error_type: type[ResdeployError], hint: s
 
 
 @contextmanager
-def in_memory(name: str, data: bytes) -> Iterator[Path]:
+def in_memory(name: str, data: bytes = b"") -> Iterator[Path]:
     """Yield a path to a copy that no other process changes, and that ends with this process."""
     copy = os.memfd_create(name, os.MFD_CLOEXEC)
     with os.fdopen(copy, "wb") as stream:
         stream.write(data)
         stream.flush()
-        del data
         yield Path(f"/proc/self/fd/{copy}")
+
+
+def fill(path: Path, source: BinaryIO, size: int) -> memoryview:
+    """Copy `size` bytes of an open file to `path`, and return them.
+
+    They are mapped, because the C library keeps more memory for later after a large allocation.
+    """
+    with path.open("r+b") as copy:
+        while block := source.read(min(size - copy.tell(), 1 << 18)):
+            copy.write(block)
+        copy.flush()
+        return memoryview(mmap.mmap(copy.fileno(), 0) if copy.tell() else b"")
 
 
 def write_file(path: Path, data: bytes) -> None:

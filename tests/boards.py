@@ -140,3 +140,10 @@ def host_of(root: Path, files: Files, mode: str = "", **change: Any) -> Host:
         **{"architecture": "aarch64", "environment": None, "run": run, "nvml": lambda: None}
         | change,
     )
+
+
+def meminfo(available_mib: int, swap_mib: int = 0) -> dict[str, str]:
+    return {
+        "proc/meminfo": f"MemTotal: 4000000 kB\nMemAvailable: {available_mib * 1024} kB\n"
+        f"SwapFree: {swap_mib * 1024} kB\n"
+    }

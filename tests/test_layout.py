@@ -62,11 +62,17 @@ def test_link_points_to_its_sibling_folder(stage: str) -> None:
         ("resdeploy.runtime", {"torch", "onnx", "onnx_ir", "sklearn", "matplotlib"}),
         ("resdeploy.runtime.bench.backend_worker", {"torch", "onnx", "onnx_ir"}),
         ("resdeploy.calibration.observer", {"torch", "onnx", "onnx_ir"}),
-        ("resdeploy.cli.main", {"torch", "onnx", "onnxruntime", "numpy", "PIL", "tensorrt"}),
+        ("resdeploy.images.decoder_process", {"PIL"}),  # the server imports it
     ],
 )
 def test_module_imports_no_heavy_package(module: str, forbidden: set[str]) -> None:
     run_without(forbidden, f"import {module}")
+
+
+def test_no_command_imports_a_heavy_package_before_it_runs() -> None:
+    heavy = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "tensorrt"}
+    code = "from resdeploy.cli.main import main\nprint(len(list(main.commands.values())))"
+    assert run_without(heavy, code) == "15\n"
 
 
 def test_runtime_infers_without_torch_or_onnx(tiny_bundle: Bundle) -> None:
@@ -109,6 +115,20 @@ def test_public_names_are_unique() -> None:
         and not (path.parent.name == "cli" and path.stem == node.name)
     )
     assert sorted(name for name, count in names.items() if count > 1 and name not in shared) == []
+
+
+@in_a_clone
+def test_one_module_starts_python() -> None:
+    """Only scripts of the benchmarks do so, too; they run in a clone."""
+    starting = {
+        path.relative_to(ROOT)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.executable"
+    }
+    assert {str(path) for path in starting if path.parts[0] != "benchmarks"} == {
+        "resdeploy/machine/python_process.py"
+    }
 
 
 # First words of docstrings that say neither what a function does nor what an object is.

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from resdeploy.errors import ResdeployError, one_line_reason, remedy_for
+from resdeploy.machine.host import Host
+from resdeploy.machine.memory import parse_memory
+from resdeploy.machine.python_process import end_with_parent
 
 MIN_CALLS = 3
 
@@ -65,21 +64,6 @@ def _time_calls(run: Callable[[], object], send: Callable[[dict[str, Any]], None
             if isinstance(result, StageTimes):
                 for stage, duration in result.items():
                     stages.setdefault(stage, []).append(duration)
-        send({"times_ns": times, "stages_ns": stages, "peak_rss_bytes": peak_rss_bytes()})
-
-
-def end_with_parent() -> None:
-    """Let the kernel kill this process when the thread that started it ends; see prctl(2)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def peak_rss_bytes() -> int | None:
-    """Return the peak resident memory of this process; None if the kernel does not report it.
-
-    `getrusage` cannot be used: its value starts at the peak of the parent process.
-    """
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    return None
+        # The peak of `getrusage` would start at that of the parent process.
+        peak = parse_memory(Host().text("proc/self/status"), "VmHWM")
+        send({"times_ns": times, "stages_ns": stages, "peak_rss_bytes": peak})

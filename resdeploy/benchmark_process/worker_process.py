@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resdeploy.errors import BackendError
+from resdeploy.machine.python_process import python_command
 
 HIGHEST_PRIORITY = -20
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -84,7 +84,7 @@ class Contender:
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", worker, *arguments],
+            python_command(worker, *arguments),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
             start_new_session=True,
         )  # fmt: skip

@@ -23,7 +23,7 @@ from resdeploy.bundle.manifest import (
     Manifest,
 )
 from resdeploy.errors import BundleError, one_line_reason, remedy_for
-from resdeploy.filesystem import check_file, in_memory, open_regular, read_limited, sha256
+from resdeploy.filesystem import check_file, fill, in_memory, open_regular, read_limited, sha256
 from resdeploy.images.preprocessing import height_and_width
 from resdeploy.json_documents import decode, parse, strict_json
 from resdeploy.readable_text import readable
@@ -73,15 +73,7 @@ class Bundle:
         limit = MAX_GOLDEN_BYTES if name == GOLDEN else MAX_OTHER_BYTES
         if name in self.manifest.files and record.bytes > limit:
             raise self.damaged(name, f"it has {record.bytes:,} bytes; at most {limit:,} are read")
-        try:
-            with open_regular(self.path / name) as stream:
-                data = stream.read(record.bytes + 1)
-        except OSError as error:
-            raise _unreadable(self.path / name, error) from error
-        if len(data) != record.bytes or sha256(data) != record.sha256:
-            raise self._changed(name)
-        self._check_onnx(name, data)
-        return data
+        return bytes(self._checked(name))
 
     @contextmanager
     def checked_path(self, name: str) -> Iterator[Path]:
@@ -92,10 +84,25 @@ class Bundle:
         Raises:
             BundleError: As for `read`.
         """
-        with in_memory(name, self.read(name)) as path:
+        with in_memory(name) as path:
+            self._checked(name, path)
             yield path
 
-    def _check_onnx(self, name: str, data: bytes) -> None:
+    def _checked(self, name: str, copy: Path | None = None) -> bytes | memoryview:
+        """Return the content of a file after all checks, and write it to `copy`, if given."""
+        record = self._record(name)
+        size = record.bytes + 1
+        try:
+            with open_regular(self.path / name) as stream:
+                data = fill(copy, stream, size) if copy else stream.read(size)
+        except OSError as error:
+            raise _unreadable(self.path / name, error) from error
+        if len(data) != record.bytes or sha256(data) != record.sha256:
+            raise self._changed(name)
+        self._check_onnx(name, data)
+        return data
+
+    def _check_onnx(self, name: str, data: bytes | memoryview) -> None:
         for artifact in self.manifest.artifacts:
             if artifact.file == name:
                 try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from os.path import splitext
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ class Artifact:
     @property
     def name(self) -> str:
         """Name of the file without its suffix: `fp32`, `fp16`, `int8`, `int8-cpu`, `int8-dla`."""
-        return Path(self.file).stem
+        return splitext(self.file)[0]
 
 
 class GoldenOrigin(str, Enum):

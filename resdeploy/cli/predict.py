@@ -65,7 +65,6 @@ def predict(
     Exit code: 0 all were classified, 1 at least one image could not be decoded.
     """
     from resdeploy.progress import progress_bar
-    from resdeploy.runtime.camera import watch_camera
     from resdeploy.runtime.model import load, predict_files
 
     if bool(images) == bool(camera):
@@ -79,6 +78,8 @@ def predict(
             exit = ExitCode.FAILED if failed else ExitCode.OK
             text = predictions_text(result)
             return CommandResult(result, text, exit, warnings=model.warnings)
+        from resdeploy.runtime.camera import watch_camera
+
         report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
     return CommandResult(report, camera_text(report), warnings=model.warnings)
 

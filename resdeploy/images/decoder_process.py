@@ -21,10 +21,6 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-import PIL.ImageOps  # `decode` imports it with its first picture
-import PIL.WebPImagePlugin  # noqa: F401 - as does Pillow
-from PIL import Image
-
 from resdeploy.errors import ImageError
 from resdeploy.images.decode import DecodingLimits
 from resdeploy.images.loading import load_image
@@ -58,6 +54,9 @@ def main() -> None:
 
     The arguments are the socket, and the maximum of pixels and of bytes for one picture.
     """
+    # `decode` and Pillow import the first two with their first pictures.
+    from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401
+
     handle, max_pixels, max_bytes = map(int, sys.argv[1:4])
     os.setpgid(0, 0)  # so that Ctrl-C in a terminal stops the program only, which then ends this
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -110,7 +109,8 @@ def _answer(connection: socket.socket, max_pixels: int, max_bytes: int) -> None:
         data = stream.read(size)
         seconds = CPU_SECONDS if may_be_large else SMALL_CPU_SECONDS
         signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process
-        os.nice(19 if may_be_large else 0)  # it is the only picture of this process
+        if may_be_large:
+            os.nice(19)  # it is the only picture of this process
         kind, content = PIXELS, b""
         try:
             content = load_image(data, preprocessing, limits).tobytes()
@@ -132,3 +132,7 @@ def _unpickle(data: bytes) -> Preprocessing:
     value = pickle.loads(data)
     assert isinstance(value, Preprocessing)
     return value
+
+
+if __name__ == "__main__":
+    main()

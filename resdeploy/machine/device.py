@@ -13,6 +13,7 @@ from resdeploy.machine.conditions import Conditions, read_conditions
 from resdeploy.machine.cpu import Cpu, parse_cpuinfo
 from resdeploy.machine.host import Host
 from resdeploy.machine.jetson import Jetson, read_jetson
+from resdeploy.machine.memory import parse_memory
 from resdeploy.machine.nvml import Gpu, read_gpus
 
 LIBRARIES = "usr/lib/*-linux-gnu"
@@ -100,16 +101,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def parse_memory(meminfo: str, *fields: str) -> int | None:
-    """Return the sum in bytes of fields of /proc/meminfo (default: MemTotal); None without them."""
-    found = [
-        re.search(rf"^{field}:\s+(\d+) kB", meminfo, re.MULTILINE)
-        for field in fields or ("MemTotal",)
-    ]
-    sizes = [int(match[1]) * 1024 for match in found if match]
-    return sum(sizes) if sizes else None
 
 
 def _gpus(host: Host, jetson: Jetson | None) -> tuple[Gpu, ...]:

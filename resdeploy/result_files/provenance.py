@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +68,8 @@ def collect_provenance(device: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of Python, resdeploy and the installed packages in `PACKAGES`."""
+    from importlib import metadata  # it takes 10 ms, and most commands write no provenance
+
     versions = {"python": platform.python_version(), "resdeploy": resdeploy.__version__}
     for package in PACKAGES:
         try:

@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -20,7 +19,9 @@ import numpy as np
 from resdeploy.images import decoder_process as protocol
 from resdeploy.images.decoder_process import REPLY, REQUEST
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
+from resdeploy.machine.python_process import python_command
 from resdeploy.runtime.serving.config import TOKEN_VARIABLE
+from resdeploy.runtime.serving.interruptible import interruptible
 from resdeploy.runtime.serving.request_errors import (
     DeadlineExceeded,
     QueueFull,
@@ -41,9 +42,6 @@ MAX_PLACES = 16
 # Room for a picture or its pixels in each direction; the kernel may allow less.
 SOCKET_BYTES = 1 << 20
 NO_PROCESS = "no process can be started to decode the picture"
-# The template has the module path of this process, and neither the current folder nor the token.
-START = """import sys; sys.path[:] = sys.argv[4:]
-from resdeploy.images.decoder_process import main; main()"""
 _pickled = lru_cache(maxsize=64)(pickle.dumps)
 Memory = Callable[[int], Awaitable[None]]
 
@@ -206,25 +204,24 @@ class Decoder:
             if reason is not None:
                 raise RequestError(f"file {number + 1}: {reason}" if len(files) > 1 else reason)
 
-        left = deadline - asyncio.get_running_loop().time()
+        late = DeadlineExceeded("the deadline passed before the picture was decoded")
         self._pending += len(files)
-        jobs = [asyncio.ensure_future(decode_one(number)) for number in range(len(files))]
+        jobs: list[asyncio.Future[None]] = []
         try:
-            timeout = max(left, 0.0) if left < np.inf else None
-            done, running = await asyncio.wait(
-                jobs, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION
-            )
-            for job in jobs:  # in order, so that the first damaged file is named
-                if job in done:
-                    job.result()
-            if running:
-                raise DeadlineExceeded("the deadline passed before the picture was decoded")
+            with interruptible(deadline, late):
+                if len(files) == 1:
+                    await decode_one(0)
+                    return pixels
+                jobs += [asyncio.ensure_future(decode_one(number)) for number in range(len(files))]
+                await asyncio.wait(jobs, return_when=asyncio.FIRST_EXCEPTION)
+                for job in jobs:  # in order, so that the first damaged file is named
+                    if job.done():
+                        job.result()
         finally:
             self._pending -= len(files)
-            if len(jobs) > 1 or not jobs[0].done():
-                for job in jobs:
-                    job.cancel()
-                await asyncio.gather(*jobs, return_exceptions=True)
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
         return pixels
 
     def close(self) -> None:
@@ -328,11 +325,11 @@ class Decoder:
             self._template.wait()
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
-        arguments = [theirs.fileno(), self._max_pixels, LARGE_PICTURES_BYTES, *sys.path]
+        arguments = theirs.fileno(), self._max_pixels, LARGE_PICTURES_BYTES
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", TOKEN_VARIABLE: ""}
         with theirs:
             self._template = subprocess.Popen(
-                [sys.executable, "-c", START, *filter(None, map(str, arguments))],
+                python_command(protocol.__name__, *arguments),
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 env=environment, pass_fds=[theirs.fileno()],
             )  # fmt: skip

@@ -39,9 +39,10 @@ class EngineInstance:
     """A backend and the thread that runs it, as a `batching.interface.Instance`."""
 
     def __init__(
-        self, candidate: Candidate, backend: Backend, golden: Golden, max_batch: int
-    ) -> None:
-        """Take ownership of a backend, warm it up and time it with the golden images.
+        self, candidate: Candidate, backend: Backend, golden: Golden, max_batch: int,
+        known: ServiceTimes | None,
+    ) -> None:  # fmt: skip
+        """Take ownership of a backend, warm it up and, unless it is `known`, time it.
 
         Raises:
             BackendError: The backend failed; it has been closed.
@@ -53,7 +54,10 @@ class EngineInstance:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{self.backend}/{self.artifact}")
         try:
             # Engines prepare state per thread, so the timing uses the thread that will serve.
-            timing = self._thread.submit(measure_service_times, backend, golden.images, max_batch)
+            warm_up = 1 if candidate.engine.on_cpu else 2
+            timing = self._thread.submit(
+                measure_service_times, backend, golden.images, max_batch, known, warm_up
+            )
             self.times: ServiceTimes = timing.result()
         except BackendError:
             backend.close()
@@ -191,9 +195,8 @@ class EngineFactory:
         opened: Backend | None = backend
         while opened is not None:
             try:
-                instances.append(
-                    EngineInstance(candidate, opened, self._golden, self._config.max_batch)
-                )
+                limit, known = self._config.max_batch, instances[0].times if instances else None
+                instances.append(EngineInstance(candidate, opened, self._golden, limit, known))
             except BackendError as error:
                 engine, artifact = candidate.engine.name, candidate.artifact.name
                 logger.warning("%s cannot run %s: %s", engine, artifact, error)

@@ -1,7 +1,5 @@
 """The check of a changed bundle in a process of its own, before the server loads the same bytes.
 
-    python -m resdeploy.runtime.serving.loading_process PARENT
-
 A bundle may crash an engine, never end, or need endless memory. So a process with limits loads it
 with the settings of the server, and answers with a line of JSON. Then the server loads what passed:
 the same manifest, with the sha256 of all files, and as many instances of the same engine and graph.
@@ -23,13 +21,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy.benchmark_process.worker_loop import end_with_parent
 from resdeploy.bundle.signature import PASSWORD, open_signed
 from resdeploy.errors import BundleError, is_out_of_memory, one_line_reason, remedy_for
 from resdeploy.json_documents import decode, jsonable, one_line
-from resdeploy.machine.device import parse_memory
 from resdeploy.machine.host import Host
-from resdeploy.runtime.backends.tensorrt.build_memory import available_memory
+from resdeploy.machine.memory import available_memory, parse_memory
+from resdeploy.machine.python_process import end_with_parent, python_command
 from resdeploy.runtime.serving.config import TOKEN_VARIABLE, ServeConfig
 
 logger = logging.getLogger(__name__)
@@ -42,7 +39,7 @@ CPU_SECONDS = 900
 NICE = 5  # a third of the processor time of a thread that serves, if both want all of it: sched(7)
 MAX_TEXT = 8000  # characters of the log, and of the reason
 NOT_INHERITED = {TOKEN_VARIABLE, PASSWORD, "NOTIFY_SOCKET"}
-COMMAND = (sys.executable, "-m", "resdeploy.runtime.serving.loading_process")
+MODULE = "resdeploy.runtime.serving.loading_process"
 HINT = "run resdeploy verify; do not serve a bundle of unknown origin"
 
 
@@ -69,7 +66,7 @@ async def check_loading(path: Path, config: ServeConfig, current: str | None) ->
         BundleError: The bundle cannot be loaded, or the process reached a limit or crashed.
     """
     process = await asyncio.create_subprocess_exec(
-        *COMMAND, str(os.getpid()), stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
+        *python_command(MODULE, os.getpid()), stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
         env={name: text for name, text in os.environ.items() if name not in NOT_INHERITED},
     )  # fmt: skip
     try:

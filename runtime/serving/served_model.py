@@ -30,7 +30,7 @@ from resdeploy.runtime.serving.request_errors import Unavailable
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Opened = tuple[Bundle, tuple[str, ...], EngineFactory, list[EngineInstance]]
+Opened = tuple[tuple[str, ...], EngineFactory, list[EngineInstance]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,10 +123,16 @@ class ServedModel:
             checked = await check_loading(self._path, self._config, current)
             if checked.opened is None:
                 return False
-        opening = asyncio.ensure_future(in_own_thread(self._open, checked))
-        try:
-            bundle, labels, engines, instances = await asyncio.shield(opening)
-        except asyncio.CancelledError:
+        bundle = await in_own_thread(open_signed, self._path, self._config.signer)
+        if checked.digest not in ("", bundle.digest):
+            reason = f"{self._path} was changed while it was loaded"
+            raise BundleError(reason, "reload it when it is complete")
+        opening = asyncio.ensure_future(in_own_thread(self._open, bundle, checked))
+        try:  # the files that the engine does not need are checked meanwhile
+            for warning in await in_own_thread(check_files, bundle):
+                logger.warning("%s: %s", self.name, warning.message)
+            labels, engines, instances = await asyncio.shield(opening)
+        except BaseException:
             opening.add_done_callback(self._discard)
             raise
         batcher = Batcher(
@@ -150,13 +156,7 @@ class ServedModel:
         if self._current is not None:
             await _close_when_answered(self._current)
 
-    def _open(self, checked: LoadingResult) -> Opened:
-        bundle = open_signed(self._path, self._config.signer)
-        if checked.digest not in ("", bundle.digest):
-            reason = f"{self._path} was changed while it was loaded"
-            raise BundleError(reason, "reload it when it is complete")
-        for warning in check_files(bundle):
-            logger.warning("%s: %s", self.name, warning.message)
+    def _open(self, bundle: Bundle, checked: LoadingResult) -> Opened:
         labels = bundle.labels()
         engines = EngineFactory(bundle, self._config, self._progress)
         instances = engines.open_only(*checked.opened) if checked.opened else engines.open_next()
@@ -165,7 +165,7 @@ class ServedModel:
                 f"no backend reproduces the golden logits of {self._path} on this machine",
                 "run resdeploy verify for the differences and resdeploy doctor for the cause",
             )
-        return bundle, labels, engines, instances
+        return labels, engines, instances
 
     def _discard(self, opening: asyncio.Future[Opened]) -> None:
         """Close the engines that nobody waits for any more."""

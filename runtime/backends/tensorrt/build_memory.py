@@ -1,16 +1,10 @@
-"""Checks of the available memory: a build that runs out of it stops with a message.
-
-Sources: Linux, "The /proc Filesystem" (`MemAvailable`) and "Control Group v2" (`memory.max`,
-`memory.current`, `memory.stat`).
-"""
+"""Checks of the available memory: a build that runs out of it stops with a message."""
 
 from __future__ import annotations
 
-import re
-
 from resdeploy.errors import BackendError
-from resdeploy.machine.device import parse_memory
 from resdeploy.machine.host import Host
+from resdeploy.machine.memory import available_memory
 
 # Building with TensorRT-RTX 1.7 took 330 MiB for a graph of 83 MiB and 194 MiB for one of 20 MiB
 # (2026-11-25, x86-64). TensorRT takes more, since it also runs kernels while it builds: these
@@ -24,18 +18,6 @@ HINT = (
     "stop other programs (sudo init 3 ends a Jetson's desktop), add swap, or build a smaller graph "
     "with --precision int8 --batch 1 --workspace 128"
 )
-
-
-def available_memory(host: Host) -> int | None:
-    """Return the available memory in bytes, swap included; None if it is unknown."""
-    free = parse_memory(host.text("proc/meminfo"), "MemAvailable", "SwapFree")
-    limit = host.number("sys/fs/cgroup/memory.max")  # without a limit it is `max`, read as None
-    used = host.number("sys/fs/cgroup/memory.current")
-    if limit is None or used is None:
-        return free
-    if pages := re.search(r"^inactive_file (\d+)", host.text("sys/fs/cgroup/memory.stat"), re.M):
-        used -= int(pages[1])  # the kernel drops them before it ends a process
-    return limit - used if free is None else min(free, limit - used)
 
 
 def require_memory(graph_bytes: int, name: str, host: Host) -> None:

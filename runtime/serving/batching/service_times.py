@@ -28,6 +28,7 @@ class ServiceTimes:
 
     def __init__(self, seconds: Mapping[int, float]) -> None:
         """Store the seconds measured for each batch size on an otherwise idle machine."""
+        self.seconds = seconds
         self._sizes = sorted(seconds)
         self._seconds = [max(seconds[size], 1e-6) for size in self._sizes]
         self._slowdown = 1.0
@@ -55,23 +56,29 @@ class ServiceTimes:
         self._slowdown += SMOOTHING * (ratio - self._slowdown)
 
 
-def measure_service_times(backend: Backend, images: UInt8Array, max_batch: int) -> ServiceTimes:
+def measure_service_times(
+    backend: Backend, images: UInt8Array, max_batch: int, known: ServiceTimes | None = None,
+    warm_up: int = 2,
+) -> ServiceTimes:  # fmt: skip
     """Time batches of 1, 2, 4 ... `max_batch` images, and stop early if throughput stagnates.
 
-    The runs also warm the engine up, and capture CUDA graphs for exactly these batch sizes.
+    The first `warm_up` runs of each size warm the engine up; on a GPU, the second one captures a
+    CUDA graph for exactly this size. With the `known` times of an equal instance, there are no
+    others.
 
     Raises:
         BackendError: The engine failed.
     """
-    seconds: dict[int, float] = {}
+    seconds = dict(known.seconds) if known else {}
     powers = range(max_batch.bit_length() + 1)
-    for size in sorted({min(1 << power, max_batch) for power in powers}):
+    for size in list(seconds) or sorted({min(1 << power, max_batch) for power in powers}):
         batch = np.resize(images, (size, *images.shape[1:]))
-        for _ in range(2):  # the second run captures a CUDA graph
+        for _ in range(warm_up):
             backend.run(batch)
-        seconds[size] = _fastest_run(backend, batch)
-        if size >= 4 * _smallest_worthwhile(list(seconds), list(seconds.values())):
-            break
+        if known is None:
+            seconds[size] = _fastest_run(backend, batch)
+            if size >= 4 * _smallest_worthwhile(list(seconds), list(seconds.values())):
+                break
     return ServiceTimes(seconds)
 
 

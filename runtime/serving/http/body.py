@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from starlette.requests import Request
 
+from resdeploy.runtime.serving.interruptible import interruptible
 from resdeploy.runtime.serving.request_errors import (
     QueueFull,
     RequestError,
@@ -33,8 +34,8 @@ class Reservation:
         self._budget = budget
         self.network = network
         self.size = 0
-        self.arriving: asyncio.Future[Body] | None = None
-        """The task that receives the body."""
+        self.arriving: Callable[[Exception], None] | None = None
+        """Function that ends the reception of the body with an error."""
 
     def add(self, size: int) -> None:
         """Reserve `size` more bytes.
@@ -84,7 +85,8 @@ class ByteBudget:
             oldest = max(arriving, key=lambda one: held[one.network], default=asking)
             if oldest is asking or oldest.arriving is None:
                 raise QueueFull("too many large requests at once")
-            oldest.arriving.cancel()
+            reason = "other requests needed the memory of this body, which arrived slowly"
+            oldest.arriving(QueueFull(reason))
             oldest.arriving = None
             oldest.release()
 
@@ -121,30 +123,20 @@ async def read_body(
     length = request.headers.get("content-length", "0")
     if parse_integer(length, "the header Content-Length", 0, sys.maxsize) > max_bytes:
         raise TooLarge(f"the body is larger than {max_bytes} bytes")
-    reservation.arriving = task = asyncio.ensure_future(_collect(request, reservation, max_bytes))
-    try:
-        await asyncio.wait({task}, timeout=seconds)
-        if task.cancelled():
-            raise QueueFull("other requests needed the memory of this body, which arrived slowly")
-        if not task.done():
-            raise RequestTimeout("the body did not arrive in time")
-        return task.result()
-    finally:
-        reservation.arriving = None
-        task.cancel()
-
-
-async def _collect(request: Request, reservation: Reservation, max_bytes: int) -> Body:
+    deadline = asyncio.get_running_loop().time() + seconds
     # A list might have a million chunks of one byte. A copy of 64 MiB would take 100 ms.
-    body = bytearray()
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        chunk: bytes = message.get("body", b"")
-        if len(body) + len(chunk) > max_bytes:
-            raise TooLarge(f"the body is larger than {max_bytes} bytes")
-        reservation.add(len(chunk))
-        body += chunk
-        if not message.get("more_body", False):
-            return body
+    body, more = bytearray(), True
+    late = RequestTimeout("the body did not arrive in time")
+    with interruptible(deadline, late) as reservation.arriving:
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            chunk: bytes = message.get("body", b"")
+            if len(body) + len(chunk) > max_bytes:
+                raise TooLarge(f"the body is larger than {max_bytes} bytes")
+            reservation.add(len(chunk))
+            body += chunk
+            more = message.get("more_body", False)
+    reservation.arriving = None
+    return body

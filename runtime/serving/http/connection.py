@@ -141,12 +141,16 @@ class LimitedProtocol(HttpToolsProtocol):
             self._busy = True
             self._deadline = math.inf
             self._table.mark_working(self)
+            self._accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         self.cycle.body = bytearray()
         if self.transport.is_closing():
             return
+        # The head of the response was held back until its body was written: tcp(7). Sent together,
+        # they wake the client up once.
+        self._accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         self.flow.resume_reading()
         if self._busy:
             self._await_request()

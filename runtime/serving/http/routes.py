@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import math
 import re
 import time
 from collections.abc import Callable, Coroutine
@@ -35,6 +36,7 @@ from resdeploy.runtime.serving.http.body import (
 from resdeploy.runtime.serving.http.connection_table import client_network
 from resdeploy.runtime.serving.http.openapi import MODEL, VERSIONED_MODEL, openapi_document
 from resdeploy.runtime.serving.http.uploads import Upload, read_uploads
+from resdeploy.runtime.serving.interruptible import interruptible
 from resdeploy.runtime.serving.open_inference import ParsedRequest, encode_output, parse_request
 from resdeploy.runtime.serving.request_errors import (
     DeadlineExceeded,
@@ -71,11 +73,11 @@ def make_app(service: Service) -> ASGIApp:
     """Return an ASGI application with all routes."""
     api = _Api(service)
     paths: dict[str, tuple[str, Callable[[Request], Coroutine[Any, Any, Response]]]] = {
+        "/v1/classify": ("POST", api.classify),  # the router tries them in order
         "/": ("GET", api.page),
         "/healthz": ("GET", api.live),
         "/metrics": ("GET", api.metrics),
         "/openapi.json": ("GET", api.openapi),
-        "/v1/classify": ("POST", api.classify),
         "/v1/stats": ("GET", api.stats),
         "/v2": ("GET", api.server_metadata),
         "/v2/health/live": ("GET", api.live),
@@ -257,21 +259,18 @@ class _Api:
 
 async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Return the result of `work`, but cancel it when the client disconnects."""
-    task = asyncio.ensure_future(work)
-    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
-    try:
-        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Disconnected
-        return task.result()
-    finally:
-        disconnect.cancel()
-        task.cancel()
 
+    async def wait_for_disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        interrupt(Disconnected())
 
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    with interruptible(math.inf, Disconnected()) as interrupt:
+        disconnect = asyncio.ensure_future(wait_for_disconnect())
+        try:
+            return await work
+        finally:
+            disconnect.cancel()
 
 
 def _json_response(document: object, status: int = 200) -> Response:

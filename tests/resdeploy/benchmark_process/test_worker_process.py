@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import textwrap
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,13 +12,16 @@ import pytest
 from resdeploy.benchmark_process.worker_loop import MIN_CALLS
 from resdeploy.benchmark_process.worker_process import Contender, Worker
 from resdeploy.errors import BackendError
+from resdeploy.machine.python_process import python_command
 
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder whose modules `python -m` finds."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    return tmp_path
+    """Return a folder whose modules the processes find."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    return folder
 
 
 def write(folder: Path, body: str) -> None:
@@ -140,8 +141,7 @@ def test_an_unexpected_error_of_the_child_keeps_its_reason(
 
 def test_a_child_ends_when_its_input_is_closed(child: Path) -> None:
     write(child, "run_worker(lambda: (lambda: None, {}))")
-    command = [sys.executable, "-m", "child"]
-    subprocess.run(command, stdin=subprocess.DEVNULL, timeout=600, check=True)
+    subprocess.run(python_command("child"), stdin=subprocess.DEVNULL, timeout=600, check=True)
 
 
 def test_stops_a_process_that_is_not_ready_in_time(child: Path) -> None:

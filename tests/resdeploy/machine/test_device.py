@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from resdeploy.machine.conditions import Conditions, PowerMode, fastest_mode, parse_power_mode
-from resdeploy.machine.device import parse_memory, read_device
+from resdeploy.machine.device import read_device
 from resdeploy.machine.host import Host, run_command
 from resdeploy.machine.jetson import find_release, parse_l4t
+from resdeploy.machine.memory import parse_memory
 from resdeploy.machine.nvml import THROTTLE_REASONS, Gpu
 from tests.boards import AGX_ORIN, AGX_THOR, BOARDS, ORIN_NANO, host_of, power_mode
 from tests.fake_nvml import FakeNvml

@@ -82,7 +82,8 @@ def test_a_gpu_is_available() -> None:
 def availability_with(
     import_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> Unavailability | None:
-    """Check the GPU with another import function."""
+    """Check the GPU with another import function, as if there were a driver."""
+    monkeypatch.setattr(cuda, "CDLL", lambda name: None)
     monkeypatch.setattr(cuda, "import_module", import_module)
     check_gpu_availability.cache_clear()
     try:

@@ -29,8 +29,10 @@ run_worker(lambda: (lambda: time.sleep(float(sys.argv[1])), {}))
 
 @pytest.fixture(autouse=True)
 def _short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sleeper.py").write_text(SLEEPER)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "sleeper.py").write_text(SLEEPER)
+    monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(module, "ROUND_SECONDS", 0.03)
     monkeypatch.setattr(module, "WARM_UP_SECONDS", 0.0)
 

@@ -22,7 +22,7 @@ from resdeploy.runtime.backends import registry
 from resdeploy.runtime.serving import served_model
 from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.engine_instances import divide_cores, run_batch
+from resdeploy.runtime.serving.engine_instances import EngineFactory, divide_cores, run_batch
 from resdeploy.runtime.serving.loading_process import LoadingResult
 from resdeploy.runtime.serving.request_errors import NoAnswer, RequestError, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
@@ -341,22 +341,30 @@ def test_only_the_engine_that_was_checked_is_opened(
     run(scenario())
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 def test_engines_that_nobody_waits_for_are_closed(
-    engines: EnginePair, copy: Path, monkeypatch: pytest.MonkeyPatch
+    engines: EnginePair, copy: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
-    def open_late(path: Path, signer: None) -> Bundle:
+    def open_late(*arguments: Any) -> EngineFactory:
+        begun.set()
         assert go_on.wait(PATIENCE)
-        return open_bundle(path)
+        return EngineFactory(*arguments)
 
     async def scenario() -> None:
         model = make_model(copy)
         await model.load()
         change(copy)
-        monkeypatch.setattr(served_model, "open_signed", open_late)
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(model.load(), 0.05)
+        if damaged:  # a file that the engine does not need
+            (copy / "report.html").write_text("")
+        monkeypatch.setattr(served_model, "EngineFactory", open_late)
+        loading = asyncio.ensure_future(model.load())
+        await until(begun.is_set)
+        if not damaged:
+            loading.cancel()
+        with pytest.raises(BundleError if damaged else asyncio.CancelledError):
+            await loading
         go_on.set()
         await until(lambda: len(engines.opened["first"]) == 2 and engines.last("first").closed)
         assert (await ask(model)).backend == "first"

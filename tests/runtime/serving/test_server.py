@@ -148,7 +148,8 @@ def test_a_reload_loses_no_request(tiny_bundle: Bundle, tmp_path: Path) -> None:
 HANGING = """
 import sys
 from resdeploy.runtime.serving import loading_process, server
-loading_process.COMMAND = (sys.executable, "-c", {code!r})
+loading_process.python_command = lambda module, parent: (
+    sys.executable, "-c", {code!r}, str(parent))
 from resdeploy.cli.main import main; main()
 """
 CHECKING = """

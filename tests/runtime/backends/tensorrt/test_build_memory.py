@@ -9,38 +9,17 @@ import pytest
 from resdeploy.errors import BackendError
 from resdeploy.machine.device import Device
 from resdeploy.machine.jetson import Jetson
+from resdeploy.machine.memory import available_memory
 from resdeploy.runtime.backends.base import Batches
 from resdeploy.runtime.backends.tensorrt.build_memory import (
     RESERVE_BYTES,
-    available_memory,
     check_free_memory,
     require_memory,
 )
 from resdeploy.runtime.backends.tensorrt.options import BuildOptions, default_options
-from tests.boards import host_of, lay_out
+from tests.boards import host_of, lay_out, meminfo
 
 GRAPH = 85 << 20  # a ResNet-34 in FP32
-
-
-def meminfo(available_mib: int, swap_mib: int = 0) -> dict[str, str]:
-    return {
-        "proc/meminfo": f"MemTotal: 4000000 kB\nMemAvailable: {available_mib * 1024} kB\n"
-        f"SwapFree: {swap_mib * 1024} kB\n"
-    }
-
-
-def test_available_memory_includes_swap(tmp_path: Path) -> None:
-    assert available_memory(host_of(tmp_path, meminfo(300, 200))) == 500 << 20
-
-
-def test_available_memory_respects_the_cgroup_limit(tmp_path: Path) -> None:
-    cgroup = {"sys/fs/cgroup/memory.max": f"{400 << 20}\n",
-              "sys/fs/cgroup/memory.current": f"{100 << 20}\n"}  # fmt: skip
-    assert available_memory(host_of(tmp_path / "limited", {**meminfo(900), **cgroup})) == 300 << 20
-    pages = {**cgroup, "sys/fs/cgroup/memory.stat": f"anon 1\ninactive_file {50 << 20}\n"}
-    assert available_memory(host_of(tmp_path / "pages", {**meminfo(900), **pages})) == 350 << 20
-    free = {**cgroup, "sys/fs/cgroup/memory.max": "max\n"}
-    assert available_memory(host_of(tmp_path / "free", {**meminfo(900), **free})) == 900 << 20
 
 
 def test_unknown_memory_passes(tmp_path: Path) -> None:

@@ -86,3 +86,10 @@ def test_larger_sizes_are_measured_while_throughput_rises(monkeypatch: pytest.Mo
     assert measure_service_times(flat, IMAGES, 64).best_batch == 1
     assert max(flat.sizes) == 4  # stops soon after throughput stagnates
     assert measure_service_times(Counting(clock, 0.0, 0.001), IMAGES, 1).best_batch == 1
+    times = measure_service_times(gaining, IMAGES, 6)
+    second = Counting(clock, 9.0, 9.0)
+    known = measure_service_times(second, IMAGES, 6, times, warm_up=1)
+    assert second.sizes == [1, 2, 4, 6]  # it is only warmed up
+    assert known.measured(6) == times.measured(6)
+    known.observe(6, 1.0)
+    assert times.expected(6) == times.measured(6)  # each instance has its own slowdown

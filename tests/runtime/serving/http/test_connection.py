@@ -102,6 +102,21 @@ def run(scenario: Any) -> None:
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
 
 
+def test_the_end_of_an_answer_is_sent_at_once() -> None:
+    async def scenario() -> None:
+        async with running() as local:
+            reader, writer = await local.connect()
+            for number in range(2):
+                writer.write(GET % number)
+                assert (await reader.readuntil(b"\r\n\r\nxx")).startswith(b"HTTP/1.1 200 ")
+                (connection,) = local.server.table._open
+                sending = connection._accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+                assert sending == 0  # what is held back would wait for 0.2 s
+            writer.close()
+
+    run(scenario)
+
+
 REFUSED = [
     (POST + b"Host: y\r\nContent-Length: 0\r\n\r\n", 400),
     (POST + b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),

@@ -271,7 +271,7 @@ def test_the_network_that_holds_most_bytes_loses_its_oldest_body() -> None:
                 stack.enter_context(budget.reservation(network)) for network in ("good", *"cccc")
             ]
             for one in (good, *crowd):
-                one.arriving = asyncio.get_running_loop().create_future()
+                one.arriving = lambda error: None
             good.add(2)
             for one in crowd:
                 one.add(3)  # the last two drop the first two
