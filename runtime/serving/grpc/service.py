@@ -30,6 +30,7 @@ from resdeploy.runtime.serving.grpc.message_reader import (
 )
 from resdeploy.runtime.serving.grpc.messages import SERVICE, Method, load_methods
 from resdeploy.runtime.serving.grpc.standard_services import HealthService, ReflectionService
+from resdeploy.runtime.serving.http.connection_table import client_network
 from resdeploy.runtime.serving.http.listener import listen
 from resdeploy.runtime.serving.open_inference import (
     OutputFormat,
@@ -105,7 +106,8 @@ class InferenceService:
         left = context.time_remaining()  # from now, until the client's own deadline
         ends = time.monotonic() + (math.inf if left is None else left)
         deadline = min(record.arrived + min(limits), ends)
-        result = await self._service.infer(loaded, parsed, deadline)
+        network = client_network(record.client)
+        result = await self._service.infer(loaded, parsed, deadline, network)
         output, binary = encode_output(result.answer.logits, loaded.labels, parsed.output)
         return {
             "model_name": model.name,
