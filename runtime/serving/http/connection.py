@@ -84,22 +84,34 @@ class LimitedProtocol(HttpToolsProtocol):
         self._write_deadline = math.inf
         self._unparsed = b""
         self._idle = False
+        self._sends_no_more = False
         self._feeding_head = True
         self._begin_head()
         self._wait(settings.header_seconds)  # the handshake of TLS is included
 
     def has_input(self) -> bool:
         """Return True if bytes have arrived that the server will read at once."""
-        if self._write_deadline < math.inf or self._accepted.fileno() < 0:
-            return False  # a client that takes no answers is not read
-        poll = select.poll()
-        poll.register(self._accepted, select.POLLIN)
-        return bool(poll.poll(0))
+        # A client that takes no answers is not read.
+        return self._write_deadline == math.inf and self._polls(select.POLLIN)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if not self.closed.done():
             self.closed.set_result(None)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn closes the connection
+        """Return True if the client, which sends no more, is still to receive an answer.
+
+        A client may end its sending after its request, or have left. If it has left, its system
+        answers the interim response of RFC 9110, section 15.2.1, with a reset.
+        """
+        scheme, version = self.scope["scheme"], self.scope["http_version"]
+        if not self._busy or scheme == "https" or version == "1.0":
+            return False
+        self._sends_no_more = True
+        if not self.cycle.response_started:
+            self.transport.write(STATUS_LINE[100] + b"\r\n")
+        return True
 
     def data_received(self, data: bytes) -> None:
         if self._idle:
@@ -151,6 +163,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._busy:
             self._await_request()
             self._parse()
+            if self._sends_no_more and not self._busy:
+                self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -176,7 +190,8 @@ class LimitedProtocol(HttpToolsProtocol):
         shaken_hands = self.transport is not None
         if shaken_hands and self.transport.is_closing():
             self._write_deadline = min(self._write_deadline, now + CLOSE_SECONDS)
-        if now > self._write_deadline:
+        has_left = self._sends_no_more and self._polls(select.POLLERR)
+        if now > self._write_deadline or has_left:
             self.task.cancel()
         elif now > self._deadline:
             self._deadline = math.inf  # over TLS, a second `close` would prevent `abort`
@@ -184,6 +199,13 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.transport.close()
             else:
                 self.task.cancel()
+
+    def _polls(self, event: int) -> bool:
+        if self._accepted.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._accepted, event)
+        return bool(poll.poll(0))
 
     def _begin_head(self) -> None:
         self._in_head = True

@@ -184,9 +184,22 @@ class HttpServer(uvicorn.Server):
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             now = asyncio.get_running_loop().time()
+            unread: list[tuple[int, LimitedProtocol]] = []
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, LimitedProtocol)
                 connection.check_time(now)
+                if connection.transport is not None:
+                    unread.append((connection.transport.get_write_buffer_size(), connection))
+            self._limit_unread(unread)
+
+    def _limit_unread(self, unread: list[tuple[int, LimitedProtocol]]) -> None:
+        """Close the connections with most unread bytes of answers, until the others have few."""
+        excess = sum(size for size, _ in unread) - (self._settings.bodies_mib << 20)
+        for size, connection in sorted(unread, key=lambda each: -each[0]):
+            if excess <= 0:
+                break
+            excess -= size
+            connection.task.cancel()
 
 
 async def _first_byte(accepted: socket.socket) -> None:

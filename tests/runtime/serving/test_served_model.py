@@ -22,7 +22,7 @@ from resdeploy.runtime.backends import registry
 from resdeploy.runtime.serving import served_model
 from resdeploy.runtime.serving.batching.interface import Answer
 from resdeploy.runtime.serving.config import ServeConfig
-from resdeploy.runtime.serving.engine_instances import divide_cores, run_batch
+from resdeploy.runtime.serving.engine_instances import EngineFactory, divide_cores, run_batch
 from resdeploy.runtime.serving.loading_process import LoadingResult
 from resdeploy.runtime.serving.request_errors import NoAnswer, RequestError, Unavailable
 from resdeploy.runtime.serving.served_model import ServedModel
@@ -359,6 +359,42 @@ def test_engines_that_nobody_waits_for_are_closed(
             await asyncio.wait_for(model.load(), 0.05)
         go_on.set()
         await until(lambda: len(engines.opened["first"]) == 2 and engines.last("first").closed)
+        assert (await ask(model)).backend == "first"
+        await model.close()
+
+    run(scenario())
+
+
+def test_a_first_load_and_a_recovery_that_hang_end(
+    engines: EnginePair, copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    go_on = threading.Event()
+
+    def open_late(path: Path, signer: None) -> Bundle:
+        assert go_on.wait(PATIENCE)
+        return open_bundle(path)
+
+    async def scenario() -> None:
+        model = make_model(copy)
+        with monkeypatch.context() as patch:
+            patch.setattr(served_model, "open_signed", open_late)
+            patch.setattr(served_model, "LOAD_SECONDS", 0.05)
+            with pytest.raises(BackendError, match=r"not loaded within 0\.05 s"):
+                await model.load()
+        go_on.set()
+        await until(lambda: engines.opened["first"] and engines.last("first").closed)
+        await model.load()
+        go_on.clear()
+        monkeypatch.setattr(served_model, "LOAD_SECONDS", 0.05)
+        monkeypatch.setattr(EngineFactory, "open_next", lambda self: go_on.wait(PATIENCE) and [])
+        engines.last("first").broken = True
+        with pytest.raises(Unavailable):
+            await ask(model)
+        assert "only a reload can help" in caplog.text
+        assert not model.ready
+        monkeypatch.setattr(served_model, "LOAD_SECONDS", PATIENCE)
+        assert await model.load()
+        go_on.set()
         assert (await ask(model)).backend == "first"
         await model.close()
 
