@@ -388,7 +388,7 @@ def test_a_client_that_has_left_is_noticed() -> None:
 
 def test_answers_that_nobody_reads_have_a_limit_together() -> None:
     async def scenario() -> None:
-        settings = {"body_seconds": PATIENCE, "idle_seconds": PATIENCE, "bodies_mib": 12}
+        settings = {"body_seconds": PATIENCE, "idle_seconds": PATIENCE, "bodies_mib": 30}
         async with running(**settings) as local:
             connections = local.server.server_state.connections
             writers = [(await local.connect())[1] for _ in range(4)]
@@ -399,7 +399,7 @@ def test_answers_that_nobody_reads_have_a_limit_together() -> None:
             assert connections
             await until(
                 lambda: sum(each.transport.get_write_buffer_size() for each in connections)
-                <= 12 << 20
+                <= 30 << 20
             )
             for writer in writers:
                 writer.transport.abort()
