@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from starlette.requests import Request
 
@@ -33,8 +34,8 @@ class Reservation:
         self._budget = budget
         self.network = network
         self.size = 0
-        self.arriving: asyncio.Future[Body] | None = None
-        """The task that receives the body."""
+        self.arriving: asyncio.Future[Any] | None = None
+        """A task that receives the body, or a future that ends the connection when cancelled."""
 
     def add(self, size: int) -> None:
         """Reserve `size` more bytes.
