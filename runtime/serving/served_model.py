@@ -189,7 +189,7 @@ class ServedModel:
                     loaded.engines.open_next, discard=lambda late: self._spawn(_close(late))
                 )
             except LoadTimeoutError as error:  # its engine may hang for ever
-                logger.error("%s: %s; only a reload can help", self.name, error)
+                logger.warning("%s: %s; only a reload can help", self.name, error)
                 break
             except ResdeployError as error:
                 logger.warning("%s: %s", self.name, error)

@@ -192,10 +192,10 @@ class Batcher:
         return self._instances[0].times
 
     async def _enqueue(self, images: UInt8Array, deadline: float, network: str) -> Answer:
-        now = self._loop.time()
+        now, new_future = self._loop.time(), self._loop.create_future
         size = self._config.max_batch
         parts = [
-            QueuedPart(images[start : start + size], now, deadline, self._loop.create_future(), network)
+            QueuedPart(images[start : start + size], now, deadline, new_future(), network)
             for start in range(0, len(images), size)
         ]
         for part in parts:

@@ -150,7 +150,8 @@ class RequestQueue:
             self.remove(part)
             self._turn = part.turn
             if now + seconds(part.count) > part.deadline:
-                part.fail(DeadlineExceeded("the deadline cannot be met", self._expected_wait(part.network)))
+                wait = self._expected_wait(part.network)
+                part.fail(DeadlineExceeded("the deadline cannot be met", wait))
                 continue
             batch.append(part)
             images += part.count

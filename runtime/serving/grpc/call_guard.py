@@ -103,7 +103,6 @@ class CallGuard:
                 late = loop.call_later(seconds, end_connection, context.peer())
             finish_request(record, self._service, path=record.endpoint)
 
-
     @contextmanager
     def sending(self, context: Any) -> Iterator[None]:
         """End the client's connection if it does not take a message of a stream in time."""
