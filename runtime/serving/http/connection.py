@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.http.connection_table import ConnectionTable
+from resdeploy.runtime.serving.request_log import OK
 from resdeploy.runtime.serving.schemas import Error
 
 # Bytes of one request beside its body; a chunked body may add a sixteenth of its size, which chunks
@@ -85,6 +86,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unparsed = b""
         self._idle = False
         self._sends_no_more = False
+        self._pause: asyncio.TimerHandle | None = None
         self._feeding_head = True
         self._begin_head()
         self._wait(settings.header_seconds)  # the handshake of TLS is included
@@ -148,7 +150,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._begin_head()
         if self.cycle.response_complete:
-            self._await_request()
+            self._await_turn()
         else:
             self._busy = True
             self._deadline = math.inf
@@ -161,10 +163,8 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self._busy:
-            self._await_request()
-            self._parse()
-            if self._sends_no_more and not self._busy:
-                self.transport.close()
+            self._await_turn()
+            self._parse_next()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -180,6 +180,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection after the current response, or soon if it is idle."""
         self._stopping = True
+        if self._pause is not None:
+            self._end_pause()
         if self.cycle is None or self.cycle.response_complete:
             self._wait(SHUTDOWN_SECONDS)
         else:
@@ -214,6 +216,29 @@ class LimitedProtocol(HttpToolsProtocol):
         self._beside_body = 0
         self._received = 0
 
+    def _await_turn(self) -> None:
+        """Await a request, after a pause if the network got many answers that need no model."""
+        self._await_request()
+        record, now = self.scope.get("record"), self.loop.time()
+        if record is None or not record.model or record.outcome != OK:
+            if pause := self._table.pause_after_other_answer(self.network, now):
+                self._busy = True
+                self.flow.pause_reading()
+                self._pause = self.loop.call_later(pause, self._end_pause)
+
+    def _end_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        self._pause, self._busy = None, False
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._parse_next()
+
+    def _parse_next(self) -> None:
+        self._parse()
+        if self._sends_no_more and not self._busy:
+            self.transport.close()
+
     def _await_request(self) -> None:
         self._busy = False
         self._idle = True
@@ -231,7 +256,7 @@ class LimitedProtocol(HttpToolsProtocol):
         while self._unparsed and not self.transport.is_closing():
             if self._busy:
                 self.flow.pause_reading()
-                if len(self._unparsed) > MAX_PIPELINED_BYTES:
+                if len(self._unparsed) > MAX_PIPELINED_BYTES and self._pause is None:
                     self._unparsed = b""
                     self.cycle.keep_alive = False
                 return
