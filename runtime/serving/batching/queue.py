@@ -135,6 +135,8 @@ class RequestQueue:
 
         The first part is always included. Parts that cannot meet their deadline fail instead. A
         part whose batch made an engine fail runs alone, so that it cannot fail others again.
+        Networks with more images than a batch has fill batches of their own: a full batch takes
+        several times as long as one with the few images of the others.
 
         Args:
             max_images: Maximum number of images.
@@ -143,9 +145,15 @@ class RequestQueue:
         now = self._loop.time()
         batch: list[QueuedPart] = []
         images = 0
+        crowds = {name for name, waiting in self.waiting.items() if waiting > max_images}
         while self._parts:
             part = self._parts[0]
-            if batch and (images + part.count > max_images or part.attempts or batch[0].attempts):
+            if batch and (
+                images + part.count > max_images
+                or part.attempts
+                or batch[0].attempts
+                or (part.network in crowds) != (batch[0].network in crowds)
+            ):
                 break
             self.remove(part)
             self._turn = part.turn
