@@ -164,7 +164,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self._busy:
             self._await_turn()
-            self._parse_next()
+            self._parse()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -219,12 +219,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def _await_turn(self) -> None:
         """Await a request, after a pause if the network got many answers that need no model."""
         self._await_request()
-        record, now = self.scope.get("record"), self.loop.time()
-        if record is None or not record.model or record.outcome != OK:
-            if pause := self._table.pause_after_other_answer(self.network, now):
-                self._busy = True
-                self.flow.pause_reading()
-                self._pause = self.loop.call_later(pause, self._end_pause)
+        record: Any = self.scope.get("record")
+        if record is not None and record.model and record.outcome == OK:
+            return
+        if pause := self._table.pause_after_other_answer(self.network, self.loop.time()):
+            self._busy = True
+            self.flow.pause_reading()
+            self._pause = self.loop.call_later(pause, self._end_pause)
 
     def _end_pause(self) -> None:
         if self._pause is not None:
@@ -232,12 +233,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._pause, self._busy = None, False
         if not self.transport.is_closing():
             self.flow.resume_reading()
-            self._parse_next()
-
-    def _parse_next(self) -> None:
-        self._parse()
-        if self._sends_no_more and not self._busy:
-            self.transport.close()
+            self._parse()
 
     def _await_request(self) -> None:
         self._busy = False
@@ -270,6 +266,8 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._feed(piece)
             except _RefusedError as error:
                 self._refuse(error.status, str(error))
+        if self._sends_no_more and not self._busy:
+            self.transport.close()
 
     def _size_of_piece(self) -> int:
         """Return the number of bytes up to the end of the head or body, as far as it is known.

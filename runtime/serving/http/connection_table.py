@@ -17,7 +17,7 @@ from typing import Protocol
 SPARE_CONNECTIONS = 32
 # Share of one address. Behind a proxy all clients have one address: the share is the limit then.
 SHARE = 0.75
-# Answers per second to one address that come from no model, for about 0.5 ms of the event loop each.
+# Answers of no model to one address per second, each of which takes the event loop about 0.5 ms.
 # After each further one, its connection is not read for a while: clients should retry after 1 s.
 MAX_OTHER_ANSWERS = 50
 PAUSE_SECONDS = 1.0, 3.0  # random, so that the requests after the pauses do not arrive together

@@ -34,24 +34,17 @@ RETRY_SECONDS = 0.1
 WARNING_SECONDS = 10.0
 CHECK_SECONDS = 0.25  # resolution of the time limits of connections
 DROP_EVERYTHING = struct.pack("HBBI", 6, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 bytes of a packet
-# A hash of the source address, or of the upper half of an IPv6 address, selects one of the sockets.
+# The upper bits of a hash of the source, of IPv6 the /64 network, select a socket: read the version
+# from the IP header (at SKF_NET_OFF), load the address, multiply by Knuth's constant, shift.
 BY_ADDRESS = b"".join(
     struct.pack("HBBI", *instruction)
     for instruction in (
-        (0x30, 0, 0, 0xFFF00000),  # the first byte of the IP header, from SKF_NET_OFF
-        (0x74, 0, 0, 4),  # its version
-        (0x15, 0, 2, 4),
-        (0x20, 0, 0, 0xFFF0000C),
-        (0x05, 0, 0, 4),
-        (0x20, 0, 0, 0xFFF00008),
-        (0x07, 0, 0, 0),
-        (0x20, 0, 0, 0xFFF0000C),
-        (0xAC, 0, 0, 0),  # the exclusive or of both words
-        (0x24, 0, 0, 0x9E3779B1),  # Knuth's multiplicative hash: its upper bits are mixed best
-        (0x74, 0, 0, 32 - (SOCKETS - 1).bit_length()),
-        (0x16, 0, 0, 0),
+        (0x30, 0, 0, 0xFFF00000), (0x74, 0, 0, 4), (0x15, 0, 2, 4),
+        (0x20, 0, 0, 0xFFF0000C), (0x05, 0, 0, 4),
+        (0x20, 0, 0, 0xFFF00008), (0x07, 0, 0, 0), (0x20, 0, 0, 0xFFF0000C), (0xAC, 0, 0, 0),
+        (0x24, 0, 0, 0x9E3779B1), (0x74, 0, 0, 32 - (SOCKETS - 1).bit_length()), (0x16, 0, 0, 0),
     )
-)
+)  # fmt: skip
 
 
 def listen_by_address(host: str, port: int) -> list[socket.socket]:
@@ -70,9 +63,7 @@ def listen_by_address(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-def listen(
-    host: str, port: int, option: str = "--port", *, shared: bool = False
-) -> socket.socket:
+def listen(host: str, port: int, option: str = "--port", *, shared: bool = False) -> socket.socket:
     """Return a socket that listens on an address; `option` is the one that names the port.
 
     Several sockets of one user may share an address.

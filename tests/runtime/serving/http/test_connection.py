@@ -20,6 +20,7 @@ import uvicorn
 
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.http.connection import MAX_HEADER_BYTES, LimitedProtocol
+from resdeploy.runtime.serving.http.connection_table import ConnectionTable
 from resdeploy.runtime.serving.http.listener import HttpServer, listen
 from tests.runtime.serving.conftest import until
 from tests.serving_process import PATIENCE
@@ -370,6 +371,29 @@ def test_a_client_that_ends_its_sending_is_answered() -> None:
                 lines = [line for line in answer.split(b"\r\n") if b"HTTP/1.1 " in line]
                 assert [line.rpartition(b"HTTP/1.1 ")[2][:3] for line in lines] == statuses
                 writer.close()
+
+    run(scenario)
+
+
+def test_a_pause_delays_requests_but_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = POST + b"A: " + bytes(5000).replace(b"\0", b"a") + b"\r\nContent-Length: 0\r\n\r\n"
+
+    async def scenario() -> None:
+        async with running() as local:
+            monkeypatch.setattr(
+                ConnectionTable,
+                "pause_after_other_answer",
+                lambda *_: PATIENCE if len(local.requests) >= 2 else 0.0,
+            )
+            reader, writer = await local.connect()
+            writer.write(GET % 1 + GET % 2)
+            await until(lambda: len(local.requests) == 2)
+            writer.write(long)
+            await asyncio.sleep(0.05)
+            assert len(local.requests) == 2
+            local.server.should_exit = True  # the pause ends
+            assert (await reader.read()).count(b"200 OK") == 3
+            writer.close()
 
     run(scenario)
 
