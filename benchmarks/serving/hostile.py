@@ -4,12 +4,15 @@
 
 The attacks are endless trailers, chunk extensions and empty lines, pipelined requests, idle
 connections, slow bodies, and JSON of empty lists; the first one is none, for comparison. With
-`--overload`, all of them run at once, together with ten times the load that the server can answer.
+`--overload`, all of them run at once, together with ten times the load that the server can answer,
+and good clients of a third address send half of that load. Server and clients have cores of their
+own then.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import tempfile
@@ -47,7 +50,7 @@ ATTACKS: dict[str, tuple[int, bytes, bytes]] = {
 }
 PAUSE_SECONDS = 0.02
 # Another address than that of the good clients, because an address has a share of the connections.
-ATTACKER = "127.0.0.2"
+ATTACKER, SURPLUS = "127.0.0.2", "127.0.0.3"
 
 
 def measure_attack(
@@ -113,7 +116,7 @@ def measure_overload(server: RunningServer, bundle: Bundle, seconds: float) -> d
         capacity = server.row(request, 5, "closed", 8).answered_per_second
         quiet = server.row(request, 5, "open", capacity / 2)
         before = footprint(server.process.pid)
-        load = server.load(request, seconds, "open", 10 * capacity)
+        load = server.load(request, seconds, "open", 10 * capacity, SURPLUS)
         stop = time.monotonic() + seconds
         attackers = [
             threading.Thread(target=_attack, args=(server.port, *ATTACKS[name], stop))
@@ -122,13 +125,15 @@ def measure_overload(server: RunningServer, bundle: Bundle, seconds: float) -> d
         ]
         for attacker in attackers:
             attacker.start()
+        good = server.row(request, seconds, "open", capacity / 2)
         busy = load_result(load)
         for attacker in attackers:
             attacker.join()
         time.sleep(5)
         calm = server.row(request, 5, "open", capacity / 2)
     return {
-        "capacity": round(capacity, 1), "quiet_p99_ms": quiet.p99_ms, "p99_ms": busy["p99_ms"],
+        "capacity": round(capacity, 1), "quiet_p99_ms": quiet.p99_ms, "good_p99_ms": good.p99_ms,
+        "good_statuses": good.statuses, "good_unanswered": good.unanswered,
         "afterwards_p99_ms": calm.p99_ms, "statuses": busy["statuses"],
         "unanswered": busy["unanswered"], "before": asdict(before),
         "after": asdict(footprint(server.process.pid)),
@@ -149,6 +154,10 @@ def main(path: Path, seconds: float, overload: bool) -> None:
     for attack in ["none"] if overload else ATTACKS:
         port = free_port()
         command = [sys.executable, "-m", "resdeploy", "serve", path, "--port", port]
+        cores = sorted(os.sched_getaffinity(0))
+        if overload and len(cores) > 1:
+            command = ["taskset", "-c", ",".join(map(str, cores[: len(cores) // 2])), *command]
+            os.sched_setaffinity(0, cores[len(cores) // 2 :])
         with run_process("the server", command, port, "/v2/health/ready") as server:
             if overload:
                 result = measure_overload(server, bundle, seconds)

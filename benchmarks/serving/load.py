@@ -1,8 +1,10 @@
 """A load generator for an HTTP server: an asyncio client in its own process.
 
-    python benchmarks/serving/load.py PORT PATH BODY_FILE CONTENT_TYPE SECONDS MODE NUMBER [HEADER]
+    python benchmarks/serving/load.py PORT PATH BODY_FILE CONTENT_TYPE SECONDS MODE NUMBER SOURCE
+        [HEADER]
 
-In MODE `closed`, NUMBER clients send the next request as soon as the last one is answered. In MODE
+SOURCE is the clients' address. In MODE `closed`, NUMBER clients send the next request as soon as
+the last one is answered. In MODE
 `open`, requests are sent at random times, NUMBER per second on average, whatever the server does;
 latency counts from the time when a request was due, so that a stalling server cannot reduce the
 measured load. The script prints one JSON document, and needs only the standard library.
@@ -47,6 +49,7 @@ class Target:
 
     port: int
     request: bytes
+    source: str
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
 
     async def send(self, tally: Tally, sent: float) -> None:
@@ -57,7 +60,9 @@ class Target:
             connection = (
                 self.idle.pop()
                 if self.idle
-                else await asyncio.open_connection("127.0.0.1", self.port)
+                else await asyncio.open_connection(
+                    "127.0.0.1", self.port, local_addr=(self.source, 0)
+                )
             )
             status, keep = await asyncio.wait_for(self._exchange(*connection), TIMEOUT_SECONDS)
         except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError) as error:
@@ -131,7 +136,7 @@ def summarise_load(tally: Tally, seconds: float) -> dict[str, object]:
 
 def main() -> None:
     """Generate the load of the command line and print the results."""
-    port, path, body_file, content_type, seconds, mode, number, *headers = sys.argv[1:]
+    port, path, body_file, content_type, seconds, mode, number, source, *headers = sys.argv[1:]
     body = Path(body_file).read_bytes()
     lines = [
         f"POST {path} HTTP/1.1",
@@ -140,7 +145,7 @@ def main() -> None:
         f"Content-Length: {len(body)}",
         *headers,
     ]
-    target = Target(int(port), "\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+    target = Target(int(port), "\r\n".join(lines).encode() + b"\r\n\r\n" + body, source)
     tally = Tally(begins=time.perf_counter() + WARM_UP_SECONDS)
     ends = tally.begins + float(seconds)
     loop = closed_loop if mode == "closed" else open_loop

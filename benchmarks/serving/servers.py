@@ -76,14 +76,19 @@ class RunningServer:
     process: subprocess.Popen[bytes]
 
     def load(
-        self, request: Request, seconds: float, mode: str, number: float
+        self,
+        request: Request,
+        seconds: float,
+        mode: str,
+        number: float,
+        source: str = "127.0.0.1",
     ) -> subprocess.Popen[bytes]:
         """Start a load generator, which prints its results."""
         return subprocess.Popen(
             [
                 sys.executable, HERE / "load.py", str(self.port), request.path,
                 request.file, request.content_type, str(seconds), mode, str(number),
-                *request.headers,
+                source, *request.headers,
             ],
             stdout=subprocess.PIPE,
         )  # fmt: skip

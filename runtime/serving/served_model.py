@@ -29,8 +29,14 @@ from resdeploy.runtime.serving.request_errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
+# Building an engine for a GPU takes minutes.
+LOAD_SECONDS = 900.0
 Result = TypeVar("Result")
 Opened = tuple[tuple[str, ...], EngineFactory, list[EngineInstance]]
+
+
+class LoadTimeoutError(BackendError):
+    """An engine was not loaded in time; its thread may never end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,13 +133,18 @@ class ServedModel:
         if checked.digest not in ("", bundle.digest):
             reason = f"{self._path} was changed while it was loaded"
             raise BundleError(reason, "reload it when it is complete")
-        opening = asyncio.ensure_future(in_own_thread(self._open, bundle, checked))
+        opening = asyncio.ensure_future(
+            in_own_thread(
+                self._open, bundle, checked, discard=lambda late: self._spawn(_close(late[-1]))
+            )
+        )
         try:  # the files that the engine does not need are checked meanwhile
             for warning in await in_own_thread(check_files, bundle):
                 logger.warning("%s: %s", self.name, warning.message)
-            labels, engines, instances = await asyncio.shield(opening)
+            labels, engines, instances = await opening
         except BaseException:
             opening.add_done_callback(self._discard)
+            opening.cancel()
             raise
         batcher = Batcher(
             self._config,
@@ -185,7 +196,16 @@ class ServedModel:
         """Attach the next candidate; after the last one, retry all of them periodically."""
         await _close(failed)
         while loaded is self._current and not loaded.batcher.instances:
-            instances = await self._open_next(loaded)
+            instances: list[EngineInstance] = []
+            try:
+                instances = await in_own_thread(
+                    loaded.engines.open_next, discard=lambda late: self._spawn(_close(late))
+                )
+            except LoadTimeoutError as error:  # its engine may hang for ever
+                logger.warning("%s: %s; only a reload can help", self.name, error)
+                break
+            except ResdeployError as error:
+                logger.warning("%s: %s", self.name, error)
             if loaded is not self._current:  # a reload has replaced the bundle
                 await _close(instances)
                 break
@@ -198,43 +218,52 @@ class ServedModel:
         if not loaded.batcher.instances:
             loaded.batcher.fail_queued("the model was replaced")
 
-    async def _open_next(self, loaded: LoadedBundle) -> list[EngineInstance]:
-        try:
-            return await in_own_thread(loaded.engines.open_next)
-        except ResdeployError as error:
-            logger.warning("%s: %s", self.name, error)
-            return []
-
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-async def in_own_thread(function: Callable[..., Result], *arguments: Any) -> Result:
+async def in_own_thread(
+    function: Callable[..., Result],
+    *arguments: Any,
+    discard: Callable[[Result], object] = lambda late: None,
+) -> Result:
     """Return the result of a function that may never end, for example on a hung network share.
 
-    Neither the exit of the process nor the threads of the event loop wait for its thread.
+    Neither the exit of the process nor the threads of the event loop wait for its thread. `discard`
+    gets a result that comes too late.
+
+    Raises:
+        LoadTimeoutError: The function takes longer than `LOAD_SECONDS`.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
 
-    def set_unless_cancelled(set_outcome: Callable[[Any], None], outcome: object) -> None:
+    def deliver(result: Result) -> None:
+        discard(result) if future.done() else future.set_result(result)
+
+    def fail(error: Exception) -> None:
         if not future.done():
-            set_outcome(outcome)
+            future.set_exception(error)
 
     def run() -> None:
-        set_outcome: Callable[[Any], None] = future.set_result
-        outcome: object
+        call: tuple[Callable[[Any], None], object]
         try:
-            outcome = function(*arguments)
+            call = deliver, function(*arguments)
         except Exception as error:
-            set_outcome, outcome = future.set_exception, error
+            call = fail, error
         with suppress(RuntimeError):  # the event loop has ended
-            loop.call_soon_threadsafe(set_unless_cancelled, set_outcome, outcome)
+            loop.call_soon_threadsafe(*call)
 
     threading.Thread(target=run, daemon=True, name="load").start()
-    return await future
+    try:
+        return await asyncio.wait_for(future, LOAD_SECONDS)
+    except asyncio.TimeoutError:
+        if not future.cancelled():
+            raise  # the function's own
+        reason = f"the bundle was not loaded within {LOAD_SECONDS:g} s"
+        raise LoadTimeoutError(reason, "find out with resdeploy verify what takes long") from None
 
 
 async def _close_when_answered(loaded: LoadedBundle) -> None:

@@ -28,7 +28,7 @@ from resdeploy.progress import Advance, Progress
 from resdeploy.runtime.backends.registry import candidates
 from resdeploy.runtime.serving.config import PEM_HINT, ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
-from resdeploy.runtime.serving.http.listener import HttpServer, listen
+from resdeploy.runtime.serving.http.listener import HttpServer, listen_by_address
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware
 from resdeploy.runtime.serving.http.routes import make_app
 from resdeploy.runtime.serving.logs import json_logs
@@ -136,16 +136,16 @@ class _Process:
         started = time.monotonic()
         self._stop, self._started = asyncio.Event(), asyncio.Event()
         server = self._http_server()
-        listening = listen(self._config.host, self._config.port)
+        listening = listen_by_address(self._config.host, self._config.port)
         self._handle_signals(server)
-        serving = asyncio.ensure_future(server.serve([listening]))
+        serving = asyncio.ensure_future(server.serve(listening))
         loading: asyncio.Future[None] | None = None
         grpc_server: Any = None
         try:
             _log(
                 "listening",
                 host=self._config.host,
-                port=listening.getsockname()[1],
+                port=listening[0].getsockname()[1],
                 connections=self._config.connections,
             )
             if self._config.grpc_port is not None:

@@ -98,29 +98,33 @@ class Service:
             raise NotFound("there is no such version of the model")
         return model
 
-    def check_capacity(self, model: ServedModel, *, decode: bool = False) -> None:
-        """Raise an error if a request would be rejected now; called before its body is read.
+    def check_capacity(self, model: ServedModel, network: str, *, decode: bool = False) -> None:
+        """Raise an error if a request of `network` would be rejected now; called before its body.
 
         Raises:
             Unavailable: The model is not ready or overloaded.
         """
-        model.loaded_bundle().batcher.check_capacity(1)
+        model.loaded_bundle().batcher.check_capacity(1, network=network)
         if decode:
             self.decoder.check_capacity()
 
     async def infer(
-        self, loaded: LoadedBundle, request: ParsedRequest, deadline: float
+        self, loaded: LoadedBundle, request: ParsedRequest, deadline: float, network: str
     ) -> InferenceResult:
         """Return the logits of a request that was parsed for `loaded`.
 
         Raises:
             RequestError: The request is too large, cannot meet its deadline or is rejected.
         """
-        with loaded.batcher.admit(len(request.images), deadline) as infer:
+        with loaded.batcher.admit(len(request.images), deadline, network) as infer:
             return InferenceResult(answer=await infer(request.images), loaded=loaded)
 
     async def classify(
-        self, model: ServedModel, files: Sequence[bytes | memoryview], deadline: float
+        self,
+        model: ServedModel,
+        files: Sequence[bytes | memoryview],
+        deadline: float,
+        network: str,
     ) -> InferenceResult:
         """Return the logits of each image file.
 
@@ -131,7 +135,7 @@ class Service:
         loaded = model.loaded_bundle()
         self.decoder.check_capacity()
         # Queue space is reserved first, so that no decoding effort is wasted.
-        with loaded.batcher.admit(len(files), deadline) as infer:
+        with loaded.batcher.admit(len(files), deadline, network) as infer:
             start = loop.time()
             preprocessing = loaded.bundle.manifest.preprocessing
             pixels = await self.decoder.decode(files, preprocessing, deadline)

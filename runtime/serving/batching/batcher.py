@@ -70,7 +70,6 @@ class Batcher:
         self._running: set[_RunningBatch] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._queue = RequestQueue(self.expected_wait)
-        self._reserved = 0  # images of admitted requests that are not queued yet
         self._unanswered = 0  # requests
         self._arrivals = ArrivalEstimator()
         self._timer: asyncio.TimerHandle | None = None
@@ -80,7 +79,7 @@ class Batcher:
     @property
     def depth(self) -> int:
         """Number of images that are queued or reserved and have not started."""
-        return self._queue.images + self._reserved
+        return sum(self._queue.waiting.values())
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -104,8 +103,8 @@ class Batcher:
         """Fail all queued requests, because no instance will be attached soon."""
         self._queue.fail_all(message)
 
-    def check_capacity(self, images: int, deadline: float = math.inf) -> None:
-        """Raise an error if a request of `images` images would not be admitted now.
+    def check_capacity(self, images: int, deadline: float = math.inf, network: str = "") -> None:
+        """Raise an error if a request of `images` images of `network` would not be admitted now.
 
         Raises:
             TooLarge: The request exceeds the whole queue.
@@ -117,13 +116,14 @@ class Batcher:
             raise TooLarge(f"{images} images in one request; {self._config.queue} are allowed")
         if not self._instances:
             raise Unavailable("the model is not ready", RECOVERY_SECONDS)
-        wait = self.expected_wait()
+        wait, waiting = self.expected_wait(network), self._queue.waiting
         next_batches = self._times.best_batch * len(self._instances)
-        if self.depth + images > self._config.queue:
+        most = max(waiting.values(), default=0)
+        if self.depth + images > self._config.queue and waiting[network] + images >= most:
             raise QueueFull("the queue is full", wait)
-        if not self.depth:
+        if not (ahead := self._queue.ahead(network)):
             wait = 0.0  # the request will be in the next batch
-        elif self.depth >= next_batches and wait > self._config.max_wait_ms / 1000:
+        elif ahead >= next_batches and wait > self._config.max_wait_ms / 1000:
             raise QueueFull("the expected wait in the queue is too long", wait)
         fastest = self._times.measured(min(images, self._config.max_batch))
         if self._loop.time() + wait + fastest > deadline:
@@ -131,9 +131,11 @@ class Batcher:
 
     @contextmanager
     def admit(
-        self, images: int, deadline: float
+        self, images: int, deadline: float, network: str = ""
     ) -> Iterator[Callable[[UInt8Array], Awaitable[Answer]]]:
         """Reserve queue space for `images` images, for example while they are decoded.
+
+        If the queue is full, the network that has most images in it loses the last ones.
 
         Yields:
             A function that queues the images (N, H, W, 3) and returns their logits (N, K). If it is
@@ -142,21 +144,23 @@ class Batcher:
         Raises:
             RequestError: `check_capacity` failed, the deadline passed, or no engine is left.
         """
-        self.check_capacity(images, deadline)
+        self.check_capacity(images, deadline, network)
+        while self.depth + images > self._config.queue and self._queue.drop_surplus():
+            pass
         self._arrivals.observe(self._unanswered)
         self._unanswered += 1
         self._all_answered.clear()
-        self._reserved += images
+        self._queue.hold(network, images)
         reserved = images
 
         def release() -> None:
             nonlocal reserved
-            self._reserved -= reserved
+            self._queue.hold(network, -reserved)
             reserved = 0
 
         async def run(pixels: UInt8Array) -> Answer:
             release()
-            return await self._enqueue(pixels, deadline)
+            return await self._enqueue(pixels, deadline, network)
 
         try:
             yield run
@@ -166,8 +170,8 @@ class Batcher:
             if not self._unanswered:
                 self._all_answered.set()
 
-    def expected_wait(self) -> float:
-        """Estimate the seconds until images that arrive now would start."""
+    def expected_wait(self, network: str = "") -> float:
+        """Estimate the seconds until images of a network that arrive now would start."""
         if not self._instances:
             return RECOVERY_SECONDS
         now = self._loop.time()
@@ -177,7 +181,7 @@ class Batcher:
             first_end = max(0.0, min(ends, default=now) - now)
         size = self._times.best_batch
         seconds_per_image = self._times.expected(size) / size / len(self._instances)
-        return first_end + self.depth * seconds_per_image
+        return first_end + self._queue.ahead(network) * seconds_per_image
 
     async def wait_until_answered(self) -> None:
         """Wait until every admitted request is answered."""
@@ -187,11 +191,11 @@ class Batcher:
     def _times(self) -> ServiceTimes:
         return self._instances[0].times
 
-    async def _enqueue(self, images: UInt8Array, deadline: float) -> Answer:
-        now = self._loop.time()
+    async def _enqueue(self, images: UInt8Array, deadline: float, network: str) -> Answer:
+        now, new_future = self._loop.time(), self._loop.create_future
         size = self._config.max_batch
         parts = [
-            QueuedPart(images[start : start + size], now, deadline, self._loop.create_future())
+            QueuedPart(images[start : start + size], now, deadline, new_future(), network)
             for start in range(0, len(images), size)
         ]
         for part in parts:

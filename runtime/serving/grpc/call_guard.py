@@ -7,8 +7,8 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -102,6 +102,16 @@ class CallGuard:
                 loop, seconds = asyncio.get_running_loop(), self._service.config.body_seconds
                 late = loop.call_later(seconds, end_connection, context.peer())
             finish_request(record, self._service, path=record.endpoint)
+
+    @contextmanager
+    def sending(self, context: Any) -> Iterator[None]:
+        """End the client's connection if it does not take a message of a stream in time."""
+        loop, seconds = asyncio.get_running_loop(), self._service.config.body_seconds
+        late = loop.call_later(seconds, end_connection, context.peer())
+        try:
+            yield
+        finally:
+            late.cancel()
 
 
 def _header(context: Any, name: str) -> bytes:

@@ -11,11 +11,13 @@ https://protobuf.dev/programming-guides/encoding/.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from resdeploy.runtime.serving.config import ServeConfig
+from resdeploy.runtime.serving.grpc.connections import client_address
+from resdeploy.runtime.serving.http.body import ByteBudget, Reservation
+from resdeploy.runtime.serving.http.connection_table import client_network
 from resdeploy.runtime.serving.request_errors import (
     QueueFull,
     RequestError,
@@ -42,7 +44,7 @@ class MessageReader:
     def __init__(self, config: ServeConfig) -> None:
         """Allow as many as half of `bodies_mib` holds; complete ones have the other half."""
         self._seconds = config.body_seconds
-        self._free = max(config.bodies_mib << 19, config.max_body + ENVELOPE_BYTES)
+        self._budget = ByteBudget(max(config.bodies_mib << 19, config.max_body + ENVELOPE_BYTES))
         self._places = max(1, config.bodies_mib // 2 // config.max_body_mib)
         self._reading: dict[asyncio.Future[Any], float] = {}
         self._waiting = 0
@@ -79,20 +81,14 @@ class MessageReader:
             raise RequestError("the call has no message")
         return message
 
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Count the bytes of a complete message while its call is answered.
+    def reserve(self, context: Any) -> Reservation:
+        """Return a reservation for a complete message and its answer, until the call has ended.
 
-        Raises:
-            QueueFull: There are too many.
+        If an answer becomes `arriving`, its connection ends when its bytes are needed.
         """
-        if size > self._free:
-            raise QueueFull("too many large requests at once")
-        self._free -= size
-        try:
-            yield
-        finally:
-            self._free += size
+        reserving = self._budget.reservation(client_network(client_address(context.peer())))
+        context.add_done_callback(lambda _: reserving.__exit__(None, None, None))
+        return reserving.__enter__()
 
     async def _wait_for_place(self) -> None:
         if self._waiting >= MAX_WAITING:

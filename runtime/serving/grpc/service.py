@@ -19,7 +19,7 @@ from resdeploy.filesystem import read_limited
 from resdeploy.images.preprocessing import ImageSize, UInt8Array
 from resdeploy.runtime.serving.config import PEM_HINT, ServeConfig
 from resdeploy.runtime.serving.grpc.call_guard import CallGuard
-from resdeploy.runtime.serving.grpc.connections import limit_addresses
+from resdeploy.runtime.serving.grpc.connections import end_connection, limit_addresses
 from resdeploy.runtime.serving.grpc.message_reader import (
     ENVELOPE_BYTES,
     INTEGER_TENSOR_BYTES,
@@ -30,6 +30,7 @@ from resdeploy.runtime.serving.grpc.message_reader import (
 )
 from resdeploy.runtime.serving.grpc.messages import SERVICE, Method, load_methods
 from resdeploy.runtime.serving.grpc.standard_services import HealthService, ReflectionService
+from resdeploy.runtime.serving.http.connection_table import client_network
 from resdeploy.runtime.serving.http.listener import listen
 from resdeploy.runtime.serving.open_inference import (
     OutputFormat,
@@ -84,11 +85,16 @@ class InferenceService:
         public = name in PUBLIC_METHODS
         async with self._guard.call(name, context, public=public) as record:
             data = b"" if public else await self._reader.read_only(context)
-            with self._reader.hold(len(data)):
-                if name == "ModelInfer":
-                    return method.response(**await self._infer(method, data, context, record))
-                answer = self._answers[name](parse_small(method.request, data))
-                return method.response(**msgspec.to_builtins(answer))
+            held = self._reader.reserve(context)
+            held.add(len(data))
+            if name == "ModelInfer":
+                answer = method.response(**await self._infer(method, data, context, record))
+                held.release()
+                held.arriving = lambda error: end_connection(context.peer())
+                held.add(answer.ByteSize())
+                return answer
+            fields = self._answers[name](parse_small(method.request, data))
+            return method.response(**msgspec.to_builtins(fields))
 
     async def _infer(
         self, method: Method, data: bytes, context: Any, record: RequestRecord
@@ -105,7 +111,8 @@ class InferenceService:
         left = context.time_remaining()  # from now, until the client's own deadline
         ends = time.monotonic() + (math.inf if left is None else left)
         deadline = min(record.arrived + min(limits), ends)
-        result = await self._service.infer(loaded, parsed, deadline)
+        network = client_network(record.client)
+        result = await self._service.infer(loaded, parsed, deadline, network)
         output, binary = encode_output(result.answer.logits, loaded.labels, parsed.output)
         return {
             "model_name": model.name,

@@ -59,7 +59,8 @@ class HealthService:
                 draining = self._service.readiness.draining
                 status = self._status(name)
                 if status != previous:
-                    yield Status(status=status)
+                    with self._guard.sending(context):
+                        yield Status(status=status)
                 if draining:
                     return
                 previous = status
@@ -100,7 +101,8 @@ class ReflectionService(reflection.aio.ReflectionServicer):  # type: ignore[misc
         async with self._guard.call("ServerReflectionInfo", context):
             responses: Any = self.ServerReflectionInfo(self._questions(context), context)
             async for response in responses:
-                yield response
+                with self._guard.sending(context):
+                    yield response
 
     async def _questions(self, context: Any) -> AsyncIterator[Any]:
         while (data := await self._reader.read(context)) is not None:

@@ -35,7 +35,7 @@ class Reservation:
         self.network = network
         self.size = 0
         self.arriving: Callable[[Exception], None] | None = None
-        """Function that ends the reception of the body with an error."""
+        """Function that ends the reception of the body, or the connection, with an error."""
 
     def add(self, size: int) -> None:
         """Reserve `size` more bytes.

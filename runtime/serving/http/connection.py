@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.http.connection_table import ConnectionTable
+from resdeploy.runtime.serving.request_log import OK
 from resdeploy.runtime.serving.schemas import Error
 
 # Bytes of one request beside its body; a chunked body may add a sixteenth of its size, which chunks
@@ -84,22 +85,35 @@ class LimitedProtocol(HttpToolsProtocol):
         self._write_deadline = math.inf
         self._unparsed = b""
         self._idle = False
+        self._sends_no_more = False
+        self._pause: asyncio.TimerHandle | None = None
         self._feeding_head = True
         self._begin_head()
         self._wait(settings.header_seconds)  # the handshake of TLS is included
 
     def has_input(self) -> bool:
         """Return True if bytes have arrived that the server will read at once."""
-        if self._write_deadline < math.inf or self._accepted.fileno() < 0:
-            return False  # a client that takes no answers is not read
-        poll = select.poll()
-        poll.register(self._accepted, select.POLLIN)
-        return bool(poll.poll(0))
+        # A client that takes no answers is not read.
+        return self._write_deadline == math.inf and self._polls(select.POLLIN)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if not self.closed.done():
             self.closed.set_result(None)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn closes the connection
+        """Return True if the client, which sends no more, is still to receive an answer.
+
+        A client may end its sending after its request, or have left. If it has left, its system
+        answers the interim response of RFC 9110, section 15.2.1, with a reset.
+        """
+        scheme, version = self.scope["scheme"], self.scope["http_version"]
+        if not self._busy or scheme == "https" or version == "1.0":
+            return False
+        self._sends_no_more = True
+        if not self.cycle.response_started:
+            self.transport.write(STATUS_LINE[100] + b"\r\n")
+        return True
 
     def data_received(self, data: bytes) -> None:
         if self._idle:
@@ -136,7 +150,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._begin_head()
         if self.cycle.response_complete:
-            self._await_request()
+            self._await_turn()
         else:
             self._busy = True
             self._deadline = math.inf
@@ -153,7 +167,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
         self.flow.resume_reading()
         if self._busy:
-            self._await_request()
+            self._await_turn()
             self._parse()
 
     def pause_writing(self) -> None:
@@ -170,6 +184,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection after the current response, or soon if it is idle."""
         self._stopping = True
+        if self._pause is not None:
+            self._end_pause()
         if self.cycle is None or self.cycle.response_complete:
             self._wait(SHUTDOWN_SECONDS)
         else:
@@ -180,7 +196,8 @@ class LimitedProtocol(HttpToolsProtocol):
         shaken_hands = self.transport is not None
         if shaken_hands and self.transport.is_closing():
             self._write_deadline = min(self._write_deadline, now + CLOSE_SECONDS)
-        if now > self._write_deadline:
+        has_left = self._sends_no_more and self._polls(select.POLLERR)
+        if now > self._write_deadline or has_left:
             self.task.cancel()
         elif now > self._deadline:
             self._deadline = math.inf  # over TLS, a second `close` would prevent `abort`
@@ -189,12 +206,38 @@ class LimitedProtocol(HttpToolsProtocol):
             else:
                 self.task.cancel()
 
+    def _polls(self, event: int) -> bool:
+        if self._accepted.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._accepted, event)
+        return bool(poll.poll(0))
+
     def _begin_head(self) -> None:
         self._in_head = True
         self._busy = False
         self._head_end = b""  # the last bytes that were parsed of a head
         self._beside_body = 0
         self._received = 0
+
+    def _await_turn(self) -> None:
+        """Await a request, after a pause if the network got many answers that need no model."""
+        self._await_request()
+        record: Any = self.scope.get("record")
+        if record is not None and record.model and record.outcome == OK:
+            return
+        if pause := self._table.pause_after_other_answer(self.network, self.loop.time()):
+            self._busy = True
+            self.flow.pause_reading()
+            self._pause = self.loop.call_later(pause, self._end_pause)
+
+    def _end_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        self._pause, self._busy = None, False
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._parse()
 
     def _await_request(self) -> None:
         self._busy = False
@@ -213,7 +256,7 @@ class LimitedProtocol(HttpToolsProtocol):
         while self._unparsed and not self.transport.is_closing():
             if self._busy:
                 self.flow.pause_reading()
-                if len(self._unparsed) > MAX_PIPELINED_BYTES:
+                if len(self._unparsed) > MAX_PIPELINED_BYTES and self._pause is None:
                     self._unparsed = b""
                     self.cycle.keep_alive = False
                 return
@@ -227,6 +270,8 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._feed(piece)
             except _RefusedError as error:
                 self._refuse(error.status, str(error))
+        if self._sends_no_more and not self._busy:
+            self.transport.close()
 
     def _size_of_piece(self) -> int:
         """Return the number of bytes up to the end of the head or body, as far as it is known.

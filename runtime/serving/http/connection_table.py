@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import random
 from collections import Counter
 from typing import Protocol
 
@@ -16,6 +17,10 @@ from typing import Protocol
 SPARE_CONNECTIONS = 32
 # Share of one address. Behind a proxy all clients have one address: the share is the limit then.
 SHARE = 0.75
+# Answers of no model to one address per second, each of which takes the event loop about 0.5 ms.
+# After each further one, its connection is not read for a while: clients should retry after 1 s.
+MAX_OTHER_ANSWERS = 50
+PAUSE_SECONDS = 1.0, 3.0  # random, so that the requests after the pauses do not arrive together
 
 
 class Connection(Protocol):
@@ -38,6 +43,8 @@ class ConnectionTable:
         self._open: dict[Connection, None] = {}
         self._by_network: Counter[str] = Counter()
         self._waiting: dict[Connection, None] = {}  # in the order in which the waits began
+        self._other_answers: Counter[str] = Counter()  # by network, in this second
+        self._second = 0
 
     @property
     def over_capacity(self) -> bool:
@@ -91,6 +98,15 @@ class ConnectionTable:
     def mark_working(self, connection: Connection) -> None:
         """Note that the server does not wait for the client of this connection."""
         self._waiting.pop(connection, None)
+
+    def pause_after_other_answer(self, network: str, now: float) -> float:
+        """Return for how many seconds the connection that got the answer is not read."""
+        if self._second != int(now):
+            self._second = int(now)
+            self._other_answers.clear()
+        self._other_answers[network] += 1
+        is_more = self._other_answers[network] > MAX_OTHER_ANSWERS
+        return random.uniform(*PAUSE_SECONDS) if is_more else 0.0
 
     def _has_spare(self) -> bool:
         return len(self._open) < self._limit + SPARE_CONNECTIONS

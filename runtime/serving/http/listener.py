@@ -1,6 +1,6 @@
-"""The listening HTTP socket with its limits, which accepts its backlog before it closes.
+"""The listening HTTP sockets with their limits, which accept their backlog before they close.
 
-Source: Linux, Documentation/networking/filter.rst (SO_ATTACH_FILTER, struct sock_fprog).
+Sources: Linux, Documentation/networking/filter.rst (struct sock_fprog), and socket(7).
 """
 
 from __future__ import annotations
@@ -25,17 +25,48 @@ from resdeploy.runtime.serving.http.connection_table import ConnectionTable, cli
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
-SO_ATTACH_FILTER = 26
-# Connections accepted before other work of the event loop continues: about 5 ms.
-MAX_ACCEPTS = 32
+SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF = 26, 51
+# Connections of one socket accepted before other work of the event loop continues: about 1 ms.
+MAX_ACCEPTS = 8
+# Sockets of one port, among which addresses are divided: a flood fills the backlog of one.
+SOCKETS = 16
 RETRY_SECONDS = 0.1
 WARNING_SECONDS = 10.0
 CHECK_SECONDS = 0.25  # resolution of the time limits of connections
 DROP_EVERYTHING = struct.pack("HBBI", 6, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 bytes of a packet
+# The upper bits of a hash of the source, of IPv6 the /64 network, select a socket: read the version
+# from the IP header (at SKF_NET_OFF), load the address, multiply by Knuth's constant, shift.
+BY_ADDRESS = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 0xFFF00000), (0x74, 0, 0, 4), (0x15, 0, 2, 4),
+        (0x20, 0, 0, 0xFFF0000C), (0x05, 0, 0, 4),
+        (0x20, 0, 0, 0xFFF00008), (0x07, 0, 0, 0), (0x20, 0, 0, 0xFFF0000C), (0xAC, 0, 0, 0),
+        (0x24, 0, 0, 0x9E3779B1), (0x74, 0, 0, 32 - (SOCKETS - 1).bit_length()), (0x16, 0, 0, 0),
+    )
+)  # fmt: skip
 
 
-def listen(host: str, port: int, option: str = "--port") -> socket.socket:
+def listen_by_address(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that listen on one address, each for some of the clients; one if need be.
+
+    Raises:
+        ServeError: The address cannot be resolved or bound, or another process listens on it.
+    """
+    with listen(host, port) as alone:
+        port = alone.getsockname()[1]
+    sockets = [listen(host, port, shared=True) for _ in range(SOCKETS)]
+    if not _attach(sockets[0], SO_ATTACH_REUSEPORT_CBPF, BY_ADDRESS):
+        for surplus in sockets[1:]:
+            surplus.close()
+        del sockets[1:]
+    return sockets
+
+
+def listen(host: str, port: int, option: str = "--port", *, shared: bool = False) -> socket.socket:
     """Return a socket that listens on an address; `option` is the one that names the port.
+
+    Several sockets of one user may share an address.
 
     Raises:
         ServeError: The address cannot be resolved or bound.
@@ -47,6 +78,7 @@ def listen(host: str, port: int, option: str = "--port") -> socket.socket:
         # asyncio disables Nagle's algorithm only if the protocol is given explicitly.
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         listening.bind(address)
         listening.listen(BACKLOG)
     except OSError as error:
@@ -73,10 +105,14 @@ def drop_new_connections(listening: socket.socket) -> bool:
     Returns:
         True if the kernel supports socket filters; otherwise new connections still arrive.
     """
-    instructions = ctypes.create_string_buffer(DROP_EVERYTHING, len(DROP_EVERYTHING))
-    program = struct.pack("HP", 1, ctypes.addressof(instructions))
+    return _attach(listening, SO_ATTACH_FILTER, DROP_EVERYTHING)
+
+
+def _attach(listening: socket.socket, option: int, instructions: bytes) -> bool:
+    buffer = ctypes.create_string_buffer(instructions, len(instructions))
+    program = struct.pack("HP", len(instructions) // 8, ctypes.addressof(buffer))
     with suppress(OSError):
-        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+        listening.setsockopt(socket.SOL_SOCKET, option, program)
         return True
     return False
 
@@ -111,6 +147,7 @@ class HttpServer(uvicorn.Server):
         for listening in sockets or ():
             asyncio.get_running_loop().remove_reader(listening)
             drop_new_connections(listening)
+        for listening in sockets or ():
             # Closing the socket would reset the connections that wait in the backlog.
             with suppress(OSError):  # no file handle is left
                 while self._accept(listening):
@@ -184,9 +221,22 @@ class HttpServer(uvicorn.Server):
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             now = asyncio.get_running_loop().time()
+            unread: list[tuple[int, LimitedProtocol]] = []
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, LimitedProtocol)
                 connection.check_time(now)
+                if connection.transport is not None:
+                    unread.append((connection.transport.get_write_buffer_size(), connection))
+            self._limit_unread(unread)
+
+    def _limit_unread(self, unread: list[tuple[int, LimitedProtocol]]) -> None:
+        """Close the connections with most unread bytes of answers, until the others have few."""
+        excess = sum(size for size, _ in unread) - (self._settings.bodies_mib << 20)
+        for size, connection in sorted(unread, key=lambda each: -each[0]):
+            if excess <= 0:
+                break
+            excess -= size
+            connection.task.cancel()
 
 
 async def _first_byte(accepted: socket.socket) -> None:

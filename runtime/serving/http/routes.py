@@ -154,8 +154,9 @@ class _Api:
         model = self._service.model(**_model_and_version(request))
         record = _update_record(request, "infer", model.name)
         _check_not_compressed(request)
-        self._service.check_capacity(model)
-        with self._budget.reservation(client_network(record.client)) as reserve:
+        network = client_network(record.client)
+        self._service.check_capacity(model, network)
+        with self._budget.reservation(network) as reserve:
             body = await self._read_body(request, reserve)
             loaded = model.loaded_bundle()
             length = self._json_length(request)
@@ -167,7 +168,7 @@ class _Api:
             if parsed.timeout is not None:
                 deadline = min(deadline, record.arrived + parsed.timeout)
             result = await _cancel_on_disconnect(
-                request, self._service.infer(loaded, parsed, deadline)
+                request, self._service.infer(loaded, parsed, deadline, network)
             )
         size = _answer_bytes(result.answer, parsed.output.classes)
         return await self._in_turn(size, deadline, _inference, model.name, parsed, result)
@@ -183,8 +184,9 @@ class _Api:
         model = self._service.model(query.get("model", ""))
         record = _update_record(request, "classify", model.name)
         _check_not_compressed(request)
-        self._service.check_capacity(model, decode=True)
-        with self._budget.reservation(client_network(record.client)) as reserve:
+        network = client_network(record.client)
+        self._service.check_capacity(model, network, decode=True)
+        with self._budget.reservation(network) as reserve:
             body = await self._read_body(request, reserve)
             kind, max_files = request.headers.get("content-type", ""), self._config.max_files
             # A picture that is the body needs no search for its end.
@@ -193,7 +195,7 @@ class _Api:
             record.images = len(uploads)
             contents = [upload.data for upload in uploads]
             result = await _cancel_on_disconnect(
-                request, self._service.classify(model, contents, deadline)
+                request, self._service.classify(model, contents, deadline, network)
             )
         size = _answer_bytes(result.answer, top)
         return await self._in_turn(

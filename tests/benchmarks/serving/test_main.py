@@ -132,7 +132,7 @@ async def load(kind: str) -> Tally:
 
     request = b"POST / HTTP/1.1\r\n\r\n"
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    target = Target(server.sockets[0].getsockname()[1], request)
+    target = Target(server.sockets[0].getsockname()[1], request, "127.0.0.1")
     tally = Tally(time.perf_counter())
     while requests < 21:  # a busy machine may need several attempts
         ends = time.perf_counter() + 0.4

@@ -373,6 +373,42 @@ def test_engines_that_nobody_waits_for_are_closed(
     run(scenario())
 
 
+def test_a_first_load_and_a_recovery_that_hang_end(
+    engines: EnginePair, copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    go_on = threading.Event()
+
+    def open_late(path: Path, signer: None) -> Bundle:
+        assert go_on.wait(PATIENCE)
+        return open_bundle(path)
+
+    async def scenario() -> None:
+        model = make_model(copy)
+        with monkeypatch.context() as patch:
+            patch.setattr(served_model, "open_signed", open_late)
+            patch.setattr(served_model, "LOAD_SECONDS", 0.05)
+            with pytest.raises(BackendError, match=r"not loaded within 0\.05 s"):
+                await model.load()
+        go_on.set()
+        await until(lambda: engines.opened["first"] and engines.last("first").closed)
+        await model.load()
+        go_on.clear()
+        monkeypatch.setattr(served_model, "LOAD_SECONDS", 0.05)
+        monkeypatch.setattr(EngineFactory, "open_next", lambda self: go_on.wait(PATIENCE) and [])
+        engines.last("first").broken = True
+        with pytest.raises(Unavailable):
+            await ask(model)
+        assert "only a reload can help" in caplog.text
+        assert not model.ready
+        monkeypatch.setattr(served_model, "LOAD_SECONDS", PATIENCE)
+        assert await model.load()
+        go_on.set()
+        assert (await ask(model)).backend == "first"
+        await model.close()
+
+    run(scenario())
+
+
 def test_an_unchanged_bundle_is_reloaded_after_its_engine_failed(
     engines: EnginePair, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,10 @@ def pictures(count: int, first: int = 0) -> UInt8Array:
     return images
 
 
-async def ask(batcher: Batcher, images: UInt8Array, deadline: float = math.inf) -> Answer:
-    with batcher.admit(len(images), deadline) as infer:
+async def ask(
+    batcher: Batcher, images: UInt8Array, deadline: float = math.inf, network: str = ""
+) -> Answer:
+    with batcher.admit(len(images), deadline, network) as infer:
         return await infer(images)
 
 
@@ -269,6 +272,57 @@ def test_under_tenfold_load_the_wait_is_bounded_and_throughput_kept() -> None:
     assert len(overloaded) / took == pytest.approx(100, rel=0.02)  # images a second
     assert np.percentile(overloaded, 99) < 0.125
     assert np.percentile(at_capacity, 99) < 0.02
+
+
+def test_tenfold_load_of_one_network_delays_others_by_two_batches_at_most() -> None:
+    async def scenario(surplus: int) -> tuple[list[float], float]:
+        instance = FakeInstance(FLAT)
+        batcher = make_batcher(instance, max_wait_ms=100)
+        latencies: list[float] = []
+
+        async def crowd(number: int) -> None:
+            await asyncio.sleep(number / 1000)
+            with suppress(QueueFull):
+                await ask(batcher, pictures(1 + number % 3), network="crowd")
+
+        async def good(network: str) -> None:
+            while now() < 5:
+                start = now()
+                await ask(batcher, pictures(1), network=network)
+                latencies.append(now() - start)
+                await asyncio.sleep(0.1)
+
+        crowds = (crowd(number) for number in range(surplus))
+        await asyncio.gather(good("one"), good("two"), *crowds)
+        return latencies, sum(size for _, size in instance.batches) / now()
+
+    quiet, _ = run(scenario(0))
+    busy, images_per_second = run(scenario(5000))
+    assert max(quiet) <= 0.021
+    # A batch of up to three images runs already, and one image of each network may come first.
+    assert max(busy) <= 0.061
+    assert images_per_second == pytest.approx(100, rel=0.03)
+
+
+def test_the_network_that_fills_the_queue_makes_room_for_others() -> None:
+    async def scenario() -> None:
+        batcher = make_batcher(FakeInstance(FLAT), queue=8, max_wait_ms=100000)
+        crowd = [
+            asyncio.ensure_future(ask(batcher, pictures(1, number), network="crowd"))
+            for number in range(9)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            batcher.check_capacity(1, network="crowd")
+        batcher.check_capacity(1, network="other")  # which drops nothing yet
+        with batcher.admit(2, math.inf, "third"):  # cannot be dropped: its images are decoded
+            answer = await ask(batcher, pictures(2), network="other")
+        assert answer.queue_seconds == pytest.approx(0.02)  # one runs, and one of the crowd is next
+        results = await asyncio.gather(*crowd, return_exceptions=True)
+        assert [isinstance(result, QueueFull) for result in results] == [False] * 5 + [True] * 4
+        assert batcher.depth == 0
+
+    run(scenario())
 
 
 def test_reserved_space_counts_while_its_picture_is_decoded() -> None:

@@ -22,8 +22,10 @@ from tests.runtime.serving.conftest import local_server, until
 from tests.serving_process import PATIENCE
 
 LIVE = "/inference.GRPCInferenceService/ServerLive"
+WATCH = "/grpc.health.v1.Health/Watch"
+REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 HEADERS = {
-    ":method": "POST", ":scheme": "http", ":path": LIVE, ":authority": "x", "te": "trailers",
+    ":method": "POST", ":scheme": "http", ":authority": "x", "te": "trailers",
     "content-type": "application/grpc",
 }  # fmt: skip
 
@@ -57,9 +59,10 @@ def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
     return struct.pack(">I", len(content))[1:] + struct.pack(">BBI", kind, flags, stream) + content
 
 
-def call_and_read_nothing(port: int, calls: int) -> socket.socket:
+def call_and_read_nothing(port: int, path: str, calls: int) -> socket.socket:
     """Return a connection with so many calls, which allows the server to send 0 bytes of data."""
-    fields = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+    named = {**HEADERS, ":path": path}
+    fields = [(name.encode(), value.encode()) for name, value in named.items()]
     head = b"".join(
         bytes([0, len(name)]) + name + bytes([len(value)]) + value for name, value in fields
     )
@@ -94,9 +97,11 @@ async def answer(port: int) -> str:
     return "ok"
 
 
-@pytest.mark.parametrize("seconds", [PATIENCE, 0.05])
+@pytest.mark.parametrize(
+    ("path", "seconds"), [(LIVE, PATIENCE), (LIVE, 0.05), (WATCH, 0.05), (REFLECT, 0.05)]
+)
 def test_a_client_that_reads_no_answers(
-    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, seconds: float
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, path: str, seconds: float
 ) -> None:
     monkeypatch.setattr(registry, "ENGINES", (make_engine(),))
     settings = {"grpc_port": 0, "connections": 8, "body_seconds": seconds}
@@ -104,7 +109,7 @@ def test_a_client_that_reads_no_answers(
     async def scenario() -> None:
         async with local_server(tiny_bundle, settings) as local:
             server, port = await start_grpc(local.service, local.service.config, None)
-            with call_and_read_nothing(port, 6) as connection:
+            with call_and_read_nothing(port, path, 6) as connection:
                 if seconds == PATIENCE:
                     await until(lambda: "ServerLive" in local.metrics())
                     assert await answer(port) == "too many calls from this address"

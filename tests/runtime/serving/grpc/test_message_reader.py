@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -103,12 +104,19 @@ def test_a_message_has_a_time_limit_and_must_exist() -> None:
     run(scenario())
 
 
-def test_complete_messages_are_counted() -> None:
+def test_complete_messages_and_unread_answers_are_counted() -> None:
     reader = MessageReader(TWO_PLACES)
-    with reader.hold(1 << 20), reader.hold(1 << 20), pytest.raises(QueueFull), reader.hold(1):
-        pass
-    with reader.hold(2 << 20):
-        pass
+    calls = [Mock(peer=lambda: "ipv4:10.0.0.7:1") for _ in range(3)]
+    first, second, third = (reader.reserve(call) for call in calls)
+    first.add(1 << 20)
+    second.add(1 << 20)
+    with pytest.raises(QueueFull):
+        third.add(1)
+    first.arriving = unread = Mock()
+    third.add(1 << 20)
+    unread.assert_called_once()
+    calls[1].add_done_callback.call_args.args[0](calls[1])
+    first.add(1 << 20)
 
 
 @given(st.lists(st.binary(max_size=300), max_size=4), st.text(max_size=200), st.booleans())

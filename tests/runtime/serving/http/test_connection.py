@@ -20,6 +20,7 @@ import uvicorn
 
 from resdeploy.runtime.serving.config import ServeConfig
 from resdeploy.runtime.serving.http.connection import MAX_HEADER_BYTES, LimitedProtocol
+from resdeploy.runtime.serving.http.connection_table import ConnectionTable
 from resdeploy.runtime.serving.http.listener import HttpServer, listen
 from tests.runtime.serving.conftest import until
 from tests.serving_process import PATIENCE
@@ -50,7 +51,7 @@ class Running:
             body, more = body + message["body"], message["more_body"]
         self.requests.append((scope["path"], body))
         await self.free.wait()
-        content = b"x" * (8 << 20 if scope["path"] == "/large" else 2)
+        content = b"x" * (16 << 20 if scope["path"] == "/large" else 2)
         headers = [(b"content-length", str(len(content)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
@@ -357,6 +358,91 @@ def test_a_client_that_does_not_read_its_answer_is_disconnected() -> None:
             await until(lambda: local.requests)
             await until(lambda: not local.server.server_state.connections)
             writer.close()
+
+    run(scenario)
+
+
+def test_a_client_that_ends_its_sending_is_answered() -> None:
+    async def scenario() -> None:
+        async with running() as local:
+            for requests, statuses in (
+                (GET % 1, [b"100", b"200"]),
+                (GET % 1 + GET % 2, [b"100", b"200", b"200"]),
+                (GET % 1 + b"GET", [b"100", b"200"]),
+                ((GET % 1).replace(b"1.1", b"1.0"), []),  # it knows no interim answers
+                ((GET % 1)[:-2], []),
+                (POST + b"Content-Length: 2\r\n\r\nx", []),
+            ):
+                local.free.clear()
+                local.requests.clear()
+                reader, writer = await local.connect()
+                writer.write(requests)
+                if statuses:
+                    await until(lambda: local.requests)
+                writer.write_eof()
+                await asyncio.sleep(0.01)
+                local.free.set()
+                answer = await reader.read()
+                lines = [line for line in answer.split(b"\r\n") if b"HTTP/1.1 " in line]
+                assert [line.rpartition(b"HTTP/1.1 ")[2][:3] for line in lines] == statuses
+                writer.close()
+
+    run(scenario)
+
+
+def test_a_pause_delays_requests_but_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = POST + b"A: " + bytes(5000).replace(b"\0", b"a") + b"\r\nContent-Length: 0\r\n\r\n"
+
+    async def scenario() -> None:
+        async with running() as local:
+            monkeypatch.setattr(
+                ConnectionTable,
+                "pause_after_other_answer",
+                lambda *_: PATIENCE if len(local.requests) >= 2 else 0.0,
+            )
+            reader, writer = await local.connect()
+            writer.write(GET % 1 + GET % 2)
+            await until(lambda: len(local.requests) == 2)
+            writer.write(long)
+            await asyncio.sleep(0.05)
+            assert len(local.requests) == 2
+            local.server.should_exit = True  # the pause ends
+            assert (await reader.read()).count(b"200 OK") == 3
+            writer.close()
+
+    run(scenario)
+
+
+def test_a_client_that_has_left_is_noticed() -> None:
+    async def scenario() -> None:
+        async with running() as local:
+            local.free.clear()
+            _, writer = await local.connect()
+            writer.write(GET % 1)
+            await until(lambda: local.requests)
+            writer.close()
+            await until(lambda: not local.server.server_state.connections)
+
+    run(scenario)
+
+
+def test_answers_that_nobody_reads_have_a_limit_together() -> None:
+    async def scenario() -> None:
+        async with running(body_seconds=PATIENCE, idle_seconds=PATIENCE, bodies_mib=30) as local:
+            connections = local.server.server_state.connections
+            writers = [(await local.connect())[1] for _ in range(4)]
+            for writer in writers:  # the kernel itself takes some megabytes of each answer
+                writer.transport.pause_reading()  # type: ignore[attr-defined]
+                writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: len(local.requests) == 4 and len(connections) < 4)
+            assert connections
+            await until(
+                lambda: (
+                    sum(each.transport.get_write_buffer_size() for each in connections) <= 30 << 20
+                )
+            )
+            for writer in writers:
+                writer.transport.abort()
 
     run(scenario)
 

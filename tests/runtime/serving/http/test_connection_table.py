@@ -8,6 +8,8 @@ from unittest.mock import Mock
 import pytest
 
 from resdeploy.runtime.serving.http.connection_table import (
+    MAX_OTHER_ANSWERS,
+    PAUSE_SECONDS,
     SPARE_CONNECTIONS,
     ConnectionTable,
     client_network,
@@ -60,6 +62,19 @@ def test_only_spare_connections_are_left_while_the_server_works_for_all() -> Non
     assert closed(last) == [True]
     table.mark_waiting(last)  # a closed connection is not closed twice
     assert not table.close_longest_wait()
+
+
+def test_many_answers_without_a_model_are_followed_by_pauses() -> None:
+    table, (low, high) = ConnectionTable(4), PAUSE_SECONDS
+
+    def pauses(network: str, now: float) -> list[float]:
+        return [table.pause_after_other_answer(network, now) for _ in range(MAX_OTHER_ANSWERS + 3)]
+
+    for now in (7.0, 8.9):  # each second anew
+        crowd = pauses("crowd", now)
+        assert not any(crowd[:MAX_OTHER_ANSWERS])
+        assert all(low <= pause <= high for pause in crowd[MAX_OTHER_ANSWERS:])
+    assert table.pause_after_other_answer("other", 8.9) == 0
 
 
 @pytest.mark.parametrize(
