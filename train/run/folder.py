@@ -42,7 +42,12 @@ RESULTS = (
 )  # fmt: skip
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
-TENSORS = ("model", "momentum", "average")  # fields of `TrainingState`, and prefixes in its file
+TENSORS = (
+    "model",
+    "momentum",
+    "average",
+    "best",
+)  # fields of `TrainingState`, and prefixes in its file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +97,8 @@ class TrainingState:
     """Momentum buffers of the optimiser by parameter."""
     average: dict[str, Tensor]
     """Moving average of the weights; empty without one."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of the best epoch, with their scales; empty if they are the current ones."""
     quantized_inputs: Mapping[str, str] = field(default_factory=dict)
     """See `QuantizedStart`; empty without quantisation-aware training."""
 

@@ -19,7 +19,7 @@ from resdeploy.train.initialization import InitialNetwork
 from resdeploy.train.model.architecture import Architecture
 
 STATE_JSON = "state.json"
-FORMAT = 2  # of `state.json` and `state.safetensors`; format 1 had no number
+FORMAT = 3  # of `state.json` and `state.safetensors`; format 2 had no best weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,8 @@ class DataIdentity:
     """Number of images, by split."""
     sha256: dict[str, str]
     """SHA-256 of the names and classes of the files, by split."""
+    held_out: bool = False
+    """True if the validation images were held out with the run's seed; see `hold_out`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,18 +74,19 @@ class RunRecord:
 
 
 def read_run_data(
-    data: str, run: Path, resumed: RunRecord | None
+    config: TrainingConfig, run: Path, resumed: RunRecord | None, splits: DataSplits | None = None
 ) -> tuple[DataSplits, DataIdentity]:
     """Return the images of the run in the folder `run` and their identity.
 
-    `data` is the folder with the images, or `digits`. A run that is not resumed has no record.
+    A run that is not resumed has no record; `splits` are its images if they were read before.
 
     Raises:
         DataError: The images or their names cannot be used, or are not those of the resumed run.
     """
+    data = config.data
     folder = digits_folder() if data == DIGITS else Path(data)
     try:
-        splits = read_splits(folder)
+        splits = splits or read_splits(folder, config.seed)
     except DataError as error:
         hint = f"if the data has moved: resdeploy train DATA --resume {run}"
         raise DataError(str(error), hint if resumed else error.hint) from error
@@ -105,7 +108,9 @@ def identify_data(folder: Path, splits: DataSplits) -> DataIdentity:
             place = str(file).removeprefix(str(folder))
             digest.update(os.fsencode(f"{place}\0{label}\0"))
         images[name], digests[name] = len(split.files), digest.hexdigest()
-    return DataIdentity(classes=splits.train.classes, images=images, sha256=digests)
+    return DataIdentity(
+        classes=splits.train.classes, images=images, sha256=digests, held_out=splits.held_out
+    )
 
 
 def check_same_data(found: DataIdentity, expected: DataIdentity, data: str, run: Path) -> None:
