@@ -62,24 +62,26 @@ def choose_run(
         CheckpointError: The weights cannot be used.
     """
     chosen = {name: value for name, value in options.items() if value is not None}
-    adapts = recipe is None and not chosen.get("qat")
+    adapts, origin = recipe is None and not chosen.get("qat"), ""
     if chosen.get("init") == NO_WEIGHTS:
         del chosen["init"]
     elif adapts and chosen.get("data") and not chosen.keys() & {"init", "stem", "shortcut"}:
-        found = None if chosen["data"] == DIGITS else find_weights(chosen.get("arch", "resnet34"))
-        if found is not None:
+        found, origin = find_weights(chosen.get("arch", "resnet34"))
+        if found is not None and chosen["data"] != DIGITS:
             chosen.pop("arch", None)
             chosen["init"] = str(found)
     config = TrainingConfig.from_recipe(recipe, **chosen)
-    data = digits_folder() if config.data == DIGITS else Path(config.data)
-    splits = read_splits(data, config.seed)
+    is_digits = config.data == DIGITS
+    splits = read_splits(digits_folder() if is_digits else Path(config.data), config.seed)
     side = median_low(shorter_sides(splits.train.files) or [LARGEST_SIDE])
     size = max(STRIDE, min(LARGEST_SIDE, side // STRIDE * STRIDE))
     if adapts:
         fitting = {"image_size": size, **fitting_schedule(len(splits.train.files), config)}
         config = TrainingConfig.from_recipe(**{**fitting, **chosen})
     config, initial = prepare(config, replace(stated, image_size=chosen.get("image_size")), file)
-    if config.data != DIGITS:
+    if not is_digits:
+        if origin:
+            logger.info("%s", origin)
         logger.info(
             "the network's input has %s pixels; the shorter side of the pictures has %d",
             size_text(config.image_size), side,
@@ -104,8 +106,8 @@ def shorter_sides(files: Sequence[ImageFile]) -> list[int]:
     return list(filter(None, sides))  # 0: it is damaged
 
 
-def find_weights(arch: str) -> Path | None:
-    """Return weights for the architecture `arch` that this machine has already, if any.
+def find_weights(arch: str) -> tuple[Path | None, str]:
+    """Return weights for the architecture `arch` that this machine has, if any, and a sentence.
 
     The places are the working folder and the caches of torchvision and of timm. Sources: the
     documentation of `torch.hub.get_dir` and of Hugging Face's variable `HF_HUB_CACHE`. Nothing is
@@ -122,10 +124,8 @@ def find_weights(arch: str) -> Path | None:
         (hub, f"models--timm--{name}.*/snapshots/*/model.safetensors"),
     )
     for folder, pattern in places:
-        found = sorted(path for path in folder.expanduser().glob(pattern) if path.is_file())
-        if found:
-            logger.info("starting from the weights in %s; --init none does without", found[0])
-            return found[0]
+        for path in sorted(folder.expanduser().glob(pattern)):
+            if path.is_file():
+                return path, f"starting from the weights {path}; --init none trains a new network"
     looked = ", ".join(str(folder / pattern) for folder, pattern in places)
-    logger.info("a new network, because no weights match %s; --init names others", looked)
-    return None
+    return None, f"training a new network, because no weights match {looked}; --init names others"

@@ -90,7 +90,7 @@ def test_two_trainings_do_not_write_one_folder(config: TrainingConfig) -> None:
 def test_another_place_of_the_data_can_be_named(config: TrainingConfig) -> None:
     run = begin(config)
     Path("data").rename("moved")
-    with pytest.raises(DataError, match="has no folder 'train'") as caught:
+    with pytest.raises(DataError, match="there is no folder") as caught:
         resume(run)
     assert f"resdeploy train DATA --resume {run}" in str(caught.value.hint)
     with pytest.raises(KeyboardInterrupt):

@@ -26,7 +26,9 @@ from resdeploy.train.run.record import (
 RECORD = RunRecord(
     id="1a",
     config=TrainingConfig(seed=7, shortcut=Shortcut.C, init="/a.pth"),
-    data=DataIdentity(classes=("cat", "über"), images={"train": 5}, sha256={"train": "00"}),
+    data=DataIdentity(
+        classes=("cat", "über"), images={"train": 5}, sha256={"train": "00"}, held_out=True
+    ),
     architecture=Architecture(classes=2, shortcut=Shortcut.C),
     labels=("über", "cat"),
     outputs=(1, 0),
@@ -44,7 +46,7 @@ def test_record_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1", "{", "[]", '{"format": 2}', '{"format": 2, "id": "1", "config": {"epochs": "x"}}']
+    "text", ["1", "{", "[]", '{"format": 3}', '{"format": 3, "id": "1", "config": {"epochs": "x"}}']
 )
 def test_a_damaged_record_is_a_training_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text)

@@ -1,0 +1,56 @@
+"""Tests of the choice of validation images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from resdeploy.errors import DataError
+from resdeploy.images import held_out
+from resdeploy.images.class_folders import LabelledImages
+from resdeploy.images.held_out import hold_out, refuse_parts
+
+
+def images(*counts: int) -> LabelledImages[str]:
+    labels = tuple(label for label, count in enumerate(counts) for _ in range(count))
+    return LabelledImages(
+        classes=tuple("abcdef"[: len(counts)]),
+        files=tuple(f"{index}.png" for index in range(len(labels))),
+        labels=labels,
+        passed_over={".tif": 1},
+    )
+
+
+def test_a_fifth_of_each_class_is_held_out_and_no_image_is_lost() -> None:
+    everything = images(50, 10, 3, 2, 1)
+    train, val = hold_out(everything, 0, Path("photos"))
+    assert Counter(val.labels) == {0: 10, 1: 2, 2: 1, 3: 1}  # the only image of a class trains
+    assert sorted(train.files + val.files) == sorted(everything.files)
+    assert train.classes == val.classes == everything.classes
+    for part in (train, val):
+        assert all(everything.labels[int(file[:-4])] == label
+                   for file, label in zip(part.files, part.labels))  # fmt: skip
+    assert (train.passed_over, val.passed_over) == ({".tif": 1}, {})  # counted once
+
+
+def test_the_choice_depends_only_on_the_seed() -> None:
+    chosen = [hold_out(images(40, 40), seed, Path("photos"))[1].files for seed in (3, 3, 4)]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_a_large_folder_loses_a_limited_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_out, "MOST_HELD_OUT", 10)
+    assert len(hold_out(images(100, 300), 0, Path("photos"))[1].files) == 2 + 8
+
+
+def test_one_image_per_class_cannot_be_divided() -> None:
+    with pytest.raises(DataError, match="photos has only one image per class"):
+        hold_out(images(1, 1), 0, Path("photos"))
+
+
+def test_the_parts_of_a_data_set_are_no_classes() -> None:
+    refuse_parts(["valid", "invalid"], Path("tickets"))
+    with pytest.raises(DataError, match="'Testing' and 'training' in photos are parts of a data"):
+        refuse_parts(["Testing", "training"], Path("photos"))
