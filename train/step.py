@@ -8,7 +8,6 @@ loss is a mean over the global batch); Hinton, Vinyals and Dean 2015, arXiv:1503
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -32,6 +31,7 @@ from resdeploy.train.model.resnet import Classifier, ResNet
 from resdeploy.train.qat.distillation import Teacher
 from resdeploy.train.qat.network import QuantizedClassifier, QuantizedStart
 
+Tensors = dict[str, Tensor]
 MIN_IMAGES = 2  # per part of a batch, because batch norm needs two
 
 
@@ -100,8 +100,7 @@ class Learner:
             self._whole_model = cast("nn.Module", torch.compile(self._model, mode=mode))
         self.average = WeightAverage(self.classifier, config.ema) if config.ema else None
         self.optimizer = make_optimizer(self._trained, config)
-        self._best: Mapping[str, Tensor] = {}
-        self._best_is_current = True
+        self._best, self._best_is_current = Tensors(), True
         self._class_weights = class_weights
         self._loss_weights = None if class_weights is None else class_weights.to(process.device)
         self._bf16 = bool(config.bf16)
@@ -194,10 +193,10 @@ class Learner:
             self.average.update()
         return torch.stack([total, torch.full_like(total, count)])
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """Return the `model`, the `momentum` by parameter, the `average` and the `best` weights.
+    def state(self) -> dict[str, Tensors]:
+        """Return the `model`, the `momentum` by parameter, the `average` if any, the `best` weights.
 
-        Without an average it is empty; so are the best weights if they are the current ones.
+        The best weights are empty if they are the current ones.
         """
         momentum = {
             name: self.optimizer.state[parameter]["momentum_buffer"]
@@ -205,9 +204,8 @@ class Learner:
             if self.optimizer.state[parameter].get("momentum_buffer") is not None
         }
         average = {} if self.average is None else self.average.classifier.network.state_dict()
-        best = {} if self._best_is_current else dict(self._best)
-        model = self._trained.state_dict()
-        return {"model": model, "momentum": momentum, "average": average, "best": best}
+        state = {"model": self._trained.state_dict(), "momentum": momentum, "average": average}
+        return state | {"best": {} if self._best_is_current else self._best}
 
     def state_bytes(self) -> tuple[int, int]:
         """Return the largest sizes of the state and of the weights, in bytes."""
@@ -218,13 +216,7 @@ class Learner:
         weights = self.network.state_dict().values()
         return sum(t.nbytes for t in everything), sum(t.nbytes for t in weights)
 
-    def restore(
-        self,
-        model: dict[str, Tensor],
-        momentum: dict[str, Tensor],
-        average: dict[str, Tensor],
-        best: dict[str, Tensor],
-    ) -> None:
+    def restore(self, model: Tensors, momentum: Tensors, average: Tensors, best: Tensors) -> None:
         """Restore the values that `state` returned."""
         self._trained.load_state_dict(model)
         if self.average is not None:

@@ -247,7 +247,9 @@ class _Trainer:
         if self.process.is_main and not self.resumed:
             for reason in reasons_to_doubt(config, self.splits, len(self.steps)):
                 logger.warning("%s", reason)
-        self._log("%s", majority_baseline(self.splits))
+        self._log(
+            "always predicting %r has an accuracy of %.2f %%", *majority_baseline(self.splits)
+        )
         self._log("%s", HEADER)
         while self.position.epochs_done < config.epochs:
             if stopped := reason_to_stop(self.metrics, config):

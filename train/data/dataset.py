@@ -79,10 +79,14 @@ def read_splits(data: Path, seed: int = 0) -> DataSplits:
         )
     if val_folder == data:
         folders = {entry.name for entry in data.iterdir() if entry.is_dir()} - {train_folder.name}
-        others = sorted(name for name in folders if not is_hidden(name))
+        others = ", ".join(sorted(name for name in folders if not is_hidden(name)))
         if others and train_folder != data:
-            logger.warning("not using the folders beside %s: %s", train_folder, ", ".join(others))
-        return DataSplits(*hold_out(train, seed, train_folder), held_out=True)
+            logger.warning("not using the folders beside %s: %s", train_folder, others)
+        splits = DataSplits(*hold_out(train, seed, train_folder), held_out=True)
+        logger.info("there is no folder 'val' in %s, so a part of each class validates: %d of %d "
+                    "images, chosen with seed %d", data, len(splits.val.files), len(train.files),
+                    seed)  # fmt: skip
+        return splits
     val = _read_images(val_folder)
     try:
         val = match_labels(val, train.classes, guess=False, owner=str(train_folder))

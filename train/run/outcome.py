@@ -51,14 +51,14 @@ class RunOutcome:
         accuracy: float,
         unreadable: int,
     ) -> RunOutcome:
-        """Return the outcome of a run with these metrics and images."""
+        """Return the outcome of a run."""
         return cls(
             accuracy=accuracy,
             epochs=len(metrics),
             planned_epochs=config.epochs,
             best_epoch=best_epoch(metrics).epoch,
             stopped=reason_to_stop(metrics, config),
-            baseline_accuracy=majority_baseline(splits).accuracy,
+            baseline_accuracy=majority_baseline(splits)[1],
             train_images=len(splits.train.files),
             val_images=len(splits.val.files),
             held_out=splits.held_out,

@@ -38,11 +38,9 @@ def check_outside(folder: Path, data: str) -> None:
     Raises:
         OutputError: `folder` is in the folder of the training images.
     """
-    images = None if data == DIGITS else split_folder(Path(data), "train").resolve()
-    if images is not None and images in folder.resolve().parents:
+    if data != DIGITS and split_folder(Path(data), "train").resolve() in folder.resolve().parents:
         raise OutputError(
-            f"the run folder {folder} would be among the images of {data}",
-            "choose a folder outside with -o",
+            f"the run folder {folder} is among the images of {data}", "choose another one with -o"
         )
 
 

@@ -52,5 +52,7 @@ def test_one_image_per_class_cannot_be_divided() -> None:
 
 def test_the_parts_of_a_data_set_are_no_classes() -> None:
     refuse_parts(["valid", "invalid"], Path("tickets"))
-    with pytest.raises(DataError, match="'Testing' and 'training' in photos are parts of a data"):
+    with pytest.raises(
+        DataError, match="photos has parts of a data set as classes: Testing, training"
+    ):
         refuse_parts(["Testing", "training"], Path("photos"))
