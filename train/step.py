@@ -194,9 +194,9 @@ class Learner:
         return torch.stack([total, torch.full_like(total, count)])
 
     def state(self) -> dict[str, Tensors]:
-        """Return the `model`, the `momentum` by parameter, the `average` if any, the `best` weights.
+        """Return the `model`, the `momentum` by parameter, the `average`, the `best` weights.
 
-        The best weights are empty if they are the current ones.
+        The average is empty without one, the best weights if they are the current ones.
         """
         momentum = {
             name: self.optimizer.state[parameter]["momentum_buffer"]

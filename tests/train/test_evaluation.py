@@ -108,7 +108,12 @@ def test_confused_pairs_are_sorted_by_frequency() -> None:
 
 
 def page(folder: Path, evaluation: Evaluation, images: LabelledImages[ImageFile], name: str) -> str:
-    lines = [metrics(1), metrics(2), metrics(3), dataclasses.replace(metrics(4), accuracy=40.0)]
+    lines = [
+        metrics(1),
+        metrics(2),
+        metrics(3),
+        dataclasses.replace(metrics(3), epoch=4, accuracy=9.0),
+    ]
     draw_curves(lines, folder / "curves.png")
     config = TrainingConfig(data=name, patience=3)
     splits = DataSplits(images, images, held_out=True)
@@ -137,7 +142,7 @@ def test_the_report_shows_matrix_mistakes_and_settings(
     assert "after 4 epochs, on 24 held-out images" in text
     assert "The network is that of epoch 3, the best one." in text
     assert "most frequent class has an accuracy of 33.33 %. The training ended before" in text
-    assert "before epoch 9: neither top-1 accuracy nor loss has improved in 1 epochs." in text
+    assert "before epoch 9: neither top-1 accuracy nor loss has improved in 1 epoch." in text
     assert "http" not in text.lower().replace("https://pytorch.org", "")
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from resdeploy.tables import plural
 from resdeploy.train.config import MIN_PATIENCE, TrainingConfig
 from resdeploy.train.data.dataset import DataSplits
 from resdeploy.train.doubts import majority_baseline
@@ -86,5 +87,5 @@ def reason_to_stop(metrics: Sequence[EpochMetrics], config: TrainingConfig) -> s
     finite = (line for line in metrics if math.isfinite(line.val_loss))
     lowest = min(finite, key=lambda line: line.val_loss, default=highest)
     if patience and last.epoch - max(highest.epoch, lowest.epoch) >= patience:
-        return f"neither top-1 accuracy nor loss has improved in {patience} epochs"
+        return f"neither top-1 accuracy nor loss has improved in {plural(patience, 'epoch')}"
     return None
