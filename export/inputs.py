@@ -14,6 +14,7 @@ from resdeploy.images.class_folders import label_images, match_labels, read_labe
 from resdeploy.images.class_mapping import default_labels
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
+from resdeploy.images.held_out import hold_out, names_digest
 from resdeploy.images.preprocessing import ImageSize, Preprocessing
 from resdeploy.images.preprocessing_choice import ASSUMED, REPORTED, ChosenPreprocessing
 from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
@@ -122,7 +123,7 @@ def read_source(
         # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
         origin = load_checkpoint(origin.resolve() if origin.is_symlink() else origin, weights)
     checkpoint = origin
-    pools = _find_images(checkpoint.data, calibration_data)
+    pools = _find_images(checkpoint, calibration_data)
     checkpoint, names = _name_classes(checkpoint, labels)
     for note in checkpoint.notes:
         logger.warning("%s: %s", checkpoint.path, note)
@@ -186,11 +187,13 @@ def _name_classes(checkpoint: Checkpoint, path: Path | None) -> tuple[Checkpoint
     return checkpoint, labels
 
 
-def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
+def _find_images(checkpoint: Checkpoint, calibration_data: Path | None) -> ImagePools:
     """Return the images in `train/` for calibration, and those in `val/` as golden candidates.
 
-    Without `train/`, all images calibrate. Without `val/`, the calibration images are candidates.
+    Without `train/`, all images calibrate. Without `val/`, those that the training held out are
+    candidates, otherwise the calibration images.
     """
+    data = checkpoint.data
     if calibration_data is not None:
         root = calibration_data
     elif data is not None:
@@ -207,6 +210,13 @@ def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
         )
         return ImagePools()
     found = find_images(train)
+    if calibration_data is None and val == root and (known := checkpoint.held_out):
+        parts = hold_out(label_images(train, found.files), known.seed)
+        if names_digest(parts[1], root) == known.sha256:
+            return ImagePools(
+                calibration=parts[0].files, golden=parts[1].files, folders=(train, train),
+                passed_over=found.passed_over,
+            )  # fmt: skip
     golden = find_images(val).files if val != root else found.files
     folders = (train, val) if val != root else (train,)
     return ImagePools(

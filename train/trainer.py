@@ -286,7 +286,7 @@ class _Trainer:
                 processes=self.process.count, metrics=self.metrics, evaluation=evaluation,
                 images=self.splits.val, preprocessing=self.preprocessing, unreadable=unreadable,
                 learned=self.learner.quantized.learned() if self.learner.quantized else None,
-                provenance=provenance,
+                provenance=provenance, held_out=self.record.data.held_out,
             )  # fmt: skip
         return TrainingResult(
             run=self.folder,

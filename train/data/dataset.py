@@ -82,7 +82,12 @@ def read_splits(data: Path, seed: int = 0) -> DataSplits:
         others = ", ".join(sorted(name for name in folders if not is_hidden(name)))
         if others and train_folder != data:
             logger.warning("not using the folders beside %s: %s", train_folder, others)
-        splits = DataSplits(*hold_out(train, seed, train_folder), held_out=True)
+        splits = DataSplits(*hold_out(train, seed), held_out=True)
+        if not splits.val.files:
+            raise DataError(
+                f"{train_folder} has only one image per class, so none can validate",
+                "add images, or a folder val with others",
+            )
         logger.info("there is no folder 'val' in %s, so a part of each class validates: %d of %d "
                     "images, chosen with seed %d", data, len(splits.val.files), len(train.files),
                     seed)  # fmt: skip

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from resdeploy.errors import OutputError, TrainingError
 from resdeploy.filesystem import claimed, read_limited, sha256_file, write_file
+from resdeploy.images.held_out import HeldOut
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import MAX_BYTES, decode, strict_json, write_document
 from resdeploy.readable_text import readable
@@ -247,6 +248,7 @@ def save_model(
     config: Mapping[str, Any],
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    held_out: HeldOut | None = None,
     learned: Mapping[str, float] | None = None,
 ) -> None:
     """Write the finished network; `model.json` comes second, because it marks a finished run.
@@ -265,6 +267,7 @@ def save_model(
         "labels": labels,
         "preprocessing": preprocessing,
         "data": data,
+        "held_out": held_out,
         "metrics": metrics,
         "training": config,
         "learned_ranges": learned,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.filesystem import read_limited, sha256
+from resdeploy.images.held_out import HeldOut, names_digest
 from resdeploy.json_documents import MAX_BYTES, jsonable, parse, strict_json, write_document
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import DataSplits, read_splits
@@ -32,8 +31,8 @@ class DataIdentity:
     """Number of images, by split."""
     sha256: dict[str, str]
     """SHA-256 of the names and classes of the files, by split."""
-    held_out: bool = False
-    """True if the validation images were held out with the run's seed; see `hold_out`."""
+    held_out: HeldOut | None = None
+    """None if the data has validation images of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,26 +89,21 @@ def read_run_data(
     except DataError as error:
         hint = f"if the data has moved: resdeploy train DATA --resume {run}"
         raise DataError(str(error), hint if resumed else error.hint) from error
-    identity = identify_data(folder, splits)
+    identity = identify_data(folder, splits, config.seed)
     if resumed is not None:
         check_same_data(identity, resumed.data, data, run)
     return splits, identity
 
 
-def identify_data(folder: Path, splits: DataSplits) -> DataIdentity:
-    """Return the identity of the data in `folder`: classes, and names of the files.
-
-    The content of the files is not part of it, because reading it would take as long as an epoch.
-    """
-    images, digests = {}, {}
-    for name, split in (("train", splits.train), ("val", splits.val)):
-        digest = hashlib.sha256()
-        for file, label in zip(split.files, split.labels):
-            place = str(file).removeprefix(str(folder))
-            digest.update(os.fsencode(f"{place}\0{label}\0"))
-        images[name], digests[name] = len(split.files), digest.hexdigest()
+def identify_data(folder: Path, splits: DataSplits, seed: int = 0) -> DataIdentity:
+    """Return the identity of the data in `folder`, held out with `seed` if it has no `val`."""
+    parts = {"train": splits.train, "val": splits.val}
+    digests = {name: names_digest(part, folder) for name, part in parts.items()}
     return DataIdentity(
-        classes=splits.train.classes, images=images, sha256=digests, held_out=splits.held_out
+        classes=splits.train.classes,
+        images={name: len(part.files) for name, part in parts.items()},
+        sha256=digests,
+        held_out=HeldOut(seed=seed, sha256=digests["val"]) if splits.held_out else None,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from resdeploy.filesystem import write_file
 from resdeploy.images.class_folders import LabelledImages
+from resdeploy.images.held_out import HeldOut
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile
@@ -55,6 +56,7 @@ def write_results(
     images: LabelledImages[ImageFile],
     preprocessing: Preprocessing,
     unreadable: Sequence[str],
+    held_out: HeldOut | None,
     learned: Mapping[str, float] | None,
     provenance: Mapping[str, Any],
 ) -> None:
@@ -73,6 +75,7 @@ def write_results(
         labels=images.classes,
         preprocessing=preprocessing,
         data=config.data,
+        held_out=held_out,
         config=config.to_json() | {"processes": processes},
         metrics=asdict(outcome),
         learned=learned,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +11,14 @@ import pytest
 
 from resdeploy.errors import DataError
 from resdeploy.images import held_out
-from resdeploy.images.class_folders import LabelledImages
-from resdeploy.images.held_out import hold_out, refuse_parts
+from resdeploy.images.class_folders import LabelledImages, read_image_folder
+from resdeploy.images.held_out import (
+    HeldOut,
+    hold_out,
+    names_digest,
+    read_validation,
+    refuse_parts,
+)
 
 
 def images(*counts: int) -> LabelledImages[str]:
@@ -25,7 +33,7 @@ def images(*counts: int) -> LabelledImages[str]:
 
 def test_a_fifth_of_each_class_is_held_out_and_no_image_is_lost() -> None:
     everything = images(50, 10, 3, 2, 1)
-    train, val = hold_out(everything, 0, Path("photos"))
+    train, val = hold_out(everything, 0)
     assert Counter(val.labels) == {0: 10, 1: 2, 2: 1, 3: 1}  # the only image of a class trains
     assert sorted(train.files + val.files) == sorted(everything.files)
     assert train.classes == val.classes == everything.classes
@@ -36,18 +44,33 @@ def test_a_fifth_of_each_class_is_held_out_and_no_image_is_lost() -> None:
 
 
 def test_the_choice_depends_only_on_the_seed() -> None:
-    chosen = [hold_out(images(40, 40), seed, Path("photos"))[1].files for seed in (3, 3, 4)]
+    chosen = [hold_out(images(40, 40), seed)[1].files for seed in (3, 3, 4)]
     assert chosen[0] == chosen[1] != chosen[2]
 
 
 def test_a_large_folder_loses_a_limited_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_out, "MOST_HELD_OUT", 10)
-    assert len(hold_out(images(100, 300), 0, Path("photos"))[1].files) == 2 + 8
+    assert len(hold_out(images(100, 300), 0)[1].files) == 2 + 8
 
 
-def test_one_image_per_class_cannot_be_divided() -> None:
-    with pytest.raises(DataError, match="photos has only one image per class"):
-        hold_out(images(1, 1), 0, Path("photos"))
+@pytest.mark.parametrize("train", [".", "train"])
+def test_only_the_folder_of_the_training_is_divided_again(
+    image_data: Path, tmp_path: Path, train: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "resdeploy")
+    data, other = tmp_path / "photos", tmp_path / "other"
+    for folder in (data, other):
+        shutil.copytree(image_data / "train", folder / train)
+    val = hold_out(read_image_folder(data / train), 7)[1]
+    record = HeldOut(seed=7, sha256=names_digest(val, data))
+    assert read_validation(data, record) == val
+    assert "using only the 12 images that the training held out, of 60" in caplog.text
+    assert len(read_validation(data / train, None).files) == 60
+    (other / train / "red" / "000.png").rename(other / train / "red" / "new.png")
+    assert len(read_validation(other / train, record).files) == 60
+    assert len(read_validation(image_data, record).files) == 24  # the folder `val`
+    with pytest.raises(ValueError, match="seed is -1"):
+        HeldOut(seed=-1, sha256="")
 
 
 def test_the_parts_of_a_data_set_are_no_classes() -> None:

@@ -81,6 +81,7 @@ def test_without_val_a_part_of_each_class_is_held_out(
         (["val/a/1.png", "val/b/1.png"], "has no folder 'train'"),
         (["training/1.png", "test/1.png"], "has parts of a data set as classes: test, training"),
         (["1.png", "2.png"], "have no labels"),
+        (["a/1.png", "b/2.png"], "has only one image per class, so none can validate"),
     ],
 )
 def test_other_layouts_are_refused(tmp_path: Path, names: list[str], message: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from resdeploy.errors import DataError, TrainingError
+from resdeploy.images.held_out import HeldOut
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import read_splits
 from resdeploy.train.model.architecture import Architecture, Shortcut
@@ -27,7 +28,10 @@ RECORD = RunRecord(
     id="1a",
     config=TrainingConfig(seed=7, shortcut=Shortcut.C, init="/a.pth"),
     data=DataIdentity(
-        classes=("cat", "über"), images={"train": 5}, sha256={"train": "00"}, held_out=True
+        classes=("cat", "über"),
+        images={"train": 5},
+        sha256={"train": "00"},
+        held_out=HeldOut(seed=7, sha256="01"),
     ),
     architecture=Architecture(classes=2, shortcut=Shortcut.C),
     labels=("über", "cat"),
