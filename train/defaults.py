@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -37,24 +37,15 @@ STRIDE = (
 MEASURED_PICTURES = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenRun:
-    """The complete settings of a new run, and what was read to choose them."""
-
-    config: TrainingConfig
-    initial: Checkpoint | None
-    splits: DataSplits
-
-
 def choose_run(
     recipe: str | None,
     options: Mapping[str, Any],
     stated: PreprocessingSettings = NOTHING_STATED,
     file: Path | None = None,
-) -> ChosenRun:
-    """Return the settings of a run; those in `options` that are not None are kept.
+) -> tuple[TrainingConfig, Checkpoint | None, DataSplits]:
+    """Return the settings of a run, its initial weights and its images.
 
-    `stated` and `file` are the pre-processing that options and a file state; see `prepare`.
+    Those in `options` that are not None are kept; for `stated` and `file` see `prepare`.
 
     Raises:
         SettingError: The recipe does not exist, or a setting is out of range.
@@ -86,7 +77,7 @@ def choose_run(
             "the network's input has %s pixels; the shorter side of the pictures has %d",
             size_text(config.image_size), side,
         )  # fmt: skip
-    return ChosenRun(config=config, initial=initial, splits=splits)
+    return config, initial, splits
 
 
 def fitting_schedule(images: int, config: TrainingConfig) -> dict[str, int]:

@@ -94,7 +94,7 @@ class Learner:
             synchronize_batch_norms(self.network)
             self._parallel = DistributedDataParallel(self._model, forward_sync_buffers=False)
             self._model = self._parallel
-        self._whole_model = self._model  # for whole batches
+        self._whole_model: nn.Module = self._model  # for whole batches
         if start is None and should_compile(config.compile, process.device):
             mode = compile_mode(process.device, shares)
             self._whole_model = cast("nn.Module", torch.compile(self._model, mode=mode))

@@ -174,15 +174,15 @@ def train(
         )
     else:
         stated, file = take_settings(settings), settings.pop("preprocessing")
-        chosen = choose_run(recipe, settings, stated, file)
+        config, initial, splits = choose_run(recipe, settings, stated, file)
         run_training: Callable[..., TrainingResult] = trainer.train
-        if chosen.config.qat:
+        if config.qat:
             from resdeploy.export.quantization.qat_initialization import train_quantized
 
             run_training = train_quantized
         result = run_training(
-            chosen.config, run or default_folder(chosen.config.data), initial=chosen.initial,
-            splits=chosen.splits, force=force, progress=progress_bar,
+            config, run or default_folder(config.data),
+            initial=initial, splits=splits, force=force, progress=progress_bar,
         )  # fmt: skip
     return CommandResult(result, training_text(result), printed=is_main_process())
 

@@ -35,9 +35,9 @@ def test_the_input_has_224_pixels_unless_the_pictures_are_smaller(
 ) -> None:
     caplog.set_level(logging.INFO, "resdeploy")
     data = photos(tmp_path / "photos", size)
-    chosen = choose_run(None, {"data": str(data), "epochs": 2})
-    assert (chosen.config.image_size, chosen.config.epochs) == (expected, 2)
-    assert len(chosen.splits.train.files) + len(chosen.splits.val.files) == 22
+    config, _, splits = choose_run(None, {"data": str(data), "epochs": 2})
+    assert (config.image_size, config.epochs) == (expected, 2)
+    assert len(splits.train.files) + len(splits.val.files) == 22
     assert (
         f"input has {expected} pixels; the shorter side of the pictures has {min(size)}"
         in caplog.text
@@ -56,14 +56,14 @@ def test_a_recipe_and_options_come_before_the_pictures(
     tmp_path: Path, recipe: str | None, options: dict[str, Any], expected: object
 ) -> None:
     data = photos(tmp_path / "photos", (160, 160))
-    config = choose_run(recipe, {"data": str(data), **options}).config
+    config, *_ = choose_run(recipe, {"data": str(data), **options})
     assert config.image_size == expected
 
 
 def test_the_preprocessing_has_the_size_of_the_pictures(tmp_path: Path) -> None:
     data = photos(tmp_path / "photos", (70, 70))
     stated = PreprocessingSettings(mean=(0.5,))
-    config = choose_run(None, {"data": str(data)}, stated).config
+    config, *_ = choose_run(None, {"data": str(data)}, stated)
     assert config.preprocessing is not None
     assert (config.preprocessing.image_size, config.preprocessing.mean) == (64, (0.5,) * 3)
 
@@ -132,9 +132,9 @@ def test_training_starts_from_weights_that_this_machine_has(
     caplog.set_level(logging.INFO, "resdeploy")
     data = photos(tmp_path / "photos", (40, 40))
     shutil.copy(tiny_checkpoint, "resnet34-00000000.pth")
-    chosen = choose_run(recipe, {"data": str(data), **options})
-    assert (chosen.initial is not None) == (chosen.config.init is not None) == starts
-    assert chosen.config.recipe == ("finetune" if starts else "quick")
+    config, initial, _ = choose_run(recipe, {"data": str(data), **options})
+    assert (initial is not None) == (config.init is not None) == starts
+    assert config.recipe == ("finetune" if starts else "quick")
     assert ("starting from the weights resnet34-00000000.pth" in caplog.text) == starts
 
 

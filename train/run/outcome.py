@@ -45,13 +45,9 @@ class RunOutcome:
 
     @classmethod
     def of(
-        cls,
-        metrics: Sequence[EpochMetrics],
-        config: TrainingConfig,
-        splits: DataSplits,
-        accuracy: float,
-        unreadable: int,
-    ) -> RunOutcome:
+        cls, metrics: Sequence[EpochMetrics], config: TrainingConfig, splits: DataSplits,
+        accuracy: float, unreadable: int,
+    ) -> RunOutcome:  # fmt: skip
         """Return the outcome of a run."""
         return cls(
             accuracy=accuracy,

@@ -88,14 +88,7 @@ def write_results(
     with _warning_for(folder / REPORT, folder):
         draw_curves(metrics, folder / CURVES)
         write_report(
-            folder,
-            config,
-            outcome,
-            evaluation,
-            images,
-            preprocessing,
-            unreadable,
-            provenance,
+            folder, config, outcome, evaluation, images, preprocessing, unreadable, provenance
         )
     with _warning_for(LATEST, folder):
         update_latest_link(folder)

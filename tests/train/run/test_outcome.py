@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_the_best_epoch_is_the_most_accurate_and_of_equal_ones_the_latest(
 def test_a_run_stops_at_its_target_or_when_nothing_improves(
     accuracies: list[float],
     losses: list[float],
-    settings: dict[str, float],
+    settings: dict[str, Any],
     reason: str | None,
 ) -> None:
     config = dataclasses.replace(TrainingConfig(epochs=20), **settings)
