@@ -12,8 +12,8 @@ from PIL import Image
 
 from resdeploy.errors import DataError
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
-from resdeploy.train.config import SettingError
-from resdeploy.train.defaults import choose_run, find_weights, shorter_sides
+from resdeploy.train.config import SettingError, TrainingConfig, learning_rate
+from resdeploy.train.defaults import choose_run, find_weights, fitting_schedule, shorter_sides
 
 
 def photos(folder: Path, *sizes: tuple[int, int]) -> Path:
@@ -66,6 +66,33 @@ def test_the_preprocessing_has_the_size_of_the_pictures(tmp_path: Path) -> None:
     config, *_ = choose_run(None, {"data": str(data)}, stated)
     assert config.preprocessing is not None
     assert (config.preprocessing.image_size, config.preprocessing.mean) == (64, (0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "init", "expected"),
+    [
+        (2, None, (16, 0.2, 60)),
+        (160, None, (16, 0.2, 60)),
+        (2000, None, (32, 0.1, 20)),
+        (50_000, None, (64, 0.05, 13)),
+        (160, "a.pth", (16, 0.04, 20)),
+        (50_000, "a.pth", (64, 0.01, 20)),
+    ],
+)
+def test_few_images_have_small_batches_and_more_epochs(
+    images: int, init: str | None, expected: tuple[int, float, int]
+) -> None:
+    config = TrainingConfig.from_recipe(init=init)
+    found = TrainingConfig.from_recipe(init=init, **fitting_schedule(images, config))
+    assert (found.batch_size, found.lr, found.epochs) == expected
+    # The size of a step stays that of the recipe.
+    assert learning_rate(found, 1) == pytest.approx(learning_rate(config, 1))
+
+
+def test_a_chosen_batch_keeps_the_learning_rate_of_the_recipe(tmp_path: Path) -> None:
+    data = photos(tmp_path / "photos", (70, 70))
+    config, *_ = choose_run(None, {"data": str(data), "batch_size": 64})
+    assert (config.batch_size, config.lr, config.epochs) == (64, 0.05, 60)
 
 
 def test_only_pictures_that_can_be_read_are_measured(tmp_path: Path) -> None:
