@@ -24,7 +24,7 @@ from resdeploy.bundle.manifest import (
 )
 from resdeploy.errors import BundleError, one_line_reason, remedy_for
 from resdeploy.filesystem import check_file, in_memory, open_regular, read_limited, sha256
-from resdeploy.images.held_out import HeldOut
+from resdeploy.images.class_folders import HeldOut
 from resdeploy.images.preprocessing import height_and_width
 from resdeploy.json_documents import decode, parse, strict_json
 from resdeploy.readable_text import readable

@@ -11,7 +11,7 @@ from resdeploy.bundle.calibration_record import read_recipe_record
 from resdeploy.bundle.manifest import Encoding, ExportWarning, Manifest, Precision
 from resdeploy.bundle.quality import named_warnings
 from resdeploy.errors import BundleError, DocumentError
-from resdeploy.images.held_out import read_validation
+from resdeploy.images.class_folders import read_validation
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK_SCHEMA
 from resdeploy.result_files.benchmark import Benchmark

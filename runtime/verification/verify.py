@@ -14,9 +14,8 @@ from resdeploy.bundle.file_check import check_files
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Precision
 from resdeploy.bundle.quality import export_figures, relevant_warnings
-from resdeploy.images.class_folders import LabelledImages, match_labels
+from resdeploy.images.class_folders import LabelledImages, match_labels, read_validation
 from resdeploy.images.folder import read_batches
-from resdeploy.images.held_out import read_validation
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.label_check import refuse_wrong_labels
 from resdeploy.progress import Progress, silent

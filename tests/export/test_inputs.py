@@ -25,8 +25,7 @@ from resdeploy.export.golden_images import (
     synthetic_images,
 )
 from resdeploy.export.inputs import ImagePools, read_source
-from resdeploy.images.class_folders import read_image_folder
-from resdeploy.images.held_out import hold_out, names_digest
+from resdeploy.images.class_folders import hold_out, names_digest, read_image_folder
 from resdeploy.images.preprocessing import Preprocessing, image_digest
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.model.architecture import Architecture

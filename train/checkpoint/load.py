@@ -20,7 +20,6 @@ from torch import Tensor
 
 from resdeploy.errors import CheckpointError, remedy_for
 from resdeploy.filesystem import open_regular, read_limited, sha256_file
-from resdeploy.images.held_out import HeldOut
 from resdeploy.images.preprocessing import Channels, Preprocessing
 from resdeploy.images.preprocessing_settings import PreprocessingSettings
 from resdeploy.json_documents import MAX_BYTES, strict_json
@@ -95,8 +94,6 @@ class Checkpoint:
     """Complete settings, which only a run has."""
     data: str | None = None
     """Data that the network was trained on: a folder, or `digits`."""
-    held_out: HeldOut | None = None
-    """Images of `data` that it was not trained on, if they have no folder of their own."""
     learned_ranges: Mapping[str, float] | None = None
     """After quantisation-aware training: largest representable value of each quantised tensor."""
     scheme: str = "resdeploy"
@@ -172,7 +169,6 @@ def _load_run(folder: Path, weights: Weights) -> Checkpoint:
         labels=one_line_labels(model.labels),
         preprocessing=model.preprocessing,
         data=model.data,
-        held_out=model.held_out,
         learned_ranges=model.learned_ranges,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.errors import CheckpointError
 from resdeploy.filesystem import read_limited
-from resdeploy.images.held_out import HeldOut
+from resdeploy.images.class_folders import HeldOut
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import MAX_BYTES, decode
 from resdeploy.train.model.architecture import Architecture

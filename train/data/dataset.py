@@ -22,12 +22,13 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, get_worker_info
 from resdeploy.errors import DataError, ImageError, TrainingError
 from resdeploy.images.class_folders import (
     LabelledImages,
+    hold_out,
     match_labels,
     read_image_folder,
+    refuse_parts,
     split_folder,
 )
 from resdeploy.images.folder import is_hidden
-from resdeploy.images.held_out import hold_out, refuse_parts
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.images.skipped import reason_of

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from resdeploy.errors import OutputError, TrainingError
 from resdeploy.filesystem import claimed, read_limited, sha256_file, write_file
-from resdeploy.images.held_out import HeldOut
+from resdeploy.images.class_folders import HeldOut
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import MAX_BYTES, decode, strict_json, write_document
 from resdeploy.readable_text import readable

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.filesystem import read_limited, sha256
-from resdeploy.images.held_out import HeldOut, names_digest
+from resdeploy.images.class_folders import HeldOut, names_digest
 from resdeploy.json_documents import MAX_BYTES, jsonable, parse, strict_json, write_document
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import DataSplits, read_splits

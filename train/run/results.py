@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy.filesystem import write_file
-from resdeploy.images.class_folders import LabelledImages
-from resdeploy.images.held_out import HeldOut
+from resdeploy.images.class_folders import HeldOut, LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resdeploy.errors import DataError, TrainingError
-from resdeploy.images.held_out import HeldOut
+from resdeploy.images.class_folders import HeldOut
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import read_splits
 from resdeploy.train.model.architecture import Architecture, Shortcut

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from resdeploy.errors import DataError
-from resdeploy.images import held_out
-from resdeploy.images.class_folders import LabelledImages, read_image_folder
-from resdeploy.images.held_out import (
+from resdeploy.images import class_folders
+from resdeploy.images.class_folders import (
     HeldOut,
+    LabelledImages,
     hold_out,
     names_digest,
+    read_image_folder,
     read_validation,
     refuse_parts,
 )
@@ -49,7 +50,7 @@ def test_the_choice_depends_only_on_the_seed() -> None:
 
 
 def test_a_large_folder_loses_a_limited_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(held_out, "MOST_HELD_OUT", 10)
+    monkeypatch.setattr(class_folders, "MOST_HELD_OUT", 10)
     assert len(hold_out(images(100, 300), 0)[1].files) == 2 + 8
 
 
