@@ -29,11 +29,12 @@ from resdeploy.train.trainer import train
 
 logger = logging.getLogger(__name__)
 
-# An accuracy of 97 % is enough to show the rest; the last of the epochs that follow add a point.
-DEMO_TRAINING = TrainingConfig(target_accuracy=97.5)
-# The table shows PyTorch eager only, and compiling would take as long as the rest of the demo.
+# Small batches reach the target in fewer epochs. It leaves room for an accuracy of 97 % in INT8.
+DEMO_TRAINING = TrainingConfig(epochs=8, batch_size=32, lr=0.1, target_accuracy=98.0)
+# The table shows PyTorch eager only, and compiling would take as long as the rest of the demo. Three
+# runs of a second fit in the time, and give intervals wide enough to be honest.
 DEMO_BENCHMARK = BenchmarkConfig(
-    seconds=3.0, without=("pytorch-compile", "pytorch-autocast", "ceilings")
+    seconds=1.0, time_limit=30.0, without=("pytorch-compile", "pytorch-autocast", "ceilings")
 )
 # In percentage points. On 450 images, the upper bound of the accuracy drop is 0.6 points if no
 # prediction becomes wrong, and 2.0 points if four predictions do.
