@@ -31,9 +31,7 @@ logger = logging.getLogger(__name__)
 
 NO_WEIGHTS = "none"  # value of `init` for a new network, whatever weights this machine has
 LARGEST_SIDE = 224  # pixels; He et al. 2015, arXiv:1512.03385, section 3.4
-STRIDE = (
-    32  # pixels of the input per pixel of the last maps, so a smaller input has nothing to pool
-)
+STRIDE = 32  # pixels of the input per pixel of the last maps, and the smallest input
 MEASURED_PICTURES = 32
 SMALLEST_BATCH = 16  # batch norm's statistics of fewer images are too noisy; Wu and He 2018
 
@@ -65,6 +63,8 @@ def choose_run(
     config = TrainingConfig.from_recipe(recipe, **chosen)
     is_digits = config.data == DIGITS
     splits = read_splits(digits_folder() if is_digits else Path(config.data), config.seed)
+    if origin and not is_digits:
+        logger.info("%s", origin)
     side = median_low(shorter_sides(splits.train.files) or [LARGEST_SIDE])
     size = max(STRIDE, min(LARGEST_SIDE, side // STRIDE * STRIDE))
     if adapts:
@@ -74,8 +74,6 @@ def choose_run(
         config = TrainingConfig.from_recipe(**{**fitting, **chosen})
     config, initial = prepare(config, replace(stated, image_size=chosen.get("image_size")), file)
     if not is_digits:
-        if origin:
-            logger.info("%s", origin)
         logger.info(
             "the network's input has %s pixels; the shorter side of the pictures has %d",
             size_text(config.image_size), side,
