@@ -165,7 +165,8 @@ def names_digest(images: LabelledImages[Any], folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for file, label in zip(images.files, images.labels):
-        digest.update(os.fsencode(f"{str(file).removeprefix(str(folder))}\0{label}\0"))
+        place = str(file).removeprefix(str(folder)).lstrip("/")  # also if the folder is `.`
+        digest.update(os.fsencode(f"{place}\0{label}\0"))
     return digest.hexdigest()
 
 

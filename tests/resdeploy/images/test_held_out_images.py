@@ -56,7 +56,11 @@ def test_a_large_folder_loses_a_limited_number(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("train", [".", "train"])
 def test_only_the_folder_of_the_training_is_divided_again(
-    image_data: Path, tmp_path: Path, train: str, caplog: pytest.LogCaptureFixture
+    image_data: Path,
+    tmp_path: Path,
+    train: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO, "resdeploy")
     data, other = tmp_path / "photos", tmp_path / "other"
@@ -67,6 +71,8 @@ def test_only_the_folder_of_the_training_is_divided_again(
     assert read_validation(data, record) == val
     assert "using only the 12 images that the training held out, of 60" in caplog.text
     assert len(read_validation(data / train, None).files) == 60
+    monkeypatch.chdir(data)
+    assert len(read_validation(Path(), record).files) == 12
     (other / train / "red" / "000.png").rename(other / train / "red" / "new.png")
     assert len(read_validation(other / train, record).files) == 60
     assert len(read_validation(image_data, record).files) == 24  # the folder `val`
