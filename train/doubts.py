@@ -30,7 +30,7 @@ def reasons_to_doubt(config: TrainingConfig, splits: DataSplits, steps: int) -> 
         few, remedy = FEW_IMAGES_WITH_INIT, "add images"
     if count < few:
         counted = plural(count, "training image")
-        yield f"'{splits.train.classes[label]}' has {counted}, less than {few}; {remedy}"
+        yield f"'{splits.train.classes[label]}' has {counted}, fewer than {few}; {remedy}"
     if config.batch_size > (images := len(splits.train.labels)):
         yield (f"the batch of {config.batch_size} images is larger than the {images} training "
                "images, so an epoch is one step; use a smaller --batch-size")  # fmt: skip
@@ -38,5 +38,5 @@ def reasons_to_doubt(config: TrainingConfig, splits: DataSplits, steps: int) -> 
         yield (f"{plural(config.epochs, 'epoch')} of {plural(steps, 'step')} teach little; use "
                f"more --epochs or a smaller --batch-size for {FEW_STEPS} steps")  # fmt: skip
     if (count := len(splits.val.labels)) < FEW_VAL_IMAGES:
-        yield (f"{plural(count, 'validation image')} measure the accuracy roughly; use "
+        yield (f"{plural(count, 'validation image')} measure the accuracy only roughly; use "
                f"{FEW_VAL_IMAGES} or more")  # fmt: skip
