@@ -214,6 +214,7 @@ def write_other_files(
         "source": shown_path(source.checkpoint.path),
         "source_sha256": source.checkpoint.sha256,
         "source_weights": source.checkpoint.weights,
+        "held_out": jsonable(source.held_out),
     }
     contents = {
         LABELS: "".join(f"{label}\n" for label in source.labels).encode(),

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from resdeploy.errors import CheckpointError, DataError, ExportError, ImageError
 from resdeploy.export.source_preprocessing import choose_source_preprocessing
-from resdeploy.images.class_folders import label_images, match_labels, read_labels, split_folder
+from resdeploy.images.class_folders import (
+    HeldOut,
+    hold_out,
+    label_images,
+    match_labels,
+    names_digest,
+    read_labels,
+    split_folder,
+)
 from resdeploy.images.class_mapping import default_labels
 from resdeploy.images.decode import read_rgb
 from resdeploy.images.folder import find_images
@@ -20,6 +28,7 @@ from resdeploy.images.preprocessing_settings import NOTHING_STATED, Preprocessin
 from resdeploy.progress import Progress, silent
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.checkpoint.load import Checkpoint, load_checkpoint
+from resdeploy.train.checkpoint.run import read_run
 from resdeploy.train.checkpoint.stated import first_difference, repeated_labels
 from resdeploy.train.config import DIGITS
 from resdeploy.train.data.shards import find_shards
@@ -54,6 +63,8 @@ class Source:
     pools: ImagePools
     classes: Mapping[Path, int] = field(default_factory=dict)
     """Class of each image in a class folder, as far as known."""
+    held_out: HeldOut | None = None
+    """Images that the training held out, if its data has no folder for them."""
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -122,7 +133,8 @@ def read_source(
         # Resolve the link `runs/latest`, so that the bundle gets the name of the run.
         origin = load_checkpoint(origin.resolve() if origin.is_symlink() else origin, weights)
     checkpoint = origin
-    pools = _find_images(checkpoint.data, calibration_data)
+    known = None if checkpoint.data is None else read_run(checkpoint.path)[0].held_out
+    pools = _find_images(checkpoint.data, calibration_data, known)
     checkpoint, names = _name_classes(checkpoint, labels)
     for note in checkpoint.notes:
         logger.warning("%s: %s", checkpoint.path, note)
@@ -143,6 +155,7 @@ def read_source(
         choice=choice,
         pools=pools,
         classes=_find_classes(pools, names, str(checkpoint.path)),
+        held_out=known,
     )
 
 
@@ -186,10 +199,13 @@ def _name_classes(checkpoint: Checkpoint, path: Path | None) -> tuple[Checkpoint
     return checkpoint, labels
 
 
-def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
+def _find_images(
+    data: str | None, calibration_data: Path | None, known: HeldOut | None
+) -> ImagePools:
     """Return the images in `train/` for calibration, and those in `val/` as golden candidates.
 
-    Without `train/`, all images calibrate. Without `val/`, the calibration images are candidates.
+    Without `train/`, all images calibrate. Without `val/`, those that the training held out are
+    candidates, otherwise the calibration images.
     """
     if calibration_data is not None:
         root = calibration_data
@@ -207,6 +223,13 @@ def _find_images(data: str | None, calibration_data: Path | None) -> ImagePools:
         )
         return ImagePools()
     found = find_images(train)
+    if known is not None and calibration_data is None and val == root:
+        parts = hold_out(label_images(train, found.files), known.seed)
+        if names_digest(parts[1], root) == known.sha256:
+            return ImagePools(
+                calibration=parts[0].files, golden=parts[1].files, folders=(train, train),
+                passed_over=found.passed_over,
+            )  # fmt: skip
     golden = find_images(val).files if val != root else found.files
     folders = (train, val) if val != root else (train,)
     return ImagePools(

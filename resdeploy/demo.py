@@ -29,9 +29,12 @@ from resdeploy.train.trainer import train
 
 logger = logging.getLogger(__name__)
 
-# The table shows PyTorch eager only, and compiling would take as long as the rest of the demo.
+# Small batches reach the target in fewer epochs; it leaves room for an accuracy of 97 % in INT8.
+DEMO_TRAINING = TrainingConfig(epochs=6, batch_size=32, lr=0.1, target_accuracy=98.0)
+# The table shows PyTorch eager only; compiling would take as long as the rest of the demo. Three
+# runs of a second fit in the time, and give intervals wide enough to be honest.
 DEMO_BENCHMARK = BenchmarkConfig(
-    seconds=3.0, without=("pytorch-compile", "pytorch-autocast", "ceilings")
+    seconds=1.0, time_limit=30.0, without=("pytorch-compile", "pytorch-autocast", "ceilings")
 )
 # In percentage points. On 450 images, the upper bound of the accuracy drop is 0.6 points if no
 # prediction becomes wrong, and 2.0 points if four predictions do.
@@ -72,7 +75,7 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     refuse_existing(output, force=force, marker=MANIFEST)
     refuse_existing_file(page, force=force)
     logger.info("1/5 train a ResNet-34 on handwritten digits")
-    trained = train(TrainingConfig(), run, force=force, progress=progress)
+    trained = train(DEMO_TRAINING, run, force=force, progress=progress)
     logger.info("2/5 export FP32, FP16, INT8 for TensorRT and INT8 for CPUs")
     config = ExportConfig(source=run, output=output, fp16=True, int8=True)
     export(config, force=force, progress=progress)

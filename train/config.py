@@ -21,6 +21,7 @@ from resdeploy.train.recipes import FINETUNE, QAT, QUICK, RECIPES
 DIGITS = "digits"
 SCHEDULES = ("cosine", "step")
 CROPS = ("area", "scale")
+MIN_PATIENCE = 3  # epochs; the accuracy on a few hundred images varies by points between epochs
 NETWORK = ("arch", "stem")  # settings of a new network, which are None with `init`
 
 
@@ -33,8 +34,14 @@ class TrainingConfig:
     """The settings of a run, which are stored in its folder and used again to resume it."""
 
     data: str = DIGITS
-    """Folder with `train/` and `val/`, or `digits`."""
+    """Folder with `train/` and `val/` or with class folders, or `digits`."""
     epochs: int = 13
+    """Largest number of epochs; the schedule of the learning rate ends there."""
+    patience: int | None = None
+    """Epochs without a better accuracy or loss after which training stops; 0: it does not stop;
+    None: a third of the epochs, at least `MIN_PATIENCE`."""
+    target_accuracy: float | None = None
+    """Top-1 accuracy on the validation images after which training stops, in percent."""
     image_size: ImageSize = 32
     """Side of the network's square input, or its height and width, in pixels."""
     preprocessing: Preprocessing | None = None
@@ -105,7 +112,7 @@ class TrainingConfig:
                 raise _wrong_value(name, value, "a finite number")
         minima = {"epochs": 1, "batch_size": 2, "accumulate": 1}
         minima |= dict.fromkeys(("save_minutes", "mixup", "cutmix", "weight_decay", "seed"), 0)
-        minima |= dict.fromkeys(("warmup_epochs", "workers"), 0)
+        minima |= dict.fromkeys(("warmup_epochs", "workers", "patience"), 0)
         for name, least in minima.items():
             if values[name] is not None and values[name] < least:
                 raise _wrong_value(name, values[name], f"a number from {least}")
@@ -117,6 +124,8 @@ class TrainingConfig:
         for name, limit in limits.items():
             if not 0 <= values[name] < limit:
                 raise _wrong_value(name, values[name], f"a number from 0 to below {limit}")
+        if self.target_accuracy is not None and not 0 < self.target_accuracy <= 100:
+            raise _wrong_value("target_accuracy", self.target_accuracy, "above 0 and up to 100 %")
         if not 0 <= self.distillation <= 1:
             raise _wrong_value("distillation", self.distillation, "a number from 0 to 1")
         if self.min_area is not None and not 0 < self.min_area <= 1:

@@ -14,6 +14,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     QUICK: {},  # minutes on a CPU
     # He et al. 2015, arXiv:1512.03385, section 3.4 (8 GPUs)
     "paper": {
+        "patience": 0,
         "epochs": 120,  # 600,000 steps of 256 images, with ImageNet's 1.28 million images
         "image_size": 224,
         "batch_size": 256,
@@ -29,6 +30,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     # Wightman, Touvron, Jegou 2021, arXiv:2110.00476, recipe A3, with SGD and cross entropy instead
     # of LAMB and binary cross entropy, and with an average of the weights
     "modern": {
+        "patience": 0,
         "epochs": 100,
         "image_size": 160,
         "batch_size": 256,

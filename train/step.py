@@ -31,7 +31,8 @@ from resdeploy.train.model.resnet import Classifier, ResNet
 from resdeploy.train.qat.distillation import Teacher
 from resdeploy.train.qat.network import QuantizedClassifier, QuantizedStart
 
-MIN_IMAGES = 2  # images per part of a batch, because batch norm needs two
+Tensors = dict[str, Tensor]
+MIN_IMAGES = 2  # per part of a batch, because batch norm needs two
 
 
 class Learner:
@@ -82,7 +83,7 @@ class Learner:
             if start
             else None
         )
-        # `_trained` holds the parameters; a step calls `_model`.
+        # `_trained` holds the parameters; a step calls `_model`, or the compiled `_whole_model`.
         self._trained = self.network if self.quantized is None else self.quantized
         self._model: nn.Module = self.quantized or self.classifier
         self._parallel: DistributedDataParallel | None = None
@@ -93,11 +94,13 @@ class Learner:
             synchronize_batch_norms(self.network)
             self._parallel = DistributedDataParallel(self._model, forward_sync_buffers=False)
             self._model = self._parallel
+        self._whole_model: nn.Module = self._model  # for whole batches
         if start is None and should_compile(config.compile, process.device):
             mode = compile_mode(process.device, shares)
-            self._model = cast("nn.Module", torch.compile(self._model, mode=mode))
+            self._whole_model = cast("nn.Module", torch.compile(self._model, mode=mode))
         self.average = WeightAverage(self.classifier, config.ema) if config.ema else None
         self.optimizer = make_optimizer(self._trained, config)
+        self._best, self._best_is_current = Tensors(), True
         self._class_weights = class_weights
         self._loss_weights = None if class_weights is None else class_weights.to(process.device)
         self._bf16 = bool(config.bf16)
@@ -116,9 +119,19 @@ class Learner:
             self.classifier if self.average is None else self.average.classifier
         )
 
+    def keep_best(self) -> None:
+        """Keep a copy of the weights that are evaluated now, which are the best so far."""
+        self._best = {name: tensor.clone() for name, tensor in self._evaluated.state_dict().items()}
+        self._best_is_current = True
+
+    def use_best(self) -> None:
+        """Set the evaluated model to the best weights; do not train it any more."""
+        if not self._best_is_current:
+            self._evaluated.load_state_dict(self._best)
+
     def train_mode(self) -> None:
         """Set the network to training mode; call this before the steps of an epoch."""
-        self._model.train()
+        self._whole_model.train()
         if self.config.freeze:
             self.network.eval()  # batch-norm statistics are part of the frozen features
 
@@ -132,16 +145,21 @@ class Learner:
 
         Returns:
             This process's share of the loss and its number of images, float32 (2,). They stay on
-            the device, so that nothing waits for a GPU. Both are 0 if any process has too few
-            images, because then all processes skip the step.
+            the device, so that nothing waits for a GPU. Both are 0 if any process has fewer than
+            two images, because then all processes skip the step.
         """
         config = self.config
         weight = count = float(len(batch.labels))
         if self._class_weights is not None:
             weight = float(self._class_weights[batch.labels].sum())
         sizes = self.process.gather(torch.tensor([weight, count]))
-        if sizes[:, 1].min() < MIN_IMAGES * config.accumulate:
+        accumulate = min(config.accumulate, int(sizes[:, 1].min()) // MIN_IMAGES)
+        if not accumulate:
             return torch.zeros(2, device=self.process.device)
+        # Each other size would be compiled again.
+        is_whole = sizes[:, 1].sum() == config.batch_size
+        model = self._whole_model if is_whole else self._model
+        self._best_is_current = False
         global_weight = float(sizes[:, 0].sum())
         moved = batch.to(self.process.device)
         mixed = mix_batch(moved.images, moved.labels, config.mixup, config.cutmix, generator)
@@ -150,16 +168,16 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.process.device)
         parts = [
-            value.tensor_split(config.accumulate)
+            value.tensor_split(accumulate)
             for value in (mixed.images, mixed.labels, mixed.other_labels)
         ]
         for index, (images, labels, other_labels) in enumerate(zip(*parts), start=1):
             exchange: AbstractContextManager[Any] = nullcontext()
-            if self._parallel is not None and index < config.accumulate:
+            if self._parallel is not None and index < accumulate:
                 exchange = self._parallel.no_sync()  # only the last part exchanges gradients
             with exchange:
                 with torch.autocast(moved.images.device.type, torch.bfloat16, enabled=self._bf16):
-                    logits = self._model(images)
+                    logits = model(images)
                 loss = mixed.share * self._loss(logits, labels)
                 if mixed.share < 1:
                     loss = loss + (1 - mixed.share) * self._loss(logits, other_labels)
@@ -175,27 +193,30 @@ class Learner:
             self.average.update()
         return torch.stack([total, torch.full_like(total, count)])
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """Return the `model`, the `momentum` by parameter, and the `average` or an empty one."""
+    def state(self) -> dict[str, Tensors]:
+        """Return the `model`, the `momentum` by parameter, the `average`, the `best` weights.
+
+        The average is empty without one, the best weights if they are the current ones.
+        """
         momentum = {
             name: self.optimizer.state[parameter]["momentum_buffer"]
             for name, parameter in self._trained.named_parameters()
             if self.optimizer.state[parameter].get("momentum_buffer") is not None
         }
         average = {} if self.average is None else self.average.classifier.network.state_dict()
-        return {"model": self._trained.state_dict(), "momentum": momentum, "average": average}
+        state = {"model": self._trained.state_dict(), "momentum": momentum, "average": average}
+        return state | {"best": {} if self._best_is_current else self._best}
 
     def state_bytes(self) -> tuple[int, int]:
-        """Return the sizes of the state after the first step and of the weights, in bytes."""
+        """Return the largest sizes of the state and of the weights, in bytes."""
         state = self.state()
         trained = [value for value in self._trained.parameters() if value.requires_grad]
-        everything = [*state["model"].values(), *state["average"].values(), *trained]
+        best = self._evaluated.state_dict().values()
+        everything = [*state["model"].values(), *state["average"].values(), *trained, *best]
         weights = self.network.state_dict().values()
         return sum(t.nbytes for t in everything), sum(t.nbytes for t in weights)
 
-    def restore(
-        self, model: dict[str, Tensor], momentum: dict[str, Tensor], average: dict[str, Tensor]
-    ) -> None:
+    def restore(self, model: Tensors, momentum: Tensors, average: Tensors, best: Tensors) -> None:
         """Restore the values that `state` returned."""
         self._trained.load_state_dict(model)
         if self.average is not None:
@@ -205,6 +226,14 @@ class Learner:
             # The fused optimiser requires the memory layout of the parameter.
             copied = torch.empty_like(parameters[name]).copy_(buffer)
             self.optimizer.state[parameters[name]]["momentum_buffer"] = copied
+        self.keep_best()
+        if best:
+            self._best, self._best_is_current = best, False
+
+    @property
+    def _evaluated(self) -> nn.Module:
+        """Return the module with the weights that are evaluated."""
+        return self._trained if self.average is None else self.average.classifier.network
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(

@@ -6,9 +6,8 @@ import copy
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from statistics import median_high
@@ -20,7 +19,6 @@ from torch import Tensor
 from resdeploy.errors import DataError
 from resdeploy.filesystem import check_writable
 from resdeploy.images.preprocessing import Preprocessing
-from resdeploy.images.skipped import SkippedImages
 from resdeploy.machine.device import read_device
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.provenance import collect_provenance
@@ -28,21 +26,18 @@ from resdeploy.train import initialization
 from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.config import TrainingConfig, learning_rate
 from resdeploy.train.data.augment import Augmentation
-from resdeploy.train.data.dataset import Batch, BatchPlan, EpochImages, load_batches
+from resdeploy.train.data.dataset import Batch, BatchPlan, DataSplits, EpochImages, load_batches
 from resdeploy.train.data.workers import affordable_workers
 from resdeploy.train.distributed import Process, connect_processes
-from resdeploy.train.evaluation import (
-    VAL_BATCH,
-    Evaluation,
-    evaluate,
-    validation_plan,
-)
+from resdeploy.train.doubts import majority_baseline, reasons_to_doubt
+from resdeploy.train.evaluation import VAL_BATCH, Evaluation, evaluate, validation_plan
 from resdeploy.train.qat.distillation import Teacher
 from resdeploy.train.qat.network import QuantizedStart
 from resdeploy.train.run import folder as run_folder
+from resdeploy.train.run import output
 from resdeploy.train.run.failures import divergence, explained_failures
 from resdeploy.train.run.folder import EpochMetrics, RunPosition, TrainingState
-from resdeploy.train.run.output import check_new_run, check_space, locked_run, report_bytes
+from resdeploy.train.run.outcome import RunOutcome, best_epoch, reason_to_stop
 from resdeploy.train.run.progress_table import HEADER, epoch_line
 from resdeploy.train.run.record import (
     STATE_JSON,
@@ -53,7 +48,8 @@ from resdeploy.train.run.record import (
 )
 from resdeploy.train.run.results import TrainingResult, write_results
 from resdeploy.train.run.tensorboard import event_writer
-from resdeploy.train.step import Learner
+from resdeploy.train.run.unreadable import UnreadableFiles
+from resdeploy.train.step import MIN_IMAGES, Learner
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +63,7 @@ def train(
     *,
     start: QuantizedStart | None = None,
     initial: Checkpoint | None = None,
+    splits: DataSplits | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> TrainingResult:
@@ -77,6 +74,7 @@ def train(
         folder: Run folder to write.
         start: Initial weights and scales for `config.qat`; see `quantized_start`.
         initial: The checkpoint of `config.init`, if `prepare` returned it with the settings.
+        splits: The images of `config.data`, if they were read before.
         force: True to replace an existing run.
         progress: Receiver of the number of images done.
 
@@ -89,11 +87,12 @@ def train(
     """
     with connect_processes() as process:
         if process.is_main:
-            check_new_run(folder, force=force)
+            output.check_new_run(folder, force=force)
         if initial is None:
             config, initial = initialization.prepare(config)
-        trainer = _Trainer(config, folder, process, progress, start, initial=initial)
-        with locked_run(folder, process, force=force):
+        output.check_outside(folder, config.data)
+        trainer = _Trainer(config, folder, process, progress, start, initial=initial, splits=splits)
+        with output.locked_run(folder, process, force=force):
             trainer.begin()
             return trainer.train()
 
@@ -127,7 +126,7 @@ def resume(
         data=data or record.config.data,
         workers=record.config.workers if workers is None else workers,
     )
-    with connect_processes() as process, locked_run(folder, process, force=True):
+    with connect_processes() as process, output.locked_run(folder, process, force=True):
         state = run_folder.load_state(folder, record)
         metrics = run_folder.load_metrics(folder, state.position.epochs_done)
         start = state.quantized_start() if config.qat else None
@@ -144,7 +143,7 @@ class _Trainer:
     def __init__(
         self, config: TrainingConfig, folder: Path, process: Process, progress: Progress,
         start: QuantizedStart | None, resumed: RunRecord | None = None,
-        initial: Checkpoint | None = None,
+        initial: Checkpoint | None = None, splits: DataSplits | None = None,
     ) -> None:  # fmt: skip
         """Read the data and the initial weights, and check them against a `resumed` run."""
         self.config = config.pinned()
@@ -158,7 +157,7 @@ class _Trainer:
             crop=config.crop,
             randaugment=config.randaugment,
         )
-        splits, identity = read_run_data(config.data, folder, resumed)
+        splits, identity = read_run_data(config, folder, resumed, splits)
         process.check_equal("images", repr(identity))
         self.resumed = resumed is not None
         self.teacher_file: bytes | None = None
@@ -196,18 +195,19 @@ class _Trainer:
                 min(VAL_BATCH, len(self.splits.val.files)),
             ),
         )
+        self.plan = BatchPlan(
+            batch_size=config.batch_size, shuffle=True, least=MIN_IMAGES * process.count,
+            rank=process.rank, processes=process.count, workers=self.workers,
+        )  # fmt: skip
+        self.steps = self.plan.step_sizes(len(self.splits.train.files))
         self.val_plan = validation_plan(process, self.workers)
         self.position = self.saved = RunPosition()
         self.metrics: list[EpochMetrics] = []
-        # Positions of the images in each split that this process could not decode.
-        self.unreadable: dict[str, set[int]] = {"train": set(), "val": set()}
-        self.skipped = SkippedImages()
-        counts = Counter(self.splits.train.passed_over)
-        self.passed_over = dict(counts + Counter(self.splits.val.passed_over))
+        self.unreadable = UnreadableFiles(self.splits, process)
 
     def restore(self, state: TrainingState, metrics: list[EpochMetrics]) -> None:
         """Continue from a saved state."""
-        self.learner.restore(state.model, state.momentum, state.average)
+        self.learner.restore(state.model, state.momentum, state.average, state.best)
         self.position = self.saved = state.position
         done, steps = self.position.epochs_done, self.position.steps_done
         self.metrics = metrics
@@ -218,14 +218,14 @@ class _Trainer:
         if not self.process.is_main:
             return
         state, weights = self.learner.state_bytes()
-        needed = state + weights + report_bytes(self.preprocessing.image_size)
+        needed = state + weights + output.report_bytes(self.preprocessing.image_size)
         if self.resumed:
             run_folder.remove_temporary_files(self.folder)
-            check_space(self.folder, needed)
+            output.check_space(self.folder, needed)
             save_record(self.folder, self.record)  # the data may have moved
             return
         needed += state + len(self.teacher_file or b"")  # a new state is written beside the old one
-        check_space(self.folder, needed, [self.folder / name for name in run_folder.RESULTS])
+        output.check_space(self.folder, needed, [self.folder / name for name in run_folder.RESULTS])
         run_folder.begin_run(self.folder, self.record, self.teacher_file)
         self.teacher_file = None  # it is large
         self._save_state()
@@ -244,11 +244,24 @@ class _Trainer:
         if config.tensorboard and self.process.is_main:
             write_event = event_writer(self.folder, self.position.epochs_done)
         train_batches, val_batches = self._batches()
+        if self.process.is_main and not self.resumed:
+            for reason in reasons_to_doubt(config, self.splits, len(self.steps)):
+                logger.warning("%s", reason)
+        self._log(
+            "always predicting %r has an accuracy of %.2f %%", *majority_baseline(self.splits)
+        )
         self._log("%s", HEADER)
         while self.position.epochs_done < config.epochs:
+            if stopped := reason_to_stop(self.metrics, config):
+                self._log("stopped after %d of %d epochs: %s", len(self.metrics), config.epochs,
+                          stopped)  # fmt: skip
+                break
             self._train_epoch(train_batches)
-            evaluation = self._evaluate(val_batches)
-            self.metrics.append(self._epoch_metrics(evaluation))
+            found = self._evaluate(val_batches)
+            self.metrics.append(self._epoch_metrics(found))
+            if best_epoch(self.metrics) is self.metrics[-1]:
+                self.learner.keep_best()
+                evaluation = found
             self.position = RunPosition(epochs_done=self.position.epochs_done + 1)
             if self.process.is_main:
                 run_folder.save_metrics(self.folder, self.metrics)
@@ -256,58 +269,57 @@ class _Trainer:
             if write_event is not None:
                 write_event(self.metrics[-1])
             self._log("%s", epoch_line(self.metrics, config.epochs))
-        # A resumed run may have finished all its epochs before.
+        self.learner.use_best()
+        # A resumed run may have finished its best epoch before.
         evaluation = evaluation or self._evaluate(val_batches)
-        unreadable = self._unreadable_names()
-        self.skipped.report()
+        unreadable = self.unreadable.names()
+        self.unreadable.skipped.report()
+        outcome = RunOutcome.of(
+            self.metrics, config, self.splits, evaluation.accuracy, len(unreadable)
+        )
+        if outcome.accuracy <= outcome.baseline_accuracy:
+            logger.warning("the network is no better than always predicting one class; use more "
+                           "--epochs, more images, or --init with trained weights")  # fmt: skip
         if self.process.is_main:
             write_results(
-                self.folder, self.learner.final_network, config=config,
+                self.folder, self.learner.final_network, outcome, config=config,
                 processes=self.process.count, metrics=self.metrics, evaluation=evaluation,
                 images=self.splits.val, preprocessing=self.preprocessing, unreadable=unreadable,
-                passed_over=self.passed_over,
                 learned=self.learner.quantized.learned() if self.learner.quantized else None,
-                provenance=provenance,
+                provenance=provenance, held_out=self.record.data.held_out,
             )  # fmt: skip
         return TrainingResult(
             run=self.folder,
-            accuracy=evaluation.accuracy,
             images_per_second=median_high(line.images_per_second for line in self.metrics),
-            epochs=config.epochs,
-            unreadable=len(unreadable),
-            passed_over=self.passed_over,
             seconds=time.perf_counter() - start,
+            **asdict(outcome),
         )
 
     def _batches(self) -> tuple[Iterator[Batch], Iterator[Batch]]:
-        """Return the remaining training batches, and validation batches for as many epochs."""
-        config, process, position = self.config, self.process, self.position
-        epochs = range(position.epochs_done, config.epochs)
-        settings = (self.preprocessing, self.augmentation, config.seed)
+        """Return the batches of the remaining training epochs and validations."""
+        epochs = range(self.position.epochs_done, self.config.epochs)
+        settings = (self.preprocessing, self.augmentation, self.config.seed)
         train = [EpochImages(self.splits.train, *settings, epoch) for epoch in epochs]
-        plan = BatchPlan(
-            batch_size=config.batch_size, shuffle=True, start=position.steps_done,
-            rank=process.rank, processes=process.count, workers=self.workers,
-        )  # fmt: skip
-        val = [EpochImages(self.splits.val, self.preprocessing)] * max(1, len(epochs))
+        plan = replace(self.plan, start=self.position.steps_done)
+        # Once more than the epochs, for the best weights of a resumed run.
+        val = [EpochImages(self.splits.val, self.preprocessing)] * (len(epochs) + 1)
         return load_batches(train, plan), load_batches(val, self.val_plan)
 
     def _train_epoch(self, batches: Iterator[Batch]) -> None:
         """Train the remaining steps of the current epoch."""
         config, process, epoch = self.config, self.process, self.position.epochs_done
-        images = len(self.splits.train.files)
-        steps = max(1, images // config.batch_size)
+        steps, first = len(self.steps), self.position.steps_done
         self.learner.train_mode()
         last_save = last_read = time.perf_counter()
         pending: list[Tensor] = []
         waiting_seconds = 0.0
-        with self.progress(f"epoch {epoch + 1}", images) as advance:
-            advance(self.position.steps_done * config.batch_size)
-            for step in range(self.position.steps_done, steps):
+        with self.progress(f"epoch {epoch + 1}", sum(self.steps)) as advance:
+            advance(sum(self.steps[:first]))
+            for step in range(first, steps):
                 wait_start = time.perf_counter()
                 batch = next(batches)
                 waiting_seconds += time.perf_counter() - wait_start
-                self._add_unreadable("train", batch.unreadable)
+                self.unreadable.add("train", batch.unreadable)
                 rate = learning_rate(config, epoch + step / steps)
                 seed = [config.seed, epoch, step, process.rank, MIXING_STREAM]
                 pending.append(self.learner.step(batch, rate, np.random.default_rng(seed)))
@@ -315,13 +327,13 @@ class _Trainer:
                     continue
                 now = time.perf_counter()
                 self._add_steps(pending, now - last_read, waiting_seconds)
-                advance(len(pending) * config.batch_size)
+                advance(sum(self.steps[step + 1 - len(pending) : step + 1]))
                 pending, waiting_seconds, last_read = [], 0.0, now
                 if process.is_main and now - last_save >= 60 * config.save_minutes:
                     self._save_state()
                     last_save = now
         if not self.position.images:
-            reasons = " and ".join(self.skipped.counts)
+            reasons = " and ".join(self.unreadable.skipped.counts)
             raise DataError(
                 "no batch has enough decodable training images"
                 + (f": each of the skipped ones {reasons}" if reasons else ""),
@@ -365,7 +377,7 @@ class _Trainer:
         images = self.splits.val
         once = islice(batches, math.ceil(len(images.files) / self.val_plan.batch_size))
         evaluation = evaluate(self.learner.evaluated_model, once, len(images.classes), self.process)
-        self._add_unreadable("val", evaluation.unreadable)
+        self.unreadable.add("val", evaluation.unreadable)
         return evaluation
 
     def _save_state(self) -> None:
@@ -377,23 +389,6 @@ class _Trainer:
         )
         run_folder.save_state(self.folder, state)
         self.saved = self.position
-
-    def _add_unreadable(self, split: str, reasons: Mapping[int, str]) -> None:
-        files = getattr(self.splits, split).files
-        for position in sorted(reasons.keys() - self.unreadable[split]):
-            self.skipped.add(files[position], reasons[position])
-        self.unreadable[split].update(reasons)
-
-    def _unreadable_names(self) -> list[str]:
-        """Return the names of the files that any process could not decode."""
-        names = []
-        for split, positions in self.unreadable.items():
-            files = getattr(self.splits, split).files
-            mask = torch.zeros(len(files))
-            mask[sorted(positions)] = 1
-            found = self.process.total(mask).nonzero().flatten().tolist()
-            names += [str(files[position]) for position in found]
-        return names
 
     def _log(self, text: str, *values: object) -> None:
         if self.process.is_main:

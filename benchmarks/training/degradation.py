@@ -146,10 +146,9 @@ def train_network(
         )
         for epoch in range(config.epochs)
     ]  # fmt: skip
-    steps = len(splits.train.files) // config.batch_size
-    batches = load_batches(
-        epochs, BatchPlan(batch_size=config.batch_size, shuffle=True, workers=workers)
-    )
+    plan = BatchPlan(batch_size=config.batch_size, shuffle=True, workers=workers)
+    steps = len(plan.step_sizes(len(splits.train.files)))
+    batches = load_batches(epochs, plan)
     plan = validation_plan(process, min(workers, 1))
     evaluated = [
         (images, load_batches([EpochImages(images, preprocessing)] * config.epochs, plan))

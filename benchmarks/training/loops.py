@@ -128,7 +128,8 @@ def resdeploy_step(data: Path, image_size: int, batch_size: int, *, bf16: bool |
     epochs = [
         EpochImages(images, preprocessing, augmentation, epoch=number) for number in range(EPOCHS)
     ]
-    batches = load_batches(epochs, plan)
+    whole = min(batch_size, len(images.files))  # as the plain loop drops a partial batch
+    batches = (batch for batch in load_batches(epochs, plan) if len(batch.labels) >= whole)
     generator = np.random.default_rng(0)
 
     def step() -> float:

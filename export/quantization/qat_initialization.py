@@ -28,7 +28,7 @@ from resdeploy.progress import Progress, silent
 from resdeploy.train import trainer
 from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.config import DIGITS, TrainingConfig
-from resdeploy.train.data.dataset import read_splits
+from resdeploy.train.data.dataset import DataSplits, read_splits
 from resdeploy.train.data.synthetic_digits import digits_folder
 from resdeploy.train.initialization import initial_network, prepare
 from resdeploy.train.model.resnet import Classifier, first_convolution, normed_convolutions
@@ -43,7 +43,7 @@ CALIBRATION_IMAGES = 512
 
 def train_quantized(
     config: TrainingConfig, folder: Path, *, initial: Checkpoint | None = None,
-    force: bool = False, progress: Progress = silent,
+    splits: DataSplits | None = None, force: bool = False, progress: Progress = silent,
 ) -> TrainingResult:  # fmt: skip
     """Train `config.init` for INT8 and write a run folder with the ranges for the export.
 
@@ -57,9 +57,12 @@ def train_quantized(
     if initial is None:
         config, initial = prepare(config)
     assert initial is not None
+    data = digits_folder() if config.data == DIGITS else Path(config.data)
+    splits = splits or read_splits(data, config.seed)
+    initial_network(config, splits.train.classes, initial)  # refuses other classes
     start = quantized_start(config, initial, progress)
     return trainer.train(
-        config, folder, start=start, initial=initial, force=force, progress=progress
+        config, folder, start=start, initial=initial, splits=splits, force=force, progress=progress
     )
 
 
@@ -68,7 +71,6 @@ def quantized_start(
 ) -> QuantizedStart:
     """Equalise and calibrate the network of `config.init` on images of `config.data`."""
     data = digits_folder() if config.data == DIGITS else Path(config.data)
-    initial_network(config, read_splits(data).train.classes, initial)  # refuses other classes
     chosen = config.preprocessing or Preprocessing.standard(config.image_size)
     source = read_source(
         initial, image_size=config.image_size, stated=settings_of(chosen), calibration_data=data

@@ -24,6 +24,7 @@ from resdeploy.bundle.manifest import (
 )
 from resdeploy.errors import BundleError, one_line_reason, remedy_for
 from resdeploy.filesystem import check_file, fill, in_memory, open_regular, read_limited, sha256
+from resdeploy.images.class_folders import HeldOut
 from resdeploy.images.preprocessing import height_and_width
 from resdeploy.json_documents import decode, parse, strict_json
 from resdeploy.readable_text import readable
@@ -62,6 +63,18 @@ class Bundle:
             for artifact in self.manifest.artifacts
         }
         return {**graphs, **self.manifest.files}
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """Images that the training held out, if its data had no folder for them.
+
+        Raises:
+            BundleError: The manifest does not describe them.
+        """
+        try:
+            return parse(HeldOut | None, self.manifest.model.get("held_out"))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise self.damaged(MANIFEST, f"model.held_out: {error}") from error
 
     def read(self, name: str) -> bytes:
         """Return the content of one file after checking its size and sha256.

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from click import Choice, FloatRange, argument, option
 
-from resdeploy.cli.options.common import FORCE, Integers
+from resdeploy.cli.options.common import FORCE, FiniteRange, Integers
 from resdeploy.cli.options.console import PATH, CommandResult, command, reject_options, result_text
 from resdeploy.cli.options.preprocessing import preprocessing_options, take_settings
 from resdeploy.images.formats import unread_lines
 from resdeploy.tables import plural
-from resdeploy.train.config import CROPS, SCHEDULES, TrainingConfig
+from resdeploy.train.config import CROPS, SCHEDULES
 from resdeploy.train.model.architecture import ARCHITECTURES, Shortcut, Stem
 from resdeploy.train.recipes import RECIPES
 
@@ -31,10 +30,21 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 @option(
     "--recipe",
     type=Choice(list(RECIPES)),
-    help="Set of settings to start from.  [default: qat with --qat, finetune with --init, else "
-    "quick]",
+    help="Set of settings to start from.  [default: qat with --qat, finetune with weights to start "
+    "from, else quick; image size, batch size and epochs fit the images]",
 )
-@option("--epochs", type=Integers(1), help="Number of passes over the training images.")
+@option("--epochs", type=Integers(1), help="Largest number of passes over the training images.")
+@option(
+    "--patience",
+    type=Integers(0),
+    help="Stop after so many epochs without a better accuracy or loss; 0: never.  "
+    "[default: a third of the epochs, at least 3]",
+)
+@option(
+    "--target-accuracy",
+    type=FiniteRange(0, 100, above=True),
+    help="Stop at this top-1 accuracy on the validation images, in percent.",
+)
 @preprocessing_options
 @option("--batch-size", type=Integers(2), help="Number of images per optimiser step.")
 @option(
@@ -112,10 +122,15 @@ BELOW_1 = FloatRange(0, 1, max_open=True)
 )
 @option(
     "--init",
-    help="Weights to start from: a run folder, a .pth or a .safetensors file. The outputs keep "
-    "their order and names; if DATA has other classes, the last layer is new.",
+    help="Weights to start from: a run folder, a .pth or a .safetensors file; none: a new network. "
+    "The outputs keep their order and names; if DATA has other classes, the last layer is new.  "
+    "[default: weights of --arch here or in the caches of torchvision and timm]",
 )
-@option("--seed", type=Integers(0), help="Seed of all random numbers.")
+@option(
+    "--seed",
+    type=Integers(0),
+    help="Seed of all random numbers, also of the choice of validation images.",
+)
 @option(
     "--workers",
     type=Integers(0),
@@ -137,18 +152,19 @@ def train(
 ) -> CommandResult:
     """Train a ResNet on DATA.
 
-    DATA is a folder with train/ and val/, or `digits` (the default). Options without a default take
-    the value of the recipe. Under torchrun, all processes train one network together.
+    DATA is `digits` (the default), a folder with train/ and val/, or one with class folders, of
+    which a fifth of each validates. The network of the best epoch is saved. Options without a
+    default take the value of the recipe. Under torchrun, all processes train one network together.
     """
     from resdeploy.progress import progress_bar
     from resdeploy.train import trainer
+    from resdeploy.train.defaults import choose_run
     from resdeploy.train.distributed import is_main_process
-    from resdeploy.train.initialization import prepare
     from resdeploy.train.run.folder import default_folder
 
     if not is_main_process():  # all processes read the same folders
-        for module in ("class_folders", "class_mapping", "formats"):
-            logging.getLogger(f"resdeploy.images.{module}").setLevel(logging.ERROR)
+        for module in ("images", "train.defaults", "train.data"):
+            logging.getLogger(f"resdeploy.{module}").setLevel(logging.ERROR)
 
     if resume is not None:
         kept = [name for name in settings if name not in ("data", "workers")]
@@ -158,17 +174,16 @@ def train(
         )
     else:
         stated, file = take_settings(settings), settings.pop("preprocessing")
-        config, initial = prepare(
-            TrainingConfig.from_recipe(recipe, **settings),
-            replace(stated, image_size=settings["image_size"]), file,
-        )  # fmt: skip
+        config, initial, splits = choose_run(recipe, settings, stated, file)
         run_training: Callable[..., TrainingResult] = trainer.train
         if config.qat:
             from resdeploy.export.quantization.qat_initialization import train_quantized
 
             run_training = train_quantized
-        folder = run or default_folder(config.data)
-        result = run_training(config, folder, initial=initial, force=force, progress=progress_bar)
+        result = run_training(
+            config, run or default_folder(config.data),
+            initial=initial, splits=splits, force=force, progress=progress_bar,
+        )  # fmt: skip
     return CommandResult(result, training_text(result), printed=is_main_process())
 
 
@@ -177,7 +192,12 @@ def training_text(result: TrainingResult) -> str:
     lines = [
         f"{result.run}: top-1 accuracy {result.accuracy:.2f} % after "
         f"{plural(result.epochs, 'epoch')} ({result.images_per_second:.0f} images/s)",
-        *unread_lines(result.unreadable, result.passed_over),
-        "next: resdeploy export --fp16 --int8",
-    ]  # fmt: skip
-    return "\n".join(lines)
+        f"measured on {plural(result.val_images, 'held-out image')}; always predicting the most "
+        f"frequent class gives {result.baseline_accuracy:.2f} %",
+    ]
+    if result.stopped:
+        lines.append(f"stopped before epoch {result.planned_epochs}: {result.stopped}")
+    if result.best_epoch < result.epochs:
+        lines.append(f"the saved network is that of epoch {result.best_epoch}, the best one")
+    lines += unread_lines(result.unreadable, result.passed_over)
+    return "\n".join([*lines, "next: resdeploy export --fp16 --int8"])

@@ -11,7 +11,7 @@ from resdeploy.bundle.calibration_record import read_recipe_record
 from resdeploy.bundle.manifest import Encoding, ExportWarning, Manifest, Precision
 from resdeploy.bundle.quality import named_warnings
 from resdeploy.errors import BundleError, DocumentError
-from resdeploy.images.class_folders import read_image_folder, split_folder
+from resdeploy.images.class_folders import read_validation
 from resdeploy.progress import Progress, silent
 from resdeploy.result_files.benchmark import SCHEMA as BENCHMARK_SCHEMA
 from resdeploy.result_files.benchmark import Benchmark
@@ -107,7 +107,7 @@ def compare_bundles(
         return replace(found, notices=(reason,), identical=True)
     pairs = shared_candidates(first, second, config.backend, config.precision)
     names = [{a.name for a in bundle.manifest.artifacts} for bundle in (first, second)]
-    folder = None if config.data is None else read_image_folder(split_folder(config.data, "val"))
+    folder = None if config.data is None else read_validation(config.data, first.held_out)
     accuracy = compare_accuracies(
         first, second, pairs,
         folder=folder, data=config.data, max_drop=config.max_drop, threads=config.threads,

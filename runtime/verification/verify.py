@@ -14,12 +14,7 @@ from resdeploy.bundle.file_check import check_files
 from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Precision
 from resdeploy.bundle.quality import export_figures, relevant_warnings
-from resdeploy.images.class_folders import (
-    LabelledImages,
-    match_labels,
-    read_image_folder,
-    split_folder,
-)
+from resdeploy.images.class_folders import LabelledImages, match_labels, read_validation
 from resdeploy.images.folder import read_batches
 from resdeploy.images.preprocessing import image_digest
 from resdeploy.label_check import refuse_wrong_labels
@@ -80,7 +75,7 @@ def verify(
         unreadable = used = 0
         passed_over: Mapping[str, int] = {}
     else:
-        found = read_image_folder(split_folder(data, "val"))
+        found = read_validation(data, bundle.held_out)
         files = match_labels(found, bundle.labels(), owner=str(bundle.path))
         results, images, used = _verify_data(bundle, selected, files, data, max_drop, options)
         unreadable = len(files.files) - images

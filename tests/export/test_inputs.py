@@ -25,6 +25,7 @@ from resdeploy.export.golden_images import (
     synthetic_images,
 )
 from resdeploy.export.inputs import ImagePools, read_source
+from resdeploy.images.class_folders import hold_out, names_digest, read_image_folder
 from resdeploy.images.preprocessing import Preprocessing, image_digest
 from resdeploy.train.checkpoint.contents import Weights
 from resdeploy.train.model.architecture import Architecture
@@ -56,6 +57,23 @@ def test_a_run_has_labels_preprocessing_and_images(run: Path, image_data: Path) 
     assert len(source.pools.calibration) == 60
     assert all(path.is_relative_to(image_data / "train") for path in source.pools.calibration)
     assert all(path.is_relative_to(image_data / "val") for path in source.pools.golden)
+
+
+def test_images_that_a_training_held_out_are_golden_candidates(
+    run: Path, image_data: Path, tmp_path: Path
+) -> None:
+    data = image_data / "train"
+    train, val = hold_out(read_image_folder(data), 3)
+    model = run / "model.json"
+    document = json.loads(model.read_text())
+    document |= {"data": str(data), "held_out": {"seed": 3, "sha256": names_digest(val, data)}}
+    model.write_text(json.dumps(document))
+    source = read_source(run)
+    assert (source.pools.calibration, source.pools.golden) == (train.files, val.files)
+    assert source.classes_of(source.pools.golden) == list(val.labels)
+    document["held_out"]["sha256"] = "of other images"
+    model.write_text(json.dumps(document))
+    assert len(read_source(run).pools.golden) == 60
 
 
 def test_for_another_size_the_preprocessing_is_the_standard_one(run: Path) -> None:

@@ -105,6 +105,10 @@ def test_a_file_comes_after_options_and_before_the_recipe(tmp_path: Path) -> Non
         {"min_area": math.nan},
         {"image_size": 0},
         {"workers": -1},
+        {"patience": -1},
+        {"target_accuracy": 0.0},
+        {"target_accuracy": 100.1},
+        {"target_accuracy": math.nan},
         {"seed": -1},
     ],
 )

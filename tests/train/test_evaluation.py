@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,18 @@ from resdeploy.images.class_folders import LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.result_files.provenance import collect_provenance
 from resdeploy.train.config import TrainingConfig
-from resdeploy.train.data.dataset import BatchPlan, EpochImages, load_batches, read_splits
+from resdeploy.train.data.dataset import (
+    BatchPlan,
+    DataSplits,
+    EpochImages,
+    load_batches,
+    read_splits,
+)
 from resdeploy.train.data.shards import ImageFile
 from resdeploy.train.distributed import Process
 from resdeploy.train.evaluation import MAX_MISTAKES, Evaluation, Mistake, evaluate, validation_plan
 from resdeploy.train.run.curves import draw_curves
+from resdeploy.train.run.outcome import RunOutcome
 from resdeploy.train.run.report import confused_pairs, row_shares, write_report
 from tests.samples import SIZE, make_classifier
 from tests.train.run.test_folder import metrics
@@ -100,12 +108,19 @@ def test_confused_pairs_are_sorted_by_frequency() -> None:
 
 
 def page(folder: Path, evaluation: Evaluation, images: LabelledImages[ImageFile], name: str) -> str:
-    lines = [metrics(1), metrics(2)]
+    lines = [
+        metrics(1),
+        metrics(2),
+        metrics(3),
+        dataclasses.replace(metrics(3), epoch=4, accuracy=9.0),
+    ]
     draw_curves(lines, folder / "curves.png")
+    config = TrainingConfig(data=name, patience=3)
+    splits = DataSplits(images, images, held_out=True)
     write_report(
         folder,
-        TrainingConfig(data=name),
-        lines,
+        config,
+        RunOutcome.of(lines, dataclasses.replace(config, epochs=9, patience=1), splits, 50.0, 1),
         evaluation,
         images,
         PREPROCESSING,
@@ -124,6 +139,10 @@ def test_the_report_shows_matrix_mistakes_and_settings(
     assert '<table class="matrix">' in text
     assert "label_smoothing" in text
     assert "on Processor &lt;1&gt;" in text
+    assert "after 4 epochs, on 24 held-out images" in text
+    assert "The network is that of epoch 3, the best one." in text
+    assert "most frequent class has an accuracy of 33.33 %. The training ended before" in text
+    assert "before epoch 9: neither top-1 accuracy nor loss has improved in 1 epoch." in text
     assert "http" not in text.lower().replace("https://pytorch.org", "")
 
 

@@ -90,7 +90,7 @@ def test_two_trainings_do_not_write_one_folder(config: TrainingConfig) -> None:
 def test_another_place_of_the_data_can_be_named(config: TrainingConfig) -> None:
     run = begin(config)
     Path("data").rename("moved")
-    with pytest.raises(DataError, match="has no folder 'train'") as caught:
+    with pytest.raises(DataError, match="there is no folder") as caught:
         resume(run)
     assert f"resdeploy train DATA --resume {run}" in str(caught.value.hint)
     with pytest.raises(KeyboardInterrupt):
@@ -144,7 +144,8 @@ def test_too_little_space_is_an_error_before_the_first_epoch(
     needed = int(str(caught.value).split("needs ")[1].split()[0])
     train(dataclasses.replace(config, ema=0.5), Path("run"))
     sizes = {path.name: path.stat().st_size for path in Path("run").iterdir()}
-    written = sum(sizes.values()) + sizes["state.safetensors"]  # the old state and the new one
+    # The old state and the new one; a later one may hold the best weights, too.
+    written = sum(sizes.values()) + 2 * sizes["model.safetensors"] + sizes["state.safetensors"]
     assert written < needed * 1e6 < 1.1 * written
 
 

@@ -30,6 +30,7 @@ from resdeploy.runtime.verification.verify import verify
 from resdeploy.train import trainer
 from resdeploy.train.checkpoint.load import load_checkpoint
 from resdeploy.train.config import TrainingConfig, learning_rate
+from resdeploy.train.evaluation import Evaluation
 from resdeploy.train.initialization import (
     balanced_weights,
     initial_network,
@@ -124,10 +125,10 @@ def test_the_weights_depend_only_on_the_seed(
     assert not torch.equal(a, c)
 
 
-def test_the_default_network_is_a_resnet34(config: TrainingConfig) -> None:
-    fresh = dataclasses.replace(config, init=None, epochs=1, batch_size=30)
-    train(fresh, Path("fresh"))
-    assert load_checkpoint(Path("fresh")).architecture == Architecture(classes=3)
+def test_the_default_network_is_a_resnet34() -> None:
+    with torch.device("meta"):
+        network = initial_network(TrainingConfig(), CLASSES).network
+    assert network.architecture == Architecture(classes=3)
 
 
 def test_divergence_is_an_error_with_a_hint(config: TrainingConfig) -> None:
@@ -146,9 +147,9 @@ def test_divergence_names_the_step_and_the_last_saved_state(
     monkeypatch.setattr(
         trainer, "learning_rate", lambda config, done: 1e30 if done >= 1.4 else rate(config, done)
     )
-    # An epoch has 7 steps; the weights are infinite after the fourth step of the second epoch.
+    # An epoch has 8 steps; the weights are infinite after the fifth step of the second epoch.
     with pytest.raises(
-        TrainingError, match=r"in epoch 2, step [45]; .* after 1 epochs and 0 steps"
+        TrainingError, match=r"in epoch 2, step [56]; .* after 1 epochs and 0 steps"
     ):
         train(config, Path("run"))
     assert run_folder.load_state(Path("run")).position == run_folder.RunPosition(epochs_done=1)
@@ -233,7 +234,7 @@ def test_a_damaged_training_image_is_skipped_and_counted(
         train(dataclasses.replace(config, data=str(data), epochs=2, batch_size=2), Path("one"))
     assert caplog.text.count("red/000.png: it cannot be decoded") == 1
     description = json.loads(Path("one/model.json").read_text())
-    assert description["metrics"]["unreadable_images"] == 1
+    assert description["metrics"]["unreadable"] == 1
     assert Path("one/unreadable.txt").read_text() == f"{victim}\n"
     assert "Files that could not be decoded: 1<" in Path("one/report.html").read_text()
 
@@ -246,7 +247,7 @@ def test_other_pictures_are_counted_in_the_run_and_in_the_output(
         (data / split / "red" / f"more{suffix}").touch()
     result = train(dataclasses.replace(config, data=str(data), epochs=1), Path("one"))
     assert result.passed_over == {".tif": 2, ".gif": 1}
-    assert json.loads(Path("one/model.json").read_text())["metrics"]["passed_over_files"] == {
+    assert json.loads(Path("one/model.json").read_text())["metrics"]["passed_over"] == {
         ".tif": 2, ".gif": 1,
     }  # fmt: skip
     assert "passed over 3 files (.tif 2, .gif 1)" in training_text(result)
@@ -308,6 +309,148 @@ def test_another_number_of_classes_gives_a_new_head(tiny_checkpoint: Path) -> No
 def test_default_folders_are_named_after_the_data() -> None:
     assert default_folder("some/where/flowers/").name.startswith("flowers-")
     assert default_folder("digits").parent == run_folder.RUNS
+
+
+# The best epoch and the end of a run
+
+
+class Course:
+    """Validation results in place of those of the network; the n-th is the accuracy of epoch n."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *accuracies: int) -> None:
+        self.left, self.weights = list(accuracies), list[torch.Tensor]()
+        monkeypatch.setattr(trainer, "evaluate", self)
+
+    def __call__(self, model: Any, batches: Any, classes: int, process: Any) -> Evaluation:
+        """Use up the batches, as an evaluation does."""
+        assert sum(len(batch.labels) for batch in batches) == 24
+        self.weights.append(model.network.fc.weight.clone())
+        right = self.left.pop(0)
+        confusion = np.zeros((classes, classes), np.int64)
+        confusion[0, :2] = right, 100 - right
+        return Evaluation(loss=1.0, confusion=confusion, worst=(), unreadable={})
+
+
+@pytest.fixture
+def quick(image_data: Path, narrow_checkpoint: Path) -> TrainingConfig:
+    """Return the settings of nine epochs of two steps of a narrow network."""
+    return TrainingConfig(
+        data=str(image_data), init=str(narrow_checkpoint), image_size=SIZE, epochs=9,
+        batch_size=30, bf16=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.5}], ids=["plain", "averaged"])
+def test_the_best_epoch_is_saved_also_after_an_interruption(
+    quick: TrainingConfig, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    quick = dataclasses.replace(quick, epochs=4, save_minutes=0, **settings)
+
+    @contextmanager
+    def interrupted_in_epoch_4(what: str, total: int) -> Iterator[Advance]:
+        def advance(done: int) -> None:
+            left.append(done)
+            if what == "epoch 4" and len(left) == 3:  # after the state of the first step was saved
+                raise Interruption
+
+        left: list[int] = []
+        yield advance
+
+    course = Course(monkeypatch, 50, 70, 60)
+    with pytest.raises(Interruption):
+        train(quick, Path("run"), progress=interrupted_in_epoch_4)
+    assert run_folder.load_state(Path("run")).position.steps_done == 1
+    course.left = [40, 70]  # epoch 4, and the saved network once more
+    result = resume(Path("run"))
+    assert (result.best_epoch, result.epochs, result.accuracy) == (2, 4, 70)
+    saved = load_file("run/model.safetensors")["fc.weight"]
+    assert torch.equal(saved, course.weights[1])
+    assert torch.equal(course.weights[-1], saved)
+    assert json.loads(Path("run/model.json").read_text())["metrics"] == {
+        "accuracy": 70.0, "epochs": 4, "planned_epochs": 4, "best_epoch": 2, "stopped": None,
+        "baseline_accuracy": pytest.approx(100 / 3), "train_images": 60, "val_images": 24,
+        "held_out": False, "unreadable": 0, "passed_over": {},
+    }  # fmt: skip
+    assert "saved network is that of epoch 2, the best one" in training_text(result)
+
+
+def test_of_equal_epochs_the_last_is_saved(
+    quick: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = Course(monkeypatch, 70, 70)
+    train(dataclasses.replace(quick, epochs=2), Path("run"))
+    assert torch.equal(load_file("run/model.safetensors")["fc.weight"], course.weights[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "accuracies", "reason"),
+    [
+        ({"target_accuracy": 70.0}, (50, 60, 75), "the target accuracy of 70 % is reached"),
+        ({"patience": 2}, (70, 50, 50), "neither top-1 accuracy nor loss has improved in 2 epochs"),
+    ],
+)
+def test_a_run_stops_early_says_so_and_stays_stopped(
+    quick: TrainingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, Any],
+    accuracies: tuple[int, ...],
+    reason: str,
+) -> None:
+    caplog.set_level(logging.INFO, "resdeploy")
+    course = Course(monkeypatch, *accuracies)
+    result = train(dataclasses.replace(quick, **settings), Path("run"))
+    assert (result.epochs, result.planned_epochs, result.stopped) == (3, 9, reason)
+    assert f"stopped after 3 of 9 epochs: {reason}" in caplog.text
+    assert f"stopped before epoch 9: {reason}" in training_text(result)
+    course.left = [max(accuracies)]
+    again = resume(Path("run"))
+    assert (again.epochs, again.stopped, again.accuracy) == (3, reason, result.accuracy)
+
+
+def test_the_progress_of_an_epoch_ends_at_all_its_images(quick: TrainingConfig) -> None:
+    done: dict[str, list[int]] = {}
+
+    @contextmanager
+    def record(what: str, total: int) -> Iterator[Advance]:
+        done[what] = [total]
+        yield done[what].append
+
+    train(dataclasses.replace(quick, epochs=2, batch_size=28), Path("run"), progress=record)
+    assert done == {f"epoch {epoch}": [60, 0, 28, 16, 16] for epoch in (1, 2)}
+
+
+def test_the_baseline_and_doubts_are_logged(
+    quick: TrainingConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "resdeploy")
+    Course(monkeypatch, 33, 33)
+    train(dataclasses.replace(quick, epochs=1), Path("run"))
+    assert "always predicting 'blue' has an accuracy of 33.33 %" in caplog.text
+    assert "1 epoch of 2 steps teach little" in caplog.text
+    assert "no better than always predicting one class" in caplog.text
+
+
+def test_the_held_out_images_are_recorded_and_used_again(
+    quick: TrainingConfig, image_data: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(image_data / "train", tmp_path / "photos")
+    with pytest.raises(Interruption):
+        train(dataclasses.replace(quick, data=str(data), epochs=2), Path("run"),
+              progress=interrupted_in_epoch_2)  # fmt: skip
+    assert run_folder.load_state(Path("run")).position.epochs_done == 1
+    result = resume(Path("run"))
+    assert (result.held_out, result.train_images, result.val_images) == (True, 48, 12)
+    assert "measured on 12 held-out images" in training_text(result)
+    document = Path("run/state.json")
+    document.write_text(document.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(DataError, match="has files with other names or classes in train"):
+        resume(Path("run"))
+
+
+def test_a_run_among_the_images_is_refused(quick: TrainingConfig, image_data: Path) -> None:
+    with pytest.raises(OutputError, match="is among the images"):
+        train(quick, image_data / "train" / "runs" / "x")
 
 
 # Fine-tuning
@@ -389,5 +532,7 @@ def test_rejects_or_skips_a_batch_too_small_for_its_parts(config: TrainingConfig
     assert "--batch-size 8" in str(caught.value.hint)
     learner = make_learner(dataclasses.replace(config, accumulate=4))
     before = learner.network.fc.weight.detach().clone()
-    assert learner.step(make_batch(7), 0.05, np.random.default_rng(0)).tolist() == [0, 0]
+    assert learner.step(make_batch(1), 0.05, np.random.default_rng(0)).tolist() == [0, 0]
     assert torch.equal(learner.network.fc.weight, before)
+    # A smaller batch, such as the last one of an epoch, has fewer parts.
+    assert learner.step(make_batch(7), 0.05, np.random.default_rng(0)).tolist()[1] == 7

@@ -9,6 +9,7 @@ from typing import Any
 from resdeploy.bundle.manifest import MANIFEST
 from resdeploy.errors import CheckpointError
 from resdeploy.filesystem import read_limited
+from resdeploy.images.class_folders import HeldOut
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import MAX_BYTES, decode
 from resdeploy.train.model.architecture import Architecture
@@ -25,6 +26,7 @@ class RunDocument:
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     data: str
+    held_out: HeldOut | None = None
     learned_ranges: dict[str, float] | None = None
 
     def __post_init__(self) -> None:

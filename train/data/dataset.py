@@ -6,6 +6,7 @@ number of workers get exactly the same pixels.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,10 +22,13 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, get_worker_info
 from resdeploy.errors import DataError, ImageError, TrainingError
 from resdeploy.images.class_folders import (
     LabelledImages,
+    hold_out,
     match_labels,
     read_image_folder,
+    refuse_parts,
     split_folder,
 )
+from resdeploy.images.folder import is_hidden
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import Preprocessing, UInt8Array
 from resdeploy.images.skipped import reason_of
@@ -32,49 +36,69 @@ from resdeploy.train.data.augment import Augmentation, augment
 from resdeploy.train.data.shards import ImageFile, find_shards, image_content, read_shards
 from resdeploy.train.data.workers import BATCHES_AHEAD, check_alive, unchanged_child_handler
 
+logger = logging.getLogger(__name__)
+
 SECONDS_PER_BATCH = 600  # after which a storage that does not respond is an error
 SECONDS_PER_CHECK = 5  # between checks whether all workers are alive
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class DataSplits:
     """The labelled images for training and for validation."""
 
     train: LabelledImages[ImageFile]
     val: LabelledImages[ImageFile]
+    held_out: bool = False
+    """True if `val` was held out from the images for training; see `hold_out`."""
 
     def relabelled(self, classes: Sequence[str], outputs: Sequence[int]) -> DataSplits:
         """Return the images with other classes; see `LabelledImages.relabelled`."""
-        return DataSplits(
-            train=self.train.relabelled(classes, outputs),
-            val=self.val.relabelled(classes, outputs),
-        )
+        train, val = (part.relabelled(classes, outputs) for part in (self.train, self.val))
+        return replace(self, train=train, val=val)
 
 
-def read_splits(data: Path) -> DataSplits:
+def read_splits(data: Path, seed: int = 0) -> DataSplits:
     """Read `data/train` and `data/val`, which hold class folders or tar files.
+
+    Without `val`, a share of each class in `train` is held out. Without both, `data` is `train`.
 
     Raises:
         DataError: A folder is missing, empty or unlabelled, or `val` has an unknown class.
     """
-    folders = {split: split_folder(data, split) for split in ("train", "val")}
-    for split, folder in folders.items():
-        if folder == data:
-            raise DataError(
-                f"{data} has no folder {split!r}",
-                "store the images as train/CLASS/*.jpg and val/CLASS/*.jpg",
-            )
-    train, val = (_read_images(folder) for folder in folders.values())
+    train_folder, val_folder = (split_folder(data, split) for split in ("train", "val"))
+    if not data.is_dir() or (train_folder == data and val_folder != data):
+        raise DataError(
+            f"{data} has no folder 'train'" if data.is_dir() else f"there is no folder {data}",
+            "store the images as train/CLASS/*.jpg and val/CLASS/*.jpg, or all as CLASS/*.jpg",
+        )
+    train = _read_images(train_folder)
+    if train_folder == data:
+        refuse_parts(train.classes, data)
     if len(train.classes) == 1:
         raise DataError(
-            f"{folders['train']} has only one class, '{train.classes[0]}'",
-            "add a second class folder",
+            f"{train_folder} has only one class, '{train.classes[0]}'", "add a second class folder"
         )
+    if val_folder == data:
+        folders = {entry.name for entry in data.iterdir() if entry.is_dir()} - {train_folder.name}
+        others = ", ".join(sorted(name for name in folders if not is_hidden(name)))
+        if others and train_folder != data:
+            logger.warning("not using the folders beside %s: %s", train_folder, others)
+        splits = DataSplits(*hold_out(train, seed), held_out=True)
+        if not splits.val.files:
+            raise DataError(
+                f"{train_folder} has only one image per class, so none can validate",
+                "add images, or a folder val with others",
+            )
+        logger.info("there is no folder 'val' in %s, so a part of each class validates: %d of %d "
+                    "images, chosen with seed %d", data, len(splits.val.files), len(train.files),
+                    seed)  # fmt: skip
+        return splits
+    val = _read_images(val_folder)
     try:
-        val = match_labels(val, train.classes, guess=False, owner=str(folders["train"]))
+        val = match_labels(val, train.classes, guess=False, owner=str(train_folder))
     except DataError as error:
         raise DataError(
-            f"{folders['val']} does not fit: {error}", "use the same class folders in both"
+            f"{val_folder} does not fit: {error}", "use the same class folders in both"
         ) from error
     return DataSplits(train=train, val=val)
 
@@ -157,7 +181,9 @@ class BatchPlan:
     batch_size: int
     """Images per step, summed over all processes."""
     shuffle: bool
-    """True for an order that depends on seed and epoch, without the last partial batch."""
+    """True for an order that depends on seed and epoch; the last steps are then similar in size."""
+    least: int = 1
+    """Smallest number of images that a step can use, summed over all processes."""
     start: int = 0
     """Number of finished steps to skip."""
     rank: int = 0
@@ -168,14 +194,26 @@ class BatchPlan:
     def batches(self, images: EpochImages) -> list[list[int]]:
         """Return the positions of this process for each step."""
         count = len(images)
+        order = np.arange(count)
         if self.shuffle:
             order = np.random.default_rng([images.seed, images.epoch]).permutation(count)
-            order = order[: count // self.batch_size * self.batch_size or count]
-        else:
-            order = np.arange(count)
-        firsts = range(self.start * self.batch_size, len(order), self.batch_size)
-        steps = [order[first : first + self.batch_size] for first in firsts]
+        steps = np.split(order, np.cumsum(self.step_sizes(count))[:-1])[self.start :]
         return [step[self.rank :: self.processes].tolist() for step in steps]
+
+    def step_sizes(self, images: int) -> list[int]:
+        """Return the number of images of each step of an epoch, summed over all processes.
+
+        Training uses each image once. A rest of less than half a batch shares two steps with the
+        last full batch, because a few images would get a step as large as that of a batch.
+        """
+        full, rest = divmod(images, self.batch_size)
+        sizes = [self.batch_size] * full
+        if not self.shuffle or not full or rest >= max(self.batch_size / 2, self.least):
+            return [*sizes, rest] if rest else sizes
+        if rest:
+            last = sizes.pop() + rest
+            sizes += [last - last // 2, last // 2] if last // 2 >= self.least else [last]
+        return sizes
 
 
 def load_batches(epochs: Sequence[EpochImages], plan: BatchPlan) -> Iterator[Batch]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from resdeploy.errors import OutputError, TrainingError
 from resdeploy.filesystem import claimed, read_limited, sha256_file, write_file
+from resdeploy.images.class_folders import HeldOut
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import MAX_BYTES, decode, strict_json, write_document
 from resdeploy.readable_text import readable
@@ -42,7 +43,12 @@ RESULTS = (
 )  # fmt: skip
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
-TENSORS = ("model", "momentum", "average")  # fields of `TrainingState`, and prefixes in its file
+TENSORS = (
+    "model",
+    "momentum",
+    "average",
+    "best",
+)  # fields of `TrainingState`, and prefixes in its file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +98,8 @@ class TrainingState:
     """Momentum buffers of the optimiser by parameter."""
     average: dict[str, Tensor]
     """Moving average of the weights; empty without one."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of the best epoch, with their scales; empty if they are the current ones."""
     quantized_inputs: Mapping[str, str] = field(default_factory=dict)
     """See `QuantizedStart`; empty without quantisation-aware training."""
 
@@ -240,6 +248,7 @@ def save_model(
     config: Mapping[str, Any],
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    held_out: HeldOut | None = None,
     learned: Mapping[str, float] | None = None,
 ) -> None:
     """Write the finished network; `model.json` comes second, because it marks a finished run.
@@ -258,6 +267,7 @@ def save_model(
         "labels": labels,
         "preprocessing": preprocessing,
         "data": data,
+        "held_out": held_out,
         "metrics": metrics,
         "training": config,
         "learned_ranges": learned,

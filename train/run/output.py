@@ -11,7 +11,9 @@ from pathlib import Path
 from resdeploy.errors import OutputError, one_line_reason
 from resdeploy.file_locks import release_lock, take_lock
 from resdeploy.filesystem import check_writable, existing_folder, refuse_existing, tidy_up
+from resdeploy.images.class_folders import split_folder
 from resdeploy.images.preprocessing import ImageSize, pixel_count
+from resdeploy.train.config import DIGITS
 from resdeploy.train.distributed import Process
 from resdeploy.train.evaluation import MAX_MISTAKES
 from resdeploy.train.run.record import STATE_JSON
@@ -28,6 +30,18 @@ def check_new_run(folder: Path, *, force: bool) -> None:
     tidy_up(folder / STATE_JSON)  # of a run that was killed when it began
     refuse_existing(folder, force=force, marker=STATE_JSON)
     check_writable(folder / STATE_JSON)
+
+
+def check_outside(folder: Path, data: str) -> None:
+    """Check that a run folder does not lie among the images, where it would be a class.
+
+    Raises:
+        OutputError: `folder` is in the folder of the training images.
+    """
+    if data != DIGITS and split_folder(Path(data), "train").resolve() in folder.resolve().parents:
+        raise OutputError(
+            f"the run folder {folder} is among the images of {data}", "choose another one with -o"
+        )
 
 
 @contextmanager

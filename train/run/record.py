@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 
 from resdeploy.errors import DataError, TrainingError
 from resdeploy.filesystem import read_limited, sha256
+from resdeploy.images.class_folders import HeldOut, names_digest
 from resdeploy.json_documents import MAX_BYTES, jsonable, parse, strict_json, write_document
 from resdeploy.train.config import DIGITS, TrainingConfig
 from resdeploy.train.data.dataset import DataSplits, read_splits
@@ -19,7 +18,7 @@ from resdeploy.train.initialization import InitialNetwork
 from resdeploy.train.model.architecture import Architecture
 
 STATE_JSON = "state.json"
-FORMAT = 2  # of `state.json` and `state.safetensors`; format 1 had no number
+FORMAT = 3  # of `state.json` and `state.safetensors`; format 2 had no best weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +31,8 @@ class DataIdentity:
     """Number of images, by split."""
     sha256: dict[str, str]
     """SHA-256 of the names and classes of the files, by split."""
+    held_out: HeldOut | None = None
+    """None if the data has validation images of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,40 +73,38 @@ class RunRecord:
 
 
 def read_run_data(
-    data: str, run: Path, resumed: RunRecord | None
+    config: TrainingConfig, run: Path, resumed: RunRecord | None, splits: DataSplits | None = None
 ) -> tuple[DataSplits, DataIdentity]:
     """Return the images of the run in the folder `run` and their identity.
 
-    `data` is the folder with the images, or `digits`. A run that is not resumed has no record.
+    A run that is not resumed has no record; `splits` are its images if they were read before.
 
     Raises:
         DataError: The images or their names cannot be used, or are not those of the resumed run.
     """
+    data = config.data
     folder = digits_folder() if data == DIGITS else Path(data)
     try:
-        splits = read_splits(folder)
+        splits = splits or read_splits(folder, config.seed)
     except DataError as error:
         hint = f"if the data has moved: resdeploy train DATA --resume {run}"
         raise DataError(str(error), hint if resumed else error.hint) from error
-    identity = identify_data(folder, splits)
+    identity = identify_data(folder, splits, config.seed)
     if resumed is not None:
         check_same_data(identity, resumed.data, data, run)
     return splits, identity
 
 
-def identify_data(folder: Path, splits: DataSplits) -> DataIdentity:
-    """Return the identity of the data in `folder`: classes, and names of the files.
-
-    The content of the files is not part of it, because reading it would take as long as an epoch.
-    """
-    images, digests = {}, {}
-    for name, split in (("train", splits.train), ("val", splits.val)):
-        digest = hashlib.sha256()
-        for file, label in zip(split.files, split.labels):
-            place = str(file).removeprefix(str(folder))
-            digest.update(os.fsencode(f"{place}\0{label}\0"))
-        images[name], digests[name] = len(split.files), digest.hexdigest()
-    return DataIdentity(classes=splits.train.classes, images=images, sha256=digests)
+def identify_data(folder: Path, splits: DataSplits, seed: int = 0) -> DataIdentity:
+    """Return the identity of the data in `folder`, held out with `seed` if it has no `val`."""
+    parts = {"train": splits.train, "val": splits.val}
+    digests = {name: names_digest(part, folder) for name, part in parts.items()}
+    return DataIdentity(
+        classes=splits.train.classes,
+        images={name: len(part.files) for name, part in parts.items()},
+        sha256=digests,
+        held_out=HeldOut(seed=seed, sha256=digests["val"]) if splits.held_out else None,
+    )
 
 
 def check_same_data(found: DataIdentity, expected: DataIdentity, data: str, run: Path) -> None:

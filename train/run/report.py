@@ -21,7 +21,8 @@ from resdeploy.pages.template import render_page
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile, TarMember, image_content
 from resdeploy.train.evaluation import Evaluation
-from resdeploy.train.run.folder import CURVES, REPORT, EpochMetrics
+from resdeploy.train.run.folder import CURVES, REPORT
+from resdeploy.train.run.outcome import RunOutcome
 
 TEMPLATE = "train/run/report.html.j2"
 
@@ -29,7 +30,7 @@ TEMPLATE = "train/run/report.html.j2"
 def write_report(
     folder: Path,
     config: TrainingConfig,
-    metrics: Sequence[EpochMetrics],
+    outcome: RunOutcome,
     evaluation: Evaluation,
     images: LabelledImages[ImageFile],
     preprocessing: Preprocessing,
@@ -46,7 +47,7 @@ def write_report(
         TEMPLATE,
         name=str(folder),
         evaluation=evaluation,
-        metrics=metrics,
+        outcome=outcome,
         labels=labels,
         curves=_data_uri((folder / CURVES).read_bytes()),
         show_matrix=len(labels) <= MAX_MATRIX_CLASSES,

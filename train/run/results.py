@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from resdeploy.filesystem import write_file
-from resdeploy.images.class_folders import LabelledImages
+from resdeploy.images.class_folders import HeldOut, LabelledImages
 from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.shards import ImageFile
@@ -26,25 +26,19 @@ from resdeploy.train.run.folder import (
     save_model,
     update_latest_link,
 )
+from resdeploy.train.run.outcome import RunOutcome
 from resdeploy.train.run.report import write_report
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingResult:
+class TrainingResult(RunOutcome):
     """The result of a training run, as `resdeploy train` reports it."""
 
     run: Path
-    accuracy: float
-    """Top-1 accuracy on `val` after the last epoch, in percent."""
     images_per_second: float
     """Median training throughput of the epochs, without validation."""
-    epochs: int
-    unreadable: int
-    """Number of images that could not be decoded."""
-    passed_over: Mapping[str, int]
-    """Number of other pictures in the data, by the reason why they are not read."""
     seconds: float
     """Duration of this call."""
 
@@ -52,6 +46,7 @@ class TrainingResult:
 def write_results(
     folder: Path,
     network: ResNet,
+    outcome: RunOutcome,
     *,
     config: TrainingConfig,
     processes: int,
@@ -60,7 +55,7 @@ def write_results(
     images: LabelledImages[ImageFile],
     preprocessing: Preprocessing,
     unreadable: Sequence[str],
-    passed_over: Mapping[str, int],
+    held_out: HeldOut | None,
     learned: Mapping[str, float] | None,
     provenance: Mapping[str, Any],
 ) -> None:
@@ -79,12 +74,9 @@ def write_results(
         labels=images.classes,
         preprocessing=preprocessing,
         data=config.data,
+        held_out=held_out,
         config=config.to_json() | {"processes": processes},
-        metrics={
-            "accuracy": evaluation.accuracy,
-            "unreadable_images": len(unreadable),
-            "passed_over_files": passed_over,
-        },
+        metrics=asdict(outcome),
         learned=learned,
         provenance=provenance,
     )
@@ -95,7 +87,7 @@ def write_results(
     with _warning_for(folder / REPORT, folder):
         draw_curves(metrics, folder / CURVES)
         write_report(
-            folder, config, metrics, evaluation, images, preprocessing, unreadable, provenance
+            folder, config, outcome, evaluation, images, preprocessing, unreadable, provenance
         )
     with _warning_for(LATEST, folder):
         update_latest_link(folder)

@@ -158,7 +158,7 @@ def test_build_refuses_batch_sizes_without_sense(batch: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
-        (["train", "nowhere"], "nowhere has no folder 'train'"),
+        (["train", "nowhere"], "there is no folder nowhere"),
         (["train", "digits", "--lr", "inf"], "--lr is inf, not a finite number"),
         (["train", "digits", "--mixup", "nan"], "--mixup is nan, not a finite number"),
         (["train", "digits", "--freeze"], "--freeze needs a trained network"),

@@ -13,9 +13,9 @@ import pytest
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.bundle.manifest import Encoding, ExportWarning, GoldenOrigin, Precision
 from resdeploy.cli.verify import verification_text
-from resdeploy.errors import BackendError, DataError
+from resdeploy.errors import BackendError, BundleError, DataError
 from resdeploy.filesystem import sha256
-from resdeploy.images.class_folders import read_image_folder
+from resdeploy.images.class_folders import hold_out, names_digest, read_image_folder
 from resdeploy.images.folder import read_batches
 from resdeploy.report.accuracy import verification_section
 from resdeploy.result_files.verification import Verification
@@ -224,6 +224,24 @@ def test_counts_images_used_for_calibration(tiny_bundle: Bundle, image_data: Pat
     assert result.used_before == len(used) == 32 + calibration["scoring_images"]
     assert f"INT8 ranges or layers on {len(used)} images" in verification_text(result)
     assert verify(tiny_bundle, data=image_data / "val", precision="fp32").used_before == 0
+
+
+def test_only_the_held_out_images_of_the_training_are_judged(
+    tiny_bundle: Bundle, image_data: Path
+) -> None:
+    """Check that the accuracy is not that on images which the network has learned."""
+    data = image_data / "train"
+    val = hold_out(read_image_folder(data), 0)[1]
+    record = {"seed": 0, "sha256": names_digest(val, data)}
+
+    def with_record(held_out: object) -> Bundle:
+        model = {**tiny_bundle.manifest.model, "held_out": held_out}
+        manifest = dataclasses.replace(tiny_bundle.manifest, model=model)
+        return dataclasses.replace(tiny_bundle, manifest=manifest)
+
+    assert verify(with_record(record), data=data, precision="fp32").images == 12
+    with pytest.raises(BundleError, match=r"model\.held_out: .*seed is -1"):
+        verify(with_record({**record, "seed": -1}), data=data, precision="fp32")
 
 
 def test_counts_and_skips_unreadable_images(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +60,33 @@ def picture(folder: Path, *names: str) -> None:
         Image.new("RGB", (8, 8)).save(folder / name)
 
 
-def test_a_missing_split_is_named(tmp_path: Path) -> None:
-    picture(tmp_path, "train/a/1.png", "train/b/1.png")
-    with pytest.raises(DataError, match="no folder 'val'"):
+@pytest.mark.parametrize("train", ["", "train/"])
+def test_without_val_a_part_of_each_class_is_held_out(
+    tmp_path: Path, train: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"{train}{label}/{index}.png" for label in "ab" for index in range(5)]
+    picture(tmp_path, *names, *(["test/a/1.png"] if train else []))
+    caplog.set_level(logging.INFO, "resdeploy")
+    splits = read_splits(tmp_path, seed=3)
+    assert splits.held_out
+    assert splits.val.labels == (0, 1)
+    assert {*paths(splits.train), *paths(splits.val)} == {tmp_path / name for name in names}
+    assert "a part of each class validates: 2 of 10 images, chosen with seed 3" in caplog.text
+    assert ("not using the folders beside" in caplog.text) == bool(train)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["val/a/1.png", "val/b/1.png"], "has no folder 'train'"),
+        (["training/1.png", "test/1.png"], "has parts of a data set as classes: test, training"),
+        (["1.png", "2.png"], "have no labels"),
+        (["a/1.png", "b/2.png"], "has only one image per class, so none can validate"),
+    ],
+)
+def test_other_layouts_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    picture(tmp_path, *names)
+    with pytest.raises(DataError, match=message):
         read_splits(tmp_path)
 
 
@@ -142,11 +168,35 @@ def test_other_epochs_and_seeds_give_other_pixels(
     )
 
 
-def test_a_shuffled_epoch_drops_the_last_partial_batch(
-    train_images: LabelledImages[ImageFile],
+@pytest.mark.parametrize(
+    ("images", "batch", "least", "sizes"),
+    [
+        (64, 8, 2, [8] * 8),
+        (60, 8, 2, [8] * 7 + [4]),
+        (160, 64, 2, [64, 64, 32]),
+        (65, 64, 2, [33, 32]),  # a batch of one image has no variance
+        (9, 4, 2, [4, 3, 2]),
+        (5, 4, 4, [5]),  # two processes with two images each
+        (6, 4, 4, [6]),
+        (3, 64, 2, [3]),
+    ],
+)
+def test_a_training_epoch_uses_every_image_once_in_steps_of_similar_size(
+    images: int, batch: int, least: int, sizes: list[int]
 ) -> None:
-    batches = epoch_batches(train_images)
-    assert [len(batch.labels) for batch in batches] == [8] * 7
+    plan = BatchPlan(batch_size=batch, shuffle=True, least=least)
+    assert plan.step_sizes(images) == sizes
+    files = tuple(Path(f"{index}") for index in range(images))
+    epoch = EpochImages(LabelledImages(classes=("a",), files=files, labels=(0,) * images),
+                        PREPROCESSING)  # fmt: skip
+    steps = plan.batches(epoch)
+    assert [len(step) for step in steps] == sizes
+    assert sorted(position for step in steps for position in step) == list(range(images))
+    parts = [replace(plan, start=1, rank=rank, processes=2).batches(epoch) for rank in (0, 1)]
+    assert [len(a) + len(b) for a, b in zip(*parts)] == sizes[1:]
+
+
+def test_a_validation_epoch_keeps_the_order(train_images: LabelledImages[ImageFile]) -> None:
     plain = EpochImages(train_images, PREPROCESSING)
     everything = list(load_batches([plain], BatchPlan(batch_size=8, shuffle=False)))
     assert [len(batch.labels) for batch in everything] == [8] * 7 + [4]

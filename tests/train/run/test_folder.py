@@ -73,6 +73,7 @@ def test_state_round_trip(tmp_path: Path) -> None:
         model={"w": weight},
         momentum={"w": weight + 1},
         average={"w": weight / 2},
+        best={"w": weight / 3},
     )
     save_state(tmp_path, state)
     loaded = load_state(tmp_path)
@@ -80,6 +81,7 @@ def test_state_round_trip(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.model["w"], weight, rtol=0, atol=0)
     torch.testing.assert_close(loaded.momentum["w"], weight + 1, rtol=0, atol=0)
     torch.testing.assert_close(loaded.average["w"], weight / 2, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.best["w"], weight / 3, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"\x08\0\0\0\0\0\0\0{}      "])
@@ -104,7 +106,7 @@ def test_a_state_of_another_run_or_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="belongs to another run"):
         load_state(tmp_path, RECORD)
     path = tmp_path / "state.safetensors"
-    for format, found in ((None, 1), ("3", 3)):
+    for format, found in ((None, 1), ("2", 2)):
         path.write_bytes(save({"model.w": torch.ones(1)}, {"format": format} if format else {}))
         with pytest.raises(TrainingError, match=f"has format {found}, and this version"):
             load_state(tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from resdeploy.errors import DataError, TrainingError
+from resdeploy.images.class_folders import HeldOut
 from resdeploy.train.config import TrainingConfig
 from resdeploy.train.data.dataset import read_splits
 from resdeploy.train.model.architecture import Architecture, Shortcut
@@ -26,7 +27,12 @@ from resdeploy.train.run.record import (
 RECORD = RunRecord(
     id="1a",
     config=TrainingConfig(seed=7, shortcut=Shortcut.C, init="/a.pth"),
-    data=DataIdentity(classes=("cat", "über"), images={"train": 5}, sha256={"train": "00"}),
+    data=DataIdentity(
+        classes=("cat", "über"),
+        images={"train": 5},
+        sha256={"train": "00"},
+        held_out=HeldOut(seed=7, sha256="01"),
+    ),
     architecture=Architecture(classes=2, shortcut=Shortcut.C),
     labels=("über", "cat"),
     outputs=(1, 0),
@@ -44,7 +50,7 @@ def test_record_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1", "{", "[]", '{"format": 2}', '{"format": 2, "id": "1", "config": {"epochs": "x"}}']
+    "text", ["1", "{", "[]", '{"format": 3}', '{"format": 3, "id": "1", "config": {"epochs": "x"}}']
 )
 def test_a_damaged_record_is_a_training_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text)

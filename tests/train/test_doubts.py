@@ -1,0 +1,59 @@
+"""Tests of the warnings before a training, and of the accuracy without learning."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from resdeploy.images.class_folders import LabelledImages
+from resdeploy.train.config import TrainingConfig
+from resdeploy.train.data.dataset import DataSplits
+from resdeploy.train.data.shards import ImageFile, TarMember
+from resdeploy.train.doubts import majority_baseline, reasons_to_doubt
+
+
+def splits(train: tuple[int, ...], val: tuple[int, ...] = (60, 40)) -> DataSplits:
+    def part(counts: tuple[int, ...]) -> LabelledImages[ImageFile]:
+        labels = tuple(label for label, count in enumerate(counts) for _ in range(count))
+        files: tuple[TarMember, ...] = (None,) * len(labels)  # type: ignore[assignment]
+        return LabelledImages(classes=("cat", "dog"), files=files, labels=labels)
+
+    return DataSplits(part(train), part(val))
+
+
+@pytest.mark.parametrize(
+    ("train", "label", "accuracy"), [((9, 8), "cat", 60), ((8, 9), "dog", 40), ((5, 5), "cat", 60)]
+)
+def test_the_baseline_is_the_most_frequent_class_of_the_training(
+    train: tuple[int, ...], label: str, accuracy: float
+) -> None:
+    found, percent = majority_baseline(splits(train))
+    assert (found, round(percent, 9)) == (label, accuracy)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "settings", "doubts"),
+    [
+        ((500, 500), (60, 40), {}, []),
+        ((500, 9), (60, 40), {"init": "a.pth"}, ["'dog' has 9 .*, fewer than 10; add"]),
+        ((500, 99), (60, 40), {}, ["'dog' has 99 training images, fewer than 100; .* --init"]),
+        ((500, 500), (9, 9), {}, ["18 validation images measure"]),
+        ((500, 500), (60, 40), {"epochs": 3}, ["3 epochs of 16 steps teach little; .*--epochs"]),
+        ((500, 500), (60, 40), {"epochs": 3, "init": "a.pth", "qat": True}, []),
+        (
+            (500, 500), (60, 40), {"batch_size": 2000, "epochs": 100},
+            ["the batch of 2000 images is larger than the 1000"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_too_small_to_learn_is_named_with_a_remedy(
+    train: tuple[int, ...], val: tuple[int, ...], settings: dict[str, Any], doubts: list[str]
+) -> None:
+    config = TrainingConfig(**settings)
+    steps = -(-sum(train) // config.batch_size)
+    found = list(reasons_to_doubt(config, splits(train, val), steps))
+    assert len(found) == len(doubts)
+    for sentence, pattern in zip(found, doubts):
+        assert re.search(pattern, sentence)

@@ -1,0 +1,133 @@
+"""The settings of `resdeploy train` that depend on the pictures and on the files of this machine.
+
+They apply without `--recipe`, to what no option states. A recipe always has the same settings.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+from resdeploy.errors import ImageError
+from resdeploy.images.decode import read_picture_file
+from resdeploy.images.formats import HEAD_BYTES, format_of
+from resdeploy.images.preprocessing import size_text
+from resdeploy.images.preprocessing_settings import NOTHING_STATED, PreprocessingSettings
+from resdeploy.images.structure import read_structure
+from resdeploy.train.checkpoint.load import Checkpoint
+from resdeploy.train.config import DIGITS, TrainingConfig
+from resdeploy.train.data.dataset import DataSplits, read_splits
+from resdeploy.train.data.shards import ImageFile, image_content
+from resdeploy.train.data.synthetic_digits import digits_folder
+from resdeploy.train.initialization import prepare
+
+logger = logging.getLogger(__name__)
+
+NO_WEIGHTS = "none"  # value of `init` for a new network, whatever weights this machine has
+LARGEST_SIDE = 224  # pixels; He et al. 2015, arXiv:1512.03385, section 3.4
+STRIDE = 32  # pixels of the input per pixel of the last maps, and the smallest input
+MEASURED_PICTURES = 32
+SMALLEST_BATCH = 16  # batch norm's statistics of fewer images are too noisy; Wu and He 2018
+
+
+def choose_run(
+    recipe: str | None,
+    options: Mapping[str, Any],
+    stated: PreprocessingSettings = NOTHING_STATED,
+    file: Path | None = None,
+) -> tuple[TrainingConfig, Checkpoint | None, DataSplits]:
+    """Return the settings of a run, its initial weights and its images.
+
+    Those in `options` that are not None are kept; for `stated` and `file` see `prepare`.
+
+    Raises:
+        SettingError: The recipe does not exist, or a setting is out of range.
+        DataError: The images or the pre-processing cannot be used.
+        CheckpointError: The weights cannot be used.
+    """
+    chosen = {name: value for name, value in options.items() if value is not None}
+    adapts, origin = recipe is None and not chosen.get("qat"), ""
+    if chosen.get("init") == NO_WEIGHTS:
+        del chosen["init"]
+    elif adapts and chosen.get("data") and not chosen.keys() & {"init", "stem", "shortcut"}:
+        found, origin = find_weights(chosen.get("arch", "resnet34"))
+        if found is not None and chosen["data"] != DIGITS:
+            chosen.pop("arch", None)
+            chosen["init"] = str(found)
+    config = TrainingConfig.from_recipe(recipe, **chosen)
+    is_digits = config.data == DIGITS
+    splits = read_splits(digits_folder() if is_digits else Path(config.data), config.seed)
+    if origin and not is_digits:
+        logger.info("%s", origin)
+    side = median_low(shorter_sides(splits.train.files) or [LARGEST_SIDE])
+    size = max(STRIDE, min(LARGEST_SIDE, side // STRIDE * STRIDE))
+    if adapts:
+        fitting = {"image_size": size} | fitting_schedule(len(splits.train.files), config)
+        if chosen.keys() & {"batch_size", "lr"}:  # one fits the other
+            del fitting["batch_size"], fitting["lr"]
+        config = TrainingConfig.from_recipe(**{**fitting, **chosen})
+    config, initial = prepare(config, replace(stated, image_size=chosen.get("image_size")), file)
+    if not is_digits:
+        logger.info(
+            "the network's input has %s pixels; the shorter side of the pictures has %d",
+            size_text(config.image_size), side,
+        )  # fmt: skip
+    return config, initial, splits
+
+
+def fitting_schedule(images: int, config: TrainingConfig) -> dict[str, Any]:
+    """Return batch size, learning rate and epochs for so many training images.
+
+    Few images get smaller batches with the same step size, so that an epoch has 50 steps or more;
+    He et al. 2015, arXiv:1512.03385, section 4.2, take larger steps still for their batch of 128.
+    New networks see about 40,000 images, minutes on a CPU at 32 pixels, but each 60 times at most.
+    """
+    least = SMALLEST_BATCH * int(os.environ.get("WORLD_SIZE", 1))
+    batch = min(config.batch_size, max(least, 1 << max(1, images // 50).bit_length() - 1))
+    fitting = {"batch_size": batch, "lr": config.lr * config.batch_size / batch}
+    if config.init is None:
+        fitting["epochs"] = max(config.epochs, min(60, -(-40_000 // images)))
+    return fitting
+
+
+def shorter_sides(files: Sequence[ImageFile]) -> list[int]:
+    """Return the shorter sides of some of the pictures, in pixels, without decoding them."""
+    sides = []
+    for file in files[:: -(-len(files) // MEASURED_PICTURES)]:
+        with suppress(ImageError):  # the training reports it
+            content = image_content(file)
+            data = read_picture_file(content) if isinstance(content, Path) else content
+            structure = read_structure(data, format_of(data[:HEAD_BYTES]))
+            sides.append(min(structure.width, structure.height))
+    return list(filter(None, sides))  # 0: it is damaged
+
+
+def find_weights(arch: str) -> tuple[Path | None, str]:
+    """Return weights for the architecture `arch` that this machine has, if any, and a sentence.
+
+    The places are the working folder and the caches of torchvision and of timm. Sources: the
+    documentation of `torch.hub.get_dir` and of Hugging Face's variable `HF_HUB_CACHE`. Nothing is
+    downloaded.
+    """
+    name = arch.replace("-", "_")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch")
+    hugging_face = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or hugging_face / "hub")
+    places = (
+        (Path(), f"{name}-*.pth"),
+        (torch_home / "hub" / "checkpoints", f"{name}-*.pth"),
+        (hub, f"models--timm--{name}.*/snapshots/*/model.safetensors"),
+    )
+    for folder, pattern in places:
+        for path in sorted(folder.expanduser().glob(pattern)):
+            if path.is_file():
+                return path, f"starting from the weights {path}; --init none trains a new network"
+    looked = ", ".join(str(folder / pattern) for folder, pattern in places)
+    return None, f"training a new network, because no weights match {looked}; --init names others"

@@ -1,0 +1,87 @@
+"""The outcome of a run: its best epoch, and the reason why it ended before its last one.
+
+Both depend on the metrics alone, so a resumed run decides as an uninterrupted one does. Source:
+Prechelt 1998, "Early stopping - but when?": training longer than the first rise of the validation
+error pays, so the patience is a share of the epochs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from resdeploy.tables import plural
+from resdeploy.train.config import MIN_PATIENCE, TrainingConfig
+from resdeploy.train.data.dataset import DataSplits
+from resdeploy.train.doubts import majority_baseline
+from resdeploy.train.run.folder import EpochMetrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOutcome:
+    """The course of a finished run, which `model.json` records as `metrics`."""
+
+    accuracy: float
+    """Top-1 accuracy of the saved network on the validation images, in percent."""
+    epochs: int
+    """Epochs that were trained."""
+    planned_epochs: int
+    best_epoch: int
+    """Epoch whose weights are saved: that of the highest accuracy; of equal ones the latest."""
+    stopped: str | None
+    """Reason for which the run ended before its last epoch; None if it did not."""
+    baseline_accuracy: float
+    """Accuracy of always predicting the class with the most training images, in percent."""
+    train_images: int
+    val_images: int
+    held_out: bool
+    """True if the validation images were held out from the images for training."""
+    unreadable: int
+    """Number of images that could not be decoded."""
+    passed_over: Mapping[str, int]
+    """Number of other pictures in the data, by the reason why they are not read."""
+
+    @classmethod
+    def of(
+        cls, metrics: Sequence[EpochMetrics], config: TrainingConfig, splits: DataSplits,
+        accuracy: float, unreadable: int,
+    ) -> RunOutcome:  # fmt: skip
+        """Return the outcome of a run."""
+        return cls(
+            accuracy=accuracy,
+            epochs=len(metrics),
+            planned_epochs=config.epochs,
+            best_epoch=best_epoch(metrics).epoch,
+            stopped=reason_to_stop(metrics, config),
+            baseline_accuracy=majority_baseline(splits)[1],
+            train_images=len(splits.train.files),
+            val_images=len(splits.val.files),
+            held_out=splits.held_out,
+            unreadable=unreadable,
+            passed_over=dict(Counter(splits.train.passed_over) + Counter(splits.val.passed_over)),
+        )
+
+
+def best_epoch(metrics: Sequence[EpochMetrics]) -> EpochMetrics:
+    """Return the epoch with the highest accuracy; of equal ones the latest, trained the longest."""
+    return max(metrics, key=lambda line: (line.accuracy, line.epoch))
+
+
+def reason_to_stop(metrics: Sequence[EpochMetrics], config: TrainingConfig) -> str | None:
+    """Return why the run ends after the epochs in `metrics`; None if it goes on to its last."""
+    if not metrics or metrics[-1].epoch >= config.epochs:
+        return None
+    target, last = config.target_accuracy, metrics[-1]
+    if target is not None and last.accuracy >= target:
+        return f"the target accuracy of {target:g} % is reached"
+    patience = config.patience
+    if patience is None:
+        patience = max(MIN_PATIENCE, -(-config.epochs // 3))
+    highest = max(metrics, key=lambda line: line.accuracy)
+    finite = (line for line in metrics if math.isfinite(line.val_loss))
+    lowest = min(finite, key=lambda line: line.val_loss, default=highest)
+    if patience and last.epoch - max(highest.epoch, lowest.epoch) >= patience:
+        return f"neither top-1 accuracy nor loss has improved in {plural(patience, 'epoch')}"
+    return None
