@@ -47,6 +47,7 @@ class TrainingResult:
     """Number of other pictures in the data, by the reason why they are not read."""
     seconds: float
     """Duration of this call."""
+    schema: str = "resdeploy.training/1"
 
 
 def write_results(
