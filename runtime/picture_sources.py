@@ -32,11 +32,10 @@ def find_pictures(names: Sequence[str | os.PathLike[str]]) -> Iterator[PictureSo
     order of their paths, except hidden ones. A pattern stands for the names that match it, in their
     order; `**` stands for any number of folders, and with it only files match.
     """
-    for name in map(os.fspath, names):
-        path = Path(name)
+    for path in map(Path, names):
         if os.path.isdir(path):
             yield from _below(path)
-        elif os.path.lexists(path) or not glob.has_magic(name):
+        elif os.path.lexists(path) or not glob.has_magic(str(path)):
             yield PictureSource(path)
         else:
             yield from _matching(path)
@@ -49,7 +48,7 @@ def _below(folder: Path) -> Iterator[PictureSource | None]:
         if isinstance(found, DataError):
             yield PictureSource(folder, found)
         else:
-            yield found and PictureSource(found)
+            yield None if found is None else PictureSource(found)
     if is_empty:
         yield PictureSource(folder, no_images(folder, pictures))
 
