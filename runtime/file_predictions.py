@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resdeploy.errors import ImageError, ResdeployError
+from resdeploy.errors import ResdeployError
 from resdeploy.images.decode import MAX_MEMORY, DecodingLimits
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import UInt8Array
@@ -33,6 +33,7 @@ BATCHES_AHEAD = 2  # that are decoded while one is computed; more would only nee
 class FilePredictions:
     """The predictions for one file."""
 
+    schema: str = "resdeploy.prediction/1"
     path: Path
     predictions: tuple[Prediction, ...]
     """The most likely classes, the first one first; empty if the file cannot be decoded."""
@@ -42,7 +43,6 @@ class FilePredictions:
     """Reason why the file cannot be decoded, with the remedy."""
     single_colour: bool = False
     """True if all pixels are equal, so that the predictions mean nothing."""
-    schema: str = "resdeploy.prediction/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

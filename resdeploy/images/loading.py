@@ -25,9 +25,7 @@ from resdeploy.images.resampling import scale_and_cut, scale_box
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Picture: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image | np.ndarray"
-)
+Picture: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image | np.ndarray"
 """A path, the content of a file, an image of Pillow, or pixels, uint8 (H, W), (H, W, 3 or 4)."""
 
 
@@ -93,7 +91,9 @@ def _from_pixels(pixels: np.ndarray) -> Image:
 
     if pixels.dtype != np.uint8:
         raise ValueError(f"pixels are {pixels.dtype}; give uint8 values from 0 to 255")
-    if not pixels.size or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+    if not pixels.size or not (
+        pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    ):
         raise ValueError(
             f"pixels have the shape {pixels.shape}; give one picture of (height, width), "
             "(height, width, 3) for RGB or (height, width, 4) for RGB and alpha"
