@@ -14,6 +14,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -108,7 +109,7 @@ def _docstrings(kind: Any) -> dict[str, str]:
     body = getattr(tree, "body", [])
     return {
         field.target.id: " ".join(text.value.value.split())
-        for field, text in zip(body, body[1:])
+        for field, text in pairwise(body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
         and isinstance(text, ast.Expr)

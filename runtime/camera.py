@@ -23,7 +23,6 @@ import numpy as np
 
 from resdeploy.errors import ImageError, needs_extra
 from resdeploy.filesystem import check_file
-from resdeploy.images.loading import resize_and_crop
 from resdeploy.predictions import Prediction
 from resdeploy.runtime.model import Model
 
@@ -209,8 +208,7 @@ def classify_frames(
             if (frame := reader.take()) is None:
                 break
             began = time.perf_counter()
-            pixels = resize_and_crop(to_picture(frame), model.preprocessing)
-            predictions = tuple(model.classify(pixels[np.newaxis], top)[0])
+            predictions = tuple(model.predict(to_picture(frame), top))
             times.append(1000 * (time.perf_counter() - began))
             best = predictions[0]
             if not last or best.label != last[0].label:
