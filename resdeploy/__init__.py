@@ -31,11 +31,16 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 class CallablePackage(ModuleType):
     """The package of a stage that is also the function of its command.
 
     Python binds an imported package to its name in the package above, so that a function of the
-    same name would be replaced by the first import of one of its modules.
+    same name would be replaced by the first import of one of its modules. For mypy, the name is the
+    function: code that it checks imports modules by `from resdeploy.export import pipeline`.
     """
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:

@@ -134,6 +134,7 @@ def decoded_rgb(image: Image) -> Image:
     try:
         if not all(image.size):
             raise ImageError("has no pixels", "give a picture of at least one pixel")
+        image.load()  # it may not be decoded yet
         if image.getexif().get(ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
         if image.mode == "La":  # Pillow converts it to no other mode
@@ -145,7 +146,7 @@ def decoded_rgb(image: Image) -> Image:
         raise ImageError(f"the image {error}", error.hint) from None
     except MemoryError:
         raise
-    except Exception as error:  # the image may not be decoded yet, as in `read_rgb`
+    except Exception as error:  # of Pillow's decoders, as in `read_rgb`
         reason = str(error).strip().rstrip(".") or type(error).__name__
         raise ImageError(f"the image cannot be used: {reason}", hint) from error
 

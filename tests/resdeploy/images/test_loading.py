@@ -209,12 +209,12 @@ def test_a_picture_gives_the_same_input_in_each_form(name: str) -> None:
 )  # fmt: skip
 def test_images_of_every_mode_are_converted(mode: str, same_as: str | None) -> None:
     image = CLEAR if same_as in ("LA", "RGBA") else PICTURE.quantize(8).convert("RGB")
-    if mode in ("La", "PA"):
+    if mode in ("La", "P", "PA"):
         image = image.convert("LA") if mode == "La" else image.convert("P")
     converted = image.convert(mode)
     expected = load_picture(image.convert(same_as or "RGB"), FULL).astype(int)
-    # Conversion to other colours, and to multiplied alpha, rounds to 8 bits.
-    tolerance = 0 if same_as and mode not in ("La", "RGBa") else 6
+    # Conversion to other colours, and to multiplied alpha, rounds to 8 bits: by up to 8 for LAB.
+    tolerance = 0 if same_as and mode not in ("La", "RGBa") else 10
     assert np.abs(load_picture(converted, FULL) - expected).max() <= tolerance
 
 
