@@ -93,7 +93,7 @@ def test_predictions_are_sorted_and_sum_to_one(model: Model, image_data: Path) -
 def test_all_forms_of_a_picture_give_equal_predictions(model: Model, image_data: Path) -> None:
     path = image_data / "val" / "red" / "000.png"
     with Image.open(path) as picture:
-        forms = [path, str(path), path.read_bytes(), picture, np.asarray(picture)]
+        forms: list[Any] = [path, str(path), path.read_bytes(), picture, np.asarray(picture)]
         results = [model.predict(image) for image in forms]
     assert all(result == results[0] for result in results)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from resdeploy.errors import DataError
-from resdeploy.images import folder
 from resdeploy.runtime.picture_sources import find_pictures
 
 FILES = (
@@ -96,7 +95,7 @@ def test_a_folder_that_cannot_be_read_does_not_stop_the_others(
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    monkeypatch.setattr(folder.os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     found = [entry for entry in find_pictures(["."]) if entry]
     assert [str(e.path) for e in found if not e.error] == [n for n in ALL if "deep" not in n]
     (error,) = (entry.error for entry in found if entry.error)

@@ -75,8 +75,8 @@ def test_a_line_of_json_is_the_result_itself(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_no_file(tmp_path: Path) -> None:
-    for open_table in (lambda: new_csv(tmp_path / "p", 1), lambda: new_jsonl(tmp_path / "p")):
-        with pytest.raises(RuntimeError, match="engine"), open_table() as write:
+    for table in (new_csv(tmp_path / "p", 1), new_jsonl(tmp_path / "p")):
+        with pytest.raises(RuntimeError, match="engine"), table as write:
             write(answer("a.jpg", labels=("cat",)))
             raise RuntimeError("the engine failed")
         assert os.listdir(tmp_path) == []

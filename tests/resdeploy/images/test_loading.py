@@ -194,7 +194,7 @@ def test_a_picture_gives_the_same_input_in_each_form(name: str) -> None:
     expected = load_image(data, FULL)
     opened, loaded = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data))
     loaded.load()
-    forms = [bytearray(data), memoryview(data), opened, loaded, loaded.copy()]
+    forms: list[Any] = [bytearray(data), memoryview(data), opened, loaded, loaded.copy()]
     for form in forms:
         np.testing.assert_array_equal(load_picture(form, FULL), expected)
     np.testing.assert_array_equal(opened, Image.open(io.BytesIO(data)))  # and is still usable
