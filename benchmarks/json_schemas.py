@@ -14,6 +14,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -54,6 +55,7 @@ TYPES: tuple[type[Any], ...] = (
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
+@cache
 def make_schemas() -> dict[str, str]:
     """Return the text of each file in `docs/schemas` by its name."""
     return {f"{schema_name(kind)}.json": _schema(kind) for kind in TYPES}
