@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from resdeploy.runtime.model import load
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from resdeploy.result_files.verification import Verification
     from resdeploy.train.run.results import TrainingResult
 
+    Exported: TypeAlias = ExportResult | GoldenReplacement | TritonRepository
+
 __all__ = ["export", "load", "train", "verify"]
+Source: TypeAlias = "str | os.PathLike[str]"
+Target: TypeAlias = "str | os.PathLike[str] | None"
 
 
-def export(
-    source: str | os.PathLike[str] = "runs/latest",
-    output: str | os.PathLike[str] | None = None,
-    **options: Any,
-) -> ExportResult | GoldenReplacement | TritonRepository:
+def export(source: Source = "runs/latest", output: Target = None, **options: Any) -> Exported:
     """Export a run folder or a checkpoint to a bundle, as `resdeploy export` does.
 
     Example: `resdeploy.export("weights.pth", "r34.bundle", int8=True, calibration_data="photos")`.
@@ -37,12 +37,7 @@ def export(
     Args:
         source: A run folder, a checkpoint, or with `triton` or `golden_data` a bundle.
         output: Bundle to write; None for `NAME.bundle`.
-        **options: All options of `resdeploy export --help`, such as `fp16`, `int8`,
-            `calibration_data`, `min_agreement`, `preprocessing`, `mean` and `force`.
-
-    Returns:
-        The bundle's path, its graphs with their figures, the warnings and the verdict; for a
-        bundle as `source`, what was written.
+        **options: Options of `resdeploy export --help`, such as `int8`, `mean` and `force`.
 
     Raises:
         ResdeployError: As the command's errors, with a `hint`.
@@ -54,27 +49,18 @@ def export(
     return result
 
 
-def train(
-    data: str | os.PathLike[str] | None = None,
-    output: str | os.PathLike[str] | None = None,
-    **options: Any,
-) -> TrainingResult:
+def train(data: Target = None, output: Target = None, **options: Any) -> TrainingResult:
     """Train a network on a folder of labelled images, as `resdeploy train` does.
 
-    Example: `resdeploy.train("photos", epochs=10, init="weights.pth")`.
+    Example: `resdeploy.train("photos", epochs=10, init="weights.pth").accuracy`.
 
     Args:
         data: Folder of images, or `digits`; None for the default of the command.
         output: Run folder to write; None for one in `runs`.
-        **options: All options of `resdeploy train --help`, such as `epochs`, `image_size`, `arch`,
-            `init`, `resume`, `seed` and `force`.
-
-    Returns:
-        The run folder, the accuracy and the speed.
+        **options: Options of `resdeploy train --help`, such as `epochs`, `resume` and `force`.
 
     Raises:
-        ResdeployError: As the command's errors, with a `hint`.
-        TypeError, ValueError: An option does not exist, or its value is not allowed.
+        As `export`.
     """
     from resdeploy.cli.train import train as command
 
@@ -82,22 +68,17 @@ def train(
     return result
 
 
-def verify(bundle: str | os.PathLike[str], **options: Any) -> Verification:
+def verify(bundle: Source, **options: Any) -> Verification:
     """Check that a bundle computes on this machine what its export computed.
 
     Example: `resdeploy.verify("r34.bundle", data="photos/val", max_drop=0.5).verdict`.
 
     Args:
         bundle: Folder of the bundle.
-        **options: All options of `resdeploy verify --help`, such as `data`, `max_drop`, `backend`,
-            `precision` and `threads`.
-
-    Returns:
-        The verdict, and the result of each graph on each backend.
+        **options: Options of `resdeploy verify --help`, such as `data`, `max_drop` and `threads`.
 
     Raises:
-        ResdeployError: As the command's errors, with a `hint`.
-        TypeError, ValueError: An option does not exist, or its value is not allowed.
+        As `export`.
     """
     from resdeploy.cli.verify import verify as command
 

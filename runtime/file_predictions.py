@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from resdeploy.errors import ResdeployError
-from resdeploy.images.decode import MAX_MEMORY, DecodingLimits
+from resdeploy.images.decode import DecodingLimits
 from resdeploy.images.loading import load_image
 from resdeploy.images.preprocessing import UInt8Array
 from resdeploy.images.skipped import has_single_colour
@@ -26,6 +26,7 @@ from resdeploy.runtime.model import Model
 from resdeploy.runtime.picture_sources import PictureSource, find_pictures
 
 MAX_DECODERS = 8  # threads; each may hold a file of 64 MiB
+ORDINARY_MEMORY = 128 << 20  # bytes, of 32 megapixels; pictures that need more come one by one
 BATCHES_AHEAD = 2  # that are decoded while one is computed; more would only need memory
 
 
@@ -71,7 +72,7 @@ class PredictionReport:
 def predict_files(
     model: Model,
     names: Sequence[str | Path],
-    outputs: Iterable[Callable[[FilePredictions], object]] = (),
+    outputs: Collection[Callable[[FilePredictions], object]] = (),
     top: int = 5,
     progress: Progress = silent,
 ) -> PredictionReport:
@@ -83,46 +84,37 @@ def predict_files(
     Raises:
         BackendError: The engine failed.
     """
-    outputs, images, failed, skipped = list(outputs), 0, 0, 0
-    first_failed: Path | None = None
+    counts, first_failed = Counter[str](), None
     total = 0 if progress is silent else sum(found is not None for found in find_pictures(names))
     start = time.perf_counter()
 
-    def counted() -> Iterator[PictureSource]:
-        nonlocal skipped
+    def sources() -> Iterator[PictureSource]:
         for found in find_pictures(names):
-            if found is None:
-                skipped += 1
-            else:
+            if found is not None:
                 yield found
+            counts["skipped"] += found is None
 
     with progress("predict", total) as advance:
-        for file in classify_files(model, counted(), top):
-            if file.error is None:
-                images += 1
-            else:
-                failed, first_failed = failed + 1, first_failed or file.path
+        for file in classify_files(model, sources(), top):
+            counts["images" if file.error is None else "failed"] += 1
+            if file.error is not None:
+                first_failed = first_failed or file.path
             for output in outputs:
                 output(file)
             advance(1)
     seconds = time.perf_counter() - start
     return PredictionReport(
-        images=images,
-        failed=failed,
-        skipped=skipped,
-        first_failed=first_failed,
-        seconds=seconds,
-        images_per_second=images / seconds,
-        backend=model.backend.name,
-        artifact=model.artifact.name,
-    )
+        images=counts["images"], failed=counts["failed"], skipped=counts["skipped"],
+        first_failed=first_failed, seconds=seconds, images_per_second=counts["images"] / seconds,
+        backend=model.backend.name, artifact=model.artifact.name,
+    )  # fmt: skip
 
 
 def classify_files(
     model: Model, sources: Iterable[PictureSource], top: int = 5
 ) -> Iterator[FilePredictions]:
     """Yield the predictions for each source, in order, `model.batch` files in an inference."""
-    remaining, memory = iter(sources), _SharedMemory()
+    remaining, large = iter(sources), threading.Lock()
     waiting: deque[tuple[Path, Future[UInt8Array]]] = deque()
     empty = FilePredictions(
         path=Path(), predictions=(), backend=model.backend.name, artifact=model.artifact.name
@@ -131,8 +123,13 @@ def classify_files(
     def decode(source: PictureSource) -> UInt8Array:
         if source.error is not None:
             raise source.error
-        with memory.limits() as limits:
-            return load_image(source.path, model.preprocessing, limits)
+        with ExitStack() as held:
+
+            def admit(pixels: int, memory: int) -> None:
+                if memory > ORDINARY_MEMORY:
+                    held.enter_context(large)
+
+            return load_image(source.path, model.preprocessing, DecodingLimits(admit=admit))
 
     pool = ThreadPoolExecutor(min(available_cores(), MAX_DECODERS), "decoder")
     try:
@@ -161,30 +158,3 @@ def _decoded(
         reason = "; ".join(filter(None, (str(error), error.hint)))
         return replace(file, error=reason), None
     return replace(file, single_colour=has_single_colour(pixels)), pixels
-
-
-@dataclass(slots=True)
-class _SharedMemory:
-    """The memory that decoders may use together: that of one largest picture."""
-
-    free: int = MAX_MEMORY
-    changed: threading.Condition = field(default_factory=threading.Condition)
-
-    @contextmanager
-    def limits(self) -> Iterator[DecodingLimits]:
-        """Yield limits that wait for memory, which is free again after the `with` block."""
-        taken = 0
-
-        def admit(pixels: int, memory: int) -> None:
-            nonlocal taken
-            with self.changed:
-                self.changed.wait_for(lambda: memory <= self.free)
-                self.free -= memory
-            taken = memory
-
-        try:
-            yield DecodingLimits(admit=admit)
-        finally:
-            with self.changed:
-                self.free += taken
-                self.changed.notify_all()

@@ -13,10 +13,10 @@ from PIL import Image
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.cli.predict import predictions_text, report_text
 from resdeploy.errors import ImageError
-from resdeploy.images.decode import MAX_MEMORY
 from resdeploy.runtime import Model, file_predictions, load
 from resdeploy.runtime.file_predictions import (
     BATCHES_AHEAD,
+    ORDINARY_MEMORY,
     FilePredictions,
     classify_files,
     predict_files,
@@ -80,7 +80,7 @@ def test_few_pictures_are_in_memory_however_many_there_are(model: Model, image_d
     assert not [t for t in threading.enumerate() if t.name.startswith("decoder")]
 
 
-def test_decoders_wait_for_the_memory_of_the_largest_picture(
+def test_large_pictures_are_decoded_one_at_a_time(
     model: Model, image_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = most = 0
@@ -88,7 +88,7 @@ def test_decoders_wait_for_the_memory_of_the_largest_picture(
 
     def decode(path: Path, preprocessing: Any, limits: Any) -> Any:
         nonlocal running, most
-        limits.admit(1, MAX_MEMORY // 2 + 1)  # two of these do not fit
+        limits.admit(1, ORDINARY_MEMORY + 1)
         with lock:
             running += 1
             most = max(most, running)
@@ -96,7 +96,7 @@ def test_decoders_wait_for_the_memory_of_the_largest_picture(
         with lock:
             running -= 1
         if path.name == "001.png":
-            raise ImageError("is odd", "mend it")  # its memory is free again, too
+            raise ImageError("is odd", "mend it")  # the next one must not wait for it
         return pixels
 
     monkeypatch.setattr(file_predictions, "load_image", decode)
