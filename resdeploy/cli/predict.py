@@ -93,6 +93,8 @@ def predict(
         reject_options(("frames", "seconds"), "--frames and --seconds need --camera")
     else:
         reject_options(("csv", "jsonl", "force"), "--camera writes no file")
+    if csv is not None and csv == jsonl:
+        raise UsageError("--csv and --jsonl need a file each")
     for output in filter(None, (csv, jsonl)):
         refuse_existing_file(output, force=force)
     with load(bundle, progress=progress_bar, **settings) as model:
