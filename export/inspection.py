@@ -47,6 +47,7 @@ class CheckpointSummary:
     """Facts that the checkpoint does not state, and the options of `export` for them."""
     notes: tuple[str, ...]
     """Sentences on what was assumed, dropped or taken."""
+    schema: str = "resdeploy.inspection/1"
 
 
 def inspect_checkpoint(path: Path, weights: Weights = Weights.AUTO) -> CheckpointSummary:

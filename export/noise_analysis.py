@@ -60,6 +60,7 @@ class Explanation:
     layers: tuple[TensorSensitivity, ...]
     """Quantised tensors; the lowest SQNR comes first."""
     remedy: Remedy
+    schema: str = "resdeploy.explanation/1"
 
 
 def explain(

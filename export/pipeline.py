@@ -148,6 +148,7 @@ class ExportResult:
     engines: tuple[BuildReport, ...]
     triton: TritonRepository | None
     seconds: float
+    schema: str = "resdeploy.export/1"
 
 
 def export(

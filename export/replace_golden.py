@@ -35,6 +35,7 @@ class GoldenReplacement:
     artifacts: tuple[Artifact, ...]
     golden: GoldenRecord
     warnings: tuple[ExportWarning, ...]
+    schema: str = "resdeploy.golden-replacement/1"
 
 
 def replace_golden(

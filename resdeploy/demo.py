@@ -18,7 +18,8 @@ from resdeploy.result_files.verification import Verification
 from resdeploy.runtime import load
 from resdeploy.runtime.backends.onnxruntime.profile import time_layers
 from resdeploy.runtime.bench.benchmark import BenchmarkConfig, run_benchmark
-from resdeploy.runtime.model import FilePredictions, predict_files
+from resdeploy.runtime.file_predictions import FilePredictions, classify_files
+from resdeploy.runtime.picture_sources import PictureSource
 from resdeploy.runtime.verification.verify import verify
 from resdeploy.statistics import Verdict
 from resdeploy.train.config import TrainingConfig
@@ -58,6 +59,7 @@ class DemoResult:
     verification: Verification
     benchmark: Benchmark
     prediction: FilePredictions
+    schema: str = "resdeploy.demo/1"
 
 
 def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
@@ -87,7 +89,7 @@ def run_demo(*, force: bool = False, progress: Progress = silent) -> DemoResult:
     logger.info("5/5 classify a picture\n")
     picture = sorted((digits / "val" / "7").iterdir())[0]
     with load(output) as model:
-        (prediction,) = predict_files(model, [picture], top=3)
+        (prediction,) = classify_files(model, [PictureSource(picture)], top=3)
     inputs = ReportInputs(verifications=[verification], benchmarks=[benchmark])
     inputs.add(str(output), time_layers=time_layers)
     write_file(page, to_html(make_page(inputs)))

@@ -129,6 +129,17 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         OutputError: The file cannot be written; the old file is unchanged.
     """
+    with new_file(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that is renamed to `path` if the `with` block ends without an error.
+
+    Raises:
+        OutputError: The file cannot be written; the old file is unchanged.
+    """
     with _output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy_up(path)
@@ -136,7 +147,7 @@ def write_file(path: Path, data: bytes) -> None:
         try:
             with claimed(temporary, partial(temporary.touch, exist_ok=False)):
                 with temporary.open("wb") as stream:
-                    stream.write(data)
+                    yield stream
                     stream.flush()
                     os.fsync(stream.fileno())
                 os.replace(temporary, path)

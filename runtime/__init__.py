@@ -1,6 +1,6 @@
 """The runtime: it loads and runs a bundle. It needs numpy, click, Pillow and one backend.
 
-`from resdeploy.runtime import load` is the entry point.
+`from resdeploy import load` is the entry point.
 """
 
 from resdeploy.predictions import Prediction

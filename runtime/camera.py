@@ -78,6 +78,7 @@ class CameraReport:
     """Predictions for the last frame that was classified."""
     backend: str
     artifact: str
+    schema: str = "resdeploy.camera/1"
 
 
 @dataclass(slots=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,32 +14,43 @@ from resdeploy.bundle.golden import Float32Array
 from resdeploy.bundle.manifest import Artifact, ExportWarning
 from resdeploy.bundle.quality import relevant_warnings
 from resdeploy.errors import BackendError, ImageError
-from resdeploy.images.loading import load_image, resize_and_crop
+from resdeploy.images.loading import Picture, load_picture
 from resdeploy.images.preprocessing import UInt8Array
-from resdeploy.images.skipped import has_single_colour
+from resdeploy.machine.device import available_cores
 from resdeploy.predictions import Prediction, top_predictions
 from resdeploy.progress import Progress, silent
 from resdeploy.runtime.backends.base import AUTO, Backend, OpenOptions
 from resdeploy.runtime.verification.open_verified import verified_backends
+from resdeploy.tables import plural
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-logger = logging.getLogger(__name__)
+# Images in one inference of many. Larger batches are no faster on a CPU and need more memory.
+CPU_BATCH, GPU_BATCH = 8, 32
 
 
 class Model:
     """A verified classifier. Use it as a context manager, or call `close`."""
 
-    def __init__(self, bundle: Bundle, artifact: Artifact, backend: Backend) -> None:
+    def __init__(
+        self, bundle: Bundle, artifact: Artifact, backend: Backend, cpu_threads: int | None
+    ) -> None:
         """Combine an opened backend with its bundle; `load` is the usual way to get a Model."""
         self.bundle = bundle
         self.artifact = artifact
         self.backend = backend
         self.labels = bundle.labels()
+        self.preprocessing = bundle.manifest.preprocessing
+        self.cpu_threads = cpu_threads
+        """Threads of one inference; None if it runs on a GPU."""
 
     def __repr__(self) -> str:
-        return f"<Model {self.bundle.path}: {self.artifact.name} on {self.backend.name}>"
+        where = "a GPU" if self.cpu_threads is None else plural(self.cpu_threads, "thread")
+        graph, engine = self.artifact.file, self.backend.name
+        return f"<Model {self.bundle.path}: {graph} on {engine}, {where}>"
+
+    @property
+    def batch(self) -> int:
+        """Return the number of images in one inference of many."""
+        return GPU_BATCH if self.cpu_threads is None else CPU_BATCH
 
     def run(self, images: UInt8Array) -> Float32Array:
         """Return the logits, float32 (N, K), of prepared images, uint8 RGB (N, H, W, 3).
@@ -50,7 +59,7 @@ class Model:
             ValueError: The dtype or the shape is not that of the model's input.
             BackendError: The engine failed.
         """
-        height, width = self.bundle.manifest.preprocessing.size
+        height, width = self.preprocessing.size
         if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3) or not len(images):
             raise ValueError(
                 f"images are {images.dtype} {images.shape}; the model takes uint8 "
@@ -58,34 +67,69 @@ class Model:
             )
         return self.backend.run(np.ascontiguousarray(images))
 
-    def predict(
-        self, image: str | os.PathLike[str] | bytes | Image, top: int = 5
-    ) -> list[Prediction]:
-        """Return the `top` most likely classes of one image, the most likely first.
+    def preprocess(self, image: Picture) -> UInt8Array:
+        """Return the network's input for one picture, uint8 RGB (H, W, 3), with `predict`'s errors.
 
-        The image is a path, the content of a file, or an RGB image of Pillow.
+        The graph itself normalises the pixels and arranges the channels.
+        """
+        return load_picture(image, self.preprocessing)
+
+    def predict(self, image: Picture, top: int = 5) -> list[Prediction]:
+        """Return the `top` most likely classes of one picture, the most likely first.
+
+        A picture is a path, the content of a file (bytes), an image of Pillow in any mode, or an
+        array of uint8: (H, W), (H, W, 3) in the order RGB, or (H, W, 4) with alpha. Its EXIF
+        orientation is applied, and transparent pixels become white.
 
         Raises:
-            ImageError: The image cannot be decoded.
-            ValueError: The image of Pillow is not RGB.
+            ImageError: The picture cannot be decoded.
+            TypeError, ValueError: It is no picture, or `top` is less than 1.
             BackendError: The engine failed.
         """
-        return self.classify(self.pixels(image), top)
+        return self.classify(self.preprocess(image)[np.newaxis], top)[0]
 
-    def pixels(self, image: str | os.PathLike[str] | bytes | Image) -> UInt8Array:
-        """Decode and pre-process an image of `predict`, with its errors: uint8 (H, W, 3)."""
-        preprocessing = self.bundle.manifest.preprocessing
-        if isinstance(image, bytes):
-            return load_image(image, preprocessing)
-        if isinstance(image, (str, os.PathLike)):
-            return load_image(Path(image), preprocessing)
-        if image.mode != "RGB":  # others with three channels, such as YCbCr, would pass unnoticed
-            raise ValueError(f"the image has Pillow's mode {image.mode}; convert it to RGB first")
-        return resize_and_crop(image, preprocessing)
+    def predict_batch(self, images: Iterable[Picture], top: int = 5) -> list[list[Prediction]]:
+        """Return the predictions of several pictures: a list, a generator or an array of 4 axes.
 
-    def classify(self, pixels: UInt8Array, top: int = 5) -> list[Prediction]:
-        """Return the `top` most likely classes of a prepared image, uint8 (H, W, 3)."""
-        return top_predictions(self.run(pixels[np.newaxis])[0], self.labels, top)
+        An inference takes `batch` pictures at once. In a float graph, the last bits of its sums may
+        depend on the number of pictures in it.
+
+        Raises:
+            ImageError, TypeError, ValueError: As in `predict`; the message begins with the index.
+            BackendError: The engine failed.
+        """
+        if isinstance(images, np.ndarray) and images.ndim != 4:
+            raise ValueError(
+                f"an array of several pictures has 4 axes, (N, height, width, 3), not {images.ndim}"
+            )
+        if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike, Mapping)) or (
+            not isinstance(images, Iterable)
+        ):
+            raise TypeError(
+                f"predict_batch takes a list of pictures, not a {type(images).__name__}; "
+                "predict takes one picture"
+            )
+        pixels = (self._numbered(index, image) for index, image in enumerate(images))
+        answers: list[list[Prediction]] = []
+        while batch := list(islice(pixels, self.batch)):
+            answers += self.classify(np.stack(batch), top)
+        return answers
+
+    def classify(self, pixels: UInt8Array, top: int = 5) -> list[list[Prediction]]:
+        """Return the `top` most likely classes of each prepared image, uint8 RGB (N, H, W, 3)."""
+        if top < 1:
+            raise ValueError(f"top is {top}; it must be at least 1")
+        return [top_predictions(logits, self.labels, top) for logits in self.run(pixels)]
+
+    def _numbered(self, index: int, image: Picture) -> UInt8Array:
+        try:
+            return self.preprocess(image)
+        except ImageError as error:
+            raise ImageError(f"picture {index}: {error}", error.hint) from error
+        except TypeError as error:
+            raise TypeError(f"picture {index}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"picture {index}: {error}") from error
 
     @property
     def warnings(self) -> tuple[ExportWarning, ...]:
@@ -100,41 +144,6 @@ class Model:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilePredictions:
-    """The result of `resdeploy predict` for one file."""
-
-    image: Path
-    predictions: tuple[Prediction, ...]
-    """Empty if the file cannot be decoded."""
-    backend: str
-    artifact: str
-    error: str | None = None
-    """Reason why the file cannot be decoded, with the remedy."""
-    single_colour: bool = False
-    """True if all pixels are equal, so that the predictions mean nothing."""
-
-
-def predict_files(model: Model, paths: Sequence[Path], top: int = 5) -> list[FilePredictions]:
-    """Classify files one after the other; a file that cannot be decoded does not stop the rest."""
-    results = [_predict_file(model, path, top) for path in paths]
-    for file in results:
-        if file.error is not None:
-            logger.error("%s", file.error)
-    return results
-
-
-def _predict_file(model: Model, path: Path, top: int) -> FilePredictions:
-    backend, artifact = model.backend.name, model.artifact.name
-    result = FilePredictions(image=path, predictions=(), backend=backend, artifact=artifact)
-    try:
-        pixels = model.pixels(path)
-    except ImageError as error:
-        return replace(result, error=f"{error}; {error.hint}")
-    predictions = tuple(model.classify(pixels, top))
-    return replace(result, predictions=predictions, single_colour=has_single_colour(pixels))
 
 
 def load(
@@ -165,7 +174,8 @@ def load(
     bundle = open_bundle(Path(path))
     options = OpenOptions(threads=threads, progress=progress, exact=exact)
     for candidate, opened in verified_backends(bundle, backend, precision, options):
-        return Model(bundle, candidate.artifact, opened)
+        cpu_threads = (threads or available_cores()) if candidate.engine.on_cpu else None
+        return Model(bundle, candidate.artifact, opened, cpu_threads)
     raise BackendError(
         f"no backend reproduces PyTorch's logits for {path} on this machine",
         "run resdeploy verify for the figures and resdeploy doctor for the cause",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,23 @@ from resdeploy.machine.device import Device
 from resdeploy.result_files.benchmark import Benchmark, BenchmarkEnvironment, Timing
 
 ROUNDS = 15
+SCHEMAS = Path(__file__).parent.parent / "docs" / "schemas"
+
+
+def read_document(text: str) -> Any:
+    """Return the document that a command printed, after its check against `docs/schemas`."""
+    document = json.loads(text)
+    if find_spec("jsonschema_rs"):  # missing in the environments of tests/pythons
+        validator_of(document["schema"]).validate(document)
+    return document
+
+
+@cache
+def validator_of(schema: str) -> Any:
+    import jsonschema_rs
+
+    file = SCHEMAS / f"{schema.removeprefix('resdeploy.').split('/')[0]}.json"
+    return jsonschema_rs.validator_for(json.loads(file.read_text()))
 
 
 def timing(

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.results import read_document
+
 # Timeout in seconds. A server is ready after 2 s, but on a busy machine after 20 s.
 PATIENCE = 600.0  # no test waits so long, unless it fails; the machine may be very busy
 
@@ -128,7 +130,7 @@ class ServerProcess:
         self._reader.join()
         assert self.process.stdout is not None
         text = self.process.stdout.read()
-        return code, json.loads(text) if text else None
+        return code, read_document(text) if text else None
 
     def __enter__(self) -> ServerProcess:
         return self

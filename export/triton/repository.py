@@ -74,6 +74,7 @@ class TritonRepository:
     repository: Path
     bundle: Path
     models: tuple[TritonModel, ...]
+    schema: str = "resdeploy.triton-repository/1"
 
 
 def write_repository(bundle: Bundle, folder: Path, *, force: bool = False) -> TritonRepository:

@@ -69,10 +69,10 @@ def demo_text(result: DemoResult) -> str:
             f"latency at batch 1, {plural(baseline.threads, 'thread')}, {environment.device.name}; "
             "int8.onnx is for TensorRT and is not timed on a CPU",
             "",
-            predictions_text([result.prediction]),
+            predictions_text(result.prediction),
             "",
             f"wrote {result.bundle} and {result.report} in {result.seconds:.0f} s; next:",
-            f"  resdeploy predict {result.bundle} {result.prediction.image}",
+            f"  resdeploy predict {result.bundle} {result.prediction.path}",
             "  resdeploy export --int8",
         ]
     )

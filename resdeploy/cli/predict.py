@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from click import UsageError, argument, option
 
+from resdeploy.bundle.quality import warning_lines
 from resdeploy.cli.options.common import (
     BACKEND,
     EXACT,
+    FORCE,
     LONGEST_SECONDS,
     PRECISION,
     THREADS,
@@ -22,6 +27,8 @@ from resdeploy.cli.options.console import (
     CommandResult,
     ExitCode,
     command,
+    print_text,
+    prints_json,
     reject_options,
     result_text,
 )
@@ -29,12 +36,15 @@ from resdeploy.tables import WORST, plural
 
 if TYPE_CHECKING:
     from resdeploy.runtime.camera import CameraReport
-    from resdeploy.runtime.model import FilePredictions
+    from resdeploy.runtime.file_predictions import FilePredictions, PredictionReport
+    from resdeploy.runtime.model import Model
+
+logger = logging.getLogger(__name__)
 
 
 @command
 @argument("bundle", type=PATH)
-@argument("images", type=PATH, nargs=-1)
+@argument("images", nargs=-1)
 @option(
     "--camera",
     metavar="SOURCE",
@@ -51,60 +61,115 @@ if TYPE_CHECKING:
     type=FiniteRange(0, LONGEST_SECONDS, above=True),
     help="With --camera: time limit, in seconds.  [default: until Ctrl-C]",
 )
-@option("--top", type=Integers(1, 100_000), default=5, help="Number of classes to print per image.")
+@option("--top", type=Integers(1, 100_000), default=5, help="Number of classes per image.")
+@option("--csv", type=PATH, help="Write the predictions to this CSV file instead of printing them.")
+@option("--jsonl", type=PATH, help="Write them to this file, one JSON object per line.")
+@FORCE
 @BACKEND
 @PRECISION
 @THREADS
 @EXACT
 def predict(
-    bundle: Path, images: tuple[Path, ...], camera: str | None, frames: int | None,
-    seconds: float | None, top: int, **settings: Any,
+    bundle: Path, images: tuple[str, ...], camera: str | None, frames: int | None,
+    seconds: float | None, top: int, csv: Path | None, jsonl: Path | None, force: bool,
+    **settings: Any,
 ) -> CommandResult:  # fmt: skip
     """Classify IMAGES, or the frames of a camera, with BUNDLE.
 
+    IMAGES are files, folders, which are searched with all folders in them, and quoted patterns such
+    as 'photos/**/*.jpg'. In folders, hidden files and files that are no pictures are skipped. For
+    more than about 10,000 files, use --csv or --jsonl instead of --json.
+
     Exit code: 0 all were classified, 1 at least one image could not be decoded.
     """
+    from resdeploy.filesystem import refuse_existing_file
     from resdeploy.progress import progress_bar
-    from resdeploy.runtime.model import load, predict_files
+    from resdeploy.runtime.model import load
 
     if bool(images) == bool(camera):
         raise UsageError("give either IMAGES or --camera")
     if camera is None:
         reject_options(("frames", "seconds"), "--frames and --seconds need --camera")
+    else:
+        reject_options(("csv", "jsonl", "force"), "--camera writes no file")
+    if csv is not None and csv == jsonl:
+        raise UsageError("--csv and --jsonl need a file each")
+    for output in filter(None, (csv, jsonl)):
+        refuse_existing_file(output, force=force)
     with load(bundle, progress=progress_bar, **settings) as model:
         if camera is None:
-            result = predict_files(model, images, top)
-            failed = any(file.error for file in result)
-            exit = ExitCode.FAILED if failed else ExitCode.OK
-            text = predictions_text(result)
-            return CommandResult(result, text, exit, warnings=model.warnings)
-        from resdeploy.runtime.camera import watch_camera
-
+    from resdeploy.runtime.model import load
         report = watch_camera(model, camera, frames=frames, seconds=seconds, top=top)
     return CommandResult(report, camera_text(report), warnings=model.warnings)
 
 
+def _predict_files(
+    model: Model, images: tuple[str, ...], top: int, csv: Path | None, jsonl: Path | None
+) -> CommandResult:
+    """Write the predictions to files, or keep them for the document, or else print each at once."""
+    from resdeploy.progress import progress_bar, silent
+    from resdeploy.runtime.file_predictions import predict_files
+    from resdeploy.runtime.prediction_tables import new_csv, new_jsonl
+
+    kept: list[FilePredictions] = []
+    outputs: list[Callable[[FilePredictions], object]] = []
+    warnings, progress = model.warnings, progress_bar
+    with ExitStack() as files:
+        if csv is not None:
+            outputs.append(files.enter_context(new_csv(csv, min(top, len(model.labels)))))
+        if jsonl is not None:
+            outputs.append(files.enter_context(new_jsonl(jsonl)))
+        if not outputs and prints_json():
+            outputs.append(kept.append)
+        elif not outputs:
+            if warnings:
+                print_text("\n".join(warning_lines(warnings)))
+            outputs.append(_print_predictions)
+            warnings, progress = (), silent
+        report = predict_files(model, images, outputs, top, progress)
+    results = None if csv or jsonl else tuple(kept)
+    report = replace(report, csv=csv, jsonl=jsonl, results=results)
+    exit = ExitCode.FAILED if report.failed else ExitCode.OK
+    return CommandResult(report, report_text(report), exit, warnings=warnings)
+
+
+def _print_predictions(file: FilePredictions) -> None:
+    if file.error is not None:
+        logger.error("%s", file.error)
+    else:
+        print_text(predictions_text(file))
+
+
 @result_text
-def predictions_text(files: Sequence[FilePredictions]) -> str:
-    blocks = []
-    failed = sum(file.error is not None for file in files)
-    for file in files:
-        if file.error is not None:  # on stderr
-            continue
-        width = max(len(prediction.label) for prediction in file.predictions)
-        bars = [
-            f"  {prediction.label.ljust(width)}  {100 * prediction.probability:5.1f} %  "
-            f"{'#' * round(30 * prediction.probability)}".rstrip()
-            for prediction in file.predictions
-        ]
-        note = ": its pixels are all equal, so its prediction means nothing"
-        name = f"{file.image}{note if file.single_colour else ''}"
-        blocks.append("\n".join([name, *bars]))
-    if failed < len(files):
-        blocks.append(f"computed by {files[0].artifact} on {files[0].backend}")
-    if failed:
-        blocks.append(f"{failed} of {plural(len(files), 'image')} could not be decoded")
-    return "\n".join(blocks)
+def predictions_text(file: FilePredictions) -> str:
+    width = max(len(prediction.label) for prediction in file.predictions)
+    bars = [
+        f"  {prediction.label.ljust(width)}  {100 * prediction.probability:5.1f} %  "
+        f"{'#' * round(30 * prediction.probability)}".rstrip()
+        for prediction in file.predictions
+    ]
+    note = ": its pixels are all equal, so its prediction means nothing"
+    return "\n".join([f"{file.path}{note if file.single_colour else ''}", *bars])
+
+
+@result_text
+def report_text(report: PredictionReport) -> str:
+    total, lines = report.images + report.failed, list[str]()
+    if report.images:
+        lines.append(
+            f"{plural(report.images, 'image')} in {report.seconds:.1f} s "
+            f"({report.images_per_second:.1f} images/s), "
+            f"computed by {report.artifact} on {report.backend}"
+        )
+    if report.skipped:
+        lines.append(f"{plural(report.skipped, 'file')} skipped: hidden, or no picture")
+    lines += [f"wrote {file}" for file in (report.csv, report.jsonl) if file]
+    if report.failed:
+        lines.append(
+            f"{report.failed} of {plural(total, 'image')} could not be classified; "
+            f"the first: {report.first_failed}"
+        )
+    return "\n".join(lines)
 
 
 @result_text

@@ -15,6 +15,7 @@ class SigningResult:
     """Result of `resdeploy sign`."""
 
     signature: Path
+    schema: str = "resdeploy.signature/1"
 
 
 @command

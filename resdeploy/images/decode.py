@@ -120,6 +120,63 @@ def read_rgb(
         raise ImageError(f"{name} cannot be decoded: {reason}", hint) from error
 
 
+def decoded_rgb(image: Image) -> Image:
+    """Return a picture in memory, of any of Pillow's modes, as `read_rgb` returns its file.
+
+    Values of more than 8 bits are those of a 16-bit file, from 0 to 65535.
+
+    Raises:
+        ImageError: The picture has no pixels, or values whose range is not known.
+    """
+    from PIL import ImageOps
+
+    hint = "give the file, or convert the picture to RGB first"
+    try:
+        if not all(image.size):
+            raise ImageError("has no pixels", "give a picture of at least one pixel")
+        image.load()  # it may not be decoded yet
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode == "La":  # Pillow converts it to no other mode
+            image = image.convert("LA")
+        if image.mode == "F" or (image.mode == "I" and not _fits_16_bits(image)):
+            raise ImageError(f"has values of an unknown range, in Pillow's mode {image.mode}", hint)
+        return _to_rgb(image, has_16_bits=image.mode.startswith("I"))
+    except ImageError as error:
+        raise ImageError(f"the image {error}", error.hint) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # of Pillow's decoders, as in `read_rgb`
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        raise ImageError(f"the image cannot be used: {reason}", hint) from error
+
+
+def undecoded_file(image: Image) -> bytes | None:
+    """Return the file that an image was opened from, unless it was decoded or changed since.
+
+    The file tells more than the decoded pixels: a JPEG file can be decoded at a lower resolution.
+    """
+    from PIL import Image as images
+
+    stream = getattr(image, "fp", None)
+    is_untouched = getattr(image, "tile", None) and image.tell() == 0
+    if image.format not in (*FORMATS, "MPO") or stream is None or not is_untouched:
+        return None
+    position = stream.tell()
+    stream.seek(0)
+    data: bytes = stream.read(MAX_IMAGE_BYTES + 1)
+    stream.seek(position)
+    with images.open(io.BytesIO(data), formats=FORMATS) as whole:  # `draft` would have changed it
+        return data if (whole.size, whole.mode) == (image.size, image.mode) else None
+
+
+def _fits_16_bits(image: Image) -> bool:
+    import numpy as np
+
+    values = np.asarray(image)
+    return bool(values.min() >= 0 and values.max() <= 65_535)
+
+
 def read_picture_file(path: Path) -> bytes:
     """Return the content of a regular file of limited size.
 

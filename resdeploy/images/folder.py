@@ -55,16 +55,26 @@ def find_images(folder: Path) -> ImageListing:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", "name a folder of images")
     pictures = PictureFilter()
-    paths = tuple(sorted(_walk(folder, pictures)))
+    paths = []
+    for found in walk_pictures(folder, pictures):
+        if isinstance(found, DataError):
+            raise found
+        if found is not None:
+            paths.append(found)
     if not paths:
-        others = pictures.passed_over
-        raise DataError(
-            f"{folder} holds no images"
-            + (f" that are read; it holds {passed_over_text(others)}" if others else ""),
-            f"put files ending in {', '.join(sorted(SUFFIXES))} there",
-        )
+        raise no_images(folder, pictures)
     warn_passed_over(folder, pictures.passed_over)
-    return ImageListing(files=paths, passed_over=pictures.passed_over)
+    return ImageListing(files=tuple(paths), passed_over=pictures.passed_over)
+
+
+def no_images(folder: Path, pictures: PictureFilter) -> DataError:
+    """Return the error of a folder in which a walk found no images."""
+    others = pictures.passed_over
+    return DataError(
+        f"{folder} holds no images"
+        + (f" that are read; it holds {passed_over_text(others)}" if others else ""),
+        f"put files ending in {', '.join(sorted(SUFFIXES))} there",
+    )
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:
@@ -114,31 +124,50 @@ def read_batches(
         yield ImageBatch(images=np.stack(images), positions=tuple(positions))
 
 
-def _walk(folder: Path, pictures: PictureFilter) -> Iterator[Path]:
-    """Yield image files that are not hidden, following links.
+def walk_pictures(folder: Path, pictures: PictureFilter) -> Iterator[Path | DataError | None]:
+    """Yield the image files below a folder in the order of their paths, following links.
 
-    Each folder is visited once within each folder at the top, which may hold one class.
+    In place of any other file there is None, and in place of a folder that cannot be read the
+    reason. Each folder is visited once within each folder at the top, which may hold one class.
     """
     start = os.path.realpath(folder)
     visited: set[tuple[tuple[str, ...], str]] = set()
-    for root, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
-        parts = Path(root).relative_to(folder).parts
+
+    def below(parts: tuple[str, ...]) -> Iterator[Path | DataError | None]:
+        root = Path(folder, *parts)
         if len(parts) > MAX_DEPTH:
-            raise DataError(
-                f"{folder} has folders in more than {MAX_DEPTH} levels", "sort the images by class"
-            )
+            reason = f"{folder} has folders in more than {MAX_DEPTH} levels"
+            yield DataError(reason, "sort the images by class")
+            return
         top, real = parts[:1], os.path.realpath(root)
         if (top, real) in visited or (top and real == start):
-            folders.clear()
-            continue
+            return
         visited.add((top, real))
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        for name in files:
-            if not is_hidden(name) and pictures.accepts(name, partial(_head, root, name)):
-                yield Path(root, name)
+        try:
+            with os.scandir(root) as found:
+                entries = sorted((entry.name, _is_folder(entry)) for entry in found)
+        except OSError as error:
+            reason = f"the folder {root} cannot be read: {error.strerror}"
+            yield DataError(reason, "check its permissions")
+            return
+        for name, is_folder in entries:
+            if is_folder and not is_hidden(name):
+                yield from below((*parts, name))
+            elif not is_folder:
+                used = not is_hidden(name) and pictures.accepts(name, partial(_head, root, name))
+                yield root / name if used else None
+
+    return below(())
 
 
-def _head(folder: str, name: str) -> bytes | None:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _head(folder: Path, name: str) -> bytes | None:
     """Return the first bytes of a regular file, b"" of anything else; None without permission."""
     try:
         with open_regular(Path(folder, name)) as stream:
@@ -147,9 +176,3 @@ def _head(folder: str, name: str) -> bytes | None:
         return None
     except OSError:
         return b""
-
-
-def _raise_unreadable(error: OSError) -> None:
-    raise DataError(
-        f"the folder {error.filename} cannot be read: {error.strerror}", "check its permissions"
-    ) from error

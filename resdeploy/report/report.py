@@ -83,6 +83,7 @@ class Report:
     """File that was written; None if the Markdown is only printed."""
     verdict: Verdict | None
     markdown: str
+    schema: str = "resdeploy.report/1"
 
 
 def report(

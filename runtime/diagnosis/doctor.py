@@ -48,6 +48,7 @@ class Diagnosis:
     """Speeds of the engines for CPUs, with all cores; None without a bundle or without a choice."""
     self_test: Verification | None
     """The golden check of a bundle on every backend; None without a bundle."""
+    schema: str = "resdeploy.diagnosis/1"
 
     @property
     def healthy(self) -> bool:

@@ -45,6 +45,7 @@ class Slowdown:
     causes: tuple[Cause, ...]
     kernels: tuple[Kernel, ...]
     """The slowest kernels in ONNX Runtime's profile."""
+    schema: str = "resdeploy.slowdown/1"
 
     @property
     def speedup(self) -> float:

@@ -64,6 +64,7 @@ class ServeSummary:
     images: int
     """Number of images that models have classified."""
     reloads: int
+    schema: str = "resdeploy.serving/1"
 
 
 def serve(bundles: Sequence[Path], config: ServeConfig, progress: Progress) -> ServeSummary:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from resdeploy.runtime.model import load
 from tests.aarch64.conftest import PLAIN_SESSION, Emulated, plain_session_files
 from tests.boards import BOARDS, Files, power_mode
 from tests.int8_kernels import ONNX_RUNTIME, run_kernels
+from tests.results import read_document
 
 OLDEST = ("onnxruntime-1.23.2", "runtime")
 VERSIONS = [pytest.param(("runtime",), id="newest"), pytest.param(OLDEST, id="1.23.2")]
@@ -37,7 +37,7 @@ def document(emulated: Emulated, *command: str, **options: Any) -> Any:
     """Run a command of resdeploy and return its JSON document."""
     done = emulated.run("-m", "resdeploy", *command, "--json", **options)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return read_document(done.stdout)
 
 
 def test_runtime_imports_without_torch_or_onnx(emulated: Emulated) -> None:
@@ -95,7 +95,7 @@ def test_photograph_gets_the_predictions_of_x86(
         expected = model.predict(picture)
     (found,) = document(
         emulated, "predict", str(digits_bundle.path), str(picture), "--precision", "int8",
-    )  # fmt: skip
+    )["results"]  # fmt: skip
     # Both JPEG decoders use the same integer arithmetic, and the graph is bit-exact.
     assert [(p["label"], p["probability"]) for p in found["predictions"]] == [
         (p.label, p.probability) for p in expected

@@ -24,6 +24,7 @@ from resdeploy.images.preprocessing import Preprocessing
 from resdeploy.json_documents import parse
 from resdeploy.readable_text import UNPRINTABLE
 from resdeploy.result_files.verification import Verification
+from tests.results import read_document
 from tests.runtime.serving.conftest import local_server
 from tests.samples import CLASSES, NARROW, make_classifier
 
@@ -156,6 +157,8 @@ def run(*arguments: object, outcomes: tuple[int, ...] = (0,)) -> Result:
     assert result.exit_code in outcomes, result.output
     check(result.stdout)
     check(result.stderr)
+    if "--json" in arguments:
+        read_document(result.stdout)
     return result
 
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.forked import COMMAND, FULL_DISK, Forked
+from tests.results import read_document
 from tests.samples import CLASSES
 
 NOT_AS_TRAINED = "unlike those that the batch norms"
@@ -37,7 +38,7 @@ def resdeploy(*arguments: object, code: int = 0, before: str = "") -> tuple[str,
 
 
 def document(*arguments: object, **options: Any) -> Any:
-    return json.loads(resdeploy(*arguments, "--json", **options)[0])
+    return read_document(resdeploy(*arguments, "--json", **options)[0])
 
 
 @pytest.mark.slow
@@ -83,7 +84,8 @@ def test_from_pictures_to_predictions(
 
     pictures = [image_data / "val" / name / "000.png" for name in CLASSES]
     predicted = document("predict", bundle, *pictures)
-    assert [entry["predictions"][0]["label"] for entry in predicted] == list(CLASSES)
+    labels = [entry["predictions"][0]["label"] for entry in predicted["results"]]
+    assert labels == list(CLASSES)
 
 
 def test_pictures_of_every_format_are_classified(tiny_bundle: Any, tmp_path: Path) -> None:
@@ -105,8 +107,8 @@ def test_pictures_of_every_format_are_classified(tiny_bundle: Any, tmp_path: Pat
     Image.fromarray(generator.integers(0, 65535, (9, 9), dtype=np.uint16)).save("deep.png")
     pictures = sorted(path.name for path in Path().iterdir())
     answer = document("predict", tiny_bundle.path, *pictures)
-    assert [entry["image"] for entry in answer] == pictures
-    for entry in answer:
+    assert [entry["path"] for entry in answer["results"]] == pictures
+    for entry in answer["results"]:
         assert sum(line["probability"] for line in entry["predictions"]) == pytest.approx(1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -32,6 +31,7 @@ from resdeploy.runtime.camera import (
     to_picture,
 )
 from resdeploy.runtime.model import Model, load
+from tests.results import read_document
 from tests.virtual_time import Clock
 
 RATE = 200.0
@@ -243,7 +243,7 @@ def test_the_command(video: Path, tiny_bundle: Bundle) -> None:
         ],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert json.loads(done.stdout)["classified"] == 7
+    assert read_document(done.stdout)["classified"] == 7
     assert "frame 1: " in done.stderr
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from resdeploy.bundle.bundle import Bundle
-from resdeploy.cli.predict import predictions_text
 from resdeploy.errors import BackendError, BundleError, ImageError
 from resdeploy.predictions import softmax
 from resdeploy.runtime import load
 from resdeploy.runtime.backends import registry
-from resdeploy.runtime.model import predict_files
+from resdeploy.runtime.model import CPU_BATCH, Model
 from tests.fakes import GoldenBackend, make_engine
 from tests.samples import CLASSES, SIZE
 
@@ -74,9 +75,14 @@ def test_rejects_a_changed_graph(tiny_bundle: Bundle, tmp_path: Path) -> None:
 # Predictions
 
 
-def test_predictions_are_sorted_and_sum_to_one(tiny_bundle: Bundle, image_data: Path) -> None:
-    with load(tiny_bundle.path) as model:
-        predictions = model.predict(image_data / "val" / "red" / "000.png")
+@pytest.fixture(scope="module")
+def model(tiny_bundle: Bundle) -> Iterator[Model]:
+    with load(tiny_bundle.path, "onnxruntime-cpu", threads=1) as opened:
+        yield opened
+
+
+def test_predictions_are_sorted_and_sum_to_one(model: Model, image_data: Path) -> None:
+    predictions = model.predict(image_data / "val" / "red" / "000.png")
     assert len(predictions) == 3
     probabilities = [prediction.probability for prediction in predictions]
     assert probabilities == sorted(probabilities, reverse=True)
@@ -84,52 +90,65 @@ def test_predictions_are_sorted_and_sum_to_one(tiny_bundle: Bundle, image_data: 
     assert all(prediction.label == CLASSES[prediction.index] for prediction in predictions)
 
 
-def test_paths_bytes_and_images_give_equal_predictions(
-    tiny_bundle: Bundle, image_data: Path
-) -> None:
+def test_all_forms_of_a_picture_give_equal_predictions(model: Model, image_data: Path) -> None:
     path = image_data / "val" / "red" / "000.png"
-    with load(tiny_bundle.path) as model, Image.open(path) as picture:
-        results = [model.predict(image) for image in (path, str(path), path.read_bytes(), picture)]
+    with Image.open(path) as picture:
+        forms: list[Any] = [path, str(path), path.read_bytes(), picture, np.asarray(picture)]
+        results = [model.predict(image) for image in forms]
     assert all(result == results[0] for result in results)
 
 
-def test_top_limits_the_predictions(tiny_bundle: Bundle, image_data: Path) -> None:
+def test_top_limits_the_predictions(model: Model, image_data: Path) -> None:
     path = image_data / "val" / "red" / "000.png"
-    with load(tiny_bundle.path) as model:
-        (file,) = predict_files(model, [path], top=1)
-    assert file.image == path
-    assert len(file.predictions) == 1
+    assert model.predict(path, top=1) == model.predict(path)[:1]
+    for top in (0, -1):
+        with pytest.raises(ValueError, match=f"top is {top}; it must be at least 1"):
+            model.predict(path, top)
 
 
-def test_a_damaged_file_does_not_stop_the_others(
-    tiny_bundle: Bundle, image_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    good = image_data / "val" / "red" / "000.png"
-    (tmp_path / "bad.jpg").write_bytes(good.read_bytes()[:50])
-    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "black.png")
-    paths = [tmp_path / "bad.jpg", good, tmp_path / "none.png", tmp_path / "black.png"]
-    with load(tiny_bundle.path) as model, caplog.at_level(logging.WARNING, "resdeploy"):
-        bad, first, missing, black = predict_files(model, paths)
-        assert list(first.predictions) == model.predict(good)
-    assert [file.image for file in (bad, first, missing, black)] == paths
-    assert "bad.jpg cannot be decoded: " in str(bad.error)
-    assert "none.png cannot be read: No such file" in str(missing.error)
-    assert first.error is black.error is None
-    assert not bad.predictions
-    assert not missing.predictions
-    assert (first.single_colour, black.single_colour) == (False, True)
-    assert "black.png: its pixels are all equal" in predictions_text([first, black])
-    assert "bad.jpg cannot be decoded" in caplog.text
+def test_a_batch_gives_the_predictions_of_its_pictures(model: Model, image_data: Path) -> None:
+    paths = sorted((image_data / "val").rglob("*.png"))[: CPU_BATCH + 3]
+    expected = [model.predict(path, 2) for path in paths]
+    assert model.predict_batch((path for path in paths), 2) == expected  # a generator
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    assert model.predict_batch(pixels, 2) == expected
+    assert model.predict_batch([]) == []
 
 
-@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "L", "RGBA", "I;16"])
-def test_rejects_an_image_of_pillow_that_is_not_rgb(tiny_bundle: Bundle, mode: str) -> None:
-    with load(tiny_bundle.path) as model, pytest.raises(ValueError, match=f"mode {mode}; convert"):
-        model.predict(Image.new(mode, (SIZE, SIZE)))
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("a.png", "a list of pictures, not a str; predict takes one"),
+        (b"GIF", "a list of pictures, not a bytes"),
+        (Path("a.png"), "a list of pictures, not a PosixPath"),
+        (Image.new("RGB", (8, 8)), "a list of pictures, not a Image"),
+        (None, "a list of pictures, not a NoneType"),
+        ({"a.png": 1}, "a list of pictures, not a dict"),
+        (np.zeros((8, 8, 3), np.uint8), "has 4 axes, .*, not 3"),  # its rows are no pictures
+        ([np.zeros((8, 8)), "a.png"], "picture 0: pixels are float64"),
+        ([np.zeros((8, 8), np.uint8), 3], "picture 1: a picture is a path, .*, not a int"),
+        (["none.png"], "picture 0: none.png cannot be read: No such file"),
+        ([b"\xff"], "picture 0: the image cannot be decoded"),
+    ],
+)  # fmt: skip
+def test_rejects_what_is_no_list_of_pictures(model: Model, images: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError, ImageError), match=message) as caught:
+        model.predict_batch(images)
+    assert "\n" not in str(caught.value)
 
 
-def test_rejects_a_damaged_image(tiny_bundle: Bundle) -> None:
-    with load(tiny_bundle.path) as model, pytest.raises(ImageError):
+def test_a_model_says_what_runs_where(model: Model, tiny_bundle: Bundle) -> None:
+    assert repr(model) == (
+        f"<Model {tiny_bundle.path}: int8-cpu.onnx on onnxruntime-cpu, 1 thread>"
+    )
+    assert model.preprocessing == tiny_bundle.manifest.preprocessing
+    on_gpu = Model(tiny_bundle, model.artifact, model.backend, None)
+    assert repr(on_gpu).endswith("on onnxruntime-cpu, a GPU>")
+    assert on_gpu.batch > model.batch
+
+
+def test_rejects_a_damaged_image(model: Model) -> None:
+    with pytest.raises(ImageError):
         model.predict(b"not a picture")
 
 
@@ -144,16 +163,15 @@ def test_rejects_a_damaged_image(tiny_bundle: Bundle) -> None:
     ],
     ids=["float", "NCHW", "no batch", "empty", "size"],
 )
-def test_rejects_arrays_of_other_dtype_or_shape(tiny_bundle: Bundle, images: np.ndarray) -> None:
-    with load(tiny_bundle.path) as model, pytest.raises(ValueError, match="the model takes uint8"):
+def test_rejects_arrays_of_other_dtype_or_shape(model: Model, images: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="the model takes uint8"):
         model.run(images)
 
 
-def test_accepts_a_non_contiguous_view(tiny_bundle: Bundle) -> None:
+def test_accepts_a_non_contiguous_view(model: Model, tiny_bundle: Bundle) -> None:
     images = tiny_bundle.golden().images
-    with load(tiny_bundle.path) as model:
-        flipped = model.run(images[:, :, ::-1])
-        np.testing.assert_array_equal(flipped, model.run(images[:, :, ::-1].copy()))
+    flipped = model.run(images[:, :, ::-1])
+    np.testing.assert_array_equal(flipped, model.run(images[:, :, ::-1].copy()))
 
 
 def test_softmax_of_large_logits_is_finite() -> None:

@@ -41,6 +41,7 @@ class TrainingResult(RunOutcome):
     """Median training throughput of the epochs, without validation."""
     seconds: float
     """Duration of this call."""
+    schema: str = "resdeploy.training/1"
 
 
 def write_results(

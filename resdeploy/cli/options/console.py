@@ -17,21 +17,27 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.bundle.quality import warning_lines
 from resdeploy.errors import ResdeployError, missing_dependency, one_line_reason, remedy_for
-from resdeploy.json_documents import to_text
+from resdeploy.json_documents import jsonable, to_text
 from resdeploy.readable_text import readable, readable_texts
 
 if TYPE_CHECKING:
-    from resdeploy.bundle.manifest import ExportWarning
     from resdeploy.statistics import Verdict
 
+LOGGED_WARNINGS = 100  # in a document; a server may log any number
 PATH = click.Path(path_type=Path, readable=False)
 """A path that may be missing or unreadable: functions that open it raise errors with hints."""
 
 
 # Without memory, nothing longer can be formatted.
 _NO_MEMORY = b"error: there is not enough memory\nhint: close other programs, and run it again\n"
+_NO_MEMORY_JSON = (
+    b'{"schema": "resdeploy.error/1", "error": "there is not enough memory",'
+    b' "hint": "close other programs, and run it again", "exit": 1, "warnings": []}\n'
+)
+_AS_JSON = "resdeploy.as_json"  # key of click's `Context.meta`
 
 
 class ExitCode(IntEnum):
@@ -43,7 +49,7 @@ class ExitCode(IntEnum):
 
 
 class ReadableGroup(click.Group):
-    """A group of commands whose usage errors quote arguments readably."""
+    """A group of commands whose usage errors quote arguments readably, with `--json` as JSON."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         try:
@@ -52,14 +58,21 @@ class ReadableGroup(click.Group):
             if logging.getLogger("resdeploy").level == logging.DEBUG:
                 raise
             os.write(2, _NO_MEMORY)
+            if _asks_for_json(arguments[0] if arguments else None):
+                os.write(1, _NO_MEMORY_JSON)
             sys.exit(ExitCode.FAILED)
 
-    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        with _readable_errors():
-            return super().make_context(*arguments, **options)
+    def make_context(
+        self, info_name: str | None, args: list[str], *others: Any, **options: Any
+    ) -> click.Context:
+        as_json = _asks_for_json(args)
+        with _readable_errors(as_json=as_json):
+            context = super().make_context(info_name, args, *others, **options)
+        context.meta[_AS_JSON] = as_json
+        return context
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _readable_errors():
+        with _readable_errors(as_json=ctx.meta[_AS_JSON]):
             return super().invoke(ctx)
 
 
@@ -68,15 +81,27 @@ class CommandResult:
     """Result of a command, with its console text and its exit code."""
 
     result: Any
-    """Dataclass, or list of dataclasses, that `--json` prints."""
+    """Dataclass with the field `schema` that `--json` prints."""
     text: str
     """Text that is printed without `--json`."""
     exit: ExitCode = ExitCode.OK
     warnings: Sequence[ExportWarning] = ()
-    """Warnings of the bundle, which are the first lines of the output; with `--json`, they go to
-    stderr, because the document has no place for them."""
+    """Warnings of the bundle, which are the first lines of the output."""
     printed: bool = True
     """False in all but the first process of a distributed training: they print nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """The document of a command that failed, with `--json`."""
+
+    error: str
+    """One sentence with the cause."""
+    hint: str | None
+    """The remedy, if it is known."""
+    exit: int
+    """Exit code of the command."""
+    schema: str = "resdeploy.error/1"
 
 
 def command(function: Callable[..., CommandResult]) -> click.Command:
@@ -85,30 +110,42 @@ def command(function: Callable[..., CommandResult]) -> click.Command:
     @click.command()
     @functools.wraps(function)
     def run_command(*, as_json: bool, debug: bool, **arguments: Any) -> None:
-        _log_to_stderr(debug=debug)
+        logged = _log_to_stderr(debug=debug)
         try:
             result = function(**arguments)
         except click.ClickException:
             raise
         except Exception as error:
+            failure = _failure(error)
+            if as_json:
+                _print_document(failure, logged)
             if debug:
                 raise
-            _print_error(error)
+            click.echo(f"{click.style('error:', fg='red', bold=True)} {failure.error}", err=True)
+            if failure.hint:
+                click.echo(f"{click.style('hint:', bold=True)} {failure.hint}", err=True)
             sys.exit(ExitCode.FAILED)
         if result.printed and as_json:
-            if result.warnings:
-                click.echo(_highlighted("\n".join(warning_lines(result.warnings))), err=True)
-            click.echo(to_text(result.result))
+            _print_document(result.result, [*result.warnings, *logged])
         elif result.printed:
-            text = "\n".join([*warning_lines(result.warnings), result.text])
-            click.echo(_highlighted(readable(text, keep="\n\t")))
+            print_text("\n".join([*warning_lines(result.warnings), result.text]))
         sys.exit(result.exit)
 
     run_command.params += [
-        click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document."),
         click.Option(["--debug"], is_flag=True, help="Print debug messages and full tracebacks."),
     ]
     return run_command
+
+
+def print_text(text: str) -> None:
+    """Print text of a result; its parts must be readable, see `result_text`."""
+    click.echo(_highlighted(readable(text, keep="\n\t")))
+
+
+def prints_json() -> bool:
+    """Return True if the command that runs prints its result as JSON."""
+    return bool(click.get_current_context().params.get("as_json"))
 
 
 def result_text(function: Callable[..., str]) -> Callable[..., str]:
@@ -136,12 +173,33 @@ def reject_options(names: Iterable[str], reason: str) -> None:
 
 
 @contextmanager
-def _readable_errors() -> Iterator[None]:
+def _readable_errors(*, as_json: bool) -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
         vars(error)["message"] = readable(error.message)
+        if as_json:
+            path = getattr(getattr(error, "ctx", None), "command_path", "resdeploy")
+            hint = f"see {path} --help"
+            _print_document(Failure(error.format_message(), hint, error.exit_code), ())
         raise
+    except KeyboardInterrupt:
+        if as_json:
+            _print_document(Failure("interrupted", None, ExitCode.FAILED), ())
+        raise
+
+
+def _asks_for_json(arguments: Sequence[str] | None) -> bool:
+    """Return True if `--json` is an option in a command line, which may not be parsed yet."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return "--json" in words[: words.index("--") if "--" in words else None]
+
+
+def _print_document(result: Any, warnings: Iterable[ExportWarning]) -> None:
+    values = dict(jsonable(result))
+    schema, own = values.pop("schema"), values.pop("warnings", [])
+    found = {"warnings": [*own, *jsonable(list(warnings))]}
+    click.echo(to_text({"schema": schema, **values, **found}))
 
 
 def _highlighted(text: str) -> str:
@@ -149,7 +207,7 @@ def _highlighted(text: str) -> str:
     return re.sub(r"^warning:", lambda match: mark, text, flags=re.MULTILINE)
 
 
-def _print_error(error: Exception) -> None:
+def _failure(error: Exception) -> Failure:
     if isinstance(error, ImportError):
         error = missing_dependency(error)
     message, hint = readable(" ".join(str(error).split())), getattr(error, "hint", None)
@@ -158,17 +216,25 @@ def _print_error(error: Exception) -> None:
         file = getattr(error, "filename", None)
         what = f"{file} cannot be used" if file else type(error).__name__
         message = readable(f"{what}: {one_line_reason(error)}")
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
-    if hint:
-        click.echo(f"{click.style('hint:', bold=True)} {readable(hint)}", err=True)
+    return Failure(message, readable(hint) if hint else None, ExitCode.FAILED)
 
 
-def _log_to_stderr(*, debug: bool) -> None:
-    handler = logging.StreamHandler()
+def _log_to_stderr(*, debug: bool) -> list[ExportWarning]:
+    """Print log messages on stderr; return a list to which the first warnings are added."""
+    handler, logged = logging.StreamHandler(), list[ExportWarning]()
     handler.setFormatter(_Formatter())
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.levelno == logging.WARNING and len(logged) < LOGGED_WARNINGS:
+            message = handler.format(record).removeprefix("warning: ")
+            logged.append(ExportWarning(message=message, hint=""))
+        return True
+
+    handler.addFilter(keep)
     logger = logging.getLogger("resdeploy")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    return logged
 
 
 class _Formatter(logging.Formatter):

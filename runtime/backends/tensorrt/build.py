@@ -66,6 +66,7 @@ class BuildReport:
     """Number of convolutions in the engine; None if TensorRT does not report its layers."""
     int8_convs: int | None
     """Number of those that run in INT8."""
+    schema: str = "resdeploy.engine/1"
 
 
 def choose_flavour() -> Flavour:

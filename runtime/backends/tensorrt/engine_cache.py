@@ -64,6 +64,7 @@ class PruneReport:
     kept: int
     bytes: int
     """Size of the engines that were kept, in bytes."""
+    schema: str = "resdeploy.engine-cache/1"
 
 
 def prune_engines(limit: int) -> PruneReport:

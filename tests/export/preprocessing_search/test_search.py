@@ -6,6 +6,7 @@ the same logits as before.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -28,11 +29,13 @@ from resdeploy.export.preprocessing_search.search import find_preprocessing
 from resdeploy.images.preprocessing import Channels, CropOffset, Preprocessing
 from resdeploy.images.preprocessing_files import read_preprocessing_file
 from resdeploy.images.preprocessing_settings import settings_of
+from resdeploy.json_documents import jsonable
 from resdeploy.progress import silent
 from resdeploy.result_files.preprocessing_search import PreprocessingSearch
 from resdeploy.statistics import Verdict
 from resdeploy.train.checkpoint.load import Checkpoint
 from resdeploy.train.data.augment import Augmentation, augment
+from tests.results import read_document
 from tests.samples import (
     CLASSES,
     COLOURS,
@@ -150,6 +153,12 @@ def test_geometries_with_the_same_pixels_are_named(found: dict[str, Preprocessin
     assert "0.5/0.5 rgb, 32 px, squash, bilinear" in same
     assert "0.5/0.5 rgb, 32 px, shorter 1, bicubic" in same
     assert not any("0.875" in name for name in same)
+
+
+def test_the_result_has_the_documented_schema(found: dict[str, PreprocessingSearch]) -> None:
+    for result in found.values():
+        document = jsonable(result) | {"warnings": []}
+        assert read_document(json.dumps(document)) == document
 
 
 def test_all_candidates_are_compared_with_the_best(found: dict[str, PreprocessingSearch]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -33,6 +32,7 @@ from resdeploy.export.triton.repository import (
 )
 from resdeploy.runtime.verification.golden_check import FLOAT_FLOOR_DB
 from resdeploy.statistics import sqnr_db
+from tests.results import read_document
 from tests.samples import CLASSES, SIZE
 
 SCHEMA: Any = model_config_pb2  # protobuf creates its classes at import
@@ -239,7 +239,7 @@ def test_exporting_a_bundle_imports_neither_torch_nor_onnx(tiny_bundle: Bundle) 
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     )
-    document = json.loads(done.stdout)
+    document = read_document(done.stdout)
     assert document["repository"] == "models"
     assert [model["name"] for model in document["models"]][-1] == "tiny-int8-cpu"
     assert os.listdir() == ["models"]

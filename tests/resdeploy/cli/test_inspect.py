@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from click.testing import CliRunner
 
 from resdeploy.cli.main import main
+from tests.results import read_document
 from tests.train.checkpoint.states import make_state
 
 
@@ -28,7 +28,7 @@ def test_inspect_prints_a_line_for_each_fact(tmp_path: Path) -> None:
 def test_inspect_prints_one_document(tmp_path: Path) -> None:
     torch.save(make_state(), tmp_path / "net.pth")
     answer = CliRunner().invoke(main, ["inspect", str(tmp_path / "net.pth"), "--json"])
-    result = json.loads(answer.stdout)
+    result = read_document(answer.stdout)
     assert result["architecture"]["blocks"] == [2, 1, 1]
     assert result["missing"]["labels"] == "--labels"
     assert result["origins"]["mean"] == "assumed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -18,8 +19,15 @@ from click.testing import CliRunner, Result
 from resdeploy import __version__
 from resdeploy.bundle.bundle import Bundle
 from resdeploy.cli.main import main
-from resdeploy.cli.options.console import exit_code
+from resdeploy.cli.options.console import CommandResult, command, exit_code
+from resdeploy.cli.sign import SigningResult
+from resdeploy.demo import DemoResult
+from resdeploy.runtime.backends.tensorrt.build import BuildReport
+from resdeploy.runtime.backends.tensorrt.tensorrt_or_rtx import Flavour
+from resdeploy.runtime.file_predictions import FilePredictions
+from resdeploy.runtime.verification.verify import verify as verify_bundle
 from resdeploy.statistics import Verdict
+from tests.results import benchmark, read_document
 from tests.runtime.bench.test_benchmark_energy import use_few_short_rounds
 
 COMMANDS = (
@@ -35,7 +43,7 @@ def invoke(*arguments: object) -> Result:
 def document(*arguments: object) -> Any:
     answer = invoke(*arguments, "--json")
     assert answer.exception is None or isinstance(answer.exception, SystemExit)
-    return json.loads(answer.stdout)
+    return read_document(answer.stdout)
 
 
 def test_the_commands_have_their_documented_names() -> None:
@@ -88,6 +96,8 @@ def test_help_names_every_command_and_the_version() -> None:
         ["build", "x.bundle", "--batch", "many"],
         ["predict", "x.bundle", "cat.jpg", "--camera", "0"],
         ["predict", "x.bundle", "cat.jpg", "--frames", "3"],
+        ["predict", "x.bundle", "cat.jpg", "--csv", "a", "--jsonl", "a"],
+        ["predict", "x.bundle", "--camera", "0", "--csv", "a"],
         ["build", "x.bundle", "--prune"],
         ["verify", "x.bundle", "--precision", "int4"],
         ["train", "--resume", "runs/x", "--epochs", "50"],
@@ -263,14 +273,17 @@ def test_compare_and_report_have_the_documented_keys(tiny_bundle: Bundle) -> Non
 
 def test_predict_has_the_documented_keys(tiny_bundle: Bundle, image_data: Path) -> None:
     pictures = [image_data / "val" / "red" / f"00{index}.png" for index in range(2)]
-    result = document("predict", tiny_bundle.path, *pictures, "--top", 2, "--exact")
-    assert [entry["image"] for entry in result] == [str(path) for path in pictures]
+    report = document("predict", tiny_bundle.path, *pictures, "--top", 2, "--exact")
+    result = report["results"]
+    assert [entry["path"] for entry in result] == [str(path) for path in pictures]
     assert len(result[0]["predictions"]) == 2
     assert set(result[0]["predictions"][0]) == {"label", "index", "probability"}
-    computed = [(entry["artifact"], entry["backend"]) for entry in result]
-    assert computed == 2 * [("int8-cpu", "onnxruntime-cpu")]
+    computed = [(entry["artifact"], entry["backend"]) for entry in [report, *result]]
+    assert computed == 3 * [("int8-cpu", "onnxruntime-cpu")]
     text = invoke("predict", tiny_bundle.path, *pictures, "--precision", "fp32").stdout
-    assert text.endswith("\ncomputed by fp32 on onnxruntime-cpu\n")
+    assert re.search(
+        r"\n2 images in \S+ s \(\S+ images/s\), computed by fp32 on onnxruntime-cpu\n$", text
+    )
 
 
 DOUBT = "warning: int8 deviates from FP32: agreement 90.6 %, limit 98 %"
@@ -300,13 +313,13 @@ def test_every_command_repeats_the_warnings_of_a_bundle(
     assert "[!WARNING]" in invoke("report", path, "--markdown").stdout
 
 
-def test_json_holds_the_warnings_or_leaves_them_to_stderr(
-    doubtful_bundle: Bundle, image_data: Path
-) -> None:
+def test_json_holds_the_warnings(doubtful_bundle: Bundle, image_data: Path) -> None:
     path, picture = doubtful_bundle.path, image_data / "val" / "red" / "000.png"
     answer = invoke("predict", path, picture, "--json")
-    assert json.loads(answer.stdout)[0]["image"] == str(picture)
-    assert DOUBT in answer.stderr.splitlines()
+    found = read_document(answer.stdout)
+    assert found["results"][0]["path"] == str(picture)
+    assert "deviates" in found["warnings"][0]["message"]
+    assert answer.stderr == ""
     assert "deviates" in document("verify", path)["warnings"][0]["message"]
     assert "deviates" in document("doctor", path)["self_test"]["warnings"][0]["message"]
     assert "deviates" in document("compare", path, path, "--seconds", 0)["warnings"][0]["message"]
@@ -354,11 +367,64 @@ def test_predict_classifies_the_other_pictures(
     answer = invoke(*arguments)
     assert answer.exit_code == 1
     assert answer.stdout.count(f"{good}\n") == 2
-    assert answer.stdout.endswith("2 of 4 images could not be decoded\n")
+    half = tmp_path / "half.jpg"
+    assert answer.stdout.endswith(f"2 of 4 images could not be classified; the first: {half}\n")
     assert [line.startswith("error: ") for line in answer.stderr.splitlines()] == [True, True]
-    documents = json.loads(invoke(*arguments, "--json").stdout)
-    assert [entry["error"] is None for entry in documents] == [True, False, False, True]
-    assert [len(entry["predictions"]) for entry in documents] == [3, 0, 0, 3]
+    found = document(*arguments)
+    assert (found["images"], found["failed"], found["first_failed"]) == (2, 2, str(half))
+    assert [entry["error"] is None for entry in found["results"]] == [True, False, False, True]
+    assert [len(entry["predictions"]) for entry in found["results"]] == [3, 0, 0, 3]
+
+
+def test_predict_writes_files_of_a_folder(tiny_bundle: Bundle, image_data: Path) -> None:
+    Path("photos/.thumbs").mkdir(parents=True)
+    Path("photos/notes.txt").write_text("no picture")
+    Path("photos/val").symlink_to(image_data / "val")
+    arguments = ["predict", tiny_bundle.path, "photos", "--csv", "p.csv", "--jsonl", "p.jsonl"]
+    answer = invoke(*arguments, "--top", 9)  # more than there are classes
+    assert answer.exit_code == 0, answer.output
+    assert re.fullmatch(
+        r"24 images in .*\n1 file skipped: hidden, or no picture\nwrote p.csv\nwrote p.jsonl\n",
+        answer.stdout,
+    )
+    lines = [read_document(line) for line in Path("p.jsonl").read_text().splitlines()]
+    with open("p.csv", newline="") as stream:
+        head, *rows = csv.reader(stream)
+    assert head[-1] == "probability_3"
+    pictures = sorted(str(path) for path in Path("photos/val/").rglob("*.png"))
+    assert [line["path"] for line in lines] == [row[0] for row in rows] == pictures
+    assert [line["predictions"][0]["label"] for line in lines] == [row[1] for row in rows]
+    assert [repr(line["predictions"][2]["probability"]) for line in lines] == [r[-1] for r in rows]
+
+    refused = invoke(*arguments)
+    assert (refused.exit_code, "p.csv exists already" in refused.stderr) == (1, True)
+    found = document(*arguments, "--force")
+    assert (found["results"], found["csv"], found["skipped"]) == (None, "p.csv", 1)
+    assert invoke("predict", tiny_bundle.path, "none", "--csv", "x.csv").exit_code == 1
+    assert Path("x.csv").read_text().count("\n") == 2  # with the reason
+
+
+def test_documents_of_commands_that_take_long(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert document("build", "--prune")["removed"] == 0
+    checked = verify_bundle(tiny_bundle, precision="fp32")
+    picture = FilePredictions(path=Path("7.png"), predictions=(), backend="b", artifact="a")
+    for result in (
+        SigningResult(Path("model.sig")),
+        BuildReport(
+            engine=Path("e"), key="k", artifact="int8", flavour=Flavour.RTX, version="1", bytes=1,
+            batches="1", seconds=1.0, cached=True, int8_convs_expected=1, convs=None,
+            int8_convs=None,
+        ),
+        DemoResult(
+            accuracy=97.0, bundle=tiny_bundle.path, verdict=Verdict.PASS, speedup=None, seconds=9.0,
+            report=Path("r"), verification=checked, benchmark=benchmark(), prediction=picture,
+        ),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            command(lambda: CommandResult(result, "")).main(["--json"])  # noqa: B023
+        assert read_document(capsys.readouterr().out)["schema"] == result.schema
 
 
 def test_a_picture_without_permission_does_not_stop_the_others(

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -14,10 +14,12 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from resdeploy.bundle.manifest import ExportWarning
 from resdeploy.cli.options.console import CommandResult, ExitCode, ReadableGroup, command
 from resdeploy.errors import DataError
 from resdeploy.json_documents import jsonable
 from resdeploy.tables import table
+from tests.results import read_document
 
 
 class Colour(str, Enum):
@@ -29,6 +31,7 @@ class Document:
     path: Path
     colour: Colour
     parts: tuple[float, ...]
+    schema: str = "resdeploy.test/1"
 
 
 RESULT = Document(path=Path("a/b"), colour=Colour.RED, parts=(0.1, 2.0))
@@ -52,8 +55,22 @@ def test_a_result_is_printed_as_text_or_as_json() -> None:
     assert run(function).output == "a table\n"
     answer = run(function, "--json")
     assert json.loads(answer.stdout) == {
-        "path": "a/b", "colour": "red", "parts": [0.1, 2.0],
+        "schema": "resdeploy.test/1", "path": "a/b", "colour": "red", "parts": [0.1, 2.0],
+        "warnings": [],
     }  # fmt: skip
+
+
+def test_the_document_holds_the_warnings_of_the_bundle_and_of_the_log() -> None:
+    def function() -> CommandResult:
+        logging.getLogger("resdeploy").warning("skipping %s", "a")
+        return CommandResult(RESULT, "text", warnings=[ExportWarning(message="m", hint="h")])
+
+    answer = run(function, "--json")
+    assert [(w["message"], w["hint"]) for w in json.loads(answer.stdout)["warnings"]] == [
+        ("m", "h"), ("skipping a", ""),
+    ]  # fmt: skip
+    assert answer.stderr == "warning: skipping a\n"
+    assert run(function).stdout == "warning: m\n  hint: h\ntext\n"
 
 
 def test_names_reach_the_terminal_without_control_characters() -> None:
@@ -62,11 +79,11 @@ def test_names_reach_the_terminal_without_control_characters() -> None:
 
     def function() -> CommandResult:
         logging.getLogger("resdeploy").warning("skipping %s", odd)
-        return CommandResult([odd], f"two\n{odd}")
+        return CommandResult(replace(RESULT, path=Path(odd)), f"two\n{odd}")
 
     answer = run(function)
     assert (answer.stdout, answer.stderr) == (f"two\n{shown}\n", f"warning: skipping {shown}\n")
-    assert json.loads(run(function, "--json").stdout) == [odd]
+    assert json.loads(run(function, "--json").stdout)["path"] == odd
     assert (
         f"{shown} is missing\nhint: find {shown}"
         in raising(DataError(f"{odd} is missing", f"find {odd}")).stderr
@@ -83,6 +100,52 @@ def test_an_error_is_one_line_and_a_hint() -> None:
     assert answer.exit_code == 1
     assert answer.stdout == ""
     assert answer.stderr == "error: folder is empty\nhint: fill it\n"
+
+
+def test_with_json_a_failure_is_a_document_too() -> None:
+    def function() -> CommandResult:
+        logging.getLogger("resdeploy").warning("it is late")
+        raise DataError("folder\n  is  empty", "fill it")
+
+    for extra in ((), ("--debug",)):
+        answer = run(function, "--json", *extra)
+        assert answer.exit_code == 1
+        assert read_document(answer.stdout) == {
+            "schema": "resdeploy.error/1", "error": "folder is empty", "hint": "fill it", "exit": 1,
+            "warnings": [{"message": "it is late", "hint": "", "artifacts": []}],
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (["run", "--json", "--nmae"], "No such option", "see x run --help"),
+        (["run", "--json", "\x1b[2J"], r"Got unexpected extra argument (\x1b[2J)", "x run"),
+        (["--json"], "No such option", "see x --help"),
+        (["fly", "--json"], "No such command 'fly'.", "see x --help"),
+        (["use", "--json"], "give one", "see x use --help"),
+        (["stop", "--json"], "interrupted", None),
+    ],
+)
+def test_with_json_wrong_usage_is_a_document_too(
+    arguments: list[str], error: str, hint: str | None
+) -> None:
+    def use() -> CommandResult:
+        raise click.UsageError("give one")
+
+    def stop() -> CommandResult:
+        raise KeyboardInterrupt
+
+    commands = {"run": command(lambda: CommandResult(RESULT, "")), "use": command(use)}
+    group = ReadableGroup(commands=commands | {"stop": command(stop)})
+    answer = CliRunner().invoke(group, arguments, prog_name="x")
+    document = read_document(answer.stdout)
+    assert document["error"].startswith(error)
+    assert hint is None or hint in document["hint"]
+    assert document["exit"] == answer.exit_code == (1 if error == "interrupted" else 2)
+    without = CliRunner().invoke(group, [a for a in arguments if a != "--json"], prog_name="x")
+    assert '"schema"' not in without.output
+    assert '"schema"' not in CliRunner().invoke(group, ["run", "--", "--json"]).output
 
 
 def test_a_missing_package_names_its_extra() -> None:
@@ -158,9 +221,11 @@ def test_without_memory_for_the_output_there_are_two_lines(
     monkeypatch.setattr(click, "echo", fail)
     group = ReadableGroup(commands={"run": command(lambda: CommandResult(RESULT, "text"))})
     with pytest.raises(SystemExit) as ended:
-        group.main(["run"], prog_name="x")
+        group.main(["run", "--json"], prog_name="x")
     assert ended.value.code == ExitCode.FAILED
-    assert capfd.readouterr().err.splitlines() == [
+    output, errors = capfd.readouterr()
+    assert read_document(output)["error"] == "there is not enough memory"
+    assert errors.splitlines() == [
         "error: there is not enough memory",
         "hint: close other programs, and run it again",
     ]
