@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 @option(
     "--instances",
     type=Integers(1, 64),
-    help="Copies of each model that run in parallel.  [default: one per core, at most 4; 1 on a "
-    "GPU]",
+    help="Copies of each model that run in parallel; on a CPU, fewer if copies and threads would "
+    "exceed the cores.  [default: one per core, at most 4; 1 on a GPU]",
 )
 @option(
     "--threads",
@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     help="File with the bearer token that requests must carry.  [default: the variable "
     "RESDEPLOY_TOKEN; no token if it is not set]",
 )
+@option("--open-metrics", is_flag=True, help="Answer GET /metrics without the token.")
 @option("--tls-cert", type=PATH, help="PEM file with the certificate; needs --tls-key.")
 @option("--tls-key", type=PATH, help="PEM file with the private key; needs --tls-cert.")
 @option(

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from resdeploy.progress import Advance, Progress
 from resdeploy.runtime.backends.registry import candidates
 from resdeploy.runtime.serving.config import PEM_HINT, ServeConfig
 from resdeploy.runtime.serving.decoder_pool import Decoder
+from resdeploy.runtime.serving.http.first_request import first_requests
 from resdeploy.runtime.serving.http.listener import HttpServer, listen
 from resdeploy.runtime.serving.http.middleware import RequestMiddleware
 from resdeploy.runtime.serving.http.routes import make_app
@@ -136,6 +138,7 @@ class _Process:
         self._stop, self._started = asyncio.Event(), asyncio.Event()
         server = self._http_server()
         listening = listen(self._config.host, self._config.port)
+        self._port = listening.getsockname()[1]
         self._handle_signals(server)
         serving = asyncio.ensure_future(server.serve([listening]))
         loading: asyncio.Future[None] | None = None
@@ -144,7 +147,7 @@ class _Process:
             _log(
                 "listening",
                 host=self._config.host,
-                port=listening.getsockname()[1],
+                port=self._port,
                 connections=self._config.connections,
             )
             if self._config.grpc_port is not None:
@@ -254,6 +257,9 @@ class _Process:
         exempt_from_collection()
         self._started.set()
         notify_systemd("READY=1")
+        if sys.stderr.isatty():
+            text = first_requests(self._config, self._port, needs_token=self._token is not None)
+            logger.info("%s", text, extra={"plain": True})
 
     async def _load_changed(self) -> None:
         await self._started.wait()
